@@ -1,0 +1,177 @@
+"""Every error this package raises on purpose.
+
+OpenRuntimeError
+├── InvalidRequest            a value, field, operation or device that is wrong
+│   ├── UnknownOperation
+│   ├── UnknownDevice
+│   └── MemoryRefused         needs more memory than the device has
+├── MalformedRequest          not JSON, or not the content type that is needed
+├── BodyTooLarge              a body above the configured bound
+├── NotAllowed                the caller may not do this
+├── TaskNotFound              no task of that id
+├── TaskConflict              the task is not in a state that allows this
+├── Unavailable               not now: carries `retry_after` in seconds
+│   ├── QueueFull
+│   ├── Stopping
+│   └── StorageUnavailable    the history cannot be written, so nothing durable is accepted
+├── EngineError               a worker could not be started
+│   ├── InterpreterError      the interpreter is missing, or lacks this package
+│   └── NoBackend             MLX is installed without anything to compute on
+├── TaskError                 raised by `result()` when a task did not complete; carries the `Task`
+│   ├── TaskFailed            the task itself raised
+│   ├── WorkerDied            its worker process ended under it
+│   ├── TaskTimedOut
+│   ├── TaskCancelled
+│   └── TaskInterrupted       its runtime ended under it
+├── WouldDeadlock             a task waits for its own lane
+└── NotConnected              no runtime answers where one was looked for
+
+This file knows no HTTP: `server/errors.py` holds the one table from these to status codes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.models import Task
+
+
+class OpenRuntimeError(Exception):
+    """The root of the tree."""
+
+    retry_after: float | None = None
+    """Seconds after which trying again makes sense; None where it does not."""
+
+
+class InvalidRequest(OpenRuntimeError):
+    """A request whose values are wrong.
+
+    `details` lists `{"field": dotted name, "problem": what is wrong with it}`.
+    """
+
+    def __init__(self, message: str, details: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message)
+        self.details = details or []
+
+    @classmethod
+    def of(cls, field: str, problem: str) -> InvalidRequest:
+        """One wrong field."""
+        return cls(f"{field}: {problem}", [{"field": field, "problem": problem}])
+
+
+class UnknownOperation(InvalidRequest):
+    """No operation has that name."""
+
+
+class UnknownDevice(InvalidRequest):
+    """No device has that id."""
+
+
+class MemoryRefused(InvalidRequest):
+    """The work needs more memory than the device has; both figures are in bytes."""
+
+    def __init__(self, needed: int, available: int, what: str = "This task") -> None:
+        problem = f"{what} needs {gigabytes(needed)} of memory, and the device has {gigabytes(available)}: make it smaller"
+        super().__init__(problem, [{"field": "parameters", "problem": problem}])
+        self.needed = needed
+        self.available = available
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.needed, self.available)
+
+
+class MalformedRequest(OpenRuntimeError):
+    """The request could not be read at all."""
+
+
+class BodyTooLarge(OpenRuntimeError):
+    """The body is above the configured bound."""
+
+
+class NotAllowed(OpenRuntimeError):
+    """The caller may not do this."""
+
+
+class TaskNotFound(OpenRuntimeError):
+    """No task has that id."""
+
+
+class TaskConflict(OpenRuntimeError):
+    """The task's state does not allow this."""
+
+
+class Unavailable(OpenRuntimeError):
+    """Not now; `retry_after` says in how many seconds to ask again."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(Unavailable):
+    """As many tasks wait as may."""
+
+
+class Stopping(Unavailable):
+    """The runtime is being stopped."""
+
+
+class StorageUnavailable(Unavailable):
+    """The history cannot be written now."""
+
+
+class EngineError(OpenRuntimeError):
+    """A worker could not be started."""
+
+
+class InterpreterError(EngineError):
+    """The interpreter of a task does not exist, or does not have this package in the needed version."""
+
+
+class NoBackend(EngineError):
+    """MLX has nothing to compute on: the message says what to install."""
+
+
+class TaskError(OpenRuntimeError):
+    """A task that did not complete; `task` is its record."""
+
+    def __init__(self, message: str, task: Task | None = None) -> None:
+        super().__init__(message)
+        self.task = task
+
+
+class TaskFailed(TaskError):
+    """The task raised; `task.failure.traceback` is the remote traceback."""
+
+
+class WorkerDied(TaskError):
+    """The worker process ended under the task; `task.failure` has signal, peak memory and last output."""
+
+
+class TaskTimedOut(TaskError):
+    """The task ran longer than its timeout."""
+
+
+class TaskCancelled(TaskError):
+    """The task was cancelled; `task.cancel_stage` says which stage stopped it."""
+
+
+class TaskInterrupted(TaskError):
+    """The runtime ended under the task."""
+
+
+class WouldDeadlock(OpenRuntimeError):
+    """A task must not wait for a task of its own lane: it holds the slot that the other needs."""
+
+
+class NotConnected(OpenRuntimeError):
+    """No runtime answers at the given place."""
+
+
+def gigabytes(size: int | float) -> str:
+    """`size` bytes as a person reads them: `"2.31 GB"` (powers of ten)."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{int(size)} B"

@@ -1,0 +1,258 @@
+"""The wire types: what goes over HTTP, what a client returns, and what the history stores."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+"""UTC, ISO 8601, ending in `Z`."""
+
+Priority = Annotated[int, Field(ge=1, le=10, strict=True)]
+"""1 to 10; 10 is the most urgent."""
+
+
+def iso(seconds: float | None) -> str | None:
+    """Seconds since the epoch as a `Timestamp`; None stays None."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def epoch(timestamp: str | None) -> float | None:
+    """A `Timestamp` as seconds since the epoch; the inverse of `iso`."""
+    if timestamp is None:
+        return None
+    return datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
+
+
+class TaskState(str, Enum):
+    """What a task is doing. `runtime/states.py` has the table of transitions."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the task is at its end; a terminal state never changes."""
+        return self not in (TaskState.PENDING, TaskState.RUNNING)
+
+
+Origin = Literal["notebook", "python", "rest", "cli"]
+
+
+class Wire(BaseModel):
+    """What every wire type has in common."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskRequest(Wire):
+    """What is asked for: the body of `POST /tasks`."""
+
+    operation: str = Field(description="The name of an operation; `GET /operations` lists them.", min_length=1, max_length=200)
+    parameters: dict[str, Any] = Field(description="The operation's parameters; `{}` takes its defaults.")
+    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.", min_length=1, max_length=100)
+    priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
+    timeout: float | None = Field(None, description="Seconds of running after which the task is stopped; null for no limit.", gt=0, le=31_536_000)
+    retries: int = Field(0, description="How often to run it again if its worker process dies; never for an error that it raised.", ge=0, le=10, strict=True)
+    name: str | None = Field(None, description="What people call it.", max_length=200)
+    memory_limit: int | None = Field(None, description="Bytes of resident memory past which its worker is stopped; null for the runtime's own limit.", ge=1_000_000, le=2**53)
+    origin: Origin = Field("rest", description="Where it comes from.")
+    wait: bool = Field(True, description="false: answer 202 at once, and let the task outlive this connection.", strict=True)
+
+
+class Progress(Wire):
+    """How far a task says it is."""
+
+    n: float
+    total: float | None = None
+    message: str | None = None
+    remaining: float | None = Field(None, description="Estimated seconds left, from the pace so far.")
+
+
+class Payload(Wire):
+    """An opaque result that is fetched on its own: `GET /tasks/{id}/payload`."""
+
+    size: int = Field(description="Bytes.")
+    encoding: str = Field(description="`cloudpickle`: load it only if you trust the task's code.")
+
+
+class TaskResult(Wire):
+    """What a completed task gives."""
+
+    execution_time: float = Field(description="Seconds the operation ran.")
+    device_used: str = Field(description="The id of the device.")
+    output: dict[str, Any] = Field(description="What the operation returned.")
+    payload: Payload | None = None
+
+
+class FailureKind(str, Enum):
+    """Why a task did not complete."""
+
+    RAISED = "raised"
+    WORKER_DIED = "worker_died"
+    TIMED_OUT = "timed_out"
+    MEMORY = "memory"
+    NOT_STARTED = "not_started"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Failure(Wire):
+    """The post-mortem of a task that did not complete."""
+
+    kind: FailureKind
+    message: str = Field(description="One line that says what happened and, where there is something, what to do.")
+    type: str | None = Field(None, description="The exception's class, where the task raised.")
+    traceback: str | None = Field(None, description="The remote traceback, where the task raised.")
+    signal: int | None = Field(None, description="The signal that ended the worker.")
+    exit_code: int | None = Field(None, description="The worker's exit code, where it left by itself.")
+    peak_memory: int | None = Field(None, description="Bytes: the largest resident memory of the worker's life.")
+    last_output: str | None = Field(None, description="The last lines that the worker wrote.")
+
+
+class PerformanceMetrics(Wire):
+    """A task's figures, as the reference names them; null where there is none."""
+
+    execution_time_ms: float | None = None
+    memory_used_mb: float | None = Field(None, description="Peak of MLX's own allocations while the task ran, in MB (10^6 bytes).")
+    gpu_utilization: float | None = Field(None, description="Percent, while it ran; 0.0 where there is no GPU.")
+    peak_memory_mb: float | None = Field(None, description="Peak resident memory of the worker while the task ran, in MB.")
+
+
+class Task(Wire):
+    """The record of a task."""
+
+    task_id: str
+    status: TaskState
+    operation: str
+    name: str | None = None
+    owner: str | None = None
+    origin: Origin = "rest"
+    priority: int = 5
+    device_preference: str = "auto"
+    device_used: str | None = None
+    timeout: float | None = None
+    retries: int = 0
+    attempt: int = Field(0, description="How often it was started.")
+    wait: bool = Field(True, description="false: the task is asynchronous and outlives its submitter.")
+    memory_limit: int | None = None
+    timestamp: Timestamp = Field(description="When its state last changed.")
+    submitted_at: Timestamp
+    started_at: Timestamp | None = None
+    finished_at: Timestamp | None = None
+    execution_time: float | None = Field(None, description="Seconds from start to end; while it runs, until now.")
+    position: int | None = Field(None, description="1 is next; only while it waits.")
+    estimated_start: Timestamp | None = Field(None, description="From the median of recent tasks; null where nothing is known.")
+    waiting_for: str | None = Field(None, description="What a waiting task waits for, where it is not only its turn.")
+    progress: Progress | None = None
+    cancel_stage: str | None = Field(None, description="`queue`, `interrupt`, `terminate` or `kill`: the stage that worked.")
+    result: TaskResult | None = None
+    error: str | None = None
+    failure: Failure | None = None
+    performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics)
+    runtime: str = Field("", description="The id of the runtime that holds it.")
+    here: bool = Field(True, description="false: it belongs to another runtime on this machine.")
+    parameters: dict[str, Any] | None = Field(None, description="Left out of lists.")
+
+
+class TaskPage(Wire):
+    """Some tasks, newest first."""
+
+    tasks: list[Task]
+    total_count: int
+    next_before: str | None = Field(None, description="Give it as `before` for the next page; null on the last.")
+    timestamp: Timestamp
+
+
+class OutputItem(Wire):
+    """One thing that a task showed, in nbformat's words: `stream`, `display_data` or `execute_result`."""
+
+    output_type: Literal["stream", "display_data", "execute_result"]
+    name: Literal["stdout", "stderr"] | None = None
+    text: str | None = None
+    data: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class TaskOutput(Wire):
+    """What a task showed so far. `next` is what to give as `since` to get only what is new."""
+
+    task_id: str
+    items: list[OutputItem]
+    next: int
+    truncated: bool = Field(False, description="Whether output was left out at the cap.")
+    finished: bool = False
+
+
+class Device(Wire):
+    """Something MLX computes on, as a worker reported it."""
+
+    id: str
+    name: str
+    type: Literal["gpu", "cpu"]
+    status: Literal["available", "busy", "starting", "unavailable"]
+    capabilities: list[str]
+    memory_total: int = Field(description="Bytes.")
+    memory_available: int = Field(description="Bytes.")
+    slots: int = Field(1, description="How many tasks may compute on it at once.")
+    running: int = 0
+    pending: int = 0
+    mlx_version: str | None = None
+    blas: str | None = Field(None, description="The BLAS that MLX uses on the CPU; null on a GPU.")
+    advice: str | None = Field(None, description="What would make it work, or work faster.")
+
+
+class Metrics(Wire):
+    """The figures of now."""
+
+    gpu_utilization: float | None = Field(description="Percent; 0.0 where there is no GPU, null where it can't be read.")
+    memory_usage: float | None = Field(description="Percent of the machine's memory; a container's limit counts as the machine's.")
+    active_tasks: int
+    ai_tasks_processed: int
+    cpu_utilization: float | None = None
+    pending_tasks: int = 0
+
+
+class SystemMetrics(Metrics):
+    """`GET /metrics`."""
+
+    uptime: str
+    timestamp: Timestamp
+
+
+class Health(Wire):
+    """`GET /health`."""
+
+    status: Literal["healthy", "degraded", "starting", "stopping"]
+    timestamp: Timestamp
+    service: str = "OpenRuntime"
+    version: str
+    devices: int
+    metrics: Metrics
+    problems: list[str] = Field(default_factory=list, description="What is wrong, each with what to do.")
+    runtime: str = ""
+
+
+class OperationInfo(Wire):
+    """One entry of `GET /operations`."""
+
+    name: str
+    summary: str
+    needs_execute: bool = Field(description="Whether it runs the caller's own code, and so needs that permission.")
+    parameters_schema: dict[str, Any]

@@ -1,0 +1,74 @@
+"""What an operation is: a name, typed parameters, and a function that a worker runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from openruntime_jupyter.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.context import TaskContext
+
+
+class Parameters(BaseModel):
+    """The base of every operation's `Params`: unknown fields are an error, every field has a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class World(Parameters):
+    """Where the caller's code feels at home: its interpreter, folder and import path."""
+
+    interpreter: str | None = Field(None, description="Path of the Python to run it with; null for the runtime's own.", max_length=4096)
+    directory: str | None = Field(None, description="Working directory.", max_length=4096)
+    path: list[str] | None = Field(None, description="`sys.path` of the caller.", max_length=1000)
+
+
+@dataclass(slots=True)
+class Result:
+    """What `run` returns where a plain dict is not enough: JSON-able `output`, and bytes that nobody but the caller opens."""
+
+    output: dict[str, Any]
+    payload: bytes | None = None
+    encoding: str = "cloudpickle"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A named kind of work.
+
+    `run(params, context)` is called in a worker, on its main thread, and returns a JSON-able dict or a `Result`.
+    `memory(params)` and `seconds(params)` estimate bytes and seconds from the parameters alone, or return None;
+    they are called in the server and must not import MLX.
+    """
+
+    name: str
+    summary: str
+    params: type[Parameters]
+    run: Callable[[Any, TaskContext], dict[str, Any] | Result]
+    memory: Callable[[Any], int | None] = lambda params: None
+    seconds: Callable[[Any], float | None] = lambda params: None
+    needs_execute: bool = False
+
+    def validate(self, parameters: dict[str, Any]) -> Parameters:
+        """`parameters` as this operation's `Params`; raises `InvalidRequest` that names each wrong field."""
+        try:
+            return self.params.model_validate(parameters)
+        except ValidationError as problem:
+            raise invalid(problem, "parameters") from None
+
+
+def invalid(problem: ValidationError, prefix: str = "") -> InvalidRequest:
+    """pydantic's errors as one `InvalidRequest`, fields as dotted names below `prefix`."""
+    details = [
+        {"field": ".".join(str(part) for part in ((prefix,) if prefix else ()) + error["loc"]) or "body", "problem": error["msg"]}
+        for error in problem.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    message = "; ".join(f"{detail['field']}: {detail['problem']}" for detail in details[:5])
+    if len(details) > 5:
+        message += f"; and {len(details) - 5} more"
+    return InvalidRequest(message, details)

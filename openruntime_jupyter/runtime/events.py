@@ -1,0 +1,166 @@
+"""The event bus: what happens to tasks, told once to everyone who asked.
+
+Each event is encoded once for all its readers. Updates of one task are coalesced for up to 50 ms, terminal ones never. The
+last events are kept, so that a reader who comes back misses nothing or is told that it did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import to_json
+
+COALESCE_SECONDS = 0.05
+REPLAY_EVENTS = 10_000
+QUEUE_EVENTS = 1_000
+"""Events that a reader may be behind before it is cut off."""
+
+TOPICS = ("task_update", "metrics", "task_progress", "task_output", "ai_token")
+
+
+@dataclass(slots=True)
+class Event:
+    """One message: `body` is what goes over the wire, without the `id`."""
+
+    id: int
+    topic: str
+    body: dict[str, Any]
+    _encoded: str | None = field(default=None, repr=False)
+
+    @property
+    def encoded(self) -> str:
+        """The message as JSON text, made at first use and shared by all readers."""
+        if self._encoded is None:
+            self._encoded = to_json({**self.body, "id": self.id}, inf_nan_mode="null").decode()
+        return self._encoded
+
+
+class Subscription:
+    """One reader's queue. Iterate it; it ends when it is closed, or when it `overflowed`.
+
+    A reader that does not read has its metrics coalesced to the newest, and past the bound it is cut off: nobody waits for it
+    and it costs a bounded amount of memory.
+    """
+
+    def __init__(self, bus: EventBus, topics: Iterable[str], bound: int = QUEUE_EVENTS) -> None:
+        self.topics = set(topics)
+        self.overflowed = False
+        self.closed = False
+        self._bus = bus
+        self._bound = bound
+        self._queue: deque[Event] = deque()
+        self._metrics: Event | None = None
+        self._ready = asyncio.Event()
+
+    def push(self, event: Event) -> None:
+        """Queue `event`, or cut this reader off."""
+        if event.topic == "metrics":
+            self._metrics = event
+        elif len(self._queue) >= self._bound:
+            self.overflowed = True
+            self._queue.clear()
+            self.close()
+        else:
+            self._queue.append(event)
+        self._ready.set()
+
+    def close(self) -> None:
+        """End the iteration and leave the bus; what is queued is still delivered unless it overflowed."""
+        self.closed = True
+        self._bus.forget(self)
+        self._ready.set()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            while self._queue:
+                yield self._queue.popleft()
+            if self._metrics is not None:
+                event, self._metrics = self._metrics, None
+                yield event
+            if self.closed:
+                return
+            self._ready.clear()
+            if not self._queue and self._metrics is None:
+                await self._ready.wait()
+
+
+class EventBus:
+    """Publishes to subscriptions on one loop; `watched` says whether anybody listens to a topic."""
+
+    def __init__(self) -> None:
+        # Microseconds of the clock: ids rise across restarts, and stay below 2**53 for JavaScript.
+        self._last = int(time.time() * 1e6)
+        self._first_kept = self._last + 1
+        self._kept: deque[Event] = deque()
+        self._subscriptions: set[Subscription] = set()
+        self._held: dict[str, Callable[[], dict[str, Any]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.on_watch: Callable[[], None] | None = None
+
+    def publish(self, topic: str, body: dict[str, Any], *, replay: bool = False) -> None:
+        """Give every subscriber of `topic` this message; with `replay`, keep it for those who come back."""
+        self._last += 1
+        event = Event(self._last, topic, body)
+        if replay:
+            self._kept.append(event)
+            if len(self._kept) > REPLAY_EVENTS:
+                self._first_kept = self._kept.popleft().id + 1
+        for subscription in tuple(self._subscriptions):
+            if topic in subscription.topics:
+                subscription.push(event)
+
+    def task_update(self, task_id: str, describe: Callable[[], dict[str, Any]], terminal: bool) -> None:
+        """Tell of a task's new state; `describe()` gives the message's `data` when it is sent."""
+        if terminal:
+            self._held.pop(task_id, None)
+            self.publish("task_update", {"type": "task_update", "data": describe()}, replay=True)
+            return
+        self._held[task_id] = describe
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self._release)
+
+    def _release(self) -> None:
+        self._timer = None
+        held, self._held = self._held, {}
+        for describe in held.values():
+            self.publish("task_update", {"type": "task_update", "data": describe()}, replay=True)
+
+    def subscribe(self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS) -> tuple[Subscription, bool]:
+        """A new reader, and whether events after `since` are lost to it; the kept ones are queued for it already."""
+        subscription = Subscription(self, topics, bound + REPLAY_EVENTS if since is not None else bound)
+        gap = False
+        if since is not None:
+            gap = since < self._first_kept - 1 or since > self._last
+            for event in self._kept:
+                if event.id > since and event.topic in subscription.topics:
+                    subscription.push(event)
+        self._subscriptions.add(subscription)
+        if self.on_watch is not None:
+            self.on_watch()
+        return subscription, gap
+
+    def forget(self, subscription: Subscription) -> None:
+        """Stop telling this reader."""
+        self._subscriptions.discard(subscription)
+
+    def watched(self, topic: str) -> bool:
+        """Whether anybody listens to `topic`, so that what costs effort is not made for nobody."""
+        return any(topic in subscription.topics for subscription in self._subscriptions)
+
+    @property
+    def last_id(self) -> int:
+        """The id of the newest event."""
+        return self._last
+
+    def close(self) -> None:
+        """End every subscription."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._release()
+        for subscription in tuple(self._subscriptions):
+            subscription.close()

@@ -1,0 +1,84 @@
+"""What an operation is given while it runs, and `progress()`, which any code in a task may call."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from openruntime_jupyter.errors import MemoryRefused
+
+PROGRESS_INTERVAL = 0.1
+"""Seconds between two progress messages of one task: ten a second are enough for any eye."""
+
+Send = Callable[[str, dict[str, Any]], None]
+
+
+class TaskContext:
+    """The task that this worker runs now.
+
+    `device_type` is `"gpu"` or `"cpu"` (MLX's default device is set to it already), `memory_total` the device's memory in
+    bytes (None where unknown). `send(kind, body)` reaches the runtime; a context made without it reports to nobody, which is
+    what calling an operation by hand needs.
+    """
+
+    def __init__(self, task_id: str = "task_0", device_type: str = "cpu", memory_total: int | None = None, send: Send | None = None) -> None:
+        self.task_id = task_id
+        self.device_type = device_type
+        self.memory_total = memory_total
+        self._send = send
+        self._progress: dict[str, Any] | None = None
+        self._sent_at = float("-inf")
+
+    def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
+        """Say how far the task is; more than ten a second are coalesced, the last one always arrives."""
+        self._progress = {"n": n, "total": total, "message": message}
+        if time.monotonic() - self._sent_at >= PROGRESS_INTERVAL:
+            self.flush_progress()
+
+    def flush_progress(self) -> None:
+        """Send what `progress` held back."""
+        if self._progress is not None and self._send is not None:
+            self._send("progress", self._progress)
+            self._sent_at = time.monotonic()
+        self._progress = None
+
+    def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
+        """Show a MIME bundle where the task is watched, after everything printed so far."""
+        if self._send is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
+
+    def require_memory(self, needed: int, what: str = "This task") -> None:
+        """Raise `MemoryRefused` with both figures if `needed` bytes are more than the device has.
+
+        MLX answers a failed allocation with a segmentation fault, so this comes before the evaluation.
+        """
+        if self.memory_total is not None and needed > self.memory_total:
+            raise MemoryRefused(needed, self.memory_total, what)
+
+
+_current: TaskContext | None = None
+
+
+def current() -> TaskContext | None:
+    """The task that this process runs now; None outside of one."""
+    return _current
+
+
+def set_current(context: TaskContext | None) -> None:
+    """Make `context` the one that `progress()` speaks for."""
+    global _current
+    _current = context
+
+
+def progress(n: float, total: float | None = None, message: str | None = None) -> None:
+    """Tell the notebook, the dashboard and the API how far this task is.
+
+    `n` of `total` (any unit; `total` may be unknown), with a short message. Outside of a task it does nothing, so that code
+    which calls it runs anywhere.
+    """
+    if _current is not None:
+        _current.progress(n, total, message)
