@@ -1,0 +1,77 @@
+# `make lab` and `make test` are all one needs: each installs what it lacks. `make help` lists the rest.
+# Written for GNU make 3.81, which macOS has.
+
+VENV := .venv
+PYTHON ?=
+LAB_ARGS ?=
+TEST_ARGS ?=
+
+# What MLX computes with. Never both: mlx-cpu and mlx-cuda-12 install the same file.
+ifeq ($(shell uname -s),Darwin)
+BACKEND := metal
+EXTRAS :=
+AND :=
+else
+BACKEND := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+EXTRAS := [$(BACKEND)]
+AND := $(BACKEND),
+endif
+
+# Through `python -m`, so that no script's first line has to hold the path of the folder.
+RUN := $(VENV)/bin/python -m
+PIP := $(RUN) pip install --quiet --disable-pip-version-check
+PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
+
+# Jupyter refuses to run as root unless told; without a display it only prints its address.
+ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
+
+.PHONY: help lab test check format clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1	/'
+	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  CHROMIUM=/path/to/chromium"
+
+lab: $(VENV)/.lab ## open JupyterLab on the quick-start notebook
+	$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks/quickstart.ipynb $(ROOT_ARG) $(DISPLAY_ARG) $(LAB_ARGS)
+
+test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
+	@tools/install-blas
+	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(TEST_ARGS)
+
+check: $(VENV)/.dev ## format, lint, types and layout
+	$(RUN) ruff format --check
+	$(RUN) ruff check
+	$(RUN) mypy
+	$(RUN) pytest -q tests/test_floors.py tests/test_repository.py
+
+format: $(VENV)/.dev ## put the sources into the form that `make check` asks for
+	$(RUN) ruff format
+	$(RUN) ruff check --fix
+
+clean: ## remove what the other commands made here
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: what is installed is installed again only when the package's description changes, and the environment is made
+# anew only when the backend changes.
+$(VENV)/.made-$(BACKEND):
+	@python="$$(PYTHON='$(PYTHON)' tools/find-python)" && echo "Making $(VENV) with $$python for the backend $(BACKEND) ..." && \
+	rm -rf $(VENV) && "$$python" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.lab: $(VENV)/.made-$(BACKEND) $(PACKAGE)
+	@echo "Installing OpenRuntime and JupyterLab ..."
+	@$(PIP) -e '.$(EXTRAS)' jupyterlab ipykernel
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made-$(BACKEND) $(PACKAGE)
+	@echo "Installing OpenRuntime and what its tests need ..."
+	@$(PIP) -e '.[$(AND)test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made-$(BACKEND) $(PACKAGE)
+	@echo "Installing OpenRuntime and the tools of its developers ..."
+	@$(PIP) -e '.[$(AND)test,dev]'
+	@touch $@

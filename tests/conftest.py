@@ -1,0 +1,25 @@
+"""What every test has: a home of its own, away from the user's, and the browser's tests at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+FOREIGN = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quick answers first: browser tests go last, the others stay in order."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the history of whoever runs it, nor reaches a runtime that they have open."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOREIGN:
+            patch.delenv(name, raising=False)
+        patch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(tmp_path_factory.mktemp("openruntime")))
+        yield
