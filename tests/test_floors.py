@@ -1,0 +1,219 @@
+"""The layout of the house: who may import whom, what may be imported where, and how large files and functions may grow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "openruntime_jupyter"
+ROOT = Path(__file__).resolve().parents[1] / PACKAGE
+FLOORS = ("errors", "models", "operations", "worker", "engines", "runtime", "ai", "server", "client", "notebook", "cli")
+"""Ground first. The package's own `__init__` is the roof."""
+
+NOT_EVEN_BELOW = {("client", "server"), ("notebook", "server")}
+"""A client reaches a server over HTTP, and a notebook through a client."""
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+LONG_FILES: dict[str, str] = {}
+"""Files that may be longer, each with the reason."""
+LONG_FUNCTIONS: dict[str, str] = {}
+"""`file::function` that may be longer, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: where, and whether only for types, and whether inside a function."""
+
+    file: str
+    line: int
+    module: str
+    names: tuple[str, ...]
+    for_types: bool
+    late: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+    def of(self, *packages: str) -> bool:
+        """Whether it is one of `packages` or lies inside one."""
+        return any(self.module == package or self.module.startswith(f"{package}.") for package in packages)
+
+
+def sources() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports_of(source: str, file: str) -> Iterator[Import]:
+    """Every import of a source text, those within functions included."""
+    yield from _visit(ast.parse(source), file, for_types=False, late=False)
+
+
+def _visit(node: ast.AST, file: str, *, for_types: bool, late: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(file, child.lineno, alias.name, (), for_types, late)
+        elif isinstance(child, ast.ImportFrom):
+            yield from _from(child, file, for_types=for_types, late=late)
+        elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for statement in child.body:
+                yield from _visit(ast.Module([statement], []), file, for_types=True, late=late)
+            for statement in child.orelse:
+                yield from _visit(ast.Module([statement], []), file, for_types=for_types, late=late)
+        else:
+            inside = late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from _visit(child, file, for_types=for_types, late=inside)
+
+
+def _from(node: ast.ImportFrom, file: str, *, for_types: bool, late: bool) -> Iterator[Import]:
+    """`from a import b` may name the module a.b: told apart by whether a file of that name is ours."""
+    module = "." * node.level + (node.module or "")
+    names = tuple(alias.name for alias in node.names)
+    inner = module.split(".")[1:] if module.split(".")[0] == PACKAGE else None
+    for name in names if inner is not None else ():
+        place = ROOT.joinpath(*inner, name)
+        if place.is_dir() or place.with_suffix(".py").exists():
+            yield Import(file, node.lineno, f"{module}.{name}", (), for_types, late)
+            names = tuple(other for other in names if other != name)
+    if names:
+        yield Import(file, node.lineno, module, names, for_types, late)
+
+
+def floor(file: str) -> str:
+    """The floor on which a file of the package stands."""
+    return file.split("/", maxsplit=1)[0].removesuffix(".py")
+
+
+def all_imports() -> list[Import]:
+    return [found for path in sources() for found in imports_of(path.read_text(), relative(path))]
+
+
+def too_high(found: Import) -> bool:
+    """Whether an import reaches above its file's floor. What only types need is left to the reader's judgement."""
+    if not found.of(PACKAGE) or found.for_types:
+        return False
+    here = floor(found.file)
+    if here == "__init__":
+        return False
+    if found.module == PACKAGE:
+        return found.names != ("__version__",)
+    there = found.module.split(".")[1]
+    return (here, there) in NOT_EVEN_BELOW or FLOORS.index(there) > FLOORS.index(here)
+
+
+def misplaced(found: Import) -> bool:
+    """Whether an import of something heavy stands outside the folder that may have it."""
+    here = floor(found.file)
+    if found.of("mlx"):
+        return not (here == "worker" or (here == "operations" and (found.late or found.for_types)))
+    if found.of("tornado", "jupyter_server"):
+        return here != "server"
+    if found.of("ipywidgets", "IPython"):
+        late_in_python = found.file == "operations/python.py" and found.late
+        return not (here == "notebook" or late_in_python)
+    return False
+
+
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Every function of a file by dotted name, with its number of lines, decorators and docstring left out."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = child.body[1] if ast.get_docstring(child) is not None and len(child.body) > 1 else child.body[0]
+            yield prefix + child.name, (child.end_lineno or 0) - first.lineno + 2
+            yield from functions(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.ClassDef):
+            yield from functions(child, f"{prefix}{child.name}.")
+        else:
+            yield from functions(child, prefix)
+
+
+def test_every_file_stands_on_a_floor_of_the_design() -> None:
+    strays = [relative(path) for path in sources() if floor(relative(path)) not in (*FLOORS, "__init__")]
+    assert not strays
+
+
+def test_no_file_imports_from_a_floor_above_its_own() -> None:
+    assert not [str(found) for found in all_imports() if too_high(found)]
+
+
+def test_every_import_of_our_own_is_absolute() -> None:
+    assert not [str(found) for found in all_imports() if found.module.startswith(".")]
+
+
+def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
+    assert not [str(found) for found in all_imports() if misplaced(found)]
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "wrong"),
+    [
+        ("models.py", "from openruntime_jupyter.errors import TaskError", False),
+        ("errors.py", "from openruntime_jupyter.models import Task", True),
+        ("errors.py", "def f():\n    from openruntime_jupyter import models", True),
+        ("errors.py", "if TYPE_CHECKING:\n    from openruntime_jupyter.models import Task", False),
+        ("client/http.py", "import openruntime_jupyter.server.app", True),
+        ("notebook/magics.py", "from openruntime_jupyter.server import app", True),
+        ("cli/__init__.py", "from openruntime_jupyter.server import app", False),
+        ("runtime/runtime.py", "from openruntime_jupyter import connect", True),
+        ("worker/__main__.py", "from openruntime_jupyter import __version__", False),
+        ("runtime/runtime.py", "import mlx.core as mx", True),
+        ("operations/compute.py", "import mlx.core as mx", True),
+        ("operations/compute.py", "def run():\n    import mlx.core as mx", False),
+        ("worker/devices.py", "from mlx import core", False),
+        ("client/http.py", "def f():\n    from tornado import web", True),
+        ("operations/python.py", "def run():\n    import IPython", False),
+        ("operations/call.py", "def run():\n    import IPython", True),
+    ],
+)
+def test_the_rules_find_what_they_are_for(file: str, source: str, wrong: bool) -> None:
+    found = list(imports_of(source, file))
+    assert len(found) == 1
+    assert (too_high(found[0]) or misplaced(found[0])) is wrong
+
+
+def test_no_file_is_longer_than_the_bound_without_a_reason() -> None:
+    long = {relative(path): len(path.read_text().splitlines()) for path in sources()}
+    assert not {file: lines for file, lines in long.items() if lines > MAX_FILE_LINES and file not in LONG_FILES}
+    assert not [file for file in LONG_FILES if long.get(file, 0) <= MAX_FILE_LINES], "no longer long: take it off the list"
+
+
+def test_no_function_is_longer_than_the_bound_without_a_reason() -> None:
+    found = {f"{relative(path)}::{name}": lines for path in sources() for name, lines in functions(ast.parse(path.read_text()))}
+    assert not {name: lines for name, lines in found.items() if lines > MAX_FUNCTION_LINES and name not in LONG_FUNCTIONS}
+    assert not [name for name in LONG_FUNCTIONS if found.get(name, 0) <= MAX_FUNCTION_LINES], "no longer long: take it off the list"
+
+
+def loaded_by(module: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has after importing `module`."""
+    program = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "kept_out"),
+    [
+        (PACKAGE, {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai", "numpy"}),
+        (
+            f"{PACKAGE}.client.http",
+            {"mlx", "tornado", "jupyter_server", "jupyter_core", "jupyter_client", "ipywidgets", "IPython", "openai"},
+        ),
+        (f"{PACKAGE}.runtime.runtime", {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai"}),
+        (f"{PACKAGE}.operations.registry", {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai"}),
+        (f"{PACKAGE}.server.app", {"mlx", "ipywidgets", "IPython", "openai"}),
+        (f"{PACKAGE}.worker.__main__", {"tornado", "jupyter_server", "ipywidgets", "IPython", "openai", "httpx"}),
+    ],
+)
+def test_importing_a_floor_loads_nothing_that_it_does_not_need(module: str, kept_out: set[str]) -> None:
+    assert not loaded_by(module) & kept_out

@@ -1,0 +1,115 @@
+"""What is installed: the wheel, what it holds, and that installing is enabling."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import openruntime_jupyter
+from tests.test_floors import all_imports
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "etc/jupyter/jupyter_server_config.d/openruntime_jupyter.json"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this tree, built without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", os.fspath(folder), os.fspath(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of a fresh environment with the wheel in it.
+
+    What the wheel depends on is read from this environment by a .pth file, so that nothing is downloaded.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [sys.executable, "-m", "pip", "--python", os.fspath(folder / "bin" / "python"), "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--ignore-installed", os.fspath(wheel)], check=True, timeout=120)
+    return folder / "bin"
+
+
+def names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def run(*command: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program as a user without any configuration would."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "PYTHON", "OPENRUNTIME"))}
+    env = {**kept, "HOME": os.fspath(home), "JUPYTER_NO_CONFIG": ""}
+    return subprocess.run(
+        [os.fspath(part) for part in command], env=env, cwd=home, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_wheel_holds_what_enables_the_server_extension(wheel: Path) -> None:
+    assert f"openruntime_jupyter-{PROJECT['version']}.data/data/{CONFIG}" in names(wheel)
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "openruntime_jupyter"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    inside = {name for name in names(wheel) if not re.match(r"openruntime_jupyter-[^/]*\.(data|dist-info)/", name)}
+    assert set(listed.stdout.split()) <= inside
+    assert not [name for name in inside if not name.startswith("openruntime_jupyter/") or "/test" in name]
+
+
+def test_the_allowed_functions_travel_with_the_wheel(wheel: Path) -> None:
+    assert [name for name in names(wheel) if name.startswith("openruntime_jupyter/operations/") and name.endswith(".json")]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changelog = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changelog is not None
+    assert openruntime_jupyter.__version__ == PROJECT["version"] == changelog[1]
+
+
+def test_the_extras_are_there_by_their_names() -> None:
+    assert set(PROJECT["optional-dependencies"]) == {"cpu", "cuda", "local", "blas", "dask", "test", "dev"}
+
+
+def test_every_package_that_is_imported_is_a_dependency() -> None:
+    """A package that only another one happens to bring would be missed one day."""
+    ours = {re.split(r"[<>=\[; ]", line)[0].lower().replace("-", "_") for line in PROJECT["dependencies"]}
+    imported = {found.module.split(".", maxsplit=1)[0].lower() for found in all_imports()}
+    known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server"}
+    foreign = {known_as.get(name, name) for name in imported if name not in sys.stdlib_module_names} - {"openruntime_jupyter"}
+    assert foreign <= ours
+
+
+def test_installing_enables_the_server_extension_and_it_is_valid(environment: Path, tmp_path: Path) -> None:
+    done = run(environment / "python", "-m", "jupyter", "server", "extension", "list", home=tmp_path)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0, shown
+    assert re.search(r"openruntime_jupyter.*enabled", shown), shown
+    assert re.search(rf"openruntime_jupyter {re.escape(PROJECT['version'])}.*OK", shown), shown
+    assert os.fspath(environment.parent) in shown, "it is enabled by this environment's own file"
+
+
+def test_installing_brings_the_jupyter_subcommand(environment: Path, tmp_path: Path) -> None:
+    done = run(environment / "jupyter-openruntime", "--version", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert PROJECT["version"] in done.stdout
