@@ -1,0 +1,36 @@
+"""One shared, visible, killable queue for MLX work inside Jupyter.
+
+Every worker process imports this file, so it imports nothing: what it offers is looked up when it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "2.0.0"
+
+_WHERE: dict[str, str] = {
+    # name: the module that has it under the same name
+}
+
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _WHERE[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    """What Jupyter Server looks up to load the extension."""
+    from openruntime_jupyter.server.app import OpenRuntimeApp
+
+    return [{"module": "openruntime_jupyter.server.app", "app": OpenRuntimeApp}]
