@@ -1,0 +1,92 @@
+"""The API reference says what is so: its examples run against a real server, its tables are the models' fields."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from openruntime_jupyter import models
+from tests.support import STANDALONE, Server, running_server
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api-reference.md").read_text()
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
+EXAMPLE_SECONDS = 60
+TYPES: list[type[BaseModel]] = [
+    models.TaskRequest,
+    models.Task,
+    models.Failure,
+    models.Device,
+    models.Metrics,
+    models.Health,
+    models.OperationInfo,
+]
+# curl answers 0 for a 404 unless told otherwise.
+STRICT = 'set -euo pipefail\ncurl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
+
+
+def blocks(*languages: str) -> list[tuple[int, str, str]]:
+    """Line, language and text of the page's examples in `languages`."""
+    found = [(PAGE[: match.start()].count("\n") + 1, match[1], match[2]) for match in BLOCK.finditer(PAGE)]
+    return [block for block in found if block[1] in languages]
+
+
+def section(title: str) -> str:
+    """The text under a heading of the third level, up to the next heading."""
+    found = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^#{{2,3}} |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"there is no section {title}"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server"), STANDALONE) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("line", "language", "text"), blocks("python", "bash"), ids=lambda value: str(value) if isinstance(value, int) else ""
+)
+def test_an_example_runs_as_it_is(server: Server, tmp_path: Path, line: int, language: str, text: str) -> None:
+    code = text.replace("http://localhost:8000", server.url).replace("ws://localhost:8000", server.ws_url.removesuffix("/ws"))
+    assert "localhost" not in code
+    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", STRICT + code]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PATH": path, "TOKEN": server.token or ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=EXAMPLE_SECONDS,
+    )
+    assert done.returncode == 0, f"line {line}: {done.stdout}{done.stderr}\n{server.tail()}"
+
+
+def test_every_json_example_is_json() -> None:
+    for line, _, text in blocks("json"):
+        assert json.loads(text), f"line {line}"
+
+
+@pytest.mark.parametrize("model", TYPES, ids=lambda model: model.__name__)
+def test_a_table_of_fields_is_the_model(model: type[BaseModel]) -> None:
+    assert ROW.findall(section(model.__name__)) == list(model.model_fields)
+
+
+def test_the_states_and_failure_kinds_are_all_there() -> None:
+    assert {state for state in models.TaskState if f"`{state}`" not in section("Task")} == set()
+    assert {kind for kind in models.FailureKind if f"`{kind}`" not in section("Failure")} == set()
+
+
+def test_the_service_answers_what_the_page_shows(server: Server) -> None:
+    shown = next(json.loads(text) for _, language, text in blocks("json") if '"running"' in text)
+    assert server.get("/") == shown
