@@ -1,0 +1,1 @@
+"""How Python reaches a runtime: over HTTP, or hosted in this process."""

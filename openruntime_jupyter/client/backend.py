@@ -1,0 +1,85 @@
+"""What a client needs of a runtime, wherever that runtime is."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Protocol
+
+from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+
+LONGEST_WAIT = 20.0
+"""Seconds that one question waits for its answer at most: shorter than the idle time-outs of the proxies on the way."""
+
+
+def new_key() -> str:
+    """A fresh idempotency key."""
+    return uuid.uuid4().hex
+
+
+class Backend(Protocol):
+    """A runtime, seen from any thread of a synchronous program.
+
+    Each method raises the errors of `openruntime_jupyter.errors` alone: those of the runtime, and `NotConnected` where the
+    runtime does not answer. `http.py` and `embedded.py` implement it, and the contract tests run over both.
+    """
+
+    where: str
+    """What people call this runtime: its URL, or `embedded`."""
+    local: bool
+    """Whether it is on this machine, so that the interpreter and folders of this process mean something there."""
+
+    def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
+        """Queue a task (`request` is a `TaskRequest` as JSON, without `wait`) that outlives this call.
+
+        Returns at its end, or after `wait` seconds as it is then; the task is on disk by that time. The same `key`
+        (`new_key()`) gives the same task again, so that a call that was lost or interrupted can be repeated.
+        """
+
+    def get(self, task_id: str) -> Task:
+        """The task as it is now, with its parameters; raises `TaskNotFound`."""
+
+    def wait(self, task_id: str, seconds: float) -> Task:
+        """The task at its end, or as it is after `seconds`; it may return earlier, after `LONGEST_WAIT`: ask again then."""
+
+    def cancel(self, task_id: str) -> Task:
+        """Stop the task and return it at its end; one that ended already is returned as it is."""
+
+    def reprioritise(self, task_id: str, priority: int) -> Task:
+        """Change the priority of a waiting task; raises `TaskConflict` once it was started."""
+
+    def purge(self, task_id: str) -> None:
+        """Erase an ended task with its output and results; raises `TaskConflict` while it has not ended."""
+
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+        """What the task showed after `since`, the `next` of an earlier answer.
+
+        Waits for something new, or for the task's end, for up to `wait` seconds.
+        """
+
+    def payload(self, task_id: str) -> tuple[bytes, str]:
+        """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
+
+    def tasks(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        states: list[str] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> TaskPage:
+        """A page of tasks, newest first, those older than the task `before`."""
+
+    def devices(self) -> list[Device]:
+        """What MLX computes on there."""
+
+    def metrics(self) -> SystemMetrics:
+        """The figures of now."""
+
+    def health(self) -> Health:
+        """Whether all is well, and what to do about what is not."""
+
+    def operations(self) -> list[OperationInfo]:
+        """The kinds of work it does, with the schemas of their parameters."""
+
+    def close(self) -> None:
+        """Let go of connections. Tasks go on, and a runtime hosted in this process stays until the process ends."""

@@ -1,0 +1,182 @@
+"""The Python face of a runtime: submit work, run it, call functions, find tasks again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.lanes import refuse_deadlock
+from openruntime_jupyter.client.pickling import pack_call, pack_variables, world
+from openruntime_jupyter.errors import TaskNotFound
+from openruntime_jupyter.models import Device, Health, OperationInfo, Origin, SystemMetrics, Task, TaskPage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FIRST_WAIT = 15.0
+"""Seconds that `run` and `call` wait with the submission itself, which saves a question for most tasks."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task is to be run, beside what it does."""
+
+    priority: int = 5
+    """1 to 10; 10 is the most urgent."""
+    device: str = "auto"
+    """`auto`, `gpu`, `cpu`, or the id of a device."""
+    timeout: float | None = None
+    """Seconds of running after which it is stopped; None for no limit."""
+    retries: int = 0
+    """How often it is run again if its worker process dies; never for an error that it raised."""
+    name: str | None = None
+    """What people call it."""
+    memory_limit: int | None = None
+    """Bytes of resident memory past which its worker is stopped; None for the runtime's own limit."""
+
+    def request(self) -> dict[str, Any]:
+        """These options as fields of a `TaskRequest`, those left at their defaults left out."""
+        fields = asdict(self)
+        fields["device_preference"] = fields.pop("device")
+        return {key: value for key, value in fields.items() if value is not None}
+
+
+class Client:
+    """A runtime, wherever it is; `connect()` makes one.
+
+    It may be used from several threads. Everything here raises the errors of `openruntime_jupyter.errors` alone:
+    `InvalidRequest` for a wrong parameter, `NotConnected` if the runtime has gone away.
+    """
+
+    def __init__(self, backend: Backend, options: Options | None = None, origin: Origin = "python") -> None:
+        self.backend = backend
+        self.options = options or Options()
+        self.origin: Origin = origin
+
+    @property
+    def where(self) -> str:
+        """The runtime's URL, or `embedded` where this process hosts it."""
+        return self.backend.where
+
+    def with_options(self, **changes: Any) -> Client:
+        """The same runtime with other options for what is submitted: `client.with_options(priority=9, device="gpu")`.
+
+        The names are those of `Options`; another one raises `TypeError`.
+        """
+        return Client(self.backend, replace(self.options, **changes), self.origin)
+
+    def submit(self, operation: str, /, **parameters: Any) -> TaskHandle:
+        """Queue one task of `operation` and return at once; it outlives this process where a server runs it.
+
+        Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
+        """
+        return self._submit(operation, parameters)
+
+    def run(self, operation: str, /, **parameters: Any) -> Any:
+        """Do one task of `operation` and return its output; interrupting it cancels the task.
+
+        Raises what `submit` and `TaskHandle.result` raise.
+        """
+        return self._finish(operation, parameters)
+
+    def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
+        """Queue `function(*args, **kwargs)` for a worker and return at once.
+
+        Functions of notebooks travel by value, with the variables that they use. Raises `InvalidRequest` that names the
+        argument or variable that can't travel.
+        """
+        return self._submit("call", self._call(function, args, kwargs))
+
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """`function(*args, **kwargs)`, computed by a worker: returns its value; interrupting it cancels the task.
+
+        Raises what `submit_call` and `TaskHandle.result` raise.
+        """
+        return self._finish("call", self._call(function, args, kwargs))
+
+    def submit_code(
+        self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = (), filename: str | None = None
+    ) -> TaskHandle:
+        """Queue Python code that finds `inputs` as variables and leaves the variables named `outputs`.
+
+        It runs in this process's interpreter, folder and import path where the runtime is on this machine; `filename` is what
+        its tracebacks say. The handle's `result()` is a dict of the outputs.
+        """
+        parameters = {"code": code, "pickled": pack_variables(inputs or {}), "outputs": list(outputs), "world": self._world()}
+        return self._submit("python", parameters | ({"filename": filename} if filename else {}))
+
+    def task(self, task_id: str) -> TaskHandle:
+        """The task of that id, from any notebook, today or earlier; raises `TaskNotFound`."""
+        if not task_id:
+            raise TaskNotFound("a task's id is needed; tasks() lists them")
+        return TaskHandle(self.backend, self.backend.get(task_id))
+
+    def tasks(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        states: list[str] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> TaskPage:
+        """A page of at most `limit` tasks, newest first, those older than the task `before`, filtered where asked."""
+        return self.backend.tasks(limit, before, states, operation, owner)
+
+    def cancel(self, task_id: str) -> Task:
+        """Stop the task of that id; returns its record once it has ended."""
+        return self.backend.cancel(task_id)
+
+    def devices(self) -> list[Device]:
+        """What MLX computes on."""
+        return self.backend.devices()
+
+    def metrics(self) -> SystemMetrics:
+        """The figures of now."""
+        return self.backend.metrics()
+
+    def health(self) -> Health:
+        """Whether all is well, and what to do about what is not."""
+        return self.backend.health()
+
+    def operations(self) -> list[OperationInfo]:
+        """The kinds of work there are, with the schemas of their parameters."""
+        return self.backend.operations()
+
+    def close(self) -> None:
+        """Let go of the connection; tasks go on."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.where}>"
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {"pickled": pack_call(function, args, kwargs), "world": self._world()}
+
+    def _world(self) -> dict[str, Any] | None:
+        return world() if self.backend.local else None
+
+    def _request(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {"operation": operation, "parameters": parameters, "origin": self.origin, **self.options.request()}
+
+    def _submit(self, operation: str, parameters: dict[str, Any]) -> TaskHandle:
+        return TaskHandle(self.backend, self.backend.submit(self._request(operation, parameters), new_key()))
+
+    def _finish(self, operation: str, parameters: dict[str, Any]) -> Any:
+        refuse_deadlock(self.backend, self.options.device, "a new task")
+        request, key = self._request(operation, parameters), new_key()
+        try:
+            handle = TaskHandle(self.backend, self.backend.submit(request, key, FIRST_WAIT))
+            return handle.result()
+        except KeyboardInterrupt:
+            # The same key gives the same task, also where the interrupt came before its id did.
+            self.backend.cancel(self.backend.submit(request, key).task_id)
+            raise

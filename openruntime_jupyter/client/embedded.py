@@ -1,0 +1,249 @@
+"""The runtime without a server: hosted by this process, on a loop in a thread of its own.
+
+It starts at first use and ends with the process: `atexit` stops it, and where the process is killed its workers notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import getpass
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout  # its own class before Python 3.11
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from openruntime_jupyter.client.backend import LONGEST_WAIT
+from openruntime_jupyter.errors import NotConnected
+from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.runtime import Caller, Runtime
+
+STOP_SECONDS = 5.0
+"""How long the process's end waits for the runtime to stop."""
+
+Answer = TypeVar("Answer")
+
+
+class EmbeddedBackend:
+    """A `Backend` whose runtime lives in this process. Most programs want `embedded()`, which gives the one of the process."""
+
+    where = "embedded"
+    local = True
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings(embedded=True, label=_label())
+        self._lock = threading.Lock()
+        self._hosted: _Hosted | None = None
+
+    def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
+        """See `Backend.submit`."""
+        try:
+            wanted = TaskRequest.model_validate({**request, "wait": False})
+        except ValidationError as problem:
+            raise invalid(problem) from None
+
+        async def submit(runtime: Runtime) -> Task:
+            task = await runtime.submit(wanted, _caller(), key)
+            return await runtime.wait(task.task_id, wait) if wait > 0 else task
+
+        return self._ask(submit)
+
+    def get(self, task_id: str) -> Task:
+        """See `Backend.get`."""
+        return self._ask(lambda runtime: runtime.get(task_id))
+
+    def wait(self, task_id: str, seconds: float) -> Task:
+        """See `Backend.wait`."""
+        return self._ask(lambda runtime: runtime.wait(task_id, max(0.0, min(seconds, LONGEST_WAIT))))
+
+    def cancel(self, task_id: str) -> Task:
+        """See `Backend.cancel`."""
+        return self._ask(lambda runtime: runtime.cancel(task_id))
+
+    def reprioritise(self, task_id: str, priority: int) -> Task:
+        """See `Backend.reprioritise`."""
+        return self._ask(lambda runtime: runtime.reprioritise(task_id, priority))
+
+    def purge(self, task_id: str) -> None:
+        """See `Backend.purge`."""
+        self._ask(lambda runtime: runtime.purge(task_id))
+
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+        """See `Backend.output`."""
+        return self._ask(lambda runtime: _output(runtime, task_id, since, min(wait, LONGEST_WAIT)))
+
+    def payload(self, task_id: str) -> tuple[bytes, str]:
+        """See `Backend.payload`."""
+        data, encoding = self._ask(lambda runtime: runtime.payload(task_id))
+        return data.read_bytes() if isinstance(data, Path) else data, encoding
+
+    def tasks(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        states: list[str] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> TaskPage:
+        """See `Backend.tasks`."""
+        wanted = [TaskState(state) for state in states] if states is not None else None
+        return self._ask(lambda runtime: runtime.tasks(limit=limit, before=before, states=wanted, operation=operation, owner=owner))
+
+    def devices(self) -> list[Device]:
+        """See `Backend.devices`."""
+        return self._ask(_said(lambda runtime: runtime.devices()))
+
+    def metrics(self) -> SystemMetrics:
+        """See `Backend.metrics`."""
+        return self._ask(_said(lambda runtime: runtime.system_metrics()))
+
+    def health(self) -> Health:
+        """See `Backend.health`."""
+        return self._ask(_said(lambda runtime: runtime.health()))
+
+    def operations(self) -> list[OperationInfo]:
+        """See `Backend.operations`."""
+        return self._ask(_said(lambda runtime: runtime.operations()))
+
+    def close(self) -> None:
+        """Nothing is held but the runtime, which other clients of this process use too: it ends with the process."""
+
+    def stop(self, deadline: float = STOP_SECONDS) -> None:
+        """Stop the runtime and its workers within `deadline` seconds, whatever runs; never raises. A later use starts a new one."""
+        with self._lock:
+            hosted, self._hosted = self._hosted, None
+        atexit.unregister(self.stop)
+        if hosted is None or not hosted.thread.is_alive():
+            return
+        stopping = asyncio.run_coroutine_threadsafe(hosted.runtime.stop(deadline), hosted.loop)
+        try:
+            stopping.result(deadline + 1)
+        except (FutureTimeout, CancelledError, RuntimeError):
+            # The process ends either way; workers see their parent go.
+            stopping.cancel()
+        hosted.loop.call_soon_threadsafe(hosted.loop.stop)
+        hosted.thread.join(1)
+
+    def _ask(self, question: Callable[[Runtime], Coroutine[Any, Any, Answer]]) -> Answer:
+        loop, runtime = self._started()
+        answer = asyncio.run_coroutine_threadsafe(question(runtime), loop)
+        try:
+            return answer.result()
+        except CancelledError:
+            raise NotConnected("the runtime of this process was stopped: use it again to start a new one") from None
+        finally:
+            answer.cancel()  # an interrupt leaves nothing behind on the loop
+
+    def _started(self) -> tuple[asyncio.AbstractEventLoop, Runtime]:
+        with self._lock:
+            if self._hosted is None:
+                self._hosted = self._start()
+            return self._hosted.loop, self._hosted.runtime
+
+    def _start(self) -> _Hosted:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=_serve, args=(loop,), name="openruntime", daemon=True)
+        thread.start()
+        try:
+            runtime = asyncio.run_coroutine_threadsafe(_start_runtime(self._settings), loop).result()
+        except BaseException:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(1)
+            raise
+        atexit.register(self.stop)
+        return _Hosted(loop, thread, runtime)
+
+
+@dataclass(frozen=True)
+class _Hosted:
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+    runtime: Runtime
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+async def _start_runtime(settings: Settings) -> Runtime:
+    from openruntime_jupyter.runtime.runtime import Runtime
+
+    runtime = Runtime(settings)
+    try:
+        await runtime.start()
+    except BaseException:
+        await runtime.stop(STOP_SECONDS)
+        raise
+    return runtime
+
+
+def _caller() -> Caller:
+    from openruntime_jupyter.runtime.runtime import Caller
+
+    try:
+        owner = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        owner = f"user {os.getuid()}"
+    return Caller(owner=owner)
+
+
+def _label() -> str:
+    notebook = os.environ.get("JPY_SESSION_NAME")
+    return Path(notebook).name if notebook else f"process {os.getpid()}"
+
+
+def _said(read: Callable[[Runtime], Answer]) -> Callable[[Runtime], Coroutine[Any, Any, Answer]]:
+    async def ask(runtime: Runtime) -> Answer:
+        return read(runtime)
+
+    return ask
+
+
+async def _output(runtime: Runtime, task_id: str, since: int, wait: float) -> TaskOutput:
+    subscription, _ = runtime.bus.subscribe(("task_output", "task_update"))
+    try:
+        shown = await runtime.output(task_id, since)
+        if wait <= 0 or shown.items or shown.finished:
+            return shown
+
+        async def something_new() -> None:
+            async for event in subscription:
+                data = event.body["data"]
+                if data["task_id"] == task_id and (event.topic == "task_output" or TaskState(data["status"]).terminal):
+                    return
+
+        try:
+            await asyncio.wait_for(something_new(), wait)
+        except asyncio.TimeoutError:
+            return shown
+        return await runtime.output(task_id, since)
+    finally:
+        subscription.close()
+
+
+_embedded: EmbeddedBackend | None = None
+_embedded_pid = 0
+_embedded_lock = threading.Lock()
+
+
+def embedded() -> EmbeddedBackend:
+    """The runtime of this process. A forked child gets one of its own: its parent's threads did not come along."""
+    global _embedded, _embedded_pid
+    with _embedded_lock:
+        if _embedded is None or _embedded_pid != os.getpid():
+            _embedded, _embedded_pid = EmbeddedBackend(), os.getpid()
+        return _embedded

@@ -1,0 +1,172 @@
+"""A task, as whoever submitted it or found it again holds it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from openruntime_jupyter.client.backend import LONGEST_WAIT, Backend
+from openruntime_jupyter.client.lanes import refuse_deadlock
+from openruntime_jupyter.client.pickling import unpack
+from openruntime_jupyter.errors import (
+    OpenRuntimeError,
+    TaskCancelled,
+    TaskError,
+    TaskFailed,
+    TaskInterrupted,
+    TaskTimedOut,
+    WorkerDied,
+)
+from openruntime_jupyter.models import FailureKind, OutputItem, Progress, Task, TaskOutput, TaskState
+
+ENDS: dict[TaskState, type[TaskError]] = {
+    TaskState.FAILED: TaskFailed,
+    TaskState.CANCELLED: TaskCancelled,
+    TaskState.TIMED_OUT: TaskTimedOut,
+    TaskState.INTERRUPTED: TaskInterrupted,
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a task showed so far; `str()` of it is its text, stdout and stderr as they came."""
+
+    items: tuple[OutputItem, ...]
+    truncated: bool
+    """Whether some was left out at the runtime's cap."""
+    finished: bool
+    """Whether no more will come."""
+
+    @property
+    def stdout(self) -> str:
+        """What it printed."""
+        return self._stream("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """What it wrote to stderr, warnings and progress bars among it."""
+        return self._stream("stderr")
+
+    def _stream(self, name: str) -> str:
+        return "".join(item.text or "" for item in self.items if item.name == name)
+
+    def __str__(self) -> str:
+        return "".join(item.text if item.text is not None else _plain(item) for item in self.items)
+
+
+class TaskHandle:
+    """One task of one runtime.
+
+    It is only an address: it can be made again from the task's id, in any process (`connect().task(id)`), and nothing happens
+    to the task when it is dropped. `status`, `progress`, `task` and `output` ask the runtime each time until the task has ended.
+    """
+
+    def __init__(self, backend: Backend, task: Task) -> None:
+        self._backend = backend
+        self._task = task
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self._task.task_id
+
+    @property
+    def task(self) -> Task:
+        """The whole record as it is now."""
+        if not self._task.status.terminal:
+            self._task = self._backend.get(self.id)
+        return self._task
+
+    @property
+    def status(self) -> TaskState:
+        """`pending`, `running`, `completed`, `failed`, `cancelled`, `timed_out` or `interrupted`."""
+        return self.task.status
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the task last said it is; None if it never did."""
+        return self.task.progress
+
+    @property
+    def output(self) -> Output:
+        """What the task printed and displayed so far."""
+        shown = self._backend.output(self.id)
+        return Output(tuple(shown.items), shown.truncated, shown.finished)
+
+    def follow_output(self, since: int = 0, wait: float = 0.0) -> TaskOutput:
+        """What the task showed after `since`, the `next` of an earlier answer; waits for it for up to `wait` seconds."""
+        return self._backend.output(self.id, since, wait)
+
+    def wait(self, timeout: float | None = None) -> Task:
+        """The record at the task's end, or as it is after `timeout` seconds (None: however long it takes).
+
+        Interrupting the wait does nothing to the task. Raises `WouldDeadlock` inside a task that would wait for its own lane.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.task.status.terminal:
+            refuse_deadlock(self._backend, self._task.device_used or self._task.device_preference, self.id)
+            left = LONGEST_WAIT if deadline is None else min(LONGEST_WAIT, deadline - time.monotonic())
+            if left <= 0:
+                break
+            self._task = self._backend.wait(self.id, left)
+        return self._task
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the task returned, once it has ended.
+
+        For `call` that is the function's value, for `python` a dict of the outputs by name, else the operation's output dict.
+        Raises `TaskFailed`, `WorkerDied`, `TaskTimedOut`, `TaskCancelled` or `TaskInterrupted` with the task's own traceback in
+        the message, and `TimeoutError` if it has not ended after `timeout` seconds; it goes on then.
+        """
+        task = self.wait(timeout)
+        if not task.status.terminal:
+            raise TimeoutError(f"{self.id} is still {task.status} after {timeout:g} s; it goes on: ask again, or cancel() it")
+        if task.status is not TaskState.COMPLETED:
+            raise task_error(task)
+        if task.result is None:
+            raise OpenRuntimeError(f"{self.id} is completed but its result is gone")
+        if task.operation not in ("python", "call"):
+            return task.result.output
+        if task.result.payload is None:
+            return {} if task.operation == "python" else None
+        return unpack(*self._backend.payload(self.id))
+
+    def cancel(self) -> Task:
+        """Stop the task; returns its record once it has ended, with the stage that worked in `cancel_stage`."""
+        self._task = self._backend.cancel(self.id)
+        return self._task
+
+    def set_priority(self, priority: int) -> Task:
+        """Change the priority (1 to 10; 10 is the most urgent) while it waits; raises `TaskConflict` once it was started."""
+        self._task = self._backend.reprioritise(self.id, priority)
+        return self._task
+
+    def purge(self) -> None:
+        """Erase the ended task with its output and result; raises `TaskConflict` while it has not ended."""
+        self._backend.purge(self.id)
+
+    def __repr__(self) -> str:
+        seen = "" if self._task.status.terminal else "last seen "
+        return f"<TaskHandle {self.id}: {self._task.name or self._task.operation}, {seen}{self._task.status}>"
+
+
+def task_error(task: Task) -> TaskError:
+    """The exception for a task that ended without completing; `task` is on it."""
+    kind, failure = ENDS[task.status], task.failure
+    if failure is None:
+        return kind(task.error or f"{task.task_id} {task.status}", task)
+    died = failure.kind is FailureKind.WORKER_DIED or failure.signal is not None or failure.exit_code is not None
+    if kind is TaskFailed and died:
+        kind = WorkerDied
+    lines = [task.error or failure.message]
+    if failure.traceback:
+        lines += ["", "In the worker:", failure.traceback.rstrip()]
+    elif failure.last_output:
+        lines += ["", "The last it wrote:", failure.last_output.rstrip()]
+    return kind("\n".join(lines), task)
+
+
+def _plain(item: OutputItem) -> str:
+    text = (item.data or {}).get("text/plain", "")
+    return f"{''.join(text) if isinstance(text, list) else text}\n"

@@ -1,0 +1,188 @@
+"""A runtime behind a URL: under Jupyter Server, or stand-alone. Nothing of Jupyter is imported here."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import os
+import threading
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from openruntime_jupyter.client.backend import LONGEST_WAIT
+from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, translate
+from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+
+PATIENCE = 30.0
+"""Seconds for an answer beyond the wait that was asked for: a busy server is slow before it is gone."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine by definition, so that no proxy can reach it."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class HttpBackend:
+    """A `Backend` over HTTP.
+
+    `url` is the place whose `/health` answers, such as `http://127.0.0.1:8000` or `http://127.0.0.1:8888/openruntime`;
+    `token` goes into the `Authorization` header. `patience` is how many seconds an answer may take beyond the wait that was
+    asked for; `verify` False accepts any TLS certificate. Raises `InvalidRequest` for what is no URL or no token; nothing is
+    sent before the first question.
+    """
+
+    def __init__(self, url: str, token: str | None = None, patience: float = PATIENCE, verify: bool = True) -> None:
+        self.where = url.rstrip("/")
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise InvalidRequest.of("token", "has characters that no HTTP header can carry")
+        try:
+            parsed = httpx.URL(self.where)
+        except httpx.InvalidURL as problem:
+            raise translate(problem, self.where) from problem
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise InvalidRequest.of("url", f"{url!r} is no http:// or https:// address")
+        self.local = is_loopback(parsed.host)
+        self._token = token
+        self._patience = patience
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._client: httpx.Client | None = None
+        self._pid = 0
+
+    def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
+        """See `Backend.submit`. Where the connection is lost it is tried once more, under the same key."""
+        headers = {"Idempotency-Key": key, "Prefer": f"wait={math.ceil(wait)}" if wait > 0 else "respond-async"}
+        try:
+            body = json.dumps(request, allow_nan=False).encode()
+        except (TypeError, ValueError) as problem:
+            raise InvalidRequest.of("parameters", f"JSON can't hold them: {problem}") from None
+        return self._ask(Task, "POST", "/tasks", content=body, headers=headers, wait=wait)
+
+    def get(self, task_id: str) -> Task:
+        """See `Backend.get`."""
+        return self._ask(Task, "GET", _task(task_id))
+
+    def wait(self, task_id: str, seconds: float) -> Task:
+        """See `Backend.wait`."""
+        wait = max(0.0, min(seconds, LONGEST_WAIT))
+        return self._ask(Task, "GET", _task(task_id), params={"wait": f"{wait:g}"}, wait=wait)
+
+    def cancel(self, task_id: str) -> Task:
+        """See `Backend.cancel`."""
+        return self._ask(Task, "DELETE", _task(task_id))
+
+    def reprioritise(self, task_id: str, priority: int) -> Task:
+        """See `Backend.reprioritise`."""
+        return self._ask(Task, "PATCH", _task(task_id), content=json.dumps({"priority": priority}).encode())
+
+    def purge(self, task_id: str) -> None:
+        """See `Backend.purge`."""
+        self._request("DELETE", _task(task_id), params={"purge": "true"})
+
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+        """See `Backend.output`."""
+        wait = max(0.0, min(wait, LONGEST_WAIT))
+        params = {"since": str(since)} | ({"wait": f"{wait:g}"} if wait else {})
+        return self._ask(TaskOutput, "GET", f"{_task(task_id)}/output", params=params, wait=wait)
+
+    def payload(self, task_id: str) -> tuple[bytes, str]:
+        """See `Backend.payload`; the encoding is the record's."""
+        content = self._request("GET", f"{_task(task_id)}/payload").content
+        result = self.get(task_id).result
+        return content, result.payload.encoding if result is not None and result.payload is not None else "cloudpickle"
+
+    def tasks(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        states: list[str] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> TaskPage:
+        """See `Backend.tasks`."""
+        params: list[tuple[str, str]] = [("limit", str(limit))]
+        params += [("state", state) for state in states or ()]
+        params += [(name, value) for name, value in (("before", before), ("operation", operation), ("owner", owner)) if value is not None]
+        return self._ask(TaskPage, "GET", "/tasks", params=params)
+
+    def devices(self) -> list[Device]:
+        """See `Backend.devices`."""
+        return self._list(Device, "/devices", "devices")
+
+    def metrics(self) -> SystemMetrics:
+        """See `Backend.metrics`."""
+        return self._ask(SystemMetrics, "GET", "/metrics")
+
+    def health(self) -> Health:
+        """See `Backend.health`."""
+        return self._ask(Health, "GET", "/health")
+
+    def operations(self) -> list[OperationInfo]:
+        """See `Backend.operations`."""
+        return self._list(OperationInfo, "/operations", "operations")
+
+    def close(self) -> None:
+        """See `Backend.close`; a later question opens a new connection."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None and self._pid == os.getpid():
+            client.close()
+
+    def _ask(self, model: type[Model], method: str, path: str, **options: Any) -> Model:
+        response = self._request(method, path, **options)
+        try:
+            # A newer server may say more than this client knows.
+            return model.model_validate_json(response.content, extra="ignore")
+        except ValidationError as problem:
+            raise not_openruntime(self.where, response) from problem
+
+    def _list(self, model: type[Model], path: str, key: str) -> list[Model]:
+        response = self._request("GET", path)
+        try:
+            return [model.model_validate(entry, extra="ignore") for entry in response.json()[key]]
+        except (ValidationError, ValueError, KeyError, TypeError) as problem:
+            raise not_openruntime(self.where, response) from problem
+
+    def _request(self, method: str, path: str, wait: float = 0.0, headers: dict[str, str] | None = None, **options: Any) -> httpx.Response:
+        timeout = httpx.Timeout(wait + self._patience, connect=min(10.0, self._patience))
+        headers = {"Content-Type": "application/json", **(headers or {})} if "content" in options else headers
+        response = self._send(method, path, headers=headers, timeout=timeout, **options)
+        if response.status_code >= 300:
+            raise from_answer(self.where, response)
+        return response
+
+    def _send(self, method: str, path: str, again: bool = True, **options: Any) -> httpx.Response:
+        try:
+            return self._http().request(method, self.where + path, **options)
+        except TRANSLATED as problem:
+            if not again or not isinstance(problem, LOST_ON_THE_WAY):
+                raise translate(problem, self.where) from problem
+        # A kept connection may have been closed by the server meanwhile; everything asked here may be asked twice.
+        return self._send(method, path, again=False, **options)
+
+    def _http(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None or self._pid != os.getpid():  # a forked child must not share its parent's sockets
+                headers = {"Accept": "application/json", "User-Agent": "openruntime-jupyter"}
+                if self._token:
+                    headers["Authorization"] = f"Bearer {self._token}"
+                # A proxy cannot reach this machine's loopback, and its owner's token is none of a proxy's business.
+                self._client = httpx.Client(headers=headers, trust_env=not self.local, verify=self._verify, follow_redirects=False)
+                self._pid = os.getpid()
+            return self._client
+
+
+def _task(task_id: str) -> str:
+    return f"/tasks/{quote(task_id, safe='')}"

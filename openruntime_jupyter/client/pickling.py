@@ -1,0 +1,111 @@
+"""What travels by cloudpickle: functions of notebooks by value, and names instead of riddles for what can't travel."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+
+
+def world() -> dict[str, Any]:
+    """This process's interpreter, working folder and import path: where its code feels at home."""
+    try:
+        directory = Path.cwd()
+    except FileNotFoundError:  # it was removed under this process
+        return {"interpreter": sys.executable or None, "directory": None, "path": [entry for entry in sys.path if entry]}
+    # An empty entry means the working folder, wherever that is by the time of an import.
+    return {"interpreter": sys.executable or None, "directory": str(directory), "path": [str(directory / entry) for entry in sys.path]}
+
+
+def pack_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """`function` and its arguments as base64 text; raises `InvalidRequest` that names what can't be pickled."""
+    try:
+        return _encode((function, args, kwargs))
+    except Exception as problem:  # an object's own __reduce__ may raise anything
+        if not _travels(function):
+            raise _stuck_function(function, problem) from problem
+        raise _stuck(_named_arguments(function, args, kwargs), problem, "the arguments") from problem
+
+
+def pack_variables(variables: dict[str, Any]) -> str | None:
+    """Variables by name as base64 text, None for none; raises `InvalidRequest` that names the one that can't be pickled."""
+    if not variables:
+        return None
+    try:
+        return _encode(variables)
+    except Exception as problem:  # as above
+        raise _stuck(variables.items(), problem, "the variables") from problem
+
+
+def unpack(payload: bytes, encoding: str) -> Any:
+    """What a task returned; raises `OpenRuntimeError` where this process can't rebuild it, and says why."""
+    if encoding != "cloudpickle":
+        raise OpenRuntimeError(f"the result is encoded as {encoding!r}, which this version can't read: update openruntime-jupyter here")
+    try:
+        return cloudpickle.loads(payload)
+    except ModuleNotFoundError as problem:
+        raise OpenRuntimeError(f"the result needs the package {problem.name!r}: install it for {sys.executable}") from problem
+    except Exception as problem:  # an object's own __setstate__ may raise anything
+        raise OpenRuntimeError(f"the result can't be rebuilt here: {_said(problem)}") from problem
+
+
+def _encode(value: Any) -> str:
+    return base64.b64encode(cloudpickle.dumps(value)).decode()
+
+
+def _travels(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # as above
+        return False
+    return True
+
+
+def _said(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {problem}"
+
+
+def _stuck(named: Iterable[tuple[str, Any]], problem: Exception, together: str) -> InvalidRequest:
+    """The error that names the first value which can't be pickled by itself."""
+    for name, value in named:
+        if not _travels(value):
+            return InvalidRequest.of(
+                name, f"this {type(value).__name__} can't travel to a worker ({_said(problem)}): make it inside the task instead"
+            )
+    return InvalidRequest.of(together, f"they can't travel to a worker together ({_said(problem)})")
+
+
+def _stuck_function(function: Callable[..., Any], problem: Exception) -> InvalidRequest:
+    name = getattr(function, "__qualname__", repr(function))
+    for variable, value in _used_variables(function).items():
+        if not _travels(value):
+            stuck = f"the function {name} uses it, and this {type(value).__name__} can't travel to a worker ({_said(problem)})"
+            return InvalidRequest.of(variable, f"{stuck}: make it inside the function instead")
+    return InvalidRequest.of(name, f"this function can't travel to a worker ({_said(problem)})")
+
+
+def _used_variables(function: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        used = inspect.getclosurevars(function)
+    except (TypeError, ValueError):  # a callable object, or a closure that is not filled yet
+        return getattr(function, "__dict__", {})
+    defaults = inspect.signature(function).parameters
+    return {
+        **used.nonlocals,
+        **used.globals,
+        **{name: entry.default for name, entry in defaults.items() if entry.default is not entry.empty},
+    }
+
+
+def _named_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
+    try:
+        return list(inspect.signature(function).bind(*args, **kwargs).arguments.items())
+    except (TypeError, ValueError):  # no signature, or arguments that don't fit it
+        return [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
