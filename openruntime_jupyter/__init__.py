@@ -12,9 +12,13 @@ __version__ = "2.0.0"
 
 _WHERE: dict[str, str] = {
     # name: the module that has it under the same name
+    "connect": "openruntime_jupyter.client.discovery",
+    "load_ipython_extension": "openruntime_jupyter.notebook.magics",
+    "progress": "openruntime_jupyter.worker.context",
+    "unload_ipython_extension": "openruntime_jupyter.notebook.magics",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = ["__version__"]
 
 
 def __getattr__(name: str) -> Any:
