@@ -1,0 +1,84 @@
+"""What the package offers by name: a name that comes, goes or moves is a decision, so it changes this test."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import openruntime_jupyter
+from openruntime_jupyter import errors, models
+
+OFFERED = {"connect", "progress", "load_ipython_extension", "unload_ipython_extension"}
+ERRORS = {
+    "BodyTooLarge",
+    "EngineError",
+    "InterpreterError",
+    "InvalidRequest",
+    "MalformedRequest",
+    "MemoryRefused",
+    "NoBackend",
+    "NotAllowed",
+    "NotConnected",
+    "OpenRuntimeError",
+    "QueueFull",
+    "Stopping",
+    "StorageUnavailable",
+    "TaskCancelled",
+    "TaskConflict",
+    "TaskError",
+    "TaskFailed",
+    "TaskInterrupted",
+    "TaskNotFound",
+    "TaskTimedOut",
+    "Unavailable",
+    "UnknownDevice",
+    "UnknownOperation",
+    "WorkerDied",
+    "WouldDeadlock",
+}
+
+
+def test_the_package_offers_these_names_and_no_others() -> None:
+    assert set(openruntime_jupyter._WHERE) == OFFERED
+    assert set(dir(openruntime_jupyter)) >= {*OFFERED, "__version__"}
+
+
+@pytest.mark.parametrize("name", sorted(OFFERED))
+def test_a_name_that_is_offered_can_be_called_and_is_documented(name: str) -> None:
+    offered = getattr(openruntime_jupyter, name)
+    assert callable(offered)
+    assert inspect.getdoc(offered)
+
+
+def test_a_name_that_is_not_offered_is_an_attribute_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        openruntime_jupyter.no_such_name  # noqa: B018
+
+
+def test_jupyter_server_finds_its_extension() -> None:
+    (point,) = openruntime_jupyter._jupyter_server_extension_points()
+    assert point["app"].__module__ == point["module"]
+
+
+def test_the_error_tree_is_drawn_as_it_is() -> None:
+    found = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
+    assert set(found) == ERRORS
+    drawn = inspect.getdoc(errors) or ""
+    parents: list[str] = []
+    for line in drawn.splitlines():
+        name = next((word for word in line.replace("│", " ").replace("├──", " ").replace("└──", " ").split() if word in found), None)
+        if name is None or not (line.startswith(("OpenRuntimeError", "├", "│", "└"))):
+            continue
+        depth = line.index(name) // 4
+        del parents[depth:]
+        assert found[name].__base__.__name__ == (parents[-1] if parents else "Exception")
+        parents.append(name)
+        found[name] = object
+    assert [name for name, kind in found.items() if kind is not object] == []
+
+
+def test_every_wire_type_refuses_fields_that_it_does_not_know() -> None:
+    wire = [kind for kind in vars(models).values() if inspect.isclass(kind) and issubclass(kind, models.Wire)]
+    assert len(wire) > 10
+    assert not [kind.__name__ for kind in wire if kind.model_config.get("extra") != "forbid"]
