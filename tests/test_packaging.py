@@ -94,14 +94,14 @@ def test_the_extras_are_there_by_their_names() -> None:
 def test_every_package_that_is_imported_is_a_dependency() -> None:
     """A package that only another one happens to bring would be missed one day."""
     ours = {re.split(r"[<>=\[; ]", line)[0].lower().replace("-", "_") for line in PROJECT["dependencies"]}
-    imported = {found.module.split(".", maxsplit=1)[0].lower() for found in all_imports()}
+    imported = {found.module.split(".", maxsplit=1)[0].lower() for found in all_imports() if not found.for_types}
     known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server"}
     foreign = {known_as.get(name, name) for name in imported if name not in sys.stdlib_module_names} - {"openruntime_jupyter"}
     assert foreign <= ours
 
 
 def test_installing_enables_the_server_extension_and_it_is_valid(environment: Path, tmp_path: Path) -> None:
-    done = run(environment / "python", "-m", "jupyter", "server", "extension", "list", home=tmp_path)
+    done = run(environment / "python", "-m", "jupyter_server", "extension", "list", home=tmp_path)
     shown = done.stdout + done.stderr
     assert done.returncode == 0, shown
     assert re.search(r"openruntime_jupyter.*enabled", shown), shown
