@@ -80,7 +80,7 @@ class EmbeddedBackend:
 
     def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
         """See `Backend.output`."""
-        return self._ask(lambda runtime: _output(runtime, task_id, since, min(wait, LONGEST_WAIT)))
+        return self._ask(lambda runtime: runtime.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT))))
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
         """See `Backend.payload`."""
@@ -211,28 +211,6 @@ def _said(read: Callable[[Runtime], Answer]) -> Callable[[Runtime], Coroutine[An
         return read(runtime)
 
     return ask
-
-
-async def _output(runtime: Runtime, task_id: str, since: int, wait: float) -> TaskOutput:
-    subscription, _ = runtime.bus.subscribe(("task_output", "task_update"))
-    try:
-        shown = await runtime.output(task_id, since)
-        if wait <= 0 or shown.items or shown.finished:
-            return shown
-
-        async def something_new() -> None:
-            async for event in subscription:
-                data = event.body["data"]
-                if data["task_id"] == task_id and (event.topic == "task_output" or TaskState(data["status"]).terminal):
-                    return
-
-        try:
-            await asyncio.wait_for(something_new(), wait)
-        except asyncio.TimeoutError:
-            return shown
-        return await runtime.output(task_id, since)
-    finally:
-        subscription.close()
 
 
 _embedded: EmbeddedBackend | None = None

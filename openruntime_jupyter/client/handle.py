@@ -72,6 +72,11 @@ class TaskHandle:
         return self._task.task_id
 
     @property
+    def last_seen(self) -> Task:
+        """The record as it was when it was last asked for, here or by another method."""
+        return self._task
+
+    @property
     def task(self) -> Task:
         """The whole record as it is now."""
         if not self._task.status.terminal:

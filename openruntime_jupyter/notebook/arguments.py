@@ -1,0 +1,160 @@
+"""What stands on the line of a magic: options, names, and `key=value` pairs of Python literals."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from IPython.core.error import UsageError
+
+LAST = "_openruntime"
+"""The variable that holds the handle of the newest task which a magic submitted."""
+
+OPTIONS = ("priority", "device", "timeout", "retries", "name", "memory_limit")
+"""Those of a task, as `Client.with_options` calls them."""
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+CLOSING = {")": "(", "]": "[", "}": "{"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A magic's line, understood. `words` and `pairs` are what is neither option nor option's value, in order."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """For `Client.with_options`: only what was given."""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    background: bool = False
+    """Whether to return the handle at once instead of waiting."""
+    variable: str | None = None
+    """Where the handle is to be kept, beside `_openruntime`."""
+    words: tuple[str, ...] = ()
+    pairs: dict[str, Any] = field(default_factory=dict)
+    help: bool = False
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. `%openruntime` alone shows what there is.")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="openruntime", add_help=False, allow_abbrev=False)
+    parser.add_argument("--priority", type=int)
+    parser.add_argument("--device")
+    parser.add_argument("--timeout", type=float)
+    parser.add_argument("--retries", type=int)
+    parser.add_argument("--name", type=unquoted)
+    parser.add_argument("--memory-limit", type=size)
+    parser.add_argument("--bg", action="store_true")
+    parser.add_argument("--as", dest="variable", type=identifier)
+    parser.add_argument("--help", "-h", action="store_true")
+    return parser
+
+
+def parse_cell(line: str) -> Arguments:
+    """The line of `%%openruntime`; raises `UsageError` that says what is wrong."""
+    parser = _parser()
+    parser.add_argument("--in", dest="inputs", nargs="+", action="extend", default=[])
+    parser.add_argument("--out", dest="outputs", nargs="+", action="extend", default=[])
+    found, rest = parser.parse_known_args(tokens(line))
+    if rest:
+        raise UsageError(_unexpected(rest[0], "in", "out"))
+    return _arguments(vars(found), inputs=names(found.inputs), outputs=names(found.outputs))
+
+
+def parse_line(line: str) -> Arguments:
+    """The line of `%openruntime`; raises `UsageError` that says what is wrong."""
+    found, rest = _parser().parse_known_args(tokens(line))
+    words: list[str] = []
+    pairs: dict[str, Any] = {}
+    for token in rest:
+        if token.startswith("--"):
+            raise UsageError(_unexpected(token))
+        key, equals, value = token.partition("=")
+        if not (equals and key.isidentifier()):
+            words.append(token)
+        elif key in pairs:
+            raise UsageError(f"{key} is given twice.")
+        else:
+            pairs[key] = literal(value)
+    return _arguments(vars(found), words=tuple(words), pairs=pairs)
+
+
+def _arguments(found: dict[str, Any], **rest: Any) -> Arguments:
+    options = {name: found[name] for name in OPTIONS if found[name] is not None}
+    return Arguments(options=options, background=found["bg"], variable=found["variable"], help=found["help"], **rest)
+
+
+def tokens(line: str) -> list[str]:
+    """`line` split at spaces, but not inside quotes or brackets, which stay as they are; raises `UsageError` for what never closes."""
+    found, current, quote, open_brackets = [], "", "", ""
+    escaped = False
+    for character in line:
+        if quote:
+            closes = character == quote and not escaped
+            escaped = character == "\\" and not escaped
+            quote = "" if closes else quote
+        elif character in "\"'" and (open_brackets or not current or current[-1] in "=,"):
+            quote = character
+        elif character in "([{":
+            open_brackets += character
+        elif open_brackets and CLOSING.get(character) == open_brackets[-1]:
+            open_brackets = open_brackets[:-1]
+        elif character.isspace() and not open_brackets:
+            if current:
+                found.append(current)
+            current = ""
+            continue
+        current += character
+    if quote or open_brackets:
+        raise UsageError(f"{quote or open_brackets[-1]} is never closed in {line.strip()!r}.")
+    return [*found, current] if current else found
+
+
+def literal(text: str) -> Any:
+    """A Python literal by its value, anything else as the text that it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def unquoted(text: str) -> str:
+    """`text` without the quotes around it."""
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def identifier(text: str) -> str:
+    """`text` if a variable may be called so; raises `UsageError` otherwise."""
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise UsageError(f"{text!r} is no name of a variable.")
+    return text
+
+
+def names(given: Iterable[str]) -> tuple[str, ...]:
+    """Names separated by commas or spaces, each once; raises `UsageError` for what no variable may be called."""
+    every = [name for part in given for name in part.split(",") if name]
+    return tuple(dict.fromkeys(identifier(name) for name in every))
+
+
+def size(text: str) -> int:
+    """Bytes: `"500MB"`, `"2.5 GB"`, `"1GiB"` or a plain number; raises `UsageError` otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", unquoted(text).lower())
+    if match is None or match[2] not in UNITS:
+        raise UsageError(f"{text!r} is no size: write 2GB, 500MB or 1GiB.")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _unexpected(token: str, *more: str) -> str:
+    known = [f"--{name.replace('_', '-')}" for name in (*more, *OPTIONS, "bg", "as")]
+    near = get_close_matches(token, known, 1)
+    advice = f"Did you mean {near[0]}?" if near else f"The options are {', '.join(known)}."
+    return f"{token!r} is not understood here. {advice}"

@@ -1,0 +1,114 @@
+"""The words of `%openruntime`: each a function from the session and the line's arguments to something that shows itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from IPython.core.error import UsageError
+
+from openruntime_jupyter.models import TaskState
+from openruntime_jupyter.notebook.arguments import Arguments
+from openruntime_jupyter.notebook.help import Help
+from openruntime_jupyter.notebook.replay import Replay
+from openruntime_jupyter.notebook.running import completed, run_operation, watch
+from openruntime_jupyter.notebook.session import Session
+from openruntime_jupyter.notebook.views import OperationTable, ResultCard, Status, TaskCard, TaskTable
+
+FILTERS = ("limit", "state", "operation", "owner")
+
+
+def run_line(session: Session, arguments: Arguments) -> Any:
+    """Do what a line of `%openruntime` says; raises `UsageError` for what it does not understand."""
+    if arguments.help or not arguments.words:
+        if arguments.pairs or arguments.options:
+            raise UsageError(
+                "say first what to do, such as `%openruntime matrix_multiply size=1000`; `%openruntime` alone shows what there is."
+            )
+        return Help()
+    word, *rest = arguments.words
+    if word in COMMANDS:
+        return COMMANDS[word].run(session, arguments, rest)
+    known = {entry.name: entry for entry in session.client.operations()}
+    if word not in known:
+        near = get_close_matches(word, [*COMMANDS, *known], 3, 0.5)
+        advice = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join([*COMMANDS, *known])}."
+        raise UsageError(f"{word!r} is neither a command nor an operation. {advice}")
+    if rest:
+        raise UsageError(f"{rest[0]!r} is not understood: parameters of {word} are written as name=value.")
+    return run_operation(session, arguments, word)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word: what it does, and whether it wants the id of a task."""
+
+    does: Callable[[Session, Arguments, str], Any]
+    wants_task: bool = False
+
+    def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
+        """Check what stands behind the word, and do it."""
+        if len(rest) != int(self.wants_task):
+            wanted = "the id of one task, or the variable with its handle" if self.wants_task else "nothing more"
+            raise UsageError(f"{arguments.words[0]} wants {wanted} behind it.")
+        return self.does(session, arguments, rest[0] if rest else "")
+
+
+def _status(session: Session, _arguments: Arguments, _word: str) -> Status:
+    client = session.client
+    return Status(client.where, client.health(), client.devices())
+
+
+def _tasks(session: Session, arguments: Arguments, _word: str) -> TaskTable:
+    wrong = [name for name in arguments.pairs if name not in FILTERS]
+    if wrong:
+        raise UsageError(f"tasks does not know {wrong[0]!r}: it takes {', '.join(f'{name}=…' for name in FILTERS)}.")
+    wanted: Mapping[str, Any] = {"limit": 20, **arguments.pairs}
+    states = [part.strip() for part in str(wanted["state"]).split(",")] if "state" in wanted else None
+    unknown = [state for state in states or () if state not in [known.value for known in TaskState]]
+    if unknown:
+        raise UsageError(f"there is no state {unknown[0]!r}; there are {', '.join(known.value for known in TaskState)}.")
+    if not isinstance(wanted["limit"], int) or not 1 <= wanted["limit"] <= 1000:
+        raise UsageError("limit is a number from 1 to 1000.")
+    page = session.client.tasks(limit=wanted["limit"], states=states, operation=wanted.get("operation"), owner=wanted.get("owner"))
+    return TaskTable(page, session.devices())
+
+
+def _operations(session: Session, _arguments: Arguments, _word: str) -> OperationTable:
+    return OperationTable(session.client.operations())
+
+
+def _cancel(session: Session, _arguments: Arguments, word: str) -> TaskCard:
+    return TaskCard(session.handle(word).cancel(), session.devices())
+
+
+def _result(session: Session, _arguments: Arguments, word: str) -> Any:
+    handle = session.handle(word)
+    task = handle.task
+    if not task.status.terminal:
+        raise UsageError(f"{handle.id} is still {task.status}: `%openruntime wait {word}` waits for it.")
+    completed(task)
+    value = handle.result()
+    return value if task.operation in ("python", "call") else ResultCard(task, value)
+
+
+def _output(session: Session, _arguments: Arguments, word: str) -> None:
+    output = session.handle(word).output
+    Replay().show(output.items)
+
+
+def _wait(session: Session, _arguments: Arguments, word: str) -> None:
+    watch(session, session.handle(word))
+
+
+COMMANDS: dict[str, Command] = {
+    "status": Command(_status),
+    "tasks": Command(_tasks),
+    "operations": Command(_operations),
+    "wait": Command(_wait, wants_task=True),
+    "output": Command(_output, wants_task=True),
+    "result": Command(_result, wants_task=True),
+    "cancel": Command(_cancel, wants_task=True),
+}

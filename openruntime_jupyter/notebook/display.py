@@ -1,0 +1,118 @@
+"""The pieces that every view is made of: HTML that follows JupyterLab's theme, and the same as plain text.
+
+Colours come from Jupyter's own variables, and where there are none (VS Code, GitHub, an exported page) from the surrounding
+text's colour. Without any style at all, as on GitHub, what is left reads in order. Every text is escaped in `Html.of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+Bundle = dict[str, Any]
+"""A MIME bundle: a view in several forms, of which each front end takes the best that it can show."""
+
+STYLE = """<style>
+.ort{font:var(--jp-content-font-size1,14px)/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,currentColor);\
+font-variant-numeric:tabular-nums;max-width:60em;margin:2px 0}
+.ort .m{color:var(--jp-ui-font-color2,currentColor)}
+.ort code,.ort pre{font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:var(--jp-code-font-size,13px);background:none;\
+color:inherit;padding:0}
+.ort pre{margin:6px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:30em;overflow:auto}
+.ort-c{border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:4px;padding:8px 12px}
+.ort-c.bad{border-left:4px solid var(--jp-error-color1,#d32f2f)}
+.ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
+.ort-h .r{margin-left:auto}
+.ort-b{height:3px;border-radius:2px;margin-top:6px;background:var(--jp-border-color2,rgba(128,128,128,.3));overflow:hidden}
+.ort-b div{height:100%;background:var(--jp-brand-color1,#1976d2)}
+.ort .ok{color:var(--jp-success-color1,#2e7d32)}.ort .no{color:var(--jp-error-color1,#d32f2f)}
+.ort .go{color:var(--jp-brand-color1,#1976d2)}.ort .wa{color:var(--jp-warn-color1,#ef6c00)}
+.ort-b .ok{background:var(--jp-success-color1,#2e7d32)}.ort-b .no{background:var(--jp-error-color1,#d32f2f)}
+.ort-t{overflow-x:auto}
+.ort table{border-collapse:collapse;margin:6px 0 2px;font-size:inherit;border:0}
+.ort th,.ort td{text-align:left;padding:3px 16px 3px 0;border:0;background:none;white-space:nowrap;vertical-align:baseline;max-width:none}
+.ort td.w{white-space:normal;min-width:16em}
+.ort th{font-weight:600;color:var(--jp-ui-font-color2,currentColor)}
+.ort thead th{border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
+.ort tbody tr{background:none}.ort .n{text-align:right}
+.ort caption{caption-side:top;text-align:left;font-weight:600;color:inherit;padding:0 0 4px}
+</style>"""
+
+
+class Html(str):
+    """Text that is HTML already: `Html.of` escapes everything else."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: Any) -> Html:
+        """`value` as HTML, escaped unless it is HTML."""
+        return value if isinstance(value, Html) else cls(escape(str(value)))
+
+
+def tag(name: str, *children: Any, **attributes: Any) -> Html:
+    """An element. `class_` gives `class`, other underscores become dashes; an attribute that is None is left out."""
+    said = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items() if value is not None)
+    return Html(f"<{name}{said}>{''.join(Html.of(child) for child in children)}</{name}>")
+
+
+def joined(parts: Sequence[Any], separator: str = " · ") -> Html:
+    """What there is of `parts`, with separators that also read well where no style is."""
+    return Html(escape(separator).join(Html.of(part) for part in parts if part))
+
+
+def block(label: str, *children: Any, kind: str = "", role: str = "group") -> Html:
+    """A whole view: its style, and its content under a name that a screen reader says."""
+    return Html(STYLE + tag("div", *children, class_=f"ort {kind}".rstrip(), role=role, aria_label=label))
+
+
+def table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), wide: Sequence[int] = ()
+) -> Html:
+    """A table with a caption. The columns at the indices `numeric` are set flush right, those at `wide` may wrap."""
+
+    def kind(index: int) -> str | None:
+        return "n" if index in numeric else "w" if index in wide else None
+
+    head = tag("tr", *(tag("th", column, scope="col", class_=kind(index)) for index, column in enumerate(columns)))
+    body = [tag("tr", *(tag("td", cell, class_=kind(index)) for index, cell in enumerate(row))) for row in rows]
+    return tag("div", tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body)), class_="ort-t", tabindex="0")
+
+
+def pairs(caption: str, rows: Sequence[tuple[str, Any]]) -> Html:
+    """A table of names and values."""
+    body = [tag("tr", tag("th", name, scope="row"), tag("td", value, class_="w")) for name, value in rows]
+    return tag("div", tag("table", tag("caption", caption) if caption else "", tag("tbody", *body)), class_="ort-t")
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in columns of plain text."""
+    lines = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def text_pairs(rows: Sequence[tuple[str, Any]]) -> str:
+    """Names and values as plain text, one a line."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+class View:
+    """Something that a cell shows: as HTML where that can be shown, as text elsewhere."""
+
+    def html(self) -> str:
+        """The view as HTML."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        """The view as plain text."""
+        raise NotImplementedError
+
+    def bundle(self) -> Bundle:
+        """Both forms."""
+        return {"text/html": str(self.html()), "text/plain": self.text()}
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
+        return self.bundle()

@@ -1,0 +1,49 @@
+"""What `%openruntime` alone says."""
+
+from __future__ import annotations
+
+from openruntime_jupyter.notebook.display import View, block, table, tag, text_table
+
+CELL = "%%openruntime [--in a,b] [--out c,d] [options]"
+ROWS: tuple[tuple[str, str], ...] = (
+    ("%openruntime status", "where the runtime is, its devices, and what is wrong"),
+    ("%openruntime tasks [limit=20] [state=running,failed] [operation=…]", "the newest tasks, of every notebook"),
+    ("%openruntime operations", "the kinds of work there are, with their parameters"),
+    ("%openruntime OPERATION name=value …", "do one of them; values are Python literals, the result is a dict"),
+    ("%openruntime wait TASK", "watch a task that runs elsewhere or in the background; Ctrl-C leaves it alone"),
+    ("%openruntime output TASK", "show again what a task printed and displayed"),
+    ("%openruntime result TASK", "what a task returned, or its error"),
+    ("%openruntime cancel TASK", "stop a task, however stubborn"),
+    (CELL, "run the cell in a worker: Ctrl-C cancels it, a second Ctrl-C leaves it alone"),
+)
+OPTIONS: tuple[tuple[str, str], ...] = (
+    ("--in a,b", "variables that the cell gets (copies)"),
+    ("--out c,d", "variables that come back"),
+    ("--priority N", "1 to 10, default 5; 10 is the most urgent"),
+    ("--device D", "auto, gpu, cpu, or the id of a device"),
+    ("--timeout S", "stop it after so many seconds of running"),
+    ("--retries N", "run it again so often if its worker dies"),
+    ("--memory-limit SIZE", "stop it when its worker grows past it: 2GB, 500MB"),
+    ("--name NAME", "what to call it"),
+    ("--bg", "do not wait: the cell's value is the task's handle"),
+    ("--as NAME", "also keep the handle in this variable (the newest is always in _openruntime)"),
+)
+TASK = "TASK is an id (task_…) or a variable that holds a handle. Options also go behind an operation; --in and --out are for cells."
+
+
+class Help(View):
+    """The manual, on half a page."""
+
+    def html(self) -> str:
+        """See `View.html`."""
+        commands = table("OpenRuntime: MLX work in worker processes, one queue for all notebooks", ("write", "to"), _coded(ROWS), wide=(1,))
+        options = table("Options", ("write", "to"), _coded(OPTIONS), wide=(1,))
+        return block("OpenRuntime help", commands, options, tag("div", TASK, class_="m"), kind="ort-c")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return "\n\n".join([text_table(("write", "to"), ROWS), text_table(("option", "to"), OPTIONS), TASK])
+
+
+def _coded(rows: tuple[tuple[str, str], ...]) -> list[list[object]]:
+    return [[tag("code", code), meaning] for code, meaning in rows]

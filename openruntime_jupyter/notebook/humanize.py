@@ -1,0 +1,60 @@
+"""Figures and times as a person reads them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from openruntime_jupyter.errors import gigabytes
+from openruntime_jupyter.models import Task, epoch
+
+
+def duration(seconds: float | None) -> str:
+    """`seconds` in the unit that fits: `"640 µs"`, `"83 ms"`, `"4.2 s"`, `"3 min 20 s"`, `"2 h 5 min"`; a dash for None."""
+    if seconds is None:
+        return "—"
+    for bound, factor, unit in ((1e-3, 1e6, "µs"), (0.9995, 1e3, "ms")):
+        if seconds < bound:
+            return f"{seconds * factor:.0f} {unit}"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {left} s" if left else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def clock(timestamp: str | None) -> str:
+    """A `Timestamp` as the local time of day, with the date where that is not today; a dash for None."""
+    seconds = epoch(timestamp)
+    if seconds is None:
+        return "—"
+    there = datetime.fromtimestamp(seconds).astimezone()
+    today = datetime.now().astimezone().date()
+    return there.strftime("%H:%M:%S" if there.date() == today else "%Y-%m-%d %H:%M")
+
+
+def number(value: Any) -> str:
+    """A number with at most four figures behind its size: `"12,345"`, `"0.1235"`, `"1.235e-07"`; `str()` of anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
+
+
+def ordinal(position: int) -> str:
+    """`"next"`, `"2nd in line"`, `"13th in line"`."""
+    if position == 1:
+        return "next in line"
+    ending = "th" if 10 <= position % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(position % 10, "th")
+    return f"{position:,}{ending} in line"
+
+
+def memory(task: Task) -> str | None:
+    """The most memory that a task was seen to use; None where nothing was measured."""
+    figures = task.performance_metrics
+    if figures.memory_used_mb:
+        return f"{gigabytes(figures.memory_used_mb * 1e6)} of arrays"
+    return f"{gigabytes(figures.peak_memory_mb * 1e6)} of memory" if figures.peak_memory_mb else None

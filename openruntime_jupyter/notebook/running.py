@@ -1,0 +1,86 @@
+"""From a cell to a task and back: submit, watch, and bring home what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.display import display
+
+from openruntime_jupyter.client.handle import TaskHandle, task_error
+from openruntime_jupyter.errors import InvalidRequest, NotConnected
+from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.notebook.arguments import Arguments
+from openruntime_jupyter.notebook.failures import short
+from openruntime_jupyter.notebook.follow import Interrupts, Left, follow
+from openruntime_jupyter.notebook.session import Session
+from openruntime_jupyter.notebook.views import FailureCard, ResultCard
+
+
+def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | None:
+    """Run a cell's code as a task; returns its handle if it runs in the background."""
+    if not code.strip():
+        raise UsageError("the cell is empty: write the code for the worker below the magic.")
+    inputs = session.inputs(arguments.inputs)
+    client = session.client.with_options(**{"name": session.cell_name(), **arguments.options})
+    # The magic's own line stays a line, so that a traceback counts as the cell does.
+    source, filename = f"\n{code}", f"In [{session.shell.execution_count}]"
+    handle, task = _run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename))
+    if task is None:
+        return handle
+    if arguments.outputs:
+        _bring_home(session, arguments.outputs, handle.result())
+    return None
+
+
+def run_operation(session: Session, arguments: Arguments, operation: str) -> TaskHandle | ResultCard:
+    """Run an operation; returns its output as a card, or its handle if it runs in the background."""
+    client = session.client.with_options(**arguments.options)
+    handle, task = _run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
+    return handle if task is None else ResultCard(task, handle.result())
+
+
+def watch(session: Session, handle: TaskHandle) -> Task:
+    """Show a task that was started elsewhere until it ends; Ctrl-C leaves it alone. Raises its error."""
+    with Interrupts() as interrupts:
+        task, left = follow(handle, session.devices(), interrupts, cancel=False)
+    if left is Left.DETACHED:
+        raise short(KeyboardInterrupt(f"{handle.id} goes on: %openruntime cancel {handle.id} stops it"))
+    return completed(task)
+
+
+def completed(task: Task) -> Task:
+    """`task`, if it completed; else shows why not and raises that."""
+    if task.status is TaskState.COMPLETED:
+        return task
+    display(FailureCard(task))
+    raise short(task_error(task), f"{(task.error or task.status).splitlines()[0]} ({task.task_id})")
+
+
+def _run(session: Session, arguments: Arguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:
+    """Submit, and unless it runs in the background, watch; returns the record of a completed task."""
+    try:
+        with Interrupts() as interrupts:
+            handle = submit()
+            session.remember(handle, arguments.variable)
+            if arguments.background:
+                return handle, None
+            task, left = follow(handle, session.devices(), interrupts)
+    except NotConnected:
+        session.forget()
+        raise
+    if left is Left.DETACHED:
+        raise short(
+            KeyboardInterrupt(f"{handle.id} was asked to stop and is no longer watched: %openruntime wait {handle.id} watches it again")
+        )
+    if left is Left.INTERRUPTED and task.status is TaskState.CANCELLED:
+        raise short(KeyboardInterrupt(f"{handle.id} was cancelled"))
+    return handle, completed(task)
+
+
+def _bring_home(session: Session, names: tuple[str, ...], made: dict[str, Any]) -> None:
+    session.namespace.update({name: made[name] for name in names if name in made})
+    missing = [name for name in names if name not in made]
+    if missing:
+        raise InvalidRequest.of("--out", f"the cell never set {', '.join(missing)}")

@@ -1,0 +1,82 @@
+"""How a task stands, in words: the one place from which line, card and table take them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from openruntime_jupyter.models import Progress, Task, TaskState, epoch
+from openruntime_jupyter.notebook.humanize import duration, memory, number, ordinal
+
+WORDS: dict[TaskState, tuple[str, str, str]] = {
+    # state: the sign before it, the word for it, the class of its colour
+    TaskState.PENDING: ("○", "waiting", "wa"),
+    TaskState.RUNNING: ("●", "running", "go"),
+    TaskState.COMPLETED: ("✓", "completed", "ok"),
+    TaskState.FAILED: ("✕", "failed", "no"),
+    TaskState.CANCELLED: ("■", "cancelled", "m"),
+    TaskState.TIMED_OUT: ("✕", "timed out", "no"),
+    TaskState.INTERRUPTED: ("✕", "interrupted", "no"),
+}
+
+
+def title(task: Task) -> str:
+    """What the task is called."""
+    return task.name or task.operation
+
+
+def phrase(task: Task) -> str:
+    """The state in words: `"running"`, `"completed in 4.2 s"`, `"cancelled before it started"`."""
+    word = WORDS[task.status][1]
+    if not task.status.terminal:
+        return word
+    if task.execution_time is None:
+        return word if task.status is TaskState.COMPLETED else f"{word} before it started"
+    return f"{word} {'in' if task.status is TaskState.COMPLETED else 'after'} {duration(task.execution_time)}"
+
+
+def fraction(task: Task) -> float | None:
+    """How much of the task is done, from 0 to 1; None where it does not say."""
+    if task.status is TaskState.COMPLETED:
+        return 1.0
+    progress = task.progress
+    if progress is None or not progress.total:
+        return None
+    return min(1.0, max(0.0, progress.n / progress.total))
+
+
+def details(task: Task, devices: Mapping[str, str]) -> list[str]:
+    """What else there is to say of it, most urgent first; `devices` gives names for ids."""
+    said: list[str | None] = []
+    if task.status is TaskState.PENDING:
+        said += _waiting(task)
+    if not task.status.terminal and task.progress is not None:
+        said += _progress(task.progress)
+    if task.status is TaskState.RUNNING:
+        said.append(duration(task.execution_time))
+    if task.attempt > 1:
+        said.append(f"attempt {task.attempt}")
+    if task.device_used:
+        said.append(devices.get(task.device_used, task.device_used))
+    said.append(memory(task))
+    return [part for part in said if part]
+
+
+def _waiting(task: Task) -> list[str | None]:
+    starts = epoch(task.estimated_start)
+    left = starts - time.time() if starts is not None else None
+    return [
+        ordinal(task.position) if task.position else None,
+        f"for {task.waiting_for.removeprefix('for ')}" if task.waiting_for else None,
+        f"starts in about {duration(left)}" if left is not None and left > 0.5 else None,
+        f"priority {task.priority}" if task.priority != 5 else None,
+    ]
+
+
+def _progress(progress: Progress) -> list[str | None]:
+    if progress.total:
+        done = f"{progress.n / progress.total:.0%} ({number(progress.n)} of {number(progress.total)})"
+    else:
+        done = f"{number(progress.n)} done"
+    left = f"about {duration(max(1.0, round(progress.remaining)))} left" if progress.remaining else None
+    return [done, progress.message, left]

@@ -1,0 +1,58 @@
+"""The one line of a running cell: shown once, then updated in place, and kept in the file as it was at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, display
+
+from openruntime_jupyter.models import Task
+from openruntime_jupyter.notebook.views import TaskLine
+
+UPDATE_SECONDS = 0.2
+"""Between two updates: five a second look alive and cost little."""
+
+
+class StatusLine:
+    """A display that follows a task. In a terminal, which can't take a display back, it is one line of stderr instead."""
+
+    def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
+        self.task = task
+        self._devices = devices
+        self._note: str | None = None
+        self._shown: Any = None
+        self._shown_at = float("-inf")
+        self._handle: DisplayHandle | None = None
+        self._terminal = getattr(get_ipython(), "kernel", None) is None
+        self.show(task)
+
+    def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
+        """Show `task` (None: the last one), and `note` from now on; sent at most every 0.2 s unless `final` or something was noted."""
+        self.task, self._note = task or self.task, note or self._note
+        urgent = final or note is not None or self.task.status.terminal
+        if not urgent and time.monotonic() - self._shown_at < UPDATE_SECONDS:
+            return
+        view = TaskLine(self.task, self._devices, self._note if not self.task.status.terminal else None)
+        if self._terminal:
+            self._write(view.text(), final)
+        elif (bundle := view.bundle()) != self._shown:
+            self._send(bundle)
+        self._shown_at = time.monotonic()
+
+    def _send(self, bundle: dict[str, Any]) -> None:
+        self._shown = bundle
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+    def _write(self, text: str, final: bool) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text}\n" if final else f"\r\x1b[K{text[:120]}")
+            sys.stderr.flush()
+        elif final:
+            sys.stderr.write(f"{text}\n")

@@ -1,0 +1,316 @@
+"""Tasks, results, devices and failures as cards and tables. Each is also a value to compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openruntime_jupyter.errors import gigabytes
+from openruntime_jupyter.models import Device, Failure, Health, OperationInfo, Task, TaskPage, TaskState
+from openruntime_jupyter.notebook.display import Html, View, block, joined, pairs, table, tag, text_pairs, text_table
+from openruntime_jupyter.notebook.humanize import clock, duration, memory, number
+from openruntime_jupyter.notebook.states import WORDS, details, fraction, phrase, title
+
+LONGEST_CELL = 500
+"""Characters of one value that a card shows."""
+
+
+def state_mark(task: Task, words: str | None = None) -> Html:
+    """The state as a sign in its colour, and in words."""
+    sign, _, colour = WORDS[task.status]
+    return Html(f"{tag('span', sign, class_=colour, aria_hidden='true')} {tag('span', words or phrase(task))}")
+
+
+class TaskLine(View):
+    """One task on one line, with a bar: what a running cell shows and what stays of it."""
+
+    def __init__(self, task: Task, devices: Mapping[str, str], note: str | None = None) -> None:
+        self.task = task
+        self._parts = [*([note] if note else []), *details(task, devices)]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        task = self.task
+        line = tag(
+            "div",
+            tag("span", state_mark(task)),
+            " ",
+            tag("strong", title(task)),
+            " ",
+            tag("span", joined(self._parts), class_="m"),
+            " ",
+            tag("code", task.task_id, class_="m r"),
+            class_="ort-h",
+        )
+        return block(f"OpenRuntime task {title(task)}: {phrase(task)}", line, self._bar())
+
+    def _bar(self) -> Html:
+        done = fraction(self.task)
+        colour = {"ok": "ok", "no": "no"}.get(WORDS[self.task.status][2])
+        if done is None:
+            # An end without figures fills the track, so that its colour tells how it went.
+            return tag("div", tag("div", class_=colour, style="width:100%") if colour else "", class_="ort-b", aria_hidden="true")
+        return tag(
+            "div",
+            tag("div", class_=colour, style=f"width:{done:.1%}"),
+            class_="ort-b",
+            role="progressbar",
+            aria_label="progress",
+            aria_valuemin=0,
+            aria_valuemax=100,
+            aria_valuenow=round(done * 100),
+        )
+
+    def text(self) -> str:
+        """See `View.text`."""
+        sign = WORDS[self.task.status][0]
+        return " · ".join([f"{sign} {phrase(self.task)}", title(self.task), *self._parts, self.task.task_id])
+
+
+class TaskCard(View):
+    """What a handle shows: how its task stands, and what can be done with it."""
+
+    def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
+        self.task = task
+        self._devices = devices
+
+    @property
+    def _next(self) -> list[str]:
+        verbs = ("output", "result") if self.task.status.terminal else ("wait", "output", "cancel")
+        return [f"%openruntime {verb} {self.task.task_id}" for verb in verbs]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        task = self.task
+        head = tag(
+            "div",
+            tag("span", state_mark(task)),
+            " ",
+            tag("strong", title(task)),
+            " ",
+            tag("code", task.task_id, class_="m r"),
+            class_="ort-h",
+        )
+        rest = [part for part in (joined(details(task, self._devices)), task.error) if part]
+        lines = [tag("div", part, class_="m") for part in rest]
+        advice = tag("div", joined([tag("code", command) for command in self._next]), class_="m")
+        return block(f"OpenRuntime task {title(task)}: {phrase(task)}", head, *lines, advice, kind="ort-c")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        lines = [TaskLine(self.task, self._devices).text(), self.task.error or "", " · ".join(self._next)]
+        return "\n".join(line for line in lines if line)
+
+
+class TaskTable(list[Task], View):
+    """Tasks, newest first: a list of records that shows itself as a table."""
+
+    COLUMNS = ("task", "state", "what", "submitted", "ran", "device", "priority", "owner")
+
+    def __init__(self, page: TaskPage, devices: Mapping[str, str]) -> None:
+        super().__init__(page.tasks)
+        self.total_count = page.total_count
+        self._devices = devices
+
+    def _rows(self, mark: Any, code: Any) -> list[list[Any]]:
+        return [
+            [
+                code(task.task_id),
+                mark(task),
+                title(task),
+                clock(task.submitted_at),
+                duration(task.execution_time),
+                self._devices.get(task.device_used or "", task.device_used or task.device_preference),
+                task.priority,
+                (task.owner or "—") + ("" if task.here else " (another runtime)"),
+            ]
+            for task in self
+        ]
+
+    @property
+    def _caption(self) -> str:
+        if not self:
+            return "No tasks yet"
+        return (
+            f"{len(self):,} of {self.total_count:,} tasks, newest first"
+            if self.total_count > len(self)
+            else f"{len(self):,} tasks, newest first"
+        )
+
+    def html(self) -> str:
+        """See `View.html`."""
+        if not self:
+            return block("OpenRuntime tasks", tag("div", self._caption, class_="m"))
+        rows = self._rows(lambda task: state_mark(task, WORDS[task.status][1]), lambda text: tag("code", text))
+        return block("OpenRuntime tasks", table(self._caption, self.COLUMNS, rows, numeric=(4, 6)))
+
+    def text(self) -> str:
+        """See `View.text`."""
+        rows = self._rows(lambda task: f"{WORDS[task.status][0]} {WORDS[task.status][1]}", str)
+        return f"{self._caption}\n{text_table(self.COLUMNS, rows)}" if self else self._caption
+
+
+class ResultCard(dict[str, Any], View):
+    """What an operation returned: its output dict, which shows itself as a card; `task` is the record."""
+
+    def __init__(self, task: Task, output: dict[str, Any]) -> None:
+        super().__init__(output)
+        self.task = task
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [(name.replace("_", " "), value) for name, value in self.items()]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        rows = [(name, _value(value)) for name, value in self._rows()]
+        figures = joined([f"{duration(self.task.execution_time)}", memory(self.task)])
+        return block(f"Result of {title(self.task)}", pairs(title(self.task), rows), tag("div", figures, class_="m"), kind="ort-c")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return f"{title(self.task)}: {phrase(self.task)}\n{text_pairs([(name, _short(value)) for name, value in self._rows()])}"
+
+
+class OperationTable(list[OperationInfo], View):
+    """The kinds of work there are, with their parameters."""
+
+    COLUMNS = ("operation", "what it does", "parameters")
+
+    def _rows(self) -> list[list[str]]:
+        return [[entry.name, entry.summary, _parameters(entry.parameters_schema)] for entry in self]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        rows = [[tag("code", name), summary, parameters] for name, summary, parameters in self._rows()]
+        return block("OpenRuntime operations", table("Operations", self.COLUMNS, rows, wide=(1, 2)))
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return text_table(self.COLUMNS, self._rows())
+
+
+class Status(View):
+    """The runtime: where it is, whether it is well, its devices and figures. `health` and `devices` are the records."""
+
+    COLUMNS = ("device", "what", "kind", "state", "running", "waiting", "slots", "free memory", "BLAS")
+
+    def __init__(self, where: str, health: Health, devices: Sequence[Device]) -> None:
+        self.where = where
+        self.health = health
+        self.devices = list(devices)
+
+    @property
+    def _head(self) -> str:
+        place = "inside this process" if self.where == "embedded" else f"at {self.where}"
+        return f"OpenRuntime {self.health.version}, {self.health.status}, {place}"
+
+    def _rows(self) -> list[list[Any]]:
+        return [
+            [
+                device.id,
+                device.name,
+                device.type.upper(),
+                device.status,
+                device.running,
+                device.pending,
+                device.slots,
+                f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)}",
+                device.blas or "—",
+            ]
+            for device in self.devices
+        ]
+
+    @property
+    def _figures(self) -> list[str]:
+        figures = self.health.metrics
+        shown = [("CPU", figures.cpu_utilization), ("GPU", figures.gpu_utilization), ("memory", figures.memory_usage)]
+        percents = [f"{name} {value:.0f} %" for name, value in shown if value is not None and (name != "GPU" or self._has_gpu)]
+        return [*percents, f"{figures.active_tasks} running", f"{figures.pending_tasks} waiting"]
+
+    @property
+    def _has_gpu(self) -> bool:
+        return any(device.type == "gpu" for device in self.devices)
+
+    @property
+    def _advice(self) -> list[str]:
+        return [*self.health.problems, *(f"{device.id}: {device.advice}" for device in self.devices if device.advice)]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        lines = [tag("strong", self._head), tag("div", joined(self._figures), class_="m")]
+        lines += [tag("div", f"! {problem}", class_="wa") for problem in self._advice]
+        return block("OpenRuntime status", *lines, table("Devices", self.COLUMNS, self._rows(), numeric=(4, 5, 6)), kind="ort-c")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        lines = [self._head, " · ".join(self._figures), *(f"! {problem}" for problem in self._advice)]
+        return "\n".join([*lines, text_table(self.COLUMNS, self._rows())])
+
+
+class FailureCard(View):
+    """A task's bad end: what happened, where, and the figures of the post-mortem."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @property
+    def _headline(self) -> str:
+        return self.task.error or phrase(self.task)
+
+    @property
+    def _failure(self) -> Failure | None:
+        return self.task.failure
+
+    def _figures(self) -> list[tuple[str, Any]]:
+        failure = self._failure
+        if failure is None:
+            return []
+        found = [
+            ("signal", failure.signal),
+            ("exit code", failure.exit_code),
+            ("peak memory", gigabytes(failure.peak_memory) if failure.peak_memory else None),
+            ("stopped by", self.task.cancel_stage),
+        ]
+        return [(name, value) for name, value in found if value is not None]
+
+    def _texts(self) -> list[tuple[str, str]]:
+        failure = self._failure
+        found = [("Traceback", failure.traceback), ("The last it wrote", failure.last_output)] if failure is not None else []
+        return [(name, text.rstrip()) for name, text in found if text]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        head = tag("div", tag("strong", self._headline), " ", tag("code", self.task.task_id, class_="m r"), class_="ort-h")
+        figures = tag("div", joined([f"{name} {value}" for name, value in self._figures()]), class_="m")
+        texts = [tag("pre", text, tabindex="0", aria_label=name) for name, text in self._texts()]
+        return block(f"Task {phrase(self.task)}", head, figures, *texts, kind="ort-c bad", role="alert")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        lines = [self._headline, " · ".join(f"{name} {value}" for name, value in self._figures())]
+        lines += [text for _, text in self._texts()]
+        return "\n".join(line for line in lines if line)
+
+
+def failed(task: Task) -> bool:
+    """Whether a card has something to say about the task's end."""
+    return task.status.terminal and task.status is not TaskState.COMPLETED
+
+
+def _value(value: Any) -> Html:
+    if isinstance(value, dict):
+        return joined([f"{name.replace('_', ' ')} {_short(inner)}" for name, inner in value.items()]) or Html("—")
+    return Html.of(_short(value))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(entry, (int, float)) for entry in value):
+        text = ", ".join(number(entry) for entry in value[:20]) + (f", … ({len(value):,} in all)" if len(value) > 20 else "")
+    else:
+        text = "—" if value is None else number(value)
+    return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]} … ({len(text):,} characters)"
+
+
+def _parameters(schema: dict[str, Any]) -> str:
+    fields = schema.get("properties", {})
+    return ", ".join(f"{name}={entry['default']!r}" if entry.get("default") is not None else name for name, entry in fields.items())
