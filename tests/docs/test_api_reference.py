@@ -14,11 +14,15 @@ import pytest
 from pydantic import BaseModel
 
 from openruntime_jupyter import models
+from openruntime_jupyter.server.routes import ROUTES
+from openruntime_jupyter.server.websocket import EventsSocket
 from tests.support import STANDALONE, Server, running_server
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api-reference.md").read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ROUTE = re.compile(r"^### ([A-Z]+) (/\S*)$", re.MULTILINE)
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
+VERBS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 EXAMPLE_SECONDS = 60
 TYPES: list[type[BaseModel]] = [
     models.TaskRequest,
@@ -70,6 +74,16 @@ def test_an_example_runs_as_it_is(server: Server, tmp_path: Path, line: int, lan
         timeout=EXAMPLE_SECONDS,
     )
     assert done.returncode == 0, f"line {line}: {done.stdout}{done.stderr}\n{server.tail()}"
+
+
+def test_the_routes_on_the_page_are_the_routes_that_there_are() -> None:
+    served = set()
+    for pattern, handler in ROUTES:
+        path = pattern.replace("([^/]+)", "{id}").replace("/?", "/")
+        verbs = {"WS"} if handler is EventsSocket else {verb for verb in VERBS if verb.lower() in vars(handler)}
+        served |= {(verb, path) for verb in verbs}
+    assert set(ROUTE.findall(PAGE)) == served
+    assert len(ROUTE.findall(PAGE)) == len(served), "a route stands on the page twice"
 
 
 def test_every_json_example_is_json() -> None:

@@ -1,0 +1,101 @@
+"""JupyterLab in a real, headless Chromium: what the browser tests have in common."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from playwright.async_api import ConsoleMessage, Page, async_playwright
+
+from tests.support import Server
+
+LAB = (sys.executable, "-m", "jupyterlab")
+FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+IDLE = "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null"
+DONE = """() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null
+    && ![...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(prompt => prompt.textContent.includes('*'))"""
+ERRORS = """() => [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"],
+    .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')].map(node => node.innerText.trim())"""
+SECONDS = 120
+
+
+def chromium() -> str:
+    """The browser: what `make test` found or installed, else Debian's."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    assert found, "there is no Chromium: `make test` installs one, CHROMIUM=/path/to/chromium names one"
+    return found
+
+
+@dataclass
+class Notebook:
+    """A notebook that is open in JupyterLab."""
+
+    page: Page
+    console: list[str] = field(default_factory=list)
+    """Errors of the page and its console."""
+
+    def listen(self) -> None:
+        """Remember what the page complains about."""
+
+        def heard(message: ConsoleMessage) -> None:
+            if message.type == "error":
+                self.console.append(message.text)
+
+        self.page.on("console", heard)
+        self.page.on("pageerror", lambda problem: self.console.append(str(problem)))
+
+    async def idle(self) -> None:
+        """Wait until the kernel is there and idle."""
+        await self.page.wait_for_function(IDLE, timeout=SECONDS * 1000)
+        # Lab loses a Run All that comes right with the first idle.
+        await self.page.wait_for_timeout(1000)
+
+    async def menu(self, *labels: str) -> None:
+        """Choose an entry of the main menu by its labels."""
+        await self.page.click(f".lm-MenuBar-itemLabel:text-is('{labels[0]}')")
+        for label in labels[1:]:
+            await self.page.click(f".lm-Menu-itemLabel:text-is('{label}')")
+
+    async def done(self) -> None:
+        """Wait until every cell that was started has ended."""
+        await self.page.wait_for_timeout(500)
+        await self.page.wait_for_function(DONE, timeout=SECONDS * 1000)
+
+    async def run_all(self) -> None:
+        """Run every cell, to the end."""
+        await self.menu("Run", "Run All Cells")
+        await self.done()
+
+    async def text(self, cell: int) -> str:
+        """What a code cell shows, counted from 0."""
+        return await self.page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea").inner_text()
+
+    async def errors(self) -> list[str]:
+        """Everything that stands in an error or stderr output."""
+        return list(await self.page.evaluate(ERRORS))
+
+
+@asynccontextmanager
+async def opened(server: Server, name: str) -> AsyncIterator[Notebook]:
+    """A notebook of the server's folder in a workspace of its own; a picture is left beside it if the test fails."""
+    flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=flags)
+        page = await browser.new_page(viewport={"width": 1280, "height": 1600})
+        notebook = Notebook(page)
+        notebook.listen()
+        try:
+            await page.goto(f"{server.root}/lab/workspaces/{uuid.uuid4().hex[:8]}/tree/{name}?token={server.token}")
+            await page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=SECONDS * 1000)
+            await notebook.idle()
+            yield notebook
+        except BaseException:
+            await page.screenshot(path=server.home.path / f"{name}.png")
+            raise
+        finally:
+            await browser.close()

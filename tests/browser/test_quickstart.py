@@ -1,0 +1,105 @@
+"""What `make lab` shows: the quick-start notebook in JupyterLab, run by its menu; and a cell that is stopped and found again."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests.browser.lab import LAB, Notebook, opened
+from tests.support import Home, Server, running_server
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "notebooks" / "quickstart.ipynb"
+LOOP = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.05)"
+BACKGROUND = "%%openruntime --bg --out answer\nimport time\ntime.sleep(3)\nprint('from the worker')\nanswer = 6 * 7"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = Home(tmp_path_factory.mktemp("lab"))
+    with running_server(home, LAB, base_url="/user/x/") as running:
+        yield running
+
+
+def new_notebook(server: Server, name: str, *cells: str) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, server.home.path / name)
+
+
+async def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.1)
+
+
+def named(server: Server, name: str, *states: str) -> list[dict[str, object]]:
+    return [task for task in server.get("/tasks", params={"state": list(states)})["tasks"] if task["name"] == name]
+
+
+def test_the_quick_start_notebook_runs_in_jupyterlab_without_an_error(server: Server) -> None:
+    shutil.copy(QUICKSTART, server.home.path)
+
+    async def story() -> None:
+        async with opened(server, QUICKSTART.name) as notebook:
+            await notebook.menu("Edit", "Clear Outputs of All Cells")
+            await notebook.run_all()
+            assert await notebook.errors() == []
+            assert [line for line in notebook.console if "openruntime" in line.lower()] == []
+
+    asyncio.run(story())
+    assert server.get("/tasks")["total_count"] > 0, "the notebook's tasks ran on the server"
+
+
+def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server) -> None:
+    new_notebook(server, "stop.ipynb", "%load_ext openruntime_jupyter", LOOP, "print('the kernel is', 'usable')")
+
+    async def story() -> None:
+        async with opened(server, "stop.ipynb") as notebook:
+            await notebook.menu("Run", "Run All Cells")
+            await until(lambda: bool(named(server, "endless", "running")), 30, "the task runs")
+            await notebook.page.click(
+                ".jp-Notebook .jp-Toolbar-item [data-command='notebook:interrupt-kernel'], [data-command='notebook:interrupt-kernel']"
+            )
+            await until(lambda: bool(named(server, "endless", "cancelled")), 5, "the task is cancelled")
+            await notebook.idle()
+            await select(notebook, 2)
+            await notebook.menu("Run", "Run Selected Cell")
+            await notebook.done()
+            assert "the kernel is usable" in await notebook.text(2)
+
+    asyncio.run(story())
+
+
+async def select(notebook: Notebook, cell: int) -> None:
+    await notebook.page.locator(".jp-CodeCell").nth(cell).locator(".jp-InputArea-prompt").click()
+
+
+def test_a_task_is_found_again_after_a_kernel_restart(server: Server) -> None:
+    new_notebook(server, "again.ipynb", "%load_ext openruntime_jupyter", BACKGROUND)
+    found = "from openruntime_jupyter import connect\nhandle = connect().task('TASK')\nprint(handle.result(), handle.output.stdout)"
+
+    async def story() -> None:
+        async with opened(server, "again.ipynb") as notebook:
+            await notebook.run_all()
+            shown = re.search(r"task_\w+", await notebook.text(1))
+            assert shown is not None
+            await notebook.menu("Kernel", "Restart Kernel…")
+            await notebook.page.click(".jp-Dialog button:has-text('Restart')")
+            await notebook.idle()
+            await select(notebook, 1)
+            await notebook.menu("Edit", "Cut Cell")
+            await select(notebook, 0)
+            await notebook.page.locator(".jp-CodeCell").nth(0).locator(".cm-content").fill(found.replace("TASK", shown[0]))
+            await notebook.run_all()
+            assert "{'answer': 42} from the worker" in await notebook.text(0)
+
+    asyncio.run(story())
