@@ -169,7 +169,7 @@ class NotConnected(OpenRuntimeError):
     """No runtime answers at the given place."""
 
 
-def gigabytes(size: int | float) -> str:
+def gigabytes(size: float) -> str:
     """`size` bytes as a person reads them: `"2.31 GB"` (powers of ten)."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:

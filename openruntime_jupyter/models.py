@@ -15,11 +15,14 @@ Priority = Annotated[int, Field(ge=1, le=10, strict=True)]
 """1 to 10; 10 is the most urgent."""
 
 
-def iso(seconds: float | None) -> str | None:
-    """Seconds since the epoch as a `Timestamp`; None stays None."""
-    if seconds is None:
-        return None
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as a `Timestamp`."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def iso(seconds: float | None) -> str | None:
+    """`timestamp`, where None stays None."""
+    return None if seconds is None else timestamp(seconds)
 
 
 def epoch(timestamp: str | None) -> float | None:
@@ -65,12 +68,27 @@ class TaskRequest(Wire):
     parameters: dict[str, Any] = Field(description="The operation's parameters; `{}` takes its defaults.")
     device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.", min_length=1, max_length=100)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
-    timeout: float | None = Field(None, description="Seconds of running after which the task is stopped; null for no limit.", gt=0, le=31_536_000)
-    retries: int = Field(0, description="How often to run it again if its worker process dies; never for an error that it raised.", ge=0, le=10, strict=True)
+    timeout: float | None = Field(
+        None, description="Seconds of running after which the task is stopped; null for no limit.", gt=0, le=31_536_000
+    )
+    retries: int = Field(
+        0, description="How often to run it again if its worker process dies; never for an error that it raised.", ge=0, le=10, strict=True
+    )
     name: str | None = Field(None, description="What people call it.", max_length=200)
-    memory_limit: int | None = Field(None, description="Bytes of resident memory past which its worker is stopped; null for the runtime's own limit.", ge=1_000_000, le=2**53)
+    memory_limit: int | None = Field(
+        None,
+        description="Bytes of resident memory past which its worker is stopped; null for the runtime's own limit.",
+        ge=1_000_000,
+        le=2**53,
+    )
     origin: Origin = Field("rest", description="Where it comes from.")
     wait: bool = Field(True, description="false: answer 202 at once, and let the task outlive this connection.", strict=True)
+
+
+class TaskChange(Wire):
+    """What can be changed about a task that waits: the body of `PATCH /tasks/{id}`."""
+
+    priority: Priority = Field(description="1 to 10; 10 is the most urgent.")
 
 
 class Progress(Wire):

@@ -43,7 +43,8 @@ class Operation:
 
     `run(params, context)` is called in a worker, on its main thread, and returns a JSON-able dict or a `Result`.
     `memory(params)` and `seconds(params)` estimate bytes and seconds from the parameters alone, or return None;
-    they are called in the server and must not import MLX.
+    they are called in the server and must not import MLX. `warm()` is called in a worker ahead of its first task of this kind,
+    to import what takes long.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Operation:
     memory: Callable[[Any], int | None] = lambda params: None
     seconds: Callable[[Any], float | None] = lambda params: None
     needs_execute: bool = False
+    warm: Callable[[], None] | None = None
 
     def validate(self, parameters: dict[str, Any]) -> Parameters:
         """`parameters` as this operation's `Params`; raises `InvalidRequest` that names each wrong field."""

@@ -20,11 +20,17 @@ log = logging.getLogger(__name__)
 
 
 @cache
+def _built_in(name: str) -> Operation:
+    loaded: Operation = import_module(f"openruntime_jupyter.operations.{name}").operation
+    return loaded
+
+
+@cache
 def operations() -> dict[str, Operation]:
     """Every operation by name, ours first; one that does not load is logged and left out, and never replaces ours."""
     found: dict[str, Operation] = {}
     for name in BUILT_IN:
-        found[name] = import_module(f"openruntime_jupyter.operations.{name}").operation
+        found[name] = _built_in(name)
     for point in entry_points(group=GROUP):
         try:
             operation = point.load()
@@ -40,6 +46,8 @@ def operations() -> dict[str, Operation]:
 
 def operation(name: str) -> Operation:
     """The operation of that name; raises `UnknownOperation`, which lists the known."""
+    if name in BUILT_IN:  # a worker that runs one operation loads that one
+        return _built_in(name)
     known = operations()
     if name not in known:
         problem = f"there is no operation {name!r}; there are {', '.join(known)}"

@@ -69,6 +69,11 @@ class Subscription:
             self._queue.append(event)
         self._ready.set()
 
+    def change(self, topics: Iterable[str]) -> None:
+        """Listen to these topics from now on, and to no others."""
+        self.topics = set(topics)
+        self._bus.changed()
+
     def close(self) -> None:
         """End the iteration and leave the bus; what is queued is still delivered unless it overflowed."""
         self.closed = True
@@ -77,11 +82,13 @@ class Subscription:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
-            while self._queue:
-                yield self._queue.popleft()
-            if self._metrics is not None:
-                event, self._metrics = self._metrics, None
-                yield event
+            while self._queue or self._metrics is not None:
+                # In the order of their ids: a reader that comes back asks for what is after the last one it got.
+                if self._metrics is not None and not (self._queue and self._queue[0].id < self._metrics.id):
+                    event, self._metrics = self._metrics, None
+                    yield event
+                else:
+                    yield self._queue.popleft()
             if self.closed:
                 return
             self._ready.clear()
@@ -130,7 +137,9 @@ class EventBus:
         for describe in held.values():
             self.publish("task_update", {"type": "task_update", "data": describe()}, replay=True)
 
-    def subscribe(self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS) -> tuple[Subscription, bool]:
+    def subscribe(
+        self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS
+    ) -> tuple[Subscription, bool]:
         """A new reader, and whether events after `since` are lost to it; the kept ones are queued for it already."""
         subscription = Subscription(self, topics, bound + REPLAY_EVENTS if since is not None else bound)
         gap = False
@@ -140,13 +149,18 @@ class EventBus:
                 if event.id > since and event.topic in subscription.topics:
                     subscription.push(event)
         self._subscriptions.add(subscription)
-        if self.on_watch is not None:
-            self.on_watch()
+        self.changed()
         return subscription, gap
 
     def forget(self, subscription: Subscription) -> None:
         """Stop telling this reader."""
         self._subscriptions.discard(subscription)
+        self.changed()
+
+    def changed(self) -> None:
+        """Who listens to what has changed."""
+        if self.on_watch is not None:
+            self.on_watch()
 
     def watched(self, topic: str) -> bool:
         """Whether anybody listens to `topic`, so that what costs effort is not made for nobody."""

@@ -55,7 +55,7 @@ class Settings:
 
     max_output_bytes: int = 1_000_000
     """Output kept of one task; the middle is left out and that is said. At least 10,000."""
-    max_parameters_bytes: int = 64_000_000
+    max_parameters_bytes: int = 16_000_000
     """JSON bytes of one task's parameters."""
 
     history_durability: Literal["normal", "full"] = "normal"
@@ -79,6 +79,16 @@ class Settings:
     def locks(self) -> Path:
         """The folder of the device locks."""
         return self.device_lock_dir or self.data_dir / "locks"
+
+    @property
+    def payloads(self) -> Path:
+        """The folder of opaque results that are too large for the history's file."""
+        return self.data_dir / "payloads"
+
+    @property
+    def temporary(self) -> Path:
+        """The folder that is `TMPDIR` to workers, where MLX's compile cache lives on."""
+        return self.data_dir / "tmp"
 
     @property
     def cpu_slot_count(self) -> int:

@@ -23,7 +23,9 @@ class TaskContext:
     what calling an operation by hand needs.
     """
 
-    def __init__(self, task_id: str = "task_0", device_type: str = "cpu", memory_total: int | None = None, send: Send | None = None) -> None:
+    def __init__(
+        self, task_id: str = "task_0", device_type: str = "cpu", memory_total: int | None = None, send: Send | None = None
+    ) -> None:
         self.task_id = task_id
         self.device_type = device_type
         self.memory_total = memory_total

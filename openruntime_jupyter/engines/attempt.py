@@ -1,0 +1,131 @@
+"""One attempt at one job on one worker: the frames in, the outcome out, and the staged stop between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+from openruntime_jupyter.engines.base import Completed, Died, Figures, Job, Observer, Outcome, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.post_mortem import died
+from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
+from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.worker.frames import Kind
+
+NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
+
+
+class Attempt:
+    """Resolves `outcome` exactly once."""
+
+    def __init__(self, job: Job, observer: Observer, grace: float) -> None:
+        self.job = job
+        self.worker: WorkerProcess | None = None
+        self.resident_peak = 0
+        self._observer = observer
+        self._grace = grace
+        self._loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Outcome] = self._loop.create_future()
+        self._reason: StopReason | None = None
+        self._stage = Stage.QUEUE
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, worker: WorkerProcess, parameters_file: str | None, payload_file: str) -> None:
+        """Give the job to `worker`."""
+        job = self.job
+        self.worker = worker
+        worker.on_frame = self._frame
+        for pipe in (worker.stdout, worker.stderr):
+            pipe.begin()
+        worker.stdout.on_text = lambda text: self._observer.printed("stdout", text)
+        worker.stderr.on_text = lambda text: self._observer.printed("stderr", text)
+        worker.dead.add_done_callback(self._died)
+        body: dict[str, Any] = {
+            "task_id": job.task_id,
+            "operation": job.operation,
+            "device": {"type": job.device_type, "index": job.device_index},
+            "memory_total": job.memory_total,
+            "threads": job.threads,
+            "payload_file": payload_file,
+        }
+        if parameters_file is not None:
+            encoded = json.dumps({**body, "parameters_file": parameters_file}).encode()
+        else:
+            encoded = json.dumps(body).encode()[:-1] + b', "parameters": ' + job.parameters + b"}"
+        worker.send(Kind.RUN, encoded)
+        self._observer.started(worker.name)
+
+    def release(self) -> None:
+        """Stop hearing the worker; called once the outcome is known."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.worker is not None:
+            for pipe in (self.worker.stdout, self.worker.stderr):
+                pipe.finish_text()
+                pipe.on_text = None
+            self.worker.on_frame = None
+            self.worker.dead.remove_done_callback(self._died)
+
+    def halt(self, reason: StopReason) -> None:
+        """Stop it: by an interrupt, after a grace by SIGTERM, after another by SIGKILL; what outgrows memory at once."""
+        if self._reason is not None or self.outcome.done():
+            return
+        self._reason = reason
+        if self.worker is None:
+            self._resolve(Stopped(reason, Stage.QUEUE, Figures()))
+        elif reason is StopReason.MEMORY:
+            self._stage = Stage.KILL
+            self.worker.signal_group(signal.SIGKILL)
+        else:
+            self._stage = Stage.INTERRUPT
+            self.worker.interrupt(self.job.task_id)
+            self._timer = self._loop.call_later(self._grace, self._escalate)
+
+    def _escalate(self) -> None:
+        if self.outcome.done() or self.worker is None or self._stage not in NEXT_STAGE:
+            return
+        self._stage, number = NEXT_STAGE[self._stage]
+        self.worker.signal_group(number)
+        self._timer = self._loop.call_later(self._grace, self._escalate)
+
+    def _frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+        if self.outcome.done():
+            return
+        if kind is Kind.PROGRESS:
+            self._observer.progressed(body)
+        elif kind is Kind.DISPLAY:
+            self._observer.displayed(body)
+        elif body["task_id"] == self.job.task_id:
+            self._answered(kind, body, payload)
+
+    def _answered(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+        figures = Figures(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
+        if kind is Kind.RESULT:
+            size = body["payload_size"]
+            stored = body["payload_file"]
+            inline = payload if size is not None and not stored else None
+            self._resolve(Completed(body["output"], figures, inline, stored, size or 0, body["encoding"]))
+        elif body["interrupted"] and self._reason is not None:
+            self._resolve(Stopped(self._reason, Stage.INTERRUPT, figures))
+        else:
+            message = f"{body['type']}: {body['message']}" if body["message"] else body["type"]
+            self._resolve(
+                Raised(Failure(kind=FailureKind.RAISED, message=message, type=body["type"], traceback=body["traceback"]), figures)
+            )
+
+    def _died(self, future: asyncio.Future[Death]) -> None:
+        if self.outcome.done() or self.worker is None:
+            return
+        death = future.result()
+        peak = max(death.peak or 0, self.resident_peak) or None
+        figures = Figures(resident_peak=peak)
+        failure = died(self.worker, death, peak)
+        if self._reason is not None and self._stage is not Stage.QUEUE:
+            self._resolve(Stopped(self._reason, self._stage, figures, failure))
+        else:
+            self._resolve(Died(failure, figures))
+
+    def _resolve(self, outcome: Outcome) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)

@@ -1,0 +1,154 @@
+"""What a scheduler asks of whatever runs its tasks: the protocol that every engine keeps.
+
+It speaks of task ids, lanes, payload names and worker names, never of paths or pids, so that a cluster fits behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+from openruntime_jupyter.models import Failure
+
+
+class StopReason(str, Enum):
+    """Why a running task is stopped."""
+
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    MEMORY = "memory"
+    ENDED = "ended"
+
+
+class Stage(str, Enum):
+    """What ended a stopped task: each follows the one before it after a grace."""
+
+    QUEUE = "queue"
+    INTERRUPT = "interrupt"
+    TERMINATE = "terminate"
+    KILL = "kill"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """A device as a worker's MLX described it; `memory` is in bytes, None where MLX does not say."""
+
+    type: str
+    index: int
+    name: str
+    memory: int | None
+    capabilities: tuple[str, ...]
+    mlx_version: str
+    blas: str | None = None
+    advice: str | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One attempt at a task, as a lane hands it to an engine. `parameters` is JSON; sizes are in bytes."""
+
+    task_id: str
+    operation: str
+    parameters: bytes
+    lane: str
+    device_type: str
+    device_index: int
+    memory_total: int | None
+    memory_limit: int
+    threads: int
+    payload_name: str
+    interpreter: str | None = None
+    isolate: bool = False
+
+
+@dataclass(slots=True)
+class Figures:
+    """What was measured: seconds, and bytes."""
+
+    execution_time: float = 0.0
+    mlx_peak: int | None = None
+    resident_peak: int | None = None
+
+
+@dataclass(slots=True)
+class Completed:
+    """The operation returned. A payload is inline, or stored under the job's `payload_name`."""
+
+    output: dict[str, Any]
+    figures: Figures
+    payload: bytes | None = None
+    payload_stored: bool = False
+    payload_size: int = 0
+    encoding: str = "cloudpickle"
+
+
+@dataclass(slots=True)
+class Raised:
+    """The task's own code raised."""
+
+    failure: Failure
+    figures: Figures
+
+
+@dataclass(slots=True)
+class Died:
+    """The worker ended under the task, or none could be started for it; `retry` says whether another try makes sense."""
+
+    failure: Failure
+    figures: Figures = field(default_factory=Figures)
+    retry: bool = True
+
+
+@dataclass(slots=True)
+class Stopped:
+    """The engine stopped the task because it was asked to; its worker has answered or is dead."""
+
+    reason: StopReason
+    stage: Stage
+    figures: Figures
+    failure: Failure | None = None
+
+
+Outcome = Completed | Raised | Died | Stopped
+
+
+class Observer(Protocol):
+    """Hears of a job while it runs; called on the loop."""
+
+    def started(self, worker: str) -> None:
+        """A worker has the job now."""
+
+    def progressed(self, progress: dict[str, Any]) -> None:
+        """The task said how far it is."""
+
+    def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        """The task wrote to `stdout` or `stderr`."""
+
+    def displayed(self, item: dict[str, Any]) -> None:
+        """The task showed a MIME bundle."""
+
+
+class Engine(Protocol):
+    """Owns workers. Every method is called on the runtime's loop."""
+
+    async def start(self) -> None:
+        """Begin to start workers, without waiting for them."""
+
+    async def stop(self, deadline: float) -> None:
+        """End every worker within `deadline` seconds; never raises."""
+
+    async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
+        """What the workers of this interpreter compute on; waits for the first hello; raises `EngineError`."""
+
+    def prepare(self, lane: str, workers: int) -> None:
+        """Have workers of this lane ready before anybody asks."""
+
+    async def run(self, job: Job, observer: Observer) -> Outcome:
+        """Run the job to its end. Never raises for anything that the task or its worker does."""
+
+    def halt(self, task_id: str, reason: StopReason) -> None:
+        """Stop a task that `run` has, in stages; its `run` then returns `Stopped`, or what it ended as before."""
+
+    def resident(self, task_id: str) -> int | None:
+        """Resident bytes of the worker that runs this task now; None if none does."""

@@ -1,0 +1,280 @@
+"""The local engine: worker processes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter.engines.attempt import Attempt
+from openruntime_jupyter.engines.base import DeviceReport, Died, Job, Observer, Outcome, StopReason
+from openruntime_jupyter.engines.pool import Pool
+from openruntime_jupyter.engines.watchdog import Watchdog
+from openruntime_jupyter.engines.worker_process import WorkerProcess
+from openruntime_jupyter.errors import EngineError, NoBackend
+from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
+
+log = logging.getLogger(__name__)
+
+SECRETS = (
+    "OPENRUNTIME_TOKEN",
+    "OPENRUNTIME_URL",
+    "JUPYTER_TOKEN",
+    "JUPYTERHUB_API_TOKEN",
+    "JPY_API_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+)
+SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
+
+
+@dataclass(slots=True)
+class LocalOptions:
+    """What a local engine needs to know: seconds, and folders that exist and are private."""
+
+    payloads: Path
+    temporary: Path
+    blas: str = ""
+    cancel_grace: float = 0.5
+    idle_worker_seconds: float = 300.0
+    start_timeout: float = 60.0
+    interpreter: str = field(default_factory=lambda: sys.executable)
+
+
+class LocalEngine:
+    """Keeps a pool of workers a lane and interpreter, and runs jobs on them."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self._options = options
+        self._environment = worker_environment(options.temporary)
+        self._pools: dict[tuple[str, str], Pool] = {}
+        self._workers: set[WorkerProcess] = set()
+        self._attempts: dict[str, Attempt] = {}
+        self._reports: dict[str, asyncio.Task[list[DeviceReport]]] = {}
+        self._generation = 0
+        self._stopping = False
+        self._reaper: asyncio.TimerHandle | None = None
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to start the first worker, and the watchdog."""
+        self._loop = asyncio.get_running_loop()
+        self._watchdog = Watchdog(self._past_limit)
+        self._watchdog.start()
+        self._scout(self._options.interpreter)
+        self._schedule_reaper()
+
+    async def stop(self, deadline: float) -> None:
+        """End every worker within `deadline` seconds.
+
+        Order: no new workers; idle ones leave and busy ones are interrupted; what lives at half the deadline is killed; the
+        watchdog last, since it watches until then.
+        """
+        self._stopping = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for pool in self._pools.values():
+            pool.close()
+        for attempt in tuple(self._attempts.values()):
+            attempt.halt(StopReason.ENDED)
+        for worker in tuple(self._workers):
+            worker.leave()
+        await self._gone(deadline / 2)
+        for worker in tuple(self._workers):
+            worker.killed_by_us = worker.killed_by_us or "the runtime stopped"
+            worker.signal_group(signal.SIGKILL)
+        await self._gone(deadline / 2)
+        scouts = tuple(self._reports.values())
+        for scout in scouts:
+            scout.cancel()
+        await asyncio.gather(*scouts, return_exceptions=True)
+        self._watchdog.stop(1.0)
+
+    async def _gone(self, seconds: float) -> None:
+        dead = [worker.dead for worker in self._workers]
+        if dead:
+            await asyncio.wait(dead, timeout=seconds)
+
+    # Devices
+
+    async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
+        """What the workers of this interpreter compute on; raises `EngineError` and its kinds."""
+        return await asyncio.shield(self._scout(interpreter or self._options.interpreter))
+
+    def _scout(self, interpreter: str) -> asyncio.Task[list[DeviceReport]]:
+        task = self._reports.get(interpreter)
+        if task is None or (task.done() and not task.cancelled() and task.exception() is not None):
+            task = self._loop.create_task(self._look_around(interpreter))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._reports[interpreter] = task
+        return task
+
+    async def _look_around(self, interpreter: str) -> list[DeviceReport]:
+        worker = self._start_worker(interpreter, frozenset())
+        try:
+            hello = await asyncio.wait_for(asyncio.shield(worker.hello), self._options.start_timeout)
+        except asyncio.TimeoutError:
+            worker.signal_group(signal.SIGKILL)
+            raise EngineError(f"The worker of {interpreter} was not ready after {self._options.start_timeout:g} s") from None
+        if hello["problem"] is not None:
+            worker.leave()
+            raise NoBackend(no_backend(interpreter, hello["problem"]))
+        reports = [
+            DeviceReport(
+                type=device["type"],
+                index=device["index"],
+                name=device["name"],
+                memory=device["memory"],
+                capabilities=tuple(device["capabilities"]),
+                mlx_version=hello["mlx"],
+                blas=hello["blas"] if device["type"] == "cpu" else None,
+                advice=hello["advice"] if device["type"] == "cpu" else None,
+            )
+            for device in hello["devices"]
+        ]
+        self._pool("device_0", interpreter).adopt(worker)
+        return reports
+
+    def prepare(self, lane: str, workers: int) -> None:
+        """Have a spare of this lane ready."""
+        self._pool(lane, self._options.interpreter).keep_spare()
+
+    # Running
+
+    async def run(self, job: Job, observer: Observer) -> Outcome:
+        """Run the job to its end; a worker that can't be started is an outcome too."""
+        attempt = Attempt(job, observer, self._options.cancel_grace)
+        self._attempts[job.task_id] = attempt
+        pool = self._pool(job.lane, job.interpreter or self._options.interpreter)
+        pool.used.add(job.operation)
+        try:
+            worker = pool.take_idle() or await self._next_worker(pool, attempt)
+            if worker is None:
+                return await attempt.outcome
+            return await self._run_on(worker, pool, attempt)
+        except (EngineError, OSError) as problem:
+            kind = FailureKind.NOT_STARTED
+            return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False)
+        finally:
+            del self._attempts[job.task_id]
+
+    async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
+        """A worker that starts for this attempt; None if the attempt was stopped before it was there."""
+        taking = self._loop.create_task(pool.take())
+        waited: set[asyncio.Future[Any]] = {taking, attempt.outcome}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not attempt.outcome.done():
+            return await taking
+        taking.cancel()
+        with contextlib.suppress(asyncio.CancelledError, EngineError):
+            pool.give_back(await taking)
+        return None
+
+    async def _run_on(self, worker: WorkerProcess, pool: Pool, attempt: Attempt) -> Outcome:
+        job = attempt.job
+        parameters_file = None
+        if len(job.parameters) > INLINE_PAYLOAD:
+            parameters_file = self._options.temporary / f"{job.payload_name}.parameters"
+            await self._loop.run_in_executor(None, parameters_file.write_bytes, job.parameters)
+        self._watchdog.watch(worker.pid, job.task_id, job.memory_limit)
+        try:
+            attempt.begin(worker, str(parameters_file) if parameters_file else None, str(self._options.payloads / job.payload_name))
+            outcome = await attempt.outcome
+        finally:
+            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
+            attempt.release()
+            if parameters_file is not None:
+                parameters_file.unlink(missing_ok=True)
+        peak = outcome.figures.resident_peak or 0
+        outcome.figures.resident_peak = max(peak, attempt.resident_peak) or None
+        if job.isolate or self._stopping:
+            worker.leave()
+            self._loop.call_later(self._options.cancel_grace * 4, worker.signal_group, signal.SIGKILL)
+        elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
+            worker.signal_group(signal.SIGKILL)
+            pool.keep_spare()
+        else:
+            pool.give_back(worker)
+        return outcome
+
+    def halt(self, task_id: str, reason: StopReason) -> None:
+        """Stop a task in stages."""
+        attempt = self._attempts.get(task_id)
+        if attempt is not None:
+            attempt.halt(reason)
+
+    def resident(self, task_id: str) -> int | None:
+        """Resident bytes of the worker that runs this task, at the watchdog's last look."""
+        attempt = self._attempts.get(task_id)
+        return self._watchdog.resident(attempt.worker.pid) if attempt is not None and attempt.worker is not None else None
+
+    # Workers
+
+    def _pool(self, lane: str, interpreter: str) -> Pool:
+        key = (lane, interpreter)
+        if key not in self._pools:
+            self._pools[key] = Pool(interpreter, self._start_worker, self._options.start_timeout)
+        return self._pools[key]
+
+    def _start_worker(self, interpreter: str, warm: frozenset[str]) -> WorkerProcess:
+        if self._stopping:
+            raise EngineError("The runtime is being stopped.")
+        self._generation += 1
+        arguments = [self._options.blas, ",".join(sorted(warm))]
+        worker = WorkerProcess(interpreter, self._generation, self._environment, str(self._options.temporary), arguments)
+        self._workers.add(worker)
+        worker.dead.add_done_callback(lambda _: self._buried(worker))
+        return worker
+
+    def _buried(self, worker: WorkerProcess) -> None:
+        self._workers.discard(worker)
+        attempt = next((attempt for attempt in self._attempts.values() if attempt.worker is worker), None)
+        if attempt is not None:
+            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
+        self._watchdog.forget(worker.pid)
+
+    def _past_limit(self, task_id: str) -> None:
+        self._loop.call_soon_threadsafe(self.halt, task_id, StopReason.MEMORY)
+
+    def _schedule_reaper(self) -> None:
+        pause = min(max(self._options.idle_worker_seconds / 4, 1.0), 30.0)
+        self._reaper = self._loop.call_later(pause, self._retire_idle)
+
+    def _retire_idle(self) -> None:
+        for (_, interpreter), pool in self._pools.items():
+            keep = 1 if interpreter == self._options.interpreter else 0
+            for worker in pool.retire(self._options.idle_worker_seconds, keep):
+                worker.leave()
+        self._schedule_reaper()
+
+
+def worker_environment(temporary: Path) -> dict[str, str]:
+    """The environment of a worker: ours without its secrets, a private temporary folder, and large pages for MLX."""
+    environment: dict[str, Any] = {
+        name: value for name, value in os.environ.items() if name not in SECRETS and not name.endswith(SECRET_ENDINGS)
+    }
+    environment["OPENRUNTIME_WORKER"] = "1"
+    environment["PYTHONSAFEPATH"] = "1"
+    environment["TMPDIR"] = str(temporary)
+    if sys.platform.startswith("linux"):
+        tunables = environment.get("GLIBC_TUNABLES", "")
+        if "glibc.malloc.hugetlb" not in tunables:
+            environment["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
+    return environment
+
+
+def no_backend(interpreter: str, problem: str) -> str:
+    """What to install where MLX has nothing to compute on."""
+    command = f"{interpreter} -m pip install 'openruntime-jupyter[cpu]'"
+    return (
+        f"MLX can't compute in the environment of {interpreter} ({problem}). Install a backend there: {command} "
+        "(or [cuda] with an NVIDIA GPU; never both)."
+    )

@@ -1,0 +1,120 @@
+"""The workers of one lane and one interpreter: those that idle, those that start, and one spare so that a kill costs no start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from openruntime_jupyter.engines.worker_process import WorkerProcess
+from openruntime_jupyter.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+Start = Callable[[str, "frozenset[str]"], WorkerProcess]
+
+
+class Pool:
+    """Hands out workers that have said hello. `start(interpreter, warm)` begins a new one."""
+
+    def __init__(self, interpreter: str, start: Start, start_timeout: float) -> None:
+        self.interpreter = interpreter
+        self.used: set[str] = set()
+        """Operations that were asked for here, for new workers to warm up."""
+        self.last_used = time.monotonic()
+        self._start = start
+        self._start_timeout = start_timeout
+        self._idle: deque[WorkerProcess] = deque()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._waiting: deque[asyncio.Future[WorkerProcess]] = deque()
+        self._closed = False
+
+    def adopt(self, worker: WorkerProcess) -> None:
+        """Take a worker that said hello elsewhere."""
+        self.give_back(worker)
+
+    def take_idle(self) -> WorkerProcess | None:
+        """A worker at once, or None."""
+        self.last_used = time.monotonic()
+        while self._idle:
+            worker = self._idle.pop()
+            if not worker.dead.done():
+                self.keep_spare()
+                return worker
+        return None
+
+    async def take(self) -> WorkerProcess:
+        """The next worker that is ready; raises `EngineError` if one can't be started."""
+        if (worker := self.take_idle()) is not None:
+            return worker
+        future: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self.keep_spare()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.give_back(future.result())
+            raise
+
+    def give_back(self, worker: WorkerProcess) -> None:
+        """A worker is free again."""
+        if worker.dead.done():
+            self.keep_spare()
+            return
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(worker)
+                return
+        worker.idle_since = time.monotonic()
+        self._idle.append(worker)
+
+    def keep_spare(self) -> None:
+        """Start what is missing: one for each who waits, and one more."""
+        wanted = sum(not future.done() for future in self._waiting) + 1
+        while not self._closed and len(self._idle) + len(self._starting) < wanted:
+            task = asyncio.get_running_loop().create_task(self._start_one())
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _start_one(self) -> None:
+        try:
+            worker = self._start(self.interpreter, frozenset(self.used))
+            try:
+                await asyncio.wait_for(asyncio.shield(worker.hello), self._start_timeout)
+            except asyncio.TimeoutError:
+                worker.killed_by_us = f"it was not ready after {self._start_timeout:g} s"
+                worker.signal_group(9)
+                raise EngineError(f"The worker of {self.interpreter} was not ready after {self._start_timeout:g} s") from None
+        except EngineError as problem:
+            self._failed(problem)
+        else:
+            self.give_back(worker)
+
+    def _failed(self, problem: EngineError) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(problem)
+                self._waiting.remove(future)
+                return
+        log.warning("A spare worker did not start: %s", problem)
+
+    def retire(self, idle_seconds: float, keep: int) -> list[WorkerProcess]:
+        """Workers idle for longer than that, but for `keep` of them; they are no longer handed out."""
+        now = time.monotonic()
+        old: list[WorkerProcess] = []
+        while len(self._idle) > keep and now - self._idle[0].idle_since >= idle_seconds:
+            old.append(self._idle.popleft())
+        return old
+
+    def close(self) -> None:
+        """Start nothing more, and end what waits."""
+        self._closed = True
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(EngineError("The runtime is being stopped."))
+        for task in self._starting:
+            task.cancel()

@@ -1,0 +1,291 @@
+"""One worker process as the runtime sees it: its start, its frames, its output, and its end.
+
+The loop is never held up by a worker: frames are read as they come, a body is bounded, a payload is never opened here, and
+output is read at a bounded pace (a worker that prints faster waits).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from openruntime_jupyter.engines.output_pipe import OutputPipe
+from openruntime_jupyter.errors import EngineError, InterpreterError
+from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, BrokenFrame, Kind, decode_header, encode
+
+REAP_POLL = 0.05
+"""Seconds between looks at a child where the system has no pidfd."""
+
+TAIL_CHARACTERS = 2000
+
+FrameHandler = Callable[[Kind, dict[str, Any], bytes], None]
+
+
+class _Reader(asyncio.BufferedProtocol):
+    """Assembles frames from the data channel."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
+        self._header = bytearray(HEADER.size)
+        self._target = self._header
+        self._filled = 0
+        self._frame: tuple[Kind, int, int, int] | None = None
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._target)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        if self._filled < len(self._target):
+            return
+        try:
+            if self._frame is None:
+                self._frame = decode_header(self._header)
+                self._target = bytearray(self._frame[2] + self._frame[3])
+                self._filled = 0
+                if self._target:
+                    return
+            kind, generation, body_size, _ = self._frame
+            body, payload = self._target[:body_size], bytes(self._target[body_size:])
+            self._frame, self._target, self._filled = None, self._header, 0
+            if generation == self._worker.generation:
+                self._worker.said(kind, json.loads(body), payload)
+        except (BrokenFrame, ValueError, KeyError, TypeError) as problem:
+            self._worker.broken(problem)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._worker.hung_up()
+
+
+class Death:
+    """How a process ended: `signal` or `exit_code`, and the peak of its resident memory in bytes."""
+
+    def __init__(self, status: int, peak: int | None) -> None:
+        self.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        self.exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        self.peak = peak
+
+
+class WorkerProcess:
+    """A worker. `hello` is a future of what it said first; `dead` one of its `Death`."""
+
+    def __init__(self, interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str]) -> None:
+        self.interpreter = interpreter
+        self.generation = generation
+        self.name = f"worker_{generation}"
+        self.idle_since = time.monotonic()
+        loop = asyncio.get_running_loop()
+        self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self.dead: asyncio.Future[Death] = loop.create_future()
+        self.on_frame: FrameHandler | None = None
+        self.killed_by_us: str | None = None
+        self.signalled = False
+        self.signalled = False
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._pidfd: int | None = None
+        self._reaped = False
+        self._lost = asyncio.Event()
+        # Linux counts the parent's memory at a vfork towards the child's peak: below this figure the peak says nothing.
+        self._parent_peak = _max_resident(resource.getrusage(resource.RUSAGE_SELF))
+        self._spawn(environment, folder, arguments)
+
+    def _spawn(self, environment: dict[str, str], folder: str, arguments: list[str]) -> None:
+        ours, theirs = socket.socketpair()
+        control, their_control = socket.socketpair()
+        outs, errs = os.pipe(), os.pipe()
+        words = [
+            self.interpreter,
+            "-m",
+            "openruntime_jupyter.worker",
+            str(theirs.fileno()),
+            str(their_control.fileno()),
+            str(self.generation),
+            str(os.getpid()),
+        ]
+        try:
+            self._process = subprocess.Popen(
+                words + arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=outs[1],
+                stderr=errs[1],
+                pass_fds=(theirs.fileno(), their_control.fileno()),
+                start_new_session=True,
+                cwd=folder,
+                env=environment,
+            )
+        except OSError as problem:
+            for descriptor in (outs[0], errs[0]):
+                os.close(descriptor)
+            for connection in (ours, control):
+                connection.close()
+            raise InterpreterError(
+                f"The interpreter {self.interpreter} can't be started: {problem.strerror}. "
+                "Give the path of a Python that exists on this machine."
+            ) from None
+        finally:
+            for descriptor in (outs[1], errs[1]):
+                os.close(descriptor)
+            theirs.close()
+            their_control.close()
+        self.pid = self._process.pid
+        self._control = control
+        control.setblocking(False)
+        ours.setblocking(False)
+        self.stdout = OutputPipe(outs[0], self._loop)
+        self.stderr = OutputPipe(errs[0], self._loop)
+        self._connecting = self._loop.create_task(self._connect(ours))
+        self._watch_death()
+
+    async def _connect(self, ours: socket.socket) -> None:
+        transport, _ = await self._loop.create_unix_connection(lambda: _Reader(self), sock=ours)
+        self._transport = transport
+
+    # What the worker says
+
+    def said(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+        """A whole frame has come."""
+        if kind is Kind.HELLO:
+            if body.get("protocol") != PROTOCOL:
+                raise BrokenFrame(f"protocol {body.get('protocol')} instead of {PROTOCOL}")
+            if not self.hello.done():
+                self.hello.set_result(body)
+        elif self.on_frame is not None:
+            self.stdout.drain()
+            self.stderr.drain()
+            self.on_frame(kind, body, payload)
+
+    def broken(self, problem: Exception) -> None:
+        """What came makes no sense: nothing that this process says can be used any more."""
+        self.killed_by_us = self.killed_by_us or f"it broke the protocol ({problem})"
+        self.signal_group(signal.SIGKILL)
+
+    def hung_up(self) -> None:
+        """The data channel is closed: the process is ending, or it closed what it must not."""
+        self._lost.set()
+        self._loop.call_later(1.0, self._end_silent)
+
+    def _end_silent(self) -> None:
+        if not self._reaped:
+            self.killed_by_us = self.killed_by_us or "it closed its connection to the runtime"
+            self.signal_group(signal.SIGKILL)
+
+    # What it is told
+
+    def send(self, kind: Kind, body: bytes) -> None:
+        """Write a frame; what the worker does not read yet is kept, nobody waits."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(kind, self.generation, body))
+
+    def interrupt(self, task_id: str) -> None:
+        """Ask the worker to raise KeyboardInterrupt in that task, if it is the one that runs."""
+        with contextlib.suppress(OSError):  # full or closed: the next stage of the cancel follows
+            self._control.send(json.dumps({"interrupt": task_id}).encode() + b"\n")
+
+    def signal_group(self, number: int) -> None:
+        """Signal the worker and everything that its tasks started."""
+        if not self._reaped:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+                self.signalled = True
+
+    def leave(self) -> None:
+        """Ask it to go once it is done."""
+        self.send(Kind.LEAVE, b"{}")
+
+    # Its end
+
+    def _watch_death(self) -> None:
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._pidfd = os.pidfd_open(self.pid)
+            except OSError:
+                self._pidfd = None
+        if self._pidfd is not None:
+            self._loop.add_reader(self._pidfd, self._reap)
+        else:
+            self._loop.call_later(REAP_POLL, self._poll_death)
+
+    def _poll_death(self) -> None:
+        if not self._reaped and not self._reap():
+            self._loop.call_later(REAP_POLL, self._poll_death)
+
+    def _reap(self) -> bool:
+        try:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody else in this process reaped it
+            pid, status, usage = self.pid, 0, None
+        if pid == 0:
+            return False
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._reaped = True
+        peak = _max_resident(usage) if usage is not None else 0
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what its tasks started must not live on, nor hold our pipes
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        self._loop.create_task(self._bury(Death(status, peak if peak > self._parent_peak else None)))
+        return True
+
+    async def _bury(self, death: Death) -> None:
+        await self._connecting
+        with contextlib.suppress(asyncio.TimeoutError):  # frames that it sent before its end are read first
+            await asyncio.wait_for(self._lost.wait(), 1.0)
+        self.stdout.drain(everything=True)
+        self.stderr.drain(everything=True)
+        self.stdout.close()
+        self.stderr.close()
+        self._control.close()
+        if self._transport is not None:
+            self._transport.close()
+        if not self.hello.done():
+            self.hello.set_exception(self._why_no_hello())
+            self.hello.exception()  # whoever waits gets it; nobody may be waiting
+        if not self.dead.done():
+            self.dead.set_result(death)
+
+    def _why_no_hello(self) -> EngineError:
+        text = self.last_output()
+        if "No module named openruntime_jupyter" in text or "No module named 'openruntime_jupyter" in text:
+            return InterpreterError(missing_package(self.interpreter))
+        if self.killed_by_us:
+            return InterpreterError(
+                f"The worker of {self.interpreter} was stopped: {self.killed_by_us}. "
+                f"Install the same openruntime-jupyter there: {install_command(self.interpreter)}"
+            )
+        return EngineError(f"The worker of {self.interpreter} ended before it was ready. It said: {text[-800:] or 'nothing'}")
+
+    def last_output(self) -> str:
+        """The last that it wrote, standard error last."""
+        return "\n".join(part for part in (self.stdout.tail, self.stderr.tail) if part)[-TAIL_CHARACTERS:]
+
+
+def _max_resident(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+
+
+def install_command(interpreter: str) -> str:
+    """What brings this package to that interpreter, in this version."""
+    from openruntime_jupyter import __version__
+
+    return f"{interpreter} -m pip install openruntime-jupyter=={__version__}"
+
+
+def missing_package(interpreter: str) -> str:
+    """Tell whose environment lacks what, and the command that mends it."""
+    return (
+        f"The environment of {interpreter} has no openruntime_jupyter, so it can't run tasks. "
+        f"Install it there: {install_command(interpreter)}"
+    )

@@ -1,0 +1,111 @@
+"""IPython inside a worker: magics, top-level await and rich output as in a notebook, shown where the task is watched."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Type
+from traitlets.config import Config
+
+from openruntime_jupyter.worker.context import TaskContext, current
+
+
+class TaskDisplayPublisher(DisplayPublisher):
+    """`display()` reaches the task's watchers."""
+
+    def publish(self, data: Any, metadata: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Show a MIME bundle."""
+        context = current()
+        if context is not None:
+            context.display(_textual(data), metadata)
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Nothing: what a task has shown stays in its record."""
+
+
+class TaskDisplayHook(DisplayHook):
+    """The value of a cell's last line reaches the task's watchers."""
+
+    def __call__(self, result: Any = None) -> None:
+        """Show `result`, and keep it for the task's record."""
+        context = current()
+        if result is None or context is None or self.quiet():  # type: ignore[no-untyped-call]
+            return
+        shell: Any = self.shell
+        shell.last_value = result
+        data, metadata = self.compute_format_data(result)  # type: ignore[no-untyped-call]
+        context.display(_textual(data), metadata, "execute_result")
+
+
+class TaskCompiler(CachingCompiler):
+    """Calls the code what the caller calls it, so that tracebacks point at the caller's cell."""
+
+    filename = "<cell>"
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """The running cell's name."""
+        return self.filename
+
+
+class TaskShell(InteractiveShell):
+    """One a worker; every task gets a namespace of its own."""
+
+    compiler_class = Type(TaskCompiler)
+    displayhook_class = Type(TaskDisplayHook)
+    display_pub_class = Type(TaskDisplayPublisher)
+
+    def __init__(self, **kwargs: Any) -> None:
+        config = Config()
+        config.HistoryManager.enabled = False
+        config.InteractiveShell.colors = "nocolor"
+        super().__init__(config=config, user_ns={}, **kwargs)  # type: ignore[no-untyped-call]
+        self.last_value: Any = None
+        self._plain = dict(self.user_ns)
+
+    def init_sys_modules(self) -> None:
+        """Leave `__main__` as it is: it is the worker's."""
+
+    def init_signal(self) -> None:  # the worker's guard owns the signals
+        """Nothing."""
+
+    def run_task(self, code: str, filename: str, space: dict[str, Any], context: TaskContext) -> tuple[Any, dict[str, Any]]:
+        """Run a cell with `space` as variables; returns its last line's value and the variables. Raises what the cell raised."""
+        self.last_value = None
+        TaskCompiler.filename = filename
+        self.user_ns.clear()
+        self.user_ns.update(self._plain, __name__="__main__", **space)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="To exit: use")
+            result = self.run_cell(code, store_history=False)  # type: ignore[no-untyped-call]
+        error = result.error_before_exec or result.error_in_exec
+        if error is not None:
+            raise error
+        return self.last_value, self.user_ns
+
+    def showtraceback(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the task's failure carries the traceback."""
+
+    def showsyntaxerror(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the task's failure carries it."""
+
+    def ask_exit(self) -> None:
+        """`exit` in a cell ends the cell's task, not the worker."""
+        raise SystemExit
+
+    def clean(self) -> None:
+        """Forget the task's variables."""
+        self.last_value = None
+        self.user_ns.clear()
+        self.user_ns.update(self._plain)
+
+
+def _textual(data: dict[str, Any]) -> dict[str, Any]:
+    """MIME data as JSON can hold it: bytes become base64, as in a notebook's file."""
+    import base64
+
+    return {kind: base64.b64encode(value).decode() if isinstance(value, (bytes, bytearray)) else value for kind, value in data.items()}

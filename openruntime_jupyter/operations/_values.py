@@ -1,0 +1,72 @@
+"""Python values on their way between a caller and a worker."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import keyword
+import reprlib
+from typing import Any
+
+REPR_CHARACTERS = 1000
+JSON_CHARACTERS = 10_000
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = REPR_CHARACTERS
+
+
+def identifier(name: str) -> str:
+    """`name`, if Python can use it as a variable; raises ValueError."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{name!r} is no name that Python can use for a variable")
+    return name
+
+
+def unpack(text: str) -> bytes:
+    """base64 text as bytes; raises ValueError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as problem:
+        raise ValueError(f"this is no base64: {problem}") from None
+
+
+def summary(value: Any) -> dict[str, Any]:
+    """What a person sees of a value: `type`, a bounded `repr`, and `value` where it is short JSON."""
+    try:
+        shown = repr(value) if isinstance(value, (int, float, complex, bool, type(None))) else _short.repr(value)
+    except Exception as problem:  # a broken __repr__ must not fail the task
+        shown = f"<its repr can't be made: {problem!r}>"
+    described: dict[str, Any] = {"type": type(value).__name__, "repr": shown[:REPR_CHARACTERS]}
+    if isinstance(value, (str, int, float, bool, list, dict, type(None))):
+        try:
+            text = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            return described
+        if len(text) <= JSON_CHARACTERS:
+            described["value"] = value
+    return described
+
+
+def load(data: bytes, what: str) -> Any:
+    """Unpickle what the caller sent; the error tells what the worker's environment lacks."""
+    import cloudpickle
+
+    try:
+        return cloudpickle.loads(data)
+    except ModuleNotFoundError as problem:
+        import sys
+
+        raise ModuleNotFoundError(
+            f"{what} needs the module {problem.name!r}, which the worker's interpreter {sys.executable} does not have", name=problem.name
+        ) from problem
+
+
+def dump(value: Any, what: str) -> bytes:
+    """Pickle a result; the error names what can't travel."""
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(value))
+    except Exception as problem:  # pickling runs the value's own code, which may raise anything
+        raise TypeError(f"{what} of type {type(value).__name__} can't be sent back: {problem}") from problem

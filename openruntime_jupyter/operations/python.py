@@ -1,0 +1,102 @@
+"""`python`: a cell's code, run as IPython would run it, with inputs and outputs by name."""
+
+from __future__ import annotations
+
+import linecache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, JsonValue, field_validator
+
+from openruntime_jupyter.operations._values import dump, identifier, load, summary, unpack
+from openruntime_jupyter.operations._worlds import enter
+from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
+from openruntime_jupyter.worker.context import TaskContext
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.operations._shell import TaskShell
+
+_shell: TaskShell | None = None
+
+
+class Params(Parameters):
+    """Code, and what goes in and comes out."""
+
+    code: str = Field("", description="Python source, as in a notebook cell.")
+    inputs: dict[str, JsonValue] = Field({}, description="Variables for the code, as JSON.")
+    pickled: str | None = Field(None, description="base64 of `cloudpickle.dumps({name: value})`: more variables for the code.")
+    outputs: list[str] = Field([], description="Names of variables to give back.")
+    world: World | None = None
+    isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
+    filename: str = Field("<cell>", description="What tracebacks call the code.", max_length=200)
+
+    @field_validator("inputs")
+    @classmethod
+    def _input_names(cls, inputs: dict[str, Any]) -> dict[str, Any]:
+        for name in inputs:
+            identifier(name)
+        return inputs
+
+    @field_validator("outputs")
+    @classmethod
+    def _output_names(cls, outputs: list[str]) -> list[str]:
+        return [identifier(name) for name in outputs]
+
+    @field_validator("pickled")
+    @classmethod
+    def _is_base64(cls, text: str | None) -> str | None:
+        if text is not None:
+            unpack(text)
+        return text
+
+
+class OutputNotSet(NameError):
+    """The code ended without setting a variable that it was to give back."""
+
+
+def shell() -> TaskShell:
+    """This worker's IPython, made at the first use."""
+    global _shell
+    if _shell is None:
+        from openruntime_jupyter.operations._shell import TaskShell
+
+        _shell = TaskShell.instance()
+    return _shell
+
+
+def run(params: Params, context: TaskContext) -> Result:
+    """Run the code in a fresh namespace. The payload holds the outputs; `output` describes them."""
+    enter(params.world)
+    space: dict[str, Any] = dict(params.inputs)
+    if params.pickled is not None:
+        space.update(load(unpack(params.pickled), "An input"))
+    try:
+        value, space = shell().run_task(params.code, params.filename, space, context)
+        missing = [name for name in params.outputs if name not in space]
+        if missing:
+            raise OutputNotSet(f"the code ended without setting {', '.join(map(repr, missing))}, which it was to give back")
+        outputs = {name: space[name] for name in params.outputs}
+        described = {name: summary(item) for name, item in outputs.items()}
+        payload = _pickled(outputs) if outputs else None
+        return Result({"outputs": described, "value": None if value is None else summary(value)["repr"]}, payload)
+    finally:
+        linecache.cache.pop(params.filename, None)
+        shell().clean()
+
+
+def _pickled(outputs: dict[str, Any]) -> bytes:
+    try:
+        return dump(outputs, "The outputs")
+    except TypeError:
+        for name, item in outputs.items():
+            dump(item, f"The output {name!r}")
+        raise
+
+
+def warm() -> None:
+    """Make the shell before the first cell waits for it."""
+    shell()
+
+
+operation = Operation(
+    name="python", summary="Run Python code as a notebook cell would.", params=Params, run=run, needs_execute=True, warm=warm
+)

@@ -1,0 +1,141 @@
+"""A task while its runtime holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from openruntime_jupyter.engines.base import StopReason
+from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
+from openruntime_jupyter.runtime.output import OutputBuffer
+from openruntime_jupyter.runtime.states import follow
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.lane import Lane
+
+
+class QueueKey(NamedTuple):
+    """Where a task stands: the smallest is next. Constant while it waits, so that aging needs no reordering."""
+
+    urgency: float
+    sequence: int
+
+    @classmethod
+    def of(cls, submitted: float, priority: int, aging_seconds: float, sequence: int) -> QueueKey:
+        """`submitted` and `aging_seconds` in seconds: each step of priority is worth `aging_seconds` of waiting."""
+        return cls(submitted - priority * aging_seconds, sequence)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Everything known of one task. Wall-clock times are for people, monotonic ones for reckoning; both in seconds."""
+
+    task_id: str
+    operation: str
+    parameters: bytes
+    lane: Lane
+    key: QueueKey
+    priority: int
+    owner: str | None
+    origin: Origin
+    wait: bool
+    runtime: str
+    output: OutputBuffer
+    done: asyncio.Future[None]
+    submitted_mono: float
+    name: str | None = None
+    device_preference: str = "auto"
+    timeout: float | None = None
+    retries: int = 0
+    memory_limit: int | None = None
+    needs: int | None = None
+    interpreter: str | None = None
+    isolate: bool = False
+    submitted: float = field(default_factory=time.time)
+    state: TaskState = TaskState.PENDING
+    changed: float = 0.0
+    started: float | None = None
+    started_mono: float | None = None
+    finished: float | None = None
+    attempt: int = 0
+    execution_time: float | None = None
+    progress: Progress | None = None
+    waiting_for: str | None = None
+    blocked_since: float | None = None
+    stop_reason: StopReason | None = None
+    cancel_stage: str | None = None
+    device_used: str | None = None
+    result: TaskResult | None = None
+    failure: Failure | None = None
+    metrics: PerformanceMetrics = field(default_factory=PerformanceMetrics)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    told: int = 0
+
+    def become(self, state: TaskState) -> None:
+        """Change state; raises `TaskConflict` if the table forbids it."""
+        self.state = follow(self.state, state)
+        self.changed = time.time()
+
+    def elapsed(self) -> float | None:
+        """Seconds that it ran, or has run so far; None before."""
+        if self.execution_time is not None:
+            return self.execution_time
+        if self.state is TaskState.RUNNING and self.started_mono is not None:
+            return time.monotonic() - self.started_mono
+        return None
+
+    def snapshot(self, parameters: dict[str, Any] | None = None, live: bool = True) -> Task:
+        """This task's record now; `live` adds position and estimate, which only make sense while it waits."""
+        pending = live and self.state is TaskState.PENDING
+        return Task.model_construct(
+            task_id=self.task_id,
+            status=self.state,
+            operation=self.operation,
+            name=self.name,
+            owner=self.owner,
+            origin=self.origin,
+            priority=self.priority,
+            device_preference=self.device_preference,
+            device_used=self.device_used,
+            timeout=self.timeout,
+            retries=self.retries,
+            attempt=self.attempt,
+            wait=self.wait,
+            memory_limit=self.memory_limit,
+            timestamp=timestamp(self.changed or self.submitted),
+            submitted_at=timestamp(self.submitted),
+            started_at=iso(self.started),
+            finished_at=iso(self.finished),
+            execution_time=self.elapsed(),
+            position=self.lane.position(self) if pending else None,
+            estimated_start=iso(self.lane.estimate(self)) if pending else None,
+            waiting_for=(self.waiting_for or self.lane.waiting_for) if pending else None,
+            progress=self.progress,
+            cancel_stage=self.cancel_stage,
+            result=self.result,
+            error=self.failure.message if self.failure is not None else None,
+            failure=self.failure,
+            performance_metrics=self.metrics,
+            runtime=self.runtime,
+            here=True,
+            parameters=parameters,
+        )
+
+    def news_item(self) -> dict[str, Any]:
+        """What an event says of it."""
+        return {
+            "task_id": self.task_id,
+            "status": self.state.value,
+            "execution_time": self.elapsed(),
+            "operation": self.operation,
+            "name": self.name,
+            "owner": self.owner,
+            "priority": self.priority,
+            "attempt": self.attempt,
+            "device_used": self.device_used,
+            "error": self.failure.message if self.failure is not None else None,
+            "cancel_stage": self.cancel_stage,
+            "timestamp": timestamp(self.changed or self.submitted),
+        }

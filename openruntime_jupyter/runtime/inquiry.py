@@ -1,0 +1,96 @@
+"""What may be asked of tasks: the living ones of this runtime, and all that the history holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter.errors import TaskNotFound
+from openruntime_jupyter.models import Task, TaskOutput, TaskPage, TaskState, timestamp
+from openruntime_jupyter.runtime.entry import Entry
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.recorder import Recorder
+
+OTHERS_POLL = 0.25
+"""Seconds between looks at a task that another runtime holds."""
+
+
+class Inquiry:
+    """Reads; changes nothing."""
+
+    def __init__(self, recorder: Recorder, history: History) -> None:
+        self._recorder = recorder
+        self._history = history
+
+    async def wait(self, task_id: str, timeout: float | None = None) -> Task:
+        """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
+        entry = self._recorder.find(task_id)
+        if entry is not None:
+            if not entry.state.terminal:
+                await asyncio.wait({entry.done}, timeout=timeout)
+            return await self.get(task_id)
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            task = await self.get(task_id)
+            if task.status.terminal or (ends is not None and time.monotonic() >= ends):
+                return task
+            await asyncio.sleep(OTHERS_POLL)
+
+    async def get(self, task_id: str) -> Task:
+        """The task, whichever runtime of this user holds it; raises `TaskNotFound`."""
+        entry = self._recorder.find(task_id)
+        if entry is not None:
+            return entry.snapshot(json.loads(entry.parameters))
+        task = await self._history.get(task_id)
+        if task is None:
+            raise TaskNotFound(f"There is no task {task_id}: it never was, or it is older than what the history keeps.")
+        return task
+
+    async def tasks(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        offset: int = 0,
+        states: list[TaskState] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> TaskPage:
+        """Tasks of all this user's runtimes, newest first."""
+        found, total, following = await self._history.page(limit, before, offset, states, operation, owner)
+        live = [entry.snapshot() if (entry := self._recorder.entries.get(task.task_id)) is not None else task for task in found]
+        return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
+
+    async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+        """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
+        entry = self._recorder.find(task_id)
+        if entry is None:
+            task = await self.get(task_id)
+            stored = await self._history.get_output(task_id)
+            if stored is None:
+                return TaskOutput(task_id=task_id, items=[], next=0, finished=task.status.terminal)
+            return stored.model_copy(update={"items": stored.items[since:]})
+        ends = time.monotonic() + wait
+        while True:
+            news = entry.news
+            items, following = entry.output.read(since)
+            left = ends - time.monotonic()
+            if items or left <= 0 or entry.state.terminal:
+                return TaskOutput.model_construct(
+                    task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.state.terminal
+                )
+            # The end of a task sets its news too.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(news.wait(), left)
+
+    async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
+        """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
+        task = await self.get(task_id)
+        found = await self._history.get_payload(task_id)
+        if found is None:
+            why = "gave none" if task.status is TaskState.COMPLETED else f"is {task.status}"
+            raise TaskNotFound(f"There is no payload of {task_id}: it {why}, or the payload is older than what is kept.")
+        return found

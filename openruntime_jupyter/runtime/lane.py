@@ -1,0 +1,117 @@
+"""A device's queue and its slots."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+
+from sortedcontainers import SortedDict
+
+from openruntime_jupyter.engines.base import DeviceReport
+from openruntime_jupyter.runtime.entry import Entry, QueueKey
+
+RECENT = 50
+"""Tasks whose durations the estimates rest on."""
+
+LOOK_PAST = 100
+"""Tasks that are looked at behind one that waits for memory."""
+
+Fits = Callable[[Entry], "str | None"]
+
+
+class Lane:
+    """Waiting and running tasks of one device. `changed` is set whenever a slot may find something new to do."""
+
+    def __init__(self, lane_id: str, device: DeviceReport, slots: int, aging_seconds: float) -> None:
+        self.id = lane_id
+        self.device = device
+        self.slots = slots
+        self.running: dict[str, Entry] = {}
+        self.waiting_for: str | None = None
+        """What keeps the whole lane: the holder of the device in another runtime."""
+        self.changed = asyncio.Event()
+        self.idle_blocked_since: float | None = None
+        self._aging_seconds = aging_seconds
+        # Sorted rather than a heap: a position is a rank, and a cancelled or moved task leaves at once.
+        self._pending: SortedDict[QueueKey, Entry] = SortedDict()
+        self._durations: deque[float] = deque(maxlen=RECENT)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def pending(self) -> list[Entry]:
+        """The waiting tasks, next first."""
+        return list(self._pending.values())
+
+    def add(self, entry: Entry) -> None:
+        """Queue it where its key says."""
+        self._pending[entry.key] = entry
+        self.changed.set()
+
+    def remove(self, entry: Entry) -> bool:
+        """Take a waiting task out; False if it does not wait here."""
+        return self._pending.pop(entry.key, None) is not None
+
+    def move(self, entry: Entry, priority: int) -> None:
+        """Give a waiting task another priority; its submission time stays."""
+        self.remove(entry)
+        entry.priority = priority
+        entry.key = QueueKey.of(entry.submitted_mono, priority, self._aging_seconds, entry.key.sequence)
+        self.add(entry)
+
+    def take(self, fits: Fits) -> Entry | None:
+        """The next task that may start now. `fits(entry)` says why one may not, or None.
+
+        Smaller tasks pass a blocked one for `aging_seconds`; from then on the lane drains for it.
+        """
+        now = time.monotonic()
+        for index in range(min(len(self._pending), LOOK_PAST)):
+            entry: Entry = self._pending.peekitem(index)[1]
+            reason = fits(entry)
+            entry.waiting_for = reason
+            if reason is None:
+                entry.blocked_since = None
+                del self._pending[entry.key]
+                self.idle_blocked_since = None
+                return entry
+            if entry.blocked_since is None:
+                entry.blocked_since = now
+            if now - entry.blocked_since >= self._aging_seconds:
+                return None
+        return None
+
+    def stuck(self, seconds: float) -> Entry | None:
+        """The task at the head, if it has kept this lane idle for that long."""
+        if self.running or not self._pending:
+            self.idle_blocked_since = None
+            return None
+        now = time.monotonic()
+        if self.idle_blocked_since is None:
+            self.idle_blocked_since = now
+        if now - self.idle_blocked_since < seconds:
+            return None
+        self.idle_blocked_since = None
+        head: Entry = self._pending.peekitem(0)[1]
+        return head
+
+    def position(self, entry: Entry) -> int | None:
+        """1 for the next; None if it does not wait here."""
+        return self._pending.bisect_left(entry.key) + 1 if entry.key in self._pending else None
+
+    def ran(self, seconds: float) -> None:
+        """A task ran that long: the estimates rest on it."""
+        self._durations.append(seconds)
+
+    def estimate(self, entry: Entry) -> float | None:
+        """When it will probably start, in seconds since the epoch; None where nothing has run yet."""
+        position = self.position(entry)
+        if position is None or not self._durations:
+            return None
+        typical = statistics.median(self._durations)
+        running = sum(max(0.0, typical - (other.elapsed() or 0.0)) for other in self.running.values())
+        if position <= self.slots - len(self.running):
+            return time.time()
+        return time.time() + (running + (position - 1) * typical) / self.slots

@@ -1,0 +1,135 @@
+"""What every change of a task's state goes through: disk where it must, then event, so that nobody hears what could be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import OrderedDict
+from typing import Any
+
+from openruntime_jupyter.engines.base import Completed
+from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
+from openruntime_jupyter.models import Task
+from openruntime_jupyter.runtime.entry import Entry
+from openruntime_jupyter.runtime.events import EventBus
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FINISHED_KEPT = 100
+"""Ended tasks kept in memory besides the history, for those who ask right after the end."""
+
+OUTPUT_INTERVAL = 0.1
+"""Seconds in which output is gathered before it is told."""
+
+
+class Recorder:
+    """Knows every task of this runtime: the living ones, and the last that ended."""
+
+    def __init__(self, settings: Settings, history: History, bus: EventBus) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._finished: OrderedDict[str, Entry] = OrderedDict()
+        self._settings = settings
+        self._history = history
+        self._bus = bus
+        self._dirty: set[Entry] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def find(self, task_id: str) -> Entry | None:
+        """The task, if it lives or has just ended here."""
+        return self.entries.get(task_id) or self._finished.get(task_id)
+
+    def forget(self, task_id: str) -> None:
+        """Drop an ended task."""
+        self._finished.pop(task_id, None)
+
+    async def admit(self, entry: Entry, parameters: dict[str, Any]) -> None:
+        """A new task: an asynchronous one is on disk when this returns; raises `StorageUnavailable`."""
+        if entry.wait:
+            self._history.write_behind(entry.task_id, lambda: self.describe(entry))
+        else:
+            await self._history.commit(entry.snapshot(parameters, live=False))
+        self.entries[entry.task_id] = entry
+
+    def announce(self, entry: Entry) -> None:
+        """Tell of its state."""
+        self._bus.task_update(entry.task_id, entry.news_item, entry.state.terminal)
+
+    async def record(self, entry: Entry) -> None:
+        """Its state has changed."""
+        if entry.state.terminal:
+            self._close_output(entry)
+        if entry.wait:
+            self._history.write_behind(entry.task_id, lambda: self.describe(entry))
+        else:
+            try:
+                await self._history.commit(entry.snapshot(live=False))
+            except (StorageUnavailable, TaskConflict) as problem:
+                # The work is done or under way: it goes on, and is written as soon as that is possible.
+                log.warning("%s is %s, which can't be stored now: %s", entry.task_id, entry.state, problem)
+                self._history.write_behind(entry.task_id, lambda: self.describe(entry))
+        if entry.state.terminal:
+            self.entries.pop(entry.task_id, None)
+            self._finished[entry.task_id] = entry
+            while len(self._finished) > FINISHED_KEPT:
+                self._finished.popitem(last=False)
+        self.announce(entry)
+
+    def describe(self, entry: Entry) -> Task:
+        """The record for the history, with the parameters, which it stores at the first writing only."""
+        return entry.snapshot(json.loads(entry.parameters), live=False)
+
+    def keep_payload(self, entry: Entry, outcome: Completed) -> None:
+        """Store an opaque result beside its task."""
+        data = outcome.payload
+        if data is None:
+            self._history.put_payload(entry.task_id, outcome.encoding, self._settings.payloads / f"{entry.task_id}.{entry.attempt}")
+        else:
+            self._history.put_payload(entry.task_id, outcome.encoding, data)
+
+    # Output
+
+    def output_changed(self, entry: Entry) -> None:
+        """It printed or showed something; told of at most ten times a second."""
+        self._dirty.add(entry)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(OUTPUT_INTERVAL, self._tell_output)
+
+    def _tell_output(self) -> None:
+        self._timer = None
+        dirty, self._dirty = self._dirty, set()
+        for entry in dirty:
+            self._tell_output_of(entry)
+
+    def _tell_output_of(self, entry: Entry) -> None:
+        news, entry.news = entry.news, asyncio.Event()
+        news.set()
+        if self._bus.watched("task_output"):
+            items, following = entry.output.read(entry.told)
+            entry.told = following
+            if items:
+                body = [item.model_dump(exclude_none=True) for item in items]
+                self._bus.publish(
+                    "task_output", {"type": "task_output", "data": {"task_id": entry.task_id, "items": body, "next": following}}
+                )
+
+    def _close_output(self, entry: Entry) -> None:
+        entry.output.finish()
+        self._dirty.discard(entry)
+        if entry.output.items:
+            self._tell_output_of(entry)
+            self._history.put_output(entry.task_id, entry.output.whole(entry.task_id))
+
+    def progressed(self, entry: Entry) -> None:
+        """It said how far it is."""
+        if self._bus.watched("task_progress") and entry.progress is not None:
+            data = {"task_id": entry.task_id, **entry.progress.model_dump()}
+            self._bus.publish("task_progress", {"type": "task_progress", "data": data})
+
+    def close(self) -> None:
+        """Tell what is left."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._tell_output()

@@ -1,0 +1,445 @@
+"""The runtime: queue, workers, history, figures and events, composed; what a server or a kernel hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter import __version__
+from openruntime_jupyter.engines.base import DeviceReport, Engine
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.errors import (
+    EngineError,
+    InvalidRequest,
+    NoBackend,
+    QueueFull,
+    StorageUnavailable,
+    Stopping,
+    TaskConflict,
+    Unavailable,
+)
+from openruntime_jupyter.models import (
+    Device,
+    Health,
+    Metrics,
+    OperationInfo,
+    SystemMetrics,
+    Task,
+    TaskOutput,
+    TaskPage,
+    TaskRequest,
+    TaskState,
+    epoch,
+    timestamp,
+)
+from openruntime_jupyter.operations.registry import operations
+from openruntime_jupyter.runtime import endings, reports
+from openruntime_jupyter.runtime.admission import Admission
+from openruntime_jupyter.runtime.entry import Entry, QueueKey
+from openruntime_jupyter.runtime.events import EventBus
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.inquiry import Inquiry
+from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.output import OutputBuffer
+from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.recorder import Recorder
+from openruntime_jupyter.runtime.sampler import Sampler
+from openruntime_jupyter.runtime.scheduler import Scheduler
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.submission import Caller, Checked, check, fingerprint
+from openruntime_jupyter.runtime.turns import Turns
+
+__all__ = ["Caller", "Runtime"]
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 3600.0
+
+
+class Runtime:
+    """Every method is called on the loop that `start` was called on."""
+
+    def __init__(self, settings: Settings | None = None, engine: Engine | None = None) -> None:
+        self.settings = settings or Settings()
+        self.id = make_id("rt")
+        self.version = __version__
+        self.bus = EventBus()
+        self.history = History(self.settings, self.id)
+        self.started_at = time.monotonic()
+        self._machine = Machine()
+        self._engine = engine
+        self._sequence = 0
+        self._stopping = False
+        self._backend_problem: EngineError | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+
+    # Life
+
+    async def start(self) -> None:
+        """Open the history and begin to start workers; what another runtime left waiting is queued once devices are known."""
+        loop = asyncio.get_running_loop()
+        for folder in (self.settings.data_dir, self.settings.payloads, self.settings.temporary):
+            private_folder(folder)
+        if self._engine is None:
+            self._engine = self._local_engine()
+        self._admission = Admission(self._machine, self._engine.resident)
+        self._recorder = Recorder(self.settings, self.history, self.bus)
+        self._inquiry = Inquiry(self._recorder, self.history)
+        self._turns = Turns(self.settings, self.id)
+        self._scheduler = Scheduler(
+            self.settings,
+            self._engine,
+            self._admission,
+            self._turns,
+            self._recorder.record,
+            self._recorder.keep_payload,
+            self._recorder.progressed,
+        )
+        self._sampler = Sampler(
+            self._machine,
+            self.settings.sample_interval,
+            self.settings.idle_sample_interval,
+            lambda: _call_soon(loop, self._tell_metrics),
+        )
+        self.bus.on_watch = self._watch_metrics
+        self._sampler.start()
+        await self._engine.start()
+        try:
+            taken_over = await loop.run_in_executor(None, self.history.open)
+        except StorageUnavailable as problem:  # /health tells it, and asynchronous tasks are refused until it is mended
+            log.warning("%s", problem)
+            taken_over = []
+        self._lanes_known = loop.create_task(self._open_lanes(None))
+        self._lanes_known.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._keep(self._resume(taken_over))
+        self._keep(self._sweep())
+
+    def _local_engine(self) -> LocalEngine:
+        settings = self.settings
+        return LocalEngine(
+            LocalOptions(
+                payloads=settings.payloads,
+                temporary=settings.temporary,
+                blas=settings.blas,
+                cancel_grace=settings.cancel_grace,
+                idle_worker_seconds=settings.idle_worker_seconds,
+                start_timeout=settings.start_timeout,
+            )
+        )
+
+    async def stop(self, deadline: float = 5.0) -> None:
+        """Undo everything within `deadline` seconds; never raises.
+
+        Order: refuse what is new; take what waits out of the lanes; end the workers, and with them what runs; the slots; record
+        what waited (asynchronous tasks stay pending on disk, for the next runtime); sampler; history; turns; events. Each step
+        that fails is logged, and the next one is done all the same.
+        """
+        if self._stopping or self._engine is None:
+            return
+        self._stopping = True
+        ends = time.monotonic() + deadline
+        waiting: list[Entry] = []
+
+        async def take_waiting() -> None:
+            waiting.extend(await self._scheduler.stop())
+
+        loop = asyncio.get_running_loop()
+        steps = (
+            take_waiting,
+            lambda: self._engine.stop(max(0.5, (ends - time.monotonic()) * 0.6)),
+            lambda: self._scheduler.close(max(0.2, (ends - time.monotonic()) * 0.5)),
+            lambda: self._leave_waiting(waiting),
+            self._end_background,
+            lambda: loop.run_in_executor(None, self._sampler.stop, 1.0),
+            lambda: self.history.close(max(0.5, ends - time.monotonic())),
+        )
+        for step in steps:
+            try:
+                await step()
+            except Exception:  # a step that fails must not keep the others from being done
+                log.exception("A step of the stop failed")
+        self._recorder.close()
+        self._turns.close()
+        self.bus.close()
+
+    async def _leave_waiting(self, waiting: list[Entry]) -> None:
+        for entry in waiting:
+            if entry.wait or self.settings.embedded:
+                entry.failure = endings.interrupted("The runtime was stopped before it started.")
+                entry.finished = time.time()
+                entry.become(TaskState.INTERRUPTED)
+                await self._recorder.record(entry)
+            if not entry.done.done():
+                entry.done.set_result(None)
+
+    async def _end_background(self) -> None:
+        tasks = [self._lanes_known, *self._background]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _keep(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await self.history.sweep()
+
+    # Devices
+
+    async def _open_lanes(self, interpreter: str | None) -> None:
+        assert self._engine is not None
+        try:
+            found = await self._engine.devices(interpreter)
+        except EngineError as problem:
+            self._backend_problem = problem
+            log.warning("%s", problem)
+            raise
+        if not self._scheduler.lanes:
+            self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
+            self._backend_problem = None
+
+    def _lane(self, number: int, report: DeviceReport) -> Lane:
+        slots = self.settings.gpu_slots if report.type == "gpu" else self.settings.cpu_slot_count
+        return Lane(f"device_{number}", report, slots, self.settings.aging_seconds)
+
+    async def _need_lanes(self, interpreter: str | None) -> None:
+        """Wait until a worker has said what there is to compute on; raises `Unavailable` with what to install."""
+        if self._scheduler.lanes:
+            return
+        try:
+            await asyncio.shield(self._lanes_known)
+        except EngineError as problem:
+            if isinstance(problem, NoBackend) and interpreter is not None:
+                # The caller's own environment may have what the server's lacks.
+                await self._open_lanes(interpreter)
+                return
+            raise Unavailable(str(problem), retry_after=30.0) from problem
+
+    # Tasks
+
+    async def submit(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None) -> Task:
+        """Queue a task and return its record; an asynchronous one (`request.wait` false) is on disk by then.
+
+        Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
+        `idempotency_key` of the same owner gives the same task.
+        """
+        checked = check(request, caller, self.settings)
+        await self._need_lanes(checked.interpreter)
+        lane = self._scheduler.place(request.device_preference)
+        self._admission.check(checked.needs, lane)
+        if self._stopping:
+            raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
+        full = self._scheduler.pending >= self.settings.max_pending
+        if full and not (self.settings.max_pending == 0 and len(lane.running) < lane.slots):
+            raise QueueFull(
+                f"{self._scheduler.pending:,} tasks wait, and no more than {self.settings.max_pending:,} may (max_pending): "
+                "try again later",
+                retry_after=5.0,
+            )
+        entry = self._entry(request, checked, caller.owner, lane)
+        if idempotency_key is not None:
+            earlier = await self.history.remember_key(caller.owner or "", idempotency_key, entry.task_id, fingerprint(request))
+            if earlier is not None:
+                return await self._same(request, earlier)
+        await self._recorder.admit(entry, request.parameters)
+        self._scheduler.enqueue(entry)
+        self._recorder.announce(entry)
+        return entry.snapshot(request.parameters)
+
+    async def _same(self, request: TaskRequest, earlier: tuple[str, str]) -> Task:
+        task_id, print_ = earlier
+        if print_ != fingerprint(request):
+            raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")
+        return await self.get(task_id)
+
+    def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:
+        self._sequence += 1
+        now = time.monotonic()
+        entry = Entry(
+            task_id=task_id or make_id("task"),
+            operation=request.operation,
+            parameters=checked.parameters,
+            lane=lane,
+            key=QueueKey.of(now, request.priority, self.settings.aging_seconds, self._sequence),
+            priority=request.priority,
+            owner=owner,
+            origin=request.origin,
+            wait=request.wait,
+            runtime=self.id,
+            output=OutputBuffer(self.settings.max_output_bytes, lambda: self._recorder.output_changed(entry)),
+            done=asyncio.get_running_loop().create_future(),
+            submitted_mono=now,
+            name=request.name,
+            device_preference=request.device_preference,
+            timeout=checked.timeout,
+            retries=request.retries,
+            memory_limit=request.memory_limit,
+            needs=checked.needs,
+            interpreter=checked.interpreter,
+            isolate=checked.isolate,
+        )
+        return entry
+
+    async def _resume(self, tasks: list[Task]) -> None:
+        """Queue what a dead runtime left."""
+        for task in tasks:
+            try:
+                request = TaskRequest(
+                    operation=task.operation,
+                    parameters=task.parameters or {},
+                    device_preference=task.device_preference,
+                    priority=task.priority,
+                    timeout=task.timeout,
+                    retries=task.retries,
+                    name=task.name,
+                    memory_limit=task.memory_limit,
+                    origin=task.origin,
+                    wait=False,
+                )
+                checked = check(request, Caller(task.owner), self.settings)
+                await self._need_lanes(checked.interpreter)
+                lane = self._scheduler.place(task.device_preference)
+            except (InvalidRequest, Unavailable) as problem:
+                await self._refuse(task, str(problem))
+                continue
+            entry = self._entry(request, checked, task.owner, lane, task.task_id)
+            entry.submitted = epoch(task.submitted_at) or entry.submitted
+            entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
+            entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self.settings.aging_seconds, entry.key.sequence)
+            entry.attempt = task.attempt
+            self._recorder.entries[entry.task_id] = entry
+            self._scheduler.enqueue(entry)
+            self._recorder.announce(entry)
+
+    async def _refuse(self, task: Task, problem: str) -> None:
+        failure = endings.not_resumed(problem)
+        update = {
+            "status": TaskState.FAILED,
+            "failure": failure,
+            "error": failure.message,
+            "finished_at": timestamp(time.time()),
+            "timestamp": timestamp(time.time()),
+        }
+        await self.history.commit(task.model_copy(update=update))
+
+    async def wait(self, task_id: str, timeout: float | None = None) -> Task:
+        """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
+        return await self._inquiry.wait(task_id, timeout)
+
+    async def get(self, task_id: str) -> Task:
+        """The task, whichever runtime of this user holds it; raises `TaskNotFound`."""
+        return await self._inquiry.get(task_id)
+
+    async def tasks(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        offset: int = 0,
+        states: list[TaskState] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> TaskPage:
+        """Tasks of all this user's runtimes, newest first; raises `TaskNotFound` where `before` names none."""
+        return await self._inquiry.tasks(limit, before, offset, states, operation, owner)
+
+    async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+        """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
+        return await self._inquiry.output(task_id, since, wait)
+
+    async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
+        """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
+        return await self._inquiry.payload(task_id)
+
+    async def cancel(self, task_id: str) -> Task:
+        """Stop it; returns when it has ended. A terminal task is returned unchanged; another runtime's raises `TaskConflict`."""
+        entry = self._recorder.find(task_id)
+        if entry is None:
+            task = await self.get(task_id)
+            if not task.status.terminal:
+                raise TaskConflict(f"{task_id} belongs to another runtime on this machine ({task.runtime}): cancel it there")
+            return task
+        if not entry.state.terminal:
+            await self._scheduler.cancel(entry)
+        return await self.get(task_id)
+
+    async def reprioritise(self, task_id: str, priority: int) -> Task:
+        """Change a pending task's priority; raises `TaskConflict` for any other."""
+        entry = self._recorder.find(task_id)
+        if entry is None:
+            task = await self.get(task_id)
+            where = "" if task.here else " and belongs to another runtime"
+            raise TaskConflict(f"{task_id} is {task.status}{where}: only a pending task's priority can be changed")
+        self._scheduler.reprioritise(entry, priority)
+        await self._recorder.record(entry)
+        return entry.snapshot(json.loads(entry.parameters))
+
+    async def purge(self, task_id: str) -> None:
+        """Erase an ended task with its output and payload; raises `TaskConflict` for one that has not ended."""
+        task = await self.get(task_id)
+        if not task.status.terminal:
+            raise TaskConflict(f"{task_id} is {task.status}: cancel it first")
+        self._recorder.forget(task_id)
+        await self.history.delete(task_id)
+
+    # Figures
+
+    @property
+    def active(self) -> bool:
+        """Whether tasks run or wait."""
+        return bool(self._scheduler.running or self._scheduler.pending)
+
+    def devices(self) -> list[Device]:
+        """What there is to compute on; empty until the first worker has said so."""
+        return reports.devices(self._scheduler.lanes.values(), self._admission)
+
+    def metrics(self) -> Metrics:
+        """The figures of now."""
+        return reports.metrics(self._scheduler, self._sampler.latest)
+
+    def system_metrics(self) -> SystemMetrics:
+        """The figures of now, with uptime."""
+        uptime = reports.uptime(time.monotonic() - self.started_at)
+        return SystemMetrics(**self.metrics().model_dump(), uptime=uptime, timestamp=timestamp(time.time()))
+
+    def health(self) -> Health:
+        """Whether all is well, and what is not."""
+        problems = [str(problem) for problem in (self.history.problem, self.history.notice, self._backend_problem) if problem]
+        status = "stopping" if self._stopping else "degraded" if problems else "starting" if not self._scheduler.lanes else "healthy"
+        return Health(
+            status=status,
+            timestamp=timestamp(time.time()),
+            version=self.version,
+            devices=len(self._scheduler.lanes),
+            metrics=self.metrics(),
+            problems=problems,
+            runtime=self.id,
+        )
+
+    def operations(self) -> list[OperationInfo]:
+        """Every operation with its schema."""
+        return reports.operations(operations())
+
+    def _watch_metrics(self) -> None:
+        self._sampler.watch(self.bus.watched("metrics"))
+
+    def _tell_metrics(self) -> None:
+        self._watch_metrics()
+        if self.bus.watched("metrics"):
+            self.bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": self.metrics().model_dump()})
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop closed while the sampler's thread was on its way here
+        loop.call_soon_threadsafe(function)

@@ -1,0 +1,306 @@
+"""Which task runs when: each slot of each lane takes the most urgent task that may start, runs it to its end, and takes the next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from openruntime_jupyter.engines.base import Completed, Died, Engine, Job, Outcome, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.errors import TaskConflict, UnknownDevice
+from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
+from openruntime_jupyter.models import Payload as PayloadInfo
+from openruntime_jupyter.runtime import endings
+from openruntime_jupyter.runtime.admission import Admission
+from openruntime_jupyter.runtime.entry import Entry
+from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.output import Stream
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.turns import Turns
+
+log = logging.getLogger(__name__)
+
+MEMORY_POLL = 0.25
+"""Seconds between looks at the free memory while a task waits for it."""
+
+PayloadSink = Callable[[Entry, Completed], None]
+
+
+class Scheduler:
+    """Owns the lanes. `record(entry)` is awaited at each change of state; `payload(entry, outcome)` keeps an opaque result."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        admission: Admission,
+        turns: Turns,
+        record: Callable[[Entry], Awaitable[None]],
+        payload: PayloadSink,
+        progressed: Callable[[Entry], None],
+    ) -> None:
+        self.lanes: dict[str, Lane] = {}
+        self._settings = settings
+        self._engine = engine
+        self._admission = admission
+        self._turns = turns
+        self._record = record
+        self._payload = payload
+        self._progressed = progressed
+        self._slots: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    # Lanes
+
+    def open(self, lanes: list[Lane]) -> None:
+        """Begin to serve these lanes."""
+        loop = asyncio.get_running_loop()
+        for lane in lanes:
+            self.lanes[lane.id] = lane
+            for slot in range(lane.slots):
+                task = loop.create_task(self._serve(lane, slot), name=f"{lane.id}.{slot}")
+                task.add_done_callback(_tell_crash)
+                self._slots.append(task)
+
+    def place(self, preference: str) -> Lane:
+        """The lane for `auto`, `gpu`, `cpu` or a device's id; raises `UnknownDevice`. A GPU that is not there falls to the CPU."""
+        lanes = list(self.lanes.values())
+        if preference in ("auto", "gpu"):
+            return next((lane for lane in lanes if lane.device.type == "gpu"), lanes[0])
+        if preference == "cpu":
+            return next((lane for lane in lanes if lane.device.type == "cpu"), lanes[0])
+        if preference not in self.lanes:
+            problem = f"there is no device {preference!r}; there are auto, gpu, cpu, {', '.join(self.lanes)}"
+            raise UnknownDevice(f"device_preference: {problem}", [{"field": "device_preference", "problem": problem}])
+        return self.lanes[preference]
+
+    @property
+    def pending(self) -> int:
+        """How many tasks wait."""
+        return sum(len(lane) for lane in self.lanes.values())
+
+    @property
+    def running(self) -> int:
+        """How many tasks run."""
+        return sum(len(lane.running) for lane in self.lanes.values())
+
+    # What people ask
+
+    def enqueue(self, entry: Entry) -> None:
+        """Let it wait for its turn."""
+        entry.lane.add(entry)
+
+    async def cancel(self, entry: Entry) -> None:
+        """Stop it, wherever it is; returns when it has ended."""
+        if entry.state is TaskState.PENDING and entry.lane.remove(entry):
+            entry.cancel_stage = Stage.QUEUE.value
+            await self._end(entry, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE))
+        elif not entry.state.terminal:
+            entry.stop_reason = StopReason.CANCELLED
+            self._engine.halt(entry.task_id, StopReason.CANCELLED)
+        await asyncio.shield(entry.done)
+
+    def reprioritise(self, entry: Entry, priority: int) -> None:
+        """Move a waiting task; raises `TaskConflict` for one that does not wait."""
+        if entry.state is not TaskState.PENDING or entry.lane.position(entry) is None:
+            raise TaskConflict(f"{entry.task_id} is {entry.state}: only a pending task's priority can be changed")
+        entry.lane.move(entry, priority)
+
+    async def stop(self) -> list[Entry]:
+        """Start nothing more; returns what waits, taken out of the lanes. Running tasks end as the engine ends them."""
+        self._stopping = True
+        waiting = [entry for lane in self.lanes.values() for entry in lane.pending()]
+        for entry in waiting:
+            entry.lane.remove(entry)
+        return waiting
+
+    async def close(self, deadline: float) -> None:
+        """End the slots once the engine has ended what they ran."""
+        for lane in self.lanes.values():
+            lane.changed.set()
+        if self._slots:
+            await asyncio.wait(self._slots, timeout=deadline)
+        for task in self._slots:
+            task.cancel()
+        await asyncio.gather(*self._slots, return_exceptions=True)
+
+    # A slot's life
+
+    async def _serve(self, lane: Lane, slot: int) -> None:
+        shared = self._turns.shared(lane)
+        while not self._stopping:
+            lane.changed.clear()
+            if not len(lane):
+                await lane.changed.wait()
+                continue
+            if shared:
+                await self._turns.begin(lane, slot)
+            try:
+                entry = lane.take(self._admission.why_not) if not self._stopping else None
+                if entry is not None:
+                    if shared:
+                        self._turns.tell(lane, slot, entry)
+                    await self._execute(entry)
+            finally:
+                if shared:
+                    self._turns.end(lane, slot)
+            if entry is None:
+                await self._wait_for_memory(lane)
+
+    async def _wait_for_memory(self, lane: Lane) -> None:
+        entry = lane.stuck(self._settings.memory_wait)
+        if entry is not None and entry.needs is not None and lane.remove(entry):
+            free = self._admission.free(lane)
+            await self._end(entry, TaskState.FAILED, endings.no_memory(entry.needs, free, self._settings.memory_wait))
+            return
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(lane.changed.wait(), MEMORY_POLL)
+
+    async def _execute(self, entry: Entry) -> None:
+        lane = entry.lane
+        lane.running[entry.task_id] = entry
+        try:
+            entry.attempt += 1
+            entry.started, entry.started_mono = time.time(), time.monotonic()
+            entry.waiting_for = None
+            entry.device_used = lane.id
+            entry.become(TaskState.RUNNING)
+            await self._record(entry)
+            # A cancel may have come while the state was written.
+            outcome: Outcome = (
+                Stopped(entry.stop_reason, Stage.QUEUE, endings.no_figures())
+                if entry.stop_reason is not None
+                else await self._engine.run(self._job(entry), _Watcher(entry, self._engine, self._progressed))
+            )
+        except Exception as problem:  # a fault of ours must end this task, not the lane
+            log.exception("The engine failed on %s", entry.task_id)
+            outcome = Died(
+                Failure(
+                    kind=FailureKind.NOT_STARTED,
+                    message=f"The engine failed: {problem!r}. This is a fault in openruntime; the log has the traceback.",
+                ),
+                retry=False,
+            )
+        finally:
+            del lane.running[entry.task_id]
+            lane.changed.set()
+        await self._conclude(entry, outcome)
+
+    def _job(self, entry: Entry) -> Job:
+        lane = entry.lane
+        return Job(
+            task_id=entry.task_id,
+            operation=entry.operation,
+            parameters=entry.parameters,
+            lane=lane.id,
+            device_type=lane.device.type,
+            device_index=lane.device.index,
+            memory_total=self._admission.total(lane),
+            memory_limit=entry.memory_limit or self._settings.memory_limit or int(0.9 * self._admission.machine_total()),
+            threads=max(1, (os.cpu_count() or 1) // len(lane.running)),
+            payload_name=f"{entry.task_id}.{entry.attempt}",
+            interpreter=entry.interpreter,
+            isolate=entry.isolate,
+        )
+
+    async def _conclude(self, entry: Entry, outcome: Outcome) -> None:
+        entry.execution_time = time.monotonic() - (entry.started_mono or time.monotonic())
+        self._measure(entry, outcome)
+        if isinstance(outcome, Completed):
+            entry.lane.ran(entry.execution_time)
+            entry.result = TaskResult.model_construct(
+                execution_time=outcome.figures.execution_time,
+                device_used=entry.lane.id,
+                output=outcome.output,
+                payload=PayloadInfo(size=outcome.payload_size, encoding=outcome.encoding)
+                if outcome.payload is not None or outcome.payload_stored
+                else None,
+            )
+            if entry.result.payload is not None:
+                self._payload(entry, outcome)
+            await self._end(entry, TaskState.COMPLETED, None)
+        elif isinstance(outcome, Raised):
+            await self._end(entry, TaskState.FAILED, outcome.failure)
+        elif isinstance(outcome, Stopped):
+            entry.cancel_stage = outcome.stage.value
+            await self._end(entry, *endings.stopped(outcome, entry))
+        elif outcome.retry and entry.attempt <= entry.retries and not self._stopping and entry.stop_reason is None:
+            await self._again(entry, outcome)
+        else:
+            await self._end(entry, TaskState.FAILED, outcome.failure)
+
+    async def _again(self, entry: Entry, outcome: Died) -> None:
+        entry.output.print("stderr", f"\n[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
+        entry.execution_time = entry.started = entry.started_mono = entry.progress = None
+        entry.become(TaskState.PENDING)
+        await self._record(entry)
+        if entry.stop_reason is not None:  # cancelled while that was written
+            await self._end(entry, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE))
+        else:
+            entry.lane.add(entry)
+
+    def _measure(self, entry: Entry, outcome: Outcome) -> None:
+        figures = outcome.figures
+        entry.metrics = PerformanceMetrics.model_construct(
+            execution_time_ms=round(1000 * entry.execution_time, 3) if entry.execution_time is not None else None,
+            memory_used_mb=round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
+            gpu_utilization=0.0 if not any(lane.device.type == "gpu" for lane in self.lanes.values()) else None,
+            peak_memory_mb=round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
+        )
+
+    async def _end(self, entry: Entry, state: TaskState, failure: Failure | None) -> None:
+        entry.failure = failure
+        entry.waiting_for = None
+        entry.finished = time.time()
+        entry.become(state)
+        await self._record(entry)
+        if not entry.done.done():
+            entry.done.set_result(None)
+        entry.news.set()
+
+
+class _Watcher:
+    """Hears what a running task says."""
+
+    def __init__(self, entry: Entry, engine: Engine, progressed: Callable[[Entry], None]) -> None:
+        self._entry = entry
+        self._engine = engine
+        self._progressed = progressed
+        self._timer: asyncio.TimerHandle | None = None
+
+    def started(self, worker: str) -> None:
+        """The time of running counts from here."""
+        entry = self._entry
+        entry.started, entry.started_mono = time.time(), time.monotonic()
+        if entry.timeout is not None:
+            self._timer = asyncio.get_running_loop().call_later(entry.timeout, self._engine.halt, entry.task_id, StopReason.TIMED_OUT)
+            entry.done.add_done_callback(lambda _: self._timer.cancel() if self._timer else None)
+        if entry.stop_reason is not None:
+            self._engine.halt(entry.task_id, entry.stop_reason)
+
+    def progressed(self, progress: dict[str, Any]) -> None:
+        """Add what is left, from the pace so far."""
+        entry = self._entry
+        n, total = progress["n"], progress.get("total")
+        remaining = None
+        if total and n and entry.started_mono is not None and n <= total:
+            remaining = (time.monotonic() - entry.started_mono) * (total - n) / n
+        entry.progress = Progress.model_construct(n=n, total=total, message=progress.get("message"), remaining=remaining)
+        self._progressed(entry)
+
+    def printed(self, stream: Stream, text: str) -> None:
+        """Keep it in order."""
+        self._entry.output.print(stream, text)
+
+    def displayed(self, item: dict[str, Any]) -> None:
+        """Keep it in order."""
+        self._entry.output.display(item)
+
+
+def _tell_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("A slot of the queue ended; this is a fault in openruntime", exc_info=task.exception())

@@ -1,0 +1,80 @@
+"""From a request to a task: everything that is checked before it may wait."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
+
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed
+from openruntime_jupyter.models import TaskRequest
+from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.registry import operation
+from openruntime_jupyter.runtime.settings import Settings
+
+LONGEST_KEY = 255
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: `may_execute` allows their own code, `trusted` says that they logged in."""
+
+    owner: str | None = None
+    may_execute: bool = True
+    trusted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A request that may become a task. `needs` is in bytes, `timeout` in seconds."""
+
+    operation: Operation
+    parameters: bytes
+    timeout: float | None
+    needs: int | None
+    interpreter: str | None
+    isolate: bool
+
+
+def check(request: TaskRequest, caller: Caller, settings: Settings) -> Checked:
+    """Validate and authorise; raises `InvalidRequest` and its kinds, and `NotAllowed`."""
+    kind = operation(request.operation)
+    if kind.needs_execute and not caller.may_execute:
+        raise NotAllowed(
+            f"The operation {kind.name!r} runs your own code, and you may not execute code here: log in, "
+            "or give the token that was printed when the server started."
+        )
+    parameters = kind.validate(request.parameters)
+    encoded = to_json(request.parameters, inf_nan_mode="constants")
+    if len(encoded) > settings.max_parameters_bytes:
+        raise InvalidRequest.of(
+            "parameters",
+            f"{len(encoded):,} bytes of JSON, and the most is {settings.max_parameters_bytes:,} (max_parameters_bytes); "
+            "let the task load large data itself",
+        )
+    timeout = request.timeout
+    if not caller.trusted:
+        timeout = _bounded(kind, parameters, timeout, settings.untrusted_timeout)
+    world = getattr(parameters, "world", None)
+    interpreter = world.interpreter if world is not None else None
+    if interpreter is not None and not Path(interpreter).is_absolute():
+        raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
+    return Checked(kind, encoded, timeout, kind.memory(parameters), interpreter, bool(getattr(parameters, "isolate", False)))
+
+
+def _bounded(kind: Operation, parameters: Parameters, timeout: float | None, most: float) -> float:
+    seconds = kind.seconds(parameters)
+    if seconds is not None and seconds > most:
+        raise InvalidRequest.of(
+            "parameters", f"about {seconds:,.0f} s of work, and without a login the most is {most:g} s: make it smaller, or log in"
+        )
+    return min(timeout or most, most)
+
+
+def fingerprint(request: TaskRequest) -> str:
+    """What makes two requests the same: all but whether somebody waits."""
+    same: dict[str, Any] = request.model_dump(exclude={"wait"})
+    return hashlib.sha256(to_json(same, inf_nan_mode="constants")).hexdigest()

@@ -1,0 +1,100 @@
+"""A worker process: `python -m openruntime_jupyter.worker DATA_FD CONTROL_FD GENERATION PARENT BLAS WARM`.
+
+Started by the local engine only. It says hello, then runs one task after the other until it is told to leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import socket
+import sys
+from typing import Any
+
+from openruntime_jupyter.worker.blas import Blas, choose
+from openruntime_jupyter.worker.channel import Channel
+from openruntime_jupyter.worker.frames import PROTOCOL, Kind
+from openruntime_jupyter.worker.interrupts import InterruptGuard
+from openruntime_jupyter.worker.watch import watch
+
+OOM_SCORE = "800"
+"""When memory runs out, the kernel takes a worker and spares the server and the notebooks."""
+
+
+def prefer_as_victim() -> None:
+    """Tell Linux's out-of-memory killer to choose this process first."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+            score.write(OOM_SCORE)
+    except OSError:
+        pass  # not Linux, or a container that forbids it
+
+
+def hello(blas: Blas | None) -> dict[str, Any]:
+    """What the runtime must know of this worker, `problem` if its MLX can't compute."""
+    said: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "interpreter": sys.executable,
+        "python": platform.python_version(),
+        "blas": blas.name if blas else None,
+        "advice": blas.advice if blas else None,
+        "mlx": None,
+        "devices": [],
+        "problem": None,
+    }
+    try:
+        import mlx.core  # noqa: F401 - a broken installation shows here
+
+        from openruntime_jupyter.worker.devices import describe
+
+        said["mlx"] = importlib.metadata.version("mlx")
+        said["devices"] = describe()
+    except Exception as problem:  # a broken installation shows in many ways; each must reach the user in words
+        said["problem"] = f"{type(problem).__name__}: {problem}"
+    return said
+
+
+def warm(names: str) -> None:
+    """Import what the first task would have to wait for."""
+    from openruntime_jupyter.errors import UnknownOperation
+    from openruntime_jupyter.operations.registry import operation
+
+    for name in filter(None, names.split(",")):
+        with contextlib.suppress(UnknownOperation):  # the runtime's environment may have more than this one
+            if (prepare := operation(name).warm) is not None:
+                prepare()
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until the runtime says leave or is gone."""
+    data_fd, control_fd, generation, parent, blas_path, names = arguments
+    os.environ.pop("PYTHONSAFEPATH", None)  # ours alone: a task's own subprocesses keep Python's usual path
+    prefer_as_victim()
+    data = socket.socket(fileno=int(data_fd))
+    control = socket.socket(fileno=int(control_fd))
+    for connection in (data, control):
+        connection.set_inheritable(False)
+    guard = InterruptGuard()
+    watch(control, guard, int(parent))
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    channel = Channel(data, int(generation), guard)
+    blas = choose(blas_path)
+    channel.send(Kind.HELLO, hello(blas))
+    warm(names)
+    from openruntime_jupyter.worker.runner import Runner
+
+    runner = Runner(channel, guard, blas)
+    while True:
+        try:
+            kind, body = channel.receive()
+        except EOFError:
+            return
+        if kind is Kind.LEAVE:
+            return
+        runner.run(body)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

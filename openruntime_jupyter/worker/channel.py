@@ -1,0 +1,38 @@
+"""The worker's side of the data channel."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from typing import Any
+
+from openruntime_jupyter.worker.frames import Kind, encode, receive
+from openruntime_jupyter.worker.interrupts import InterruptGuard
+
+
+class Channel:
+    """Sends frames whole: one at a time, whichever thread sends, and with interrupts held back."""
+
+    def __init__(self, connection: socket.socket, generation: int, guard: InterruptGuard) -> None:
+        self._connection = connection
+        self._generation = generation
+        self._guard = guard
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._abandon)
+
+    def receive(self) -> tuple[Kind, dict[str, Any]]:
+        """The runtime's next frame; raises `EOFError`."""
+        kind, _, body, _ = receive(self._connection)
+        return kind, body
+
+    def send(self, kind: Kind, body: dict[str, Any] | bytes, payload: bytes = b"") -> None:
+        """Write one frame."""
+        encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with self._guard.shielded(), self._lock:
+            self._connection.sendall(encode(kind, self._generation, encoded, payload))
+
+    def _abandon(self) -> None:
+        # A fork that a task makes must neither speak for the worker nor keep its socket open.
+        self._connection.close()

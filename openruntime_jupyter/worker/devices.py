@@ -1,0 +1,54 @@
+"""What this worker's MLX computes on, as its hello tells it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from typing import Any
+
+
+def processor_name() -> str:
+    """The processor's model, as a person would call it."""
+    if sys.platform == "darwin":
+        answer = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        if answer.stdout.strip():
+            return answer.stdout.strip()
+    else:
+        try:
+            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    if line.startswith("model name"):
+                        return line.partition(":")[2].strip()
+        except OSError:
+            pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def describe() -> list[dict[str, Any]]:
+    """The devices of MLX, GPUs first: `type`, `index`, `name`, `memory` (bytes, or None where MLX does not say), `capabilities`."""
+    import mlx.core as mx
+
+    found: list[dict[str, Any]] = []
+    for index in range(mx.device_count(mx.gpu)):
+        info = mx.device_info(mx.Device(mx.gpu, index))
+        metal = mx.metal.is_available()
+        memory = info.get("memory_size") or info.get("total_memory")
+        found.append(
+            {
+                "type": "gpu",
+                "index": index,
+                "name": str(info.get("device_name") or ("Apple GPU" if metal else "NVIDIA GPU")),
+                "memory": int(memory) if memory else None,
+                "capabilities": ["metal", "mlx", "unified_memory"] if metal else ["cuda", "mlx"],
+            }
+        )
+    found.append({"type": "cpu", "index": 0, "name": processor_name(), "memory": None, "capabilities": ["mlx", "cpu"]})
+    return found
+
+
+def select(device_type: str, index: int) -> None:
+    """Make this the device of everything that MLX does from here on."""
+    import mlx.core as mx
+
+    mx.set_default_device(mx.Device(mx.gpu if device_type == "gpu" else mx.cpu, index))

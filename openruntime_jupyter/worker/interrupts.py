@@ -1,0 +1,80 @@
+"""An interrupt reaches the task it names, inside that task's own code, or nobody.
+
+The control thread asks with `request(task_id)`; the signal handler, on the main thread, raises `KeyboardInterrupt` only while
+that very task's body runs and no frame is being written. It raises at most once a task: code that swallows the interrupt is
+left to the next stage of the cancel.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class InterruptGuard:
+    """Owns SIGINT in a worker. Made on the main thread."""
+
+    def __init__(self) -> None:
+        self._main = threading.main_thread()
+        self._requested: str | None = None
+        self._running: str | None = None
+        self._shield = 0
+        self._held_back = False
+        self.delivered = False
+        """Whether the running task was interrupted."""
+        self.install()
+
+    def install(self) -> None:
+        """Take SIGINT and SIGTERM back from whatever a task did with them."""
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def request(self, task_id: str) -> None:
+        """Interrupt `task_id` if it is the one that runs; called on the control thread."""
+        self._requested = task_id
+        if self._running == task_id and self._main.ident is not None:
+            signal.pthread_kill(self._main.ident, signal.SIGINT)
+
+    def enter(self, task_id: str) -> None:
+        """The body of `task_id` begins."""
+        self.delivered = False
+        self._held_back = False
+        self._running = task_id
+        if self._requested == task_id:  # asked for between the frame's arrival and here
+            self._raise()
+
+    def leave(self) -> None:
+        """The body is over: no interrupt is raised from here on."""
+        self._running = None
+        self._held_back = False
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Hold an interrupt back while a frame is written; it is raised at the end."""
+        if threading.current_thread() is not self._main:
+            yield
+            return
+        self._shield += 1
+        try:
+            yield
+        finally:
+            self._shield -= 1
+            if self._held_back and not self._shield and self._running is not None:
+                self._raise()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._running is None or self._requested != self._running or self.delivered:
+            return
+        if self._shield:
+            self._held_back = True
+        else:
+            self._raise()
+
+    def _raise(self) -> None:
+        self._held_back = False
+        self.delivered = True
+        self._requested = None
+        raise KeyboardInterrupt("the task was cancelled")

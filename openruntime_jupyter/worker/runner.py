@@ -1,0 +1,137 @@
+"""Runs one task at a time on the main thread, and answers for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openruntime_jupyter.worker import restore, tracebacks
+from openruntime_jupyter.worker.blas import Blas
+from openruntime_jupyter.worker.channel import Channel
+from openruntime_jupyter.worker.context import TaskContext, set_current
+from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
+from openruntime_jupyter.worker.interrupts import InterruptGuard
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.operations.base import Result
+
+
+class Runner:
+    """Turns a `RUN` body into a `RESULT` or `RAISED` frame; never lets a task's exception out."""
+
+    def __init__(self, channel: Channel, guard: InterruptGuard, blas: Blas | None) -> None:
+        self._channel = channel
+        self._guard = guard
+        self._blas = blas
+        self._snapshot = restore.Snapshot()
+        self._device: tuple[str, int] | None = None
+
+    def run(self, body: dict[str, Any]) -> None:
+        """Run the task of a `RUN` frame, answer, and clean up behind it."""
+        task_id = body["task_id"]
+        self._prepare(body)
+        started = time.perf_counter()
+        result: Result | None = None
+        error: BaseException | None = None
+        try:
+            try:
+                self._guard.enter(task_id)
+                result = self._operate(body)
+            finally:
+                self._guard.leave()
+        except BaseException as problem:  # SystemExit and KeyboardInterrupt are a task's end too, not the worker's
+            self._guard.leave()
+            error = problem
+            if self._guard.delivered:
+                _finish_computing()
+        figures = {"task_id": task_id, "execution_time": time.perf_counter() - started, **self._memory()}
+        restore.flush_output()
+        if error is None and result is not None:
+            error = self._answer(result, figures, body)
+        if error is not None:
+            self._raised(error, figures)
+            error.__traceback__ = None
+            restore.forget_exception()
+        del result, error
+        set_current(None)
+        self._guard.install()
+        self._snapshot.restore()
+        restore.drop_caches()
+
+    def _prepare(self, body: dict[str, Any]) -> None:
+        device = (body["device"]["type"], body["device"]["index"])
+        if device != self._device:
+            from openruntime_jupyter.worker.devices import select
+
+            select(*device)
+            self._device = device
+        if self._blas is not None:
+            self._blas.set_threads(body["threads"])
+        if (mx := sys.modules.get("mlx.core")) is not None:
+            mx.reset_peak_memory()
+
+    def _operate(self, body: dict[str, Any]) -> Result:
+        from openruntime_jupyter.operations.base import Result
+        from openruntime_jupyter.operations.registry import operation
+
+        context = TaskContext(body["task_id"], body["device"]["type"], body["memory_total"], self._say)
+        set_current(context)
+        parameters = body.get("parameters")
+        if parameters is None:
+            parameters = json.loads(Path(body["parameters_file"]).read_bytes())
+        kind = operation(body["operation"])
+        answer = kind.run(kind.validate(parameters), context)
+        context.flush_progress()
+        return answer if isinstance(answer, Result) else Result(answer)
+
+    def _say(self, kind: str, body: dict[str, Any]) -> None:
+        message = json.dumps(body).encode()
+        if len(message) > MAX_DISPLAY_JSON:
+            text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
+            message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
+        self._channel.send(Kind.PROGRESS if kind == "progress" else Kind.DISPLAY, message)
+
+    def _answer(self, result: Result, figures: dict[str, Any], body: dict[str, Any]) -> BaseException | None:
+        try:
+            output = json.dumps(result.output)
+        except (TypeError, ValueError) as problem:
+            return TypeError(f"the operation {body['operation']} returned what JSON can't hold: {problem}")
+        if len(output) > MAX_OUTPUT_JSON:
+            return ValueError(
+                f"the result is {len(output):,} bytes as JSON and the most is {MAX_OUTPUT_JSON:,}: return a summary, "
+                "or large data as an output of a cell or the value of a call"
+            )
+        answer = {**figures, "output": result.output, "encoding": result.encoding, "payload_size": None, "payload_file": False}
+        payload = result.payload
+        if payload is not None:
+            answer["payload_size"] = len(payload)
+            if len(payload) > INLINE_PAYLOAD:
+                try:
+                    _write_private(Path(body["payload_file"]), payload)
+                except OSError as problem:
+                    return OSError(f"the result of {len(payload):,} bytes could not be stored: {problem}")
+                answer["payload_file"], payload = True, b""
+        self._channel.send(Kind.RESULT, answer, payload or b"")
+        return None
+
+    def _raised(self, error: BaseException, figures: dict[str, Any]) -> None:
+        self._channel.send(Kind.RAISED, {**figures, **tracebacks.describe(error), "interrupted": self._guard.delivered})
+
+    def _memory(self) -> dict[str, int | None]:
+        mx = sys.modules.get("mlx.core")
+        return {"mlx_peak": mx.get_peak_memory() if mx is not None else None, "resident": restore.resident_bytes()}
+
+
+def _finish_computing() -> None:
+    """Wait for what an interrupted task left computing, so that the next one has the device to itself."""
+    if (mx := sys.modules.get("mlx.core")) is not None:
+        mx.synchronize()
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)

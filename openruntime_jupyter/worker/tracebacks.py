@@ -1,0 +1,36 @@
+"""An exception as text that starts at the user's own code."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+PACKAGE = Path(__file__).resolve().parent.parent
+MACHINERY = (
+    str(PACKAGE / "worker"),
+    *(str(PACKAGE / "operations" / name) for name in ("base.py", "call.py", "python.py", "_shell.py")),
+    "/IPython/core/",
+)
+MAX_CHARACTERS = 100_000
+
+
+def own_frame(tb: TracebackType) -> bool:
+    """Whether this frame only led to the task's code: the worker's, or IPython's."""
+    name = tb.tb_frame.f_code.co_filename
+    return any(part in name for part in MACHINERY)
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """`type`, `message` and `traceback` of `error`, without the frames that led to the task's code."""
+    tb = error.__traceback__
+    while tb is not None and own_frame(tb):
+        tb = tb.tb_next
+    try:
+        lines = "".join(traceback.format_exception(type(error), error, tb))
+        message = str(error)
+    except Exception as problem:  # a task's exception may have a broken __str__
+        lines, message = f"{type(error).__name__} (its text can't be made: {problem!r})", ""
+    if len(lines) > MAX_CHARACTERS:
+        lines = f"{lines[: MAX_CHARACTERS // 2]}\n…\n{lines[-MAX_CHARACTERS // 2 :]}"
+    return {"type": type(error).__qualname__, "message": message[:10_000], "traceback": lines}
