@@ -16,11 +16,8 @@ from openruntime_jupyter.engines.base import DeviceReport, Engine
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import (
     EngineError,
-    InvalidRequest,
     NoBackend,
-    QueueFull,
     StorageUnavailable,
-    Stopping,
     TaskConflict,
     Unavailable,
 )
@@ -35,26 +32,25 @@ from openruntime_jupyter.models import (
     TaskPage,
     TaskRequest,
     TaskState,
-    epoch,
     timestamp,
 )
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime import endings, reports
 from openruntime_jupyter.runtime.admission import Admission
-from openruntime_jupyter.runtime.entry import Entry, QueueKey
+from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.inquiry import Inquiry
+from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.output import OutputBuffer
 from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.sampler import Sampler
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.submission import Caller, Checked, check, fingerprint
+from openruntime_jupyter.runtime.submission import Caller
 from openruntime_jupyter.runtime.turns import Turns
 
 __all__ = ["Caller", "Runtime"]
@@ -76,7 +72,6 @@ class Runtime:
         self.started_at = time.monotonic()
         self._machine = Machine()
         self._engine = engine
-        self._sequence = 0
         self._stopping = False
         self._backend_problem: EngineError | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -103,6 +98,7 @@ class Runtime:
             self._recorder.keep_payload,
             self._recorder.progressed,
         )
+        self._intake = Intake(self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes)
         self._sampler = Sampler(
             self._machine,
             self.settings.sample_interval,
@@ -119,7 +115,7 @@ class Runtime:
             taken_over = []
         self._lanes_known = loop.create_task(self._open_lanes(None))
         self._lanes_known.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._keep(self._resume(taken_over))
+        self._keep(self._intake.resume(taken_over))
         self._keep(self._sweep())
 
     def _local_engine(self) -> LocalEngine:
@@ -145,6 +141,7 @@ class Runtime:
         if self._stopping or self._engine is None:
             return
         self._stopping = True
+        self._intake.close()
         ends = time.monotonic() + deadline
         waiting: list[Entry] = []
 
@@ -235,104 +232,8 @@ class Runtime:
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
         `idempotency_key` of the same owner gives the same task.
         """
-        checked = check(request, caller, self.settings)
-        await self._need_lanes(checked.interpreter)
-        lane = self._scheduler.place(request.device_preference)
-        self._admission.check(checked.needs, lane)
-        if self._stopping:
-            raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
-        full = self._scheduler.pending >= self.settings.max_pending
-        if full and not (self.settings.max_pending == 0 and len(lane.running) < lane.slots):
-            raise QueueFull(
-                f"{self._scheduler.pending:,} tasks wait, and no more than {self.settings.max_pending:,} may (max_pending): "
-                "try again later",
-                retry_after=5.0,
-            )
-        entry = self._entry(request, checked, caller.owner, lane)
-        if idempotency_key is not None:
-            earlier = await self.history.remember_key(caller.owner or "", idempotency_key, entry.task_id, fingerprint(request))
-            if earlier is not None:
-                return await self._same(request, earlier)
-        await self._recorder.admit(entry, request.parameters)
-        self._scheduler.enqueue(entry)
-        self._recorder.announce(entry)
-        return entry.snapshot(request.parameters)
-
-    async def _same(self, request: TaskRequest, earlier: tuple[str, str]) -> Task:
-        task_id, print_ = earlier
-        if print_ != fingerprint(request):
-            raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")
-        return await self.get(task_id)
-
-    def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:
-        self._sequence += 1
-        now = time.monotonic()
-        entry = Entry(
-            task_id=task_id or make_id("task"),
-            operation=request.operation,
-            parameters=checked.parameters,
-            lane=lane,
-            key=QueueKey.of(now, request.priority, self.settings.aging_seconds, self._sequence),
-            priority=request.priority,
-            owner=owner,
-            origin=request.origin,
-            wait=request.wait,
-            runtime=self.id,
-            output=OutputBuffer(self.settings.max_output_bytes, lambda: self._recorder.output_changed(entry)),
-            done=asyncio.get_running_loop().create_future(),
-            submitted_mono=now,
-            name=request.name,
-            device_preference=request.device_preference,
-            timeout=checked.timeout,
-            retries=request.retries,
-            memory_limit=request.memory_limit,
-            needs=checked.needs,
-            interpreter=checked.interpreter,
-            isolate=checked.isolate,
-        )
-        return entry
-
-    async def _resume(self, tasks: list[Task]) -> None:
-        """Queue what a dead runtime left."""
-        for task in tasks:
-            try:
-                request = TaskRequest(
-                    operation=task.operation,
-                    parameters=task.parameters or {},
-                    device_preference=task.device_preference,
-                    priority=task.priority,
-                    timeout=task.timeout,
-                    retries=task.retries,
-                    name=task.name,
-                    memory_limit=task.memory_limit,
-                    origin=task.origin,
-                    wait=False,
-                )
-                checked = check(request, Caller(task.owner), self.settings)
-                await self._need_lanes(checked.interpreter)
-                lane = self._scheduler.place(task.device_preference)
-            except (InvalidRequest, Unavailable) as problem:
-                await self._refuse(task, str(problem))
-                continue
-            entry = self._entry(request, checked, task.owner, lane, task.task_id)
-            entry.submitted = epoch(task.submitted_at) or entry.submitted
-            entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
-            entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self.settings.aging_seconds, entry.key.sequence)
-            entry.attempt = task.attempt
-            self._recorder.entries[entry.task_id] = entry
-            self._scheduler.enqueue(entry)
-            self._recorder.announce(entry)
-
-    async def _refuse(self, task: Task, problem: str) -> None:
-        failure = endings.not_resumed(problem)
-        update = {
-            "status": TaskState.FAILED,
-            "failure": failure,
-            "error": failure.message,
-            "finished_at": timestamp(time.time()),
-            "timestamp": timestamp(time.time()),
-        }
-        await self.history.commit(task.model_copy(update=update))
+        task_id = await self._intake.submit(request, caller, idempotency_key)
+        return await self._inquiry.get(task_id)
 
     async def wait(self, task_id: str, timeout: float | None = None) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""

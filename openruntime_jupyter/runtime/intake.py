@@ -1,0 +1,168 @@
+"""How tasks come in: from a request, and from a runtime that died."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
+
+from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, Unavailable
+from openruntime_jupyter.models import Task, TaskRequest, TaskState, epoch, timestamp
+from openruntime_jupyter.runtime import endings
+from openruntime_jupyter.runtime.admission import Admission
+from openruntime_jupyter.runtime.entry import Entry, QueueKey
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.output import OutputBuffer
+from openruntime_jupyter.runtime.recorder import Recorder
+from openruntime_jupyter.runtime.scheduler import Scheduler
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.submission import Caller, Checked, check, fingerprint
+
+
+class Intake:
+    """Checks, records and queues. `need_lanes(interpreter)` waits until it is known what there is to compute on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runtime_id: str,
+        history: History,
+        recorder: Recorder,
+        scheduler: Scheduler,
+        admission: Admission,
+        need_lanes: Callable[[str | None], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._runtime = runtime_id
+        self._history = history
+        self._recorder = recorder
+        self._scheduler = scheduler
+        self._admission = admission
+        self._need_lanes = need_lanes
+        self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
+        self._sequence = 0
+        self._stopping = False
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._stopping = True
+
+    async def submit(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None) -> str:
+        """Queue a task and return its id; an asynchronous one (`request.wait` false) is on disk by then.
+
+        Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
+        `idempotency_key` of the same owner gives the same task.
+        """
+        checked = check(request, caller, self._settings)
+        await self._need_lanes(checked.interpreter)
+        lane = self._scheduler.place(request.device_preference)
+        self._admission.check(checked.needs, lane)
+        if self._stopping:
+            raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
+        full = self._scheduler.pending >= self._settings.max_pending
+        if full and not (self._settings.max_pending == 0 and len(lane.running) < lane.slots):
+            raise QueueFull(
+                f"{self._scheduler.pending:,} tasks wait, and no more than {self._settings.max_pending:,} may (max_pending): "
+                "try again later",
+                retry_after=5.0,
+            )
+        entry = self._entry(request, checked, caller.owner, lane)
+        if idempotency_key is None:
+            return await self._admit(entry, request)
+        # One at a time for each key: the second finds what the first has stored.
+        lock = self._keys.setdefault((caller.owner, idempotency_key), asyncio.Lock())
+        async with lock:
+            return await self._once(entry, request, idempotency_key)
+
+    async def _once(self, entry: Entry, request: TaskRequest, key: str) -> str:
+        same = fingerprint(request)
+        earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
+        if earlier is None:
+            return await self._admit(entry, request)
+        task_id, known = earlier
+        if known != same:
+            raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")
+        if self._recorder.find(task_id) is None and await self._history.get(task_id) is None:
+            # The key was stored and the task never was: the server died, or the disk was full, in between.
+            entry.task_id = task_id
+            return await self._admit(entry, request)
+        return task_id
+
+    async def _admit(self, entry: Entry, request: TaskRequest) -> str:
+        await self._recorder.admit(entry, request.parameters)
+        self._scheduler.enqueue(entry)
+        self._recorder.announce(entry)
+        return entry.task_id
+
+    def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:
+        self._sequence += 1
+        now = time.monotonic()
+        entry = Entry(
+            task_id=task_id or make_id("task"),
+            operation=request.operation,
+            parameters=checked.parameters,
+            lane=lane,
+            key=QueueKey.of(now, request.priority, self._settings.aging_seconds, self._sequence),
+            priority=request.priority,
+            owner=owner,
+            origin=request.origin,
+            wait=request.wait,
+            runtime=self._runtime,
+            output=OutputBuffer(self._settings.max_output_bytes, lambda: self._recorder.output_changed(entry)),
+            done=asyncio.get_running_loop().create_future(),
+            submitted_mono=now,
+            name=request.name,
+            device_preference=request.device_preference,
+            timeout=checked.timeout,
+            retries=request.retries,
+            memory_limit=request.memory_limit,
+            needs=checked.needs,
+            interpreter=checked.interpreter,
+            isolate=checked.isolate,
+        )
+        return entry
+
+    async def resume(self, tasks: list[Task]) -> None:
+        """Queue what a dead runtime left."""
+        for task in tasks:
+            try:
+                request = TaskRequest(
+                    operation=task.operation,
+                    parameters=task.parameters or {},
+                    device_preference=task.device_preference,
+                    priority=task.priority,
+                    timeout=task.timeout,
+                    retries=task.retries,
+                    name=task.name,
+                    memory_limit=task.memory_limit,
+                    origin=task.origin,
+                    wait=False,
+                )
+                checked = check(request, Caller(task.owner), self._settings)
+                await self._need_lanes(checked.interpreter)
+                lane = self._scheduler.place(task.device_preference)
+            except (InvalidRequest, Unavailable) as problem:
+                await self._refuse(task, str(problem))
+                continue
+            entry = self._entry(request, checked, task.owner, lane, task.task_id)
+            entry.submitted = epoch(task.submitted_at) or entry.submitted
+            entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
+            entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self._settings.aging_seconds, entry.key.sequence)
+            entry.attempt = task.attempt
+            self._recorder.entries[entry.task_id] = entry
+            self._scheduler.enqueue(entry)
+            self._recorder.announce(entry)
+
+    async def _refuse(self, task: Task, problem: str) -> None:
+        failure = endings.not_resumed(problem)
+        update = {
+            "status": TaskState.FAILED,
+            "failure": failure,
+            "error": failure.message,
+            "finished_at": timestamp(time.time()),
+            "timestamp": timestamp(time.time()),
+        }
+        await self._history.commit(task.model_copy(update=update))
