@@ -35,11 +35,14 @@ class Backend(Protocol):
         (`new_key()`) gives the same task again, so that a call that was lost or interrupted can be repeated.
         """
 
-    def get(self, task_id: str) -> Task:
-        """The task as it is now, with its parameters; raises `TaskNotFound`."""
+    def get(self, task_id: str, parameters: bool = True) -> Task:
+        """The task as it is now; raises `TaskNotFound`. Its parameters, which may be large, are left out where they are not wanted."""
 
     def wait(self, task_id: str, seconds: float) -> Task:
-        """The task at its end, or as it is after `seconds`; it may return earlier, after `LONGEST_WAIT`: ask again then."""
+        """The task at its end, or as it is after `seconds`, without its parameters.
+
+        It may return earlier, after `LONGEST_WAIT`: ask again then.
+        """
 
     def cancel(self, task_id: str) -> Task:
         """Stop the task and return it at its end; one that ended already is returned as it is."""

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.embedded import embedded
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.http import HttpBackend, is_loopback
 from openruntime_jupyter.client.lanes import in_worker
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, TaskNotFound, WouldDeadlock
 from openruntime_jupyter.models import Origin
@@ -93,7 +93,8 @@ def _of_kernel() -> HttpBackend | None:
     url, token = os.environ.get("OPENRUNTIME_URL"), os.environ.get("OPENRUNTIME_TOKEN")
     # A server that was started from a kernel of another one inherits that one's environment.
     if url and os.environ.get("OPENRUNTIME_SERVER_PID") == parent:
-        backend = HttpBackend(url, token)
+        # It is our own parent's word: its certificate names its host, not the loopback.
+        backend = HttpBackend(url, token, verify=not is_loopback(urlsplit(url).hostname or ""))
         backend.health()  # it was there when this kernel started: silently computing elsewhere would hide its tasks
         return backend
     from jupyter_core.paths import jupyter_runtime_dir

@@ -58,7 +58,7 @@ class EmbeddedBackend:
 
         return self._ask(submit)
 
-    def get(self, task_id: str) -> Task:
+    def get(self, task_id: str, parameters: bool = True) -> Task:
         """See `Backend.get`."""
         return self._ask(lambda runtime: runtime.get(task_id))
 

@@ -78,9 +78,9 @@ class TaskHandle:
 
     @property
     def task(self) -> Task:
-        """The whole record as it is now."""
+        """The record as it is now, without the parameters: they may be large, and `connect().backend.get(id)` has them."""
         if not self._task.status.terminal:
-            self._task = self._backend.get(self.id)
+            self._task = self._backend.get(self.id, parameters=False)
         return self._task
 
     @property

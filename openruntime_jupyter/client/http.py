@@ -49,11 +49,11 @@ class HttpBackend:
             raise InvalidRequest.of("token", "has characters that no HTTP header can carry")
         try:
             parsed = httpx.URL(self.where)
-        except httpx.InvalidURL as problem:
+            self.local = is_loopback(parsed.host)
+        except TRANSLATED as problem:
             raise translate(problem, self.where) from problem
-        if parsed.scheme not in ("http", "https") or not parsed.host:
+        if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 80) > 65535:
             raise InvalidRequest.of("url", f"{url!r} is no http:// or https:// address")
-        self.local = is_loopback(parsed.host)
         self._token = token
         self._patience = patience
         self._verify = verify
@@ -70,14 +70,14 @@ class HttpBackend:
             raise InvalidRequest.of("parameters", f"JSON can't hold them: {problem}") from None
         return self._ask(Task, "POST", "/tasks", content=body, headers=headers, wait=wait)
 
-    def get(self, task_id: str) -> Task:
+    def get(self, task_id: str, parameters: bool = True) -> Task:
         """See `Backend.get`."""
-        return self._ask(Task, "GET", _task(task_id))
+        return self._ask(Task, "GET", _task(task_id), params={} if parameters else {"parameters": "false"})
 
     def wait(self, task_id: str, seconds: float) -> Task:
         """See `Backend.wait`."""
         wait = max(0.0, min(seconds, LONGEST_WAIT))
-        return self._ask(Task, "GET", _task(task_id), params={"wait": f"{wait:g}"}, wait=wait)
+        return self._ask(Task, "GET", _task(task_id), params={"wait": f"{wait:g}", "parameters": "false"}, wait=wait)
 
     def cancel(self, task_id: str) -> Task:
         """See `Backend.cancel`."""
@@ -98,10 +98,9 @@ class HttpBackend:
         return self._ask(TaskOutput, "GET", f"{_task(task_id)}/output", params=params, wait=wait)
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
-        """See `Backend.payload`; the encoding is the record's."""
-        content = self._request("GET", f"{_task(task_id)}/payload").content
-        result = self.get(task_id).result
-        return content, result.payload.encoding if result is not None and result.payload is not None else "cloudpickle"
+        """See `Backend.payload`."""
+        answer = self._request("GET", f"{_task(task_id)}/payload")
+        return answer.content, answer.headers.get("X-OpenRuntime-Encoding", "cloudpickle")
 
     def tasks(
         self,

@@ -21,8 +21,8 @@ from openruntime_jupyter.errors import (
     UnknownOperation,
 )
 
-TRANSLATED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict)
-"""The roots of everything that httpx raises."""
+TRANSLATED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict, UnicodeError)
+"""The roots of everything that httpx raises, and what a host's name does that no domain may have."""
 
 LOST_ON_THE_WAY = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
 """The connection broke after it was made."""
@@ -64,7 +64,7 @@ MESSAGES: dict[type[Exception], str] = {
 }
 """What is said for each exception of httpx. A test enumerates them, so that a new one must be decided on."""
 
-BAD_URL = (httpx.InvalidURL, httpx.UnsupportedProtocol)
+BAD_URL = (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError)
 """The caller's own mistake: `InvalidRequest`."""
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.display import display
 
 from openruntime_jupyter.client.handle import TaskHandle, task_error
-from openruntime_jupyter.errors import InvalidRequest, NotConnected
+from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.arguments import Arguments
 from openruntime_jupyter.notebook.failures import short
@@ -24,13 +23,14 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
         raise UsageError("the cell is empty: write the code for the worker below the magic.")
     inputs = session.inputs(arguments.inputs)
     client = session.client.with_options(**{"name": session.cell_name(), **arguments.options})
-    # The magic's own line stays a line, so that a traceback counts as the cell does.
-    source, filename = f"\n{code}", f"In [{session.shell.execution_count}]"
+    # The magic's own line stays a line, so that tracebacks count as the cell does; but a cell magic must be the first.
+    source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
+    filename = f"In [{session.shell.execution_count}]"
     handle, task = _run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename))
     if task is None:
         return handle
     if arguments.outputs:
-        _bring_home(session, arguments.outputs, handle.result())
+        session.namespace.update(handle.result())
     return None
 
 
@@ -77,10 +77,3 @@ def _run(session: Session, arguments: Arguments, submit: Callable[[], TaskHandle
     if left is Left.INTERRUPTED and task.status is TaskState.CANCELLED:
         raise short(KeyboardInterrupt(f"{handle.id} was cancelled"))
     return handle, completed(task)
-
-
-def _bring_home(session: Session, names: tuple[str, ...], made: dict[str, Any]) -> None:
-    session.namespace.update({name: made[name] for name in names if name in made})
-    missing = [name for name in names if name not in made]
-    if missing:
-        raise InvalidRequest.of("--out", f"the cell never set {', '.join(missing)}")

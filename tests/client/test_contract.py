@@ -1,0 +1,360 @@
+"""What a client promises, over HTTP and embedded alike."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.errors import (
+    InvalidRequest,
+    TaskCancelled,
+    TaskConflict,
+    TaskFailed,
+    TaskNotFound,
+    TaskTimedOut,
+    UnknownDevice,
+    UnknownOperation,
+    WorkerDied,
+    WouldDeadlock,
+)
+from openruntime_jupyter.models import TaskState
+from tests.support import wait_until
+
+
+def sleeper(seconds: float) -> Any:
+    """A function that a worker can be busy with; made here, so that it travels by value."""
+
+    def sleep() -> float:
+        import time
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return seconds
+
+    return sleep
+
+
+def running(handle: TaskHandle) -> TaskHandle:
+    """`handle`, once its task runs."""
+    wait_until(lambda: handle.status is TaskState.RUNNING, 20, lambda: f"{handle} runs")
+    return handle
+
+
+@contextmanager
+def busy(client: Client) -> Iterator[TaskHandle]:
+    """The one slot is held meanwhile."""
+    handle = running(client.submit_call(sleeper(60)))
+    try:
+        yield handle
+    finally:
+        handle.cancel()
+
+
+def test_an_operation_returns_its_output(client: Client) -> None:
+    output = client.run("matrix_multiply", size=64, iterations=2)
+    assert output["gflops"] > 0
+
+
+def test_a_function_of_this_process_is_computed_elsewhere(client: Client) -> None:
+    factor = 3
+
+    def work(number: int, *, plus: int) -> tuple[int, int]:
+        import os
+
+        return number * factor + plus, os.getpid()
+
+    value, pid = client.call(work, 13, plus=3)
+    assert value == 42
+    assert pid != os.getpid()
+
+
+def test_code_gets_its_inputs_and_gives_its_outputs(client: Client) -> None:
+    handle = client.submit_code("total = sum(numbers)\nprint('adding')", {"numbers": [1, 2, 3]}, ("total",))
+    assert handle.result(timeout=30) == {"total": 6}
+    assert handle.output.stdout == "adding\n"
+
+
+def test_code_runs_in_the_folder_and_interpreter_of_the_caller(client: Client) -> None:
+    import sys
+
+    handle = client.submit_code("import os, sys\nplace = os.getcwd(), sys.executable", {}, ("place",))
+    assert handle.result(timeout=60)["place"] == (os.getcwd(), sys.executable)
+
+
+def test_what_a_task_raises_comes_with_its_own_traceback(client: Client) -> None:
+    def divide() -> float:
+        return 1 / 0
+
+    with pytest.raises(TaskFailed, match="division by zero") as caught:
+        client.call(divide)
+    assert "ZeroDivisionError" in str(caught.value)
+    assert "in divide" in str(caught.value)
+    assert caught.value.task is not None
+    assert caught.value.task.failure is not None
+    assert caught.value.task.failure.type == "ZeroDivisionError"
+
+
+def test_a_worker_that_is_killed_is_told_from_a_task_that_fails(client: Client) -> None:
+    def die() -> None:
+        import os
+        import signal
+        import sys
+
+        sys.stdout.write("these are my last words\n")
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerDied, match="signal 9") as caught:
+        client.call(die)
+    assert "these are my last words" in str(caught.value)
+
+
+def test_a_task_past_its_timeout_is_stopped(client: Client) -> None:
+    with pytest.raises(TaskTimedOut, match="timeout"):
+        client.with_options(timeout=0.3).call(sleeper(30))
+
+
+def test_waiting_for_a_result_can_run_out_while_the_task_goes_on(client: Client) -> None:
+    handle = client.submit_call(sleeper(30))
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=handle.id):
+        handle.result(timeout=0.2)
+    assert time.monotonic() - started < 5
+    assert not handle.status.terminal
+    handle.cancel()
+
+
+def test_a_cancelled_task_says_so(client: Client) -> None:
+    handle = running(client.submit_call(sleeper(30)))
+    assert handle.cancel().status is TaskState.CANCELLED
+    assert handle.status is TaskState.CANCELLED
+    with pytest.raises(TaskCancelled) as caught:
+        handle.result()
+    assert caught.value.task is not None
+    assert caught.value.task.cancel_stage == "interrupt"
+
+
+def test_cancelling_what_has_ended_changes_nothing(client: Client) -> None:
+    handle = client.submit_call(sleeper(0))
+    handle.result(timeout=30)
+    assert handle.cancel().status is TaskState.COMPLETED
+
+
+def test_a_waiting_task_knows_its_place_and_can_be_moved_forward(client: Client) -> None:
+    with busy(client):
+        first, second = client.submit_call(sleeper(0)), client.submit_call(sleeper(0))
+        assert (first.task.position, second.task.position) == (1, 2)
+        assert second.set_priority(9).priority == 9
+        assert (first.task.position, second.task.position) == (2, 1)
+        first.cancel()
+        second.cancel()
+
+
+def test_a_task_that_was_started_keeps_its_priority(client: Client) -> None:
+    with busy(client) as handle, pytest.raises(TaskConflict):
+        handle.set_priority(9)
+
+
+def test_progress_is_seen_while_the_task_runs(client: Client) -> None:
+    def work() -> None:
+        import time
+
+        from openruntime_jupyter import progress
+
+        progress(3, 10, "a third")
+        time.sleep(60)
+
+    handle = client.submit_call(work)
+    seen = wait_until(lambda: handle.progress, 20, "progress")
+    assert (seen.n, seen.total, seen.message) == (3, 10, "a third")
+    handle.cancel()
+
+
+def test_output_is_seen_while_the_task_runs_and_only_once(client: Client) -> None:
+    def work() -> None:
+        import sys
+        import time
+
+        sys.stdout.write("one\n")
+        sys.stdout.flush()
+        time.sleep(0.4)
+        sys.stderr.write("two\n")
+        sys.stderr.flush()
+        time.sleep(60)
+
+    handle = client.submit_call(work)
+    items, since = [], 0
+    deadline = time.monotonic() + 20
+    while len(items) < 2 and time.monotonic() < deadline:
+        shown = handle.follow_output(since, wait=1)
+        items += shown.items
+        since = shown.next
+    assert [(item.name, item.text) for item in items] == [("stdout", "one\n"), ("stderr", "two\n")]
+    assert not handle.output.finished
+    handle.cancel()
+    assert handle.follow_output(since).items == []
+    assert handle.output.finished
+    assert (handle.output.stdout, handle.output.stderr, str(handle.output)) == ("one\n", "two\n", "one\ntwo\n")
+
+
+def test_asking_for_output_returns_as_soon_as_the_task_ends(client: Client) -> None:
+    handle = running(client.submit_call(sleeper(0.5)))
+    started = time.monotonic()
+    assert handle.follow_output(0, wait=15).finished
+    assert time.monotonic() - started < 5
+
+
+def test_a_task_is_found_again_by_its_id(client: Client) -> None:
+    handle = client.with_options(name="to be found").submit_call(sleeper(0))
+    assert handle.result(timeout=30) == 0
+    again = client.task(handle.id)
+    assert again.result() == 0
+    assert again.task.name == "to be found"
+    assert handle.id in [task.task_id for task in client.tasks(limit=5).tasks]
+
+
+def test_pages_of_tasks_can_be_filtered_and_turned(client: Client) -> None:
+    client.run("matrix_multiply", size=8)
+    client.run("matrix_multiply", size=8)
+    first = client.tasks(limit=1, states=["completed"], operation="matrix_multiply")
+    assert first.total_count >= 2
+    second = client.tasks(limit=1, before=first.next_before, states=["completed"], operation="matrix_multiply")
+    assert first.tasks[0].task_id > second.tasks[0].task_id
+
+
+def test_an_ended_task_can_be_erased(client: Client) -> None:
+    handle = client.submit_call(sleeper(0))
+    handle.result(timeout=30)
+    handle.purge()
+    with pytest.raises(TaskNotFound):
+        client.task(handle.id)
+
+
+def test_a_task_that_runs_cannot_be_erased(client: Client) -> None:
+    with busy(client) as handle, pytest.raises(TaskConflict):
+        handle.purge()
+
+
+@pytest.mark.parametrize("task_id", ["task_nobody", "../health", "", "a b?c#d"])
+def test_an_unknown_id_is_not_found(client: Client, task_id: str) -> None:
+    with pytest.raises(TaskNotFound):
+        client.task(task_id)
+
+
+def test_wrong_requests_say_which_field_is_wrong(client: Client) -> None:
+    with pytest.raises(UnknownOperation, match="no_such_thing"):
+        client.submit("no_such_thing")
+    with pytest.raises(UnknownDevice, match="device_99"):
+        client.with_options(device="device_99").submit("matrix_multiply")
+    with pytest.raises(InvalidRequest) as caught:
+        client.submit("matrix_multiply", sise=3)
+    assert [detail["field"] for detail in caught.value.details] == ["parameters.sise"]
+    with pytest.raises(InvalidRequest, match="priority"):
+        client.with_options(priority=11).submit("matrix_multiply")
+    with pytest.raises(InvalidRequest):
+        client.submit("matrix_multiply", size=float("nan"))
+    with pytest.raises(InvalidRequest):
+        client.submit("matrix_multiply", size=object())
+
+
+def test_the_same_key_gives_the_same_task(backend: Backend) -> None:
+    key, request = new_key(), {"operation": "matrix_multiply", "parameters": {"size": 8}}
+    first = backend.submit(request, key)
+    assert backend.submit(request, key, wait=10).task_id == first.task_id
+
+
+def test_a_submission_that_may_wait_brings_the_end_with_it(backend: Backend) -> None:
+    task = backend.submit({"operation": "matrix_multiply", "parameters": {"size": 8}}, new_key(), wait=20)
+    assert task.status is TaskState.COMPLETED
+
+
+def test_interrupting_a_call_cancels_its_task(client: Client) -> None:
+    named = client.with_options(name=f"interrupted {new_key()}")
+
+    def states() -> list[TaskState]:
+        return [task.status for task in client.tasks(limit=5).tasks if task.name == named.options.name]
+
+    def interrupt() -> None:
+        wait_until(lambda: states() == [TaskState.RUNNING], 20, "the task runs")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        named.call(sleeper(60))
+    thread.join()
+    assert states() == [TaskState.CANCELLED]
+
+
+def test_interrupting_the_wait_for_a_handle_leaves_its_task_alone(client: Client) -> None:
+    handle = running(client.submit_call(sleeper(60)))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        handle.result()
+    timer.join()
+    assert handle.status is TaskState.RUNNING
+    handle.cancel()
+
+
+def test_several_threads_may_use_one_client(client: Client) -> None:
+    found: list[int] = []
+
+    def ask(number: int) -> None:
+        found.append(client.call(sleeper(number / 100)))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == [number / 100 for number in range(6)]
+
+
+def test_the_runtime_describes_itself(client: Client) -> None:
+    assert client.health().status == "healthy"
+    assert [device.type for device in client.devices()]
+    assert client.metrics().uptime
+    described = {operation.name: operation for operation in client.operations()}
+    assert described["call"].needs_execute
+    assert "size" in described["matrix_multiply"].parameters_schema["properties"]
+
+
+def test_a_task_does_not_wait_for_its_own_lane(client: Client, request: pytest.FixtureRequest) -> None:
+    where = client.where
+    token = request.getfixturevalue("server").token if where != "embedded" else None
+
+    def nested() -> str:
+        from openruntime_jupyter import connect
+
+        return str(connect(None if where == "embedded" else where, token).run("matrix_multiply", size=8))
+
+    with pytest.raises(TaskFailed, match="WouldDeadlock") as caught:
+        client.call(nested)
+    assert caught.value.task is not None
+    assert caught.value.task.failure is not None
+    assert caught.value.task.failure.type == WouldDeadlock.__name__
+
+
+def test_a_task_may_hand_on_work_without_waiting_for_it(client: Client, request: pytest.FixtureRequest) -> None:
+    if client.where == "embedded":
+        pytest.skip("a task can't reach the runtime that is hosted by its submitter's process")
+    where, token = client.where, request.getfixturevalue("server").token
+
+    def nested() -> str:
+        from openruntime_jupyter import connect
+
+        return str(connect(where, token).submit("matrix_multiply", size=8).id)
+
+    assert client.task(client.call(nested)).result(timeout=30)["gflops"] > 0

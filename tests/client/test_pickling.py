@@ -1,0 +1,112 @@
+"""What can't travel to a worker is named, and not guessed at."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from openruntime_jupyter.client.pickling import pack_call, pack_variables, unpack, world
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+
+LOCK = threading.Lock()
+
+
+def named(caught: pytest.ExceptionInfo[InvalidRequest]) -> str:
+    """The field that an error names."""
+    (detail,) = caught.value.details
+    return detail["field"]
+
+
+def test_a_function_arrives_with_its_arguments_and_what_it_uses() -> None:
+    offset = 30
+
+    def add(first: int, second: int = 2) -> int:
+        return first + second + offset
+
+    function, args, kwargs = cloudpickle.loads(base64.b64decode(pack_call(add, (10,), {"second": 2})))
+    assert function(*args, **kwargs) == 42
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "field"), [((1, LOCK), {}, "second"), ((1,), {"second": LOCK}, "second"), ((LOCK, 1), {}, "first")]
+)
+def test_an_argument_that_cannot_travel_is_named(args: tuple[Any, ...], kwargs: dict[str, Any], field: str) -> None:
+    def work(first: object, second: object) -> None: ...
+
+    with pytest.raises(InvalidRequest, match=r"lock.*inside the task") as caught:
+        pack_call(work, args, kwargs)
+    assert named(caught) == field
+
+
+def test_an_argument_of_a_function_without_a_signature_is_counted() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        pack_call(max, (1, LOCK), {})
+    assert named(caught) == "argument 2"
+
+
+def test_a_variable_that_a_function_uses_and_that_cannot_travel_is_named() -> None:
+    held = threading.Lock()
+
+    def work() -> bool:
+        return held.locked()
+
+    with pytest.raises(InvalidRequest, match=r"the function .*work uses it") as caught:
+        pack_call(work, (), {})
+    assert named(caught) == "held"
+
+
+def test_a_global_that_a_notebooks_function_uses_and_that_cannot_travel_is_named() -> None:
+    space: dict[str, Any] = {"__name__": "__main__", "held": LOCK}
+    exec("def work():\n    return held.locked()", space)  # as a notebook's cell makes it
+    with pytest.raises(InvalidRequest) as caught:
+        pack_call(space["work"], (), {})
+    assert named(caught) == "held"
+
+
+def test_an_input_that_cannot_travel_is_named() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        pack_variables({"fine": 1, "held": LOCK})
+    assert named(caught) == "held"
+
+
+def test_no_inputs_are_no_pickle() -> None:
+    assert pack_variables({}) is None
+
+
+def test_a_result_that_needs_a_missing_package_says_which() -> None:
+    payload = b"cno_such_package\nThing\n."
+    with pytest.raises(OpenRuntimeError, match=r"no_such_package.*install"):
+        unpack(payload, "cloudpickle")
+
+
+@pytest.mark.parametrize("payload", [b"", b"not a pickle", b"\x80\x04."])
+def test_a_broken_result_is_an_error_of_ours(payload: bytes) -> None:
+    with pytest.raises(OpenRuntimeError, match="can't be rebuilt"):
+        unpack(payload, "cloudpickle")
+
+
+def test_a_result_in_an_unknown_encoding_is_an_error_of_ours() -> None:
+    with pytest.raises(OpenRuntimeError, match="sealed"):
+        unpack(b"", "sealed")
+
+
+def test_the_world_has_no_relative_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    monkeypatch.syspath_prepend("lib")
+    path = world()["path"]
+    assert str(tmp_path) in path
+    assert str(tmp_path / "lib") in path
+    assert all(Path(entry).is_absolute() for entry in path)
+
+
+def test_the_world_of_a_removed_folder_goes_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert world()["directory"] is None
