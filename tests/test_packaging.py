@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import openruntime_jupyter
+from tests.support import running_server, wait_until
 from tests.test_floors import all_imports
 
 if sys.version_info >= (3, 11):
@@ -113,3 +115,20 @@ def test_installing_brings_the_jupyter_subcommand(environment: Path, tmp_path: P
     done = run(environment / "jupyter-openruntime", "--version", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert PROJECT["version"] in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX needs no backend")
+def test_without_a_backend_the_server_starts_and_says_what_to_install(environment: Path, tmp_path: Path) -> None:
+    """MLX as pip leaves it where neither `cpu` nor `cuda` was asked for: all of it but the library that computes."""
+    bare = next(environment.parent.glob("lib/python*/site-packages")) / "mlx"
+    shutil.copytree(Path(sysconfig.get_path("platlib")) / "mlx", bare, ignore=shutil.ignore_patterns("lib", "include", "share"))
+    try:
+        with running_server(tmp_path, (os.fspath(environment / "python"), "-m", "jupyter_server"), healthy=False) as server:
+            health = wait_until(lambda: (found := server.get("/health"))["problems"] and found, 30, "the problem is told")
+            assert health["status"] == "degraded"
+            assert "openruntime-jupyter[cpu]" in health["problems"][0]
+            answer = server.request("POST", "/tasks", json={"operation": "matrix_multiply", "parameters": {}})
+            assert answer.status_code == 503
+            assert "openruntime-jupyter[cpu]" in answer.json()["error"]
+    finally:
+        shutil.rmtree(bare)
