@@ -95,7 +95,11 @@ def _of_kernel() -> HttpBackend | None:
     if url and os.environ.get("OPENRUNTIME_SERVER_PID") == parent:
         # It is our own parent's word: its certificate names its host, not the loopback.
         backend = HttpBackend(url, token, verify=not is_loopback(urlsplit(url).hostname or ""))
-        backend.health()  # it was there when this kernel started: silently computing elsewhere would hide its tasks
+        try:
+            backend.health()
+        except NotConnected as problem:
+            # It was there when this kernel started: silently computing elsewhere would hide its tasks.
+            raise NotConnected(f"{problem}; connect('embedded') computes inside this process instead") from problem
         return backend
     from jupyter_core.paths import jupyter_runtime_dir
 

@@ -1,6 +1,7 @@
 """The runtime without a server: hosted by this process, on a loop in a thread of its own.
 
-It starts at first use and ends with the process: `atexit` stops it, and where the process is killed its workers notice.
+It starts at first use and ends with the process: the interpreter's exit stops it, and where the process is killed its workers
+notice.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 5.0
 """How long the process's end waits for the runtime to stop."""
+
+# Before executors refuse work, which they do ahead of everything that `atexit` calls: stopping needs them.
+at_exit: Callable[[Callable[[], object]], object] = getattr(threading, "_register_atexit", atexit.register)
 
 Answer = TypeVar("Answer")
 
@@ -122,7 +126,6 @@ class EmbeddedBackend:
         """Stop the runtime and its workers within `deadline` seconds, whatever runs; never raises. A later use starts a new one."""
         with self._lock:
             hosted, self._hosted = self._hosted, None
-        atexit.unregister(self.stop)
         if hosted is None or not hosted.thread.is_alive():
             return
         stopping = asyncio.run_coroutine_threadsafe(hosted.runtime.stop(deadline), hosted.loop)
@@ -160,7 +163,7 @@ class EmbeddedBackend:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(1)
             raise
-        atexit.register(self.stop)
+        at_exit(self.stop)
         return _Hosted(loop, thread, runtime)
 
 

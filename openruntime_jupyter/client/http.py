@@ -7,6 +7,8 @@ import json
 import math
 import os
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -60,6 +62,7 @@ class HttpBackend:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._pid = 0
+        self._let_go: Callable[[], object] = _nothing
 
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
         """See `Backend.submit`. Where the connection is lost it is tried once more, under the same key."""
@@ -135,9 +138,8 @@ class HttpBackend:
     def close(self) -> None:
         """See `Backend.close`; a later question opens a new connection."""
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None and self._pid == os.getpid():
-            client.close()
+            self._client = None
+            self._let_go()
 
     def _ask(self, model: type[Model], method: str, path: str, **options: Any) -> Model:
         response = self._request(method, path, **options)
@@ -180,7 +182,13 @@ class HttpBackend:
                 # A proxy cannot reach this machine's loopback, and its owner's token is none of a proxy's business.
                 self._client = httpx.Client(headers=headers, trust_env=not self.local, verify=self._verify, follow_redirects=False)
                 self._pid = os.getpid()
+                # Also for whoever drops a client without closing it.
+                self._let_go = weakref.finalize(self, self._client.close)
             return self._client
+
+
+def _nothing() -> None:
+    """There is no connection to let go of."""
 
 
 def _task(task_id: str) -> str:

@@ -52,7 +52,7 @@ def details(task: Task, devices: Mapping[str, str]) -> list[str]:
         said += _waiting(task)
     if not task.status.terminal and task.progress is not None:
         said += _progress(task.progress)
-    if task.status is TaskState.RUNNING:
+    if task.status is TaskState.RUNNING and task.execution_time is not None:
         said.append(duration(task.execution_time))
     if task.attempt > 1:
         said.append(f"attempt {task.attempt}")

@@ -15,6 +15,7 @@ import pytest
 from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.errors import (
     InvalidRequest,
     TaskCancelled,
@@ -28,7 +29,7 @@ from openruntime_jupyter.errors import (
     WouldDeadlock,
 )
 from openruntime_jupyter.models import TaskState
-from tests.support import wait_until
+from tests.support import Server, wait_until
 
 
 def sleeper(seconds: float) -> Any:
@@ -347,10 +348,8 @@ def test_a_task_does_not_wait_for_its_own_lane(client: Client, request: pytest.F
     assert caught.value.task.failure.type == WouldDeadlock.__name__
 
 
-def test_a_task_may_hand_on_work_without_waiting_for_it(client: Client, request: pytest.FixtureRequest) -> None:
-    if client.where == "embedded":
-        pytest.skip("a task can't reach the runtime that is hosted by its submitter's process")
-    where, token = client.where, request.getfixturevalue("server").token
+def test_a_task_may_hand_on_work_to_a_server_without_waiting_for_it(server: Server) -> None:
+    client, where, token = Client(HttpBackend(server.url, server.token)), server.url, server.token
 
     def nested() -> str:
         from openruntime_jupyter import connect

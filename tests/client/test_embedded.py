@@ -1,0 +1,143 @@
+"""The runtime inside a process: started at first use, one for all, gone with the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.embedded import EmbeddedBackend
+from openruntime_jupyter.errors import NotConnected
+from openruntime_jupyter.runtime.settings import Settings
+from tests.support import Home, alive, wait_until
+
+PROGRAM = """
+import sys, time
+from openruntime_jupyter import connect
+client = connect("embedded")
+assert client.call(lambda: 42) == 42
+handle = client.submit_call(lambda: __import__("time").sleep(60))
+while str(handle.status) != "running":
+    time.sleep(0.01)
+print("ready", flush=True)
+if sys.argv[1] == "end":
+    sys.exit(0)
+if sys.argv[1] == "raise":
+    raise SystemError("on purpose")
+time.sleep(60)
+"""
+
+
+def start(home: Home, how: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A program that hosts a runtime in which a task runs, and that runtime's processes."""
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, how]
+    process = subprocess.Popen(command, env=home.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    return process, psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+
+
+@pytest.mark.parametrize(("how", "code"), [("end", 0), ("raise", 1), ("stay", -signal.SIGTERM), ("stay", -signal.SIGKILL)])
+def test_a_process_that_ends_takes_its_workers_along(tmp_path: Path, how: str, code: int) -> None:
+    process, children = start(Home(tmp_path), how)
+    if code < 0:
+        assert children
+        process.send_signal(-code)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert ("on purpose" in complaint) if how == "raise" else complaint == ""
+    wait_until(lambda: not [child for child in children if alive(child)], 6, "the workers end")
+
+
+def test_nothing_is_started_before_it_is_used(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path / "data", embedded=True))
+    assert not (tmp_path / "data").exists()
+    backend.stop()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_stopped_runtime_starts_again_at_the_next_use_and_remembers(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True))
+    client = Client(backend)
+    handle = client.submit_call(lambda: 42)
+    assert handle.result(timeout=30) == 42
+    backend.stop()
+    assert client.task(handle.id).result() == 42
+    backend.stop()
+
+
+def test_whoever_waits_while_the_runtime_stops_is_told(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True))
+    handle = Client(backend).submit_call(lambda: __import__("time").sleep(60))
+    ends: list[object] = []
+
+    def wait() -> None:
+        try:
+            ends.append(handle.wait().status)
+        except NotConnected as problem:
+            ends.append(problem)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    wait_until(lambda: handle.status == "running", 20, "the task runs")
+    backend.stop()
+    waiter.join(10)
+    assert not waiter.is_alive()
+    assert len(ends) == 1
+    assert ends[0] == "interrupted" or isinstance(ends[0], NotConnected)
+    backend.stop()
+
+
+def test_stopping_takes_no_longer_than_its_deadline(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True))
+
+    def stubborn() -> None:
+        import contextlib
+        import signal
+        import time
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(1)
+
+    handle = Client(backend).submit_call(stubborn)
+    wait_until(lambda: handle.status == "running", 20, "the task runs")
+    started = time.monotonic()
+    backend.stop(deadline=3)
+    assert time.monotonic() - started < 5
+
+
+def test_a_data_folder_that_cannot_be_written_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path / "file", embedded=True))
+    with pytest.raises(OSError, match="file"):
+        backend.health()
+    wait_until(lambda: "openruntime" not in [thread.name for thread in threading.enumerate()], 5, "its thread ends")
+
+
+def test_a_forked_child_has_a_runtime_of_its_own(tmp_path: Path) -> None:
+    program = (
+        "import os; from openruntime_jupyter import connect; mine = connect('embedded'); mine.health(); read, write = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.write(write, connect('embedded').health().runtime.encode()); os._exit(0)\n"
+        "os.wait(); print(os.read(read, 100).decode() != mine.health().runtime)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=Home(tmp_path).environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_its_label_is_the_notebooks_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/my work.ipynb")
+    assert EmbeddedBackend()._settings.label == "my work.ipynb"
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    assert EmbeddedBackend()._settings.label == f"process {os.getpid()}"

@@ -1,0 +1,135 @@
+"""What stands on a magic's line is understood as written, or refused with what is wrong."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from IPython.core.error import UsageError
+
+from openruntime_jupyter.notebook.arguments import literal, parse_cell, parse_line, size, tokens
+
+
+def test_a_cells_line_is_understood() -> None:
+    found = parse_cell(
+        "--in a,b --out c, d --priority 8 --device gpu --timeout 1.5 --retries 2 --memory-limit 2GB --name 'my task' --bg --as job"
+    )
+    assert (found.inputs, found.outputs) == (("a", "b"), ("c", "d"))
+    assert found.options == {
+        "priority": 8,
+        "device": "gpu",
+        "timeout": 1.5,
+        "retries": 2,
+        "memory_limit": 2_000_000_000,
+        "name": "my task",
+    }
+    assert (found.background, found.variable) == (True, "job")
+
+
+def test_what_is_not_given_is_left_to_the_runtime() -> None:
+    found = parse_cell("")
+    assert (found.options, found.inputs, found.outputs, found.background, found.variable) == ({}, (), (), False, None)
+
+
+def test_a_name_that_is_given_twice_counts_once() -> None:
+    assert parse_cell("--in a,a --in a b").inputs == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--in 3x", "3x"),
+        ("--in a.b", "a.b"),
+        ("--out class", "class"),
+        ("--as not-a-name", "not-a-name"),
+        ("--in", "--in"),
+        ("--priority high", "--priority"),
+        ("--timeout soon", "--timeout"),
+        ("--memory-limit lots", "2GB"),
+        ("--prioritty 3", "--priority"),
+        ("--zzz", "--in, --out"),
+        ("stray", "stray"),
+        ("--name 'open", "never closed"),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_refused_with_what_is_wrong(line: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_cell(line)
+    assert said in str(caught.value)
+
+
+def test_parameters_are_python_literals_and_else_text() -> None:
+    found = parse_line(
+        'compute expression="sum(a @ b)" inputs={"a": [1, 2], "b": {"random": [2]}} n=3 x=-1.5 on=True device=gpu path=/tmp/x empty='
+    )
+    assert found.words == ("compute",)
+    assert found.pairs == {
+        "expression": "sum(a @ b)",
+        "inputs": {"a": [1, 2], "b": {"random": [2]}},
+        "n": 3,
+        "x": -1.5,
+        "on": True,
+        "device": "gpu",
+        "path": "/tmp/x",
+        "empty": "",
+    }
+
+
+def test_options_may_stand_behind_an_operation() -> None:
+    found = parse_line("matrix_multiply size=10 --bg --priority 9")
+    assert (found.words, found.pairs, found.options, found.background) == (("matrix_multiply",), {"size": 10}, {"priority": 9}, True)
+
+
+@pytest.mark.parametrize(("line", "said"), [("x n=1 n=2", "twice"), ("x --in a", "--in"), ("x n=[1", "never closed")])
+def test_a_line_magic_refuses_what_it_does_not_know(line: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_line(line)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a  b", ["a", "b"]),
+        ("a='b c' d", ["a='b c'", "d"]),
+        ("it's fine", ["it's", "fine"]),
+        (r"a='it\'s one' b", [r"a='it\'s one'", "b"]),
+        ("a=[1, (2, 3)] b", ["a=[1, (2, 3)]", "b"]),
+        ('a={"x": "} ]"} b', ['a={"x": "} ]"}', "b"]),
+        ("{1+1}", ["{1+1}"]),
+    ],
+)
+def test_spaces_in_quotes_and_brackets_do_not_split(line: str, expected: list[str]) -> None:
+    assert tokens(line) == expected
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_every_literal_comes_through_as_it_was(value: Any) -> None:
+    assert parse_line(f"op first={value!r} second=2").pairs == {"first": value, "second": 2}
+
+
+@given(st.text())
+def test_any_line_is_understood_or_refused(line: str) -> None:
+    for parse in (parse_cell, parse_line):
+        with suppress(UsageError):
+            parse(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("500MB", 500_000_000), ("1GiB", 2**30), ("2.5 gb", 2_500_000_000), ("1000000", 1_000_000), ("'1 KiB'", 1024)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, expected: int) -> None:
+    assert size(text) == expected
+
+
+def test_a_literal_that_python_cannot_even_parse_is_text() -> None:
+    assert literal("(" * 10_000) == "(" * 10_000

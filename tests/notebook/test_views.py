@@ -1,0 +1,218 @@
+"""Every view reads well as text, escapes what it shows, and says its states in words."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.models import (
+    Device,
+    Failure,
+    FailureKind,
+    Health,
+    Metrics,
+    OperationInfo,
+    Progress,
+    Task,
+    TaskPage,
+    TaskState,
+)
+from openruntime_jupyter.notebook.display import View, tag
+from openruntime_jupyter.notebook.help import Help
+from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal
+from openruntime_jupyter.notebook.views import FailureCard, OperationTable, ResultCard, Status, TaskCard, TaskLine, TaskTable
+
+NOW = "2026-01-01T00:00:00.000000Z"
+EVIL = '</pre></style><script>alert("1")</script>&amp; {x} \x1b[31m'
+VOID = {"br", "hr", "img", "input"}
+
+
+def task(**changes: Any) -> Task:
+    known = {"task_id": "task_1", "status": TaskState.RUNNING, "operation": "python", "timestamp": NOW, "submitted_at": NOW}
+    return Task.model_validate({**known, **changes})
+
+
+def failed(**changes: Any) -> Task:
+    failure = {"kind": FailureKind.RAISED, "message": EVIL, "type": EVIL, "traceback": EVIL, "last_output": EVIL, **changes}
+    return task(status=TaskState.FAILED, error=EVIL, name=EVIL, failure=Failure.model_validate(failure), execution_time=1.0)
+
+
+def page(*tasks: Task) -> TaskPage:
+    return TaskPage(tasks=list(tasks), total_count=len(tasks), next_before=None, timestamp=NOW)
+
+
+def status(advice: str | None = None) -> Status:
+    figures = Metrics.model_validate({"gpu_utilization": 0.0, "memory_usage": 31.0, "active_tasks": 1, "ai_tasks_processed": 0})
+    health = Health.model_validate({"status": "healthy", "timestamp": NOW, "version": "2.0.0", "devices": 1, "metrics": figures})
+    known = {
+        "id": "device_0",
+        "name": EVIL,
+        "type": "cpu",
+        "status": "busy",
+        "capabilities": ["mlx"],
+        "memory_total": 8e9,
+        "memory_available": 4e9,
+    }
+    return Status(EVIL, health, [Device.model_validate({**known, "advice": advice, "blas": "OpenBLAS"})])
+
+
+class Balanced(HTMLParser):
+    """Collects elements, and whether each is closed where it should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.names: set[str] = set()
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(name)
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        if not self.open or self.open.pop() != name:
+            self.wrong.append(name)
+
+
+EVERY = [
+    TaskLine(task(name=EVIL, progress=Progress.model_validate({"n": 3, "total": 7, "message": EVIL})), {}),
+    TaskLine(failed(), {}, note=EVIL),
+    TaskCard(failed(), {"device_0": EVIL}),
+    TaskTable(page(failed(), task(owner=EVIL, here=False)), {}),
+    TaskTable(page(), {}),
+    ResultCard(task(status=TaskState.COMPLETED, execution_time=0.5), {EVIL: EVIL, "nested": {EVIL: [EVIL]}}),
+    OperationTable(
+        [OperationInfo(name=EVIL, summary=EVIL, needs_execute=False, parameters_schema={"properties": {EVIL: {"default": EVIL}}})]
+    ),
+    status(EVIL),
+    FailureCard(failed()),
+    FailureCard(task(status=TaskState.INTERRUPTED)),
+    Help(),
+]
+
+
+@pytest.mark.parametrize("view", EVERY, ids=lambda view: type(view).__name__)
+def test_every_view_is_sound_html_in_which_nothing_from_outside_is_markup(view: View) -> None:
+    found = Balanced()
+    found.feed(str(view.html()))
+    assert (found.wrong, found.open) == ([], [])
+    assert "script" not in found.names
+
+
+@pytest.mark.parametrize("view", EVERY, ids=lambda view: type(view).__name__)
+def test_every_view_has_a_name_for_screen_readers_and_a_form_without_html(view: View) -> None:
+    bundle = view._repr_mimebundle_()
+    assert "aria-label=" in bundle["text/html"]
+    assert bundle["text/plain"].strip()
+    assert "<div" not in bundle["text/plain"]
+
+
+def test_attributes_are_escaped_too() -> None:
+    assert tag("p", title='"><script>') == '<p title="&quot;&gt;&lt;script&gt;"></p>'
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "● running · python · task_1"),
+        ({"status": "pending", "position": 1}, "○ waiting · python · next in line · task_1"),
+        (
+            {"status": "pending", "position": 3, "waiting_for": "memory", "priority": 8},
+            "○ waiting · python · 3rd in line · for memory · priority 8 · task_1",
+        ),
+        (
+            {"progress": {"n": 5, "total": 20, "message": "epochs", "remaining": 7.6}, "execution_time": 2.5, "name": "fit"},
+            "● running · fit · 25% (5 of 20) · epochs · about 8.0 s left · 2.5 s · task_1",
+        ),
+        ({"progress": {"n": 5}}, "● running · python · 5 done · task_1"),
+        (
+            {"status": "completed", "execution_time": 0.0123, "device_used": "device_0", "performance_metrics": {"memory_used_mb": 12}},
+            "✓ completed in 12 ms · python · a chip · 12.00 MB of arrays · task_1",
+        ),
+        ({"status": "cancelled"}, "■ cancelled before it started · python · task_1"),
+        ({"status": "timed_out", "execution_time": 61}, "✕ timed out after 1 min 1 s · python · task_1"),
+        ({"status": "failed", "execution_time": 1, "attempt": 2}, "✕ failed after 1.0 s · python · attempt 2 · task_1"),
+    ],
+)
+def test_a_line_says_how_a_task_stands(changes: dict[str, Any], expected: str) -> None:
+    assert TaskLine(task(**changes), {"device_0": "a chip"}).text() == expected
+
+
+def test_the_bar_is_as_long_as_the_progress() -> None:
+    html = str(TaskLine(task(progress=Progress(n=1, total=4, message=None, remaining=None)), {}).html())
+    assert "width:25.0%" in html
+    assert 'aria-valuenow="25"' in html
+
+
+@pytest.mark.parametrize("n", [-5, 25])
+def test_progress_beyond_its_bounds_stays_within_the_bar(n: float) -> None:
+    html = str(TaskLine(task(progress=Progress(n=n, total=20, message=None, remaining=None)), {}).html())
+    assert ("width:0.0%" if n < 0 else "width:100.0%") in html
+
+
+def test_tables_and_cards_are_values() -> None:
+    table = TaskTable(page(task(), task(task_id="task_2")), {})
+    assert [entry.task_id for entry in table] == ["task_1", "task_2"]
+    card = ResultCard(task(status=TaskState.COMPLETED), {"gflops": 12.5})
+    assert card["gflops"] == 12.5
+    assert card == {"gflops": 12.5}
+
+
+def test_a_cpu_without_a_gpu_shows_no_gpu_figure() -> None:
+    assert "GPU" not in status().text()
+
+
+def test_what_is_wrong_is_shown_with_the_status() -> None:
+    assert "! device_0: install a BLAS" in status("install a BLAS").text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, "—"),
+        (0.00042, "420 µs"),
+        (0.083, "83 ms"),
+        (0.9996, "1.0 s"),
+        (4.24, "4.2 s"),
+        (59.96, "1 min"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (7200, "2 h"),
+    ],
+)
+def test_durations_are_told_in_the_unit_that_fits(seconds: float | None, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (12345, "12,345"),
+        (3.0, "3"),
+        (0.123456, "0.1235"),
+        (1234.5678, "1,235"),
+        (98765.4, "98,765"),
+        (1.5e-7, "1.5e-07"),
+        (1e20, "1e+20"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (True, "True"),
+        ("text", "text"),
+    ],
+)
+def test_numbers_have_the_figures_that_matter(value: object, expected: str) -> None:
+    assert number(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"), [(1, "next"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd"), (1013, "1,013th")]
+)
+def test_places_in_line_are_counted_as_people_do(position: int, expected: str) -> None:
+    assert ordinal(position) == f"{expected} in line"
+
+
+def test_a_day_that_is_not_today_is_told() -> None:
+    assert clock("2020-05-05T12:00:00.000000Z").startswith("2020-05-0")
