@@ -1,4 +1,8 @@
-"""What a worker writes to a descriptor, read as it comes and at a bounded pace."""
+"""What a worker writes to a descriptor, read as it comes and at a bounded pace.
+
+Rich output travels by another way. To keep its place in the text, the worker writes a marker where it belongs, and text behind
+a marker waits until `go_on` says that the rich output has been told.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,11 @@ TAIL_CHARACTERS = 2000
 class OutputPipe:
     """Reads one end of a pipe. `on_text` gets what comes while it is set; `tail` keeps the last of it all."""
 
-    def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop, marker: bytes) -> None:
         self.on_text: Callable[[str], None] | None = None
         self.tail = ""
+        self._marker = marker
+        self._raw = b""
         self._descriptor = descriptor
         self._loop = loop
         self._left = BUDGET
@@ -58,8 +64,26 @@ class OutputPipe:
             self.close()
             return False
         self._left -= len(data)
-        self._give(self._decoder.decode(data))
+        self._raw += data
+        self._advance()
         return True
+
+    def _advance(self) -> None:
+        """Give the text up to the next marker, or all of it but what may be the beginning of one."""
+        end = self._raw.find(self._marker)
+        if end < 0:
+            end = len(self._raw)
+            start = self._raw.rfind(self._marker[:1], max(0, end - len(self._marker)))
+            if start >= 0 and self._marker.startswith(self._raw[start:]):
+                end = start
+        text, self._raw = self._raw[:end], self._raw[end:]
+        self._give(self._decoder.decode(text))
+
+    def go_on(self) -> None:
+        """The rich output that the marker stands for has been told: what follows it may come."""
+        if self._raw.startswith(self._marker):
+            self._raw = self._raw[len(self._marker) :]
+            self._advance()
 
     def _give(self, text: str) -> None:
         if text:
@@ -80,8 +104,9 @@ class OutputPipe:
             read += CHUNK
 
     def finish_text(self) -> None:
-        """Give what is left of a character that was cut, at a task's end."""
-        self._give(self._decoder.decode(b"", final=True))
+        """Give what is left, also of a character that was cut, at a task's end."""
+        rest, self._raw = self._raw.replace(self._marker, b""), b""
+        self._give(self._decoder.decode(rest, final=True))
         self._decoder.reset()
 
     def close(self) -> None:

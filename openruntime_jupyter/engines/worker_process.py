@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import resource
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 
 from openruntime_jupyter.engines.output_pipe import OutputPipe
 from openruntime_jupyter.errors import EngineError, InterpreterError
-from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, BrokenFrame, Kind, decode_header, encode
+from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, BrokenFrame, Kind, decode_header, display_marker, encode
 
 REAP_POLL = 0.05
 """Seconds between looks at a child where the system has no pidfd."""
@@ -104,6 +105,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         control, their_control = socket.socketpair()
         outs, errs = os.pipe(), os.pipe()
+        marker = secrets.token_hex(8)
         words = [
             self.interpreter,
             "-m",
@@ -115,7 +117,7 @@ class WorkerProcess:
         ]
         try:
             self._process = subprocess.Popen(
-                words + arguments,
+                [*words, marker, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=outs[1],
                 stderr=errs[1],
@@ -142,8 +144,8 @@ class WorkerProcess:
         self._control = control
         control.setblocking(False)
         ours.setblocking(False)
-        self.stdout = OutputPipe(outs[0], self._loop)
-        self.stderr = OutputPipe(errs[0], self._loop)
+        self.stdout = OutputPipe(outs[0], self._loop, display_marker(marker))
+        self.stderr = OutputPipe(errs[0], self._loop, display_marker(marker))
         self._connecting = self._loop.create_task(self._connect(ours))
         self._watch_death()
 
@@ -161,9 +163,12 @@ class WorkerProcess:
             if not self.hello.done():
                 self.hello.set_result(body)
         elif self.on_frame is not None:
-            self.stdout.drain()
-            self.stderr.drain()
+            if kind is not Kind.PROGRESS:
+                self.stdout.drain()
+                self.stderr.drain()
             self.on_frame(kind, body, payload)
+            self.stdout.go_on()
+            self.stderr.go_on()
 
     def broken(self, problem: Exception) -> None:
         """What came makes no sense: nothing that this process says can be used any more."""

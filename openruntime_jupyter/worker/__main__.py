@@ -1,4 +1,4 @@
-"""A worker process: `python -m openruntime_jupyter.worker DATA_FD CONTROL_FD GENERATION PARENT BLAS WARM`.
+"""A worker process: `python -m openruntime_jupyter.worker DATA_FD CONTROL_FD GENERATION PARENT MARKER BLAS WARM`.
 
 Started by the local engine only. It says hello, then runs one task after the other until it is told to leave.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from openruntime_jupyter.worker.blas import Blas, choose
 from openruntime_jupyter.worker.channel import Channel
-from openruntime_jupyter.worker.frames import PROTOCOL, Kind
+from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 from openruntime_jupyter.worker.watch import watch
 
@@ -69,7 +69,7 @@ def warm(names: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Serve until the runtime says leave or is gone."""
-    data_fd, control_fd, generation, parent, blas_path, names = arguments
+    data_fd, control_fd, generation, parent, marker, blas_path, names = arguments
     os.environ.pop("PYTHONSAFEPATH", None)  # ours alone: a task's own subprocesses keep Python's usual path
     prefer_as_victim()
     data = socket.socket(fileno=int(data_fd))
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     warm(names)
     from openruntime_jupyter.worker.runner import Runner
 
-    runner = Runner(channel, guard, blas)
+    runner = Runner(channel, guard, blas, display_marker(marker))
     while True:
         try:
             kind, body = channel.receive()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -49,8 +48,6 @@ class TaskContext:
     def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
         """Show a MIME bundle where the task is watched, after everything printed so far."""
         if self._send is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
             self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
 
     def require_memory(self, needed: int, what: str = "This task") -> None:

@@ -44,6 +44,11 @@ class BrokenFrame(Exception):
     """The other side does not speak this protocol."""
 
 
+def display_marker(secret: str) -> bytes:
+    """What a worker writes to its output where rich output belongs; `secret` keeps a task from writing one by chance."""
+    return b"\x1e" + secret.encode("ascii") + b"\x1e"
+
+
 def encode(kind: Kind, generation: int, body: bytes, payload: bytes = b"") -> bytes:
     """One frame as bytes."""
     return HEADER.pack(kind, generation, len(body), len(payload)) + body + payload

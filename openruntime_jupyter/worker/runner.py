@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 class Runner:
     """Turns a `RUN` body into a `RESULT` or `RAISED` frame; never lets a task's exception out."""
 
-    def __init__(self, channel: Channel, guard: InterruptGuard, blas: Blas | None) -> None:
+    def __init__(self, channel: Channel, guard: InterruptGuard, blas: Blas | None, marker: bytes) -> None:
         self._channel = channel
         self._guard = guard
         self._blas = blas
+        self._marker = marker
         self._snapshot = restore.Snapshot()
         self._device: tuple[str, int] | None = None
 
@@ -93,7 +95,15 @@ class Runner:
         if len(message) > MAX_DISPLAY_JSON:
             text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
             message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
-        self._channel.send(Kind.PROGRESS if kind == "progress" else Kind.DISPLAY, message)
+        if kind == "progress":
+            self._channel.send(Kind.PROGRESS, message)
+            return
+        with self._guard.shielded():
+            restore.flush_output()
+            for descriptor in (1, 2):
+                with contextlib.suppress(OSError):  # the task may have closed it
+                    os.write(descriptor, self._marker)
+            self._channel.send(Kind.DISPLAY, message)
 
     def _answer(self, result: Result, figures: dict[str, Any], body: dict[str, Any]) -> BaseException | None:
         try:

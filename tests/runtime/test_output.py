@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.runtime.output import OutputBuffer
+from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, value
+
+BLOCKED_MS = 20
+
+
+@asynccontextmanager
+async def longest_block() -> AsyncIterator[list[float]]:
+    """Measures, in ms, how long the loop's thread itself was busy at a stretch: other processes' load does not count."""
+    found = [0.0]
+    loop = asyncio.get_running_loop()
+    run = asyncio.events.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        before = time.thread_time()
+        run(handle)
+        found[0] = max(found[0], 1000 * (time.thread_time() - before))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.events.Handle, "_run", timed)
+        yield found
+    assert loop.is_running()
+
+
+def test_what_a_task_shows_comes_in_its_order(tmp_path: Path) -> None:
+    code = "from IPython.display import display, HTML\nprint('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\n4"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            task_id = await cell(runtime, code)
+            await ended(runtime, task_id)
+            output = await runtime.output(task_id)
+            shown = [
+                (item.output_type, item.text or (item.data or {}).get("text/html") or (item.data or {}).get("text/plain"))
+                for item in output.items
+            ]
+            assert shown == [("stream", "one\n"), ("display_data", "<b>two</b>"), ("stream", "three\n"), ("execute_result", "4")]
+            assert output.finished
+            assert not output.truncated
+
+    live(body())
+
+
+def test_output_of_subprocesses_and_of_c_code_is_caught_too(tmp_path: Path) -> None:
+    code = "!echo from a shell\nimport ctypes, os\nctypes.CDLL(None).puts(b'from C')\nos.write(2, b'from the descriptor\\n')"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            task_id = await cell(runtime, code)
+            await ended(runtime, task_id)
+            text = await printed(runtime, task_id)
+            assert "from a shell" in text
+            assert "from C" in text
+            assert await printed(runtime, task_id, "stderr") == "from the descriptor\n"
+
+    live(body())
+
+
+def test_a_cursor_gives_only_what_is_new_and_a_wait_ends_when_it_comes(tmp_path: Path) -> None:
+    code = "import time\nprint('first', flush=True)\ntime.sleep(0.5)\nprint('second', flush=True)\ntime.sleep(600)"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            task_id = await cell(runtime, code)
+            await says(runtime, task_id, "first")
+            read = await runtime.output(task_id)
+            fresh = await runtime.output(task_id, since=read.next, wait=10)
+            assert [item.text for item in fresh.items] == ["second\n"]
+            assert (await runtime.output(task_id, since=fresh.next)).items == []
+            await runtime.cancel(task_id)
+            assert (await runtime.output(task_id, since=fresh.next, wait=10)).finished
+
+    live(body())
+
+
+def test_one_tasks_output_is_not_anothers(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            ids = [await cell(runtime, f"print('task {number}')") for number in range(20)]
+            for number, task_id in enumerate(ids):
+                await ended(runtime, task_id)
+                assert await printed(runtime, task_id) == f"task {number}\n"
+
+    live(body())
+
+
+def test_a_flood_is_capped_the_cap_is_said_and_its_end_is_kept() -> None:
+    buffer = OutputBuffer(10_000, lambda: None)
+    for number in range(100_000):
+        buffer.print("stdout", f"line {number}\n")
+    buffer.finish()
+    text = "".join(item.text or "" for item in buffer.items)
+    assert buffer.truncated
+    assert len(text) < 10_000 + 20_000 + 500
+    assert "more than 10,000 characters" in text
+    assert "characters left out" in text
+    assert text.startswith("line 0\n")
+    assert text.endswith("line 99999\n")
+
+
+def test_a_picture_too_large_for_the_record_is_left_out_and_that_is_said() -> None:
+    buffer = OutputBuffer(1000, lambda: None)
+    for _ in range(3):
+        buffer.display({"output_type": "display_data", "data": {"image/png": "x" * 4000}, "metadata": {}})
+    assert [item.output_type for item in buffer.items] == ["display_data", "display_data", "stream"]
+    assert "left out" in (buffer.items[-1].text or "")
+
+
+def test_a_worker_that_floods_output_does_not_hold_up_the_loop_nor_its_neighbour(tmp_path: Path) -> None:
+    flood = "print('in', flush=True)\nline = 'x' * 200\nwhile True: print(line)"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path, cpu_slots=2) as runtime:
+            task_id = await cell(runtime, flood)
+            await says(runtime, task_id, "in")
+            async with longest_block() as blocked:
+                for _ in range(50):
+                    await ended(runtime, await submit(runtime, "call"))
+                await asyncio.sleep(0.5)
+            assert blocked[0] < BLOCKED_MS
+            assert (await runtime.cancel(task_id)).status == "cancelled"
+            assert (await runtime.output(task_id)).truncated
+
+    live(body())
+
+
+def test_a_huge_result_does_not_hold_up_the_loop_and_arrives_whole(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await submit(runtime, "call"))
+            async with longest_block() as blocked:
+                task_id = await submit(runtime, "call", pickled(_many_bytes, 200_000_000))
+                await ended(runtime, task_id)
+            assert blocked[0] < BLOCKED_MS
+            assert await value(runtime, task_id) == _many_bytes(200_000_000)
+
+    live(body())
+
+
+def _many_bytes(size: int) -> bytes:
+    return b"\x5a" * size
+
+
+def test_a_json_result_too_large_to_parse_on_the_loop_is_refused_with_both_figures(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            code = "from openruntime_jupyter.worker.context import current\ntext = 'y' * 20_000_000\nfor n in range(3): current().display({'text/plain': text})"
+            task_id = await cell(runtime, code)
+            assert (await ended(runtime, task_id)).status == "completed"
+            output = await runtime.output(task_id)
+            assert all("20,0" in (item.data or {})["text/plain"] for item in output.items)
+
+    live(body())
+
+
+def test_a_worker_that_stops_reading_holds_up_nobody(tmp_path: Path) -> None:
+    # It stops half way: the frame of its next task is larger than a socket's buffer, and it never reads it.
+    stuck = "import os, signal\nprint('in', flush=True)\nos.kill(os.getpid(), signal.SIGSTOP)"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path, cpu_slots=2) as runtime:
+            task_id = await cell(runtime, stuck)
+            await says(runtime, task_id, "in")
+            async with longest_block() as blocked:
+                large = [
+                    await submit(runtime, "python", {"code": "n = len(text)", "inputs": {"text": "x" * 900_000}, "outputs": ["n"]})
+                    for _ in range(5)
+                ]
+                for other in large:
+                    assert await value(runtime, other) == {"n": 900_000}
+            assert blocked[0] < BLOCKED_MS
+            assert (await runtime.cancel(task_id)).cancel_stage == "kill"
+
+    live(body())
+
+
+def test_progress_arrives_coalesced_with_the_time_that_is_left(tmp_path: Path) -> None:
+    code = (
+        "from openruntime_jupyter import progress\nimport time\n"
+        "for n in range(1, 1001):\n    progress(n, 2000, f'step {n}')\nprint('half', flush=True)\n"
+        "time.sleep(0.3)\nprogress(2000, 2000, 'done')"
+    )
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            subscription, _ = runtime.bus.subscribe(("task_progress", "task_update"))
+            task = await ended(runtime, await cell(runtime, code))
+            assert task.progress is not None
+            assert (task.progress.n, task.progress.total, task.progress.message) == (2000, 2000, "done")
+            assert task.progress.remaining == 0
+            subscription.close()
+            heard = [event.body["data"] async for event in subscription if event.topic == "task_progress"]
+            assert 2 <= len(heard) <= 30, "1,000 calls in a moment are coalesced"
+            assert heard[0]["remaining"] > 0
+
+    live(body())

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.errors import QueueFull, TaskConflict, UnknownDevice
+from openruntime_jupyter.models import TaskState, epoch
+from openruntime_jupyter.runtime.entry import QueueKey
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.states import TRANSITIONS, follow
+from tests.runtimes import cell, ended, live, runtime_in, says, submit
+
+HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"
+
+
+async def busy(runtime: Runtime) -> str:
+    """Keep the only slot busy until it is cancelled."""
+    task_id = await cell(runtime, HOLD)
+    await says(runtime, task_id, "holding")
+    return task_id
+
+
+async def order_of(runtime: Runtime, ids: list[str]) -> list[str]:
+    """The ids in the order in which the tasks started."""
+    tasks = [await ended(runtime, task_id) for task_id in ids]
+    return [task.task_id for task in sorted(tasks, key=lambda task: epoch(task.started_at) or 0)]
+
+
+def test_with_one_slot_busy_tasks_of_1_5_10_5_run_as_10_5_5_1(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            holder = await busy(runtime)
+            one, five, ten, other_five = [await submit(runtime, "call", priority=priority) for priority in (1, 5, 10, 5)]
+            positions = [(await runtime.get(task_id)).position for task_id in (one, five, ten, other_five)]
+            assert positions == [4, 2, 1, 3]
+            await runtime.cancel(holder)
+            assert await order_of(runtime, [one, five, ten, other_five]) == [ten, five, other_five, one]
+
+    live(body())
+
+
+def test_a_changed_priority_changes_the_order_and_keeps_the_submission_time(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            holder = await busy(runtime)
+            first, second, third = [await submit(runtime, "call", priority=5) for _ in range(3)]
+            before = (await runtime.get(third)).submitted_at
+            moved = await runtime.reprioritise(third, 9)
+            assert (moved.priority, moved.position, moved.submitted_at) == (9, 1, before)
+            await runtime.reprioritise(first, 1)
+            await runtime.cancel(holder)
+            assert await order_of(runtime, [first, second, third]) == [third, second, first]
+
+    live(body())
+
+
+def test_the_priority_of_a_running_or_ended_task_is_a_conflict(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            holder = await busy(runtime)
+            with pytest.raises(TaskConflict, match="running"):
+                await runtime.reprioritise(holder, 10)
+            await runtime.cancel(holder)
+            with pytest.raises(TaskConflict, match="cancelled"):
+                await runtime.reprioritise(holder, 10)
+
+    live(body())
+
+
+def test_a_task_of_priority_1_gets_through_a_steady_stream_of_tens(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, aging_seconds=0.02) as runtime:
+            holder = await busy(runtime)
+            stream = [await submit(runtime, "call", priority=10) for _ in range(20)]
+            low = await submit(runtime, "call", priority=1)
+            await runtime.cancel(holder)
+            while not (await runtime.get(low)).status.terminal:
+                stream.append(await submit(runtime, "call", priority=10))
+                await runtime.wait(stream[-10])
+                assert len(stream) < 5000, "5,000 tasks of priority 10 passed the one of priority 1"
+            started = epoch((await runtime.get(low)).started_at) or 0
+            others = [await ended(runtime, task_id) for task_id in stream]
+            passed = [task for task in others if (epoch(task.submitted_at) or 0) < started < (epoch(task.started_at) or 0)]
+            assert passed, "no task of priority 10 was waiting when it started, so nothing was shown"
+
+    live(body())
+
+
+def test_without_aging_worth_speaking_of_the_tens_go_first(tmp_path: Path) -> None:
+    assert QueueKey.of(100.0, 10, 30.0, 2) < QueueKey.of(0.0, 1, 30.0, 1)
+    assert QueueKey.of(271.0, 10, 30.0, 2) > QueueKey.of(0.0, 1, 30.0, 1)
+    assert QueueKey.of(5.0, 5, 30.0, 1) < QueueKey.of(5.0, 5, 30.0, 2)
+
+
+def test_one_task_more_than_may_wait_is_refused_with_the_bound(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, max_pending=2) as runtime:
+            holder = await busy(runtime)
+            waiting = [await submit(runtime, "call") for _ in range(2)]
+            with pytest.raises(QueueFull, match="max_pending") as refused:
+                await submit(runtime, "call")
+            assert refused.value.retry_after
+            await runtime.cancel(holder)
+            assert [(await ended(runtime, task_id)).status for task_id in waiting] == ["completed"] * 2
+
+    live(body())
+
+
+def test_auto_and_gpu_fall_to_the_cpu_and_say_so_and_an_unknown_device_is_refused(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            for preference in ("auto", "gpu", "cpu", "device_0"):
+                task = await ended(runtime, await submit(runtime, "call", device_preference=preference))
+                assert task.result is not None
+                assert task.result.device_used == task.device_used == "device_0"
+            assert runtime.devices()[0].type == "cpu", "this test is for machines without a GPU"
+            with pytest.raises(UnknownDevice, match="device_0"):
+                await submit(runtime, "call", device_preference="device_7")
+
+    live(body())
+
+
+def test_a_waiting_task_has_an_estimate_once_something_has_run(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await cell(runtime, "import time; time.sleep(0.2)"))
+            holder = await busy(runtime)
+            waiting = [await runtime.get(await submit(runtime, "call")) for _ in range(3)]
+            starts = [epoch(task.estimated_start) for task in waiting]
+            assert all(starts)
+            assert starts == sorted(starts, key=lambda start: start or 0)
+            await runtime.cancel(holder)
+
+    live(body())
+
+
+def test_two_slots_run_two_tasks_at_once(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, cpu_slots=2) as runtime:
+            holders = [await busy(runtime), await busy(runtime)]
+            assert runtime.metrics().active_tasks == 2
+            assert (runtime.devices()[0].status, runtime.devices()[0].running) == ("busy", 2)
+            await asyncio.gather(*(runtime.cancel(holder) for holder in holders))
+            assert runtime.metrics().active_tasks == 0
+
+    live(body())
+
+
+def test_no_state_follows_a_terminal_one_and_every_other_can_end() -> None:
+    for state, following in TRANSITIONS.items():
+        if state.terminal:
+            assert not following
+        else:
+            assert any(end.terminal for end in following)
+    with pytest.raises(TaskConflict):
+        follow(TaskState.CANCELLED, TaskState.COMPLETED)
+    assert follow(TaskState.PENDING, TaskState.RUNNING) is TaskState.RUNNING

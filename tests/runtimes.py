@@ -1,0 +1,95 @@
+"""A real runtime with real workers on the test's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cloudpickle
+
+from openruntime_jupyter.models import Task, TaskRequest
+from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.runtime.settings import Settings
+
+ME = Caller("me")
+
+Value = TypeVar("Value")
+
+
+@asynccontextmanager
+async def runtime_in(folder: Path, **settings: Any) -> AsyncIterator[Runtime]:
+    """A started runtime whose data lie in `folder`, with one slot unless told otherwise; stopped at the end."""
+    settings.setdefault("cpu_slots", 1)
+    runtime = Runtime(Settings(data_dir=folder, **settings))
+    await runtime.start()
+    try:
+        yield runtime
+    finally:
+        await runtime.stop()
+
+
+def live(body: Coroutine[Any, Any, Value]) -> Value:
+    """Run a test's coroutine; nothing may be left running on the loop."""
+    return asyncio.run(body)
+
+
+async def submit(runtime: Runtime, operation: str, parameters: dict[str, Any] | None = None, **fields: Any) -> str:
+    """Queue a task; its id."""
+    return (await runtime.submit(TaskRequest(operation=operation, parameters=parameters or {}, **fields), ME)).task_id
+
+
+async def cell(runtime: Runtime, code: str, **fields: Any) -> str:
+    """Queue a `python` task; its id."""
+    return await submit(runtime, "python", {"code": code}, **fields)
+
+
+def pickled(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The parameters of a `call`."""
+    return {"pickled": base64.b64encode(cloudpickle.dumps((function, arguments, {}))).decode()}
+
+
+async def ended(runtime: Runtime, task_id: str, seconds: float = 30.0) -> Task:
+    """The task once it is terminal; fails after `seconds`."""
+    task = await runtime.wait(task_id, seconds)
+    assert task.status.terminal, f"{task_id} is still {task.status} after {seconds} s"
+    return task
+
+
+async def value(runtime: Runtime, task_id: str) -> Any:
+    """What a completed `call` returned, or a cell's outputs."""
+    task = await ended(runtime, task_id)
+    assert task.status == "completed", task.failure
+    data, _ = await runtime.payload(task_id)
+    return cloudpickle.loads(data if isinstance(data, bytes) else data.read_bytes())
+
+
+async def printed(runtime: Runtime, task_id: str, name: str = "stdout") -> str:
+    """All that the task wrote so far to that stream."""
+    output = await runtime.output(task_id)
+    return "".join(item.text or "" for item in output.items if item.name == name)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
+    """The first true value of `condition()` (a function, or one that gives an awaitable)."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        found = condition()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return found
+        assert asyncio.get_running_loop().time() < deadline, f"{what}: not within {seconds} s"
+        await asyncio.sleep(0.01)
+
+
+async def says(runtime: Runtime, task_id: str, text: str, seconds: float = 20.0) -> None:
+    """Wait until the task has printed `text`: it is inside its code by then."""
+
+    async def there() -> bool:
+        return text in await printed(runtime, task_id)
+
+    await until(there, seconds, f"{task_id} prints {text!r}")
