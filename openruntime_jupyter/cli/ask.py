@@ -1,0 +1,128 @@
+"""`jupyter openruntime status`, `tasks`, `cancel`: questions to a server that runs, in a few lines for a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import psutil
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, gigabytes
+from openruntime_jupyter.models import Task
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.client.client import Client
+
+NOWHERE = (
+    "No OpenRuntime server of yours was found: start one (`jupyter openruntime`), or name one (--url=http://127.0.0.1:8888/ --token=SECRET)"
+)
+
+
+def ask(arguments: Sequence[str]) -> int:
+    """Run `status`, `tasks` or `cancel`; the exit code, which is 1 after an error that is told on stderr."""
+    options = parser().parse_args(arguments)
+    try:
+        client = _connect(options.url, options.token)
+        try:
+            answer: Callable[[Client, argparse.Namespace], str] = options.answer
+            print(answer(client, options))
+        finally:
+            client.close()
+    except OpenRuntimeError as problem:
+        print(f"jupyter openruntime: {problem}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the commands take."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--url", help="the server (default: the one that this terminal belongs to, else your stand-alone one)")
+    common.add_argument("--token", metavar="SECRET", help="its token, where it is not found by itself")
+    common.add_argument("--json", action="store_true", help="print JSON")
+    made = argparse.ArgumentParser("jupyter openruntime")
+    commands = made.add_subparsers(required=True)
+    command = commands.add_parser("status", parents=[common], help="health, devices and figures of the server")
+    command.set_defaults(answer=_status)
+    command = commands.add_parser("tasks", parents=[common], help="the newest tasks")
+    command.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
+    command.add_argument("--state", action="append", help="only those in this state; may be repeated")
+    command.set_defaults(answer=_tasks)
+    command = commands.add_parser("cancel", parents=[common], help="cancel a task")
+    command.add_argument("id", help="the task's id, as `tasks` shows it")
+    command.set_defaults(answer=_cancel)
+    return made
+
+
+def _connect(url: str | None, token: str | None) -> Client:
+    from openruntime_jupyter.client.discovery import EMBEDDED, connect
+
+    if url is None:
+        # A terminal of JupyterLab inherits where its server is.
+        around = os.environ.get("OPENRUNTIME_SERVER_PID", "")
+        if around.isdecimal() and psutil.pid_exists(int(around)):
+            url, token = os.environ.get("OPENRUNTIME_URL"), token or os.environ.get("OPENRUNTIME_TOKEN")
+    if url is None and token is not None:
+        raise NotConnected("--token belongs to a --url: give that too")
+    client = connect(url, token)
+    if client.where == EMBEDDED:
+        raise NotConnected(NOWHERE)
+    return client
+
+
+def _json(value: BaseModel | dict[str, object]) -> str:
+    return to_json(value, indent=2, inf_nan_mode="null").decode()
+
+
+def _status(client: Client, options: argparse.Namespace) -> str:
+    health, devices, metrics = client.health(), client.devices(), client.metrics()
+    if options.json:
+        return _json({"where": client.where, "health": health, "devices": devices, "metrics": metrics})
+    tasks = f"{metrics.active_tasks} running, {metrics.pending_tasks} waiting"
+    use = f"memory {_percent(metrics.memory_usage)}, CPU {_percent(metrics.cpu_utilization)}, GPU {_percent(metrics.gpu_utilization)}"
+    lines = [f"OpenRuntime {health.version} at {client.where}: {health.status}", f"up {metrics.uptime}, {tasks}, {use}"]
+    lines += [f"problem: {problem}" for problem in health.problems]
+    for device in devices:
+        memory = f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)} free"
+        lines.append(f"{device.id}  {device.type}  {device.name}  {device.running} of {device.slots} slots in use  {memory}")
+        if device.advice:
+            lines.append(f"  {device.advice}")
+    return "\n".join(lines)
+
+
+def _percent(figure: float | None) -> str:
+    return "unknown" if figure is None else f"{figure:.0f} %"
+
+
+def _tasks(client: Client, options: argparse.Namespace) -> str:
+    page = client.tasks(limit=options.limit, states=options.state)
+    if options.json:
+        return _json(page)
+    if not page.tasks:
+        return "No tasks."
+    rows = [("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", "")] + [_row(task) for task in page.tasks]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
+    left = page.total_count - len(page.tasks)
+    return "\n".join(lines + ([f"and {left:,} older"] if left > 0 else []))
+
+
+def _row(task: Task) -> tuple[str, str, str, str, str, str]:
+    seconds = "" if task.execution_time is None else f"{task.execution_time:.2f}"
+    about = task.error or task.waiting_for or (task.progress.message if task.progress else None) or task.name or ""
+    return task.task_id, str(task.status), str(task.priority), task.operation, seconds, about.partition("\n")[0][:80]
+
+
+def _cancel(client: Client, options: argparse.Namespace) -> str:
+    task = client.cancel(options.id)
+    if options.json:
+        return _json(task)
+    how = f" ({task.cancel_stage})" if task.cancel_stage else ""
+    return f"{task.task_id} is {task.status}{how}"

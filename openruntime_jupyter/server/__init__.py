@@ -1,0 +1,1 @@
+"""The Jupyter face: routes, identity, WebSocket and lifecycle around one `Runtime`."""

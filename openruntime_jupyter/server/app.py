@@ -1,0 +1,180 @@
+"""The extension: what Jupyter Server loads, starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.serverapp import ServerApp
+from jupyter_server.utils import url_path_join
+from tornado.ioloop import PeriodicCallback
+from traitlets import default
+
+from openruntime_jupyter import __version__
+from openruntime_jupyter.errors import Stopping, Unavailable
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.server.identity import NotebookIdentity
+from openruntime_jupyter.server.place import Announcement, local_url
+from openruntime_jupyter.server.routes import routes
+from openruntime_jupyter.server.traits import SettingsTraits
+
+STOP_SECONDS = 5.0
+"""What all of stopping may take."""
+START_SECONDS = 20.0
+"""How long a request waits for the runtime's start."""
+ACTIVITY_SECONDS = 5.0
+SHUTDOWN_ROUTE = "api/shutdown"
+"""The one route of Jupyter's that a stand-alone server keeps, for `jupyter server stop`."""
+
+
+class OpenRuntimeApp(SettingsTraits, ExtensionApp):
+    """One shared queue for MLX work. Every setting below can also stand in jupyter_openruntime_config.py."""
+
+    name = "openruntime"
+    version = __version__
+    description = "One shared, visible, killable queue for MLX work inside Jupyter."
+    load_other_extensions = False
+    extension_url = "/"
+
+    @default("open_browser")
+    def _no_browser(self) -> bool:
+        return False
+
+    def initialize_handlers(self) -> None:
+        """Put our routes below `openruntime/`, or at the root where the server is ours alone."""
+        self.runtime: Runtime | None = None
+        self.notebooks = NotebookIdentity(parent=self)
+        self.waiters: Counter[str] = Counter()
+        self._announcement: Announcement | None = None
+        self._starting: asyncio.Task[Runtime] | None = None
+        self._stopped = False
+        self._background: set[asyncio.Task[Any]] = set()
+        self._activity = PeriodicCallback(self.tell_activity, ACTIVITY_SECONDS * 1000)
+        self.handlers.extend(routes("", SHUTDOWN_ROUTE) if self.standalone else routes(f"/{self.name}"))
+
+    @property
+    def standalone(self) -> bool:
+        """Whether the server is there for us alone."""
+        return self.server.starter_app is self
+
+    @property
+    def server(self) -> ServerApp:
+        """Jupyter's server around us."""
+        assert self.serverapp is not None
+        return self.serverapp
+
+    @property
+    def url_path(self) -> str:
+        """The path of our root, as clients see it."""
+        return self.server.base_url if self.standalone else str(url_path_join(self.server.base_url, self.name))
+
+    async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        """Start the runtime beside the server, which answers meanwhile; and tell the kernels to come where they find us.
+
+        Not earlier: until now the port could still change.
+        """
+        url = local_url(serverapp, self.url_path)
+        settings = self.settings_of()
+        settings.label = settings.label or url or f"server {os.getpid()}"
+        self._starting = asyncio.ensure_future(self._start(settings))
+        self._starting.add_done_callback(self._started)
+        if url is not None:
+            self._announcement = Announcement(url, self.notebooks.token)
+            self._announcement.to_kernels()
+            if self.standalone:
+                self._announcement.to_clients(settings.data_dir, serverapp.identity_provider.token)
+        self._activity.start()
+
+    async def _start(self, settings: Settings) -> Runtime:
+        self.runtime = Runtime(settings)
+        await self.runtime.start()
+        return self.runtime
+
+    def _started(self, starting: asyncio.Task[Runtime]) -> None:
+        if not starting.cancelled() and starting.exception() is not None:
+            self.log.error("OpenRuntime did not start", exc_info=starting.exception())
+
+    async def ready(self) -> Runtime:
+        """The runtime, once it is started; raises `Unavailable` where it could not be, with the reason, and `Stopping` at the end."""
+        if self._stopped:
+            raise Stopping("The server is stopping: ask again once it runs", retry_after=5.0)
+        if self._starting is None:
+            raise Unavailable("The server is starting: ask again in a second")
+        await asyncio.wait({self._starting}, timeout=START_SECONDS)
+        if not self._starting.done():
+            raise Unavailable("OpenRuntime is still starting: ask again in a few seconds", retry_after=5.0)
+        try:
+            return self._starting.result()
+        except asyncio.CancelledError:
+            raise Stopping("The server is stopping: ask again once it runs", retry_after=5.0) from None
+        except Exception as problem:
+            raise Unavailable(
+                f"OpenRuntime could not be started: {problem}. Mend that and start the server again", retry_after=60.0
+            ) from problem
+
+    def in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` beside the requests, until the end of the server at most; a failure is logged."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.log.error("A background task of OpenRuntime failed", exc_info=task.exception())
+
+    def current_activity(self) -> dict[str, int] | None:
+        """What Jupyter asks before it shuts an idle server down."""
+        if self.runtime is None or not self.runtime.active:
+            return None
+        metrics = self.runtime.metrics()
+        return {"running": metrics.active_tasks, "pending": metrics.pending_tasks}
+
+    def tell_activity(self) -> None:
+        """While tasks run or wait, the server is in use: a culler that looks at its last activity must let it be."""
+        if self.runtime is not None and self.runtime.active:
+            from jupyter_server._tz import utcnow
+
+            self.server.web_app.settings["openruntime_last_activity"] = utcnow()
+
+    async def stop_extension(self) -> None:
+        """Undo everything, within one deadline, and without raising: Jupyter has more to stop.
+
+        The order: nobody finds us any more; no request gets to the runtime; the runtime stops, which ends its tasks and
+        processes, lets whoever waits know, and closes the event bus, and by that the WebSockets; what is left is cancelled.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            if self._announcement is not None:
+                self._announcement.withdraw()
+            self._activity.stop()
+            if self._starting is not None:
+                await asyncio.wait({self._starting}, timeout=STOP_SECONDS / 2)
+                self._starting.cancel()
+            if self.runtime is not None:
+                await self.runtime.stop(max(0.5, deadline - time.monotonic()))
+            await self._end_background(max(0.1, min(1.0, deadline - time.monotonic())))
+        except Exception:
+            self.log.exception("OpenRuntime did not stop cleanly")
+
+    async def _end_background(self, seconds: float) -> None:
+        """Give what runs beside the requests a moment to say goodbye."""
+        if self._background:
+            await asyncio.wait(set(self._background), timeout=seconds)
+        left = set(self._background)
+        for task in left:
+            task.cancel()
+        if left:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(left, timeout=seconds)

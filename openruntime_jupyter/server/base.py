@@ -1,0 +1,226 @@
+"""What every handler of ours has in common: identity, permission, bounded bodies, the envelope."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from jupyter_server.auth.authorizer import Authorizer
+from jupyter_server.auth.identity import IdentityProvider, User
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
+from jupyter_server.utils import ensure_async
+from pydantic import BaseModel
+from pydantic_core import to_json
+from tornado import web
+
+from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
+from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.server.errors import envelope, problem_of
+from openruntime_jupyter.server.identity import LocalUser, owner_of
+from openruntime_jupyter.server.requests import read_json, read_query
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.server.app import OpenRuntimeApp
+
+RESOURCE = "openruntime"
+ENVELOPE = "application/vnd.openruntime.envelope+json"
+BODY_SLACK = 65_536
+"""Bytes of a body beyond a task's parameters."""
+
+NOBODY = "Nobody is logged in: log in, or send the server's token as `Authorization: token <token>`"
+OTHER_PAGE = "Pages from {} may not use this server: allow that by ServerApp.allow_origin, or send the token"
+
+Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
+
+
+class Ours(JupyterHandler):
+    """A handler of this extension: a notebook of this server may come with the secret that it inherited from it."""
+
+    auth_resource = RESOURCE
+    refusal: str | None = None
+    """Why the identity provider let nobody in, where it can say more than that."""
+    _from_notebook: bool | None = None
+
+    @property
+    def app(self) -> OpenRuntimeApp:
+        """The extension."""
+        return cast("OpenRuntimeApp", self.settings[RESOURCE])
+
+    @property
+    def user(self) -> User | None:
+        """Who asks; None for nobody, and before that is known."""
+        user: User | None = getattr(self, "_jupyter_current_user", None)
+        return user
+
+    @property
+    def from_notebook(self) -> bool:
+        """Whether the request carries the secret of this server run."""
+        if self._from_notebook is None:
+            self._from_notebook = self.app.notebooks.presented_by(self)
+        return self._from_notebook
+
+    @property
+    def identity_provider(self) -> IdentityProvider:
+        """The server's own, except for its notebooks."""
+        return self.app.notebooks if self.from_notebook else super().identity_provider
+
+    @property
+    def authorizer(self) -> Authorizer:
+        """The server's own; its notebooks run with the server's permissions anyway."""
+        return self.app.notebooks.authorizer if self.from_notebook else super().authorizer
+
+    async def prepare(self, **options: Any) -> None:
+        """Let in whom Jupyter knows, on every route and verb, those that do not exist included."""
+        if not self.check_host():
+            raise NotAllowed(
+                f"{self.request.host!r} is no local name: ask for localhost or 127.0.0.1, or tell the server about the name by "
+                "ServerApp.local_hostnames or ServerApp.allow_remote_access"
+            )
+        try:
+            # Jupyter's own: identity, XSRF, and the origin, whose answer is a 404 that explains nothing.
+            await super().prepare(**options)
+        except web.HTTPError as problem:
+            if problem.status_code == 404:
+                raise NotAllowed(OTHER_PAGE.format(self.request.headers.get("Origin"))) from None
+            if problem.status_code != 403 or self.user is not None:
+                raise
+            raise NotAllowed(self.refusal or NOBODY) from None
+        if self.user is None and self.request.method != "OPTIONS":
+            raise NotAllowed(self.refusal or NOBODY)
+
+    async def allowed(self, action: str, resource: str = RESOURCE) -> bool:
+        """Whether the authoriser lets this user do that."""
+        assert self.user is not None
+        return bool(await ensure_async(self.authorizer.is_authorized(self, self.user, action, resource)))
+
+    async def caller(self) -> Caller:
+        """Who asks, in the runtime's words."""
+        trusted = not isinstance(self.user, LocalUser)
+        may_execute = trusted and await self.allowed("execute", "kernels")
+        return Caller(owner=owner_of(self.user), may_execute=may_execute, trusted=trusted)
+
+    async def runtime(self) -> Runtime:
+        """The runtime, once it is started; raises `Unavailable` with the reason where it is not."""
+        return await self.app.ready()
+
+    def query(self, model: type[Model]) -> Model:
+        """The query as a `model`; raises `InvalidRequest`."""
+        return read_query(model, {name: self.get_query_arguments(name) for name in model.model_fields})
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Every error is the envelope; see `server/errors.py`."""
+        info = kwargs.get("exc_info")
+        problem = problem_of(info[1] if info else None, status_code)
+        self.set_status(problem.status)
+        for name, value in problem.headers.items():
+            self.set_header(name, value)
+        if problem.status == 405:
+            self.set_header("Allow", ", ".join(self.verbs()))
+        self.set_header("Content-Type", "application/json")
+        self.finish(to_json(envelope({"details": problem.details} if problem.details else None, problem.message)))
+
+    def log_exception(self, *_: Any) -> None:
+        """Nothing: `problem_of` logs what is a fault, and the access log the rest."""
+
+    def verbs(self) -> list[str]:
+        """The methods that this route has."""
+        return [
+            verb for verb in self.SUPPORTED_METHODS if getattr(type(self), verb.lower()) is not getattr(web.RequestHandler, verb.lower())
+        ]
+
+
+@web.stream_request_body
+class Handler(Ours, APIHandler):
+    """The base of the REST handlers.
+
+    Bodies are taken in pieces, so that one which is too large, or which nobody may send, costs no memory. It is read to its
+    end all the same, since a client that still sends does not listen.
+    """
+
+    def initialize(self) -> None:
+        """Before anything is known."""
+        self._body = bytearray()
+        self._refused: Exception | None = None
+        self._closed: Callable[[], Any] | None = None
+        self._is_closed = False
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Check first, then take the body; what is wrong is answered once the body has passed."""
+        try:
+            await super().prepare()
+        except Exception as problem:
+            self._refused = problem
+        if self._refused is not None:
+            setattr(self, (self.request.method or "get").lower(), self._refuse)
+
+    def data_received(self, chunk: bytes) -> None:
+        """A piece of the body."""
+        if self._refused is not None:
+            return
+        limit = self.app.max_parameters_bytes + BODY_SLACK
+        if len(self._body) + len(chunk) > limit:
+            self._body = bytearray()
+            self._refused = BodyTooLarge(
+                f"The body is larger than {limit} bytes: make it smaller, or raise OpenRuntimeApp.max_parameters_bytes"
+            )
+            setattr(self, (self.request.method or "get").lower(), self._refuse)
+        else:
+            self._body += chunk
+
+    def _refuse(self, *_: Any) -> None:
+        assert self._refused is not None
+        raise self._refused
+
+    def check_xsrf_cookie(self) -> None:
+        """Jupyter's check; who came without a token has passed the stricter one of `identity.py` already."""
+        if not isinstance(self.user, LocalUser):
+            super().check_xsrf_cookie()
+
+    def body(self, model: type[Model]) -> Model:
+        """The body as a `model`; raises `MalformedRequest` or `InvalidRequest`."""
+        headers = self.request.headers
+        return read_json(model, bytes(self._body), headers.get("Content-Type"), headers.get("Content-Encoding"))
+
+    def reply(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """Answer with `data`: a wire type, or a dict of them; in the envelope if the client accepts that."""
+        self.set_status(status)
+        for name, value in (headers or {}).items():
+            self.set_header(name, value)
+        self.set_header("Vary", "Accept")
+        enveloped = ENVELOPE in self.request.headers.get("Accept", "")
+        content = to_json(envelope(data) if enveloped else data, inf_nan_mode="null")
+        self.finish(content, set_content_type=ENVELOPE if enveloped else "application/json")
+
+    async def while_connected(self, work: Awaitable[Value], gone: Callable[[], Any] | None = None) -> Value:
+        """The outcome of `work`, which ends with the client's connection; `gone()` is called then.
+
+        Raises tornado's `Finish` once nobody listens any more.
+        """
+        task = asyncio.ensure_future(work)
+        self._closed = task.cancel
+        if self._is_closed:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not self._is_closed:
+                raise
+            if gone is not None:
+                gone()
+            raise web.Finish from None
+        finally:
+            self._closed = None
+
+    def on_connection_close(self) -> None:
+        """The client has gone."""
+        super().on_connection_close()
+        self._is_closed = True
+        if self._closed is not None:
+            self._closed()
+
+    def update_api_activity(self) -> None:
+        """Only what changes something counts as use of the server: a dashboard that looks on must not keep it from being culled."""
+        if self.request.method not in ("GET", "HEAD", "OPTIONS"):
+            super().update_api_activity()

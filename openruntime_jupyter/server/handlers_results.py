@@ -1,0 +1,59 @@
+"""What a task showed, and the opaque result that only its submitter opens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from jupyter_server.auth.decorator import authorized
+from tornado import web
+
+from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.requests import OutputQuery
+
+CHUNK = 1_048_576
+
+
+class OutputHandler(Handler):
+    """`GET /tasks/{id}/output`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, task_id: str) -> None:
+        """What the task showed from `since` on; with `wait`, as soon as there is something."""
+        query = self.query(OutputQuery)
+        runtime = await self.runtime()
+        self.reply(await self.while_connected(runtime.output(task_id, query.since, query.wait)))
+
+
+class PayloadHandler(Handler):
+    """`GET /tasks/{id}/payload`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, task_id: str) -> None:
+        """The bytes, as they are; how they are encoded stands in the task's result."""
+        runtime = await self.runtime()
+        payload, encoding = await runtime.payload(task_id)
+        self.set_header("X-OpenRuntime-Encoding", encoding)
+        self.set_header("Content-Disposition", f'attachment; filename="{task_id}"')
+        if isinstance(payload, Path):
+            await self._send(payload)
+            self.finish(set_content_type="application/octet-stream")
+        else:
+            self.finish(payload, set_content_type="application/octet-stream")
+
+    async def _send(self, path: Path) -> None:
+        """A file piece by piece, read off the loop, no faster than the client takes it."""
+        with await asyncio.to_thread(path.open, "rb") as file:
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("Content-Length", str(os.fstat(file.fileno()).st_size))
+            while chunk := await asyncio.to_thread(_read, file):
+                self.write(chunk)
+                await self.flush()
+
+
+def _read(file: BinaryIO) -> bytes:
+    return file.read(CHUNK)

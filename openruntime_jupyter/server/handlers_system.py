@@ -1,0 +1,75 @@
+"""What the server is and has: `/`, `/health`, `/metrics`, `/devices`, `/operations`, and every path that is nothing."""
+
+from __future__ import annotations
+
+from jupyter_server.auth.decorator import authorized
+from tornado import web
+
+from openruntime_jupyter import __version__
+from openruntime_jupyter.server.base import Handler
+
+
+class RootHandler(Handler):
+    """`GET /`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """The name and version of the service."""
+        self.reply({"name": "OpenRuntime", "version": __version__, "status": "running"})
+
+
+class HealthHandler(Handler):
+    """`GET /health`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Whether all is well, and if not, what to do."""
+        runtime = await self.runtime()
+        self.reply(runtime.health())
+
+
+class MetricsHandler(Handler):
+    """`GET /metrics`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """The figures of now."""
+        runtime = await self.runtime()
+        self.reply(runtime.system_metrics())
+
+
+class DevicesHandler(Handler):
+    """`GET /devices`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Everything MLX computes on here."""
+        runtime = await self.runtime()
+        self.reply({"devices": runtime.devices()})
+
+
+class OperationsHandler(Handler):
+    """`GET /operations`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Every kind of work, with the JSON schema of its parameters."""
+        runtime = await self.runtime()
+        self.reply({"operations": runtime.operations()})
+
+
+class NotFoundHandler(Handler):
+    """Every other path: 404, to those who may know."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Say so."""
+        raise web.HTTPError(404)
+
+    post = put = patch = delete = head = get

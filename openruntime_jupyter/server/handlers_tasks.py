@@ -1,0 +1,115 @@
+"""Tasks: submit, list, look, reprioritise, cancel, erase."""
+
+from __future__ import annotations
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.utils import url_path_join
+from tornado import web
+
+from openruntime_jupyter.models import Task, TaskChange, TaskRequest
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.requests import DeleteQuery, PageQuery, Preference, TasksQuery, WaitQuery, read_key, read_preference
+
+
+class TasksHandler(Handler):
+    """`/tasks`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Tasks, newest first, filtered and paged."""
+        query = self.query(TasksQuery)
+        runtime = await self.runtime()
+        self.reply(await runtime.tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner))
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        """Submit a task, and wait for it as long as its client wants to."""
+        request = self.body(TaskRequest)
+        key = read_key(self.request.headers.get("Idempotency-Key"))
+        preference = read_preference(self.request.headers.get_list("Prefer"))
+        runtime = await self.runtime()
+        caller = await self.caller()
+        if preference.applied is not None:
+            self.set_header("Preference-Applied", preference.applied)
+            request = request.model_copy(update={"wait": False})
+        task = await runtime.submit(request, caller, key)
+        if request.wait:
+            self.reply(await self._waited(runtime, task.task_id))
+        else:
+            await self._accepted(runtime, task, preference)
+
+    async def _waited(self, runtime: Runtime, task_id: str) -> Task:
+        """The task at its end; cancelled if all clients that wait for it have gone."""
+        waiters = self.app.waiters
+        waiters[task_id] += 1
+
+        def gone() -> None:
+            if waiters[task_id] == 1:
+                self.app.in_background(runtime.cancel(task_id))
+
+        try:
+            return await self.while_connected(runtime.wait(task_id), gone)
+        finally:
+            waiters[task_id] -= 1
+            if waiters[task_id] == 0:
+                del waiters[task_id]
+
+    async def _accepted(self, runtime: Runtime, task: Task, preference: Preference) -> None:
+        """202 for what goes on by itself; 200 if it ended within the time that its client grants."""
+        if preference.wait:
+            task = await self.while_connected(runtime.wait(task.task_id, preference.wait))
+        if preference.wait is not None and task.status.terminal:
+            self.reply(task)
+        else:
+            self.reply(task, 202, {"Location": url_path_join(self.app.url_path, "tasks", task.task_id)})
+
+
+class EnhancedTasksHandler(Handler):
+    """`GET /tasks/enhanced`, as the reference has it."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Tasks, newest first, each with its performance figures."""
+        query = self.query(PageQuery)
+        runtime = await self.runtime()
+        self.reply(await runtime.tasks(query.limit, query.before, query.offset))
+
+
+class TaskHandler(Handler):
+    """`/tasks/{id}`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, task_id: str) -> None:
+        """The task, at its end if that comes within `wait` seconds."""
+        query = self.query(WaitQuery)
+        runtime = await self.runtime()
+        task = await runtime.get(task_id)
+        if query.wait and not task.status.terminal:
+            task = await self.while_connected(runtime.wait(task_id, query.wait))
+        self.reply(task)
+
+    @web.authenticated
+    @authorized
+    async def patch(self, task_id: str) -> None:
+        """Change the priority of a task that waits."""
+        change = self.body(TaskChange)
+        runtime = await self.runtime()
+        self.reply(await runtime.reprioritise(task_id, change.priority))
+
+    @web.authenticated
+    @authorized
+    async def delete(self, task_id: str) -> None:
+        """Cancel the task, or with `purge=true` erase it; the answer is the task as it is, or was."""
+        query = self.query(DeleteQuery)
+        runtime = await self.runtime()
+        if query.purge:
+            task = await runtime.get(task_id)
+            await runtime.purge(task_id)
+        else:
+            task = await runtime.cancel(task_id)
+        self.reply(task)

@@ -1,0 +1,43 @@
+"""The route table."""
+
+from __future__ import annotations
+
+from tornado import web
+
+from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
+from openruntime_jupyter.server.handlers_system import (
+    DevicesHandler,
+    HealthHandler,
+    MetricsHandler,
+    NotFoundHandler,
+    OperationsHandler,
+    RootHandler,
+)
+from openruntime_jupyter.server.handlers_tasks import EnhancedTasksHandler, TaskHandler, TasksHandler
+from openruntime_jupyter.server.websocket import EventsSocket
+
+TASK_ID = "([^/]+)"
+
+ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
+    ("/?", RootHandler),
+    ("/health", HealthHandler),
+    ("/metrics", MetricsHandler),
+    ("/devices", DevicesHandler),
+    ("/operations", OperationsHandler),
+    ("/tasks", TasksHandler),
+    ("/tasks/enhanced", EnhancedTasksHandler),
+    (f"/tasks/{TASK_ID}", TaskHandler),
+    (f"/tasks/{TASK_ID}/output", OutputHandler),
+    (f"/tasks/{TASK_ID}/payload", PayloadHandler),
+    ("/ws", EventsSocket),
+)
+"""Each path below the mount, as a regular expression, and who answers there."""
+
+
+def routes(mount: str, but_for: str = "") -> list[tuple[str, type[web.RequestHandler]]]:
+    """The table below `mount` (`/openruntime`, or empty for the root), with the 404 of every other path at its end.
+
+    `but_for` is a path below the mount that is left to Jupyter.
+    """
+    spared = f"(?!{but_for}$)" if but_for else ""
+    return [*((mount + path, handler) for path, handler in ROUTES), (f"{mount}/{spared}.*", NotFoundHandler)]

@@ -1,0 +1,159 @@
+"""`WS /ws`: what happens, as it happens. This file only adapts the event bus to tornado."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Literal
+
+from jupyter_server.auth.decorator import ws_authenticated
+from jupyter_server.base.websocket import WebSocketMixin
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tornado import websocket
+from tornado.ioloop import PeriodicCallback
+
+from openruntime_jupyter.errors import MalformedRequest, NotAllowed
+from openruntime_jupyter.models import iso
+from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.runtime.events import Event, Subscription
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.server.base import OTHER_PAGE, Ours
+from openruntime_jupyter.server.requests import SinceQuery
+
+HEARTBEAT_SECONDS = 5.0
+STUCK_SECONDS = 30.0
+"""How long one message may wait for the client to read before the connection is given up."""
+LONGEST_MESSAGE = 65_536
+"""Bytes that a client may send at once."""
+
+GOING_AWAY = 1001
+TRY_AGAIN_LATER = 1013
+TOO_SLOW = "You read too slowly: connect again with ?since=ID of the last message you got"
+
+Topic = Literal["task_update", "metrics", "task_progress", "task_output", "ai_token"]
+
+
+class ClientMessage(BaseModel):
+    """What a client may say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["subscribe", "unsubscribe"]
+    topics: list[Topic] = Field(min_length=1, max_length=20)
+
+
+class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
+    """One client's connection.
+
+    All that it is told goes through one bounded queue and one writer, which waits for the client to take each message. So a
+    client that does not read costs a bounded amount of memory and delays nobody, and past the bound it is cut off.
+    """
+
+    _runtime: Runtime
+    _since: int | None = None
+    _subscription: Subscription | None = None
+    _writer: asyncio.Task[None] | None = None
+    _beating = False
+
+    @property
+    def max_message_size(self) -> int:
+        """Bytes; a longer message ends the connection."""
+        return LONGEST_MESSAGE
+
+    def set_default_headers(self) -> None:
+        """None: a handshake has its own."""
+
+    @ws_authenticated
+    async def get(self) -> None:
+        """Check everything while the answer can still be an HTTP error, then upgrade."""
+        if not await self.allowed("read"):
+            raise NotAllowed("You may not read openruntime: ask whoever runs this server for that permission")
+        if not self.check_origin():
+            raise NotAllowed(OTHER_PAGE.format(self.get_origin()))
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            raise MalformedRequest("This is a WebSocket: connect to it with ws:// or wss://")
+        self._since = self.query(SinceQuery).since
+        self._runtime = await self.runtime()
+        await super().get()
+
+    def open(self, *args: Any, **kwargs: Any) -> None:
+        """Greet, then tell what happens."""
+        super().open(*args, **kwargs)
+        self.set_nodelay(True)
+        bus = self._runtime.bus
+        newest = bus.last_id
+        self._subscription, gap = bus.subscribe(("task_update",), self._since)
+        greeting: dict[str, Any] = {"type": "connected", "timestamp": iso(time.time()), "message": "Connected to OpenRuntime WebSocket"}
+        if self._since is not None:
+            greeting["gap"] = gap
+        # Below every event that follows, also below those that are told again.
+        first = Event(newest if self._since is None else min(self._since, newest), "connected", greeting)
+        self._writer = self.app.in_background(self._write(first, self._subscription))
+
+    async def _write(self, first: Event, subscription: Subscription) -> None:
+        beat = asyncio.ensure_future(self._beat(subscription))
+        try:
+            taken = await self._send(first)
+            async for event in subscription:
+                if not taken:
+                    break
+                taken = await self._send(event)
+            if not taken or subscription.overflowed:
+                self.close(TRY_AGAIN_LATER, TOO_SLOW)
+            else:
+                self.close(GOING_AWAY, "The server is stopping")
+        except websocket.WebSocketClosedError:
+            pass  # the client has gone
+        finally:
+            beat.cancel()
+            subscription.close()
+
+    async def _send(self, event: Event) -> bool:
+        """Whether the client took the message in time."""
+        writing = asyncio.ensure_future(self.write_message(event.encoded))
+        # Whatever becomes of a message that is given up, nobody asks any more.
+        writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        done, _ = await asyncio.wait({writing}, timeout=STUCK_SECONDS)
+        if not done:
+            return False
+        writing.result()
+        if event.topic == "heartbeat":
+            self._beating = False
+        return True
+
+    async def _beat(self, subscription: Subscription) -> None:
+        """A heartbeat every five seconds; never two at once in the queue of a client that reads slowly."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            if not self._beating:
+                self._beating = True
+                metrics = self._runtime.metrics().model_dump()
+                self._tell(subscription, "heartbeat", {"type": "heartbeat", "timestamp": iso(time.time()), "metrics": metrics})
+
+    def _tell(self, subscription: Subscription, topic: str, body: dict[str, Any]) -> None:
+        """Queue a message of our own, behind the events that came before it."""
+        if not subscription.closed:
+            subscription.push(Event(self._runtime.bus.last_id, topic, body))
+
+    def on_message(self, message: str | bytes) -> None:
+        """The client subscribes, or unsubscribes; anything else is answered by an error, and the connection stays."""
+        subscription = self._subscription
+        if subscription is None or subscription.closed:
+            return
+        try:
+            said = ClientMessage.model_validate_json(message)
+        except ValidationError as problem:
+            self._tell(subscription, "answer", {"type": "error", "error": f"This message is not understood: {invalid(problem)}"})
+            return
+        topics = subscription.topics.union(said.topics) if said.type == "subscribe" else subscription.topics.difference(said.topics)
+        subscription.change(topics)
+        self._tell(subscription, "answer", {"type": "subscribed", "topics": sorted(topics)})
+
+    def on_close(self) -> None:
+        """The connection has ended."""
+        super().on_close()
+        if self._writer is not None:
+            self._writer.cancel()
+        pings: PeriodicCallback | None = self.ping_callback
+        if pings is not None:
+            pings.stop()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import inspect
+import logging
+
+import pytest
+from tornado import web
+
+from openruntime_jupyter import errors
+from openruntime_jupyter.server.errors import STATUS, envelope, problem_of
+
+EVERY = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, errors.OpenRuntimeError) and kind is not errors.OpenRuntimeError
+]
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_every_error_that_is_raised_on_purpose_has_a_status(kind: type[errors.OpenRuntimeError]) -> None:
+    statuses = [status for parent, status in STATUS if issubclass(kind, parent)]
+    assert len(set(statuses)) == 1, f"{kind.__name__} has {statuses}"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.InvalidRequest.of("priority", "too large"), 422),
+        (errors.UnknownOperation("no such"), 422),
+        (errors.UnknownDevice("no such"), 422),
+        (errors.MemoryRefused(10**12, 10**10), 422),
+        (errors.MalformedRequest("no JSON"), 400),
+        (errors.BodyTooLarge("large"), 413),
+        (errors.NotAllowed("no"), 403),
+        (errors.TaskNotFound("none"), 404),
+        (errors.TaskConflict("running"), 409),
+        (errors.QueueFull("full", 2.0), 503),
+        (errors.StorageUnavailable("disk full"), 503),
+        (errors.NoBackend("install one"), 503),
+        (web.HTTPError(404), 404),
+        (web.HTTPError(405), 405),
+        (web.MissingArgumentError("since"), 400),
+    ],
+)
+def test_the_answer_has_the_status_and_says_what_the_error_says(error: Exception, status: int) -> None:
+    problem = problem_of(error)
+    assert problem.status == status
+    assert isinstance(error, web.HTTPError) or problem.message == str(error)
+    assert problem.message
+
+
+def test_a_wrong_value_is_told_with_its_field() -> None:
+    assert problem_of(errors.InvalidRequest.of("priority", "too large")).details == [{"field": "priority", "problem": "too large"}]
+
+
+def test_who_is_asked_to_come_back_is_told_when_in_whole_seconds() -> None:
+    assert problem_of(errors.QueueFull("full", 0.2)).headers == {"Retry-After": "1"}
+    assert problem_of(errors.Stopping("ends", 7.0)).headers == {"Retry-After": "7"}
+    assert int(problem_of(errors.NoBackend("install one")).headers["Retry-After"]) >= 1
+
+
+def test_a_fault_of_ours_is_logged_under_an_id_and_nothing_of_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise KeyError("/home/secret/path")
+    except KeyError as error:
+        with caplog.at_level(logging.ERROR):
+            problem = problem_of(error)
+    assert problem.status == 500
+    assert "secret" not in problem.message
+    assert "KeyError" not in problem.message
+    record = caplog.records[-1]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is KeyError
+    assert record.getMessage().split()[1].rstrip(":") in problem.message
+
+
+def test_jupyters_own_words_are_told_with_what_to_do() -> None:
+    problem = problem_of(web.HTTPError(403, "User is not authorized to write on resource: openruntime."))
+    assert problem.message.startswith("User is not authorized to write on resource: openruntime. ")
+    assert "token" in problem.message
+
+
+def test_the_envelope_is_the_references() -> None:
+    told = envelope(None, "no")
+    assert (told["status"], told["data"], told["error"]) == ("error", None, "no")
+    assert told["timestamp"].endswith("Z")
+    assert envelope({"a": 1}) | {"timestamp": ""} == {"status": "success", "data": {"a": 1}, "error": None, "timestamp": ""}

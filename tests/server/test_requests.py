@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
+from openruntime_jupyter.models import TaskChange, TaskRequest, TaskState
+from openruntime_jupyter.server.requests import (
+    DeleteQuery,
+    OutputQuery,
+    Preference,
+    SinceQuery,
+    TasksQuery,
+    WaitQuery,
+    read_json,
+    read_key,
+    read_preference,
+    read_query,
+)
+
+JSON = "application/json"
+
+
+def test_a_body_becomes_a_request_with_its_defaults() -> None:
+    request = read_json(TaskRequest, b'{"operation": "compute", "parameters": {"a": 1}}', "application/json; charset=utf-8")
+    assert (request.operation, request.parameters, request.priority, request.wait) == ("compute", {"a": 1}, 5, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"{} {}",
+        b'{"priority": NaN}',
+        b'{"priority": -Infinity}',
+        b'{"priority": 1e999}',
+        b'{"priority": [0.5, {"deep": 1' + b"0" * 400 + b".5}]}",
+        b'{"priority": ' + b"1" * 5000 + b"}",
+        b'{"name": "\xff"}',
+        b'{"name": "\\ud800"}',
+        b"[" * 100_000,
+        b"[" * 1000 + b"]" * 1000,
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"),
+    ],
+)
+def test_what_is_no_json_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        read_json(TaskChange, body, JSON)
+
+
+def test_a_large_number_that_a_float_can_hold_is_no_fault() -> None:
+    request = read_json(TaskRequest, b'{"operation": "x", "parameters": {"a": 1e308, "b": 1E-999, "c": ' + b"7" * 400 + b"}}", JSON)
+    assert request.parameters == {"a": 1e308, "b": 0.0, "c": int("7" * 400)}
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data"]
+)
+def test_only_json_is_taken_as_json(content_type: str | None) -> None:
+    with pytest.raises(MalformedRequest, match="Content-Type: application/json"):
+        read_json(TaskChange, b'{"priority": 3}', content_type)
+
+
+def test_a_compressed_body_is_told_to_come_as_it_is() -> None:
+    with pytest.raises(MalformedRequest, match="gzip"):
+        read_json(TaskChange, b'{"priority": 3}', JSON, "gzip")
+
+
+@pytest.mark.parametrize(
+    "body", [b"null", b"[]", b'"text"', b"3", b"{}", b'{"priority": 3, "more": 1}', b'{"priority": "3"}', b'{"priority": true}']
+)
+def test_json_of_another_shape_is_invalid_and_tells_the_field(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_json(TaskChange, body, JSON)
+    assert caught.value.details
+    assert all(detail["field"] and detail["problem"] for detail in caught.value.details)
+
+
+def test_of_a_key_given_twice_the_last_value_counts() -> None:
+    assert read_json(TaskChange, b'{"priority": 2, "priority": 9}', JSON).priority == 9
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_whatever_json_comes_it_is_read_or_refused_by_our_own_errors(value: object) -> None:
+    body = json.dumps(value).encode()
+    for model in (TaskRequest, TaskChange):
+        with contextlib.suppress(InvalidRequest, MalformedRequest):
+            read_json(model, body, JSON)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_bytes_come_they_are_refused_by_our_own_errors(body: bytes) -> None:
+    with pytest.raises((InvalidRequest, MalformedRequest)):
+        read_json(TaskRequest, body, JSON)
+
+
+def test_a_query_is_read_by_its_names_and_the_others_are_left_alone() -> None:
+    query = read_query(TasksQuery, {"limit": ["3"], "state": ["pending,running", "failed"], "1699999999": [""], "token": ["x"]})
+    assert query.limit == 3
+    assert query.state == [TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED]
+
+
+def test_of_a_parameter_given_twice_the_last_value_counts() -> None:
+    assert read_query(TasksQuery, {"limit": ["3", "7"]}).limit == 7
+
+
+def test_an_empty_state_means_every_state() -> None:
+    assert read_query(TasksQuery, {"state": []}).state is None
+
+
+@pytest.mark.parametrize(
+    ("model", "given_"),
+    [
+        (TasksQuery, {"limit": ["0"]}),
+        (TasksQuery, {"limit": ["1001"]}),
+        (TasksQuery, {"limit": ["many"]}),
+        (TasksQuery, {"offset": ["-1"]}),
+        (TasksQuery, {"offset": ["1" * 30]}),
+        (TasksQuery, {"state": ["asleep"]}),
+        (TasksQuery, {"state": [""]}),
+        (TasksQuery, {"before": ["x" * 201]}),
+        (WaitQuery, {"wait": ["nan"]}),
+        (WaitQuery, {"wait": ["inf"]}),
+        (WaitQuery, {"wait": ["-1"]}),
+        (WaitQuery, {"wait": ["61"]}),
+        (OutputQuery, {"since": ["1.5"]}),
+        (DeleteQuery, {"purge": ["maybe"]}),
+        (SinceQuery, {"since": ["x"]}),
+    ],
+)
+def test_a_wrong_parameter_is_told_by_its_name(model: type, given_: dict[str, list[str]]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_query(model, given_)
+    assert caught.value.details[0]["field"].split(".")[0] in given_
+
+
+@pytest.mark.parametrize(
+    ("headers", "preference"),
+    [
+        ([], Preference()),
+        (["respond-async"], Preference(respond_async=True)),
+        (["Respond-Async, Wait=5"], Preference(respond_async=True, wait=5.0)),
+        (["wait=2.5"], Preference(wait=2.5)),
+        (['wait="7"'], Preference(wait=7.0)),
+        (["wait = 7"], Preference(wait=7.0)),
+        (["wait=0"], Preference(wait=0.0)),
+        (["wait=5; foo=bar, return=minimal"], Preference(wait=5.0)),
+        (["return=minimal", "wait=5"], Preference(wait=5.0)),
+        (["wait=5", "wait=9"], Preference(wait=5.0)),
+        (["wait=100000"], Preference(wait=60.0)),
+        (["wait=-1"], Preference()),
+        (["wait=soon"], Preference()),
+        (["wait=nan"], Preference()),
+        (["wait=1e9"], Preference()),
+        (["wait=" + "9" * 5000], Preference()),
+        ([",,;=,"], Preference()),
+        (["no-respond-async"], Preference()),
+        (["x" * 100_000], Preference()),
+    ],
+)
+def test_the_prefer_header_is_read_as_rfc_7240_has_it(headers: list[str], preference: Preference) -> None:
+    assert read_preference(headers) == preference
+
+
+def test_what_was_preferred_is_told_back() -> None:
+    assert read_preference(["wait=100"]).applied == "wait=60"
+    assert read_preference(["respond-async"]).applied == "respond-async"
+    assert read_preference(["respond-async, wait=1.5"]).applied == "wait=1.5"
+    assert read_preference(["handling=strict"]).applied is None
+
+
+@given(st.text(max_size=300))
+def test_no_prefer_header_is_an_error(header: str) -> None:
+    wait = read_preference([header]).wait
+    assert wait is None or (0 <= wait <= 60 and math.isfinite(wait))
+
+
+def test_an_idempotency_key_is_bounded() -> None:
+    assert read_key(None) is None
+    assert read_key("a" * 255) == "a" * 255
+    for wrong in ("", "a" * 256, "tab\t", "é"):
+        with pytest.raises(InvalidRequest):
+            read_key(wrong)
