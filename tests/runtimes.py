@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,7 +49,10 @@ async def cell(runtime: Runtime, code: str, **fields: Any) -> str:
 
 
 def pickled(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """The parameters of a `call`."""
+    """The parameters of a `call`. The function travels by value: a worker need not be able to import the tests."""
+    module = sys.modules[function.__module__]
+    if module.__name__.startswith("tests."):
+        cloudpickle.register_pickle_by_value(module)
     return {"pickled": base64.b64encode(cloudpickle.dumps((function, arguments, {}))).decode()}
 
 

@@ -154,7 +154,8 @@ def _many_bytes(size: int) -> bytes:
 def test_a_json_result_too_large_to_parse_on_the_loop_is_refused_with_both_figures(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
-            code = "from openruntime_jupyter.worker.context import current\ntext = 'y' * 20_000_000\nfor n in range(3): current().display({'text/plain': text})"
+            code = "from openruntime_jupyter.worker.context import current\ntext = 'y' * 20_000_000\n"
+            code += "for n in range(3): current().display({'text/plain': text})"
             task_id = await cell(runtime, code)
             assert (await ended(runtime, task_id)).status == "completed"
             output = await runtime.output(task_id)

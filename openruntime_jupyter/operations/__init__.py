@@ -1,0 +1,1 @@
+"""Named kinds of work with typed parameters: one file an operation."""

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.errors import TaskConflict
+from openruntime_jupyter.models import epoch
+from tests.runtimes import cell, ended, live, pickled, runtime_in, says, submit, until
+from tests.work import spin
+
+
+def test_two_runtimes_take_turns_on_one_slot_and_neither_starves(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with (
+            runtime_in(tmp_path, device_lock="all", label="one") as one,
+            runtime_in(tmp_path, device_lock="all", label="two") as two,
+        ):
+            ids = [(runtime, await submit(runtime, "call", pickled(spin, 0.02))) for runtime in (one, two) for _ in range(15)]
+            tasks = [await ended(runtime, task_id) for runtime, task_id in ids]
+            spans = sorted((epoch(task.started_at) or 0, epoch(task.finished_at) or 0, task.runtime) for task in tasks)
+            assert all(task.status == "completed" for task in tasks)
+            for earlier, later in pairwise(spans):
+                assert later[0] > earlier[0] + 0.02, "two tasks computed on one slot at once"
+            changes = sum(earlier[2] != later[2] for earlier, later in pairwise(spans))
+            assert changes >= 5, f"one ran all its tasks before the other had a turn: {[span[2] for span in spans]}"
+
+    live(body())
+
+
+def test_who_waits_is_told_who_has_the_device_and_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with (
+            runtime_in(tmp_path, device_lock="all", label="http://one") as one,
+            runtime_in(tmp_path, device_lock="all", label="http://two") as two,
+        ):
+            holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)", name="long training", wait=False)
+            await says(one, holder, "in")
+            waits = await submit(two, "call", name="quick")
+
+            async def told() -> bool:
+                return "http://one runs long training" in ((await two.get(waits)).waiting_for or "")
+
+            await until(told, 10, "waiting_for names the holder")
+            seen = await two.get(holder)
+            assert (seen.here, seen.runtime, seen.status) == (False, one.id, "running")
+            assert {task.task_id: task.here for task in (await two.tasks()).tasks} == {holder: False, waits: True}
+            with pytest.raises(TaskConflict, match=one.id):
+                await two.cancel(holder)
+            await one.cancel(holder)
+            assert (await ended(two, waits)).status == "completed"
+            assert (await two.wait(holder, 5)).status == "cancelled"
+
+    live(body())
+
+
+def test_a_cancelled_wait_for_the_device_leaves_the_lane_in_order(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, device_lock="all") as one, runtime_in(tmp_path, device_lock="all") as two:
+            holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)")
+            await says(one, holder, "in")
+            waits = await submit(two, "call")
+            await asyncio.sleep(0.2)
+            assert (await two.cancel(waits)).cancel_stage == "queue"
+            await one.cancel(holder)
+            for runtime in (two, one, two):
+                assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+
+    live(body())

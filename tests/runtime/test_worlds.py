@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import openruntime_jupyter
+from tests.runtimes import cell, ended, live, pickled, runtime_in, submit, value
+
+REPOSITORY = Path(openruntime_jupyter.__file__).parents[1]
+TELL = "import os, sys\nfound = {'prefix': sys.prefix, 'folder': os.getcwd(), 'path': list(sys.path)}"
+
+
+@pytest.fixture(scope="module")
+def other_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kernel's environment: another virtual environment that has this package, and a module of its own."""
+    folder = tmp_path_factory.mktemp("other") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    (packages / "borrowed.pth").write_text(f"{REPOSITORY}\n{sysconfig.get_path('purelib')}\n")
+    (packages / "only_there.py").write_text("ANSWER = 'from the other environment'\n")
+    return folder
+
+
+def world(environment: Path, **more: Any) -> dict[str, Any]:
+    return {"interpreter": str(environment / "bin" / "python"), **more}
+
+
+def test_a_cell_runs_in_the_callers_environment_folder_and_path(tmp_path: Path, other_environment: Path) -> None:
+    folder, extra = tmp_path / "notebooks", tmp_path / "extra"
+    folder.mkdir()
+    extra.mkdir()
+    parameters = {"code": TELL, "outputs": ["found"], "world": world(other_environment, directory=str(folder), path=[str(extra)])}
+
+    async def body() -> None:
+        async with runtime_in(tmp_path / "data") as runtime:
+            found = (await value(runtime, await submit(runtime, "python", parameters)))["found"]
+            assert os.path.realpath(found["prefix"]) == os.path.realpath(other_environment)
+            assert os.path.realpath(found["folder"]) == os.path.realpath(folder)
+            assert found["path"][0] == str(extra)
+            code = "import only_there\nanswer = only_there.ANSWER"
+            task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": world(other_environment)})
+            assert await value(runtime, task_id) == {"answer": "from the other environment"}
+            ours = await ended(runtime, await cell(runtime, "import only_there"))
+            assert ours.failure is not None
+            assert ours.failure.type == "ModuleNotFoundError"
+
+    live(body())
+
+
+def test_where_the_package_is_missing_the_error_says_what_to_install_where(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+
+    async def body() -> None:
+        async with runtime_in(tmp_path / "data") as runtime:
+            task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": world(bare)}))
+            assert task.status == "failed"
+            assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
+            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+
+    live(body())
+
+
+def test_an_interpreter_that_does_not_exist_and_one_that_is_no_python_are_told_apart(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
+            assert "/no/such/python can't be started: No such file" in (missing.error or "")
+            silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
+            assert "/bin/true ended before it was ready" in (silent.error or "")
+
+    live(body())
+
+
+def test_a_package_of_another_protocol_there_is_told_with_what_to_install(tmp_path: Path) -> None:
+    other = tmp_path / "newer" / "openruntime_jupyter" / "worker"
+    other.mkdir(parents=True)
+    (other.parent / "__init__.py").touch()
+    (other / "__init__.py").touch()
+    says_hello = (
+        "import json, socket, struct, sys, time\n"
+        "body = json.dumps({'protocol': 99}).encode()\n"
+        "data = socket.socket(fileno=int(sys.argv[1]))\n"
+        "data.sendall(struct.pack('!BIIQ', 10, int(sys.argv[3]), len(body), 0) + body)\n"
+        "time.sleep(60)\n"
+    )
+    (other / "__main__.py").write_text(says_hello)
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "newer"} exec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+
+    async def body() -> None:
+        async with runtime_in(tmp_path / "data") as runtime:
+            task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": str(interpreter)}}))
+            assert "protocol 99 instead of" in (task.error or "")
+            assert "pip install openruntime-jupyter==" in (task.error or "")
+
+    live(body())
+
+
+def test_folder_environment_path_signals_and_variables_are_restored_after_each_task(tmp_path: Path) -> None:
+    spoils = (
+        "import os, signal, sys\nos.makedirs('deep', exist_ok=True)\nos.chdir('deep')\n"
+        "os.environ['SPOILT'] = '1'\nos.environ.pop('HOME', None)\n"
+        "sys.path.insert(0, '/spoilt')\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nleft_over = 7"
+    )
+    looks = (
+        "import os, signal, sys\n"
+        "found = [os.getcwd(), os.environ.get('SPOILT'), 'HOME' in os.environ, '/spoilt' in sys.path, 'left_over' in globals(), "
+        "signal.getsignal(signal.SIGINT) == signal.SIG_IGN, os.getpid()]"
+    )
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            before = await value(runtime, await submit(runtime, "python", {"code": looks, "outputs": ["found"]}))
+            assert (await ended(runtime, await cell(runtime, spoils))).status == "completed"
+            after = await value(runtime, await submit(runtime, "python", {"code": looks, "outputs": ["found"]}))
+            assert before == after
+            assert before["found"][1:6] == [None, True, False, False, False]
+
+    live(body())
+
+
+def test_an_isolated_task_has_a_worker_of_its_own(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            pids = [
+                await value(runtime, await submit(runtime, "call", {**pickled(os.getpid), "isolate": alone}))
+                for alone in (True, True, False, False)
+            ]
+            assert len(set(pids)) == 3
+            assert pids[2] == pids[3]
+
+    live(body())
+
+
+def test_secrets_are_not_in_a_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENRUNTIME_TOKEN", "OPENAI_API_KEY", "JUPYTERHUB_API_TOKEN"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("HARMLESS", "seen")
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            environment = await value(runtime, await submit(runtime, "call", pickled(_environment)))
+            assert environment["HARMLESS"] == "seen"
+            assert "secret" not in environment.values()
+            assert environment["OPENRUNTIME_WORKER"] == "1"
+            assert os.stat(environment["TMPDIR"]).st_mode & 0o777 == 0o700
+
+    live(body())
+
+
+def _environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+def test_a_function_and_an_output_that_cannot_travel_are_named(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            task = await ended(
+                runtime,
+                await submit(runtime, "python", {"code": "fine = 1\nlock = __import__('threading').Lock()", "outputs": ["fine", "lock"]}),
+            )
+            assert "'lock'" in (task.error or "")
+            task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1", "outputs": ["a", "b"]}))
+            assert "without setting 'b'" in (task.error or "")
+
+    live(body())
