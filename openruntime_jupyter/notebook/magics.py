@@ -11,6 +11,7 @@ from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.arguments import parse_cell, parse_line
 from openruntime_jupyter.notebook.commands import run_line
+from openruntime_jupyter.notebook.display import View
 from openruntime_jupyter.notebook.failures import shortened
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.running import run_cell
@@ -44,6 +45,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     formatters = _formatters(shell)
     # By type, so that the client needs no HTML and no IPython.
     formatters["text/html"].for_type(TaskHandle, lambda handle: _card(magics.session, handle).html())
+    # IPython has ways of its own for the lists and dicts that views are too.
+    formatters["text/plain"].for_type(View, lambda view, printer, _cycle: printer.text(view.text()))
     formatters["text/plain"].for_type(TaskHandle, lambda handle, printer, _cycle: printer.text(_card(magics.session, handle).text()))
 
 
@@ -54,7 +57,8 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         if magics is not None:
             magics.__self__.session.forget()
     for mime in ("text/html", "text/plain"):
-        _formatters(shell)[mime].pop(TaskHandle, None)
+        for shown in (TaskHandle, View):
+            _formatters(shell)[mime].pop(shown, None)
 
 
 def _formatters(shell: InteractiveShell) -> Any:

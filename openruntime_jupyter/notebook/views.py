@@ -102,7 +102,7 @@ class TaskCard(View):
         return "\n".join(line for line in lines if line)
 
 
-class TaskTable(list[Task], View):
+class TaskTable(View, list[Task]):
     """Tasks, newest first: a list of records that shows itself as a table."""
 
     COLUMNS = ("task", "state", "what", "submitted", "ran", "device", "priority", "owner")
@@ -150,7 +150,7 @@ class TaskTable(list[Task], View):
         return f"{self._caption}\n{text_table(self.COLUMNS, rows)}" if self else self._caption
 
 
-class ResultCard(dict[str, Any], View):
+class ResultCard(View, dict[str, Any]):
     """What an operation returned: its output dict, which shows itself as a card; `task` is the record."""
 
     def __init__(self, task: Task, output: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class ResultCard(dict[str, Any], View):
         return f"{title(self.task)}: {phrase(self.task)}\n{text_pairs([(name, _short(value)) for name, value in self._rows()])}"
 
 
-class OperationTable(list[OperationInfo], View):
+class OperationTable(View, list[OperationInfo]):
     """The kinds of work there are, with their parameters."""
 
     COLUMNS = ("operation", "what it does", "parameters")

@@ -1,0 +1,318 @@
+"""The magics in a real kernel, with its own runtime and with a server's."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.notebook.conftest import Cell, Kernel
+from tests.support import wait_until
+
+ENDLESS = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.01)"
+STUBBORN = """%%openruntime --name stubborn
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('it runs', flush=True)
+while True:
+    try:
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        print('no', flush=True)
+"""
+
+
+def it_runs(cell: Cell) -> bool:
+    return "it runs" in cell.stream()
+
+
+def told(cell: Cell) -> str:
+    """The error as a person sees it."""
+    return "\n".join(cell.error["traceback"])
+
+
+def states(kernel: Kernel, name: str) -> str:
+    return kernel.value(f"[str(t.status) for t in __import__('openruntime_jupyter').connect().tasks().tasks if t.name == {name!r}]")
+
+
+def test_a_cell_runs_elsewhere_and_brings_its_outputs_home(kernel: Kernel) -> None:
+    kernel.run("numbers, factor = [1, 2, 3], 7")
+    cell = kernel.run(
+        "%%openruntime --in numbers,factor --out total, pid\nimport os\ntotal, pid = sum(numbers) * factor, os.getpid()\nprint(total)"
+    )
+    assert cell.status == "ok", cell.error
+    assert cell.stream() == "42\n"
+    assert cell.line.startswith("✓ completed in ")
+    assert kernel.value("total, pid != __import__('os').getpid()") == "(42, True)"
+
+
+def test_a_cell_runs_in_the_kernels_interpreter_folder_and_path(kernel: Kernel) -> None:
+    kernel.run("import os, sys\nos.makedirs('deeper', exist_ok=True)\nos.chdir('deeper')\nsys.path.insert(0, '/of/the/notebook')")
+    kernel.run("%%openruntime --out there\nimport os, sys\nthere = sys.executable, os.getcwd(), '/of/the/notebook' in sys.path")
+    assert kernel.value("there == (sys.executable, os.getcwd(), True)") == "True"
+    kernel.run("os.chdir('..')")
+
+
+def test_output_appears_while_the_cell_runs_and_in_order(kernel: Kernel) -> None:
+    code = """%%openruntime
+import sys, time
+from IPython.display import display, Markdown
+print('it runs', flush=True)
+time.sleep(0.5)
+display(Markdown('*rich*'))
+print('warned', file=sys.stderr, flush=True)
+time.sleep(0.2)
+print('out again', flush=True)
+6 * 7
+"""
+    heard: list[float] = []
+    cell = kernel.run(code, it_runs, lambda: heard.append(time.monotonic()))
+    assert time.monotonic() - heard[0] > 0.3, "the first line was there before the rest"
+    said = [output.get("text") or output["data"]["text/plain"] for output in cell.outputs[1:]]
+    assert said == ["it runs\n", "<IPython.core.display.Markdown object>", "warned\n", "out again\n", "42"]
+    assert cell.outputs[2]["data"]["text/markdown"] == "*rich*"
+
+
+def test_a_progress_bar_that_rewrites_its_line_still_does(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime\nimport sys\nfor n in range(3):\n    print(f'\\r{n + 1} of 3', end='', flush=True)\nprint()")
+    assert cell.stream() == "\r1 of 3\r2 of 3\r3 of 3\n"
+
+
+def test_the_status_line_follows_the_progress_in_place(kernel: Kernel) -> None:
+    code = """%%openruntime --name steps
+import time
+from openruntime_jupyter import progress
+for n in range(12):
+    progress(n + 1, 12, 'steps')
+    time.sleep(0.1)
+"""
+    lines: list[str] = []
+    cell = kernel.run(code, lambda cell: bool(cell.outputs and lines.append(cell.line)) or cell.updates >= 3)
+    assert [line for line in lines if "of 12) · steps" in line], lines
+    assert len(cell.outputs) == 1
+    assert cell.line.startswith("✓ completed in 1.")
+    assert "text/html" in cell.outputs[0]["data"]
+
+
+def test_an_error_is_one_card_and_one_line_and_stops_the_notebook(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime --name broken\ndef divide(n):\n    return n / 0\n\ndivide(1)")
+    assert cell.status == "error"
+    assert cell.error["ename"] == "TaskFailed"
+    assert "ZeroDivisionError" in cell.error["evalue"], "programs that run notebooks show this"
+    assert len(told(cell).splitlines()) == 1, told(cell)
+    card = cell.shown()[-1]
+    assert "ZeroDivisionError: division by zero" in card
+    assert "line 5" in card, "counted as the cell is"
+    assert "line 3, in divide" in card
+    assert "openruntime_jupyter" not in card, "none of our own frames"
+    assert cell.line.startswith("✕ failed after ")
+
+
+def test_a_syntax_error_is_told_with_its_line(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime\nfine = 1\nfor broken")
+    assert cell.status == "error"
+    assert "SyntaxError" in cell.shown()[-1]
+    assert "line 3" in cell.shown()[-1]
+
+
+def test_a_worker_that_dies_is_told_with_its_last_words(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime\nimport os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert cell.error["ename"] == "WorkerDied"
+    assert "signal 9" in cell.shown()[-1]
+    assert "last words" in cell.shown()[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--in nothing_like_it", "nothing_like_it"),
+        ("--in 3x", "3x"),
+        ("--prioritty 3", "--priority"),
+        ("--priority 11", "priority"),
+        ("--device device_99", "device_99"),
+        ("--in held", "held"),
+    ],
+)
+def test_a_wrong_line_is_refused_before_anything_is_queued(kernel: Kernel, line: str, said: str) -> None:
+    kernel.run("import threading\nheld = threading.Lock()\nfrom openruntime_jupyter import connect")
+    before = kernel.value("connect().tasks().total_count")
+    cell = kernel.run(f"%%openruntime {line}\n1")
+    assert cell.status == "error"
+    assert said in cell.stream("stderr") + "".join(cell.error.get("traceback", []))
+    assert len((cell.stream("stderr") + told(cell)).strip().splitlines()) == 1
+    assert kernel.value("connect().tasks().total_count") == before
+
+
+def test_an_output_that_was_never_set_is_named(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime --out here, missing\nhere = 1")
+    assert cell.status == "error"
+    assert "'missing'" in told(cell)
+
+
+def test_an_empty_cell_is_no_task(kernel: Kernel) -> None:
+    assert "empty" in kernel.run("%%openruntime\n   \n").stream("stderr")
+
+
+def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(kernel: Kernel) -> None:
+    pressed: list[float] = []
+
+    def press() -> None:
+        pressed.append(time.monotonic())
+        kernel.interrupt()
+
+    cell = kernel.run(ENDLESS, it_runs, press)
+    assert time.monotonic() - pressed[0] < 3
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    assert len(told(cell).splitlines()) == 1
+    assert cell.line.startswith("■ cancelled after ")
+    assert states(kernel, "endless") == "['cancelled']"
+    assert kernel.value("6 * 7") == "42"
+
+
+def test_a_second_press_stops_watching_at_once(kernel: Kernel) -> None:
+    pressed: list[float] = []
+
+    def press() -> None:
+        kernel.interrupt()
+        time.sleep(0.2)
+        kernel.interrupt()
+        pressed.append(time.monotonic())
+
+    cell = kernel.run(STUBBORN, it_runs, press)
+    assert time.monotonic() - pressed[0] < 0.6, "before the last stage of the cancel"
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    assert "no longer watched" in told(cell)
+    wait_until(lambda: states(kernel, "stubborn") == "['cancelled']", 10, "the cancel goes on")
+
+
+def test_a_background_task_is_a_handle_that_shows_itself(kernel: Kernel) -> None:
+    kernel.run("steps = 3")
+    cell = kernel.run(
+        "%%openruntime --bg --as job --in steps --out done\nimport time\ntime.sleep(0.3)\nprint('in the background')\ndone = steps + 1"
+    )
+    assert cell.status == "ok", cell.error
+    assert "%openruntime wait task_" in cell.value
+    assert "text/html" in cell.outputs[-1]["data"]
+    assert kernel.value("job is _openruntime") == "True"
+    watched = kernel.run("%openruntime wait job")
+    assert watched.stream() == "in the background\n"
+    assert watched.line.startswith("✓ completed")
+    assert kernel.value("job.result()") == "{'done': 4}"
+    assert kernel.run("%openruntime result job").value == "{'done': 4}"
+    assert kernel.run("%openruntime output job").stream() == "in the background\n"
+
+
+def test_stopping_to_wait_for_a_background_task_leaves_it_alone(kernel: Kernel) -> None:
+    kernel.run(ENDLESS.replace("--name endless", "--bg --as patient --name patient"))
+    watched = kernel.run("%openruntime wait patient", it_runs, kernel.interrupt)
+    assert watched.error["ename"] == "KeyboardInterrupt"
+    assert "goes on" in told(watched)
+    assert "no longer watched" in watched.line
+    assert kernel.value("str(patient.status)") == "'running'"
+    refused = kernel.run("%openruntime result patient")
+    assert "still running" in refused.stream("stderr")
+    cancelled = kernel.run("%openruntime cancel patient")
+    assert cancelled.value.startswith("■ cancelled after ")
+
+
+def test_the_result_of_a_failed_task_is_its_error(kernel: Kernel) -> None:
+    kernel.run("%%openruntime --as wrong\nraise ValueError('on purpose')")
+    for verb in ("result", "wait"):
+        cell = kernel.run(f"%openruntime {verb} wrong")
+        assert cell.error["ename"] == "TaskFailed"
+        assert "on purpose" in cell.shown()[-1]
+
+
+def test_an_operation_is_a_line_and_its_result_a_value(kernel: Kernel) -> None:
+    cell = kernel.run("%openruntime matrix_multiply size=64 iterations=2")
+    assert cell.status == "ok", cell.error
+    assert cell.line.startswith("✓ completed")
+    assert "gflops" in cell.value
+    kernel.run("found = %openruntime matrix_multiply m=8 n=16 k=4 iterations=1 --priority 9 --name 'small one'")
+    assert kernel.value("found['n'], found.task.priority, found.task.name, isinstance(found, dict)") == "(16, 9, 'small one', True)"
+
+
+def test_an_operation_may_run_in_the_background(kernel: Kernel) -> None:
+    kernel.run("%openruntime matrix_multiply size=16 --bg --as multiply")
+    assert kernel.value("multiply.result(timeout=30)['m']") == "16"
+
+
+def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> None:
+    cell = kernel.run("%openruntime matrix_multiply sise=64")
+    assert cell.error["ename"] == "InvalidRequest"
+    assert "sise" in told(cell)
+    assert len(told(cell).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("%openruntime matrix_multipy", "matrix_multiply"),
+        ("%openruntime taks", "tasks"),
+        ("%openruntime zzzz", "status"),
+        ("%openruntime cancel", "id of one task"),
+        ("%openruntime status extra", "nothing more"),
+        ("%openruntime matrix_multiply 64", "name=value"),
+        ("%openruntime tasks colour=red", "limit"),
+        ("%openruntime tasks state=sleeping", "interrupted"),
+        ("%openruntime tasks limit=many", "limit"),
+        ("%openruntime size=3", "matrix_multiply"),
+        ("%openruntime cancel len", "len"),
+        ("%openruntime cancel task_nobody", "task_nobody"),
+    ],
+)
+def test_what_is_not_understood_is_answered_with_what_is(kernel: Kernel, line: str, said: str) -> None:
+    kernel.run("len = 3")
+    cell = kernel.run(line)
+    assert cell.status == "error"
+    assert said in cell.stream("stderr") + told(cell)
+    assert len((cell.stream("stderr") + told(cell)).strip().splitlines()) == 1
+
+
+def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> None:
+    for word, expected in (("status", "device_0"), ("tasks", "newest first"), ("operations", "matrix_multiply"), ("", "--memory-limit")):
+        cell = kernel.run(f"%openruntime {word}")
+        assert cell.status == "ok", cell.error
+        assert expected in cell.value
+        assert "<table" in cell.outputs[-1]["data"]["text/html"]
+    kernel.run("%openruntime matrix_multiply size=8")
+    kernel.run("found = %openruntime tasks limit=1 operation=matrix_multiply state=completed\nnow = %openruntime status")
+    assert (
+        kernel.value("[t.operation for t in found], found.total_count >= 1, now.health.status") == "(['matrix_multiply'], True, 'healthy')"
+    )
+
+
+def test_braces_and_dollars_are_left_alone(kernel: Kernel) -> None:
+    kernel.run("size = 3")
+    kernel.run("%%openruntime --name '{size} $size' --as braces\nassert '{size}' == '{' + 'size}'")
+    assert kernel.value("braces.task.name, str(braces.status)") == "('{size} $size', 'completed')"
+
+
+def test_a_task_is_called_after_its_cell(kernel: Kernel) -> None:
+    kernel.run("%%openruntime --as unnamed\n1")
+    assert kernel.value("unnamed.task.name").startswith("'cell [")
+    assert kernel.value("unnamed.task.origin") == "'notebook'"
+
+
+def test_magics_inside_the_cell_work(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime\n%%time\nprint('timed')")
+    assert cell.status == "ok", cell.error
+    assert "timed" in cell.stream()
+    assert "Wall time" in cell.stream()
+
+
+def test_large_inputs_travel_and_do_not_slow_the_line(kernel: Kernel) -> None:
+    kernel.run("import numpy\nlarge = numpy.ones(1_000_000)")
+    cell = kernel.run("%%openruntime --in large --out total\nimport time\ntime.sleep(1)\ntotal = float(large.sum())")
+    assert cell.status == "ok", cell.error
+    assert kernel.value("total") == "1000000.0"
+    assert cell.updates >= 4
+
+
+def test_loading_twice_and_unloading_do_no_harm(kernel: Kernel) -> None:
+    assert kernel.run("%reload_ext openruntime_jupyter").status == "ok"
+    assert kernel.run("%openruntime status").status == "ok"
+    assert kernel.run("%unload_ext openruntime_jupyter").status == "ok"
+    assert "not found" in kernel.run("%openruntime status").stream("stderr")
+    assert kernel.run("%load_ext openruntime_jupyter").status == "ok"
+    assert kernel.run("%openruntime status").status == "ok"
