@@ -112,7 +112,7 @@ class Client:
         """The task of that id, from any notebook, today or earlier; raises `TaskNotFound`."""
         if not task_id:
             raise TaskNotFound("a task's id is needed; tasks() lists them")
-        return TaskHandle(self.backend, self.backend.get(task_id))
+        return TaskHandle(self.backend, self.backend.get(task_id, parameters=False))
 
     def tasks(
         self,

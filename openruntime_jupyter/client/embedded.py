@@ -64,11 +64,11 @@ class EmbeddedBackend:
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
         """See `Backend.get`."""
-        return self._ask(lambda runtime: runtime.get(task_id))
+        return self._ask(lambda runtime: runtime.get(task_id, parameters))
 
     def wait(self, task_id: str, seconds: float) -> Task:
         """See `Backend.wait`."""
-        return self._ask(lambda runtime: runtime.wait(task_id, max(0.0, min(seconds, LONGEST_WAIT))))
+        return self._ask(lambda runtime: runtime.wait(task_id, max(0.0, min(seconds, LONGEST_WAIT)), parameters=False))
 
     def cancel(self, task_id: str) -> Task:
         """See `Backend.cancel`."""

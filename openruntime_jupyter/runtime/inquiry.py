@@ -7,11 +7,9 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import Task, TaskOutput, TaskPage, TaskState, timestamp
-from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.recorder import Recorder
 
@@ -26,28 +24,33 @@ class Inquiry:
         self._recorder = recorder
         self._history = history
 
-    async def wait(self, task_id: str, timeout: float | None = None) -> Task:
+    async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
         entry = self._recorder.find(task_id)
         if entry is not None:
             if not entry.state.terminal:
                 await asyncio.wait({entry.done}, timeout=timeout)
-            return await self.get(task_id)
+            return await self.get(task_id, parameters)
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
-            task = await self.get(task_id)
+            task = await self.get(task_id, parameters)
             if task.status.terminal or (ends is not None and time.monotonic() >= ends):
                 return task
             await asyncio.sleep(OTHERS_POLL)
 
-    async def get(self, task_id: str) -> Task:
-        """The task, whichever runtime of this user holds it; raises `TaskNotFound`."""
+    async def get(self, task_id: str, parameters: bool = True) -> Task:
+        """The task, whichever runtime of this user holds it; raises `TaskNotFound`.
+
+        Without its parameters, which may be megabytes, it costs little, however often it is asked for.
+        """
         entry = self._recorder.find(task_id)
         if entry is not None:
-            return entry.snapshot(json.loads(entry.parameters))
+            return entry.snapshot(json.loads(entry.parameters) if parameters else None)
         task = await self._history.get(task_id)
         if task is None:
             raise TaskNotFound(f"There is no task {task_id}: it never was, or it is older than what the history keeps.")
+        if not parameters:
+            task.parameters = None
         return task
 
     async def tasks(

@@ -235,13 +235,13 @@ class Runtime:
         task_id = await self._intake.submit(request, caller, idempotency_key)
         return await self._inquiry.get(task_id)
 
-    async def wait(self, task_id: str, timeout: float | None = None) -> Task:
+    async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
-        return await self._inquiry.wait(task_id, timeout)
+        return await self._inquiry.wait(task_id, timeout, parameters)
 
-    async def get(self, task_id: str) -> Task:
-        """The task, whichever runtime of this user holds it; raises `TaskNotFound`."""
-        return await self._inquiry.get(task_id)
+    async def get(self, task_id: str, parameters: bool = True) -> Task:
+        """The task, whichever runtime of this user holds it, with its parameters or without; raises `TaskNotFound`."""
+        return await self._inquiry.get(task_id, parameters)
 
     async def tasks(
         self,

@@ -9,7 +9,7 @@ from tornado import web
 from openruntime_jupyter.models import Task, TaskChange, TaskRequest
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.requests import DeleteQuery, PageQuery, Preference, TasksQuery, WaitQuery, read_key, read_preference
+from openruntime_jupyter.server.requests import DeleteQuery, PageQuery, Preference, TaskQuery, TasksQuery, read_key, read_preference
 
 
 class TasksHandler(Handler):
@@ -86,11 +86,11 @@ class TaskHandler(Handler):
     @authorized
     async def get(self, task_id: str) -> None:
         """The task, at its end if that comes within `wait` seconds."""
-        query = self.query(WaitQuery)
+        query = self.query(TaskQuery)
         runtime = await self.runtime()
-        task = await runtime.get(task_id)
+        task = await runtime.get(task_id, query.parameters)
         if query.wait and not task.status.terminal:
-            task = await self.while_connected(runtime.wait(task_id, query.wait))
+            task = await self.while_connected(runtime.wait(task_id, query.wait, query.parameters))
         self.reply(task)
 
     @web.authenticated

@@ -57,9 +57,15 @@ class TasksQuery(PageQuery):
 
 
 class WaitQuery(Query):
-    """`GET /tasks/{id}`: how many seconds to wait for the task's end."""
+    """How many seconds to wait for what is asked for."""
 
     wait: Wait = 0.0
+
+
+class TaskQuery(WaitQuery):
+    """`GET /tasks/{id}`: also whether its parameters are wanted, which may be megabytes."""
+
+    parameters: bool = True
 
 
 class OutputQuery(WaitQuery):

@@ -357,3 +357,11 @@ def test_a_task_may_hand_on_work_to_a_server_without_waiting_for_it(server: Serv
         return str(connect(where, token).submit("matrix_multiply", size=8).id)
 
     assert client.task(client.call(nested)).result(timeout=30)["gflops"] > 0
+
+
+def test_looking_at_a_task_again_and_again_does_not_move_its_parameters(client: Client) -> None:
+    handle = client.submit_code("1", {"large": b"x" * 1_000_000})
+    handle.result(timeout=30)
+    assert client.backend.get(handle.id).parameters is not None
+    assert client.task(handle.id).task.parameters is None
+    assert client.backend.wait(handle.id, 1).parameters is None

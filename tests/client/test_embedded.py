@@ -119,9 +119,10 @@ def test_stopping_takes_no_longer_than_its_deadline(tmp_path: Path) -> None:
 def test_a_data_folder_that_cannot_be_written_is_an_error_and_no_hang(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     backend = EmbeddedBackend(Settings(data_dir=tmp_path / "file", embedded=True))
+    before = set(threading.enumerate())
     with pytest.raises(OSError, match="file"):
         backend.health()
-    wait_until(lambda: "openruntime" not in [thread.name for thread in threading.enumerate()], 5, "its thread ends")
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread not in before], 5, "its threads end")
 
 
 def test_a_forked_child_has_a_runtime_of_its_own(tmp_path: Path) -> None:
