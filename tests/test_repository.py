@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_ONE_MACHINE = re.compile(
-    r"/work/(main|venv|shared)\b|/tmp/team\b|(?<![\w./~])/(root|Users/\w+|home/(?!me\b|jovyan\b)\w+)/|/opt/(wheels|pypi)"
+    r"/work/(main|venv|shared)\b|/tmp/team\b|(?<![\w./~])/(root|Users/\w+|home/(?!me\b|jovyan\b|secret\b)\w+)/|/opt/(wheels|pypi)"
 )
 REGISTRY_HOSTS = re.compile(r"(pypi|pythonhosted|npmjs|debian)\.(org|com)\b")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from openruntime_jupyter import models
+from openruntime_jupyter.operations.registry import BUILT_IN, operation
 from openruntime_jupyter.server.routes import ROUTES
 from openruntime_jupyter.server.websocket import EventsSocket
 from tests.support import STANDALONE, Server, running_server
@@ -94,6 +95,21 @@ def test_every_json_example_is_json() -> None:
 @pytest.mark.parametrize("model", TYPES, ids=lambda model: model.__name__)
 def test_a_table_of_fields_is_the_model(model: type[BaseModel]) -> None:
     assert ROW.findall(section(model.__name__)) == list(model.model_fields)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_table_of_parameters_is_the_operations(name: str) -> None:
+    assert ROW.findall(section(name)) == list(operation(name).params.model_fields)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_defaults_of_an_operation_are_the_ones_on_the_page(name: str) -> None:
+    for line in section(name).splitlines():
+        for shown in re.findall(r"default (?:`([^`]+)`|([\d,]+\d|\d))", line):
+            field = ROW.findall(line)[0]
+            default = operation(name).validate({}).model_dump()[field]
+            # `size` is resolved where it is used: 512 unless m, n and k are given.
+            assert "".join(shown).replace(",", "") == str(512 if default is None else default)
 
 
 def test_the_states_and_failure_kinds_are_all_there() -> None:
