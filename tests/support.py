@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,7 +70,7 @@ class Home:
         """Where Jupyter tells of its servers."""
         return self.path / "jupyter-runtime"
 
-    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    def environment(self, extra: Mapping[str, str] | None = None, paths: Sequence[Path] = ()) -> dict[str, str]:
         """The environment of a process that lives here; nothing of the surrounding Jupyter leaks in."""
         for folder in ("jupyter-config", "jupyter-data", "jupyter-runtime", "ipython"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,9 @@ class Home:
             "JUPYTER_RUNTIME_DIR": str(self.runtime_dir),
             "IPYTHONDIR": str(self.path / "ipython"),
             "OPENRUNTIME_DATA_DIR": str(self.data_dir),
-            "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]), kept.get("PYTHONPATH", ""))).rstrip(os.pathsep),
+            "PYTHONPATH": os.pathsep.join((*map(str, paths), str(Path(__file__).parents[1]), kept.get("PYTHONPATH", ""))).rstrip(
+                os.pathsep
+            ),
             **(extra or {}),
         }
 
@@ -98,6 +101,10 @@ class Server:
     url: str
     token: str | None
     log: Path
+    client: httpx.Client = field(
+        default_factory=lambda: httpx.Client(trust_env=False, cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())))
+    )
+    """Of any thread; it sends no token by itself, and keeps no cookie: Jupyter logs in by one whoever came with the token once."""
     seen: dict[int, psutil.Process] = field(default_factory=dict)
 
     @property
@@ -119,8 +126,7 @@ class Server:
         """Ask for `path` below `url`, with the token unless `headers` says otherwise."""
         options.setdefault("timeout", 60.0)
         options["headers"] = {**self.headers, **options.get("headers", {})}
-        with httpx.Client(trust_env=False) as client:
-            return client.request(method, self.url + path, **options)
+        return self.client.request(method, self.url + path, **options)
 
     def get(self, path: str, **options: Any) -> Any:
         """The JSON of a GET that must succeed."""
@@ -180,6 +186,7 @@ class Server:
 
     def clean_up(self) -> None:
         """End whatever is left, so that a test that failed leaves no process either."""
+        self.client.close()
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
@@ -205,6 +212,7 @@ def running_server(
     token: str | None = TOKEN,
     config: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
+    paths: Sequence[Path] = (),
     port: int | None = None,
     healthy: bool = True,
 ) -> Iterator[Server]:
@@ -212,12 +220,13 @@ def running_server(
 
     `folder` is where its home is made, or the `Home` that it shares with an earlier server. `config` is traitlets' JSON, such as
     `{"OpenRuntimeApp": {"cpu_slots": 1}}`. With `command=STANDALONE` the API lies at the root; `token=None` then lets the server make
-    its own, and requests go without one. `healthy` waits until `/health` says so, else only until it answers.
+    its own, and requests go without one. `paths` are further folders of Python modules. `healthy` waits until `/health` says so,
+    else only until it answers.
     """
     home = folder if isinstance(folder, Home) else Home(folder / f"home-{free_port()}")
     port = port or free_port()
     standalone = command == STANDALONE
-    environ = home.environment(environment)
+    environ = home.environment(environment, paths)
     log = home.path / f"server-{port}.log"
     full = [*command, f"--port={port}", "--ip=127.0.0.1" if standalone else "--ServerApp.ip=127.0.0.1"]
     if token is not None:

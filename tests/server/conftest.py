@@ -1,0 +1,56 @@
+"""The servers that most of these tests talk to: started once, each by its own user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server
+
+BASE_URL = "/user/x/"
+
+AUTHORIZER = '''
+from jupyter_server.auth.authorizer import Authorizer
+
+
+class DeniesWhatTheRequestSays(Authorizer):
+    """`X-Deny: write:openruntime` denies that; the tests ask one server as many users."""
+
+    def is_authorized(self, handler, user, action, resource):
+        denied = handler.request.headers.get("X-Deny", "").split()
+        return f"{action}:{resource}" not in denied and "*" not in denied
+'''
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Jupyter Server below /user/x/, whose authoriser denies what the header X-Deny says."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    (folder / "lib").mkdir()
+    (folder / "lib" / "denying.py").write_text(AUTHORIZER)
+    config = {"ServerApp": {"authorizer_class": "denying.DeniesWhatTheRequestSays"}}
+    with running_server(folder, JUPYTER, base_url=BASE_URL, config=config, paths=[folder / "lib"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real `jupyter openruntime`; requests have its token."""
+    with running_server(tmp_path_factory.mktemp("standalone"), STANDALONE, token=TOKEN) as server:
+        yield server
+
+
+def error_of(response: httpx.Response, status: int) -> Any:
+    """The envelope of an error, whose shape is checked."""
+    assert response.status_code == status, f"{response.status_code}: {response.text[:500]}"
+    assert response.headers["Content-Type"] == "application/json"
+    told = response.json()
+    assert set(told) == {"status", "data", "error", "timestamp"}
+    assert told["status"] == "error"
+    assert told["error"]
+    assert told["timestamp"].endswith("Z")
+    assert "Traceback" not in response.text
+    return told

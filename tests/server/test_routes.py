@@ -1,0 +1,138 @@
+"""Walks the route table against a real Jupyter Server, so that no route and no verb is forgotten."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+import websockets.sync.client
+from tornado import web
+from websockets.exceptions import InvalidStatus
+
+from openruntime_jupyter.server.routes import ROUTES, TASK_ID, routes
+from tests.server.conftest import error_of
+from tests.support import Server
+
+VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+WRITES = ("POST", "PUT", "PATCH", "DELETE")
+NO_SUCH_TASK = "task_0nosuch"
+
+PATHS = sorted({path.replace(TASK_ID, NO_SUCH_TASK).removesuffix("?") for path, _ in ROUTES} | {"", "/nothing/here", "/tasks/", "/ws/x"})
+"""A path for each route, and some that are none."""
+
+EXPECTED = {
+    "GET /": 200,
+    "GET ": 200,
+    "GET /health": 200,
+    "GET /metrics": 200,
+    "GET /devices": 200,
+    "GET /operations": 200,
+    "GET /tasks": 200,
+    "GET /tasks/enhanced": 200,
+    "POST /tasks": 400,
+    f"GET /tasks/{NO_SUCH_TASK}": 404,
+    f"PATCH /tasks/{NO_SUCH_TASK}": 400,
+    f"DELETE /tasks/{NO_SUCH_TASK}": 404,
+    f"GET /tasks/{NO_SUCH_TASK}/output": 404,
+    f"GET /tasks/{NO_SUCH_TASK}/payload": 404,
+    "GET /ws": 400,
+    # To PATCH and DELETE this is a task of that name; there is none.
+    "DELETE /tasks/enhanced": 405,
+}
+"""With the token and without a body."""
+
+
+def asked(server: Server, verb: str, path: str, **headers: str) -> httpx.Response:
+    return server.client.request(verb, server.url + path, headers=headers, timeout=30.0)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stranger_is_refused_everywhere(jupyter: Server, verb: str, path: str) -> None:
+    for headers in ({}, {"Authorization": "token wrong"}, {"Authorization": "Basic dXNlcjpwYXNz"}):
+        response = asked(jupyter, verb, path, **headers)
+        if verb == "HEAD":
+            assert response.status_code == 403
+        else:
+            assert "token" in error_of(response, 403)["error"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("path", PATHS)
+def test_whoever_has_the_token_is_answered_everywhere(jupyter: Server, verb: str, path: str) -> None:
+    response = asked(jupyter, verb, path, **jupyter.headers)
+    known = any(re.fullmatch(pattern, path) for pattern, _ in ROUTES)
+    expected = EXPECTED.get(f"{verb} {path}", 405 if known else 404)
+    if verb == "HEAD":
+        assert response.status_code == expected
+    elif expected == 200:
+        assert response.status_code == 200
+        assert isinstance(response.json(), dict)
+    else:
+        error_of(response, expected)
+    if expected == 405:
+        assert set(response.headers["Allow"].split(", ")) <= {"GET", "POST", "PATCH", "DELETE", "OPTIONS"}
+        assert verb not in response.headers["Allow"]
+
+
+EXISTING = [
+    (verb, path.replace(TASK_ID, NO_SUCH_TASK).removesuffix("?"))
+    for path, handler in ROUTES
+    for verb in VERBS
+    if getattr(handler, verb.lower()) is not getattr(web.RequestHandler, verb.lower())
+]
+"""Every verb that a route has."""
+
+
+@pytest.mark.parametrize(("verb", "path"), [*EXISTING, *((verb, "/nothing/here") for verb in VERBS)])
+def test_whom_the_authoriser_denies_is_refused_on_every_verb_that_there_is(jupyter: Server, verb: str, path: str) -> None:
+    assert asked(jupyter, verb, path, **jupyter.headers, **{"X-Deny": "*"}).status_code == 403
+
+
+@pytest.mark.parametrize(("verb", "path"), EXISTING)
+def test_reading_takes_the_permission_to_read_and_changing_that_to_write(jupyter: Server, verb: str, path: str) -> None:
+    action, other = ("write", "read") if verb in WRITES else ("read", "write")
+    assert asked(jupyter, verb, path, **jupyter.headers, **{"X-Deny": f"{action}:openruntime"}).status_code == 403
+    assert asked(jupyter, verb, path, **jupyter.headers, **{"X-Deny": f"{other}:openruntime"}).status_code != 403
+
+
+def test_the_denial_names_the_permission(jupyter: Server) -> None:
+    response = asked(jupyter, "GET", "/tasks", **jupyter.headers, **{"X-Deny": "*"})
+    assert "read on resource: openruntime" in error_of(response, 403)["error"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "token wrong"}], ids=["none", "wrong"])
+def test_the_websocket_refuses_a_stranger_before_the_upgrade(jupyter: Server, headers: dict[str, str]) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        websockets.sync.client.connect(jupyter.ws_url, additional_headers=headers, proxy=None)
+    assert caught.value.response.status_code == 403
+    assert b'"status":"error"' in (caught.value.response.body or b"")
+
+
+def test_the_websocket_refuses_whom_the_authoriser_denies_before_the_upgrade(jupyter: Server) -> None:
+    for denied in ("*", "read:openruntime"):
+        with pytest.raises(InvalidStatus) as caught:
+            websockets.sync.client.connect(jupyter.ws_url, additional_headers={**jupyter.headers, "X-Deny": denied}, proxy=None)
+        assert caught.value.response.status_code == 403
+
+
+@pytest.mark.parametrize("way", ["token", "Bearer", "query"])
+def test_the_websocket_takes_the_token_in_each_of_jupyters_ways(jupyter: Server, way: str) -> None:
+    url = jupyter.ws_url + (f"?token={jupyter.token}" if way == "query" else "")
+    headers = {} if way == "query" else {"Authorization": f"{way} {jupyter.token}"}
+    with websockets.sync.client.connect(url, additional_headers=headers, proxy=None) as socket:
+        assert '"connected"' in str(socket.recv(timeout=10))
+
+
+def test_nothing_beside_the_mount_is_ours(jupyter: Server) -> None:
+    assert asked(jupyter, "GET", "x", **jupyter.headers).status_code == 404
+    told = jupyter.client.get(f"{jupyter.root}/api/status", headers=jupyter.headers).json()
+    assert "last_activity" in told
+
+
+def test_every_route_ends_in_the_catch_all() -> None:
+    for mount, spared in (("/openruntime", ""), ("", "api/shutdown")):
+        *_, (pattern, _) = routes(mount, spared)
+        assert re.fullmatch(pattern, f"{mount}/anything/at/all")
+        assert not spared or not re.fullmatch(pattern, f"/{spared}")
