@@ -38,6 +38,9 @@ def sleeper(seconds: float) -> Any:
     def sleep() -> float:
         import time
 
+        from openruntime_jupyter import progress
+
+        progress(1)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(0.01)
@@ -47,8 +50,8 @@ def sleeper(seconds: float) -> Any:
 
 
 def running(handle: TaskHandle) -> TaskHandle:
-    """`handle`, once its task runs."""
-    wait_until(lambda: handle.status is TaskState.RUNNING, 20, lambda: f"{handle} runs")
+    """`handle`, once the `sleeper` of its task runs."""
+    wait_until(lambda: handle.progress, 20, lambda: f"{handle} runs")
     return handle
 
 
