@@ -1,0 +1,179 @@
+"""Calls of MLX functions on values that came from outside: what each argument means, and what MLX does not survive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.operations import _functions
+from openruntime_jupyter.operations._functions import Parameter
+from openruntime_jupyter.operations._graph import is_array
+from openruntime_jupyter.operations._inputs import Dtype
+
+MLX_RAISES = (ValueError, TypeError, RuntimeError, OverflowError, IndexError, NotImplementedError, MemoryError)
+"""What MLX raises for arguments that do not fit; NotImplementedError is a RuntimeError, and is named for the reader."""
+
+_INT32 = range(-(2**31), 2**31)
+_GROUP_SIZES = (16, 32, 64, 128)
+_CONVOLUTION_STEPS = ("stride", "dilation", "kernel_dilation", "input_dilation", "groups")
+_EMPTY_ALLOWED = ("conj", "conjugate", "linalg.cross", "linalg.norm")
+_NAMES = frozenset(map(str, Dtype))
+
+
+def function(mx: Any, name: str) -> Callable[..., Any]:
+    """The function of that dotted name, made to run on the CPU where a GPU has no such kernel; InvalidRequest if this MLX lacks it."""
+    found: Any = _SAFE.get(name)
+    if found is None:
+        found = mx
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is None:
+            raise InvalidRequest.of("function", f"the installed MLX {mx.__version__} has no {name}")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return found(*args, **kwargs)
+        except ValueError as problem:
+            # Much of linalg has no GPU kernel. MLX says so when the graph is built, and asks for the stream to be named.
+            if "CPU stream" not in str(problem):
+                raise
+            with mx.stream(mx.cpu):
+                return found(*args, **kwargs)
+
+    return call
+
+
+def prepared(mx: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments as MLX wants them: lists as arrays where arrays are meant, names as dtypes, integers as keys.
+
+    Raises ValueError for arguments on which MLX would end the process or never end.
+    """
+    signature = _functions.signature(name)
+    by_position = [_converted(mx, value, signature.at(index)) for index, value in enumerate(args)]
+    by_name = {key: _converted(mx, value, signature.by_name.get(key)) for key, value in kwargs.items()}
+    for key, parameter in signature.by_name.items():
+        if parameter.is_key and key not in by_name and parameter not in signature.positional[: len(args)]:
+            by_name[key] = mx.random.key(0)  # so that a task repeats, and no state is left in the worker
+    named = {parameter.name: value for parameter, value in zip(signature.positional, by_position, strict=False) if not parameter.variadic}
+    _refuse_fatal(name, {**named, **by_name}, [*by_position, *by_name.values()])
+    return by_position, by_name
+
+
+def described(args: list[Any], kwargs: dict[str, Any]) -> str:
+    """The arguments of a call as a person reads them: `float32[3, 4], axis=7`."""
+    texts = [_described(value) for value in args] + [f"{key}={_described(value)}" for key, value in kwargs.items()]
+    return ", ".join(texts) or "nothing"
+
+
+def explained(name: str, problem: BaseException, args: list[Any], kwargs: dict[str, Any]) -> str:
+    """What MLX says about a call, with the arguments' shapes; where it only lists types, the signature instead."""
+    text = str(problem) or type(problem).__name__
+    if "incompatible function arguments" in text:
+        text = f"it does not take these arguments; it is {_functions.functions()[name]}"
+    elif "bad_cast" in text:
+        text = "a number does not fit its type"
+    return f"{name}({described(args, kwargs)}): {text}"
+
+
+def _described(value: Any) -> str:
+    if is_array(value):
+        return f"{str(value.dtype).rpartition('.')[2]}{list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_described, value[:8]))}{', …' if len(value) > 8 else ''}]"
+    text = repr(value).removeprefix("mlx.core.")
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _converted(mx: Any, value: Any, parameter: Parameter | None) -> Any:
+    if is_array(value):
+        return (
+            value if math.prod(value.shape) else mx.zeros(value.shape, dtype=value.dtype)
+        )  # MLX never ends summing an empty transposed view
+    if parameter is None:
+        return value
+    if isinstance(value, list):
+        return _converted_list(mx, value, parameter)
+    if parameter.is_key and isinstance(value, int):
+        return mx.random.key(value)
+    if isinstance(value, str):
+        if parameter.takes_dtype and value in _NAMES:
+            return Dtype(value).of(mx)
+        return float(value) if parameter.takes_number and value in ("inf", "-inf") else value
+    if isinstance(value, int | float) and parameter.takes_array and not parameter.takes_number:
+        return mx.array(value)
+    return value
+
+
+def _converted_list(mx: Any, value: list[Any], parameter: Parameter) -> Any:
+    if parameter.takes_arrays:
+        return [each if is_array(each) else mx.array(each) for each in value]
+    if not parameter.takes_array:
+        return value
+    if any(is_array(each) for each in value):
+        raise ValueError(f"{parameter.name} is one array, and a list of arrays was given")
+    return mx.array(value)
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def _refuse_fatal(name: str, given: dict[str, Any], values: list[Any]) -> None:
+    """Raise for what MLX 0.32 was seen to crash on or to loop over for ever."""
+    if name != "random.key" and any(isinstance(each, int) and each not in _INT32 for each in _numbers(values)):
+        raise ValueError("whole numbers of arguments that are no arrays must fit 32 bits")
+    if name.startswith(("linalg.", "conv")) and name not in _EMPTY_ALLOWED and any(is_array(each) and not each.size for each in values):
+        raise ValueError("an array is empty")  # LAPACK and BLAS leave the process, or trap
+    if name.startswith("conv"):
+        low = [key for key in _CONVOLUTION_STEPS if any(number < 1 for number in _numbers(given.get(key)))]
+        if low:
+            raise ValueError(f"{low[0]} is {given[low[0]]}, and must be 1 or more")
+    if given.get("group_size") is not None and given["group_size"] not in _GROUP_SIZES:
+        raise ValueError(f"group_size is {given['group_size']!r}; it may be {', '.join(map(str, _GROUP_SIZES))}")
+    if name in ("reshape", "unflatten") and isinstance(shape := given.get("shape"), list) and 0 in shape and -1 in shape:
+        raise ValueError("shape cannot have a 0 and a -1")
+    plain_pad = name == "pad" and given.get("mode", "constant") == "constant"
+    if (bound := _BOUNDS.get(name)) is not None and not plain_pad:
+        key, array, most = bound
+        sides = given[array].shape if is_array(given.get(array)) else ()
+        for number in _numbers(given.get(key)):
+            if abs(number) > most(sides):
+                raise ValueError(f"{key} is {number}; here the most is {most(sides)}")
+
+
+_BOUNDS: dict[str, tuple[str, str, Callable[[tuple[int, ...]], int]]] = {
+    # The number that is bounded, the array beside it, and the bound from its sides.
+    "diff": ("n", "a", lambda sides: 64),
+    "pad": ("pad_width", "a", lambda sides: 2**30 if not sides else 1000 * max(1, min(sides))),
+    "fft.stft": ("n_fft", "x", lambda sides: 1000 * max((1, *sides[-1:]))),
+    "trace": ("offset", "a", lambda sides: max((1, *sides)) - 1),
+}
+
+
+def _divided(x: Any, y: Any) -> tuple[Any, Any]:
+    """Quotient and remainder, rounded down; by zero 0 and 0 for integers, as in NumPy, where the processor would trap."""
+    import mlx.core as mx
+
+    dtype = mx.remainder(x, y).dtype  # asks for the type only: it is never evaluated
+    if not mx.issubdtype(dtype, mx.integer):
+        return mx.floor_divide(x, y), mx.remainder(x, y)
+    x, y = mx.array(x).astype(dtype), mx.array(y).astype(dtype)
+    zero, one = mx.zeros((), dtype=x.dtype), mx.ones((), dtype=x.dtype)
+    signed = mx.issubdtype(x.dtype, mx.signedinteger)
+    minus = y == -one if signed else mx.zeros((), dtype=mx.bool_)  # the smallest integer by -1 traps too
+    safe = mx.where(mx.logical_or(y == zero, minus), one, y)
+    quotient = mx.where(minus, zero - x, x // safe) if signed else x // safe
+    return mx.where(y == zero, zero, quotient), mx.where(y == zero, zero, x % safe)
+
+
+_SAFE: dict[str, Callable[..., Any]] = {
+    "divmod": _divided,
+    "floor_divide": lambda a, b: _divided(a, b)[0],
+    "remainder": lambda a, b: _divided(a, b)[1],
+}

@@ -1,0 +1,251 @@
+"""`compute`: the value of an array expression over named inputs."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.operations import _calls, _expressions, _figures, _graph, _inputs
+from openruntime_jupyter.operations._expressions import Expression
+from openruntime_jupyter.operations._inputs import MAX_INTEGER, Generator, Value, wrong
+from openruntime_jupyter.operations._summaries import LOOKING, summary
+from openruntime_jupyter.operations.base import Operation, Parameters
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.context import TaskContext
+
+
+SECONDS_PER_ELEMENT = 1e-9
+"""What an operation such as `+` took an element on two x86-64 cores, rounded up, as measured: functions such as exp take ten."""
+
+Input = Annotated[Value, Field(description="A number, an inline list of numbers, or a generator.")]
+
+
+class Params(Parameters):
+    """An expression and what its names stand for."""
+
+    inputs: dict[str, Input] = Field(
+        {"a": {"normal": [256, 256]}, "b": {"normal": [256, 256]}, "c": {"random": [256]}},
+        description="What each name stands for; those that the expression does not name are not made.",
+        max_length=50,
+        validate_default=True,
+    )
+    expression: str = Field(
+        "sum(tanh(a @ b) + c)",
+        description="Numbers, names of inputs, pi, e, inf, the operators + - * / // % ** @ and comparisons, and calls such as "
+        "sum(a, axis=0), norm(a), fft(a), where(a > 0, a, b).",
+        max_length=_expressions.MAX_LENGTH,
+        validate_default=True,  # the inputs may lack what the default names
+        json_schema_extra=lambda schema: schema.update(functions=[*sorted(_expressions.FUNCTIONS)]),
+    )
+    iterations: int = Field(1, description="Timed evaluations; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
+
+    @field_validator("inputs")
+    @classmethod
+    def _arrays(cls, inputs: dict[str, Any]) -> dict[str, Any]:
+        for name, value in inputs.items():
+            if not name.isidentifier() or len(name) > 100:
+                raise wrong(f"{name[:100]!r} cannot be a name: letters, digits and _ make one")
+            if value is None or isinstance(value, str):
+                raise wrong(f"{name}: a number, a list of numbers or a generator is wanted")
+            if isinstance(value, int) and abs(value) > MAX_INTEGER:
+                raise wrong(f"{name}: a whole number of more than 64 bits")
+            if isinstance(value, list):
+                _inputs.check_numbers(value)
+        return inputs
+
+    @field_validator("expression")
+    @classmethod
+    def _readable(cls, expression: str, info: ValidationInfo) -> str:
+        if "inputs" in info.data:  # else they are wrong, and what could be said about the expression is not
+            _expressions.parse(expression, tuple(info.data["inputs"]))
+        return expression
+
+    def parsed(self) -> Expression:
+        """The expression as a checked tree."""
+        return _expressions.parse(self.expression, tuple(self.inputs))
+
+    def used(self) -> dict[str, Any]:
+        """The inputs that the expression names."""
+        names = self.parsed().names
+        return {name: value for name, value in self.inputs.items() if name in names}
+
+
+def memory(params: Params) -> int:
+    """Bytes that the inputs need; what is computed from them is known in the worker only."""
+    return _inputs.needed(list(params.used().values()))
+
+
+def seconds(params: Params) -> float:
+    """Seconds at the least: every operation once over the elements of all inputs, at `SECONDS_PER_ELEMENT`, each iteration.
+
+    A product or a factorisation takes more than that; what turns out too long meets the task's timeout.
+    """
+    elements = _inputs.elements(list(params.used().values()))
+    return elements * params.parsed().operations * (params.iterations + 1) * SECONDS_PER_ELEMENT
+
+
+def run(params: Params, context: TaskContext) -> dict[str, Any]:
+    """Make the inputs, see that the whole graph fits the memory, evaluate it and summarise what comes out."""
+    import mlx.core as mx
+
+    used, parsed = params.used(), params.parsed()
+    dtypes = [str(value.dtype) for value in used.values() if isinstance(value, Generator)]
+    _figures.refuse_float64_on_gpu(context, [*dtypes, "float64" if "float64" in params.expression else ""])
+    context.require_memory(memory(params), "Making the inputs")
+    inputs = {name: _made(mx, name, value, index) for index, (name, value) in enumerate(used.items())}
+    inputs_size = sum(array.nbytes for array in _graph.arrays(list(inputs.values())))
+
+    planned = _Evaluation(mx, parsed, inputs, measure=True)
+    value = planned.value()
+    needed = max(inputs_size + planned.needed + LOOKING, memory(params))
+    context.require_memory(needed, "This expression")
+    del value
+    watch = _figures.Watch(context, params.iterations)
+    result, times = watch.time(lambda: _Evaluation(mx, parsed, inputs).value(), params.iterations, "evaluating", params.iterations > 1)
+    return {
+        "expression": params.expression,
+        "inputs": {name: _calls.described([value], {}) for name, value in inputs.items()},
+        "iterations": params.iterations,
+        "seconds_per_iteration": _figures.spread(times),
+        "memory_estimate": needed,
+        **summary(result),
+    }
+
+
+def _made(mx: Any, name: str, value: Any, index: int) -> Any:
+    """An input as MLX computes with it; a number stays one, so that it takes the type of the array beside it."""
+    if isinstance(value, int | float):
+        return value
+    try:
+        array = value.build(mx, index) if isinstance(value, Generator) else mx.array(value)
+        mx.eval(array)
+    except _calls.MLX_RAISES as problem:
+        raise InvalidRequest.of(f"inputs.{name}", str(problem)) from None
+    return array
+
+
+class _Evaluation:
+    """Builds the lazy graph of an expression; a part that stands in it twice is built once.
+
+    With `measure`, `needed` is the bytes of everything that the graph makes. Whatever MLX or Python's arithmetic refuses becomes
+    `InvalidRequest` with the place in the expression.
+    """
+
+    def __init__(self, mx: Any, expression: Expression, inputs: dict[str, Any], measure: bool = False) -> None:
+        self._mx = mx
+        self._expression = expression
+        self._inputs = inputs
+        self._measure = measure
+        self._done: dict[str, Any] = {}
+        self.needed = 0
+
+    def value(self) -> Any:
+        """The value of the whole expression as an array, not evaluated yet."""
+        tree = self._expression.tree
+        value = self._visit(tree)
+        try:
+            return value if _graph.is_array(value) else self._mx.array(value)
+        except _calls.MLX_RAISES as problem:
+            raise self._failed(tree, str(problem)) from None
+
+    def _visit(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            return self._inputs[node.id] if node.id in self._inputs else _expressions.CONSTANTS[node.id]
+        if isinstance(node, ast.List | ast.Tuple):
+            return [self._visit(element) for element in node.elts]
+        key = ast.dump(node)
+        if key not in self._done:
+            self._done[key] = self._apply(node)
+        return self._done[key]
+
+    def _apply(self, node: ast.expr) -> Any:
+        match node:
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return self._visit(operand)
+            case ast.UnaryOp(operand=operand):
+                return self._operate(node, "negative", [self._visit(operand)])
+            case ast.BinOp(left=left, op=op, right=right):
+                return self._operate(node, _expressions.BINARY[type(op)], [self._visit(left), self._visit(right)])
+            case ast.Compare(left=left, ops=[op], comparators=[right]):
+                return self._operate(node, _expressions.COMPARISONS[type(op)], [self._visit(left), self._visit(right)])
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+                named = {str(keyword.arg): self._visit(keyword.value) for keyword in keywords}
+                return self._call(node, _expressions.FUNCTIONS[name], [self._visit(argument) for argument in args], named)
+        raise AssertionError(f"the checker let {ast.dump(node)} through")
+
+    def _operate(self, node: ast.expr, name: str, operands: list[Any]) -> Any:
+        if any(_graph.is_array(operand) for operand in operands):
+            return self._call(node, name, operands, {})
+        try:
+            return _number(name, operands)
+        except (ArithmeticError, TypeError, ValueError) as problem:
+            raise self._failed(node, str(problem.args[-1])) from None
+
+    def _call(self, node: ast.expr, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        given, named = args, kwargs
+        try:
+            given, named = _calls.prepared(self._mx, name, args, kwargs)
+            function = _calls.function(self._mx, name)
+            if self._measure:
+                self.needed += _graph.needed(self._mx, function, given, named)
+            return function(*given, **named)
+        except InvalidRequest as problem:
+            raise self._failed(node, str(problem)) from None
+        except _calls.MLX_RAISES as problem:
+            raise self._failed(node, _calls.explained(name, problem, given, named)) from None
+
+    def _failed(self, node: ast.expr, problem: str) -> InvalidRequest:
+        return InvalidRequest.of("expression", f"at {_expressions.place(self._expression.source, node)}: {problem}")
+
+
+_NUMBERS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "negative": operator.neg,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+    "equal": operator.eq,
+    "not_equal": operator.ne,
+}
+
+
+def _number(name: str, operands: list[Any]) -> Any:
+    """Arithmetic of plain numbers, as Python does it, but none that grows without bound."""
+    if name == "matmul":
+        raise TypeError("@ multiplies arrays, and these are numbers")
+    if name == "power":
+        base, exponent = operands
+        small = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 and base.bit_length() * exponent <= 63
+        result = base**exponent if small else float(base) ** float(exponent)
+    else:
+        result = _NUMBERS[name](*operands)
+    if type(result) is complex:
+        raise ArithmeticError("the result is a complex number")
+    if isinstance(result, int) and abs(result) > MAX_INTEGER:
+        raise ArithmeticError("the result is a whole number of more than 64 bits: write a factor with a point, as in 2.0")
+    return result
+
+
+operation = Operation(
+    name="compute",
+    summary="Evaluate an array expression such as sum(tanh(a @ b) + c) over named inputs.",
+    params=Params,
+    run=run,
+    memory=memory,
+    seconds=seconds,
+    warm=_figures.warm,
+)

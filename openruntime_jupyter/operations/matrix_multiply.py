@@ -1,0 +1,127 @@
+"""`matrix_multiply`: products of two random matrices, timed, in GFLOP/s."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from openruntime_jupyter.operations import _figures
+from openruntime_jupyter.operations._inputs import Dtype, wrong
+from openruntime_jupyter.operations.base import Operation, Parameters
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.context import TaskContext
+
+
+FLOPS_PER_SECOND = 180e9
+"""float32 with OpenBLAS on two x86-64 cores, as measured; MLX's own BLAS there is 40 times slower, and a GPU faster."""
+SAMPLED_SIDE = 32
+"""Rows and columns of the product that are compared with the reference."""
+
+MatrixSide = Annotated[int, Field(ge=1, le=65_536, strict=True)]
+
+
+class Params(Parameters):
+    """A product of an m by k and a k by n matrix."""
+
+    size: MatrixSide | None = Field(None, description="Side of square matrices; default 512. Or give m, n and k.")
+    m: MatrixSide | None = Field(None, description="Rows of the first matrix and of the product.")
+    n: MatrixSide | None = Field(None, description="Columns of the second matrix and of the product.")
+    k: MatrixSide | None = Field(None, description="Columns of the first matrix and rows of the second.")
+    iterations: int = Field(5, description="Timed products; one more before them is not timed.", ge=1, le=100_000, strict=True)
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
+        "float32", description="Of both matrices and the product; float64 on the CPU only."
+    )
+    seed: int = Field(0, description="Of the random matrices, which are uniform in [-1, 1).", ge=0, le=2**63 - 1, strict=True)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Params:
+        sides = {"m": self.m, "n": self.n, "k": self.k}
+        given = [name for name, side in sides.items() if side is not None]
+        if given and self.size is not None:
+            raise wrong(f"give size, or m, n and k: not both (size and {' and '.join(given)} are here)")
+        if given and len(given) < 3:
+            raise wrong(f"m, n and k go together: {' and '.join(name for name in sides if name not in given)} missing")
+        return self
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """m, n and k."""
+        if self.m is not None and self.n is not None and self.k is not None:
+            return self.m, self.n, self.k
+        side = 512 if self.size is None else self.size
+        return side, side, side
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of one product: a multiplication and an addition for each of m times n times k."""
+        m, n, k = self.sides
+        return 2 * m * n * k
+
+
+def memory(params: Params) -> int:
+    """Bytes at the worst moment.
+
+    That is both matrices and the product, with the rows and columns that are compared; or the second matrix while it is drawn
+    in float32.
+    """
+    m, n, k = params.sides
+    item = Dtype(params.dtype).size
+    multiplying = item * (m * k + k * n + m * n) + SAMPLED_SIDE * (item + 4) * (2 * k + n)
+    drawing = max((4 + item) * m * k, item * m * k + (4 + item) * k * n)
+    return max(multiplying, drawing) + _figures.SMALL_CHANGE
+
+
+def seconds(params: Params) -> float:
+    """Seconds of all products at `FLOPS_PER_SECOND`, whatever the dtype: what is slower than that meets the task's timeout."""
+    return params.flops * (params.iterations + 1) / FLOPS_PER_SECOND
+
+
+def run(params: Params, context: TaskContext) -> dict[str, Any]:
+    """Multiply, and compare a sample of the product with NumPy's in float64."""
+    import mlx.core as mx
+
+    _figures.refuse_float64_on_gpu(context, [params.dtype])
+    context.require_memory(memory(params), "This product")
+    m, n, k = params.sides
+    dtype = Dtype(params.dtype).of(mx)
+    keys = mx.random.split(mx.random.key(params.seed))
+    a = _matrix(mx, (m, k), dtype, keys[0])
+    b = _matrix(mx, (k, n), dtype, keys[1])
+    product, times = _figures.Watch(context, params.iterations).time(lambda: a @ b, params.iterations, f"{m} by {k} times {k} by {n}")
+    return {
+        "m": m,
+        "n": n,
+        "k": k,
+        "dtype": params.dtype,
+        "iterations": params.iterations,
+        "seconds_per_iteration": _figures.spread(times),
+        "flops_per_iteration": params.flops,
+        **_figures.rates(params.flops, times, "gflops"),
+        "error": _error(mx, a, b, product),
+    }
+
+
+def _matrix(mx: Any, shape: tuple[int, int], dtype: Any, key: Any) -> Any:
+    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX draws no float64
+    matrix = mx.random.uniform(-1, 1, shape, dtype=drawn, key=key).astype(dtype)
+    mx.eval(matrix)
+    return matrix
+
+
+def _error(mx: Any, a: Any, b: Any, product: Any) -> dict[str, float | int | None]:
+    rows, columns = (mx.array(_figures.sample(side, SAMPLED_SIDE)) for side in product.shape)
+    expected = _figures.as_numpy(a[rows]) @ _figures.as_numpy(b[:, columns])
+    return _figures.difference(_figures.as_numpy(product[rows][:, columns]), expected)
+
+
+operation = Operation(
+    name="matrix_multiply",
+    summary="Multiply two random matrices and measure GFLOP/s.",
+    params=Params,
+    run=run,
+    memory=memory,
+    seconds=seconds,
+    warm=_figures.warm,
+)

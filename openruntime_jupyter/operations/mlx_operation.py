@@ -1,0 +1,165 @@
+"""`mlx_operation`: one function of `mlx.core`, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.operations import _calls, _figures, _functions, _graph, _inputs
+from openruntime_jupyter.operations._inputs import Generator, Value, wrong
+from openruntime_jupyter.operations._summaries import LOOKING, summary
+from openruntime_jupyter.operations.base import Operation, Parameters
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.context import TaskContext
+
+
+SECONDS_PER_ELEMENT = 10e-9
+"""What exp, among the slower of MLX's functions, took an element on two x86-64 cores, as measured."""
+MOST_RESULTS = 100
+
+Argument = Annotated[Value, Field(description="A number, string, list or generator.")]
+
+
+class Params(Parameters):
+    """A call of an allowed function."""
+
+    function: str = Field(
+        "matmul",
+        description="Dotted name below `mlx.core`, such as `matmul`, `linalg.norm`, `fft.fft`, `softmax`.",
+        max_length=200,
+        json_schema_extra=lambda schema: schema.update(enum=list(_functions.functions())),
+    )
+    args: list[Argument] | None = Field(
+        None,
+        description="Arguments by position; none by default, and two random 256 by 256 matrices where no function is named. A list is an "
+        "array where the function takes one, else a list (axes, shapes); names of dtypes are strings.",
+        max_length=100,
+    )
+    kwargs: dict[str, Argument] = Field({}, description="Arguments by name. `key` may be a whole number; its default is 0.", max_length=100)
+    iterations: int = Field(1, description="Timed calls; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
+
+    @field_validator("function")
+    @classmethod
+    def _allowed(cls, name: str) -> str:
+        if name not in _functions.functions():
+            raise wrong(_functions.why_not(name))
+        return name
+
+    @field_validator("args")
+    @classmethod
+    def _not_too_many(cls, args: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        if args and "function" in info.data:
+            signature = _functions.signature(info.data["function"])
+            if signature.at(len(args) - 1) is None:
+                raise wrong(f"{len(args)} are given; it is {signature.text}")
+        return args
+
+    @field_validator("kwargs")
+    @classmethod
+    def _known(cls, kwargs: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if kwargs and "function" in info.data:
+            signature = _functions.signature(info.data["function"])
+            unknown = [name for name in kwargs if name not in signature.by_name]
+            if unknown:
+                raise wrong(f"{info.data['function']} has no {unknown[0][:100]!r}; it is {signature.text}")
+        return kwargs
+
+    @model_validator(mode="after")
+    def _default_arguments(self) -> Params:
+        if self.args is None:
+            bare = "function" not in self.model_fields_set and not self.kwargs
+            self.args = [Generator(normal=[256, 256]), Generator(normal=[256, 256])] if bare else []
+        return self
+
+    @property
+    def given(self) -> list[Any]:
+        """The arguments by position."""
+        return self.args or []
+
+    @property
+    def values(self) -> list[Any]:
+        """Every argument."""
+        return [*self.given, *self.kwargs.values()]
+
+
+def memory(params: Params) -> int:
+    """Bytes that the arguments need at the least; what the function needs beside them is known in the worker only."""
+    return _inputs.needed(params.values)
+
+
+def seconds(params: Params) -> float:
+    """Seconds at the least: every element of the arguments once at `SECONDS_PER_ELEMENT`, each iteration.
+
+    A product or a factorisation takes more than that; what turns out too long meets the task's timeout.
+    """
+    return _inputs.elements(params.values) * (params.iterations + 1) * SECONDS_PER_ELEMENT
+
+
+def run(params: Params, context: TaskContext) -> dict[str, Any]:
+    """Build the arguments, see that the call fits the memory, time it and summarise what it gives."""
+    import mlx.core as mx
+
+    dtypes = [str(each.dtype) for value in params.values for each in _inputs.generators(value)]
+    _figures.refuse_float64_on_gpu(context, [*dtypes, *(str(value) for value in params.values if isinstance(value, str))])
+    context.require_memory(memory(params), "Making the arguments")
+    call = _calls.function(mx, params.function)
+    args, kwargs = params.given, params.kwargs
+    try:
+        args, kwargs = _built(mx, params)
+        args, kwargs = _calls.prepared(mx, params.function, args, kwargs)
+        inputs = _graph.arrays([args, list(kwargs.values())])
+        needed = sum(array.nbytes for array in inputs) + _graph.needed(mx, call, args, kwargs) + LOOKING
+        needed = max(needed, memory(params))
+        context.require_memory(needed, params.function)
+        watch = _figures.Watch(context, params.iterations)
+        result, times = watch.time(lambda: _results(call(*args, **kwargs)), params.iterations, params.function, params.iterations > 1)
+    except _calls.MLX_RAISES as problem:
+        raise InvalidRequest.of("parameters", _calls.explained(params.function, problem, args, kwargs)) from None
+    results = [summary(array) for array in result]
+    return {
+        "function": params.function,
+        "arguments": _calls.described(args, kwargs),
+        "iterations": params.iterations,
+        "seconds_per_iteration": _figures.spread(times),
+        "memory_estimate": needed,
+        "result": results[0] if len(results) == 1 else results,
+    }
+
+
+def _built(mx: Any, params: Params) -> tuple[list[Any], dict[str, Any]]:
+    """Every argument with its generators made and evaluated, one after the other."""
+    place = 0
+
+    def build(value: Any) -> Any:
+        nonlocal place
+        if isinstance(value, Generator):
+            place += 1
+            array = value.build(mx, place)
+            mx.eval(array)
+            return array
+        if isinstance(value, list) and any(isinstance(each, list | Generator) for each in value):
+            return [build(each) for each in value]
+        return value
+
+    return [build(value) for value in params.given], {name: build(value) for name, value in params.kwargs.items()}
+
+
+def _results(value: Any) -> list[Any]:
+    results = _graph.arrays([value])
+    if not 0 < len(results) <= MOST_RESULTS:
+        raise ValueError(f"it gives {len(results)} arrays; 1 to {MOST_RESULTS} can be shown")
+    return results
+
+
+operation = Operation(
+    name="mlx_operation",
+    summary="Call one function of mlx.core on numbers, lists and generated arrays.",
+    params=Params,
+    run=run,
+    memory=memory,
+    seconds=seconds,
+    warm=_figures.warm,
+)
