@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support import STANDALONE, Home, alive, running_server, wait_until
+
+TASKS = 50
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_kill_9_of_the_server_under_50_acknowledged_tasks_loses_none_and_runs_none_twice(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    marks = tmp_path / "marks"
+    marks.touch()
+    home = Home(tmp_path / "home")
+    config = {"OpenRuntimeApp": {"cpu_slots": 2}}
+    with running_server(home, STANDALONE, config=config) as server:
+        ids = [server.submit("python", {"code": told_run(marks, number)}, wait=False)["task_id"] for number in range(TASKS)]
+        time.sleep(chance.uniform(0.0, 1.5))  # the random moment is what is tested
+        workers = server.descendants()
+        assert workers
+        server.kill()
+        wait_until(lambda: not any(alive(worker) for worker in workers), 5.0, "the end of the workers")
+    ran_before = Counter(marks.read_text().split())
+    with running_server(home, STANDALONE, config=config) as server:
+        tasks = [server.finished(task_id, 60) for task_id in ids]
+        ends = Counter(task["status"] for task in tasks)
+        assert set(ends) <= {"completed", "interrupted"}, ends
+        assert ends["interrupted"] <= 2, "no more can have been running than there are slots"
+        runs = Counter(marks.read_text().split())
+        assert set(runs.values()) == {1}, f"ran twice: {[number for number, count in runs.items() if count > 1]}"
+        for number, task in enumerate(tasks):
+            assert task["attempt"] == 1
+            if task["status"] == "completed":
+                assert runs[str(number)] == 1
+            else:
+                assert str(number) not in runs or ran_before[str(number)] == 1
+                assert "runtime" in task["error"]
+        assert server.get("/tasks", params={"limit": "1"})["total_count"] == TASKS
+
+
+def told_run(marks: Path, number: int) -> str:
+    """Code that leaves one line in `marks` each time it runs."""
+    write = f"os.write(os.open({os.fspath(marks)!r}, os.O_WRONLY | os.O_APPEND), b'{number}\\n')"
+    return f"import os, time\n{write}\ntime.sleep(0.05)"
+
+
+def test_with_retries_what_was_running_runs_again(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    mark = tmp_path / "mark"
+    code = f"import pathlib, time\nmark = pathlib.Path({os.fspath(mark)!r})\nagain = mark.exists()\n"
+    code += "mark.touch()\nif not again: time.sleep(600)\nprint('again')"
+    with running_server(home, STANDALONE) as server:
+        task_id = server.submit("python", {"code": code}, wait=False, retries=1)["task_id"]
+        wait_until(mark.exists, 20, "the first run")
+        server.kill()
+    with running_server(home, STANDALONE) as server:
+        task = server.finished(task_id)
+        assert (task["status"], task["attempt"]) == ("completed", 2)
+        assert server.get(f"/tasks/{task_id}/output")["items"][-1]["text"] == "again\n"
+
+
+def test_synchronous_tasks_of_a_dead_server_are_interrupted_and_never_queued_again(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    mark = tmp_path / "mark"
+    code = f"open({os.fspath(mark)!r}, 'a').write('x')\nimport time; time.sleep(600)"
+    with running_server(home, STANDALONE) as server, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(server.submit, "python", {"code": code})
+        wait_until(mark.exists, 20, "the run")
+        listed = wait_until(lambda: server.get("/tasks", params={"state": "running"})["tasks"], 10, "the task")
+        server.kill()
+        with pytest.raises(httpx.TransportError):
+            waiting.result(10)
+    task_id = listed[0]["task_id"]
+    with running_server(home, STANDALONE) as server:
+        task = server.finished(task_id)
+        assert (task["status"], mark.read_text()) == ("interrupted", "x")
