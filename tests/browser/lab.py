@@ -19,8 +19,9 @@ FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-componen
 IDLE = "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null"
 DONE = """() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null
     && ![...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(prompt => prompt.textContent.includes('*'))"""
-ERRORS = """() => [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"],
-    .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')].map(node => node.innerText.trim())"""
+ERRORS = """() => ['stderr', 'error'].flatMap(kind =>
+    [...document.querySelectorAll(`.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.${kind}"]`)]
+).map(node => node.innerText.trim())"""
 SECONDS = 120
 
 
