@@ -10,10 +10,12 @@ import pytest
 
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.traits import NO_TRAIT, SettingsTraits
+from tests.support import STANDALONE, running_server
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 TABLE = PAGE.split("## Settings", 1)[1].split("## ", 1)[0]
+DISK = PAGE.split("## What lies on disk", 1)[1].split("## ", 1)[0]
 IN_WORDS = {"": "empty", None: "`locks` in `data_dir`"}
 
 
@@ -36,3 +38,13 @@ def test_a_default_in_the_table_is_the_one_in_the_code(field: Field[object]) -> 
         assert float(shown.replace(" ", "")) == field.default
     else:
         assert shown == IN_WORDS.get(field.default, f"`{field.default}`")  # type: ignore[call-overload]
+
+
+def test_what_lies_on_disk_is_what_the_page_lists(tmp_path: Path) -> None:
+    listed = set(re.findall(r"`([\w.-]+?)(?:/[\w.*]*)?`", DISK))
+    with running_server(tmp_path, STANDALONE) as server:
+        server.finished(server.submit("matrix_multiply", {"size": 16}, wait=False)["task_id"])
+        found = {path.name: path for path in server.home.data_dir.iterdir()}
+        assert not [path for path in server.home.data_dir.rglob("*") if path.stat().st_mode & 0o077]
+    assert server.home.data_dir.stat().st_mode & 0o777 == 0o700
+    assert {name for name in found if not re.search(r"-(wal|shm)$", name)} <= listed
