@@ -12,6 +12,11 @@ from openruntime_jupyter.worker.frames import Kind, encode, receive
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 
 
+def as_json(body: dict[str, Any]) -> bytes:
+    """`body` as JSON. Half a surrogate pair, which a task may have in its text and no file or HTTP answer can hold, becomes `?`."""
+    return json.dumps(body, ensure_ascii=False).encode(errors="replace")
+
+
 class Channel:
     """Sends frames whole: one at a time, whichever thread sends, and with interrupts held back."""
 
@@ -29,7 +34,7 @@ class Channel:
 
     def send(self, kind: Kind, body: dict[str, Any] | bytes, payload: bytes = b"") -> None:
         """Write one frame."""
-        encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
+        encoded = body if isinstance(body, bytes) else as_json(body)
         with self._guard.shielded(), self._lock:
             self._connection.sendall(encode(kind, self._generation, encoded, payload))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.worker import restore, tracebacks
 from openruntime_jupyter.worker.blas import Blas
-from openruntime_jupyter.worker.channel import Channel
+from openruntime_jupyter.worker.channel import Channel, as_json
 from openruntime_jupyter.worker.context import TaskContext, set_current
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.interrupts import InterruptGuard
@@ -91,7 +91,7 @@ class Runner:
         return answer if isinstance(answer, Result) else Result(answer)
 
     def _say(self, kind: str, body: dict[str, Any]) -> None:
-        message = json.dumps(body).encode()
+        message = as_json(body)
         if len(message) > MAX_DISPLAY_JSON:
             text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
             message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()

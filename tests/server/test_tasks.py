@@ -1,0 +1,342 @@
+"""Tasks over HTTP, against a real stand-alone server and its real workers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import cloudpickle
+import pytest
+
+from openruntime_jupyter.models import Task, TaskOutput, TaskPage
+from tests.server.conftest import error_of
+from tests.support import Server, wait_until
+
+QUICK = {"operation": "matrix_multiply", "parameters": {"size": 16, "iterations": 1}}
+ENVELOPE = "application/vnd.openruntime.envelope+json"
+
+
+def sleeping(seconds: float = 60.0, **fields: Any) -> dict[str, Any]:
+    return {"operation": "python", "parameters": {"code": f"import time\ntime.sleep({seconds})"}, **fields}
+
+
+def post(server: Server, body: dict[str, Any], **headers: str) -> Any:
+    return server.request("POST", "/tasks", json=body, headers=headers)
+
+
+def cancelled(server: Server, task_id: str) -> Any:
+    response = server.request("DELETE", f"/tasks/{task_id}")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_synchronous_task_is_answered_at_its_end(standalone: Server) -> None:
+    response = post(standalone, QUICK)
+    task = Task.model_validate(response.json())
+    assert response.status_code == 200
+    assert task.status == "completed"
+    assert task.result is not None
+    assert task.result.device_used == task.device_used == "device_0"
+    assert task.parameters == QUICK["parameters"]
+    assert "Preference-Applied" not in response.headers
+
+
+def test_a_task_that_fails_is_no_error_of_http(standalone: Server) -> None:
+    response = post(standalone, {"operation": "python", "parameters": {"code": "1 / 0"}})
+    assert response.status_code == 200
+    task = Task.model_validate(response.json())
+    assert task.status == "failed"
+    assert task.error is not None
+    assert "ZeroDivisionError" in task.error
+
+
+@pytest.mark.parametrize("way", ["body", "header"])
+def test_an_asynchronous_task_is_answered_at_once_with_its_place(standalone: Server, way: str) -> None:
+    response = post(standalone, sleeping(wait=False)) if way == "body" else post(standalone, sleeping(), Prefer="respond-async")
+    assert response.status_code == 202
+    task = Task.model_validate(response.json())
+    assert not task.wait
+    assert not task.status.terminal
+    assert response.headers["Location"] == f"/tasks/{task.task_id}"
+    assert response.headers.get("Preference-Applied") == ("respond-async" if way == "header" else None)
+    assert cancelled(standalone, task.task_id)["status"] == "cancelled"
+
+
+def test_the_location_below_jupyter_is_where_the_task_is(jupyter: Server) -> None:
+    response = post(jupyter, {**QUICK, "wait": False})
+    location = response.headers["Location"]
+    assert location == f"/user/x/openruntime/tasks/{response.json()['task_id']}"
+    origin = jupyter.root.removesuffix("/user/x")
+    assert jupyter.client.get(origin + location, headers=jupyter.headers).json()["task_id"] == response.json()["task_id"]
+
+
+def test_who_waits_long_enough_gets_the_end_and_who_does_not_the_place(standalone: Server) -> None:
+    done = post(standalone, QUICK, Prefer="wait=20")
+    assert (done.status_code, done.json()["status"], done.headers["Preference-Applied"]) == (200, "completed", "wait=20")
+    started = time.monotonic()
+    going_on = post(standalone, sleeping(), Prefer="wait=0.3")
+    assert 0.3 <= time.monotonic() - started < 5
+    assert (going_on.status_code, going_on.headers["Preference-Applied"]) == (202, "wait=0.3")
+    task_id = going_on.json()["task_id"]
+    wait_until(lambda: standalone.get(f"/tasks/{task_id}")["status"] == "running", what="the task going on")
+    assert cancelled(standalone, task_id)["status"] == "cancelled"
+
+
+def test_an_idempotency_key_makes_a_repeated_request_the_same_task(standalone: Server) -> None:
+    key = uuid.uuid4().hex
+    headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
+    first, second = post(standalone, QUICK, **headers), post(standalone, QUICK, **headers)
+    assert first.json()["task_id"] == second.json()["task_id"]
+    other = post(standalone, {**QUICK, "priority": 9}, **headers)
+    assert error_of(other, 422)["data"]["details"][0]["field"] == "Idempotency-Key"
+    assert error_of(post(standalone, QUICK, **{"Idempotency-Key": "k" * 256}), 422)
+
+
+def test_many_at_once_under_one_key_are_one_task(standalone: Server) -> None:
+    key = uuid.uuid4().hex
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: post(standalone, QUICK, **{"Idempotency-Key": key}).json(), range(8)))
+    assert len({answer["task_id"] for answer in answers}) == 1
+    assert {answer["status"] for answer in answers} == {"completed"}
+
+
+class Waiting:
+    """A client of a synchronous task, on a socket of its own, that can go away."""
+
+    def __init__(self, server: Server, body: dict[str, Any], key: str | None = None) -> None:
+        place = urlsplit(server.url)
+        assert place.hostname is not None
+        self.socket = socket.create_connection((place.hostname, place.port or 80))
+        content = json.dumps(body).encode()
+        lines = [
+            "POST /tasks HTTP/1.1",
+            f"Host: {place.netloc}",
+            f"Authorization: token {server.token}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(content)}",
+            *([f"Idempotency-Key: {key}"] if key else []),
+        ]
+        self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+
+    def leave(self) -> None:
+        self.socket.close()
+
+
+def running_named(server: Server, name: str) -> str:
+    """The id of the task of that name, once it runs."""
+    found = wait_until(
+        lambda: [task for task in server.get("/tasks", params={"state": "running"})["tasks"] if task["name"] == name],
+        what=f"{name} running",
+    )
+    return str(found[0]["task_id"])
+
+
+def test_a_client_that_leaves_a_synchronous_task_cancels_it(standalone: Server) -> None:
+    name = uuid.uuid4().hex
+    client = Waiting(standalone, sleeping(name=name))
+    task_id = running_named(standalone, name)
+    client.leave()
+    assert standalone.finished(task_id, 10)["status"] == "cancelled"
+
+
+def test_the_task_goes_on_while_another_client_waits_for_it(standalone: Server) -> None:
+    name, key = uuid.uuid4().hex, uuid.uuid4().hex
+    first, second = (Waiting(standalone, sleeping(name=name), key) for _ in range(2))
+    task_id = running_named(standalone, name)
+    # The second one's request has been read once a later request on another connection is answered.
+    time.sleep(0.2)
+    first.leave()
+    assert standalone.get(f"/tasks/{task_id}", params={"wait": "1"})["status"] == "running"
+    second.leave()
+    assert standalone.finished(task_id, 10)["status"] == "cancelled"
+
+
+def test_a_client_that_leaves_an_asynchronous_task_does_it_no_harm(standalone: Server) -> None:
+    task = post(standalone, sleeping(wait=False)).json()
+    place = urlsplit(standalone.url)
+    assert place.hostname is not None
+    with socket.create_connection((place.hostname, place.port or 80)) as watcher:
+        request = (
+            f"GET /tasks/{task['task_id']}?wait=30 HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: token {standalone.token}\r\n\r\n"
+        )
+        watcher.sendall(request.encode())
+        time.sleep(0.2)
+    assert standalone.get(f"/tasks/{task['task_id']}", params={"wait": "0.5"})["status"] == "running"
+    cancelled(standalone, task["task_id"])
+
+
+def test_the_list_is_newest_first_filtered_and_paged(standalone: Server) -> None:
+    owner_page = TaskPage.model_validate(standalone.get("/tasks"))
+    made = [post(standalone, {**QUICK, "name": f"page {number}"}).json()["task_id"] for number in range(5)]
+    first = TaskPage.model_validate(standalone.get("/tasks", params={"limit": 2, "operation": "matrix_multiply"}))
+    assert [task.task_id for task in first.tasks] == made[:-3:-1]
+    assert first.tasks[0].parameters is None
+    assert first.next_before is not None
+    second = TaskPage.model_validate(
+        standalone.get("/tasks", params={"limit": 2, "before": first.next_before, "operation": "matrix_multiply"})
+    )
+    assert [task.task_id for task in second.tasks] == made[2:0:-1]
+    offset = TaskPage.model_validate(standalone.get("/tasks", params={"limit": 2, "offset": 2, "operation": "matrix_multiply"}))
+    assert [task.task_id for task in offset.tasks] == made[2:0:-1]
+    assert TaskPage.model_validate(standalone.get("/tasks")).total_count == owner_page.total_count + 5
+    assert standalone.get("/tasks", params={"state": "completed,failed", "limit": 1})["tasks"][0]["status"] == "completed"
+    assert standalone.get("/tasks", params={"owner": "nobody at all"})["tasks"] == []
+
+
+def test_the_references_list_has_its_figures(standalone: Server) -> None:
+    post(standalone, QUICK)
+    page = standalone.get("/tasks/enhanced", params={"limit": 1})
+    figures = page["tasks"][0]["performance_metrics"]
+    assert all(isinstance(figures[name], (int, float)) for name in ("execution_time_ms", "memory_used_mb", "gpu_utilization"))
+    assert isinstance(page["total_count"], int)
+
+
+def test_a_wrong_query_is_told_by_its_name(standalone: Server) -> None:
+    told = error_of(standalone.request("GET", "/tasks", params={"limit": "0", "state": "asleep"}), 422)
+    assert {detail["field"].split(".")[0] for detail in told["data"]["details"]} == {"limit", "state"}
+
+
+def test_the_priority_of_a_waiting_task_can_be_changed_and_of_no_other(standalone: Server) -> None:
+    slots = standalone.get("/devices")["devices"][0]["slots"]
+    busy = [post(standalone, sleeping(wait=False)).json()["task_id"] for _ in range(slots)]
+    waiting = post(standalone, sleeping(wait=False)).json()["task_id"]
+    for task_id in busy:
+        wait_until(lambda task_id=task_id: standalone.get(f"/tasks/{task_id}")["status"] == "running", what="a busy device")  # type: ignore[misc]
+    changed = standalone.request("PATCH", f"/tasks/{waiting}", json={"priority": 9})
+    assert (changed.status_code, changed.json()["priority"], changed.json()["status"]) == (200, 9, "pending")
+    assert "running" in error_of(standalone.request("PATCH", f"/tasks/{busy[0]}", json={"priority": 9}), 409)["error"]
+    assert (
+        error_of(standalone.request("PATCH", f"/tasks/{waiting}", json={"priority": 11}), 422)["data"]["details"][0]["field"] == "priority"
+    )
+    for task_id in (waiting, *busy):
+        assert cancelled(standalone, task_id)["status"] == "cancelled"
+
+
+def test_a_task_that_has_ended_stays_as_it_is_until_it_is_erased(standalone: Server) -> None:
+    task = post(standalone, QUICK).json()
+    path = f"/tasks/{task['task_id']}"
+    assert cancelled(standalone, task["task_id"])["status"] == "completed"
+    erased = standalone.request("DELETE", path, params={"purge": "true"})
+    assert (erased.status_code, erased.json()["task_id"]) == (200, task["task_id"])
+    error_of(standalone.request("GET", path), 404)
+    error_of(standalone.request("DELETE", path), 404)
+
+
+def test_a_running_task_is_not_erased(standalone: Server) -> None:
+    task_id = post(standalone, sleeping(wait=False)).json()["task_id"]
+    error_of(standalone.request("DELETE", f"/tasks/{task_id}", params={"purge": "true"}), 409)
+    cancelled(standalone, task_id)
+
+
+def test_the_end_of_a_task_can_be_waited_for(standalone: Server) -> None:
+    task_id = post(standalone, sleeping(0.7, wait=False)).json()["task_id"]
+    started = time.monotonic()
+    now = standalone.get(f"/tasks/{task_id}", params={"wait": "0.1"})
+    assert now["status"] in ("pending", "running"), json.dumps(now)
+    ended = standalone.get(f"/tasks/{task_id}", params={"wait": "30"})
+    assert ended["status"] == "completed", ended
+    assert time.monotonic() - started < 10
+    error_of(standalone.request("GET", f"/tasks/{task_id}", params={"wait": "61"}), 422)
+
+
+def test_output_comes_as_it_is_written(standalone: Server) -> None:
+    code = "import time\nprint('first', flush=True)\ntime.sleep(1.5)\nprint('second', flush=True)\ntime.sleep(60)"
+    task_id = post(standalone, {"operation": "python", "parameters": {"code": code}, "wait": False}).json()["task_id"]
+    first = TaskOutput.model_validate(standalone.get(f"/tasks/{task_id}/output", params={"wait": "20"}))
+    assert "".join(item.text or "" for item in first.items) == "first\n"
+    assert not first.finished
+    started = time.monotonic()
+    second = TaskOutput.model_validate(standalone.get(f"/tasks/{task_id}/output", params={"since": first.next, "wait": "20"}))
+    assert "".join(item.text or "" for item in second.items) == "second\n"
+    assert time.monotonic() - started < 10
+    cancelled(standalone, task_id)
+    last = TaskOutput.model_validate(standalone.get(f"/tasks/{task_id}/output", params={"since": second.next, "wait": "20"}))
+    assert last.finished
+    assert last.items == []
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "a file"])
+def test_a_payload_comes_as_bytes_that_nobody_opened(standalone: Server, size: int) -> None:
+    import base64
+
+    pickled = base64.b64encode(cloudpickle.dumps((lambda n: b"x" * n, (size,), {}))).decode()
+    task = Task.model_validate(post(standalone, {"operation": "call", "parameters": {"pickled": pickled}}).json())
+    assert task.result is not None, task.error
+    assert task.result.payload is not None
+    response = standalone.request("GET", f"/tasks/{task.task_id}/payload")
+    assert response.headers["Content-Type"] == "application/octet-stream"
+    assert response.headers["X-OpenRuntime-Encoding"] == task.result.payload.encoding == "cloudpickle"
+    assert len(response.content) == task.result.payload.size
+    assert cloudpickle.loads(response.content) == b"x" * size
+
+
+def test_a_task_without_a_payload_says_so(standalone: Server) -> None:
+    task = post(standalone, QUICK).json()
+    error_of(standalone.request("GET", f"/tasks/{task['task_id']}/payload"), 404)
+
+
+def test_whoever_accepts_the_envelope_gets_it_on_success_too(standalone: Server) -> None:
+    response = standalone.request("GET", "/devices", headers={"Accept": f"{ENVELOPE}, application/json;q=0.5"})
+    told = response.json()
+    assert response.headers["Content-Type"] == ENVELOPE
+    assert (told["status"], told["error"]) == ("success", None)
+    assert told["data"] == standalone.get("/devices") or told["data"]["devices"][0]["id"] == "device_0"
+    assert response.headers["Vary"] == "Accept"
+    submitted = post(standalone, QUICK, Accept=ENVELOPE).json()
+    assert submitted["data"]["status"] == "completed"
+
+
+def test_a_result_that_is_no_number_or_no_text_is_answered_as_json(standalone: Server) -> None:
+    code = "values = {'nan': float('nan'), 'inf': float('inf')}\nprint(chr(0xd800))\nhalf = chr(0xdc00)"
+    response = post(standalone, {"operation": "python", "parameters": {"code": code, "outputs": ["values", "half"]}})
+    assert response.status_code == 200
+    json.loads(response.text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert standalone.request("GET", f"/tasks/{response.json()['task_id']}/output").status_code == 200
+    raised = post(standalone, {"operation": "python", "parameters": {"code": "raise ValueError(chr(0xdc00))"}})
+    assert (raised.status_code, raised.json()["failure"]["type"]) == (200, "ValueError")
+
+
+def test_running_code_takes_the_permission_to_execute_in_kernels(jupyter: Server) -> None:
+    code = {"operation": "python", "parameters": {"code": "1 + 1"}}
+    assert post(jupyter, code).json()["status"] == "completed"
+    denied = post(jupyter, code, **{"X-Deny": "execute:kernels"})
+    assert "execute" in error_of(denied, 403)["error"]
+    error_of(post(jupyter, {"operation": "call", "parameters": {"pickled": ""}}, **{"X-Deny": "execute:kernels"}), 403)
+    assert post(jupyter, QUICK, **{"X-Deny": "execute:kernels"}).json()["status"] == "completed"
+
+
+def test_the_owner_of_a_task_is_the_same_for_every_request_of_one_login(jupyter: Server) -> None:
+    owners = {post(jupyter, QUICK).json()["owner"] for _ in range(3)}
+    assert len(owners) == 1
+    assert owners != {None}
+
+
+def test_a_full_queue_is_told_with_the_time_to_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from tests.support import STANDALONE, TOKEN, running_server
+
+    config = {"OpenRuntimeApp": {"cpu_slots": 1, "max_pending": 1}}
+    with running_server(tmp_path_factory.mktemp("full"), STANDALONE, token=TOKEN, config=config) as server:
+        busy = post(server, sleeping(wait=False)).json()["task_id"]
+        wait_until(lambda: server.get(f"/tasks/{busy}")["status"] == "running", what="a busy device")
+        assert post(server, sleeping(wait=False)).status_code == 202
+        refused = post(server, sleeping(wait=False))
+        assert "1" in error_of(refused, 503)["error"]
+        assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_a_hundred_clients_at_once_are_all_answered(standalone: Server) -> None:
+    barrier = threading.Barrier(20)
+
+    def one(number: int) -> int:
+        if number < 20:
+            barrier.wait(10)
+        return int(post(standalone, QUICK).status_code)
+
+    with ThreadPoolExecutor(20) as threads:
+        assert set(threads.map(one, range(100))) == {200}
