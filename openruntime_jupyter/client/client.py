@@ -88,14 +88,14 @@ class Client:
         Functions of notebooks travel by value, with the variables that they use. Raises `InvalidRequest` that names the
         argument or variable that can't travel.
         """
-        return self._submit("call", self._call(function, args, kwargs))
+        return self._submit("call", self._call(function, args, kwargs), _name_of(function))
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`, computed by a worker: returns its value; interrupting it cancels the task.
 
         Raises what `submit_call` and `TaskHandle.result` raise.
         """
-        return self._finish("call", self._call(function, args, kwargs))
+        return self._finish("call", self._call(function, args, kwargs), _name_of(function))
 
     def submit_code(
         self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = (), filename: str | None = None
@@ -164,15 +164,16 @@ class Client:
     def _world(self) -> dict[str, Any] | None:
         return world() if self.backend.local else None
 
-    def _request(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        return {"operation": operation, "parameters": parameters, "origin": self.origin, **self.options.request()}
+    def _request(self, operation: str, parameters: dict[str, Any], name: str | None) -> dict[str, Any]:
+        options = replace(self.options, name=self.options.name or name)
+        return {"operation": operation, "parameters": parameters, "origin": self.origin, **options.request()}
 
-    def _submit(self, operation: str, parameters: dict[str, Any]) -> TaskHandle:
-        return TaskHandle(self.backend, self.backend.submit(self._request(operation, parameters), new_key()))
+    def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> TaskHandle:
+        return TaskHandle(self.backend, self.backend.submit(self._request(operation, parameters, name), new_key()))
 
-    def _finish(self, operation: str, parameters: dict[str, Any]) -> Any:
+    def _finish(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> Any:
         refuse_deadlock(self.backend, self.options.device, "a new task")
-        request, key = self._request(operation, parameters), new_key()
+        request, key = self._request(operation, parameters, name), new_key()
         try:
             handle = TaskHandle(self.backend, self.backend.submit(request, key, FIRST_WAIT))
             return handle.result()
@@ -180,3 +181,9 @@ class Client:
             # The same key gives the same task, also where the interrupt came before its id did.
             self.backend.cancel(self.backend.submit(request, key).task_id)
             raise
+
+
+def _name_of(function: Callable[..., Any]) -> str | None:
+    """What to call a task of `function`; None for one that has no name."""
+    name = str(getattr(function, "__name__", ""))
+    return name[:200] if name.isidentifier() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +18,8 @@ from openruntime_jupyter.notebook.running import completed, run_operation, watch
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.notebook.views import OperationTable, ResultCard, Status, TaskCard, TaskTable
 
+START_SECONDS = 10.0
+"""How long `status` waits for a runtime that has just been started to know its devices."""
 FILTERS = ("limit", "state", "operation", "owner")
 
 
@@ -58,7 +61,10 @@ class Command:
 
 def _status(session: Session, _arguments: Arguments, _word: str) -> Status:
     client = session.client
-    return Status(client.where, client.health(), client.devices())
+    deadline = time.monotonic() + START_SECONDS
+    while (health := client.health()).status == "starting" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return Status(client.where, health, client.devices())
 
 
 def _tasks(session: Session, arguments: Arguments, _word: str) -> TaskTable:

@@ -14,29 +14,31 @@ Bundle = dict[str, Any]
 """A MIME bundle: a view in several forms, of which each front end takes the best that it can show."""
 
 STYLE = """<style>
-.ort{font:var(--jp-content-font-size1,14px)/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,currentColor);\
-font-variant-numeric:tabular-nums;max-width:60em;margin:2px 0}
+.ort{font:var(--jp-content-font-size1,14px)/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,currentColor);\
+font-variant-numeric:tabular-nums;max-width:64em;margin:4px 6px}
 .ort .m{color:var(--jp-ui-font-color2,currentColor)}
-.ort code,.ort pre{font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:var(--jp-code-font-size,13px);background:none;\
-color:inherit;padding:0}
-.ort pre{margin:6px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:30em;overflow:auto}
+.ort.ort.ort code,.ort.ort.ort pre{font-family:var(--jp-code-font-family,ui-monospace,monospace);\
+font-size:var(--jp-code-font-size,13px);background:none;padding:0;border:0;white-space:nowrap}
+.ort.ort.ort pre{margin:6px 0 0;color:inherit;white-space:pre-wrap;overflow-wrap:anywhere;max-height:30em;overflow:auto}
 .ort-c{border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:4px;padding:8px 12px}
 .ort-c.bad{border-left:4px solid var(--jp-error-color1,#d32f2f)}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
-.ort-h .r{margin-left:auto}
+.ort-h .r{margin-left:auto}.ort-c>.ort-h{flex-wrap:nowrap}
 .ort-b{height:3px;border-radius:2px;margin-top:6px;background:var(--jp-border-color2,rgba(128,128,128,.3));overflow:hidden}
 .ort-b div{height:100%;background:var(--jp-brand-color1,#1976d2)}
 .ort .ok{color:var(--jp-success-color1,#2e7d32)}.ort .no{color:var(--jp-error-color1,#d32f2f)}
 .ort .go{color:var(--jp-brand-color1,#1976d2)}.ort .wa{color:var(--jp-warn-color1,#ef6c00)}
 .ort-b .ok{background:var(--jp-success-color1,#2e7d32)}.ort-b .no{background:var(--jp-error-color1,#d32f2f)}
 .ort-t{overflow-x:auto}
-.ort table{border-collapse:collapse;margin:6px 0 2px;font-size:inherit;border:0}
-.ort th,.ort td{text-align:left;padding:3px 16px 3px 0;border:0;background:none;white-space:nowrap;vertical-align:baseline;max-width:none}
-.ort td.w{white-space:normal;min-width:16em}
-.ort th{font-weight:600;color:var(--jp-ui-font-color2,currentColor)}
-.ort thead th{border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
-.ort tbody tr{background:none}.ort .n{text-align:right}
-.ort caption{caption-side:top;text-align:left;font-weight:600;color:inherit;padding:0 0 4px}
+.ort.ort.ort table{border-collapse:collapse;margin:4px 0;font-size:inherit;border:0;table-layout:auto}
+.ort.ort.ort tr{background:none}
+.ort.ort.ort th,.ort.ort.ort td{text-align:left;padding:3px 20px 3px 0;border:0;background:none;white-space:nowrap;\
+vertical-align:baseline;max-width:none;color:inherit;line-height:inherit}
+.ort.ort.ort td.w{white-space:normal;min-width:12em}
+.ort.ort.ort th{font-weight:normal;color:var(--jp-ui-font-color2,currentColor)}
+.ort.ort.ort thead th{border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
+.ort.ort.ort .n{text-align:right}
+.ort.ort.ort caption{caption-side:top;text-align:left;font-weight:600;color:inherit;padding:0 0 2px}
 </style>"""
 
 

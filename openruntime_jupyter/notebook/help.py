@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from openruntime_jupyter.notebook.display import View, block, table, tag, text_table
 
+TITLE = "OpenRuntime: MLX work in worker processes, one queue for all notebooks"
 CELL = "%%openruntime [--in a,b] [--out c,d] [options]"
 ROWS: tuple[tuple[str, str], ...] = (
     ("%openruntime status", "where the runtime is, its devices, and what is wrong"),
-    ("%openruntime tasks [limit=20] [state=running,failed] [operation=…]", "the newest tasks, of every notebook"),
+    ("%openruntime tasks [state=failed] [limit=20]", "the newest tasks, of every notebook"),
     ("%openruntime operations", "the kinds of work there are, with their parameters"),
     ("%openruntime OPERATION name=value …", "do one of them; values are Python literals, the result is a dict"),
     ("%openruntime wait TASK", "watch a task that runs elsewhere or in the background; Ctrl-C leaves it alone"),
@@ -36,8 +37,8 @@ class Help(View):
 
     def html(self) -> str:
         """See `View.html`."""
-        commands = table("OpenRuntime: MLX work in worker processes, one queue for all notebooks", ("write", "to"), _coded(ROWS), wide=(1,))
-        options = table("Options", ("write", "to"), _coded(OPTIONS), wide=(1,))
+        commands = table(TITLE, ("write", "to"), _coded(ROWS), wide=(1,))
+        options = table("Options", ("option", "to"), _coded(OPTIONS), wide=(1,))
         return block("OpenRuntime help", commands, options, tag("div", TASK, class_="m"), kind="ort-c")
 
     def text(self) -> str:

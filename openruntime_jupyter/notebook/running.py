@@ -25,7 +25,7 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     client = session.client.with_options(**{"name": session.cell_name(), **arguments.options})
     # The magic's own line stays a line, so that tracebacks count as the cell does; but a cell magic must be the first.
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
-    filename = f"In [{session.shell.execution_count}]"
+    filename = f"In [{session.cell_number()}]"
     handle, task = _run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename))
     if task is None:
         return handle

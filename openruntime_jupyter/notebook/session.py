@@ -79,4 +79,9 @@ class Session:
     def cell_name(self) -> str:
         """What to call a task of the cell that runs now: `"quickstart [7]"`."""
         notebook = os.environ.get("JPY_SESSION_NAME")
-        return f"{Path(notebook).stem if notebook else 'cell'} [{self.shell.execution_count}]"
+        return f"{Path(notebook).stem if notebook else 'cell'} [{self.cell_number()}]"
+
+    def cell_number(self) -> int:
+        """The number beside the cell that runs now: whether `execution_count` is that already depends on IPython's version."""
+        history = self.shell.history_manager
+        return int(self.shell.execution_count) if history is None else len(history.input_hist_parsed) - 1

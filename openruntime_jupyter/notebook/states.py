@@ -45,14 +45,17 @@ def fraction(task: Task) -> float | None:
     return min(1.0, max(0.0, progress.n / progress.total))
 
 
-def details(task: Task, devices: Mapping[str, str]) -> list[str]:
-    """What else there is to say of it, most urgent first; `devices` gives names for ids."""
+def details(task: Task, devices: Mapping[str, str], live: bool = True) -> list[str]:
+    """What else there is to say of it, most urgent first; `devices` gives names for ids.
+
+    `live` False leaves out how long it has run so far, which is wrong as soon as it stands still.
+    """
     said: list[str | None] = []
     if task.status is TaskState.PENDING:
         said += _waiting(task)
     if not task.status.terminal and task.progress is not None:
         said += _progress(task.progress)
-    if task.status is TaskState.RUNNING and task.execution_time is not None:
+    if live and task.status is TaskState.RUNNING and task.execution_time is not None:
         said.append(duration(task.execution_time))
     if task.attempt > 1:
         said.append(f"attempt {task.attempt}")

@@ -21,6 +21,11 @@ def state_mark(task: Task, words: str | None = None) -> Html:
     return Html(f"{tag('span', sign, class_=colour, aria_hidden='true')} {tag('span', words or phrase(task))}")
 
 
+def state_text(task: Task) -> str:
+    """The same as plain text."""
+    return f"{WORDS[task.status][0]} {phrase(task)}"
+
+
 class TaskLine(View):
     """One task on one line, with a bar: what a running cell shows and what stays of it."""
 
@@ -63,8 +68,7 @@ class TaskLine(View):
 
     def text(self) -> str:
         """See `View.text`."""
-        sign = WORDS[self.task.status][0]
-        return " · ".join([f"{sign} {phrase(self.task)}", title(self.task), *self._parts, self.task.task_id])
+        return " · ".join([state_text(self.task), title(self.task), *self._parts, self.task.task_id])
 
 
 class TaskCard(View):
@@ -76,7 +80,10 @@ class TaskCard(View):
 
     @property
     def _next(self) -> list[str]:
-        verbs = ("output", "result") if self.task.status.terminal else ("wait", "output", "cancel")
+        if self.task.status is TaskState.COMPLETED:
+            verbs = ["result", "output"]
+        else:
+            verbs = ["output"] if self.task.status.terminal else ["wait", "output", "cancel"]
         return [f"%openruntime {verb} {self.task.task_id}" for verb in verbs]
 
     def html(self) -> str:
@@ -91,14 +98,15 @@ class TaskCard(View):
             tag("code", task.task_id, class_="m r"),
             class_="ort-h",
         )
-        rest = [part for part in (joined(details(task, self._devices)), task.error) if part]
+        rest = [part for part in (joined(details(task, self._devices, live=False)), task.error) if part]
         lines = [tag("div", part, class_="m") for part in rest]
         advice = tag("div", joined([tag("code", command) for command in self._next]), class_="m")
         return block(f"OpenRuntime task {title(task)}: {phrase(task)}", head, *lines, advice, kind="ort-c")
 
     def text(self) -> str:
         """See `View.text`."""
-        lines = [TaskLine(self.task, self._devices).text(), self.task.error or "", " · ".join(self._next)]
+        known = [state_text(self.task), title(self.task), *details(self.task, self._devices, live=False), self.task.task_id]
+        lines = [" · ".join(known), self.task.error or "", " · ".join(self._next)]
         return "\n".join(line for line in lines if line)
 
 
@@ -157,18 +165,25 @@ class ResultCard(View, dict[str, Any]):
         super().__init__(output)
         self.task = task
 
-    def _rows(self) -> list[tuple[str, Any]]:
-        return [(name.replace("_", " "), value) for name, value in self.items()]
+    @property
+    def _plain(self) -> list[tuple[str, str]]:
+        return [(_spaced(name), _value(value)) for name, value in self.items() if not _is_table(value)]
+
+    @property
+    def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        return [(_spaced(name), *_rows_of(value)) for name, value in self.items() if _is_table(value)]
 
     def html(self) -> str:
         """See `View.html`."""
-        rows = [(name, _value(value)) for name, value in self._rows()]
-        figures = joined([f"{duration(self.task.execution_time)}", memory(self.task)])
-        return block(f"Result of {title(self.task)}", pairs(title(self.task), rows), tag("div", figures, class_="m"), kind="ort-c")
+        figures = joined([duration(self.task.execution_time), memory(self.task)])
+        head = tag("div", tag("strong", title(self.task)), " ", tag("span", figures, class_="m"), class_="ort-h")
+        tables = [table(name, columns, rows, numeric=range(1, len(columns))) for name, columns, rows in self._tables]
+        return block(f"Result of {title(self.task)}", head, pairs("", self._plain), *tables, kind="ort-c")
 
     def text(self) -> str:
         """See `View.text`."""
-        return f"{title(self.task)}: {phrase(self.task)}\n{text_pairs([(name, _short(value)) for name, value in self._rows()])}"
+        tables = [f"{name}\n{text_table(columns, rows)}" for name, columns, rows in self._tables]
+        return "\n".join([f"{title(self.task)}: {phrase(self.task)}", text_pairs(self._plain), *tables])
 
 
 class OperationTable(View, list[OperationInfo]):
@@ -261,17 +276,13 @@ class FailureCard(View):
     def _failure(self) -> Failure | None:
         return self.task.failure
 
-    def _figures(self) -> list[tuple[str, Any]]:
+    def _figures(self) -> list[str]:
         failure = self._failure
         if failure is None:
             return []
-        found = [
-            ("signal", failure.signal),
-            ("exit code", failure.exit_code),
-            ("peak memory", gigabytes(failure.peak_memory) if failure.peak_memory else None),
-            ("stopped by", self.task.cancel_stage),
-        ]
-        return [(name, value) for name, value in found if value is not None]
+        peak = gigabytes(failure.peak_memory) if failure.peak_memory else None
+        found = (("signal", failure.signal), ("exit code", failure.exit_code), ("peak memory", peak))
+        return [f"{name} {value}" for name, value in found if value is not None and f"{name} {value}" not in self._headline]
 
     def _texts(self) -> list[tuple[str, str]]:
         failure = self._failure
@@ -281,13 +292,13 @@ class FailureCard(View):
     def html(self) -> str:
         """See `View.html`."""
         head = tag("div", tag("strong", self._headline), " ", tag("code", self.task.task_id, class_="m r"), class_="ort-h")
-        figures = tag("div", joined([f"{name} {value}" for name, value in self._figures()]), class_="m")
+        figures = tag("div", joined(self._figures()), class_="m")
         texts = [tag("pre", text, tabindex="0", aria_label=name) for name, text in self._texts()]
         return block(f"Task {phrase(self.task)}", head, figures, *texts, kind="ort-c bad", role="alert")
 
     def text(self) -> str:
         """See `View.text`."""
-        lines = [self._headline, " · ".join(f"{name} {value}" for name, value in self._figures())]
+        lines = [self._headline, " · ".join(self._figures())]
         lines += [text for _, text in self._texts()]
         return "\n".join(line for line in lines if line)
 
@@ -297,15 +308,32 @@ def failed(task: Task) -> bool:
     return task.status.terminal and task.status is not TaskState.COMPLETED
 
 
-def _value(value: Any) -> Html:
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a dict of records."""
+    return isinstance(value, dict) and len(value) > 1 and all(isinstance(entry, dict) for entry in value.values())
+
+
+def _rows_of(records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of a dict of records; what is nested deeper is left to who takes the value."""
+    names = list(dict.fromkeys(name for entry in records.values() for name, value in entry.items() if not isinstance(value, dict)))
+    rows = [[key, *(_short(entry.get(name)) for name in names)] for key, entry in records.items()]
+    return ["", *map(_spaced, names)], rows
+
+
+def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return joined([f"{name.replace('_', ' ')} {_short(inner)}" for name, inner in value.items()]) or Html("—")
-    return Html.of(_short(value))
+        return " · ".join(f"{_spaced(name)} {_short(inner)}" for name, inner in value.items()) or "—"
+    return _short(value)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(entry, (int, float)) for entry in value):
-        text = ", ".join(number(entry) for entry in value[:20]) + (f", … ({len(value):,} in all)" if len(value) > 20 else "")
+        shown = ", ".join(number(entry) for entry in value[:20])
+        text = f"[{shown}, … {len(value):,} in all]" if len(value) > 20 else f"[{shown}]"
     else:
         text = "—" if value is None else number(value)
     return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]} … ({len(text):,} characters)"

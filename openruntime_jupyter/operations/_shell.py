@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import warnings
 from typing import Any
 
@@ -76,6 +77,8 @@ class TaskShell(InteractiveShell):
     def run_task(self, code: str, filename: str, space: dict[str, Any], context: TaskContext) -> tuple[Any, dict[str, Any]]:
         """Run a cell with `space` as variables; returns its last line's value and the variables. Raises what the cell raised."""
         self.last_value = None
+        # Not sooner: a traceback of the task before took its lines from there.
+        linecache.cache.pop(TaskCompiler.filename, None)
         TaskCompiler.filename = filename
         self.user_ns.clear()
         self.user_ns.update(self._plain, __name__="__main__", **space)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, JsonValue, field_validator
@@ -79,7 +78,6 @@ def run(params: Params, context: TaskContext) -> Result:
         payload = _pickled(outputs) if outputs else None
         return Result({"outputs": described, "value": None if value is None else summary(value)["repr"]}, payload)
     finally:
-        linecache.cache.pop(params.filename, None)
         shell().clean()
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from playwright.async_api import ConsoleMessage, Page, async_playwright
+from playwright.async_api import ConsoleMessage, Page, TimeoutError, async_playwright
 
 from tests.support import Server
 
@@ -19,6 +19,7 @@ FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-componen
 IDLE = "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null"
 DONE = """() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null
     && ![...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(prompt => prompt.textContent.includes('*'))"""
+STARTED = r"() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(prompt => /[*\d]/.test(prompt.textContent))"
 ERRORS = """() => ['stderr', 'error'].flatMap(kind =>
     [...document.querySelectorAll(`.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.${kind}"]`)]
 ).map(node => node.innerText.trim())"""
@@ -67,9 +68,20 @@ class Notebook:
         await self.page.wait_for_timeout(500)
         await self.page.wait_for_function(DONE, timeout=SECONDS * 1000)
 
+    async def start_all(self) -> None:
+        """Run every cell; returns once the first one runs or has run."""
+        for _ in range(3):
+            await self.menu("Run", "Run All Cells")
+            try:
+                await self.page.wait_for_function(STARTED, timeout=10_000)
+                return
+            except TimeoutError:  # Lab loses one that comes while the connection to the kernel is made, and empties the prompts
+                continue
+        raise AssertionError("Lab did not run the cells")
+
     async def run_all(self) -> None:
         """Run every cell, to the end."""
-        await self.menu("Run", "Run All Cells")
+        await self.start_all()
         await self.done()
 
     async def text(self, cell: int) -> str:

@@ -368,3 +368,10 @@ def test_looking_at_a_task_again_and_again_does_not_move_its_parameters(client: 
     assert client.backend.get(handle.id).parameters is not None
     assert client.task(handle.id).task.parameters is None
     assert client.backend.wait(handle.id, 1).parameters is None
+
+
+def test_a_call_is_named_after_its_function_unless_it_has_a_name(client: Client) -> None:
+    handle = client.submit_call(sleeper(0))
+    assert handle.task.name == "sleep"
+    assert client.with_options(name="mine").submit_call(sleeper(0)).task.name == "mine"
+    assert client.submit_call(lambda: 1).task.name is None

@@ -104,6 +104,8 @@ def test_an_error_is_one_card_and_one_line_and_stops_the_notebook(kernel: Kernel
     assert "ZeroDivisionError: division by zero" in card
     assert "line 5" in card, "counted as the cell is"
     assert "line 3, in divide" in card
+    assert "    return n / 0" in card, "with the source"
+    assert f'"In [{cell.error["execution_count"]}]"' in card
     assert "openruntime_jupyter" not in card, "none of our own frames"
     assert cell.line.startswith("✕ failed after ")
 
@@ -289,8 +291,8 @@ def test_braces_and_dollars_are_left_alone(kernel: Kernel) -> None:
 
 
 def test_a_task_is_called_after_its_cell(kernel: Kernel) -> None:
-    kernel.run("%%openruntime --as unnamed\n1")
-    assert kernel.value("unnamed.task.name").startswith("'cell [")
+    cell = kernel.run("%%openruntime --as unnamed\n1")
+    assert kernel.value("unnamed.task.name") == f"'cell [{cell.error['execution_count']}]'"
     assert kernel.value("unnamed.task.origin") == "'notebook'"
 
 
