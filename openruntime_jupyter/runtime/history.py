@@ -1,0 +1,339 @@
+"""The history: what happened to every task of this user, on disk, shared by all runtimes of this machine.
+
+One thread writes and one reads; everything here runs on the runtime's loop and blocks it never. The file, its damage and its
+permissions are in `history_file.py`, the threads in `history_writer.py`, rows and guards in `history_records.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from openruntime_jupyter.errors import Stopping, StorageUnavailable
+from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
+from openruntime_jupyter.runtime import history_queries as queries
+from openruntime_jupyter.runtime import history_sweep as sweeping
+from openruntime_jupyter.runtime import locks
+from openruntime_jupyter.runtime.history_behind import Describe, WriteBehind, now_micros
+from openruntime_jupyter.runtime.history_file import HistoryFile
+from openruntime_jupyter.runtime.history_records import record_of, take_over, write_or_tell
+from openruntime_jupyter.runtime.history_schema import SchemaTooNew
+from openruntime_jupyter.runtime.history_writer import Job, Outcome, Reader, Writer
+from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+READ_AFTER_SECONDS = 2.0
+"""How long a list waits for what is being written: a slow disk makes it late, not dead."""
+MOST_LISTED = 10_000
+VOLATILE_TASKS = 10_000
+"""Ended tasks kept in memory where there is no file to keep them in."""
+
+Answer = TypeVar("Answer")
+
+
+class History:
+    """The tasks of this user, those of other runtimes included.
+
+    `open()` once, then everything on one loop, then `close()`; what comes later raises `Stopping`. While the disk fails,
+    `problem` says why and what to do; it clears by itself. Where the file is of a newer release it stays, nothing is on disk, and
+    the history lives in memory.
+    """
+
+    def __init__(self, settings: Settings, runtime_id: str) -> None:
+        self._settings = settings
+        self._me = runtime_id
+        self._payload_folder = settings.payloads
+        self._runtimes = settings.data_dir / "runtimes"
+        told = {
+            "runtime": runtime_id,
+            "pid": os.getpid(),
+            "label": settings.label,
+            "embedded": settings.embedded,
+            "started": iso(time.time()),
+        }
+        self._lock = locks.RuntimeLock(self._runtimes, runtime_id, told)
+        self._file = HistoryFile(settings.data_dir, settings.history_durability)
+        # Before anything of ours is on disk we must be known to live, or somebody would take it over.
+        self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
+        self._reader = Reader(self._file, partial(self._deliver, _settle))
+        self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
+        self._outbox: list[Job] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._problem: str | None = None
+        self._refusal: str | None = None
+        self._closed = False
+
+    @property
+    def problem(self) -> str | None:
+        """Why writing fails now, with what to do; None when it works."""
+        return self._refusal or self._problem
+
+    @property
+    def notice(self) -> str | None:
+        """What happened to the file since it was opened, such as damage; None if nothing did."""
+        return self._file.notice
+
+    def open(self) -> list[Task]:
+        """Open the file and take over what dead runtimes left; the tasks that are ours now and wait to be queued, oldest first.
+
+        Blocks, and is called once, before anything else. Raises `StorageUnavailable` where the file can't be written; the history
+        is usable nevertheless: `problem` is set, asynchronous commits are refused, and writing begins when it can.
+        """
+        self._writer.start()
+        self._reader.start()
+        try:
+            private_folder(self._payload_folder)
+            ours: list[Task] = self._writer.call(self._take_over)
+            locks.bury_the_dead(self._runtimes)
+        except OSError as error:
+            self._fail(
+                StorageUnavailable(f"The data folder {self._settings.data_dir} can't be used ({error}): make it writable for this user.")
+            )
+            raise StorageUnavailable(str(self._problem)) from error
+        self._behind.known.update(task.task_id for task in ours)
+        return ours
+
+    def _take_over(self, connection: sqlite3.Connection) -> list[Task]:
+        return take_over(connection, self._me, self._settings.embedded, partial(locks.lives, self._runtimes), time.time())
+
+    async def commit(self, task: Task) -> None:
+        """Write the task, and return when it is on disk, with the output and payload that were put before.
+
+        Raises `StorageUnavailable` where the disk does not take it, and `TaskConflict` where the row is not ours to change: another
+        runtime has taken the task over, it was purged, or it is at another end already.
+        """
+        self._check_open()
+        if self._refusal is not None:
+            raise StorageUnavailable(self._refusal, retry_after=3600.0)
+        record = record_of(task, self._me, self._settings.embedded)
+        known = task.task_id in self._behind.known
+        before = self._behind.belongings(task.task_id)
+        await self._write(lambda connection: write_or_tell(connection, record, known), before)
+        self._behind.remember([record])
+
+    def write_behind(self, task_id: str, describe: Describe) -> None:
+        """Write the task within 50 ms, as `describe()` tells it then; never raises, and never gives up while the disk fails."""
+        if not self._closed:
+            self._behind.add(self._behind.records, task_id, describe)
+
+    def put_output(self, task_id: str, output: TaskOutput) -> None:
+        """Write what the task showed, soon, and no later than its end if that is committed."""
+        if not self._closed:
+            self._behind.add(self._behind.outputs, task_id, output)
+
+    def put_payload(self, task_id: str, encoding: str, data: bytes | Path) -> None:
+        """Write the task's opaque result, soon, and no later than its end if that is committed.
+
+        A Path is a file in the folder `payloads` of the data folder, which the history owns from now on; ValueError elsewhere.
+        """
+        if isinstance(data, Path) and data.parent != self._payload_folder:
+            raise ValueError(f"{data} does not lie in {self._payload_folder}")
+        if not self._closed:
+            self._behind.add(self._behind.payloads, task_id, (encoding, data))
+
+    async def get(self, task_id: str) -> Task | None:
+        """The task with its parameters, as it is now; None if there is none. Raises `StorageUnavailable` where it can't be read."""
+        self._check_open()
+        describe = self._behind.records.find(task_id)
+        if describe is not None:
+            return describe()
+        return await self._read(lambda connection: queries.one(connection, task_id, self._me))
+
+    async def get_output(self, task_id: str) -> TaskOutput | None:
+        """What the task showed; None if nothing was recorded."""
+        self._check_open()
+        return self._behind.outputs.find(task_id) or await self._read(lambda connection: queries.output(connection, task_id))
+
+    async def get_payload(self, task_id: str) -> tuple[bytes | Path, str] | None:
+        """The task's payload, as bytes or as the file that has it, and its encoding; None if there is none."""
+        self._check_open()
+        waiting = self._behind.payloads.find(task_id)
+        if waiting is not None:
+            encoding, data = waiting
+            return data, encoding
+        return await self._read(lambda connection: queries.payload(connection, task_id, self._payload_folder))
+
+    async def page(
+        self,
+        limit: int,
+        before: str | None = None,
+        offset: int = 0,
+        states: list[TaskState] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> tuple[list[Task], int, str | None]:
+        """Up to `limit` tasks without parameters, newest first; how many match in all; and the next page's `before`, None on the last.
+
+        `before` costs the same on every page, also after its task was deleted; an id that is not known raises `InvalidRequest`.
+        """
+        self._check_open()
+        if self._problem is None:
+            await self._behind.flush(READ_AFTER_SECONDS)
+        wanted = queries.Filter(None if states is None else tuple(dict.fromkeys(str(state) for state in states)), operation, owner)
+        most = min(max(limit, 0), MOST_LISTED)
+        return await self._read(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
+
+    async def delete(self, task_id: str) -> None:
+        """Erase a task, its output and payload; nothing if it is not there. Raises `TaskConflict` if it is not at its end."""
+        self._check_open()
+        await self._behind.flush(READ_AFTER_SECONDS)
+        files = await self._write(lambda connection: queries.delete(connection, task_id))
+        self._behind.drop(task_id)
+        await self._remove(files)
+
+    async def remember_key(self, owner: str | None, key: str, task_id: str, fingerprint: str) -> tuple[str, str] | None:
+        """Store an idempotency key for a day, or give the (task id, fingerprint) that it stands for already."""
+        self._check_open()
+        return await self._write(
+            lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
+        )
+
+    def runtime_facts(self, runtime_id: str) -> dict[str, Any] | None:
+        """What a living runtime says of itself ({runtime, pid, label, embedded, started}); None if it does not live."""
+        return locks.facts(self._runtimes, runtime_id)
+
+    async def sweep(self) -> int:
+        """Delete ended tasks beyond the settings' age, number and payload bytes, and files that no task references; how many tasks."""
+        self._check_open()
+        settings, now = self._settings, now_micros()
+        most = settings.retention_tasks
+        if self._file.volatile:
+            most = min(most or VOLATILE_TASKS, VOLATILE_TASKS)
+        since = now - round(settings.retention_days * sweeping.DAY) if settings.retention_days else 0
+        limits = sweeping.Limits(since, most, settings.retention_payload_bytes)
+        deleted = 0
+        while True:
+            number, files = await self._write(lambda connection: sweeping.step(connection, limits))
+            await self._remove(files)
+            deleted += number
+            if not number:
+                break
+        await self._write(lambda connection: sweeping.forget(connection, now))
+        for table in ("outputs", "payloads"):
+            await self._sweep_orphans(table, now)
+        await self._remove(await self._read(lambda connection: sweeping.strays(connection, self._payload_folder, now)))
+        while await self._write(sweeping.give_back):
+            pass
+        return deleted
+
+    async def _sweep_orphans(self, table: str, now: int) -> None:
+        after: str | None = ""
+        while after is not None:
+            lone, after = await self._read(partial(sweeping.orphans, table=table, after=after))
+            if lone:
+                await self._write(partial(sweeping.remove_orphans, table=table, ids=lone, now=now))
+
+    async def _remove(self, files: list[str]) -> None:
+        if files:
+            # In the reader's thread: a large file takes a while to go.
+            await self._read(lambda connection: sweeping.remove_files(self._payload_folder, files))
+
+    async def close(self, deadline: float = 5.0) -> None:
+        """Write what waits, stop the threads and say that this runtime is at its end, within `deadline` seconds; never raises.
+
+        Order: nothing new is taken; what waits is written; the threads end; only then does the lock file go, since without it
+        another runtime may take over what is still pending.
+        """
+        if self._closed:
+            return
+        until = time.monotonic() + deadline
+        self._behind.stop()
+        await self._behind.flush(deadline)
+        self._closed = True
+        self._behind.stop()
+        if self._behind.waiting:
+            log.warning("The history is closed with %d things unwritten: %s", self._behind.waiting, self.problem)
+        self._writer.close()
+        self._reader.close()
+        while (self._writer.alive or self._reader.alive) and time.monotonic() < until:  # noqa: ASYNC110 - threads know no asyncio
+            await asyncio.sleep(0.002)
+        if self._writer.alive:
+            log.warning("The history's writer is still busy: its lock stays until this process ends")
+            return
+        self._lock.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Stopping("The history is closed: its runtime has been stopped.")
+
+    async def _write(self, work: Callable[[sqlite3.Connection], Answer], before: list[Job] | None = None) -> Answer:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._submit([*(before or ()), Job(work, partial(_resolve, future))])
+        return await future
+
+    async def _read(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        if self._file.volatile:
+            return await self._write(work)
+        self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._reader.put([Job(work, partial(_resolve, future))])
+        return await future
+
+    def _submit(self, jobs: list[Job]) -> None:
+        """Write these at the end of this turn of the loop, with all others of the turn."""
+        self._loop = asyncio.get_running_loop()
+        if not self._outbox:
+            self._loop.call_soon(self._post)
+        self._outbox.extend(jobs)
+
+    def _post(self) -> None:
+        jobs, self._outbox = self._outbox, []
+        try:
+            self._writer.put(jobs)
+        except Stopping as error:
+            _settle([(job, None, error) for job in jobs])
+
+    def _deliver(self, settle: Callable[[list[Outcome]], None], outcomes: list[Outcome]) -> None:
+        """Called in the threads: bring a whole group home at once."""
+        if self._loop is None:
+            settle(outcomes)
+            return
+        try:
+            self._loop.call_soon_threadsafe(settle, outcomes)
+        except RuntimeError:
+            # The loop was closed before we were: nobody waits for these.
+            log.debug("%d outcomes of the history came after the loop's end", len(outcomes))
+
+    def _settle_written(self, outcomes: list[Outcome]) -> None:
+        failed = next((error for _, _, error in outcomes if isinstance(error, StorageUnavailable)), None)
+        if failed is not None:
+            self._fail(failed)
+        _settle(outcomes)
+        if failed is None and self._problem is not None and not self._behind.refused:
+            self._problem = None
+            log.info("The history is written again")
+        if self._problem is not None and self._loop is not None and not self._closed:
+            self._behind.schedule()
+
+    def _fail(self, error: StorageUnavailable) -> None:
+        if self.problem is None:
+            log.warning("%s", error)
+        if isinstance(error, SchemaTooNew):
+            # From now on everything goes to memory, which works.
+            self._refusal = str(error)
+        else:
+            self._problem = str(error)
+
+
+def _settle(outcomes: list[Outcome]) -> None:
+    for job, result, error in outcomes:
+        job.done(result, error)
+
+
+def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    # Who waited may be cancelled by now.
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

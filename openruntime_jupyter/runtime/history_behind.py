@@ -1,0 +1,270 @@
+"""What is written behind: the newest of each task's record, output and payload, kept until it is on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.models import Task, TaskOutput
+from openruntime_jupyter.runtime.history_records import Record, record_of, text_of, write
+from openruntime_jupyter.runtime.history_writer import Job
+from openruntime_jupyter.runtime.private import close_to_others
+
+log = logging.getLogger(__name__)
+
+DELAY_SECONDS = 0.05
+RETRY_SECONDS = 1.0
+MOST_RECORDS = 500
+"""Tasks described in one turn of the loop: a few milliseconds."""
+MOST_FLIGHTS = 4
+"""Groups on their way to the disk at once. While it is slow the rest waits here, where newer versions replace older ones."""
+
+Describe = Callable[[], Task]
+Payload = tuple[str, "bytes | Path"]
+Item = TypeVar("Item")
+
+
+class Pile(Generic[Item]):
+    """The things of one kind that are not on disk yet, by task."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, Item] = {}
+        self.flying: list[dict[str, Item]] = []
+        self.refused: set[str] = set()
+        """Those that the disk did not take the last time."""
+
+    def find(self, task_id: str) -> Item | None:
+        """The newest version that is not on disk yet."""
+        for place in (self.waiting, *reversed(self.flying)):
+            if task_id in place:
+                return place[task_id]
+        return None
+
+    def take(self, most: int | None = None) -> dict[str, Item]:
+        """Take the first of what waits."""
+        taken = dict(islice(self.waiting.items(), most))
+        for task_id in taken:
+            del self.waiting[task_id]
+        return taken
+
+    def landed(self, flight: dict[str, Item], *, kept: bool) -> None:
+        """A flight's end; what the disk refused waits again, unless something newer does."""
+        self.flying = [other for other in self.flying if other is not flight]
+        if kept:
+            self.refused.difference_update(flight)
+        else:
+            self.refused.update(flight)
+            self.waiting = {**flight, **self.waiting}
+
+    def drop(self, task_id: str) -> None:
+        """Forget what is there of a task."""
+        for place in (self.waiting, *self.flying):
+            place.pop(task_id, None)
+        self.refused.discard(task_id)
+
+
+class WriteBehind:
+    """Gathers on the loop and hands jobs to `submit`; what fails is kept and tried again each second.
+
+    `known` has the tasks that are on disk and not at their end; `failing()` says whether writing fails now.
+    """
+
+    def __init__(self, runtime: str, embedded: bool, submit: Callable[[list[Job]], None], failing: Callable[[], bool]) -> None:
+        self.records: Pile[Describe] = Pile()
+        self.outputs: Pile[TaskOutput] = Pile()
+        self.payloads: Pile[Payload] = Pile()
+        self.known: set[str] = set()
+        self._runtime = runtime
+        self._embedded = embedded
+        self._submit = submit
+        self._failing = failing
+        self._flights: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def piles(self) -> tuple[Pile[Any], ...]:
+        """In the order in which they are written: a task's end comes no earlier than what belongs to it."""
+        return self.payloads, self.outputs, self.records
+
+    @property
+    def waiting(self) -> int:
+        """How many things wait to be handed over."""
+        return sum(len(pile.waiting) for pile in self.piles)
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is something that the disk did not take."""
+        return any(pile.refused for pile in self.piles)
+
+    def add(self, pile: Pile[Item], task_id: str, item: Item) -> None:
+        """Write `item` soon, in place of what waits of that task."""
+        pile.waiting[task_id] = item
+        self.schedule()
+
+    def schedule(self) -> None:
+        """See to it that what waits is written: soon or, while writing fails, within a second."""
+        if self._timer is None:
+            many = len(self.records.waiting) >= MOST_RECORDS
+            delay = RETRY_SECONDS if self._failing() else 0.0 if many else DELAY_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
+
+    def stop(self) -> None:
+        """Do nothing more by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def drop(self, task_id: str) -> None:
+        """Forget a task that was deleted."""
+        for pile in self.piles:
+            pile.drop(task_id)
+        self.known.discard(task_id)
+
+    def remember(self, records: Iterable[Record]) -> None:
+        """Keep in mind which tasks have a row that may still change."""
+        for record in records:
+            if record.finished is not None:
+                self.known.discard(record.id)
+            else:
+                self.known.add(record.id)
+
+    def belongings(self, task_id: str) -> list[Job]:
+        """The jobs for a task's output and payload, which must be on disk no later than its end."""
+        jobs = []
+        if task_id in self.payloads.waiting:
+            jobs.append(self._fly(self.payloads, {task_id: self.payloads.waiting.pop(task_id)}, _write_payloads))
+        if task_id in self.outputs.waiting:
+            jobs.append(self._fly(self.outputs, {task_id: self.outputs.waiting.pop(task_id)}, _write_outputs))
+        return jobs
+
+    async def flush(self, seconds: float) -> None:
+        """Hand over all that waits now, and wait up to `seconds` until the disk has taken or refused it."""
+        rounds = 1 + len(self.records.waiting) // MOST_RECORDS
+        for _ in range(rounds):
+            self._hand_over()
+            await asyncio.sleep(0)
+        if self._flights:
+            await asyncio.wait(tuple(self._flights), timeout=seconds)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._failing():
+            self._touch_files()
+            if not self.waiting:
+                self._submit([Job(probe, lambda result, error: None)])
+        if len(self._flights) >= MOST_FLIGHTS:
+            # The first of them that lands goes on.
+            return
+        self._hand_over()
+        if self._failing() or self.waiting:
+            self.schedule()
+
+    def _hand_over(self) -> None:
+        jobs = [self._fly(self.payloads, {task_id: item}, _write_payloads) for task_id, item in self.payloads.take().items()]
+        if outputs := self.outputs.take():
+            jobs.append(self._fly(self.outputs, outputs, _write_outputs))
+        described: dict[str, tuple[Describe, Task, bool]] = {}
+        for task_id, describe in self.records.take(MOST_RECORDS).items():
+            try:
+                described[task_id] = describe, describe(), task_id in self.known
+            except Exception:
+                log.exception("The record of %s can't be written: describing it failed", task_id)
+        if described:
+            tasks = [(task, known) for _, task, known in described.values()]
+            flight = {task_id: describe for task_id, (describe, _, _) in described.items()}
+            jobs.append(self._fly(self.records, flight, lambda connection, _: self._write_records(connection, tasks)))
+        if jobs:
+            self._submit(jobs)
+
+    def _write_records(self, connection: sqlite3.Connection, tasks: list[tuple[Task, bool]]) -> list[Record]:
+        written = []
+        for task, known in tasks:
+            with _telling(task.task_id):
+                record = record_of(task, self._runtime, self._embedded)
+                if write(connection, record, known):
+                    written.append(record)
+        return written
+
+    def _fly(self, pile: Pile[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]) -> Job:
+        """A job for `items`, which wait again if it fails."""
+        future = asyncio.get_running_loop().create_future()
+        self._flights.add(future)
+        # The thread has a copy of its own: `drop` changes this one.
+        flight = dict(items)
+        pile.flying.append(flight)
+
+        def done(result: Any, error: BaseException | None) -> None:
+            self._flights.discard(future)
+            if error is not None and not isinstance(error, StorageUnavailable):
+                log.error("What was written behind is lost", exc_info=error)
+            pile.landed(flight, kept=not isinstance(error, StorageUnavailable))
+            if error is None and isinstance(result, list):
+                self.remember(result)
+            if self.waiting or self._failing():
+                self.schedule()
+            if not future.done():
+                future.set_result(None)
+
+        return Job(lambda connection: work(connection, items), done)
+
+    def _touch_files(self) -> None:
+        # Another runtime's sweep must not take a payload for an orphan because the disk was full for an hour.
+        for _, data in self.payloads.waiting.values():
+            if isinstance(data, Path):
+                with contextlib.suppress(OSError):
+                    os.utime(data)
+
+
+def now_micros() -> int:
+    """Now, as the history keeps it."""
+    return time.time_ns() // 1000
+
+
+def probe(connection: sqlite3.Connection) -> None:
+    """Learn whether there is room, and leave nothing behind."""
+    connection.execute("INSERT INTO probe VALUES (zeroblob(65536))")
+    connection.execute("DELETE FROM probe")
+
+
+@contextlib.contextmanager
+def _telling(task_id: str) -> Iterator[None]:
+    """One record that can't be encoded must not keep the others waiting for ever."""
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+        if not isinstance(error, (sqlite3.DataError, sqlite3.ProgrammingError)):
+            raise
+        log.exception("The record of %s can't be written", task_id)
+    except Exception:
+        log.exception("The record of %s can't be written", task_id)
+
+
+def _write_outputs(connection: sqlite3.Connection, outputs: dict[str, TaskOutput]) -> None:
+    for task_id, output in outputs.items():
+        with _telling(task_id):
+            connection.execute(
+                "INSERT OR REPLACE INTO outputs (task_id, stored, document) VALUES (?, ?, ?)", (task_id, now_micros(), text_of(output))
+            )
+
+
+def _write_payloads(connection: sqlite3.Connection, payloads: dict[str, Payload]) -> None:
+    for task_id, (encoding, data) in payloads.items():
+        with _telling(task_id):
+            if isinstance(data, Path):
+                close_to_others(data)
+                size, name, content = data.stat().st_size, data.name, None
+            else:
+                size, name, content = len(data), None, data
+            connection.execute(
+                "INSERT OR REPLACE INTO payloads (task_id, stored, size, encoding, file, data) VALUES (?, ?, ?, ?, ?, ?)",
+                (task_id, now_micros(), size, encoding, name, content),
+            )

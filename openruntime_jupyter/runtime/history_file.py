@@ -1,0 +1,236 @@
+"""The history's file: opened, found damaged, set aside, replaced by somebody else, and what to tell people when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.runtime.history_schema import SchemaTooNew, migrate, refuse_newer, version
+from openruntime_jupyter.runtime.locks import LockFile, lock_patiently
+from openruntime_jupyter.runtime.private import private_file, private_folder
+
+log = logging.getLogger(__name__)
+
+NAME = "history.sqlite3"
+COMPANIONS = ("-wal", "-shm")
+BUSY_SECONDS = 5.0
+"""How long a write waits for another process's before it counts as locked."""
+WAL_BYTES = 64 * 1024 * 1024
+"""Size to which the write-ahead log is cut back after it was larger."""
+CACHE_KIB = 8 * 1024
+
+
+class HistoryFile:
+    """One SQLite file that several runtimes of a user write at once.
+
+    `notice` is what people should be told of what happened to it, None if nothing did. `volatile` is true when the file is of a
+    newer release: then connections are to a database in memory, which ends with its connection.
+    """
+
+    def __init__(self, folder: Path, durability: Literal["normal", "full"]) -> None:
+        self.path = folder / NAME
+        self.notice: str | None = None
+        self.volatile = False
+        self.page_bound = 0
+        """Pages that the file may have; 0 for SQLite's own bound. Tests fill the disk by it."""
+        self.busy_seconds = BUSY_SECONDS
+        self._durability = durability
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection that writes; makes the file, brings its schema up to date, and sets a damaged one aside.
+
+        Raises `SchemaTooNew` once, after which it connects to memory; otherwise `sqlite3.Error` and OSError as they come.
+        """
+        if self.volatile:
+            return self._prepared(sqlite3.connect(":memory:", isolation_level=None))
+        private_folder(self.path.parent)
+        with self._alone():
+            try:
+                return self._open()
+            except SchemaTooNew:
+                self.volatile = True
+                raise
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self._set_aside(error)
+                return self._open()
+
+    def connect_for_reading(self) -> sqlite3.Connection:
+        """A connection that can't write; the file must be there."""
+        with self._alone():
+            connection = self._raw()
+            connection.execute("PRAGMA query_only = ON")
+            # SQLite opens the companions at the first read: that must not happen while somebody sets them aside.
+            version(connection)
+        return connection
+
+    def heal(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:
+        """Set the file aside if it is damaged for good, and not only as `connection` saw it; `connect()` comes next."""
+        with self._alone():
+            mine = self.identity() == self.identity_of(connection)
+            connection.close()
+            if not mine:
+                self.tell_replaced()
+            elif not self._sound():
+                self._set_aside(error)
+
+    def tell_replaced(self) -> None:
+        """Another process removed or replaced the file that was open here."""
+        if self.notice is None:
+            self.notice = f"The history {self.path} was removed or replaced while it was in use: earlier tasks are not listed."
+            log.warning(self.notice)
+
+    def identity(self) -> tuple[int, int] | None:
+        """Which file lies at the path now."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def identity_of(self, connection: sqlite3.Connection) -> tuple[int, int] | None:
+        """Which file `connection` has open."""
+        return connection.identity if isinstance(connection, _Connection) else None
+
+    def in_place(self, connection: sqlite3.Connection) -> bool:
+        """Whether `connection` still writes to the file at the path, and not to one that was set aside or removed."""
+        return self.volatile or self.identity() == self.identity_of(connection)
+
+    def check(self, connection: sqlite3.Connection) -> None:
+        """Raise `SchemaTooNew` if a newer release has changed the schema since `connection` was made."""
+        try:
+            refuse_newer(connection, self.path)
+        except SchemaTooNew:
+            self.volatile = True
+            raise
+
+    def bound(self, connection: sqlite3.Connection) -> None:
+        """Apply `page_bound`."""
+        connection.execute(f"PRAGMA max_page_count = {self.page_bound or 2**32 - 2}")
+
+    def _open(self) -> sqlite3.Connection:
+        private_file(self.path)
+        return self._prepared(self._raw())
+
+    def _raw(self) -> _Connection:
+        while True:
+            before = self.identity()
+            # By URI, so that SQLite never makes the file itself, with the umask's permissions.
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=self.busy_seconds,
+                isolation_level=None,
+                factory=_Connection,
+            )
+            if before is not None and before == self.identity():
+                connection.identity = before
+                return connection
+            connection.close()
+
+    def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        try:
+            if not self.volatile:
+                # First of all: the next statement would already change a newer file.
+                refuse_newer(connection, self.path)
+                # Only an empty file takes it; it lets the sweep give room back to the disk.
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute(f"PRAGMA synchronous = {self._durability}")
+                if self._durability == "full":
+                    # macOS: fsync alone leaves the data in the drive's cache.
+                    connection.execute("PRAGMA fullfsync = ON")
+                    connection.execute("PRAGMA checkpoint_fullfsync = ON")
+                connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            connection.execute("PRAGMA temp_store = MEMORY")
+            migrate(connection)
+            connection.execute("SELECT count(*) FROM counters").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _sound(self) -> bool:
+        try:
+            connection = self._raw()
+        except sqlite3.Error:
+            return False
+        with contextlib.closing(connection):
+            try:
+                return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+            except sqlite3.Error as error:
+                return not is_damage(error)
+
+    def _set_aside(self, error: sqlite3.Error) -> None:
+        stamp = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+        aside = self.path.with_name(f"history-{stamp}.corrupt.sqlite3")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.path.with_name(f"history-{stamp}-{number}.corrupt.sqlite3")
+        for ending in (*COMPANIONS, ""):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{ending}").rename(f"{aside}{ending}")
+        self.notice = (
+            f"The history was damaged ({error}). It was set aside as {aside}, and a new one was begun: earlier tasks are not listed."
+        )
+        log.error(self.notice)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Opening and setting aside exclude each other, in all processes: no new file ever gets an old one's companions."""
+        lock = LockFile(self.path.with_suffix(".lock"))
+        try:
+            if not lock_patiently(lock, self.busy_seconds):
+                raise sqlite3.OperationalError("database is locked")
+            yield
+        finally:
+            lock.close()
+
+
+class _Connection(sqlite3.Connection):
+    """Knows which file it has open: SQLite goes on writing to a file that was renamed or removed."""
+
+    identity: tuple[int, int] | None = None
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says that the file's content is wrong."""
+    return isinstance(error, sqlite3.DatabaseError) and any(text in str(error) for text in ("malformed", "not a database"))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room: then what is smaller may still fit."""
+    return isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+
+
+def is_storage(error: BaseException) -> bool:
+    """Whether the trouble lies with the file or its disk, and not with what was to be written."""
+    if is_damage(error) or isinstance(error, (OSError, SchemaTooNew)):
+        return True
+    texts = ("full", "locked", "readonly", "disk I/O", "unable to open", "no such table")
+    return isinstance(error, sqlite3.OperationalError) and any(text in str(error) for text in texts)
+
+
+def unavailable(error: BaseException, path: Path) -> StorageUnavailable:
+    """`error` in words for people, with what to do."""
+    if isinstance(error, StorageUnavailable):
+        return error
+    text = str(error)
+    if "full" in text or "No space" in text:
+        advice = f"The disk that holds the history ({path}) is full: free some space"
+    elif "locked" in text:
+        advice = f"Another process keeps the history ({path}) locked: end it, or wait until it is done"
+    elif "readonly" in text or "unable to open" in text or isinstance(error, PermissionError):
+        advice = f"The history ({path}) can't be opened for writing ({text}): make the file and its folder writable for this user"
+    else:
+        advice = f"The history ({path}) can't be written ({text}): check the disk that holds it"
+    return StorageUnavailable(f"{advice}. Until then asynchronous tasks are refused, and the others go on.")

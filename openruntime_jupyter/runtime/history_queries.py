@@ -1,0 +1,135 @@
+"""What is asked of the history. Each function is one snapshot's work on a connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter.errors import InvalidRequest, TaskConflict
+from openruntime_jupyter.models import Task, TaskOutput
+from openruntime_jupyter.runtime.history_records import ROW, task_of
+
+NEWEST_FIRST = "ORDER BY submitted DESC, sequence DESC"
+KEY_MICROSECONDS = 24 * 3600 * 1_000_000
+"""How long an idempotency key is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which tasks are asked for; None does not filter."""
+
+    states: tuple[str, ...] | None = None
+    operation: str | None = None
+    owner: str | None = None
+
+    def rest(self) -> tuple[str, list[Any]]:
+        """The SQL of everything but the states, beginning with AND, and its values."""
+        conditions = [(name, value) for name, value in (("operation", self.operation), ("owner", self.owner)) if value is not None]
+        return "".join(f" AND {name} = ?" for name, _ in conditions), [value for _, value in conditions]
+
+
+def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
+    """The task of that id, with its parameters."""
+    row = connection.execute(f"SELECT {ROW}, parameters FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
+    return None if row is None else task_of(row[:-1], me, row[-1])
+
+
+def page(
+    connection: sqlite3.Connection, me: str, wanted: Filter, limit: int, before: str | None, offset: int
+) -> tuple[list[Task], int, str | None]:
+    """Up to `limit` tasks, newest first, after the task `before` and `offset` more; how many match in all; the next `before`."""
+    if wanted.states == ():
+        return [], 0, None
+    total = count(connection, wanted)
+    place = None if before is None else _place(connection, before)
+    sequences, values = _sequences(wanted, place, limit + 1, offset)
+    query = f"SELECT {ROW} FROM tasks WHERE sequence IN ({sequences}) {NEWEST_FIRST}"  # noqa: S608 - constants
+    rows = connection.execute(query, values).fetchall()
+    tasks = [task_of(row, me) for row in rows[:limit]]
+    return tasks, total, tasks[-1].task_id if tasks and len(rows) > limit else None
+
+
+def count(connection: sqlite3.Connection, wanted: Filter) -> int:
+    """How many tasks match: a sum over the counters, of which there are few whatever the number of tasks."""
+    rest, values = wanted.rest()
+    query = f"SELECT ifnull(sum(number), 0) FROM counters WHERE 1{rest}"  # noqa: S608 - constants
+    if wanted.states is None:
+        return int(connection.execute(query, values).fetchone()[0])
+    return sum(int(connection.execute(f"{query} AND state = ?", [*values, state]).fetchone()[0]) for state in wanted.states)
+
+
+def _place(connection: sqlite3.Connection, task_id: str) -> tuple[int, int]:
+    for table in ("tasks", "gone"):
+        row = connection.execute(f"SELECT submitted, sequence FROM {table} WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - constants
+        if row is not None:
+            return int(row[0]), int(row[1])
+    raise InvalidRequest.of("before", f"no task has the id {task_id!r}: begin at the newest, without `before`")
+
+
+def _sequences(wanted: Filter, place: tuple[int, int] | None, number: int, offset: int) -> tuple[str, list[Any]]:
+    """The query for a page's rows, and its values. It reads narrow indexes alone, each state's newest merged: flat in cost."""
+    rest, values = wanted.rest()
+    if place is not None:
+        rest += " AND (submitted, sequence) < (?, ?)"
+        values += place
+    values.append(number + offset)
+    shape = f"SELECT submitted, sequence FROM tasks WHERE {{}}{rest} {NEWEST_FIRST} LIMIT ?"  # noqa: S608 - constants
+    if wanted.states is None:
+        query = shape.format("1")
+    else:
+        query = " UNION ALL ".join(f"SELECT * FROM ({shape.format('state = ?')})" for _ in wanted.states)  # noqa: S608 - constants
+        values = [value for state in wanted.states for value in (state, *values)]
+    return f"SELECT sequence FROM ({query}) {NEWEST_FIRST} LIMIT ? OFFSET ?", [*values, number, offset]  # noqa: S608 - constants
+
+
+def output(connection: sqlite3.Connection, task_id: str) -> TaskOutput | None:
+    """What the task showed."""
+    row = connection.execute("SELECT document FROM outputs WHERE task_id = ?", (task_id,)).fetchone()
+    return None if row is None else TaskOutput.model_validate_json(row[0])
+
+
+def payload(connection: sqlite3.Connection, task_id: str, folder: Path) -> tuple[bytes | Path, str] | None:
+    """The task's opaque result, as bytes or as the file that holds it, and its encoding."""
+    row = connection.execute("SELECT encoding, file, data FROM payloads WHERE task_id = ?", (task_id,)).fetchone()
+    if row is None:
+        return None
+    encoding, name, data = row
+    if name is None:
+        return data, encoding
+    file = folder / name
+    return (file, encoding) if file.exists() else None
+
+
+def remember_key(
+    connection: sqlite3.Connection, owner: str, key: str, task_id: str, fingerprint: str, runtime: str, now: int
+) -> tuple[str, str] | None:
+    """Store an idempotency key, or give what it stands for already: (task id, fingerprint).
+
+    A key is free again if its task was purged, or if another runtime stored it and never recorded the task: it died half way.
+    """
+    row = connection.execute(
+        "SELECT task_id, fingerprint, runtime, stored, EXISTS (SELECT 1 FROM tasks WHERE id = keys.task_id), "
+        "EXISTS (SELECT 1 FROM gone WHERE id = keys.task_id) FROM keys "
+        "WHERE owner = ? AND key = ?",
+        (owner, key),
+    ).fetchone()
+    if row is not None:
+        known_task, known_fingerprint, by, stored, recorded, purged = row
+        if stored > now - KEY_MICROSECONDS and not purged and (recorded or by == runtime):
+            return known_task, known_fingerprint
+    connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", (owner, key, task_id, fingerprint, runtime, now))
+    return None
+
+
+def delete(connection: sqlite3.Connection, task_id: str) -> list[str]:
+    """Erase a task with all that belongs to it; the payload files to remove. Raises `TaskConflict` if it is not terminal."""
+    row = connection.execute("SELECT state, finished FROM tasks WHERE id = ?", (task_id,)).fetchone()
+    if row is None:
+        return []
+    if row[1] is None:
+        raise TaskConflict(f"{task_id} is {row[0]}: cancel it first.")
+    files = connection.execute("SELECT file FROM payloads WHERE task_id = ? AND file IS NOT NULL", (task_id,)).fetchall()
+    connection.execute("DELETE FROM tasks WHERE id = ?", (task_id,))
+    return [name for (name,) in files]

@@ -1,0 +1,140 @@
+"""What the history's file looks like inside, and how an older one becomes a newer one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from openruntime_jupyter.errors import StorageUnavailable
+
+FIRST = """
+CREATE TABLE tasks (
+    sequence INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    runtime TEXT NOT NULL,
+    state TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    owner TEXT,
+    submitted INTEGER NOT NULL,  -- microseconds since the epoch, as all times here
+    finished INTEGER,            -- NULL until the state is terminal
+    durable INTEGER NOT NULL,    -- asynchronous: another runtime may take it over
+    embedded INTEGER NOT NULL,   -- hosted by a kernel: none may
+    attempt INTEGER NOT NULL,
+    retries INTEGER NOT NULL,
+    document TEXT NOT NULL,      -- the Task as JSON, without its parameters and without what is true only for a moment
+    parameters TEXT              -- JSON; written once
+);
+CREATE INDEX tasks_submitted ON tasks (submitted);
+CREATE INDEX tasks_state ON tasks (state, submitted);
+CREATE INDEX tasks_operation ON tasks (operation, submitted);
+CREATE INDEX tasks_owner ON tasks (owner, submitted) WHERE owner IS NOT NULL;
+CREATE INDEX tasks_finished ON tasks (finished) WHERE finished IS NOT NULL;
+
+CREATE TABLE counters (
+    state TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    owner NOT NULL,              -- the number 0 for nobody: no name equals it
+    number INTEGER NOT NULL,
+    PRIMARY KEY (state, operation, owner)
+) WITHOUT ROWID;
+
+CREATE TABLE outputs (task_id TEXT NOT NULL UNIQUE, stored INTEGER NOT NULL, document TEXT NOT NULL);
+
+CREATE TABLE payloads (
+    task_id TEXT NOT NULL UNIQUE,
+    stored INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    encoding TEXT NOT NULL,
+    file TEXT,                   -- its name in the folder `payloads`, or NULL where `data` has the bytes
+    data BLOB
+);
+CREATE INDEX payloads_size ON payloads (size);
+CREATE INDEX payloads_file ON payloads (file) WHERE file IS NOT NULL;
+
+-- What was deleted a short while ago: so that it stays deleted, and a list that is being paged through goes on behind it.
+CREATE TABLE gone (id TEXT PRIMARY KEY, submitted INTEGER NOT NULL, sequence INTEGER NOT NULL, deleted INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE keys (
+    owner TEXT NOT NULL,
+    key TEXT NOT NULL,
+    task_id TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    runtime TEXT NOT NULL,
+    stored INTEGER NOT NULL,
+    PRIMARY KEY (owner, key)
+) WITHOUT ROWID;
+
+-- Stays empty: what writes here and deletes it again learns whether there is room.
+CREATE TABLE probe (filler BLOB);
+
+CREATE TRIGGER tasks_inserted AFTER INSERT ON tasks BEGIN
+    INSERT OR IGNORE INTO counters VALUES (new.state, new.operation, ifnull(new.owner, 0), 0);
+    UPDATE counters SET number = number + 1 WHERE state = new.state AND operation = new.operation AND owner = ifnull(new.owner, 0);
+END;
+CREATE TRIGGER tasks_moved AFTER UPDATE OF state ON tasks WHEN old.state <> new.state BEGIN
+    UPDATE counters SET number = number - 1 WHERE state = old.state AND operation = old.operation AND owner = ifnull(old.owner, 0);
+    INSERT OR IGNORE INTO counters VALUES (new.state, new.operation, ifnull(new.owner, 0), 0);
+    UPDATE counters SET number = number + 1 WHERE state = new.state AND operation = new.operation AND owner = ifnull(new.owner, 0);
+END;
+CREATE TRIGGER tasks_deleted AFTER DELETE ON tasks BEGIN
+    UPDATE counters SET number = number - 1 WHERE state = old.state AND operation = old.operation AND owner = ifnull(old.owner, 0);
+    DELETE FROM outputs WHERE task_id = old.id;
+    DELETE FROM payloads WHERE task_id = old.id;
+    INSERT OR REPLACE INTO gone VALUES (old.id, old.submitted, old.sequence, CAST(strftime('%s', 'now') AS INTEGER) * 1000000);
+END;
+"""
+
+MIGRATIONS: Sequence[str] = (FIRST,)
+"""The script at index n makes version n + 1 of version n. Released ones are never edited."""
+
+
+class SchemaTooNew(StorageUnavailable):
+    """The file was written by a newer release, and this one must not touch it."""
+
+    def __init__(self, found: int, known: int, path: object) -> None:
+        super().__init__(
+            f"The history {path} has schema version {found}, and this release of openruntime-jupyter knows versions up to {known}: "
+            "upgrade it, or choose another `data_dir`. Until then nothing that runs here is recorded, and asynchronous tasks are refused.",
+            retry_after=3600.0,
+        )
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """The schema version of a file; 0 for an empty one."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def refuse_newer(connection: sqlite3.Connection, path: object) -> None:
+    """Raise `SchemaTooNew` if a newer release has made or changed the file."""
+    found = version(connection)
+    if found > len(MIGRATIONS):
+        raise SchemaTooNew(found, len(MIGRATIONS), path)
+
+
+def migrate(connection: sqlite3.Connection, migrations: Sequence[str] | None = None) -> None:
+    """Bring a file that is not newer to the newest version, in one transaction."""
+    steps = MIGRATIONS if migrations is None else migrations
+    if version(connection) == len(steps):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for script in steps[version(connection) :]:
+            for statement in statements(script):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(steps)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def statements(script: str) -> list[str]:
+    """The statements of a script one by one: `executescript` would commit before the first."""
+    found, text = [], ""
+    for line in script.splitlines(keepends=True):
+        text += line
+        if sqlite3.complete_statement(text):
+            found.append(text.strip())
+            text = ""
+    return found

@@ -1,0 +1,119 @@
+"""What retention deletes, in steps that are short enough for everyone else to write in between."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP_TASKS = 500
+STEP_ROWS = 5_000
+STEP_PAGES = 500
+KEPT_PAGES = 1_000
+"""Free pages that stay in the file, to be used again."""
+DAY = 24 * 3600 * 1_000_000
+HOUR = 3600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is kept: ended tasks that ended after `since` (microseconds), at most `tasks`, with `payload_bytes`; 0 is no bound."""
+
+    since: int
+    tasks: int
+    payload_bytes: int
+
+
+def step(connection: sqlite3.Connection, limits: Limits) -> tuple[int, list[str]]:
+    """Delete some of the oldest ended tasks that are beyond a limit: how many, and the payload files to remove. 0: done."""
+    chosen = _too_old(connection, limits) or _too_many(connection, limits) or _too_large(connection, limits)
+    marks = ",".join("?" * len(chosen))
+    files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN ({marks})", chosen).fetchall()  # noqa: S608
+    connection.executemany("DELETE FROM tasks WHERE id = ? AND finished IS NOT NULL", [(task_id,) for task_id in chosen])
+    return len(chosen), [name for (name,) in files]
+
+
+def _oldest(connection: sqlite3.Connection, condition: str, number: int) -> list[str]:
+    query = f"SELECT id FROM tasks WHERE finished IS NOT NULL AND {condition} ORDER BY finished LIMIT ?"  # noqa: S608 - constants
+    return [task_id for (task_id,) in connection.execute(query, (min(number, STEP_TASKS),))]
+
+
+def _too_old(connection: sqlite3.Connection, limits: Limits) -> list[str]:
+    return _oldest(connection, f"finished < {limits.since:d}", STEP_TASKS) if limits.since else []
+
+
+def _too_many(connection: sqlite3.Connection, limits: Limits) -> list[str]:
+    if not limits.tasks:
+        return []
+    row = connection.execute("SELECT ifnull(sum(number), 0) FROM counters WHERE state NOT IN ('pending', 'running')").fetchone()
+    excess = row[0] - limits.tasks
+    return _oldest(connection, "1", excess) if excess > 0 else []
+
+
+def _too_large(connection: sqlite3.Connection, limits: Limits) -> list[str]:
+    if not limits.payload_bytes:
+        return []
+    excess = connection.execute("SELECT ifnull(sum(size), 0) FROM payloads").fetchone()[0] - limits.payload_bytes
+    chosen: list[str] = []
+    if excess <= 0:
+        return chosen
+    rows = connection.execute(
+        "SELECT tasks.id, size FROM payloads JOIN tasks ON tasks.id = task_id WHERE finished IS NOT NULL ORDER BY finished LIMIT ?",
+        (STEP_TASKS,),
+    )
+    for task_id, size in rows:
+        if excess <= 0:
+            break
+        chosen.append(task_id)
+        excess -= size
+    return chosen
+
+
+def forget(connection: sqlite3.Connection, now: int) -> None:
+    """Delete idempotency keys and traces of deleted tasks that are over a day old."""
+    connection.execute("DELETE FROM keys WHERE stored < ?", (now - DAY,))
+    connection.execute("DELETE FROM gone WHERE deleted < ?", (now - DAY,))
+
+
+def orphans(connection: sqlite3.Connection, table: str, after: str) -> tuple[list[str], str | None]:
+    """Rows of `table` whose task never came, among the next ones after the id `after`; where to go on, None at the end."""
+    query = f"SELECT task_id FROM {table} WHERE task_id > ? ORDER BY task_id LIMIT ?"  # noqa: S608 - constants
+    ids = [task_id for (task_id,) in connection.execute(query, (after, STEP_ROWS))]
+    lone = [task_id for task_id in ids if connection.execute("SELECT 1 FROM tasks WHERE id = ?", (task_id,)).fetchone() is None]
+    return lone, ids[-1] if len(ids) == STEP_ROWS else None
+
+
+def remove_orphans(connection: sqlite3.Connection, table: str, ids: list[str], now: int) -> None:
+    """Delete those that are over an hour old: a younger one's task may be on its way. Their files go with the stray ones."""
+    connection.executemany(
+        f"DELETE FROM {table} WHERE task_id = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608
+        [(task_id, now - HOUR) for task_id in ids],
+    )
+
+
+def strays(connection: sqlite3.Connection, folder: Path, now: int) -> list[str]:
+    """Files of the payload folder that no task references and that are over an hour old."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        try:
+            old = path.is_file() and path.stat().st_mtime * 1e6 < now - HOUR
+        except FileNotFoundError:
+            continue
+        if old and connection.execute("SELECT 1 FROM payloads WHERE file = ?", (path.name,)).fetchone() is None:
+            found.append(path.name)
+    return found
+
+
+def remove_files(folder: Path, names: list[str]) -> None:
+    """Remove files of the payload folder; those that are gone already are fine."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def give_back(connection: sqlite3.Connection) -> bool:
+    """Give some free pages back to the disk; whether there are more."""
+    free = int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+    if free <= KEPT_PAGES:
+        return False
+    connection.execute(f"PRAGMA incremental_vacuum({min(STEP_PAGES, free - KEPT_PAGES)})").fetchall()
+    return True

@@ -1,0 +1,239 @@
+"""The two threads of a history, each with its own connection: one writes, grouping what waits into one transaction, one reads.
+
+Nothing here knows an event loop: `deliver` is called in the thread, once for each group, and its owner brings it home.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from openruntime_jupyter.errors import OpenRuntimeError, Stopping, StorageUnavailable
+from openruntime_jupyter.runtime.history_file import HistoryFile, is_damage, is_full, is_storage, unavailable
+
+MOST_JOBS = 2_000
+"""Jobs of one transaction: more would keep other runtimes from writing for too long."""
+
+
+@dataclass(slots=True)
+class Job:
+    """`work(connection)` is done in the thread, and `done(result, error)` where `deliver` brings it.
+
+    Work may be done again after a failure, so it changes nothing but the database. An `OpenRuntimeError` that it raises is its
+    own answer and must come before its first change; any other error undoes the transaction.
+    """
+
+    work: Callable[[sqlite3.Connection], Any]
+    done: Callable[[Any, BaseException | None], None]
+
+
+Outcome = tuple[Job, Any, BaseException | None]
+Deliver = Callable[[list[Outcome]], None]
+
+
+class DatabaseThread(ABC):
+    """A thread that does jobs in their order until it is closed."""
+
+    def __init__(self, name: str, file: HistoryFile, deliver: Deliver) -> None:
+        self._file = file
+        self._deliver = deliver
+        self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._connection: sqlite3.Connection | None = None
+        # A daemon: a write that another process blocks must not keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin; called once."""
+        self._thread.start()
+
+    def put(self, jobs: list[Job]) -> None:
+        """Do these jobs, in one group if there is room; raises `Stopping` after `close()`."""
+        if self._closed:
+            raise Stopping("The history is closed: its runtime has been stopped.")
+        self._queue.put(jobs)
+
+    def call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """Do `work` and block until it is done; raises what it raised. Not for use once a loop takes the deliveries."""
+        answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self.put([Job(work, lambda result, error: answer.put((result, error)))])
+        result, error = answer.get()
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """Do what was put so far, then end."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    @abstractmethod
+    def run(self, jobs: list[Job]) -> list[Outcome]:
+        """Do a group of jobs; never raises."""
+
+    def _main(self) -> None:
+        last = False
+        while not last:
+            jobs, last = self._next()
+            if jobs:
+                self._deliver(self.run(jobs))
+        self.disconnect()
+
+    def _next(self) -> tuple[list[Job], bool]:
+        """All that waits, and whether it is the last; blocks while nothing does."""
+        jobs = self._queue.get()
+        if jobs is None:
+            return [], True
+        while len(jobs) < MOST_JOBS:
+            try:
+                more = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:
+                return jobs, True
+            jobs = jobs + more
+        return jobs, False
+
+    def disconnect(self) -> None:
+        """Close the connection, in this thread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+
+class Writer(DatabaseThread):
+    """Writes. `prepare()` comes before each connecting, and raises OSError where writing would be wrong."""
+
+    def __init__(self, file: HistoryFile, prepare: Callable[[], None], deliver: Deliver) -> None:
+        super().__init__("openruntime-history-writer", file, deliver)
+        self._prepare = prepare
+        self._page_bound = 0
+
+    def run(self, jobs: list[Job]) -> list[Outcome]:
+        """One transaction for all; where one of them is at fault, each on its own, so that it takes no other with it."""
+        try:
+            return self._together(jobs)
+        except Exception as error:
+            return self._after(error, jobs)
+
+    def _after(self, error: Exception, jobs: list[Job]) -> list[Outcome]:
+        if is_damage(error):
+            try:
+                self._heal(error)
+                return self._together(jobs)
+            except Exception as again:
+                error = again
+        outside = is_storage(error) and not is_full(error)
+        if outside and "locked" not in str(error):
+            self.disconnect()
+        if outside or len(jobs) == 1:
+            told = unavailable(error, self._file.path) if is_storage(error) else error
+            return [(job, None, told) for job in jobs]
+        return [outcome for job in jobs for outcome in self.run([job])]
+
+    def _together(self, jobs: list[Job]) -> list[Outcome]:
+        while True:
+            connection = self._connected()
+            outcomes = self._transaction(connection, jobs)
+            if self._file.in_place(connection):
+                return outcomes
+            # What was just written went into a file that nobody will open again: write it once more.
+            self.disconnect()
+            self._file.tell_replaced()
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._prepare()
+            self._connection = self._file.connect()
+            self._page_bound = 0
+        if self._page_bound != self._file.page_bound:
+            self._file.bound(self._connection)
+            self._page_bound = self._file.page_bound
+        return self._connection
+
+    def _transaction(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if not self._file.volatile:
+                self._file.check(connection)
+            outcomes = [_outcome(connection, job) for job in jobs]
+            connection.execute("COMMIT")
+        except BaseException:
+            # A full disk may have undone it already.
+            if connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            raise
+        return outcomes
+
+    def _heal(self, error: Exception) -> None:
+        assert isinstance(error, sqlite3.Error)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._file.heal(connection, error)
+
+
+class Reader(DatabaseThread):
+    """Reads, each job in one snapshot."""
+
+    def __init__(self, file: HistoryFile, deliver: Deliver) -> None:
+        super().__init__("openruntime-history-reader", file, deliver)
+
+    def run(self, jobs: list[Job]) -> list[Outcome]:
+        """Each job on its own; a damaged file is set aside and the job done on the new one."""
+        return [self._run_one(job) for job in jobs]
+
+    def _run_one(self, job: Job) -> Outcome:
+        try:
+            return self._snapshot(job)
+        except Exception as error:
+            try:
+                if not is_damage(error):
+                    raise
+                self._heal(error)
+                return self._snapshot(job)
+            except Exception as again:
+                self.disconnect()
+                return job, None, unavailable(again, self._file.path) if is_storage(again) else again
+
+    def _snapshot(self, job: Job) -> Outcome:
+        connection = self._connection
+        if connection is None or not self._file.in_place(connection):
+            self.disconnect()
+            connection = self._connection = self._file.connect_for_reading()
+        connection.execute("BEGIN")
+        try:
+            return _outcome(connection, job)
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+
+    def _heal(self, error: Exception) -> None:
+        assert isinstance(error, sqlite3.Error)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._file.heal(connection, error)
+            # The writer makes the new file when it writes next; a reader needs it now.
+            self._file.connect().close()
+
+
+def _outcome(connection: sqlite3.Connection, job: Job) -> Outcome:
+    try:
+        return job, job.work(connection), None
+    except StorageUnavailable:
+        raise
+    except OpenRuntimeError as error:
+        return job, None, error

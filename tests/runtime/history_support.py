@@ -1,0 +1,133 @@
+"""Tasks to record, a history for one test's length, and the processes of `history_child.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter.models import Task, TaskState, iso
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_task(state: TaskState = TaskState.PENDING, *, seconds: float | None = None, **fields: Any) -> Task:
+    """An asynchronous task as a runtime describes it; `seconds` is when it was submitted."""
+    moment = iso(time.time() if seconds is None else seconds)
+    task = Task(
+        **{
+            "task_id": make_id("task"),
+            "operation": "compute",
+            "status": state,
+            "timestamp": moment,
+            "submitted_at": moment,
+            "wait": False,
+            "parameters": {"expression": "a + b"},
+            **fields,
+        }
+    )
+    return moved(task, state)
+
+
+def moved(task: Task, state: TaskState, **fields: Any) -> Task:
+    """The task in another state, with the times that belong to it."""
+    changed = task.model_copy(update={"status": state, **fields})
+    if state.terminal and changed.finished_at is None:
+        changed.finished_at = changed.timestamp
+    if state is TaskState.RUNNING and changed.attempt == 0:
+        changed.attempt = 1
+    return changed
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path, runtime: str = "rt_1", **settings: Any) -> AsyncIterator[History]:
+    """A history that is open, and closed at the end; what it took over is in `.taken`."""
+    history = History(Settings(data_dir=folder, **settings), runtime)
+    history.taken = history.open()  # type: ignore[attr-defined]
+    try:
+        yield history
+    finally:
+        await history.close(10.0)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
+    """The first true value of `condition()`, polled on the loop."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        await asyncio.sleep(0.005)
+    return value
+
+
+def rows(folder: Path, query: str = "SELECT id, state FROM tasks") -> list[tuple[Any, ...]]:
+    """What the file has, read by SQLite itself."""
+    with contextlib.closing(sqlite3.connect(folder / "history.sqlite3")) as connection:
+        return connection.execute(query).fetchall()
+
+
+def states(folder: Path) -> dict[str, str]:
+    """The state of every task in the file."""
+    return dict(rows(folder))
+
+
+class Child:
+    """A process of `history_child.py`: it is told lines and answers with lines."""
+
+    def __init__(self, command: str, *arguments: object) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep)}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("history_child.py")), command, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            bufsize=1,
+        )
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the child ended with code {self.process.wait(10)}"
+        return line.rstrip("\n")
+
+    def rest(self) -> list[str]:
+        """All it said until its end; the last line may be half a line."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read().split("\n")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """End it, however it is, and close the pipes."""
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+@contextlib.contextmanager
+def child(command: str, *arguments: object) -> Iterator[Child]:
+    """A child that is gone at the end."""
+    process = Child(command, *arguments)
+    try:
+        yield process
+    finally:
+        process.end()

@@ -1,0 +1,487 @@
+"""What the history keeps: records, outputs, payloads, keys, and the guards on them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.errors import Stopping, TaskConflict
+from openruntime_jupyter.models import OutputItem, Payload, Progress, Task, TaskOutput, TaskResult, TaskState
+from openruntime_jupyter.runtime import history_queries, history_writer
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.history_schema import MIGRATIONS, migrate
+from openruntime_jupyter.runtime.settings import Settings
+from tests.runtime.history_support import make_task, moved, opened, rows, states, until
+
+PENDING, RUNNING, COMPLETED, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED, TaskState.FAILED
+
+
+def full_task() -> Task:
+    """One with every kind of content."""
+    result = TaskResult(
+        execution_time=0.5,
+        device_used="device_0",
+        output={"nothing": None, "list": [1, 2.5, "é"]},
+        payload=Payload(size=3, encoding="cloudpickle"),
+    )
+    return make_task(
+        COMPLETED,
+        owner="ann",
+        name="mine",
+        priority=7,
+        attempt=1,
+        retries=2,
+        started_at="2026-01-01T00:00:00.000001Z",
+        execution_time=0.5,
+        progress=Progress(n=1, total=2, message="half"),
+        result=result,
+        device_used="device_0",
+        parameters={"deep": {"list": [None, {"x": "\ud800 alone"}]}},
+    )
+
+
+def test_a_committed_task_is_read_back_as_it_was(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = full_task()
+        async with opened(tmp_path) as history:
+            await history.commit(task)
+            assert states(tmp_path) == {task.task_id: "completed"}, "it is on disk when commit returns"
+            assert await history.get(task.task_id) == task.model_copy(update={"runtime": "rt_1", "here": True})
+            assert await history.get("task_none") is None
+        async with opened(tmp_path, "rt_2") as history:
+            assert await history.get(task.task_id) == task.model_copy(update={"runtime": "rt_1", "here": False})
+
+    asyncio.run(scenario())
+
+
+def test_what_is_true_only_for_a_moment_is_not_recorded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(position=3, waiting_for="memory", estimated_start="2026-01-01T00:00:00.000001Z")
+        async with opened(tmp_path) as history:
+            await history.commit(task)
+            found = await history.get(task.task_id)
+            assert found is not None
+            assert (found.position, found.waiting_for, found.estimated_start) == (None, None, None)
+
+    asyncio.run(scenario())
+
+
+def test_the_parameters_are_stored_once_and_left_out_of_lists(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task()
+        async with opened(tmp_path) as history:
+            await history.commit(task)
+            await history.commit(moved(task, RUNNING, parameters={"changed": True}))
+            found = await history.get(task.task_id)
+            assert found is not None
+            assert found.parameters == {"expression": "a + b"}
+            assert (await history.page(10))[0][0].parameters is None
+        assert "a + b" not in rows(tmp_path, "SELECT document FROM tasks")[0][0]
+
+    asyncio.run(scenario())
+
+
+def test_a_task_that_is_written_behind_is_described_when_it_is_written(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        described: list[TaskState] = []
+        task = make_task(wait=True)
+
+        def describe() -> Task:
+            described.append(task.status)
+            return task
+
+        async with opened(tmp_path) as history:
+            for state in (PENDING, RUNNING, COMPLETED):
+                task = moved(task, state)
+                history.write_behind(task.task_id, describe)
+            start = time.monotonic()
+            await until(lambda: states(tmp_path), what="the record")
+            assert time.monotonic() - start < 5
+            assert described == [COMPLETED], "three changes were coalesced into one"
+            found = await history.get(task.task_id)
+            assert found is not None
+            assert found.parameters == {"expression": "a + b"}
+
+    asyncio.run(scenario())
+
+
+def test_reading_sees_what_is_still_being_written_behind(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(COMPLETED, wait=True)
+        output = TaskOutput(
+            task_id=task.task_id, items=[OutputItem(output_type="stream", name="stdout", text="hello\n")], next=1, finished=True
+        )
+        async with opened(tmp_path) as history:
+            history.write_behind(task.task_id, lambda: task)
+            history.put_output(task.task_id, output)
+            history.put_payload(task.task_id, "cloudpickle", b"\0payload")
+            assert await history.get(task.task_id) == task
+            assert await history.get_output(task.task_id) == output
+            assert await history.get_payload(task.task_id) == (b"\0payload", "cloudpickle")
+            assert not states(tmp_path), "none of that was on disk yet"
+            tasks, total, before = await history.page(10)
+            assert ([one.task_id for one in tasks], total, before) == ([task.task_id], 1, None)
+            assert await history.get_output(task.task_id) == output
+            assert await history.get_payload(task.task_id) == (b"\0payload", "cloudpickle")
+            assert await history.get_output("task_none") is None
+            assert await history.get_payload("task_none") is None
+
+    asyncio.run(scenario())
+
+
+def test_a_description_that_fails_does_not_keep_the_others_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        good = make_task(COMPLETED)
+        async with opened(tmp_path) as history:
+            history.write_behind("task_bad", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+            history.write_behind("task_odd", lambda: good.model_copy(update={"task_id": "task_odd", "submitted_at": "yesterday"}))
+            history.write_behind(good.task_id, lambda: good)
+            await until(lambda: states(tmp_path), what="the good one")
+            assert history.problem is None
+        assert states(tmp_path) == {good.task_id: "completed"}
+        assert "task_bad" in caplog.text
+        assert "task_odd" in caplog.text
+
+    asyncio.run(scenario())
+
+
+def test_what_json_or_unicode_cannot_hold_does_not_lose_the_record(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        output = {"lone": "a\ud800b", "not a number": float("nan"), "object": object(), "bytes": b"\xff", (1, 2): "key"}
+        task = make_task(COMPLETED).model_copy(
+            update={
+                "result": TaskResult.model_construct(execution_time=1.0, device_used="device_0", output=output, payload=None),
+                "error": "\udc80",
+            }
+        )
+        shown = TaskOutput.model_construct(
+            task_id=task.task_id,
+            items=[OutputItem.model_construct(output_type="stream", name="stdout", text="\ud800")],
+            next=1,
+            truncated=False,
+            finished=True,
+        )
+        async with opened(tmp_path) as history:
+            history.put_output(task.task_id, shown)
+            await history.commit(task)
+            found = await history.get(task.task_id)
+            assert found is not None
+            assert found.status is COMPLETED
+            assert found.result is not None
+            assert found.result.output["lone"] == "a?b"
+            read = await history.get_output(task.task_id)
+            assert read is not None
+            assert read.items[0].text == "?"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("late", [PENDING, RUNNING, FAILED])
+def test_a_terminal_state_on_disk_never_changes(tmp_path: Path, late: TaskState) -> None:
+    async def scenario() -> None:
+        task = make_task()
+        async with opened(tmp_path) as history:
+            await history.commit(task)
+            await history.commit(moved(task, COMPLETED, error="first"))
+            await history.commit(moved(task, COMPLETED, error="again"))
+            with pytest.raises(TaskConflict, match="is completed"):
+                await history.commit(moved(task, late))
+            history.write_behind(task.task_id, lambda: moved(task, late))
+            await history.page(1)
+        assert states(tmp_path) == {task.task_id: "completed"}
+        assert json.loads(rows(tmp_path, "SELECT document FROM tasks")[0][0])["error"] == "first"
+
+    asyncio.run(scenario())
+
+
+def test_a_task_may_go_back_from_running_to_pending(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(retries=1)
+        async with opened(tmp_path) as history:
+            for state in (PENDING, RUNNING, PENDING, RUNNING, COMPLETED):
+                await history.commit(moved(task, state))
+                assert states(tmp_path) == {task.task_id: state.value}
+
+    asyncio.run(scenario())
+
+
+def test_one_refused_commit_does_not_undo_the_others_of_its_group(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        done = make_task(COMPLETED)
+        others = [make_task() for _ in range(20)]
+        async with opened(tmp_path) as history:
+            await history.commit(done)
+            answers = await asyncio.gather(
+                *(history.commit(task) for task in others[:10]),
+                history.commit(moved(done, FAILED)),
+                *(history.commit(task) for task in others[10:]),
+                return_exceptions=True,
+            )
+            assert [type(answer) for answer in answers if answer is not None] == [TaskConflict]
+            assert set(states(tmp_path)) == {done.task_id, *(task.task_id for task in others)}
+
+    asyncio.run(scenario())
+
+
+def test_commits_of_one_turn_share_one_transaction_and_one_call_into_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            groups: list[int] = []
+            together = history_writer.Writer._together
+
+            def counted(self: history_writer.Writer, jobs: list[history_writer.Job]) -> list[history_writer.Outcome]:
+                groups.append(len(jobs))
+                return together(self, jobs)
+
+            monkeypatch.setattr(history_writer.Writer, "_together", counted)
+            calls = 0
+            loop = asyncio.get_running_loop()
+            call = loop.call_soon_threadsafe
+
+            def counted_call(*arguments: object) -> asyncio.Handle:
+                nonlocal calls
+                calls += 1
+                return call(*arguments)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(loop, "call_soon_threadsafe", counted_call)
+            await asyncio.gather(*(history.commit(make_task()) for _ in range(100)))
+            assert (groups, calls) == ([100], 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_commit_harms_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            task = make_task()
+            commit = asyncio.create_task(history.commit(task))
+            await asyncio.sleep(0)
+            commit.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await commit
+            await history.commit(make_task())
+            assert task.task_id in states(tmp_path)
+
+    asyncio.run(scenario())
+
+
+def test_a_payload_and_an_output_are_on_disk_no_later_than_the_end_they_belong_to(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(COMPLETED)
+        async with opened(tmp_path) as history:
+            history.put_payload(task.task_id, "cloudpickle", b"value")
+            history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=0))
+            await history.commit(task)
+            assert rows(tmp_path, "SELECT task_id, data FROM payloads") == [(task.task_id, b"value")]
+            assert rows(tmp_path, "SELECT task_id FROM outputs") == [(task.task_id,)]
+
+    asyncio.run(scenario())
+
+
+def test_a_payload_may_be_a_file_that_the_history_owns(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(COMPLETED)
+        async with opened(tmp_path) as history:
+            file = tmp_path / "payloads" / "one"
+            file.write_bytes(b"large")
+            history.put_payload(task.task_id, "cloudpickle", file)
+            await history.commit(task)
+            assert await history.get_payload(task.task_id) == (file, "cloudpickle")
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            with pytest.raises(ValueError, match="does not lie in"):
+                history.put_payload(task.task_id, "cloudpickle", tmp_path / "elsewhere")
+            await history.delete(task.task_id)
+            assert not file.exists()
+            assert await history.get_payload(task.task_id) is None
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_task_is_gone_with_all_that_belongs_to_it_and_stays_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(COMPLETED, wait=True)
+        async with opened(tmp_path) as history:
+            history.write_behind(task.task_id, lambda: task)
+            history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=0))
+            history.put_payload(task.task_id, "cloudpickle", b"value")
+            await history.delete(task.task_id)
+            await history.delete(task.task_id)
+            await history.delete("task_none")
+            assert await history.get(task.task_id) is None
+            history.write_behind(task.task_id, lambda: task)
+            assert (await history.page(10))[:2] == ([], 0)
+            with pytest.raises(TaskConflict, match="purged"):
+                await history.commit(task)
+        for table in ("tasks", "outputs", "payloads"):
+            assert rows(tmp_path, f"SELECT * FROM {table}") == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("state", [PENDING, RUNNING])
+def test_a_task_that_is_not_at_its_end_is_not_deleted(tmp_path: Path, state: TaskState) -> None:
+    async def scenario() -> None:
+        task = moved(make_task(wait=True), state)
+        async with opened(tmp_path) as history:
+            history.write_behind(task.task_id, lambda: task)
+            with pytest.raises(TaskConflict, match="cancel it first"):
+                await history.delete(task.task_id)
+            assert await history.get(task.task_id) is not None
+
+    asyncio.run(scenario())
+
+
+def test_an_idempotency_key_stands_for_the_first_task_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            assert await history.remember_key("ann", "k", "task_1", "f1") is None
+            assert await history.remember_key("ann", "k", "task_2", "f2") == ("task_1", "f1")
+            assert await history.remember_key("ben", "k", "task_3", "f3") is None
+            assert await history.remember_key(None, "k", "task_4", "f4") is None
+            assert await history.remember_key(None, "k", "task_5", "f5") == ("task_4", "f4")
+            monkeypatch.setattr(history_queries, "KEY_MICROSECONDS", 0)
+            assert await history.remember_key("ann", "k", "task_6", "f6") is None
+
+    asyncio.run(scenario())
+
+
+def test_a_key_whose_task_was_never_recorded_does_not_outlive_its_runtime(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        recorded = make_task(COMPLETED)
+        async with opened(tmp_path) as history:
+            await history.commit(recorded)
+            await history.remember_key(None, "done", recorded.task_id, "f")
+            await history.remember_key(None, "lost", "task_lost", "f")
+        async with opened(tmp_path, "rt_2") as history:
+            assert await history.remember_key(None, "done", "task_new", "f") == (recorded.task_id, "f")
+            assert await history.remember_key(None, "lost", "task_new", "f") is None
+
+    asyncio.run(scenario())
+
+
+def test_the_key_of_a_purged_task_is_free_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(COMPLETED)
+        async with opened(tmp_path) as history:
+            await history.remember_key("ann", "k", task.task_id, "f")
+            await history.commit(task)
+            await history.delete(task.task_id)
+            assert await history.remember_key("ann", "k", "task_2", "f") is None
+            assert await history.remember_key("ann", "k", "task_3", "f") == ("task_2", "f")
+
+    asyncio.run(scenario())
+
+
+def test_files_and_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    def mode(path: Path) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
+
+    async def scenario(folder: Path) -> None:
+        async with opened(folder) as history:
+            await history.commit(make_task())
+            found = {path.relative_to(folder).as_posix(): mode(path) for path in folder.rglob("*")}
+            files = {"history.lock", "history.sqlite3", "history.sqlite3-shm", "history.sqlite3-wal", "runtimes/rt_1.lock"}
+            assert found == dict.fromkeys(files, 0o600) | dict.fromkeys(("payloads", "runtimes"), 0o700)
+            assert mode(folder) == 0o700
+
+    loose = tmp_path / "loose"
+    loose.mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        asyncio.run(scenario(tmp_path / "open"))
+        asyncio.run(scenario(loose))
+        os.umask(0o777)
+        asyncio.run(scenario(tmp_path / "closed"))
+    finally:
+        os.umask(before)
+
+
+def test_closing_writes_what_waits_and_leaves_no_thread_and_no_lock(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        tasks = [make_task(COMPLETED) for _ in range(1_200)]
+        history = History(Settings(data_dir=tmp_path), "rt_1")
+        history.open()
+        assert (tmp_path / "runtimes" / "rt_1.lock").exists()
+        for task in tasks:
+            history.write_behind(task.task_id, lambda task=task: task)
+        await history.close()
+        await history.close()
+        assert set(states(tmp_path)) == {task.task_id for task in tasks}
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("openruntime-history")]
+        assert not list((tmp_path / "runtimes").iterdir())
+        assert not (tmp_path / "history.sqlite3-wal").exists()
+
+    asyncio.run(scenario())
+
+
+def test_after_closing_calls_get_a_named_error_and_writing_behind_is_silent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        task = make_task(COMPLETED)
+        async with opened(tmp_path) as history:
+            pass
+        history.write_behind(task.task_id, lambda: task)
+        history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=0))
+        history.put_payload(task.task_id, "cloudpickle", b"")
+        for call in (history.commit(task), history.get("task_1"), history.page(1), history.delete("task_1"), history.sweep()):
+            with pytest.raises(Stopping, match="closed"):
+                await call
+        assert states(tmp_path) == {}
+
+    asyncio.run(scenario())
+
+
+def test_an_older_file_is_brought_to_the_newest_schema_with_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        task = make_task(COMPLETED)
+        async with opened(tmp_path) as history:
+            await history.commit(task)
+        newer = (*MIGRATIONS, "ALTER TABLE tasks ADD COLUMN colour TEXT NOT NULL DEFAULT 'red';\nCREATE TABLE more (x);")
+        monkeypatch.setattr("openruntime_jupyter.runtime.history_schema.MIGRATIONS", newer)
+        async with opened(tmp_path) as history:
+            assert await history.get(task.task_id) is not None
+        assert rows(tmp_path, "PRAGMA user_version") == [(len(newer),)]
+        assert rows(tmp_path, "SELECT id, colour FROM tasks") == [(task.task_id, "red")]
+
+    asyncio.run(scenario())
+
+
+def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path) -> None:
+    import contextlib
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "x", isolation_level=None)) as connection:
+        with pytest.raises(sqlite3.OperationalError):
+            migrate(connection, ["CREATE TABLE first (x);", "CREATE TABLE second (x);\nCREATE TABLE first (x);"])
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+        assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+
+
+def test_a_record_of_a_release_with_more_fields_is_read_without_them(tmp_path: Path) -> None:
+    import contextlib
+    import sqlite3
+
+    async def scenario() -> None:
+        task, other, broken = full_task(), full_task(), full_task()
+        async with opened(tmp_path) as history:
+            for one in (task, other, broken):
+                await history.commit(one)
+            with contextlib.closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
+                connection.execute(
+                    "UPDATE tasks SET document = json_set(document, '$.colour', 1, '$.result.shade', 2) WHERE id = ?", (task.task_id,)
+                )
+                connection.execute("UPDATE tasks SET document = json_set(document, '$.priority', 'high') WHERE id = ?", (broken.task_id,))
+            found = await history.get(task.task_id)
+            assert found == task.model_copy(update={"runtime": "rt_1"})
+            page, _, _ = await history.page(10)
+            assert [one.task_id for one in page] == [broken.task_id, other.task_id, task.task_id]
+            assert page[0].status is COMPLETED
+            assert "can't be read" in (page[0].error or "")
+
+    asyncio.run(scenario())

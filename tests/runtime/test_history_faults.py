@@ -1,0 +1,407 @@
+"""The history when its disk is full, locked, closed to it, damaged, or written by a newer release. Real SQLite, real faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.models import TaskOutput, TaskState
+from openruntime_jupyter.runtime import history_behind
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.history_schema import MIGRATIONS
+from openruntime_jupyter.runtime.settings import Settings
+from tests.runtime.history_support import Child, child, make_task, moved, opened, rows, states, until
+
+COMPLETED = TaskState.COMPLETED
+FILLER = {"filler": "x" * 20_000}
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the real pause, which changes nothing but the time that these tests take."""
+    assert history_behind.RETRY_SECONDS == 1.0
+    monkeypatch.setattr(history_behind, "RETRY_SECONDS", 0.1)
+
+
+async def fill(history: History) -> None:
+    """Let the file grow no more, and use up what room it has."""
+    history._file.page_bound = 1
+    for _ in range(1_000):
+        try:
+            await history.commit(make_task(parameters=FILLER))
+        except StorageUnavailable:
+            break
+    else:
+        raise AssertionError("the disk did not get full")
+
+
+def test_on_a_full_disk_commits_are_refused_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            await history.commit(make_task())
+            await fill(history)
+            with pytest.raises(StorageUnavailable, match="is full: free some space") as caught:
+                await history.commit(make_task(parameters=FILLER))
+            assert history.problem == str(caught.value)
+            assert str(tmp_path) in history.problem
+            assert caught.value.retry_after is not None
+            history._file.page_bound = 0
+            await until(lambda: history.problem is None, what="the problem's end, by itself")
+            await history.commit(make_task(parameters=FILLER))
+
+    asyncio.run(scenario())
+
+
+def test_on_a_full_disk_what_is_written_behind_is_kept_and_written_when_there_is_room(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            early = make_task(parameters=FILLER)
+            await history.commit(early)
+            await fill(history)
+            file = tmp_path / "payloads" / "file"
+            file.write_bytes(b"in a file")
+            os.utime(file, (1, 1))
+            late = [moved(make_task(wait=True, parameters=FILLER), TaskState.RUNNING) for _ in range(30)]
+            for task in late:
+                history.write_behind(task.task_id, lambda task=task: task)
+                history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=7))
+                history.put_payload(task.task_id, "cloudpickle", b"p" * 10_000 if task is not late[0] else file)
+            await asyncio.sleep(0.3)
+            assert not states(tmp_path).keys() & {task.task_id for task in late}
+            assert file.stat().st_mtime > 1, "no sweep takes it for an orphan"
+            assert history.problem is not None
+            # They are readable all the same, as they are now, and it is the newest that is written in the end.
+            late[:] = [moved(task, COMPLETED) for task in late]
+            for task in late:
+                assert await history.get_payload(task.task_id) == (file if task is late[0] else b"p" * 10_000, "cloudpickle")
+                history.write_behind(task.task_id, lambda task=task: task)
+                assert await history.get(task.task_id) == task
+            history._file.page_bound = 0
+            await until(lambda: history.problem is None, what="the problem's end, by itself")
+            await until(lambda: {states(tmp_path).get(task.task_id) for task in late} == {"completed"}, what="the newest of each")
+            for task in late:
+                assert (await history.get_payload(task.task_id)) is not None
+                output = await history.get_output(task.task_id)
+                assert output is not None
+                assert output.next == 7
+
+    asyncio.run(scenario())
+
+
+def test_on_a_full_disk_what_is_small_enough_is_still_written(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            small = [make_task() for _ in range(3)]
+            for task in small:
+                await history.commit(task)
+            await fill(history)
+            results = await asyncio.gather(
+                *(history.commit(moved(task, COMPLETED)) for task in small),
+                history.commit(make_task(parameters={"filler": "x" * 1_000_000})),
+                return_exceptions=True,
+            )
+            assert [type(result) for result in results] == [type(None)] * 3 + [StorageUnavailable]
+            assert {states(tmp_path)[task.task_id] for task in small} == {"completed"}
+
+    asyncio.run(scenario())
+
+
+def test_a_payload_that_does_not_fit_does_not_keep_its_task_from_ending_on_disk(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            task = make_task()
+            await history.commit(task)
+            await fill(history)
+            history.put_payload(task.task_id, "cloudpickle", b"p" * 1_000_000)
+            await history.commit(moved(task, COMPLETED))
+            assert states(tmp_path)[task.task_id] == "completed"
+            assert rows(tmp_path, "SELECT * FROM payloads") == []
+            assert history.problem is not None
+            history._file.page_bound = 0
+            await until(lambda: history.problem is None)
+            assert rows(tmp_path, "SELECT size FROM payloads") == [(1_000_000,)]
+
+    asyncio.run(scenario())
+
+
+def test_the_kernels_own_refusal_to_let_the_file_grow_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    with child("file_limit", tmp_path) as process:
+        refused = process.hear()
+        assert refused.startswith("refused")
+        assert str(tmp_path) in refused
+        assert process.hear() == "problem None"
+        kept = json.loads(process.hear())
+        process.process.wait(10)
+    assert len(kept) > 5
+    assert set(kept) <= set(states(tmp_path))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Child]:
+    """Another process holds SQLite's write lock."""
+    with child("locks_database", folder) as process:
+        assert process.hear() == "locked"
+        yield process
+
+
+def test_a_file_that_another_process_keeps_locked_is_told_and_writing_resumes_by_itself(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            early, late = make_task(), make_task(COMPLETED)
+            await history.commit(early)
+            # The patience of the writer's own connection, in milliseconds.
+            await history._write(lambda connection: connection.execute("PRAGMA busy_timeout = 200").fetchall())
+            with locked(tmp_path) as process:
+                history.write_behind(late.task_id, lambda: late)
+                with pytest.raises(StorageUnavailable, match="locked"):
+                    await history.commit(make_task())
+                assert "end it, or wait" in (history.problem or "")
+                found = await history.get(early.task_id)
+                assert found is not None, "reading goes on"
+                start = time.monotonic()
+                await history.page(10)
+                assert time.monotonic() - start < 1.0, "and does not wait for the lock"
+                process.tell("go")
+                assert process.hear() == "free"
+                await until(lambda: history.problem is None, what="the problem's end, by itself")
+            assert states(tmp_path)[late.task_id] == "completed"
+
+    asyncio.run(scenario())
+
+
+def test_a_short_lock_is_waited_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            with locked(tmp_path) as process:
+                commit = asyncio.create_task(history.commit(make_task()))
+                await asyncio.sleep(0.3)
+                assert not commit.done()
+                process.tell("go")
+                await asyncio.wait_for(commit, 5)
+            assert history.problem is None
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_under_a_lock_keeps_its_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        history = History(Settings(data_dir=tmp_path), "rt_1")
+        history.open()
+        task = make_task(COMPLETED)
+        with locked(tmp_path):
+            history.write_behind(task.task_id, lambda: task)
+            start = time.monotonic()
+            await history.close(0.5)
+            assert time.monotonic() - start < 1.5
+            assert "still busy" in caplog.text
+            assert (tmp_path / "runtimes" / "rt_1.lock").exists(), "it may still write, so it still lives"
+        # The lock is gone, so what it held back is written after all.
+        await until(lambda: not history._writer.alive, what="the writer's end")
+        assert states(tmp_path) == {task.task_id: "completed"}
+        history._lock.release()
+
+    asyncio.run(scenario())
+
+
+def test_a_data_folder_that_cannot_be_made_is_told_and_used_once_it_can_be(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        place = tmp_path / "data"
+        place.write_text("a file in the way")
+        history = History(Settings(data_dir=place), "rt_1")
+        with pytest.raises(StorageUnavailable, match="writable"):
+            history.open()
+        assert history.problem is not None
+        with pytest.raises(StorageUnavailable):
+            await history.commit(make_task())
+        with pytest.raises(StorageUnavailable):
+            await history.page(10)
+        late = make_task(COMPLETED, wait=True)
+        history.write_behind(late.task_id, lambda: late)
+        assert await history.get(late.task_id) == late
+        place.unlink()
+        await until(lambda: history.problem is None, what="the problem's end, by itself")
+        assert states(place) == {late.task_id: "completed"}
+        assert (place / "runtimes" / "rt_1.lock").exists(), "before its first record it is known to live"
+        await history.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("where", ["data", "."])
+def test_a_folder_that_is_read_only_is_told_and_used_once_it_is_not(tmp_path: Path, where: str) -> None:
+    async def scenario(place: Path) -> None:
+        history = History(Settings(data_dir=place), "rt_1")
+        with pytest.raises(StorageUnavailable, match="writable"):
+            history.open()
+        assert str(place) in (history.problem or "")
+        closed.chmod(0o700)
+        await history.commit(make_task())
+        await until(lambda: history.problem is None, what="the problem's end")
+        await history.close()
+
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o500)
+    try:
+        if os.access(closed, os.W_OK):
+            pytest.skip("root may write everywhere")
+        asyncio.run(scenario(closed / where))
+    finally:
+        closed.chmod(0o700)
+
+
+def spoil_header(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"This is no database. " * 10)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite_the_middle(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+
+
+@pytest.mark.parametrize("damage", [spoil_header, cut, overwrite_the_middle])
+def test_a_damaged_file_is_set_aside_told_and_replaced(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            await asyncio.gather(*(history.commit(make_task(COMPLETED)) for _ in range(300)))
+            assert history.notice is None
+        path = tmp_path / "history.sqlite3"
+        damage(path)
+        content = path.read_bytes()
+        async with opened(tmp_path, "rt_2") as history:
+            task = make_task()
+            await history.commit(task)
+            assert history.problem is None
+            assert (await history.page(10))[1] == 1
+            assert "set aside as" in (history.notice or "")
+        aside = list(tmp_path.glob("history-*.corrupt.sqlite3"))
+        assert len(aside) == 1
+        assert aside[0].read_bytes() == content, "it is kept as it was"
+        assert aside[0].stat().st_mode & 0o777 == 0o600
+        assert caplog.text.count("set aside as") == 1
+        assert str(aside[0]) in caplog.text
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("who", ["writer", "reader"])
+def test_damage_that_is_met_while_it_is_in_use_is_healed_and_what_was_asked_is_done(tmp_path: Path, who: str) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path, "rt_1") as history, opened(tmp_path, "rt_2") as other:
+            old = [make_task(COMPLETED) for _ in range(300)]
+            await asyncio.gather(*(history.commit(task) for task in old))
+            with contextlib.closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
+                assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+            overwrite_the_middle(tmp_path / "history.sqlite3")
+            mine, theirs = make_task(), make_task()
+            # The first one's writer has good pages in its cache; all others read the damaged ones.
+            if who == "reader":
+                assert await history.get(old[0].task_id) is None
+                assert "set aside" in (history.notice or "")
+                await other.commit(theirs)
+            else:
+                await other.commit(theirs)
+                assert "set aside" in (other.notice or "")
+            await history.commit(mine)
+            for each in (history, other):
+                assert {task.task_id for task in (await each.page(10))[0]} == {mine.task_id, theirs.task_id}
+                assert each.problem is None
+            told = sorted((each.notice or "").split(" was ")[1].split()[0] for each in (history, other))
+            assert told == ["damaged", "removed"], "who did not set it aside noticed that it was replaced"
+            assert len(list(tmp_path.glob("*.corrupt.sqlite3"))) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_file_that_is_removed_while_it_is_in_use_is_made_anew_and_loses_no_later_commit(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            known = make_task()
+            await history.commit(known)
+            for path in tmp_path.glob("history.sqlite3*"):
+                path.unlink()
+            later = make_task()
+            await history.commit(later)
+            assert states(tmp_path) == {later.task_id: "pending"}
+            await history.commit(moved(known, TaskState.RUNNING))
+            found = await history.get(known.task_id)
+            assert found is not None
+            assert found.parameters == known.parameters, "its row was gone, so it was written whole"
+            assert "removed or replaced" in (history.notice or "")
+
+    asyncio.run(scenario())
+
+
+def make_newer(folder: Path) -> int:
+    newer = len(MIGRATIONS) + 3
+    with contextlib.closing(sqlite3.connect(folder / "history.sqlite3", isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA user_version = {newer}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return newer
+
+
+def test_a_file_of_a_newer_release_is_not_touched_and_the_history_lives_in_memory(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        old = make_task()
+        async with opened(tmp_path) as history:
+            await history.commit(old)
+        newer = make_newer(tmp_path)
+        content = (tmp_path / "history.sqlite3").read_bytes()
+        history = History(Settings(data_dir=tmp_path), "rt_2")
+        with pytest.raises(StorageUnavailable, match=f"version {newer}.* up to {len(MIGRATIONS)}: upgrade it"):
+            history.open()
+        assert f"version {newer}" in (history.problem or "")
+        with pytest.raises(StorageUnavailable, match=f"version {newer}"):
+            await history.commit(make_task())
+        task = make_task(COMPLETED, wait=True)
+        history.write_behind(task.task_id, lambda: task)
+        history.put_payload(task.task_id, "cloudpickle", b"value")
+        tasks, total, _ = await history.page(10)
+        assert ([one.task_id for one in tasks], total) == ([task.task_id], 1)
+        assert await history.get(task.task_id) is not None
+        assert await history.get(old.task_id) is None
+        assert await history.get_payload(task.task_id) == (b"value", "cloudpickle")
+        assert await history.remember_key(None, "k", task.task_id, "f") is None
+        assert await history.sweep() == 0
+        await history.delete(task.task_id)
+        assert f"version {newer}" in (history.problem or ""), "that does not clear by itself"
+        await history.close()
+        assert (tmp_path / "history.sqlite3").read_bytes() == content
+
+    asyncio.run(scenario())
+
+
+def test_a_newer_release_that_takes_the_file_over_while_it_is_in_use_is_respected(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as history:
+            task = make_task()
+            await history.commit(task)
+            newer = make_newer(tmp_path)
+            with pytest.raises(StorageUnavailable, match=f"version {newer}"):
+                await history.commit(moved(task, COMPLETED))
+            assert states(tmp_path) == {task.task_id: "pending"}
+            late = make_task(COMPLETED, wait=True)
+            history.write_behind(late.task_id, lambda: late)
+            assert [one.task_id for one in (await history.page(10))[0]] == [late.task_id]
+            assert states(tmp_path) == {task.task_id: "pending"}
+            assert f"version {newer}" in (history.problem or "")
+
+    asyncio.run(scenario())

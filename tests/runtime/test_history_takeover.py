@@ -1,0 +1,274 @@
+"""What becomes of the tasks of runtimes that died, and that no task is ever in two hands. Real processes, killed by SIGKILL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.errors import TaskConflict
+from openruntime_jupyter.models import FailureKind, Task, TaskState
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.history_records import record_of, write
+from openruntime_jupyter.runtime.settings import Settings
+from tests.runtime.history_support import child, make_task, moved, opened, rows, states
+
+PENDING, RUNNING, COMPLETED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED
+
+
+def leave(folder: Path, tasks: list[Task], runtime: str = "rt_dead", **settings: Any) -> None:
+    """What a runtime that died has left on disk."""
+
+    async def scenario() -> None:
+        async with opened(folder, runtime, **settings) as history:
+            for task in tasks:
+                await history.commit(task)
+
+    asyncio.run(scenario())
+
+
+def taken(folder: Path, runtime: str = "rt_new", **settings: Any) -> tuple[list[Task], dict[str, Task]]:
+    """What a new runtime takes over, and what it then reads of all tasks."""
+
+    async def scenario() -> tuple[list[Task], dict[str, Task]]:
+        async with opened(folder, runtime, **settings) as history:
+            tasks, _, _ = await history.page(10_000)
+            return history.taken, {task.task_id: task for task in tasks}  # type: ignore[attr-defined]
+
+    return asyncio.run(scenario())
+
+
+def test_pending_asynchronous_tasks_of_the_dead_are_taken_over_in_their_order_with_their_parameters(tmp_path: Path) -> None:
+    tasks = [make_task(owner="ann", priority=index + 1, parameters={"index": index}) for index in range(5)]
+    leave(tmp_path, random.Random(0).sample(tasks, 5))
+    ours, found = taken(tmp_path)
+    assert ours == [task.model_copy(update={"runtime": "rt_new", "here": True}) for task in tasks]
+    assert {(task.runtime, task.here, task.status) for task in found.values()} == {("rt_new", True, PENDING)}
+
+
+def test_a_running_task_is_queued_again_only_while_it_has_retries_left(tmp_path: Path) -> None:
+    once = moved(make_task(retries=1), RUNNING, attempt=1, device_used="device_0", started_at="2026-01-01T00:00:00.000000Z")
+    twice = moved(make_task(retries=1), RUNNING, attempt=2)
+    never = moved(make_task(), RUNNING, attempt=1)
+    leave(tmp_path, [once, twice, never])
+    ours, found = taken(tmp_path)
+    assert [(task.task_id, task.status, task.attempt, task.started_at, task.device_used) for task in ours] == [
+        (once.task_id, PENDING, 1, None, None)
+    ]
+    for task in (twice, never):
+        told = found[task.task_id]
+        assert told.status is TaskState.INTERRUPTED
+        assert told.failure is not None
+        assert told.failure.kind is FailureKind.INTERRUPTED
+        assert told.finished_at == told.timestamp > told.submitted_at
+        assert "submit it again" in (told.error or "")
+        assert told.runtime == "rt_dead"
+
+
+@pytest.mark.parametrize("state", [PENDING, RUNNING])
+def test_a_synchronous_task_of_the_dead_is_interrupted_and_never_queued_again(tmp_path: Path, state: TaskState) -> None:
+    task = moved(make_task(wait=True, retries=5), state)
+    leave(tmp_path, [task])
+    ours, found = taken(tmp_path)
+    assert ours == []
+    assert found[task.task_id].status is TaskState.INTERRUPTED
+
+
+@pytest.mark.parametrize("state", [PENDING, RUNNING])
+def test_a_task_of_a_dead_kernel_is_interrupted_and_never_taken_over(tmp_path: Path, state: TaskState) -> None:
+    task = moved(make_task(retries=5), state)
+    leave(tmp_path, [task], embedded=True)
+    ours, found = taken(tmp_path)
+    assert ours == []
+    assert found[task.task_id].status is TaskState.INTERRUPTED
+    assert "kernel" in (found[task.task_id].error or "")
+
+
+def test_a_kernel_leaves_a_dead_servers_tasks_for_the_next_server(tmp_path: Path) -> None:
+    waits, runs = make_task(), moved(make_task(), RUNNING)
+    leave(tmp_path, [waits, runs])
+    ours, found = taken(tmp_path, "rt_kernel", embedded=True)
+    assert ours == []
+    assert found[waits.task_id].status is PENDING
+    assert found[runs.task_id].status is TaskState.INTERRUPTED
+    ours, _ = taken(tmp_path, "rt_server")
+    assert [task.task_id for task in ours] == [waits.task_id]
+
+
+def test_ended_tasks_stay_as_they_are(tmp_path: Path) -> None:
+    tasks = [make_task(state) for state in TaskState if state.terminal]
+    leave(tmp_path, tasks)
+    ours, found = taken(tmp_path)
+    assert ours == []
+    assert {task.task_id: task.status for task in found.values()} == {task.task_id: task.status for task in tasks}
+
+
+def test_the_tasks_of_a_living_runtime_are_left_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        waits, runs = make_task(), moved(make_task(wait=True), RUNNING)
+        async with opened(tmp_path, "rt_alive", label="http://127.0.0.1:8888/") as alive:
+            await alive.commit(waits)
+            await alive.commit(runs)
+            async with opened(tmp_path, "rt_new") as history:
+                assert history.taken == []  # type: ignore[attr-defined]
+                assert states(tmp_path) == {waits.task_id: "pending", runs.task_id: "running"}
+                told = history.runtime_facts("rt_alive")
+                assert told is not None
+                assert (told["runtime"], told["label"], told["pid"]) == ("rt_alive", "http://127.0.0.1:8888/", os.getpid())
+                assert history.runtime_facts("rt_none") is None
+            await alive.commit(moved(waits, RUNNING))
+
+    asyncio.run(scenario())
+
+
+def test_a_runtime_whose_process_id_lives_on_in_another_process_is_dead(tmp_path: Path) -> None:
+    task = make_task()
+    leave(tmp_path, [task])
+    (tmp_path / "runtimes" / "rt_dead.lock").write_text(json.dumps({"runtime": "rt_dead", "pid": os.getpid()}))
+    ours, _ = taken(tmp_path)
+    assert [one.task_id for one in ours] == [task.task_id]
+    assert not (tmp_path / "runtimes" / "rt_dead.lock").exists()
+
+
+def test_the_tasks_of_an_earlier_runtime_of_the_same_id_are_taken_over(tmp_path: Path) -> None:
+    task = make_task()
+    leave(tmp_path, [task], "rt_same")
+    ours, _ = taken(tmp_path, "rt_same")
+    assert [one.task_id for one in ours] == [task.task_id]
+
+
+def test_what_another_runtime_has_taken_over_is_not_overwritten(tmp_path: Path) -> None:
+    """The lock file of a living runtime is removed by hand: it must notice before it runs what is no longer its own."""
+
+    async def scenario() -> None:
+        waits, behind = make_task(), make_task()
+        async with opened(tmp_path, "rt_1") as history:
+            await history.commit(waits)
+            await history.commit(behind)
+            (tmp_path / "runtimes" / "rt_1.lock").unlink()
+            async with opened(tmp_path, "rt_2") as other:
+                assert len(other.taken) == 2  # type: ignore[attr-defined]
+                with pytest.raises(TaskConflict, match="taken over by the runtime rt_2"):
+                    await history.commit(moved(waits, RUNNING))
+                history.write_behind(behind.task_id, lambda: moved(behind, COMPLETED))
+                await history.page(1)
+                assert set(states(tmp_path).values()) == {"pending"}
+                await other.commit(moved(waits, RUNNING))
+                with pytest.raises(TaskConflict, match="taken over"):
+                    await history.commit(moved(waits, COMPLETED))
+                assert states(tmp_path)[waits.task_id] == "running"
+
+    asyncio.run(scenario())
+
+
+def test_acknowledged_commits_survive_kill_9_and_nothing_is_lost_or_invented(tmp_path: Path) -> None:
+    order = {"pending": 0, "running": 1, "completed": 2}
+    chance = random.Random(1)
+    survived = 0
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        with child("commits", folder, "rt_dead") as process:
+            process.hear()
+            time.sleep(chance.uniform(0.02, 0.3))
+            process.process.kill()
+            told = [line.split() for line in process.rest() if line.count(" ") == 1]
+        acknowledged = {task_id: state for task_id, state in told if state in order}
+        before = states(folder)
+        assert acknowledged
+        survived += len(acknowledged)
+        for task_id, state in acknowledged.items():
+            assert order[before[task_id]] >= order[state], f"{task_id} was acknowledged as {state} and is {before[task_id]}"
+        payloads = dict(rows(folder, "SELECT task_id, data FROM payloads"))
+        assert all(payloads.get(task_id) == task_id.encode() for task_id, state in before.items() if state == "completed")
+        ours, found = taken(folder)
+        # All have a retry left, so what was pending or running waits again, and what was completed stays.
+        assert {task.task_id for task in ours} == {task_id for task_id, state in before.items() if state != "completed"}
+        assert {task_id: str(task.status) for task_id, task in found.items()} == {
+            task_id: "completed" if state == "completed" else "pending" for task_id, state in before.items()
+        }
+    assert survived > 100
+
+
+def test_runtimes_that_start_at_once_never_take_the_same_task(tmp_path: Path) -> None:
+    doubled: list[str] = []
+    shares = Counter[int]()
+    with child("takes") as first, child("takes") as second, child("takes") as third:
+        takers = (first, second, third)
+        for process in takers:
+            assert process.hear() == "ready"
+        for attempt in range(40):
+            folder = tmp_path / str(attempt)
+            tasks = [make_task() for _ in range(20)]
+            leave(folder, tasks)
+            for number, process in enumerate(takers):
+                process.tell(f"{folder} rt_{number}")
+            answers = [json.loads(process.hear()) for process in takers]
+            found = Counter(task_id for answer in answers for task_id in answer)
+            doubled += [task_id for task_id, times in found.items() if times > 1]
+            shares.update(number for number, answer in enumerate(answers) if answer)
+            assert set(found) == {task.task_id for task in tasks}
+            assert set(states(folder).values()) == {"completed"}
+    assert doubled == []
+    assert len(shares) > 1, f"only one of them ever came first: {shares}"
+
+
+def test_a_takeover_is_all_or_nothing(tmp_path: Path) -> None:
+    """A runtime that is killed while it takes over leaves the tasks to the next one, each in one piece."""
+    tasks = [make_task() for _ in range(2_000)]
+    folder = tmp_path / "history"
+
+    async def scenario() -> None:
+        async with opened(folder, "rt_dead") as history:
+            await asyncio.gather(*(history.commit(task) for task in tasks))
+
+    asyncio.run(scenario())
+    chance = random.Random(2)
+    for number in range(4):
+        with child("takes") as process:
+            process.hear()
+            process.tell(f"{folder} rt_{number}")
+            time.sleep(chance.uniform(0.0, 0.15))
+    left = states(folder)
+    assert set(left) == {task.task_id for task in tasks}
+    owners = {runtime for (runtime,) in rows(folder, "SELECT DISTINCT runtime FROM tasks WHERE finished IS NULL")}
+    assert len(owners) <= 1
+    ours, _ = taken(folder)
+    assert {task.task_id for task in ours} == {task_id for task_id, state in left.items() if state == "pending"}
+    assert all(task.parameters == {"expression": "a + b"} for task in ours)
+
+
+def test_several_runtimes_write_the_same_file_at_once(tmp_path: Path) -> None:
+    with child("writes", tmp_path, "rt_1", 150) as first, child("writes", tmp_path, "rt_2", 150) as second:
+        for process in (first, second):
+            assert process.hear() == "ready"
+        for process in (first, second):
+            process.tell("go")
+        for process in (first, second):
+            assert process.hear() == "done"
+    assert dict(rows(tmp_path, "SELECT runtime, count(*) FROM tasks GROUP BY runtime")) == {"rt_1": 300, "rt_2": 300}
+
+
+def test_a_takeover_of_many_tasks_takes_less_than_a_second(tmp_path: Path) -> None:
+    history = History(Settings(data_dir=tmp_path), "rt_dead")
+    connection = history._file.connect()
+    connection.execute("BEGIN")
+    for _ in range(5_000):
+        write(connection, record_of(make_task(), "rt_dead", embedded=False), known=False)
+    connection.execute("COMMIT")
+    connection.close()
+
+    async def scenario() -> float:
+        start = time.perf_counter()
+        async with opened(tmp_path, "rt_new") as new:
+            took = time.perf_counter() - start
+            assert len(new.taken) == 5_000  # type: ignore[attr-defined]
+        return took
+
+    assert asyncio.run(scenario()) < 1.0
