@@ -19,6 +19,7 @@ from openruntime_jupyter.engines.watchdog import Watchdog
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.errors import EngineError, NoBackend
 from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 
 log = logging.getLogger(__name__)
@@ -264,17 +265,9 @@ def worker_environment(temporary: Path) -> dict[str, str]:
     environment["OPENRUNTIME_WORKER"] = "1"
     environment["PYTHONSAFEPATH"] = "1"
     environment["TMPDIR"] = str(temporary)
+    environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # plots are shown, as in a kernel
     if sys.platform.startswith("linux"):
         tunables = environment.get("GLIBC_TUNABLES", "")
         if "glibc.malloc.hugetlb" not in tunables:
             environment["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
     return environment
-
-
-def no_backend(interpreter: str, problem: str) -> str:
-    """What to install where MLX has nothing to compute on."""
-    command = f"{interpreter} -m pip install 'openruntime-jupyter[cpu]'"
-    return (
-        f"MLX can't compute in the environment of {interpreter} ({problem}). Install a backend there: {command} "
-        "(or [cuda] with an NVIDIA GPU; never both)."
-    )

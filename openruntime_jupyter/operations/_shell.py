@@ -68,9 +68,6 @@ class TaskShell(InteractiveShell):
         self.last_value: Any = None
         self._plain = dict(self.user_ns)
 
-    def init_sys_modules(self) -> None:
-        """Leave `__main__` as it is: it is the worker's."""
-
     def init_signal(self) -> None:  # the worker's guard owns the signals
         """Nothing."""
 

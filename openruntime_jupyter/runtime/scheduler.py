@@ -172,9 +172,7 @@ class Scheduler:
             await self._record(entry)
             # A cancel may have come while the state was written.
             outcome: Outcome = (
-                Stopped(entry.stop_reason, Stage.QUEUE, endings.no_figures())
-                if entry.stop_reason is not None
-                else await self._engine.run(self._job(entry), _Watcher(entry, self._engine, self._progressed))
+                Stopped(entry.stop_reason, Stage.QUEUE, endings.no_figures()) if entry.stop_reason is not None else await self._run(entry)
             )
         except Exception as problem:  # a fault of ours must end this task, not the lane
             log.exception("The engine failed on %s", entry.task_id)
@@ -189,6 +187,13 @@ class Scheduler:
             del lane.running[entry.task_id]
             lane.changed.set()
         await self._conclude(entry, outcome)
+
+    async def _run(self, entry: Entry) -> Outcome:
+        watcher = _Watcher(entry, self._engine, self._progressed)
+        try:
+            return await self._engine.run(self._job(entry), watcher)
+        finally:
+            watcher.close()
 
     def _job(self, entry: Entry) -> Job:
         lane = entry.lane
@@ -278,9 +283,13 @@ class _Watcher:
         entry.started, entry.started_mono = time.time(), time.monotonic()
         if entry.timeout is not None:
             self._timer = asyncio.get_running_loop().call_later(entry.timeout, self._engine.halt, entry.task_id, StopReason.TIMED_OUT)
-            entry.done.add_done_callback(lambda _: self._timer.cancel() if self._timer else None)
         if entry.stop_reason is not None:
             self._engine.halt(entry.task_id, entry.stop_reason)
+
+    def close(self) -> None:
+        """The attempt is over, and its time-out with it."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def progressed(self, progress: dict[str, Any]) -> None:
         """Add what is left, from the pace so far."""

@@ -81,11 +81,12 @@ def main(arguments: list[str]) -> None:
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     channel = Channel(data, int(generation), guard)
     blas = choose(blas_path)
-    channel.send(Kind.HELLO, hello(blas))
+    said = hello(blas)
+    channel.send(Kind.HELLO, said)
     warm(names)
     from openruntime_jupyter.worker.runner import Runner
 
-    runner = Runner(channel, guard, blas, display_marker(marker))
+    runner = Runner(channel, guard, blas, display_marker(marker), said["problem"])
     while True:
         try:
             kind, body = channel.receive()

@@ -52,3 +52,12 @@ def select(device_type: str, index: int) -> None:
     import mlx.core as mx
 
     mx.set_default_device(mx.Device(mx.gpu if device_type == "gpu" else mx.cpu, index))
+
+
+def no_backend(interpreter: str, problem: str) -> str:
+    """What to install where MLX has nothing to compute on."""
+    command = f"{interpreter} -m pip install 'openruntime-jupyter[cpu]'"
+    return (
+        f"MLX can't compute in the environment of {interpreter} ({problem}). Install a backend there: {command} "
+        "(or [cuda] with an NVIDIA GPU; never both)."
+    )

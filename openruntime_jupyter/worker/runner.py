@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.errors import NoBackend
 from openruntime_jupyter.worker import restore, tracebacks
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.channel import Channel, as_json
 from openruntime_jupyter.worker.context import TaskContext, set_current
+from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
 class Runner:
     """Turns a `RUN` body into a `RESULT` or `RAISED` frame; never lets a task's exception out."""
 
-    def __init__(self, channel: Channel, guard: InterruptGuard, blas: Blas | None, marker: bytes) -> None:
+    def __init__(self, channel: Channel, guard: InterruptGuard, blas: Blas | None, marker: bytes, problem: str | None = None) -> None:
         self._channel = channel
         self._guard = guard
         self._blas = blas
         self._marker = marker
+        self._problem = problem
         self._snapshot = restore.Snapshot()
         self._device: tuple[str, int] | None = None
 
@@ -66,9 +69,7 @@ class Runner:
 
     def _prepare(self, body: dict[str, Any]) -> None:
         device = (body["device"]["type"], body["device"]["index"])
-        if device != self._device:
-            from openruntime_jupyter.worker.devices import select
-
+        if device != self._device and self._problem is None:
             select(*device)
             self._device = device
         if self._blas is not None:
@@ -86,6 +87,11 @@ class Runner:
         if parameters is None:
             parameters = json.loads(Path(body["parameters_file"]).read_bytes())
         kind = operation(body["operation"])
+        if self._problem is not None:
+            advice = no_backend(sys.executable, self._problem)
+            if not kind.needs_execute:
+                raise NoBackend(advice)
+            sys.stderr.write(f"{advice}\n")  # the caller's own code may do without MLX
         answer = kind.run(kind.validate(parameters), context)
         context.flush_progress()
         return answer if isinstance(answer, Result) else Result(answer)

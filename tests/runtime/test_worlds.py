@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import openruntime_jupyter
-from tests.runtimes import cell, ended, live, pickled, runtime_in, submit, value
+from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, submit, value
 
 REPOSITORY = Path(openruntime_jupyter.__file__).parents[1]
 TELL = "import os, sys\nfound = {'prefix': sys.prefix, 'folder': os.getcwd(), 'path': list(sys.path)}"
@@ -74,6 +74,23 @@ def test_an_interpreter_that_does_not_exist_and_one_that_is_no_python_are_told_a
             assert "/no/such/python can't be started: No such file" in (missing.error or "")
             silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
             assert "/bin/true ended before it was ready" in (silent.error or "")
+
+    live(body())
+
+
+def test_where_mlx_is_broken_code_runs_all_the_same_and_is_told_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "broken" / "mlx").mkdir(parents=True)
+    (tmp_path / "broken" / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "broken"} exec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+
+    async def body() -> None:
+        async with runtime_in(tmp_path / "data") as runtime:
+            parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": str(interpreter)}}
+            task_id = await submit(runtime, "python", parameters)
+            assert await value(runtime, task_id) == {"x": 42}
+            assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
 
     live(body())
 
