@@ -27,9 +27,10 @@ TRANSLATED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.Cookie
 LOST_ON_THE_WAY = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
 """The connection broke after it was made."""
 
-ABSENT = "nothing answers at {where}: start it again (restart Jupyter Server, or run `jupyter openruntime`), or give connect() another url"
+AGAIN = "start it again (restart Jupyter Server, or run `jupyter openruntime`)"
+ABSENT = "nothing answers at {where}: " + AGAIN + ", or give connect() another url"
 SLOW = "{where} does not answer in time: it is overloaded or gone; its tasks go on if it lives, so ask for them again by their ids"
-BROKEN = "{where} went away in the middle of an answer: when it runs again, find its tasks by their ids"
+BROKEN = "{where} went away in the middle of an answer: " + AGAIN + ", and find its tasks by their ids"
 FOREIGN = "{where} does not speak like OpenRuntime ({problem}): check the url"
 PROXY = "the proxy on the way to {where} refused: {problem}; check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
 MISUSED = "{where} could not be asked: {problem}"

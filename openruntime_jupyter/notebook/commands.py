@@ -95,7 +95,7 @@ def _result(session: Session, _arguments: Arguments, word: str) -> Any:
     task = handle.task
     if not task.status.terminal:
         raise UsageError(f"{handle.id} is still {task.status}: `%openruntime wait {word}` waits for it.")
-    completed(task)
+    completed(task, watched=False)
     value = handle.result()
     return value if task.operation in ("python", "call") else ResultCard(task, value)
 

@@ -16,12 +16,10 @@ Bundle = dict[str, Any]
 STYLE = """<style>
 .ort{font:var(--jp-content-font-size1,14px)/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,currentColor);\
 font-variant-numeric:tabular-nums;max-width:64em;margin:4px 6px}
-.ort .m{color:var(--jp-ui-font-color2,currentColor)}
-.ort.ort.ort code,.ort.ort.ort pre{font-family:var(--jp-code-font-family,ui-monospace,monospace);\
-font-size:var(--jp-code-font-size,13px);background:none;padding:0;border:0;white-space:nowrap}
-.ort.ort.ort pre{margin:6px 0 0;color:inherit;white-space:pre-wrap;overflow-wrap:anywhere;max-height:30em;overflow:auto}
+.ort.ort.ort .m{color:var(--jp-ui-font-color2,currentColor)}
+.ort.ort.ort code{font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:var(--jp-code-font-size,13px);\
+background:none;padding:0;border:0;white-space:nowrap}
 .ort-c{border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:4px;padding:8px 12px}
-.ort-c.bad{border-left:4px solid var(--jp-error-color1,#d32f2f)}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
 .ort-h .r{margin-left:auto}.ort-c>.ort-h{flex-wrap:nowrap}
 .ort-b{height:3px;border-radius:2px;margin-top:6px;background:var(--jp-border-color2,rgba(128,128,128,.3));overflow:hidden}
@@ -64,9 +62,9 @@ def joined(parts: Sequence[Any], separator: str = " · ") -> Html:
     return Html(escape(separator).join(Html.of(part) for part in parts if part))
 
 
-def block(label: str, *children: Any, kind: str = "", role: str = "group") -> Html:
+def block(label: str, *children: Any, kind: str = "") -> Html:
     """A whole view: its style, and its content under a name that a screen reader says."""
-    return Html(STYLE + tag("div", *children, class_=f"ort {kind}".rstrip(), role=role, aria_label=label))
+    return Html(STYLE + tag("div", *children, class_=f"ort {kind}".rstrip(), role="group", aria_label=label))
 
 
 def table(

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import Task, TaskOutput
 from openruntime_jupyter.notebook.replay import Replay
 from openruntime_jupyter.notebook.statusline import StatusLine
@@ -115,9 +115,9 @@ def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupt
     follower.start()
     try:
         return _watch(handle, news, line, replay, interrupts, cancel)
-    except OpenRuntimeError:
+    except NotConnected as problem:
         line.show(note="out of reach", final=True)
-        raise
+        raise NotConnected(f"{problem}; this one is {handle.id}") from problem
     finally:
         follower.stop()
 

@@ -25,6 +25,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
+def rough(seconds: float) -> str:
+    """An estimate in whole seconds, at least one: `"7 s"`."""
+    whole = max(1, round(seconds))
+    return f"{whole} s" if whole < 60 else duration(whole)
+
+
 def clock(timestamp: str | None) -> str:
     """A `Timestamp` as the local time of day, with the date where that is not today; a dash for None."""
     seconds = epoch(timestamp)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from IPython.core.error import UsageError
-from IPython.display import display
 
-from openruntime_jupyter.client.handle import TaskHandle, task_error
+from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.arguments import Arguments
-from openruntime_jupyter.notebook.failures import short
+from openruntime_jupyter.notebook.failures import bad_end, short
 from openruntime_jupyter.notebook.follow import Interrupts, Left, follow
 from openruntime_jupyter.notebook.session import Session
-from openruntime_jupyter.notebook.views import FailureCard, ResultCard
+from openruntime_jupyter.notebook.views import ResultCard
 
 
 def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | None:
@@ -50,12 +49,11 @@ def watch(session: Session, handle: TaskHandle) -> Task:
     return completed(task)
 
 
-def completed(task: Task) -> Task:
-    """`task`, if it completed; else shows why not and raises that."""
-    if task.status is TaskState.COMPLETED:
-        return task
-    display(FailureCard(task))
-    raise short(task_error(task), f"{(task.error or task.status).splitlines()[0]} ({task.task_id})")
+def completed(task: Task, watched: bool = True) -> Task:
+    """`task`, if it completed; raises why not otherwise. `watched`: its output stands above."""
+    if task.status is not TaskState.COMPLETED:
+        raise bad_end(task, watched)
+    return task
 
 
 def _run(session: Session, arguments: Arguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from openruntime_jupyter.models import Progress, Task, TaskState, epoch
-from openruntime_jupyter.notebook.humanize import duration, memory, number, ordinal
+from openruntime_jupyter.notebook.humanize import duration, memory, number, ordinal, rough
 
 WORDS: dict[TaskState, tuple[str, str, str]] = {
     # state: the sign before it, the word for it, the class of its colour
@@ -71,7 +71,7 @@ def _waiting(task: Task) -> list[str | None]:
     return [
         ordinal(task.position) if task.position else None,
         f"for {task.waiting_for.removeprefix('for ')}" if task.waiting_for else None,
-        f"starts in about {duration(left)}" if left is not None and left > 0.5 else None,
+        f"starts in about {rough(left)}" if left is not None and left > 0.5 else None,
         f"priority {task.priority}" if task.priority != 5 else None,
     ]
 
@@ -81,5 +81,5 @@ def _progress(progress: Progress) -> list[str | None]:
         done = f"{progress.n / progress.total:.0%} ({number(progress.n)} of {number(progress.total)})"
     else:
         done = f"{number(progress.n)} done"
-    left = f"about {duration(max(1.0, round(progress.remaining)))} left" if progress.remaining else None
+    left = f"about {rough(progress.remaining)} left" if progress.remaining else None
     return [done, progress.message, left]

@@ -1,4 +1,4 @@
-"""Tasks, results, devices and failures as cards and tables. Each is also a value to compute with."""
+"""Tasks, results and devices as cards and tables. Each is also a value to compute with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.models import Device, Failure, Health, OperationInfo, Task, TaskPage, TaskState
+from openruntime_jupyter.models import Device, Health, OperationInfo, Task, TaskPage, TaskState
 from openruntime_jupyter.notebook.display import Html, View, block, joined, pairs, table, tag, text_pairs, text_table
 from openruntime_jupyter.notebook.humanize import clock, duration, memory, number
 from openruntime_jupyter.notebook.states import WORDS, details, fraction, phrase, title
@@ -177,7 +177,7 @@ class ResultCard(View, dict[str, Any]):
         """See `View.html`."""
         figures = joined([duration(self.task.execution_time), memory(self.task)])
         head = tag("div", tag("strong", title(self.task)), " ", tag("span", figures, class_="m"), class_="ort-h")
-        tables = [table(name, columns, rows, numeric=range(1, len(columns))) for name, columns, rows in self._tables]
+        tables = [table(name, columns, rows, numeric=_numeric(rows)) for name, columns, rows in self._tables]
         return block(f"Result of {title(self.task)}", head, pairs("", self._plain), *tables, kind="ort-c")
 
     def text(self) -> str:
@@ -262,52 +262,6 @@ class Status(View):
         return "\n".join([*lines, text_table(self.COLUMNS, self._rows())])
 
 
-class FailureCard(View):
-    """A task's bad end: what happened, where, and the figures of the post-mortem."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    @property
-    def _headline(self) -> str:
-        return self.task.error or phrase(self.task)
-
-    @property
-    def _failure(self) -> Failure | None:
-        return self.task.failure
-
-    def _figures(self) -> list[str]:
-        failure = self._failure
-        if failure is None:
-            return []
-        peak = gigabytes(failure.peak_memory) if failure.peak_memory else None
-        found = (("signal", failure.signal), ("exit code", failure.exit_code), ("peak memory", peak))
-        return [f"{name} {value}" for name, value in found if value is not None and f"{name} {value}" not in self._headline]
-
-    def _texts(self) -> list[tuple[str, str]]:
-        failure = self._failure
-        found = [("Traceback", failure.traceback), ("The last it wrote", failure.last_output)] if failure is not None else []
-        return [(name, text.rstrip()) for name, text in found if text]
-
-    def html(self) -> str:
-        """See `View.html`."""
-        head = tag("div", tag("strong", self._headline), " ", tag("code", self.task.task_id, class_="m r"), class_="ort-h")
-        figures = tag("div", joined(self._figures()), class_="m")
-        texts = [tag("pre", text, tabindex="0", aria_label=name) for name, text in self._texts()]
-        return block(f"Task {phrase(self.task)}", head, figures, *texts, kind="ort-c bad", role="alert")
-
-    def text(self) -> str:
-        """See `View.text`."""
-        lines = [self._headline, " · ".join(self._figures())]
-        lines += [text for _, text in self._texts()]
-        return "\n".join(line for line in lines if line)
-
-
-def failed(task: Task) -> bool:
-    """Whether a card has something to say about the task's end."""
-    return task.status.terminal and task.status is not TaskState.COMPLETED
-
-
 def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
@@ -322,6 +276,11 @@ def _rows_of(records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
     names = list(dict.fromkeys(name for entry in records.values() for name, value in entry.items() if not isinstance(value, dict)))
     rows = [[key, *(_short(entry.get(name)) for name in names)] for key, entry in records.items()]
     return ["", *map(_spaced, names)], rows
+
+
+def _numeric(rows: list[list[str]]) -> list[int]:
+    """The columns that hold nothing but numbers."""
+    return [index for index, column in enumerate(zip(*rows, strict=True)) if all(cell[:1] in "0123456789-—" for cell in column)]
 
 
 def _value(value: Any) -> str:

@@ -71,7 +71,7 @@ class Kernel:
     @property
     def pid(self) -> int:
         """Its process id."""
-        return int(self.manager.provider.pid)  # type: ignore[union-attr]
+        return int(self.manager.provisioner.pid)
 
     def run(self, code: str, until: Callable[[Cell], bool] | None = None, then: Callable[[], None] = lambda: None) -> Cell:
         """Run a cell to its end; do `then` once `until` holds while it runs."""

@@ -22,7 +22,7 @@ from openruntime_jupyter.models import (
 from openruntime_jupyter.notebook.display import View, tag
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal
-from openruntime_jupyter.notebook.views import FailureCard, OperationTable, ResultCard, Status, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.notebook.views import OperationTable, ResultCard, Status, TaskCard, TaskLine, TaskTable
 
 NOW = "2026-01-01T00:00:00.000000Z"
 EVIL = '</pre></style><script>alert("1")</script>&amp; {x} \x1b[31m'
@@ -88,8 +88,6 @@ EVERY = [
         [OperationInfo(name=EVIL, summary=EVIL, needs_execute=False, parameters_schema={"properties": {EVIL: {"default": EVIL}}})]
     ),
     status(EVIL),
-    FailureCard(failed()),
-    FailureCard(task(status=TaskState.INTERRUPTED)),
     Help(),
 ]
 
@@ -125,7 +123,7 @@ def test_attributes_are_escaped_too() -> None:
         ),
         (
             {"progress": {"n": 5, "total": 20, "message": "epochs", "remaining": 7.6}, "execution_time": 2.5, "name": "fit"},
-            "● running · fit · 25% (5 of 20) · epochs · about 8.0 s left · 2.5 s · task_1",
+            "● running · fit · 25% (5 of 20) · epochs · about 8 s left · 2.5 s · task_1",
         ),
         ({"progress": {"n": 5}}, "● running · python · 5 done · task_1"),
         (

@@ -1,0 +1,143 @@
+"""What becomes of a cell, of its kernel and of its tasks when one of them goes away; and other places than JupyterLab."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from openruntime_jupyter.notebook.follow import Interrupts
+from tests.notebook.conftest import Cell, Kernel, running_kernel
+from tests.support import TOKEN, Home, alive, running_server, wait_until
+
+BUSY = "%%openruntime --bg --as job --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.01)"
+
+
+def descendants(kernel: Kernel) -> list[psutil.Process]:
+    return psutil.Process(kernel.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("how", ["shut down", "killed"])
+def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path, how: str) -> None:
+    with running_kernel(Home(tmp_path)) as kernel:
+        kernel.run(BUSY)
+        wait_until(lambda: "running" in kernel.value("str(job.status)"), 20, "the task runs")
+        left = descendants(kernel)
+        assert left
+        if how == "killed":
+            os.kill(kernel.pid, signal.SIGKILL)
+        else:
+            kernel.client.shutdown()
+        wait_until(lambda: not [process for process in left if alive(process)], 6, "its workers end")
+
+
+def test_after_a_restart_a_kernel_without_a_server_finds_its_old_tasks_interrupted(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with running_kernel(home) as kernel:
+        kernel.run(BUSY)
+        wait_until(lambda: "it runs" in kernel.value("job.output.stdout"), 20, "it prints")
+        task_id = kernel.value("job.id").strip("'")
+        kernel.manager.restart_kernel()
+        kernel.client.wait_for_ready(timeout=60)
+        kernel.run("%load_ext openruntime_jupyter")
+        assert "interrupted" in kernel.run("%openruntime tasks").value
+        cell = kernel.run(f"%openruntime result {task_id}")
+        assert cell.error["ename"] == "TaskInterrupted"
+
+
+def test_a_cell_whose_server_dies_ends_with_what_to_do(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with running_server(home) as server:
+        told = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
+        with running_kernel(home, told) as kernel:
+
+            def it_runs(cell: Cell) -> bool:
+                return "it runs" in cell.stream()
+
+            cell = kernel.run(BUSY.replace("--bg --as job ", ""), it_runs, server.kill)
+            assert cell.error["ename"] == "NotConnected"
+            assert "restart Jupyter Server" in cell.error["evalue"]
+            assert "this one is task_" in cell.error["evalue"]
+            assert len("\n".join(cell.error["traceback"]).splitlines()) == 1
+            assert "out of reach" in cell.line
+            again = kernel.run("%openruntime status")
+            assert again.error["ename"] == "NotConnected"
+            assert "connect('embedded')" in again.error["evalue"]
+            assert kernel.value("6 * 7") == "42"
+
+
+def test_a_failing_cell_stops_a_notebook_that_is_run_by_a_program_and_its_log_has_the_traceback(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    sources = ("%load_ext openruntime_jupyter", "%%openruntime\ndef divide(n):\n    return n / 0\ndivide(1)", "reached = True")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    runner = NotebookClient(notebook, timeout=60, kernel_name="python3")
+    with pytest.raises(CellExecutionError, match="in divide") as caught:
+        runner.execute(env=home.environment())
+    assert "return n / 0" in str(caught.value)
+    assert notebook.cells[2].outputs == []
+    assert notebook.cells[2].execution_count is None
+    (line, error) = notebook.cells[1].outputs
+    assert "failed after" in line["data"]["text/plain"]
+    assert error["output_type"] == "error"
+
+
+def test_plain_ipython_shows_the_same_as_text(tmp_path: Path) -> None:
+    code = """
+ip = get_ipython()
+ip.run_line_magic('load_ext', 'openruntime_jupyter')
+ip.user_ns['n'] = 6
+ip.run_cell_magic('openruntime', '--in n --out answer --name product', 'answer = n * 7; print(answer)')
+print(ip.user_ns['answer'] + 1)
+print(ip.display_formatter.formatters['text/plain'](ip.run_line_magic('openruntime', 'status')))
+"""
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--quick", "--no-banner", "--colors=nocolor", "-c", code],
+        env=Home(tmp_path).environment(),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("42\n43\nOpenRuntime 2")
+    assert "device_0" in done.stdout
+    assert done.stderr.count("completed in") == 1, "the line is shown once, at the end"
+
+
+def test_off_the_main_thread_a_cell_runs_without_its_stop_button() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    counted: list[int] = []
+
+    def enter() -> None:
+        with Interrupts() as interrupts:
+            counted.append(interrupts.count)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join(5)
+    assert counted == [0]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_presses_of_the_stop_button_are_counted_and_the_third_one_always_stops() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    woken: list[int] = []
+    with Interrupts(lambda: woken.append(1)) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.count == 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert len(woken) == 3
+    assert signal.getsignal(signal.SIGINT) is before
