@@ -19,6 +19,8 @@ COALESCE_SECONDS = 0.05
 REPLAY_EVENTS = 10_000
 QUEUE_EVENTS = 1_000
 """Events that a reader may be behind before it is cut off."""
+QUEUE_BYTES = 16_000_000
+"""Bytes of output, as JSON, that a reader may be behind: one picture can be as large as a thousand states."""
 
 TOPICS = ("task_update", "metrics", "task_progress", "task_output", "ai_token")
 
@@ -31,6 +33,11 @@ class Event:
     topic: str
     body: dict[str, Any]
     _encoded: str | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Characters of JSON that keeping the message costs; of the small kinds, which are not encoded for it, nothing."""
+        return len(self.encoded) if self.topic == "task_output" else 0
 
     @property
     def encoded(self) -> str:
@@ -54,6 +61,7 @@ class Subscription:
         self._bus = bus
         self._bound = bound
         self._queue: deque[Event] = deque()
+        self._bytes = 0
         self._metrics: Event | None = None
         self._ready = asyncio.Event()
 
@@ -61,12 +69,13 @@ class Subscription:
         """Queue `event`, or cut this reader off."""
         if event.topic == "metrics":
             self._metrics = event
-        elif len(self._queue) >= self._bound:
+        elif len(self._queue) >= self._bound or self._bytes > QUEUE_BYTES:
             self.overflowed = True
             self._queue.clear()
             self.close()
         else:
             self._queue.append(event)
+            self._bytes += event.size
         self._ready.set()
 
     def change(self, topics: Iterable[str]) -> None:
@@ -88,7 +97,9 @@ class Subscription:
                     event, self._metrics = self._metrics, None
                     yield event
                 else:
-                    yield self._queue.popleft()
+                    event = self._queue.popleft()
+                    self._bytes -= event.size
+                    yield event
             if self.closed:
                 return
             self._ready.clear()

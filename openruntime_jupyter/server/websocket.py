@@ -10,7 +10,6 @@ from jupyter_server.auth.decorator import ws_authenticated
 from jupyter_server.base.websocket import WebSocketMixin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tornado import websocket
-from tornado.ioloop import PeriodicCallback
 
 from openruntime_jupyter.errors import MalformedRequest, NotAllowed
 from openruntime_jupyter.models import iso
@@ -23,6 +22,7 @@ from openruntime_jupyter.server.requests import SinceQuery
 HEARTBEAT_SECONDS = 5.0
 STUCK_SECONDS = 30.0
 """How long one message may wait for the client to read before the connection is given up."""
+PING_SECONDS = 30.0
 LONGEST_MESSAGE = 65_536
 """Bytes that a client may send at once."""
 
@@ -60,6 +60,16 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         """Bytes; a longer message ends the connection."""
         return LONGEST_MESSAGE
 
+    @property
+    def ping_interval(self) -> float:
+        """Seconds between tornado's pings. Jupyter's mixin has milliseconds here, which tornado takes for seconds."""
+        return PING_SECONDS
+
+    @property
+    def ping_timeout(self) -> float:
+        """Seconds after which a client that answers no ping is gone."""
+        return PING_SECONDS
+
     def set_default_headers(self) -> None:
         """None: a handshake has its own."""
 
@@ -78,7 +88,8 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
 
     def open(self, *args: Any, **kwargs: Any) -> None:
         """Greet, then tell what happens."""
-        super().open(*args, **kwargs)
+        # Not through the mixin, which would start pings of its own beside tornado's.
+        websocket.WebSocketHandler.open(self, *args, **kwargs)
         self.set_nodelay(True)
         bus = self._runtime.bus
         newest = bus.last_id
@@ -154,6 +165,3 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         super().on_close()
         if self._writer is not None:
             self._writer.cancel()
-        pings: PeriodicCallback | None = self.ping_callback
-        if pings is not None:
-            pings.stop()

@@ -1,0 +1,268 @@
+"""The WebSocket of a real stand-alone server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from tests.support import STANDALONE, TOKEN, Server, running_server
+
+QUICK = {"size": 8, "iterations": 1}
+
+
+@contextlib.contextmanager
+def listening(server: Server, query: str = "") -> Iterator[ClientConnection]:
+    with connect(server.ws_url + query, additional_headers=server.headers, proxy=None, max_size=None) as connection:
+        yield connection
+
+
+def read(connection: ClientConnection, seconds: float = 10.0) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(connection.recv(timeout=seconds))
+    assert isinstance(told["id"], int)
+    return told
+
+
+def read_until(connection: ClientConnection, wanted: Callable[[dict[str, Any]], bool], seconds: float = 15.0) -> list[dict[str, Any]]:
+    """Everything up to the first message that is wanted."""
+    deadline = time.monotonic() + seconds
+    found = []
+    while True:
+        found.append(read(connection, max(0.1, deadline - time.monotonic())))
+        if wanted(found[-1]):
+            return found
+
+
+def until_silence(connection: ClientConnection, seconds: float) -> list[dict[str, Any]]:
+    """Everything until nothing comes for so long."""
+    found = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            found.append(read(connection, seconds))
+    return found
+
+
+def ended(task_id: str) -> Callable[[dict[str, Any]], bool]:
+    terminal = ("completed", "failed", "cancelled", "timed_out", "interrupted")
+    return lambda told: told["type"] == "task_update" and told["data"]["task_id"] == task_id and told["data"]["status"] in terminal
+
+
+def test_it_greets_then_tells_each_state_of_a_task(standalone: Server) -> None:
+    with listening(standalone) as connection:
+        greeting = read(connection)
+        assert greeting["type"] == "connected"
+        assert greeting["message"] == "Connected to OpenRuntime WebSocket"
+        assert greeting["timestamp"].endswith("Z")
+        task = standalone.submit("matrix_multiply", QUICK)
+        told = read_until(connection, ended(task["task_id"]))
+    last = told[-1]["data"]
+    assert last["status"] == "completed"
+    assert isinstance(last["execution_time"], float)
+    ids = [greeting["id"], *(message["id"] for message in told)]
+    assert ids == sorted(ids)
+
+
+def test_its_heart_beats_with_the_figures_of_now(standalone: Server) -> None:
+    with listening(standalone) as connection:
+        started = time.monotonic()
+        beat = read_until(connection, lambda told: told["type"] == "heartbeat")[-1]
+        first = time.monotonic() - started
+    assert 4 < first < 8
+    assert {"gpu_utilization", "memory_usage", "active_tasks"} <= set(beat["metrics"])
+    assert beat["timestamp"].endswith("Z")
+
+
+def test_who_comes_back_with_the_last_id_has_missed_nothing(standalone: Server) -> None:
+    with listening(standalone) as connection:
+        read(connection)
+        task = standalone.submit("matrix_multiply", QUICK)
+        last = read_until(connection, ended(task["task_id"]))[-1]["id"]
+    missed = [standalone.submit("matrix_multiply", QUICK)["task_id"] for _ in range(5)]
+    with listening(standalone, f"?since={last}") as connection:
+        greeting = read(connection)
+        assert (greeting["type"], greeting["gap"], greeting["id"]) == ("connected", False, last)
+        told = read_until(connection, ended(missed[-1]))
+        again = [message["data"]["task_id"] for message in told if message["data"]["status"] == "completed"]
+        assert again == missed
+        assert all(message["id"] > last for message in told)
+        following = standalone.submit("matrix_multiply", QUICK)["task_id"]
+        assert read_until(connection, ended(following))[-1]["id"] > told[-1]["id"]
+
+
+def test_who_comes_back_too_late_is_told_of_the_gap(standalone: Server) -> None:
+    for since in (1, 2**52):
+        with listening(standalone, f"?since={since}") as connection:
+            greeting = read(connection)
+            assert greeting["gap"] is True
+            task = standalone.submit("matrix_multiply", QUICK)
+            assert read_until(connection, ended(task["task_id"]))[-1]["id"] >= greeting["id"]
+
+
+def test_a_wrong_since_is_refused_before_the_upgrade(standalone: Server) -> None:
+    with pytest.raises(InvalidStatus) as caught, listening(standalone, "?since=yesterday"):
+        pass
+    assert caught.value.response.status_code == 422
+
+
+def test_other_topics_are_subscribed_by_message(standalone: Server) -> None:
+    with listening(standalone) as connection:
+        read(connection)
+        connection.send(json.dumps({"type": "subscribe", "topics": ["metrics", "task_output"]}))
+        answer = read_until(connection, lambda told: told["type"] == "subscribed")[-1]
+        assert answer["topics"] == ["metrics", "task_output", "task_update"]
+        started = time.monotonic()
+        for _ in range(3):
+            metrics = read_until(connection, lambda told: told["type"] == "metrics")[-1]
+        assert time.monotonic() - started < 6
+        assert {"gpu_utilization", "memory_usage", "active_tasks"} <= set(metrics["metrics"])
+        task = standalone.submit("python", {"code": "print('hello')"})
+        output = read_until(connection, lambda told: told["type"] == "task_output")[-1]
+        assert output["data"]["task_id"] == task["task_id"]
+        connection.send(json.dumps({"type": "unsubscribe", "topics": ["metrics", "task_output", "task_update"]}))
+        assert read_until(connection, lambda told: told["type"] == "subscribed")[-1]["topics"] == []
+        standalone.submit("matrix_multiply", QUICK)
+        assert [told["type"] for told in until_silence(connection, 1.5)] in ([], ["heartbeat"])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '"subscribe"',
+        '{"type": "subscribe"}',
+        '{"type": "subscribe", "topics": []}',
+        '{"type": "subscribe", "topics": ["everything"]}',
+        '{"type": "subscribe", "topics": "metrics"}',
+        '{"type": "shout", "topics": ["metrics"]}',
+        '{"type": "subscribe", "topics": ["metrics"], "more": 1}',
+        '{"type": "subscribe", "topics": [' + ", ".join(['"metrics"'] * 21) + "]}",
+        "[" * 50_000,
+        '{"type": NaN}',
+        b"\xff\x00",
+        "\ud7ff\u0000",
+    ],
+)
+def test_a_message_that_is_not_understood_is_answered_and_the_connection_stays(standalone: Server, said: str | bytes) -> None:
+    with listening(standalone) as connection:
+        read(connection)
+        connection.send(said)
+        assert read_until(connection, lambda told: told["type"] == "error")[-1]["error"]
+        connection.send(json.dumps({"type": "subscribe", "topics": ["task_update"]}))
+        assert read_until(connection, lambda told: told["type"] == "subscribed")
+
+
+def test_a_message_that_is_too_long_ends_the_connection(standalone: Server) -> None:
+    with listening(standalone) as connection:
+        read(connection)
+        connection.send("x" * 100_000)
+        with pytest.raises(ConnectionClosed):
+            read_until(connection, lambda told: False)
+    assert standalone.get("/health")["status"] == "healthy"
+
+
+class Deaf(contextlib.AbstractContextManager["Deaf"]):
+    """A client that greets and then stops reading, with a receive buffer as small as the system allows."""
+
+    def __init__(self, server: Server, *topics: str) -> None:
+        place = urlsplit(server.url)
+        assert place.hostname is not None
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(20)
+        self.socket.connect((place.hostname, place.port or 80))
+        lines = [
+            "GET /ws HTTP/1.1",
+            f"Host: {place.netloc}",
+            f"Authorization: token {server.token}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ]
+        self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
+        content = json.dumps({"type": "subscribe", "topics": topics}).encode()
+        self.socket.sendall(struct.pack("!BB4x", 0x81, 0x80 | len(content)) + content)
+
+    def close_frame(self) -> tuple[int, str]:
+        """Read everything; the code and reason of the close frame at the end."""
+        data = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while piece := self.socket.recv(65536):
+                data += piece
+        found = _last_close(data)
+        assert found is not None, f"no close frame in {len(data)} bytes"
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+def _last_close(data: bytearray) -> tuple[int, str] | None:
+    """Walk the frames behind the handshake; the close frame if it is there."""
+    at = data.find(b"\r\n\r\n") + 4
+    while at + 2 <= len(data):
+        opcode, size = data[at] & 0x0F, data[at + 1] & 0x7F
+        at += 2
+        if size >= 126:
+            wide = 2 if size == 126 else 8
+            size, at = int.from_bytes(data[at : at + wide], "big"), at + wide
+        if opcode == 8 and at + size <= len(data):
+            return int.from_bytes(data[at : at + 2], "big"), data[at + 2 : at + size].decode()
+        at += size
+    return None
+
+
+def flood(server: Server, number: int) -> None:
+    """Many events: tasks that are submitted and cancelled in a blocked queue."""
+    for _ in range(number):
+        server.submit("matrix_multiply", {"size": 64, "iterations": 1}, wait=False, name="x" * 200)
+
+
+@pytest.mark.timeout(150)
+def test_a_client_that_stops_reading_costs_little_delays_nobody_and_is_cut_off_with_a_reason(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with running_server(tmp_path_factory.mktemp("deaf"), STANDALONE, token=TOKEN) as server, contextlib.ExitStack() as stack:
+        process = psutil.Process(server.pid)
+        before = process.memory_info().rss
+        deaf = [stack.enter_context(Deaf(server, "task_output")) for _ in range(5)]
+        connection = stack.enter_context(listening(server))
+        # What the system keeps for each of them is full after that: the events that follow wait in the server.
+        for _ in range(6):
+            server.submit("python", {"code": "print('x' * 900_000)"})
+        delays = []
+        for _ in range(12):
+            flood(server, 100)
+            task = server.submit("matrix_multiply", QUICK, priority=10)
+            answered = time.monotonic()
+            read_until(connection, ended(task["task_id"]), 20)
+            delays.append(time.monotonic() - answered)
+        grown = process.memory_info().rss - before
+        assert grown < 60e6, f"the server has grown by {grown / 1e6:.0f} MB"
+        assert sorted(delays)[len(delays) // 2] < 0.5, delays
+        code, reason = deaf[0].close_frame()
+        assert code == 1013
+        assert "since" in reason
+
+
+def test_a_stopping_server_says_goodbye(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with running_server(tmp_path_factory.mktemp("goodbye"), STANDALONE, token=TOKEN) as server, listening(server) as connection:
+        read(connection)
+        server.stop()
+        with pytest.raises(ConnectionClosed) as caught:
+            read_until(connection, lambda told: False)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001
