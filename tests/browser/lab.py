@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from playwright.async_api import ConsoleMessage, Page, TimeoutError, async_playwright
+from playwright.async_api import ConsoleMessage, Page, async_playwright
+from playwright.async_api import TimeoutError as TookTooLong
 
 from tests.support import Server
 
@@ -75,7 +76,7 @@ class Notebook:
             try:
                 await self.page.wait_for_function(STARTED, timeout=10_000)
                 return
-            except TimeoutError:  # Lab loses one that comes while the connection to the kernel is made, and empties the prompts
+            except TookTooLong:  # Lab loses one that comes while the connection to the kernel is made, and empties the prompts
                 continue
         raise AssertionError("Lab did not run the cells")
 
