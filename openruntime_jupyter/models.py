@@ -17,7 +17,8 @@ Priority = Annotated[int, Field(ge=1, le=10, strict=True)]
 
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as a `Timestamp`."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Without its offset, isoformat costs a third of strftime, and every task has four of these.
+    return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def iso(seconds: float | None) -> str | None:

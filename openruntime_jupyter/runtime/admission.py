@@ -19,11 +19,11 @@ class Admission:
 
     def machine_total(self) -> int:
         """The machine's memory in bytes."""
-        return self._machine.memory().total
+        return self._machine.total
 
     def total(self, lane: Lane) -> int:
         """The device's memory in bytes; the machine's (or container's) where the device has none of its own."""
-        machine = self._machine.memory().total
+        machine = self._machine.total
         own = lane.device.memory
         if own is None:
             return machine

@@ -30,11 +30,12 @@ class QueueKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """Everything known of one task. Wall-clock times are for people, monotonic ones for reckoning; both in seconds."""
+    """Everything known of one task. `given` are its parameters, `parameters` the same as JSON, while it may still run. Wall-clock times are for people, monotonic ones for reckoning; both in seconds."""
 
     task_id: str
     operation: str
     parameters: bytes
+    given: dict[str, Any]
     lane: Lane
     key: QueueKey
     priority: int
@@ -72,6 +73,7 @@ class Entry:
     metrics: PerformanceMetrics = field(default_factory=PerformanceMetrics)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     told: int = 0
+    _last: Task | None = None
 
     def become(self, state: TaskState) -> None:
         """Change state; raises `TaskConflict` if the table forbids it."""
@@ -86,7 +88,15 @@ class Entry:
             return time.monotonic() - self.started_mono
         return None
 
-    def snapshot(self, parameters: dict[str, Any] | None = None, live: bool = True) -> Task:
+    def record(self, parameters: bool = True) -> Task:
+        """This task as it is now; at its end always the same one, made once."""
+        if not self.state.terminal:
+            return self.snapshot(parameters)
+        if self._last is None:
+            self._last = self.snapshot(live=False)
+        return self._last if parameters else self._last.model_copy(update={"parameters": None})
+
+    def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
         """This task's record now; `live` adds position and estimate, which only make sense while it waits."""
         pending = live and self.state is TaskState.PENDING
         return Task.model_construct(
@@ -120,7 +130,7 @@ class Entry:
             performance_metrics=self.metrics,
             runtime=self.runtime,
             here=True,
-            parameters=parameters,
+            parameters=self.given if parameters else None,
         )
 
     def news_item(self) -> dict[str, Any]:

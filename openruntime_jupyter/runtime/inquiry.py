@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from pathlib import Path
 
@@ -45,7 +44,7 @@ class Inquiry:
         """
         entry = self._recorder.find(task_id)
         if entry is not None:
-            return entry.snapshot(json.loads(entry.parameters) if parameters else None)
+            return entry.record(parameters)
         task = await self._history.get(task_id)
         if task is None:
             raise TaskNotFound(f"There is no task {task_id}: it never was, or it is older than what the history keeps.")
@@ -64,7 +63,9 @@ class Inquiry:
     ) -> TaskPage:
         """Tasks of all this user's runtimes, newest first."""
         found, total, following = await self._history.page(limit, before, offset, states, operation, owner)
-        live = [entry.snapshot() if (entry := self._recorder.entries.get(task.task_id)) is not None else task for task in found]
+        live = [
+            entry.record(parameters=False) if (entry := self._recorder.entries.get(task.task_id)) is not None else task for task in found
+        ]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
 
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:

@@ -71,7 +71,7 @@ class Intake:
             )
         entry = self._entry(request, checked, caller.owner, lane)
         if idempotency_key is None:
-            return await self._admit(entry, request)
+            return await self._admit(entry)
         # One at a time for each key: the second finds what the first has stored.
         lock = self._keys.setdefault((caller.owner, idempotency_key), asyncio.Lock())
         async with lock:
@@ -81,18 +81,18 @@ class Intake:
         same = fingerprint(request)
         earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
         if earlier is None:
-            return await self._admit(entry, request)
+            return await self._admit(entry)
         task_id, known = earlier
         if known != same:
             raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")
         if self._recorder.find(task_id) is None and await self._history.get(task_id) is None:
             # The key was stored and the task never was: the server died, or the disk was full, in between.
             entry.task_id = task_id
-            return await self._admit(entry, request)
+            return await self._admit(entry)
         return task_id
 
-    async def _admit(self, entry: Entry, request: TaskRequest) -> str:
-        await self._recorder.admit(entry, request.parameters)
+    async def _admit(self, entry: Entry) -> str:
+        await self._recorder.admit(entry)
         self._scheduler.enqueue(entry)
         self._recorder.announce(entry)
         return entry.task_id
@@ -104,6 +104,7 @@ class Intake:
             task_id=task_id or make_id("task"),
             operation=request.operation,
             parameters=checked.parameters,
+            given=request.parameters,
             lane=lane,
             key=QueueKey.of(now, request.priority, self._settings.aging_seconds, self._sequence),
             priority=request.priority,

@@ -89,6 +89,8 @@ class Machine:
         folders = cgroups() if sys.platform.startswith("linux") else []
         self._cgroups = [(folder, second) for folder, second in folders if cgroup_memory(folder, second) is not None]
         psutil.cpu_percent()  # the first reading is of no interval, and says 0
+        self.total = self.memory().total
+        """Bytes, as of the last look: for what is asked at every task."""
 
     def memory(self) -> Memory:
         """Total and available now: the tightest of the machine and the cgroups."""
@@ -98,6 +100,7 @@ class Machine:
             memory = cgroup_memory(folder, second)
             if memory is not None:
                 total, available = min(total, memory.total), min(available, memory.available)
+        self.total = total
         return Memory(total, min(available, total))
 
     def cpu_percent(self) -> float:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import OrderedDict
-from typing import Any
 
 from openruntime_jupyter.engines.base import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
-from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
@@ -20,6 +17,9 @@ log = logging.getLogger(__name__)
 
 FINISHED_KEPT = 100
 """Ended tasks kept in memory besides the history, for those who ask right after the end."""
+
+LARGEST_KEPT = 65_536
+"""Bytes of parameters up to which an ended task is kept there."""
 
 OUTPUT_INTERVAL = 0.1
 """Seconds in which output is gathered before it is told."""
@@ -45,12 +45,12 @@ class Recorder:
         """Drop an ended task."""
         self._finished.pop(task_id, None)
 
-    async def admit(self, entry: Entry, parameters: dict[str, Any]) -> None:
+    async def admit(self, entry: Entry) -> None:
         """A new task: an asynchronous one is on disk when this returns; raises `StorageUnavailable`."""
         if entry.wait:
-            self._history.write_behind(entry.task_id, lambda: self.describe(entry))
+            self._history.write_behind(entry.task_id, entry.record)
         else:
-            await self._history.commit(entry.snapshot(parameters, live=False))
+            await self._history.commit(entry.snapshot(live=False))
         self.entries[entry.task_id] = entry
 
     def announce(self, entry: Entry) -> None:
@@ -62,24 +62,22 @@ class Recorder:
         if entry.state.terminal:
             self._close_output(entry)
         if entry.wait:
-            self._history.write_behind(entry.task_id, lambda: self.describe(entry))
+            self._history.write_behind(entry.task_id, entry.record)
         else:
             try:
-                await self._history.commit(entry.snapshot(live=False))
+                await self._history.commit(entry.record() if entry.state.terminal else entry.snapshot(live=False))
             except (StorageUnavailable, TaskConflict) as problem:
                 # The work is done or under way: it goes on, and is written as soon as that is possible.
                 log.warning("%s is %s, which can't be stored now: %s", entry.task_id, entry.state, problem)
-                self._history.write_behind(entry.task_id, lambda: self.describe(entry))
+                self._history.write_behind(entry.task_id, entry.record)
         if entry.state.terminal:
             self.entries.pop(entry.task_id, None)
-            self._finished[entry.task_id] = entry
+            if len(entry.parameters) <= LARGEST_KEPT:
+                self._finished[entry.task_id] = entry
+            entry.parameters = b""
             while len(self._finished) > FINISHED_KEPT:
                 self._finished.popitem(last=False)
         self.announce(entry)
-
-    def describe(self, entry: Entry) -> Task:
-        """The record for the history, with the parameters, which it stores at the first writing only."""
-        return entry.snapshot(json.loads(entry.parameters), live=False)
 
     def keep_payload(self, entry: Entry, outcome: Completed) -> None:
         """Store an opaque result beside its task."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -232,8 +231,11 @@ class Runtime:
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
         `idempotency_key` of the same owner gives the same task.
         """
-        task_id = await self._intake.submit(request, caller, idempotency_key)
-        return await self._inquiry.get(task_id)
+        return await self._inquiry.get(await self.enqueue(request, caller, idempotency_key))
+
+    async def enqueue(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None) -> str:
+        """`submit` for whoever needs only the id."""
+        return await self._intake.submit(request, caller, idempotency_key)
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
@@ -284,7 +286,7 @@ class Runtime:
             raise TaskConflict(f"{task_id} is {task.status}{where}: only a pending task's priority can be changed")
         self._scheduler.reprioritise(entry, priority)
         await self._recorder.record(entry)
-        return entry.snapshot(json.loads(entry.parameters))
+        return entry.record()
 
     async def purge(self, task_id: str) -> None:
         """Erase an ended task with its output and payload; raises `TaskConflict` for one that has not ended."""

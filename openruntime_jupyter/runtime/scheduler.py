@@ -24,6 +24,8 @@ from openruntime_jupyter.runtime.turns import Turns
 
 log = logging.getLogger(__name__)
 
+CORES = os.cpu_count() or 1
+
 MEMORY_POLL = 0.25
 """Seconds between looks at the free memory while a task waits for it."""
 
@@ -206,7 +208,7 @@ class Scheduler:
             device_index=lane.device.index,
             memory_total=self._admission.total(lane),
             memory_limit=entry.memory_limit or self._settings.memory_limit or int(0.9 * self._admission.machine_total()),
-            threads=max(1, (os.cpu_count() or 1) // len(lane.running)),
+            threads=max(1, CORES // len(lane.running)),
             payload_name=f"{entry.task_id}.{entry.attempt}",
             interpreter=entry.interpreter,
             isolate=entry.isolate,
