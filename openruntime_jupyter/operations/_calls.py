@@ -51,8 +51,12 @@ def prepared(mx: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> tup
     Raises ValueError for arguments on which MLX would end the process or never end.
     """
     signature = _functions.signature(name)
-    by_position = [_converted(mx, value, signature.at(index)) for index, value in enumerate(args)]
-    by_name = {key: _converted(mx, value, signature.by_name.get(key)) for key, value in kwargs.items()}
+    pairs = [(value, signature.at(index)) for index, value in enumerate(args)]
+    pairs += [(value, signature.by_name.get(key)) for key, value in kwargs.items()]
+    if any(not _fits(value) for value, parameter in pairs if parameter is None or not (parameter.takes_array or parameter.is_seed)):
+        raise ValueError("a whole number that is no array's must fit 32 bits")  # MLX would end the process
+    by_position = [_converted(mx, *pair) for pair in pairs[: len(args)]]
+    by_name = {key: _converted(mx, *pair) for key, pair in zip(kwargs, pairs[len(args) :], strict=True)}
     for key, parameter in signature.by_name.items():
         if parameter.is_key and key not in by_name and parameter not in signature.positional[: len(args)]:
             by_name[key] = mx.random.key(0)  # so that a task repeats, and no state is left in the worker
@@ -88,9 +92,8 @@ def _described(value: Any) -> str:
 
 def _converted(mx: Any, value: Any, parameter: Parameter | None) -> Any:
     if is_array(value):
-        return (
-            value if math.prod(value.shape) else mx.zeros(value.shape, dtype=value.dtype)
-        )  # MLX never ends summing an empty transposed view
+        # MLX never ends summing over an empty view that is transposed: an empty array is replaced by a plain one.
+        return value if math.prod(value.shape) else mx.zeros(value.shape, dtype=value.dtype)
     if parameter is None:
         return value
     if isinstance(value, list):
@@ -124,10 +127,12 @@ def _numbers(value: Any) -> Iterator[int | float]:
         yield value
 
 
+def _fits(value: Any) -> bool:
+    return not any(isinstance(each, int) and each not in _INT32 for each in _numbers(value))
+
+
 def _refuse_fatal(name: str, given: dict[str, Any], values: list[Any]) -> None:
     """Raise for what MLX 0.32 was seen to crash on or to loop over for ever."""
-    if name != "random.key" and any(isinstance(each, int) and each not in _INT32 for each in _numbers(values)):
-        raise ValueError("whole numbers of arguments that are no arrays must fit 32 bits")
     if name.startswith(("linalg.", "conv")) and name not in _EMPTY_ALLOWED and any(is_array(each) and not each.size for each in values):
         raise ValueError("an array is empty")  # LAPACK and BLAS leave the process, or trap
     if name.startswith("conv"):

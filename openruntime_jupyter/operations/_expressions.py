@@ -20,7 +20,7 @@ from openruntime_jupyter.operations._inputs import wrong
 
 MAX_LENGTH = 2000
 MAX_NODES = 200
-MAX_DEPTH = 30
+MAX_DEPTH = 100
 MAX_INTEGER = 2**53
 MAX_TEXT = 100
 
@@ -102,7 +102,7 @@ def parse(source: str, inputs: tuple[str, ...]) -> Expression:
     try:
         tree = ast.parse(line.strip(), mode="eval").body
     except SyntaxError as problem:
-        raise wrong(f"at column {(problem.offset or 1) + blanks}: {problem.msg}; {_ALLOWED}") from None
+        raise wrong(f"at column {(problem.offset or len(line.strip()) + 1) + blanks}: {problem.msg}; {_ALLOWED}") from None
     except (ValueError, RecursionError, MemoryError, OverflowError) as problem:
         raise wrong(f"it cannot be read: {str(problem) or type(problem).__name__}; {_ALLOWED}") from None
     checker = _Checker(line.strip(), frozenset(inputs))

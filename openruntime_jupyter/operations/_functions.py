@@ -73,6 +73,11 @@ class Parameter:
         return self.name == "key" and self.takes_array
 
     @property
+    def is_seed(self) -> bool:
+        """Whether it takes a seed, which has 64 bits where other whole numbers have 32."""
+        return self.name == "seed"
+
+    @property
     def takes_number(self) -> bool:
         """Whether a number given for it stays a number."""
         return bool(self.types & {"scalar", "int", "float", "bool"})

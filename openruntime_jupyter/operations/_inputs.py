@@ -23,6 +23,10 @@ MAX_ELEMENTS = 2**37
 """Elements of one array, views included: above what any memory holds, below where a view makes endless work."""
 
 
+KEY = 100
+"""Bytes of a random generator's key and of what comes with it."""
+
+
 class Dtype(str, Enum):
     """The element types of MLX."""
 
@@ -134,8 +138,9 @@ class Generator(Parameters):
 
         Measured on MLX 0.32: random numbers are drawn as 32 bits and then converted, and no third copy is alive.
         """
-        drawn = self.way in ("random", "normal") and self.dtype not in (None, Dtype.FLOAT32)
-        return self.nbytes + (4 * self.elements if drawn else 0)
+        if self.way not in ("random", "normal"):
+            return self.nbytes
+        return self.nbytes + KEY + (0 if self.dtype in (None, Dtype.FLOAT32) else 4 * self.elements)
 
     def build(self, mx: Any, place: int) -> Any:
         """The array, not evaluated yet; `place` seeds it where no seed was given."""

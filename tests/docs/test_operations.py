@@ -1,0 +1,81 @@
+"""`docs/operations.md` says what is so: its tables, its list of functions, and its examples, which are run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.operations._expressions import FUNCTIONS
+from openruntime_jupyter.operations._inputs import Dtype, Generator
+from openruntime_jupyter.operations.registry import operation
+from openruntime_jupyter.worker.context import TaskContext
+
+PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+NAMES = ("compute", "matrix_multiply", "vector_operations", "memory_bandwidth", "mlx_operation")
+EXAMPLES = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next of its level or above."""
+    found = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,2}} |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert found, title
+    return found.group(2)
+
+
+def table(title: str, head: str) -> list[str]:
+    """The first column of the table with that head in a section."""
+    rows = re.search(rf"^\| {head} \|.*\n\|[ -|]+\n((?:\|.*\n)+)", section(title), re.MULTILINE)
+    assert rows, (title, head)
+    return re.findall(r"^\| `(\w+)`", rows.group(1), re.MULTILINE)
+
+
+def outputs() -> dict[str, dict[str, Any]]:
+    done: dict[str, dict[str, Any]] = {}
+    for example in EXAMPLES:
+        kind = operation(example["operation"])
+        output = kind.run(kind.validate(example["parameters"]), TaskContext())
+        assert isinstance(output, dict)
+        done[kind.name] = output
+    return done
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parameters_are_those_of_the_operation(name):
+    assert table(name, "parameter") == list(operation(name).params.model_fields)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bounds_and_defaults_are_those_of_the_schema(name):
+    schema = operation(name).params.model_json_schema()["properties"]
+    for field, low, high in re.findall(r"^\| `(\w+)` \|[^|]*?([\d,]+) to ([\d,]+)", section(name), re.MULTILINE):
+        bounds = next((each for each in (schema[field], *schema[field].get("anyOf", [])) if "maximum" in each), None)
+        assert bounds is not None, field
+        assert (bounds["minimum"], bounds["maximum"]) == (int(low.replace(",", "")), int(high.replace(",", ""))), field
+
+
+def test_every_example_runs_and_gives_the_fields_of_the_page():
+    given = outputs()
+    assert tuple(given) == NAMES
+    of_an_array = table("Arrays as results", "field")
+    for name, output in given.items():
+        assert list(output) == table(name, "result") + (of_an_array if name == "compute" else []), name
+    assert list(given["mlx_operation"]["result"]) == of_an_array
+    assert given["mlx_operation"]["result"]["value"] == pytest.approx([4, 3])
+    assert given["compute"]["value"] == 0.0
+    for name in ("vector_operations", "memory_bandwidth"):
+        for measured in given[name][table(name, "result")[-1]].values():
+            assert {field for field in measured if f"`{field}`" not in section(name)} == set(), name
+
+
+def test_the_generators_are_all_there():
+    assert [*table("Arrays as parameters", "field"), "dtype", "seed"] == list(Generator.model_fields)
+    assert {str(dtype) for dtype in Dtype if f"`{dtype}`" not in section("Arrays as parameters")} == set()
+
+
+def test_the_functions_of_an_expression_are_all_there():
+    listed = PAGE.partition("<!-- functions -->")[2].partition("<!-- end -->")[0]
+    assert re.findall(r"`(\w+)`", listed) == sorted(FUNCTIONS)

@@ -1,0 +1,27 @@
+"""What the tests of the operations share: calling one as a worker does, on this process's own MLX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.operations.registry import operation
+from openruntime_jupyter.worker.context import TaskContext
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Validates parameters, runs the operation by hand, and sees that JSON holds what comes out."""
+
+    def call(name: str, parameters: dict[str, Any] | None = None, context: TaskContext | None = None) -> dict[str, Any]:
+        kind = operation(name)
+        output = kind.run(kind.validate(parameters or {}), context or TaskContext())
+        assert isinstance(output, dict)
+        return json.loads(json.dumps(output, allow_nan=False))
+
+    return call

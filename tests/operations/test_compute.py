@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.operations import _expressions, _graph, compute
+from openruntime_jupyter.operations.compute import operation
+from openruntime_jupyter.worker.context import TaskContext
+
+RNG = np.random.default_rng(7)
+A = RNG.uniform(-1, 1, (4, 3)).round(3)
+B = RNG.uniform(-1, 1, (3, 4)).round(3)
+S = (B @ B.T + 3 * np.eye(3)).round(3)
+V = np.array([3.0, -1.0, 2.0])
+INPUTS = {"a": A.tolist(), "b": B.tolist(), "s": S.tolist(), "v": V.tolist(), "n": 2, "x": 0.5, "i": [7, -7, 5]}
+
+AGAINST_NUMPY: list[tuple[str, Any]] = [
+    ("sum(tanh(a @ b) + v @ b)", np.sum(np.tanh(A @ B) + V @ B)),
+    ("a", A),
+    ("-a + +a", A * 0),
+    ("1 + 2 * 3 ** 2", 19),
+    ("2 ** -1", 0.5),
+    ("7 // 2 + 7 % 4 - 9 / 3", 3.0),
+    ("(1 < 2) == (3 >= 2)", True),
+    ("n * x", 1.0),
+    ("a * n + x", A * 2 + 0.5),
+    ("a ** 2 - 1", A**2 - 1),
+    ("2 ** i", 2.0 ** np.array([7, -7, 5]) * [1, 0, 1]),
+    ("i // 2", np.array([3, -4, 2])),
+    ("i % 3", np.array([1, 2, 2])),
+    ("a > 0", A > 0),
+    ("where(a > 0, a, 0)", np.where(A > 0, A, 0)),
+    ("sum(a, axis=1, keepdims=True)", A.sum(1, keepdims=True)),
+    ("sum(a, axis=(0, 1))", A.sum()),
+    ("mean(a, axis=-1)", A.mean(-1)),
+    ("std(a)", A.std()),
+    ("max(a, axis=0) - min(a, axis=0)", A.max(0) - A.min(0)),
+    ("transpose(a) @ a", A.T @ A),
+    ("inv(s) @ s", np.eye(3)),
+    ("solve(s, v)", np.linalg.solve(S, V)),
+    ("det(s)", np.linalg.det(S)),
+    ("norm(a, ord='fro')", np.linalg.norm(A)),
+    ("norm(v, ord=inf)", 3.0),
+    ("pinv(a)", np.linalg.pinv(A)),
+    ("eigvalsh(s)", np.linalg.eigvalsh(S)),
+    ("cholesky(s)", np.linalg.cholesky(S)),
+    ("fft(v)", np.fft.fft(V)),
+    ("real(ifft(fft(v)))", V),
+    ("abs(rfft(v))", abs(np.fft.rfft(V))),
+    ("einsum('ij,jk->ik', a, b)", A @ B),
+    ("outer(v, v)", np.outer(V, V)),
+    ("kron(v, v)", np.kron(V, V)),
+    ("concatenate([a, 2 * a], axis=0)", np.concatenate([A, 2 * A])),
+    ("stack([v, v], axis=1)", np.stack([V, V], 1)),
+    ("reshape(a, (2, 6))", A.reshape(2, 6)),
+    ("reshape(a, [-1])", A.ravel()),
+    ("broadcast_to(v, (2, 3))", np.broadcast_to(V, (2, 3))),
+    ("clip(a, -x, x)", A.clip(-0.5, 0.5)),
+    ("maximum(a, 0) + minimum(a, 0)", A),
+    ("sort(v)", np.sort(V)),
+    ("argmax(v) + argmin(v)", 1),
+    ("cumsum(v)", V.cumsum()),
+    ("prod(v)", V.prod()),
+    ("softmax(v, axis=-1)", np.exp(V) / np.exp(V).sum()),
+    ("logsumexp(v)", np.log(np.exp(V).sum())),
+    ("sigmoid(v)", 1 / (1 + np.exp(-V))),
+    ("erf(v)", [math.erf(each) for each in V]),
+    ("sqrt(exp(log(abs(v))) ** 2)", abs(V)),
+    ("sin(v) ** 2 + cos(v) ** 2", np.ones(3)),
+    ("arctan2(v, v + 1)", np.arctan2(V, V + 1)),
+    ("sum(isnan(v / 0 - v / 0))", 3),
+    ("round(a * 10)", (A * 10).round()),
+    ("astype(v, 'int32')", V.astype(int)),
+    ("tile(v, [2, 2])", np.tile(V, (2, 2))),
+    ("tril(s) + triu(s) - diag(diag(s))", S),
+    ("trace(s)", np.trace(S)),
+    ("var(a, axis=0, ddof=1)", A.var(0, ddof=1)),
+    ("median(v)", 2.0),
+    ("cross(v, v + 1)", np.cross(V, V + 1)),
+    ("vecdot(v, v)", V @ V),
+    ("tensordot(a, b, axes=1)", A @ B),
+    ("sin(pi / 2) + log(e)", 2.0),
+    ("all(s > 0) == all(s >= 0)", np.all(S > 0) == np.all(S >= 0)),
+    ("sum(zeros_like(a)) + sum(ones_like(a))", 12),
+    ("squeeze(expand_dims(v, 0))", V),
+    ("flip(v)", V[::-1]),
+    ("topk(v, 1)", [3.0]),
+    ("nan_to_num(v / 0, posinf=1, neginf=-1)", [1, -1, 1]),
+]
+
+
+def value(output: dict[str, Any]) -> Any:
+    """The inline value as NumPy's."""
+
+    def number(each: Any) -> Any:
+        if isinstance(each, list):
+            return [number(inner) for inner in each]
+        return complex(each["real"], each["imag"]) if isinstance(each, dict) else each
+
+    return np.array(number(output["value"])).reshape(output["shape"])
+
+
+@pytest.mark.parametrize(("expression", "expected"), AGAINST_NUMPY, ids=[expression for expression, _ in AGAINST_NUMPY])
+def test_an_expression_agrees_with_numpy_in_float64(run, expression, expected):
+    output = run("compute", {"expression": expression, "inputs": INPUTS})
+    assert output["shape"] == list(np.shape(expected))
+    np.testing.assert_allclose(value(output), expected, rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 5e-2), ("float32", 1e-5), ("float64", 1e-13)])
+def test_the_type_of_the_inputs_is_the_precision_of_the_result(run, dtype, tolerance):
+    inputs = {"a": {"values": A.tolist(), "dtype": dtype}, "b": {"values": B.tolist(), "dtype": dtype}}
+    output = run("compute", {"expression": "2 * a @ b + 0.5", "inputs": inputs})
+    assert output["dtype"] == dtype
+    np.testing.assert_allclose(value(output), 2 * A @ B + 0.5, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("expression", "shape", "expected"),
+    [
+        ("a + 1", [0], []),
+        ("sum(a)", [0], 0.0),
+        ("a @ transpose(a)", [2, 0], [[0, 0], [0, 0]]),
+        ("sum(transpose(a), axis=0)", [3, 0], [0, 0, 0]),
+        ("sum(a, axis=1)", [0, 3], []),
+        ("concatenate([a, a])", [0], []),
+        ("a * 2", [], None),
+        ("sort(a)", [0], []),
+    ],
+)
+def test_empty_arrays_and_scalars_are_arrays_too(run, expression, shape, expected):
+    output = run("compute", {"expression": expression, "inputs": {"a": {"ones": shape}}})
+    assert output["value"] == (2.0 if expected is None else expected)
+    if output["size"] == 0:
+        assert output["min"] is output["max"] is output["mean"] is None
+
+
+def test_the_default_is_the_expression_that_the_design_names(run):
+    output = run("compute", {})
+    assert output["expression"] == "sum(tanh(a @ b) + c)"
+    assert output["inputs"] == {"a": "float32[256, 256]", "b": "float32[256, 256]", "c": "float32[256]"}
+    assert output["value"] == run("compute", {})["value"]
+    assert 0 < output["value"] < 2 * 256 * 256
+
+
+def test_inputs_that_are_not_named_are_not_made(run):
+    output = run("compute", {"expression": "1 + 1", "inputs": {"huge": {"zeros": [10**9, 100]}}}, TaskContext(memory_total=10_000_000))
+    assert (output["value"], output["inputs"]) == (2, {})
+
+
+def test_a_part_that_stands_twice_is_computed_once(monkeypatch, run):
+    measured: list[Any] = []
+    real = _graph.needed
+    monkeypatch.setattr(_graph, "needed", lambda mx, call, args, kwargs: (measured.append(call), real(mx, call, args, kwargs))[1])
+    run("compute", {"expression": "tanh(a) + tanh( a ) * tanh(a)", "inputs": {"a": [1.0]}})
+    assert len(measured) == 3  # one tanh, one product, one sum
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [
+        ("1 + a @ v", "expression: at column 5 (a @ v): matmul(float32[4, 3], float32[4]): [matmul] Last dimension"),
+        (
+            "sum(a + transpose(b) + s)",
+            "expression: at column 5 (a + transpose(b) + s): add(float32[4, 3], float32[3, 3]): [broadcast_shapes]",
+        ),
+        ("sum(a, axis=7)", "expression: at column 1 (sum(a, axis=7)): sum(float32[4, 3], axis=7)"),
+        ("inv(a)", "expression: at column 1 (inv(a)): linalg.inv(float32[4, 3]): [linalg::inv]"),
+        ("reshape(a, (5, 5))", "[reshape] Cannot reshape array of size 12 into shape (5,5)"),
+        ("sum(3, 'x')", "sum(int32[], 'x'): it does not take these arguments; it is sum(a: array"),
+        ("sum([a, a])", "a is one array, and a list of arrays was given"),
+        ("1 / 0", "expression: at column 1 (1 / 0): division by zero"),
+        ("2 @ 3", "expression: at column 1 (2 @ 3): @ multiplies arrays, and these are numbers"),
+        ("a + 10 ** 400.0", "expression: at column 5 (10 ** 400.0): Numerical result out of range"),
+        ("a + 9 ** 9 ** 9", "expression: at column 5 (9 ** 9 ** 9): Numerical result out of range"),
+        ("9007199254740992 * 9007199254740992", "the result is a whole number of more than 64 bits"),
+        ("(-8) ** 0.5", "the result is a complex number"),
+        ("broadcast_to(x, (100000, 100000, 1000))", "an array of 100000 by 100000 by 1000 has 10,000,000,000,000 elements"),
+        ("reshape(v, (3, 2147483648))", "a whole number that is no array's must fit 32 bits"),
+        ("where(v, 1)", "where(float32[4], 1): it does not take these arguments"),
+    ],
+)
+def test_what_only_mlx_notices_names_the_place_and_the_shapes(run, expression, problem):
+    with pytest.raises(InvalidRequest) as refusal:
+        run("compute", {"expression": expression, "inputs": {**INPUTS, "v": [1.0, 2.0, 3.0, 4.0]}})
+    assert problem in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"expression": "a + q"}, "parameters.expression: at column 5 (q): there is no input of that name; the inputs are: a, b, c"),
+        ({"inputs": {"q": 1}}, "parameters.expression: at column 10 (a): there is no input of that name; the inputs are: q"),
+        ({"inputs": {"a b": 1}}, "parameters.inputs: 'a b' cannot be a name"),
+        ({"inputs": {"": 1}}, "parameters.inputs: '' cannot be a name"),
+        ({"inputs": {f"i{n}": n for n in range(51)}}, "parameters.inputs: Dictionary should have at most 50 items"),
+        ({"expression": 5}, "parameters.expression: Input should be a valid string"),
+        ({"iterations": 10_001}, "parameters.iterations: Input should be less than or equal to 10000"),
+        ({"code": "1"}, "parameters.code: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_is_wrong(parameters, problem):
+    with pytest.raises(InvalidRequest) as refusal:
+        operation.validate(parameters)
+    assert str(refusal.value).startswith(problem)
+
+
+def test_estimates_grow_with_inputs_operations_and_iterations():
+    def both(**parameters: Any) -> tuple[int, float]:
+        params = operation.validate({"inputs": {"a": {"zeros": [1000, 1000]}}, **parameters})
+        return compute.memory(params), compute.seconds(params)
+
+    memory, seconds = both(expression="a + 1")
+    assert memory == 4_000_000
+    assert both(expression="a + 1 + 1 + 1")[1] == pytest.approx(3 * seconds)
+    assert both(expression="a + 1", iterations=9)[1] == pytest.approx(5 * seconds)
+    assert both(expression="1 + 1") == (0, 0.0)
+
+
+def test_an_interrupt_is_heard_between_two_iterations(run):
+    def interrupted(kind: str, body: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("compute", {"iterations": 10_000}, TaskContext(send=interrupted))
+
+
+NUMBERS = st.integers(-8, 8).map(lambda number: number / 8)
+MATRICES = st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=3, max_size=3)
+LEAVES = st.sampled_from(["a", "b", "c", "0.5", "2", "(-1.25)"])
+
+
+def combined(parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Larger expressions from smaller ones, all of them 3 by 3 matrices or numbers."""
+    return st.one_of(
+        st.tuples(parts, st.sampled_from("+-*"), parts).map(lambda pair: f"({' '.join(pair)})"),
+        st.tuples(st.sampled_from("abc"), st.sampled_from("abc")).map(lambda pair: f"({pair[0]} @ {pair[1]})"),
+        st.tuples(st.sampled_from(["tanh", "abs"]), parts).map(lambda pair: f"{pair[0]}({pair[1]})"),
+        st.tuples(st.sampled_from(["maximum", "minimum"]), parts, parts).map(lambda three: f"{three[0]}({three[1]}, {three[2]})"),
+        st.tuples(st.sampled_from(["sum", "mean", "max"]), st.sampled_from("abc"), st.sampled_from([", axis=0", ", axis=-1", ""])).map(
+            lambda three: f"{three[0]}({three[1]}{three[2]})"
+        ),
+        parts.map(lambda part: f"(-{part})"),
+        st.sampled_from("abc").map(lambda name: f"transpose({name})"),
+    )
+
+
+NUMPY = {name: getattr(np, name) for name in ("tanh", "abs", "maximum", "minimum", "sum", "mean", "max", "transpose", "add")}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.recursive(LEAVES, combined, max_leaves=8), MATRICES, MATRICES, MATRICES)
+def test_any_expression_agrees_with_numpy(expression, a, b, c):
+    inputs = {"a": a, "b": b, "c": c}
+    exact = {name: np.array(each) for name, each in inputs.items()}
+    expected = eval(expression, {"__builtins__": {}}, {**NUMPY, **exact})
+    # The same with everything positive and nothing that cancels or saturates: the size that rounding errors have.
+    grown = expression.replace("-", "+").replace("(+", "(").replace("tanh", "abs").replace("maximum", "add").replace("minimum", "add")
+    scale = np.max(eval(grown.replace("axis=+1", "axis=-1"), {"__builtins__": {}}, {**NUMPY, **{n: abs(e) for n, e in exact.items()}}))
+    output = operation.run(operation.validate({"expression": expression, "inputs": inputs}), TaskContext())
+    assert isinstance(output, dict)
+    np.testing.assert_allclose(np.array(output["value"]), expected, rtol=0, atol=1e-5 * max(1.0, float(scale)))
+
+
+ARGUMENTS = st.one_of(
+    st.sampled_from(["a", "b", "c", "d", "a @ b", "a > 0", "transpose(d)"]),
+    st.integers(-3, 5).map(str),
+    st.sampled_from(
+        ["0.5", "None", "True", "'fro'", "'float16'", "(0, 1)", "[1, 0]", "[-1]", "[a, b]", "2147483647", "-2147483648", "99999999999"]
+    ),
+)
+KEYWORDS = st.sampled_from(["", ", axis=0", ", axis=-1", ", axis=(0, 1)", ", keepdims=True", ", axis=None"])
+CALLS = st.tuples(st.sampled_from(sorted(_expressions.FUNCTIONS)), st.lists(ARGUMENTS, min_size=1, max_size=3), KEYWORDS).map(
+    lambda call: f"{call[0]}({', '.join(call[1])}{call[2]})"
+)
+ODD_INPUTS = {"a": [[1, -2], [0, 4]], "b": {"values": [[0.5, -1.0], [3.0, 0.0]]}, "c": {"zeros": [0]}, "d": {"arange": 3, "dtype": "uint8"}}
+
+
+@settings(max_examples=400, deadline=None)
+@given(CALLS, st.sampled_from(["", " + a", " // a", " % c", " @ b", " ** 2", " < d"]))
+def test_any_call_of_any_function_gives_a_value_or_says_what_is_wrong(call, rest):
+    said = None
+    try:
+        output = operation.run(operation.validate({"expression": call + rest, "inputs": ODD_INPUTS}), TaskContext(memory_total=50_000_000))
+    except InvalidRequest as refusal:
+        said = str(refusal)
+    else:
+        assert isinstance(output, dict)
+        assert output["size"] == math.prod(output["shape"])
+    assert said is None or "column" in said or "memory" in said
+
+
+def test_numbers_do_as_python_s_and_stay_weak(run):
+    output = run("compute", {"expression": "a * 2 + 1", "inputs": {"a": {"values": [1], "dtype": "int8"}}})
+    assert (output["dtype"], output["value"]) == ("int8", [3])
+    assert run("compute", {"expression": "n / 2", "inputs": {"n": 3}})["value"] == 1.5
+    assert mx.array(1.5).dtype == mx.float32

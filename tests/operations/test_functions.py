@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import ModuleType
+
+import mlx.core as mx
+import pytest
+
+from openruntime_jupyter.operations import _functions
+from openruntime_jupyter.operations._expressions import FUNCTIONS
+
+UNSAFE = """
+    load save save_gguf save_safetensors savez savez_compressed import_function export_function export_to_dot exporter eval async_eval
+    compile disable_compile enable_compile checkpoint grad value_and_grad vjp jvp vmap stream new_stream new_thread_local_stream
+    new_thread_unsafe_stream set_default_device set_default_stream set_cache_limit set_memory_limit set_wired_limit set_printoptions
+    clear_cache clear_streams reset_peak_memory synchronize from_dlpack asarray array custom_function random.seed random.state
+    fast.metal_kernel fast.cuda_kernel fast.precompiled_cuda_kernel metal.start_capture distributed.init distributed.send depends
+    as_strided take gather_mm put_along_axis device_info printoptions
+"""
+
+
+def test_the_list_is_what_the_installed_mlx_gives():
+    assert _functions.functions() == _functions.derive(), "run `python -m openruntime_jupyter.operations._functions` and look at the change"
+
+
+@pytest.mark.parametrize("name", UNSAFE.split())
+def test_nothing_that_reads_writes_compiles_or_keeps_state_is_on_it(name):
+    assert name not in _functions.functions()
+
+
+def test_a_new_function_that_takes_what_is_not_plain_stays_off_it():
+    assert _functions._fits("f(a: array, axis: None | int = None) -> tuple[array, array]")
+    for text in (
+        "f(a: array, file: str | Path) -> array",
+        "f(fun: Callable, a: array) -> array",
+        "f(a: array, source: bytes) -> array",
+        "f(a: array) -> object",
+        "f(a: array) -> array | dict[str, array]",
+        "f(a: array)",
+        "f() -> array",
+    ):
+        assert not _functions._fits(text), text
+
+
+def test_every_module_of_mlx_with_functions_is_looked_at_or_left_out_on_purpose():
+    modules = {name for name, value in vars(mx).items() if isinstance(value, ModuleType)}
+    assert modules - {"cuda", "distributed", "metal"} == set(_functions.MODULES) - {""}
+
+
+def test_every_signature_can_be_read_and_names_no_stream():
+    for name in _functions.functions():
+        signature = _functions.signature(name)
+        assert signature.by_name or signature.positional, name
+        assert "stream" not in signature.by_name
+        assert "mlx" not in signature.text
+
+
+def test_what_compute_offers_is_on_the_list_and_takes_no_indices():
+    assert set(FUNCTIONS.values()) <= set(_functions.functions())
+    assert not set(FUNCTIONS.values()) & set(_functions.REFUSED)
+
+
+def test_parameters_are_told_apart_by_what_they_take():
+    total = _functions.signature("sum")
+    assert [parameter.name for parameter in total.positional] == ["a", "axis", "keepdims"]
+    assert total.at(0).takes_array
+    assert not total.at(1).takes_array
+    assert total.at(3) is None
+    assert _functions.signature("concatenate").at(0).takes_arrays
+    assert _functions.signature("add").at(0).takes_number
+    assert _functions.signature("astype").at(1).takes_dtype
+    assert _functions.signature("random.normal").by_name["key"].is_key
+    assert _functions.signature("einsum").at(7).takes_array
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("matmull", "did you mean matmul"),
+        ("take", "take is not offered: MLX does not check its indices"),
+        ("__class__", "'__class__' is none of the"),
+    ],
+)
+def test_a_name_that_is_not_offered_is_answered_with_a_hint(name, said):
+    assert said in _functions.why_not(name)
+
+
+def test_the_script_writes_the_file_anew(tmp_path):
+    script = (
+        "import pathlib, sys\n"
+        "from openruntime_jupyter.operations import _functions\n"
+        "_functions.PATH = pathlib.Path(sys.argv[1])\n"
+        "_functions.main()\n"
+    )
+    path = tmp_path / "functions.json"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert f"{path}: {len(_functions.functions())} functions of mlx" in done.stdout
+    assert json.loads(path.read_text())["functions"] == _functions.functions()

@@ -1,0 +1,150 @@
+"""The memory that a call is said to need, held against MLX's own peak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from openruntime_jupyter.errors import MemoryRefused
+from openruntime_jupyter.operations import _graph
+from openruntime_jupyter.operations._summaries import LOOKING
+from openruntime_jupyter.worker.context import TaskContext
+
+SQUARE = {"normal": [600, 600]}
+SPD = {"eye": 300}
+IMAGES = {"normal": [2, 48, 48, 16]}
+CALLS: list[tuple[str, list[Any], dict[str, Any]]] = [
+    ("abs", [SQUARE], {}),
+    ("add", [SQUARE, SQUARE], {}),
+    ("matmul", [SQUARE, SQUARE], {}),
+    ("matmul", [{"normal": [600, 600], "dtype": "bfloat16"}, {"normal": [600, 600], "dtype": "bfloat16"}], {}),
+    ("softmax", [SQUARE], {"axis": 1}),
+    ("logsumexp", [SQUARE], {"axis": 0}),
+    ("logcumsumexp", [SQUARE], {"axis": 1}),
+    ("std", [SQUARE], {"axis": 1}),
+    ("median", [SQUARE], {"axis": 1}),
+    ("sort", [SQUARE], {"axis": 0}),
+    ("argsort", [SQUARE], {}),
+    ("unique", [{"arange": 300_000}], {"size": 300_000}),
+    ("outer", [{"normal": [800]}, {"normal": [900]}], {}),
+    ("kron", [{"normal": [30, 30]}, {"normal": [25, 25]}], {}),
+    ("tile", [SQUARE, [2, 2]], {}),
+    ("repeat", [SQUARE, 3], {}),
+    ("pad", [SQUARE, 100], {"mode": "reflect"}),
+    ("transpose", [SQUARE], {}),
+    ("contiguous", [SQUARE], {}),
+    ("broadcast_to", [{"normal": [1, 600]}, [900, 600]], {}),
+    ("isclose", [SQUARE, SQUARE], {}),
+    ("nan_to_num", [SQUARE], {}),
+    ("to_fp8", [SQUARE], {}),
+    ("floor_divide", [{"arange": 500_000}, {"ones": [500_000], "dtype": "int32"}], {}),
+    ("einsum", ["ij,jk,kl->il", SQUARE, SQUARE, SQUARE], {}),
+    ("block_masked_mm", [{"normal": [512, 512]}, {"normal": [512, 512]}, 64, {"ones": [8, 8]}], {}),
+    ("fft.fft", [SQUARE], {"n": 1000, "axis": 0}),
+    ("fft.irfft2", [SQUARE], {}),
+    ("fft.stft", [{"normal": [300_000]}], {"n_fft": 512}),
+    ("conv1d", [{"normal": [4, 5000, 16]}, {"normal": [32, 9, 16]}], {}),
+    ("conv2d", [IMAGES, {"normal": [32, 5, 5, 16]}], {"padding": 2}),
+    ("conv2d", [{**IMAGES, "dtype": "float16"}, {"normal": [32, 5, 5, 16], "dtype": "float16"}], {"padding": 20, "stride": 7}),
+    ("conv_transpose2d", [IMAGES, {"normal": [32, 5, 5, 16]}], {"stride": 2}),
+    ("convolve", [{"normal": [100_000]}, {"normal": [100]}], {}),
+    ("linalg.svd", [SQUARE], {}),
+    ("linalg.qr", [SQUARE], {}),
+    ("linalg.eig", [{"normal": [150, 150]}], {}),
+    ("linalg.eigh", [SPD], {}),
+    ("linalg.inv", [SPD], {}),
+    ("linalg.pinv", [{"normal": [300, 200]}], {}),
+    ("linalg.solve", [SPD, {"normal": [300, 300]}], {}),
+    ("linalg.lu", [SPD], {}),
+    ("linalg.cholesky", [SPD], {}),
+    ("linalg.norm", [SQUARE], {"ord": "nuc"}),
+    ("random.normal", [[700, 700]], {"dtype": "float16"}),
+    ("random.categorical", [SQUARE], {}),
+    ("random.permutation", [600_000], {}),
+    ("fast.layer_norm", [SQUARE, None, None, 1e-5], {}),
+    ("fast.scaled_dot_product_attention", [{"normal": [1, 8, 256, 64]}] * 3, {"scale": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs"), CALLS, ids=lambda value: str(value)[:40])
+def test_the_estimate_of_a_call_covers_the_real_peak_and_is_no_fancy(run, function, args, kwargs):
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    output = run("mlx_operation", {"function": function, "args": args, "kwargs": kwargs})
+    peak = mx.get_peak_memory() - before
+    # Most estimates are within twice; random numbers reuse one buffer in many steps, and some functions cannot be traced.
+    assert peak <= output["memory_estimate"] <= 12 * peak + LOOKING
+
+
+@pytest.mark.parametrize(
+    ("expression", "inputs"),
+    [
+        ("sum(tanh(a @ b) + c)", {"a": SQUARE, "b": SQUARE, "c": {"random": [600]}}),
+        ("sum(tanh(a)) + sum(tanh(a)) + sum(exp(a) * exp(a))", {"a": SQUARE}),
+        ("mean(where(a > 0, a, -a) * (a + 1) / (2 + abs(a)), axis=0)", {"a": SQUARE}),
+        ("inv(a @ transpose(a) + b) @ transpose(a)", {"a": {"normal": [300, 300]}, "b": {"eye": 300}}),
+        ("concatenate([tanh(a), tanh(b), a, b], axis=1)", {"a": SQUARE, "b": SQUARE}),
+        ("broadcast_to(a, [500, 600]) @ b", {"a": {"normal": [1, 600]}, "b": SQUARE}),
+        ("abs(fft(a))", {"a": {"normal": [400_000]}}),
+        ("a // 3 % 7", {"a": {"arange": 400_000}}),
+        ("sum(outer(a, a) * 2)", {"a": {"normal": [1000]}}),
+        ("a", {"a": {"normal": [500_000], "dtype": "float16"}}),
+    ],
+)
+def test_the_estimate_of_an_expression_covers_the_real_peak(run, expression, inputs):
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    output = run("compute", {"expression": expression, "inputs": inputs})
+    peak = mx.get_peak_memory() - before
+    assert peak <= output["memory_estimate"] <= 6 * peak + LOOKING
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("compute", {"expression": "sum(broadcast_to(a, [100000, 30000]) + 1)", "inputs": {"a": 1.5}}),
+        ("compute", {"expression": "sum(outer(a, a))", "inputs": {"a": {"normal": [60_000]}}}),
+        ("compute", {"expression": "sum(a)", "inputs": {"a": {"zeros": [60_000, 60_000]}}}),
+        ("mlx_operation", {"function": "zeros", "args": [[60_000, 60_000]]}),
+        ("mlx_operation", {"function": "random.normal", "args": [[60_000, 60_000]]}),
+        ("mlx_operation", {"function": "fft.fft", "args": [[1, 2, 3]], "kwargs": {"n": 2_000_000_000}}),
+        ("mlx_operation", {"function": "conv2d", "args": [IMAGES, {"normal": [1, 5, 5, 16]}], "kwargs": {"padding": 6000}}),
+    ],
+    ids=str,
+)
+def test_what_is_too_large_is_refused_with_both_figures_and_nothing_is_allocated(run, name, parameters):
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with pytest.raises(MemoryRefused) as refusal:
+        run(name, parameters, TaskContext(memory_total=4_000_000_000))
+    assert refusal.value.needed > refusal.value.available == 4_000_000_000
+    assert mx.get_peak_memory() - before < 2_000_000
+
+
+def test_a_size_that_wraps_around_64_bits_is_counted_in_full():
+    side = 2**31 - 1
+    a = mx.zeros((side, 1))
+    b = mx.zeros((1, side))
+    assert (a @ b).nbytes < 2**64
+    with pytest.raises(ValueError, match="the most is 137,438,953,472"):
+        _graph.needed(mx, mx.matmul, [a, mx.broadcast_to(b, (1, side))], {})
+    with pytest.raises(ValueError, match="the most is"):
+        _graph.needed(mx, lambda x: mx.broadcast_to(x, (side, side, side)), [mx.zeros(())], {})
+
+
+def test_what_a_call_raises_comes_through():
+    with pytest.raises(ValueError, match="Shapes"):
+        _graph.needed(mx, mx.add, [mx.zeros((2,)), mx.zeros((3,))], {})
+
+
+def test_measuring_leaves_no_trace_in_the_random_state():
+    mx.random.seed(1)
+    expected = mx.random.normal((3,)).tolist()
+    mx.random.seed(1)
+    _graph.needed(mx, mx.random.normal, [], {"shape": (3,), "key": mx.random.key(5)})
+    assert mx.random.normal((3,)).tolist() == expected

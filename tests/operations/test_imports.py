@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+from openruntime_jupyter.operations.registry import BUILT_IN, operation
+for name in BUILT_IN:
+    kind = operation(name)
+    kind.params.model_json_schema()
+    if not kind.needs_execute:
+        params = kind.validate({})
+        kind.memory(params), kind.seconds(params)
+operation("compute").validate({"expression": "sum(a)", "inputs": {"a": {"random": [3, 3]}}})
+operation("mlx_operation").validate({"function": "linalg.norm", "args": [[3, 4]]})
+print(sorted(name for name in sys.modules if name.partition(".")[0] in ("mlx", "numpy", "IPython", "tornado", "jupyter_server")))
+"""
+
+
+def test_offering_validating_and_estimating_import_neither_mlx_nor_numpy():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.operations import _calls
+from openruntime_jupyter.operations.mlx_operation import operation
+from openruntime_jupyter.worker.context import TaskContext
+
+RNG = np.random.default_rng(11)
+A = RNG.uniform(-1, 1, (3, 4)).round(3)
+B = RNG.uniform(-1, 1, (4, 5)).round(3)
+S = (A @ A.T + 3 * np.eye(3)).round(3)
+V = np.array([3.0, -1.0, 2.0, 2.0, 0.5])
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: Any) -> Any:
+    return np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+
+
+AGAINST_NUMPY: list[tuple[str, list[Any], dict[str, Any], Any]] = [
+    ("matmul", [A, B], {}, A @ B),
+    ("add", [A, 2], {}, A + 2),
+    ("subtract", [1.5, A], {}, 1.5 - A),
+    ("divide", [A, A + 3], {}, A / (A + 3)),
+    ("power", [abs(A), 0.5], {}, abs(A) ** 0.5),
+    ("sum", [A], {"axis": [0, 1]}, A.sum()),
+    ("sum", [A, 1], {"keepdims": True}, A.sum(1, keepdims=True)),
+    ("mean", [A], {"axis": 0}, A.mean(0)),
+    ("var", [A], {"axis": 1, "ddof": 1}, A.var(1, ddof=1)),
+    ("prod", [A], {"axis": 1}, A.prod(1)),
+    ("cumsum", [A, 1], {}, A.cumsum(1)),
+    ("max", [A], {"axis": -1}, A.max(-1)),
+    ("argmax", [A, 1], {}, A.argmax(1)),
+    ("sort", [V], {}, np.sort(V)),
+    ("median", [V], {}, np.median(V)),
+    ("exp", [A], {}, np.exp(A)),
+    ("log1p", [A], {}, np.log1p(A)),
+    ("arctan2", [A, A + 2], {}, np.arctan2(A, A + 2)),
+    ("tanh", [A], {}, np.tanh(A)),
+    ("sigmoid", [A], {}, sigmoid(A)),
+    ("softmax", [A], {"axis": -1}, softmax(A)),
+    ("clip", [A, -0.5, 0.5], {}, A.clip(-0.5, 0.5)),
+    ("where", [[[True, False, True, False]], A, 0], {}, np.where([[True, False, True, False]], A, 0)),
+    ("transpose", [A], {}, A.T),
+    ("transpose", [A, [1, 0]], {}, A.T),
+    ("reshape", [A, [2, 6]], {}, A.reshape(2, 6)),
+    ("concatenate", [[A, A + 1]], {"axis": 0}, np.concatenate([A, A + 1])),
+    ("stack", [[A, A]], {"axis": 1}, np.stack([A, A], 1)),
+    ("pad", [A, [[1, 0], [2, 3]]], {"constant_values": 7}, np.pad(A, [[1, 0], [2, 3]], constant_values=7)),
+    ("roll", [A, [1, 2], [0, 1]], {}, np.roll(A, [1, 2], [0, 1])),
+    ("tile", [V, [2, 2]], {}, np.tile(V, [2, 2])),
+    ("outer", [V, V], {}, np.outer(V, V)),
+    ("kron", [S, S], {}, np.kron(S, S)),
+    ("inner", [V, V], {}, V @ V),
+    ("tensordot", [A, B], {"axes": [[1], [0]]}, A @ B),
+    ("einsum", ["ij,jk->ki", A, B], {}, (A @ B).T),
+    ("convolve", [V, [1.0, 2.0]], {"mode": "full"}, np.convolve(V, [1.0, 2.0])),
+    ("linalg.norm", [A], {}, np.linalg.norm(A)),
+    ("linalg.norm", [A, "fro"], {}, np.linalg.norm(A, "fro")),
+    ("linalg.norm", [A, "nuc"], {}, np.linalg.norm(A, "nuc")),
+    ("linalg.norm", [A, "inf"], {}, np.linalg.norm(A, np.inf)),
+    ("linalg.norm", [A], {"ord": 1, "axis": 1}, np.linalg.norm(A, 1, axis=1)),
+    ("linalg.inv", [S], {}, np.linalg.inv(S)),
+    ("linalg.solve", [S, A], {}, np.linalg.solve(S, A)),
+    ("linalg.cholesky", [S], {}, np.linalg.cholesky(S)),
+    ("linalg.det", [S], {}, np.linalg.det(S)),
+    ("linalg.eigvalsh", [S], {}, np.linalg.eigvalsh(S)),
+    ("linalg.pinv", [A], {}, np.linalg.pinv(A)),
+    ("fft.fft", [V], {}, np.fft.fft(V)),
+    ("fft.rfft", [A], {"axis": 0}, np.fft.rfft(A, axis=0)),
+    ("fft.ifft2", [A], {}, np.fft.ifft2(A)),
+    ("floor_divide", [[7, -7, 5], 2], {}, np.array([7, -7, 5]) // 2),
+    ("remainder", [[7, -7, 5], [3, 3, -3]], {}, np.array([7, -7, 5]) % np.array([3, 3, -3])),
+    ("remainder", [V, 0.75], {}, V % 0.75),
+    ("logical_and", [[True, True], [True, False]], {}, [True, False]),
+    ("eye", [3], {"k": 1}, np.eye(3, k=1)),
+    ("linspace", [0, 1, 5], {}, np.linspace(0, 1, 5)),
+    ("sum", [[]], {}, 0.0),
+    ("abs", [-3], {}, 3),
+]
+
+
+def plain(value: Any) -> Any:
+    """NumPy arrays as the lists that JSON carries."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [plain(each) for each in value] if isinstance(value, list) else value
+
+
+def read_back(result: dict[str, Any]) -> Any:
+    """The inline value of a result as NumPy's."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(each) for each in value]
+        return complex(value["real"], value["imag"]) if isinstance(value, dict) else value
+
+    return np.array(number(result["value"])).reshape(result["shape"])
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs", "expected"), AGAINST_NUMPY, ids=[f"{case[0]}-{n}" for n, case in enumerate(AGAINST_NUMPY)]
+)
+def test_a_function_agrees_with_numpy_in_float64(run, function, args, kwargs, expected):
+    output = run("mlx_operation", {"function": function, "args": plain(args), "kwargs": kwargs})
+    assert output["function"] == function
+    assert output["result"]["shape"] == list(np.shape(expected))
+    np.testing.assert_allclose(read_back(output["result"]), expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 3e-3), ("bfloat16", 3e-2), ("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("function", ["matmul", "subtract"])
+def test_a_function_agrees_with_numpy_in_every_precision(run, function, dtype, tolerance):
+    left, right = S, S.T * 0.5
+    args = [{"values": plain(side), "dtype": dtype} for side in (left, right)]
+    result = run("mlx_operation", {"function": function, "args": args})["result"]
+    assert result["dtype"] == dtype
+    expected = left @ right if function == "matmul" else left - right
+    np.testing.assert_allclose(read_back(result), expected, rtol=tolerance, atol=tolerance * abs(expected).max())
+
+
+def test_several_arrays_are_a_list_of_results(run):
+    results = run("mlx_operation", {"function": "linalg.svd", "args": [plain(A)]})["result"]
+    u, s, vt = (read_back(result) for result in results)
+    np.testing.assert_allclose(u @ np.diag(s) @ vt[:3], A, atol=1e-5)
+
+
+def test_a_large_result_is_summarised(run):
+    result = run("mlx_operation", {"function": "add", "args": [{"arange": 5000}, 1]})["result"]
+    assert result == {"shape": [5000], "dtype": "int32", "size": 5000, "nbytes": 20_000, "min": 1, "max": 5000, "mean": 2500.5} | {
+        "non_finite": 0,
+        "value": None,
+    }
+
+
+def test_random_functions_repeat_unless_another_key_is_given(run):
+    def draw(**kwargs: Any) -> Any:
+        return run("mlx_operation", {"function": "random.normal", "args": [[4]], "kwargs": kwargs})["result"]["value"]
+
+    mx.random.seed(3)
+    state = [each.tolist() for each in mx.random.state]
+    assert draw() == draw(key=0) == draw(key=0)
+    assert draw() != draw(key=1)
+    assert [each.tolist() for each in mx.random.state] == state
+
+
+def test_dtypes_are_given_by_name(run):
+    assert run("mlx_operation", {"function": "astype", "args": [[1.5, 2.5], "int32"]})["result"]["value"] == [1, 2]
+    assert run("mlx_operation", {"function": "zeros", "args": [[2]], "kwargs": {"dtype": "bool"}})["result"]["value"] == [False, False]
+
+
+def test_iterations_are_timed_after_one_that_is_not(run, monkeypatch):
+    calls: list[int] = []
+    real = _calls.function
+
+    def counting(module: Any, name: str) -> Any:
+        function = real(module, name)
+        return lambda *args, **kwargs: (calls.append(1), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(_calls, "function", counting)
+    seconds = run("mlx_operation", {"function": "abs", "args": [[1]], "iterations": 5})["seconds_per_iteration"]
+    assert len(calls) == 1 + 1 + 5  # traced, warmed up, timed
+    assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"function": "nope"}, "parameters.function: 'nope' is none of the"),
+        ({"function": "load", "args": ["/etc/passwd"]}, "parameters.function: 'load' is none of the"),
+        ({"function": "take", "args": [[1], 99]}, "parameters.function: take is not offered: MLX does not check its indices"),
+        ({"function": "abs", "args": [[1], 2]}, "parameters.args: 2 are given; it is abs(a: array, /) -> array"),
+        ({"function": "sum", "args": [[1]], "kwargs": {"axes": 0}}, "parameters.kwargs: sum has no 'axes'; it is sum(a: array"),
+        ({"function": "sum", "args": [[1]], "kwargs": {"stream": 0}}, "parameters.kwargs: sum has no 'stream'"),
+        ({"function": "sum", "args": [{"random": 3}]}, "parameters.args.0: random: Input should be a valid list"),
+        ({"function": "sum", "args": [{"spool": "x"}]}, "parameters.args.0: spool: Extra inputs are not permitted"),
+        ({"iterations": 0}, "parameters.iterations: Input should be greater than or equal to 1"),
+        ({"args": "abc"}, "parameters.args: Input should be a valid list"),
+        ({"device": "gpu"}, "parameters.device: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_is_wrong(parameters, problem):
+    with pytest.raises(InvalidRequest) as refusal:
+        operation.validate(parameters)
+    assert str(refusal.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"args": [{"ones": [2, 3]}, {"ones": [2, 3]}]}, "matmul(float32[2, 3], float32[2, 3]): [matmul] Last dimension"),
+        ({"function": "softmax"}, "softmax(nothing): it does not take these arguments; it is softmax(a: array"),
+        (
+            {"function": "sum", "args": [[1, 2]], "kwargs": {"axis": 4}},
+            "sum(int32[2], axis=4): Invalid axis 4 for array with 1 dimensions.",
+        ),
+        ({"function": "sum", "args": [[[1, 2], [3]]]}, "sum([[1, 2], [3]]): Initialization encountered non-uniform length."),
+        ({"function": "sum", "args": [[{"ones": [2]}]]}, "a is one array, and a list of arrays was given"),
+        ({"function": "sum", "args": [[2**70]]}, "a number does not fit its type"),
+        ({"function": "softmax", "args": [["a"]]}, "softmax(['a'])"),
+        ({"function": "linalg.inv", "args": [[[1.0, 2.0], [2.0, 4.0]]]}, "linalg.inv(float32[2, 2])"),
+    ],
+    ids=str,
+)
+def test_what_only_mlx_notices_says_what_it_was_given(run, parameters, problem):
+    with pytest.raises(InvalidRequest) as refusal:
+        run("mlx_operation", parameters)
+    assert problem in str(refusal.value)
+
+
+FATAL = [
+    ({"function": "divmod", "args": [3, 0]}, "[0]"),
+    ({"function": "floor_divide", "args": [[5, -(2**31)], [0, -1]]}, "[0, -2147483648]"),
+    ({"function": "remainder", "args": [[5, -(2**31), 7], [0, -1, 4]]}, "[0, 0, 3]"),
+    ({"function": "sum", "args": [{"zeros": [2]}], "kwargs": {"axis": [2**40]}}, "must fit 32 bits"),
+    ({"function": "fft.fft2", "args": [{"ones": [4, 4]}, [2**40, 4]]}, "must fit 32 bits"),
+    ({"function": "random.bernoulli", "args": [0.5, [-(2**63)]]}, "must fit 32 bits"),
+    ({"function": "roll", "args": [{"ones": [4]}, [4, 2**31]]}, "must fit 32 bits"),
+    ({"function": "diff", "args": [{"ones": [4]}, 2**31 - 1]}, "n is 2147483647; here the most is 64"),
+    ({"function": "quantize", "args": [{"ones": [4, 4]}, 0], "kwargs": {"mode": "mxfp8"}}, "group_size is 0"),
+    ({"function": "reshape", "args": [{"zeros": [0]}, [0, -1]]}, "shape cannot have a 0 and a -1"),
+    ({"function": "unflatten", "args": [{"ones": [5, 3]}, 1, [0, 1, -1]]}, "shape cannot have a 0 and a -1"),
+    ({"function": "linalg.lu", "args": [{"zeros": [3, 0]}]}, "an array is empty"),
+    ({"function": "linalg.eig", "args": [{"zeros": [0, 0]}]}, "an array is empty"),
+    ({"function": "conv1d", "args": [{"ones": [1, 8, 4]}, {"zeros": [4, 0, 4]}]}, "an array is empty"),
+    (
+        {"function": "conv1d", "args": [{"ones": [1, 8, 4]}, {"ones": [4, 2, 4]}], "kwargs": {"groups": 0}},
+        "groups is 0, and must be 1 or more",
+    ),
+    ({"function": "pad", "args": [{"ones": [8, 4]}, 1_000_000, "symmetric"]}, "pad_width is 1000000; here the most is 4000"),
+    ({"function": "fft.stft", "args": [[1.0, 2.0]], "kwargs": {"n_fft": 10**9}}, "n_fft is 1000000000; here the most is 2000"),
+    ({"function": "trace", "args": [{"ones": [1, 8, 8, 4]}, 1_000_000, 3, 0]}, "offset is 1000000; here the most is 7"),
+    ({"function": "reshape", "args": [{"zeros": [0]}, [2, 2**31 - 1, 0]]}, "null"),
+]
+
+
+def test_calls_that_end_or_hang_mlx_itself_are_answered():
+    """In a process of its own, since each of these killed it, or held it for ever, in MLX 0.32."""
+    script = (
+        "import json, sys\n"
+        "from openruntime_jupyter.errors import InvalidRequest\n"
+        "from openruntime_jupyter.operations.mlx_operation import operation\n"
+        "from openruntime_jupyter.worker.context import TaskContext\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        result = operation.run(operation.validate(json.loads(line)), TaskContext())['result']\n"
+        "        print(json.dumps(result[0]['value'] if isinstance(result, list) else result['value']))\n"
+        "    except InvalidRequest as problem:\n"
+        "        print(problem)\n"
+    )
+    lines = "".join(json.dumps(parameters) + "\n" for parameters, _ in FATAL)
+    done = subprocess.run([sys.executable, "-c", script], input=lines, capture_output=True, text=True, timeout=60, check=False)
+    answers = done.stdout.splitlines()
+    for (parameters, expected), answer in zip(FATAL, answers, strict=False):
+        assert expected.strip("[]") in answer, parameters
+    assert len(answers) == len(FATAL), FATAL[len(answers)]
+    assert done.returncode == 0
+
+
+def test_integer_division_by_zero_and_of_the_smallest_by_minus_one_is_numpy_s():
+    for dtype in (mx.int8, mx.int32, mx.int64, mx.uint8, mx.uint32):
+        low = -(2 ** (8 * dtype.size - 1)) if mx.issubdtype(dtype, mx.signedinteger) else 0
+        x = mx.array([low, low + 1, 7, 5, 0, 100], dtype=dtype)
+        y = mx.array([0, 3, 0, 2, 0, 7], dtype=dtype)
+        with np.errstate(all="ignore"):
+            quotients, remainders = np.divmod(np.array(x), np.array(y))
+        assert _calls.function(mx, "floor_divide")(x, y).tolist() == quotients.tolist()
+        assert _calls.function(mx, "remainder")(x, y).tolist() == remainders.tolist()
+    assert _calls.function(mx, "floor_divide")(mx.array([-(2**31), 6]), -1).tolist() == [-(2**31), -6]
+    assert _calls.function(mx, "remainder")(mx.array([-(2**31), 6]), -1).tolist() == [0, 0]
+
+
+def test_summing_an_empty_transposed_view_ends():
+    empty = mx.transpose(mx.zeros((8, 0)))
+    args, _ = _calls.prepared(mx, "sum", [empty], {"axis": 0})
+    assert mx.sum(*args, axis=0).tolist() == [0.0] * 8
+
+
+class Gpu:
+    """Stands in for MLX where a GPU is: a function without a kernel there asks for the CPU's stream, in MLX's words."""
+
+    cpu = "cpu"
+
+    def __init__(self) -> None:
+        self.current = "gpu"
+        self.ran_on: list[str] = []
+        self.linalg = SimpleNamespace(inv=self.inv)
+
+    @contextmanager
+    def stream(self, device: str) -> Any:
+        before, self.current = self.current, device
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def inv(self, a: int) -> int:
+        if a < 0:
+            raise ValueError("[linalg::inv] Expected something else.")
+        if self.current == "gpu":
+            raise ValueError("[linalg::inv] This op is not yet supported on the GPU. Explicitly pass a CPU stream to run it.")
+        self.ran_on.append(self.current)
+        return a
+
+
+def test_what_has_no_gpu_kernel_runs_on_the_cpu_s_stream():
+    gpu = Gpu()
+    assert _calls.function(gpu, "linalg.inv")(5) == 5
+    assert gpu.ran_on == ["cpu"]
+    assert gpu.current == "gpu"
+    with pytest.raises(ValueError, match="something else"):
+        _calls.function(gpu, "linalg.inv")(-1)
+
+
+def test_mlx_still_asks_for_the_cpu_s_stream_in_these_words():
+    libraries = [*Path(str(mx.__file__)).parent.glob("lib/libmlx*"), Path(str(mx.__file__))]
+    assert any(b"Explicitly pass a CPU stream" in library.read_bytes() for library in libraries)
+
+
+def test_a_function_that_this_mlx_lacks_is_said_to_be_missing():
+    with pytest.raises(InvalidRequest, match=r"the installed MLX .* has no linalg\.fly"):
+        _calls.function(mx, "linalg.fly")
+
+
+def test_float64_is_refused_on_a_gpu(run):
+    context = TaskContext(device_type="gpu")
+    for args in ([{"zeros": [2], "dtype": "float64"}], [[1], "float64"]):
+        with pytest.raises(InvalidRequest, match="MLX has float64 on the CPU only"):
+            run("mlx_operation", {"function": "astype" if len(args) == 2 else "abs", "args": args}, context)
