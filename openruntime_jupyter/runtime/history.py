@@ -92,7 +92,8 @@ class History:
         self._reader.start()
         try:
             private_folder(self._payload_folder)
-            ours: list[Task] = self._writer.call(self._take_over)
+            # What has this runtime's own id is of an earlier run of it: it has just begun.
+            ours: list[Task] = self._writer.call(partial(self._take_over, lives=self._lives_besides_me))
             locks.bury_the_dead(self._runtimes)
         except OSError as error:
             self._fail(
@@ -102,8 +103,26 @@ class History:
         self._behind.known.update(task.task_id for task in ours)
         return ours
 
-    def _take_over(self, connection: sqlite3.Connection) -> list[Task]:
-        return take_over(connection, self._me, self._settings.embedded, partial(locks.lives, self._runtimes), time.time())
+    async def take_over(self) -> list[Task]:
+        """Take over what runtimes that died since have left, as `open` does; the tasks that wait to be queued here.
+
+        A runtime that lives for weeks calls it now and then: otherwise the tasks of a dead kernel would be listed as running.
+        """
+        self._check_open()
+        ours = await self._write(partial(self._take_over, lives=self._lives))
+        self._behind.known.update(task.task_id for task in ours)
+        return ours
+
+    def _take_over(self, connection: sqlite3.Connection, lives: Callable[[str], bool]) -> list[Task]:
+        if self._file.volatile:
+            return []
+        return take_over(connection, self._me, self._settings.embedded, lives, time.time())
+
+    def _lives(self, runtime: str) -> bool:
+        return runtime == self._me or locks.lives(self._runtimes, runtime)
+
+    def _lives_besides_me(self, runtime: str) -> bool:
+        return runtime != self._me and locks.lives(self._runtimes, runtime)
 
     async def commit(self, task: Task) -> None:
         """Write the task, and return when it is on disk, with the output and payload that were put before.
@@ -250,6 +269,7 @@ class History:
         await self._behind.flush(deadline)
         self._closed = True
         self._behind.stop()
+        self._post()
         if self._behind.waiting:
             log.warning("The history is closed with %d things unwritten: %s", self._behind.waiting, self.problem)
         self._writer.close()
@@ -287,6 +307,8 @@ class History:
 
     def _post(self) -> None:
         jobs, self._outbox = self._outbox, []
+        if not jobs:
+            return
         try:
             self._writer.put(jobs)
         except Stopping as error:

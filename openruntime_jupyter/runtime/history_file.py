@@ -66,9 +66,13 @@ class HistoryFile:
         """A connection that can't write; the file must be there."""
         with self._alone():
             connection = self._raw()
-            connection.execute("PRAGMA query_only = ON")
-            # SQLite opens the companions at the first read: that must not happen while somebody sets them aside.
-            version(connection)
+            try:
+                connection.execute("PRAGMA query_only = ON")
+                # SQLite opens the companions at the first read: that must not happen while somebody sets them aside.
+                version(connection)
+            except BaseException:
+                connection.close()
+                raise
         return connection
 
     def heal(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:

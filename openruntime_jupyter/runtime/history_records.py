@@ -182,7 +182,7 @@ def take_over(connection: sqlite3.Connection, me: str, embedded: bool, lives: Ca
         f"SELECT {ROW}, parameters, durable, embedded, attempt, retries FROM tasks "  # noqa: S608 - a constant
         "WHERE state IN ('pending', 'running') ORDER BY submitted, sequence"
     ).fetchall()
-    dead = {runtime for runtime in {row[1] for row in rows} if runtime == me or not lives(runtime)}
+    dead = {runtime for runtime in {row[1] for row in rows} if not lives(runtime)}
     ours = []
     for row in rows:
         task_of_row, (parameters, durable, hosted, attempt, retries) = row[:6], row[6:]

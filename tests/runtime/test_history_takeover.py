@@ -144,6 +144,23 @@ def test_the_tasks_of_an_earlier_runtime_of_the_same_id_are_taken_over(tmp_path:
     assert [one.task_id for one in ours] == [task.task_id]
 
 
+def test_a_runtime_that_goes_on_takes_over_what_others_leave_later_and_nothing_of_its_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine, waits, kernels = make_task(), make_task(), moved(make_task(), RUNNING)
+        async with opened(tmp_path, "rt_1") as history:
+            await history.commit(mine)
+            async with opened(tmp_path, "rt_2") as other, opened(tmp_path, "rt_3", embedded=True) as kernel:
+                await other.commit(waits)
+                await kernel.commit(kernels)
+                assert await history.take_over() == []
+            ours = await history.take_over()
+            assert [task.task_id for task in ours] == [waits.task_id]
+            assert states(tmp_path) == {mine.task_id: "pending", waits.task_id: "pending", kernels.task_id: "interrupted"}
+            await history.commit(moved(waits, COMPLETED))
+
+    asyncio.run(scenario())
+
+
 def test_what_another_runtime_has_taken_over_is_not_overwritten(tmp_path: Path) -> None:
     """The lock file of a living runtime is removed by hand: it must notice before it runs what is no longer its own."""
 
