@@ -30,7 +30,11 @@ class QueueKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """Everything known of one task. `given` are its parameters, `parameters` the same as JSON, while it may still run. Wall-clock times are for people, monotonic ones for reckoning; both in seconds."""
+    """Everything known of one task.
+
+    `given` are its parameters, `parameters` the same as JSON, for as long as it may still run. Wall-clock times are for people,
+    monotonic ones for reckoning; both in seconds.
+    """
 
     task_id: str
     operation: str
