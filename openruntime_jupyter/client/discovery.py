@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.embedded import embedded
-from openruntime_jupyter.client.http import HttpBackend, is_loopback
+from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.client.lanes import in_worker
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, TaskNotFound, WouldDeadlock
 from openruntime_jupyter.models import Origin
@@ -93,8 +93,7 @@ def _of_kernel() -> HttpBackend | None:
     url, token = os.environ.get("OPENRUNTIME_URL"), os.environ.get("OPENRUNTIME_TOKEN")
     # A server that was started from a kernel of another one inherits that one's environment.
     if url and os.environ.get("OPENRUNTIME_SERVER_PID") == parent:
-        # It is our own parent's word: its certificate names its host, not the loopback.
-        backend = HttpBackend(url, token, verify=not is_loopback(urlsplit(url).hostname or ""))
+        backend = HttpBackend(url, token, local=True)
         try:
             backend.health()
         except NotConnected as problem:
@@ -115,9 +114,9 @@ def _from_jupyter_file(path: Path) -> HttpBackend | None:
     if not port:
         return None
     base = str(described.get("base_url") or "/").strip("/")
-    # The url there may name a host that does not resolve; a certificate names that host, not the loopback.
+    # The url there may name a host that does not resolve.
     url = f"{parts.scheme or 'http'}://127.0.0.1:{port}/{base}".rstrip("/")
-    return HttpBackend(f"{url}/openruntime", str(described.get("token") or "") or None, patience=5.0, verify=False)
+    return HttpBackend(f"{url}/openruntime", str(described.get("token") or "") or None, patience=5.0, local=True)
 
 
 def _stand_alone() -> HttpBackend | None:
@@ -126,7 +125,7 @@ def _stand_alone() -> HttpBackend | None:
         if described is None or not _alive(described.get("pid")) or not described.get("url"):
             continue
         token = str(described.get("token") or "") or None
-        found = _answering(HttpBackend(str(described["url"]), token, patience=5.0))
+        found = _answering(HttpBackend(str(described["url"]), token, patience=5.0, local=True))
         if found is not None:
             return found
     return None

@@ -41,24 +41,24 @@ class HttpBackend:
 
     `url` is the place whose `/health` answers, such as `http://127.0.0.1:8000` or `http://127.0.0.1:8888/openruntime`;
     `token` goes into the `Authorization` header. `patience` is how many seconds an answer may take beyond the wait that was
-    asked for; `verify` False accepts any TLS certificate. Raises `InvalidRequest` for what is no URL or no token; nothing is
-    sent before the first question.
+    asked for. `local` says that it is on this machine, which is known of a loopback address (None): no proxy is asked then, and
+    a TLS certificate may be anybody's, as it names a host and not the loopback. Raises `InvalidRequest` for what is no URL or no
+    token; nothing is sent before the first question.
     """
 
-    def __init__(self, url: str, token: str | None = None, patience: float = PATIENCE, verify: bool = True) -> None:
+    def __init__(self, url: str, token: str | None = None, patience: float = PATIENCE, local: bool | None = None) -> None:
         self.where = url.rstrip("/")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise InvalidRequest.of("token", "has characters that no HTTP header can carry")
         try:
             parsed = httpx.URL(self.where)
-            self.local = is_loopback(parsed.host)
+            self.local = is_loopback(parsed.host) if local is None else local
         except TRANSLATED as problem:
             raise translate(problem, self.where) from problem
         if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 80) > 65535:
             raise InvalidRequest.of("url", f"{url!r} is no http:// or https:// address")
         self._token = token
         self._patience = patience
-        self._verify = verify
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._pid = 0
@@ -180,7 +180,7 @@ class HttpBackend:
                 if self._token:
                     headers["Authorization"] = f"Bearer {self._token}"
                 # A proxy cannot reach this machine's loopback, and its owner's token is none of a proxy's business.
-                self._client = httpx.Client(headers=headers, trust_env=not self.local, verify=self._verify, follow_redirects=False)
+                self._client = httpx.Client(headers=headers, trust_env=not self.local, verify=not self.local, follow_redirects=False)
                 self._pid = os.getpid()
                 # Also for whoever drops a client without closing it.
                 self._let_go = weakref.finalize(self, self._client.close)

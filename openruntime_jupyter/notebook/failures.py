@@ -12,7 +12,7 @@ from openruntime_jupyter.models import Task
 
 Error = TypeVar("Error", bound=BaseException)
 
-RED, PLAIN = "\x1b[1;31m", "\x1b[0m"
+BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 def short(error: Error, line: str | None = None, above: str | None = None) -> Error:
@@ -20,7 +20,7 @@ def short(error: Error, line: str | None = None, above: str | None = None) -> Er
 
     This is what stands in the notebook, and in the logs of programs that run notebooks.
     """
-    shown = [f"{RED}{type(error).__name__}{PLAIN}: {line or error}"]
+    shown = [f"{BOLD}{type(error).__name__}{PLAIN}: {line or error}"]
     if above:
         shown.insert(0, above.rstrip())
     # IPython asks the exception itself for its traceback, if it has this.

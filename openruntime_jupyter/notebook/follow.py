@@ -61,7 +61,7 @@ class Interrupts(AbstractContextManager["Interrupts"]):
 
     def __exit__(self, *_: object) -> None:
         if self._installed:
-            signal.signal(signal.SIGINT, self._before)
+            signal.signal(signal.SIGINT, signal.default_int_handler if self._before is None else self._before)
 
     def _heard(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1

@@ -16,6 +16,7 @@ from jupyter_client.blocking import BlockingKernelClient
 
 from openruntime_jupyter import connect
 from openruntime_jupyter.client import discovery
+from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, WouldDeadlock
 from tests.support import STANDALONE, TOKEN, Server, free_port, running_server
 
@@ -195,3 +196,9 @@ def test_a_real_kernel_of_the_server_is_connected_to_it(server: Server) -> None:
     finally:
         client.stop_channels()
         httpx.delete(f"{kernels}/{kernel['id']}", headers=server.headers, timeout=60, trust_env=False)
+
+
+def test_a_server_that_is_found_is_on_this_machine_whatever_its_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    told_by(server, monkeypatch)
+    assert connect().backend.local
+    assert not HttpBackend("http://example.org", local=None).local
