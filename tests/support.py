@@ -215,13 +215,14 @@ def running_server(
     paths: Sequence[Path] = (),
     port: int | None = None,
     healthy: bool = True,
+    ready: int = 200,
 ) -> Iterator[Server]:
     """A real server of its own user on a free port, ready to answer; stopped by its own pid at the end, which must be clean.
 
     `folder` is where its home is made, or the `Home` that it shares with an earlier server. `config` is traitlets' JSON, such as
     `{"OpenRuntimeApp": {"cpu_slots": 1}}`. With `command=STANDALONE` the API lies at the root; `token=None` then lets the server make
     its own, and requests go without one. `paths` are further folders of Python modules. `healthy` waits until `/health` says so,
-    else only until it answers.
+    else only until it answers with the status `ready`.
     """
     home = folder if isinstance(folder, Home) else Home(folder / f"home-{free_port()}")
     port = port or free_port()
@@ -240,7 +241,8 @@ def running_server(
             "--allow-root",
             f"--ServerApp.root_dir={home.path}",
         ]
-        settings["ServerApp"] = {"jpserver_extensions": {"openruntime_jupyter": True}, **settings.get("ServerApp", {})}
+        given = settings.get("ServerApp", {})
+        settings["ServerApp"] = {**given, "jpserver_extensions": {"openruntime_jupyter": True, **given.get("jpserver_extensions", {})}}
     name = "jupyter_openruntime_config.json" if standalone else "jupyter_server_config.json"
     (home.path / "jupyter-config" / name).write_text(json.dumps(settings))
     with log.open("wb") as sink:
@@ -250,7 +252,7 @@ def running_server(
     root = f"http://127.0.0.1:{port}{base_url.rstrip('/')}"
     server = Server(process, home, root, root if standalone else f"{root}/openruntime", token, log)
     try:
-        wait_until(lambda: _ready(server, healthy), START_SECONDS, lambda: f"the server's answer\n{server.tail()}")
+        wait_until(lambda: _ready(server, healthy, ready), START_SECONDS, lambda: f"the server's answer\n{server.tail()}")
         yield server
         if process.poll() is None:
             server.stop()
@@ -258,11 +260,11 @@ def running_server(
         server.clean_up()
 
 
-def _ready(server: Server, healthy: bool) -> bool:
+def _ready(server: Server, healthy: bool, status: int) -> bool:
     if server.process.poll() is not None:
         raise AssertionError(f"the server ended with code {server.process.returncode}\n{server.tail()}")
     try:
         response = server.request("GET", "/health", timeout=5.0)
     except httpx.TransportError:
         return False
-    return response.status_code == 200 and (not healthy or response.json()["status"] == "healthy")
+    return response.status_code == status and (status != 200 or not healthy or response.json()["status"] == "healthy")
