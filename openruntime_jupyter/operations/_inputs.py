@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from openruntime_jupyter.operations.base import Parameters
 
-INLINE_NUMBERS = 100_000
-"""Numbers of one inline list: reading a million would hold up the server for a tenth of a second."""
+INLINE_NUMBERS = 20_000
+"""Numbers of all inline lists of a parameter: the server's event loop reads them, and ten milliseconds are enough to hold it up."""
 INLINE_DEPTH = 8
 MAX_DIMENSIONS = 8
 MAX_SIDE = 2**31 - 1
@@ -171,22 +171,29 @@ def shape_of(value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def check_amount(value: Any) -> Any:
+    """`value`, unless its lists are too long to be looked at in the server: the first thing that is done with any."""
+    left, waiting = INLINE_NUMBERS, [value]
+    while waiting:
+        each = waiting.pop()
+        inside = list(each.values()) if isinstance(each, dict) else each
+        left -= len(inside)
+        if left < 0:
+            raise wrong(f"inline lists may have {INLINE_NUMBERS:,} numbers in all: use a generator such as {{'random': [1024, 1024]}}")
+        waiting += [item for item in inside if isinstance(item, list | dict)]
+    return value
+
+
 def check_numbers(value: Any) -> None:
     """Raise unless `value` is a number or nested lists of numbers that make an array."""
-    shape, count = shape_of(value), 0
+    shape = shape_of(value)
+    if len(shape) > INLINE_DEPTH:
+        raise wrong(f"an inline list may have {INLINE_DEPTH} dimensions")
     level = [value]
-    for depth, side in enumerate(shape):
-        if depth >= INLINE_DEPTH:
-            raise wrong(f"an inline list may have {INLINE_DEPTH} dimensions")
-        deeper: list[Any] = []
-        for each in level:
-            if not isinstance(each, list) or len(each) != side:
-                raise wrong("an inline list must be even: every row as long as the first")
-            count += side
-            if count > INLINE_NUMBERS:
-                raise wrong(f"an inline list may have {INLINE_NUMBERS:,} numbers: use a generator such as {{'random': [1024, 1024]}}")
-            deeper += each
-        level = deeper
+    for side in shape:
+        if not all(isinstance(each, list) and len(each) == side for each in level):
+            raise wrong("an inline list must be even: every row as long as the first")
+        level = [each for row in level for each in row]
     if not all(isinstance(each, int | float) for each in level):
         raise wrong("an inline list holds numbers and lists of them only")
     if any(isinstance(each, int) and not -MAX_INTEGER <= each < MAX_INTEGER for each in level):
@@ -205,8 +212,6 @@ def read(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         if depth >= INLINE_DEPTH:
             raise wrong(f"lists may be nested {INLINE_DEPTH} deep")
-        if len(value) > INLINE_NUMBERS:
-            raise wrong(f"an inline list may have {INLINE_NUMBERS:,} numbers: use a generator such as {{'random': [1024, 1024]}}")
         if not any(isinstance(each, list | dict) for each in value):
             return value
         return [read(each, depth + 1) for each in value]
@@ -228,7 +233,10 @@ def elements(value: Any) -> int:
     """How many elements the arrays of a value have: generators, and the numbers of inline lists."""
     if isinstance(value, Generator):
         return value.elements
-    return sum(map(elements, value)) if isinstance(value, list) else 1
+    if not isinstance(value, list):
+        return 1
+    inner = [each for each in value if isinstance(each, list | Generator)]
+    return len(value) - len(inner) + sum(map(elements, inner))
 
 
 def needed(values: list[Any]) -> int:

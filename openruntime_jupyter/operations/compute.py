@@ -45,6 +45,11 @@ class Params(Parameters):
     )
     iterations: int = Field(1, description="Timed evaluations; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
 
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _not_too_long(cls, inputs: Any) -> Any:
+        return _inputs.check_amount(inputs) if isinstance(inputs, dict) else inputs
+
     @field_validator("inputs")
     @classmethod
     def _arrays(cls, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Params(Parameters):
             raise wrong(_functions.why_not(name))
         return name
 
+    @field_validator("args", "kwargs", mode="before")
+    @classmethod
+    def _not_too_long(cls, given: Any) -> Any:
+        return _inputs.check_amount(given) if isinstance(given, list | dict) else given
+
     @field_validator("args")
     @classmethod
     def _not_too_many(cls, args: list[Any] | None, info: ValidationInfo) -> list[Any] | None:

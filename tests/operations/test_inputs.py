@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import mlx.core as mx
@@ -97,9 +98,11 @@ def test_a_seed_repeats_and_the_place_stands_in_for_one():
         ({"values": [2**64]}, "a whole number of more than 64 bits"),
         ([[1, 2], [3]], "an inline list must be even"),
         ([None], "an inline list holds numbers"),
-        ([0] * 100_001, "an inline list may have 100,000 numbers: use a generator"),
-        ([[0] * 1000] * 101, "an inline list may have 100,000 numbers: use a generator"),
+        ([0] * 20_001, "inline lists may have 20,000 numbers in all: use a generator"),
+        ([[0] * 1000] * 21, "inline lists may have 20,000 numbers in all: use a generator"),
+        ({"values": [0] * 20_001}, "inline lists may have 20,000 numbers in all: use a generator"),
         ([[[[[[[[[1]]]]]]]]], "lists may be nested 8 deep"),
+        ({"values": [[[[[[[[[1]]]]]]]]]}, "an inline list may have 8 dimensions"),
         ("text", "a number, a list of numbers or a generator is wanted"),
         (None, "a number, a list of numbers or a generator is wanted"),
         (2**70, "a whole number of more than 64 bits"),
@@ -128,3 +131,29 @@ def test_the_bytes_of_several_inputs_count_what_is_made_while_others_are_there()
 def test_the_size_of_every_type_is_mlx_s(dtype):
     assert dtype.size == dtype.of(mx).size
     assert dtype.floating == mx.issubdtype(dtype.of(mx), mx.floating)
+
+
+@pytest.mark.parametrize(
+    "long",
+    [[0.5] * 19_000, [[0.5] * 19] * 990, [[7]] * 9900, {"values": [[1, 2]] * 6600, "dtype": "int64"}],
+    ids=["flat", "rows", "ones", "values"],
+)
+@pytest.mark.parametrize("name", ["compute", "mlx_operation"])
+def test_the_longest_lists_hold_up_the_event_loop_for_milliseconds_only(name, long):
+    parameters = {"expression": "a", "inputs": {"a": long}} if name == "compute" else {"function": "abs", "args": [long]}
+    kind = operation(name)
+    spent = []
+    for _ in range(3):
+        started = time.process_time()
+        params = kind.validate(parameters)
+        kind.memory(params), kind.seconds(params)
+        spent.append(time.process_time() - started)
+    assert min(spent) < 0.05  # 5 to 15 ms on the reference machine
+
+
+def test_a_list_of_millions_is_refused_as_fast():
+    parameters = {"expression": "a", "inputs": {f"i{n}": [[0.5] * 1000] * 1000 for n in range(40)}}
+    started = time.process_time()
+    with pytest.raises(InvalidRequest, match="20,000 numbers in all"):
+        operation("compute").validate(parameters)
+    assert time.process_time() - started < 0.05
