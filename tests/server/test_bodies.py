@@ -1,0 +1,247 @@
+"""Every wrong body gets a 4xx in the envelope, never a 5xx: hypothesis over the schemas, against a real server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openruntime_jupyter.models import TaskChange, TaskRequest
+from tests.server.conftest import error_of
+from tests.support import Server
+
+EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=50)
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4), max_leaves=12
+)
+
+RAW = [
+    b"",
+    b" ",
+    b"{",
+    b"null",
+    b"[]",
+    b"0",
+    b"{}",
+    b"NaN",
+    b'{"operation": "compute", "parameters": {"x": NaN}}',
+    b'{"operation": "compute", "parameters": {"x": 1e999}}',
+    b'{"operation": "compute", "parameters": {"x": ' + b"9" * 5000 + b"}}",
+    b'{"operation": "compute", "parameters": {"x": ' + b"[" * 300 + b"]" * 300 + b"}}",
+    b'{"operation": "compute", "parameters": {"x": ' + b"[" * 180 + b"]" * 180 + b"}}",
+    b'{"operation": "compute", "parameters": ' + b'{"a":' * 150 + b"1" + b"}" * 150 + b"}",
+    b"[" * 1_000_000,
+    b'{"operation": "\xff\xfe", "parameters": {}}',
+    b'{"operation": "\\ud800", "parameters": {}}',
+    b'{"operation": "\\u0000", "parameters": {}}',
+    b'{"operation": "compute", "operation": "nope", "parameters": {}}',
+    b'{"operation": "compute", "parameters": {"a": 1, "a": 2}}',
+    b'{"operation": "matrix_multiply", "parameters": {"size": 10000000000000000000000000000000}}',
+    b'{"operation": "matrix_multiply", "parameters": {"size": 1e300}}',
+    b'{"operation": "matrix_multiply", "parameters": {"size": -0.0}}',
+    b'{"operation": "matrix_multiply", "parameters": {"size": "1e3"}}',
+    b'{"operation": "matrix_multiply", "parameters": {"size": 1000000}}',
+    "{}".encode("utf-16"),
+    b"\xef\xbb\xbf{}",
+    b"operation=compute&parameters=",
+    b"\x00" * 1000,
+    b"\x1f\x8b\x08\x00garbage",
+]
+
+
+def refused(response: httpx.Response) -> Any:
+    assert 400 <= response.status_code < 500, f"{response.status_code}: {response.text[:300]}"
+    return error_of(response, response.status_code)
+
+
+def post(server: Server, content: bytes) -> httpx.Response:
+    return server.request("POST", "/tasks", content=content, headers={"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize("body", RAW, ids=lambda body: repr(body[:40]))
+def test_a_wrong_body_of_a_task_is_refused(standalone: Server, body: bytes) -> None:
+    refused(post(standalone, body))
+    refused(standalone.request("PATCH", "/tasks/task_0", content=body, headers={"Content-Type": "application/json"}))
+
+
+@EXAMPLES
+@given(body=st.binary(max_size=300))
+def test_bytes_by_chance_are_refused(standalone: Server, body: bytes) -> None:
+    refused(post(standalone, body))
+
+
+@EXAMPLES
+@given(body=ANYTHING)
+def test_json_by_chance_is_refused(standalone: Server, body: Any) -> None:
+    refused(post(standalone, json.dumps(body).encode()))
+    refused(standalone.request("PATCH", "/tasks/task_0", json=body))
+
+
+def wrong_for(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that a JSON schema of our own does not allow; drawn from all JSON, and from the edges of what is allowed."""
+    edges = []
+    for part in [schema, *schema.get("anyOf", ())]:
+        edges += [part[bound] + step for bound, step in (("minimum", -1), ("maximum", 1), ("exclusiveMinimum", 0)) if bound in part]
+        if "maxLength" in part:
+            edges.append("x" * (part["maxLength"] + 1))
+    return (st.sampled_from(edges) | ANYTHING if edges else ANYTHING).filter(lambda value: not fits(value, schema))
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a value might be allowed; it is only doubtful where it says True."""
+    if "anyOf" in schema:
+        return any(fits(value, part) for part in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return value in schema.get("enum", [schema.get("const")])
+    kind = schema.get("type")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in ("integer", "number"):
+        # pydantic reads numbers in text too, where a field does not say otherwise.
+        if not number:
+            return isinstance(value, (str, bool))
+        low, above, high = schema.get("minimum", value), schema.get("exclusiveMinimum", value - 1), schema.get("maximum", value)
+        return low <= value <= high and value > above
+    if kind == "string":
+        return isinstance(value, str) and schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+    if kind == "boolean":
+        return isinstance(value, (bool, str, int, float))
+    if kind == "null":
+        return value is None
+    if kind == "array":
+        return isinstance(value, list)
+    if kind == "object":
+        return isinstance(value, dict)
+    return True
+
+
+@EXAMPLES
+@given(data=st.data())
+@pytest.mark.parametrize("field", sorted(TaskRequest.model_fields))
+def test_a_wrong_field_of_a_task_is_refused_by_its_name(standalone: Server, field: str, data: st.DataObject) -> None:
+    schema = TaskRequest.model_json_schema()["properties"][field]
+    body = {"operation": "compute", "parameters": {}, "wait": False, field: data.draw(wrong_for(schema))}
+    told = refused(post(standalone, json.dumps(body).encode()))
+    assert any(detail["field"].split(".")[0] == field for detail in told["data"]["details"]), told
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_a_wrong_priority_in_a_change_is_refused_by_its_name(standalone: Server, data: st.DataObject) -> None:
+    wrong = data.draw(wrong_for(TaskChange.model_json_schema()["properties"]["priority"]))
+    told = refused(standalone.request("PATCH", "/tasks/task_0", json={"priority": wrong}))
+    assert told["data"]["details"][0]["field"] == "priority"
+
+
+def test_a_missing_and_an_unknown_field_are_told_by_name(standalone: Server) -> None:
+    told = refused(post(standalone, b'{"parameters": {}, "priorty": 3}'))
+    assert {detail["field"] for detail in told["data"]["details"]} == {"operation", "priorty"}
+
+
+@pytest.mark.parametrize(
+    "operation", ["compute", "matrix_multiply", "vector_operations", "memory_bandwidth", "mlx_operation", "python", "call"]
+)
+@settings(EXAMPLES, max_examples=40)
+@given(data=st.data())
+def test_a_wrong_parameter_of_an_operation_is_refused_by_its_name(standalone: Server, operation: str, data: st.DataObject) -> None:
+    schema = operations(standalone)[operation]
+    schemas = {name: part for name, part in schema["properties"].items() if "$ref" not in json.dumps(part)}
+    name = data.draw(st.sampled_from([*sorted(schemas), "no such parameter"]))
+    wrong = data.draw(wrong_for(schemas[name]) if name in schemas else ANYTHING)
+    body = {"operation": operation, "parameters": {name: wrong}, "wait": False}
+    told = refused(post(standalone, json.dumps(body).encode()))
+    assert any(name in detail["field"] for detail in told["data"]["details"]), told
+
+
+SCHEMAS: dict[int, dict[str, Any]] = {}
+
+
+def operations(server: Server) -> dict[str, Any]:
+    """The parameters' schemas as the server itself tells them."""
+    if server.pid not in SCHEMAS:
+        SCHEMAS[server.pid] = {entry["name"]: entry["parameters_schema"] for entry in server.get("/operations")["operations"]}
+    return SCHEMAS[server.pid]
+
+
+@EXAMPLES
+@given(
+    query=st.dictionaries(
+        st.sampled_from(["limit", "before", "offset", "state", "operation", "owner", "token"]), st.text(max_size=20), min_size=1
+    )
+)
+def test_no_query_is_an_error_of_ours(standalone: Server, query: dict[str, str]) -> None:
+    for path in ("/tasks", "/tasks/enhanced"):
+        response = standalone.request("GET", path, params=query)
+        assert response.status_code < 500, response.text
+        if response.status_code != 200:
+            refused(response)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=%ff",
+        "token=%ff",
+        "no_track_activity=%ff",
+        "%ff=1",
+        "limit=1&limit=%00",
+        "state=%00",
+        "before=%00%00",
+        "&&==;",
+        "limit=" + "9" * 5000,
+    ],
+)
+def test_no_bytes_in_a_query_are_an_error_of_ours(standalone: Server, query: str) -> None:
+    response = standalone.request("GET", f"/tasks?{query}")
+    assert response.status_code < 500, response.text
+    if response.status_code != 200:
+        refused(response)
+
+
+@pytest.mark.parametrize("task_id", ["%ff", "%00", "x" * 5000, "%F0%9F%98%80", "task_1;DROP", "%2e%2e%2f", "'"])
+@pytest.mark.parametrize("verb", ["GET", "DELETE"])
+def test_no_id_is_an_error_of_ours(standalone: Server, task_id: str, verb: str) -> None:
+    for path in (f"/tasks/{task_id}", f"/tasks/{task_id}/output", f"/tasks/{task_id}/payload"):
+        refused(standalone.request(verb, path))
+
+
+def test_a_body_that_is_too_large_is_refused_and_costs_no_memory(standalone: Server) -> None:
+    import psutil
+
+    process = psutil.Process(standalone.pid)
+    before = process.memory_info().rss
+    large = b'{"operation": "compute", "parameters": {"expression": "' + b"x" * 150_000_000 + b'"}}'
+    told = error_of(post(standalone, large), 413)
+    assert "max_parameters_bytes" in told["error"]
+    assert process.memory_info().rss - before < 120e6
+    assert standalone.get("/health")["status"] == "healthy"
+
+
+def test_a_body_in_chunks_is_bounded_too(standalone: Server) -> None:
+    def chunks() -> Any:
+        for _ in range(100):
+            yield b"[" * 1_000_000
+
+    error_of(standalone.request("POST", "/tasks", content=chunks(), headers={"Content-Type": "application/json"}), 413)
+
+
+def test_who_may_not_send_a_body_hears_so_although_it_is_large(standalone: Server) -> None:
+    response = standalone.client.post(f"{standalone.url}/tasks", content=b"x" * 5_000_000, headers={"Authorization": "token wrong"})
+    error_of(response, 403)
+
+
+def test_after_a_refusal_the_connection_goes_on(standalone: Server) -> None:
+    with httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=1)) as client:
+        ports = set()
+        for content in (b"{", b"x" * 100_000, b"{}"):
+            headers = {**standalone.headers, "Content-Type": "application/json"}
+            with client.stream("POST", f"{standalone.url}/tasks", content=content, headers=headers) as response:
+                response.read()
+                refused(response)
+                ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+        assert len(ports) == 1
