@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
@@ -13,7 +13,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
-from openruntime_jupyter.worker.context import TaskContext, current
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.context import TaskContext
 
 
 class TaskDisplayPublisher(DisplayPublisher):
@@ -21,9 +22,9 @@ class TaskDisplayPublisher(DisplayPublisher):
 
     def publish(self, data: Any, metadata: Any = None, *args: Any, **kwargs: Any) -> None:
         """Show a MIME bundle."""
-        context = current()
-        if context is not None:
-            context.display(_textual(data), metadata)
+        shell: Any = self.shell
+        if shell.context is not None:
+            shell.context.display(_textual(data), metadata)
 
     def clear_output(self, wait: bool = False) -> None:
         """Nothing: what a task has shown stays in its record."""
@@ -34,10 +35,10 @@ class TaskDisplayHook(DisplayHook):
 
     def __call__(self, result: Any = None) -> None:
         """Show `result`, and keep it for the task's record."""
-        context = current()
+        shell: Any = self.shell
+        context = shell.context
         if result is None or context is None or self.quiet():  # type: ignore[no-untyped-call]
             return
-        shell: Any = self.shell
         shell.last_value = result
         data, metadata = self.compute_format_data(result)  # type: ignore[no-untyped-call]
         context.display(_textual(data), metadata, "execute_result")
@@ -66,6 +67,7 @@ class TaskShell(InteractiveShell):
         config.InteractiveShell.colors = "nocolor"
         super().__init__(config=config, user_ns={}, **kwargs)  # type: ignore[no-untyped-call]
         self.last_value: Any = None
+        self.context: TaskContext | None = None
         self._plain = dict(self.user_ns)
 
     def init_signal(self) -> None:  # the worker's guard owns the signals
@@ -73,6 +75,7 @@ class TaskShell(InteractiveShell):
 
     def run_task(self, code: str, filename: str, space: dict[str, Any], context: TaskContext) -> tuple[Any, dict[str, Any]]:
         """Run a cell with `space` as variables; returns its last line's value and the variables. Raises what the cell raised."""
+        self.context = context
         self.last_value = None
         # Not sooner: a traceback of the task before took its lines from there.
         linecache.cache.pop(TaskCompiler.filename, None)
@@ -98,8 +101,9 @@ class TaskShell(InteractiveShell):
         raise SystemExit
 
     def clean(self) -> None:
-        """Forget the task's variables."""
+        """Forget the task and its variables."""
         self.last_value = None
+        self.context = None
         self.user_ns.clear()
         self.user_ns.update(self._plain)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field, field_validator
 
 from openruntime_jupyter.operations._values import dump, load, summary, unpack
 from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
-from openruntime_jupyter.worker.context import TaskContext
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.context import TaskContext
 
 
 class Params(Parameters):

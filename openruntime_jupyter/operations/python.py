@@ -9,10 +9,10 @@ from pydantic import Field, JsonValue, field_validator
 from openruntime_jupyter.operations._values import dump, identifier, load, summary, unpack
 from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
-from openruntime_jupyter.worker.context import TaskContext
 
 if TYPE_CHECKING:
     from openruntime_jupyter.operations._shell import TaskShell
+    from openruntime_jupyter.worker.context import TaskContext
 
 _shell: TaskShell | None = None
 
