@@ -187,7 +187,7 @@ class LocalEngine:
             await self._loop.run_in_executor(None, parameters_file.write_bytes, job.parameters)
         self._watchdog.watch(worker.pid, job.task_id, job.memory_limit)
         try:
-            attempt.begin(worker, str(parameters_file) if parameters_file else None, str(self._options.payloads / job.payload_name))
+            attempt.begin(worker, str(parameters_file) if parameters_file else None, f"{self._options.payloads}/{job.payload_name}")
             outcome = await attempt.outcome
         finally:
             attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))

@@ -93,7 +93,6 @@ class OutputPipe:
 
     def begin(self) -> None:
         """What comes from here on is another task's."""
-        self.drain()
         self.tail = ""
 
     def drain(self, everything: bool = False) -> None:

@@ -29,42 +29,61 @@ REAP_POLL = 0.05
 
 TAIL_CHARACTERS = 2000
 
+READ_BYTES = 65_536
+
 FrameHandler = Callable[[Kind, dict[str, Any], bytes], None]
 
 
 class _Reader(asyncio.BufferedProtocol):
-    """Assembles frames from the data channel."""
+    """Assembles frames from the data channel: small ones several at a time, a large one in a buffer of its own."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker
-        self._header = bytearray(HEADER.size)
-        self._target = self._header
+        self._small = bytearray(READ_BYTES)
+        self._large: bytearray | None = None
         self._filled = 0
-        self._frame: tuple[Kind, int, int, int] | None = None
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(self._target)[self._filled :]
+        """Where the next bytes go."""
+        return memoryview(self._small if self._large is None else self._large)[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        """More has come."""
         self._filled += nbytes
-        if self._filled < len(self._target):
-            return
         try:
-            if self._frame is None:
-                self._frame = decode_header(self._header)
-                self._target = bytearray(self._frame[2] + self._frame[3])
-                self._filled = 0
-                if self._target:
-                    return
-            kind, generation, body_size, _ = self._frame
-            body, payload = self._target[:body_size], bytes(self._target[body_size:])
-            self._frame, self._target, self._filled = None, self._header, 0
-            if generation == self._worker.generation:
-                self._worker.said(kind, json.loads(body), payload)
+            if self._large is None:
+                self._take_small()
+            elif self._filled == len(self._large):
+                whole, self._large, self._filled = self._large, None, 0
+                self._take(whole, 0, *decode_header(whole[: HEADER.size]))
         except (BrokenFrame, ValueError, KeyError, TypeError) as problem:
             self._worker.broken(problem)
 
+    def _take_small(self) -> None:
+        start = 0
+        while self._filled - start >= HEADER.size:
+            kind, generation, body, payload = decode_header(self._small[start : start + HEADER.size])
+            size = HEADER.size + body + payload
+            if size > len(self._small):
+                self._large = bytearray(size)
+                self._large[: self._filled - start] = self._small[start : self._filled]
+                self._filled -= start
+                return
+            if self._filled - start < size:
+                break
+            self._take(self._small, start, kind, generation, body, payload)
+            start += size
+        if start:
+            self._small[: self._filled - start] = self._small[start : self._filled]
+            self._filled -= start
+
+    def _take(self, data: bytearray, start: int, kind: Kind, generation: int, body: int, payload: int) -> None:
+        if generation == self._worker.generation:
+            middle = start + HEADER.size + body
+            self._worker.said(kind, json.loads(data[start + HEADER.size : middle]), bytes(data[middle : middle + payload]))
+
     def connection_lost(self, exc: Exception | None) -> None:
+        """The end of the stream."""
         self._worker.hung_up()
 
 

@@ -33,6 +33,8 @@ class Runner:
         self._marker = marker
         self._problem = problem
         self._snapshot = restore.Snapshot()
+        self._resident = restore.Resident()
+        self._threads = 0
         self._device: tuple[str, int] | None = None
 
     def run(self, body: dict[str, Any]) -> None:
@@ -72,8 +74,9 @@ class Runner:
         if device != self._device and self._problem is None:
             select(*device)
             self._device = device
-        if self._blas is not None:
-            self._blas.set_threads(body["threads"])
+        if self._blas is not None and body["threads"] != self._threads:
+            self._threads = body["threads"]
+            self._blas.set_threads(self._threads)
         if (mx := sys.modules.get("mlx.core")) is not None:
             mx.reset_peak_memory()
 
@@ -121,7 +124,7 @@ class Runner:
                 f"the result is {len(output):,} bytes as JSON and the most is {MAX_OUTPUT_JSON:,}: return a summary, "
                 "or large data as an output of a cell or the value of a call"
             )
-        answer = {**figures, "output": result.output, "encoding": result.encoding, "payload_size": None, "payload_file": False}
+        answer = {**figures, "encoding": result.encoding, "payload_size": None, "payload_file": False}
         payload = result.payload
         if payload is not None:
             answer["payload_size"] = len(payload)
@@ -131,7 +134,8 @@ class Runner:
                 except OSError as problem:
                     return OSError(f"the result of {len(payload):,} bytes could not be stored: {problem}")
                 answer["payload_file"], payload = True, b""
-        self._channel.send(Kind.RESULT, answer, payload or b"")
+        encoded = f'{json.dumps(answer)[:-1]}, "output": {output}}}'.encode()
+        self._channel.send(Kind.RESULT, encoded, payload or b"")
         return None
 
     def _raised(self, error: BaseException, figures: dict[str, Any]) -> None:
@@ -139,7 +143,7 @@ class Runner:
 
     def _memory(self) -> dict[str, int | None]:
         mx = sys.modules.get("mlx.core")
-        return {"mlx_peak": mx.get_peak_memory() if mx is not None else None, "resident": restore.resident_bytes()}
+        return {"mlx_peak": mx.get_peak_memory() if mx is not None else None, "resident": self._resident.bytes()}
 
 
 def _finish_computing() -> None:
