@@ -145,9 +145,11 @@ class Handler(Ours, APIHandler):
         self._refused: Exception | None = None
         self._closed: Callable[[], Any] | None = None
         self._is_closed = False
+        self._prepared = False
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Check first, then take the body; what is wrong is answered once the body has passed."""
+        self._prepared = True
         try:
             await super().prepare()
         except Exception as problem:
@@ -168,6 +170,12 @@ class Handler(Ours, APIHandler):
             setattr(self, (self.request.method or "get").lower(), self._refuse)
         else:
             self._body += chunk
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """See `Ours`. What is wrong with the very first line is answered before the body is read, and tornado closes after that."""
+        if not self._prepared:
+            self.set_header("Connection", "close")
+        super().write_error(status_code, **kwargs)
 
     def _refuse(self, *_: Any) -> None:
         assert self._refused is not None

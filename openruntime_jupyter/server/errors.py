@@ -20,6 +20,8 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.NotAllowed, 403),
     (errors.TaskNotFound, 404),
     (errors.TaskConflict, 409),
+    (errors.ArrayNotFound, 404),
+    (errors.ArrayConflict, 409),
     (errors.WouldDeadlock, 409),
     (errors.Unavailable, 503),
     (errors.EngineError, 503),

@@ -245,3 +245,10 @@ def test_after_a_refusal_the_connection_goes_on(standalone: Server) -> None:
                 refused(response)
                 ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
         assert len(ports) == 1
+
+
+@pytest.mark.parametrize(("verb", "path"), [("GET", "/tasks/%ff"), ("BREW", "/tasks")])
+def test_where_the_first_line_is_wrong_the_end_of_the_connection_is_told(standalone: Server, verb: str, path: str) -> None:
+    response = standalone.request(verb, path)
+    refused(response)
+    assert response.headers["Connection"] == "close"
