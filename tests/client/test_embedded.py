@@ -16,6 +16,7 @@ import pytest
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.embedded import EmbeddedBackend
 from openruntime_jupyter.errors import NotConnected
+from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import Home, alive, wait_until
 
@@ -76,23 +77,32 @@ def test_a_stopped_runtime_starts_again_at_the_next_use_and_remembers(tmp_path: 
 
 def test_whoever_waits_while_the_runtime_stops_is_told(tmp_path: Path) -> None:
     backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True))
-    handle = Client(backend).submit_call(lambda: __import__("time").sleep(60))
-    ends: list[object] = []
+
+    def work() -> None:
+        import time
+
+        from openruntime_jupyter import progress
+
+        progress(1)
+        time.sleep(60)
+
+    handle = Client(backend).submit_call(work)
+    ends: list[Task | NotConnected] = []
 
     def wait() -> None:
         try:
-            ends.append(handle.wait().status)
+            ends.append(handle.wait())
         except NotConnected as problem:
             ends.append(problem)
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    wait_until(lambda: handle.status == "running", 20, "the task runs")
+    wait_until(lambda: handle.progress, 20, "the task runs")
     backend.stop()
     waiter.join(10)
     assert not waiter.is_alive()
     assert len(ends) == 1
-    assert ends[0] == "interrupted" or isinstance(ends[0], NotConnected)
+    assert isinstance(ends[0], NotConnected) or ends[0].status == "interrupted", ends[0].failure
     backend.stop()
 
 
