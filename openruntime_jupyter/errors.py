@@ -10,10 +10,12 @@ OpenRuntimeError
 ├── NotAllowed                the caller may not do this
 ├── TaskNotFound              no task of that id
 ├── TaskConflict              the task is not in a state that allows this
+├── ArrayNotFound             no array of that id, or its file is gone or damaged
+├── ArrayConflict             the array is not in a state that allows this
 ├── Unavailable               not now: carries `retry_after` in seconds
 │   ├── QueueFull
 │   ├── Stopping
-│   └── StorageUnavailable    the history cannot be written, so nothing durable is accepted
+│   └── StorageUnavailable    the history cannot be written, so nothing durable is accepted; or there is no room for an array
 ├── EngineError               a worker could not be started
 │   ├── InterpreterError      the interpreter is missing, or lacks this package
 │   └── NoBackend             MLX is installed without anything to compute on
@@ -101,6 +103,14 @@ class TaskConflict(OpenRuntimeError):
     """The task's state does not allow this."""
 
 
+class ArrayNotFound(OpenRuntimeError):
+    """No array has that id, or its file is gone, short or damaged."""
+
+
+class ArrayConflict(OpenRuntimeError):
+    """The array's state does not allow this: it is there already, or not complete yet."""
+
+
 class Unavailable(OpenRuntimeError):
     """Not now; `retry_after` says in how many seconds to ask again."""
 
@@ -118,7 +128,7 @@ class Stopping(Unavailable):
 
 
 class StorageUnavailable(Unavailable):
-    """The history cannot be written now."""
+    """The history cannot be written now, or there is no room for an array."""
 
 
 class EngineError(OpenRuntimeError):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import httpx
 
 from openruntime_jupyter.errors import (
+    ArrayConflict,
+    ArrayNotFound,
     BodyTooLarge,
     InvalidRequest,
     MalformedRequest,
@@ -111,12 +113,18 @@ def _of_status(response: httpx.Response, message: str, details: list[dict[str, s
         400: MalformedRequest,
         401: NotAllowed,
         403: NotAllowed,
-        404: TaskNotFound if "/tasks/" in response.url.path else NotConnected,
-        409: TaskConflict,
+        404: _absent(response.url.path),
+        409: ArrayConflict if "/arrays" in response.url.path else TaskConflict,
         413: BodyTooLarge,
         415: MalformedRequest,
     }
     return plain.get(code, OpenRuntimeError)(message)
+
+
+def _absent(path: str) -> type[OpenRuntimeError]:
+    if "/tasks/" in path:
+        return TaskNotFound
+    return ArrayNotFound if "/arrays/" in path else NotConnected
 
 
 def _invalid(message: str, details: list[dict[str, str]]) -> InvalidRequest:

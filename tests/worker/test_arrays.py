@@ -1,0 +1,199 @@
+"""Arrays survive the way into a file and back bit for bit; a damaged file is an error before anything is mapped."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import itertools
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable
+from openruntime_jupyter.worker import arrays, tensorfile
+from openruntime_jupyter.worker.tensorfile import ALIGNMENT, BadTensor, Layout
+
+MLX_DTYPES = {name: mx.bool_ if name == "bool" else getattr(mx, name) for name in tensorfile.SIZES}
+NUMBERS = itertools.count()
+WORDS = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+
+
+def bits(array: np.ndarray[Any, Any]) -> bytes:
+    """The elements as they lie in memory, little-endian."""
+    native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    return native.tobytes()
+
+
+def there_and_back(value: Any, folder: Path) -> np.ndarray[Any, Any]:
+    path = folder / f"{next(NUMBERS)}.safetensors"
+    arrays.store(value, path)
+    return arrays.view(path, "a")
+
+
+DTYPES = st.one_of(
+    hnp.boolean_dtypes(),
+    hnp.integer_dtypes(endianness="?"),
+    hnp.unsigned_integer_dtypes(endianness="?"),
+    hnp.floating_dtypes(sizes=(16, 32, 64), endianness="?"),
+    hnp.complex_number_dtypes(sizes=(64,), endianness="?"),
+)
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_any_numpy_array_comes_back_bit_for_bit(tmp_path: Path, data: st.DataObject) -> None:
+    dtype, shape = data.draw(DTYPES), data.draw(SHAPES)
+    raw = data.draw(st.binary(min_size=int(np.prod(shape)) * dtype.itemsize, max_size=int(np.prod(shape)) * dtype.itemsize))
+    if dtype.kind == "b":
+        raw = bytes(byte & 1 for byte in raw)
+    array = np.frombuffer(raw, dtype).reshape(shape)  # any bits: NaNs with their payloads, infinities, subnormals
+    for turned in (array, array.T, array[::-1] if array.ndim else array, array[..., ::2] if array.ndim else array):
+        back = there_and_back(turned, tmp_path)
+        assert back.shape == turned.shape
+        assert back.dtype == turned.dtype.newbyteorder("<")
+        assert bits(back) == bits(turned)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3), (1, 1, 1, 5)], ids=str)
+@pytest.mark.parametrize("name", tensorfile.SIZES)
+def test_every_mlx_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    size, count = tensorfile.SIZES[name], int(np.prod(shape))
+    raw = np.random.default_rng(7).integers(0, 2 if name == "bool" else 256, count * size, dtype=np.uint8)
+    if name in ("bfloat16", "float16", "float32", "float64"):
+        odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40], dtype=arrays.dtype_of(name)).view(np.uint8)
+        raw[: min(len(raw), len(odd))] = odd[: len(raw)]
+    array = raw.view(arrays.dtype_of(name)).reshape(shape)
+    as_mlx = arrays.as_mlx(array)
+    assert as_mlx.dtype == MLX_DTYPES[name]
+    back = there_and_back(as_mlx, tmp_path)
+    assert (back.dtype.name, back.shape) == (name, shape)
+    assert back.tobytes() == array.tobytes()
+    again = arrays.as_mlx(back)
+    assert (again.dtype, tuple(again.shape)) == (MLX_DTYPES[name], shape)
+    assert arrays.as_numpy(again).tobytes() == array.tobytes()
+
+
+def test_a_lazy_and_transposed_mlx_array_is_evaluated_and_laid_out(tmp_path: Path) -> None:
+    lazy = (mx.arange(6).reshape(2, 3).astype(mx.bfloat16) * 2).T
+    assert there_and_back(lazy, tmp_path).tolist() == [[0, 6], [2, 8], [4, 10]]
+
+
+def test_other_programs_read_our_files_and_we_read_theirs(tmp_path: Path) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    arrays.store(array, tmp_path / "ours.safetensors")
+    assert (safetensors.numpy.load_file(tmp_path / "ours.safetensors")["array"] == array).all()
+    assert mx.array_equal(mx.load(str(tmp_path / "ours.safetensors"))["array"], mx.array(array))
+    theirs = safetensors.numpy.save({"w": array})
+    length = tensorfile.header_length(theirs)
+    assert tensorfile.layout_of(theirs[8 : 8 + length]) == Layout((3, 4), "float32")
+
+
+def test_the_data_lie_on_a_page_and_the_file_has_its_full_size_on_disk(tmp_path: Path) -> None:
+    layout = Layout((300_000,), "float32")
+    assert layout.offset % ALIGNMENT == 0
+    os.close(tensorfile.make(tmp_path / "a", layout))
+    state = (tmp_path / "a").stat()
+    assert state.st_size == layout.size
+    assert state.st_blocks * 512 >= layout.size, "it is sparse"
+    assert state.st_mode & 0o777 == 0o600
+
+
+def test_a_view_can_be_changed_and_changes_nobody_elses(tmp_path: Path) -> None:
+    arrays.store(np.zeros(4096, np.float32), tmp_path / "a")
+    one, other = arrays.view(tmp_path / "a", "a"), arrays.view(tmp_path / "a", "a")
+    one[:] = 1
+    assert other.sum() == 0
+    assert arrays.view(tmp_path / "a", "a").sum() == 0
+
+
+def test_a_view_holds_its_file_until_its_last_slice_is_gone(tmp_path: Path) -> None:
+    arrays.store(np.arange(4096, dtype=np.float32), tmp_path / "a")
+
+    def free() -> bool:
+        with (tmp_path / "a").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    assert free()
+    part = arrays.view(tmp_path / "a", "a")[10:20]
+    gc.collect()
+    assert not free()
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b").unlink()
+    assert part.tolist() == list(range(10, 20)), "a removed file stays for those who have it mapped"
+    arrays.store(np.zeros(8), tmp_path / "a")
+    del part
+    gc.collect()
+    assert free()
+
+
+def test_a_file_that_is_gone_short_or_damaged_is_an_error_before_it_is_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(ArrayNotFound, match="is gone"):
+        arrays.view(path, "a")
+    arrays.store(np.zeros(100_000), path)
+    os.truncate(path, 500_000)
+    with pytest.raises(ArrayNotFound, match=r"damaged.*bytes"):
+        arrays.view(path, "a")
+    for content in (b"", b"1234567", b"\xff" * 64, (2).to_bytes(8, "little") + b"{}", (5).to_bytes(8, "little") + b"[1,2]"):
+        path.write_bytes(content)
+        with pytest.raises(ArrayNotFound, match="damaged"):
+            arrays.view(path, "a")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 9]}, "bytes 0 to 9"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}, "bytes 8 to 16"),
+        ({"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}, "F8_E4M3"),
+        ({"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}, "shape"),
+        ({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}, "shape"),
+        ({"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}, "shape"),
+        ({"dtype": "F32", "shape": [1] * 40, "data_offsets": [0, 4]}, "dimensions"),
+        ({"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}, "the most is"),
+        ({"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}, "F32"),
+        ({"shape": [1]}, "can't be read"),
+        (None, "can't be read"),
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_add_up_is_refused(entry: Any, problem: str) -> None:
+    with pytest.raises(BadTensor, match=problem):
+        tensorfile.layout_of(json.dumps({"x": entry}).encode())
+
+
+def test_several_arrays_in_a_file_are_refused() -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    with pytest.raises(BadTensor, match="2 arrays"):
+        tensorfile.layout_of(json.dumps({"x": entry, "y": entry}).encode())
+
+
+def test_no_room_is_told_with_figures_and_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(StorageUnavailable, match=r"8\.02 MB does not fit .* left"):
+            arrays.store(np.zeros(1_000_000), tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.array(["text"]), np.zeros(2, np.complex128), np.array([None]), [1.0], np.float32(1), 3.0], ids=repr)
+def test_what_is_no_array_of_ours_has_no_layout(value: Any) -> None:
+    assert arrays.layout_of(value) is None
