@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from playwright.async_api import expect
 
 from tests.browser.lab import LAB, Notebook, opened
 from tests.support import Home, Server, running_server
@@ -66,8 +67,13 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server)
         async with opened(server, "stop.ipynb") as notebook:
             await notebook.start_all()
             await until(lambda: bool(named(server, "endless", "running")), 30, "the task runs")
+            line = notebook.page.locator(".ort").filter(has_text="endless")
+            await expect(line).to_contain_text(re.compile("running.*s"), timeout=5_000)
+            before = await line.bounding_box()
             await notebook.page.click("[data-command='notebook:interrupt-kernel']")
             await until(lambda: bool(named(server, "endless", "cancelled")), 5, "the task is cancelled")
+            await expect(line).to_contain_text("cancelled after", timeout=5_000)
+            assert await line.bounding_box() == before, "nothing jumps"
             await notebook.idle()
             await select(notebook, 2)
             await notebook.menu("Run", "Run Selected Cell")
