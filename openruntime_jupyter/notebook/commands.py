@@ -20,7 +20,6 @@ from openruntime_jupyter.notebook.views import OperationTable, ResultCard, Statu
 
 START_SECONDS = 10.0
 """How long `status` waits for a runtime that has just been started to know its devices."""
-FILTERS = ("limit", "state", "operation", "owner")
 
 
 def run_line(session: Session, arguments: Arguments) -> Any:
@@ -46,16 +45,24 @@ def run_line(session: Session, arguments: Arguments) -> Any:
 
 @dataclass(frozen=True)
 class Command:
-    """One word: what it does, and whether it wants the id of a task."""
+    """One word: what it does, whether it wants the id of a task, and which `name=value` it takes."""
 
     does: Callable[[Session, Arguments, str], Any]
     wants_task: bool = False
+    takes: tuple[str, ...] = ()
 
     def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
-        """Check what stands behind the word, and do it."""
+        """Check what stands behind the word, and do it; raises `UsageError` for what does not belong there."""
+        word = arguments.words[0]
+        if arguments.options or arguments.background or arguments.variable:
+            raise UsageError(f"{word} takes no options: they belong to operations and cells.")
+        wrong = [name for name in arguments.pairs if name not in self.takes]
+        if wrong:
+            taken = ", ".join(f"{name}=…" for name in self.takes) or "nothing of that kind"
+            raise UsageError(f"{word} does not know {wrong[0]!r}: it takes {taken}.")
         if len(rest) != int(self.wants_task):
             wanted = "the id of one task, or the variable with its handle" if self.wants_task else "nothing more"
-            raise UsageError(f"{arguments.words[0]} wants {wanted} behind it.")
+            raise UsageError(f"{word} wants {wanted} behind it.")
         return self.does(session, arguments, rest[0] if rest else "")
 
 
@@ -68,9 +75,6 @@ def _status(session: Session, _arguments: Arguments, _word: str) -> Status:
 
 
 def _tasks(session: Session, arguments: Arguments, _word: str) -> TaskTable:
-    wrong = [name for name in arguments.pairs if name not in FILTERS]
-    if wrong:
-        raise UsageError(f"tasks does not know {wrong[0]!r}: it takes {', '.join(f'{name}=…' for name in FILTERS)}.")
     wanted: Mapping[str, Any] = {"limit": 20, **arguments.pairs}
     states = [part.strip() for part in str(wanted["state"]).split(",")] if "state" in wanted else None
     unknown = [state for state in states or () if state not in [known.value for known in TaskState]]
@@ -111,7 +115,7 @@ def _wait(session: Session, _arguments: Arguments, word: str) -> None:
 
 COMMANDS: dict[str, Command] = {
     "status": Command(_status),
-    "tasks": Command(_tasks),
+    "tasks": Command(_tasks, takes=("limit", "state", "operation", "owner")),
     "operations": Command(_operations),
     "wait": Command(_wait, wants_task=True),
     "output": Command(_output, wants_task=True),

@@ -62,7 +62,7 @@ def _run(session: Session, arguments: Arguments, submit: Callable[[], TaskHandle
         with Interrupts() as interrupts:
             handle = submit()
             session.remember(handle, arguments.variable)
-            if arguments.background:
+            if arguments.background and not interrupts.count:
                 return handle, None
             task, left = follow(handle, session.devices(), interrupts)
     except NotConnected:
@@ -72,6 +72,7 @@ def _run(session: Session, arguments: Arguments, submit: Callable[[], TaskHandle
         raise short(
             KeyboardInterrupt(f"{handle.id} was asked to stop and is no longer watched: %openruntime wait {handle.id} watches it again")
         )
-    if left is Left.INTERRUPTED and task.status is TaskState.CANCELLED:
-        raise short(KeyboardInterrupt(f"{handle.id} was cancelled"))
+    if left is Left.INTERRUPTED and task.status in (TaskState.CANCELLED, TaskState.COMPLETED):
+        ended = "was cancelled" if task.status is TaskState.CANCELLED else "completed before it could be cancelled"
+        raise short(KeyboardInterrupt(f"{handle.id} {ended}"))
     return handle, completed(task)

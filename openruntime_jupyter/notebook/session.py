@@ -35,7 +35,7 @@ class Session:
 
     def forget(self) -> None:
         """Look for a runtime anew at the next use."""
-        client, self._client = self._client, None
+        client, self._client, self._devices = self._client, None, {}
         if client is not None:
             client.close()
 

@@ -255,6 +255,8 @@ def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> No
         ("%openruntime zzzz", "status"),
         ("%openruntime cancel", "id of one task"),
         ("%openruntime status extra", "nothing more"),
+        ("%openruntime status --bg", "no options"),
+        ("%openruntime cancel task_1 hard=True", "hard"),
         ("%openruntime matrix_multiply 64", "name=value"),
         ("%openruntime tasks colour=red", "limit"),
         ("%openruntime tasks state=sleeping", "interrupted"),
@@ -319,3 +321,17 @@ def test_loading_twice_and_unloading_do_no_harm(kernel: Kernel) -> None:
     assert "not found" in kernel.run("%openruntime status").stream("stderr")
     assert kernel.run("%load_ext openruntime_jupyter").status == "ok"
     assert kernel.run("%openruntime status").status == "ok"
+
+
+def test_a_task_that_ends_well_in_spite_of_the_stop_button_stops_the_notebook_all_the_same(kernel: Kernel) -> None:
+    code = """%%openruntime --as calm --out answer
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print('it runs', flush=True)
+time.sleep(0.3)
+answer = 42
+"""
+    cell = kernel.run(code, it_runs, kernel.interrupt)
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    assert kernel.value("str(calm.status)") in ("'completed'", "'cancelled'")
+    assert kernel.value("6 * 7") == "42"
