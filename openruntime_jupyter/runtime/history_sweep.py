@@ -29,7 +29,7 @@ def step(connection: sqlite3.Connection, limits: Limits) -> tuple[int, list[str]
     chosen = _too_old(connection, limits) or _too_many(connection, limits) or _too_large(connection, limits)
     marks = ",".join("?" * len(chosen))
     files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN ({marks})", chosen).fetchall()  # noqa: S608
-    connection.executemany("DELETE FROM tasks WHERE id = ? AND finished IS NOT NULL", [(task_id,) for task_id in chosen])
+    connection.executemany("DELETE FROM tasks WHERE id = ?", [(task_id,) for task_id in chosen])
     return len(chosen), [name for (name,) in files]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.models import TaskOutput, TaskState
+from openruntime_jupyter.models import OutputItem, TaskOutput, TaskState
 from openruntime_jupyter.runtime import history_behind
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.history_schema import MIGRATIONS
@@ -93,6 +93,27 @@ def test_on_a_full_disk_what_is_written_behind_is_kept_and_written_when_there_is
                 output = await history.get_output(task.task_id)
                 assert output is not None
                 assert output.next == 7
+
+    asyncio.run(scenario())
+
+
+def test_what_the_disk_refused_gives_way_to_what_is_newer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        def output(number: int) -> TaskOutput:
+            text = OutputItem(output_type="stream", name="stdout", text="x" * 20_000)
+            return TaskOutput(task_id="task_1", items=[text], next=number)
+
+        async with opened(tmp_path) as history:
+            await fill(history)
+            history.put_output("task_1", output(1))
+            history._behind._hand_over()
+            # While the first is on its way to the disk.
+            history.put_output("task_1", output(2))
+            await until(lambda: history._behind.refused, what="the refusal")
+            history._file.page_bound = 0
+            await until(lambda: history.problem is None, what="the problem's end, by itself")
+            await history.page(1)
+        assert json.loads(rows(tmp_path, "SELECT document FROM outputs")[0][0])["next"] == 2
 
     asyncio.run(scenario())
 
@@ -327,6 +348,25 @@ def test_damage_that_is_met_while_it_is_in_use_is_healed_and_what_was_asked_is_d
             told = sorted((each.notice or "").split(" was ")[1].split()[0] for each in (history, other))
             assert told == ["damaged", "removed"], "who did not set it aside noticed that it was replaced"
             assert len(list(tmp_path.glob("*.corrupt.sqlite3"))) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_sound_file_is_not_set_aside_because_one_connection_saw_it_damaged(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        def fail(connection: sqlite3.Connection) -> None:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+
+        async with opened(tmp_path) as history:
+            task = make_task()
+            await history.commit(task)
+            for ask in (history._write, history._read):
+                with pytest.raises(StorageUnavailable, match="malformed"):
+                    await ask(fail)
+            await until(lambda: history.problem is None, what="the problem's end, by itself")
+            assert await history.get(task.task_id) is not None
+            assert history.notice is None
+        assert not list(tmp_path.glob("*.corrupt*"))
 
     asyncio.run(scenario())
 

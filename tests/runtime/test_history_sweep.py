@@ -17,9 +17,9 @@ KEEP_ALL = {"retention_days": 0, "retention_tasks": 0, "retention_payload_bytes"
 
 
 def ended(days_ago: float, state: TaskState = TaskState.COMPLETED) -> Task:
-    """A task that was submitted a day before it ended, so many days ago."""
+    """A task that ended so many days ago; the sooner it ended, the later it was submitted."""
     then = time.time() - days_ago * DAY
-    return make_task(state, seconds=then - DAY, finished_at=iso(then), timestamp=iso(then))
+    return make_task(state, seconds=1_600_000_000 + days_ago, finished_at=iso(then), timestamp=iso(then))
 
 
 async def kept(history: History, folder: Path, tasks: list[Task]) -> tuple[int, set[int]]:
