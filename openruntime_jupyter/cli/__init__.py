@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,14 @@ that is printed at the start. Every setting of the runtime can be given too, suc
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("status", "tasks", "cancel"):
         from openruntime_jupyter.cli.ask import ask
 
@@ -69,9 +77,12 @@ def _serve(arguments: list[str]) -> int:
         parser().error(f"{' '.join(stray)} is not understood; settings are given as --Class.name=value")
     # Jupyter's schemas would load this one, which takes over a second, to check a kind of address that we never use.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    from openruntime_jupyter.server.standalone import serve
+    from openruntime_jupyter.server.standalone import every_setting, serve
 
-    return serve([*others, "--help-all"] if options.help_all else others, _config(options))
+    if options.help_all:
+        print(every_setting(), flush=True)
+        return 0
+    return serve(others, _config(options))
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:

@@ -30,14 +30,12 @@ def ask(arguments: Sequence[str]) -> int:
         client = _connect(options.url, options.token)
         try:
             answer: Callable[[Client, argparse.Namespace], str] = options.answer
-            print(answer(client, options))
+            print(answer(client, options), flush=True)
         finally:
             client.close()
     except OpenRuntimeError as problem:
         print(f"jupyter openruntime: {problem}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return 0
 
 

@@ -13,13 +13,14 @@ from typing import Any, NoReturn, TextIO
 
 from jupyter_server.serverapp import ServerApp
 from tornado.netutil import bind_sockets
-from traitlets import default
-from traitlets.config import Config
+from traitlets import Dict, default
+from traitlets.config import Config, Configurable
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.identity import StandaloneIdentity
 from openruntime_jupyter.server.peer import is_loopback
+from openruntime_jupyter.server.traits import SettingsTraits
 
 PROGRAM = "jupyter openruntime"
 
@@ -38,6 +39,9 @@ class StandaloneServer(ServerApp):
     version = __version__
     description = "The OpenRuntime service on its own. Its settings can also stand in jupyter_openruntime_config.py."
     classes = [OpenRuntimeApp, StandaloneIdentity]  # noqa: RUF012  # traitlets' way
+    flags = Dict()
+    aliases = Dict()
+    subcommands = {}  # noqa: RUF012
     default_services = ("shutdown",)  # type: ignore[assignment]
     port_env = "OPENRUNTIME_PORT"
     port_default_value = 8000
@@ -47,6 +51,10 @@ class StandaloneServer(ServerApp):
     @default("identity_provider_class")
     def _identity(self) -> type[StandaloneIdentity]:
         return StandaloneIdentity
+
+    @default("reraise_server_extension_failures")
+    def _nothing_without_the_extension(self) -> bool:
+        return True
 
     @default("log_level")
     def _quiet(self) -> int:
@@ -123,6 +131,17 @@ class StandaloneServer(ServerApp):
         else:
             lines.append("Every request needs the token:")
         say("\n    ".join([*lines, token]) + "\nCtrl-C stops it.")
+
+
+def every_setting() -> str:
+    """Help for each setting of the runtime and of who is let in."""
+    ours: list[tuple[type[Configurable], str]] = [(OpenRuntimeApp, name) for name in SettingsTraits.class_own_traits(config=True)]
+    ours += [(StandaloneIdentity, name) for name in StandaloneIdentity.class_own_traits(config=True)]
+    told = [kind.class_get_trait_help(kind.class_traits()[name]) for kind, name in ours]
+    told.append(
+        "The settings of Jupyter Server itself apply too, such as --ServerApp.certfile=FILE: `jupyter server --help-all` lists them."
+    )
+    return "\n".join(told)
 
 
 def serve(arguments: Sequence[str], config: dict[str, Any]) -> int:

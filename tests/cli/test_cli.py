@@ -1,0 +1,149 @@
+"""`jupyter openruntime` as a person types it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter import __version__
+from tests.support import JUPYTER, STANDALONE, TOKEN, Home, Server, running_server, wait_until
+
+
+def run(home: Home, *arguments: str, code: int = 0, **environment: str) -> str:
+    """What the command prints; its stderr if it must fail."""
+    ended = subprocess.run(
+        [*STANDALONE, *arguments], env=home.environment(environment), cwd=home.path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stderr if code else ended.stdout
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("cli"), STANDALONE, token=TOKEN) as server:
+        yield server
+
+
+def test_help_fits_on_a_screen_and_names_every_command(home: Home) -> None:
+    told = run(home, "--help")
+    assert len(told.splitlines()) < 45
+    for word in ("status", "tasks", "cancel", "--port", "--token", "--help-all", "localhost:8000"):
+        assert word in told
+    for command in ("status", "tasks", "cancel"):
+        assert "--url" in run(home, command, "--help")
+
+
+def test_help_all_lists_every_setting(home: Home) -> None:
+    told = run(home, "--help-all")
+    for setting in ("--OpenRuntimeApp.cpu_slots", "--OpenRuntimeApp.memory_limit", "--StandaloneIdentity.allow_local"):
+        assert setting in told
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(home: Home) -> None:
+    told = subprocess.run(
+        ["bash", "-c", f"{shlex.join(STANDALONE)} --help-all | head -1"], env=home.environment(), capture_output=True, text=True, check=True
+    )
+    assert "--OpenRuntimeApp" in told.stdout
+    assert told.stderr == ""
+
+
+def test_version_is_the_packages(home: Home) -> None:
+    assert run(home, "--version").strip() == __version__
+
+
+@pytest.mark.parametrize("arguments", [["--prot=1"], ["start"], ["--port=many"], ["cancel"], ["tasks", "--limit=x"]], ids=str)
+def test_what_is_not_understood_is_told(home: Home, arguments: list[str]) -> None:
+    told = run(home, *arguments, code=2)
+    assert "usage:" in told
+    assert "error:" in told
+
+
+def test_a_wrong_value_of_a_setting_is_told_by_its_name(home: Home) -> None:
+    told = run(home, "--OpenRuntimeApp.gpu_slots=0", "--port=0", code=1)
+    assert "gpu_slots" in told
+
+
+def test_settings_reach_the_runtime(tmp_path: Path) -> None:
+    data = tmp_path / "elsewhere"
+    with running_server(tmp_path, STANDALONE, "--OpenRuntimeApp.cpu_slots=3", f"--data-dir={data}", token=TOKEN) as server:
+        assert server.get("/devices")["devices"][0]["slots"] == 3
+        assert (data / "standalone" / f"{server.pid}.json").exists()
+
+
+def test_a_free_port_is_taken_if_asked_for(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    process = subprocess.Popen(
+        [*STANDALONE, "--port=0"], env=home.environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert re.search(r"listens on http://localhost:[1-9]\d{3,}$", first.strip()), first
+    finally:
+        process.terminate()
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+
+
+def test_status_finds_the_users_own_server(server: Server) -> None:
+    told = run(server.home, "status")
+    assert server.url in told
+    assert "healthy" in told
+    assert "device_0" in told
+    described = json.loads(run(server.home, "status", "--json"))
+    assert described["health"]["version"] == __version__
+    assert described["devices"][0]["id"] == "device_0"
+
+
+def test_status_of_a_named_server(server: Server, home: Home) -> None:
+    assert "healthy" in run(home, "status", f"--url={server.url}", f"--token={TOKEN}")
+    told = run(home, "status", f"--url={server.url}", "--token=wrong", code=1)
+    assert "token" in told
+
+
+def test_tasks_are_listed_and_cancelled(server: Server) -> None:
+    body = {"operation": "python", "parameters": {"code": "import time\ntime.sleep(60)"}, "wait": False, "name": "a long one"}
+    task_id = server.request("POST", "/tasks", json=body).json()["task_id"]
+    wait_until(lambda: server.get(f"/tasks/{task_id}")["status"] == "running", what="a running task")
+    listed = run(server.home, "tasks", "--limit=1")
+    assert task_id in listed
+    assert "running" in listed
+    assert json.loads(run(server.home, "tasks", "--json", "--state=running"))["tasks"][0]["task_id"] == task_id
+    assert f"{task_id} is cancelled" in run(server.home, "cancel", task_id)
+    assert server.get(f"/tasks/{task_id}")["status"] == "cancelled"
+    assert "task_0nosuch" in run(server.home, "cancel", "task_0nosuch", code=1)
+
+
+def test_where_there_is_no_server_it_says_how_to_start_one(home: Home) -> None:
+    told = run(home, "status", code=1)
+    assert "jupyter openruntime" in told
+    assert "--url" in told
+
+
+def test_a_terminal_of_jupyterlab_finds_its_server(tmp_path: Path) -> None:
+    with running_server(tmp_path, JUPYTER) as jupyter:
+        made = jupyter.client.post(f"{jupyter.root}/api/kernels", headers=jupyter.headers, json={"name": "python3"}, timeout=60)
+        assert made.status_code == 201
+
+        def inherited() -> dict[str, str] | None:
+            for process in jupyter.descendants():
+                if "ipykernel_launcher" in " ".join(process.cmdline()):
+                    return {name: value for name, value in process.environ().items() if name.startswith("OPENRUNTIME_")}
+            return None
+
+        environment = wait_until(inherited, 20, "a kernel")
+        assert environment is not None
+        environment.pop("OPENRUNTIME_DATA_DIR")
+        assert jupyter.url in run(Home(tmp_path / "other"), "status", **environment)
