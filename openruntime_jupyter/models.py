@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """UTC, ISO 8601, ending in `Z`."""
@@ -108,6 +108,52 @@ class Payload(Wire):
     encoding: str = Field(description="`cloudpickle`: load it only if you trust the task's code.")
 
 
+ArrayKind = Literal["numpy", "mlx", "buffer"]
+"""What an array was where it came from; a buffer is part of something that was pickled."""
+
+
+class ArrayReference(Wire):
+    """An array in the spool."""
+
+    id: str
+    shape: list[int]
+    dtype: str = Field(description="As MLX calls it: `float32`, `bfloat16`, `bool` and so on.")
+    bytes: int = Field(description="Bytes of its elements.")
+    kind: ArrayKind = "numpy"
+
+
+class ArrayRequest(Wire):
+    """Room that is asked for: the body of `POST /arrays`."""
+
+    shape: list[int] = Field(description="May be empty, for a single number.", max_length=32)
+    dtype: str = Field(description="As MLX calls it.", max_length=20)
+    kind: ArrayKind = Field("numpy", description="What it is to be where it is used.")
+
+
+class ArrayInfo(ArrayReference):
+    """An array, and what becomes of it."""
+
+    state: Literal["writing", "ready"]
+    size: int = Field(description="Bytes of its file.")
+    owner: str | None = None
+    task_id: str | None = Field(None, description="The task whose result it is.")
+    created_at: Timestamp
+    expires_at: Timestamp | None = Field(
+        None, description="When it is deleted unless it is used before; null: never, or while it is in use."
+    )
+    leases: int = Field(0, description="How many tasks that wait or run use it.")
+    path: str | None = Field(None, description="Its file, for programs of the same user on the same machine.")
+
+
+class ArrayPage(Wire):
+    """Every array of a runtime."""
+
+    arrays: list[ArrayInfo]
+    total_bytes: int = Field(description="Bytes of all files, those that are just being deleted included.")
+    quota_bytes: int = Field(description="Bytes that they may have together.")
+    timestamp: Timestamp
+
+
 class TaskResult(Wire):
     """What a completed task gives."""
 
@@ -115,6 +161,7 @@ class TaskResult(Wire):
     device_used: str = Field(description="The id of the device.")
     output: dict[str, Any] = Field(description="What the operation returned.")
     payload: Payload | None = None
+    arrays: list[ArrayReference] = Field(default_factory=list, description="The large arrays in it, in the order of the payload.")
 
 
 class FailureKind(str, Enum):
@@ -150,8 +197,16 @@ class PerformanceMetrics(Wire):
 
     execution_time_ms: float | None = None
     memory_used_mb: float | None = Field(None, description="Peak of MLX's own allocations while the task ran, in MB (10^6 bytes).")
-    gpu_utilization: float | None = Field(None, description="Percent, while it ran; 0.0 where there is no GPU.")
-    peak_memory_mb: float | None = Field(None, description="Peak resident memory of the worker while the task ran, in MB.")
+    gpu_utilization: float | None = Field(
+        None,
+        description="Percent: the mean of its GPU's utilisation while it ran; 0.0 where there is no GPU, null where it was not alone on "
+        "one, ran too short for a sample, or ran on the CPU beside one.",
+    )
+    peak_memory_mb: float | None = Field(
+        None,
+        description="Largest resident memory of the worker that was seen while the task ran (ten looks a second, and one at its end), in MB.",
+    )
+    device_time_s: float | None = Field(None, description="Seconds that it ran on its device, all attempts together.")
 
 
 class Task(Wire):
@@ -219,6 +274,18 @@ class TaskOutput(Wire):
     finished: bool = False
 
 
+AbsentFigure = Annotated[float | None, WithJsonSchema({"type": "number"})]
+"""A figure that is left out of answers where it is not known, and so is never null there."""
+
+
+def _absent(description: str) -> Any:
+    return Field(None, description=description, exclude_if=lambda value: value is None, json_schema_extra=_without_default)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
 class Device(Wire):
     """Something MLX computes on, as a worker reported it."""
 
@@ -229,6 +296,9 @@ class Device(Wire):
     capabilities: list[str]
     memory_total: int = Field(description="Bytes.")
     memory_available: int = Field(description="Bytes.")
+    utilization: AbsentFigure = _absent("Percent, by all programs together; absent where it can't be read.")
+    temperature_celsius: AbsentFigure = _absent("Degrees Celsius; absent where it can't be read.")
+    power_watts: AbsentFigure = _absent("Watts; absent where they can't be read.")
     slots: int = Field(1, description="How many tasks may compute on it at once.")
     running: int = 0
     pending: int = 0

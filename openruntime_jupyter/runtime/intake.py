@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
-from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, StorageUnavailable, Unavailable
 from openruntime_jupyter.models import Task, TaskRequest, TaskState, epoch, timestamp
 from openruntime_jupyter.runtime import endings
 from openruntime_jupyter.runtime.admission import Admission
@@ -79,7 +79,12 @@ class Intake:
 
     async def _once(self, entry: Entry, request: TaskRequest, key: str) -> str:
         same = fingerprint(request)
-        earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
+        try:
+            earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
+        except StorageUnavailable:
+            if not entry.wait:
+                raise
+            earlier = None  # a synchronous task goes on while the disk is full; a repetition would run again
         if earlier is None:
             return await self._admit(entry)
         task_id, known = earlier

@@ -57,8 +57,8 @@ class Recorder:
         """Tell of its state."""
         self._bus.task_update(entry.task_id, entry.news_item, entry.state.terminal)
 
-    async def record(self, entry: Entry) -> None:
-        """Its state has changed."""
+    async def record(self, entry: Entry) -> bool:
+        """Its state has changed. False: another runtime has taken the task over, which must not run here any more."""
         if entry.state.terminal:
             self._close_output(entry)
         if entry.wait:
@@ -66,7 +66,12 @@ class Recorder:
         else:
             try:
                 await self._history.commit(entry.record() if entry.state.terminal else entry.snapshot(live=False))
-            except (StorageUnavailable, TaskConflict) as problem:
+            except TaskConflict as problem:
+                log.warning("%s is not ours any more: %s", entry.task_id, problem)
+                if not entry.state.terminal:
+                    self._lose(entry)
+                    return False
+            except StorageUnavailable as problem:
                 # The work is done or under way: it goes on, and is written as soon as that is possible.
                 log.warning("%s is %s, which can't be stored now: %s", entry.task_id, entry.state, problem)
                 self._history.write_behind(entry.task_id, entry.record)
@@ -78,6 +83,13 @@ class Recorder:
             while len(self._finished) > FINISHED_KEPT:
                 self._finished.popitem(last=False)
         self.announce(entry)
+        return True
+
+    def _lose(self, entry: Entry) -> None:
+        """Forget a task that is another's: whoever asks for it is told by the history from here on."""
+        self.entries.pop(entry.task_id, None)
+        if not entry.done.done():
+            entry.done.set_result(None)
 
     def keep_payload(self, entry: Entry, outcome: Completed) -> None:
         """Store an opaque result beside its task."""

@@ -45,6 +45,7 @@ from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.probes.meters import Meters
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.sampler import Sampler
 from openruntime_jupyter.runtime.scheduler import Scheduler
@@ -56,7 +57,9 @@ __all__ = ["Caller", "Runtime"]
 
 log = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 3600.0
+FIRST_SWEEP_SECONDS = 60.0
+SWEEP_SECONDS = 600.0
+"""How often ended tasks past the retention are deleted, and the tasks of runtimes that died meanwhile are taken over."""
 
 
 class Runtime:
@@ -80,14 +83,22 @@ class Runtime:
     async def start(self) -> None:
         """Open the history and begin to start workers; what another runtime left waiting is queued once devices are known."""
         loop = asyncio.get_running_loop()
-        for folder in (self.settings.data_dir, self.settings.payloads, self.settings.temporary):
-            private_folder(folder)
+        try:
+            for folder in (self.settings.data_dir, self.settings.payloads, self.settings.temporary):
+                private_folder(folder)
+        except OSError as problem:
+            raise StorageUnavailable(
+                f"The data folder {self.settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
+                "or choose another by OPENRUNTIME_DATA_DIR",
+                retry_after=60.0,
+            ) from problem
         if self._engine is None:
             self._engine = self._local_engine()
         self._admission = Admission(self._machine, self._engine.resident)
         self._recorder = Recorder(self.settings, self.history, self.bus)
         self._inquiry = Inquiry(self._recorder, self.history)
         self._turns = Turns(self.settings, self.id)
+        meters = Meters()
         self._scheduler = Scheduler(
             self.settings,
             self._engine,
@@ -96,6 +107,7 @@ class Runtime:
             self._recorder.record,
             self._recorder.keep_payload,
             self._recorder.progressed,
+            meters,
         )
         self._intake = Intake(self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes)
         self._sampler = Sampler(
@@ -103,6 +115,7 @@ class Runtime:
             self.settings.sample_interval,
             self.settings.idle_sample_interval,
             lambda: _call_soon(loop, self._tell_metrics),
+            meters,
         )
         self.bus.on_watch = self._watch_metrics
         self._sampler.start()
@@ -188,9 +201,15 @@ class Runtime:
         task.add_done_callback(self._background.discard)
 
     async def _sweep(self) -> None:
+        pause = FIRST_SWEEP_SECONDS
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            await self.history.sweep()
+            await asyncio.sleep(pause)
+            pause = SWEEP_SECONDS
+            try:
+                await self._intake.resume(await self.history.take_over())
+                await self.history.sweep()
+            except StorageUnavailable as problem:  # told by /health already; the next sweep may find it mended
+                log.warning("The history could not be swept: %s", problem)
 
     # Devices
 
@@ -204,6 +223,7 @@ class Runtime:
             raise
         if not self._scheduler.lanes:
             self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
+            self._sampler.look_at(reports.gpus(self._scheduler.lanes.values()))
             self._backend_problem = None
 
     def _lane(self, number: int, report: DeviceReport) -> Lane:
@@ -305,7 +325,7 @@ class Runtime:
 
     def devices(self) -> list[Device]:
         """What there is to compute on; empty until the first worker has said so."""
-        return reports.devices(self._scheduler.lanes.values(), self._admission)
+        return reports.devices(self._scheduler.lanes.values(), self._admission, self._sampler.latest)
 
     def metrics(self) -> Metrics:
         """The figures of now."""
@@ -318,8 +338,10 @@ class Runtime:
 
     def health(self) -> Health:
         """Whether all is well, and what is not."""
-        problems = [str(problem) for problem in (self.history.problem, self.history.notice, self._backend_problem) if problem]
-        status = "stopping" if self._stopping else "degraded" if problems else "starting" if not self._scheduler.lanes else "healthy"
+        # A notice tells what happened and is over: it does not make the runtime worse.
+        wrong = [problem for problem in (self.history.problem, self._backend_problem) if problem]
+        problems = [str(problem) for problem in (*wrong, self.history.notice) if problem]
+        status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self._scheduler.lanes else "healthy"
         return Health(
             status=status,
             timestamp=timestamp(time.time()),

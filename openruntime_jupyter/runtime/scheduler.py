@@ -19,6 +19,7 @@ from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.output import Stream
+from openruntime_jupyter.runtime.probes.meters import Meters
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.turns import Turns
 
@@ -41,9 +42,10 @@ class Scheduler:
         engine: Engine,
         admission: Admission,
         turns: Turns,
-        record: Callable[[Entry], Awaitable[None]],
+        record: Callable[[Entry], Awaitable[bool]],
         payload: PayloadSink,
         progressed: Callable[[Entry], None],
+        meters: Meters,
     ) -> None:
         self.lanes: dict[str, Lane] = {}
         self._settings = settings
@@ -53,6 +55,7 @@ class Scheduler:
         self._record = record
         self._payload = payload
         self._progressed = progressed
+        self._meters = meters
         self._slots: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -171,7 +174,8 @@ class Scheduler:
             entry.waiting_for = None
             entry.device_used = lane.id
             entry.become(TaskState.RUNNING)
-            await self._record(entry)
+            if not await self._record(entry):
+                return
             # A cancel may have come while the state was written.
             outcome: Outcome = (
                 Stopped(entry.stop_reason, Stage.QUEUE, endings.no_figures()) if entry.stop_reason is not None else await self._run(entry)
@@ -191,7 +195,7 @@ class Scheduler:
         await self._conclude(entry, outcome)
 
     async def _run(self, entry: Entry) -> Outcome:
-        watcher = _Watcher(entry, self._engine, self._progressed)
+        watcher = _Watcher(entry, self._engine, self._progressed, self._meters)
         try:
             return await self._engine.run(self._job(entry), watcher)
         finally:
@@ -244,7 +248,8 @@ class Scheduler:
         entry.output.print("stderr", f"\n[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         entry.become(TaskState.PENDING)
-        await self._record(entry)
+        if not await self._record(entry):
+            return
         if entry.stop_reason is not None:  # cancelled while that was written
             await self._end(entry, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE))
         else:
@@ -252,11 +257,15 @@ class Scheduler:
 
     def _measure(self, entry: Entry, outcome: Outcome) -> None:
         figures = outcome.figures
+        ran = entry.execution_time or 0.0
+        measured = self._meters.end(entry.task_id)
+        has_gpu = any(lane.device.type == "gpu" for lane in self.lanes.values())
         entry.metrics = PerformanceMetrics.model_construct(
-            execution_time_ms=round(1000 * entry.execution_time, 3) if entry.execution_time is not None else None,
+            execution_time_ms=round(1000 * ran, 3),
             memory_used_mb=round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
-            gpu_utilization=0.0 if not any(lane.device.type == "gpu" for lane in self.lanes.values()) else None,
+            gpu_utilization=measured if has_gpu else 0.0,
             peak_memory_mb=round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
+            device_time_s=round((entry.metrics.device_time_s or 0.0) + ran, 6),
         )
 
     async def _end(self, entry: Entry, state: TaskState, failure: Failure | None) -> None:
@@ -273,16 +282,19 @@ class Scheduler:
 class _Watcher:
     """Hears what a running task says."""
 
-    def __init__(self, entry: Entry, engine: Engine, progressed: Callable[[Entry], None]) -> None:
+    def __init__(self, entry: Entry, engine: Engine, progressed: Callable[[Entry], None], meters: Meters) -> None:
         self._entry = entry
         self._engine = engine
         self._progressed = progressed
+        self._meters = meters
         self._timer: asyncio.TimerHandle | None = None
 
     def started(self, worker: str) -> None:
         """The time of running counts from here."""
         entry = self._entry
         entry.started, entry.started_mono = time.time(), time.monotonic()
+        if entry.lane.device.type == "gpu":
+            self._meters.begin(entry.task_id, entry.lane.id)
         if entry.timeout is not None:
             self._timer = asyncio.get_running_loop().call_later(entry.timeout, self._engine.halt, entry.task_id, StopReason.TIMED_OUT)
         if entry.stop_reason is not None:

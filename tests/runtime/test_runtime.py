@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, Stopping, StorageUnavailable, TaskConflict, TaskNotFound
-from openruntime_jupyter.models import TaskRequest
+from openruntime_jupyter.models import Task, TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
@@ -190,6 +191,7 @@ def _allocate(size: int) -> int:
 
     array = mx.zeros((size,), dtype=mx.uint8) + 1
     mx.eval(array)
+    time.sleep(0.3)  # long enough to be seen
     return int(array[-1].item())
 
 
@@ -225,3 +227,53 @@ def test_the_data_folder_is_the_users_alone(tmp_path: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         if "mlx" not in path.parts:
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_task_that_another_runtime_took_over_is_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "ran"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path / "data") as runtime:
+            holder = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
+            await says(runtime, holder, "in")
+            waits = await cell(runtime, f"open({str(mark)!r}, 'w')", wait=False)
+            commit = runtime.history.commit
+
+            async def theirs(task: Task) -> None:
+                if task.task_id == waits:
+                    raise TaskConflict("taken over by another runtime")
+                await commit(task)
+
+            monkeypatch.setattr(runtime.history, "commit", theirs)
+            await runtime.cancel(holder)
+            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+            assert not mark.exists()
+
+    live(body())
+
+
+def test_a_full_disk_refuses_what_must_be_stored_and_lets_the_rest_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+
+            async def full(*arguments: object) -> None:
+                raise StorageUnavailable("the disk is full")
+
+            monkeypatch.setattr(runtime.history, "commit", full)
+            monkeypatch.setattr(runtime.history, "remember_key", full)
+            with pytest.raises(StorageUnavailable):
+                await submit(runtime, "call", wait=False)
+            task = await runtime.submit(TaskRequest(operation="call", parameters={}), ME, "key")
+            assert (await ended(runtime, task.task_id)).status == "completed"
+
+    live(body())
+
+
+def test_a_data_folder_that_cannot_be_made_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    async def body() -> None:
+        with pytest.raises(StorageUnavailable, match="OPENRUNTIME_DATA_DIR"):
+            await Runtime(Settings(data_dir=tmp_path / "file" / "data")).start()
+
+    live(body())
