@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 
 from openruntime_jupyter.models import Device, Metrics, OperationInfo
 from openruntime_jupyter.operations.base import Operation
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.probes.base import NOTHING, Gpu, GpuFigures
 from openruntime_jupyter.runtime.sampler import Sample
 from openruntime_jupyter.runtime.scheduler import Scheduler
 
 
-def devices(lanes: Iterable[Lane], admission: Admission) -> list[Device]:
-    """Each lane's device, as its workers reported it, with the memory of now in bytes."""
-    return [
-        Device(
-            id=lane.id,
-            name=lane.device.name,
-            type="gpu" if lane.device.type == "gpu" else "cpu",
-            status="busy" if len(lane.running) >= lane.slots else "available",
-            capabilities=list(lane.device.capabilities),
-            memory_total=admission.total(lane),
-            memory_available=admission.free(lane),
-            slots=lane.slots,
-            running=len(lane.running),
-            pending=len(lane),
-            mlx_version=lane.device.mlx_version,
-            blas=lane.device.blas,
-            advice=lane.device.advice,
-        )
-        for lane in lanes
-    ]
+def gpus(lanes: Iterable[Lane]) -> list[Gpu]:
+    """What probes are asked for figures of."""
+    return [Gpu(lane.id, lane.device.index, lane.device.name, lane.device.capabilities) for lane in lanes if lane.device.type == "gpu"]
+
+
+def devices(lanes: Iterable[Lane], admission: Admission, sample: Sample) -> list[Device]:
+    """Each lane's device, as its workers reported it, with the memory of now in bytes and the figures that can be read."""
+    return [_device(lane, admission, sample) for lane in lanes]
+
+
+def _device(lane: Lane, admission: Admission, sample: Sample) -> Device:
+    on_gpu = lane.device.type == "gpu"
+    figures = sample.gpus.get(lane.id, NOTHING)
+    return Device(
+        id=lane.id,
+        name=lane.device.name,
+        type="gpu" if on_gpu else "cpu",
+        status="busy" if len(lane.running) >= lane.slots else "available",
+        capabilities=list(lane.device.capabilities),
+        memory_total=admission.total(lane),
+        memory_available=_available(lane, admission, figures),
+        utilization=figures.utilization if on_gpu else sample.cpu_utilization,
+        temperature_celsius=figures.temperature,
+        power_watts=figures.power,
+        slots=lane.slots,
+        running=len(lane.running),
+        pending=len(lane),
+        mlx_version=lane.device.mlx_version,
+        blas=lane.device.blas,
+        advice=lane.device.advice or sample.problems.get(lane.id),
+    )
+
+
+def _available(lane: Lane, admission: Admission, figures: GpuFigures) -> int:
+    """Bytes free now: as the GPU tells where it has memory of its own, since other programs use that too."""
+    shared = lane.device.type == "cpu" or "unified_memory" in lane.device.capabilities
+    if shared or figures.memory_total is None or figures.memory_used is None:
+        return admission.free(lane)
+    return max(0, min(figures.memory_total - figures.memory_used, admission.total(lane)))
 
 
 def metrics(scheduler: Scheduler, sample: Sample) -> Metrics:
     """The figures of now: utilisation 0.0 where there is no GPU, None where one is there that can't be read."""
-    has_gpu = any(lane.device.type == "gpu" for lane in scheduler.lanes.values())
     return Metrics(
-        gpu_utilization=None if has_gpu else 0.0,
+        gpu_utilization=_utilization(scheduler.lanes.values(), sample),
         memory_usage=sample.memory_usage,
         active_tasks=scheduler.running,
         ai_tasks_processed=0,
         cpu_utilization=sample.cpu_utilization,
         pending_tasks=scheduler.pending,
     )
+
+
+def _utilization(lanes: Iterable[Lane], sample: Sample) -> float | None:
+    """The mean over those GPUs that can be read."""
+    figures = [sample.gpus.get(lane.id, NOTHING).utilization for lane in lanes if lane.device.type == "gpu"]
+    if not figures:
+        return 0.0
+    known = [figure for figure in figures if figure is not None]
+    return round(statistics.fmean(known), 1) if known else None
 
 
 def operations(known: dict[str, Operation]) -> list[OperationInfo]:

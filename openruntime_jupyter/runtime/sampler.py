@@ -1,13 +1,17 @@
-"""One thread that reads the machine's figures: every second while somebody watches, else every ten."""
+"""One thread that reads the machine's figures: every second while somebody watches or a GPU computes, else every ten."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures
+from openruntime_jupyter.runtime.probes.choose import Probes
+from openruntime_jupyter.runtime.probes.meters import Meters
 
 log = logging.getLogger(__name__)
 
@@ -18,17 +22,32 @@ class Sample:
 
     memory_usage: float | None = None
     cpu_utilization: float | None = None
+    gpus: Mapping[str, GpuFigures] = field(default_factory=dict)
+    """By device id; a GPU that nothing can be read of is not in it."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Why a GPU can't be read, by device id."""
+    taken: float = 0.0
+    """When it was begun, in seconds of the monotonic clock."""
 
 
 class Sampler:
-    """Keeps the newest `Sample`; `tell()` is called on the sampler's thread after each one while somebody watches."""
+    """Keeps the newest `Sample`; `tell()` is called on the sampler's thread after each one while somebody watches.
 
-    def __init__(self, machine: Machine, watched_interval: float, idle_interval: float, tell: Callable[[], None]) -> None:
+    `meters` get every sample; while one of them is in use, samples are taken as if somebody watched.
+    """
+
+    def __init__(
+        self, machine: Machine, watched_interval: float, idle_interval: float, tell: Callable[[], None], meters: Meters | None = None
+    ) -> None:
         self.latest = Sample()
         self._machine = machine
         self._watched_interval = watched_interval
         self._idle_interval = idle_interval
         self._tell = tell
+        self._meters = meters or Meters()
+        self._gpus: tuple[Gpu, ...] = ()
+        self._opened: tuple[Gpu, ...] = ()
+        self._probes = Probes()
         self._watched = False
         self._wake = threading.Event()
         self._closed = threading.Event()
@@ -52,18 +71,51 @@ class Sampler:
             self._wake.set()
         self._watched = watched
 
+    def look_at(self, gpus: Sequence[Gpu]) -> None:
+        """Read these GPUs too. Their probes are opened on the sampler's thread, since a driver may take seconds to wake up."""
+        if gpus:
+            self._gpus = tuple(gpus)
+            self._wake.set()
+
     def sample(self) -> Sample:
         """Read everything now; each figure on its own, so that one that can't be read leaves the others."""
-        self.latest = Sample(_figure(lambda: self._machine.memory().percent_used), _figure(self._machine.cpu_percent))
+        taken = time.monotonic()
+        self.latest = Sample(
+            memory_usage=_figure(lambda: self._machine.memory().percent_used),
+            cpu_utilization=_figure(self._machine.cpu_percent),
+            gpus=self._probes.read(),
+            problems=self._probes.problems,
+            taken=taken,
+        )
+        self._meters.feed(self.latest.gpus, taken)
         return self.latest
 
     def _run(self) -> None:
-        while not self._closed.is_set():
-            self._wake.wait(self._watched_interval if self._watched else self._idle_interval)
+        while True:
+            # With a GPU it looks once a second whether one is in use: waking it for each task would cost more.
+            self._wake.wait(self._watched_interval if self._watched or self._opened else self._idle_interval)
             self._wake.clear()
-            self.sample()
-            if self._watched and not self._closed.is_set():
-                self._tell()
+            if self._closed.is_set():
+                break
+            if self._open_probes() or self._due():
+                self.sample()
+                if self._watched:
+                    self._tell()
+        self._probes.close()
+
+    def _open_probes(self) -> bool:
+        """Whether there are GPUs that were not looked at before."""
+        if self._opened == self._gpus:
+            return False
+        self._probes.close()
+        self._opened = self._gpus
+        self._probes = Probes(self._opened)
+        return True
+
+    def _due(self) -> bool:
+        if self._watched or self._meters.busy:
+            return True
+        return time.monotonic() - self.latest.taken >= 0.95 * self._idle_interval  # a wait may end a little early
 
 
 def _figure(read: Callable[[], float]) -> float | None:

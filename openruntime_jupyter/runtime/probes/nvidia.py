@@ -1,0 +1,167 @@
+"""NVIDIA's GPUs by NVML, through the optional package `nvidia-ml-py` (imported as `pynvml`, and only where MLX has a CUDA device)."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures, ProbeUnavailable, percent
+from openruntime_jupyter.runtime.probes.cuda_order import Candidate, Machine, match, visible
+
+log = logging.getLogger(__name__)
+
+MISSING = "NVIDIA's figures need the package nvidia-ml-py: pip install 'openruntime-jupyter[cuda]'"
+ADVICE = {
+    "NVML_ERROR_LIBRARY_NOT_FOUND": "there is no libnvidia-ml.so.1; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+    "NVML_ERROR_DRIVER_NOT_LOADED": "the driver is not loaded: see `nvidia-smi`",
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the driver was updated while it ran: restart the machine",
+    "NVML_ERROR_NO_PERMISSION": "this user may not use /dev/nvidiactl",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """NVML's handle of what MLX computes on. `chip` is the whole GPU: itself, unless it is a MIG device; None where that is unknown."""
+
+    handle: Any
+    chip: Any
+
+    @property
+    def is_part(self) -> bool:
+        return self.handle is not self.chip
+
+
+class NvidiaProbe:
+    """Handles are looked up once and kept. Raises `ProbeUnavailable` where NVML can't be used at all."""
+
+    name = "nvml"
+
+    def __init__(self, gpus: Sequence[Gpu], environment: Mapping[str, str] | None = None) -> None:
+        self._nvml = _load()
+        self._told: set[tuple[str, str]] = set()
+        try:
+            self._devices = self._find(gpus, os.environ if environment is None else environment)
+        except Exception as problem:  # of whatever kind: NVML was opened, and must be closed again
+            self.close()
+            raise ProbeUnavailable(f"NVML's devices can't be matched with MLX's: {problem}") from problem
+        if not self._devices:
+            self.close()
+            raise ProbeUnavailable("NVML has none of MLX's devices that can be told for sure; CUDA_DEVICE_ORDER=PCI_BUS_ID may help")
+
+    def read(self) -> dict[str, GpuFigures]:
+        """The figures of now."""
+        return {key: self._figures(device) for key, device in self._devices.items()}
+
+    def close(self) -> None:
+        """Undo the `nvmlInit` of this probe; NVML counts them, so that other users in this process keep theirs."""
+        self._try("close", self._nvml.nvmlShutdown)
+
+    def _figures(self, device: _Device) -> GpuFigures:
+        nvml = self._nvml
+        rates = self._try("utilisation", nvml.nvmlDeviceGetUtilizationRates, device.handle)
+        memory = self._try("memory", nvml.nvmlDeviceGetMemoryInfo, device.handle)
+        # The parts of a chip have one temperature. Its power is that of all its parts, and can't be told for one.
+        milliwatts = None if device.is_part else self._try("power", nvml.nvmlDeviceGetPowerUsage, device.handle)
+        listed = self._try("processes", nvml.nvmlDeviceGetComputeRunningProcesses, device.handle)
+        return GpuFigures(
+            utilization=percent(rates.gpu) if rates is not None else None,
+            memory_total=int(memory.total) if memory is not None else None,
+            memory_used=int(memory.used) if memory is not None else None,
+            temperature=self._temperature(device.chip),
+            power=milliwatts / 1000 if milliwatts is not None else None,
+            processes={entry.pid: entry.usedGpuMemory for entry in listed if entry.usedGpuMemory is not None}
+            if listed is not None
+            else None,
+        )
+
+    def _temperature(self, chip: Any) -> float | None:
+        nvml = self._nvml
+        if chip is None:
+            return None
+        degrees = self._try("temperature", nvml.nvmlDeviceGetTemperature, chip, nvml.NVML_TEMPERATURE_GPU)
+        if degrees is None and hasattr(nvml, "nvmlDeviceGetTemperatureV"):  # what replaces it in CUDA 14
+            degrees = self._try("temperature (V)", nvml.nvmlDeviceGetTemperatureV, chip, nvml.NVML_TEMPERATURE_GPU)
+        return float(degrees) if degrees is not None else None
+
+    def _try(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function` answers, or None; each kind of failure is logged once."""
+        try:
+            return function(*arguments)
+        except Exception as problem:  # NVMLError, or what an older pynvml or driver makes of the call: no other figure suffers
+            failure = (what, type(problem).__name__)
+            if failure not in self._told:
+                self._told.add(failure)
+                log.info("NVML can't tell the %s of a GPU: %s", what, problem)
+            return None
+
+    # Which handle is whose
+
+    def _find(self, gpus: Sequence[Gpu], environment: Mapping[str, str]) -> dict[str, _Device]:
+        machine = self._machine()
+        places = visible(machine, environment.get("CUDA_VISIBLE_DEVICES"), self._by_uuid)
+        chosen = match(gpus, places, machine, environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID")
+        devices = {key: self._device(candidate.handle) for key, candidate in chosen.items()}
+        return {key: device for key, device in devices.items() if device is not None}
+
+    def _machine(self) -> Machine:
+        nvml = self._nvml
+        gpus: list[Candidate] = []
+        countable = True
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            except nvml.NVMLError as problem:
+                # CUDA does not count what this user may not open; what it makes of a GPU that is lost is not known.
+                countable = countable and problem.value == nvml.NVML_ERROR_NO_PERMISSION
+                log.info("NVML can't open GPU %d: %s", index, problem)
+            else:
+                gpus.append(self._candidate(handle))
+        # Which of several GPUs CUDA shows when one is parted is its own affair.
+        parted = len(gpus) > 1 and any(self._is_parted(gpu.handle) for gpu in gpus)
+        return Machine(tuple(gpus), countable and not parted)
+
+    def _candidate(self, handle: Any) -> Candidate:
+        name = self._try("name", self._nvml.nvmlDeviceGetName, handle)
+        uuid = self._try("UUID", self._nvml.nvmlDeviceGetUUID, handle)
+        return Candidate(handle, name, uuid)
+
+    def _by_uuid(self, uuid: str) -> Candidate | None:
+        handle = self._try(f"handle of {uuid}", self._nvml.nvmlDeviceGetHandleByUUID, uuid)
+        return self._candidate(handle) if handle is not None else None
+
+    def _is_parted(self, handle: Any) -> bool:
+        """Whether it is in MIG mode; NOT_SUPPORTED by a GPU that can't be, FUNCTION_NOT_FOUND by a driver that knows nothing of it."""
+        mode = self._try("MIG mode", self._nvml.nvmlDeviceGetMigMode, handle)
+        return mode is not None and bool(mode[0])
+
+    def _device(self, handle: Any) -> _Device | None:
+        """The handle as CUDA uses it: of a GPU in MIG mode the first MIG device, and None if it has none."""
+        nvml = self._nvml
+        if self._try("kind", nvml.nvmlDeviceIsMigDeviceHandle, handle):
+            chip = self._try("chip", nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
+            return _Device(handle, chip)
+        if not self._is_parted(handle):
+            return _Device(handle, handle)
+        for index in range(self._try("number of MIG devices", nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+            part = self._try("MIG device", nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+            if part is not None:
+                return _Device(part, handle)
+        return None
+
+
+def _load() -> Any:
+    """`pynvml`, initialised."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError as problem:
+        raise ProbeUnavailable(MISSING) from problem
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as problem:
+        advice = next((text for name, text in ADVICE.items() if getattr(nvml, name) == problem.value), None)
+        raise ProbeUnavailable(f"NVML can't be used: {problem}" + (f" ({advice})" if advice else "")) from problem
+    return nvml
