@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures, ProbeUnavailable
+from openruntime_jupyter.runtime.probes.choose import KINDS, Probes
+from tests.runtime.probes.fake_nvml import Fails, FakeGpu, FakeNvml
+
+CUDA = Gpu("device_0", 0, "NVIDIA GeForce RTX 4090", ("cuda", "mlx"))
+METAL = Gpu("device_0", 0, "Apple M3 Pro", ("metal", "mlx", "unified_memory"))
+OTHER = Gpu("device_1", 1, "Some GPU", ("rocm", "mlx"))
+
+
+class Sound:
+    """A probe that reads one figure."""
+
+    name = "sound"
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self.gpus = gpus
+        self.closed = 0
+
+    def read(self) -> dict[str, GpuFigures]:
+        return {gpu.key: GpuFigures(utilization=5.0) for gpu in self.gpus}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Breaking(Sound):
+    """A probe that opens, and then does nothing but fail."""
+
+    name = "breaking"
+
+    def read(self) -> dict[str, GpuFigures]:
+        raise OSError("gone")
+
+    def close(self) -> None:
+        raise OSError("gone as well")
+
+
+def refuses(gpus: Sequence[Gpu]) -> Sound:
+    raise ProbeUnavailable("install this")
+
+
+def crashes(gpus: Sequence[Gpu]) -> Sound:
+    raise ValueError("a vendor's fault")
+
+
+def test_a_gpu_is_read_by_the_probe_of_its_kind_and_one_of_no_kind_by_none() -> None:
+    probes = Probes([CUDA, OTHER], {"cuda": Sound, "metal": crashes})
+    assert probes.read() == {"device_0": GpuFigures(utilization=5.0)}
+    assert not probes.problems
+
+
+def test_without_gpus_no_vendors_library_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Probes().read() == {}
+    assert Probes([OTHER]).read() == {}
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(refuses, "install this"), (crashes, "ValueError: a vendor's fault")])
+def test_a_broken_probe_is_left_out_with_its_reason_and_the_others_are_read(kind, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    second = Gpu("device_1", 0, "Apple M3 Pro", ("metal",))
+    with caplog.at_level(logging.WARNING):
+        probes = Probes([CUDA, second], {"cuda": kind, "metal": Sound})
+    assert probes.read() == {"device_1": GpuFigures(utilization=5.0)}
+    assert reason in probes.problems["device_0"]
+    assert "device_1" not in probes.problems
+    assert any(reason in message and CUDA.name in message for message in caplog.messages)
+
+
+def test_a_probe_that_breaks_later_takes_no_other_along_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    second = Gpu("device_1", 0, "Apple M3 Pro", ("metal",))
+    probes = Probes([CUDA, second], {"cuda": Breaking, "metal": Sound})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert probes.read() == {"device_1": GpuFigures(utilization=5.0)}
+    assert sum("gone" in message for message in caplog.messages) == 1
+    probes.close()
+    assert probes.read() == {}
+
+
+def test_nvidias_gpus_are_read_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(FakeGpu())
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    probes = Probes([CUDA])
+    assert probes.read()["device_0"].utilization == 87.0
+    probes.close()
+    assert nvml.opened == 0
+
+
+def test_a_driver_that_does_not_answer_is_a_problem_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init=Fails("NVML_ERROR_LIB_RM_VERSION_MISMATCH")))
+    assert "restart the machine" in Probes([CUDA]).problems["device_0"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has what this misses")
+def test_apples_gpus_are_asked_of_iokit() -> None:
+    assert "macOS" in Probes([METAL]).problems["device_0"]
+    assert set(KINDS) == {"cuda", "metal"}

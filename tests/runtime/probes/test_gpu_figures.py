@@ -1,0 +1,186 @@
+"""A GPU's figures on their way to whoever asks. A lane on this machine's CPU stands in for the GPU; the worker is a real one."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.engines.base import DeviceReport, Job, Observer, Outcome
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.models import Device, Task
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.probes.base import Gpu
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.sampler import Sampler
+from openruntime_jupyter.runtime.settings import Settings
+from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
+from tests.runtimes import cell, ended, live, pickled, submit, until
+from tests.support import wait_until
+from tests.work import spin
+
+NAME = "NVIDIA GeForce RTX 4090"
+
+
+class WithGpus(LocalEngine):
+    """The local engine of a machine with GPUs, whose workers compute on the CPU all the same."""
+
+    gpus = 1
+
+    async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
+        found = await super().devices(interpreter)
+        gpu = replace(found[0], type="gpu", name=NAME, memory=24 * GIB, capabilities=("cuda", "mlx"), blas=None, advice=None)
+        return [*(replace(gpu, index=index) for index in range(self.gpus)), *found]
+
+    async def run(self, job: Job, observer: Observer) -> Outcome:
+        return await super().run(replace(job, device_type="cpu", device_index=0), observer)
+
+
+@asynccontextmanager
+async def runtime_with_gpus(folder: Path, gpus: int = 1, **settings: Any) -> AsyncIterator[Runtime]:
+    known = Settings(data_dir=folder, cpu_slots=1, idle_sample_interval=600.0, **settings)
+    engine = WithGpus(LocalOptions(payloads=known.payloads, temporary=known.temporary))
+    engine.gpus = gpus
+    runtime = Runtime(known, engine)
+    await runtime.start()
+    try:
+        await until(lambda: len(runtime.devices()) == gpus + 1, 30, "the devices")
+        yield runtime
+    finally:
+        await runtime.stop()
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    module = FakeNvml(FakeGpu(), FakeGpu(uuid="GPU-2", utilization=13))
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    return module
+
+
+def busy_percent(task: Task) -> float | None:
+    assert task.status == "completed", task.failure
+    return task.performance_metrics.gpu_utilization
+
+
+def test_devices_and_metrics_tell_what_the_driver_tells(tmp_path: Path, nvml: FakeNvml) -> None:
+    async def body() -> None:
+        async with runtime_with_gpus(tmp_path, gpus=2) as runtime:
+            await until(lambda: runtime._sampler.latest.gpus, 10, "the first figures")
+            first, second, cpu = runtime.devices()
+            assert (first.utilization, first.temperature_celsius, first.power_watts) == (87.0, 61.0, 312.45)
+            assert (first.memory_total, first.memory_available) == (24 * GIB, 18 * GIB)
+            assert second.utilization == 13.0
+            assert cpu.utilization == runtime.metrics().cpu_utilization
+            assert runtime.metrics().gpu_utilization == 50.0, "the mean of both"
+            body = cpu.model_dump()
+            assert "temperature_celsius" not in body
+            assert "power_watts" not in body
+
+    live(body())
+    assert nvml.opened == 0, "NVML was given back when the runtime stopped"
+
+
+def test_a_task_is_told_how_busy_its_gpu_was_while_it_ran_alone(tmp_path: Path, nvml: FakeNvml) -> None:
+    async def body() -> None:
+        async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
+            long = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
+            assert busy_percent(long) == 87.0
+            assert 1.6 <= (long.performance_metrics.device_time_s or 0) < 10
+            short = await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
+            assert busy_percent(short) is None, "no sample is of its run alone"
+            beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
+            assert busy_percent(beside) is None, "it ran on the CPU"
+            assert not runtime._sampler._due(), "nobody watches, and nothing runs on the GPU"
+
+    live(body())
+
+
+def test_tasks_that_share_a_gpu_are_told_nothing_of_it(tmp_path: Path, nvml: FakeNvml) -> None:
+    async def body() -> None:
+        async with runtime_with_gpus(tmp_path, sample_interval=0.1, gpu_slots=2) as runtime:
+            both = [await submit(runtime, "call", pickled(spin, 1.6)) for _ in range(2)]
+            assert [busy_percent(await ended(runtime, one)) for one in both] == [None, None]
+
+    live(body())
+
+
+def test_the_time_on_the_device_counts_every_attempt(tmp_path: Path, nvml: FakeNvml) -> None:
+    code = "import os, pathlib, time\ntime.sleep(0.4)\nfirst = pathlib.Path('first')\nif not first.exists():\n first.touch()\n os._exit(9)"
+
+    async def body() -> None:
+        async with runtime_with_gpus(tmp_path) as runtime:
+            task = await ended(runtime, await cell(runtime, f"import os; os.chdir({str(tmp_path)!r})\n{code}", retries=1))
+            assert (task.status, task.attempt) == ("completed", 2)
+            figures = task.performance_metrics
+            assert (figures.device_time_s or 0) >= 0.8
+            assert (figures.execution_time_ms or 0) / 1000 <= (figures.device_time_s or 0) - 0.4
+
+    live(body())
+
+
+def test_a_gpu_that_can_not_be_read_is_null_and_its_device_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init=Fails("NVML_ERROR_LIB_RM_VERSION_MISMATCH")))
+
+    async def body() -> None:
+        async with runtime_with_gpus(tmp_path) as runtime:
+            await until(lambda: runtime._sampler.latest.problems, 10, "the probes to be tried")
+            gpu = runtime.devices()[0]
+            assert runtime.metrics().gpu_utilization is None
+            assert "restart the machine" in (gpu.advice or "")
+            assert (gpu.memory_total, gpu.memory_available) == (24 * GIB, 24 * GIB)
+            assert not {"utilization", "temperature_celsius", "power_watts"} & set(gpu.model_dump())
+
+    live(body())
+
+
+def test_a_gpu_that_is_lost_while_it_is_watched_becomes_null(nvml: FakeNvml) -> None:
+    gpu = Gpu("device_0", 0, NAME, ("cuda",))
+    sampler = Sampler(Machine(), 0.02, 600.0, lambda: None)
+    sampler.start()
+    try:
+        assert sampler.latest.gpus == {}, "a driver that takes seconds to answer must not keep the start waiting"
+        sampler.look_at([gpu])
+        sampler.watch(True)
+        wait_until(lambda: sampler.latest.gpus.get("device_0"), what="the first figures")
+        assert sampler.latest.gpus["device_0"].utilization == 87.0
+        for card in nvml.gpus:
+            card.lose()
+        wait_until(lambda: sampler.latest.gpus["device_0"].utilization is None, what="the loss")
+        assert sampler.latest.memory_usage is not None
+    finally:
+        sampler.stop(5.0)
+    assert nvml.opened == 0
+
+
+def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    for name in ("nvmlInit", "nvmlDeviceGetUtilizationRates", "nvmlShutdown"):
+        real = getattr(FakeNvml, name)
+        monkeypatch.setattr(FakeNvml, name, lambda self, *rest, real=real: (threads.add(threading.get_ident()), real(self, *rest))[1])
+    sampler = Sampler(Machine(), 0.02, 600.0, lambda: None)
+    sampler.start()
+    sampler.look_at([Gpu("device_0", 0, NAME, ("cuda",))])
+    wait_until(lambda: sampler.latest.gpus, what="the first figures")
+    sampler.stop(5.0)
+    assert nvml.opened == 0
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_the_schema_says_of_absent_figures_that_they_are_numbers_and_may_be_missing() -> None:
+    schema = Device.model_json_schema(mode="serialization")
+    for name in ("utilization", "temperature_celsius", "power_watts"):
+        assert schema["properties"][name]["type"] == "number"
+        assert "default" not in schema["properties"][name]
+        assert name not in schema["required"]
+    cold = Device(id="device_0", name="x", type="gpu", status="busy", capabilities=[], memory_total=1, memory_available=1, power_watts=0.0)
+    assert cold.model_dump()["power_watts"] == 0.0, "0 is a figure"
+    assert Device.model_validate_json(cold.model_dump_json()) == cold
