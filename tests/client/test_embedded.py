@@ -15,7 +15,7 @@ import pytest
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.errors import NotConnected
+from openruntime_jupyter.errors import NotConnected, StorageUnavailable
 from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import Home, alive, wait_until
@@ -130,7 +130,7 @@ def test_a_data_folder_that_cannot_be_written_is_an_error_and_no_hang(tmp_path: 
     (tmp_path / "file").write_text("")
     backend = EmbeddedBackend(Settings(data_dir=tmp_path / "file", embedded=True))
     before = set(threading.enumerate())
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(StorageUnavailable, match="file"):
         backend.health()
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread not in before], 5, "its threads end")
 
