@@ -139,7 +139,7 @@ class ArrayInfo(ArrayReference):
     task_id: str | None = Field(None, description="The task whose result it is.")
     created_at: Timestamp
     expires_at: Timestamp | None = Field(
-        None, description="When it is deleted unless it is used before; null: never, or while it is in use."
+        None, description="When it is deleted unless it is used before; null: never, or not while in use."
     )
     leases: int = Field(0, description="How many tasks that wait or run use it.")
     path: str | None = Field(None, description="Its file, for programs of the same user on the same machine.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
 
-from openruntime_jupyter.models import Failure
+from openruntime_jupyter.models import ArrayKind, Failure
 
 
 class StopReason(str, Enum):
@@ -44,9 +44,23 @@ class DeviceReport:
     advice: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An array that a task gave back, which its engine has stored in one of the places that it was given, by number."""
+
+    id: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: ArrayKind
+    place: int
+
+
 @dataclass(slots=True)
 class Job:
-    """One attempt at a task, as a lane hands it to an engine. `parameters` is JSON; sizes are in bytes."""
+    """One attempt at a task, as a lane hands it to an engine. `parameters` is JSON; sizes are in bytes.
+
+    `arrays` are the ids of those that the parameters name; ids of those that it gives back begin with `array_name`.
+    """
 
     task_id: str
     operation: str
@@ -60,6 +74,8 @@ class Job:
     payload_name: str
     interpreter: str | None = None
     isolate: bool = False
+    arrays: tuple[str, ...] = ()
+    array_name: str = ""
 
 
 @dataclass(slots=True)
@@ -81,6 +97,7 @@ class Completed:
     payload_stored: bool = False
     payload_size: int = 0
     encoding: str = "cloudpickle"
+    arrays: tuple[StoredArray, ...] = ()
 
 
 @dataclass(slots=True)

@@ -67,6 +67,13 @@ class Settings:
     retention_payload_bytes: int = 5_000_000_000
     """Bytes of payloads (results of `call`, outputs of cells) kept at most; 0 keeps all."""
 
+    spool_dir: str = ""
+    """Folder in which arrays lie; empty: memory (`/dev/shm`) where it is large enough, else `arrays` in the data folder."""
+    array_bytes: int = 0
+    """Bytes of arrays kept at most; 0: half of the machine's memory."""
+    array_seconds: float = 86_400.0
+    """How long an array stays that nobody uses; 0: until it is deleted, or the runtime stops."""
+
     sample_interval: float = 1.0
     """Seconds between samples while somebody watches."""
     idle_sample_interval: float = 10.0
@@ -84,6 +91,11 @@ class Settings:
     def payloads(self) -> Path:
         """The folder of opaque results that are too large for the history's file."""
         return self.data_dir / "payloads"
+
+    @property
+    def arrays(self) -> Path:
+        """The folder of arrays that memory has no room for."""
+        return self.data_dir / "arrays"
 
     @property
     def temporary(self) -> Path:

@@ -144,6 +144,24 @@ class SettingsTraits(HasTraits):
         deletes none.""",
     ).tag(config=True)
 
+    spool_dir = Unicode(
+        own("spool_dir"),
+        help="""Folder in which arrays lie on their way between notebooks and tasks; a folder of our own is made inside. Empty: memory
+        (/dev/shm) where it is large enough for an array, else `arrays` in data_dir.""",
+    ).tag(config=True)
+    array_bytes = Int(
+        own("array_bytes"),
+        min=0,
+        help="""Bytes of arrays that are kept at most; results that were fetched already make room for new ones, then it is refused
+        with figures. 0: half of the machine's memory.""",
+    ).tag(config=True)
+    array_seconds = Float(
+        own("array_seconds"),
+        min=0.0,
+        help="""Seconds that an array stays after its last use; waiting and running tasks keep theirs. 0: until it is deleted or the
+        server stops.""",
+    ).tag(config=True)
+
     sample_interval = Float(
         own("sample_interval"),
         min=0.05,

@@ -12,9 +12,10 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
+from openruntime_jupyter.models import ArrayKind
 
 ALIGNMENT = 16_384
 """Where the data begin, or a multiple of it: the largest page of the machines we know (Apple silicon)."""
@@ -48,8 +49,7 @@ CODES = {
 SIZES = {name: 1 if name == "bool" else int("".join(filter(str.isdigit, name))) // 8 for name in CODES}
 """Bytes of an element."""
 NAMES = {code: name for name, code in CODES.items()}
-KINDS = ("numpy", "mlx", "buffer")
-"""What an array was where it came from; a buffer is part of something that was pickled."""
+KINDS: tuple[ArrayKind, ...] = get_args(ArrayKind)
 
 
 class BadTensor(ValueError):
@@ -62,7 +62,7 @@ class Layout:
 
     shape: tuple[int, ...]
     dtype: str
-    kind: str = "numpy"
+    kind: ArrayKind = "numpy"
 
     def __post_init__(self) -> None:
         if self.dtype not in SIZES:
@@ -202,7 +202,7 @@ def _take_room(descriptor: int, size: int) -> None:
         os.pwrite(descriptor, zeros[: min(CHUNK, size - start)], start)
 
 
-def check_bounds(shape: list[int] | tuple[int, ...], dtype: str, kind: str = "numpy") -> Layout:
+def check_bounds(shape: list[int] | tuple[int, ...], dtype: str, kind: ArrayKind = "numpy") -> Layout:
     """`Layout(...)`, whose complaints become `InvalidRequest`."""
     try:
         return Layout(tuple(shape), dtype, kind)

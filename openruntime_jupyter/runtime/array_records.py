@@ -1,0 +1,120 @@
+"""What a runtime knows of one array, and what its name says."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest
+from openruntime_jupyter.models import ArrayInfo, ArrayReference, iso, timestamp
+from openruntime_jupyter.runtime.spool import SUFFIX, UNFINISHED
+from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.tensorfile import Layout
+
+OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
+"""Ids that a runtime makes: of room that was asked for, or of a task's result (task, attempt, place)."""
+CHOSEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+"""Names that people may choose."""
+
+
+def check_name(name: str) -> str:
+    """`name`, if an array may be called so by whoever sends it; raises `InvalidRequest`."""
+    if not CHOSEN.fullmatch(name) or name.startswith("arr_"):
+        raise InvalidRequest.of("id", "letters, digits, _ and - make a name, up to 100 of them; it must not begin with arr_")
+    return name
+
+
+def result_name(task_id: str, attempt: int) -> str:
+    """What the ids of an attempt's result arrays begin with."""
+    return f"arr_{task_id.removeprefix('task_')}.{attempt}"
+
+
+def task_of(array_id: str) -> str | None:
+    """The task whose result an array is, by its id."""
+    found = OWN.fullmatch(array_id)
+    return f"task_{array_id[4:].split('.', maxsplit=1)[0]}" if found is not None and found[1] else None
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One array. Times are in seconds since the epoch."""
+
+    id: str
+    layout: Layout
+    folder: Path
+    owner: str | None = None
+    ready: bool = False
+    created: float = field(default_factory=time.time)
+    used: float = field(default_factory=time.time)
+    fetched: bool = False
+    """Whether somebody has asked for it since it was ready."""
+    doomed: bool = False
+    """It was deleted: it goes as soon as nobody uses it any more."""
+    leases: set[str] = field(default_factory=set)
+    """The tasks that wait for it or run with it."""
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder / f"{self.id}{SUFFIX if self.ready else UNFINISHED}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of its file."""
+        return self.layout.size
+
+    def expires(self, seconds: float) -> float | None:
+        """When it is too old, unless it is used before; None for never."""
+        return self.used + seconds if seconds and not self.leases else None
+
+    def reference(self) -> ArrayReference:
+        """How results speak of it."""
+        layout = self.layout
+        return ArrayReference.model_construct(
+            id=self.id, shape=list(layout.shape), dtype=layout.dtype, bytes=layout.nbytes, kind=layout.kind
+        )
+
+    def info(self, seconds: float) -> ArrayInfo:
+        """All that is told of it; `seconds` is how long an unused array stays."""
+        layout = self.layout
+        return ArrayInfo.model_construct(
+            id=self.id,
+            shape=list(layout.shape),
+            dtype=layout.dtype,
+            bytes=layout.nbytes,
+            kind=layout.kind,
+            state="ready" if self.ready else "writing",
+            size=layout.size,
+            owner=self.owner,
+            task_id=task_of(self.id),
+            created_at=timestamp(self.created),
+            expires_at=iso(self.expires(seconds)),
+            leases=len(self.leases),
+            path=str(self.path),
+        )
+
+
+def look(path: Path, array_id: str) -> Layout:
+    """The layout of an array's file; raises `ArrayNotFound` where it is gone, short or damaged. Blocks."""
+    descriptor = tensorfile.open_for_reading(path, array_id)
+    try:
+        return tensorfile.read(descriptor, array_id)
+    finally:
+        os.close(descriptor)
+
+
+def found(path: Path) -> Record | None:
+    """The record of a finished file that another runtime left; None, and the file removed, where it is damaged. Blocks."""
+    array_id = path.name.removesuffix(SUFFIX)
+    try:
+        state = path.stat()
+        layout = look(path, array_id)
+    except ArrayNotFound:
+        path.unlink(missing_ok=True)
+        return None
+    except OSError:
+        return None
+    return Record(array_id, layout, path.parent, ready=True, created=state.st_ctime, used=state.st_mtime)

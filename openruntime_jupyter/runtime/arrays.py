@@ -1,0 +1,386 @@
+"""The arrays of a runtime: who may have room, who uses what, and when it goes.
+
+A file is made in its full size, filled by whoever asked for it, and never changed once it is ready. Tasks that wait or run lease
+their arrays here; whoever has one mapped holds a lock on its file, which the system frees when they end, however they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from openruntime_jupyter.engines.base import StoredArray
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
+from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
+from openruntime_jupyter.runtime.array_records import CHOSEN, OWN, Record, check_name, found, look, result_name, task_of
+from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.spool import SUFFIX, UNFINISHED, Spool, remove_unused, unused
+from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.tensorfile import Layout
+
+log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 2.0
+"""How long a result that was asked for is left alone, so that whoever asked can map it."""
+WRITER_SECONDS = 30.0
+"""How long a writer that holds no lock may take between asking for room and filling it."""
+
+Answer = TypeVar("Answer")
+
+
+class ArrayStore:
+    """Called on the runtime's loop, except `open` and `close`, which block."""
+
+    def __init__(self, settings: Settings, runtime_id: str, machine: Machine) -> None:
+        self._settings = settings
+        self._machine = machine
+        self._spool = Spool(settings, runtime_id)
+        self._records: dict[str, Record] = {}
+        self._writers: set[str] = set()
+        self._dropping: set[asyncio.Task[None]] = set()
+        self.quota = settings.array_bytes or machine.memory().total // 2
+
+    # Life
+
+    def open(self) -> None:
+        """Make the folders, and take over what dead runtimes of this user left. Blocks."""
+        for path in self._spool.open():
+            if (record := found(path)) is not None:
+                self._records[record.id] = record
+
+    def close(self) -> None:
+        """Remove what no task references, and let go of the folders. Blocks; never raises.
+
+        What stays is for the next runtime: what waiting tasks need, and results that nobody has fetched yet, or that take no memory.
+        """
+        kept = frozenset(record.path for record in self._records.values() if self._outlives_us(record))
+        self._records.clear()
+        self._spool.close(kept)
+
+    def _outlives_us(self, record: Record) -> bool:
+        if self._settings.embedded or not record.ready or self._expired(record):
+            return False
+        if record.leases:
+            return True
+        in_memory = any(place.in_memory for place in self._spool.places if place.folder == record.folder)
+        return task_of(record.id) is not None and not record.doomed and not (in_memory and record.fetched)
+
+    @property
+    def problem(self) -> str | None:
+        """Why no array can be kept now; None if they can."""
+        return self._spool.problem
+
+    # Whoever sends and fetches
+
+    async def allocate(self, layout: Layout, owner: str | None = None, name: str | None = None) -> ArrayInfo:
+        """Room for an array, in its full size; fill `path`, then call `ready`.
+
+        Raises `InvalidRequest` for more than the quota, `ArrayConflict` for a name that is taken, and `StorageUnavailable` with
+        figures where there is no room now.
+        """
+        array_id = check_name(name) if name is not None else make_id("arr")
+        if array_id in self._records:
+            raise self._taken(array_id)
+        if layout.size > self.quota:
+            raise InvalidRequest.of(
+                "array", f"{gigabytes(layout.size)}, and all arrays together may have {gigabytes(self.quota)} (array_bytes)"
+            )
+        await self._make_room(layout.size)
+        if array_id in self._records:
+            raise self._taken(array_id)
+        record = self._records[array_id] = Record(array_id, layout, Path(), owner)
+        try:
+            await self._make(record)
+        except BaseException:
+            self._records.pop(array_id, None)
+            raise
+        if self._records.get(array_id) is not record:  # deleted before it was there
+            record.path.unlink(missing_ok=True)
+            raise self._unknown(array_id)
+        return self._info(record)
+
+    async def _make(self, record: Record) -> None:
+        refusal: StorageUnavailable | None = None
+        for place in self._spool.places:
+            if place.room(self._machine) < record.size:
+                continue
+            record.folder = place.folder
+            try:
+                os.close(await _in_thread(lambda: tensorfile.make(record.path, record.layout)))
+                return
+            except StorageUnavailable as problem:  # somebody else took the room meanwhile
+                refusal = problem
+        raise refusal or self._no_room(record.size)
+
+    def _no_room(self, size: int) -> StorageUnavailable:
+        if self.problem is not None:
+            return StorageUnavailable(self.problem, retry_after=60.0)
+        rooms = ", ".join(f"{place.root} has {gigabytes(place.room(self._machine))}" for place in self._spool.places)
+        return StorageUnavailable(
+            f"There is no room for an array of {gigabytes(size)}: {rooms} left for arrays. Delete arrays that are no longer needed, or "
+            "choose a larger folder by the setting spool_dir.",
+            retry_after=10.0,
+        )
+
+    async def ready(self, array_id: str) -> ArrayInfo:
+        """The array is filled: from now on it can be used, and not be changed. Raises `ArrayNotFound`, `ArrayConflict`."""
+        record = self._record(array_id)
+        if record.ready:
+            raise ArrayConflict(f"The array {array_id} is complete already.")
+        await self._finish(record)
+        return self._info(record)
+
+    async def _finish(self, record: Record) -> None:
+        """Raises `ArrayNotFound` where the file is not what it was said to be."""
+
+        def finish() -> None:
+            unfinished = record.folder / f"{record.id}{UNFINISHED}"
+            if look(unfinished, record.id) != record.layout:
+                raise ArrayNotFound(f"The array {record.id} is damaged: its header was changed")
+            unfinished.chmod(0o400)
+            unfinished.rename(record.folder / f"{record.id}{SUFFIX}")
+
+        try:
+            await _in_thread(finish)
+        except OSError as problem:
+            self._records.pop(record.id, None)
+            raise ArrayNotFound(f"The array {record.id} is gone ({problem.strerror}): send it again.") from None
+        except ArrayNotFound:
+            await self._drop(record)
+            raise
+        record.ready, record.used = True, time.time()
+
+    async def remove(self, array_id: str) -> None:
+        """Delete the array; tasks that wait or run with it, and those who have it mapped, keep it. Raises `ArrayNotFound`."""
+        await self._drop(self._record(array_id))
+
+    async def info(self, array_id: str) -> ArrayInfo:
+        """What is known of an array, of this or another runtime of this user; raises `ArrayNotFound`."""
+        record = self._records.get(array_id)
+        if record is None or record.doomed:
+            return self._info(await self._elsewhere(array_id))
+        if record.ready:
+            record.used, record.fetched = time.time(), True
+        return self._info(record)
+
+    async def _elsewhere(self, array_id: str) -> Record:
+        def seek() -> Record | None:
+            path = self._outside(array_id)
+            return found(path) if path is not None else None
+
+        record = await _in_thread(seek)
+        if record is None:
+            raise self._unknown(array_id)
+        return record
+
+    def page(self) -> ArrayPage:
+        """Every array of this runtime, newest first."""
+        shown = sorted((record for record in self._records.values() if not record.doomed), key=lambda record: -record.created)
+        return ArrayPage(
+            arrays=[self._info(record) for record in shown],
+            total_bytes=self.used_bytes,
+            quota_bytes=self.quota,
+            timestamp=timestamp(time.time()),
+        )
+
+    @contextlib.contextmanager
+    def writing(self, array_id: str) -> Any:
+        """While somebody fills the array through this process: it is not taken for abandoned."""
+        self._writers.add(array_id)
+        try:
+            yield
+        finally:
+            self._writers.discard(array_id)
+
+    # Tasks
+
+    def known(self, array_id: str) -> Layout | None:
+        """The layout of an array that can be used now; None if there is none."""
+        record = self._records.get(array_id)
+        if record is not None:
+            return record.layout if record.ready and not record.doomed else None
+        path = self._outside(array_id)
+        with contextlib.suppress(ArrayNotFound):
+            return look(path, array_id) if path is not None else None
+        return None
+
+    def lease(self, array_ids: Iterable[str], task_id: str) -> None:
+        """Keep these until `release`; raises `InvalidRequest` that names the ones that are not there, and keeps none then."""
+        wanted = list(dict.fromkeys(array_ids))
+        missing = [array_id for array_id in wanted if self.known(array_id) is None]
+        if missing:
+            raise InvalidRequest.of(
+                "parameters", f"there is no array {', '.join(missing[:5])}: it was deleted, is too old, or is not complete. Send it again."
+            )
+        for array_id in wanted:
+            if (record := self._records.get(array_id)) is not None:
+                record.leases.add(task_id)
+                record.used = time.time()
+
+    def release(self, task_id: str, array_ids: Iterable[str]) -> None:
+        """The task is at its end."""
+        for array_id in array_ids:
+            record = self._records.get(array_id)
+            if record is not None:
+                record.leases.discard(task_id)
+                record.used = time.time()
+                if record.doomed and not record.leases:
+                    task = asyncio.get_running_loop().create_task(self._drop(record))
+                    self._dropping.add(task)
+                    task.add_done_callback(self._dropping.discard)
+
+    def path_of(self, array_id: str) -> str:
+        """For an engine: the file of an array; raises `ArrayNotFound`."""
+        record = self._records.get(array_id)
+        path = record.path if record is not None and record.ready else self._outside(array_id)
+        if path is None:
+            raise self._unknown(array_id)
+        return str(path)
+
+    def places(self) -> list[tuple[str, int]]:
+        """For an engine: folders for results, the best first, with the bytes that may be written there now."""
+        spare = sum(record.size for record in self._evictable(time.time()))
+        left = max(0, self.quota - self.used_bytes + spare)
+        return [(str(place.folder), min(left, place.room(self._machine))) for place in self._spool.places]
+
+    async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:
+        """The result arrays that a worker has written are ours from now on.
+
+        Raises `StorageUnavailable` where they go past the quota, and `ArrayNotFound` where a file is not what it was said to be; none
+        of them is left then.
+        """
+        records = [
+            Record(each.id, Layout(each.shape, each.dtype, each.kind), self._spool.places[each.place].folder, owner) for each in stored
+        ]
+        try:
+            if records:
+                await self._make_room(sum(record.size for record in records))
+            self._records.update((record.id, record) for record in records)
+            for record in records:
+                await self._finish(record)
+        except BaseException:
+            for record in records:
+                await self._drop(record)
+            raise
+        return [record.reference() for record in records]
+
+    async def discard(self, task_id: str, attempt: int) -> None:
+        """Remove what an attempt that gave no result has written."""
+        prefix = f"{result_name(task_id, attempt)}."
+
+        def discard() -> None:
+            for place in self._spool.places:
+                for path in place.folder.glob(f"{prefix}*{UNFINISHED}"):
+                    path.unlink(missing_ok=True)
+
+        await _in_thread(discard)
+
+    async def forget(self, task_id: str) -> None:
+        """The task is erased, and its results with it."""
+        for record in [record for record in self._records.values() if task_of(record.id) == task_id]:
+            await self._drop(record)
+
+    # Room
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of every file, those included that go as soon as nobody uses them."""
+        return sum(record.size for record in self._records.values())
+
+    def _evictable(self, now: float) -> list[Record]:
+        """What may go for something new, the most useless first: what is too old, then results that were fetched."""
+        free = [record for record in self._records.values() if record.ready and not record.leases]
+        useless = [
+            record
+            for record in free
+            if record.doomed
+            or self._expired(record)
+            or (task_of(record.id) is not None and record.fetched and now - record.used > QUIET_SECONDS)
+        ]
+        return sorted(useless, key=lambda record: (not record.doomed, not self._expired(record), record.used))
+
+    def _expired(self, record: Record) -> bool:
+        expires = record.expires(self._settings.array_seconds)
+        return expires is not None and time.time() > expires
+
+    async def _make_room(self, size: int) -> None:
+        """See that `size` more bytes are within the quota; raises `StorageUnavailable`. Count them before the next await."""
+        for record in self._evictable(time.time()):
+            if self.used_bytes + size <= self.quota:
+                return
+            await self._drop(record, only_unused=True)
+        used = self.used_bytes
+        if used + size > self.quota:
+            raise StorageUnavailable(
+                f"There is no room for an array of {gigabytes(size)}: arrays have {gigabytes(used)} of {gigabytes(self.quota)} "
+                "(array_bytes). Delete those that are no longer needed (GET /arrays lists them), or raise that setting.",
+                retry_after=10.0,
+            )
+
+    async def _drop(self, record: Record, only_unused: bool = False) -> None:
+        """Delete the file as soon as nobody uses it; with `only_unused`, or leave everything as it is."""
+        if record.leases:
+            record.doomed = not only_unused
+            return
+        path = record.path
+        if record.ready:
+            gone = await _in_thread(lambda: remove_unused(path))
+        else:
+            await _in_thread(lambda: path.unlink(missing_ok=True))
+            gone = True
+        if gone:
+            if self._records.get(record.id) is record:
+                del self._records[record.id]
+        elif not only_unused:
+            record.doomed = True
+
+    async def sweep(self, exists: Callable[[str], Awaitable[bool]] | None = None) -> None:
+        """Delete what is too old, what was abandoned half-written, and what was deleted while it was in use.
+
+        Where `exists(task_id)` is given, also the results of tasks that are no longer known.
+        """
+        now = time.time()
+        for record in list(self._records.values()):
+            if not record.ready:
+                abandoned = now - record.created > WRITER_SECONDS and record.id not in self._writers and record.folder != Path()
+                if abandoned and await _in_thread(lambda path=record.path: unused(path)):  # type: ignore[misc]
+                    await self._drop(record)
+                continue
+            task = task_of(record.id)
+            if self._expired(record) or record.doomed or (exists is not None and task is not None and not await exists(task)):
+                await self._drop(record)
+
+    # Small things
+
+    def _outside(self, array_id: str) -> Path | None:
+        """The file of another runtime's array; nothing that is no name of an array is looked for."""
+        return self._spool.elsewhere(array_id) if OWN.fullmatch(array_id) or CHOSEN.fullmatch(array_id) else None
+
+    def _record(self, array_id: str) -> Record:
+        record = self._records.get(array_id)
+        if record is None or record.doomed:
+            raise self._unknown(array_id)
+        return record
+
+    def _taken(self, array_id: str) -> ArrayConflict:
+        return ArrayConflict(f"There is an array {array_id} already, and arrays do not change: delete it first, or take another name.")
+
+    def _unknown(self, array_id: str) -> ArrayNotFound:
+        return ArrayNotFound(
+            f"There is no array {array_id[:120]}: it never was, it was deleted, or it was not used for {self._settings.array_seconds:g} s."
+        )
+
+    def _info(self, record: Record) -> ArrayInfo:
+        return record.info(self._settings.array_seconds)
+
+
+async def _in_thread(work: Callable[[], Answer]) -> Answer:
+    return await asyncio.get_running_loop().run_in_executor(None, work)

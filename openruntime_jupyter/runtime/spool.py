@@ -1,0 +1,198 @@
+"""The folders in which arrays lie: in memory where that is large enough, else on disk.
+
+A root holds a folder for each runtime and, beside it, the lock that says whether that runtime lives. Nothing here is trusted that
+another user could have made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from openruntime_jupyter.runtime import locks
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is checked before it is used
+SUFFIX = ".safetensors"
+UNFINISHED = ".part"
+EMBEDDED = ".embedded"
+MEMORY_LEFT = 0.1
+"""The part of the machine's memory that arrays never take."""
+DISK_LEFT = 0.05
+"""The part of a disk that arrays never take, and no more than this of it in bytes:"""
+DISK_LEFT_BYTES = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Place:
+    """One root, and this runtime's folder in it."""
+
+    root: Path
+    folder: Path
+    in_memory: bool
+    lock: locks.RuntimeLock
+
+    def room(self, machine: Machine) -> int:
+        """Bytes that a new array may take here now."""
+        try:
+            found = os.statvfs(self.folder)
+        except OSError:
+            return 0
+        left = found.f_bavail * found.f_frsize
+        if self.in_memory:
+            memory = machine.memory()
+            return max(0, min(left, int(memory.available - MEMORY_LEFT * memory.total)))
+        return max(0, left - min(int(found.f_blocks * found.f_frsize * DISK_LEFT), DISK_LEFT_BYTES))
+
+
+class Spool:
+    """The places of one runtime; `problem` says why there is none. Everything here blocks."""
+
+    def __init__(self, settings: Settings, runtime_id: str) -> None:
+        self.places: list[Place] = []
+        self.problem: str | None = None
+        self._settings = settings
+        self._name = runtime_id + (EMBEDDED if settings.embedded else "")
+        self._runtime = runtime_id
+
+    def open(self) -> list[Path]:
+        """Make the folders; the finished files that are ours from now on, because their runtime has died."""
+        adopted: list[Path] = []
+        for root in self._roots():
+            try:
+                place = self._place(root)
+            except OSError as problem:
+                self.problem = f"Arrays can't be kept in {root} ({problem}): set spool_dir to a folder that this user may write to."
+                log.info("%s", self.problem)
+                continue
+            self.places.append(place)
+            adopted += self._take_over(place)
+            locks.bury_the_dead(place.root)
+        if self.places:
+            self.problem = None
+        return adopted
+
+    def _roots(self) -> Iterator[Path]:
+        settings = self._settings
+        own = f"openruntime-{os.geteuid()}-{hashlib.sha256(os.fsencode(settings.data_dir.absolute())).hexdigest()[:12]}"
+        if settings.spool_dir:
+            yield Path(settings.spool_dir).expanduser() / own
+            return
+        if MEMORY.is_dir() and in_memory(MEMORY):
+            yield MEMORY / own
+        yield settings.arrays
+
+    def _place(self, root: Path) -> Place:
+        private_folder(root)
+        found = os.lstat(root)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise OSError(f"{root} is no private folder of this user")
+        lock = locks.RuntimeLock(root, self._runtime, {"runtime": self._runtime, "pid": os.getpid()})
+        lock.acquire()  # before the folder is there: nobody must take it for a dead runtime's
+        return Place(root, private_folder(root / self._name), in_memory(root), lock)
+
+    def _take_over(self, place: Place) -> list[Path]:
+        """Move what dead servers left into our own folder; what dead notebooks left goes with them."""
+        adopted: list[Path] = []
+        for folder in self._others(place):
+            runtime = folder.name.removesuffix(EMBEDDED)
+            if locks.lives(place.root, runtime):
+                continue
+            if folder.name.endswith(EMBEDDED):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif not self._settings.embedded:
+                adopted += _move_all(folder, place.folder)
+        return adopted
+
+    def _others(self, place: Place) -> list[Path]:
+        with contextlib.suppress(OSError):
+            return [folder for folder in place.root.iterdir() if folder != place.folder and folder.is_dir() and not folder.is_symlink()]
+        return []
+
+    def elsewhere(self, array_id: str) -> Path | None:
+        """The file of an array that another runtime of this user holds."""
+        for place in self.places:
+            for folder in self._others(place):
+                if (path := folder / f"{array_id}{SUFFIX}").is_file():
+                    return path
+        return None
+
+    def close(self, kept: frozenset[Path]) -> None:
+        """Remove every file but `kept`, the folders if they are empty then, and at last the locks; never raises."""
+        for place in self.places:
+            with contextlib.suppress(OSError):
+                for path in place.folder.iterdir():
+                    if path not in kept:
+                        path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                place.folder.rmdir()
+            place.lock.release()
+            with contextlib.suppress(OSError):
+                place.root.rmdir()
+
+
+def _move_all(source: Path, target: Path) -> list[Path]:
+    moved: list[Path] = []
+    with contextlib.suppress(OSError):
+        for path in source.iterdir():
+            if path.suffix != SUFFIX:
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another runtime that starts now was faster
+                path.rename(target / path.name)
+                moved.append(target / path.name)
+        source.rmdir()
+    return moved
+
+
+def in_memory(path: Path) -> bool:
+    """Whether files there take memory; only Linux has such folders."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        device = os.stat(path).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                fields = line.split()
+                if fields[2] == wanted:
+                    return fields[fields.index("-") + 1] in ("tmpfs", "ramfs", "devtmpfs")
+    except (OSError, ValueError, IndexError):
+        pass
+    return False
+
+
+def unused(path: Path) -> bool:
+    """Whether nobody has the file mapped or is writing it; also where it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove the file unless somebody has it mapped; whether it is gone."""
+    if not unused(path):
+        return False
+    path.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,465 @@
+"""The array store: room, leases, quota, age, what dies half way, and what is left at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from openruntime_jupyter.engines.base import StoredArray
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
+from openruntime_jupyter.models import ArrayInfo
+from openruntime_jupyter.runtime import arrays as store_module
+from openruntime_jupyter.runtime import spool
+from openruntime_jupyter.runtime.array_records import result_name, task_of
+from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.worker import arrays
+from openruntime_jupyter.worker.tensorfile import Layout
+from tests.runtimes import live
+
+MB = 1_000_000
+SMALL = Layout((250_000,), "float32")
+"""1 MB of elements."""
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A real tmpfs of 8 MiB. Only root can mount one."""
+    folder = tmp_path / "tmpfs"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@asynccontextmanager
+async def store_in(folder: Path, runtime_id: str = "rt_1", **settings: Any) -> AsyncIterator[ArrayStore]:
+    store = ArrayStore(Settings(data_dir=folder, **settings), runtime_id, Machine(list))
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+async def put(store: ArrayStore, array: np.ndarray[Any, Any], name: str | None = None) -> ArrayInfo:
+    """Send an array the way that a client on this machine does."""
+    layout = arrays.layout_of(array)
+    assert layout is not None
+    room = await store.allocate(layout, "me", name)
+    descriptor = os.open(str(room.path), os.O_RDWR)
+    arrays.fill(descriptor, layout, array)
+    os.close(descriptor)
+    return await store.ready(room.id)
+
+
+async def result(store: ArrayStore, task: str, array: np.ndarray[Any, Any], number: int = 0, attempt: int = 1) -> str:
+    """What a worker and its engine do at the end of a task."""
+    array_id = f"{result_name(task, attempt)}.{number}"
+    layout = arrays.store(array, Path(store.places()[0][0]) / f"{array_id}.part")
+    await store.adopt("me", [StoredArray(array_id, layout.shape, layout.dtype, layout.kind, 0)])
+    return array_id
+
+
+def test_an_array_goes_in_and_comes_out(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            sent = np.arange(12, dtype=np.int16).reshape(3, 4)
+            told = await put(store, sent)
+            assert (told.shape, told.dtype, told.bytes, told.state, told.owner) == ([3, 4], "int16", 24, "ready", "me")
+            back = arrays.view(str((await store.info(told.id)).path), told.id)
+            assert (back == sent).all()
+            assert [each.id for each in store.page().arrays] == [told.id]
+            await store.remove(told.id)
+            with pytest.raises(ArrayNotFound, match="There is no array"):
+                await store.info(told.id)
+            assert (back == sent).all(), "who has it mapped keeps it"
+
+    live(body())
+
+
+def test_the_folder_is_private_lies_in_memory_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    async def body() -> list[Path]:
+        async with store_in(tmp_path) as store:
+            await put(store, np.zeros(10))
+            roots = [place.root for place in store._spool.places]
+            assert [place.in_memory for place in store._spool.places] == ([True, False] if len(roots) == 2 else [False])
+            for root in roots:
+                for path in (root, *root.rglob("*")):
+                    assert not path.stat().st_mode & 0o077, path
+            return roots
+
+    for root in live(body()):
+        assert not root.exists()
+
+
+@pytest.mark.parametrize("left", ["absent", "file", "others", "link"])
+def test_without_a_memory_folder_that_can_be_trusted_arrays_lie_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    memory = tmp_path / "shm"
+    monkeypatch.setattr(spool, "MEMORY", memory)
+    monkeypatch.setattr(spool, "in_memory", lambda path: memory in (path, *path.parents))
+    if left != "absent":
+        memory.mkdir()
+        probe = spool.Spool(Settings(data_dir=tmp_path / "data"), "rt_1")
+        (own,) = [root for root in probe._roots() if root.parent == memory]
+        if left == "file":
+            own.touch()
+        elif left == "link":
+            (tmp_path / "elsewhere").mkdir(mode=0o700)
+            own.symlink_to(tmp_path / "elsewhere")
+        elif os.geteuid() != 0:
+            pytest.skip("only root can make another user's folder")
+        else:
+            own.mkdir(mode=0o700)
+            os.chown(own, 12345, 12345)
+
+    async def body() -> None:
+        async with store_in(tmp_path / "data") as store:
+            told = await put(store, np.zeros(10))
+            assert Path(str(told.path)).is_relative_to(tmp_path / "data" / "arrays")
+            assert store.problem is None
+
+    live(body())
+    assert not list((tmp_path / "elsewhere").glob("*"))
+
+
+def test_what_a_small_memory_folder_can_not_hold_lies_on_disk(tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "MEMORY", small_tmpfs)
+
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            small, large = await put(store, np.ones(MB, np.uint8)), await put(store, np.full(20 * MB, 7, np.uint8))
+            assert str(small.path).startswith(str(small_tmpfs))
+            assert str(large.path).startswith(str(tmp_path / "arrays"))
+            assert (arrays.view(str(large.path), large.id) == 7).all()
+
+    live(body())
+
+
+def test_a_full_spool_refuses_with_figures_and_takes_more_once_there_is_room(tmp_path: Path, small_tmpfs: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
+            first = await put(store, np.ones(5 * MB, np.uint8))
+            with pytest.raises(StorageUnavailable, match=r"no room for an array of 5\.02 MB: .* has 3\.\d\d MB left.*spool_dir"):
+                await store.allocate(Layout((5 * MB,), "uint8"))
+            assert len(store.page().arrays) == 1
+            await store.remove(first.id)
+            assert (await put(store, np.full(5 * MB, 3, np.uint8))).state == "ready"
+
+    live(body())
+
+
+def test_a_spool_that_fills_up_under_us_is_told_and_leaves_nothing(
+    tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool.Place, "room", lambda place, machine: 10**9)
+
+    async def body() -> None:
+        async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
+            with pytest.raises(StorageUnavailable, match=r"does not fit .* MB left"):
+                await store.allocate(Layout((50 * MB,), "uint8"))
+            assert not [path for path in small_tmpfs.rglob("*") if path.suffix in (".part", ".safetensors")]
+            assert store.used_bytes == 0
+
+    live(body())
+
+
+def test_the_quota_is_told_with_figures(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, array_bytes=3 * MB) as store:
+            with pytest.raises(InvalidRequest, match=r"4\.02 MB, and all arrays together may have 3\.00 MB"):
+                await store.allocate(Layout((MB,), "float32"))
+            await put(store, np.zeros(2 * MB, np.uint8))
+            with pytest.raises(StorageUnavailable, match=r"2\.02 MB: arrays have 2\.02 MB of 3\.00 MB \(array_bytes\)"):
+                await store.allocate(Layout((2 * MB,), "uint8"))
+
+    live(body())
+
+
+def test_results_that_were_fetched_make_room_and_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "QUIET_SECONDS", 0.0)
+
+    async def body() -> None:
+        async with store_in(tmp_path, array_bytes=4 * MB) as store:
+            kept = await result(store, "task_a", np.zeros(MB, np.uint8))
+            mapped = await result(store, "task_b", np.ones(MB, np.uint8))
+            view = arrays.view(str((await store.info(mapped)).path), mapped)
+            fetched = await result(store, "task_c", np.zeros(MB, np.uint8))
+            await store.info(fetched)
+            await put(store, np.zeros(MB, np.uint8))
+            assert {each.id for each in store.page().arrays} >= {kept, mapped}
+            with pytest.raises(ArrayNotFound):
+                await store.info(fetched)
+            with pytest.raises(StorageUnavailable):
+                await store.allocate(SMALL)
+            assert view.all()
+            del view
+            gc.collect()
+            assert await store.allocate(SMALL), "the last view of it is gone"
+
+    live(body())
+
+
+def test_a_reader_that_dies_while_it_has_an_array_mapped_lets_it_go(tmp_path: Path) -> None:
+    program = (
+        "import sys; from openruntime_jupyter.worker import arrays; view = arrays.view(sys.argv[1], 'a'); print(view[0], flush=True); "
+        "sys.stdin.read()"
+    )
+
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            told = await put(store, np.full(MB, 9, np.uint8))
+            reader = subprocess.Popen([sys.executable, "-c", program, str(told.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"9\n"
+            await store.remove(told.id)
+            assert store.used_bytes == told.size, "its bytes are in use, and count"
+            await store.sweep()
+            assert store.used_bytes == told.size
+            reader.send_signal(signal.SIGKILL)
+            reader.communicate()
+            await store.sweep()
+            assert store.used_bytes == 0
+            assert not Path(str(told.path)).exists()
+
+    live(body())
+
+
+def test_a_writer_that_is_killed_half_way_is_swept_and_a_slow_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "WRITER_SECONDS", 0.0)
+    program = (
+        "import fcntl, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); fcntl.flock(fd, fcntl.LOCK_SH); os.pwrite(fd, b'half', 20000); "
+        "print('half', flush=True); sys.stdin.read()"
+    )
+
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            told = await store.allocate(SMALL)
+            with pytest.raises(InvalidRequest, match="not complete"):
+                store.lease([told.id], "task_a")
+            writer = subprocess.Popen([sys.executable, "-c", program, str(told.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"half\n"
+            await store.sweep()
+            assert (await store.info(told.id)).state == "writing"
+            writer.kill()
+            writer.communicate()
+            await store.sweep()
+            with pytest.raises(ArrayNotFound):
+                await store.ready(told.id)
+            assert not Path(str(told.path)).exists()
+
+    live(body())
+
+
+@pytest.mark.parametrize("harm", ["removed", "truncated", "rewritten"])
+def test_what_is_not_as_it_was_promised_never_becomes_ready(tmp_path: Path, harm: str) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            told = await store.allocate(SMALL)
+            path = Path(str(told.path))
+            if harm == "removed":
+                path.unlink()
+            elif harm == "truncated":
+                os.truncate(path, 100_000)
+            else:
+                path.write_bytes(Layout((1,), "int8").header().ljust(told.size))
+            with pytest.raises(ArrayNotFound, match=r"gone|damaged"):
+                await store.ready(told.id)
+            assert store.used_bytes == 0
+
+    live(body())
+
+
+def test_a_vanished_file_is_a_clear_error(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            told = await put(store, np.zeros(10))
+            Path(str(told.path)).unlink()
+            with pytest.raises(ArrayNotFound, match=r"is gone.*Send it again"):
+                arrays.view(store.path_of(told.id), told.id)
+
+    live(body())
+
+
+def test_a_task_keeps_its_inputs_past_deletion_and_age_until_it_ends(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, array_seconds=0.05) as store:
+            told = await put(store, np.zeros(10))
+            store.lease([told.id], "task_a")
+            await asyncio.sleep(0.1)
+            await store.sweep()
+            await store.remove(told.id)
+            assert Path(store.path_of(told.id)).exists()
+            store.release("task_a", [told.id])
+            while store._dropping:
+                await asyncio.sleep(0.01)
+            assert store.used_bytes == 0
+
+    live(body())
+
+
+def test_what_nobody_uses_goes_after_its_time(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, array_seconds=0.2) as store:
+            old = await put(store, np.zeros(10))
+            await asyncio.sleep(0.25)
+            new = await put(store, np.zeros(10))
+            await store.sweep()
+            assert [each.id for each in store.page().arrays] == [new.id]
+            assert old.expires_at is not None
+
+    live(body())
+
+
+def test_a_name_is_taken_once_and_can_not_reach_beyond_the_folder(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            await put(store, np.zeros(10), "weights")
+            with pytest.raises(ArrayConflict, match="delete it first"):
+                await store.allocate(SMALL, name="weights")
+            with pytest.raises(ArrayConflict, match="complete already"):
+                await store.ready("weights")
+            for name in ("../x", "a/b", "", ".hidden", "arr_x", "a" * 101, "ü"):
+                with pytest.raises(InvalidRequest, match="name"):
+                    await store.allocate(SMALL, name=name)
+                with pytest.raises(ArrayNotFound):
+                    await store.info(name)
+                assert store.known(name) is None
+
+    live(body())
+
+
+def test_an_attempt_that_failed_leaves_nothing_and_spares_the_others(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            folder = Path(store.places()[0][0])
+            for attempt in (1, 10):
+                arrays.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
+            await store.discard("task_a", 1)
+            assert [path.name for path in folder.iterdir()] == ["arr_a.10.0.part"]
+
+    live(body())
+
+
+def test_results_go_with_their_task(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            one, other = await result(store, "task_a", np.zeros(10)), await result(store, "task_b", np.zeros(10))
+            assert (task_of(one), task_of(other)) == ("task_a", "task_b")
+            await store.forget("task_a")
+            assert [each.task_id for each in store.page().arrays] == ["task_b"]
+
+            async def exists(task_id: str) -> bool:
+                return False
+
+            await store.sweep(exists)
+            assert not store.page().arrays
+
+    live(body())
+
+
+def test_results_past_the_quota_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, array_bytes=2 * MB) as store:
+            await put(store, np.zeros(MB, np.uint8))
+            with pytest.raises(StorageUnavailable, match="array_bytes"):
+                await result(store, "task_a", np.zeros(MB, np.uint8))
+            assert len(list(Path(store.places()[0][0]).iterdir())) == 1
+
+    live(body())
+
+
+def test_the_next_server_has_what_a_stopped_one_left_for_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, "rt_1") as store:
+            unfetched, fetched = await result(store, "task_a", np.ones(10)), await result(store, "task_b", np.ones(10))
+            needed, loose = await put(store, np.full(10, 2.0)), await put(store, np.zeros(10))
+            await store.info(fetched)
+            store.lease([needed.id], "task_c")
+        async with store_in(tmp_path, "rt_2") as store:
+            assert {each.id for each in store.page().arrays} == {unfetched, needed.id} | (
+                set() if store._spool.places[0].in_memory else {fetched}
+            )
+            assert arrays.view(store.path_of(needed.id), "a").tolist() == [2.0] * 10
+            assert store.known(loose.id) is None
+            await store.remove(needed.id)
+            await store.remove(unfetched)
+
+    live(body())
+
+
+def test_a_killed_servers_arrays_are_taken_over_and_a_killed_notebooks_removed(tmp_path: Path) -> None:
+    program = """
+import asyncio, os, sys
+from pathlib import Path
+from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.worker.tensorfile import Layout
+
+async def main():
+    store = ArrayStore(Settings(data_dir=Path(sys.argv[1]), embedded=sys.argv[2] == "embedded"), "rt_" + sys.argv[2], Machine())
+    store.open()
+    told = await store.allocate(Layout((10,), "int8"))
+    await store.ready(told.id)
+    await store.allocate(Layout((10,), "int8"))
+    print(told.id, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    processes = {}
+    for kind in ("server", "embedded"):
+        processes[kind] = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)
+    ids = {}
+    for kind, process in processes.items():
+        assert process.stdout is not None
+        ids[kind] = process.stdout.readline().strip()
+
+    async def body() -> None:
+        async with store_in(tmp_path, "rt_2") as store:
+            assert not store.page().arrays, "they live"
+            assert (await store.info(ids["server"])).shape == [10], "another runtime's can be read"
+            assert store.known(ids["embedded"]) is not None
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+        async with store_in(tmp_path, "rt_3") as store:
+            assert [each.id for each in store.page().arrays] == [ids["server"]]
+            files = [path.name for place in store._spool.places for path in place.root.rglob("*") if path.is_file()]
+            assert sorted(name for name in files if not name.endswith(".lock")) == [f"{ids['server']}.safetensors"]
+
+    live(body())
+
+
+def test_arrays_in_memory_count_as_memory_that_is_used(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            if not store._spool.places[0].in_memory:
+                pytest.skip("no folder in memory here")
+            machine = Machine()
+            size = 400 * MB
+            before, began = machine.memory().available, time.monotonic()
+            await store.allocate(Layout((size,), "uint8"))
+            assert psutil.virtual_memory().available
+            # Other processes take and give memory meanwhile, but not that much in so short a time.
+            assert before - machine.memory().available > size / 2, f"within {time.monotonic() - began:.2f} s"
+
+    live(body())
