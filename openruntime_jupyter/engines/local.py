@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.engines.attempt import Attempt
-from openruntime_jupyter.engines.base import DeviceReport, Died, Job, Observer, Outcome, StopReason
+from openruntime_jupyter.engines.base import DeviceReport, Died, Figures, Job, Observer, Outcome, Stage, Stopped, StopReason
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.watchdog import Watchdog
 from openruntime_jupyter.engines.worker_process import WorkerProcess
@@ -152,6 +152,8 @@ class LocalEngine:
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
         """Run the job to its end; a worker that can't be started is an outcome too."""
+        if self._stopping:
+            return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
         attempt = Attempt(job, observer, self._options.cancel_grace)
         self._attempts[job.task_id] = attempt
         pool = self._pool(job.lane, job.interpreter or self._options.interpreter)
@@ -185,6 +187,10 @@ class LocalEngine:
         if len(job.parameters) > INLINE_PAYLOAD:
             parameters_file = self._options.temporary / f"{job.payload_name}.parameters"
             await self._loop.run_in_executor(None, parameters_file.write_bytes, job.parameters)
+            if attempt.outcome.done():  # stopped meanwhile: the worker never had it
+                parameters_file.unlink(missing_ok=True)
+                pool.give_back(worker)
+                return attempt.outcome.result()
         self._watchdog.watch(worker.pid, job.task_id, job.memory_limit)
         try:
             attempt.begin(worker, str(parameters_file) if parameters_file else None, f"{self._options.payloads}/{job.payload_name}")

@@ -173,3 +173,20 @@ def _busy_for(seconds: float, answer: int) -> int:
     while time.perf_counter() < ends:
         pass
     return answer
+
+
+def test_a_cancel_while_large_parameters_are_handed_over_spares_the_worker(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await submit(runtime, "call"))
+            for _ in range(20):
+                task_id = await submit(runtime, "python", {"code": "text = len(text)", "inputs": {"text": "x" * 3_000_000}})
+                while (await runtime.get(task_id, parameters=False)).status == "pending":
+                    await asyncio.sleep(0)
+                task = await runtime.cancel(task_id)
+                assert task.status in ("cancelled", "completed")
+                following = await submit(runtime, "call", pickled(lambda: "unharmed"))
+                assert await value(runtime, following) == "unharmed"
+            assert not list((tmp_path / "tmp").glob("*.parameters"))
+
+    live(body())
