@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ import pytest
 from openruntime_jupyter.engines.base import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.models import Device, Task
-from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.probes.base import Gpu
+from openruntime_jupyter.runtime import reports
+from openruntime_jupyter.runtime.admission import Admission
+from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.machine import Machine, Memory
+from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.sampler import Sampler
+from openruntime_jupyter.runtime.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
 from tests.runtimes import cell, ended, live, pickled, submit, until
@@ -173,6 +177,16 @@ def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml,
     assert nvml.opened == 0
     assert len(threads) == 1
     assert threading.get_ident() not in threads
+
+
+def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine_has() -> None:
+    report = DeviceReport("gpu", 0, "Apple M3 Pro", 24 * GIB, ("metal", "mlx", "unified_memory"), "0.32")
+    lane = Lane("device_0", report, 1, 30.0)
+    admission = Admission(SimpleNamespace(memory=lambda: Memory(36 * GIB, 7 * GIB)), lambda task_id: None)
+    sample = Sample(gpus={"device_0": GpuFigures(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
+    (device,) = reports.devices([lane], admission, sample)
+    assert (device.memory_total, device.memory_available) == (24 * GIB, 7 * GIB)
+    assert device.utilization == 16.0
 
 
 def test_the_schema_says_of_absent_figures_that_they_are_numbers_and_may_be_missing() -> None:
