@@ -116,7 +116,7 @@ class Runner:
 
     def _answer(self, result: Result, figures: dict[str, Any], body: dict[str, Any]) -> BaseException | None:
         try:
-            output = json.dumps(result.output)
+            output = as_json(result.output)
         except (TypeError, ValueError) as problem:
             return TypeError(f"the operation {body['operation']} returned what JSON can't hold: {problem}")
         if len(output) > MAX_OUTPUT_JSON:
@@ -134,7 +134,7 @@ class Runner:
                 except OSError as problem:
                     return OSError(f"the result of {len(payload):,} bytes could not be stored: {problem}")
                 answer["payload_file"], payload = True, b""
-        encoded = f'{json.dumps(answer)[:-1]}, "output": {output}}}'.encode()
+        encoded = as_json(answer)[:-1] + b', "output": ' + output + b"}"
         self._channel.send(Kind.RESULT, encoded, payload or b"")
         return None
 
