@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,10 +178,11 @@ def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml,
     assert threading.get_ident() not in threads
 
 
-def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine_has() -> None:
+def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "memory", lambda self: Memory(36 * GIB, 7 * GIB))
     report = DeviceReport("gpu", 0, "Apple M3 Pro", 24 * GIB, ("metal", "mlx", "unified_memory"), "0.32")
     lane = Lane("device_0", report, 1, 30.0)
-    admission = Admission(SimpleNamespace(memory=lambda: Memory(36 * GIB, 7 * GIB)), lambda task_id: None)
+    admission = Admission(Machine(list), lambda task_id: None)
     sample = Sample(gpus={"device_0": GpuFigures(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
     (device,) = reports.devices([lane], admission, sample)
     assert (device.memory_total, device.memory_available) == (24 * GIB, 7 * GIB)
