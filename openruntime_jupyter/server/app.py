@@ -8,7 +8,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Coroutine
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
@@ -18,12 +19,14 @@ from traitlets import default
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import Stopping, Unavailable
-from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.identity import NotebookIdentity
 from openruntime_jupyter.server.place import Announcement, local_url
 from openruntime_jupyter.server.routes import routes
 from openruntime_jupyter.server.traits import SettingsTraits
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.runtime import Runtime
 
 STOP_SECONDS = 5.0
 """What all of stopping may take."""
@@ -93,7 +96,9 @@ class OpenRuntimeApp(SettingsTraits, ExtensionApp):
         self._activity.start()
 
     async def _start(self, settings: Settings) -> Runtime:
-        self.runtime = Runtime(settings)
+        # On a thread and not at the top: it takes as long as all else that we add to the server's start.
+        module = await asyncio.to_thread(import_module, "openruntime_jupyter.runtime.runtime")
+        self.runtime = module.Runtime(settings)
         await self.runtime.start()
         return self.runtime
 

@@ -15,12 +15,12 @@ from pydantic_core import to_json
 from tornado import web
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
-from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.server.errors import envelope, problem_of
 from openruntime_jupyter.server.identity import LocalUser, owner_of
 from openruntime_jupyter.server.requests import read_json, read_query
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.runtime import Caller, Runtime
     from openruntime_jupyter.server.app import OpenRuntimeApp
 
 RESOURCE = "openruntime"
@@ -97,6 +97,8 @@ class Ours(JupyterHandler):
 
     async def caller(self) -> Caller:
         """Who asks, in the runtime's words."""
+        from openruntime_jupyter.runtime.submission import Caller
+
         trusted = not isinstance(self.user, LocalUser)
         may_execute = trusted and await self.allowed("execute", "kernels")
         return Caller(owner=owner_of(self.user), may_execute=may_execute, trusted=trusted)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
 from tornado import web
 
 from openruntime_jupyter.models import Task, TaskChange, TaskRequest
-from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.requests import DeleteQuery, PageQuery, Preference, TaskQuery, TasksQuery, read_key, read_preference
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.runtime import Runtime
 
 
 class TasksHandler(Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jupyter_server.auth.decorator import ws_authenticated
 from jupyter_server.base.websocket import WebSocketMixin
@@ -15,9 +15,11 @@ from openruntime_jupyter.errors import MalformedRequest, NotAllowed
 from openruntime_jupyter.models import iso
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events import Event, Subscription
-from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.server.base import OTHER_PAGE, Ours
 from openruntime_jupyter.server.requests import SinceQuery
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.runtime import Runtime
 
 HEARTBEAT_SECONDS = 5.0
 STUCK_SECONDS = 30.0

@@ -1,0 +1,100 @@
+"""Empty tasks through the engine and the whole runtime, beside `concurrent.futures.ProcessPoolExecutor`."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.rows import Row, at_least, at_most, median, seconds
+from openruntime_jupyter.engines.base import Job
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.models import TaskRequest
+from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.runtime.settings import Settings
+
+ROUNDS = 5
+CALLS = 500
+BURST = 2000
+WORKERS = 2
+
+
+class Deaf:
+    """An observer that hears nothing, as an empty task says nothing."""
+
+    def started(self, worker: str) -> None:
+        """Nothing."""
+
+    def printed(self, stream: str, text: str) -> None:
+        """Nothing."""
+
+
+def job(number: int) -> Job:
+    """An empty `call`."""
+    name = f"task_{number}"
+    return Job(name, "call", b"{}", "device_0", "cpu", 0, None, 0, 1, f"{name}.1")
+
+
+async def round_trips(engine: LocalEngine) -> float:
+    """Median seconds from a job to its outcome, one at a time."""
+    deaf, found = Deaf(), []
+    for number in range(CALLS):
+        before = time.perf_counter()
+        await engine.run(job(number), deaf)
+        found.append(time.perf_counter() - before)
+    return median(found)
+
+
+async def burst(runtime: Runtime) -> float:
+    """Tasks a second, with states, events and history, all submitted at once."""
+    before = time.perf_counter()
+    ids = [await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller()) for _ in range(BURST)]
+    await asyncio.gather(*(runtime.wait(task_id) for task_id in ids))
+    return BURST / (time.perf_counter() - before)
+
+
+def pool_round_trips(pool: ProcessPoolExecutor) -> float:
+    """The same of the peer."""
+    return median(seconds(lambda: pool.submit(abs, 1).result(), CALLS))
+
+
+def pool_burst(pool: ProcessPoolExecutor) -> float:
+    """The same of the peer, which keeps no states, events or history."""
+    before = time.perf_counter()
+    for future in [pool.submit(abs, 1) for _ in range(BURST)]:
+        future.result()
+    return BURST / (time.perf_counter() - before)
+
+
+async def _ours_beside(pool: ProcessPoolExecutor, folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
+    engine = LocalEngine(LocalOptions(folder, folder))
+    await engine.start()
+    await engine.devices()
+    runtime = Runtime(Settings(data_dir=folder / "data", cpu_slots=WORKERS))
+    await runtime.start()
+    await runtime.submit(TaskRequest(operation="call", parameters={}), Caller())
+    trips, pool_trips, bursts, pool_bursts = [], [], [], []
+    await round_trips(engine)
+    await burst(runtime)
+    pool_round_trips(pool)
+    for _ in range(ROUNDS):  # in turns, so that a change of the machine's speed meets both
+        trips.append(await round_trips(engine))
+        pool_trips.append(pool_round_trips(pool))
+        bursts.append(await burst(runtime))
+        pool_bursts.append(pool_burst(pool))
+    await runtime.stop()
+    await engine.stop(5.0)
+    return trips, pool_trips, bursts, pool_bursts
+
+
+def rows() -> list[Row]:
+    """Both rows."""
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        trips, pool_trips, bursts, pool_bursts = asyncio.run(_ours_beside(pool, Path(folder)))
+    return [
+        at_most("engine: submit → result of an empty task, p50", 1e6 * median(trips), 1e6 * median(pool_trips), 0.6, "µs"),
+        at_least("runtime: empty tasks, states, events and history on", median(bursts), median(pool_bursts), 1.0, "tasks/s"),
+    ]
