@@ -23,6 +23,8 @@ class Attempt:
         self.job = job
         self.worker: WorkerProcess | None = None
         self.resident_peak = 0
+        self.spent = False
+        """Whether the worker must not be used again."""
         self._observer = observer
         self._grace = grace
         self._loop = asyncio.get_running_loop()
@@ -100,6 +102,7 @@ class Attempt:
             self._answered(kind, body, payload)
 
     def _answered(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+        self.spent = body["spent"]
         figures = Figures(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]

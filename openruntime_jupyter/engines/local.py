@@ -202,9 +202,11 @@ class LocalEngine:
                 parameters_file.unlink(missing_ok=True)
         peak = outcome.figures.resident_peak or 0
         outcome.figures.resident_peak = max(peak, attempt.resident_peak) or None
-        if job.isolate or self._stopping:
+        if job.isolate or self._stopping or attempt.spent:
             worker.leave()
             self._loop.call_later(self._options.cancel_grace * 4, worker.signal_group, signal.SIGKILL)
+            if attempt.spent:
+                pool.keep_spare()
         elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
             worker.signal_group(signal.SIGKILL)
             pool.keep_spare()

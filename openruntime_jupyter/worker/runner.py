@@ -41,6 +41,7 @@ class Runner:
         """Run the task of a `RUN` frame, answer, and clean up behind it."""
         task_id = body["task_id"]
         self._prepare(body)
+        modules = len(sys.modules)
         started = time.perf_counter()
         result: Result | None = None
         error: BaseException | None = None
@@ -55,7 +56,9 @@ class Runner:
             error = problem
             if self._guard.delivered:
                 _finish_computing()
-        figures = {"task_id": task_id, "execution_time": time.perf_counter() - started, **self._memory()}
+        # An import that was interrupted leaves half of a package behind, which no later task must meet.
+        spent = self._guard.delivered and len(sys.modules) != modules
+        figures = {"task_id": task_id, "execution_time": time.perf_counter() - started, "spent": spent, **self._memory()}
         restore.flush_output()
         if error is None and result is not None:
             error = self._answer(result, figures, body)

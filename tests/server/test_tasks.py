@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ import pytest
 
 from openruntime_jupyter.models import Task, TaskOutput, TaskPage
 from tests.server.conftest import error_of
-from tests.support import Server, wait_until
+from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
 
 QUICK = {"operation": "matrix_multiply", "parameters": {"size": 16, "iterations": 1}}
 ENVELOPE = "application/vnd.openruntime.envelope+json"
@@ -318,8 +319,6 @@ def test_the_owner_of_a_task_is_the_same_for_every_request_of_one_login(jupyter:
 
 
 def test_a_full_queue_is_told_with_the_time_to_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tests.support import STANDALONE, TOKEN, running_server
-
     config = {"OpenRuntimeApp": {"cpu_slots": 1, "max_pending": 1}}
     with running_server(tmp_path_factory.mktemp("full"), STANDALONE, token=TOKEN, config=config) as server:
         busy = post(server, sleeping(wait=False)).json()["task_id"]
@@ -328,6 +327,24 @@ def test_a_full_queue_is_told_with_the_time_to_come_back(tmp_path_factory: pytes
         refused = post(server, sleeping(wait=False))
         assert "1" in error_of(refused, 503)["error"]
         assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_a_cancel_in_the_middle_of_an_import_leaves_nothing_half_imported_to_the_next_task(tmp_path: Path) -> None:
+    package = tmp_path / "half"
+    package.mkdir()
+    (package / "__init__.py").write_text("from half import inner")
+    (package / "inner.py").write_text("import half.done, time\nprint('importing', flush=True)\ntime.sleep(60)")
+    (package / "done.py").write_text("")
+    importing = {"code": f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport half"}
+    looking = {"code": "import sys\nleft = [name for name in sys.modules if name.startswith('half')]", "outputs": ["left"]}
+    with running_server(tmp_path, STANDALONE, token=TOKEN, config={"OpenRuntimeApp": {"cpu_slots": 1}}) as server:
+        for _ in range(3):
+            task_id = server.submit("python", importing, wait=False)["task_id"]
+            wait_until(lambda task_id=task_id: server.get(f"/tasks/{task_id}/output")["items"], what="the import")  # type: ignore[misc]
+            assert cancelled(server, task_id)["cancel_stage"] == "interrupt"
+            looked = server.submit("python", looking)
+            assert looked["status"] == "completed", looked
+            assert looked["result"]["output"]["outputs"]["left"]["value"] == []
 
 
 def test_a_hundred_clients_at_once_are_all_answered(standalone: Server) -> None:
