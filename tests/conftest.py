@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
+import psutil
 import pytest
+
+from tests.support import alive, wait_until
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FOREIGN = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
 
@@ -13,6 +20,18 @@ FOREIGN = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The quick answers first: browser tests go last, the others stay in order."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Whatever a test started has ended when the last one has."""
+    yield
+    me = psutil.Process()
+    wait_until(
+        lambda: not [child for child in me.children(recursive=True) if alive(child)],
+        10,
+        lambda: f"the end of {me.children(recursive=True)}",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

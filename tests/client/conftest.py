@@ -14,7 +14,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from tests.support import Server, running_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Jupyter Server below a base URL, with one CPU slot, so that a second task waits."""
     config = {"OpenRuntimeApp": {"cpu_slots": 1}}
@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="session", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=["http", "embedded"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """Each kind of backend in turn, with one CPU slot."""
     if request.param == "http":

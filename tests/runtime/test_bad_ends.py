@@ -13,7 +13,8 @@ from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Caller
 from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until
 
-LAST_WORDS = "import os, time\nprint('worker', os.getpid(), flush=True)\nos.write(2, b'these are my last words\\n')\ntime.sleep(600)"
+# The pid comes last: who kills on hearing it kills after the last words.
+LAST_WORDS = "import os, time\nos.write(2, b'these are my last words\\n')\nprint('worker', os.getpid(), flush=True)\ntime.sleep(600)"
 
 
 async def worker_pid(runtime, task_id: str) -> int:  # type: ignore[no-untyped-def]
