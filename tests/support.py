@@ -267,4 +267,6 @@ def _ready(server: Server, healthy: bool, status: int) -> bool:
         response = server.request("GET", "/health", timeout=5.0)
     except httpx.TransportError:
         return False
+    if response.status_code == 503 != status and "could not be started" in response.text:
+        raise AssertionError(f"{response.text}\n{server.tail()}")
     return response.status_code == status and (status != 200 or not healthy or response.json()["status"] == "healthy")

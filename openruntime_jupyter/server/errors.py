@@ -42,6 +42,8 @@ ADVICE = {
 }
 """What to do about an error that tornado or Jupyter raised without saying so."""
 
+XSRF = "Send the value of the cookie _xsrf as the header X-XSRFToken, or the server's token as `Authorization: token <token>`"
+
 log = logging.getLogger(__name__)
 
 
@@ -99,7 +101,7 @@ def _from_tornado(error: web.HTTPError) -> Problem:
     elif status in (400, 403) and error.log_message:
         # Jupyter's own words, such as which permission is missing, say more than the status alone.
         told = error.log_message % error.args if error.args else error.log_message
-        message = f"{told.rstrip('.')}. {message}"
+        message = f"{told.rstrip('.')}. {XSRF if '_xsrf' in told or 'XSRF' in told else message}"
     return Problem(status, message)
 
 

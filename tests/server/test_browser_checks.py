@@ -1,0 +1,77 @@
+"""What protects a person who is logged in by a cookie: Jupyter's own checks of XSRF token and origin, untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.server.conftest import error_of
+from tests.support import JUPYTER, Server, running_server
+
+QUICK = {"operation": "matrix_multiply", "parameters": {"size": 8, "iterations": 1}}
+EVIL = "https://evil.example"
+
+
+@pytest.fixture
+def browser(jupyter: Server) -> Iterator[httpx.Client]:
+    """Logged in by a cookie, as Jupyter's login page does it."""
+    with httpx.Client(trust_env=False, base_url=jupyter.url, timeout=30) as client:
+        page = client.get(f"{jupyter.root}/login", params={"token": str(jupyter.token)}, follow_redirects=True)
+        assert page.is_success
+        assert any(name.startswith("username-") for name in client.cookies)
+        yield client
+
+
+def test_a_page_of_the_server_may_read_and_with_the_token_of_its_cookie_write(browser: httpx.Client) -> None:
+    assert browser.get("/tasks").status_code == 200
+    xsrf = browser.cookies["_xsrf"]
+    response = browser.post("/tasks", json=QUICK, headers={"X-XSRFToken": xsrf})
+    assert (response.status_code, response.json()["status"]) == (200, "completed")
+
+
+@pytest.mark.parametrize("verb", ["POST", "PATCH", "DELETE"])
+def test_a_cookie_alone_changes_nothing(browser: httpx.Client, verb: str) -> None:
+    path = "/tasks" if verb == "POST" else "/tasks/task_0"
+    told = error_of(browser.request(verb, path), 403)
+    assert "X-XSRFToken" in told["error"]
+    told = error_of(browser.request(verb, path, headers={"X-XSRFToken": "2|wrong|wrong|1"}), 403)
+    assert "X-XSRFToken" in told["error"]
+
+
+def test_a_foreign_page_reads_and_changes_nothing_by_a_cookie(browser: httpx.Client) -> None:
+    headers = {"Origin": EVIL, "X-XSRFToken": browser.cookies["_xsrf"]}
+    for response in (browser.get("/tasks", headers=headers), browser.post("/tasks", json=QUICK, headers=headers)):
+        assert EVIL in error_of(response, 403)["error"]
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_a_foreign_page_opens_no_websocket_by_a_cookie(jupyter: Server, browser: httpx.Client) -> None:
+    cookie = {"Cookie": "; ".join(f"{name}={value}" for name, value in browser.cookies.items())}
+    with connect(jupyter.ws_url, additional_headers=cookie, proxy=None) as connection:
+        assert "connected" in str(connection.recv(10))
+    with pytest.raises(InvalidStatus) as caught:
+        connect(jupyter.ws_url, additional_headers={**cookie, "Origin": EVIL}, proxy=None)
+    assert caught.value.response.status_code == 403
+
+
+def test_the_token_is_proof_enough_wherever_it_comes_from(jupyter: Server) -> None:
+    assert jupyter.request("POST", "/tasks", json=QUICK, headers={"Origin": EVIL}).status_code == 200
+
+
+def test_a_name_that_is_not_local_is_refused_with_the_setting_that_allows_it(jupyter: Server) -> None:
+    told = error_of(jupyter.request("GET", "/health", headers={"Host": "evil.example"}), 403)
+    assert "local_hostnames" in told["error"]
+
+
+def test_where_jupyter_lets_no_undeclared_route_pass_ours_are_declared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    config = {"ServerApp": {"allow_unauthenticated_access": False}}
+    with running_server(tmp_path_factory.mktemp("strict"), JUPYTER, config=config) as server:
+        assert "registered for /openruntime" not in server.tail(100_000)
+        assert server.submit("matrix_multiply", QUICK["parameters"])["status"] == "completed"  # type: ignore[arg-type]
+        error_of(server.client.get(f"{server.url}/health"), 403)
+        with connect(server.ws_url, additional_headers=server.headers, proxy=None) as connection:
+            assert "connected" in str(connection.recv(10))
