@@ -146,6 +146,14 @@ class Observer(Protocol):
         """The task showed a MIME bundle."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """A worker as it is now; `resident` is its memory in bytes, None where that can't be read."""
+
+    state: Literal["starting", "idle", "busy"]
+    resident: int | None
+
+
 class Engine(Protocol):
     """Owns workers. Every method is called on the runtime's loop."""
 
@@ -169,3 +177,6 @@ class Engine(Protocol):
 
     def resident(self, task_id: str) -> int | None:
         """Resident bytes of the worker that runs this task now; None if none does."""
+
+    def workers(self) -> list[WorkerReport]:
+        """The workers that live now."""

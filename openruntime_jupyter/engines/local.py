@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.engines.attempt import Attempt
-from openruntime_jupyter.engines.base import DeviceReport, Died, Figures, Job, Observer, Outcome, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.base import DeviceReport, Died, Figures, Job, Observer, Outcome, Stage, Stopped, StopReason, WorkerReport
 from openruntime_jupyter.engines.pool import Pool
-from openruntime_jupyter.engines.watchdog import Watchdog
+from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.errors import EngineError, NoBackend
 from openruntime_jupyter.models import Failure, FailureKind
@@ -246,6 +246,17 @@ class LocalEngine:
     def _buried(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
         attempt = next((attempt for attempt in self._attempts.values() if attempt.worker is worker), None)
+    def workers(self) -> list[WorkerReport]:
+        """The workers that live now."""
+        busy = {id(attempt.worker) for attempt in self._attempts.values()}
+        return [
+            WorkerReport(
+                state="busy" if id(worker) in busy else "idle" if worker.hello.done() else "starting", resident=resident_bytes(worker.pid)
+            )
+            for worker in self._workers
+            if not worker.dead.done()
+        ]
+
         if attempt is not None:
             attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
         self._watchdog.forget(worker.pid)

@@ -37,6 +37,18 @@ def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
     return lambda: int(os.pread(descriptor, 200, 0).split()[1]) * PAGE, lambda: os.close(descriptor)
 
 
+def resident_bytes(pid: int) -> int | None:
+    """Resident bytes of a process now; None if it is gone, or can't be read."""
+    try:
+        read, close = _reader(pid)
+        try:
+            return read()
+        finally:
+            close()
+    except (OSError, IndexError, psutil.Error):
+        return None
+
+
 class Watchdog:
     """`on_excess(task_id)` is called on the watchdog's own thread, once a task."""
 

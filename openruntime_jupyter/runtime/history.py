@@ -24,11 +24,13 @@ from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.history_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.history_file import HistoryFile
 from openruntime_jupyter.runtime.history_records import record_of, take_over, write_or_tell
+from openruntime_jupyter.runtime.history_metrics import MetricColumns, MetricsBehind, read
 from openruntime_jupyter.runtime.history_schema import SchemaTooNew
 from openruntime_jupyter.runtime.history_writer import Job, Outcome, Reader, Writer
 from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.settings import Settings
 
+from openruntime_jupyter.runtime.tiers import Buckets, window
 log = logging.getLogger(__name__)
 
 READ_AFTER_SECONDS = 2.0
@@ -67,6 +69,7 @@ class History:
         self._reader = Reader(self._file, partial(self._deliver, _settle))
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
         self._outbox: list[Job] = []
+        self._metrics = MetricsBehind(runtime_id, self._submit)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
         self._refusal: str | None = None
@@ -216,6 +219,21 @@ class History:
             lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
         )
 
+    def put_metrics(self, buckets: Buckets) -> None:
+        """Add these to the figures of this runtime, soon; what the disk refuses goes with the next ones. Never raises."""
+        if not self._closed:
+            self._metrics.add(buckets)
+
+    async def metrics(self, start: float, end: float, points: int, runtime: str | None = None) -> MetricColumns:
+        """Figures from `start` to `end`, in seconds since the epoch, as at most `points` points: of one runtime, or of all together.
+
+        What was put before is in it. Raises ValueError where `end` is not after `start`.
+        """
+        self._check_open()
+        wanted = window(start, end, points, time.time())
+        await self._metrics.flush(READ_AFTER_SECONDS)
+        return await self._read(lambda connection: read(connection, wanted, runtime))
+
     def runtime_facts(self, runtime_id: str) -> dict[str, Any] | None:
         """What a living runtime says of itself ({runtime, pid, label, embedded, started}); None if it does not live."""
         return locks.facts(self._runtimes, runtime_id)
@@ -282,6 +300,7 @@ class History:
         self._lock.release()
 
     def _check_open(self) -> None:
+        await self._metrics.flush(max(0.0, until - time.monotonic()))
         if self._closed:
             raise Stopping("The history is closed: its runtime has been stopped.")
 

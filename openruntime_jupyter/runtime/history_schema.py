@@ -84,7 +84,35 @@ CREATE TRIGGER tasks_deleted AFTER DELETE ON tasks BEGIN
 END;
 """
 
-MIGRATIONS: Sequence[str] = (FIRST,)
+SECOND = """
+-- Figures over time, in buckets of `tier` seconds: one row a bucket and runtime. Mean: total / weight. Weights are seconds, or tasks
+-- where a figure has one value a task.
+CREATE TABLE metrics (
+    tier INTEGER NOT NULL,
+    start INTEGER NOT NULL,      -- seconds since the epoch, a multiple of `tier`
+    runtime TEXT NOT NULL,
+    began REAL NOT NULL,         -- the first and last moment within the bucket that the runtime looked at
+    ended REAL NOT NULL,
+    gpu_utilization_low REAL, gpu_utilization_total REAL, gpu_utilization_high REAL, gpu_utilization_weight REAL,
+    gpu_memory_low REAL, gpu_memory_total REAL, gpu_memory_high REAL, gpu_memory_weight REAL,
+    memory_usage_low REAL, memory_usage_total REAL, memory_usage_high REAL, memory_usage_weight REAL,
+    cpu_utilization_low REAL, cpu_utilization_total REAL, cpu_utilization_high REAL, cpu_utilization_weight REAL,
+    active_tasks_low REAL, active_tasks_total REAL, active_tasks_high REAL, active_tasks_weight REAL,
+    pending_tasks_low REAL, pending_tasks_total REAL, pending_tasks_high REAL, pending_tasks_weight REAL,
+    worker_memory_low REAL, worker_memory_total REAL, worker_memory_high REAL, worker_memory_weight REAL,
+    queue_time_low REAL, queue_time_total REAL, queue_time_high REAL, queue_time_weight REAL,
+    run_time_low REAL, run_time_total REAL, run_time_high REAL, run_time_weight REAL,
+    mlx_memory_low REAL, mlx_memory_total REAL, mlx_memory_high REAL, mlx_memory_weight REAL,
+    completed_tasks_total REAL,
+    failed_tasks_total REAL,
+    cancelled_tasks_total REAL,
+    timed_out_tasks_total REAL,
+    interrupted_tasks_total REAL,
+    PRIMARY KEY (tier, start, runtime)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: Sequence[str] = (FIRST, SECOND)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
 
 

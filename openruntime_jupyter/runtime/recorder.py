@@ -13,6 +13,7 @@ from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
 
+from openruntime_jupyter.runtime.tally import Tally
 log = logging.getLogger(__name__)
 
 FINISHED_KEPT = 100
@@ -28,13 +29,14 @@ OUTPUT_INTERVAL = 0.1
 class Recorder:
     """Knows every task of this runtime: the living ones, and the last that ended."""
 
-    def __init__(self, settings: Settings, history: History, bus: EventBus) -> None:
+    def __init__(self, settings: Settings, history: History, bus: EventBus, tally: Tally) -> None:
         self.entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Entry] = OrderedDict()
         self._settings = settings
         self._history = history
         self._bus = bus
         self._dirty: set[Entry] = set()
+        self._tally = tally
         self._timer: asyncio.TimerHandle | None = None
 
     def find(self, task_id: str) -> Entry | None:
@@ -62,6 +64,7 @@ class Recorder:
         if entry.state.terminal:
             self._close_output(entry)
         if entry.wait:
+        self._tally.changed(entry)
             self._history.write_behind(entry.task_id, entry.record)
         else:
             try:
@@ -95,6 +98,7 @@ class Recorder:
         """Store an opaque result beside its task."""
         data = outcome.payload
         if data is None:
+        self._tally.lost(entry.task_id)
             self._history.put_payload(entry.task_id, outcome.encoding, self._settings.payloads / f"{entry.task_id}.{entry.attempt}")
         else:
             self._history.put_payload(entry.task_id, outcome.encoding, data)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.base import DeviceReport, Engine
+from openruntime_jupyter.engines.base import DeviceReport, Engine, WorkerReport
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import (
     EngineError,
@@ -24,6 +22,7 @@ from openruntime_jupyter.models import (
     Device,
     Health,
     Metrics,
+    MetricsHistory,
     OperationInfo,
     SystemMetrics,
     Task,
@@ -31,6 +30,7 @@ from openruntime_jupyter.models import (
     TaskPage,
     TaskRequest,
     TaskState,
+    Timeframe,
     timestamp,
 )
 from openruntime_jupyter.operations.registry import operations
@@ -41,13 +41,12 @@ from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.inquiry import Inquiry
+from openruntime_jupyter.runtime.instruments import Instruments
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.private import private_folder
-from openruntime_jupyter.runtime.probes.meters import Meters
 from openruntime_jupyter.runtime.recorder import Recorder
-from openruntime_jupyter.runtime.sampler import Sampler
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
@@ -95,10 +94,10 @@ class Runtime:
         if self._engine is None:
             self._engine = self._local_engine()
         self._admission = Admission(self._machine, self._engine.resident)
-        self._recorder = Recorder(self.settings, self.history, self.bus)
+        self.instruments = Instruments(self.settings, self._machine, self.history, self.bus, self.metrics, self._engine.workers)
+        self._recorder = Recorder(self.settings, self.history, self.bus, self.instruments.tally)
         self._inquiry = Inquiry(self._recorder, self.history)
         self._turns = Turns(self.settings, self.id)
-        meters = Meters()
         self._scheduler = Scheduler(
             self.settings,
             self._engine,
@@ -107,18 +106,10 @@ class Runtime:
             self._recorder.record,
             self._recorder.keep_payload,
             self._recorder.progressed,
-            meters,
+            self.instruments.meters,
         )
         self._intake = Intake(self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes)
-        self._sampler = Sampler(
-            self._machine,
-            self.settings.sample_interval,
-            self.settings.idle_sample_interval,
-            lambda: _call_soon(loop, self._tell_metrics),
-            meters,
-        )
-        self.bus.on_watch = self._watch_metrics
-        self._sampler.start()
+        self.instruments.start()
         await self._engine.start()
         try:
             taken_over = await loop.run_in_executor(None, self.history.open)
@@ -147,7 +138,7 @@ class Runtime:
         """Undo everything within `deadline` seconds; never raises.
 
         Order: refuse what is new; take what waits out of the lanes; end the workers, and with them what runs; the slots; record
-        what waited (asynchronous tasks stay pending on disk, for the next runtime); sampler; history; turns; events. Each step
+        what waited (asynchronous tasks stay pending on disk, for the next runtime); instruments; history; turns; events. Each step
         that fails is logged, and the next one is done all the same.
         """
         if self._stopping or self._engine is None:
@@ -160,14 +151,13 @@ class Runtime:
         async def take_waiting() -> None:
             waiting.extend(await self._scheduler.stop())
 
-        loop = asyncio.get_running_loop()
         steps = (
             take_waiting,
             lambda: self._engine.stop(max(0.5, (ends - time.monotonic()) * 0.6)),
             lambda: self._scheduler.close(max(0.2, (ends - time.monotonic()) * 0.5)),
             lambda: self._leave_waiting(waiting),
             self._end_background,
-            lambda: loop.run_in_executor(None, self._sampler.stop, 1.0),
+            self.instruments.stop,
             lambda: self.history.close(max(0.5, ends - time.monotonic())),
         )
         for step in steps:
@@ -223,7 +213,7 @@ class Runtime:
             raise
         if not self._scheduler.lanes:
             self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
-            self._sampler.look_at(reports.gpus(self._scheduler.lanes.values()))
+            self.instruments.look_at(reports.gpus(self._scheduler.lanes.values()))
             self._backend_problem = None
 
     def _lane(self, number: int, report: DeviceReport) -> Lane:
@@ -325,16 +315,24 @@ class Runtime:
 
     def devices(self) -> list[Device]:
         """What there is to compute on; empty until the first worker has said so."""
-        return reports.devices(self._scheduler.lanes.values(), self._admission, self._sampler.latest)
+        return reports.devices(self._scheduler.lanes.values(), self._admission, self.instruments.latest)
 
     def metrics(self) -> Metrics:
         """The figures of now."""
-        return reports.metrics(self._scheduler, self._sampler.latest)
+        return reports.metrics(self._scheduler, self.instruments.latest)
 
     def system_metrics(self) -> SystemMetrics:
         """The figures of now, with uptime."""
         uptime = reports.uptime(time.monotonic() - self.started_at)
         return SystemMetrics(**self.metrics().model_dump(), uptime=uptime, timestamp=timestamp(time.time()))
+
+    async def metrics_history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
+        """The figures of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""
+        return await self.instruments.chronicle.tell(timeframe, points, runtime)
+
+    def workers(self) -> list[WorkerReport]:
+        """The workers that there are now."""
+        return self._engine.workers() if self._engine is not None else []
 
     def health(self) -> Health:
         """Whether all is well, and what is not."""
@@ -355,16 +353,3 @@ class Runtime:
     def operations(self) -> list[OperationInfo]:
         """Every operation with its schema."""
         return reports.operations(operations())
-
-    def _watch_metrics(self) -> None:
-        self._sampler.watch(self.bus.watched("metrics"))
-
-    def _tell_metrics(self) -> None:
-        self._watch_metrics()
-        if self.bus.watched("metrics"):
-            self.bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": self.metrics().model_dump()})
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop closed while the sampler's thread was on its way here
-        loop.call_soon_threadsafe(function)

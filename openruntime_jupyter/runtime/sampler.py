@@ -31,7 +31,7 @@ class Sample:
 
 
 class Sampler:
-    """Keeps the newest `Sample`; `tell()` is called on the sampler's thread after each one while somebody watches.
+    """Keeps the newest `Sample`; `tell()` is called on the sampler's thread after each one but the first.
 
     `meters` get every sample; while one of them is in use, samples are taken as if somebody watched.
     """
@@ -99,8 +99,7 @@ class Sampler:
                 break
             if self._open_probes() or self._due():
                 self.sample()
-                if self._watched:
-                    self._tell()
+                self._tell()
         self._probes.close()
 
     def _open_probes(self) -> bool:

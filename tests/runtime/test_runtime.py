@@ -198,7 +198,7 @@ def _allocate(size: int) -> int:
 def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody_does(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, sample_interval=0.05, idle_sample_interval=600.0) as runtime:
-            before = runtime._sampler.latest
+            before = runtime.instruments._sampler.latest
             subscription, _ = runtime.bus.subscribe(("metrics",))
             heard = []
             async for event in subscription:
@@ -206,8 +206,8 @@ def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody
                 if len(heard) == 3:
                     subscription.close()
             assert all(heard)
-            assert runtime._sampler.latest is not before
-            await until(lambda: not runtime._sampler._watched, 5, "the sampler rests again")
+            assert runtime.instruments._sampler.latest is not before
+            await until(lambda: not runtime.instruments._sampler._watched, 5, "the sampler rests again")
 
     live(body())
 

@@ -1,0 +1,81 @@
+"""Brings the figures of the machine and of the tasks to the history, second by second, and tells them as an answer."""
+
+from __future__ import annotations
+
+import time
+
+from openruntime_jupyter.models import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe, timestamp
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.history_metrics import MetricColumns
+from openruntime_jupyter.runtime.sampler import Sample
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tally import Clock, Tally
+
+WRITE_SECONDS = 10.0
+"""What is lost if the process is killed."""
+LEAST_SECONDS = 10.0
+
+
+class Chronicle:
+    """Of one runtime. A sample stands for the time since the one before it; what tasks do is known without any.
+
+    A figure that was not looked at for three times the longest interval between samples is a gap.
+    """
+
+    def __init__(self, settings: Settings, history: History, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:
+        self.tally = Tally(max(LEAST_SECONDS, 3 * settings.idle_sample_interval), monotonic, wall)
+        self._history = history
+        self._monotonic = monotonic
+        self._wall = wall
+        self._sampled: float | None = None
+        self._written = monotonic()
+
+    def sampled(self, sample: Sample, metrics: Metrics, worker_memory: int | None) -> None:
+        """A new sample, and what `metrics` it makes; `worker_memory` is what all workers hold, in bytes."""
+        if self._sampled is not None and sample.taken > self._sampled:
+            end = self._wall() - (self._monotonic() - sample.taken)
+            self.tally.ledger.lasted(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
+        self._sampled = sample.taken
+        # A wait may end a little early.
+        if self._monotonic() - self._written >= 0.95 * WRITE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Give the history all until now."""
+        self._written = self._monotonic()
+        self.tally.settle()
+        self._history.put_metrics(self.tally.ledger.take())
+
+    async def tell(self, timeframe: Timeframe, points: int, runtime: str | None = None) -> MetricsHistory:
+        """The last `timeframe` in at most `points` points: of the runtime of that id, or of all together."""
+        self.write()
+        now = self._wall()
+        found = await self._history.metrics(now - TIMEFRAMES[timeframe], now, points, runtime)
+        return _answer(timeframe, found)
+
+
+def _values(sample: Sample, metrics: Metrics, worker_memory: int | None) -> dict[str, float]:
+    gpu_memory = [figures.memory_used for figures in sample.gpus.values() if figures.memory_used is not None]
+    values = {
+        "gpu_utilization": metrics.gpu_utilization,
+        "gpu_memory": sum(gpu_memory) if gpu_memory else None,
+        "memory_usage": sample.memory_usage,
+        "cpu_utilization": sample.cpu_utilization,
+        "worker_memory": worker_memory,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _answer(timeframe: Timeframe, found: MetricColumns) -> MetricsHistory:
+    series = {
+        name: MetricSeries.model_construct(unit=each.figure.unit, min=each.min, mean=each.mean, max=each.max)
+        for name, each in found.series.items()
+    }
+    return MetricsHistory.model_construct(
+        timeframe=timeframe,
+        start=timestamp(found.starts[0]),
+        end=timestamp(found.starts[-1] + found.resolution),
+        resolution_s=found.resolution,
+        timestamps=[timestamp(start) for start in found.starts],
+        series=series,
+    )

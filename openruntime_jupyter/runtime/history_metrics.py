@@ -1,0 +1,203 @@
+"""The figures of all runtimes on disk: written behind in the tiers of `tiers.py`, and read as columns of equal length."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.runtime.figures import FIGURES, Figure, Kind, of_kind
+from openruntime_jupyter.runtime.history_writer import Job
+from openruntime_jupyter.runtime.tiers import TIERS, Buckets, Spread, Window, add_to, bound
+
+log = logging.getLogger(__name__)
+
+PRUNE_SECONDS = 60.0
+DIGITS = 6
+"""Decimals of what is read: microseconds, or a millionth of a percent."""
+
+Number = float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One figure: a value a point in each column, None where there is none.
+
+    Of a figure that counts tasks all three are how many there were within the point.
+    """
+
+    figure: Figure
+    min: list[Number]
+    mean: list[Number]
+    max: list[Number]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricColumns:
+    """Figures over time. All columns are as long as `starts`: when each point starts, in seconds since the epoch.
+
+    `resolution` is the length of a point in seconds.
+    """
+
+    resolution: int
+    starts: list[int]
+    series: dict[str, Series]
+
+
+def _columns(figure: Figure) -> tuple[str, ...]:
+    parts = ("total",) if figure.kind is Kind.COUNT else ("low", "total", "high", "weight")
+    return tuple(f"{figure.name}_{part}" for part in parts)
+
+
+COLUMNS = tuple(column for figure in FIGURES for column in _columns(figure))
+
+_MERGED = {
+    "low": "coalesce(min({0}, excluded.{0}), {0}, excluded.{0})",
+    "high": "coalesce(max({0}, excluded.{0}), {0}, excluded.{0})",
+    "total": "coalesce({0} + excluded.{0}, {0}, excluded.{0})",
+    "weight": "coalesce({0} + excluded.{0}, {0}, excluded.{0})",
+}
+_ADD = (
+    f"INSERT INTO metrics (tier, start, runtime, began, ended, {', '.join(COLUMNS)}) "  # noqa: S608 - constants
+    f"VALUES ({', '.join('?' * (5 + len(COLUMNS)))}) ON CONFLICT (tier, start, runtime) DO UPDATE SET "
+    "began = min(began, excluded.began), ended = max(ended, excluded.ended), "
+    + ", ".join(f"{column} = {_MERGED[column.rpartition('_')[2]].format(column)}" for column in COLUMNS)
+)
+
+
+def write(connection: sqlite3.Connection, runtime: str, buckets: Buckets) -> None:
+    """Add these to what is there of the runtime."""
+    rows = []
+    for (tier, start), bucket in buckets.items():
+        row: list[object] = [tier, start, runtime, bucket.began, bucket.ended]
+        for figure in FIGURES:
+            spread = bucket.spreads.get(figure.name)
+            row += _values(figure, spread) if spread is not None else [None] * len(_columns(figure))
+        rows.append(row)
+    connection.executemany(_ADD, rows)
+
+
+def _values(figure: Figure, spread: Spread) -> list[float]:
+    return [spread.total] if figure.kind is Kind.COUNT else [spread.low, spread.total, spread.high, spread.weight]
+
+
+def prune(connection: sqlite3.Connection, now: float) -> None:
+    """Delete what is beyond each tier's number of buckets, the farthest from `now` first.
+
+    By number and not by age: a clock that shows a wrong year for a minute costs a minute's buckets, and not all there are.
+    """
+    for tier in TIERS:
+        found = connection.execute("SELECT count(DISTINCT start) FROM metrics WHERE tier = ?", (tier.seconds,)).fetchone()[0]
+        if found > tier.most:
+            connection.execute(
+                "DELETE FROM metrics WHERE tier = ?1 AND start IN "
+                "(SELECT DISTINCT start FROM metrics WHERE tier = ?1 ORDER BY abs(start - ?2) DESC LIMIT ?3)",
+                (tier.seconds, now, found - tier.most),
+            )
+
+
+# Machine figures and those of tasks: the spread of all rows together. Counts and levels: the sum of all rows.
+_SPREADS = of_kind(Kind.MACHINE, Kind.TASK)
+_COUNTS = of_kind(Kind.COUNT)
+_LEVELS = of_kind(Kind.LEVEL)
+
+_READ = (
+    "SELECT (start - :first) / :step, "  # noqa: S608 - constants
+    + ", ".join(
+        [f"min({name}_low), sum({name}_total) / nullif(sum({name}_weight), 0), max({name}_high)" for name in (f.name for f in _SPREADS)]
+        + [f"total({figure.name}_total)" for figure in (*_COUNTS, *_LEVELS)]
+    )
+    + " FROM metrics WHERE tier = :tier AND start >= :first AND start < :last AND (:runtime IS NULL OR runtime = :runtime) GROUP BY 1"
+)
+
+# Levels of runtimes that were there together add up, those of one after the other do not. `min` and `max` of the sum are not known
+# exactly in the first case: no level falls below the lowest of a runtime, none rises above the sum of the highest.
+_SPAN = "max(ended) - min(began)"
+_TOGETHER = f"sum(ended - began) > {_SPAN} + 0.01"
+_READ_LEVELS = (
+    "SELECT (start - :first) / :step, "  # noqa: S608 - constants
+    + ", ".join(f"min({figure.name}_low), max({figure.name}_high), sum({figure.name}_weight)" for figure in _LEVELS)
+    + " FROM (SELECT start, "
+    + ", ".join(
+        f"min({name}_low) AS {name}_low, CASE WHEN {_TOGETHER} THEN sum({name}_high) ELSE max({name}_high) END AS {name}_high, "
+        f"max(max({name}_weight), min(sum({name}_weight), {_SPAN})) AS {name}_weight"
+        for name in (figure.name for figure in _LEVELS)
+    )
+    + " FROM metrics WHERE tier = :tier AND start >= :first AND start < :last AND (:runtime IS NULL OR runtime = :runtime) "
+    "GROUP BY start) GROUP BY 1"
+)
+
+
+def read(connection: sqlite3.Connection, window: Window, runtime: str | None) -> MetricColumns:
+    """The figures of one runtime, or of all, within a window."""
+    asked = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
+    none: list[Number] = [None] * window.count
+    series = {figure.name: Series(figure, none[:], none[:], none[:]) for figure in FIGURES}
+    for point, *values in connection.execute(_READ, asked):
+        each = iter(values)
+        for figure in _SPREADS:
+            _put(series[figure.name], point, next(each), next(each), next(each))
+        for figure in (*_COUNTS, *_LEVELS):
+            total = next(each)
+            _put(series[figure.name], point, total, total, total)
+    for point, *values in connection.execute(_READ_LEVELS, asked):
+        for figure, low, high, weight in zip(_LEVELS, values[::3], values[1::3], values[2::3], strict=True):
+            found = series[figure.name]
+            _put(found, point, low, (found.mean[point] or 0.0) / weight if weight else None, high)
+    return MetricColumns(window.step, list(window.starts), series)
+
+
+def _put(series: Series, point: int, low: Number, mean: Number, high: Number) -> None:
+    for column, value in ((series.min, low), (series.mean, mean), (series.max, high)):
+        column[point] = None if value is None else round(value, DIGITS)
+
+
+class MetricsBehind:
+    """What is not on disk yet. What the disk refuses is kept, as much of it as the disk would keep, and goes with the next."""
+
+    def __init__(self, runtime: str, submit: Callable[[list[Job]], None]) -> None:
+        self._runtime = runtime
+        self._submit = submit
+        self._waiting: Buckets = {}
+        self._flights: set[asyncio.Future[None]] = set()
+        self._pruned = -PRUNE_SECONDS
+
+    def add(self, buckets: Buckets) -> None:
+        """Take these, and hand over all that waits."""
+        add_to(self._waiting, buckets)
+        if self._waiting:
+            buckets, self._waiting = self._waiting, {}
+            self._submit([self._fly(buckets)])
+
+    async def flush(self, seconds: float) -> None:
+        """Wait up to `seconds` until the disk has taken or refused what was handed over."""
+        if self._flights:
+            await asyncio.wait(tuple(self._flights), timeout=seconds)
+
+    def _fly(self, buckets: Buckets) -> Job:
+        future = asyncio.get_running_loop().create_future()
+        self._flights.add(future)
+        due = time.monotonic() - self._pruned >= PRUNE_SECONDS
+        if due:
+            self._pruned = time.monotonic()
+
+        def work(connection: sqlite3.Connection) -> None:
+            write(connection, self._runtime, buckets)
+            if due:
+                prune(connection, time.time())
+
+        def done(_: object, error: BaseException | None) -> None:
+            self._flights.discard(future)
+            if isinstance(error, StorageUnavailable):
+                add_to(self._waiting, buckets)
+                bound(self._waiting, time.time())
+            elif error is not None:
+                log.error("Figures of the last seconds are lost", exc_info=error)
+            if not future.done():
+                future.set_result(None)
+
+        return Job(work, done)

@@ -1,0 +1,84 @@
+"""What measures a runtime: the sampler, whose samples go to those who watch and to the history, and the tally of its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from openruntime_jupyter.engines.base import WorkerReport
+from openruntime_jupyter.models import Metrics, timestamp
+from openruntime_jupyter.runtime.chronicle import Chronicle
+from openruntime_jupyter.runtime.events import EventBus
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.probes.base import Gpu
+from openruntime_jupyter.runtime.probes.meters import Meters
+from openruntime_jupyter.runtime.sampler import Sample, Sampler
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tally import Tally
+
+
+class Instruments:
+    """Made on the runtime's loop, where all but the sampling itself happens.
+
+    `metrics()` makes figures of the newest sample, `workers()` tells of the workers that there are.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        machine: Machine,
+        history: History,
+        bus: EventBus,
+        metrics: Callable[[], Metrics],
+        workers: Callable[[], Sequence[WorkerReport]],
+    ) -> None:
+        self.meters = Meters()
+        self.chronicle = Chronicle(settings, history)
+        self._bus = bus
+        self._metrics = metrics
+        self._workers = workers
+        self._loop = asyncio.get_running_loop()
+        self._sampler = Sampler(machine, settings.sample_interval, settings.idle_sample_interval, self._call_tell, self.meters)
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the runtime's tasks since its start."""
+        return self.chronicle.tally
+
+    @property
+    def latest(self) -> Sample:
+        """The newest sample."""
+        return self._sampler.latest
+
+    def start(self) -> None:
+        """Take the first sample, and go on."""
+        self._bus.on_watch = self._watch
+        self._sampler.start()
+        self._tell()
+
+    def look_at(self, gpus: Sequence[Gpu]) -> None:
+        """Read these GPUs too."""
+        self._sampler.look_at(gpus)
+
+    async def stop(self, deadline: float = 1.0) -> None:
+        """End within `deadline` seconds; the history has everything then."""
+        await self._loop.run_in_executor(None, self._sampler.stop, deadline)
+        self.chronicle.write()
+
+    def _watch(self) -> None:
+        self._sampler.watch(self._bus.watched("metrics"))
+
+    def _call_tell(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop closed while the sampler's thread was on its way here
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self._watch()
+        metrics = self._metrics()
+        resident = [worker.resident for worker in self._workers() if worker.resident is not None]
+        self.chronicle.sampled(self._sampler.latest, metrics, sum(resident))
+        if self._bus.watched("metrics"):
+            self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})
