@@ -74,11 +74,7 @@ class Inquiry:
         """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
         entry = self._recorder.find(task_id)
         if entry is None:
-            task = await self.get(task_id)
-            stored = await self._history.get_output(task_id)
-            if stored is None:
-                return TaskOutput(task_id=task_id, items=[], next=0, finished=task.status.terminal)
-            return stored.model_copy(update={"items": stored.items[since:]})
+            return await self._others_output(task_id, since, wait)
         ends = time.monotonic() + wait
         while True:
             news = entry.news
@@ -91,6 +87,16 @@ class Inquiry:
             # The end of a task sets its news too.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(news.wait(), left)
+
+    async def _others_output(self, task_id: str, since: int, wait: float) -> TaskOutput:
+        """What is on disk of a task that ended, or that another runtime runs, which tells us of no news."""
+        ends = time.monotonic() + wait
+        while True:
+            task = await self.get(task_id)
+            stored = await self._history.get_output(task_id) or TaskOutput(task_id=task_id, items=[], next=0)
+            if stored.items[since:] or task.status.terminal or time.monotonic() >= ends:
+                return stored.model_copy(update={"items": stored.items[since:], "finished": task.status.terminal})
+            await asyncio.sleep(OTHERS_POLL)
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
         """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
