@@ -323,6 +323,8 @@ class SystemMetrics(Metrics):
 
     uptime: str
     timestamp: Timestamp
+
+
 Timeframe = Literal["5m", "15m", "1h", "6h", "24h", "7d"]
 
 TIMEFRAMES: dict[Timeframe, int] = {"5m": 300, "15m": 900, "1h": 3_600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
@@ -347,8 +349,6 @@ class MetricsHistory(Wire):
     resolution_s: int = Field(description="Seconds from one point to the next.")
     timestamps: list[Timestamp] = Field(description="When each point begins.")
     series: dict[str, MetricSeries] = Field(description="By the name of the figure.")
-
-
 
 
 class Health(Wire):

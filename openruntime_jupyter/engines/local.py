@@ -227,6 +227,17 @@ class LocalEngine:
 
     # Workers
 
+    def workers(self) -> list[WorkerReport]:
+        """The workers that live now."""
+        busy = {id(attempt.worker) for attempt in self._attempts.values()}
+        return [
+            WorkerReport(
+                state="busy" if id(worker) in busy else "idle" if worker.hello.done() else "starting", resident=resident_bytes(worker.pid)
+            )
+            for worker in self._workers
+            if not worker.dead.done()
+        ]
+
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)
         if key not in self._pools:
@@ -246,17 +257,6 @@ class LocalEngine:
     def _buried(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
         attempt = next((attempt for attempt in self._attempts.values() if attempt.worker is worker), None)
-    def workers(self) -> list[WorkerReport]:
-        """The workers that live now."""
-        busy = {id(attempt.worker) for attempt in self._attempts.values()}
-        return [
-            WorkerReport(
-                state="busy" if id(worker) in busy else "idle" if worker.hello.done() else "starting", resident=resident_bytes(worker.pid)
-            )
-            for worker in self._workers
-            if not worker.dead.done()
-        ]
-
         if attempt is not None:
             attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
         self._watchdog.forget(worker.pid)

@@ -23,14 +23,14 @@ from openruntime_jupyter.runtime import history_sweep as sweeping
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.history_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.history_file import HistoryFile
-from openruntime_jupyter.runtime.history_records import record_of, take_over, write_or_tell
 from openruntime_jupyter.runtime.history_metrics import MetricColumns, MetricsBehind, read
+from openruntime_jupyter.runtime.history_records import record_of, take_over, write_or_tell
 from openruntime_jupyter.runtime.history_schema import SchemaTooNew
 from openruntime_jupyter.runtime.history_writer import Job, Outcome, Reader, Writer
 from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.settings import Settings
-
 from openruntime_jupyter.runtime.tiers import Buckets, window
+
 log = logging.getLogger(__name__)
 
 READ_AFTER_SECONDS = 2.0
@@ -68,8 +68,8 @@ class History:
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
         self._reader = Reader(self._file, partial(self._deliver, _settle))
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
-        self._outbox: list[Job] = []
         self._metrics = MetricsBehind(runtime_id, self._submit)
+        self._outbox: list[Job] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
         self._refusal: str | None = None
@@ -204,21 +204,6 @@ class History:
         most = min(max(limit, 0), MOST_LISTED)
         return await self._read(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
 
-    async def delete(self, task_id: str) -> None:
-        """Erase a task, its output and payload; nothing if it is not there. Raises `TaskConflict` if it is not at its end."""
-        self._check_open()
-        await self._behind.flush(READ_AFTER_SECONDS)
-        files = await self._write(lambda connection: queries.delete(connection, task_id))
-        self._behind.drop(task_id)
-        await self._remove(files)
-
-    async def remember_key(self, owner: str | None, key: str, task_id: str, fingerprint: str) -> tuple[str, str] | None:
-        """Store an idempotency key for a day, or give the (task id, fingerprint) that it stands for already."""
-        self._check_open()
-        return await self._write(
-            lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
-        )
-
     def put_metrics(self, buckets: Buckets) -> None:
         """Add these to the figures of this runtime, soon; what the disk refuses goes with the next ones. Never raises."""
         if not self._closed:
@@ -233,6 +218,21 @@ class History:
         wanted = window(start, end, points, time.time())
         await self._metrics.flush(READ_AFTER_SECONDS)
         return await self._read(lambda connection: read(connection, wanted, runtime))
+
+    async def delete(self, task_id: str) -> None:
+        """Erase a task, its output and payload; nothing if it is not there. Raises `TaskConflict` if it is not at its end."""
+        self._check_open()
+        await self._behind.flush(READ_AFTER_SECONDS)
+        files = await self._write(lambda connection: queries.delete(connection, task_id))
+        self._behind.drop(task_id)
+        await self._remove(files)
+
+    async def remember_key(self, owner: str | None, key: str, task_id: str, fingerprint: str) -> tuple[str, str] | None:
+        """Store an idempotency key for a day, or give the (task id, fingerprint) that it stands for already."""
+        self._check_open()
+        return await self._write(
+            lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
+        )
 
     def runtime_facts(self, runtime_id: str) -> dict[str, Any] | None:
         """What a living runtime says of itself ({runtime, pid, label, embedded, started}); None if it does not live."""
@@ -285,6 +285,7 @@ class History:
         until = time.monotonic() + deadline
         self._behind.stop()
         await self._behind.flush(deadline)
+        await self._metrics.flush(max(0.0, until - time.monotonic()))
         self._closed = True
         self._behind.stop()
         self._post()
@@ -300,7 +301,6 @@ class History:
         self._lock.release()
 
     def _check_open(self) -> None:
-        await self._metrics.flush(max(0.0, until - time.monotonic()))
         if self._closed:
             raise Stopping("The history is closed: its runtime has been stopped.")
 

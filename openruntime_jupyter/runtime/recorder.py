@@ -12,8 +12,8 @@ from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
-
 from openruntime_jupyter.runtime.tally import Tally
+
 log = logging.getLogger(__name__)
 
 FINISHED_KEPT = 100
@@ -35,8 +35,8 @@ class Recorder:
         self._settings = settings
         self._history = history
         self._bus = bus
-        self._dirty: set[Entry] = set()
         self._tally = tally
+        self._dirty: set[Entry] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def find(self, task_id: str) -> Entry | None:
@@ -57,6 +57,7 @@ class Recorder:
 
     def announce(self, entry: Entry) -> None:
         """Tell of its state."""
+        self._tally.changed(entry)
         self._bus.task_update(entry.task_id, entry.news_item, entry.state.terminal)
 
     async def record(self, entry: Entry) -> bool:
@@ -64,7 +65,6 @@ class Recorder:
         if entry.state.terminal:
             self._close_output(entry)
         if entry.wait:
-        self._tally.changed(entry)
             self._history.write_behind(entry.task_id, entry.record)
         else:
             try:
@@ -91,6 +91,7 @@ class Recorder:
     def _lose(self, entry: Entry) -> None:
         """Forget a task that is another's: whoever asks for it is told by the history from here on."""
         self.entries.pop(entry.task_id, None)
+        self._tally.lost(entry.task_id)
         if not entry.done.done():
             entry.done.set_result(None)
 
@@ -98,7 +99,6 @@ class Recorder:
         """Store an opaque result beside its task."""
         data = outcome.payload
         if data is None:
-        self._tally.lost(entry.task_id)
             self._history.put_payload(entry.task_id, outcome.encoding, self._settings.payloads / f"{entry.task_id}.{entry.attempt}")
         else:
             self._history.put_payload(entry.task_id, outcome.encoding, data)
