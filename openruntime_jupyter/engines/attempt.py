@@ -7,7 +7,19 @@ import json
 import signal
 from typing import Any
 
-from openruntime_jupyter.engines.base import Completed, Died, Figures, Job, Observer, Outcome, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.base import (
+    Completed,
+    Died,
+    Figures,
+    Job,
+    Observer,
+    Outcome,
+    Raised,
+    Stage,
+    Stopped,
+    StopReason,
+    StoredArray,
+)
 from openruntime_jupyter.engines.post_mortem import died
 from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
 from openruntime_jupyter.models import Failure, FailureKind
@@ -22,6 +34,8 @@ class Attempt:
     def __init__(self, job: Job, observer: Observer, grace: float) -> None:
         self.job = job
         self.worker: WorkerProcess | None = None
+        self.arrays: dict[str, Any] | None = None
+        """What the worker is told of arrays."""
         self.resident_peak = 0
         self.spent = False
         """Whether the worker must not be used again."""
@@ -50,6 +64,7 @@ class Attempt:
             "memory_total": job.memory_total,
             "threads": job.threads,
             "payload_file": payload_file,
+            "arrays": self.arrays,
         }
         if parameters_file is not None:
             encoded = json.dumps({**body, "parameters_file": parameters_file}).encode()
@@ -108,7 +123,10 @@ class Attempt:
             size = body["payload_size"]
             stored = body["payload_file"]
             inline = payload if size is not None and not stored else None
-            self._resolve(Completed(body["output"], figures, inline, stored, size or 0, body["encoding"]))
+            arrays = tuple(
+                StoredArray(each["id"], tuple(each["shape"]), each["dtype"], each["kind"], each["place"]) for each in body["arrays"]
+            )
+            self._resolve(Completed(body["output"], figures, inline, stored, size or 0, body["encoding"], arrays))
         elif body["interrupted"] and self._reason is not None:
             self._resolve(Stopped(self._reason, Stage.INTERRUPT, figures))
         else:

@@ -10,14 +10,14 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from openruntime_jupyter.engines.attempt import Attempt
 from openruntime_jupyter.engines.base import DeviceReport, Died, Figures, Job, Observer, Outcome, Stage, Stopped, StopReason, WorkerReport
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
 from openruntime_jupyter.engines.worker_process import WorkerProcess
-from openruntime_jupyter.errors import EngineError, NoBackend
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
 from openruntime_jupyter.models import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
@@ -36,12 +36,23 @@ SECRETS = (
 SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
 
 
+class ArrayFiles(Protocol):
+    """Where arrays lie on this machine."""
+
+    def path_of(self, array_id: str) -> str:
+        """The file of an array; raises `ArrayNotFound`."""
+
+    def places(self) -> list[tuple[str, int]]:
+        """Folders for results, the best first, with the bytes that may be written there now."""
+
+
 @dataclass(slots=True)
 class LocalOptions:
     """What a local engine needs to know: seconds, and folders that exist and are private."""
 
     payloads: Path
     temporary: Path
+    arrays: ArrayFiles | None = None
     blas: str = ""
     cancel_grace: float = 0.5
     idle_worker_seconds: float = 300.0
@@ -159,11 +170,12 @@ class LocalEngine:
         pool = self._pool(job.lane, job.interpreter or self._options.interpreter)
         pool.used.add(job.operation)
         try:
+            attempt.arrays = self._arrays(job)
             worker = pool.take_idle() or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
             return await self._run_on(worker, pool, attempt)
-        except (EngineError, OSError) as problem:
+        except (EngineError, ArrayNotFound, OSError) as problem:
             kind = FailureKind.NOT_STARTED
             return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False)
         finally:
@@ -213,6 +225,13 @@ class LocalEngine:
         else:
             pool.give_back(worker)
         return outcome
+
+    def _arrays(self, job: Job) -> dict[str, Any] | None:
+        """What the worker is told of arrays; raises `ArrayNotFound`."""
+        files = self._options.arrays
+        if files is None:
+            return None
+        return {"inputs": {each: files.path_of(each) for each in job.arrays}, "name": job.array_name, "places": files.places()}
 
     def halt(self, task_id: str, reason: StopReason) -> None:
         """Stop a task in stages."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from openruntime_jupyter.operations.arrays import ArrayRef, references
 from openruntime_jupyter.operations.base import Parameters
 
 INLINE_NUMBERS = 20_000
@@ -201,10 +202,10 @@ def check_numbers(value: Any) -> None:
 
 
 def read(value: Any, depth: int = 0) -> Any:
-    """A value as it came in JSON, with generators read; raises what pydantic turns into a validation error."""
+    """A value as it came in JSON, with generators and references read; raises what pydantic turns into a validation error."""
     if isinstance(value, dict):
         try:
-            return Generator.model_validate(value)
+            return (ArrayRef if "array" in value else Generator).model_validate(value)
         except ValidationError as problem:
             first = problem.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -215,9 +216,9 @@ def read(value: Any, depth: int = 0) -> Any:
         if not any(isinstance(each, list | dict) for each in value):
             return value
         return [read(each, depth + 1) for each in value]
-    if isinstance(value, Generator | str | int | float | None):
+    if isinstance(value, Generator | ArrayRef | str | int | float | None):
         return value
-    raise wrong(f"{type(value).__name__} is none of number, string, list, generator")
+    raise wrong(f"{type(value).__name__} is none of number, string, list, generator, array")
 
 
 def generators(value: Any) -> Iterator[Generator]:
@@ -231,17 +232,17 @@ def generators(value: Any) -> Iterator[Generator]:
 
 def elements(value: Any) -> int:
     """How many elements the arrays of a value have: generators, and the numbers of inline lists."""
-    if isinstance(value, Generator):
+    if isinstance(value, Generator | ArrayRef):
         return value.elements
     if not isinstance(value, list):
         return 1
-    inner = [each for each in value if isinstance(each, list | Generator)]
+    inner = [each for each in value if isinstance(each, list | Generator | ArrayRef)]
     return len(value) - len(inner) + sum(map(elements, inner))
 
 
 def needed(values: list[Any]) -> int:
     """Bytes that building all of `values`, one after the other, needs at its worst moment."""
-    made, worst = 0, 0
+    worst = made = sum(each.nbytes for each in references(values))  # MLX copies them
     for generator in (each for value in values for each in generators(value)):
         worst = max(worst, made + generator.making)
         made += generator.nbytes
@@ -250,7 +251,7 @@ def needed(values: list[Any]) -> int:
 
 _GENERATORS = {
     "description": "A number, an inline list, or a generator: an object with one of random, normal, zeros, ones (a shape), arange, eye "
-    "(a size), values (numbers), and optionally dtype and seed.",
+    '(a size), values (numbers), and optionally dtype and seed; or an array that was sent before, {"array": id}.',
 }
 Value = Annotated[Any, BeforeValidator(read), WithJsonSchema(_GENERATORS)]
-"""A number, string, inline list or generator."""
+"""A number, string, inline list, generator or array."""

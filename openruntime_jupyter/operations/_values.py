@@ -7,7 +7,13 @@ import binascii
 import json
 import keyword
 import reprlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.operations.arrays import ArrayRef
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.context import TaskContext
 
 REPR_CHARACTERS = 1000
 JSON_CHARACTERS = 10_000
@@ -48,12 +54,13 @@ def summary(value: Any) -> dict[str, Any]:
     return described
 
 
-def load(data: bytes, what: str) -> Any:
-    """Unpickle what the caller sent; the error tells what the worker's environment lacks."""
-    import cloudpickle
+def load(text: str, arrays: list[ArrayRef], what: str, context: TaskContext) -> Any:
+    """Unpickle what the caller sent, with the arrays that came beside it; the error tells what the worker's environment lacks."""
+    import pickle
 
+    views = [context.array(each.array, "numpy") for each in arrays]
     try:
-        return cloudpickle.loads(data)
+        return pickle.loads(unpack(text), buffers=views)  # noqa: S301 - it is the caller's own code
     except ModuleNotFoundError as problem:
         import sys
 
@@ -62,11 +69,11 @@ def load(data: bytes, what: str) -> Any:
         ) from problem
 
 
-def dump(value: Any, what: str) -> bytes:
-    """Pickle a result; the error names what can't travel."""
-    import cloudpickle
-
+def dump(value: Any, what: str, context: TaskContext) -> tuple[bytes, str]:
+    """Pickle a result, large arrays left on the task's shelf: the bytes, and their encoding. TypeError names what can't travel."""
     try:
-        return bytes(cloudpickle.dumps(value))
+        return context.pack(value)
+    except StorageUnavailable:
+        raise
     except Exception as problem:  # pickling runs the value's own code, which may raise anything
         raise TypeError(f"{what} of type {type(value).__name__} can't be sent back: {problem}") from problem

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from openruntime_jupyter.operations._values import dump, load, summary, unpack
 from openruntime_jupyter.operations._worlds import enter
+from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class Params(Parameters):
     """A function and its arguments."""
 
     pickled: str = Field("", description="base64 of `cloudpickle.dumps((function, args, kwargs))`; empty calls nothing and gives None.")
+    arrays: list[ArrayRef] = Field([], description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     world: World | None = None
     isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
 
@@ -28,14 +30,14 @@ class Params(Parameters):
         return text
 
 
-def run(params: Params, context: TaskContext) -> Result:  # noqa: ARG001 - every operation is given both
+def run(params: Params, context: TaskContext) -> Result:
     """Call it. The value is the payload; `output` says its type and a bounded repr."""
     enter(params.world)
     value = None
     if params.pickled:
-        function, arguments, keywords = load(unpack(params.pickled), "The function or an argument")
+        function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)
         value = function(*arguments, **keywords)
-    return Result(summary(value), dump(value, "The function's result"))
+    return Result(summary(value), *dump(value, "The function's result", context))
 
 
 def warm() -> None:

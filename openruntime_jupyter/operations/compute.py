@@ -14,6 +14,7 @@ from openruntime_jupyter.operations import _calls, _expressions, _figures, _grap
 from openruntime_jupyter.operations._expressions import Expression
 from openruntime_jupyter.operations._inputs import MAX_INTEGER, Generator, Value, wrong
 from openruntime_jupyter.operations._summaries import LOOKING, summary
+from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 SECONDS_PER_ELEMENT = 1e-9
 """What an operation such as `+` took an element on two x86-64 cores, rounded up, as measured: functions such as exp take ten."""
 
-Input = Annotated[Value, Field(description="A number, an inline list of numbers, or a generator.")]
+Input = Annotated[Value, Field(description="A number, an inline list of numbers, a generator, or an array.")]
 
 
 class Params(Parameters):
@@ -100,10 +101,10 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     import mlx.core as mx
 
     used, parsed = params.used(), params.parsed()
-    dtypes = [str(value.dtype) for value in used.values() if isinstance(value, Generator)]
+    dtypes = [str(value.dtype) for value in used.values() if isinstance(value, Generator | ArrayRef)]
     _figures.refuse_float64_on_gpu(context, [*dtypes, "float64" if "float64" in params.expression else ""])
     context.require_memory(memory(params), "Making the inputs")
-    inputs = {name: _made(mx, name, value, index) for index, (name, value) in enumerate(used.items())}
+    inputs = {name: _made(mx, context, name, value, index) for index, (name, value) in enumerate(used.items())}
     inputs_size = sum(array.nbytes for array in _graph.arrays(list(inputs.values())))
 
     planned = _Evaluation(mx, parsed, inputs, measure=True)
@@ -123,10 +124,12 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     }
 
 
-def _made(mx: Any, name: str, value: Any, index: int) -> Any:
+def _made(mx: Any, context: TaskContext, name: str, value: Any, index: int) -> Any:
     """An input as MLX computes with it; a number stays one, so that it takes the type of the array beside it."""
     if isinstance(value, int | float):
         return value
+    if isinstance(value, ArrayRef):
+        return context.array(value.array, "mlx")
     try:
         array = value.build(mx, index) if isinstance(value, Generator) else mx.array(value)
         mx.eval(array)

@@ -10,6 +10,7 @@ from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import _calls, _figures, _functions, _graph, _inputs
 from openruntime_jupyter.operations._inputs import Generator, Value, wrong
 from openruntime_jupyter.operations._summaries import LOOKING, summary
+from openruntime_jupyter.operations.arrays import ArrayRef, references
 from openruntime_jupyter.operations.base import Operation, Parameters
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ SECONDS_PER_ELEMENT = 10e-9
 """What exp, among the slower of MLX's functions, took an element on two x86-64 cores, as measured."""
 MOST_RESULTS = 100
 
-Argument = Annotated[Value, Field(description="A number, string, list or generator.")]
+Argument = Annotated[Value, Field(description="A number, string, list, generator or array.")]
 
 
 class Params(Parameters):
@@ -108,12 +109,13 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     import mlx.core as mx
 
     dtypes = [str(each.dtype) for value in params.values for each in _inputs.generators(value)]
+    dtypes += [each.dtype for each in references(params.values)]
     _figures.refuse_float64_on_gpu(context, [*dtypes, *(str(value) for value in params.values if isinstance(value, str))])
     context.require_memory(memory(params), "Making the arguments")
     call = _calls.function(mx, params.function)
     args, kwargs = params.given, params.kwargs
     try:
-        args, kwargs = _built(mx, params)
+        args, kwargs = _built(mx, params, context)
         args, kwargs = _calls.prepared(mx, params.function, args, kwargs)
         inputs = _graph.arrays([args, list(kwargs.values())])
         needed = sum(array.nbytes for array in inputs) + _graph.needed(mx, call, args, kwargs) + LOOKING
@@ -134,7 +136,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     }
 
 
-def _built(mx: Any, params: Params) -> tuple[list[Any], dict[str, Any]]:
+def _built(mx: Any, params: Params, context: TaskContext) -> tuple[list[Any], dict[str, Any]]:
     """Every argument with its generators made and evaluated, one after the other."""
     place = 0
 
@@ -145,7 +147,9 @@ def _built(mx: Any, params: Params) -> tuple[list[Any], dict[str, Any]]:
             array = value.build(mx, place)
             mx.eval(array)
             return array
-        if isinstance(value, list) and any(isinstance(each, list | Generator) for each in value):
+        if isinstance(value, ArrayRef):
+            return context.array(value.array, "mlx")
+        if isinstance(value, list) and any(isinstance(each, list | Generator | ArrayRef) for each in value):
             return [build(each) for each in value]
         return value
 

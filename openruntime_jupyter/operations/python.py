@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from openruntime_jupyter.operations._values import dump, identifier, load, summary, unpack
 from openruntime_jupyter.operations._worlds import enter
+from openruntime_jupyter.operations.arrays import ArrayRef, reference
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
 
 if TYPE_CHECKING:
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 
 _shell: TaskShell | None = None
 
+Input = Annotated[Any, BeforeValidator(reference), WithJsonSchema({"description": 'Any JSON; `{"array": id}` is an array.'})]
+
 
 class Params(Parameters):
     """Code, and what goes in and comes out."""
 
     code: str = Field("", description="Python source, as in a notebook cell.")
-    inputs: dict[str, JsonValue] = Field({}, description="Variables for the code, as JSON.")
+    inputs: dict[str, Input] = Field({}, description='Variables for the code, as JSON; `{"array": id}` is an array.')
     pickled: str | None = Field(None, description="base64 of `cloudpickle.dumps({name: value})`: more variables for the code.")
+    arrays: list[ArrayRef] = Field([], description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     outputs: list[str] = Field([], description="Names of variables to give back.")
     world: World | None = None
     isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
@@ -65,9 +69,9 @@ def shell() -> TaskShell:
 def run(params: Params, context: TaskContext) -> Result:
     """Run the code in a fresh namespace. The payload holds the outputs; `output` describes them."""
     enter(params.world)
-    space: dict[str, Any] = dict(params.inputs)
+    space = {name: context.array(value.array) if isinstance(value, ArrayRef) else value for name, value in params.inputs.items()}
     if params.pickled is not None:
-        space.update(load(unpack(params.pickled), "An input"))
+        space.update(load(params.pickled, params.arrays, "An input", context))
     try:
         value, space = shell().run_task(params.code, params.filename, space, context)
         missing = [name for name in params.outputs if name not in space]
@@ -75,18 +79,19 @@ def run(params: Params, context: TaskContext) -> Result:
             raise OutputNotSet(f"the code ended without setting {', '.join(map(repr, missing))}, which it was to give back")
         outputs = {name: space[name] for name in params.outputs}
         described = {name: summary(item) for name, item in outputs.items()}
-        payload = _pickled(outputs) if outputs else None
-        return Result({"outputs": described, "value": None if value is None else summary(value)["repr"]}, payload)
+        payload, encoding = _pickled(outputs, context) if outputs else (None, "cloudpickle")
+        return Result({"outputs": described, "value": None if value is None else summary(value)["repr"]}, payload, encoding)
     finally:
         shell().clean()
 
 
-def _pickled(outputs: dict[str, Any]) -> bytes:
+def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]:
     try:
-        return dump(outputs, "The outputs")
+        return dump(outputs, "The outputs", context)
     except TypeError:
         for name, item in outputs.items():
-            dump(item, f"The output {name!r}")
+            dump(item, f"The output {name!r}", context)
+            context.shelf.clear()
         raise
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayReference, iso, timestamp
 from openruntime_jupyter.runtime.spool import SUFFIX, UNFINISHED
 from openruntime_jupyter.worker import tensorfile
@@ -118,3 +118,20 @@ def found(path: Path) -> Record | None:
     except OSError:
         return None
     return Record(array_id, layout, path.parent, ready=True, created=state.st_ctime, used=state.st_mtime)
+
+
+def taken(array_id: str) -> ArrayConflict:
+    """The error for a name that somebody has used."""
+    return ArrayConflict(f"There is an array {array_id} already, and arrays do not change: delete it first, or take another name.")
+
+
+def no_room(size: int, problem: str | None, rooms: dict[Path, int]) -> StorageUnavailable:
+    """The error for `size` bytes that fit into none of the folders; `problem` is why there is no folder at all."""
+    if problem is not None:
+        return StorageUnavailable(problem, retry_after=60.0)
+    told = ", ".join(f"{folder} has {gigabytes(room)}" for folder, room in rooms.items())
+    return StorageUnavailable(
+        f"There is no room for an array of {gigabytes(size)}: {told} left for arrays. Delete arrays that are no longer needed, or "
+        "choose a larger folder by the setting spool_dir.",
+        retry_after=10.0,
+    )

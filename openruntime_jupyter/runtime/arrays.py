@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
-from openruntime_jupyter.runtime.array_records import CHOSEN, OWN, Record, check_name, found, look, result_name, task_of
+from openruntime_jupyter.runtime.array_records import CHOSEN, OWN, Record, check_name, found, look, no_room, result_name, taken, task_of
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 2.0
 """How long a result that was asked for is left alone, so that whoever asked can map it."""
+SWEEP_SECONDS = 10.0
+ROUNDS_OF_TASKS = 60
+"""In one of how many sweeps it is seen whether the tasks are still known whose results are here."""
+LOOK_SECONDS = 0.5
+"""How old the knowledge of free space may be that a task is given: whether there is room is seen when it is taken."""
 WRITER_SECONDS = 30.0
 """How long a writer that holds no lock may take between asking for room and filling it."""
 
@@ -44,6 +49,8 @@ class ArrayStore:
         self._machine = machine
         self._spool = Spool(settings, runtime_id)
         self._records: dict[str, Record] = {}
+        self._looked = float("-inf")
+        self._rooms: list[tuple[str, int]] = []
         self._writers: set[str] = set()
         self._dropping: set[asyncio.Task[None]] = set()
         self.quota = settings.array_bytes or machine.memory().total // 2
@@ -88,14 +95,14 @@ class ArrayStore:
         """
         array_id = check_name(name) if name is not None else make_id("arr")
         if array_id in self._records:
-            raise self._taken(array_id)
+            raise taken(array_id)
         if layout.size > self.quota:
             raise InvalidRequest.of(
                 "array", f"{gigabytes(layout.size)}, and all arrays together may have {gigabytes(self.quota)} (array_bytes)"
             )
         await self._make_room(layout.size)
         if array_id in self._records:
-            raise self._taken(array_id)
+            raise taken(array_id)
         record = self._records[array_id] = Record(array_id, layout, Path(), owner)
         try:
             await self._make(record)
@@ -118,17 +125,7 @@ class ArrayStore:
                 return
             except StorageUnavailable as problem:  # somebody else took the room meanwhile
                 refusal = problem
-        raise refusal or self._no_room(record.size)
-
-    def _no_room(self, size: int) -> StorageUnavailable:
-        if self.problem is not None:
-            return StorageUnavailable(self.problem, retry_after=60.0)
-        rooms = ", ".join(f"{place.root} has {gigabytes(place.room(self._machine))}" for place in self._spool.places)
-        return StorageUnavailable(
-            f"There is no room for an array of {gigabytes(size)}: {rooms} left for arrays. Delete arrays that are no longer needed, or "
-            "choose a larger folder by the setting spool_dir.",
-            retry_after=10.0,
-        )
+        raise refusal or no_room(record.size, self._spool.problem, {place.root: place.room(self._machine) for place in self._spool.places})
 
     async def ready(self, array_id: str) -> ArrayInfo:
         """The array is filled: from now on it can be used, and not be changed. Raises `ArrayNotFound`, `ArrayConflict`."""
@@ -247,9 +244,11 @@ class ArrayStore:
 
     def places(self) -> list[tuple[str, int]]:
         """For an engine: folders for results, the best first, with the bytes that may be written there now."""
-        spare = sum(record.size for record in self._evictable(time.time()))
-        left = max(0, self.quota - self.used_bytes + spare)
-        return [(str(place.folder), min(left, place.room(self._machine))) for place in self._spool.places]
+        left = self.quota - self.used_bytes + sum(record.size for record in self._evictable(time.time()))
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            self._looked, self._rooms = now, [(str(place.folder), place.room(self._machine)) for place in self._spool.places]
+        return [(folder, max(0, min(left, room))) for folder, room in self._rooms]
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:
         """The result arrays that a worker has written are ours from now on.
@@ -358,6 +357,17 @@ class ArrayStore:
             if self._expired(record) or record.doomed or (exists is not None and task is not None and not await exists(task)):
                 await self._drop(record)
 
+    async def keep_swept(self, exists: Callable[[str], Awaitable[bool]]) -> None:
+        """Sweep every few seconds, for as long as the runtime lives."""
+        rounds = 0
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            rounds += 1
+            try:
+                await self.sweep(exists if rounds % ROUNDS_OF_TASKS == 0 else None)
+            except Exception:  # the next round may do better, and must come
+                log.exception("Sweeping arrays failed")
+
     # Small things
 
     def _outside(self, array_id: str) -> Path | None:
@@ -369,9 +379,6 @@ class ArrayStore:
         if record is None or record.doomed:
             raise self._unknown(array_id)
         return record
-
-    def _taken(self, array_id: str) -> ArrayConflict:
-        return ArrayConflict(f"There is an array {array_id} already, and arrays do not change: delete it first, or take another name.")
 
     def _unknown(self, array_id: str) -> ArrayNotFound:
         return ArrayNotFound(

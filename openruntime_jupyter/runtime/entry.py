@@ -58,6 +58,8 @@ class Entry:
     needs: int | None = None
     interpreter: str | None = None
     isolate: bool = False
+    arrays: tuple[str, ...] = ()
+    """Ids of those that the parameters name."""
     submitted: float = field(default_factory=time.time)
     state: TaskState = TaskState.PENDING
     changed: float = 0.0

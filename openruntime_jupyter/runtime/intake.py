@@ -11,6 +11,7 @@ from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, Stor
 from openruntime_jupyter.models import Task, TaskRequest, TaskState, epoch, timestamp
 from openruntime_jupyter.runtime import endings
 from openruntime_jupyter.runtime.admission import Admission
+from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.entry import Entry, QueueKey
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
@@ -34,6 +35,7 @@ class Intake:
         scheduler: Scheduler,
         admission: Admission,
         need_lanes: Callable[[str | None], Awaitable[None]],
+        arrays: ArrayStore,
     ) -> None:
         self._settings = settings
         self._runtime = runtime_id
@@ -42,6 +44,7 @@ class Intake:
         self._scheduler = scheduler
         self._admission = admission
         self._need_lanes = need_lanes
+        self._arrays = arrays
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
         self._stopping = False
@@ -56,7 +59,7 @@ class Intake:
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
         `idempotency_key` of the same owner gives the same task.
         """
-        checked = check(request, caller, self._settings)
+        checked = check(request, caller, self._settings, self._arrays.known)
         await self._need_lanes(checked.interpreter)
         lane = self._scheduler.place(request.device_preference)
         self._admission.check(checked.needs, lane)
@@ -97,7 +100,12 @@ class Intake:
         return task_id
 
     async def _admit(self, entry: Entry) -> str:
-        await self._recorder.admit(entry)
+        self._arrays.lease(entry.arrays, entry.task_id)
+        try:
+            await self._recorder.admit(entry)
+        except BaseException:
+            self._arrays.release(entry.task_id, entry.arrays)
+            raise
         self._scheduler.enqueue(entry)
         self._recorder.announce(entry)
         return entry.task_id
@@ -128,6 +136,7 @@ class Intake:
             needs=checked.needs,
             interpreter=checked.interpreter,
             isolate=checked.isolate,
+            arrays=checked.arrays,
         )
         return entry
 
@@ -147,9 +156,10 @@ class Intake:
                     origin=task.origin,
                     wait=False,
                 )
-                checked = check(request, Caller(task.owner), self._settings)
+                checked = check(request, Caller(task.owner), self._settings, self._arrays.known)
                 await self._need_lanes(checked.interpreter)
                 lane = self._scheduler.place(task.device_preference)
+                self._arrays.lease(checked.arrays, task.task_id)
             except (InvalidRequest, Unavailable) as problem:
                 await self._refuse(task, str(problem))
                 continue

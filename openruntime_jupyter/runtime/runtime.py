@@ -36,6 +36,7 @@ from openruntime_jupyter.models import (
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime import endings, reports
 from openruntime_jupyter.runtime.admission import Admission
+from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
@@ -72,6 +73,7 @@ class Runtime:
         self.history = History(self.settings, self.id)
         self.started_at = time.monotonic()
         self._machine = Machine()
+        self.arrays = ArrayStore(self.settings, self.id, self._machine)
         self._engine = engine
         self._stopping = False
         self._backend_problem: EngineError | None = None
@@ -82,15 +84,7 @@ class Runtime:
     async def start(self) -> None:
         """Open the history and begin to start workers; what another runtime left waiting is queued once devices are known."""
         loop = asyncio.get_running_loop()
-        try:
-            for folder in (self.settings.data_dir, self.settings.payloads, self.settings.temporary):
-                private_folder(folder)
-        except OSError as problem:
-            raise StorageUnavailable(
-                f"The data folder {self.settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
-                "or choose another by OPENRUNTIME_DATA_DIR",
-                retry_after=60.0,
-            ) from problem
+        self._make_folders()
         if self._engine is None:
             self._engine = self._local_engine()
         self._admission = Admission(self._machine, self._engine.resident)
@@ -107,10 +101,14 @@ class Runtime:
             self._recorder.keep_payload,
             self._recorder.progressed,
             self.instruments.meters,
+            self.arrays,
         )
-        self._intake = Intake(self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes)
+        self._intake = Intake(
+            self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes, self.arrays
+        )
         self.instruments.start()
         await self._engine.start()
+        await loop.run_in_executor(None, self.arrays.open)
         try:
             taken_over = await loop.run_in_executor(None, self.history.open)
         except StorageUnavailable as problem:  # /health tells it, and asynchronous tasks are refused until it is mended
@@ -120,6 +118,18 @@ class Runtime:
         self._lanes_known.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._keep(self._intake.resume(taken_over))
         self._keep(self._sweep())
+        self._keep(self.arrays.keep_swept(self._knows))
+
+    def _make_folders(self) -> None:
+        try:
+            for folder in (self.settings.data_dir, self.settings.payloads, self.settings.temporary):
+                private_folder(folder)
+        except OSError as problem:
+            raise StorageUnavailable(
+                f"The data folder {self.settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
+                "or choose another by OPENRUNTIME_DATA_DIR",
+                retry_after=60.0,
+            ) from problem
 
     def _local_engine(self) -> LocalEngine:
         settings = self.settings
@@ -127,6 +137,7 @@ class Runtime:
             LocalOptions(
                 payloads=settings.payloads,
                 temporary=settings.temporary,
+                arrays=self.arrays,
                 blas=settings.blas,
                 cancel_grace=settings.cancel_grace,
                 idle_worker_seconds=settings.idle_worker_seconds,
@@ -138,7 +149,7 @@ class Runtime:
         """Undo everything within `deadline` seconds; never raises.
 
         Order: refuse what is new; take what waits out of the lanes; end the workers, and with them what runs; the slots; record
-        what waited (asynchronous tasks stay pending on disk, for the next runtime); instruments; history; turns; events. Each step
+        what waited (asynchronous tasks stay pending on disk, for the next runtime); instruments; arrays; history; turns; events. Each step
         that fails is logged, and the next one is done all the same.
         """
         if self._stopping or self._engine is None:
@@ -158,6 +169,7 @@ class Runtime:
             lambda: self._leave_waiting(waiting),
             self._end_background,
             self.instruments.stop,
+            lambda: asyncio.to_thread(self.arrays.close),
             lambda: self.history.close(max(0.5, ends - time.monotonic())),
         )
         for step in steps:
@@ -176,6 +188,7 @@ class Runtime:
                 entry.finished = time.time()
                 entry.become(TaskState.INTERRUPTED)
                 await self._recorder.record(entry)
+                self.arrays.release(entry.task_id, entry.arrays)
             if not entry.done.done():
                 entry.done.set_result(None)
 
@@ -200,6 +213,9 @@ class Runtime:
                 await self.history.sweep()
             except StorageUnavailable as problem:  # told by /health already; the next sweep may find it mended
                 log.warning("The history could not be swept: %s", problem)
+
+    async def _knows(self, task_id: str) -> bool:
+        return self._recorder.find(task_id) is not None or await self.history.get(task_id) is not None
 
     # Devices
 
@@ -305,6 +321,7 @@ class Runtime:
             raise TaskConflict(f"{task_id} is {task.status}: cancel it first")
         self._recorder.forget(task_id)
         await self.history.delete(task_id)
+        await self.arrays.forget(task_id)
 
     # Figures
 
@@ -337,7 +354,7 @@ class Runtime:
     def health(self) -> Health:
         """Whether all is well, and what is not."""
         # A notice tells what happened and is over: it does not make the runtime worse.
-        wrong = [problem for problem in (self.history.problem, self._backend_problem) if problem]
+        wrong = [problem for problem in (self.history.problem, self._backend_problem, self.arrays.problem) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self._scheduler.lanes else "healthy"
         return Health(

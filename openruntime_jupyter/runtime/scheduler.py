@@ -11,11 +11,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from openruntime_jupyter.engines.base import Completed, Died, Engine, Job, Outcome, Raised, Stage, Stopped, StopReason
-from openruntime_jupyter.errors import TaskConflict, UnknownDevice
-from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
+from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
+from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
 from openruntime_jupyter.models import Payload as PayloadInfo
 from openruntime_jupyter.runtime import endings
 from openruntime_jupyter.runtime.admission import Admission
+from openruntime_jupyter.runtime.array_records import result_name
+from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.output import Stream
@@ -46,6 +48,7 @@ class Scheduler:
         payload: PayloadSink,
         progressed: Callable[[Entry], None],
         meters: Meters,
+        arrays: ArrayStore,
     ) -> None:
         self.lanes: dict[str, Lane] = {}
         self._settings = settings
@@ -56,6 +59,7 @@ class Scheduler:
         self._payload = payload
         self._progressed = progressed
         self._meters = meters
+        self._arrays = arrays
         self._slots: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -216,11 +220,14 @@ class Scheduler:
             payload_name=f"{entry.task_id}.{entry.attempt}",
             interpreter=entry.interpreter,
             isolate=entry.isolate,
+            arrays=entry.arrays,
+            array_name=result_name(entry.task_id, entry.attempt),
         )
 
     async def _conclude(self, entry: Entry, outcome: Outcome) -> None:
         entry.execution_time = time.monotonic() - (entry.started_mono or time.monotonic())
         self._measure(entry, outcome)
+        arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
             entry.lane.ran(entry.execution_time)
             entry.result = TaskResult.model_construct(
@@ -230,6 +237,7 @@ class Scheduler:
                 payload=PayloadInfo(size=outcome.payload_size, encoding=outcome.encoding)
                 if outcome.payload is not None or outcome.payload_stored
                 else None,
+                arrays=arrays,
             )
             if entry.result.payload is not None:
                 self._payload(entry, outcome)
@@ -243,6 +251,20 @@ class Scheduler:
             await self._again(entry, outcome)
         else:
             await self._end(entry, TaskState.FAILED, outcome.failure)
+
+    async def _keep_arrays(self, entry: Entry, outcome: Outcome) -> tuple[list[ArrayReference], Outcome]:
+        """Take over what the attempt gave back, or remove what it left; without room for it the task has failed after all."""
+        if not isinstance(outcome, Completed):
+            if isinstance(outcome, Died | Stopped):
+                await self._arrays.discard(entry.task_id, entry.attempt)
+            return [], outcome
+        if not outcome.arrays:
+            return [], outcome
+        try:
+            return await self._arrays.adopt(entry.owner, outcome.arrays), outcome
+        except (StorageUnavailable, ArrayNotFound) as problem:
+            message = f"Its result can't be kept. {problem}"
+            return [], Raised(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
 
     async def _again(self, entry: Entry, outcome: Died) -> None:
         entry.output.print("stderr", f"\n[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
@@ -274,6 +296,7 @@ class Scheduler:
         entry.finished = time.time()
         entry.become(state)
         await self._record(entry)
+        self._arrays.release(entry.task_id, entry.arrays)
         if not entry.done.done():
             entry.done.set_result(None)
         entry.news.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed
 from openruntime_jupyter.models import TaskRequest
+from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import Operation, Parameters
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.worker.tensorfile import Layout
 
 LONGEST_KEY = 255
 
@@ -37,10 +40,18 @@ class Checked:
     needs: int | None
     interpreter: str | None
     isolate: bool
+    arrays: tuple[str, ...] = ()
 
 
-def check(request: TaskRequest, caller: Caller, settings: Settings) -> Checked:
-    """Validate and authorise; raises `InvalidRequest` and its kinds, and `NotAllowed`."""
+Known = Callable[[str], Layout | None]
+
+
+def check(request: TaskRequest, caller: Caller, settings: Settings, known: Known = lambda array_id: None) -> Checked:
+    """Validate and authorise; raises `InvalidRequest` and its kinds, and `NotAllowed`.
+
+    `known` tells what an array is. One that it does not know is refused later, when the task would lease it: a request that is
+    sent again must find its task though its arrays may be gone.
+    """
     kind = operation(request.operation)
     if kind.needs_execute and not caller.may_execute:
         raise NotAllowed(
@@ -55,6 +66,11 @@ def check(request: TaskRequest, caller: Caller, settings: Settings) -> Checked:
             f"{len(encoded):,} bytes of JSON, and the most is {settings.max_parameters_bytes:,} (max_parameters_bytes); "
             "let the task load large data itself",
         )
+    named = list(references(parameters))
+    arrays = tuple(dict.fromkeys(each.array for each in named))
+    for each in named:
+        if (layout := known(each.array)) is not None:
+            each.resolve(layout.shape, layout.dtype, layout.nbytes)
     timeout = request.timeout
     if not caller.trusted:
         timeout = _bounded(kind, parameters, timeout, settings.untrusted_timeout)
@@ -62,7 +78,7 @@ def check(request: TaskRequest, caller: Caller, settings: Settings) -> Checked:
     interpreter = world.interpreter if world is not None else None
     if interpreter is not None and not Path(interpreter).is_absolute():
         raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
-    return Checked(kind, encoded, timeout, kind.memory(parameters), interpreter, bool(getattr(parameters, "isolate", False)))
+    return Checked(kind, encoded, timeout, kind.memory(parameters), interpreter, bool(getattr(parameters, "isolate", False)), arrays)
 
 
 def _bounded(kind: Operation, parameters: Parameters, timeout: float | None, most: float) -> float:

@@ -75,9 +75,9 @@ def mlx_or_numpy(array: Array) -> Any:
         return array
 
 
-def store(value: Any, path: Path) -> Layout:
+def store(value: Any, path: Path, layout: Layout | None = None) -> Layout:
     """Write an array into a new file; raises `StorageUnavailable`, TypeError for what `layout_of` knows nothing of."""
-    layout = layout_of(value)
+    layout = layout or layout_of(value)
     if layout is None:
         raise TypeError(f"{type(value).__name__} can't be stored as an array")
     descriptor = tensorfile.make(path, layout)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from openruntime_jupyter.errors import MemoryRefused
+from openruntime_jupyter.worker.shelf import Shelf
 
 PROGRESS_INTERVAL = 0.1
 """Seconds between two progress messages of one task: ten a second are enough for any eye."""
@@ -23,11 +24,17 @@ class TaskContext:
     """
 
     def __init__(
-        self, task_id: str = "task_0", device_type: str = "cpu", memory_total: int | None = None, send: Send | None = None
+        self,
+        task_id: str = "task_0",
+        device_type: str = "cpu",
+        memory_total: int | None = None,
+        send: Send | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.task_id = task_id
         self.device_type = device_type
         self.memory_total = memory_total
+        self.shelf = shelf or Shelf()
         self._send = send
         self._progress: dict[str, Any] | None = None
         self._sent_at = float("-inf")
@@ -49,6 +56,29 @@ class TaskContext:
         """Show a MIME bundle where the task is watched, after everything printed so far."""
         if self._send is not None:
             self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
+
+    def array(self, array_id: str, kind: str | None = None) -> Any:
+        """An array that the parameters name.
+
+        `kind` is `"numpy"` for a NumPy array on the file's own memory (changing it changes no one else's), `"mlx"` for an MLX array,
+        a copy; by default what it was where it came from. Raises `ArrayNotFound` where its file is gone.
+        """
+        from openruntime_jupyter.worker import arrays
+
+        view = self.shelf.view(array_id)
+        return arrays.as_mlx(view) if (kind or self.shelf.layout(array_id).kind) == "mlx" else view
+
+    def pack(self, value: Any) -> tuple[bytes, str]:
+        """`value` pickled, its large arrays left on the shelf, and how that is encoded; raises what pickling it raises."""
+        from openruntime_jupyter.worker import parcels
+
+        if not self.shelf.usable:
+            return parcels.pack(value, None), parcels.PLAIN
+        try:
+            return parcels.pack(value, self.shelf.store), parcels.OUTSIDE if self.shelf.stored else parcels.PLAIN
+        except BaseException:
+            self.shelf.clear()
+            raise
 
     def require_memory(self, needed: int, what: str = "This task") -> None:
         """Raise `MemoryRefused` with both figures if `needed` bytes are more than the device has.

@@ -18,6 +18,7 @@ from openruntime_jupyter.worker.context import TaskContext, set_current
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.interrupts import InterruptGuard
+from openruntime_jupyter.worker.shelf import Shelf
 
 if TYPE_CHECKING:
     from openruntime_jupyter.operations.base import Result
@@ -36,11 +37,14 @@ class Runner:
         self._resident = restore.Resident()
         self._threads = 0
         self._device: tuple[str, int] | None = None
+        self._shelf = Shelf()
 
     def run(self, body: dict[str, Any]) -> None:
         """Run the task of a `RUN` frame, answer, and clean up behind it."""
         task_id = body["task_id"]
         self._prepare(body)
+        self._shelf = Shelf(body.get("arrays"))
+        modules = len(sys.modules)
         modules = len(sys.modules)
         started = time.perf_counter()
         result: Result | None = None
@@ -63,6 +67,7 @@ class Runner:
         if error is None and result is not None:
             error = self._answer(result, figures, body)
         if error is not None:
+            self._shelf.clear()
             self._raised(error, figures)
             error.__traceback__ = None
             restore.forget_exception()
@@ -84,10 +89,11 @@ class Runner:
             mx.reset_peak_memory()
 
     def _operate(self, body: dict[str, Any]) -> Result:
+        from openruntime_jupyter.operations.arrays import references
         from openruntime_jupyter.operations.base import Result
         from openruntime_jupyter.operations.registry import operation
 
-        context = TaskContext(body["task_id"], body["device"]["type"], body["memory_total"], self._say)
+        context = TaskContext(body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf)
         set_current(context)
         parameters = body.get("parameters")
         if parameters is None:
@@ -98,7 +104,11 @@ class Runner:
             if not kind.needs_execute:
                 raise NoBackend(advice)
             sys.stderr.write(f"{advice}\n")  # the caller's own code may do without MLX
-        answer = kind.run(kind.validate(parameters), context)
+        checked = kind.validate(parameters)
+        for named in references(checked):
+            layout = self._shelf.layout(named.array)
+            named.resolve(layout.shape, layout.dtype, layout.nbytes)
+        answer = kind.run(checked, context)
         context.flush_progress()
         return answer if isinstance(answer, Result) else Result(answer)
 
@@ -127,7 +137,7 @@ class Runner:
                 f"the result is {len(output):,} bytes as JSON and the most is {MAX_OUTPUT_JSON:,}: return a summary, "
                 "or large data as an output of a cell or the value of a call"
             )
-        answer = {**figures, "encoding": result.encoding, "payload_size": None, "payload_file": False}
+        answer = {**figures, "encoding": result.encoding, "payload_size": None, "payload_file": False, "arrays": self._shelf.stored}
         payload = result.payload
         if payload is not None:
             answer["payload_size"] = len(payload)

@@ -1,0 +1,87 @@
+"""Where a task finds the arrays that it was given, and leaves those that it gives back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, gigabytes
+from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.tensorfile import Layout
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.arrays import Array
+
+UNFINISHED = ".part"
+"""The runtime takes this off once the task is done: what else has it was left by a worker that died."""
+
+
+class Shelf:
+    """The arrays of one task. `said` is what the engine told: paths of `inputs` by id, `name`, and `places` with their bytes."""
+
+    def __init__(self, said: dict[str, Any] | None = None) -> None:
+        said = said or {}
+        self._inputs: dict[str, str] = said.get("inputs", {})
+        self._name: str = said.get("name", "")
+        self._places: list[list[Any]] = [[Path(folder), room] for folder, room in said.get("places", ())]
+        self.stored: list[dict[str, Any]] = []
+        """What was left here, in the words of the result frame."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether arrays can be left here at all: an operation that is called by hand has no runtime around it."""
+        return bool(self._places)
+
+    def layout(self, array_id: str) -> Layout:
+        """What an input is; raises `ArrayNotFound`."""
+        descriptor = tensorfile.open_for_reading(self._path(array_id), array_id)
+        try:
+            return tensorfile.read(descriptor, array_id)
+        finally:
+            os.close(descriptor)
+
+    def view(self, array_id: str) -> Array:
+        """An input as NumPy array, mapped; changing it changes no one else's. Raises `ArrayNotFound`."""
+        from openruntime_jupyter.worker import arrays
+
+        return arrays.view(self._path(array_id), array_id)
+
+    def store(self, value: Any, layout: Layout) -> None:
+        """Leave an array here; raises `StorageUnavailable` with figures where there is no room."""
+        from openruntime_jupyter.worker import arrays
+
+        array_id = f"{self._name}.{len(self.stored)}"
+        refusal: StorageUnavailable | None = None
+        for number, place in enumerate(self._places):
+            folder, room = place
+            if layout.size > room:
+                continue
+            try:
+                arrays.store(value, folder / f"{array_id}{UNFINISHED}", layout)
+            except StorageUnavailable as problem:
+                refusal = problem
+                continue
+            for other in self._places:
+                other[1] -= layout.size
+            told = {"id": array_id, "shape": layout.shape, "dtype": layout.dtype, "kind": layout.kind, "place": number}
+            self.stored.append(told)
+            return
+        most = max((room for _, room in self._places), default=0)
+        raise refusal or StorageUnavailable(
+            f"A result array of {gigabytes(layout.size)} does not fit: results may have {gigabytes(max(0, most))} now. Delete arrays that "
+            "are no longer needed, raise the setting array_bytes, or return less."
+        )
+
+    def clear(self) -> None:
+        """The task gives nothing back after all."""
+        for told in self.stored:
+            with contextlib.suppress(OSError):
+                (self._places[told["place"]][0] / f"{told['id']}{UNFINISHED}").unlink()
+        self.stored = []
+
+    def _path(self, array_id: str) -> str:
+        if array_id not in self._inputs:
+            raise ArrayNotFound(f"The array {array_id} is none of this task's.")
+        return self._inputs[array_id]
