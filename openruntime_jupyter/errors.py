@@ -25,6 +25,7 @@ OpenRuntimeError
 │   ├── TaskTimedOut
 │   ├── TaskCancelled
 │   └── TaskInterrupted       its runtime ended under it
+├── MapFailed                 raised by `map()`: which items failed, and the results of the others
 ├── WouldDeadlock             a task waits for its own lane
 └── NotConnected              no runtime answers where one was looked for
 
@@ -169,6 +170,21 @@ class TaskCancelled(TaskError):
 
 class TaskInterrupted(TaskError):
     """The runtime ended under the task."""
+
+
+class MapFailed(OpenRuntimeError):
+    """Items of a `map` that failed.
+
+    `failures` has the `TaskError` of each by its place; `results` what the others gave, None in the places of those that failed.
+    """
+
+    def __init__(self, message: str, failures: dict[int, TaskError], results: list[Any]) -> None:
+        super().__init__(message)
+        self.failures = failures
+        self.results = results
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.failures, self.results)
 
 
 class WouldDeadlock(OpenRuntimeError):

@@ -11,11 +11,14 @@ from openruntime_jupyter import errors, models
 
 OFFERED = {"connect", "progress", "load_ipython_extension", "unload_ipython_extension"}
 ERRORS = {
+    "ArrayConflict",
+    "ArrayNotFound",
     "BodyTooLarge",
     "EngineError",
     "InterpreterError",
     "InvalidRequest",
     "MalformedRequest",
+    "MapFailed",
     "MemoryRefused",
     "NoBackend",
     "NotAllowed",

@@ -5,7 +5,11 @@ from __future__ import annotations
 import uuid
 from typing import Any, Protocol
 
+from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+
+MOST_IN_BATCH = 1_000
+"""Tasks that one `submit_many` takes; a runtime takes more, this bounds what one request holds."""
 
 LONGEST_WAIT = 20.0
 """Seconds that one question waits for its answer at most: shorter than the idle time-outs of the proxies on the way."""
@@ -33,6 +37,12 @@ class Backend(Protocol):
 
         Returns at its end, or after `wait` seconds as it is then; the task is on disk by that time. The same `key`
         (`new_key()`) gives the same task again, so that a call that was lost or interrupted can be repeated.
+        """
+
+    def submit_many(self, requests: list[dict[str, Any]], key: str) -> list[Task | OpenRuntimeError]:
+        """Queue a task for each of `requests`, at most `MOST_IN_BATCH`, in one piece: its record, or why it was not taken, in order.
+
+        The same `key` gives the same tasks again, as with `submit`.
         """
 
     def get(self, task_id: str, parameters: bool = True) -> Task:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.lanes import refuse_deadlock
+from openruntime_jupyter.client.mapping import run_map
 from openruntime_jupyter.client.pickling import pack_call, pack_variables, world
 from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import Device, Health, OperationInfo, Origin, SystemMetrics, Task, TaskPage
@@ -97,6 +98,18 @@ class Client:
         """
         return self._finish("call", self._call(function, args, kwargs), _name_of(function))
 
+    def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, chunk_size: int | None = None, **options: Any) -> list[Any]:
+        """`function(item)` for each item, computed by workers: the results in the order of the items.
+
+        A task works on `chunk_size` items; by default so many that each slot of the device gets about four tasks. Give 1 where one
+        item takes seconds, so that progress and cancelling are fine-grained; the default where items are quick. `options` are those
+        of `with_options`. Items that fail keep no other from being done; `MapFailed` tells of them at the end, by their places, and
+        has the other results. Interrupting it cancels the tasks that are left. Raises what `submit_call` raises.
+        """
+        client = self.with_options(**options) if options else self
+        refuse_deadlock(self.backend, client.options.device, "a new task")
+        return run_map(client, function, list(iterable), chunk_size)
+
     def submit_code(
         self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = (), filename: str | None = None
     ) -> TaskHandle:
@@ -160,6 +173,10 @@ class Client:
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {"pickled": pack_call(function, args, kwargs), "world": self._world()}
+
+    def call_request(self, function: Callable[..., Any], /, *args: Any, called: Callable[..., Any]) -> dict[str, Any]:
+        """The request for `function(*args)`, named after `called`."""
+        return self._request("call", self._call(function, args, {}), _name_of(called))
 
     def _world(self) -> dict[str, Any] | None:
         return world() if self.backend.local else None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from openruntime_jupyter.client.backend import LONGEST_WAIT
-from openruntime_jupyter.errors import NotConnected
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage, TaskRequest, TaskState
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.settings import Settings
@@ -61,6 +61,10 @@ class EmbeddedBackend:
             return await runtime.wait(task.task_id, wait) if wait > 0 else task
 
         return self._ask(submit)
+
+    def submit_many(self, requests: list[dict[str, Any]], key: str) -> list[Task | OpenRuntimeError]:
+        """See `Backend.submit_many`."""
+        return self._ask(lambda runtime: runtime.submit_many(requests, _caller(), key))
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
         """See `Backend.get`."""

@@ -16,8 +16,8 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from openruntime_jupyter.client.backend import LONGEST_WAIT
-from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, translate
-from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
 
 PATIENCE = 30.0
@@ -67,11 +67,15 @@ class HttpBackend:
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
         """See `Backend.submit`. Where the connection is lost it is tried once more, under the same key."""
         headers = {"Idempotency-Key": key, "Prefer": f"wait={math.ceil(wait)}" if wait > 0 else "respond-async"}
+        return self._ask(Task, "POST", "/tasks", content=_json(request), headers=headers, wait=wait)
+
+    def submit_many(self, requests: list[dict[str, Any]], key: str) -> list[Task | OpenRuntimeError]:
+        """See `Backend.submit_many`."""
+        response = self._request("POST", "/tasks/batch", content=_json({"tasks": requests}), headers={"Idempotency-Key": key})
         try:
-            body = json.dumps(request, allow_nan=False).encode()
-        except (TypeError, ValueError) as problem:
-            raise InvalidRequest.of("parameters", f"JSON can't hold them: {problem}") from None
-        return self._ask(Task, "POST", "/tasks", content=body, headers=headers, wait=wait)
+            return [_answer(item) for item in response.json()["tasks"]]
+        except (ValidationError, ValueError, KeyError, TypeError) as problem:
+            raise not_openruntime(self.where, response) from problem
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
         """See `Backend.get`."""
@@ -189,6 +193,20 @@ class HttpBackend:
 
 def _nothing() -> None:
     """There is no connection to let go of."""
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError) as problem:
+        raise InvalidRequest.of("parameters", f"JSON can't hold them: {problem}") from None
+
+
+def _answer(item: dict[str, Any]) -> Task | OpenRuntimeError:
+    """One entry of a batch's answer."""
+    if (error := item.get("error")) is not None:
+        return of_status(error["code"], error["message"], error.get("details") or [], error.get("retry_after") or 1.0, "/tasks")
+    return Task.model_validate(item["task"], extra="ignore")
 
 
 def _task(task_id: str) -> str:

@@ -99,22 +99,22 @@ def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
         if response.status_code in (401, 403):
             return NotAllowed(f"{where} refuses (status {response.status_code}): give connect() the token of that server")
         return not_openruntime(where, response)
-    return _of_status(response, message, details)
+    return of_status(response.status_code, message, details, _seconds(response.headers.get("retry-after")), response.url.path)
 
 
-def _of_status(response: httpx.Response, message: str, details: list[dict[str, str]]) -> OpenRuntimeError:
-    code = response.status_code
+def of_status(code: int, message: str, details: list[dict[str, str]], retry_after: float, path: str) -> OpenRuntimeError:
+    """The error that `code` stands for; `retry_after` in seconds, `path` is where it was met."""
     if code == 422:
         return _invalid(message, details)
     if code in (429, 503):
         kind = QueueFull if code == 429 else Unavailable
-        return kind(message, _seconds(response.headers.get("retry-after")))
+        return kind(message, retry_after)
     plain: dict[int, Callable[[str], OpenRuntimeError]] = {
         400: MalformedRequest,
         401: NotAllowed,
         403: NotAllowed,
-        404: _absent(response.url.path),
-        409: ArrayConflict if "/arrays" in response.url.path else TaskConflict,
+        404: _absent(path),
+        409: ArrayConflict if "/arrays" in path else TaskConflict,
         413: BodyTooLarge,
         415: MalformedRequest,
     }

@@ -21,6 +21,7 @@ from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
 from openruntime_jupyter.runtime import history_queries as queries
 from openruntime_jupyter.runtime import history_sweep as sweeping
 from openruntime_jupyter.runtime import locks
+from openruntime_jupyter.runtime.history_batch import write_all
 from openruntime_jupyter.runtime.history_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.history_file import HistoryFile
 from openruntime_jupyter.runtime.history_metrics import MetricColumns, MetricsBehind, read
@@ -142,6 +143,20 @@ class History:
         await self._write(lambda connection: write_or_tell(connection, record, known), before)
         self._behind.remember([record])
 
+    async def commit_all(self, tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
+        """Write new tasks in one transaction, and return when they are on disk: the ids of those whose rows are not ours to make.
+
+        `key` is (owner, idempotency key, fingerprint), stored with them for the first of them. Raises `StorageUnavailable` where the
+        disk does not take them, and `TaskConflict` where the key stands for others; nothing is written then.
+        """
+        self._check_open()
+        if self._refusal is not None:
+            raise StorageUnavailable(self._refusal, retry_after=3600.0)
+        describe = partial(record_of, runtime=self._me, embedded=self._settings.embedded)
+        written = await self._write(lambda connection: write_all(connection, [describe(task) for task in tasks], key, now_micros()))
+        self._behind.remember(written)
+        return {task.task_id for task in tasks}.difference(record.id for record in written)
+
     def write_behind(self, task_id: str, describe: Describe) -> None:
         """Write the task within 50 ms, as `describe()` tells it then; never raises, and never gives up while the disk fails."""
         if not self._closed:
@@ -227,8 +242,8 @@ class History:
         self._behind.drop(task_id)
         await self._remove(files)
 
-    async def remember_key(self, owner: str | None, key: str, task_id: str, fingerprint: str) -> tuple[str, str] | None:
-        """Store an idempotency key for a day, or give the (task id, fingerprint) that it stands for already."""
+    async def remember_key(self, owner: str | None, key: str, task_id: str | None, fingerprint: str = "") -> tuple[str, str] | None:
+        """Store an idempotency key for a day (None as `task_id`: only look), or give the (task id, fingerprint) it stands for already."""
         self._check_open()
         return await self._write(
             lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())

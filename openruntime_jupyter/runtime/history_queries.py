@@ -103,9 +103,9 @@ def payload(connection: sqlite3.Connection, task_id: str, folder: Path) -> tuple
 
 
 def remember_key(
-    connection: sqlite3.Connection, owner: str, key: str, task_id: str, fingerprint: str, runtime: str, now: int
+    connection: sqlite3.Connection, owner: str, key: str, task_id: str | None, fingerprint: str, runtime: str, now: int
 ) -> tuple[str, str] | None:
-    """Store an idempotency key, or give what it stands for already: (task id, fingerprint).
+    """Store an idempotency key (unless `task_id` is None), or give what it stands for already: (task id, fingerprint).
 
     A key is free again if its task was purged, or if another runtime stored it and never recorded the task: it died half way.
     """
@@ -119,7 +119,8 @@ def remember_key(
         known_task, known_fingerprint, by, stored, recorded, purged = row
         if stored > now - KEY_MICROSECONDS and not purged and (recorded or by == runtime):
             return known_task, known_fingerprint
-    connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", (owner, key, task_id, fingerprint, runtime, now))
+    if task_id is not None:
+        connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", (owner, key, task_id, fingerprint, runtime, now))
     return None
 
 

@@ -39,5 +39,24 @@ class IdMaker:
                 self._random += 1
             return f"{prefix}_{self._prefix}{_text(self._random, RANDOM_DIGITS)}"
 
+    def make_many(self, prefix: str, number: int) -> list[str]:
+        """`number` new ids of one millisecond that follow one another: `neighbour` leads from each to the others."""
+        with self._lock:
+            self._millisecond = max(time.time_ns() // 1_000_000, self._millisecond + 1)
+            first = secrets.randbits(RANDOM_BITS - 1)
+            self._random = first + number
+            self._prefix = _text(self._millisecond, TIME_DIGITS)
+            return [f"{prefix}_{self._prefix}{_text(first + step, RANDOM_DIGITS)}" for step in range(number)]
 
-make_id = IdMaker().make
+
+def neighbour(known: str, steps: int) -> str:
+    """The id that lies `steps` after `known` (before it, where negative) among those that were made together."""
+    number = 0
+    for letter in known[-RANDOM_DIGITS:]:
+        number = number * 32 + ALPHABET.index(letter)
+    return known[:-RANDOM_DIGITS] + _text(number + steps, RANDOM_DIGITS)
+
+
+_maker = IdMaker()
+make_id = _maker.make
+make_ids = _maker.make_many

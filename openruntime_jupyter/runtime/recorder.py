@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 from openruntime_jupyter.engines.base import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
+from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
@@ -54,6 +55,12 @@ class Recorder:
         else:
             await self._history.commit(entry.snapshot(live=False))
         self.entries[entry.task_id] = entry
+
+    async def admit_all(self, entries: list[Entry], tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
+        """New asynchronous tasks, on disk as `tasks` when this returns; the ids of those that were purged. See `History.commit_all`."""
+        refused = await self._history.commit_all(tasks, key)
+        self.entries.update((entry.task_id, entry) for entry in entries if entry.task_id not in refused)
+        return refused
 
     def announce(self, entry: Entry) -> None:
         """Tell of its state."""

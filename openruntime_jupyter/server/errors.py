@@ -26,8 +26,9 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.Unavailable, 503),
     (errors.EngineError, 503),
     (errors.NotConnected, 503),
-    # A task that failed is a 200 whose body says so; here it could only come from a fault of ours.
+    # A task that failed is a 200 whose body says so; here these could only come from a fault of ours.
     (errors.TaskError, 500),
+    (errors.MapFailed, 500),
 )
 """From the errors this package raises on purpose to their status; a subclass has its parent's."""
 

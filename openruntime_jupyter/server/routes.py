@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tornado import web
 
+from openruntime_jupyter.server.handlers_batch import BatchHandler
 from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
 from openruntime_jupyter.server.handlers_system import (
     DevicesHandler,
@@ -25,6 +26,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/devices", DevicesHandler),
     ("/operations", OperationsHandler),
     ("/tasks", TasksHandler),
+    ("/tasks/batch", BatchHandler),
     ("/tasks/enhanced", EnhancedTasksHandler),
     (f"/tasks/{TASK_ID}", TaskHandler),
     (f"/tasks/{TASK_ID}/output", OutputHandler),

@@ -31,6 +31,7 @@ EXPECTED = {
     "GET /tasks": 200,
     "GET /tasks/enhanced": 200,
     "POST /tasks": 400,
+    "POST /tasks/batch": 400,
     f"GET /tasks/{NO_SUCH_TASK}": 404,
     f"PATCH /tasks/{NO_SUCH_TASK}": 400,
     f"DELETE /tasks/{NO_SUCH_TASK}": 404,

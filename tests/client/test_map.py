@@ -1,0 +1,153 @@
+"""`map`: results in order and failures by place, over HTTP and embedded alike."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.client import mapping
+from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.errors import InvalidRequest, MapFailed, TaskFailed, UnknownDevice, UnknownOperation, WorkerDied
+from openruntime_jupyter.models import Task, TaskState
+from tests.support import wait_until
+
+
+def square() -> Any:
+    """Made here, so that it travels by value."""
+    factor = 1
+
+    def square(number: int) -> int:
+        return factor * number * number
+
+    return square
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3, 100])
+def test_results_come_in_the_order_of_the_items(client: Client, chunk_size: int | None) -> None:
+    assert client.map(square(), range(10), chunk_size) == [number * number for number in range(10)]
+
+
+def test_nothing_is_done_for_no_items(client: Client) -> None:
+    assert client.map(square(), iter(())) == []
+
+
+def test_a_chunk_is_a_task_with_the_options_and_the_functions_name(client: Client) -> None:
+    client.map(square(), range(7), chunk_size=3, priority=7, timeout=60, name="squares")
+    newest = client.tasks(limit=3).tasks
+    assert [(task.operation, task.name, task.priority, task.timeout) for task in newest] == [("call", "squares", 7, 60.0)] * 3
+    client.map(square(), range(2))
+    assert client.tasks(limit=1).tasks[0].name == "square"
+    with pytest.raises(TypeError):
+        client.map(square(), range(2), colour="red")
+
+
+def test_by_default_each_slot_gets_a_few_tasks(client: Client) -> None:
+    before = client.tasks(limit=1, operation="call").total_count
+    client.map(square(), range(100))
+    assert client.tasks(limit=1, operation="call").total_count - before == mapping.CHUNKS_A_SLOT
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_items_that_fail_are_told_by_their_places_and_spoil_no_others(client: Client, chunk_size: int) -> None:
+    def inverse(number: int) -> float:
+        return 1 / (number % 3)
+
+    with pytest.raises(MapFailed) as caught:
+        client.map(inverse, range(8), chunk_size=chunk_size)
+    failed = caught.value
+    assert list(failed.failures) == [0, 3, 6]
+    assert all(isinstance(problem, TaskFailed) for problem in failed.failures.values())
+    assert failed.results == [None, 1.0, 0.5, None, 1.0, 0.5, None, 1.0]
+    assert "3 of 8 items failed. The first, item 0: ZeroDivisionError" in str(failed)
+    assert "in inverse" in str(failed.failures[6])
+    task = failed.failures[6].task
+    assert task is not None
+    assert "Item 6 failed" in client.task(task.task_id).output.stderr
+
+
+def test_a_chunk_whose_worker_dies_fails_alone(client: Client) -> None:
+    def deadly(number: int) -> int:
+        if number == 2:
+            os._exit(3)
+        return number
+
+    with pytest.raises(MapFailed) as caught:
+        client.map(deadly, range(6), chunk_size=2)
+    assert list(caught.value.failures) == [2, 3]
+    assert isinstance(caught.value.failures[2], WorkerDied)
+    assert caught.value.results == [0, 1, None, None, 4, 5]
+
+
+def test_the_error_survives_pickling() -> None:
+    again = pickle.loads(pickle.dumps(MapFailed("1 of 2", {0: TaskFailed("no")}, [None, 1])))
+    assert (str(again), list(again.failures), again.results) == ("1 of 2", [0], [None, 1])
+
+
+def test_what_cannot_travel_is_named_before_anything_is_queued(client: Client) -> None:
+    lock = threading.Lock()
+    before = client.tasks(limit=1).total_count
+    with pytest.raises(InvalidRequest, match="lock"):
+        client.map(lambda number: lock, range(3))
+    assert client.tasks(limit=1).total_count == before
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, 2.5, True])
+def test_a_chunk_size_that_is_none_is_refused(client: Client, chunk_size: Any) -> None:
+    with pytest.raises(InvalidRequest, match="chunk_size"):
+        client.map(square(), range(3), chunk_size=chunk_size)
+
+
+def test_many_chunks_are_submitted_a_part_at_a_time(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "MOST_AHEAD", 6)
+    assert client.map(square(), range(20), chunk_size=1) == [number * number for number in range(20)]
+
+
+def test_an_interrupt_cancels_what_is_left(client: Client) -> None:
+    def slow(number: int) -> int:
+        import time
+
+        from openruntime_jupyter import progress
+
+        progress(1)
+        time.sleep(60)
+        return number
+
+    client.run("compute")
+    started = time.monotonic()
+
+    def interrupt() -> None:
+        wait_until(lambda: any(task.progress for task in client.tasks(limit=4, states=["running"]).tasks), 20, "the first one runs")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        client.map(slow, range(4), chunk_size=1)
+    thread.join()
+    assert time.monotonic() - started < 30
+    states = {task.status for task in client.tasks(limit=4, operation="call").tasks}
+    assert states == {TaskState.CANCELLED}
+
+
+def test_an_unknown_device_is_told_and_leaves_nothing_in_the_queue(client: Client) -> None:
+    with pytest.raises(UnknownDevice):
+        client.map(square(), range(3), device="device_77")
+
+
+def test_a_batch_is_answered_item_by_item(backend: Backend) -> None:
+    key = new_key()
+    requests: list[dict[str, Any]] = [{"operation": "call", "parameters": {}}, {"operation": "nosuch", "parameters": {}}]
+    taken, refused = backend.submit_many(requests, key)
+    assert isinstance(taken, Task)
+    assert isinstance(refused, UnknownOperation)
+    assert refused.details[0]["field"] == "operation"
+    again, _ = backend.submit_many(requests, key)
+    assert isinstance(again, Task)
+    assert again.task_id == taken.task_id

@@ -1,0 +1,76 @@
+"""`POST /tasks/batch` over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from openruntime_jupyter.runtime.batch import MOST_IN_BATCH
+from tests.server.conftest import error_of
+from tests.support import STANDALONE, Server, running_server
+
+
+def sent(server: Server, tasks: Any, **options: Any) -> httpx.Response:
+    return server.request("POST", "/tasks/batch", json={"tasks": tasks}, **options)
+
+
+def compute(**fields: Any) -> dict[str, Any]:
+    return {"operation": "compute", "parameters": {}, **fields}
+
+
+def test_each_task_is_answered_in_its_place(standalone: Server) -> None:
+    response = sent(
+        standalone, [compute(name="one"), compute(priority=11, retries=-1), {"operation": "nosuch", "parameters": {}}, compute(name="two")]
+    )
+    assert response.status_code == 202
+    one, wrong, unknown, two = response.json()["tasks"]
+    assert wrong["error"]["code"] == unknown["error"]["code"] == 422
+    assert {detail["field"] for detail in wrong["error"]["details"]} == {"priority", "retries"}
+    assert "nosuch" in unknown["error"]["message"]
+    assert "parameters" not in one["task"] or one["task"]["parameters"] is None
+    assert [standalone.finished(each["task"]["task_id"])["name"] for each in (one, two)] == ["one", "two"]
+
+
+def test_a_batch_that_is_sent_again_makes_no_task_twice(standalone: Server) -> None:
+    headers = {"Idempotency-Key": "batch-once"}
+    first = sent(standalone, [compute(), compute()], headers=headers).json()["tasks"]
+    again = sent(standalone, [compute(), compute()], headers=headers).json()["tasks"]
+    assert [each["task"]["task_id"] for each in first] == [each["task"]["task_id"] for each in again]
+    error_of(sent(standalone, [compute()], headers=headers), 422)
+    error_of(standalone.request("POST", "/tasks", json=compute(wait=False), headers=headers), 422)
+
+
+@pytest.mark.parametrize(
+    "tasks", [[], {}, None, "compute", [compute()] * (MOST_IN_BATCH + 1)], ids=["none", "object", "null", "text", "too many"]
+)
+def test_what_is_no_batch_is_told_so(standalone: Server, tasks: Any) -> None:
+    told = error_of(sent(standalone, tasks), 422)
+    assert told["data"]["details"][0]["field"] == "tasks"
+
+
+def test_two_thousand_in_one_body_are_all_answered(standalone: Server) -> None:
+    response = sent(standalone, [compute(name=str(number)) for number in range(2000)])
+    tasks = [each["task"] for each in response.json()["tasks"]]
+    assert [task["name"] for task in tasks] == [str(number) for number in range(2000)]
+    listed = standalone.get("/tasks", params={"limit": 1})
+    assert listed["total_count"] >= 2000
+    cancelled = standalone.request("DELETE", f"/tasks/{tasks[-1]['task_id']}").json()
+    assert cancelled["status"] in ("cancelled", "completed")
+
+
+def test_without_the_token_only_safe_tasks_are_taken(standalone: Server) -> None:
+    response = standalone.client.post(f"{standalone.url}/tasks/batch", json={"tasks": [{"operation": "call", "parameters": {}}, compute()]})
+    refused, taken = response.json()["tasks"]
+    assert refused["error"]["code"] == 403
+    assert "token" in refused["error"]["message"]
+    assert taken["task"]["timeout"] == 300
+
+
+def test_what_finds_no_room_is_told_when_to_come_again(tmp_path: Any) -> None:
+    with running_server(tmp_path, STANDALONE, config={"OpenRuntimeApp": {"max_pending": 0, "cpu_slots": 1}}) as server:
+        taken, refused = sent(server, [compute(), compute()]).json()["tasks"]
+        assert "task" in taken
+        assert refused["error"]["code"] == 503
+        assert refused["error"]["retry_after"] >= 1
