@@ -92,7 +92,10 @@ class OpenRuntimeApp(SettingsTraits, ExtensionApp):
             self._announcement = Announcement(url, self.notebooks.token)
             self._announcement.to_kernels()
             if self.standalone:
-                self._announcement.to_clients(settings.data_dir, serverapp.identity_provider.token)
+                try:
+                    self._announcement.to_clients(settings.data_dir, serverapp.identity_provider.token)
+                except OSError as problem:
+                    self.log.warning("Other programs will not find this server by themselves: %s", problem)
         self._activity.start()
 
     async def _start(self, settings: Settings) -> Runtime:

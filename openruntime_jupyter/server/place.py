@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 from jupyter_server.serverapp import ServerApp
 
+from openruntime_jupyter.runtime.private import private_folder
+
 ANY = ("", "0.0.0.0", "*")  # noqa: S104
 HERE = ("localhost", "ip6-localhost")
 
@@ -41,9 +43,10 @@ class Announcement:
         os.environ.update(self._variables)
 
     def to_clients(self, data_dir: Path, token: str) -> None:
-        """Write it, with the server's own token, where this user's programs look."""
+        """Write it, with the server's own token, where this user's programs look; raises `OSError`."""
         folder = data_dir / "standalone"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (data_dir, folder):
+            private_folder(each)
         for stale in _of_the_dead(folder):
             stale.unlink(missing_ok=True)
         self._file = folder / f"{os.getpid()}.json"

@@ -145,7 +145,7 @@ def test_nothing_of_jupyters_own_is_there_but_its_stop(open_server: Server) -> N
 def test_where_it_is_stands_in_a_file_that_only_its_user_can_read(open_server: Server) -> None:
     file = open_server.home.data_dir / "standalone" / f"{open_server.pid}.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.parent.stat().st_mode) == stat.S_IMODE(file.parent.parent.stat().st_mode) == 0o700
     told = announced(open_server)
     assert (told["url"], told["pid"]) == (open_server.url, open_server.pid)
 
@@ -246,6 +246,14 @@ def test_a_server_that_was_killed_is_forgotten_by_the_next_one(tmp_path: Path) -
             assert not file.exists()
             assert announced(following)["pid"] == following.pid
         wait_until(lambda: not killed.descendants(), 5, "the end of the killed server's workers")
+
+
+def test_a_data_folder_that_cannot_be_used_is_told_in_every_answer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with running_server(tmp_path, STANDALONE, f"--data-dir={tmp_path / 'file'}", token=None, ready=503) as server:
+        assert str(tmp_path / "file") in error_of(server.request("GET", "/health"), 503)["error"]
+        assert server.get("/")["status"] == "running"
+        assert "will not find this server" in server.tail()
 
 
 def test_jupyters_own_command_stops_it(tmp_path: Path) -> None:
