@@ -47,6 +47,8 @@ class Intake:
         self._arrays = arrays
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
+        self.coming = 0
+        """Tasks that are just being recorded, and wait from then on."""
         self._stopping = False
 
     def close(self) -> None:
@@ -59,26 +61,50 @@ class Intake:
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
         `idempotency_key` of the same owner gives the same task.
         """
+        entry = await self.prepare(request, caller)
+        self.require_room(entry.lane)
+        if idempotency_key is None:
+            return await self._admit(entry)
+        async with self.lock(caller, idempotency_key):
+            return await self._once(entry, request, idempotency_key)
+
+    def lock(self, caller: Caller, key: str) -> asyncio.Lock:
+        """For one at a time with each key: the second finds what the first has stored."""
+        return self._keys.setdefault((caller.owner, key), asyncio.Lock())
+
+    async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None) -> Entry:
+        """Check a request; the task that it may become. Raises what `submit` raises, but for `QueueFull`."""
         checked = check(request, caller, self._settings, self._arrays.known)
         await self._need_lanes(checked.interpreter)
         lane = self._scheduler.place(request.device_preference)
         self._admission.check(checked.needs, lane)
         if self._stopping:
             raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
-        full = self._scheduler.pending >= self._settings.max_pending
-        if full and not (self._settings.max_pending == 0 and len(lane.running) < lane.slots):
-            raise QueueFull(
-                f"{self._scheduler.pending:,} tasks wait, and no more than {self._settings.max_pending:,} may (max_pending): "
-                "try again later",
-                retry_after=5.0,
-            )
-        entry = self._entry(request, checked, caller.owner, lane)
-        if idempotency_key is None:
-            return await self._admit(entry)
-        # One at a time for each key: the second finds what the first has stored.
-        lock = self._keys.setdefault((caller.owner, idempotency_key), asyncio.Lock())
-        async with lock:
-            return await self._once(entry, request, idempotency_key)
+        return self._entry(request, checked, caller.owner, lane, task_id)
+
+    def require_room(self, lane: Lane, ahead: int = 0) -> None:
+        """Raise `QueueFull` where one more may not wait, `ahead` that are about to being counted."""
+        waiting = self._scheduler.pending + self.coming + ahead
+        if waiting < self._settings.max_pending:
+            return
+        if self._settings.max_pending == 0 and len(lane.running) + self.coming + ahead < lane.slots:
+            return
+        raise QueueFull(
+            f"{waiting:,} tasks wait, and no more than {self._settings.max_pending:,} may (max_pending): try again later", retry_after=5.0
+        )
+
+    def lease(self, entry: Entry) -> None:
+        """Keep what its parameters name; raises `ArrayNotFound`."""
+        self._arrays.lease(entry.arrays, entry.task_id)
+
+    def release(self, entry: Entry) -> None:
+        """Undo `lease`."""
+        self._arrays.release(entry.task_id, entry.arrays)
+
+    def begin(self, entry: Entry) -> None:
+        """Let a task that was recorded wait for its turn."""
+        self._scheduler.enqueue(entry)
+        self._recorder.announce(entry)
 
     async def _once(self, entry: Entry, request: TaskRequest, key: str) -> str:
         same = fingerprint(request)
@@ -100,14 +126,16 @@ class Intake:
         return task_id
 
     async def _admit(self, entry: Entry) -> str:
-        self._arrays.lease(entry.arrays, entry.task_id)
+        self.lease(entry)
+        self.coming += 1
         try:
             await self._recorder.admit(entry)
         except BaseException:
-            self._arrays.release(entry.task_id, entry.arrays)
+            self.release(entry)
             raise
-        self._scheduler.enqueue(entry)
-        self._recorder.announce(entry)
+        finally:
+            self.coming -= 1
+        self.begin(entry)
         return entry.task_id
 
     def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:

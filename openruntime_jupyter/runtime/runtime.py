@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import (
     EngineError,
     NoBackend,
+    OpenRuntimeError,
     StorageUnavailable,
     TaskConflict,
     Unavailable,
@@ -37,6 +39,7 @@ from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime import endings, reports
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.batch import BatchIntake
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
@@ -106,6 +109,7 @@ class Runtime:
         self._intake = Intake(
             self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes, self.arrays
         )
+        self._batches = BatchIntake(self._intake, self.history, self._recorder)
         self.instruments.start()
         await self._engine.start()
         await loop.run_in_executor(None, self.arrays.open)
@@ -162,6 +166,7 @@ class Runtime:
         async def take_waiting() -> None:
             waiting.extend(await self._scheduler.stop())
 
+        loop = asyncio.get_running_loop()
         steps = (
             take_waiting,
             lambda: self._engine.stop(max(0.5, (ends - time.monotonic()) * 0.6)),
@@ -169,7 +174,7 @@ class Runtime:
             lambda: self._leave_waiting(waiting),
             self._end_background,
             self.instruments.stop,
-            lambda: asyncio.to_thread(self.arrays.close),
+            lambda: loop.run_in_executor(None, self.arrays.close),
             lambda: self.history.close(max(0.5, ends - time.monotonic())),
         )
         for step in steps:
@@ -262,6 +267,12 @@ class Runtime:
     async def enqueue(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None) -> str:
         """`submit` for whoever needs only the id."""
         return await self._intake.submit(request, caller, idempotency_key)
+
+    async def submit_many(
+        self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None
+    ) -> list[Task | OpenRuntimeError]:
+        """Queue a task for each of `requests` (`TaskRequest`s as JSON), in one transaction; see `BatchIntake.submit`."""
+        return await self._batches.submit(requests, caller, idempotency_key)
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
