@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.figures import FIGURES, Figure, Kind, of_kind
 from openruntime_jupyter.runtime.history_writer import Job
-from openruntime_jupyter.runtime.tiers import TIERS, Buckets, Spread, Window, add_to, bound
+from openruntime_jupyter.runtime.tiers import TIERS, Buckets, Window, add_to, bound
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,18 @@ class MetricColumns:
     series: dict[str, Series]
 
 
-def _columns(figure: Figure) -> tuple[str, ...]:
-    parts = ("total",) if figure.kind is Kind.COUNT else ("low", "total", "high", "weight")
-    return tuple(f"{figure.name}_{part}" for part in parts)
+# Machine figures and those of tasks: the spread of all rows together. Counts and levels: the sum of all rows.
+_SPREADS = of_kind(Kind.MACHINE, Kind.TASK)
+_LEVELS = of_kind(Kind.LEVEL)
+_COUNTS = of_kind(Kind.COUNT)
+_SPREAD_NAMES = tuple(figure.name for figure in FIGURES if figure.kind is not Kind.COUNT)
+_COUNT_NAMES = tuple(figure.name for figure in _COUNTS)
+_NOTHING = (None, None, None, None)
 
-
-COLUMNS = tuple(column for figure in FIGURES for column in _columns(figure))
+COLUMNS = (
+    *(f"{name}_{part}" for name in _SPREAD_NAMES for part in ("low", "total", "high", "weight")),
+    *(f"{name}_total" for name in _COUNT_NAMES),
+)
 
 _MERGED = {
     "low": "coalesce(min({0}, excluded.{0}), {0}, excluded.{0})",
@@ -74,15 +80,14 @@ def write(connection: sqlite3.Connection, runtime: str, buckets: Buckets) -> Non
     rows = []
     for (tier, start), bucket in buckets.items():
         row: list[object] = [tier, start, runtime, bucket.began, bucket.ended]
-        for figure in FIGURES:
-            spread = bucket.spreads.get(figure.name)
-            row += _values(figure, spread) if spread is not None else [None] * len(_columns(figure))
+        for name in _SPREAD_NAMES:
+            spread = bucket.spreads.get(name)
+            row += _NOTHING if spread is None else (spread.low, spread.total, spread.high, spread.weight)
+        for name in _COUNT_NAMES:
+            spread = bucket.spreads.get(name)
+            row.append(None if spread is None else spread.total)
         rows.append(row)
     connection.executemany(_ADD, rows)
-
-
-def _values(figure: Figure, spread: Spread) -> list[float]:
-    return [spread.total] if figure.kind is Kind.COUNT else [spread.low, spread.total, spread.high, spread.weight]
 
 
 def prune(connection: sqlite3.Connection, now: float) -> None:
@@ -99,11 +104,6 @@ def prune(connection: sqlite3.Connection, now: float) -> None:
                 (tier.seconds, now, found - tier.most),
             )
 
-
-# Machine figures and those of tasks: the spread of all rows together. Counts and levels: the sum of all rows.
-_SPREADS = of_kind(Kind.MACHINE, Kind.TASK)
-_COUNTS = of_kind(Kind.COUNT)
-_LEVELS = of_kind(Kind.LEVEL)
 
 _READ = (
     "SELECT (start - :first) / :step, "  # noqa: S608 - constants

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openruntime_jupyter.runtime.figures import FIGURES, Kind, of_kind
+from openruntime_jupyter.runtime.history_metrics import COLUMNS, MetricColumns, prune, read, write
+from openruntime_jupyter.runtime.history_schema import MIGRATIONS, migrate
+from openruntime_jupyter.runtime.tiers import TIERS, Ledger, window
+from tests.runtime.history_support import opened, rows
+from tests.runtimes import live
+
+NOW = 1_800_000_000
+DAY = 86_400
+SPANS = {"5m": 300, "15m": 900, "1h": 3600, "6h": 21_600, "24h": DAY, "7d": 7 * DAY}
+Lasted = tuple[float, float, float]
+
+
+@contextlib.contextmanager
+def database() -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(connection)
+    with contextlib.closing(connection):
+        yield connection
+
+
+def store(connection: sqlite3.Connection, raw: list[Lasted], runtime: str = "rt_1", figure: str = "memory_usage") -> None:
+    """What a runtime writes that saw these values from begin to end."""
+    ledger = Ledger(1e6)
+    for begin, end, value in raw:
+        ledger.lasted({figure: value}, end, end - begin)
+    write(connection, runtime, ledger.take())
+
+
+def ask(connection: sqlite3.Connection, span: float, points: int = 300, now: float = NOW, runtime: str | None = None) -> MetricColumns:
+    return read(connection, window(now - span, now, points, now), runtime)
+
+
+def oracle(raw: list[Lasted], begin: float, end: float) -> list[float | None]:
+    parts = [(value, min(until, end) - max(since, begin)) for since, until, value in raw]
+    parts = [(value, weight) for value, weight in parts if weight > 0]
+    if not parts:
+        return [None] * 3
+    mean = sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
+    return [min(value for value, _ in parts), mean, max(value for value, _ in parts)]
+
+
+def assert_right(found: MetricColumns, raw: list[Lasted], figure: str = "memory_usage") -> None:
+    """Each point is what the raw samples within it make, and nothing where there are none."""
+    series, step = found.series[figure], found.resolution
+    assert len(found.starts) == len(series.min) == len(series.mean) == len(series.max)
+    within: dict[int, list[Lasted]] = {}
+    for each in raw:
+        for start in range(math.floor(each[0] / step) * step, math.ceil(each[1]), step):
+            within.setdefault(start, []).append(each)
+    for start, *told in zip(found.starts, series.min, series.mean, series.max, strict=True):
+        expected = oracle(within.get(start, []), start, start + step)
+        if expected[0] is None:
+            assert told == [None] * 3, start
+        else:
+            assert told == pytest.approx(expected, abs=1e-5), start
+
+
+QUARTERS = st.integers(1, 4 * 20).map(lambda number: number / 4)
+JUMPS = st.one_of(st.just(0.0), st.just(0.0), st.integers(-4 * 3000, 4 * 3000).map(lambda number: number / 4))
+
+
+@given(st.lists(st.tuples(QUARTERS, JUMPS, st.integers(0, 100)), min_size=1, max_size=30), st.integers(1, 5), st.integers(10, 400))
+@settings(deadline=None, max_examples=60)
+def test_every_answer_agrees_with_the_raw_samples_however_the_clock_is_set(
+    steps: list[tuple[float, float, int]], writes: int, points: int
+) -> None:
+    with database() as connection:
+        raw, now = [], float(NOW - 3000)
+        for seconds, jump, value in steps:
+            now += seconds
+            raw.append((now - seconds, now, float(value)))
+            now += jump
+        for part in range(writes):
+            store(connection, raw[part::writes])
+        for span in SPANS.values():
+            assert_right(ask(connection, span, points), raw)
+
+
+def test_a_year_of_clock_is_kept_in_bounds_and_every_answer_is_right_at_its_end() -> None:
+    dice = random.Random(1)
+    most = sum(tier.most for tier in TIERS)
+    raw: list[Lasted] = []
+    with database() as connection:
+        for day in range(366):
+            now = float(NOW - (365 - day) * DAY)
+            fresh = []
+            for _ in range(30):
+                # Five minutes a day, and the last days the whole day now and then.
+                seconds = 10.0 if day < 358 else 10.0 + dice.randrange(0, 8 * 4) / 4
+                now += seconds if day < 358 else seconds + dice.choice((0.0, 0.0, 1200.0))
+                if now > NOW:
+                    break
+                fresh.append((now - seconds, now, float(dice.randrange(0, 101))))
+            store(connection, fresh)
+            raw += fresh
+            prune(connection, now)
+            assert connection.execute("SELECT count(*) FROM metrics").fetchone()[0] <= most
+        recent = [(begin, end, value) for begin, end, value in raw if end > NOW - 8 * DAY]
+        # To the moment of asking: ten seconds each up to now.
+        last = [(NOW - 600.0 + 10 * step, NOW - 590.0 + 10 * step, float(step)) for step in range(60)]
+        store(connection, last)
+        for span in SPANS.values():
+            for points in (10, 300, 2000):
+                assert_right(ask(connection, span, points), recent + last)
+
+
+def test_a_clock_that_shows_a_wrong_year_for_a_minute_costs_a_minute_and_not_the_history() -> None:
+    with database() as connection:
+        raw = [(float(NOW - 900 + step), float(NOW - 899 + step), float(step % 7)) for step in range(900)]
+        store(connection, raw)
+        for wrong in (NOW + 14 * 365 * DAY, 60):
+            store(connection, [(wrong, wrong + 60.0, 5.0)])
+            prune(connection, wrong + 60)
+        prune(connection, NOW)
+        missing = sum(mean is None for mean in ask(connection, 900, 900).series["memory_usage"].mean)
+        assert missing <= 60
+        assert_right(ask(connection, 7 * DAY, 300), raw)
+
+
+def test_summer_time_comes_and_goes_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        for change in (1_774_746_000, 1_792_890_000):  # 29 March and 25 October 2026, 01:00 UTC
+            assert time.localtime(change - 1).tm_isdst != time.localtime(change).tm_isdst
+            raw = [(change - 7200.0 + 10 * step, change - 7190.0 + 10 * step, float(step % 13)) for step in range(1440)]
+            with database() as connection:
+                store(connection, raw)
+                found = ask(connection, 4 * 3600, 480, now=change + 7200)
+                assert [second - first for first, second in zip(found.starts, found.starts[1:], strict=False)] == [30] * 479
+                assert None not in found.series["memory_usage"].mean
+                assert_right(found, raw)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_gap_is_a_gap_and_never_a_zero() -> None:
+    with database() as connection:
+        store(connection, [(NOW - 300.0, NOW - 200.0, 5.0), (NOW - 100.0, float(NOW), 0.0)])
+        found = ask(connection, 300)
+        for name, series in found.series.items():
+            assert series.mean[100:200] == [None] * 100, name
+            assert series.min[100:200] == series.max[100:200] == [None] * 100, name
+        assert found.series["memory_usage"].mean[200:] == [0.0] * 100
+        assert found.series["gpu_utilization"].mean == [None] * 300, "it was never read"
+        assert found.series["failed_tasks"].mean[:100] == [0.0] * 100, "somebody looked, and none failed"
+
+
+def test_what_several_runtimes_see_of_one_machine_is_not_added_up_and_what_each_does_is() -> None:
+    with database() as connection:
+        for runtime, value in (("rt_1", 1.0), ("rt_2", 3.0)):
+            for figure in (each.name for each in FIGURES if each.kind in (Kind.MACHINE, Kind.LEVEL)):
+                store(connection, [(NOW - 600.0, float(NOW), value)], runtime, figure)
+        for span in SPANS.values():
+            found = ask(connection, span, 100)
+            for figure in of_kind(Kind.MACHINE):
+                series = found.series[figure.name]
+                assert (series.min[-1], series.mean[-1], series.max[-1]) == (1.0, 2.0, 3.0)
+            for figure in of_kind(Kind.LEVEL):
+                series = found.series[figure.name]
+                assert series.mean[-1] == pytest.approx(4.0)
+                assert series.max[-1] == 4.0
+        alone = ask(connection, 3600, 100, runtime="rt_2")
+        assert (alone.series["active_tasks"].mean[-1], alone.series["memory_usage"].mean[-1]) == (3.0, 3.0)
+        assert ask(connection, 3600, 100, runtime="rt_3").series["memory_usage"].mean == [None] * len(alone.starts)
+
+
+def test_runtimes_that_follow_one_another_are_not_added_up() -> None:
+    with database() as connection:
+        # One ends and the next starts within the same bucket of five minutes.
+        store(connection, [(NOW - 300.0, NOW - 160.0, 2.0)], "rt_1", "active_tasks")
+        store(connection, [(NOW - 150.0, float(NOW), 2.0)], "rt_2", "active_tasks")
+        series = ask(connection, 7 * DAY, 300).series["active_tasks"]
+        assert (series.min[-1], series.mean[-1], series.max[-1]) == (2.0, pytest.approx(2.0), 2.0)
+
+
+def test_a_runtime_that_is_there_for_a_part_counts_for_that_part() -> None:
+    with database() as connection:
+        store(connection, [(NOW - 300.0, float(NOW), 1.0)], "rt_1", "active_tasks")
+        store(connection, [(NOW - 75.0, float(NOW), 4.0)], "rt_2", "active_tasks")
+        series = ask(connection, 7 * DAY, 300).series["active_tasks"]
+        assert (series.min[-1], series.mean[-1], series.max[-1]) == (1.0, pytest.approx(2.0), 5.0)
+
+
+def test_figures_of_tasks_are_of_all_tasks_and_their_ends_are_counted() -> None:
+    with database() as connection:
+        for runtime, times in (("rt_1", (1.0, 2.0)), ("rt_2", (6.0,))):
+            ledger = Ledger(60.0)
+            for seconds in times:
+                ledger.happened({"run_time": seconds, "completed_tasks": 1.0}, NOW - 42.0)
+            write(connection, runtime, ledger.take())
+        for span in SPANS.values():
+            found = ask(connection, span)
+            place = next(index for index, start in enumerate(found.starts) if start <= NOW - 42 < start + found.resolution)
+            times = found.series["run_time"]
+            assert (times.min[place], times.mean[place], times.max[place]) == (1.0, 3.0, 6.0)
+            assert found.series["completed_tasks"].mean[place] == 3.0
+            assert sum(mean or 0 for mean in found.series["completed_tasks"].mean) == 3.0
+
+
+def test_every_figure_has_its_columns_in_the_newest_schema() -> None:
+    with database() as connection:
+        there = [name for _, name, *_ in connection.execute("PRAGMA table_info(metrics)")]
+    assert there == ["tier", "start", "runtime", "began", "ended", *COLUMNS]
+
+
+def test_a_history_of_before_gets_the_table_and_keeps_its_tasks() -> None:
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, MIGRATIONS[:1])
+        connection.execute("INSERT INTO keys VALUES ('me', 'key', 'task_1', 'print', 'rt_1', 0)")
+        migrate(connection)
+        assert connection.execute("SELECT count(*) FROM keys").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM metrics").fetchone() == (0,)
+
+
+def test_an_answer_costs_the_same_whatever_else_lies_in_the_table() -> None:
+    with database() as connection:
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+
+        def cost() -> int:
+            nonlocal steps
+            steps = 0
+            connection.set_progress_handler(step, 100)
+            ask(connection, 7 * DAY)
+            connection.set_progress_handler(None, 100)
+            return steps
+
+        store(connection, [(NOW - 7.0 * DAY + 300 * number, NOW - 7.0 * DAY + 300 * number + 10, 1.0) for number in range(2016)])
+        before = cost()
+        other = Ledger(1e6)
+        other.lasted({"memory_usage": 1.0}, NOW - 30.0 * DAY, 3000)
+        write(connection, "rt_2", other.take())
+        assert before <= cost() < before * 1.05
+
+
+def test_figures_survive_a_restart_and_go_on(tmp_path: Path) -> None:
+    async def body() -> None:
+        now = math.floor(time.time())
+        for runtime, begin in (("rt_1", now - 60), ("rt_2", now - 30)):
+            async with opened(tmp_path, runtime) as history:
+                ledger = Ledger(60.0)
+                ledger.lasted({"memory_usage": 50.0, "active_tasks": 1.0}, begin + 30, 30)
+                history.put_metrics(ledger.take())
+        async with opened(tmp_path, "rt_3") as history:
+            found = await history.metrics(now - 60, now, 60)
+            assert found.series["memory_usage"].mean == [50.0] * 60
+            assert found.series["active_tasks"].mean == [1.0] * 60
+
+    live(body())
+
+
+def test_what_was_put_is_read_at_once_and_what_is_put_again_is_added(tmp_path: Path) -> None:
+    async def body() -> None:
+        now = math.floor(time.time())
+        async with opened(tmp_path) as history:
+            for value in (1.0, 3.0):
+                ledger = Ledger(60.0)
+                ledger.lasted({"memory_usage": value}, now - 1.0, 1.0)
+                ledger.happened({"failed_tasks": 1.0}, now - 2.0)
+                history.put_metrics(ledger.take())
+            found = await history.metrics(now - 5, now, 5)
+            assert found.series["memory_usage"].mean == [None, None, None, 2.0, None]
+            assert found.series["memory_usage"].max[3] == 3.0
+            assert found.series["failed_tasks"].mean == [None, None, None, 2.0, None]
+
+    live(body())
+
+
+def test_what_the_disk_refuses_is_kept_in_bounds_and_written_with_the_next(tmp_path: Path) -> None:
+    async def body() -> None:
+        now = math.floor(time.time())
+        async with opened(tmp_path) as history:
+            await history.metrics(now - 10, now, 10)
+            history._file.page_bound = 1
+            for start in range(now - 5000, now, 1000):
+                ledger = Ledger(1000.0)
+                ledger.lasted({"memory_usage": 7.0}, start + 1000, 1000)
+                history.put_metrics(ledger.take())
+                await history._metrics.flush(10.0)
+            assert history.problem is not None
+            assert rows(tmp_path, "SELECT count(*) FROM metrics") == [(0,)]
+            assert len([key for key in history._metrics._waiting if key[0] == 1]) == TIERS[0].most
+            history._file.page_bound = 0
+            history.put_metrics({})
+            found = await history.metrics(now - 900, now, 900)
+            assert found.series["memory_usage"].mean == [7.0] * 900
+
+    live(body())
+
+
+def test_figures_are_written_a_few_times_a_minute_and_pruned_by_the_way(tmp_path: Path) -> None:
+    async def body() -> None:
+        now = math.floor(time.time())
+        async with opened(tmp_path) as history:
+            ledger = Ledger(1e6)
+            ledger.lasted({"memory_usage": 7.0}, now, 4000)
+            history.put_metrics(ledger.take())
+            await history._metrics.flush(10.0)
+            assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(TIERS[0].most,)]
+            assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 10")[0][0] >= 400
+
+    live(body())
+
+
+def test_many_who_ask_at_once_are_answered_alike(tmp_path: Path) -> None:
+    async def body() -> None:
+        now = math.floor(time.time())
+        async with opened(tmp_path) as history:
+            ledger = Ledger(60.0)
+            ledger.lasted({"memory_usage": 7.0}, now, 10)
+            history.put_metrics(ledger.take())
+            answers = await asyncio.gather(*(history.metrics(now - 300, now, 300) for _ in range(10)))
+            assert all(answer == answers[0] for answer in answers)
+            assert answers[0].series["memory_usage"].mean[-10:] == [7.0] * 10
+
+    live(body())

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, TaskState
+from openruntime_jupyter.runtime.figures import ENDED_AS, FIGURES
+from openruntime_jupyter.runtime.tally import BOUNDS, Histogram, Tally
+from openruntime_jupyter.runtime.tiers import Spread
+
+NOW = 1_800_000_000.0
+
+
+class Clocks:
+    """A monotonic and a wall clock that only move when told."""
+
+    def __init__(self) -> None:
+        self.monotonic = 1000.0
+        self.wall = NOW
+
+    def go(self, seconds: float, jump: float = 0.0) -> None:
+        """Time goes by; the wall clock is set besides."""
+        self.monotonic += seconds
+        self.wall += seconds + jump
+
+
+def tally(clocks: Clocks) -> Tally:
+    return Tally(1000.0, lambda: clocks.monotonic, lambda: clocks.wall)
+
+
+def entry(task_id: str, state: TaskState = TaskState.PENDING, **fields: Any) -> Any:
+    """As much of an entry as a tally looks at."""
+    given = {"attempt": 0, "submitted_mono": 0.0, "started_mono": None, "execution_time": None, "failure": None, "operation": "call"}
+    return SimpleNamespace(task_id=task_id, state=state, metrics=PerformanceMetrics(), **{**given, **fields})
+
+
+EIGHTHS = st.integers(0, 8 * 5).map(lambda number: number / 8)
+MOVES = st.lists(
+    st.tuples(EIGHTHS, st.integers(0, 4), st.sampled_from([TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED])),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(MOVES)
+@settings(deadline=None)
+def test_how_many_run_and_wait_is_known_exactly_for_every_second(moves: list[tuple[float, int, TaskState]]) -> None:
+    clocks = Clocks()
+    counting = tally(clocks)
+    states: dict[int, TaskState] = {}
+    held: list[tuple[float, float, int, int]] = []
+    for seconds, task, state in [*moves, (3.0, 99, TaskState.COMPLETED)]:
+        numbers = [list(states.values()).count(each) for each in (TaskState.RUNNING, TaskState.PENDING)]
+        held.append((clocks.wall, clocks.wall + seconds, *numbers))
+        clocks.go(seconds)
+        states[task] = state
+        counting.changed(entry(f"task_{task}", state))
+    counting.settle()
+    found = {start: bucket for (tier, start), bucket in counting.ledger.take().items() if tier == 1}
+    for column, name in ((2, "active_tasks"), (3, "pending_tasks")):
+        for second in range(int(NOW), math.ceil(clocks.wall)):
+            parts = [(each[column], min(each[1], second + 1) - max(each[0], second)) for each in held]
+            parts = [(value, weight) for value, weight in parts if weight > 0]
+            spread = found[second].spreads[name]
+            assert spread.total == pytest.approx(sum(value * weight for value, weight in parts))
+            assert spread.weight == pytest.approx(sum(weight for _, weight in parts))
+            assert (spread.low, spread.high) == (min(value for value, _ in parts), max(value for value, _ in parts))
+
+
+def test_a_clock_that_is_set_while_tasks_run_loses_no_time_of_theirs() -> None:
+    for jump in (-3600.0, -0.5, 0.5, 3600.0):
+        clocks = Clocks()
+        counting = tally(clocks)
+        counting.changed(entry("task_1", TaskState.RUNNING))
+        clocks.go(5.0, jump)
+        counting.settle()
+        clocks.go(5.0)
+        counting.changed(entry("task_1", TaskState.COMPLETED))
+        counting.settle()
+        buckets = counting.ledger.take()
+        for tier in (1, 10, 60, 300):
+            mine = [each.spreads.get("active_tasks", Spread()) for (seconds, _), each in buckets.items() if seconds == tier]
+            assert sum(each.total for each in mine) == pytest.approx(10.0)
+            assert sum(each.weight for each in mine) == pytest.approx(10.0)
+
+
+def test_every_end_is_counted_by_state_and_operation_and_once() -> None:
+    counting = tally(Clocks())
+    for number, state in enumerate(state for state in TaskState if state.terminal):
+        for operation in ("call", "python"):
+            counting.changed(entry(f"task_{number}_{operation}", state, operation=operation))
+    assert set(counting.ended) == {(state, operation) for state in ENDED_AS for operation in ("call", "python")}
+    assert set(counting.ended.values()) == {1}
+    (bucket,) = (bucket for (tier, _), bucket in counting.ledger.take().items() if tier == 1)
+    assert {name: spread.total for name, spread in bucket.spreads.items()} == dict.fromkeys(ENDED_AS.values(), 2.0)
+
+
+def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last_start_to_the_end() -> None:
+    clocks = Clocks()
+    counting = tally(clocks)
+    task = entry("task_1", submitted_mono=100.0)
+    counting.changed(task)
+    task.state, task.attempt, task.started_mono = TaskState.RUNNING, 1, 102.5
+    counting.changed(task)
+    counting.changed(task)  # told again, as after a change of priority
+    task.state = TaskState.PENDING
+    counting.changed(task)  # its worker died
+    assert (counting.running, counting.waiting) == (0, 1)
+    task.state, task.attempt, task.started_mono = TaskState.RUNNING, 2, 110.0
+    counting.changed(task)
+    task.state, task.execution_time, task.metrics = TaskState.COMPLETED, 3.5, PerformanceMetrics(memory_used_mb=2.0)
+    counting.changed(task)
+    assert (counting.queued.total, sum(counting.queued.counts)) == (2.5, 1)
+    assert (counting.ran.total, sum(counting.ran.counts)) == (3.5, 1)
+    (bucket,) = (bucket for (tier, _), bucket in counting.ledger.take().items() if tier == 1)
+    told = {name: (spread.total, spread.weight) for name, spread in bucket.spreads.items() if name not in ("active_tasks", "pending_tasks")}
+    assert told == {"queue_time": (2.5, 1), "run_time": (3.5, 1), "mlx_memory": (2e6, 1), "completed_tasks": (1, 1)}
+
+
+def test_a_task_that_never_started_has_waited_for_no_start() -> None:
+    counting = tally(Clocks())
+    counting.changed(entry("task_1"))
+    counting.changed(entry("task_1", TaskState.CANCELLED))
+    assert (sum(counting.queued.counts), sum(counting.ran.counts)) == (0, 0)
+    assert counting.ended == {("cancelled", "call"): 1}
+
+
+def test_a_task_that_another_runtime_took_neither_waits_nor_runs_here() -> None:
+    counting = tally(Clocks())
+    counting.changed(entry("task_1"))
+    counting.lost("task_1")
+    counting.lost("task_never_seen")
+    assert (counting.running, counting.waiting, counting.ended) == (0, 0, {})
+
+
+def test_workers_that_died_under_their_task_are_counted() -> None:
+    counting = tally(Clocks())
+    for number, kind in enumerate(FailureKind):
+        failure = Failure(kind=kind, message="it ended")
+        counting.changed(entry(f"task_{number}", TaskState.FAILED, failure=failure))
+    assert counting.deaths == 2, "died, and stopped for its memory"
+
+
+@given(st.lists(st.one_of(st.floats(0, 1e5), st.sampled_from(BOUNDS)), max_size=50))
+def test_a_histogram_puts_a_value_at_a_bound_below_it(values: list[float]) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.observe(value)
+    expected = [0] * (len(BOUNDS) + 1)
+    for value in values:
+        expected[sum(bound < value for bound in BOUNDS)] += 1
+    assert histogram.counts == expected
+    assert histogram.total == pytest.approx(sum(values))
+
+
+def test_every_state_at_the_end_has_a_figure() -> None:
+    assert set(ENDED_AS) == {state for state in TaskState if state.terminal}
+    assert set(ENDED_AS.values()) <= {figure.name for figure in FIGURES}
