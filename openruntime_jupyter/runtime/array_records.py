@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from openruntime_jupyter.worker.tensorfile import Layout
 
 OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
 """Ids that a runtime makes: of room that was asked for, or of a task's result (task, attempt, place)."""
+QUIET_SECONDS = 2.0
+"""How long a result that was asked for is left alone, so that whoever asked can map it."""
 CHOSEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names that people may choose."""
 
@@ -70,6 +73,11 @@ class Record:
         """When it is too old, unless it is used before; None for never."""
         return self.used + seconds if seconds and not self.leases else None
 
+    def expired(self, seconds: float) -> bool:
+        """Whether it is too old now."""
+        expires = self.expires(seconds)
+        return expires is not None and time.time() > expires
+
     def reference(self) -> ArrayReference:
         """How results speak of it."""
         layout = self.layout
@@ -95,6 +103,23 @@ class Record:
             leases=len(self.leases),
             path=str(self.path),
         )
+
+
+def evictable(records: Iterable[Record], seconds: float) -> list[Record]:
+    """What may go for something new, the most useless first: what was deleted or is too old, then results that were fetched."""
+    now = time.time()
+    useless = [
+        record
+        for record in records
+        if record.ready
+        and not record.leases
+        and (
+            record.doomed
+            or record.expired(seconds)
+            or (task_of(record.id) is not None and record.fetched and now - record.used > QUIET_SECONDS)
+        )
+    ]
+    return sorted(useless, key=lambda record: (not record.doomed, not record.expired(seconds), record.used))
 
 
 def look(path: Path, array_id: str) -> Layout:

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
-from openruntime_jupyter.runtime.array_records import CHOSEN, OWN, Record, check_name, found, look, no_room, result_name, taken, task_of
+from openruntime_jupyter.runtime.array_records import (
+    CHOSEN,
+    OWN,
+    Record,
+    check_name,
+    evictable,
+    found,
+    look,
+    no_room,
+    result_name,
+    taken,
+    task_of,
+)
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
@@ -28,8 +41,6 @@ from openruntime_jupyter.worker.tensorfile import Layout
 
 log = logging.getLogger(__name__)
 
-QUIET_SECONDS = 2.0
-"""How long a result that was asked for is left alone, so that whoever asked can map it."""
 SWEEP_SECONDS = 10.0
 ROUNDS_OF_TASKS = 60
 """In one of how many sweeps it is seen whether the tasks are still known whose results are here."""
@@ -37,8 +48,6 @@ LOOK_SECONDS = 0.5
 """How old the knowledge of free space may be that a task is given: whether there is room is seen when it is taken."""
 WRITER_SECONDS = 30.0
 """How long a writer that holds no lock may take between asking for room and filling it."""
-
-Answer = TypeVar("Answer")
 
 
 class ArrayStore:
@@ -73,7 +82,7 @@ class ArrayStore:
         self._spool.close(kept)
 
     def _outlives_us(self, record: Record) -> bool:
-        if self._settings.embedded or not record.ready or self._expired(record):
+        if self._settings.embedded or not record.ready or record.expired(self._settings.array_seconds):
             return False
         if record.leases:
             return True
@@ -114,6 +123,28 @@ class ArrayStore:
             raise self._unknown(array_id)
         return self._info(record)
 
+    def require_free(self, name: str) -> None:
+        """Raise `ArrayConflict` or `InvalidRequest` where nobody may send an array of that name."""
+        record = self._records.get(name)
+        if record is None:
+            check_name(name)
+        elif record.ready or name in self._writers:
+            raise taken(name)
+
+    async def place_for(self, name: str, layout: Layout, owner: str | None) -> ArrayInfo:
+        """Where an array that is sent under a name goes: into the room that was taken for it, or into new room.
+
+        Raises what `allocate` raises, and `InvalidRequest` where the room was taken for something else.
+        """
+        self.require_free(name)
+        record = self._records.get(name)
+        if record is None:
+            return await self.allocate(layout, owner, name)
+        if (record.layout.shape, record.layout.dtype) != (layout.shape, layout.dtype):
+            room = f"{record.layout.dtype}{list(record.layout.shape)}"
+            raise InvalidRequest.of("body", f"it is {layout.dtype}{list(layout.shape)}, and the room was taken for {room}")
+        return self._info(record)
+
     async def _make(self, record: Record) -> None:
         refusal: StorageUnavailable | None = None
         for place in self._spool.places:
@@ -121,7 +152,7 @@ class ArrayStore:
                 continue
             record.folder = place.folder
             try:
-                os.close(await _in_thread(lambda: tensorfile.make(record.path, record.layout)))
+                os.close(await asyncio.to_thread(lambda: tensorfile.make(record.path, record.layout)))
                 return
             except StorageUnavailable as problem:  # somebody else took the room meanwhile
                 refusal = problem
@@ -146,7 +177,7 @@ class ArrayStore:
             unfinished.rename(record.folder / f"{record.id}{SUFFIX}")
 
         try:
-            await _in_thread(finish)
+            await asyncio.to_thread(finish)
         except OSError as problem:
             self._records.pop(record.id, None)
             raise ArrayNotFound(f"The array {record.id} is gone ({problem.strerror}): send it again.") from None
@@ -169,11 +200,8 @@ class ArrayStore:
         return self._info(record)
 
     async def _elsewhere(self, array_id: str) -> Record:
-        def seek() -> Record | None:
-            path = self._outside(array_id)
-            return found(path) if path is not None else None
-
-        record = await _in_thread(seek)
+        path = self._outside(array_id)
+        record = await asyncio.to_thread(found, path) if path is not None else None
         if record is None:
             raise self._unknown(array_id)
         return record
@@ -244,7 +272,7 @@ class ArrayStore:
 
     def places(self) -> list[tuple[str, int]]:
         """For an engine: folders for results, the best first, with the bytes that may be written there now."""
-        left = self.quota - self.used_bytes + sum(record.size for record in self._evictable(time.time()))
+        left = self.quota - self.used_bytes + sum(record.size for record in self._evictable())
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
             self._looked, self._rooms = now, [(str(place.folder), place.room(self._machine)) for place in self._spool.places]
@@ -273,14 +301,7 @@ class ArrayStore:
 
     async def discard(self, task_id: str, attempt: int) -> None:
         """Remove what an attempt that gave no result has written."""
-        prefix = f"{result_name(task_id, attempt)}."
-
-        def discard() -> None:
-            for place in self._spool.places:
-                for path in place.folder.glob(f"{prefix}*{UNFINISHED}"):
-                    path.unlink(missing_ok=True)
-
-        await _in_thread(discard)
+        await asyncio.to_thread(self._spool.discard, f"{result_name(task_id, attempt)}.")
 
     async def forget(self, task_id: str) -> None:
         """The task is erased, and its results with it."""
@@ -294,25 +315,12 @@ class ArrayStore:
         """Bytes of every file, those included that go as soon as nobody uses them."""
         return sum(record.size for record in self._records.values())
 
-    def _evictable(self, now: float) -> list[Record]:
-        """What may go for something new, the most useless first: what is too old, then results that were fetched."""
-        free = [record for record in self._records.values() if record.ready and not record.leases]
-        useless = [
-            record
-            for record in free
-            if record.doomed
-            or self._expired(record)
-            or (task_of(record.id) is not None and record.fetched and now - record.used > QUIET_SECONDS)
-        ]
-        return sorted(useless, key=lambda record: (not record.doomed, not self._expired(record), record.used))
-
-    def _expired(self, record: Record) -> bool:
-        expires = record.expires(self._settings.array_seconds)
-        return expires is not None and time.time() > expires
+    def _evictable(self) -> list[Record]:
+        return evictable(self._records.values(), self._settings.array_seconds)
 
     async def _make_room(self, size: int) -> None:
         """See that `size` more bytes are within the quota; raises `StorageUnavailable`. Count them before the next await."""
-        for record in self._evictable(time.time()):
+        for record in self._evictable():
             if self.used_bytes + size <= self.quota:
                 return
             await self._drop(record, only_unused=True)
@@ -331,9 +339,9 @@ class ArrayStore:
             return
         path = record.path
         if record.ready:
-            gone = await _in_thread(lambda: remove_unused(path))
+            gone = await asyncio.to_thread(lambda: remove_unused(path))
         else:
-            await _in_thread(lambda: path.unlink(missing_ok=True))
+            await asyncio.to_thread(lambda: path.unlink(missing_ok=True))
             gone = True
         if gone:
             if self._records.get(record.id) is record:
@@ -350,19 +358,21 @@ class ArrayStore:
         for record in list(self._records.values()):
             if not record.ready:
                 abandoned = now - record.created > WRITER_SECONDS and record.id not in self._writers and record.folder != Path()
-                if abandoned and await _in_thread(lambda path=record.path: unused(path)):  # type: ignore[misc]
+                if abandoned and await asyncio.to_thread(lambda path=record.path: unused(path)):  # type: ignore[misc]
                     await self._drop(record)
                 continue
             task = task_of(record.id)
-            if self._expired(record) or record.doomed or (exists is not None and task is not None and not await exists(task)):
+            if (
+                record.expired(self._settings.array_seconds)
+                or record.doomed
+                or (exists is not None and task is not None and not await exists(task))
+            ):
                 await self._drop(record)
 
     async def keep_swept(self, exists: Callable[[str], Awaitable[bool]]) -> None:
         """Sweep every few seconds, for as long as the runtime lives."""
-        rounds = 0
-        while True:
+        for rounds in itertools.count(1):
             await asyncio.sleep(SWEEP_SECONDS)
-            rounds += 1
             try:
                 await self.sweep(exists if rounds % ROUNDS_OF_TASKS == 0 else None)
             except Exception:  # the next round may do better, and must come
@@ -387,7 +397,3 @@ class ArrayStore:
 
     def _info(self, record: Record) -> ArrayInfo:
         return record.info(self._settings.array_seconds)
-
-
-async def _in_thread(work: Callable[[], Answer]) -> Answer:
-    return await asyncio.get_running_loop().run_in_executor(None, work)

@@ -130,6 +130,12 @@ class Spool:
                     return path
         return None
 
+    def discard(self, prefix: str) -> None:
+        """Remove unfinished files whose names begin so."""
+        for place in self.places:
+            for path in place.folder.glob(f"{prefix}*{UNFINISHED}"):
+                path.unlink(missing_ok=True)
+
     def close(self, kept: frozenset[Path]) -> None:
         """Remove every file but `kept`, the folders if they are empty then, and at last the locks; never raises."""
         for place in self.places:

@@ -179,6 +179,11 @@ class Handler(Ours, APIHandler):
             self.set_header("Connection", "close")
         super().write_error(status_code, **kwargs)
 
+    def refuse(self, problem: Exception) -> None:
+        """Answer with `problem`, once the body has passed."""
+        self._refused = problem
+        setattr(self, (self.request.method or "get").lower(), self._refuse)
+
     def _refuse(self, *_: Any) -> None:
         assert self._refused is not None
         raise self._refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tornado import web
 
+from openruntime_jupyter.server.handlers_arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
 from openruntime_jupyter.server.handlers_batch import BatchHandler
 from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
 from openruntime_jupyter.server.handlers_system import (
@@ -31,6 +32,9 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (f"/tasks/{TASK_ID}", TaskHandler),
     (f"/tasks/{TASK_ID}/output", OutputHandler),
     (f"/tasks/{TASK_ID}/payload", PayloadHandler),
+    ("/arrays", ArraysHandler),
+    (f"/arrays/{TASK_ID}", ArrayHandler),
+    (f"/arrays/{TASK_ID}/ready", ArrayReadyHandler),
     ("/ws", EventsSocket),
 )
 """Each path below the mount, as a regular expression, and who answers there."""

@@ -6,23 +6,22 @@ import asyncio
 import gc
 import os
 import signal
+import statistics
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.models import ArrayInfo
+from openruntime_jupyter.runtime import array_records, spool
 from openruntime_jupyter.runtime import arrays as store_module
-from openruntime_jupyter.runtime import spool
 from openruntime_jupyter.runtime.array_records import result_name, task_of
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.machine import Machine
@@ -193,7 +192,7 @@ def test_the_quota_is_told_with_figures(tmp_path: Path) -> None:
 
 
 def test_results_that_were_fetched_make_room_and_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(array_records, "QUIET_SECONDS", 0.0)
 
     async def body() -> None:
         async with store_in(tmp_path, array_bytes=4 * MB) as store:
@@ -449,17 +448,24 @@ asyncio.run(main())
     live(body())
 
 
-def test_arrays_in_memory_count_as_memory_that_is_used(tmp_path: Path) -> None:
+def shared_memory() -> int:
+    """Bytes of memory that files take: what Linux does not count as available, so that admission does not."""
+    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("Shmem:")]
+    return int(line.split()[1]) * 1024
+
+
+def test_arrays_in_memory_take_their_memory_when_they_get_their_room_and_not_later(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             if not store._spool.places[0].in_memory:
                 pytest.skip("no folder in memory here")
-            machine = Machine()
             size = 400 * MB
-            before, began = machine.memory().available, time.monotonic()
-            await store.allocate(Layout((size,), "uint8"))
-            assert psutil.virtual_memory().available
-            # Other processes take and give memory meanwhile, but not that much in so short a time.
-            assert before - machine.memory().available > size / 2, f"within {time.monotonic() - began:.2f} s"
+            taken = []
+            for _ in range(3):  # other processes have such files too
+                before = shared_memory()
+                told = await store.allocate(Layout((size,), "uint8"))
+                taken.append(shared_memory() - before)
+                await store.remove(told.id)
+            assert statistics.median(taken) > size / 2
 
     live(body())

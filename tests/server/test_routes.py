@@ -37,6 +37,12 @@ EXPECTED = {
     f"DELETE /tasks/{NO_SUCH_TASK}": 404,
     f"GET /tasks/{NO_SUCH_TASK}/output": 404,
     f"GET /tasks/{NO_SUCH_TASK}/payload": 404,
+    "GET /arrays": 200,
+    "POST /arrays": 400,
+    f"GET /arrays/{NO_SUCH_TASK}": 404,
+    f"PUT /arrays/{NO_SUCH_TASK}": 400,
+    f"DELETE /arrays/{NO_SUCH_TASK}": 404,
+    f"POST /arrays/{NO_SUCH_TASK}/ready": 404,
     "GET /ws": 400,
     # To PATCH and DELETE this is a task of that name; there is none.
     "DELETE /tasks/enhanced": 405,
@@ -73,7 +79,7 @@ def test_whoever_has_the_token_is_answered_everywhere(jupyter: Server, verb: str
     else:
         error_of(response, expected)
     if expected == 405:
-        assert set(response.headers["Allow"].split(", ")) <= {"GET", "POST", "PATCH", "DELETE", "OPTIONS"}
+        assert set(response.headers["Allow"].split(", ")) <= {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
         assert verb not in response.headers["Allow"]
 
 

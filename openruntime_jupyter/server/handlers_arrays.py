@@ -1,0 +1,219 @@
+"""Arrays: room for one, its bytes in and out, its end. No more than a piece of one is ever in this process's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.utils import url_path_join
+from pydantic_core import to_json
+from tornado import iostream, web
+
+from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
+from openruntime_jupyter.models import ArrayInfo, ArrayRequest
+from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.errors import envelope
+from openruntime_jupyter.server.identity import owner_of
+from openruntime_jupyter.server.uploads import Upload
+from openruntime_jupyter.worker import tensorfile
+
+SAFETENSORS = "application/vnd.safetensors"
+BINARY = (SAFETENSORS, "application/octet-stream")
+PIECE = 1 << 20
+LET_PASS = 64 << 20
+"""Bytes of a body that is read though it is refused."""
+HEADER_SLACK = tensorfile.MAX_HEADER + tensorfile.LENGTH
+_RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
+
+
+class ArraysHandler(Handler):
+    """`/arrays`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Every array of this runtime, newest first."""
+        runtime = await self.runtime()
+        self.reply(runtime.arrays.page())
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        """Take room for an array; its bytes come by PUT, or straight into its file from a program on the same machine."""
+        wanted = self.body(ArrayRequest)
+        layout = tensorfile.check_bounds(wanted.shape, wanted.dtype, wanted.kind)
+        runtime = await self.runtime()
+        told = await runtime.arrays.allocate(layout, owner_of(self.user))
+        self.reply(told, 201, {"Location": url_path_join(self.app.url_path, "arrays", told.id)})
+
+
+class ArrayHandler(Handler):
+    """`/arrays/{id}`."""
+
+    _upload: Upload | None = None
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Who may not send, or sends too much, is told before the first byte of the array."""
+        await super().prepare()
+        if self.request.method != "PUT":
+            return
+        try:
+            if self._refused is None:
+                await self._begin(self.path_args[0])
+        except Exception as problem:
+            self.refuse(problem)
+        if self._refused is not None and self._waits_or_sends_much():
+            raise self._refused
+
+    def _waits_or_sends_much(self) -> bool:
+        """Whether to answer at once and hang up; else a client that still sends would not hear the answer, and the body is let pass."""
+        headers = self.request.headers
+        length = headers.get("Content-Length", "0")
+        return "Expect" in headers or "Transfer-Encoding" in headers or int(length) > LET_PASS
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """As everywhere; tornado hangs up on who is answered before the end of the body."""
+        if self.request.method == "PUT" and self._waits_or_sends_much():
+            self.set_header("Connection", "close")
+        super().write_error(status_code, **kwargs)
+
+    async def _begin(self, array_id: str) -> None:
+        if not await self.allowed("write"):
+            raise web.HTTPError(403, "User is not authorized to write on resource: openruntime.")
+        headers = self.request.headers
+        kind = headers.get("Content-Type", "").split(";")[0].strip().lower()
+        if kind not in BINARY:
+            raise MalformedRequest(
+                f"The body's content type is {kind or 'missing'}: send a safetensors file, with Content-Type: {SAFETENSORS}"
+            )
+        if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+            raise MalformedRequest("The body is compressed: send it as it is")
+        store = (await self.runtime()).arrays
+        most = store.quota + HEADER_SLACK
+        if int(headers.get("Content-Length") or 0) > most:
+            raise BodyTooLarge(
+                f"The array is larger than {gigabytes(store.quota)}, which all arrays together may have: raise OpenRuntimeApp.array_bytes"
+            )
+        store.require_free(array_id)
+        self.request.connection.set_max_body_size(most)  # type: ignore[union-attr]
+        self._upload = Upload(store, array_id, owner_of(self.user))
+
+    async def data_received(self, chunk: bytes) -> None:  # type: ignore[override]
+        """A piece of the body; the next one is not read before this one is stored."""
+        if self.request.method != "PUT":
+            super().data_received(chunk)
+        elif self._upload is not None and self._refused is None:
+            try:
+                await self._upload.take(chunk)
+            except Exception as problem:
+                self.refuse(problem)
+                await self._upload.abandon()
+
+    @web.authenticated
+    @authorized
+    async def put(self, array_id: str) -> None:
+        """The whole array has come."""
+        assert self._upload is not None
+        self.reply(await self._upload.finish(), 201)
+
+    def on_connection_close(self) -> None:
+        """The client has gone: what it sent so far is of no use."""
+        super().on_connection_close()
+        self._leave_nothing()
+
+    def on_finish(self) -> None:
+        """It was answered: with an error, if the array is not complete by now."""
+        super().on_finish()
+        self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        if self._upload is not None:
+            self.app.in_background(self._upload.abandon())
+
+    @web.authenticated
+    @authorized
+    async def get(self, array_id: str) -> None:
+        """The array as a safetensors file, or a range of that; with `Accept: application/json` what is known of it."""
+        runtime = await self.runtime()
+        told = await runtime.arrays.info(array_id)
+        accepted = self.request.headers.get("Accept", "")
+        if "json" in accepted and not any(kind in accepted for kind in BINARY):
+            self.reply(told)
+            return
+        if told.state != "ready":
+            raise ArrayConflict(f"The array {array_id} is not complete yet: ask again when it is")
+        await self._send(told)
+
+    async def _send(self, told: ArrayInfo) -> None:
+        descriptor = await asyncio.to_thread(tensorfile.open_for_reading, str(told.path), told.id)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # our lease, for as long as it is open
+            await asyncio.to_thread(tensorfile.read, descriptor, told.id)
+            state = os.fstat(descriptor)
+            etag = f'"{told.id}-{state.st_mtime_ns:x}"'
+            for name, value in (("Accept-Ranges", "bytes"), ("ETag", etag), ("Vary", "Accept")):
+                self.set_header(name, value)
+            wanted = self._range(told.size, etag)
+            if wanted is None:
+                return
+            first, last = wanted
+            self.set_header("Content-Type", SAFETENSORS)
+            self.set_header("Content-Disposition", f'attachment; filename="{told.id}.safetensors"')
+            self.set_header("Content-Length", str(last - first + 1))
+            while first <= last:
+                piece = await asyncio.to_thread(os.pread, descriptor, min(PIECE, last - first + 1), first)
+                if not piece:
+                    raise ArrayConflict(f"The array {told.id} ends early")
+                first += len(piece)
+                self.write(piece)
+                await self.flush()
+            self.finish(set_content_type=SAFETENSORS)
+        except (BlockingIOError, iostream.StreamClosedError):
+            if not self._headers_written:
+                raise ArrayConflict(f"The array {told.id} is just being deleted") from None
+        finally:
+            os.close(descriptor)
+
+    def _range(self, size: int, etag: str) -> tuple[int, int] | None:
+        """First and last byte that are wanted, the status set accordingly; None where there is no such range, which is answered."""
+        headers = self.request.headers
+        found = _RANGE.fullmatch(headers.get("Range", ""))
+        if found is None or found.groups() == ("", "") or headers.get("If-Range", etag).strip() != etag:
+            return 0, size - 1
+        first, last = found.groups()
+        begin = int(first) if first else max(0, size - int(last))
+        end = min(int(last), size - 1) if first and last else size - 1
+        if begin > end or (first and last and int(last) < begin):
+            self.set_status(416)
+            self.set_header("Content-Range", f"bytes */{size}")
+            self.finish(
+                to_json(envelope(None, f"The file has {size} bytes: ask for a range within them")), set_content_type="application/json"
+            )
+            return None
+        self.set_status(206)
+        self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")
+        return begin, end
+
+    @web.authenticated
+    @authorized
+    async def delete(self, array_id: str) -> None:
+        """Delete the array; those who use it now keep it to their end. The answer is what it was."""
+        runtime = await self.runtime()
+        told = await runtime.arrays.info(array_id)
+        await runtime.arrays.remove(array_id)
+        self.reply(told)
+
+
+class ArrayReadyHandler(Handler):
+    """`POST /arrays/{id}/ready`."""
+
+    @web.authenticated
+    @authorized
+    async def post(self, array_id: str) -> None:
+        """The file is filled: from now on it can be used, and not be changed."""
+        runtime = await self.runtime()
+        self.reply(await runtime.arrays.ready(array_id))

@@ -1,0 +1,117 @@
+"""An array on its way in: its header read, its room taken, its bytes written as they come, off the loop and off the heap."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass
+
+from openruntime_jupyter.errors import ArrayConflict, InvalidRequest
+from openruntime_jupyter.models import ArrayInfo
+from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.tensorfile import BadTensor, Layout
+
+PIECE = 1 << 20
+"""Bytes that are gathered before they are written: the most that one upload holds in memory, beside a header."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where the elements go: `at` is the next byte of the file, `end` the last but one."""
+
+    array_id: str
+    descriptor: int
+    at: int
+    end: int
+
+
+class Upload:
+    """Takes a safetensors file piece by piece. `finish` or `abandon` ends it; after an error only `abandon`."""
+
+    def __init__(self, store: ArrayStore, array_id: str, owner: str | None) -> None:
+        self._store = store
+        self._id = array_id
+        self._owner = owner
+        self._gathered = bytearray()
+        self._place: _Place | None = None
+        self._stack = contextlib.ExitStack()
+        self._over = False
+
+    async def take(self, piece: bytes) -> None:
+        """The next bytes; raises `InvalidRequest` and what `ArrayStore.allocate` raises."""
+        self._gathered += piece
+        if self._place is None:
+            layout = self._header()
+            if layout is None:
+                return
+            await self._begin(layout)
+        if len(self._gathered) >= PIECE:
+            await self._write()
+
+    def _header(self) -> Layout | None:
+        """What the file says it is, as soon as that has come."""
+        begun = self._gathered
+        try:
+            if len(begun) < tensorfile.LENGTH:
+                return None
+            length = tensorfile.LENGTH + tensorfile.header_length(bytes(begun[: tensorfile.LENGTH]))
+            if len(begun) < length:
+                return None
+            layout = tensorfile.layout_of(bytes(begun[tensorfile.LENGTH : length]))
+        except BadTensor as problem:
+            raise InvalidRequest.of("body", str(problem)) from None
+        del self._gathered[:length]
+        return layout
+
+    async def _begin(self, layout: Layout) -> None:
+        told = await self._store.place_for(self._id, layout, self._owner)
+        if self._over:  # the client went while there was room to be found
+            await self._store.remove(told.id)
+            raise ArrayConflict("The upload was broken off.")
+        self._stack.enter_context(self._store.writing(told.id))
+        descriptor = os.open(str(told.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # Our own header may be longer than theirs.
+        ours = Layout(layout.shape, layout.dtype, told.kind)
+        self._place = _Place(told.id, descriptor, ours.offset, ours.size)
+
+    async def _write(self) -> None:
+        place, data = self._place, bytes(self._gathered)
+        assert place is not None
+        self._gathered.clear()
+        if place.at + len(data) > place.end:
+            raise InvalidRequest.of("body", "it goes on after the array that its header tells of")
+        await asyncio.to_thread(_write_all, place.descriptor, data, place.at)
+        place.at += len(data)
+
+    async def finish(self) -> ArrayInfo:
+        """The body has ended: the array is complete. Raises `InvalidRequest` where it is not."""
+        if self._place is None:
+            raise InvalidRequest.of("body", "it ends before its safetensors header does")
+        await self._write()
+        if self._place.at != self._place.end:
+            raise InvalidRequest.of("body", f"it ends {self._place.end - self._place.at:,} bytes before the array does")
+        told = await self._store.ready(self._place.array_id)
+        self._over = True
+        self._stack.close()
+        return told
+
+    async def abandon(self) -> None:
+        """Nothing is to be left; nothing happens after `finish`."""
+        if self._over:
+            return
+        self._over = True
+        self._stack.close()
+        if self._place is not None:
+            await self._store.remove(self._place.array_id)
+
+
+def _write_all(descriptor: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, at)
+        view, at = view[written:], at + written

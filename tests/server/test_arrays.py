@@ -1,0 +1,299 @@
+"""Arrays over HTTP against a real server: there and back, in ranges, refused, broken off, and never through the server's memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import safetensors.numpy
+
+from openruntime_jupyter.worker import arrays
+from tests.server.conftest import error_of
+from tests.support import STANDALONE, Server, running_server, wait_until
+
+SAFETENSORS = "application/vnd.safetensors"
+MB = 1_000_000
+HUGE = 512 << 20
+"""Bytes of the array that must not go through the server's memory: CI has not much more."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    config = {"OpenRuntimeApp": {"array_bytes": 3 * HUGE, "cpu_slots": 1}}
+    with running_server(tmp_path_factory.mktemp("arrays"), STANDALONE, config=config) as running:
+        yield running
+
+
+def put(server: Server, name: str, content: Any, **headers: str) -> httpx.Response:
+    return server.request("PUT", f"/arrays/{name}", content=content, headers={"Content-Type": SAFETENSORS, **headers})
+
+
+def fetch(server: Server, name: str, **headers: str) -> httpx.Response:
+    return server.request("GET", f"/arrays/{name}", headers=headers)
+
+
+def listed(server: Server) -> dict[str, Any]:
+    return {each["id"]: each for each in server.get("/arrays")["arrays"]}
+
+
+def test_an_array_that_was_sent_is_computed_with_and_fetched(server: Server) -> None:
+    sent = np.arange(12, dtype=np.float32).reshape(3, 4)
+    told = put(server, "weights", safetensors.numpy.save({"w": sent}))
+    assert told.status_code == 201, told.text
+    assert (told.json()["id"], told.json()["shape"], told.json()["dtype"], told.json()["state"]) == ("weights", [3, 4], "float32", "ready")
+    task = server.submit("compute", {"expression": "sum(w)", "inputs": {"w": {"array": "weights"}}})
+    assert task["result"]["output"]["value"] == 66.0
+    answer = fetch(server, "weights")
+    assert answer.headers["Content-Type"] == SAFETENSORS
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+    assert (safetensors.numpy.load(answer.content)["array"] == sent).all()
+    known = fetch(server, "weights", Accept="application/json").json()
+    assert (known["bytes"], known["leases"], known["size"]) == (48, 0, len(answer.content))
+    error_of(put(server, "weights", safetensors.numpy.save({"w": sent})), 409)
+    assert server.request("DELETE", "/arrays/weights").json()["id"] == "weights"
+    error_of(fetch(server, "weights"), 404)
+    assert (
+        "there is no array weights"
+        in error_of(
+            server.request(
+                "POST", "/tasks", json={"operation": "compute", "parameters": {"expression": "w", "inputs": {"w": {"array": "weights"}}}}
+            ),
+            422,
+        )["error"]
+    )
+
+
+@pytest.mark.parametrize("array", [np.array(3, np.float32), np.zeros((0, 3), np.int8), np.ones((1,), bool)], ids=["scalar", "empty", "one"])
+def test_small_and_empty_arrays_travel_too(server: Server, array: np.ndarray[Any, Any]) -> None:
+    assert put(server, "tiny", safetensors.numpy.save({"x": array}), **{"Content-Type": "application/octet-stream"}).status_code == 201
+    back = safetensors.numpy.load(fetch(server, "tiny").content)["array"]
+    assert (back.shape, back.dtype, back.tobytes()) == (array.shape, array.dtype, array.tobytes())
+    server.request("DELETE", "/arrays/tiny")
+
+
+def test_ranges_are_answered_as_they_should_be(server: Server) -> None:
+    put(server, "ranged", safetensors.numpy.save({"x": np.arange(5000, dtype=np.int32)}))
+    whole = fetch(server, "ranged")
+    size, tag = len(whole.content), whole.headers["ETag"]
+    for wanted, first, last in (("0-0", 0, 0), ("100-199", 100, 199), (f"{size - 5}-", size - 5, size - 1), ("-7", size - 7, size - 1),
+                                (f"10-{size * 9}", 10, size - 1), (f"-{size * 9}", 0, size - 1)):  # fmt: skip
+        part = fetch(server, "ranged", Range=f"bytes={wanted}")
+        assert (part.status_code, part.headers["Content-Range"]) == (206, f"bytes {first}-{last}/{size}"), wanted
+        assert part.content == whole.content[first : last + 1]
+    for wanted in (f"{size}-", "9-3", "-0"):
+        part = fetch(server, "ranged", Range=f"bytes={wanted}")
+        error_of(part, 416)
+        assert part.headers["Content-Range"] == f"bytes */{size}"
+    for odd in ("bytes=", "bytes=-", "lines=1-2", "bytes=1-2,5-6", "bytes=a-b"):
+        assert fetch(server, "ranged", Range=odd).content == whole.content, "what is not understood is ignored"
+    assert fetch(server, "ranged", Range="bytes=0-9", **{"If-Range": tag}).status_code == 206
+    server.request("DELETE", "/arrays/ranged")
+    put(server, "ranged", safetensors.numpy.save({"x": np.ones(5000, dtype=np.int32)}))
+    assert fetch(server, "ranged", Range="bytes=0-9", **{"If-Range": tag}).status_code == 200, "it is another array now"
+    server.request("DELETE", "/arrays/ranged")
+
+
+def test_a_program_on_this_machine_fills_and_reads_the_file_itself(server: Server) -> None:
+    sent = np.arange(1000, dtype=np.int64)
+    answer = server.request("POST", "/arrays", json={"shape": [1000], "dtype": "int64"})
+    assert answer.status_code == 201
+    told = answer.json()
+    assert answer.headers["Location"] == f"/arrays/{told['id']}"
+    error_of(fetch(server, told["id"]), 409)
+    layout = arrays.layout_of(sent)
+    assert layout is not None
+    descriptor = os.open(told["path"], os.O_RDWR)
+    arrays.fill(descriptor, layout, sent)
+    os.close(descriptor)
+    ready = server.request("POST", f"/arrays/{told['id']}/ready").json()
+    assert ready["state"] == "ready"
+    assert (arrays.view(ready["path"], "x") == sent).all()
+    assert not Path(ready["path"]).stat().st_mode & 0o077
+    assert not Path(ready["path"]).parent.stat().st_mode & 0o077
+    error_of(server.request("POST", f"/arrays/{told['id']}/ready"), 409)
+    server.request("DELETE", f"/arrays/{told['id']}")
+
+
+def test_room_that_was_taken_can_be_filled_by_put_with_what_it_was_taken_for(server: Server) -> None:
+    told = server.request("POST", "/arrays", json={"shape": [3], "dtype": "float32", "kind": "mlx"}).json()
+    assert (
+        "was taken for float32[3]"
+        in error_of(put(server, told["id"], safetensors.numpy.save({"x": np.zeros(4, np.float32)})), 422)["error"]
+    )
+    answer = put(server, told["id"], safetensors.numpy.save({"x": np.ones(3, np.float32)}))
+    assert (answer.status_code, answer.json()["kind"]) == (201, "mlx")
+    server.request("DELETE", f"/arrays/{told['id']}")
+
+
+GOOD = safetensors.numpy.save({"x": np.arange(100, dtype=np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "ends before its safetensors header"),
+        (b"1234", "ends before its safetensors header"),
+        (b"\xff" * 100, "no safetensors file"),
+        ((10).to_bytes(8, "little") + b"{not json}", "header can't be read"),
+        (GOOD[:-1], "1 bytes before the array does"),
+        (GOOD + b"x", "goes on after the array"),
+        (GOOD[:50], "ends before its safetensors header"),
+        (safetensors.numpy.save({"x": np.zeros(1), "y": np.zeros(1)}), "2 arrays"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_safetensors_file_of_one_array_is_refused_and_leaves_nothing(server: Server, content: bytes, problem: str) -> None:
+    before = server.get("/arrays")["total_bytes"]
+    assert problem in error_of(put(server, "bad", content), 422)["error"]
+    wait_until(lambda: server.get("/arrays")["total_bytes"] == before, what="the room to be given back")
+    assert "bad" not in listed(server)
+
+
+def test_bad_requests_are_told_by_what_is_wrong(server: Server) -> None:
+    assert "content type" in error_of(put(server, "x", GOOD, **{"Content-Type": "application/json"}), 400)["error"]
+    assert "compressed" in error_of(put(server, "x", GOOD, **{"Content-Encoding": "gzip"}), 400)["error"]
+    for name in ("arr_mine", "a%20b", "..%2Fx", "x" * 101, ".x"):
+        assert "name" in error_of(put(server, name, GOOD), 422)["error"]
+    for body in (
+        {"shape": [-1], "dtype": "int8"},
+        {"shape": [1], "dtype": "text"},
+        {"shape": [2**60], "dtype": "int8"},
+        {"shape": [1] * 33, "dtype": "int8"},
+    ):
+        error_of(server.request("POST", "/arrays", json=body), 422)
+    error_of(server.request("POST", "/arrays", json={"shape": [10**12], "dtype": "int8"}), 422)
+
+
+def request_head(server: Server, name: str, length: int, *headers: str) -> bytes:
+    place = urlsplit(server.url)
+    lines = [
+        f"PUT {place.path}/arrays/{name} HTTP/1.1",
+        f"Host: {place.netloc}",
+        f"Content-Type: {SAFETENSORS}",
+        f"Content-Length: {length}",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def connection(server: Server) -> socket.socket:
+    place = urlsplit(server.url)
+    return socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("length", "headers", "status"),
+    [(100, ["Authorization: token wrong"], b"403"), (100 * HUGE, [f"Authorization: token {'the-token-of-this-test'}"], b"413")],
+    ids=["stranger", "too large"],
+)
+def test_who_may_not_send_is_told_before_the_first_byte(server: Server, length: int, headers: list[str], status: bytes) -> None:
+    with connection(server) as sock:
+        sock.sendall(request_head(server, "early", length, "Expect: 100-continue", *headers))
+        answer = sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert b"100 (Continue)" not in answer
+    assert b'"status":"error"' in answer
+
+
+def test_a_body_of_unknown_length_is_taken_in_pieces(server: Server) -> None:
+    pieces = [GOOD[index : index + 17] for index in range(0, len(GOOD), 17)]
+    assert put(server, "pieces", iter(pieces)).status_code == 201
+    assert safetensors.numpy.load(fetch(server, "pieces").content)["array"].sum() == 4950
+    server.request("DELETE", "/arrays/pieces")
+
+
+def test_a_client_that_goes_half_way_leaves_nothing(server: Server) -> None:
+    before = server.get("/arrays")["total_bytes"]
+    content = safetensors.numpy.save({"x": np.ones(2 * MB, np.float32)})
+    with connection(server) as sock:
+        sock.sendall(request_head(server, "half", len(content), f"Authorization: token {server.token}") + content[: len(content) // 2])
+        wait_until(lambda: "half" in listed(server), what="the upload to begin")
+        assert listed(server)["half"]["state"] == "writing"
+        error_of(put(server, "half", GOOD), 409)
+    wait_until(lambda: "half" not in listed(server), what="the end of what was half sent")
+    assert server.get("/arrays")["total_bytes"] == before
+    assert put(server, "half", GOOD).status_code == 201
+    server.request("DELETE", "/arrays/half")
+
+
+def test_a_full_quota_says_so_and_the_server_goes_on(server: Server) -> None:
+    room = [server.request("POST", "/arrays", json={"shape": [HUGE], "dtype": "uint8"}) for _ in range(3)]
+    assert [answer.status_code for answer in room] == [201, 201, 503]
+    told = error_of(room[2], 503)["error"]
+    assert "array_bytes" in told
+    assert "GB" in told
+    assert int(room[2].headers["Retry-After"]) >= 1
+    for answer in room[:2]:
+        server.request("DELETE", f"/arrays/{answer.json()['id']}")
+    assert server.get("/arrays")["total_bytes"] == 0
+
+
+def _huge() -> Iterator[bytes]:
+    layout = arrays.Layout((HUGE // 4,), "float32")
+    yield layout.header()
+    piece = np.ones(MB, np.float32).tobytes()
+    sent = 0
+    while sent < layout.nbytes:
+        part = piece[: min(len(piece), layout.nbytes - sent)]
+        sent += len(part)
+        yield part
+
+
+def test_a_large_array_goes_in_through_a_task_and_out_without_passing_the_servers_memory(server: Server) -> None:
+    process = psutil.Process(server.pid)
+    put(server, "before", GOOD)  # whatever is imported at the first array
+    server.submit("compute", {"expression": "sum(x)", "inputs": {"x": {"array": "before"}}})
+    fetch(server, "before")
+    server.request("DELETE", "/arrays/before")
+    gc.collect()
+    most = start = process.memory_info().rss
+    began = time.monotonic()
+
+    def looked() -> None:
+        nonlocal most
+        most = max(most, process.memory_info().rss)
+
+    def sending() -> Iterator[bytes]:
+        for number, piece in enumerate(_huge()):
+            if number % 8 == 0:
+                looked()
+            yield piece
+
+    assert put(server, "huge", sending()).status_code == 201
+    task = server.submit("mlx_operation", {"function": "min", "args": [{"array": "huge"}]})
+    assert task["result"]["output"]["result"]["value"] == 1.0, task
+    code = "y = x * 2"
+    task = server.submit("python", {"code": code, "inputs": {"x": {"array": "huge"}}, "outputs": ["y"]})
+    (made,) = task["result"]["arrays"]
+    assert (made["dtype"], made["bytes"]) == ("float32", HUGE)
+    got, last = 0, b""
+    with server.client.stream("GET", f"{server.url}/arrays/{made['id']}", headers=server.headers, timeout=60) as answer:
+        for piece in answer.iter_bytes(1 << 20):
+            got, last = got + len(piece), piece
+            if got % (16 << 20) < (1 << 20):
+                looked()
+    looked()
+    assert got == int(answer.headers["Content-Length"])
+    assert np.frombuffer(last[-8:], np.float32).tolist() == [2, 2]
+    assert most - start < 50 * MB, f"{(most - start) / MB:.0f} MB more, after {time.monotonic() - began:.1f} s"
+    for name in ("huge", made["id"]):
+        server.request("DELETE", f"/arrays/{name}")
+
+
+def test_nothing_is_left_of_a_server_that_was_stopped(tmp_path: Path) -> None:
+    with running_server(tmp_path, STANDALONE) as server:
+        put(server, "kept", GOOD)
+        told = fetch(server, "kept", Accept="application/json").json()
+        path = Path(told["path"])
+        assert path.exists()
+    assert not path.parent.parent.exists()
