@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from tests.fits import must_fit
+
 TOKEN = "the-token-of-this-test"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -106,6 +108,10 @@ class Server:
     )
     """Of any thread; it sends no token by itself, and keeps no cookie: Jupyter logs in by one whoever came with the token once."""
     seen: dict[int, psutil.Process] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Every answer that any test sees is what the description of the API says."""
+        self.client.event_hooks = {"response": [lambda response: must_fit(self.url, response)]}
 
     @property
     def pid(self) -> int:

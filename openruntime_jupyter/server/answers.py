@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SkipValidation
+from pydantic import Field, WithJsonSchema
 
-from openruntime_jupyter.models import Device, OperationInfo, Task, TaskRequest, Timestamp, Wire
+from openruntime_jupyter.models import Device, OperationInfo, Task, Timestamp, Wire
 from openruntime_jupyter.runtime.batch import MOST_IN_BATCH
 
 
@@ -52,23 +52,11 @@ class ErrorEnvelope(Wire):
     timestamp: Timestamp
 
 
-Data = TypeVar("Data")
-
-
-class SuccessEnvelope(Wire, Generic[Data]):
-    """The reference's common format around a successful answer."""
-
-    status: Literal["success"]
-    data: Data
-    error: None
-    timestamp: Timestamp
-
-
 class BatchRequest(Wire):
     """Many tasks: the body of `POST /tasks/batch`."""
 
-    # Each is checked later, so that a wrong one is told in its place and spoils no other.
-    tasks: list[SkipValidation[TaskRequest]] = Field(
+    # Each is read as a TaskRequest later, so that a wrong one is told in its place and spoils no other.
+    tasks: list[Annotated[Any, WithJsonSchema({"$ref": "#/components/schemas/TaskRequest"})]] = Field(
         description="What `POST /tasks` takes, each; all of them are asynchronous, whatever their `wait` says.",
         min_length=1,
         max_length=MOST_IN_BATCH,
@@ -84,11 +72,21 @@ class BatchProblem(Wire):
     retry_after: int | None = Field(None, description="Seconds after which to try again, where that makes sense.")
 
 
-class BatchItem(Wire):
-    """What became of one task of a batch: either of the two."""
+def _never_null(schema: dict[str, Any]) -> None:
+    """The schema of a field that is left out where it is None."""
+    schema.pop("default", None)
+    schema.update(schema.pop("anyOf")[0])
 
-    task: Task | None = Field(None, description="Its record, without its parameters.")
-    error: BatchProblem | None = None
+
+def _or_absent(description: str) -> Any:
+    return Field(None, description=description, exclude_if=lambda value: value is None, json_schema_extra=_never_null)
+
+
+class BatchItem(Wire):
+    """What became of one task of a batch: it has either of the two."""
+
+    task: Task | None = _or_absent("Its record, without its parameters.")
+    error: BatchProblem | None = _or_absent("Why it was not taken.")
 
 
 class BatchAnswer(Wire):

@@ -14,8 +14,9 @@ from pydantic_core import to_json
 from tornado import iostream, web
 
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
-from openruntime_jupyter.models import ArrayInfo, ArrayRequest
+from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.described import BYTES, Answer, Parameter, described
 from openruntime_jupyter.server.errors import envelope
 from openruntime_jupyter.server.identity import owner_of
 from openruntime_jupyter.server.uploads import Upload
@@ -29,10 +30,22 @@ LET_PASS = 64 << 20
 HEADER_SLACK = tensorfile.MAX_HEADER + tensorfile.LENGTH
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
+LOCATION = Parameter("Location", "The address of the array.")
+RANGE = Parameter("Range", "Which bytes of the file are wanted, such as `bytes=0-1023`.")
+EXAMPLES = {"A matrix": {"shape": [1024, 1024], "dtype": "float32"}}
+FILE = {SAFETENSORS: BYTES}
+DOWNLOADS = {
+    200: Answer(ArrayInfo, "The file; or what is known of it, where JSON is accepted.", FILE),
+    206: Answer(None, "The range.", FILE, (Parameter("Content-Range", "Which bytes they are."),)),
+}
+DOWNLOAD_ERRORS = {409: "It is not complete yet, or just being deleted.", 416: "The file has no such range."}
+UPLOAD_ERRORS = {409: "There is one of that id already.", 422: "It is no safetensors file of one array."}
+
 
 class ArraysHandler(Handler):
     """`/arrays`."""
 
+    @described("Arrays", ArrayPage)
     @web.authenticated
     @authorized
     async def get(self) -> None:
@@ -40,6 +53,7 @@ class ArraysHandler(Handler):
         runtime = await self.runtime()
         self.reply(runtime.arrays.page())
 
+    @described("Arrays", {201: Answer(ArrayInfo, headers=(LOCATION,))}, body=ArrayRequest, examples=EXAMPLES)
     @web.authenticated
     @authorized
     async def post(self) -> None:
@@ -113,6 +127,7 @@ class ArrayHandler(Handler):
                 self.refuse(problem)
                 await self._upload.abandon()
 
+    @described("Arrays", {201: ArrayInfo}, media=dict.fromkeys(BINARY, BYTES), errors=UPLOAD_ERRORS)
     @web.authenticated
     @authorized
     async def put(self, array_id: str) -> None:
@@ -134,6 +149,7 @@ class ArrayHandler(Handler):
         if self._upload is not None:
             self.app.in_background(self._upload.abandon())
 
+    @described("Arrays", DOWNLOADS, headers=(RANGE,), errors=DOWNLOAD_ERRORS)
     @web.authenticated
     @authorized
     async def get(self, array_id: str) -> None:
@@ -198,6 +214,7 @@ class ArrayHandler(Handler):
         self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")
         return begin, end
 
+    @described("Arrays", ArrayInfo)
     @web.authenticated
     @authorized
     async def delete(self, array_id: str) -> None:
@@ -211,6 +228,7 @@ class ArrayHandler(Handler):
 class ArrayReadyHandler(Handler):
     """`POST /arrays/{id}/ready`."""
 
+    @described("Arrays", ArrayInfo, errors={409: "It is not being written, or its file is not what was announced."})
     @web.authenticated
     @authorized
     async def post(self, array_id: str) -> None:

@@ -9,13 +9,19 @@ from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.batch import Answer
 from openruntime_jupyter.server.answers import BatchAnswer, BatchItem, BatchProblem, BatchRequest, Detail
 from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, described
 from openruntime_jupyter.server.errors import problem_of
 from openruntime_jupyter.server.requests import read_key
+
+EXAMPLES = {
+    "Three sizes": {"tasks": [{"operation": "matrix_multiply", "parameters": {"size": size}} for size in (64, 128, 256)]},
+}
 
 
 class BatchHandler(Handler):
     """`/tasks/batch`."""
 
+    @described("Tasks", {202: BatchAnswer}, body=BatchRequest, headers=(IDEMPOTENCY_KEY,), examples=EXAMPLES)
     @web.authenticated
     @authorized
     async def post(self) -> None:

@@ -10,15 +10,24 @@ from typing import BinaryIO
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
+from openruntime_jupyter.models import TaskOutput
 from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.described import BYTES, Answer, Parameter, described
 from openruntime_jupyter.server.requests import OutputQuery
 
 CHUNK = 1_048_576
+
+PAYLOAD = Answer(
+    description="The bytes. A cloudpickle runs code when it is loaded: load it only if you trust the task's.",
+    media={"application/octet-stream": BYTES},
+    headers=(Parameter("X-OpenRuntime-Encoding", "How they are encoded."),),
+)
 
 
 class OutputHandler(Handler):
     """`GET /tasks/{id}/output`."""
 
+    @described("Tasks", TaskOutput, query=OutputQuery)
     @web.authenticated
     @authorized
     async def get(self, task_id: str) -> None:
@@ -31,6 +40,7 @@ class OutputHandler(Handler):
 class PayloadHandler(Handler):
     """`GET /tasks/{id}/payload`."""
 
+    @described("Tasks", PAYLOAD, errors={404: "There is no such task, or it has no payload."})
     @web.authenticated
     @authorized
     async def get(self, task_id: str) -> None:

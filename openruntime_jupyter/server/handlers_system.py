@@ -6,12 +6,16 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.models import Health, SystemMetrics
+from openruntime_jupyter.server.answers import DeviceList, OperationList, ServiceInfo
 from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.described import described
 
 
 class RootHandler(Handler):
     """`GET /`."""
 
+    @described("The service", ServiceInfo)
     @web.authenticated
     @authorized
     async def get(self) -> None:
@@ -22,6 +26,7 @@ class RootHandler(Handler):
 class HealthHandler(Handler):
     """`GET /health`."""
 
+    @described("The service", Health)
     @web.authenticated
     @authorized
     async def get(self) -> None:
@@ -33,6 +38,7 @@ class HealthHandler(Handler):
 class MetricsHandler(Handler):
     """`GET /metrics`."""
 
+    @described("The service", SystemMetrics)
     @web.authenticated
     @authorized
     async def get(self) -> None:
@@ -44,6 +50,7 @@ class MetricsHandler(Handler):
 class DevicesHandler(Handler):
     """`GET /devices`."""
 
+    @described("The service", DeviceList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
@@ -55,6 +62,7 @@ class DevicesHandler(Handler):
 class OperationsHandler(Handler):
     """`GET /operations`."""
 
+    @described("The service", OperationList)
     @web.authenticated
     @authorized
     async def get(self) -> None:

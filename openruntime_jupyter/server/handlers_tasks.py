@@ -8,17 +8,39 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from openruntime_jupyter.models import Task, TaskChange, TaskRequest
+from openruntime_jupyter.models import Task, TaskChange, TaskPage, TaskRequest
 from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, Answer, Parameter, described
 from openruntime_jupyter.server.requests import DeleteQuery, PageQuery, Preference, TaskQuery, TasksQuery, read_key, read_preference
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
 
 
+PREFER = Parameter(
+    "Prefer",
+    "`respond-async` makes the task asynchronous, `wait=N` too, and waits up to N seconds (at most 60) for its end.",
+)
+APPLIED = Parameter("Preference-Applied", "Which preference was followed.")
+SUBMITTED = {
+    200: Answer(Task, "The task has ended; it may have failed: see `status`.", headers=(APPLIED,)),
+    202: Answer(Task, "The task is on disk and goes on by itself.", headers=(APPLIED, Parameter("Location", "The address of the task."))),
+}
+EXAMPLES = {
+    "Multiply matrices": {"operation": "matrix_multiply", "parameters": {"size": 1000, "iterations": 10}, "priority": 5},
+    "An expression, without waiting": {
+        "operation": "compute",
+        "parameters": {"expression": "sum(a * 2)", "inputs": {"a": [1, 2]}},
+        "wait": False,
+    },
+    "Code, which needs a login": {"operation": "python", "parameters": {"code": "print(6 * 7)"}, "timeout": 60},
+}
+
+
 class TasksHandler(Handler):
     """`/tasks`."""
 
+    @described("Tasks", TaskPage, query=TasksQuery)
     @web.authenticated
     @authorized
     async def get(self) -> None:
@@ -27,10 +49,15 @@ class TasksHandler(Handler):
         runtime = await self.runtime()
         self.reply(await runtime.tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner))
 
+    @described("Tasks", SUBMITTED, body=TaskRequest, headers=(PREFER, IDEMPOTENCY_KEY), examples=EXAMPLES)
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        """Submit a task, and wait for it as long as its client wants to."""
+        """Submit a task, and wait for it as long as its client wants to.
+
+        As it is, the answer comes when the task has ended, and a client that goes away cancels it. With `"wait": false` in the body,
+        or the header `Prefer`, the task is asynchronous: on disk before the answer, and going on whatever becomes of client and server.
+        """
         request = self.body(TaskRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         preference = read_preference(self.request.headers.get_list("Prefer"))
@@ -74,6 +101,7 @@ class TasksHandler(Handler):
 class EnhancedTasksHandler(Handler):
     """`GET /tasks/enhanced`, as the reference has it."""
 
+    @described("Tasks", TaskPage, query=PageQuery)
     @web.authenticated
     @authorized
     async def get(self) -> None:
@@ -86,6 +114,7 @@ class EnhancedTasksHandler(Handler):
 class TaskHandler(Handler):
     """`/tasks/{id}`."""
 
+    @described("Tasks", Task, query=TaskQuery)
     @web.authenticated
     @authorized
     async def get(self, task_id: str) -> None:
@@ -97,6 +126,7 @@ class TaskHandler(Handler):
             task = await self.while_connected(runtime.wait(task_id, query.wait, query.parameters))
         self.reply(task)
 
+    @described("Tasks", Task, body=TaskChange, errors={409: "It does not wait any more."}, examples={"More urgent": {"priority": 9}})
     @web.authenticated
     @authorized
     async def patch(self, task_id: str) -> None:
@@ -105,6 +135,7 @@ class TaskHandler(Handler):
         runtime = await self.runtime()
         self.reply(await runtime.reprioritise(task_id, change.priority))
 
+    @described("Tasks", Task, query=DeleteQuery, errors={409: "It belongs to another runtime, or is to be erased and has not ended."})
     @web.authenticated
     @authorized
     async def delete(self, task_id: str) -> None:

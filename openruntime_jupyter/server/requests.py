@@ -43,47 +43,51 @@ Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT, allow_inf_nan=False)]
 class PageQuery(Query):
     """`GET /tasks/enhanced`."""
 
-    limit: int = Field(100, ge=1, le=1000)
-    before: str | None = Field(None, min_length=1, max_length=200)
-    offset: int = Field(0, ge=0, le=2**53)
+    limit: int = Field(100, ge=1, le=1000, description="How many.")
+    before: str | None = Field(
+        None, min_length=1, max_length=200, description="Only tasks older than the task of this id: `next_before` of the page before."
+    )
+    offset: int = Field(0, ge=0, le=2**53, description="How many to leave out first; slower than `before` for large figures.")
 
 
 class TasksQuery(PageQuery):
     """`GET /tasks`."""
 
-    state: Annotated[list[TaskState], BeforeValidator(_states)] | None = Field(None, max_length=20)
-    operation: str | None = Field(None, min_length=1, max_length=200)
-    owner: str | None = Field(None, min_length=1, max_length=200)
+    state: Annotated[list[TaskState], BeforeValidator(_states)] | None = Field(
+        None, max_length=20, description="Only tasks in this state; may be given several times, or as a list with commas."
+    )
+    operation: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this operation.")
+    owner: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this user.")
 
 
 class WaitQuery(Query):
     """How many seconds to wait for what is asked for."""
 
-    wait: Wait = 0.0
+    wait: Wait = Field(0.0, description="Seconds to wait for it.")
 
 
 class TaskQuery(WaitQuery):
     """`GET /tasks/{id}`: also whether its parameters are wanted, which may be megabytes."""
 
-    parameters: bool = True
+    parameters: bool = Field(True, description="Whether its parameters are wanted.")
 
 
 class OutputQuery(WaitQuery):
     """`GET /tasks/{id}/output`: from where on, and how many seconds to wait for something new."""
 
-    since: int = Field(0, ge=0, le=2**53)
+    since: int = Field(0, ge=0, le=2**53, description="Leave out what came before: `next` of the answer before.")
 
 
 class DeleteQuery(Query):
     """`DELETE /tasks/{id}`."""
 
-    purge: bool = False
+    purge: bool = Field(False, description="Erase the task, which must have ended, with its output and results.")
 
 
 class SinceQuery(Query):
     """`WS /ws`."""
 
-    since: int | None = Field(None, ge=0, le=2**53)
+    since: int | None = Field(None, ge=0, le=2**53, description="The id of the last message that was got: tell again what came after it.")
 
 
 @dataclass(frozen=True)

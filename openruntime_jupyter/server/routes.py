@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tornado import web
 
+from openruntime_jupyter.server.handlers_about import DocsHandler, OpenApiHandler
 from openruntime_jupyter.server.handlers_arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
 from openruntime_jupyter.server.handlers_batch import BatchHandler
 from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
@@ -36,6 +37,8 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (f"/arrays/{TASK_ID}", ArrayHandler),
     (f"/arrays/{TASK_ID}/ready", ArrayReadyHandler),
     ("/ws", EventsSocket),
+    ("/openapi.json", OpenApiHandler),
+    ("/docs", DocsHandler),
 )
 """Each path below the mount, as a regular expression, and who answers there."""
 

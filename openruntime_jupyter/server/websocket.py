@@ -16,6 +16,7 @@ from openruntime_jupyter.models import iso
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events import Event, Subscription
 from openruntime_jupyter.server.base import OTHER_PAGE, Ours
+from openruntime_jupyter.server.described import Answer, described
 from openruntime_jupyter.server.requests import SinceQuery
 
 if TYPE_CHECKING:
@@ -42,6 +43,19 @@ class ClientMessage(BaseModel):
 
     type: Literal["subscribe", "unsubscribe"]
     topics: list[Topic] = Field(min_length=1, max_length=20)
+
+
+SERVER_MESSAGES = {
+    "connected": "First: `timestamp`, `message`; `gap` where `since` was given: whether something was missed.",
+    "heartbeat": "Every 5 seconds: `timestamp`, `metrics`.",
+    "task_update": "A task changed: `data` with `task_id`, `status`, `execution_time` and more.",
+    "task_progress": "A topic. A task told how far it is: `data` with `task_id`, `n`, `total`, `message`, `remaining`.",
+    "task_output": "A topic. A task printed or displayed: `data` with `task_id`, `items`, `next`.",
+    "metrics": "A topic. Once a second: `timestamp`, `metrics`.",
+    "subscribed": "After a subscription changed: `topics`.",
+    "error": "A message was not understood, and the connection stays: `error`.",
+}
+"""What the server sends, by `type`."""
 
 
 class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
@@ -75,9 +89,22 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
     def set_default_headers(self) -> None:
         """None: a handshake has its own."""
 
+    @described(
+        "Events",
+        {101: Answer(description="From here on it is a WebSocket.")},
+        query=SinceQuery,
+        extra={"x-websocket": {"client": ClientMessage.model_json_schema(), "server": SERVER_MESSAGES}},
+    )
     @ws_authenticated
     async def get(self) -> None:
-        """Check everything while the answer can still be an HTTP error, then upgrade."""
+        """Connect a WebSocket that tells what happens, as it happens.
+
+        Each message is one JSON text with an `id` that never falls. `connected`, `heartbeat` and `task_update` come without asking;
+        the topics `task_progress`, `task_output` and `metrics` to who subscribes by `{"type": "subscribe", "topics": ["metrics"]}`, until
+        `unsubscribe`. A client that reads too slowly is cut off with code 1013, and comes back with `since`; when the server stops, the
+        code is 1001. OpenAPI has no words for messages: `x-websocket` has them.
+        """
+        # Everything is checked while the answer can still be an HTTP error.
         if not await self.allowed("read"):
             raise NotAllowed("You may not read openruntime: ask whoever runs this server for that permission")
         if not self.check_origin():

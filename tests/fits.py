@@ -1,0 +1,76 @@
+"""Holding answers against the description of the API."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator, FormatChecker
+
+from openruntime_jupyter.server.openapi import document
+from openruntime_jupyter.server.routes import ROUTES
+
+Schema = dict[str, Any]
+
+UNDESCRIBED = ("head", "options")
+"""Verbs of which nothing is said: an answer to them has no body, or is Jupyter's own."""
+
+
+@cache
+def description() -> Schema:
+    return document(ROUTES)
+
+
+@cache
+def validator(pointer: str) -> Draft202012Validator:
+    """Of the schema that lies at `pointer` in the description."""
+    return Draft202012Validator({"$ref": f"#{pointer}", **description()}, format_checker=FormatChecker())
+
+
+def path_of(path: str) -> str | None:
+    """The path of the description that `path` is an instance of; one without parameters first."""
+    paths = sorted(description()["paths"], key=lambda known: known.count("{"))
+    return next((known for known in paths if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", known), path or "/")), None)
+
+
+def pointed(*keys: str) -> str:
+    return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in keys)
+
+
+def must_fit(base: str, response: httpx.Response) -> None:
+    """Raise AssertionError for an answer of the server at the URL `base` that the description does not allow.
+
+    What lies beside `base` is somebody else's. A path or verb that there is not must be answered by the envelope of errors.
+    """
+    asked, verb = response.request.url, response.request.method.lower()
+    root = httpx.URL(base)
+    if (asked.host, asked.port) != (root.host, root.port) or verb in UNDESCRIBED:
+        return
+    mount, raw = root.raw_path.decode().rstrip("/"), asked.raw_path.decode().partition("?")[0]
+    if raw != mount and not raw.startswith(f"{mount}/"):
+        return
+    kind = response.headers.get("Content-Type", "").split(";")[0]
+    known = path_of(raw.removeprefix(mount))
+    said = description()["paths"].get(known, {}).get(verb)
+    where = f"{response.request.method} {raw}: {response.status_code} as {kind}"
+    if said is None:
+        assert response.status_code in (403, 404, 405, 400, 413, 429, 503), f"{where}, on what is not in the description"
+        pointer = pointed("components", "schemas", "ErrorEnvelope")
+    else:
+        status = str(response.status_code)
+        assert status in said["responses"], f"{where} is not in the description"
+        keys = (
+            ("components", "responses", status) if "$ref" in said["responses"][status] else ("paths", str(known), verb, "responses", status)
+        )
+        answer = description()
+        for key in keys:
+            answer = answer[key]
+        content = answer.get("content", {})
+        assert kind in content or not (content or kind), f"{where} is not among {list(content)}"
+        pointer = pointed(*keys, "content", kind, "schema")
+    if kind.endswith("json"):
+        response.read()
+        problem = next(iter(validator(pointer).iter_errors(response.json())), None)
+        assert problem is None, f"{where} does not fit: {problem}"
