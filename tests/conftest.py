@@ -36,9 +36,12 @@ def nothing_is_left_behind() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the history of whoever runs it, nor reaches a runtime that they have open."""
+    """No test reads or writes what belongs to whoever runs it, nor reaches a runtime that they have open."""
     with pytest.MonkeyPatch.context() as patch:
         for name in FOREIGN:
             patch.delenv(name, raising=False)
-        patch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(tmp_path_factory.mktemp("openruntime")))
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(home / "openruntime"))
+        for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+            patch.setenv(name, os.fspath(home / name.lower()))
         yield

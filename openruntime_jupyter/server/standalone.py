@@ -111,7 +111,8 @@ class StandaloneServer(ServerApp):
     def stop_at(self, number: int, _frame: Any) -> None:
         """Stop cleanly; a second signal ends the process at once."""
         signal.signal(number, signal.SIG_DFL)
-        say("Stopping (once more: at once)")
+        # Said by the loop: a print that is interrupted right here would not take a second one.
+        self.io_loop.add_callback_from_signal(say, "Stopping (once more: at once)")
         self.stop(from_signal=True)
 
     def start_app(self) -> None:

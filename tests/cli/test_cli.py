@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from openruntime_jupyter import __version__
-from tests.support import JUPYTER, STANDALONE, TOKEN, Home, Server, running_server, wait_until
+from tests.support import JUPYTER, STANDALONE, TOKEN, Home, Server, free_port, running_server, wait_until
 
 
 def run(home: Home, *arguments: str, code: int = 0, **environment: str) -> str:
@@ -91,10 +96,55 @@ def test_a_free_port_is_taken_if_asked_for(tmp_path: Path) -> None:
         assert process.stdout is not None
         first = process.stdout.readline()
         assert re.search(r"listens on http://localhost:[1-9]\d{3,}$", first.strip()), first
-    finally:
         process.terminate()
         output, _ = process.communicate(timeout=20)
-    assert process.returncode == 0, output
+        assert process.returncode == 0, output
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def hangs(process: subprocess.Popen[str], port: int) -> bool:
+    """Whether it listens, and neither works nor answers."""
+    before = psutil.Process(process.pid).cpu_times()
+    try:
+        return not httpx.get(f"http://127.0.0.1:{port}/health", timeout=0.5, trust_env=False)
+    except httpx.ConnectError:
+        return False
+    except httpx.TransportError:
+        return psutil.Process(process.pid).cpu_times() == before
+
+
+def catches(process: subprocess.Popen[str], number: int) -> bool:
+    """Whether the process has a handler for that signal: ours takes itself away when it is called."""
+    found = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return bool(int(found[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="sees by /proc whether the signal has come")
+def test_a_signal_in_the_middle_of_the_greeting_stops_it_as_cleanly(home: Home) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:  # until it is full: whoever prints waits for a reader then
+            os.write(writing, b"." * 512)
+    os.set_blocking(writing, True)
+    port = free_port()
+    process = subprocess.Popen(
+        [*STANDALONE, f"--port={port}"], env=home.environment(), cwd=home.path, stdout=writing, stderr=subprocess.DEVNULL, text=True
+    )
+    os.close(writing)
+    try:
+        wait_until(lambda: hangs(process, port), 20, "a server that waits for its reader")
+        process.terminate()
+        wait_until(lambda: not catches(process, signal.SIGTERM), 5, "the signal's arrival")
+        with open(reading) as told:
+            assert told.read().endswith("Stopping (once more: at once)\n")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_status_finds_the_users_own_server(server: Server) -> None:
