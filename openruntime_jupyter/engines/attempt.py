@@ -27,6 +27,9 @@ from openruntime_jupyter.worker.frames import Kind
 
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
 
+STAGE_OF = {int(number): stage for stage, number in NEXT_STAGE.values()}
+"""Which stage a signal that ended a worker belongs to."""
+
 
 class Attempt:
     """Resolves `outcome` exactly once."""
@@ -100,7 +103,7 @@ class Attempt:
             self._timer = self._loop.call_later(self._grace, self._escalate)
 
     def _escalate(self) -> None:
-        if self.outcome.done() or self.worker is None or self._stage not in NEXT_STAGE:
+        if self.outcome.done() or self.worker is None or self.worker.ended or self._stage not in NEXT_STAGE:
             return
         self._stage, number = NEXT_STAGE[self._stage]
         self.worker.signal_group(number)
@@ -143,7 +146,7 @@ class Attempt:
         figures = Figures(resident_peak=peak)
         failure = died(self.worker, death, peak)
         if self._reason is not None and self._stage is not Stage.QUEUE:
-            self._resolve(Stopped(self._reason, self._stage, figures, failure))
+            self._resolve(Stopped(self._reason, STAGE_OF.get(death.signal or 0, self._stage), figures, failure))
         else:
             self._resolve(Died(failure, figures))
 

@@ -223,6 +223,11 @@ class WorkerProcess:
                 os.killpg(self.pid, number)
                 self.signalled = True
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone; `dead` follows once its last words are read."""
+        return self._reaped
+
     def leave(self) -> None:
         """Ask it to go once it is done."""
         self.send(Kind.LEAVE, b"{}")

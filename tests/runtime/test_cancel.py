@@ -39,7 +39,8 @@ mx.eval(a)
         pytest.param(LOOP, {"interrupt"}, id="a Python loop"),
         pytest.param(SWALLOWS, {"terminate"}, id="a loop that swallows KeyboardInterrupt"),
         pytest.param(IGNORES_SIGTERM, {"kill"}, id="a loop that ignores SIGTERM too"),
-        pytest.param(LONG_EVAL, {"terminate"}, id="one long mx.eval"),
+        # To end a process that holds gigabytes may take longer than the grace.
+        pytest.param(LONG_EVAL, {"terminate", "kill"}, id="one long mx.eval"),
     ],
 )
 def test_a_cancel_ends_it_names_the_stage_and_spares_the_next_task(tmp_path: Path, code: str, stages: set[str]) -> None:
