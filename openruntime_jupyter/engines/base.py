@@ -146,11 +146,14 @@ class Observer(Protocol):
         """The task showed a MIME bundle."""
 
 
+WorkerState = Literal["starting", "idle", "busy"]
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """A worker as it is now; `resident` is its memory in bytes, None where that can't be read."""
 
-    state: Literal["starting", "idle", "busy"]
+    state: WorkerState
     resident: int | None
 
 

@@ -50,7 +50,7 @@ class Chronicle:
         """The last `timeframe` in at most `points` points: of the runtime of that id, or of all together."""
         self.write()
         now = self._wall()
-        found = await self._history.metrics(now - TIMEFRAMES[timeframe], now, points, runtime)
+        found = await self._history.metrics(now - TIMEFRAMES[timeframe], now, points, runtime, now)
         return _answer(timeframe, found)
 
 

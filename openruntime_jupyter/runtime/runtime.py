@@ -48,7 +48,7 @@ from openruntime_jupyter.runtime.inquiry import Inquiry
 from openruntime_jupyter.runtime.instruments import Instruments
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.lane import Lane
-from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.machine import Machine, Memory
 from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
@@ -357,6 +357,10 @@ class Runtime:
     async def metrics_history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
         """The figures of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""
         return await self.instruments.chronicle.tell(timeframe, points, runtime)
+
+    def memory(self) -> Memory:
+        """The machine's memory now, or the container's."""
+        return self._machine.memory()
 
     def workers(self) -> list[WorkerReport]:
         """The workers that there are now."""

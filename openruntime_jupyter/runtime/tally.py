@@ -112,6 +112,8 @@ class Tally:
         """Seconds from submission to the first start."""
         self.ran = Histogram()
         """Seconds from the last start to the end."""
+        self.began = wall()
+        """When that was, in seconds since the epoch."""
         self.ledger = Ledger(longest)
         self._levels = Levels(self.ledger, monotonic, wall)
         self._running: set[str] = set()

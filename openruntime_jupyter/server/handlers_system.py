@@ -6,7 +6,7 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.models import Health, SystemMetrics
+from openruntime_jupyter.models import Health
 from openruntime_jupyter.server.answers import DeviceList, OperationList, ServiceInfo
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import described
@@ -33,18 +33,6 @@ class HealthHandler(Handler):
         """Whether all is well, and if not, what to do."""
         runtime = await self.runtime()
         self.reply(runtime.health())
-
-
-class MetricsHandler(Handler):
-    """`GET /metrics`."""
-
-    @described("The service", SystemMetrics)
-    @web.authenticated
-    @authorized
-    async def get(self) -> None:
-        """The figures of now."""
-        runtime = await self.runtime()
-        self.reply(runtime.system_metrics())
 
 
 class DevicesHandler(Handler):

@@ -7,11 +7,11 @@ from tornado import web
 from openruntime_jupyter.server.handlers_about import DocsHandler, OpenApiHandler
 from openruntime_jupyter.server.handlers_arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
 from openruntime_jupyter.server.handlers_batch import BatchHandler
+from openruntime_jupyter.server.handlers_metrics import MetricsHandler, MetricsHistoryHandler
 from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
 from openruntime_jupyter.server.handlers_system import (
     DevicesHandler,
     HealthHandler,
-    MetricsHandler,
     NotFoundHandler,
     OperationsHandler,
     RootHandler,
@@ -25,6 +25,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/?", RootHandler),
     ("/health", HealthHandler),
     ("/metrics", MetricsHandler),
+    ("/metrics/history", MetricsHistoryHandler),
     ("/devices", DevicesHandler),
     ("/operations", OperationsHandler),
     ("/tasks", TasksHandler),

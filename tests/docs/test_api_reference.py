@@ -31,6 +31,7 @@ TYPES: list[type[BaseModel]] = [
     models.Failure,
     models.Device,
     models.Metrics,
+    models.MetricsHistory,
     models.Health,
     models.OperationInfo,
 ]

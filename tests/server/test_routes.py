@@ -26,6 +26,7 @@ EXPECTED = {
     "GET ": 200,
     "GET /health": 200,
     "GET /metrics": 200,
+    "GET /metrics/history": 200,
     "GET /devices": 200,
     "GET /operations": 200,
     "GET /tasks": 200,
