@@ -1,4 +1,4 @@
-"""What the server is and has: `/`, `/health`, `/metrics`, `/devices`, `/operations`, and every path that is nothing."""
+"""What the server is and has: `/`, `/health`, `/devices`, `/operations`, and every path that is nothing."""
 
 from __future__ import annotations
 
