@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+from openruntime_jupyter.models import ArrayInfo, ArrayKind, Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
 
 MOST_IN_BATCH = 1_000
 """Tasks that one `submit_many` takes; a runtime takes more, this bounds what one request holds."""
@@ -71,6 +72,24 @@ class Backend(Protocol):
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
         """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
+
+    def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
+        """Take room for an array; raises `InvalidRequest` for more than there may be, `StorageUnavailable` where there is none now."""
+
+    def array_ready(self, array_id: str) -> ArrayInfo:
+        """The file of the array is filled: from now on it can be used."""
+
+    def put_array(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
+        """Fill the room of an array whose file is not at hand, with a safetensors file of `size` bytes."""
+
+    def array(self, array_id: str) -> ArrayInfo:
+        """What is known of an array; raises `ArrayNotFound`."""
+
+    def get_array(self, array_id: str) -> Iterator[bytes]:
+        """The safetensors file of an array, piece by piece; raises `ArrayNotFound`."""
+
+    def delete_array(self, array_id: str) -> None:
+        """Give an array up: it goes when no task needs it any more. Raises `ArrayNotFound`."""
 
     def tasks(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.lanes import refuse_deadlock
@@ -74,14 +75,16 @@ class Client:
 
         Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
         """
-        return self._submit(operation, parameters)
+        with Parcel(self.backend) as parcel:
+            return self._submit(operation, parcel.outside(parameters))
 
     def run(self, operation: str, /, **parameters: Any) -> Any:
         """Do one task of `operation` and return its output; interrupting it cancels the task.
 
         Raises what `submit` and `TaskHandle.result` raise.
         """
-        return self._finish(operation, parameters)
+        with Parcel(self.backend) as parcel:
+            return self._finish(operation, parcel.outside(parameters))
 
     def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
         """Queue `function(*args, **kwargs)` for a worker and return at once.
@@ -89,14 +92,16 @@ class Client:
         Functions of notebooks travel by value, with the variables that they use. Raises `InvalidRequest` that names the
         argument or variable that can't travel.
         """
-        return self._submit("call", self._call(function, args, kwargs), _name_of(function))
+        with Parcel(self.backend) as parcel:
+            return self._submit("call", self._call(parcel, function, args, kwargs), _name_of(function))
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`, computed by a worker: returns its value; interrupting it cancels the task.
 
         Raises what `submit_call` and `TaskHandle.result` raise.
         """
-        return self._finish("call", self._call(function, args, kwargs), _name_of(function))
+        with Parcel(self.backend) as parcel:
+            return self._finish("call", self._call(parcel, function, args, kwargs), _name_of(function))
 
     def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, chunk_size: int | None = None, **options: Any) -> list[Any]:
         """`function(item)` for each item, computed by workers: the results in the order of the items.
@@ -118,8 +123,15 @@ class Client:
         It runs in this process's interpreter, folder and import path where the runtime is on this machine; `filename` is what
         its tracebacks say. The handle's `result()` is a dict of the outputs.
         """
-        parameters = {"code": code, "pickled": pack_variables(inputs or {}), "outputs": list(outputs), "world": self._world()}
-        return self._submit("python", parameters | ({"filename": filename} if filename else {}))
+        with Parcel(self.backend) as parcel:
+            parameters: dict[str, Any] = {
+                "code": code,
+                "pickled": pack_variables(inputs or {}, parcel),
+                "outputs": list(outputs),
+                "world": self._world(),
+            }
+            parameters |= {"arrays": parcel.references()} | ({"filename": filename} if filename else {})
+            return self._submit("python", parameters)
 
     def task(self, task_id: str) -> TaskHandle:
         """The task of that id, from any notebook, today or earlier; raises `TaskNotFound`."""
@@ -171,12 +183,13 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client of {self.where}>"
 
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {"pickled": pack_call(function, args, kwargs), "world": self._world()}
+    def _call(self, parcel: Parcel, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        pickled = pack_call(function, args, kwargs, parcel)
+        return {"pickled": pickled, "arrays": parcel.references(), "world": self._world()}
 
-    def call_request(self, function: Callable[..., Any], /, *args: Any, called: Callable[..., Any]) -> dict[str, Any]:
-        """The request for `function(*args)`, named after `called`."""
-        return self._request("call", self._call(function, args, {}), _name_of(called))
+    def call_request(self, parcel: Parcel, function: Callable[..., Any], /, *args: Any, called: Callable[..., Any]) -> dict[str, Any]:
+        """The request for `function(*args)`, named after `called`; `parcel` is to be released once it was submitted."""
+        return self._request("call", self._call(parcel, function, args, {}), _name_of(called))
 
     def _world(self) -> dict[str, Any] | None:
         return world() if self.backend.local else None

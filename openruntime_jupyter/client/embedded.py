@@ -11,7 +11,7 @@ import atexit
 import getpass
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout  # its own class before Python 3.11
 from dataclasses import dataclass
@@ -21,10 +21,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from openruntime_jupyter.client.backend import LONGEST_WAIT
-from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
-from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
+from openruntime_jupyter.models import (
+    ArrayInfo,
+    ArrayKind,
+    Device,
+    Health,
+    OperationInfo,
+    SystemMetrics,
+    Task,
+    TaskOutput,
+    TaskPage,
+    TaskRequest,
+    TaskState,
+)
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.worker.tensorfile import check_bounds
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
@@ -94,6 +107,31 @@ class EmbeddedBackend:
         """See `Backend.payload`."""
         data, encoding = self._ask(lambda runtime: runtime.payload(task_id))
         return data.read_bytes() if isinstance(data, Path) else data, encoding
+
+    def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
+        """See `Backend.allocate`."""
+        layout = check_bounds(shape, dtype, kind)
+        return self._ask(lambda runtime: runtime.arrays.allocate(layout, _caller().owner))
+
+    def array_ready(self, array_id: str) -> ArrayInfo:
+        """See `Backend.array_ready`."""
+        return self._ask(lambda runtime: runtime.arrays.ready(array_id))
+
+    def put_array(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
+        """See `Backend.put_array`; here the file is always at hand, unless it was removed."""
+        raise ArrayNotFound(f"The array {array_id} is gone: its file was removed")
+
+    def array(self, array_id: str) -> ArrayInfo:
+        """See `Backend.array`."""
+        return self._ask(lambda runtime: runtime.arrays.info(array_id))
+
+    def get_array(self, array_id: str) -> Iterator[bytes]:
+        """See `Backend.get_array`; here the file is always at hand, unless it was removed."""
+        raise ArrayNotFound(f"The array {array_id} is gone: its file was removed")
+
+    def delete_array(self, array_id: str) -> None:
+        """See `Backend.delete_array`."""
+        self._ask(lambda runtime: runtime.arrays.remove(array_id))
 
     def tasks(
         self,

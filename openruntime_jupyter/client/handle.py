@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from openruntime_jupyter.client.arrays import receive
 from openruntime_jupyter.client.backend import LONGEST_WAIT, Backend
 from openruntime_jupyter.client.lanes import refuse_deadlock
 from openruntime_jupyter.client.pickling import unpack
@@ -120,7 +121,8 @@ class TaskHandle:
     def result(self, timeout: float | None = None) -> Any:
         """What the task returned, once it has ended.
 
-        For `call` that is the function's value, for `python` a dict of the outputs by name, else the operation's output dict.
+        For `call` that is the function's value, for `python` a dict of the outputs by name, else the operation's output dict. Large
+        arrays in it are memory-mapped where the runtime is on this machine; MLX arrays come back as such where MLX is installed.
         Raises `TaskFailed`, `WorkerDied`, `TaskTimedOut`, `TaskCancelled` or `TaskInterrupted` with the task's own traceback in
         the message, and `TimeoutError` if it has not ended after `timeout` seconds; it goes on then.
         """
@@ -135,7 +137,8 @@ class TaskHandle:
             return task.result.output
         if task.result.payload is None:
             return {} if task.operation == "python" else None
-        return unpack(*self._backend.payload(self.id))
+        payload, encoding = self._backend.payload(self.id)
+        return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
 
     def cancel(self) -> Task:
         """Stop the task; returns its record once it has ended, with the stage that worked in `cancel_stage`."""

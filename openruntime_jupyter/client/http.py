@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -18,10 +18,14 @@ from pydantic import BaseModel, ValidationError
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
-from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+from openruntime_jupyter.models import ArrayInfo, ArrayKind, Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
 
 PATIENCE = 30.0
 """Seconds for an answer beyond the wait that was asked for: a busy server is slow before it is gone."""
+
+SAFETENSORS = "application/vnd.safetensors"
+PIECE = 1 << 20
+"""Bytes of one piece of a download."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -108,6 +112,41 @@ class HttpBackend:
         """See `Backend.payload`."""
         answer = self._request("GET", f"{_task(task_id)}/payload")
         return answer.content, answer.headers.get("X-OpenRuntime-Encoding", "cloudpickle")
+
+    def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
+        """See `Backend.allocate`."""
+        return self._ask(ArrayInfo, "POST", "/arrays", content=_json({"shape": shape, "dtype": dtype, "kind": kind}))
+
+    def array_ready(self, array_id: str) -> ArrayInfo:
+        """See `Backend.array_ready`."""
+        return self._ask(ArrayInfo, "POST", f"{_array(array_id)}/ready", content=b"{}")
+
+    def put_array(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
+        """See `Backend.put_array`."""
+        headers = {"Content-Type": SAFETENSORS, "Content-Length": str(size)}
+        # What was read of `pieces` is gone: it can't be sent again by itself.
+        return self._ask(ArrayInfo, "PUT", _array(array_id), content=pieces, headers=headers, again=False)
+
+    def array(self, array_id: str) -> ArrayInfo:
+        """See `Backend.array`."""
+        return self._ask(ArrayInfo, "GET", _array(array_id))
+
+    def get_array(self, array_id: str) -> Iterator[bytes]:
+        """See `Backend.get_array`."""
+        try:
+            with self._http().stream(
+                "GET", self.where + _array(array_id), headers={"Accept": SAFETENSORS}, timeout=self._patience
+            ) as answer:
+                if answer.status_code >= 300:
+                    answer.read()
+                    raise from_answer(self.where, answer)
+                yield from answer.iter_bytes(PIECE)
+        except TRANSLATED as problem:
+            raise translate(problem, self.where) from problem
+
+    def delete_array(self, array_id: str) -> None:
+        """See `Backend.delete_array`."""
+        self._request("DELETE", _array(array_id))
 
     def tasks(
         self,
@@ -207,6 +246,10 @@ def _answer(item: dict[str, Any]) -> Task | OpenRuntimeError:
     if (error := item.get("error")) is not None:
         return of_status(error["code"], error["message"], error.get("details") or [], error.get("retry_after") or 1.0, "/tasks")
     return Task.model_validate(item["task"], extra="ignore")
+
+
+def _array(array_id: str) -> str:
+    return f"/arrays/{quote(array_id, safe='')}"
 
 
 def _task(task_id: str) -> str:

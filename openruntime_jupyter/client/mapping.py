@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.lanes import lane_of
@@ -34,6 +35,7 @@ class Chunk:
     first: int
     size: int
     request: dict[str, Any]
+    parcel: Parcel
 
 
 @dataclass
@@ -75,6 +77,8 @@ class Mapping:
         answers = self._submit(*self._sending)
         self._take(group, answers)
         self._sending = None
+        for chunk in group:
+            chunk.parcel.release()
         refused = next((answer for answer in answers if isinstance(answer, OpenRuntimeError)), None)
         if refused is not None:
             raise refused
@@ -107,6 +111,8 @@ class Mapping:
             if self._sending is not None:
                 # The same key gives the same tasks, also where the interrupt came before their ids did.
                 self._take(self._sending[0], self._submit(*self._sending))
+                for chunk in self._sending[0]:
+                    chunk.parcel.release()
         for _, handle in reversed(self._flying):
             with contextlib.suppress(OpenRuntimeError):
                 handle.cancel()
@@ -123,7 +129,8 @@ def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any]
     def chunks() -> Iterator[Chunk]:
         for first in range(0, len(items), size):
             some = items[first : first + size]
-            yield Chunk(first, len(some), client.call_request(apply, function, some, first, called=function))
+            parcel = Parcel(client.backend)
+            yield Chunk(first, len(some), client.call_request(parcel, apply, function, some, first, called=function), parcel)
 
     return Mapping(client.backend, chunks(), [None] * len(items)).run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import cloudpickle
 
+from openruntime_jupyter.client.arrays import Parcel, pickles_with_arrays
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 
 
@@ -24,40 +26,54 @@ def world() -> dict[str, Any]:
     return {"interpreter": sys.executable or None, "directory": str(directory), "path": [str(directory / entry) for entry in sys.path]}
 
 
-def pack_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """`function` and its arguments as base64 text; raises `InvalidRequest` that names what can't be pickled."""
+def pack_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], parcel: Parcel | None = None) -> str:
+    """`function` and its arguments as base64 text, large arrays in `parcel`; raises `InvalidRequest` that names what can't be pickled."""
     try:
-        return _encode((function, args, kwargs))
+        return _encode((function, args, kwargs), parcel)
+    except OpenRuntimeError:  # of the parcel
+        raise
     except Exception as problem:  # an object's own __reduce__ may raise anything
         if not _travels(function):
             raise _stuck_function(function, problem) from problem
         raise _stuck(_named_arguments(function, args, kwargs), problem, "the arguments") from problem
 
 
-def pack_variables(variables: dict[str, Any]) -> str | None:
-    """Variables by name as base64 text, None for none; raises `InvalidRequest` that names the one that can't be pickled."""
+def pack_variables(variables: dict[str, Any], parcel: Parcel | None = None) -> str | None:
+    """Variables by name as base64 text, large arrays in `parcel`; None for none.
+
+    Raises `InvalidRequest` that names the one that can't be pickled.
+    """
     if not variables:
         return None
     try:
-        return _encode(variables)
+        return _encode(variables, parcel)
+    except OpenRuntimeError:  # of the parcel
+        raise
     except Exception as problem:  # as above
         raise _stuck(variables.items(), problem, "the variables") from problem
 
 
-def unpack(payload: bytes, encoding: str) -> Any:
-    """What a task returned; raises `OpenRuntimeError` where this process can't rebuild it, and says why."""
-    if encoding != "cloudpickle":
+def unpack(payload: bytes, encoding: str, views: Iterable[Any] = ()) -> Any:
+    """What a task returned, `views` being its large arrays.
+
+    Raises `OpenRuntimeError` where this process can't rebuild it, and says why.
+    """
+    if encoding not in ("cloudpickle", "cloudpickle+arrays"):
         raise OpenRuntimeError(f"the result is encoded as {encoding!r}, which this version can't read: update openruntime-jupyter here")
     try:
-        return cloudpickle.loads(payload)
+        return pickle.loads(payload, buffers=iter(views))  # noqa: S301 - it is the caller's own code that made it
     except ModuleNotFoundError as problem:
         raise OpenRuntimeError(f"the result needs the package {problem.name!r}: install it for {sys.executable}") from problem
     except Exception as problem:  # an object's own __setstate__ may raise anything
         raise OpenRuntimeError(f"the result can't be rebuilt here: {_said(problem)}") from problem
 
 
-def _encode(value: Any) -> str:
-    return base64.b64encode(cloudpickle.dumps(value)).decode()
+def _encode(value: Any, parcel: Parcel | None) -> str:
+    if parcel is None or not pickles_with_arrays():
+        return base64.b64encode(cloudpickle.dumps(value)).decode()
+    from openruntime_jupyter.worker import parcels
+
+    return base64.b64encode(parcels.pack(value, parcel.keep)).decode()
 
 
 def _travels(value: Any) -> bool:

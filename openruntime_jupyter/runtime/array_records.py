@@ -17,7 +17,7 @@ from openruntime_jupyter.worker.tensorfile import Layout
 
 OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
 """Ids that a runtime makes: of room that was asked for, or of a task's result (task, attempt, place)."""
-QUIET_SECONDS = 2.0
+QUIET_SECONDS = 0.5
 """How long a result that was asked for is left alone, so that whoever asked can map it."""
 CHOSEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names that people may choose."""
@@ -105,19 +105,18 @@ class Record:
         )
 
 
-def evictable(records: Iterable[Record], seconds: float) -> list[Record]:
-    """What may go for something new, the most useless first: what was deleted or is too old, then results that were fetched."""
+def evictable(records: Iterable[Record], seconds: float, quiet: float) -> list[Record]:
+    """What may go for something new, the most useless first: what was deleted or is too old, then results that were fetched.
+
+    `seconds` is how long an unused array stays, `quiet` for how long nobody must have asked for a result.
+    """
     now = time.time()
     useless = [
         record
         for record in records
         if record.ready
         and not record.leases
-        and (
-            record.doomed
-            or record.expired(seconds)
-            or (task_of(record.id) is not None and record.fetched and now - record.used > QUIET_SECONDS)
-        )
+        and (record.doomed or record.expired(seconds) or (task_of(record.id) is not None and record.fetched and now - record.used >= quiet))
     ]
     return sorted(useless, key=lambda record: (not record.doomed, not record.expired(seconds), record.used))
 

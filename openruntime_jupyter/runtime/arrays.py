@@ -22,6 +22,7 @@ from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, tim
 from openruntime_jupyter.runtime.array_records import (
     CHOSEN,
     OWN,
+    QUIET_SECONDS,
     Record,
     check_name,
     evictable,
@@ -272,7 +273,7 @@ class ArrayStore:
 
     def places(self) -> list[tuple[str, int]]:
         """For an engine: folders for results, the best first, with the bytes that may be written there now."""
-        left = self.quota - self.used_bytes + sum(record.size for record in self._evictable())
+        left = self.quota - self.used_bytes + sum(record.size for record in self._evictable(0.0))
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
             self._looked, self._rooms = now, [(str(place.folder), place.room(self._machine)) for place in self._spool.places]
@@ -308,22 +309,23 @@ class ArrayStore:
         for record in [record for record in self._records.values() if task_of(record.id) == task_id]:
             await self._drop(record)
 
-    # Room
-
     @property
     def used_bytes(self) -> int:
         """Bytes of every file, those included that go as soon as nobody uses them."""
         return sum(record.size for record in self._records.values())
 
-    def _evictable(self) -> list[Record]:
-        return evictable(self._records.values(), self._settings.array_seconds)
+    def _evictable(self, quiet: float) -> list[Record]:
+        return evictable(self._records.values(), self._settings.array_seconds, quiet)
 
     async def _make_room(self, size: int) -> None:
         """See that `size` more bytes are within the quota; raises `StorageUnavailable`. Count them before the next await."""
-        for record in self._evictable():
-            if self.used_bytes + size <= self.quota:
-                return
-            await self._drop(record, only_unused=True)
+        for pause in (0.0, QUIET_SECONDS):
+            if pause and self._evictable(0.0) and self.used_bytes + size > self.quota:
+                await asyncio.sleep(pause)  # what was fetched a moment ago may go then
+            for record in self._evictable(QUIET_SECONDS):
+                if self.used_bytes + size <= self.quota:
+                    return
+                await self._drop(record, only_unused=True)
         used = self.used_bytes
         if used + size > self.quota:
             raise StorageUnavailable(
@@ -377,8 +379,6 @@ class ArrayStore:
                 await self.sweep(exists if rounds % ROUNDS_OF_TASKS == 0 else None)
             except Exception:  # the next round may do better, and must come
                 log.exception("Sweeping arrays failed")
-
-    # Small things
 
     def _outside(self, array_id: str) -> Path | None:
         """The file of another runtime's array; nothing that is no name of an array is looked for."""

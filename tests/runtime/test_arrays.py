@@ -20,8 +20,8 @@ import pytest
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.runtime import array_records, spool
 from openruntime_jupyter.runtime import arrays as store_module
+from openruntime_jupyter.runtime import spool
 from openruntime_jupyter.runtime.array_records import result_name, task_of
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.machine import Machine
@@ -192,7 +192,7 @@ def test_the_quota_is_told_with_figures(tmp_path: Path) -> None:
 
 
 def test_results_that_were_fetched_make_room_and_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_records, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "QUIET_SECONDS", 0.0)
 
     async def body() -> None:
         async with store_in(tmp_path, array_bytes=4 * MB) as store:

@@ -1,0 +1,159 @@
+"""Large arrays on their way to a task and back: by their files on the same machine, by HTTP from another, and never in a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.errors import ArrayNotFound, OpenRuntimeError
+from openruntime_jupyter.models import ArrayInfo, ArrayReference
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from openruntime_jupyter.worker.arrays import Array
+    from openruntime_jupyter.worker.tensorfile import Layout
+
+PIECE = 1 << 20
+"""Bytes of one piece of an upload."""
+
+
+class Parcel:
+    """The arrays that go with one submission: sent as they turn up, and given up once the task has been submitted.
+
+    The runtime keeps what the task needs until the task has ended.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.ids: list[str] = []
+
+    def keep(self, value: Any, layout: Layout) -> None:
+        """Send a NumPy or MLX array; raises what the runtime raises, such as `StorageUnavailable` where there is no room."""
+        self.ids.append(send(self._backend, value, layout))
+
+    def references(self) -> list[dict[str, str]]:
+        """Those that were sent, as parameters name them."""
+        return [{"array": array_id} for array_id in self.ids]
+
+    def outside(self, parameters: Any) -> Any:
+        """JSON-like `parameters` with each NumPy or MLX array in them sent, and named in its place."""
+        if isinstance(parameters, dict):
+            return {key: self.outside(value) for key, value in parameters.items()}
+        if isinstance(parameters, (list, tuple)):
+            return [self.outside(value) for value in parameters]
+        if not _may_be_array(parameters):
+            return parameters
+        from openruntime_jupyter.worker import arrays
+
+        layout = arrays.layout_of(parameters)
+        if layout is None:
+            # NumPy's own numbers are numbers to JSON.
+            return parameters.item() if isinstance(parameters, sys.modules["numpy"].generic) else parameters
+        self.keep(parameters, layout)
+        return {"array": self.ids[-1]}
+
+    def release(self) -> None:
+        """Give them up; never raises."""
+        ids, self.ids = self.ids, []
+        for array_id in ids:
+            with contextlib.suppress(OpenRuntimeError):
+                self._backend.delete_array(array_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _may_be_array(value: Any) -> bool:
+    """Whether it is worth to load NumPy for a closer look."""
+    return type(value).__module__ in ("numpy", "mlx.core")
+
+
+def pickles_with_arrays() -> bool:
+    """Whether there can be arrays in anything: not as long as nobody has loaded NumPy or MLX."""
+    return "numpy" in sys.modules or "mlx.core" in sys.modules
+
+
+def send(backend: Backend, value: Any, layout: Layout) -> str:
+    """Bring an array to the runtime; its id there."""
+    told = backend.allocate(list(layout.shape), layout.dtype, layout.kind)
+    try:
+        if _fill(backend, told, value, layout):
+            backend.array_ready(told.id)
+        else:
+            backend.put_array(told.id, _pieces(value, layout), layout.size)
+    except BaseException:
+        with contextlib.suppress(OpenRuntimeError):
+            backend.delete_array(told.id)
+        raise
+    return told.id
+
+
+def _fill(backend: Backend, told: ArrayInfo, value: Any, layout: Layout) -> bool:
+    """Write into the file itself; False where it is not to be had here: behind a tunnel, in a container, of another user."""
+    if not backend.local or told.path is None:
+        return False
+    from openruntime_jupyter.worker import arrays
+
+    try:
+        descriptor = os.open(told.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid() or os.pread(descriptor, layout.offset, 0) != layout.header():
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as long as we hold it, nobody takes it for abandoned
+        arrays.fill(descriptor, layout, value)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _pieces(value: Any, layout: Layout) -> Iterator[bytes]:
+    import numpy as np
+
+    from openruntime_jupyter.worker import arrays
+
+    yield layout.header()
+    plain = np.ascontiguousarray(arrays.as_numpy(value), dtype=arrays.dtype_of(layout.dtype))
+    raw = plain.reshape(-1).view(np.uint8)
+    for start in range(0, layout.nbytes, PIECE):
+        yield raw[start : start + PIECE].tobytes()
+
+
+def receive(backend: Backend, wanted: ArrayReference) -> Array:
+    """An array of the runtime: mapped where its file is at hand, else fetched. Raises `ArrayNotFound`.
+
+    Changing it changes nobody else's. The file stays as long as it, or a slice of it, is in use.
+    """
+    import numpy as np
+
+    from openruntime_jupyter.worker import arrays, tensorfile
+
+    told = backend.array(wanted.id)
+    if backend.local and told.path is not None and Path(told.path).exists():
+        return arrays.view(told.path, told.id)
+    layout = tensorfile.check_bounds(told.shape, told.dtype, told.kind)
+    array: Array = np.empty(layout.shape, arrays.dtype_of(layout.dtype))
+    if layout.nbytes:
+        target = array.reshape(-1).view(np.uint8).data
+        place = -layout.offset
+        for piece in backend.get_array(told.id):
+            part = piece[max(0, -place) :]
+            at = max(0, place)
+            if at + len(part) > layout.nbytes:
+                raise ArrayNotFound(f"The array {told.id} is longer than it was said to be")
+            target[at : at + len(part)] = part
+            place += len(piece)
+        if place != layout.nbytes:
+            raise ArrayNotFound(f"The array {told.id} ended {layout.nbytes - place:,} bytes early: fetch it again")
+    return array
