@@ -14,6 +14,7 @@ OpenRuntimeError
 ├── ArrayConflict             the array is not in a state that allows this
 ├── Unavailable               not now: carries `retry_after` in seconds
 │   ├── QueueFull
+│   ├── RateLimited           the caller asks more often, or has more open, than one may
 │   ├── Stopping
 │   └── StorageUnavailable    the history cannot be written, so nothing durable is accepted; or there is no room for an array
 ├── EngineError               a worker could not be started
@@ -122,6 +123,10 @@ class Unavailable(OpenRuntimeError):
 
 class QueueFull(Unavailable):
     """As many tasks wait as may."""
+
+
+class RateLimited(Unavailable):
+    """The caller asks more often, or has more open at once, than one user or address may."""
 
 
 class Stopping(Unavailable):

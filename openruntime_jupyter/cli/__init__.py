@@ -63,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
         help="the token; $JUPYTER_TOKEN keeps it out of the list of processes (default: made and printed at each start)",
     )
     made.add_argument("--require-token", action="store_true", help="let no request in without the token, not even from this machine")
+    made.add_argument(
+        "--production",
+        action="store_true",
+        help="limit each user or address to 1,000 requests a minute, 100 connections and 10 WebSockets (--help-all has the settings)",
+    )
     made.add_argument("--data-dir", metavar="FOLDER", help="where the history lies (default: $OPENRUNTIME_DATA_DIR, or your data folder)")
     made.add_argument("--debug", action="store_true", help="log everything")
     made.add_argument("--version", action="version", version=__version__)
@@ -94,6 +99,6 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         for section, values in (
             ("ServerApp", server),
             ("StandaloneIdentity", identity),
-            ("OpenRuntimeApp", {"data_dir": options.data_dir}),
+            ("OpenRuntimeApp", {"data_dir": options.data_dir, "production": options.production or None}),
         )
     }

@@ -15,7 +15,7 @@ from openruntime_jupyter.errors import (
     NotAllowed,
     NotConnected,
     OpenRuntimeError,
-    QueueFull,
+    RateLimited,
     TaskConflict,
     TaskNotFound,
     Unavailable,
@@ -107,7 +107,7 @@ def of_status(code: int, message: str, details: list[dict[str, str]], retry_afte
     if code == 422:
         return _invalid(message, details)
     if code in (429, 503):
-        kind = QueueFull if code == 429 else Unavailable
+        kind = RateLimited if code == 429 else Unavailable
         return kind(message, retry_after)
     plain: dict[int, Callable[[str], OpenRuntimeError]] = {
         400: MalformedRequest,

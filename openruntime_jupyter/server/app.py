@@ -20,7 +20,9 @@ from traitlets import default
 from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import Stopping, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.server.emitter import TaskEvents
 from openruntime_jupyter.server.identity import NotebookIdentity
+from openruntime_jupyter.server.limits import LimitsTraits
 from openruntime_jupyter.server.place import Announcement, local_url
 from openruntime_jupyter.server.routes import routes
 from openruntime_jupyter.server.traits import SettingsTraits
@@ -37,7 +39,7 @@ SHUTDOWN_ROUTE = "api/shutdown"
 """The one route of Jupyter's that a stand-alone server keeps, for `jupyter server stop`."""
 
 
-class OpenRuntimeApp(SettingsTraits, ExtensionApp):
+class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
     """One shared queue for MLX work. Every setting below can also stand in jupyter_openruntime_config.py."""
 
     name = "openruntime"
@@ -54,6 +56,7 @@ class OpenRuntimeApp(SettingsTraits, ExtensionApp):
         """Put our routes below `openruntime/`, or at the root where the server is ours alone."""
         self.runtime: Runtime | None = None
         self.notebooks = NotebookIdentity(parent=self)
+        self.limits = self.limits_of()
         self.waiters: Counter[str] = Counter()
         self._announcement: Announcement | None = None
         self._starting: asyncio.Task[Runtime] | None = None
@@ -102,6 +105,9 @@ class OpenRuntimeApp(SettingsTraits, ExtensionApp):
         # On a thread and not at the top: it takes as long as all else that we add to the server's start.
         module = await asyncio.to_thread(import_module, "openruntime_jupyter.runtime.runtime")
         self.runtime = module.Runtime(settings)
+        # Before the start, which may take tasks over.
+        if self.server.event_logger is not None:
+            self.in_background(TaskEvents(self.server.event_logger).follow(self.runtime.bus))
         await self.runtime.start()
         return self.runtime
 

@@ -41,7 +41,10 @@ class Ours(JupyterHandler):
     auth_resource = RESOURCE
     refusal: str | None = None
     """Why the identity provider let nobody in, where it can say more than that."""
+    is_websocket = False
     _from_notebook: bool | None = None
+    _leave: Callable[[], None] | None = None
+    _left = False
 
     @property
     def app(self) -> OpenRuntimeApp:
@@ -72,7 +75,39 @@ class Ours(JupyterHandler):
         return self.app.notebooks.authorizer if self.from_notebook else super().authorizer
 
     async def prepare(self, **options: Any) -> None:
-        """Let in whom Jupyter knows, on every route and verb, those that do not exist included."""
+        """Let in whom Jupyter knows, as often as they may, on every route and verb, those that do not exist included."""
+        try:
+            await self._let_in(**options)
+        finally:
+            # Who is refused counts too, or nothing would slow down whoever guesses tokens.
+            self.admit()
+
+    def admit(self) -> None:
+        """Count the request; raises `RateLimited`."""
+        limits = self.app.limits
+        if limits.on:
+            self._leave = limits.enter(limits.client(self.request, owner_of(self.user)), self.is_websocket)
+            if self._left:
+                self.leave()
+
+    def leave(self) -> None:
+        """The request has ended, or the connection has."""
+        self._left = True
+        if self._leave is not None:
+            self._leave()
+            self._leave = None
+
+    def on_finish(self) -> None:
+        """The answer is sent."""
+        super().on_finish()
+        self.leave()
+
+    def on_connection_close(self) -> None:
+        """The client has gone."""
+        super().on_connection_close()
+        self.leave()
+
+    async def _let_in(self, **options: Any) -> None:
         if not self.check_host():
             raise NotAllowed(
                 f"{self.request.host!r} is no local name: ask for localhost or 127.0.0.1, or tell the server about the name by "

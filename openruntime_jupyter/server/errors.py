@@ -23,6 +23,7 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.ArrayNotFound, 404),
     (errors.ArrayConflict, 409),
     (errors.WouldDeadlock, 409),
+    (errors.RateLimited, 429),
     (errors.Unavailable, 503),
     (errors.EngineError, 503),
     (errors.NotConnected, 503),
@@ -30,7 +31,7 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.TaskError, 500),
     (errors.MapFailed, 500),
 )
-"""From the errors this package raises on purpose to their status; a subclass has its parent's."""
+"""From the errors this package raises on purpose to their status; the first that fits counts, so a subclass has its parent's."""
 
 ADVICE = {
     400: "The request could not be read: see GET /operations and the API reference for what is expected",
@@ -85,7 +86,7 @@ def _on_purpose(error: errors.OpenRuntimeError) -> Problem:
     if status is None or status == 500:
         return unexpected(error)
     headers = {}
-    if status == 503:
+    if status in (429, 503):
         # Whole seconds, and never 0, which would invite a busy loop.
         headers["Retry-After"] = str(max(1, round(error.retry_after or 5)))
     details = error.details or None if isinstance(error, errors.InvalidRequest) else None

@@ -19,6 +19,7 @@ from traitlets.config import Config, Configurable
 from openruntime_jupyter import __version__
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.identity import StandaloneIdentity
+from openruntime_jupyter.server.limits import LimitsTraits
 from openruntime_jupyter.server.peer import is_loopback
 from openruntime_jupyter.server.traits import SettingsTraits
 
@@ -136,7 +137,9 @@ class StandaloneServer(ServerApp):
 
 def every_setting() -> str:
     """Help for each setting of the runtime and of who is let in."""
-    ours: list[tuple[type[Configurable], str]] = [(OpenRuntimeApp, name) for name in SettingsTraits.class_own_traits(config=True)]
+    ours: list[tuple[type[Configurable], str]] = [
+        (OpenRuntimeApp, name) for group in (SettingsTraits, LimitsTraits) for name in group.class_own_traits(config=True)
+    ]
     ours += [(StandaloneIdentity, name) for name in StandaloneIdentity.class_own_traits(config=True)]
     told = [kind.class_get_trait_help(kind.class_traits()[name]) for kind, name in ours]
     told.append(

@@ -11,7 +11,7 @@ from jupyter_server.base.websocket import WebSocketMixin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tornado import websocket
 
-from openruntime_jupyter.errors import MalformedRequest, NotAllowed
+from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.models import iso
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events import Event, Subscription
@@ -31,6 +31,7 @@ LONGEST_MESSAGE = 65_536
 
 GOING_AWAY = 1001
 TRY_AGAIN_LATER = 1013
+TOO_MANY_REQUESTS = 4029
 TOO_SLOW = "You read too slowly: connect again with ?since=ID of the last message you got"
 
 Topic = Literal["task_update", "metrics", "task_progress", "task_output", "ai_token"]
@@ -65,7 +66,9 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
     client that does not read costs a bounded amount of memory and delays nobody, and past the bound it is cut off.
     """
 
+    is_websocket = True
     _runtime: Runtime
+    _over_limit: RateLimited | None = None
     _since: int | None = None
     _subscription: Subscription | None = None
     _writer: asyncio.Task[None] | None = None
@@ -89,6 +92,18 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
     def set_default_headers(self) -> None:
         """None: a handshake has its own."""
 
+    def admit(self) -> None:
+        """See `Ours`. Who is over a limit is told so by a close code: of a handshake that fails, browsers tell nothing."""
+        try:
+            super().admit()
+        except RateLimited as problem:
+            self._over_limit = problem
+
+    def on_finish(self) -> None:
+        """See `Ours`. A handshake is the beginning."""
+        if self.get_status() != 101:
+            super().on_finish()
+
     @described(
         "Events",
         {101: Answer(description="From here on it is a WebSocket.")},
@@ -101,8 +116,9 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
 
         Each message is one JSON text with an `id` that never falls. `connected`, `heartbeat` and `task_update` come without asking;
         the topics `task_progress`, `task_output` and `metrics` to who subscribes by `{"type": "subscribe", "topics": ["metrics"]}`, until
-        `unsubscribe`. A client that reads too slowly is cut off with code 1013, and comes back with `since`; when the server stops, the
-        code is 1001. OpenAPI has no words for messages: `x-websocket` has them.
+        `unsubscribe`. A client that reads too slowly is cut off with code 1013, and comes back with `since`; who has more
+        connections than allowed, or asks too often, with 4029; when the server stops, the code is 1001.
+        OpenAPI has no words for messages: `x-websocket` has them.
         """
         # Everything is checked while the answer can still be an HTTP error.
         if not await self.allowed("read"):
@@ -110,6 +126,8 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         if not self.check_origin():
             raise NotAllowed(OTHER_PAGE.format(self.get_origin()))
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            if self._over_limit is not None:
+                raise self._over_limit
             raise MalformedRequest("This is a WebSocket: connect to it with ws:// or wss://")
         self._since = self.query(SinceQuery).since
         self._runtime = await self.runtime()
@@ -120,6 +138,9 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         # Not through the mixin, which would start pings of its own beside tornado's.
         websocket.WebSocketHandler.open(self, *args, **kwargs)
         self.set_nodelay(True)
+        if self._over_limit is not None:
+            self.close(TOO_MANY_REQUESTS, str(self._over_limit))
+            return
         bus = self._runtime.bus
         newest = bus.last_id
         self._subscription, gap = bus.subscribe(("task_update",), self._since)
@@ -192,5 +213,6 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
     def on_close(self) -> None:
         """The connection has ended."""
         super().on_close()
+        self.leave()
         if self._writer is not None:
             self._writer.cancel()

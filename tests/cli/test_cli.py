@@ -52,7 +52,12 @@ def test_help_fits_on_a_screen_and_names_every_command(home: Home) -> None:
 
 def test_help_all_lists_every_setting(home: Home) -> None:
     told = run(home, "--help-all")
-    for setting in ("--OpenRuntimeApp.cpu_slots", "--OpenRuntimeApp.memory_limit", "--StandaloneIdentity.allow_local"):
+    for setting in (
+        "--OpenRuntimeApp.cpu_slots",
+        "--OpenRuntimeApp.memory_limit",
+        "--OpenRuntimeApp.production",
+        "--StandaloneIdentity.allow_local",
+    ):
         assert setting in told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.server.emitter import SCHEMA
+from openruntime_jupyter.server.limits import MAX_CLIENTS, REFERENCE, LimitsTraits
 from openruntime_jupyter.server.traits import NO_TRAIT, SettingsTraits
 from tests.support import STANDALONE, running_server
 
@@ -48,3 +51,21 @@ def test_what_lies_on_disk_is_what_the_page_lists(tmp_path: Path) -> None:
         assert not [path for path in server.home.data_dir.rglob("*") if path.stat().st_mode & 0o077]
     assert server.home.data_dir.stat().st_mode & 0o777 == 0o700
     assert {name for name in found if not re.search(r"-(wal|shm)$", name)} <= listed
+
+
+def test_every_limit_is_listed_with_its_figures() -> None:
+    limits = PAGE.split("## Limits", 1)[1].split("\n## ", 1)[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*) \|", limits, re.MULTILINE))
+    assert sorted(rows) == sorted(LimitsTraits.class_own_traits(config=True))
+    assert {name: int(told.replace(" ", "")) for name, told in rows.items() if name in REFERENCE} == REFERENCE
+    assert f"{MAX_CLIENTS:,} clients" in limits
+
+
+def test_an_event_has_the_fields_that_the_page_lists() -> None:
+    told = PAGE.split("## Events", 1)[1].split("\n## ", 1)[0]
+    schema = json.loads(SCHEMA.read_text())
+    fields = {name for row in re.findall(r"^\| (`.*?`) \|", told, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert fields == set(schema["properties"])
+    assert schema["$id"] in told
+    for state in schema["properties"]["state"]["enum"]:
+        assert f"`{state}`" in told

@@ -9,6 +9,7 @@ from traitlets.config import Config
 
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.app import OpenRuntimeApp
+from openruntime_jupyter.server.limits import LimitsTraits
 from openruntime_jupyter.server.traits import NO_TRAIT, SettingsTraits
 
 NAMES = [field.name for field in fields(Settings) if field.name not in NO_TRAIT]
@@ -27,16 +28,16 @@ def test_the_defaults_are_the_runtimes_own(name: str) -> None:
     assert getattr(SettingsTraits().settings_of(), name) == getattr(Settings(), name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LimitsTraits.class_own_traits(config=True)])
 def test_the_help_says_the_unit_and_what_nought_or_nothing_does(name: str) -> None:
-    trait = SettingsTraits.class_traits()[name]
+    trait = OpenRuntimeApp.class_traits()[name]
     words = " ".join(trait.help.split())
     assert len(words) > 60
     kind = type(trait).__name__
     if kind in ("Int", "Float"):
         assert " 0: " in words or "At least" in words, words
         assert any(unit in words.lower() for unit in ("seconds", "bytes", "days", "how many")), words
-    elif kind == "Unicode":
+    elif kind in ("Unicode", "List"):
         assert "Empty:" in words or "None:" in words, words
 
 

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tornado.httputil import HTTPHeaders
+from traitlets import TraitError
+from traitlets.config import Config
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from openruntime_jupyter.errors import RateLimited
+from openruntime_jupyter.server.app import OpenRuntimeApp
+from openruntime_jupyter.server.limits import MAX_CLIENTS, Limits, LimitsTraits, Window
+from tests.server.conftest import error_of
+from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server, wait_until
+
+FIGURES = {"max_requests_per_minute": 1_000, "max_connections": 100, "max_websockets": 10}
+MOMENTS = st.lists(st.floats(0, 50), max_size=200)
+
+
+class Clock:
+    now = 1e6
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e9))
+def test_no_minute_ever_has_more_than_the_limit(limit: int, pauses: list[float], begin: float) -> None:
+    window, now, admitted = Window(), begin, []
+    for pause in pauses:
+        now += pause / limit
+        if window.take(limit, now) == 0.0:
+            admitted.append(now)
+            assert sum(1 for moment in admitted if moment > now - 60) <= limit
+
+
+@given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e9))
+def test_who_stays_below_the_limit_is_never_refused(limit: int, pauses: list[float], begin: float) -> None:
+    window, now, admitted = Window(), begin, []
+    for pause in pauses:
+        now += pause / limit
+        room = sum(1 for moment in admitted if moment >= now - 61) < limit
+        seconds = window.take(limit, now)
+        assert not room or seconds == 0.0
+        if seconds == 0.0:
+            admitted.append(now)
+
+
+@given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e6))
+def test_who_waits_as_long_as_told_gets_in(limit: int, pauses: list[float], begin: float) -> None:
+    window, now = Window(), begin
+    for pause in pauses:
+        now += pause / limit / 10
+        seconds = window.take(limit, now)
+        if seconds:
+            assert 0 < seconds <= 61
+            now += seconds + 1e-6
+            assert window.take(limit, now) == 0.0
+
+
+def test_users_are_counted_apart_and_a_refused_request_is_not_counted() -> None:
+    clock = Clock()
+    limits = Limits(2, 0, 0, clock=clock)
+    for _ in range(2):
+        limits.enter("user one", False)()
+    for _ in range(5):
+        with pytest.raises(RateLimited, match="max_requests_per_minute") as refused:
+            limits.enter("user one", False)
+    assert refused.value.retry_after == int(refused.value.retry_after)
+    limits.enter("user two", False)()
+    clock.now += refused.value.retry_after
+    limits.enter("user one", False)()
+
+
+def test_what_is_open_counts_until_it_ends() -> None:
+    limits = Limits(0, 3, 2)
+    ends = [limits.enter("me", True), limits.enter("me", True)]
+    with pytest.raises(RateLimited, match="max_websockets"):
+        limits.enter("me", True)
+    ends.append(limits.enter("me", False))
+    with pytest.raises(RateLimited, match="max_connections"):
+        limits.enter("me", False)
+    limits.enter("you", True)()
+    ends.pop()()
+    limits.enter("me", False)()
+    for end in ends:
+        end()
+    assert not limits._open
+
+
+def test_the_memory_of_clients_is_bounded() -> None:
+    limits = Limits(1, 1, 1)
+    for number in range(MAX_CLIENTS + 500):
+        limits.enter(f"10.{number}", False)()
+    assert len(limits._windows) == MAX_CLIENTS
+    with pytest.raises(RateLimited):
+        limits.enter(f"10.{MAX_CLIENTS + 499}", False)
+    assert not limits._open
+
+
+@pytest.mark.parametrize("message", ["requests", "connections", "websockets"])
+def test_a_reason_fits_into_a_close_frame(message: str) -> None:
+    limits = Limits(**{name: int(name == message) * 1_000_000 for name in ("requests", "connections", "websockets")})
+    limits._open["me", True] = 1_000_000
+    limits._windows["me"] = Window()
+    limits._windows["me"].take(1, limits._clock())
+    limits._windows["me"]._total = 1_000_000
+    with pytest.raises(RateLimited) as refused:
+        limits.enter("me", True)
+    assert len(str(refused.value).encode()) <= 123
+
+
+def asked(peer: Any, forwarded: list[str] | None = None) -> Any:
+    headers = HTTPHeaders()
+    for each in forwarded or []:
+        headers.add("X-Forwarded-For", each)
+    return SimpleNamespace(headers=headers, connection=SimpleNamespace(context=SimpleNamespace(address=peer)))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "counted"),
+    [
+        (("192.0.2.9", 1), [], "192.0.2.9"),
+        (("192.0.2.9", 1), ["198.51.100.1"], "192.0.2.9"),
+        (("10.0.0.1", 1), ["198.51.100.1"], "198.51.100.1"),
+        (("::ffff:10.0.0.1", 1, 0, 0), ["198.51.100.1"], "198.51.100.1"),
+        (("10.0.0.1", 1), ["203.0.113.5, 198.51.100.1"], "198.51.100.1"),
+        (("10.0.0.1", 1), ["203.0.113.5", "198.51.100.1, 10.2.3.4"], "198.51.100.1"),
+        (("10.0.0.1", 1), ["10.0.0.7"], "10.0.0.7"),
+        (("10.0.0.1", 1), ["198.51.100.1, nonsense"], "10.0.0.1"),
+        (("10.0.0.1", 1), [""], "10.0.0.1"),
+        (("2001:db8::1:2:3:4", 1, 0, 0), [], "2001:db8::/64"),
+        (("fe80::1%eth0", 1, 0, 2), [], "fe80::/64"),
+        ("", [], "a local socket"),
+    ],
+)
+def test_an_address_is_believed_from_trusted_proxies_only(peer: Any, forwarded: list[str], counted: str) -> None:
+    assert Limits(1, 0, 0, ["10.0.0.0/8"]).client(asked(peer, forwarded), None) == counted
+
+
+def test_a_user_counts_wherever_they_come_from() -> None:
+    limits = Limits(1, 0, 0)
+    assert limits.client(asked(("192.0.2.9", 1)), "ada") == limits.client(asked(("192.0.2.10", 1)), "ada") != "ada"
+
+
+def test_limits_are_off_unless_they_are_set_or_it_is_production() -> None:
+    names = tuple(FIGURES)
+    assert not OpenRuntimeApp().limits_of().on
+    made = OpenRuntimeApp(config=Config({"OpenRuntimeApp": {"production": True}}))
+    assert {name: getattr(made, name) for name in names} == FIGURES
+    made = OpenRuntimeApp(config=Config({"OpenRuntimeApp": {"production": True, "max_connections": 0, "max_websockets": 3}}))
+    assert [getattr(made, name) for name in names] == [1_000, 0, 3]
+
+
+def test_a_proxy_that_is_no_address_is_refused() -> None:
+    with pytest.raises(TraitError, match=r"trusted_proxies.*10\.0\.0\.0/8"):
+        LimitsTraits(trusted_proxies=["proxy.example"])
+
+
+@pytest.fixture
+def limited(tmp_path: Any, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running_server(tmp_path, JUPYTER, config={"OpenRuntimeApp": request.param}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def opened(server: Server) -> Iterator[Any]:
+    with connect(server.ws_url, additional_headers=server.headers, proxy=None) as connection:
+        yield connection
+
+
+def closed_by(server: Server) -> ConnectionClosed:
+    with opened(server) as connection, pytest.raises(ConnectionClosed) as closed:
+        connection.recv(timeout=10)
+    return closed.value
+
+
+def half_a_request(server: Server) -> socket.socket | None:
+    """A connection whose request takes the one place that there is; None if a request of ours had it when this one came."""
+    place = urlsplit(server.url)
+    connection = socket.create_connection((place.hostname, place.port))
+    head = f"POST {place.path}/tasks HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: token {TOKEN}\r\nContent-Length: 100\r\n\r\n{{"
+    connection.sendall(head.encode())
+    if any(server.request("GET", "/metrics").status_code == 429 for _ in range(20)):
+        return connection
+    connection.close()
+    return None
+
+
+@pytest.mark.parametrize("limited", [{"max_requests_per_minute": 40}], indirect=True)
+def test_requests_past_the_limit_are_answered_by_429_until_there_is_room(limited: Server) -> None:
+    wait_until(lambda: limited.request("GET", "/metrics").status_code == 429, 20, "the limit")
+    refused = limited.request("POST", "/tasks", json={"operation": "matrix_multiply"})
+    told = error_of(refused, 429)
+    assert "40 requests" in told["error"]
+    assert 1 <= int(refused.headers["Retry-After"]) <= 61
+    assert error_of(limited.request("GET", "/nowhere"), 429)
+    assert error_of(limited.request("GET", "/ws"), 429)
+    closed = closed_by(limited)
+    assert closed.rcvd is not None
+    assert (closed.rcvd.code, "40 requests" in closed.rcvd.reason) == (4029, True)
+    # Jupyter's own routes are not ours to limit.
+    assert limited.client.get(f"{limited.root}/api/status", headers=limited.headers).status_code == 200
+    # Strangers are counted by address, and what they do does not count for the user, nor the other way round.
+    stranger = {"Authorization": "token wrong"}
+    assert error_of(limited.request("GET", "/metrics", headers=stranger), 403)
+    wait_until(lambda: limited.request("GET", "/metrics", headers=stranger).status_code == 429, 20, "the limit of who guesses")
+
+
+@pytest.mark.parametrize("limited", [{"max_connections": 3, "max_websockets": 2}], indirect=True)
+def test_open_connections_count_until_they_close(limited: Server) -> None:
+    with opened(limited) as first, opened(limited) as second:
+        first.recv(timeout=10)
+        second.recv(timeout=10)
+        closed = closed_by(limited)
+        assert closed.rcvd is not None
+        assert (closed.rcvd.code, "max_websockets" in closed.rcvd.reason) == (4029, True)
+        for _ in range(5):
+            assert limited.get("/metrics")
+    with opened(limited) as again:
+        assert '"connected"' in wait_until(lambda: again.recv(timeout=10))
+
+
+@pytest.mark.parametrize("limited", [{"max_connections": 1}], indirect=True)
+def test_a_request_under_way_counts_and_a_client_that_leaves_frees_its_place(limited: Server) -> None:
+    with opened(limited) as connection:
+        connection.recv(timeout=10)
+        assert "max_connections" in error_of(limited.request("GET", "/metrics"), 429)["error"]
+        assert "max_connections" in error_of(limited.request("POST", "/tasks", json={"operation": "compute"}), 429)["error"]
+    wait_until(lambda: limited.request("GET", "/metrics").status_code == 200, 10, "the place of the WebSocket")
+    # Half a body, then nothing: the place is free again though nothing was ever answered.
+    with wait_until(lambda: half_a_request(limited), 20, "the request under way"):
+        assert limited.request("GET", "/metrics").status_code == 429
+    wait_until(lambda: limited.request("GET", "/metrics").status_code == 200, 10, "the place of who left")
+
+
+def test_production_is_a_flag_of_the_standalone_server(tmp_path: Any) -> None:
+    with running_server(tmp_path, STANDALONE, "--production", token=TOKEN) as server, contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(opened(server)).recv(timeout=10)
+        closed = closed_by(server)
+        assert closed.rcvd is not None
+        assert closed.rcvd.code == 4029
