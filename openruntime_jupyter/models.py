@@ -95,9 +95,9 @@ class TaskChange(Wire):
 class Progress(Wire):
     """How far a task says it is."""
 
-    n: float
-    total: float | None = None
-    message: str | None = None
+    n: float = Field(description="How much is done, in any unit.")
+    total: float | None = Field(None, description="Of how much.")
+    message: str | None = Field(None, description="In words.")
     remaining: float | None = Field(None, description="Estimated seconds left, from the pace so far.")
 
 
@@ -160,7 +160,7 @@ class TaskResult(Wire):
     execution_time: float = Field(description="Seconds the operation ran.")
     device_used: str = Field(description="The id of the device.")
     output: dict[str, Any] = Field(description="What the operation returned.")
-    payload: Payload | None = None
+    payload: Payload | None = Field(None, description="Where there is an opaque result.")
     arrays: list[ArrayReference] = Field(default_factory=list, description="The large arrays in it, in the order of the payload.")
 
 
@@ -212,33 +212,33 @@ class PerformanceMetrics(Wire):
 class Task(Wire):
     """The record of a task."""
 
-    task_id: str
+    task_id: str = Field(description="Ids sort by time.")
     status: TaskState
-    operation: str
-    name: str | None = None
-    owner: str | None = None
-    origin: Origin = "rest"
-    priority: int = 5
-    device_preference: str = "auto"
-    device_used: str | None = None
-    timeout: float | None = None
-    retries: int = 0
+    operation: str = Field(description="What kind of work it is.")
+    name: str | None = Field(None, description="What people call it.")
+    owner: str | None = Field(None, description="The user who submitted it; null without a login.")
+    origin: Origin = Field("rest", description="Where it comes from.")
+    priority: int = Field(5, description="1 to 10; 10 is the most urgent.")
+    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.")
+    device_used: str | None = Field(None, description="The id of the device on which it was started.")
+    timeout: float | None = Field(None, description="Seconds of running after which it is stopped; null for no limit.")
+    retries: int = Field(0, description="How often it may be run again if its worker dies.")
     attempt: int = Field(0, description="How often it was started.")
     wait: bool = Field(True, description="false: the task is asynchronous and outlives its submitter.")
-    memory_limit: int | None = None
+    memory_limit: int | None = Field(None, description="Bytes of resident memory past which its worker is stopped.")
     timestamp: Timestamp = Field(description="When its state last changed.")
-    submitted_at: Timestamp
-    started_at: Timestamp | None = None
-    finished_at: Timestamp | None = None
+    submitted_at: Timestamp = Field(description="When it was submitted.")
+    started_at: Timestamp | None = Field(None, description="When it was last started.")
+    finished_at: Timestamp | None = Field(None, description="When it ended.")
     execution_time: float | None = Field(None, description="Seconds from start to end; while it runs, until now.")
     position: int | None = Field(None, description="1 is next; only while it waits.")
     estimated_start: Timestamp | None = Field(None, description="From the median of recent tasks; null where nothing is known.")
     waiting_for: str | None = Field(None, description="What a waiting task waits for, where it is not only its turn.")
-    progress: Progress | None = None
+    progress: Progress | None = Field(None, description="How far it is, as it last told.")
     cancel_stage: str | None = Field(None, description="`queue`, `interrupt`, `terminate` or `kill`: the stage that worked.")
-    result: TaskResult | None = None
-    error: str | None = None
-    failure: Failure | None = None
+    result: TaskResult | None = Field(None, description="Of a completed task.")
+    error: str | None = Field(None, description="One line, where it did not complete.")
+    failure: Failure | None = Field(None, description="The post-mortem, where it did not complete.")
     performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics)
     runtime: str = Field("", description="The id of the runtime that holds it.")
     here: bool = Field(True, description="false: it belongs to another runtime on this machine.")
@@ -249,7 +249,7 @@ class TaskPage(Wire):
     """Some tasks, newest first."""
 
     tasks: list[Task]
-    total_count: int
+    total_count: int = Field(description="Of all that the filters let through.")
     next_before: str | None = Field(None, description="Give it as `before` for the next page; null on the last.")
     timestamp: Timestamp
 
@@ -269,9 +269,9 @@ class TaskOutput(Wire):
 
     task_id: str
     items: list[OutputItem]
-    next: int
+    next: int = Field(description="What to give as `since` next time.")
     truncated: bool = Field(False, description="Whether output was left out at the cap.")
-    finished: bool = False
+    finished: bool = Field(False, description="Whether no more will come.")
 
 
 AbsentFigure = Annotated[float | None, WithJsonSchema({"type": "number"})]
@@ -289,20 +289,20 @@ def _without_default(schema: dict[str, Any]) -> None:
 class Device(Wire):
     """Something MLX computes on, as a worker reported it."""
 
-    id: str
-    name: str
+    id: str = Field(description="`device_0`, `device_1` and so on; GPUs first.")
+    name: str = Field(description="The model of the chip or processor.")
     type: Literal["gpu", "cpu"]
     status: Literal["available", "busy", "starting", "unavailable"]
-    capabilities: list[str]
+    capabilities: list[str] = Field(description="Such as `mlx`, `metal`, `unified_memory`.")
     memory_total: int = Field(description="Bytes.")
     memory_available: int = Field(description="Bytes.")
     utilization: AbsentFigure = _absent("Percent, by all programs together; absent where it can't be read.")
     temperature_celsius: AbsentFigure = _absent("Degrees Celsius; absent where it can't be read.")
     power_watts: AbsentFigure = _absent("Watts; absent where they can't be read.")
     slots: int = Field(1, description="How many tasks may compute on it at once.")
-    running: int = 0
-    pending: int = 0
-    mlx_version: str | None = None
+    running: int = Field(0, description="How many do.")
+    pending: int = Field(0, description="How many wait for it.")
+    mlx_version: str | None = Field(None, description="The version of MLX that computes.")
     blas: str | None = Field(None, description="The BLAS that MLX uses on the CPU; null on a GPU.")
     advice: str | None = Field(None, description="What would make it work, or work faster.")
 
@@ -312,16 +312,16 @@ class Metrics(Wire):
 
     gpu_utilization: float | None = Field(description="Percent; 0.0 where there is no GPU, null where it can't be read.")
     memory_usage: float | None = Field(description="Percent of the machine's memory; a container's limit counts as the machine's.")
-    active_tasks: int
-    ai_tasks_processed: int
-    cpu_utilization: float | None = None
-    pending_tasks: int = 0
+    active_tasks: int = Field(description="How many run.")
+    ai_tasks_processed: int = Field(description="AI tasks completed since the start.")
+    cpu_utilization: float | None = Field(None, description="Percent.")
+    pending_tasks: int = Field(0, description="How many wait.")
 
 
 class SystemMetrics(Metrics):
     """`GET /metrics`."""
 
-    uptime: str
+    uptime: str = Field(description="Such as `2h 15m`.")
     timestamp: Timestamp
 
 
@@ -357,17 +357,17 @@ class Health(Wire):
     status: Literal["healthy", "degraded", "starting", "stopping"]
     timestamp: Timestamp
     service: str = "OpenRuntime"
-    version: str
-    devices: int
+    version: str = Field(description="Of this package.")
+    devices: int = Field(description="How many there are.")
     metrics: Metrics
     problems: list[str] = Field(default_factory=list, description="What is wrong, each with what to do.")
-    runtime: str = ""
+    runtime: str = Field("", description="The id of this runtime.")
 
 
 class OperationInfo(Wire):
     """One entry of `GET /operations`."""
 
-    name: str
-    summary: str
+    name: str = Field(description="What `POST /tasks` takes as `operation`.")
+    summary: str = Field(description="One line.")
     needs_execute: bool = Field(description="Whether it runs the caller's own code, and so needs that permission.")
-    parameters_schema: dict[str, Any]
+    parameters_schema: dict[str, Any] = Field(description="The JSON schema of its parameters.")

@@ -37,6 +37,7 @@ for (const [name, open] of [["open-all", true], ["close-all", false]]) {
   });
 }
 document.getElementById("filter").addEventListener("input", (event) => {
+  if (event.target.value) document.getElementById("contents").open = true;
   const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = (node) => words.every((word) => node.textContent.toLowerCase().includes(word));
   for (const route of routes) route.hidden = !fits(route.querySelector("summary"));
@@ -52,5 +53,10 @@ document.getElementById("filter").addEventListener("input", (event) => {
     title.hidden = [...title.nextElementSibling.children].every((link) => link.hidden);
   }
 });
+// Beside the text the contents are always there, above it only for who asks.
+const wide = matchMedia("(min-width: 1000px)");
+const unfold = () => { document.getElementById("contents").open = wide.matches; };
+wide.addEventListener("change", unfold);
+unfold();
 addEventListener("hashchange", openTarget);
 openTarget();

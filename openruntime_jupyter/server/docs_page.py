@@ -31,15 +31,12 @@ POLICY = f"style-src 'sha256-{_hash(STYLE)}'; script-src 'sha256-{_hash(SCRIPT)}
 """What the page needs of a Content-Security-Policy."""
 
 BOUNDS = (
-    ("minimum", "at least {}"),
-    ("exclusiveMinimum", "above {}"),
-    ("maximum", "at most {}"),
-    ("exclusiveMaximum", "below {}"),
-    ("minLength", "at least {} characters"),
-    ("maxLength", "at most {} characters"),
-    ("minItems", "at least {} items"),
-    ("maxItems", "at most {} items"),
+    ("minimum", "maximum", ""),
+    ("exclusiveMinimum", "exclusiveMaximum", " (exclusive)"),
+    ("minLength", "maxLength", " characters"),
+    ("minItems", "maxItems", " items"),
 )
+"""From where, to where, of what."""
 
 
 def page(document: Schema, base: str) -> str:
@@ -66,15 +63,15 @@ def page(document: Schema, base: str) -> str:
 <nav aria-label="Contents">
 <label for="filter">Filter</label>
 <input id="filter" type="search" placeholder="path or word" autocomplete="off">
-{_contents(document)}
+<details id="contents" open><summary>Contents</summary>{_contents(document)}</details>
 </nav>
 <main id="content" tabindex="-1">
 <section>{_text(info["description"])}{_logins(document)}</section>
 <p class="tools"><button type="button" id="open-all">Open all</button> <button type="button" id="close-all">Close all</button>
 <span id="said" role="status" aria-live="polite"></span></p>
 {sections}
-{_types("Operations", "operations", "What `parameters` of a task may be, for each `operation`.", operations)}
-{_types("Types", "types", "What bodies and answers are made of.", kinds)}
+{_types("Operations", "operations", "What `parameters` of a task may be, for each `operation`.", operations, set(operations))}
+{_types("Types", "types", "What bodies and answers are made of.", kinds, _sent(document))}
 </main>
 <script>{SCRIPT}</script>
 </body>
@@ -123,7 +120,8 @@ def _tag(document: Schema, tag: Schema, base: str) -> str:
 
 
 def _route(document: Schema, verb: str, path: str, said: Schema, base: str) -> str:
-    parts = [_text(said["description"])]
+    # The first paragraph is the summary, which stands above.
+    parts = [_text(said["description"].partition("\n\n")[2])]
     if said["parameters"]:
         fields = "".join(_parameter(given) for given in said["parameters"])
         parts.append(f"<h4>Parameters</h4><dl>{fields}</dl>")
@@ -141,7 +139,7 @@ def _route(document: Schema, verb: str, path: str, said: Schema, base: str) -> s
 
 
 def _parameter(given: Schema) -> str:
-    needed = ' <em class="needed">required</em>' if given.get("required") else ""
+    needed = ' <em class="mark">required</em>' if given.get("required") else ""
     about = _words(given.get("description", ""))
     where = {"path": "in the path", "query": "in the query", "header": "a header"}[given["in"]]
     return (
@@ -188,24 +186,38 @@ def _messages(messages: Schema) -> str:
     return f"<h4>What the server sends, by <code>type</code></h4><dl>{told}</dl>"
 
 
-def _types(title: str, anchor: str, about: str, schemas: dict[str, Schema]) -> str:
-    made = "".join(_kind(name, schema) for name, schema in schemas.items())
+def _sent(document: Schema) -> set[str]:
+    """The names of the types that clients send; what is required of others is no concern of theirs."""
+    schemas = document["components"]["schemas"]
+    bodies = [said.get("requestBody") for verbs in document["paths"].values() for said in verbs.values()]
+    found: set[str] = set()
+    left = [json.dumps(bodies)]
+    while left:
+        new = set(re.findall(rf'"\$ref": "{SCHEMAS}(\w+)"', left.pop())) - found
+        found |= new
+        left += [json.dumps(schemas[name]) for name in new]
+    return found
+
+
+def _types(title: str, anchor: str, about: str, schemas: dict[str, Schema], sent: set[str]) -> str:
+    made = "".join(_kind(name, schema, name in sent) for name, schema in schemas.items())
     return f'<section id="{anchor}"><h2>{title}</h2>{_text(about)}{made}</section>'
 
 
-def _kind(name: str, schema: Schema) -> str:
+def _kind(name: str, schema: Schema, sent: bool) -> str:
     summary = f"<summary><h3><code>{escape(schema.get('title', name))}</code></h3>"
     summary += f'<span class="summary">{_words(schema.get("description", "").partition(chr(10))[0])}</span></summary>'
     required = schema.get("required", ())
-    fields = "".join(_field(field, given, field in required) for field, given in schema.get("properties", {}).items())
+    marks = {True: "required", False: ""} if sent else {True: "", False: "may be absent"}
+    fields = "".join(_field(field, given, marks[field in required]) for field, given in schema.get("properties", {}).items())
     inside = f"<dl>{fields}</dl>" if fields else f"<p>{_type(schema)}</p>"
     return f'<details class="route" id="type-{escape(name)}">{summary}<div class="inside">{inside}</div></details>'
 
 
-def _field(name: str, given: Schema, needed: bool) -> str:
-    mark = ' <em class="needed">required</em>' if needed and "default" not in given else ""
+def _field(name: str, given: Schema, mark: str) -> str:
+    marked = f' <em class="mark">{mark}</em>' if mark else ""
     return (
-        f'<dt><code>{escape(name)}</code>{mark}<span class="type">{_type(given)}</span></dt>'
+        f'<dt><code>{escape(name)}</code>{marked}<span class="type">{_type(given)}</span></dt>'
         f"<dd>{_words(given.get('description', ''))}{_bounds(given)}</dd>"
     )
 
@@ -235,10 +247,16 @@ def _type(schema: Schema) -> str:
 
 def _bounds(schema: Schema) -> str:
     bounded = next((each for each in schema.get("anyOf", ()) if each.get("type") != "null"), schema)
-    said = [words.format(f"{bounded[key]:,}") for key, words in BOUNDS if key in bounded]
+    said = [_range(bounded.get(low), bounded.get(high)) + what for low, high, what in BOUNDS if low in bounded or high in bounded]
     if schema.get("default") is not None:
         said.append(f"default {json.dumps(schema['default'])}")
-    return f' <span class="bounds">{escape("; ".join(said))}</span>' if said else ""
+    return f'<span class="bounds">{escape("; ".join(said))}</span>' if said else ""
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"at least {low:,}"
+    return f"at most {high:,}" if low is None else f"{low:,} to {high:,}"
 
 
 def _curl(verb: str, path: str, said: Schema, base: str, token: bool) -> str:
@@ -257,7 +275,9 @@ def _curl(verb: str, path: str, said: Schema, base: str, token: bool) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Indented, but for lists of plain values."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return re.sub(r"\[\n([^\[\]{}]*?)\n\s*\]", lambda inside: "[" + re.sub(r"\n\s*", " ", inside[1]).strip() + "]", text)
 
 
 def _block(title: str, text: str, folded: bool = False) -> str:

@@ -143,6 +143,10 @@ class _Schemas(GenerateJsonSchema):
             return not (field.get("serialization_exclude") or field.get("serialization_exclude_if"))
         return super().field_is_required(field, total)
 
+    def default_schema(self, schema: Any) -> Schema:
+        """An answer has no defaults."""
+        return self.generate_inner(schema["schema"]) if self.mode == "serialization" else super().default_schema(schema)
+
 
 def _schemas(said: list[Description]) -> tuple[dict[str, Schema], dict[type[BaseModel], Schema]]:
     """The schema of every model, by name, and a reference to each."""

@@ -1,0 +1,94 @@
+"""The page of the API in a real browser: its policy lets it work, it reaches out to nobody, and a keyboard is enough."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from tests.browser.lab import FLAGS, chromium
+from tests.support import JUPYTER, Server, running_server
+
+pytestmark = [pytest.mark.browser]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("docs"), JUPYTER, base_url="/user/x/") as running:
+        yield running
+
+
+@asynccontextmanager
+async def docs(server: Server, width: int = 1280, anchor: str = "") -> AsyncIterator[Page]:
+    """The page; at its end nothing was wrong on it, and nothing else was asked for."""
+    flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
+    asked: list[str] = []
+    wrong: list[str] = []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=flags)
+        page = await browser.new_page(viewport={"width": width, "height": 900})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda problem: wrong.append(str(problem)))
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        try:
+            await page.goto(f"{server.url}/docs?token={server.token}{anchor}")
+            yield page
+        finally:
+            await browser.close()
+    assert [url.partition("?")[0] for url in asked] == [f"{server.url}/docs"]
+    assert not wrong
+
+
+def test_a_keyboard_opens_a_route_and_copies_its_example(server: Server) -> None:
+    async def body() -> None:
+        async with docs(server) as page:
+            route = page.locator("#get_health")
+            await expect(route.locator(".inside")).to_be_hidden()
+            await route.locator("summary").first.focus()
+            await page.keyboard.press("Enter")
+            await expect(route.locator(".inside")).to_be_visible()
+            await route.get_by_role("button", name="Copy Ask with curl").focus()
+            await page.keyboard.press("Enter")
+            await expect(page.locator("#said")).to_have_text("Copied")
+
+    asyncio.run(body())
+
+
+def test_a_link_opens_what_it_leads_to(server: Server) -> None:
+    async def body() -> None:
+        async with docs(server, anchor="#post_tasks") as page:
+            route = page.locator("#post_tasks")
+            await expect(route.locator(".inside").first).to_be_visible()
+            await route.get_by_role("link", name="TaskRequest").first.click()
+            await expect(page.locator("#type-TaskRequest .inside")).to_be_visible()
+            await expect(page.locator("#type-TaskRequest summary")).to_be_focused()
+
+    asyncio.run(body())
+
+
+def test_the_filter_leaves_what_fits(server: Server) -> None:
+    async def body() -> None:
+        async with docs(server) as page:
+            await page.get_by_label("Filter").fill("batch")
+            await expect(page.locator("details.route:visible h3").first).to_contain_text("/tasks/batch")
+            await expect(page.locator("#get_health")).to_be_hidden()
+            await expect(page.locator("nav li:visible")).to_have_count(1)
+            await page.get_by_label("Filter").fill("")
+            await expect(page.locator("#get_health")).to_be_visible()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("width", [320, 480, 1280])
+def test_nothing_is_wider_than_the_window(server: Server, width: int) -> None:
+    async def body() -> None:
+        async with docs(server, width) as page:
+            await page.get_by_role("button", name="Open all").click()
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            assert await page.evaluate("document.getElementById('contents').open") is (width >= 1000)
+
+    asyncio.run(body())

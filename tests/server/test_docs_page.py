@@ -1,0 +1,150 @@
+"""The page that shows the API: all of it, nothing from elsewhere, and examples that run as they are."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import os
+import re
+import subprocess
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.server.docs_page import page
+from openruntime_jupyter.server.openapi import document
+from openruntime_jupyter.server.routes import ROUTES
+from tests.support import Server
+
+BASE = "http://127.0.0.1:8000/user/x/openruntime"
+DOCUMENT = document(ROUTES, "/user/x/openruntime")
+PAGE = page(DOCUMENT, BASE)
+VOID = ("meta", "input", "br", "link", "img", "hr")
+
+
+class Reader(HTMLParser):
+    """Collects ids and addresses, and fails on a tag that is not closed in its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("href", "src", "action"):
+                self.addresses.append(value or "")
+            elif name.startswith("on") or name == "style":
+                self.handlers.append(name)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def close(self) -> None:
+        super().close()
+        assert not self._open
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    return reader
+
+
+def test_every_verb_parameter_and_type_is_on_it() -> None:
+    reader = read(PAGE)
+    text = "".join(reader.text)
+    for path, verbs in DOCUMENT["paths"].items():
+        assert path in text
+        for said in verbs.values():
+            assert said["operationId"] in reader.ids
+            assert all(parameter["name"] in text for parameter in said["parameters"])
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        assert f"type-{name}" in reader.ids
+        assert all(field in text for field in schema.get("properties", {}))
+
+
+def test_each_id_is_there_once_and_every_link_leads_to_one() -> None:
+    reader = read(PAGE)
+    assert len(reader.ids) == len(set(reader.ids))
+    inside = [address for address in reader.addresses if address.startswith("#")]
+    assert len(inside) > 100
+    assert {address[1:] for address in inside} <= set(reader.ids)
+
+
+def test_nothing_on_it_comes_from_elsewhere() -> None:
+    reader = read(PAGE)
+    assert {address for address in reader.addresses if not address.startswith("#")} == {f"{BASE}/openapi.json"}
+    assert not reader.handlers, "its policy would not let them run"
+    assert "url(" not in PAGE
+    assert "@import" not in PAGE
+
+
+def test_what_a_request_says_of_its_host_is_text_on_the_page() -> None:
+    text = page(DOCUMENT, "http://x\"><script>alert(1)</script>'/")
+    assert text.count("<script>") == 1
+    read(text)
+
+
+@pytest.fixture(params=["jupyter", "standalone"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each of the two kinds."""
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+def test_its_policy_allows_its_own_style_and_script_alone(server: Server) -> None:
+    response = server.request("GET", "/docs")
+    assert response.headers["Content-Type"] == "text/html; charset=UTF-8"
+    policy = response.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", response.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy
+
+
+def examples(server: Server) -> list[str]:
+    shown = re.findall(r"<pre[^>]*>(curl .*?)</pre>", server.request("GET", "/docs").text, re.DOTALL)
+    return [html.unescape(example) for example in shown]
+
+
+def test_every_example_of_a_request_runs_as_it_is(server: Server, tmp_path: Any) -> None:
+    task = server.submit("compute")
+    found = examples(server)
+    assert len(found) == sum(len(verbs) for verbs in DOCUMENT["paths"].values()) - 1, "all but the WebSocket's"
+    (tmp_path / "FILE").write_bytes(b"")
+    environment = {**os.environ, "TOKEN": server.token or "", "TASK_ID": task["task_id"], "ARRAY_ID": "array_none", "NO_PROXY": "*"}
+    statuses = {}
+    for example in found:
+        assert server.url in example
+        assert ("$TOKEN" in example) == (server.root != server.url), "without a token where none is needed"
+        done = subprocess.run(
+            ["bash", "-c", f"set -e\n{example} --silent --output /dev/null --write-out '%{{http_code}}'"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{example}: {done.stderr}"
+        statuses[" ".join(example.split()[:5])] = int(done.stdout)
+    assert not {example: status for example, status in statuses.items() if status >= 400 and "$" not in example}
+    assert not {
+        example: status for example, status in statuses.items() if status in (400, 401, 403, 405, 500) and "ARRAY_ID" not in example
+    }
