@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import openruntime_jupyter
-from openruntime_jupyter import errors, models
+from openruntime_jupyter import errors, models, operations
 
 OFFERED = {"connect", "progress", "load_ipython_extension", "unload_ipython_extension"}
 ERRORS = {
@@ -52,6 +52,11 @@ def test_a_name_that_is_offered_can_be_called_and_is_documented(name: str) -> No
     offered = getattr(openruntime_jupyter, name)
     assert callable(offered)
     assert inspect.getdoc(offered)
+
+
+def test_the_author_of_an_operation_finds_these_names_and_no_others() -> None:
+    assert set(operations.__all__) == {"ArrayRef", "Operation", "Parameters", "Result", "World"}
+    assert all(inspect.getdoc(getattr(operations, name)) for name in operations.__all__)
 
 
 def test_a_name_that_is_not_offered_is_an_attribute_error_that_names_it() -> None:

@@ -21,6 +21,9 @@ from openruntime_jupyter.notebook.views import OperationTable, ResultCard, Statu
 START_SECONDS = 10.0
 """How long `status` waits for a runtime that has just been started to know its devices."""
 
+TASK = "the id of one task, or the variable with its handle"
+PLACE = "the URL of a runtime, or `embedded` for one inside this kernel, or `auto` for the one that this kernel belongs to,"
+
 
 def run_line(session: Session, arguments: Arguments) -> Any:
     """Do what a line of `%openruntime` says; raises `UsageError` for what it does not understand."""
@@ -45,10 +48,10 @@ def run_line(session: Session, arguments: Arguments) -> Any:
 
 @dataclass(frozen=True)
 class Command:
-    """One word: what it does, whether it wants the id of a task, and which `name=value` it takes."""
+    """One word: what it does, what it wants behind it, and which `name=value` it takes."""
 
     does: Callable[[Session, Arguments, str], Any]
-    wants_task: bool = False
+    wants: str | None = None
     takes: tuple[str, ...] = ()
 
     def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
@@ -60,9 +63,8 @@ class Command:
         if wrong:
             taken = ", ".join(f"{name}=…" for name in self.takes) or "nothing of that kind"
             raise UsageError(f"{word} does not know {wrong[0]!r}: it takes {taken}.")
-        if len(rest) != int(self.wants_task):
-            wanted = "the id of one task, or the variable with its handle" if self.wants_task else "nothing more"
-            raise UsageError(f"{word} wants {wanted} behind it.")
+        if len(rest) != int(self.wants is not None):
+            raise UsageError(f"{word} wants {self.wants or 'nothing more'} behind it.")
         return self.does(session, arguments, rest[0] if rest else "")
 
 
@@ -72,6 +74,11 @@ def _status(session: Session, _arguments: Arguments, _word: str) -> Status:
     while (health := client.health()).status == "starting" and time.monotonic() < deadline:
         time.sleep(0.05)
     return Status(client.where, health, client.devices())
+
+
+def _connect(session: Session, arguments: Arguments, word: str) -> Status:
+    session.use(None if word == "auto" else word)
+    return _status(session, arguments, "")
 
 
 def _tasks(session: Session, arguments: Arguments, _word: str) -> TaskTable:
@@ -115,10 +122,11 @@ def _wait(session: Session, _arguments: Arguments, word: str) -> None:
 
 COMMANDS: dict[str, Command] = {
     "status": Command(_status),
+    "connect": Command(_connect, wants=PLACE),
     "tasks": Command(_tasks, takes=("limit", "state", "operation", "owner")),
     "operations": Command(_operations),
-    "wait": Command(_wait, wants_task=True),
-    "output": Command(_output, wants_task=True),
-    "result": Command(_result, wants_task=True),
-    "cancel": Command(_cancel, wants_task=True),
+    "wait": Command(_wait, wants=TASK),
+    "output": Command(_output, wants=TASK),
+    "result": Command(_result, wants=TASK),
+    "cancel": Command(_cancel, wants=TASK),
 }

@@ -8,6 +8,7 @@ TITLE = "OpenRuntime: MLX work in worker processes, one queue for all notebooks"
 CELL = "%%openruntime [--in a,b] [--out c,d] [options]"
 ROWS: tuple[tuple[str, str], ...] = (
     ("%openruntime status", "where the runtime is, its devices, and what is wrong"),
+    ("%openruntime connect URL", "use that runtime from now on; `embedded`: one inside this kernel, `auto`: the usual one"),
     ("%openruntime tasks [state=failed] [limit=20]", "the newest tasks, of every notebook"),
     ("%openruntime operations", "the kinds of work there are, with their parameters"),
     ("%openruntime OPERATION name=value …", "do one of them; values are Python literals, the result is a dict"),

@@ -22,6 +22,7 @@ class Session:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
+        self._url: str | None = None
         self._client: Client | None = None
         self._devices: dict[str, str] = {}
 
@@ -29,9 +30,16 @@ class Session:
     def client(self) -> Client:
         """The connection; a lost one is looked for anew."""
         if self._client is None:
-            self._client = connect()
+            self._client = connect(self._url)
             self._client.origin = "notebook"
         return self._client
+
+    def use(self, url: str | None) -> None:
+        """Take the runtime at `url` from now on, as `connect` does; raises what that raises, and then stays with the one it has."""
+        client = connect(url)
+        client.origin = "notebook"
+        self.forget()
+        self._url, self._client = url, client
 
     def forget(self) -> None:
         """Look for a runtime anew at the next use."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
+
+log = logging.getLogger(__name__)
 
 
 class Parameters(BaseModel):
@@ -42,9 +46,9 @@ class Operation:
     """A named kind of work.
 
     `run(params, context)` is called in a worker, on its main thread, and returns a JSON-able dict or a `Result`.
-    `memory(params)` and `seconds(params)` estimate bytes and seconds from the parameters alone, or return None;
-    they are called in the server and must not import MLX. `warm()` is called in a worker ahead of its first task of this kind,
-    to import what takes long.
+    `memory(params)` and `seconds(params)` estimate bytes and seconds from the parameters alone, or return None; they are called in
+    the server and must not import MLX; one that raises is logged and counts as None. `warm()` is called in a worker ahead of its
+    first task of this kind, to import what takes long.
     """
 
     name: str
@@ -62,6 +66,32 @@ class Operation:
             return self.params.model_validate(parameters)
         except ValidationError as problem:
             raise invalid(problem, "parameters") from None
+        except OpenRuntimeError:
+            raise
+        except Exception as problem:  # a validator of another package's may raise anything, and that is no fault of the server
+            raise InvalidRequest.of("parameters", f"{self.name} could not check them: {type(problem).__name__}: {problem}") from problem
+
+    def bytes_needed(self, parameters: Parameters) -> int | None:
+        """What `memory` says, in bytes; None where it says nothing or nothing sensible. Raises only what is one of ours."""
+        estimate = self._estimate("memory", self.memory, parameters)
+        return None if estimate is None else math.ceil(estimate)
+
+    def seconds_needed(self, parameters: Parameters) -> float | None:
+        """What `seconds` says; None where it says nothing or nothing sensible. Raises only what is one of ours."""
+        return self._estimate("seconds", self.seconds, parameters)
+
+    def _estimate(self, hook: str, estimate: Callable[[Any], float | None], parameters: Parameters) -> float | None:
+        try:
+            said = estimate(parameters)
+            if said is None or (math.isfinite(said) and said >= 0):
+                return said
+            problem = f"{said!r} is no estimate"
+        except OpenRuntimeError:
+            raise
+        except Exception as raised:  # an estimate is advice: without it the task is taken as one that says nothing
+            problem = f"{type(raised).__name__}: {raised}"
+        log.warning("%s() of the operation %s was ignored: %s", hook, self.name, problem)
+        return None
 
 
 def invalid(problem: ValidationError, prefix: str = "") -> InvalidRequest:

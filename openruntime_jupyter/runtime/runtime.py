@@ -35,7 +35,7 @@ from openruntime_jupyter.models import (
     Timeframe,
     timestamp,
 )
-from openruntime_jupyter.operations.registry import operations
+from openruntime_jupyter.operations.registry import left_out, operations
 from openruntime_jupyter.runtime import endings, reports
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.arrays import ArrayStore
@@ -370,7 +370,7 @@ class Runtime:
         """Whether all is well, and what is not."""
         # A notice tells what happened and is over: it does not make the runtime worse.
         wrong = [problem for problem in (self.history.problem, self._backend_problem, self.arrays.problem) if problem]
-        problems = [str(problem) for problem in (*wrong, self.history.notice) if problem]
+        problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out()) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self._scheduler.lanes else "healthy"
         return Health(
             status=status,

@@ -78,11 +78,11 @@ def check(request: TaskRequest, caller: Caller, settings: Settings, known: Known
     interpreter = world.interpreter if world is not None else None
     if interpreter is not None and not Path(interpreter).is_absolute():
         raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
-    return Checked(kind, encoded, timeout, kind.memory(parameters), interpreter, bool(getattr(parameters, "isolate", False)), arrays)
+    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, bool(getattr(parameters, "isolate", False)), arrays)
 
 
 def _bounded(kind: Operation, parameters: Parameters, timeout: float | None, most: float) -> float:
-    seconds = kind.seconds(parameters)
+    seconds = kind.seconds_needed(parameters)
     if seconds is not None and seconds > most:
         raise InvalidRequest.of(
             "parameters", f"about {seconds:,.0f} s of work, and without a login the most is {most:g} s: make it smaller, or log in"

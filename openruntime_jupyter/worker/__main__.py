@@ -58,11 +58,11 @@ def hello(blas: Blas | None) -> dict[str, Any]:
 
 def warm(names: str) -> None:
     """Import what the first task would have to wait for."""
-    from openruntime_jupyter.errors import UnknownOperation
     from openruntime_jupyter.operations.registry import operation
 
     for name in filter(None, names.split(",")):
-        with contextlib.suppress(UnknownOperation):  # the runtime's environment may have more than this one
+        # The runtime's environment may have more than this one, and what is wrong with an operation its first task tells.
+        with contextlib.suppress(Exception, SystemExit):
             if (prepare := operation(name).warm) is not None:
                 prepare()
 

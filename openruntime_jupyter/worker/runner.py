@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.errors import NoBackend
+from openruntime_jupyter.errors import NoBackend, UnknownOperation
 from openruntime_jupyter.worker import restore, tracebacks
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.channel import Channel, as_json
@@ -98,7 +98,10 @@ class Runner:
         parameters = body.get("parameters")
         if parameters is None:
             parameters = json.loads(Path(body["parameters_file"]).read_bytes())
-        kind = operation(body["operation"])
+        try:
+            kind = operation(body["operation"])
+        except UnknownOperation as problem:
+            raise UnknownOperation(f"The runtime has this operation, but its worker has not: {problem}", problem.details) from None
         if self._problem is not None:
             advice = no_backend(sys.executable, self._problem)
             if not kind.needs_execute:
@@ -110,7 +113,7 @@ class Runner:
             named.resolve(layout.shape, layout.dtype, layout.nbytes)
         answer = kind.run(checked, context)
         context.flush_progress()
-        return answer if isinstance(answer, Result) else Result(answer)
+        return _result(kind.name, answer if isinstance(answer, Result) else Result(answer))
 
     def _say(self, kind: str, body: dict[str, Any]) -> None:
         message = as_json(body)
@@ -157,6 +160,16 @@ class Runner:
     def _memory(self) -> dict[str, int | None]:
         mx = sys.modules.get("mlx.core")
         return {"mlx_peak": mx.get_peak_memory() if mx is not None else None, "resident": self._resident.bytes()}
+
+
+def _result(name: str, result: Result) -> Result:
+    """`result` if it is what its type promises, which another package's operation may not have kept; raises TypeError otherwise."""
+    output: Any = result.output
+    payload: Any = result.payload
+    if isinstance(output, dict) and isinstance(payload, bytes | None):
+        return result
+    kinds = f"{type(output).__name__} as output, {type(payload).__name__} as payload"
+    raise TypeError(f"the operation {name} gave {kinds}: it may return a dict, or a Result of a dict and bytes")
 
 
 def _finish_computing() -> None:

@@ -255,6 +255,8 @@ def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> No
         ("%openruntime zzzz", "status"),
         ("%openruntime cancel", "id of one task"),
         ("%openruntime status extra", "nothing more"),
+        ("%openruntime connect", "the URL of a runtime"),
+        ("%openruntime connect http://127.0.0.1:9", "127.0.0.1:9"),
         ("%openruntime status --bg", "no options"),
         ("%openruntime cancel task_1 hard=True", "hard"),
         ("%openruntime matrix_multiply 64", "name=value"),
@@ -285,6 +287,15 @@ def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> No
     assert (
         kernel.value("[t.operation for t in found], found.total_count >= 1, now.health.status") == "(['matrix_multiply'], True, 'healthy')"
     )
+
+
+def test_a_kernel_may_choose_its_runtime_and_go_back(kernel: Kernel) -> None:
+    where = "get_ipython().find_line_magic('openruntime')('status').where"
+    usual = kernel.run(where).value
+    assert "inside this process" in kernel.run("%openruntime connect embedded").value
+    assert kernel.run(where).value == "'embedded'"
+    kernel.run("%openruntime connect auto")
+    assert kernel.run(where).value == usual
 
 
 def test_braces_and_dollars_are_left_alone(kernel: Kernel) -> None:

@@ -1,0 +1,222 @@
+"""Operations of other packages, from `pip install` to their result: a real package, a real server, a real worker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.client.discovery import connect
+from openruntime_jupyter.errors import InvalidRequest, TaskFailed, UnknownOperation
+from openruntime_jupyter.operations import Operation, Parameters, _plugins
+from openruntime_jupyter.operations._plugins import Plugins
+from tests.support import STANDALONE, Server, running_server, wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+WEATHER = '''
+"""A mean over days, and ways to go wrong."""
+
+from pydantic import Field
+
+from openruntime_jupyter.operations import Operation, Parameters, Result
+
+
+class Params(Parameters):
+    """Days of weather."""
+
+    days: int = Field(7, description="How many days.", ge=1, le=366)
+
+
+def run(params, context):
+    import mlx.core as mx
+
+    for day in range(params.days):
+        context.progress(day + 1, params.days, "days")
+    return Result({"mean": mx.mean(mx.arange(params.days)).item(), "device": context.device_type})
+
+
+def broken_hook(params):
+    raise RuntimeError("no estimate today")
+
+
+def broken_warm():
+    raise RuntimeError("cold")
+
+
+def endless(params, context):
+    import time
+
+    print("waiting", flush=True)
+    while True:
+        time.sleep(0.01)
+
+
+weather = Operation("weather", "The mean of the days.", Params, run, memory=lambda params: 1000 * params.days)
+careless = Operation(
+    "careless", "Hooks that raise.", Params, lambda params, context: {"ok": True}, memory=broken_hook, seconds=broken_hook, warm=broken_warm
+)
+shapeless = Operation("shapeless", "Returns a list.", Params, lambda params, context: [1])
+forever = Operation("forever", "Never ends.", Params, endless)
+guarded = Operation("guarded", "For those who may execute.", Params, lambda params, context: {}, needs_execute=True)
+impostor = Operation("compute", "Wants the name of ours.", Params, run)
+nothing = "no operation"
+'''
+ENTRIES = ("weather", "careless", "shapeless", "forever", "guarded", "impostor", "nothing")
+
+
+def install(source: Path, target: Path, name: str, code: str, entries: tuple[str, ...]) -> None:
+    """Write a package as its author would, and have pip install it without network."""
+    source.mkdir()
+    points = "\n".join(f'{entry} = "{name}:{entry}"' for entry in entries)
+    (source / "pyproject.toml").write_text(
+        textwrap.dedent(f"""
+        [build-system]
+        requires = ["hatchling"]
+        build-backend = "hatchling.build"
+
+        [project]
+        name = "{name}"
+        version = "1.2"
+        """)
+        + f'\n[project.entry-points."openruntime.operations"]\n{points}\n\n[tool.hatch.build.targets.wheel]\ninclude = ["{name}.py"]\n'
+    )
+    (source / f"{name}.py").write_text(code)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    done = subprocess.run([*command, "--target", target, source], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the import path with one package that works and one that can't be imported."""
+    folder = tmp_path_factory.mktemp("plugins")
+    install(folder / "good", folder / "site", "weather_operations", WEATHER, ENTRIES)
+    install(folder / "bad", folder / "site", "broken_operations", "import no_such_module_anywhere\n", ("storm",))
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, target: Path) -> Iterator[Server]:
+    """A stand-alone server whose environment has both packages."""
+    with running_server(tmp_path_factory.mktemp("server"), STANDALONE, paths=[target]) as running:
+        yield running
+
+
+def test_an_installed_operation_is_listed_with_its_schema(server: Server) -> None:
+    known = {entry["name"]: entry for entry in server.get("/operations")["operations"]}
+    assert known["weather"]["summary"] == "The mean of the days."
+    assert known["weather"]["parameters_schema"]["properties"]["days"]["maximum"] == 366
+    assert known["guarded"]["needs_execute"] is True
+    assert known["compute"]["summary"] != "Wants the name of ours."
+    assert "storm" not in known
+
+
+def test_an_installed_operation_runs_over_http_with_its_progress(server: Server) -> None:
+    task = server.submit("weather", {"days": 5})
+    assert task["status"] == "completed", task
+    assert task["result"]["output"]["mean"] == 2.0
+    assert task["progress"]["n"] == 5
+    assert server.get(f"/tasks/{task['task_id']}/output")["items"] == [], "the broken package beside it is not this task's business"
+
+
+def test_an_installed_operation_runs_through_the_client(server: Server) -> None:
+    client = connect(server.url, server.token)
+    try:
+        assert client.run("weather", days=3)["mean"] == 1.0
+        with pytest.raises(InvalidRequest, match="days: Input should be less than or equal to 366"):
+            client.run("weather", days=1000)
+        with pytest.raises(UnknownOperation, match=r"storm of broken_operations 1\.2.*No module named 'no_such_module_anywhere'"):
+            client.run("storm")
+        with pytest.raises(TaskFailed, match="shapeless gave list as output"):
+            client.run("shapeless")
+    finally:
+        client.close()
+
+
+def test_hooks_that_raise_neither_refuse_a_task_nor_end_its_worker(server: Server) -> None:
+    for _ in range(3):  # later workers warm up what was used here
+        assert server.submit("careless", {})["result"]["output"] == {"ok": True}
+    assert "memory() of the operation careless was ignored: RuntimeError: no estimate today" in server.tail(100_000)
+
+
+def test_an_installed_operation_can_be_cancelled(server: Server) -> None:
+    task = server.submit("forever", {}, wait=False)
+    wait_until(lambda: server.get(f"/tasks/{task['task_id']}/output")["items"], 30, "the first words")
+    server.request("DELETE", f"/tasks/{task['task_id']}")
+    assert server.finished(task["task_id"])["status"] == "cancelled"
+
+
+def test_what_was_left_out_is_told_by_health_and_log_and_leaves_the_server_healthy(server: Server) -> None:
+    health = server.get("/health")
+    assert health["status"] == "healthy"
+    told = "\n".join(health["problems"])
+    for reason in ("storm of broken_operations", "'compute' is taken", "weather_operations:nothing) was left out: TypeError"):
+        assert reason in told
+        assert reason in server.tail(100_000)
+
+
+def test_an_operation_that_is_installed_while_the_server_runs_is_found(server: Server, target: Path, tmp_path: Path) -> None:
+    code = WEATHER.replace('"weather"', '"climate"')
+    assert server.request("POST", "/tasks", json={"operation": "climate"}).status_code == 422
+    install(tmp_path / "late", target, "climate_operations", code, ("weather",))
+    assert server.submit("climate", {"days": 3})["result"]["output"]["mean"] == 1.0
+
+
+def test_an_operation_that_only_the_server_has_fails_with_what_to_do(server: Server, target: Path, tmp_path: Path) -> None:
+    code = WEATHER.replace('"weather"', '"nearby"').replace(
+        "def run(", 'import os\nif os.environ.get("OPENRUNTIME_WORKER"):\n    raise ImportError("only where the server is")\n\n\ndef run('
+    )
+    install(tmp_path / "near", target, "nearby_operations", code, ("weather",))
+    task = server.submit("nearby", {})
+    assert task["status"] == "failed"
+    assert "The runtime has this operation, but its worker has not" in task["error"], task["error"]
+
+
+class Point:
+    """An entry point without a package around it."""
+
+    dist = None
+
+    def __init__(self, name: str, load: Callable[[], Any]) -> None:
+        self.name, self.value, self.load = name, f"somewhere:{name}", load
+
+
+def made(**changed: Any) -> Operation:
+    return Operation(**{"name": "fine", "summary": "", "params": Parameters, "run": lambda params, context: {}, **changed})
+
+
+def exits() -> None:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (exits, "SystemExit: 3"),
+        (lambda: made(name="two words"), "is no name"),
+        (lambda: made(name="compute"), "'compute' is taken"),
+        (lambda: made(params=dict), "no subclass of"),
+        (lambda: made(run=None), "run is no function"),
+        (lambda: made(warm="soon"), "warm is no function"),
+    ],
+)
+def test_what_does_not_fit_is_left_out_and_what_fits_beside_it_stays(
+    monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any], reason: str
+) -> None:
+    monkeypatch.setattr(_plugins, "entry_points", lambda group: [Point("wrong", load), Point("fine", made)])
+    plugins = Plugins({"compute"}.__contains__)
+    assert list(plugins.found) == ["fine"]
+    assert reason in plugins.left_out["wrong"]
+
+
+@pytest.mark.parametrize("estimate", [float("nan"), -1, "much", float("inf")])
+def test_an_estimate_that_makes_no_sense_is_none(estimate: Any) -> None:
+    kind = made(memory=lambda params: estimate, seconds=lambda params: estimate)
+    assert kind.bytes_needed(Parameters()) is None
+    assert kind.seconds_needed(Parameters()) is None
