@@ -24,11 +24,11 @@ while True:
 """
 IGNORES_SIGTERM = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SWALLOWS
 LONG_EVAL = """
-import mlx.core as mx
+import mlx.core as mx, threading
 a = mx.random.uniform(shape=(1500, 1500), key=mx.random.key(0))
 for _ in range(4000):
     a = mx.tanh(a @ a)
-print('in', flush=True)
+threading.Timer(0.3, print, ("in",), {"flush": True}).start()  # said while the main thread is in eval
 mx.eval(a)
 """
 
