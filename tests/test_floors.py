@@ -210,7 +210,7 @@ def loaded_by(module: str) -> set[str]:
             f"{PACKAGE}.client.http",
             {"mlx", "tornado", "jupyter_server", "jupyter_core", "jupyter_client", "ipywidgets", "IPython", "openai"},
         ),
-        (f"{PACKAGE}.runtime.runtime", {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai"}),
+        (f"{PACKAGE}.runtime.runtime", {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai", "prometheus_client"}),
         (f"{PACKAGE}.operations.registry", {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai"}),
         (f"{PACKAGE}.server.app", {"mlx", "ipywidgets", "IPython", "openai"}),
         (f"{PACKAGE}.worker.__main__", {"tornado", "jupyter_server", "ipywidgets", "IPython", "openai", "httpx"}),

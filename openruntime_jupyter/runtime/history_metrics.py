@@ -6,8 +6,9 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.figures import FIGURES, Figure, Kind, of_kind
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 PRUNE_SECONDS = 60.0
 DIGITS = 6
-"""Decimals of what is read: microseconds, or a millionth of a percent."""
+"""Decimals that are told: microseconds, or a millionth of a percent."""
 
 Number = float | None
 
@@ -82,7 +83,7 @@ def write(connection: sqlite3.Connection, runtime: str, buckets: Buckets) -> Non
         row: list[object] = [tier, start, runtime, bucket.began, bucket.ended]
         for name in _SPREAD_NAMES:
             spread = bucket.spreads.get(name)
-            row += _NOTHING if spread is None else (spread.low, spread.total, spread.high, spread.weight)
+            row += _NOTHING if spread is None else (round(spread.low, DIGITS), spread.total, round(spread.high, DIGITS), spread.weight)
         for name in _COUNT_NAMES:
             spread = bucket.spreads.get(name)
             row.append(None if spread is None else spread.total)
@@ -135,25 +136,39 @@ _READ_LEVELS = (
 def read(connection: sqlite3.Connection, window: Window, runtime: str | None) -> MetricColumns:
     """The figures of one runtime, or of all, within a window."""
     asked = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
-    none: list[Number] = [None] * window.count
-    series = {figure.name: Series(figure, none[:], none[:], none[:]) for figure in FIGURES}
-    for point, *values in connection.execute(_READ, asked):
-        each = iter(values)
-        for figure in _SPREADS:
-            _put(series[figure.name], point, next(each), next(each), next(each))
-        for figure in (*_COUNTS, *_LEVELS):
-            total = next(each)
-            _put(series[figure.name], point, total, total, total)
-    for point, *values in connection.execute(_READ_LEVELS, asked):
-        for figure, low, high, weight in zip(_LEVELS, values[::3], values[1::3], values[2::3], strict=True):
-            found = series[figure.name]
-            _put(found, point, low, (found.mean[point] or 0.0) / weight if weight else None, high)
-    return MetricColumns(window.step, list(window.starts), series)
+    found = _Columns(window.count, connection.execute(_READ, asked).fetchall())
+    series = {figure.name: Series(figure, found.next(), _rounded(found.next()), found.next()) for figure in _SPREADS}
+    for figure in _COUNTS:
+        number = found.next()
+        series[figure.name] = Series(figure, number, number, number)
+    totals = [found.next() for _ in _LEVELS]
+    found = _Columns(window.count, connection.execute(_READ_LEVELS, asked).fetchall())
+    for figure, total in zip(_LEVELS, totals, strict=True):
+        low, high, weight = found.next(), found.next(), found.next()
+        mean = [number / seconds if number is not None and seconds else None for number, seconds in zip(total, weight, strict=True)]
+        series[figure.name] = Series(figure, low, _rounded(mean), high)
+    return MetricColumns(window.step, list(window.starts), {figure.name: series[figure.name] for figure in FIGURES})
 
 
-def _put(series: Series, point: int, low: Number, mean: Number, high: Number) -> None:
-    for column, value in ((series.min, low), (series.mean, mean), (series.max, high)):
-        column[point] = None if value is None else round(value, DIGITS)
+class _Columns:
+    """The columns of an answer of SQLite's one after the other, each as long as the window; the first one says which points they are."""
+
+    def __init__(self, count: int, rows: list[tuple[Any, ...]]) -> None:
+        columns: Iterator[tuple[Any, ...]] = zip(*rows, strict=True)
+        self._points: tuple[int, ...] = next(columns, ())
+        self._columns = columns
+        self._count = count
+
+    def next(self) -> list[Number]:
+        """The next one, with None where there is no row."""
+        column: list[Number] = [None] * self._count
+        for point, value in zip(self._points, next(self._columns, ()), strict=True):
+            column[point] = value
+        return column
+
+
+def _rounded(column: list[Number]) -> list[Number]:
+    return [None if value is None else round(value, DIGITS) for value in column]
 
 
 class MetricsBehind:

@@ -189,14 +189,18 @@ class Window:
 def window(start: float, end: float, points: int, now: float) -> Window:
     """How to answer about the time from `start` to `end`, in at most `points` points, which lie on multiples of their length.
 
-    Of the tiers that reach back to `start`, the finest; a coarser one where it gives the same points, which costs less. A point
+    Of the tiers that reach back to `start`, the one that gives the most points; of several the coarsest, which costs least. A point
     that begins before `start` is left out, the one that `end` lies in is not. Raises ValueError where `end` is not after `start`.
     """
     if not start < end or points < 1:
         raise ValueError(f"no points between {start} and {end}")
     reaching = [tier for tier in TIERS if now - start <= tier.keep + SLACK_SECONDS] or [TIERS[-1]]
     wanted = (end - start) / points
-    tier = next((tier for tier in reversed(reaching) if tier.seconds <= wanted), reaching[0])
-    step = tier.seconds * max(1, math.ceil(wanted / tier.seconds - 1e-9))
+    step, tier = min(((_step(wanted, tier), tier) for tier in reaching), key=lambda found: (found[0], -found[1].seconds))
     first = math.ceil(start / step) * step
     return Window(tier, first, step, max(0, math.ceil(end / step) - first // step))
+
+
+def _step(wanted: float, tier: Tier) -> int:
+    """The length of a point that is made of whole buckets, and no shorter than is wanted."""
+    return tier.seconds * max(1, math.ceil(wanted / tier.seconds - 1e-9))

@@ -150,14 +150,16 @@ def test_the_tiers_are_those_of_the_design_and_each_is_made_of_whole_buckets_of_
         (300, 300, 1, 1, 300),
         (900, 300, 1, 3, 300),
         (3600, 300, 10, 20, 180),
-        (3600, 10, 300, 600, 6),
+        (3600, 10, 60, 360, 10),
+        (21_600, 300, 10, 80, 270),
+        (21_600, 10, 60, 2160, 10),
         (21_600, 2000, 10, 20, 1080),
-        (86_400, 300, 60, 300, 288),
+        (86_400, 300, 300, 300, 288),
         (604_800, 300, 300, 2100, 288),
         (604_800, 2000, 300, 600, 1008),
     ],
 )
-def test_a_timeframe_is_answered_from_the_finest_tier_that_reaches_back_unless_a_coarser_one_gives_the_same(
+def test_a_timeframe_is_answered_with_as_many_points_as_may_be_at_the_least_cost(
     span: int, points: int, tier: int, step: int, count: int
 ) -> None:
     found = window(NOW - span, NOW, points, NOW)
