@@ -41,30 +41,34 @@ class TaskEvents:
             try:
                 async for event in subscription:
                     since = event.id
-                    self.tell(event.body["data"])
-                    # A handler of events writes to its disk while the loop waits: others get their turn in between.
-                    await asyncio.sleep(0)
+                    if self.tell(event.body["data"]):
+                        # A handler of events writes to its disk while the loop waits: others get their turn in between.
+                        await asyncio.sleep(0)
             finally:
                 subscription.close()
             if not subscription.overflowed:
                 return
 
-    def tell(self, data: dict[str, Any]) -> None:
-        """Emit what an update says, if it is about a new state. Never raises: what others do with events is not the tasks' concern."""
+    def tell(self, data: dict[str, Any]) -> bool:
+        """Emit what an update says, if it is about a new state; whether somebody got it.
+
+        Never raises: what others do with events is not the tasks' concern.
+        """
         task_id, state = data["task_id"], (data["status"], data["attempt"])
         if self._states.get(task_id) == state:
-            return
+            return False
         if data["status"] in FINAL:
             self._states.pop(task_id, None)
         else:
             self._states[task_id] = state
         try:
-            self._logger.emit(schema_id=self._schema_id, data=_event(data))
+            return self._logger.emit(schema_id=self._schema_id, data=_event(data)) is not None
         except Exception:
             # Once is enough: the next one fails for the same reason, most likely.
             if not self._failed:
                 log.exception("Events of tasks can't be emitted; this is told once")
             self._failed = True
+            return False
 
 
 def _event(data: dict[str, Any]) -> dict[str, Any]:
