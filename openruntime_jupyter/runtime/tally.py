@@ -120,16 +120,6 @@ class Tally:
         self._waiting: set[str] = set()
         self._wall = wall
 
-    @property
-    def running(self) -> int:
-        """How many tasks run."""
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        """How many tasks wait."""
-        return len(self._waiting)
-
     def changed(self, entry: Entry) -> None:
         """A task is in another state, or still in the same."""
         task_id, state = entry.task_id, entry.state

@@ -110,7 +110,7 @@ def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last
     counting.changed(task)  # told again, as after a change of priority
     task.state = TaskState.PENDING
     counting.changed(task)  # its worker died
-    assert (counting.running, counting.waiting) == (0, 1)
+    assert (counting._running, counting._waiting) == (set(), {"task_1"})
     task.state, task.attempt, task.started_mono = TaskState.RUNNING, 2, 110.0
     counting.changed(task)
     task.state, task.execution_time, task.metrics = TaskState.COMPLETED, 3.5, PerformanceMetrics(memory_used_mb=2.0)
@@ -135,7 +135,7 @@ def test_a_task_that_another_runtime_took_neither_waits_nor_runs_here() -> None:
     counting.changed(entry("task_1"))
     counting.lost("task_1")
     counting.lost("task_never_seen")
-    assert (counting.running, counting.waiting, counting.ended) == (0, 0, {})
+    assert (counting._running, counting._waiting, counting.ended) == (set(), set(), {})
 
 
 def test_workers_that_died_under_their_task_are_counted() -> None:
