@@ -25,6 +25,7 @@ ERRORS = {
     "NotConnected",
     "OpenRuntimeError",
     "QueueFull",
+    "RateLimited",
     "Stopping",
     "StorageUnavailable",
     "TaskCancelled",
