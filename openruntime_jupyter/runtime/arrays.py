@@ -42,8 +42,8 @@ from openruntime_jupyter.worker.tensorfile import Layout
 
 log = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 10.0
-ROUNDS_OF_TASKS = 60
+SWEEP_SECONDS = 2.0
+ROUNDS_OF_TASKS = 300
 """In one of how many sweeps it is seen whether the tasks are still known whose results are here."""
 LOOK_SECONDS = 0.5
 """How old the knowledge of free space may be that a task is given: whether there is room is seen when it is taken."""

@@ -176,7 +176,12 @@ def test_a_lease_ends_however_the_task_ends_and_its_files_with_it(tmp_path: Path
             assert task.status == ("cancelled" if end == "cancelled" else "failed")
             assert (await runtime.arrays.info(told.id)).leases == 0
             await runtime.arrays.remove(told.id)
-            assert not files(runtime)
+
+            async def gone() -> bool:
+                await runtime.arrays.sweep()
+                return not files(runtime)
+
+            await until(gone, what="the input's end: the worker lets go of it after it has answered")
 
     live(body())
 
