@@ -138,9 +138,7 @@ class ArrayInfo(ArrayReference):
     owner: str | None = None
     task_id: str | None = Field(None, description="The task whose result it is.")
     created_at: Timestamp
-    expires_at: Timestamp | None = Field(
-        None, description="When it is deleted unless it is used before; null: never, or not while in use."
-    )
+    expires_at: Timestamp | None = Field(None, description="When it is deleted unless it is used before; null: never, or not while in use.")
     leases: int = Field(0, description="How many tasks that wait or run use it.")
     path: str | None = Field(None, description="Its file, for programs of the same user on the same machine.")
 
@@ -204,7 +202,7 @@ class PerformanceMetrics(Wire):
     )
     peak_memory_mb: float | None = Field(
         None,
-        description="Largest resident memory of the worker that was seen while the task ran (ten looks a second, and one at its end), in MB.",
+        description="Largest resident memory of the worker seen while the task ran (ten looks a second, one at its end), in MB.",
     )
     device_time_s: float | None = Field(None, description="Seconds that it ran on its device, all attempts together.")
 
