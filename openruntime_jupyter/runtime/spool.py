@@ -14,13 +14,14 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.private import private_file, private_folder
 from openruntime_jupyter.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is checked before i
 SUFFIX = ".safetensors"
 UNFINISHED = ".part"
 EMBEDDED = ".embedded"
+HOME = "home"
+"""The file of a root that names the data folder which it belongs to."""
+YOUNG_SECONDS = 60.0
+"""Roots that were touched so recently are left alone: somebody may be about to move in."""
 MEMORY_LEFT = 0.1
 """The part of the machine's memory that arrays never take."""
 DISK_LEFT = 0.05
@@ -83,7 +88,16 @@ class Spool:
             locks.bury_the_dead(place.root)
         if self.places:
             self.problem = None
+        self._clear_strangers()
         return adopted
+
+    def _clear_strangers(self) -> None:
+        """Memory that other data folders' runtimes have left when they were killed: nobody may ever start there again."""
+        for place in self.places:
+            for root in place.root.parent.glob(f"openruntime-{os.geteuid()}-*") if place.in_memory else ():
+                with contextlib.suppress(OSError):
+                    if root != place.root and _private(root) and time.time() - root.stat().st_mtime > YOUNG_SECONDS:
+                        _clear(root, self._settings.array_seconds)
 
     def _roots(self) -> Iterator[Path]:
         settings = self._settings
@@ -97,12 +111,14 @@ class Spool:
 
     def _place(self, root: Path) -> Place:
         private_folder(root)
-        found = os.lstat(root)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        if not _private(root):
             raise OSError(f"{root} is no private folder of this user")
         lock = locks.RuntimeLock(root, self._runtime, {"runtime": self._runtime, "pid": os.getpid()})
         lock.acquire()  # before the folder is there: nobody must take it for a dead runtime's
-        return Place(root, private_folder(root / self._name), in_memory(root), lock)
+        place = Place(root, private_folder(root / self._name), in_memory(root), lock)
+        private_file(root / HOME)
+        (root / HOME).write_bytes(os.fsencode(self._settings.data_dir.absolute()))
+        return place
 
     def _take_over(self, place: Place) -> list[Path]:
         """Move what dead servers left into our own folder; what dead notebooks left goes with them."""
@@ -146,8 +162,42 @@ class Spool:
             with contextlib.suppress(OSError):
                 place.folder.rmdir()
             place.lock.release()
-            with contextlib.suppress(OSError):
-                place.root.rmdir()
+            _remove_empty(place.root)
+
+
+def _private(root: Path) -> bool:
+    """Whether it is a folder that this user alone can have put something into."""
+    found = os.lstat(root)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+
+
+def _clear(root: Path, seconds: float) -> None:
+    """Remove what no runtime can want any more; `seconds` is how long an unused array stays, 0 for ever."""
+    if any(locks.lives(root, path.stem) for path in root.glob("*.lock")):
+        return
+    home = root / HOME
+    if not home.is_file() or not Path(os.fsdecode(home.read_bytes())).is_dir():
+        shutil.rmtree(root, ignore_errors=True)
+        return
+    for folder in [path for path in root.iterdir() if path.is_dir()]:
+        if folder.name.endswith(EMBEDDED):
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        for path in folder.iterdir():
+            if path.suffix != SUFFIX or (seconds and time.time() - path.stat().st_mtime > seconds):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    locks.bury_the_dead(root)
+    _remove_empty(root)
+
+
+def _remove_empty(root: Path) -> None:
+    """Remove a root in which nobody has anything any more."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in root.iterdir()] == [HOME]:
+            (root / HOME).unlink()
+        root.rmdir()
 
 
 def _move_all(source: Path, target: Path) -> list[Path]:

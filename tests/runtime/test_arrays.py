@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -443,9 +444,36 @@ asyncio.run(main())
         async with store_in(tmp_path, "rt_3") as store:
             assert [each.id for each in store.page().arrays] == [ids["server"]]
             files = [path.name for place in store._spool.places for path in place.root.rglob("*") if path.is_file()]
-            assert sorted(name for name in files if not name.endswith(".lock")) == [f"{ids['server']}.safetensors"]
+            assert sorted(name for name in files if not name.endswith(".lock") and name != "home") == [f"{ids['server']}.safetensors"]
 
     live(body())
+
+
+@pytest.mark.parametrize("left", ["of a notebook", "without a home", "too old", "kept", "living"])
+def test_memory_that_killed_runtimes_of_other_data_folders_left_is_given_back(
+    tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setattr(spool, "MEMORY", small_tmpfs)
+    monkeypatch.setattr(spool, "YOUNG_SECONDS", -1.0)
+    other = ArrayStore(Settings(data_dir=tmp_path / "other", embedded=left == "of a notebook"), "rt_1", Machine(list))
+    other.open()
+    root = other._spool.places[0].root
+
+    async def body() -> None:
+        path = Path(str((await put(other, np.zeros(10))).path))
+        if left != "living":
+            for place in other._spool.places:
+                place.lock.release()
+        if left == "without a home":
+            shutil.rmtree(tmp_path / "other")
+        elif left == "too old":
+            os.utime(path, (1, 1))
+        async with store_in(tmp_path / "data"):
+            assert path.exists() == (left in ("kept", "living"))
+            assert root.exists() == path.exists()
+
+    live(body())
+    other.close()
 
 
 def shared_memory() -> int:
