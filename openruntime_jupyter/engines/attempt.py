@@ -73,8 +73,8 @@ class Attempt:
             encoded = json.dumps({**body, "parameters_file": parameters_file}).encode()
         else:
             encoded = json.dumps(body).encode()[:-1] + b', "parameters": ' + job.parameters + b"}"
+        self._observer.started(worker.name)  # first, so that no task is told to have run shorter than it did
         worker.send(Kind.RUN, encoded)
-        self._observer.started(worker.name)
 
     def release(self) -> None:
         """Stop hearing the worker; called once the outcome is known."""
