@@ -15,9 +15,12 @@ from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says
 LOOP = "print('in', flush=True)\nwhile True: pass"
 SWALLOWS = """
 import time
-print('in', flush=True)
+told = False
 while True:
     try:
+        if not told:
+            told = True
+            print('in', flush=True)  # where an interrupt is swallowed
         time.sleep(1)
     except KeyboardInterrupt:
         print('swallowed', flush=True)
