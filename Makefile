@@ -5,6 +5,7 @@ VENV := .venv
 PYTHON ?=
 LAB_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 # What MLX computes with. Never both: mlx-cpu and mlx-cuda-12 install the same file.
 ifeq ($(shell uname -s),Darwin)
@@ -26,7 +27,7 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test check format clean
+.PHONY: help lab test bench check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -39,6 +40,10 @@ lab: $(VENV)/.lab ## open JupyterLab on the quick-start notebook
 test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
 	@tools/install-blas
 	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(TEST_ARGS)
+
+bench: $(VENV)/.test ## compare speed with peers; run it alone (BENCH_ARGS='engine http' for some)
+	@tools/install-blas
+	$(RUN) benchmarks $(BENCH_ARGS)
 
 check: $(VENV)/.dev ## format, lint, types and layout
 	$(RUN) ruff format --check
