@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import psutil
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+SHORTEST_LOAD = 0.1
+"""Seconds below which a load is made of a few ticks of 10 ms, and says 0 or 100."""
+
 UNLIMITED = 1 << 60
 """cgroup v1 says 'no limit' by a number near 2**63."""
 
@@ -89,6 +93,7 @@ class Machine:
         folders = cgroups() if sys.platform.startswith("linux") else []
         self._cgroups = [(folder, second) for folder, second in folders if cgroup_memory(folder, second) is not None]
         psutil.cpu_percent()  # the first reading is of no interval, and says 0
+        self._cpu_read_at = time.monotonic()
         self.total = self.memory().total
         """Bytes, as of the last look: for what is asked at every task."""
 
@@ -103,6 +108,8 @@ class Machine:
         self.total = total
         return Memory(total, min(available, total))
 
-    def cpu_percent(self) -> float:
-        """Percent of all cores since the last call."""
-        return psutil.cpu_percent()
+    def cpu_percent(self) -> float | None:
+        """Percent of all cores since the last call; None where that was too short ago for the system's clock to tell."""
+        before, self._cpu_read_at = self._cpu_read_at, time.monotonic()
+        percent = psutil.cpu_percent()
+        return percent if self._cpu_read_at - before >= SHORTEST_LOAD else None

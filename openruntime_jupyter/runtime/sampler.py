@@ -117,7 +117,7 @@ class Sampler:
         return time.monotonic() - self.latest.taken >= 0.95 * self._idle_interval  # a wait may end a little early
 
 
-def _figure(read: Callable[[], float]) -> float | None:
+def _figure(read: Callable[[], float | None]) -> float | None:
     try:
         return read()
     except Exception as problem:  # a figure that can't be read is None, whatever the reason, and no other figure suffers

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
@@ -60,3 +61,12 @@ def test_the_tightest_limit_is_the_machines_memory(tmp_path: Path) -> None:
     assert memory.available <= limit // 2 + 1
     assert memory.percent_used >= 50.0
     assert Machine(list).memory().total == psutil.virtual_memory().total
+
+
+def test_a_load_over_no_time_is_null_and_one_over_some_time_is_a_figure() -> None:
+    machine = Machine(list)
+    assert machine.cpu_percent() is None
+    busy_until = time.monotonic() + 0.15
+    while time.monotonic() < busy_until:
+        pass
+    assert 0 < (machine.cpu_percent() or 0) <= 100
