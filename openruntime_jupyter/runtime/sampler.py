@@ -49,6 +49,7 @@ class Sampler:
         self._opened: tuple[Gpu, ...] = ()
         self._probes = Probes()
         self._watched = False
+        self._settled = False
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="openruntime-sampler", daemon=True)
@@ -93,7 +94,7 @@ class Sampler:
     def _run(self) -> None:
         while True:
             # With a GPU it looks once a second whether one is in use: waking it for each task would cost more.
-            self._wake.wait(self._watched_interval if self._watched or self._opened else self._idle_interval)
+            self._wake.wait(self._watched_interval if self._watched or self._opened or not self._settled else self._idle_interval)
             self._wake.clear()
             if self._closed.is_set():
                 break
@@ -112,6 +113,9 @@ class Sampler:
         return True
 
     def _due(self) -> bool:
+        if not self._settled:  # the first sample came too soon to tell a load
+            self._settled = True
+            return True
         if self._watched or self._meters.busy:
             return True
         return time.monotonic() - self.latest.taken >= 0.95 * self._idle_interval  # a wait may end a little early

@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from openruntime_jupyter.runtime.figures import FIGURES
 from openruntime_jupyter.runtime.tiers import TIERS
 from openruntime_jupyter.server.prometheus import DEVICE_GAUGES
-from tests.support import STANDALONE, Server, running_server
+from tests.support import STANDALONE, Server, running_server, wait_until
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "metrics.md").read_text()
@@ -43,6 +43,11 @@ def span(words: str) -> int:
 
 
 def scraped(server: Server) -> dict[str, Any]:
+    """What it tells once it has looked at the machine's load, which takes a moment after its start."""
+    return wait_until(lambda: (found := _scraped(server)).keys() >= {"openruntime_cpu_utilization_ratio"} and found)
+
+
+def _scraped(server: Server) -> dict[str, Any]:
     answer = server.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
     return {family.name + SUFFIX.get(family.type, ""): family for family in text_string_to_metric_families(answer.text)}
 
