@@ -10,6 +10,7 @@ OpenRuntimeError
 ├── NotAllowed                the caller may not do this
 ├── TaskNotFound              no task of that id
 ├── TaskConflict              the task is not in a state that allows this
+├── ModelNotFound             no model of that name on this machine, or none in memory
 ├── ArrayNotFound             no array of that id, or its file is gone or damaged
 ├── ArrayConflict             the array is not in a state that allows this
 ├── Unavailable               not now: carries `retry_after` in seconds
@@ -99,6 +100,10 @@ class NotAllowed(OpenRuntimeError):
 
 class TaskNotFound(OpenRuntimeError):
     """No task has that id."""
+
+
+class ModelNotFound(OpenRuntimeError):
+    """No model has that name, or none of that name is in memory."""
 
 
 class TaskConflict(OpenRuntimeError):

@@ -34,6 +34,7 @@ ERRORS = {
     "TaskFailed",
     "TaskInterrupted",
     "TaskNotFound",
+    "ModelNotFound",
     "TaskTimedOut",
     "Unavailable",
     "UnknownDevice",

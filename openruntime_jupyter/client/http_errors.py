@@ -12,6 +12,7 @@ from openruntime_jupyter.errors import (
     BodyTooLarge,
     InvalidRequest,
     MalformedRequest,
+    ModelNotFound,
     NotAllowed,
     NotConnected,
     OpenRuntimeError,
@@ -124,6 +125,8 @@ def of_status(code: int, message: str, details: list[dict[str, str]], retry_afte
 def _absent(path: str) -> type[OpenRuntimeError]:
     if "/tasks/" in path:
         return TaskNotFound
+    if "/models/" in path:
+        return ModelNotFound
     return ArrayNotFound if "/arrays/" in path else NotConnected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import signal
 from typing import Any
@@ -40,6 +41,8 @@ class Attempt:
         self.arrays: dict[str, Any] | None = None
         """What the worker is told of arrays."""
         self.resident_peak = 0
+        self.keeps_model = False
+        """Whether the worker still has the model that it was given."""
         self.spent = False
         """Whether the worker must not be used again."""
         self._observer = observer
@@ -68,6 +71,7 @@ class Attempt:
             "threads": job.threads,
             "payload_file": payload_file,
             "arrays": self.arrays,
+            "model": dataclasses.asdict(job.model.source) if job.model is not None else None,
         }
         if parameters_file is not None:
             encoded = json.dumps({**body, "parameters_file": parameters_file}).encode()
@@ -114,13 +118,15 @@ class Attempt:
             return
         if kind is Kind.PROGRESS:
             self._observer.progressed(body)
+        elif kind is Kind.TOKEN:
+            self._observer.generated(body["text"])
         elif kind is Kind.DISPLAY:
             self._observer.displayed(body)
         elif body["task_id"] == self.job.task_id:
             self._answered(kind, body, payload)
 
     def _answered(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
-        self.spent = body["spent"]
+        self.spent, self.keeps_model = body["spent"], body["keeps"]
         figures = Figures(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]

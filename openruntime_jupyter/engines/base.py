@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
 
+from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.models import ArrayKind, Failure
 
 
@@ -55,6 +56,14 @@ class StoredArray:
     place: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """The model that a job runs, in a worker of its own, which stays for `keep_alive` seconds after the last one."""
+
+    source: ModelSource
+    keep_alive: float
+
+
 @dataclass(slots=True)
 class Job:
     """One attempt at a task, as a lane hands it to an engine. `parameters` is JSON; sizes are in bytes.
@@ -76,6 +85,7 @@ class Job:
     isolate: bool = False
     arrays: tuple[str, ...] = ()
     array_name: str = ""
+    model: ModelUse | None = None
 
 
 @dataclass(slots=True)
@@ -145,6 +155,9 @@ class Observer(Protocol):
     def displayed(self, item: dict[str, Any]) -> None:
         """The task showed a MIME bundle."""
 
+    def generated(self, text: str) -> None:
+        """A piece of the text that a model writes."""
+
 
 WorkerState = Literal["starting", "idle", "busy"]
 
@@ -157,8 +170,34 @@ class WorkerReport:
     resident: int | None
 
 
-class Engine(Protocol):
-    """Owns workers. Every method is called on the runtime's loop."""
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """A model that a worker keeps: `resident` is that worker's memory in bytes, times are in seconds.
+
+    `idle_seconds` is None while it is busy with `task_id`.
+    """
+
+    name: str
+    lane: str
+    state: WorkerState
+    resident: int | None
+    keep_alive: float
+    idle_seconds: float | None = None
+    task_id: str | None = None
+
+
+class Runs(Protocol):
+    """Runs jobs. Every method is called on the runtime's loop."""
+
+    async def run(self, job: Job, observer: Observer) -> Outcome:
+        """Run the job to its end. Never raises for anything that the task or its worker does."""
+
+    def halt(self, task_id: str, reason: StopReason) -> None:
+        """Stop a task that `run` has, in stages; its `run` then returns `Stopped`, or what it ended as before."""
+
+
+class Engine(Runs, Protocol):
+    """Owns workers."""
 
     async def start(self) -> None:
         """Begin to start workers, without waiting for them."""
@@ -172,14 +211,20 @@ class Engine(Protocol):
     def prepare(self, lane: str, workers: int) -> None:
         """Have workers of this lane ready before anybody asks."""
 
-    async def run(self, job: Job, observer: Observer) -> Outcome:
-        """Run the job to its end. Never raises for anything that the task or its worker does."""
-
-    def halt(self, task_id: str, reason: StopReason) -> None:
-        """Stop a task that `run` has, in stages; its `run` then returns `Stopped`, or what it ended as before."""
-
     def resident(self, task_id: str) -> int | None:
         """Resident bytes of the worker that runs this task now; None if none does."""
 
     def workers(self) -> list[WorkerReport]:
         """The workers that live now."""
+
+    def models(self) -> list[ModelReport]:
+        """The models that workers keep now, the longest unused first."""
+
+    def holds(self, lane: str, model: ModelSource) -> int:
+        """Bytes that the worker which keeps this model holds already; 0 where none does."""
+
+    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
+        """Begin to unload the idle model of this lane that was not used for longest, but never `keep`; its name, None without one."""
+
+    async def unload(self, name: str | None) -> list[str]:
+        """Unload the idle models of that name, or all; returns their names once their workers are gone."""

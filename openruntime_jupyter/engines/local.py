@@ -12,9 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.engines.attempt import Attempt
-from openruntime_jupyter.engines.base import DeviceReport, Died, Figures, Job, Observer, Outcome, Stage, Stopped, StopReason, WorkerReport
+from openruntime_jupyter.engines.base import (
+    DeviceReport,
+    Died,
+    Figures,
+    Job,
+    ModelReport,
+    Observer,
+    Outcome,
+    Stage,
+    Stopped,
+    StopReason,
+    WorkerReport,
+)
 from openruntime_jupyter.engines.pool import Pool
+from openruntime_jupyter.engines.residents import Residents
 from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
@@ -57,6 +71,7 @@ class LocalOptions:
     cancel_grace: float = 0.5
     idle_worker_seconds: float = 300.0
     start_timeout: float = 60.0
+    max_models: int = 2
     interpreter: str = field(default_factory=lambda: sys.executable)
 
 
@@ -71,6 +86,7 @@ class LocalEngine:
         self._attempts: dict[str, Attempt] = {}
         self._reports: dict[str, asyncio.Task[list[DeviceReport]]] = {}
         self._generation = 0
+        self._residents = Residents(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
 
@@ -95,6 +111,7 @@ class LocalEngine:
             self._reaper.cancel()
         for pool in self._pools.values():
             pool.close()
+        self._residents.close()
         for attempt in tuple(self._attempts.values()):
             attempt.halt(StopReason.ENDED)
         for worker in tuple(self._workers):
@@ -168,12 +185,16 @@ class LocalEngine:
         attempt = Attempt(job, observer, self._options.cancel_grace)
         self._attempts[job.task_id] = attempt
         pool = self._pool(job.lane, job.interpreter or self._options.interpreter)
-        pool.used.add(job.operation)
+        if job.model is None:  # what a model needs takes long to import, and most workers never need it
+            pool.used.add(job.operation)
         try:
             attempt.arrays = self._arrays(job)
-            worker = pool.take_idle() or await self._next_worker(pool, attempt)
+            kept = self._residents.take(job) if job.model is not None else None
+            worker = kept or pool.take_idle() or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
+            if job.model is not None and kept is None:
+                self._residents.adopt(job, worker)
             return await self._run_on(worker, pool, attempt)
         except (EngineError, ArrayNotFound, OSError) as problem:
             kind = FailureKind.NOT_STARTED
@@ -201,7 +222,7 @@ class LocalEngine:
             await self._loop.run_in_executor(None, parameters_file.write_bytes, job.parameters)
             if attempt.outcome.done():  # stopped meanwhile: the worker never had it
                 parameters_file.unlink(missing_ok=True)
-                pool.give_back(worker)
+                self._hand_back(worker, pool, attempt)
                 return attempt.outcome.result()
         self._watchdog.watch(worker.pid, job.task_id, job.memory_limit)
         try:
@@ -214,17 +235,25 @@ class LocalEngine:
                 parameters_file.unlink(missing_ok=True)
         peak = outcome.figures.resident_peak or 0
         outcome.figures.resident_peak = max(peak, attempt.resident_peak) or None
+        self._hand_back(worker, pool, attempt)
+        return outcome
+
+    def _hand_back(self, worker: WorkerProcess, pool: Pool, attempt: Attempt) -> None:
+        job = attempt.job
         if job.isolate or self._stopping or attempt.spent:
+            self._residents.lost(worker)
             worker.leave()
             self._loop.call_later(self._options.cancel_grace * 4, worker.signal_group, signal.SIGKILL)
             if attempt.spent:
                 pool.keep_spare()
         elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
+            self._residents.lost(worker)
             worker.signal_group(signal.SIGKILL)
             pool.keep_spare()
+        elif job.model is not None:
+            self._residents.rest(job, attempt.keeps_model)
         else:
             pool.give_back(worker)
-        return outcome
 
     def _arrays(self, job: Job) -> dict[str, Any] | None:
         """What the worker is told of arrays; raises `ArrayNotFound`."""
@@ -256,6 +285,22 @@ class LocalEngine:
             for worker in self._workers
             if not worker.dead.done()
         ]
+
+    def models(self) -> list[ModelReport]:
+        """The models that workers keep now, the longest unused first."""
+        return self._residents.models()
+
+    def holds(self, lane: str, model: ModelSource) -> int:
+        """Bytes that the worker which keeps this model holds already; 0 where none does."""
+        return self._residents.holds(lane, model)
+
+    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
+        """Begin to unload the idle model of this lane that was not used for longest, but never `keep`; its name, None without one."""
+        return self._residents.make_room(lane, keep)
+
+    async def unload(self, name: str | None) -> list[str]:
+        """Unload the idle models of that name, or all; returns their names once their workers are gone."""
+        return await self._residents.unload(name)
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)

@@ -110,7 +110,6 @@ class WorkerProcess:
         self.on_frame: FrameHandler | None = None
         self.killed_by_us: str | None = None
         self.signalled = False
-        self.signalled = False
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._pidfd: int | None = None
@@ -182,7 +181,7 @@ class WorkerProcess:
             if not self.hello.done():
                 self.hello.set_result(body)
         elif self.on_frame is not None:
-            if kind is not Kind.PROGRESS:
+            if kind not in (Kind.PROGRESS, Kind.TOKEN):
                 self.stdout.drain()
                 self.stderr.drain()
             self.on_frame(kind, body, payload)

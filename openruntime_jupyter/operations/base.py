@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 
 if TYPE_CHECKING:
@@ -17,11 +18,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROMPT_TIMEOUT = 300.0
+"""Seconds that a prompt may take where nothing else is said."""
+
 
 class Parameters(BaseModel):
     """The base of every operation's `Params`: unknown fields are an error, every field has a default."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class ModelParameters(Parameters):
+    """The base of the `Params` of every operation that runs a local model."""
+
+    model: str | None = Field(None, description="Name or path of a model on this machine; null for the default one.", max_length=4096)
+    keep_alive: float | None = Field(
+        None, description="Seconds that the model stays in memory afterwards; null for the runtime's own.", ge=0, le=31_536_000
+    )
+    _source: ModelSource | None = PrivateAttr(None)
+
+    @property
+    def source(self) -> ModelSource | None:
+        """What the runtime's catalogue found for `model`; None before it was asked."""
+        return self._source
+
+    def use(self, source: ModelSource) -> None:
+        """Tell what was found, for estimates and for the operation itself."""
+        self._source = source
 
 
 class World(Parameters):
@@ -49,6 +72,10 @@ class Operation:
     `memory(params)` and `seconds(params)` estimate bytes and seconds from the parameters alone, or return None; they are called in
     the server and must not import MLX; one that raises is logged and counts as None. `warm()` is called in a worker ahead of its
     first task of this kind, to import what takes long.
+
+    An `inline` operation waits for others rather than compute, so the runtime's own loop runs it: its `run` is never called. A
+    `resident` one has `ModelParameters`, and runs in that model's own worker. Both answer prompts, and end after `PROMPT_TIMEOUT`
+    unless their request says otherwise.
     """
 
     name: str
@@ -59,6 +86,13 @@ class Operation:
     seconds: Callable[[Any], float | None] = lambda params: None
     needs_execute: bool = False
     warm: Callable[[], None] | None = None
+    inline: bool = False
+    resident: bool = False
+
+    @property
+    def answers_prompts(self) -> bool:
+        """Whether its tasks are AI tasks."""
+        return self.inline or self.resident
 
     def validate(self, parameters: dict[str, Any]) -> Parameters:
         """`parameters` as this operation's `Params`; raises `InvalidRequest` that names each wrong field."""

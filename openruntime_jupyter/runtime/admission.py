@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from openruntime_jupyter.engines.base import Engine
 from openruntime_jupyter.errors import MemoryRefused, gigabytes
 from openruntime_jupyter.runtime.entry import Entry
-from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.lane import Blocked, Lane
 from openruntime_jupyter.runtime.machine import Machine
 
 
 class Admission:
-    """Judges by what operations estimate. `resident(task_id)` gives the bytes that a running task's worker holds."""
+    """Judges by what operations estimate, and by what the engine's workers hold already."""
 
-    def __init__(self, machine: Machine, resident: Callable[[str], int | None]) -> None:
+    def __init__(self, machine: Machine, engine: Engine) -> None:
         self._machine = machine
-        self._resident = resident
+        self._engine = engine
 
     def machine_total(self) -> int:
         """The machine's memory in bytes."""
@@ -34,7 +33,7 @@ class Admission:
         left = self._machine.memory().available if _shares_memory(lane) else self.total(lane)
         for entry in lane.running.values():
             if entry.needs is not None:
-                left -= max(0, entry.needs - (self._resident(entry.task_id) or 0) if _shares_memory(lane) else entry.needs)
+                left -= max(0, entry.needs - (self._engine.resident(entry.task_id) or 0) if _shares_memory(lane) else entry.needs)
         return max(0, left)
 
     def check(self, needs: int | None, lane: Lane) -> None:
@@ -42,14 +41,24 @@ class Admission:
         if needs is not None and needs > self.total(lane):
             raise MemoryRefused(needs, self.total(lane))
 
-    def why_not(self, entry: Entry) -> str | None:
-        """What a task waits for; None if it may start."""
+    def why_not(self, entry: Entry) -> Blocked | None:
+        """What a task waits for; None if it may start. Idle models make room for it."""
+        model = entry.model.source if entry.model is not None else None
+        if model is not None:
+            for other in entry.lane.running.values():
+                if other.model is not None and other.model.source == model:
+                    return Blocked(f"the model {model.name}, which answers {other.task_id}", drains=False)
         if entry.needs is None:
             return None
+        needs = entry.needs
+        if model is not None:
+            needs = max(0, needs - self._engine.holds(entry.lane.id, model))
         free = self.free(entry.lane)
-        if entry.needs <= free:
+        if needs <= free:
             return None
-        return f"memory: it needs {gigabytes(entry.needs)} and {gigabytes(free)} are free"
+        leaving = self._engine.make_room(entry.lane.id, model)
+        room = f"; the idle model {leaving} is unloaded for it" if leaving else ""
+        return Blocked(f"memory: it needs {gigabytes(needs)} and {gigabytes(free)} are free{room}")
 
 
 def _shares_memory(lane: Lane) -> bool:

@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openruntime_jupyter.engines.base import StopReason
+from openruntime_jupyter.engines.base import ModelUse, StopReason
 from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
 from openruntime_jupyter.runtime.output import OutputBuffer
 from openruntime_jupyter.runtime.states import follow
+from openruntime_jupyter.runtime.tokens import TokenLog
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.lane import Lane
@@ -60,6 +61,9 @@ class Entry:
     isolate: bool = False
     arrays: tuple[str, ...] = ()
     """Ids of those that the parameters name."""
+    model: ModelUse | None = None
+    tokens: TokenLog | None = None
+    """What a model has written so far, where one answers it."""
     submitted: float = field(default_factory=time.time)
     state: TaskState = TaskState.PENDING
     changed: float = 0.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import Task, TaskOutput, TaskPage, TaskState, timestamp
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.recorder import Recorder
+from openruntime_jupyter.runtime.tokens import TokenPiece
 
 OTHERS_POLL = 0.25
 """Seconds between looks at a task that another runtime holds."""
@@ -97,6 +99,22 @@ class Inquiry:
             if stored.items[since:] or task.status.terminal or time.monotonic() >= ends:
                 return stored.model_copy(update={"items": stored.items[since:], "finished": task.status.terminal})
             await asyncio.sleep(OTHERS_POLL)
+
+    async def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
+        """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""
+        entry = self._recorder.find(task_id)
+        if entry is not None and entry.tokens is not None:
+            async for piece in entry.tokens.read(since):
+                yield piece
+            return
+        task = await self.wait(task_id, parameters=False)
+        if task.result is not None:
+            text = str(task.result.output.get("text") or "")
+        else:
+            output = await self.output(task_id)
+            text = "".join(item.text or "" for item in output.items if item.name == "stdout")
+        if text[since:]:
+            yield TokenPiece(since, text[since:])
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
         """The opaque result and its encoding; raises `TaskNotFound` where there is none."""

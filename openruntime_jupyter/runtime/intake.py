@@ -20,7 +20,8 @@ from openruntime_jupyter.runtime.output import OutputBuffer
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.submission import Caller, Checked, check, fingerprint
+from openruntime_jupyter.runtime.submission import Caller, Checked, FindModel, check, fingerprint, no_models
+from openruntime_jupyter.runtime.tokens import TokenLog
 
 
 class Intake:
@@ -36,6 +37,7 @@ class Intake:
         admission: Admission,
         need_lanes: Callable[[str | None], Awaitable[None]],
         arrays: ArrayStore,
+        find_model: FindModel = no_models,
     ) -> None:
         self._settings = settings
         self._runtime = runtime_id
@@ -45,6 +47,7 @@ class Intake:
         self._admission = admission
         self._need_lanes = need_lanes
         self._arrays = arrays
+        self._find_model = find_model
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
         self.coming = 0
@@ -74,13 +77,20 @@ class Intake:
 
     async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None) -> Entry:
         """Check a request; the task that it may become. Raises what `submit` raises, but for `QueueFull`."""
-        checked = check(request, caller, self._settings, self._arrays.known)
-        await self._need_lanes(checked.interpreter)
-        lane = self._scheduler.place(request.device_preference)
+        checked = check(request, caller, self._settings, self._arrays.known, self._find_model)
+        lane = await self._place(checked, request.device_preference)
         self._admission.check(checked.needs, lane)
         if self._stopping:
             raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
         return self._entry(request, checked, caller.owner, lane, task_id)
+
+    async def _place(self, checked: Checked, preference: str) -> Lane:
+        if not checked.operation.inline:
+            await self._need_lanes(checked.interpreter)
+            return self._scheduler.place(preference)
+        if self._scheduler.remote is None:
+            raise Unavailable(f"Nothing in this runtime runs {checked.operation.name!r}.", retry_after=60.0)
+        return self._scheduler.remote
 
     def require_room(self, lane: Lane, ahead: int = 0) -> None:
         """Raise `QueueFull` where one more may not wait, `ahead` that are about to being counted."""
@@ -141,8 +151,9 @@ class Intake:
     def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:
         self._sequence += 1
         now = time.monotonic()
+        prompt = checked.operation.answers_prompts
         entry = Entry(
-            task_id=task_id or make_id("task"),
+            task_id=task_id or make_id("ai_task" if prompt else "task"),
             operation=request.operation,
             parameters=checked.parameters,
             given=request.parameters,
@@ -165,6 +176,8 @@ class Intake:
             interpreter=checked.interpreter,
             isolate=checked.isolate,
             arrays=checked.arrays,
+            model=checked.model,
+            tokens=TokenLog() if prompt else None,
         )
         return entry
 
@@ -184,9 +197,8 @@ class Intake:
                     origin=task.origin,
                     wait=False,
                 )
-                checked = check(request, Caller(task.owner), self._settings, self._arrays.known)
-                await self._need_lanes(checked.interpreter)
-                lane = self._scheduler.place(task.device_preference)
+                checked = check(request, Caller(task.owner), self._settings, self._arrays.known, self._find_model)
+                lane = await self._place(checked, task.device_preference)
                 self._arrays.lease(checked.arrays, task.task_id)
             except (InvalidRequest, Unavailable) as problem:
                 await self._refuse(task, str(problem))

@@ -7,10 +7,11 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
-from openruntime_jupyter.engines.base import DeviceReport
+from openruntime_jupyter.engines.base import DeviceReport, Runs
 from openruntime_jupyter.runtime.entry import Entry, QueueKey
 
 RECENT = 50
@@ -19,15 +20,24 @@ RECENT = 50
 LOOK_PAST = 100
 """Tasks that are looked at behind one that waits for memory."""
 
-Fits = Callable[[Entry], "str | None"]
+
+class Blocked(NamedTuple):
+    """Why a task may not start now, in words, and whether the lane drains for it once it has waited too long."""
+
+    reason: str
+    drains: bool = True
+
+
+Fits = Callable[[Entry], "Blocked | None"]
 
 
 class Lane:
-    """Waiting and running tasks of one device. `changed` is set whenever a slot may find something new to do."""
+    """Waiting and running tasks of one device, and what runs them. `changed` is set whenever a slot may find something new to do."""
 
-    def __init__(self, lane_id: str, device: DeviceReport, slots: int, aging_seconds: float) -> None:
+    def __init__(self, lane_id: str, device: DeviceReport, slots: int, aging_seconds: float, engine: Runs) -> None:
         self.id = lane_id
         self.device = device
+        self.engine = engine
         self.slots = slots
         self.running: dict[str, Entry] = {}
         self.waiting_for: str | None = None
@@ -70,13 +80,16 @@ class Lane:
         now = time.monotonic()
         for index in range(min(len(self._pending), LOOK_PAST)):
             entry: Entry = self._pending.peekitem(index)[1]
-            reason = fits(entry)
-            entry.waiting_for = reason
-            if reason is None:
+            blocked = fits(entry)
+            if blocked is None:
+                entry.waiting_for = None
                 entry.blocked_since = None
                 del self._pending[entry.key]
                 self.idle_blocked_since = None
                 return entry
+            entry.waiting_for = blocked.reason
+            if not blocked.drains:
+                continue
             if entry.blocked_since is None:
                 entry.blocked_since = now
             if now - entry.blocked_since >= self._aging_seconds:

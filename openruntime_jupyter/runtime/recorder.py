@@ -14,6 +14,7 @@ from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tally import Tally
+from openruntime_jupyter.runtime.tokens import TokenPiece
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class Recorder:
         """Forget a task that is another's: whoever asks for it is told by the history from here on."""
         self.entries.pop(entry.task_id, None)
         self._tally.lost(entry.task_id)
+        if entry.tokens is not None:
+            entry.tokens.close()
         if not entry.done.done():
             entry.done.set_result(None)
 
@@ -148,6 +151,12 @@ class Recorder:
         if self._bus.watched("task_progress") and entry.progress is not None:
             data = {"task_id": entry.task_id, **entry.progress.model_dump()}
             self._bus.publish("task_progress", {"type": "task_progress", "data": data})
+
+    def generated(self, entry: Entry, piece: TokenPiece) -> None:
+        """A model wrote some text for it."""
+        if self._bus.watched("ai_token"):
+            data = {"task_id": entry.task_id, "index": piece.index, "text": piece.text}
+            self._bus.publish("ai_token", {"type": "ai_token", "data": data})
 
     def close(self) -> None:
         """Tell what is left."""

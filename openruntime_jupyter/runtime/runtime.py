@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.base import DeviceReport, Engine, WorkerReport
-from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.engines.base import DeviceReport, Engine, ModelReport, WorkerReport
+from openruntime_jupyter.engines.inline import LANE as REMOTE
+from openruntime_jupyter.engines.inline import REPORT as REMOTE_REPORT
+from openruntime_jupyter.engines.inline import InlineEngine, Runner
 from openruntime_jupyter.errors import (
     EngineError,
     NoBackend,
@@ -42,6 +44,7 @@ from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.batch import BatchIntake
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
+from openruntime_jupyter.runtime.foundations import local_engine, make_folders, unload
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.inquiry import Inquiry
@@ -49,11 +52,11 @@ from openruntime_jupyter.runtime.instruments import Instruments
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.machine import Machine, Memory
-from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tokens import TokenPiece
 from openruntime_jupyter.runtime.turns import Turns
 
 __all__ = ["Caller", "Runtime"]
@@ -68,7 +71,7 @@ SWEEP_SECONDS = 600.0
 class Runtime:
     """Every method is called on the loop that `start` was called on."""
 
-    def __init__(self, settings: Settings | None = None, engine: Engine | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, engine: Engine | None = None, inline: Mapping[str, Runner] | None = None) -> None:
         self.settings = settings or Settings()
         self.id = make_id("rt")
         self.version = __version__
@@ -78,6 +81,7 @@ class Runtime:
         self._machine = Machine()
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
         self._engine = engine
+        self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self._stopping = False
         self._backend_problem: EngineError | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -87,22 +91,21 @@ class Runtime:
     async def start(self) -> None:
         """Open the history and begin to start workers; what another runtime left waiting is queued once devices are known."""
         loop = asyncio.get_running_loop()
-        self._make_folders()
+        make_folders(self.settings)
         if self._engine is None:
-            self._engine = self._local_engine()
-        self._admission = Admission(self._machine, self._engine.resident)
+            self._engine = local_engine(self.settings, self.arrays)
+        self._admission = Admission(self._machine, self._engine)
         self.instruments = Instruments(self.settings, self._machine, self.history, self.bus, self.metrics, self._engine.workers)
         self._recorder = Recorder(self.settings, self.history, self.bus, self.instruments.tally)
         self._inquiry = Inquiry(self._recorder, self.history)
         self._turns = Turns(self.settings, self.id)
         self._scheduler = Scheduler(
             self.settings,
-            self._engine,
             self._admission,
             self._turns,
             self._recorder.record,
             self._recorder.keep_payload,
-            self._recorder.progressed,
+            self._recorder,
             self.instruments.meters,
             self.arrays,
         )
@@ -110,6 +113,8 @@ class Runtime:
             self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes, self.arrays
         )
         self._batches = BatchIntake(self._intake, self.history, self._recorder)
+        if self._inline is not None:
+            self._scheduler.open_remote(Lane(REMOTE, REMOTE_REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline))
         self.instruments.start()
         await self._engine.start()
         await loop.run_in_executor(None, self.arrays.open)
@@ -124,35 +129,10 @@ class Runtime:
         self._keep(self._sweep())
         self._keep(self.arrays.keep_swept(self._knows))
 
-    def _make_folders(self) -> None:
-        try:
-            for folder in (self.settings.data_dir, self.settings.payloads, self.settings.temporary):
-                private_folder(folder)
-        except OSError as problem:
-            raise StorageUnavailable(
-                f"The data folder {self.settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
-                "or choose another by OPENRUNTIME_DATA_DIR",
-                retry_after=60.0,
-            ) from problem
-
-    def _local_engine(self) -> LocalEngine:
-        settings = self.settings
-        return LocalEngine(
-            LocalOptions(
-                payloads=settings.payloads,
-                temporary=settings.temporary,
-                arrays=self.arrays,
-                blas=settings.blas,
-                cancel_grace=settings.cancel_grace,
-                idle_worker_seconds=settings.idle_worker_seconds,
-                start_timeout=settings.start_timeout,
-            )
-        )
-
     async def stop(self, deadline: float = 5.0) -> None:
         """Undo everything within `deadline` seconds; never raises.
 
-        Order: refuse what is new; take what waits out of the lanes; end the workers, and with them what runs; the slots; record
+        Order: refuse what is new; take what waits out of the lanes; end the workers and prompts, and with them what runs; the slots; record
         what waited (asynchronous tasks stay pending on disk, for the next runtime); instruments; arrays; history; turns; events. Each step
         that fails is logged, and the next one is done all the same.
         """
@@ -169,7 +149,7 @@ class Runtime:
         loop = asyncio.get_running_loop()
         steps = (
             take_waiting,
-            lambda: self._engine.stop(max(0.5, (ends - time.monotonic()) * 0.6)),
+            lambda: self._end_work(max(0.5, (ends - time.monotonic()) * 0.6)),
             lambda: self._scheduler.close(max(0.2, (ends - time.monotonic()) * 0.5)),
             lambda: self._leave_waiting(waiting),
             self._end_background,
@@ -196,6 +176,11 @@ class Runtime:
                 self.arrays.release(entry.task_id, entry.arrays)
             if not entry.done.done():
                 entry.done.set_result(None)
+
+    async def _end_work(self, deadline: float) -> None:
+        assert self._engine is not None
+        inline = [self._inline.stop(deadline)] if self._inline is not None else []
+        await asyncio.gather(self._engine.stop(deadline), *inline)
 
     async def _end_background(self) -> None:
         tasks = [self._lanes_known, *self._background]
@@ -239,7 +224,8 @@ class Runtime:
 
     def _lane(self, number: int, report: DeviceReport) -> Lane:
         slots = self.settings.gpu_slots if report.type == "gpu" else self.settings.cpu_slot_count
-        return Lane(f"device_{number}", report, slots, self.settings.aging_seconds)
+        assert self._engine is not None
+        return Lane(f"device_{number}", report, slots, self.settings.aging_seconds, self._engine)
 
     async def _need_lanes(self, interpreter: str | None) -> None:
         """Wait until a worker has said what there is to compute on; raises `Unavailable` with what to install."""
@@ -297,6 +283,10 @@ class Runtime:
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
         """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
         return await self._inquiry.output(task_id, since, wait)
+
+    def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
+        """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""
+        return self._inquiry.tokens(task_id, since)
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
         """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
@@ -365,6 +355,18 @@ class Runtime:
     def workers(self) -> list[WorkerReport]:
         """The workers that there are now."""
         return self._engine.workers() if self._engine is not None else []
+
+    def models(self) -> list[ModelReport]:
+        """The models that are in memory now, the longest unused first."""
+        return self._engine.models() if self._engine is not None else []
+
+    async def unload(self, name: str | None = None) -> list[str]:
+        """Unload the model of that name, or all that are idle; returns their names once their memory is free.
+
+        Raises `TaskConflict` where that model answers a prompt now, and `ModelNotFound` where it is not in memory.
+        """
+        assert self._engine is not None
+        return await unload(self._engine, name)
 
     def health(self) -> Health:
         """Whether all is well, and what is not."""

@@ -8,9 +8,9 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
-from openruntime_jupyter.engines.base import Completed, Died, Engine, Job, Outcome, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.base import Completed, Died, Job, Outcome, Raised, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
 from openruntime_jupyter.models import Payload as PayloadInfo
@@ -23,6 +23,7 @@ from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.output import Stream
 from openruntime_jupyter.runtime.probes.meters import Meters
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tokens import TokenPiece
 from openruntime_jupyter.runtime.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -35,29 +36,40 @@ MEMORY_POLL = 0.25
 PayloadSink = Callable[[Entry, Completed], None]
 
 
+class News(Protocol):
+    """Hears what running tasks say."""
+
+    def progressed(self, entry: Entry) -> None:
+        """It said how far it is."""
+
+    def generated(self, entry: Entry, piece: TokenPiece) -> None:
+        """A model wrote some text for it."""
+
+
 class Scheduler:
     """Owns the lanes. `record(entry)` is awaited at each change of state; `payload(entry, outcome)` keeps an opaque result."""
 
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
         admission: Admission,
         turns: Turns,
         record: Callable[[Entry], Awaitable[bool]],
         payload: PayloadSink,
-        progressed: Callable[[Entry], None],
+        news: News,
         meters: Meters,
         arrays: ArrayStore,
     ) -> None:
         self.lanes: dict[str, Lane] = {}
+        """Of devices, by id."""
+        self.remote: Lane | None = None
+        """Of what is done elsewhere."""
         self._settings = settings
-        self._engine = engine
         self._admission = admission
         self._turns = turns
         self._record = record
         self._payload = payload
-        self._progressed = progressed
+        self._news = news
         self._meters = meters
         self._arrays = arrays
         self._slots: list[asyncio.Task[None]] = []
@@ -67,13 +79,23 @@ class Scheduler:
 
     def open(self, lanes: list[Lane]) -> None:
         """Begin to serve these lanes."""
-        loop = asyncio.get_running_loop()
         for lane in lanes:
             self.lanes[lane.id] = lane
-            for slot in range(lane.slots):
-                task = loop.create_task(self._serve(lane, slot), name=f"{lane.id}.{slot}")
-                task.add_done_callback(_tell_crash)
-                self._slots.append(task)
+            self._open_slots(lane)
+
+    def open_remote(self, lane: Lane) -> None:
+        """Begin to serve what needs no device."""
+        self.remote = lane
+        self._open_slots(lane)
+
+    def _open_slots(self, lane: Lane) -> None:
+        for slot in range(lane.slots):
+            task = asyncio.get_running_loop().create_task(self._serve(lane, slot), name=f"{lane.id}.{slot}")
+            task.add_done_callback(_tell_crash)
+            self._slots.append(task)
+
+    def _all(self) -> list[Lane]:
+        return [*self.lanes.values(), *([self.remote] if self.remote is not None else ())]
 
     def place(self, preference: str) -> Lane:
         """The lane for `auto`, `gpu`, `cpu` or a device's id; raises `UnknownDevice`. A GPU that is not there falls to the CPU."""
@@ -90,12 +112,12 @@ class Scheduler:
     @property
     def pending(self) -> int:
         """How many tasks wait."""
-        return sum(len(lane) for lane in self.lanes.values())
+        return sum(len(lane) for lane in self._all())
 
     @property
     def running(self) -> int:
         """How many tasks run."""
-        return sum(len(lane.running) for lane in self.lanes.values())
+        return sum(len(lane.running) for lane in self._all())
 
     # What people ask
 
@@ -110,7 +132,7 @@ class Scheduler:
             await self._end(entry, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE))
         elif not entry.state.terminal:
             entry.stop_reason = StopReason.CANCELLED
-            self._engine.halt(entry.task_id, StopReason.CANCELLED)
+            entry.lane.engine.halt(entry.task_id, StopReason.CANCELLED)
         await asyncio.shield(entry.done)
 
     def reprioritise(self, entry: Entry, priority: int) -> None:
@@ -122,14 +144,14 @@ class Scheduler:
     async def stop(self) -> list[Entry]:
         """Start nothing more; returns what waits, taken out of the lanes. Running tasks end as the engine ends them."""
         self._stopping = True
-        waiting = [entry for lane in self.lanes.values() for entry in lane.pending()]
+        waiting = [entry for lane in self._all() for entry in lane.pending()]
         for entry in waiting:
             entry.lane.remove(entry)
         return waiting
 
     async def close(self, deadline: float) -> None:
         """End the slots once the engine has ended what they ran."""
-        for lane in self.lanes.values():
+        for lane in self._all():
             lane.changed.set()
         if self._slots:
             await asyncio.wait(self._slots, timeout=deadline)
@@ -199,9 +221,9 @@ class Scheduler:
         await self._conclude(entry, outcome)
 
     async def _run(self, entry: Entry) -> Outcome:
-        watcher = _Watcher(entry, self._engine, self._progressed, self._meters)
+        watcher = _Watcher(entry, self._news, self._meters)
         try:
-            return await self._engine.run(self._job(entry), watcher)
+            return await entry.lane.engine.run(self._job(entry), watcher)
         finally:
             watcher.close()
 
@@ -222,6 +244,7 @@ class Scheduler:
             isolate=entry.isolate,
             arrays=entry.arrays,
             array_name=result_name(entry.task_id, entry.attempt),
+            model=entry.model,
         )
 
     async def _conclude(self, entry: Entry, outcome: Outcome) -> None:
@@ -269,6 +292,8 @@ class Scheduler:
     async def _again(self, entry: Entry, outcome: Died) -> None:
         entry.output.print("stderr", f"\n[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
+        if entry.tokens is not None:
+            entry.tokens.restart()
         entry.become(TaskState.PENDING)
         if not await self._record(entry):
             return
@@ -297,6 +322,8 @@ class Scheduler:
         entry.become(state)
         await self._record(entry)
         self._arrays.release(entry.task_id, entry.arrays)
+        if entry.tokens is not None:
+            entry.tokens.close()
         if not entry.done.done():
             entry.done.set_result(None)
         entry.news.set()
@@ -305,10 +332,9 @@ class Scheduler:
 class _Watcher:
     """Hears what a running task says."""
 
-    def __init__(self, entry: Entry, engine: Engine, progressed: Callable[[Entry], None], meters: Meters) -> None:
+    def __init__(self, entry: Entry, news: News, meters: Meters) -> None:
         self._entry = entry
-        self._engine = engine
-        self._progressed = progressed
+        self._news = news
         self._meters = meters
         self._timer: asyncio.TimerHandle | None = None
 
@@ -319,9 +345,9 @@ class _Watcher:
         if entry.lane.device.type == "gpu":
             self._meters.begin(entry.task_id, entry.lane.id)
         if entry.timeout is not None:
-            self._timer = asyncio.get_running_loop().call_later(entry.timeout, self._engine.halt, entry.task_id, StopReason.TIMED_OUT)
+            self._timer = asyncio.get_running_loop().call_later(entry.timeout, entry.lane.engine.halt, entry.task_id, StopReason.TIMED_OUT)
         if entry.stop_reason is not None:
-            self._engine.halt(entry.task_id, entry.stop_reason)
+            entry.lane.engine.halt(entry.task_id, entry.stop_reason)
 
     def close(self) -> None:
         """The attempt is over, and its time-out with it."""
@@ -336,7 +362,7 @@ class _Watcher:
         if total and n and entry.started_mono is not None and n <= total:
             remaining = (time.monotonic() - entry.started_mono) * (total - n) / n
         entry.progress = Progress.model_construct(n=n, total=total, message=progress.get("message"), remaining=remaining)
-        self._progressed(entry)
+        self._news.progressed(entry)
 
     def printed(self, stream: Stream, text: str) -> None:
         """Keep it in order."""
@@ -345,6 +371,13 @@ class _Watcher:
     def displayed(self, item: dict[str, Any]) -> None:
         """Keep it in order."""
         self._entry.output.display(item)
+
+    def generated(self, text: str) -> None:
+        """Tell it at once, and keep it as output, which outlives the runtime."""
+        entry = self._entry
+        if entry.tokens is not None:
+            self._news.generated(entry, entry.tokens.add(text))
+        entry.output.print("stdout", text)
 
 
 def _tell_crash(task: asyncio.Task[None]) -> None:

@@ -74,6 +74,19 @@ class Settings:
     array_seconds: float = 86_400.0
     """How long an array stays that nobody uses; 0: until it is deleted, or the runtime stops."""
 
+    models_dir: Path | None = None
+    """Where `jupyter openruntime pull` puts models; None: `models` in the data folder."""
+    allowed_models: tuple[str, ...] = ()
+    """Folders, files and hub names beyond those in `models_dir` that anybody may ask for; who may execute code may name any file."""
+    allow_hub: bool = False
+    """Whether models may be fetched from the Hugging Face hub by their name."""
+    keep_alive: float = 300.0
+    """Seconds that a model stays in memory after its last prompt; 0: it is unloaded at once."""
+    max_models: int = 2
+    """Models that stay in memory without work; the one unused for longest is unloaded for another. At least 1."""
+    remote_slots: int = 8
+    """Prompts that may be with remote providers at once; at least 1."""
+
     sample_interval: float = 1.0
     """Seconds between samples while somebody watches."""
     idle_sample_interval: float = 10.0
@@ -96,6 +109,11 @@ class Settings:
     def arrays(self) -> Path:
         """The folder of arrays that memory has no room for."""
         return self.data_dir / "arrays"
+
+    @property
+    def models(self) -> Path:
+        """The folder of pulled models."""
+        return self.models_dir or self.data_dir / "models"
 
     @property
     def temporary(self) -> Path:

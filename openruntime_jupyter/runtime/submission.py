@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.errors import InvalidRequest, NotAllowed
+from openruntime_jupyter.ai_models import ModelSource
+from openruntime_jupyter.engines.base import ModelUse
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.operations.arrays import references
-from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.worker.tensorfile import Layout
@@ -23,11 +25,12 @@ LONGEST_KEY = 255
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: `may_execute` allows their own code, `trusted` says that they logged in."""
+    """Who asks: `may_execute` allows their own code, `trusted` says that they logged in, `may_spend` lets them use the owner's accounts."""
 
     owner: str | None = None
     may_execute: bool = True
     trusted: bool = True
+    may_spend: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,27 @@ class Checked:
     interpreter: str | None
     isolate: bool
     arrays: tuple[str, ...] = ()
+    model: ModelUse | None = None
 
 
 Known = Callable[[str], Layout | None]
+FindModel = Callable[[str | None, Caller], ModelSource]
+"""What a name or path stands for, for this caller; raises `InvalidRequest`, `NotAllowed` and `Unavailable`."""
 
 
-def check(request: TaskRequest, caller: Caller, settings: Settings, known: Known = lambda array_id: None) -> Checked:
-    """Validate and authorise; raises `InvalidRequest` and its kinds, and `NotAllowed`.
+def no_models(*_: object) -> ModelSource:
+    """Where there is no catalogue."""
+    raise Unavailable("This runtime has no models.", retry_after=60.0)
+
+
+def check(
+    request: TaskRequest,
+    caller: Caller,
+    settings: Settings,
+    known: Known = lambda array_id: None,
+    find_model: FindModel = no_models,
+) -> Checked:
+    """Validate and authorise; raises `InvalidRequest` and its kinds, `NotAllowed`, and what `find_model` raises.
 
     `known` tells what an array is. One that it does not know is refused later, when the task would lease it: a request that is
     sent again must find its task though its arrays may be gone.
@@ -57,6 +74,11 @@ def check(request: TaskRequest, caller: Caller, settings: Settings, known: Known
         raise NotAllowed(
             f"The operation {kind.name!r} runs your own code, and you may not execute code here: log in, "
             "or give the token that was printed when the server started."
+        )
+    if kind.inline and not caller.may_spend:
+        raise NotAllowed(
+            f"The operation {kind.name!r} asks a remote provider at the owner's cost, and nobody is logged in: log in, give the token "
+            "that was printed when the server started, or ask a local model."
         )
     parameters = kind.validate(request.parameters)
     encoded = to_json(request.parameters, inf_nan_mode="constants")
@@ -71,14 +93,22 @@ def check(request: TaskRequest, caller: Caller, settings: Settings, known: Known
     for each in named:
         if (layout := known(each.array)) is not None:
             each.resolve(layout.shape, layout.dtype, layout.nbytes)
-    timeout = request.timeout
+    model = _model(parameters, caller, settings, find_model) if isinstance(parameters, ModelParameters) else None
+    timeout = request.timeout or (PROMPT_TIMEOUT if kind.answers_prompts else None)
     if not caller.trusted:
         timeout = _bounded(kind, parameters, timeout, settings.untrusted_timeout)
     world = getattr(parameters, "world", None)
     interpreter = world.interpreter if world is not None else None
     if interpreter is not None and not Path(interpreter).is_absolute():
         raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
-    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, bool(getattr(parameters, "isolate", False)), arrays)
+    isolate = bool(getattr(parameters, "isolate", False))
+    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, isolate, arrays, model)
+
+
+def _model(parameters: ModelParameters, caller: Caller, settings: Settings, find_model: FindModel) -> ModelUse:
+    source = find_model(parameters.model, caller)
+    parameters.use(source)
+    return ModelUse(source, settings.keep_alive if parameters.keep_alive is None else parameters.keep_alive)
 
 
 def _bounded(kind: Operation, parameters: Parameters, timeout: float | None, most: float) -> float:

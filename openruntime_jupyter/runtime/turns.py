@@ -30,7 +30,9 @@ class Turns:
 
     def shared(self, lane: Lane) -> bool:
         """Whether this lane takes turns at all."""
-        return self._settings.device_lock == "all" or (self._settings.device_lock == "gpu" and lane.device.type == "gpu")
+        if self._settings.device_lock == "all":
+            return lane.device.type in ("gpu", "cpu")
+        return self._settings.device_lock == "gpu" and lane.device.type == "gpu"
 
     async def begin(self, lane: Lane, slot: int) -> None:
         """Wait for this slot's turn. Where the locks can't be used, that is logged and the lane goes on without."""

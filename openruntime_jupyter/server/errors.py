@@ -19,6 +19,7 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.BodyTooLarge, 413),
     (errors.NotAllowed, 403),
     (errors.TaskNotFound, 404),
+    (errors.ModelNotFound, 404),
     (errors.TaskConflict, 409),
     (errors.ArrayNotFound, 404),
     (errors.ArrayConflict, 409),

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from traitlets import Enum, Float, HasTraits, Int, Unicode
+from traitlets import Bool, Enum, Float, HasTraits, Int, List, Unicode
 
 from openruntime_jupyter.runtime.settings import Settings, default_data_dir
 
@@ -162,6 +162,42 @@ class SettingsTraits(HasTraits):
         server stops.""",
     ).tag(config=True)
 
+    models_dir = Unicode(
+        allow_none=True,
+        default_value=None,
+        help="""Folder of the models that `jupyter openruntime pull` fetches; what lies in it may be asked for by its name. None: `models`
+        in data_dir.""",
+    ).tag(config=True)
+    allowed_models = List(
+        Unicode(),
+        list(own("allowed_models")),
+        help="""Paths of model folders and GGUF files, and names on the hub, that anybody who may submit tasks may ask for besides those in
+        models_dir. Empty: none; who may execute code may name any file all the same. A name on the hub also needs allow_hub.""",
+    ).tag(config=True)
+    allow_hub = Bool(
+        own("allow_hub"),
+        help="""Whether a model may be fetched from the Hugging Face hub by its name, which may be gigabytes. Off: models are what lies
+        on this machine.""",
+    ).tag(config=True)
+    keep_alive = Float(
+        own("keep_alive"),
+        min=0.0,
+        help="""Seconds that a model stays in memory after its last prompt, unless the prompt says otherwise. 0: it is unloaded at once, and
+        the next prompt waits for it to be loaded.""",
+    ).tag(config=True)
+    max_models = Int(
+        own("max_models"),
+        min=1,
+        max=64,
+        help="""How many models may stay in memory without work; the one unused for longest is unloaded for another. At least 1.""",
+    ).tag(config=True)
+    remote_slots = Int(
+        own("remote_slots"),
+        min=1,
+        max=1000,
+        help="""How many prompts may be with remote providers at once; the others wait. At least 1.""",
+    ).tag(config=True)
+
     sample_interval = Float(
         own("sample_interval"),
         min=0.05,
@@ -184,5 +220,7 @@ class SettingsTraits(HasTraits):
         """The traits as `Settings`."""
         values = {field.name: getattr(self, field.name) for field in fields(Settings) if field.name not in NO_TRAIT}
         values["data_dir"] = Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
-        values["device_lock_dir"] = Path(self.device_lock_dir).expanduser() if self.device_lock_dir else None
+        for folder in ("device_lock_dir", "models_dir"):
+            values[folder] = Path(values[folder]).expanduser() if values[folder] else None
+        values["allowed_models"] = tuple(self.allowed_models)
         return Settings(**values)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.worker.shelf import Shelf
 
@@ -20,7 +21,8 @@ class TaskContext:
 
     `device_type` is `"gpu"` or `"cpu"` (MLX's default device is set to it already), `memory_total` the device's memory in
     bytes (None where unknown). `send(kind, body)` reaches the runtime; a context made without it reports to nobody, which is
-    what calling an operation by hand needs.
+    what calling an operation by hand needs. `model` is what the runtime's catalogue found for an operation with a model, and
+    `resident` what such an operation keeps in its worker from one task to the next: a worker has one model.
     """
 
     def __init__(
@@ -30,11 +32,15 @@ class TaskContext:
         memory_total: int | None = None,
         send: Send | None = None,
         shelf: Shelf | None = None,
+        model: ModelSource | None = None,
+        resident: dict[str, Any] | None = None,
     ) -> None:
         self.task_id = task_id
         self.device_type = device_type
         self.memory_total = memory_total
         self.shelf = shelf or Shelf()
+        self.model = model
+        self.resident: dict[str, Any] = {} if resident is None else resident
         self._send = send
         self._progress: dict[str, Any] | None = None
         self._sent_at = float("-inf")
@@ -51,6 +57,11 @@ class TaskContext:
             self._send("progress", self._progress)
             self._sent_at = time.monotonic()
         self._progress = None
+
+    def token(self, text: str) -> None:
+        """Send a piece of generated text, at once: somebody reads along."""
+        if text and self._send is not None:
+            self._send("token", {"text": text})
 
     def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
         """Show a MIME bundle where the task is watched, after everything printed so far."""

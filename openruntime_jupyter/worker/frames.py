@@ -12,7 +12,7 @@ import struct
 from enum import IntEnum
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADER = struct.Struct("!BIIQ")
 
 INLINE_PAYLOAD = 1 << 20
@@ -38,6 +38,7 @@ class Kind(IntEnum):
     RAISED = 12
     PROGRESS = 13
     DISPLAY = 14
+    TOKEN = 15
 
 
 class BrokenFrame(Exception):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
 from openruntime_jupyter.worker import restore, tracebacks
 from openruntime_jupyter.worker.blas import Blas
@@ -22,6 +23,10 @@ from openruntime_jupyter.worker.shelf import Shelf
 
 if TYPE_CHECKING:
     from openruntime_jupyter.operations.base import Result
+
+
+WITHOUT_PLACE = {"progress": Kind.PROGRESS, "token": Kind.TOKEN}
+"""What is not shown between the lines that a task prints."""
 
 
 class Runner:
@@ -38,13 +43,13 @@ class Runner:
         self._threads = 0
         self._device: tuple[str, int] | None = None
         self._shelf = Shelf()
+        self._kept: dict[str, Any] = {}
 
     def run(self, body: dict[str, Any]) -> None:
         """Run the task of a `RUN` frame, answer, and clean up behind it."""
         task_id = body["task_id"]
         self._prepare(body)
         self._shelf = Shelf(body.get("arrays"))
-        modules = len(sys.modules)
         modules = len(sys.modules)
         started = time.perf_counter()
         result: Result | None = None
@@ -62,7 +67,13 @@ class Runner:
                 _finish_computing()
         # An import that was interrupted leaves half of a package behind, which no later task must meet.
         spent = self._guard.delivered and len(sys.modules) != modules
-        figures = {"task_id": task_id, "execution_time": time.perf_counter() - started, "spent": spent, **self._memory()}
+        figures = {
+            "task_id": task_id,
+            "execution_time": time.perf_counter() - started,
+            "spent": spent,
+            "keeps": bool(self._kept),
+            **self._memory(),
+        }
         restore.flush_output()
         if error is None and result is not None:
             error = self._answer(result, figures, body)
@@ -90,10 +101,11 @@ class Runner:
 
     def _operate(self, body: dict[str, Any]) -> Result:
         from openruntime_jupyter.operations.arrays import references
-        from openruntime_jupyter.operations.base import Result
+        from openruntime_jupyter.operations.base import ModelParameters, Result
         from openruntime_jupyter.operations.registry import operation
 
-        context = TaskContext(body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf)
+        model = ModelSource(**body["model"]) if body.get("model") else None
+        context = TaskContext(body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf, model, self._kept)
         set_current(context)
         parameters = body.get("parameters")
         if parameters is None:
@@ -108,6 +120,8 @@ class Runner:
                 raise NoBackend(advice)
             sys.stderr.write(f"{advice}\n")  # the caller's own code may do without MLX
         checked = kind.validate(parameters)
+        if model is not None and isinstance(checked, ModelParameters):
+            checked.use(model)
         for named in references(checked):
             layout = self._shelf.layout(named.array)
             named.resolve(layout.shape, layout.dtype, layout.nbytes)
@@ -120,8 +134,8 @@ class Runner:
         if len(message) > MAX_DISPLAY_JSON:
             text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
             message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
-        if kind == "progress":
-            self._channel.send(Kind.PROGRESS, message)
+        if kind in WITHOUT_PLACE:
+            self._channel.send(WITHOUT_PLACE[kind], message)
             return
         with self._guard.shielded():
             restore.flush_output()

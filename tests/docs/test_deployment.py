@@ -19,7 +19,8 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_tex
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 TABLE = PAGE.split("## Settings", 1)[1].split("## ", 1)[0]
 DISK = PAGE.split("## What lies on disk", 1)[1].split("## ", 1)[0]
-IN_WORDS = {"": "empty", None: "`locks` in `data_dir`"}
+IN_WORDS = {"": "empty", (): "none"}
+FOLDERS = {"device_lock_dir": "`locks` in `data_dir`", "models_dir": "`models` in `data_dir`"}
 
 
 SETTINGS = [field for field in fields(Settings) if field.name not in NO_TRAIT]
@@ -40,7 +41,7 @@ def test_a_default_in_the_table_is_the_one_in_the_code(field: Field[object]) -> 
     if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
         assert float(shown.replace(" ", "")) == field.default
     else:
-        assert shown == IN_WORDS.get(field.default, f"`{field.default}`")  # type: ignore[call-overload]
+        assert shown == FOLDERS.get(field.name, IN_WORDS.get(field.default, f"`{field.default}`"))  # type: ignore[call-overload]
 
 
 def test_what_lies_on_disk_is_what_the_page_lists(tmp_path: Path) -> None:

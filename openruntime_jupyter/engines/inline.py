@@ -1,0 +1,119 @@
+"""The inline engine: coroutines on the runtime's own loop, for work that waits for others rather than computes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from openruntime_jupyter.engines.base import (
+    Completed,
+    DeviceReport,
+    Died,
+    Figures,
+    Job,
+    Observer,
+    Outcome,
+    Raised,
+    Stage,
+    Stopped,
+    StopReason,
+)
+from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.models import Failure, FailureKind
+
+log = logging.getLogger(__name__)
+
+LANE = "remote"
+"""The lane of this engine: it computes nothing here, so it is no device."""
+
+REPORT = DeviceReport(type="remote", index=0, name="remote models", memory=None, capabilities=(), mlx_version="")
+
+
+class InlineContext:
+    """What a coroutine is given while it runs."""
+
+    def __init__(self, task_id: str, observer: Observer) -> None:
+        self.task_id = task_id
+        self._observer = observer
+
+    def token(self, text: str) -> None:
+        """Tell a piece of generated text."""
+        if text:
+            self._observer.generated(text)
+
+    def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
+        """Say how far it is."""
+        self._observer.progressed({"n": n, "total": total, "message": message})
+
+
+Runner = Callable[[dict[str, Any], InlineContext], Awaitable[dict[str, Any]]]
+"""Does the work of an operation: parameters in, JSON-able output out. It is cancelled as any coroutine is."""
+
+
+class InlineEngine:
+    """Runs each operation of `runners`. A coroutine that ignores its cancel is cancelled again every `grace` seconds."""
+
+    def __init__(self, runners: Mapping[str, Runner], grace: float = 0.5) -> None:
+        self._runners = runners
+        self._grace = grace
+        self._running: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._reasons: dict[str, StopReason] = {}
+        self._stopping = False
+
+    async def stop(self, deadline: float) -> None:
+        """Cancel what runs, and wait for its end."""
+        self._stopping = True
+        for task_id in tuple(self._running):
+            self.halt(task_id, StopReason.ENDED)
+        if self._running:
+            await asyncio.wait(set(self._running.values()), timeout=deadline)
+
+    async def run(self, job: Job, observer: Observer) -> Outcome:
+        """Run the coroutine to its end."""
+        if self._stopping:
+            return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
+        runner = self._runners.get(job.operation)
+        if runner is None:
+            message = f"Nothing here runs the operation {job.operation!r}: it belongs to another release of openruntime-jupyter."
+            return Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False)
+        observer.started(LANE)
+        began = time.perf_counter()
+        task = asyncio.ensure_future(runner(json.loads(job.parameters), InlineContext(job.task_id, observer)))
+        self._running[job.task_id] = task
+        try:
+            await asyncio.wait({task})
+            return self._outcome(task, job, Figures(time.perf_counter() - began))
+        finally:
+            task.cancel()
+            del self._running[job.task_id]
+            self._reasons.pop(job.task_id, None)
+
+    def _outcome(self, task: asyncio.Future[dict[str, Any]], job: Job, figures: Figures) -> Outcome:
+        if task.cancelled():
+            return Stopped(self._reasons.get(job.task_id, StopReason.ENDED), Stage.INTERRUPT, figures)
+        problem = task.exception()
+        if problem is None:
+            return Completed(task.result(), figures)
+        kind = type(problem).__name__
+        if isinstance(problem, OpenRuntimeError):
+            message = str(problem)
+        else:
+            log.error("%s failed", job.task_id, exc_info=problem)
+            message = f"{kind}: {problem}. This is a fault in openruntime; the log has the traceback."
+        return Raised(Failure(kind=FailureKind.RAISED, message=message, type=kind), figures)
+
+    def halt(self, task_id: str, reason: StopReason) -> None:
+        """Cancel the coroutine."""
+        if task_id in self._running and task_id not in self._reasons:
+            self._reasons[task_id] = reason
+            self._cancel(task_id)
+
+    def _cancel(self, task_id: str) -> None:
+        task = self._running.get(task_id)
+        if task is not None:
+            task.cancel()
+            asyncio.get_running_loop().call_later(self._grace, self._cancel, task_id)

@@ -1,0 +1,152 @@
+"""Workers that each keep one model between its tasks: idle they hold no slot, only memory, until something else needs it.
+
+To unload a model is to end its worker: that alone gives back all of its memory for certain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from openruntime_jupyter.ai_models import ModelSource
+from openruntime_jupyter.engines.base import Job, ModelReport, ModelUse
+from openruntime_jupyter.engines.worker_process import WorkerProcess
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """One of them; `task_id` is what it is busy with."""
+
+    worker: WorkerProcess
+    lane: str
+    use: ModelUse
+    task_id: str | None
+    idle_since: float = field(default_factory=time.monotonic)
+    timer: asyncio.TimerHandle | None = None
+    ending: bool = False
+
+
+class Residents:
+    """Which worker keeps what. `most` models stay idle at once; `grace` is how many seconds a worker has to leave."""
+
+    def __init__(self, most: int, grace: float, resident_bytes: Callable[[int], int | None]) -> None:
+        self._most = most
+        self._grace = grace
+        self._resident_bytes = resident_bytes
+        self._all: list[Resident] = []
+
+    def take(self, job: Job) -> WorkerProcess | None:
+        """The idle worker that keeps the job's model; None without one."""
+        assert job.model is not None
+        found = self._find(job.lane, job.model.source)
+        if found is None or found.task_id is not None:
+            return None
+        self._wake(found)
+        found.task_id, found.use = job.task_id, job.model
+        return found.worker
+
+    def adopt(self, job: Job, worker: WorkerProcess) -> None:
+        """This worker is the job's model's from now on."""
+        assert job.model is not None
+        resident = Resident(worker, job.lane, job.model, job.task_id)
+        self._all.append(resident)
+        worker.dead.add_done_callback(lambda _: self._gone(resident))
+        self._keep_bound(1)
+
+    def rest(self, job: Job, keeps: bool) -> None:
+        """The job is over; `keeps` says whether its worker still has the model."""
+        resident = next((each for each in self._all if each.task_id == job.task_id), None)
+        if resident is None:
+            return
+        resident.task_id, resident.idle_since = None, time.monotonic()
+        if not keeps or resident.use.keep_alive <= 0:
+            self._end(resident)
+            return
+        resident.timer = asyncio.get_running_loop().call_later(resident.use.keep_alive, self._end, resident)
+        self._keep_bound(0)
+
+    def lost(self, worker: WorkerProcess) -> None:
+        """The worker is being ended elsewhere."""
+        for resident in self._all:
+            if resident.worker is worker:
+                resident.task_id, resident.ending = None, True
+
+    def models(self) -> list[ModelReport]:
+        """What is kept now, the longest unused first."""
+        now = time.monotonic()
+        return [
+            ModelReport(
+                name=each.use.source.name,
+                lane=each.lane,
+                state="busy" if each.task_id is not None else "idle",
+                resident=self._resident_bytes(each.worker.pid),
+                keep_alive=each.use.keep_alive,
+                idle_seconds=None if each.task_id is not None else now - each.idle_since,
+                task_id=each.task_id,
+            )
+            for each in sorted(self._living(), key=lambda each: each.idle_since)
+        ]
+
+    def holds(self, lane: str, model: ModelSource) -> int:
+        """Bytes of the worker that keeps this model; 0 where none does."""
+        found = self._find(lane, model)
+        return (self._resident_bytes(found.worker.pid) or 0) if found is not None else 0
+
+    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
+        """Begin to unload the one idle for longest; while one is leaving already, that one's name."""
+        leaving = next((each for each in self._all if each.ending and each.lane == lane), None)
+        if leaving is not None:
+            return leaving.use.source.name
+        idle = [each for each in self._idle() if each.lane == lane and each.use.source != keep]
+        if not idle:
+            return None
+        self._end(idle[0])
+        return idle[0].use.source.name
+
+    async def unload(self, name: str | None) -> list[str]:
+        """End the idle ones of that name, or all, and wait until their processes are gone."""
+        chosen = [each for each in self._idle() if name is None or each.use.source.name == name]
+        for resident in chosen:
+            self._end(resident)
+        if chosen:
+            await asyncio.wait([each.worker.dead for each in chosen])
+        return [each.use.source.name for each in chosen]
+
+    def close(self) -> None:
+        """Forget every time to end one: the engine ends all."""
+        for resident in self._all:
+            self._wake(resident)
+
+    def _living(self) -> list[Resident]:
+        return [each for each in self._all if not each.ending]
+
+    def _idle(self) -> list[Resident]:
+        return sorted((each for each in self._living() if each.task_id is None), key=lambda each: each.idle_since)
+
+    def _find(self, lane: str, model: ModelSource) -> Resident | None:
+        return next((each for each in self._living() if each.lane == lane and each.use.source == model), None)
+
+    def _keep_bound(self, coming: int) -> None:
+        idle = self._idle()
+        for resident in idle[: max(0, len(idle) + coming - max(self._most, coming))]:
+            self._end(resident)
+
+    def _wake(self, resident: Resident) -> None:
+        if resident.timer is not None:
+            resident.timer.cancel()
+            resident.timer = None
+
+    def _end(self, resident: Resident) -> None:
+        self._wake(resident)
+        if resident.ending:
+            return
+        resident.ending = True
+        resident.worker.leave()
+        asyncio.get_running_loop().call_later(self._grace, resident.worker.signal_group, signal.SIGKILL)
+
+    def _gone(self, resident: Resident) -> None:
+        self._wake(resident)
+        self._all.remove(resident)

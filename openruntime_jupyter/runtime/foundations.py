@@ -1,0 +1,51 @@
+"""What a runtime stands on: its folders, and the engine on this machine."""
+
+from __future__ import annotations
+
+from openruntime_jupyter.engines.base import Engine
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.errors import ModelNotFound, StorageUnavailable, TaskConflict
+from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.settings import Settings
+
+
+def make_folders(settings: Settings) -> None:
+    """Make them, readable by their owner alone; raises `StorageUnavailable`."""
+    try:
+        for folder in (settings.data_dir, settings.payloads, settings.temporary):
+            private_folder(folder)
+    except OSError as problem:
+        raise StorageUnavailable(
+            f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
+            "or choose another by OPENRUNTIME_DATA_DIR",
+            retry_after=60.0,
+        ) from problem
+
+
+def local_engine(settings: Settings, arrays: ArrayStore) -> LocalEngine:
+    """The engine that these settings ask for."""
+    return LocalEngine(
+        LocalOptions(
+            payloads=settings.payloads,
+            temporary=settings.temporary,
+            arrays=arrays,
+            blas=settings.blas,
+            cancel_grace=settings.cancel_grace,
+            idle_worker_seconds=settings.idle_worker_seconds,
+            start_timeout=settings.start_timeout,
+            max_models=settings.max_models,
+        )
+    )
+
+
+async def unload(engine: Engine, name: str | None) -> list[str]:
+    """`Engine.unload`; raises `TaskConflict` where the model answers a prompt now, and `ModelNotFound` where it is not in memory."""
+    unloaded = await engine.unload(name)
+    if name is None or unloaded:
+        return unloaded
+    busy = next((each.task_id for each in engine.models() if each.name == name and each.task_id is not None), None)
+    if busy is not None:
+        raise TaskConflict(f"The model {name} answers {busy} now: cancel that, or wait for its end")
+    there = ", ".join(each.name for each in engine.models()) or "none is"
+    raise ModelNotFound(f"The model {name} is not in memory: {there}")
