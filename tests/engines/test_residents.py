@@ -1,0 +1,220 @@
+"""Workers that keep a model: real processes, whose "model" is whatever their operation left in `context.resident`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import psutil
+import pytest
+
+from openruntime_jupyter.ai_models import ModelSource
+from openruntime_jupyter.engines.base import Completed, Died, Job, ModelUse, Raised, Stopped, StopReason
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from tests.runtimes import live, pickled, until
+
+LANE = "device_0"
+
+
+class Deaf:
+    """An observer that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.text = ""
+
+    def started(self, worker: str) -> None:
+        pass
+
+    def progressed(self, progress: dict[str, Any]) -> None:
+        self.begun.set()
+
+    def generated(self, text: str) -> None:
+        self.text += text
+
+    def printed(self, stream: str, text: str) -> None:
+        pass
+
+    def displayed(self, item: dict[str, Any]) -> None:
+        pass
+
+
+def answer(how: str) -> tuple[int, int]:
+    """A task of a model: loads it where it is not there, and says by how many tasks it was used, and where."""
+    import os
+    import time
+
+    from openruntime_jupyter.worker.context import current
+
+    context = current()
+    assert context is not None
+    assert context.model is not None
+    if how == "does not load":
+        raise ValueError("not a model")
+    context.resident["answers"] = context.resident.get("answers", 0) + 1
+    context.token(context.model.name)
+    if how == "for long":
+        context.progress(1)
+        time.sleep(600)
+    return context.resident["answers"], os.getpid()
+
+
+def source(name: str) -> ModelSource:
+    return ModelSource(name, f"/models/{name}", "mlx")
+
+
+@asynccontextmanager
+async def engine_in(folder: Path, most: int = 2) -> AsyncIterator[LocalEngine]:
+    engine = LocalEngine(LocalOptions(folder, folder, max_models=most))
+    await engine.start()
+    await engine.devices()
+    try:
+        yield engine
+    finally:
+        await engine.stop(5.0)
+
+
+_numbers = iter(range(1000))
+
+
+def job(model: str, how: str = "", keep_alive: float = 60.0) -> Job:
+    task_id = f"task_{next(_numbers)}"
+    parameters = json.dumps(pickled(answer, how)).encode()
+    return Job(task_id, "call", parameters, LANE, "cpu", 0, None, 1 << 40, 1, f"{task_id}.1", model=ModelUse(source(model), keep_alive))
+
+
+async def answered(engine: LocalEngine, model: str, **how: Any) -> tuple[int, int]:
+    outcome = await engine.run(job(model, **how), Deaf())
+    assert isinstance(outcome, Completed), outcome
+    assert outcome.payload is not None
+    found: tuple[int, int] = cloudpickle.loads(outcome.payload)
+    return found
+
+
+def names(engine: LocalEngine) -> list[str]:
+    return [model.name for model in engine.models()]
+
+
+def test_a_model_stays_in_its_worker_from_one_task_to_the_next(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            first, worker = await answered(engine, "a")
+            again, same = await answered(engine, "a")
+            assert (first, again) == (1, 2)
+            assert worker == same
+            (report,) = engine.models()
+            assert (report.name, report.state, report.lane) == ("a", "idle", LANE)
+            assert report.resident
+            assert report.idle_seconds is not None
+            assert engine.holds(LANE, source("a")) == report.resident
+            assert engine.holds(LANE, source("b")) == 0
+
+    live(body())
+
+
+def test_each_model_has_a_worker_of_its_own_and_other_tasks_another(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            _, first = await answered(engine, "a")
+            _, second = await answered(engine, "b")
+            plain = Job("task_x", "python", b'{"code": "import os; os.getpid()"}', LANE, "cpu", 0, None, 1 << 40, 1, "task_x.1")
+            outcome = await engine.run(plain, Deaf())
+            assert isinstance(outcome, Completed)
+            assert len({first, second, int(outcome.output["value"])}) == 3
+
+    live(body())
+
+
+def test_the_model_unused_for_longest_goes_where_there_are_too_many(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path, most=2) as engine:
+            for model in ("a", "b", "a", "c"):
+                await answered(engine, model)
+            assert names(engine) == ["a", "c"]
+
+    live(body())
+
+
+def test_a_model_leaves_after_its_keep_alive(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            _, at_once = await answered(engine, "a", keep_alive=0.0)
+            _, soon = await answered(engine, "b", keep_alive=0.2)
+            await until(lambda: not psutil.pid_exists(at_once) and not psutil.pid_exists(soon), what="the end of both workers")
+            assert names(engine) == []
+
+    live(body())
+
+
+def test_a_model_is_unloaded_when_its_worker_is_gone(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            _, worker = await answered(engine, "a")
+            assert await engine.unload("b") == []
+            assert await engine.unload(None) == ["a"]
+            assert not psutil.pid_exists(worker)
+            assert (await answered(engine, "a"))[0] == 1
+
+    live(body())
+
+
+def test_room_is_made_by_one_idle_model_at_a_time_and_never_by_the_one_that_is_wanted(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            for model in ("a", "b"):
+                await answered(engine, model)
+            assert engine.make_room(LANE, source("a")) == "b"
+            assert engine.make_room(LANE, source("a")) == "b", "it has not left yet"
+            await until(lambda: engine.make_room(LANE, source("a")) is None, what="the end of b")
+            assert names(engine) == ["a"]
+
+    live(body())
+
+
+def test_a_cancelled_task_leaves_the_model_where_it_is(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            _, worker = await answered(engine, "a")
+            long, deaf = job("a", "for long"), Deaf()
+            running = asyncio.ensure_future(engine.run(long, deaf))
+            await deaf.begun.wait()
+            assert deaf.text == "a"
+            assert engine.models()[0].task_id == long.task_id
+            assert engine.make_room(LANE, None) is None, "it is busy"
+            engine.halt(long.task_id, StopReason.CANCELLED)
+            assert isinstance(await running, Stopped)
+            assert await answered(engine, "a") == (3, worker)
+
+    live(body())
+
+
+def test_a_worker_that_dies_takes_its_model_along_and_the_next_task_loads_it_again(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            _, worker = await answered(engine, "a")
+            await answered(engine, "b")
+            deaf = Deaf()
+            running = asyncio.ensure_future(engine.run(job("a", "for long"), deaf))
+            await deaf.begun.wait()
+            psutil.Process(worker).kill()
+            assert isinstance(await running, Died)
+            assert (await answered(engine, "b"))[0] == 2
+            assert (await answered(engine, "a"))[0] == 1
+
+    live(body())
+
+
+@pytest.mark.parametrize("how", ["does not load"])
+def test_a_worker_without_its_model_does_not_stay(tmp_path: Path, how: str) -> None:
+    async def body() -> None:
+        async with engine_in(tmp_path) as engine:
+            outcome = await engine.run(job("a", how), Deaf())
+            assert isinstance(outcome, Raised)
+            assert names(engine) == []
+
+    live(body())
