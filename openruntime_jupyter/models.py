@@ -305,6 +305,26 @@ class Device(Wire):
     advice: str | None = Field(None, description="What would make it work, or work faster.")
 
 
+class Worker(Wire):
+    """A worker process, and what it has done since it started."""
+
+    id: str
+    device: str | None = Field(None, description="The id of the device that it computes on; null before that is known.")
+    state: Literal["starting", "idle", "busy"]
+    interpreter: str = Field(description="The Python that it runs.")
+    started_at: Timestamp
+    task_id: str | None = Field(None, description="What it runs now.")
+    model: str | None = Field(None, description="The model that it keeps in memory.")
+    tasks: int = Field(description="How many tasks it has ended.")
+    device_time_s: float = Field(description="Seconds that tasks held it, all together.")
+    resident_bytes: int | None = Field(None, description="Its memory now; null where that can't be read.")
+    resident_peak_bytes: int | None = Field(None, description="The largest seen.")
+    mlx_peak_bytes: int | None = Field(None, description="The peak of MLX's own allocations; null before its first task.")
+    gpu_utilization: float | None = Field(
+        None, description="Percent: the mean of its GPU's utilisation over those of its tasks that could be metered; null without one."
+    )
+
+
 class Metrics(Wire):
     """The figures of now."""
 

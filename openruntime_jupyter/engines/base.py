@@ -164,10 +164,19 @@ WorkerState = Literal["starting", "idle", "busy"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """A worker as it is now; `resident` is its memory in bytes, None where that can't be read."""
+    """A worker as it is now: `resident` is its memory in bytes, None where that can't be read; `started` in seconds since the epoch.
 
+    `lane` is None before it is known what it is for, `task_id` while it runs none.
+    """
+
+    name: str
     state: WorkerState
     resident: int | None
+    started: float
+    interpreter: str
+    lane: str | None = None
+    task_id: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

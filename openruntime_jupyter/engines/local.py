@@ -277,10 +277,18 @@ class LocalEngine:
 
     def workers(self) -> list[WorkerReport]:
         """The workers that live now."""
-        busy = {id(attempt.worker) for attempt in self._attempts.values()}
+        busy = {id(attempt.worker): attempt.job.task_id for attempt in self._attempts.values()}
+        models = {id(worker): name for worker, name in self._residents.workers()}
         return [
             WorkerReport(
-                state="busy" if id(worker) in busy else "idle" if worker.hello.done() else "starting", resident=resident_bytes(worker.pid)
+                name=worker.name,
+                state="busy" if id(worker) in busy else "idle" if worker.hello.done() else "starting",
+                resident=resident_bytes(worker.pid),
+                started=worker.started,
+                interpreter=worker.interpreter,
+                lane=worker.lane,
+                task_id=busy.get(id(worker)),
+                model=models.get(id(worker)),
             )
             for worker in self._workers
             if not worker.dead.done()
@@ -305,7 +313,7 @@ class LocalEngine:
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)
         if key not in self._pools:
-            self._pools[key] = Pool(interpreter, self._start_worker, self._options.start_timeout)
+            self._pools[key] = Pool(lane, interpreter, self._start_worker, self._options.start_timeout)
         return self._pools[key]
 
     def _start_worker(self, interpreter: str, warm: frozenset[str]) -> WorkerProcess:

@@ -19,7 +19,8 @@ Start = Callable[[str, "frozenset[str]"], WorkerProcess]
 class Pool:
     """Hands out workers that have said hello. `start(interpreter, warm)` begins a new one."""
 
-    def __init__(self, interpreter: str, start: Start, start_timeout: float) -> None:
+    def __init__(self, lane: str, interpreter: str, start: Start, start_timeout: float) -> None:
+        self.lane = lane
         self.interpreter = interpreter
         self.used: set[str] = set()
         """Operations that were asked for here, for new workers to warm up."""
@@ -33,6 +34,7 @@ class Pool:
 
     def adopt(self, worker: WorkerProcess) -> None:
         """Take a worker that said hello elsewhere."""
+        worker.lane = self.lane
         self.give_back(worker)
 
     def take_idle(self) -> WorkerProcess | None:
@@ -83,6 +85,7 @@ class Pool:
     async def _start_one(self) -> None:
         try:
             worker = self._start(self.interpreter, frozenset(self.used))
+            worker.lane = self.lane
             try:
                 await asyncio.wait_for(asyncio.shield(worker.hello), self._start_timeout)
             except asyncio.TimeoutError:

@@ -90,6 +90,10 @@ class Residents:
             for each in sorted(self._living(), key=lambda each: each.idle_since)
         ]
 
+    def workers(self) -> list[tuple[WorkerProcess, str]]:
+        """Each worker that keeps a model, and the model's name."""
+        return [(each.worker, each.use.source.name) for each in self._all]
+
     def holds(self, lane: str, model: ModelSource) -> int:
         """Bytes of the worker that keeps this model; 0 where none does."""
         found = self._find(lane, model)

@@ -103,6 +103,9 @@ class WorkerProcess:
         self.interpreter = interpreter
         self.generation = generation
         self.name = f"worker_{generation}"
+        self.started = time.time()
+        self.lane: str | None = None
+        """What it was handed out for, or kept for."""
         self.idle_since = time.monotonic()
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from openruntime_jupyter.engines.base import Engine
 from openruntime_jupyter.errors import MemoryRefused, gigabytes
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.lane import Blocked, Lane
 from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.probes.base import NOTHING, GpuFigures
 
 
 class Admission:
-    """Judges by what operations estimate, and by what the engine's workers hold already."""
+    """Judges by what operations estimate, and by what the engine's workers hold already. `gpu(device)` tells a GPU's figures."""
 
-    def __init__(self, machine: Machine, engine: Engine) -> None:
+    def __init__(self, machine: Machine, engine: Engine, gpu: Callable[[str], GpuFigures] = lambda device: NOTHING) -> None:
         self._machine = machine
         self._engine = engine
+        self._gpu = gpu
 
     def machine_total(self) -> int:
         """The machine's memory in bytes."""
@@ -31,10 +35,18 @@ class Admission:
     def free(self, lane: Lane) -> int:
         """Bytes left on the device, without what running tasks are still going to take."""
         left = self._machine.memory().available if _shares_memory(lane) else self.total(lane)
+        seen = None if _shares_memory(lane) else self._seen_free(lane)
         for entry in lane.running.values():
             if entry.needs is not None:
                 left -= max(0, entry.needs - (self._engine.resident(entry.task_id) or 0) if _shares_memory(lane) else entry.needs)
-        return max(0, left)
+        return max(0, left if seen is None else min(left, seen))
+
+    def _seen_free(self, lane: Lane) -> int | None:
+        """What the driver says is free, other programs' use counted in; None where it can't be read."""
+        figures = self._gpu(lane.id)
+        if figures.memory_total is None or figures.memory_used is None:
+            return None
+        return figures.memory_total - figures.memory_used
 
     def check(self, needs: int | None, lane: Lane) -> None:
         """Raise `MemoryRefused` with both figures for what can never fit."""

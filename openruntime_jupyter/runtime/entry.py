@@ -62,6 +62,8 @@ class Entry:
     arrays: tuple[str, ...] = ()
     """Ids of those that the parameters name."""
     model: ModelUse | None = None
+    worker: str | None = None
+    """Who has it, or had it last."""
     tokens: TokenLog | None = None
     """What a model has written so far, where one answers it."""
     submitted: float = field(default_factory=time.time)

@@ -13,7 +13,7 @@ from openruntime_jupyter.runtime.chronicle import Chronicle
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.probes.base import Gpu
+from openruntime_jupyter.runtime.probes.base import NOTHING, Gpu, GpuFigures
 from openruntime_jupyter.runtime.probes.meters import Meters
 from openruntime_jupyter.runtime.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
@@ -58,6 +58,12 @@ class Instruments:
         self._bus.on_watch = self._watch
         self._sampler.start()
         self._tell()
+
+    def fresh(self, device: str, seconds: float = 1.0) -> GpuFigures:
+        """The figures of a GPU as they were `seconds` ago at most, or else as they were last seen while new ones are asked for."""
+        if time.monotonic() - self.latest.taken > seconds:
+            self._sampler.refresh()
+        return self.latest.gpus.get(device, NOTHING)
 
     def look_at(self, gpus: Sequence[Gpu]) -> None:
         """Read these GPUs too."""

@@ -58,6 +58,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
 from openruntime_jupyter.runtime.tokens import TokenPiece
 from openruntime_jupyter.runtime.turns import Turns
+from openruntime_jupyter.runtime.workforce import Workforce
 
 __all__ = ["Caller", "Runtime"]
 
@@ -94,8 +95,9 @@ class Runtime:
         make_folders(self.settings)
         if self._engine is None:
             self._engine = local_engine(self.settings, self.arrays)
-        self._admission = Admission(self._machine, self._engine)
         self.instruments = Instruments(self.settings, self._machine, self.history, self.bus, self.metrics, self._engine.workers)
+        self._admission = Admission(self._machine, self._engine, self.instruments.fresh)
+        self.workforce = Workforce(self._engine)
         self._recorder = Recorder(self.settings, self.history, self.bus, self.instruments.tally)
         self._inquiry = Inquiry(self._recorder, self.history)
         self._turns = Turns(self.settings, self.id)
@@ -107,6 +109,7 @@ class Runtime:
             self._recorder.keep_payload,
             self._recorder,
             self.instruments.meters,
+            self.workforce,
             self.arrays,
         )
         self._intake = Intake(

@@ -50,6 +50,7 @@ class Sampler:
         self._probes = Probes()
         self._watched = False
         self._settled = False
+        self._asked = False
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="openruntime-sampler", daemon=True)
@@ -71,6 +72,11 @@ class Sampler:
         if watched and not self._watched:
             self._wake.set()
         self._watched = watched
+
+    def refresh(self) -> None:
+        """Take a sample soon, whether or not somebody watches."""
+        self._asked = True
+        self._wake.set()
 
     def look_at(self, gpus: Sequence[Gpu]) -> None:
         """Read these GPUs too. Their probes are opened on the sampler's thread, since a driver may take seconds to wake up."""
@@ -116,7 +122,8 @@ class Sampler:
         if not self._settled:  # the first sample came too soon to tell a load
             self._settled = True
             return True
-        if self._watched or self._meters.busy:
+        if self._asked or self._watched or self._meters.busy:
+            self._asked = False
             return True
         return time.monotonic() - self.latest.taken >= 0.95 * self._idle_interval  # a wait may end a little early
 

@@ -8,11 +8,10 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
 
 from openruntime_jupyter.engines.base import Completed, Died, Job, Outcome, Raised, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
-from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
+from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
 from openruntime_jupyter.models import Payload as PayloadInfo
 from openruntime_jupyter.runtime import endings
 from openruntime_jupyter.runtime.admission import Admission
@@ -20,11 +19,11 @@ from openruntime_jupyter.runtime.array_records import result_name
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.lane import Lane
-from openruntime_jupyter.runtime.output import Stream
 from openruntime_jupyter.runtime.probes.meters import Meters
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.tokens import TokenPiece
 from openruntime_jupyter.runtime.turns import Turns
+from openruntime_jupyter.runtime.watcher import News, Watcher
+from openruntime_jupyter.runtime.workforce import Workforce
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +33,6 @@ MEMORY_POLL = 0.25
 """Seconds between looks at the free memory while a task waits for it."""
 
 PayloadSink = Callable[[Entry, Completed], None]
-
-
-class News(Protocol):
-    """Hears what running tasks say."""
-
-    def progressed(self, entry: Entry) -> None:
-        """It said how far it is."""
-
-    def generated(self, entry: Entry, piece: TokenPiece) -> None:
-        """A model wrote some text for it."""
 
 
 class Scheduler:
@@ -58,6 +47,7 @@ class Scheduler:
         payload: PayloadSink,
         news: News,
         meters: Meters,
+        workforce: Workforce,
         arrays: ArrayStore,
     ) -> None:
         self.lanes: dict[str, Lane] = {}
@@ -71,6 +61,7 @@ class Scheduler:
         self._payload = payload
         self._news = news
         self._meters = meters
+        self._workforce = workforce
         self._arrays = arrays
         self._slots: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -221,7 +212,7 @@ class Scheduler:
         await self._conclude(entry, outcome)
 
     async def _run(self, entry: Entry) -> Outcome:
-        watcher = _Watcher(entry, self._news, self._meters)
+        watcher = Watcher(entry, self._news, self._meters)
         try:
             return await entry.lane.engine.run(self._job(entry), watcher)
         finally:
@@ -306,6 +297,8 @@ class Scheduler:
         figures = outcome.figures
         ran = entry.execution_time or 0.0
         measured = self._meters.end(entry.task_id)
+        if entry.worker is not None:
+            self._workforce.ran(entry.worker, ran, figures, measured)
         has_gpu = any(lane.device.type == "gpu" for lane in self.lanes.values())
         entry.metrics = PerformanceMetrics.model_construct(
             execution_time_ms=round(1000 * ran, 3),
@@ -327,57 +320,6 @@ class Scheduler:
         if not entry.done.done():
             entry.done.set_result(None)
         entry.news.set()
-
-
-class _Watcher:
-    """Hears what a running task says."""
-
-    def __init__(self, entry: Entry, news: News, meters: Meters) -> None:
-        self._entry = entry
-        self._news = news
-        self._meters = meters
-        self._timer: asyncio.TimerHandle | None = None
-
-    def started(self, worker: str) -> None:
-        """The time of running counts from here."""
-        entry = self._entry
-        entry.started, entry.started_mono = time.time(), time.monotonic()
-        if entry.lane.device.type == "gpu":
-            self._meters.begin(entry.task_id, entry.lane.id)
-        if entry.timeout is not None:
-            self._timer = asyncio.get_running_loop().call_later(entry.timeout, entry.lane.engine.halt, entry.task_id, StopReason.TIMED_OUT)
-        if entry.stop_reason is not None:
-            entry.lane.engine.halt(entry.task_id, entry.stop_reason)
-
-    def close(self) -> None:
-        """The attempt is over, and its time-out with it."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def progressed(self, progress: dict[str, Any]) -> None:
-        """Add what is left, from the pace so far."""
-        entry = self._entry
-        n, total = progress["n"], progress.get("total")
-        remaining = None
-        if total and n and entry.started_mono is not None and n <= total:
-            remaining = (time.monotonic() - entry.started_mono) * (total - n) / n
-        entry.progress = Progress.model_construct(n=n, total=total, message=progress.get("message"), remaining=remaining)
-        self._news.progressed(entry)
-
-    def printed(self, stream: Stream, text: str) -> None:
-        """Keep it in order."""
-        self._entry.output.print(stream, text)
-
-    def displayed(self, item: dict[str, Any]) -> None:
-        """Keep it in order."""
-        self._entry.output.display(item)
-
-    def generated(self, text: str) -> None:
-        """Tell it at once, and keep it as output, which outlives the runtime."""
-        entry = self._entry
-        if entry.tokens is not None:
-            self._news.generated(entry, entry.tokens.add(text))
-        entry.output.print("stdout", text)
 
 
 def _tell_crash(task: asyncio.Task[None]) -> None:

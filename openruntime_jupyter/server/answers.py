@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from openruntime_jupyter.models import Device, OperationInfo, Task, Timestamp, Wire
+from openruntime_jupyter.models import Device, OperationInfo, Task, Timestamp, Wire, Worker
 from openruntime_jupyter.runtime.batch import MOST_IN_BATCH
 
 
@@ -22,6 +22,12 @@ class DeviceList(Wire):
     """`GET /devices`."""
 
     devices: list[Device] = Field(description="GPUs first.")
+
+
+class WorkerList(Wire):
+    """`GET /workers`."""
+
+    workers: list[Worker] = Field(description="The oldest first.")
 
 
 class OperationList(Wire):

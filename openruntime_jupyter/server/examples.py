@@ -81,6 +81,23 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             "finished": True,
         }
     ],
+    models.Worker: [
+        {
+            "id": "worker_2",
+            "device": "device_0",
+            "state": "busy",
+            "interpreter": "/usr/bin/python3",
+            "started_at": NOW,
+            "task_id": TASK["task_id"],
+            "model": None,
+            "tasks": 12,
+            "device_time_s": 7.25,
+            "resident_bytes": 151_000_000,
+            "resident_peak_bytes": 312_000_000,
+            "mlx_peak_bytes": 96_000_000,
+            "gpu_utilization": None,
+        }
+    ],
     models.SystemMetrics: [{**METRICS, "uptime": "2h 15m", "timestamp": NOW}],
     models.Health: [
         {

@@ -7,7 +7,7 @@ from tornado import web
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.models import Health
-from openruntime_jupyter.server.answers import DeviceList, OperationList, ServiceInfo
+from openruntime_jupyter.server.answers import DeviceList, OperationList, ServiceInfo, WorkerList
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import described
 
@@ -45,6 +45,18 @@ class DevicesHandler(Handler):
         """Everything MLX computes on here."""
         runtime = await self.runtime()
         self.reply({"devices": runtime.devices()})
+
+
+class WorkersHandler(Handler):
+    """`GET /workers`."""
+
+    @described("The service", WorkerList)
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """The worker processes that there are, with what each has done."""
+        runtime = await self.runtime()
+        self.reply({"workers": runtime.workforce.report()})
 
 
 class OperationsHandler(Handler):

@@ -15,6 +15,7 @@ from openruntime_jupyter.server.handlers_system import (
     NotFoundHandler,
     OperationsHandler,
     RootHandler,
+    WorkersHandler,
 )
 from openruntime_jupyter.server.handlers_tasks import EnhancedTasksHandler, TaskHandler, TasksHandler
 from openruntime_jupyter.server.websocket import EventsSocket
@@ -27,6 +28,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/metrics", MetricsHandler),
     ("/metrics/history", MetricsHistoryHandler),
     ("/devices", DevicesHandler),
+    ("/workers", WorkersHandler),
     ("/operations", OperationsHandler),
     ("/tasks", TasksHandler),
     ("/tasks/batch", BatchHandler),

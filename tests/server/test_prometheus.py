@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from openruntime_jupyter.engines.base import WorkerReport
+from openruntime_jupyter.engines.base import WorkerReport, WorkerState
 from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.machine import Memory
@@ -60,6 +60,10 @@ CPU = Device(
 )
 
 
+def report(state: WorkerState, resident: int | None) -> WorkerReport:
+    return WorkerReport("worker_1", state, resident, 0.0, "python")
+
+
 @pytest.fixture
 def runtime() -> Iterator[Any]:
     """As much of a runtime as a scrape asks: one with a GPU, that a machine of tests has not."""
@@ -75,7 +79,7 @@ def runtime() -> Iterator[Any]:
         metrics=lambda: SimpleNamespace(active_tasks=1, pending_tasks=7, cpu_utilization=12.5),
         memory=lambda: Memory(1000, 400),
         devices=lambda: [GPU, CPU],
-        workers=lambda: [WorkerReport("idle", 100), WorkerReport("busy", 250), WorkerReport("starting", None)],
+        workers=lambda: [report("idle", 100), report("busy", 250), report("starting", None)],
     )
 
 

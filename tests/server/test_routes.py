@@ -29,6 +29,7 @@ EXPECTED = {
     "GET /metrics/history": 200,
     "GET /devices": 200,
     "GET /operations": 200,
+    "GET /workers": 200,
     "GET /tasks": 200,
     "GET /tasks/enhanced": 200,
     "POST /tasks": 400,

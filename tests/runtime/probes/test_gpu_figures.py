@@ -178,15 +178,58 @@ def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml,
     assert threading.get_ident() not in threads
 
 
-def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Machine, "memory", lambda self: Memory(36 * GIB, 7 * GIB))
     report = DeviceReport("gpu", 0, "Apple M3 Pro", 24 * GIB, ("metal", "mlx", "unified_memory"), "0.32")
-    lane = Lane("device_0", report, 1, 30.0)
-    admission = Admission(Machine(list), lambda task_id: None)
+    engine = LocalEngine(LocalOptions(tmp_path, tmp_path))
+    lane = Lane("device_0", report, 1, 30.0, engine)
+    admission = Admission(Machine(list), engine)
     sample = Sample(gpus={"device_0": GpuFigures(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
     (device,) = reports.devices([lane], admission, sample)
     assert (device.memory_total, device.memory_available) == (24 * GIB, 7 * GIB)
     assert device.utilization == 16.0
+
+
+def test_a_task_waits_while_other_programs_hold_the_gpus_memory(tmp_path: Path, nvml: FakeNvml) -> None:
+    nvml.gpus[0].used = 20 * GIB
+
+    async def body() -> None:
+        async with runtime_with_gpus(tmp_path) as runtime:
+            await until(lambda: runtime.instruments._sampler.latest.gpus, 10, "the first figures")
+            size = int((10 * GIB / 4 / 3) ** 0.5)  # three float32 matrices of it
+            waiting = await submit(runtime, "matrix_multiply", {"size": size, "iterations": 1}, wait=False)
+
+            async def told() -> bool:
+                return "are free" in ((await runtime.get(waiting)).waiting_for or "")
+
+            await until(told, 10, "what it waits for")
+            assert "4.29 GB are free" in ((await runtime.get(waiting)).waiting_for or "")
+            await runtime.cancel(waiting)
+            nvml.gpus[0].used = 6 * GIB
+            small = await ended(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
+            assert small.status == "completed"
+
+    live(body())
+
+
+def test_workers_are_told_of_with_what_they_have_done(tmp_path: Path, nvml: FakeNvml) -> None:
+    async def body() -> None:
+        async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
+            await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
+            await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
+            (worker,) = [worker for worker in runtime.workforce.report() if worker.tasks]
+            assert (worker.device, worker.state, worker.task_id, worker.tasks) == ("device_0", "idle", None, 2)
+            assert 1.65 <= worker.device_time_s < 10
+            assert worker.gpu_utilization == 87.0, "of the task that could be metered"
+            assert worker.resident_bytes
+            assert worker.resident_peak_bytes
+            assert worker.resident_peak_bytes >= worker.resident_bytes
+            assert worker.mlx_peak_bytes is not None
+            assert worker.interpreter == sys.executable
+
+    live(body())
 
 
 def test_the_schema_says_of_absent_figures_that_they_are_numbers_and_may_be_missing() -> None:

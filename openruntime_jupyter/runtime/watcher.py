@@ -1,0 +1,76 @@
+"""What a running task says, on its way to those who want to know."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Protocol
+
+from openruntime_jupyter.engines.base import StopReason
+from openruntime_jupyter.models import Progress
+from openruntime_jupyter.runtime.entry import Entry
+from openruntime_jupyter.runtime.output import Stream
+from openruntime_jupyter.runtime.probes.meters import Meters
+from openruntime_jupyter.runtime.tokens import TokenPiece
+
+
+class News(Protocol):
+    """Hears what running tasks say."""
+
+    def progressed(self, entry: Entry) -> None:
+        """It said how far it is."""
+
+    def generated(self, entry: Entry, piece: TokenPiece) -> None:
+        """A model wrote some text for it."""
+
+
+class Watcher:
+    """Hears what a running task says."""
+
+    def __init__(self, entry: Entry, news: News, meters: Meters) -> None:
+        self._entry = entry
+        self._news = news
+        self._meters = meters
+        self._timer: asyncio.TimerHandle | None = None
+
+    def started(self, worker: str) -> None:
+        """The time of running counts from here."""
+        entry = self._entry
+        entry.worker = worker
+        entry.started, entry.started_mono = time.time(), time.monotonic()
+        if entry.lane.device.type == "gpu":
+            self._meters.begin(entry.task_id, entry.lane.id)
+        if entry.timeout is not None:
+            self._timer = asyncio.get_running_loop().call_later(entry.timeout, entry.lane.engine.halt, entry.task_id, StopReason.TIMED_OUT)
+        if entry.stop_reason is not None:
+            entry.lane.engine.halt(entry.task_id, entry.stop_reason)
+
+    def close(self) -> None:
+        """The attempt is over, and its time-out with it."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def progressed(self, progress: dict[str, Any]) -> None:
+        """Add what is left, from the pace so far."""
+        entry = self._entry
+        n, total = progress["n"], progress.get("total")
+        remaining = None
+        if total and n and entry.started_mono is not None and n <= total:
+            remaining = (time.monotonic() - entry.started_mono) * (total - n) / n
+        entry.progress = Progress.model_construct(n=n, total=total, message=progress.get("message"), remaining=remaining)
+        self._news.progressed(entry)
+
+    def printed(self, stream: Stream, text: str) -> None:
+        """Keep it in order."""
+        self._entry.output.print(stream, text)
+
+    def displayed(self, item: dict[str, Any]) -> None:
+        """Keep it in order."""
+        self._entry.output.display(item)
+
+    def generated(self, text: str) -> None:
+        """Tell it at once, and keep it as output, which outlives the runtime."""
+        entry = self._entry
+        if entry.tokens is not None:
+            self._news.generated(entry, entry.tokens.add(text))
+        entry.output.print("stdout", text)
