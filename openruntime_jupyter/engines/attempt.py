@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import signal
 from typing import Any
 
@@ -24,6 +23,7 @@ from openruntime_jupyter.engines.base import (
 from openruntime_jupyter.engines.post_mortem import died
 from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
 from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.worker.bodies import dumps
 from openruntime_jupyter.worker.frames import Kind
 
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
@@ -74,9 +74,9 @@ class Attempt:
             "model": dataclasses.asdict(job.model.source) if job.model is not None else None,
         }
         if parameters_file is not None:
-            encoded = json.dumps({**body, "parameters_file": parameters_file}).encode()
+            encoded = dumps({**body, "parameters_file": parameters_file})
         else:
-            encoded = json.dumps(body).encode()[:-1] + b', "parameters": ' + job.parameters + b"}"
+            encoded = dumps(body)[:-1] + b',"parameters":' + job.parameters + b"}"
         self._observer.started(worker.name)  # first, so that no task is told to have run shorter than it did
         worker.send(Kind.RUN, encoded)
 

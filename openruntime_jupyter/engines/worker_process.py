@@ -22,14 +22,13 @@ from typing import Any
 
 from openruntime_jupyter.engines.output_pipe import OutputPipe
 from openruntime_jupyter.errors import EngineError, InterpreterError
-from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, BrokenFrame, Kind, decode_header, display_marker, encode
+from openruntime_jupyter.worker.bodies import loads
+from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 
 REAP_POLL = 0.05
 """Seconds between looks at a child where the system has no pidfd."""
 
 TAIL_CHARACTERS = 2000
-
-READ_BYTES = 65_536
 
 FrameHandler = Callable[[Kind, dict[str, Any], bytes], None]
 
@@ -80,7 +79,7 @@ class _Reader(asyncio.BufferedProtocol):
     def _take(self, data: bytearray, start: int, kind: Kind, generation: int, body: int, payload: int) -> None:
         if generation == self._worker.generation:
             middle = start + HEADER.size + body
-            self._worker.said(kind, json.loads(data[start + HEADER.size : middle]), bytes(data[middle : middle + payload]))
+            self._worker.said(kind, loads(data[start + HEADER.size : middle]), bytes(data[middle : middle + payload]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end of the stream."""

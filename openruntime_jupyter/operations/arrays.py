@@ -52,16 +52,16 @@ def reference(value: Any) -> Any:
     return value
 
 
-def references(value: Any) -> Iterator[ArrayRef]:
+_HOLDERS = (BaseModel, dict, list, tuple)
+"""What may have references in it; most parameters are numbers, and millions of them may lie in a list."""
+
+
+def references(value: BaseModel | dict[str, Any] | list[Any] | tuple[Any, ...]) -> Iterator[ArrayRef]:
     """Every reference in validated parameters, in the order in which they stand there."""
     if isinstance(value, ArrayRef):
         yield value
-    elif isinstance(value, BaseModel):
-        for each in vars(value).values():
-            yield from references(each)
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from references(each)
-    elif isinstance(value, list | tuple) and any(isinstance(each, BaseModel | dict | list | tuple) for each in value):
-        for each in value:
+        return
+    parts = vars(value).values() if isinstance(value, BaseModel) else value.values() if isinstance(value, dict) else value
+    for each in parts:
+        if isinstance(each, _HOLDERS):
             yield from references(each)

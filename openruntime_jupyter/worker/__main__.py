@@ -84,6 +84,7 @@ def main(arguments: list[str]) -> None:
     said = hello(blas)
     channel.send(Kind.HELLO, said)
     warm(names)
+    from openruntime_jupyter.worker.bodies import loads
     from openruntime_jupyter.worker.runner import Runner
 
     runner = Runner(channel, guard, blas, display_marker(marker), said["problem"])
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> None:
             return
         if kind is Kind.LEAVE:
             return
-        runner.run(body)
+        runner.run(loads(body))
 
 
 if __name__ == "__main__":

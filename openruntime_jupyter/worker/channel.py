@@ -8,13 +8,15 @@ import socket
 import threading
 from typing import Any
 
-from openruntime_jupyter.worker.frames import Kind, encode, receive
+from openruntime_jupyter.worker.frames import Kind, Receiver, encode
 from openruntime_jupyter.worker.interrupts import InterruptGuard
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def as_json(body: dict[str, Any]) -> bytes:
     """`body` as JSON. Half a surrogate pair, which a task may have in its text and no file or HTTP answer can hold, becomes `?`."""
-    return json.dumps(body, ensure_ascii=False).encode(errors="replace")
+    return _encode(body).encode(errors="replace")
 
 
 class Channel:
@@ -25,12 +27,12 @@ class Channel:
         self._generation = generation
         self._guard = guard
         self._lock = threading.Lock()
+        self._receiver = Receiver(connection)
         os.register_at_fork(after_in_child=self._abandon)
 
-    def receive(self) -> tuple[Kind, dict[str, Any]]:
-        """The runtime's next frame; raises `EOFError`."""
-        kind, _, body, _ = receive(self._connection)
-        return kind, body
+    def receive(self) -> tuple[Kind, bytes]:
+        """Kind and body of the runtime's next frame; raises `EOFError`."""
+        return self._receiver.receive()
 
     def send(self, kind: Kind, body: dict[str, Any] | bytes, payload: bytes = b"") -> None:
         """Write one frame."""

@@ -6,17 +6,17 @@ Both sides use this file; a worker of another `PROTOCOL` is refused at its hello
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 from enum import IntEnum
-from typing import Any
 
 PROTOCOL = 2
 HEADER = struct.Struct("!BIIQ")
 
 INLINE_PAYLOAD = 1 << 20
 """Bytes up to which a payload travels in its frame; a larger one goes through a file."""
+
+READ_BYTES = 65_536
 
 MAX_BODY = 16 << 20
 """Bytes of the largest JSON body that is read: a bound on what one frame can make the reader hold."""
@@ -41,6 +41,9 @@ class Kind(IntEnum):
     TOKEN = 15
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 class BrokenFrame(Exception):
     """The other side does not speak this protocol."""
 
@@ -60,24 +63,30 @@ def decode_header(header: bytes | bytearray | memoryview) -> tuple[Kind, int, in
     kind, generation, body, payload = HEADER.unpack(header)
     if body > MAX_BODY or payload > INLINE_PAYLOAD:
         raise BrokenFrame(f"a frame of {body} + {payload} bytes")
-    try:
-        return Kind(kind), generation, body, payload
-    except ValueError:
-        raise BrokenFrame(f"a frame of the unknown kind {kind}") from None
+    if kind not in _KINDS:
+        raise BrokenFrame(f"a frame of the unknown kind {kind}")
+    return _KINDS[kind], generation, body, payload
 
 
-def receive(connection: socket.socket) -> tuple[Kind, int, dict[str, Any], bytes]:
-    """The next frame of a blocking socket; raises `EOFError` at its end and `BrokenFrame`."""
-    kind, generation, body, payload = decode_header(_exactly(connection, HEADER.size))
-    return kind, generation, json.loads(_exactly(connection, body)), bytes(_exactly(connection, payload))
+class Receiver:
+    """Takes frames from a blocking socket, most of them by one read."""
 
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._data = b""
 
-def _exactly(connection: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        got = connection.recv_into(view)
-        if got == 0:
-            raise EOFError
-        view = view[got:]
-    return data
+    def receive(self) -> tuple[Kind, bytes]:
+        """Kind and body of the next frame; raises `EOFError` at the end and `BrokenFrame`."""
+        self._need(HEADER.size)
+        kind, _, body, payload = decode_header(self._data[: HEADER.size])
+        end = HEADER.size + body
+        self._need(end + payload)
+        found, self._data = self._data[HEADER.size : end], self._data[end + payload :]
+        return kind, found
+
+    def _need(self, size: int) -> None:
+        while len(self._data) < size:
+            more = self._connection.recv(max(READ_BYTES, size - len(self._data)))
+            if not more:
+                raise EOFError
+            self._data += more

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 
 
@@ -22,6 +21,7 @@ class InterruptGuard:
         self._requested: str | None = None
         self._running: str | None = None
         self._shield = 0
+        self._shielding = _Shield(self)
         self._held_back = False
         self.delivered = False
         """Whether the running task was interrupted."""
@@ -51,19 +51,19 @@ class InterruptGuard:
         self._running = None
         self._held_back = False
 
-    @contextmanager
-    def shielded(self) -> Iterator[None]:
+    def shielded(self) -> AbstractContextManager[None]:
         """Hold an interrupt back while a frame is written; it is raised at the end."""
-        if threading.current_thread() is not self._main:
-            yield
-            return
+        return self._shielding if threading.get_ident() == self._main.ident else _NOT_INTERRUPTED
+
+    def hold(self) -> None:
+        """From here on an interrupt is held back."""
         self._shield += 1
-        try:
-            yield
-        finally:
-            self._shield -= 1
-            if self._held_back and not self._shield and self._running is not None:
-                self._raise()
+
+    def let_go(self) -> None:
+        """Raise what was held back, if this was the last that held."""
+        self._shield -= 1
+        if self._held_back and not self._shield and self._running is not None:
+            self._raise()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._running is None or self._requested != self._running or self.delivered:
@@ -78,3 +78,18 @@ class InterruptGuard:
         self.delivered = True
         self._requested = None
         raise KeyboardInterrupt("the task was cancelled")
+
+
+_NOT_INTERRUPTED = nullcontext()
+"""The shield of every other thread: signals are handled on the main one."""
+
+
+class _Shield(AbstractContextManager[None]):
+    def __init__(self, guard: InterruptGuard) -> None:
+        self._guard = guard
+
+    def __enter__(self) -> None:
+        self._guard.hold()
+
+    def __exit__(self, *raised: object) -> None:
+        self._guard.let_go()

@@ -25,6 +25,9 @@ MOST = 256
 PLAIN, OUTSIDE = "cloudpickle", "cloudpickle+arrays"
 """Encodings of a payload: all in it, or with arrays beside it."""
 
+_SCALARS = (type(None), bool, int, float, str)
+"""What holds no array and no function: a plain pickle is the same, at a tenth of the cost."""
+
 Keep = Callable[[Any, Layout], None]
 
 
@@ -69,6 +72,8 @@ def pack(value: Any, keep: Keep | None) -> bytes:
 
     With None all of them stay in the pickle. Raises whatever the pickling of `value` raises.
     """
+    if type(value) in _SCALARS:
+        return pickle.dumps(value, protocol=5)
     file = io.BytesIO()
     _Packer(file, keep).dump(value)
     return file.getvalue()

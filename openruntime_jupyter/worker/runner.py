@@ -8,22 +8,22 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
+from openruntime_jupyter.operations.arrays import references
+from openruntime_jupyter.operations.base import ModelParameters, Result
+from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.worker import restore, tracebacks
 from openruntime_jupyter.worker.blas import Blas
+from openruntime_jupyter.worker.bodies import dumps
 from openruntime_jupyter.worker.channel import Channel, as_json
 from openruntime_jupyter.worker.context import TaskContext, set_current
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 from openruntime_jupyter.worker.shelf import Shelf
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.operations.base import Result
-
 
 WITHOUT_PLACE = {"progress": Kind.PROGRESS, "token": Kind.TOKEN}
 """What is not shown between the lines that a task prints."""
@@ -100,10 +100,6 @@ class Runner:
             mx.reset_peak_memory()
 
     def _operate(self, body: dict[str, Any]) -> Result:
-        from openruntime_jupyter.operations.arrays import references
-        from openruntime_jupyter.operations.base import ModelParameters, Result
-        from openruntime_jupyter.operations.registry import operation
-
         model = ModelSource(**body["model"]) if body.get("model") else None
         context = TaskContext(body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf, model, self._kept)
         set_current(context)
@@ -164,7 +160,7 @@ class Runner:
                 except OSError as problem:
                     return OSError(f"the result of {len(payload):,} bytes could not be stored: {problem}")
                 answer["payload_file"], payload = True, b""
-        encoded = as_json(answer)[:-1] + b', "output": ' + output + b"}"
+        encoded = dumps(answer)[:-1] + b',"output":' + output + b"}"
         self._channel.send(Kind.RESULT, encoded, payload or b"")
         return None
 

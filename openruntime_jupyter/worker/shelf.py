@@ -25,7 +25,7 @@ class Shelf:
         said = said or {}
         self._inputs: dict[str, str] = said.get("inputs", {})
         self._name: str = said.get("name", "")
-        self._places: list[list[Any]] = [[Path(folder), room] for folder, room in said.get("places", ())]
+        self._places: list[list[Any]] = [[folder, room] for folder, room in said.get("places", ())]
         self.stored: list[dict[str, Any]] = []
         """What was left here, in the words of the result frame."""
 
@@ -59,7 +59,7 @@ class Shelf:
             if layout.size > room:
                 continue
             try:
-                arrays.store(value, folder / f"{array_id}{UNFINISHED}", layout)
+                arrays.store(value, Path(folder, f"{array_id}{UNFINISHED}"), layout)
             except StorageUnavailable as problem:
                 refusal = problem
                 continue
@@ -78,7 +78,7 @@ class Shelf:
         """The task gives nothing back after all."""
         for told in self.stored:
             with contextlib.suppress(OSError):
-                (self._places[told["place"]][0] / f"{told['id']}{UNFINISHED}").unlink()
+                Path(self._places[told["place"]][0], f"{told['id']}{UNFINISHED}").unlink()
         self.stored = []
 
     def _path(self, array_id: str) -> str:
