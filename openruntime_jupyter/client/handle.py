@@ -19,7 +19,7 @@ from openruntime_jupyter.errors import (
     TaskTimedOut,
     WorkerDied,
 )
-from openruntime_jupyter.models import FailureKind, OutputItem, Progress, Task, TaskOutput, TaskState
+from openruntime_jupyter.models import FailureKind, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
 ENDS: dict[TaskState, type[TaskError]] = {
     TaskState.FAILED: TaskFailed,
@@ -121,8 +121,9 @@ class TaskHandle:
     def result(self, timeout: float | None = None) -> Any:
         """What the task returned, once it has ended.
 
-        For `call` that is the function's value, for `python` a dict of the outputs by name, else the operation's output dict. Large
-        arrays in it are memory-mapped where the runtime is on this machine; MLX arrays come back as such where MLX is installed.
+        For `call` that is the function's value, for `python` a dict of the outputs by name, for an operation that was asked for whole
+        arrays (`return_arrays`) the array or a tuple of them, else the operation's output dict. Large arrays in it are memory-mapped
+        where the runtime is on this machine; MLX arrays come back as such where MLX is installed.
         Raises `TaskFailed`, `WorkerDied`, `TaskTimedOut`, `TaskCancelled` or `TaskInterrupted` with the task's own traceback in
         the message, and `TimeoutError` if it has not ended after `timeout` seconds; it goes on then.
         """
@@ -134,11 +135,18 @@ class TaskHandle:
         if task.result is None:
             raise OpenRuntimeError(f"{self.id} is completed but its result is gone")
         if task.operation not in ("python", "call"):
-            return task.result.output
+            return self._arrays(task.result) if task.result.arrays else task.result.output
         if task.result.payload is None:
             return {} if task.operation == "python" else None
         payload, encoding = self._backend.payload(self.id)
         return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
+
+    def _arrays(self, result: TaskResult) -> Any:
+        from openruntime_jupyter.worker import arrays
+
+        found = [(each, receive(self._backend, each)) for each in result.arrays]
+        values = tuple(arrays.mlx_or_numpy(array) if each.kind == "mlx" else array for each, array in found)
+        return values[0] if len(values) == 1 else values
 
     def cancel(self) -> Task:
         """Stop the task; returns its record once it has ended, with the stage that worked in `cancel_stage`."""

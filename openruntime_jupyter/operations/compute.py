@@ -46,6 +46,10 @@ class Params(Parameters):
     )
     iterations: int = Field(1, description="Timed evaluations; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
 
+    return_arrays: bool = Field(
+        False, description="true: the value comes along whole, as an array of the task's result, and not only summarised.", strict=True
+    )
+
     @field_validator("inputs", mode="before")
     @classmethod
     def _not_too_long(cls, inputs: Any) -> Any:
@@ -114,6 +118,8 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     del value
     watch = _figures.Watch(context, params.iterations)
     result, times = watch.time(lambda: _Evaluation(mx, parsed, inputs).value(), params.iterations, "evaluating", params.iterations > 1)
+    if params.return_arrays:
+        context.give(result)
     return {
         "expression": params.expression,
         "inputs": {name: _calls.described([value], {}) for name, value in inputs.items()},

@@ -41,6 +41,9 @@ class Params(Parameters):
     )
     kwargs: dict[str, Argument] = Field({}, description="Arguments by name. `key` may be a whole number; its default is 0.", max_length=100)
     iterations: int = Field(1, description="Timed calls; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
+    return_arrays: bool = Field(
+        False, description="true: the results come along whole, as arrays of the task's result, and not only summarised.", strict=True
+    )
 
     @field_validator("function")
     @classmethod
@@ -125,6 +128,9 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         result, times = watch.time(lambda: _results(call(*args, **kwargs)), params.iterations, params.function, params.iterations > 1)
     except _calls.MLX_RAISES as problem:
         raise InvalidRequest.of("parameters", _calls.explained(params.function, problem, args, kwargs)) from None
+    if params.return_arrays:
+        for array in result:
+            context.give(array)
     results = [summary(array) for array in result]
     return {
         "function": params.function,

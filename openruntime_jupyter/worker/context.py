@@ -79,6 +79,18 @@ class TaskContext:
         view = self.shelf.view(array_id)
         return arrays.as_mlx(view) if (kind or self.shelf.layout(array_id).kind) == "mlx" else view
 
+    def give(self, array: Any) -> None:
+        """Leave an MLX or NumPy array as a result of its own: the task's `arrays` name it, in the order in which they are given.
+
+        Raises `StorageUnavailable` where there is no room, and TypeError for what is no array.
+        """
+        from openruntime_jupyter.worker import arrays
+
+        layout = arrays.layout_of(array)
+        if layout is None:
+            raise TypeError(f"{type(array).__name__} can't be given as an array")
+        self.shelf.store(array, layout)
+
     def pack(self, value: Any) -> tuple[bytes, str]:
         """`value` pickled, its large arrays left on the shelf, and how that is encoded; raises what pickling it raises."""
         from openruntime_jupyter.worker import parcels

@@ -213,3 +213,22 @@ def test_a_result_whose_file_is_gone_is_a_clear_error(client: Client) -> None:
     Path(path).unlink()
     with pytest.raises(ArrayNotFound, match=r"is gone|There is no array"):
         handle.result()
+
+
+def test_an_operation_gives_its_whole_value_where_it_is_asked_to(client: Client) -> None:
+    left, right = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((3, 2), np.float32)
+    product = client.run("compute", expression="a @ b", inputs={"a": left, "b": right}, return_arrays=True)
+    assert isinstance(product, mx.array)
+    assert np.array_equal(np.array(product), left @ right)
+    total = client.run("compute", expression="sum(a)", inputs={"a": left}, return_arrays=True)
+    assert (total.shape, total.item()) == ((), 15.0)
+    summary = client.run("compute", expression="a @ b", inputs={"a": left, "b": right})
+    assert summary["shape"] == [2, 2]
+
+
+def test_a_function_of_several_results_gives_them_all(client: Client) -> None:
+    handle = client.submit("mlx_operation", function="linalg.qr", args=[[[2.0, 0.0], [0.0, 3.0]]], return_arrays=True)
+    orthogonal, upper = handle.result(30)
+    assert np.allclose(np.array(orthogonal) @ np.array(upper), [[2.0, 0.0], [0.0, 3.0]])
+    assert [each.shape for each in handle.task.result.arrays] == [[2, 2], [2, 2]]  # type: ignore[union-attr]
+    assert len(handle.task.result.output["result"]) == 2  # type: ignore[union-attr]
