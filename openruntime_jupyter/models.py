@@ -240,7 +240,7 @@ class Task(Wire):
     performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics)
     runtime: str = Field("", description="The id of the runtime that holds it.")
     here: bool = Field(True, description="false: it belongs to another runtime on this machine.")
-    parameters: dict[str, Any] | None = Field(None, description="Left out of lists.")
+    parameters: dict[str, Any] | None = Field(None, description="As submitted; left out of lists, and of what submitting answers.")
 
 
 class TaskPage(Wire):

@@ -70,8 +70,8 @@ class EmbeddedBackend:
             raise invalid(problem) from None
 
         async def submit(runtime: Runtime) -> Task:
-            task = await runtime.submit(wanted, _caller(), key)
-            return await runtime.wait(task.task_id, wait) if wait > 0 else task
+            task_id = await runtime.enqueue(wanted, _caller(), key)
+            return await (runtime.wait(task_id, wait, parameters=False) if wait > 0 else runtime.get(task_id, parameters=False))
 
         return self._ask(submit)
 

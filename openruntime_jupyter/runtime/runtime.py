@@ -345,7 +345,7 @@ class Runtime:
     def system_metrics(self) -> SystemMetrics:
         """The figures of now, with uptime."""
         uptime = reports.uptime(time.monotonic() - self.started_at)
-        return SystemMetrics(**self.metrics().model_dump(), uptime=uptime, timestamp=timestamp(time.time()))
+        return SystemMetrics.model_construct(**dict(self.metrics()), uptime=uptime, timestamp=timestamp(time.time()))
 
     async def metrics_history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
         """The figures of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.engines.base import ModelUse
-from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable, UnknownOperation
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters
@@ -50,6 +50,15 @@ class Checked:
 Known = Callable[[str], Layout | None]
 FindModel = Callable[[str | None, Caller], ModelSource]
 """What a name or path stands for, for this caller; raises `InvalidRequest`, `NotAllowed` and `Unavailable`."""
+
+
+def minds_execute(name: str) -> bool:
+    """Whether it matters for this operation if its caller may execute code; also where there is no such operation."""
+    try:
+        kind = operation(name)
+    except UnknownOperation:
+        return True
+    return kind.needs_execute or kind.resident
 
 
 def no_models(*_: object) -> ModelSource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 LONGEST = 2_000
 """Characters of the header that are looked at."""
@@ -18,9 +19,12 @@ def preferred(header: str | None, offers: Sequence[str]) -> str:
     As RFC 9110 wants it, the most specific range that fits an offer tells its quality. Parameters of media types, such as a
     version, are not looked at; a range that can't be understood is as if it were not there.
     """
-    if header is None:
-        return offers[0]
-    ranges = list(_ranges(header[:LONGEST]))
+    return offers[0] if header is None else _preferred(header[:LONGEST], tuple(offers))
+
+
+@lru_cache(maxsize=64)
+def _preferred(header: str, offers: tuple[str, ...]) -> str:
+    ranges = list(_ranges(header))
     return max(offers, key=lambda offer: _quality(offer, ranges))
 
 

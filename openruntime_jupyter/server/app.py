@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import time
 from collections import Counter
@@ -109,6 +110,8 @@ class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
         if self.server.event_logger is not None:
             self.in_background(TaskEvents(self.server.event_logger).follow(self.runtime.bus))
         await self.runtime.start()
+        # What is there by now stays. Looking through it for garbage, again and again as tasks come and go, holds the loop for 100 ms.
+        gc.freeze()
         return self.runtime
 
     def _started(self, starting: asyncio.Task[Runtime]) -> None:
@@ -121,7 +124,8 @@ class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
             raise Stopping("The server is stopping: ask again once it runs", retry_after=5.0)
         if self._starting is None:
             raise Unavailable("The server is starting: ask again in a second")
-        await asyncio.wait({self._starting}, timeout=START_SECONDS)
+        if not self._starting.done():
+            await asyncio.wait({self._starting}, timeout=START_SECONDS)
         if not self._starting.done():
             raise Unavailable("OpenRuntime is still starting: ask again in a few seconds", retry_after=5.0)
         try:

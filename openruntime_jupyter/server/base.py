@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jupyter_server.auth.authorizer import Authorizer
 from jupyter_server.auth.identity import IdentityProvider, User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
+from jupyter_server.prometheus.log_functions import prometheus_log_method
 from jupyter_server.utils import ensure_async
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -42,11 +44,10 @@ class Ours(JupyterHandler):
     refusal: str | None = None
     """Why the identity provider let nobody in, where it can say more than that."""
     is_websocket = False
-    _from_notebook: bool | None = None
     _leave: Callable[[], None] | None = None
     _left = False
 
-    @property
+    @cached_property
     def app(self) -> OpenRuntimeApp:
         """The extension."""
         return cast("OpenRuntimeApp", self.settings[RESOURCE])
@@ -57,19 +58,17 @@ class Ours(JupyterHandler):
         user: User | None = getattr(self, "_jupyter_current_user", None)
         return user
 
-    @property
+    @cached_property
     def from_notebook(self) -> bool:
         """Whether the request carries the secret of this server run."""
-        if self._from_notebook is None:
-            self._from_notebook = self.app.notebooks.presented_by(self)
-        return self._from_notebook
+        return self.app.notebooks.presented_by(self)
 
-    @property
+    @cached_property
     def identity_provider(self) -> IdentityProvider:
         """The server's own, except for its notebooks."""
         return self.app.notebooks if self.from_notebook else super().identity_provider
 
-    @property
+    @cached_property
     def authorizer(self) -> Authorizer:
         """The server's own; its notebooks run with the server's permissions anyway."""
         return self.app.notebooks.authorizer if self.from_notebook else super().authorizer
@@ -107,14 +106,18 @@ class Ours(JupyterHandler):
         super().on_connection_close()
         self.leave()
 
-    async def _let_in(self, **options: Any) -> None:
-        if not self.check_host():
+    def check_host(self) -> bool:
+        """Jupyter's, which `prepare` asks first of all; it would refuse without saying why."""
+        if not super().check_host():
             raise NotAllowed(
                 f"{self.request.host!r} is no local name: ask for localhost or 127.0.0.1, or tell the server about the name by "
                 "ServerApp.local_hostnames or ServerApp.allow_remote_access"
             )
+        return True
+
+    async def _let_in(self, **options: Any) -> None:
         try:
-            # Jupyter's own: identity, XSRF, and the origin, whose answer is a 404 that explains nothing.
+            # Jupyter's own: host, identity, XSRF, and the origin, whose answer is a 404 that explains nothing.
             await super().prepare(**options)
         except web.HTTPError as problem:
             if problem.status_code == 404:
@@ -130,12 +133,14 @@ class Ours(JupyterHandler):
         assert self.user is not None
         return bool(await ensure_async(self.authorizer.is_authorized(self, self.user, action, resource)))
 
-    async def caller(self) -> Caller:
-        """Who asks, in the runtime's words."""
-        from openruntime_jupyter.runtime.submission import Caller
+    async def caller(self, operation: str | None = None) -> Caller:
+        """Who asks for this operation, or for several, in the runtime's words."""
+        from openruntime_jupyter.runtime.submission import Caller, minds_execute
 
         trusted = not isinstance(self.user, LocalUser)
-        may_execute = trusted and await self.allowed("execute", "kernels")
+        # An authoriser may ask somebody far away.
+        asked = trusted and (operation is None or minds_execute(operation))
+        may_execute = asked and await self.allowed("execute", "kernels")
         return Caller(owner=owner_of(self.user), may_execute=may_execute, trusted=trusted)
 
     async def runtime(self) -> Runtime:
@@ -157,6 +162,16 @@ class Ours(JupyterHandler):
             self.set_header("Allow", ", ".join(self.verbs()))
         self.set_header("Content-Type", "application/json")
         self.finish(to_json(envelope({"details": problem.details} if problem.details else None, problem.message)))
+
+    def _log(self) -> None:
+        """Jupyter's access log; but what is refused for a while is no fault of the server, in whose log it would stand as one."""
+        if self.get_status() != 503:
+            super()._log()
+            return
+        request = self.request
+        self.log.warning("503 %s %s (%s) %.2fms", request.method, request.path, request.remote_ip, 1000 * request.request_time())
+        if getattr(self.app.server, "record_http_request_metrics", True):
+            prometheus_log_method(self)  # type: ignore[no-untyped-call]
 
     def log_exception(self, *_: Any) -> None:
         """Nothing: `problem_of` logs what is a fault, and the access log the rest."""
@@ -231,7 +246,7 @@ class Handler(Ours, APIHandler):
     def body(self, model: type[Model]) -> Model:
         """The body as a `model`; raises `MalformedRequest` or `InvalidRequest`."""
         headers = self.request.headers
-        return read_json(model, bytes(self._body), headers.get("Content-Type"), headers.get("Content-Encoding"))
+        return read_json(model, self._body, headers.get("Content-Type"), headers.get("Content-Encoding"))
 
     def reply(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Answer with `data`: a wire type, or a dict of them; in the envelope if the client accepts that."""
@@ -243,25 +258,29 @@ class Handler(Ours, APIHandler):
         content = to_json(envelope(data) if enveloped else data, inf_nan_mode="null")
         self.finish(content, set_content_type=ENVELOPE if enveloped else "application/json")
 
-    async def while_connected(self, work: Awaitable[Value], gone: Callable[[], Any] | None = None) -> Value:
+    async def while_connected(self, work: Coroutine[Any, Any, Value], gone: Callable[[], Any] | None = None) -> Value:
         """The outcome of `work`, which ends with the client's connection; `gone()` is called then.
 
         Raises tornado's `Finish` once nobody listens any more.
         """
-        task = asyncio.ensure_future(work)
-        self._closed = task.cancel
         if self._is_closed:
-            task.cancel()
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if not self._is_closed:
-                raise
-            if gone is not None:
-                gone()
-            raise web.Finish from None
-        finally:
-            self._closed = None
+            work.close()
+        else:
+            # The request's own task is what ends: one for the work alone would cost every request turns of the loop.
+            request = asyncio.current_task()
+            assert request is not None
+            self._closed = request.cancel
+            try:
+                return await work
+            except asyncio.CancelledError:
+                if not self._is_closed:
+                    raise
+                getattr(request, "uncancel", bool)()  # which Python 3.10 does not have, nor need
+            finally:
+                self._closed = None
+        if gone is not None:
+            gone()
+        raise web.Finish
 
     def on_connection_close(self) -> None:
         """The client has gone."""

@@ -62,15 +62,16 @@ class TasksHandler(Handler):
         key = read_key(self.request.headers.get("Idempotency-Key"))
         preference = read_preference(self.request.headers.get_list("Prefer"))
         runtime = await self.runtime()
-        caller = await self.caller()
+        caller = await self.caller(request.operation)
         if preference.applied is not None:
             self.set_header("Preference-Applied", preference.applied)
             request = request.model_copy(update={"wait": False})
-        task = await runtime.submit(request, caller, key)
+        task_id = await runtime.enqueue(request, caller, key)
+        # Its client has the parameters, which may be megabytes.
         if request.wait:
-            self.reply(await self._waited(runtime, task.task_id))
+            self.reply(await self._waited(runtime, task_id))
         else:
-            await self._accepted(runtime, task, preference)
+            await self._accepted(runtime, task_id, preference)
 
     async def _waited(self, runtime: Runtime, task_id: str) -> Task:
         """The task at its end; cancelled if all clients that wait for it have gone."""
@@ -82,16 +83,18 @@ class TasksHandler(Handler):
                 self.app.in_background(runtime.cancel(task_id))
 
         try:
-            return await self.while_connected(runtime.wait(task_id), gone)
+            return await self.while_connected(runtime.wait(task_id, parameters=False), gone)
         finally:
             waiters[task_id] -= 1
             if waiters[task_id] == 0:
                 del waiters[task_id]
 
-    async def _accepted(self, runtime: Runtime, task: Task, preference: Preference) -> None:
+    async def _accepted(self, runtime: Runtime, task_id: str, preference: Preference) -> None:
         """202 for what goes on by itself; 200 if it ended within the time that its client grants."""
         if preference.wait:
-            task = await self.while_connected(runtime.wait(task.task_id, preference.wait))
+            task = await self.while_connected(runtime.wait(task_id, preference.wait, parameters=False))
+        else:
+            task = await runtime.get(task_id, parameters=False)
         if preference.wait is not None and task.status.terminal:
             self.reply(task)
         else:

@@ -10,6 +10,7 @@ import hmac
 import os
 import re
 import secrets
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -30,8 +31,9 @@ GENERATED = re.compile(r"[0-9a-f]{32}")
 WHICH_TOKEN = "send the server's token as `Authorization: token <token>`"
 
 
+@cache
 def own_name() -> str:
-    """Whose server this is: the Hub's user, else the system's."""
+    """Whose server this is: the Hub's user, else the system's; looked up once, as the system reads its list of users for it."""
     try:
         return os.environ.get("JUPYTERHUB_USER") or getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

@@ -105,7 +105,7 @@ class Preference:
         return "respond-async" if self.respond_async else None
 
 
-def read_json(model: type[Model], body: bytes, content_type: str | None, encoding: str | None = None) -> Model:
+def read_json(model: type[Model], body: bytes | bytearray, content_type: str | None, encoding: str | None = None) -> Model:
     """`body` as a `model`.
 
     Raises `MalformedRequest` for what is no JSON, and `InvalidRequest`, which lists every wrong field, for JSON of the wrong

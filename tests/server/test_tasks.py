@@ -44,7 +44,8 @@ def test_a_synchronous_task_is_answered_at_its_end(standalone: Server) -> None:
     assert task.status == "completed"
     assert task.result is not None
     assert task.result.device_used == task.device_used == "device_0"
-    assert task.parameters == QUICK["parameters"]
+    assert task.parameters is None
+    assert standalone.get(f"/tasks/{task.task_id}")["parameters"] == QUICK["parameters"]
     assert "Preference-Applied" not in response.headers
 
 
@@ -327,6 +328,9 @@ def test_a_full_queue_is_told_with_the_time_to_come_back(tmp_path_factory: pytes
         refused = post(server, sleeping(wait=False))
         assert "1" in error_of(refused, 503)["error"]
         assert int(refused.headers["Retry-After"]) >= 1
+        wait_until(lambda: "503 POST /tasks" in server.tail(), what="the refusal in the log")
+        assert "ERROR" not in server.tail()
+        assert "python-httpx" not in server.tail()
 
 
 def test_a_cancel_in_the_middle_of_an_import_leaves_nothing_half_imported_to_the_next_task(tmp_path: Path) -> None:
