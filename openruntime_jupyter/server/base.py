@@ -263,21 +263,20 @@ class Handler(Ours, APIHandler):
 
         Raises tornado's `Finish` once nobody listens any more.
         """
-        if self._is_closed:
-            work.close()
-        else:
-            # The request's own task is what ends: one for the work alone would cost every request turns of the loop.
-            request = asyncio.current_task()
-            assert request is not None
-            self._closed = request.cancel
-            try:
+        # The request's own task is what ends: one for the work alone would cost every request turns of the loop.
+        request = asyncio.current_task()
+        assert request is not None
+        self._closed = request.cancel
+        try:
+            if not self._is_closed:
                 return await work
-            except asyncio.CancelledError:
-                if not self._is_closed:
-                    raise
-                getattr(request, "uncancel", bool)()  # which Python 3.10 does not have, nor need
-            finally:
-                self._closed = None
+            work.close()
+        except asyncio.CancelledError:
+            if not self._is_closed:
+                raise
+            getattr(request, "uncancel", bool)()  # which Python 3.10 does not have, nor need
+        finally:
+            self._closed = None
         if gone is not None:
             gone()
         raise web.Finish
