@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import ArrayInfo, ArrayKind, Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
 
@@ -112,6 +113,12 @@ class Backend(Protocol):
 
     def operations(self) -> list[OperationInfo]:
         """The kinds of work it does, with the schemas of their parameters."""
+
+    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+        """Have `tell(message)` called with what happens, on a thread that all who watch this backend share; see `watch.py`.
+
+        Raises ValueError for a topic that there is not.
+        """
 
     def close(self) -> None:
         """Let go of connections. Tasks go on, and a runtime hosted in this process stays until the process ends."""

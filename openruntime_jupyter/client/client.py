@@ -18,6 +18,9 @@ from openruntime_jupyter.models import Device, Health, OperationInfo, Origin, Sy
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from openruntime_jupyter.client.executor import TaskExecutor
+    from openruntime_jupyter.client.watch import Watch
+
 FIRST_WAIT = 15.0
 """Seconds that `run` and `call` wait with the submission itself, which saves a question for most tasks."""
 
@@ -114,6 +117,24 @@ class Client:
         client = self.with_options(**options) if options else self
         refuse_deadlock(self.backend, client.options.device, "a new task")
         return run_map(client, function, list(iterable), chunk_size)
+
+    def executor(self, **options: Any) -> TaskExecutor:
+        """This runtime as a `concurrent.futures.Executor`, for code that takes one; `options` are those of `with_options`.
+
+        Calls become tasks as with `submit_call`, and their futures can be cancelled while they run.
+        """
+        from openruntime_jupyter.client.executor import TaskExecutor
+
+        return TaskExecutor(self.with_options(**options) if options else self)
+
+    def watch(self, topics: Iterable[str], tell: Callable[[dict[str, Any]], None]) -> Watch:
+        """Have `tell(message)` called with what happens, until the watch is closed.
+
+        Topics are `task_update`, `task_progress`, `task_output`, `metrics` and `ai_token`, the messages those of the API's WebSocket;
+        besides there are `connected` (whose `gap` says that something may have been missed) and `disconnected`. `tell` is called on a
+        thread that all who watch share: it must be quick. Raises ValueError for a topic that there is not.
+        """
+        return self.backend.watch(topics, tell)
 
     def submit_code(
         self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = (), filename: str | None = None

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from openruntime_jupyter.client.backend import LONGEST_WAIT
+from openruntime_jupyter.client.bus import BusEvents
+from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import (
     ArrayInfo,
@@ -40,6 +42,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.worker.tensorfile import check_bounds
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.events import EventBus
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
 
 STOP_SECONDS = 5.0
@@ -61,6 +64,7 @@ class EmbeddedBackend:
         self._settings = settings or Settings(embedded=True, label=_label())
         self._lock = threading.Lock()
         self._hosted: _Hosted | None = None
+        self._events = BusEvents(self._current)
 
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
         """See `Backend.submit`."""
@@ -160,6 +164,15 @@ class EmbeddedBackend:
     def operations(self) -> list[OperationInfo]:
         """See `Backend.operations`."""
         return self._ask(_said(lambda runtime: runtime.operations()))
+
+    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+        """See `Backend.watch`. It starts the runtime."""
+        self._started()
+        return self._events.watch(topics, tell)
+
+    def _current(self) -> tuple[asyncio.AbstractEventLoop, EventBus] | None:
+        hosted = self._hosted
+        return None if hosted is None else (hosted.loop, hosted.runtime.bus)
 
     def close(self) -> None:
         """Nothing is held but the runtime, which other clients of this process use too: it ends with the process."""

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
+from openruntime_jupyter.client.watch import Tell, Watch
+from openruntime_jupyter.client.websocket import SocketEvents
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import ArrayInfo, ArrayKind, Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
 
@@ -64,6 +66,7 @@ class HttpBackend:
         self._token = token
         self._patience = patience
         self._lock = threading.Lock()
+        self._events: SocketEvents | None = None
         self._client: httpx.Client | None = None
         self._pid = 0
         self._let_go: Callable[[], object] = _nothing
@@ -177,6 +180,13 @@ class HttpBackend:
     def operations(self) -> list[OperationInfo]:
         """See `Backend.operations`."""
         return self._list(OperationInfo, "/operations", "operations")
+
+    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+        """See `Backend.watch`."""
+        with self._lock:
+            if self._events is None:
+                self._events = SocketEvents(self.where, self._token, self.local)
+        return self._events.watch(topics, tell)
 
     def close(self) -> None:
         """See `Backend.close`; a later question opens a new connection."""

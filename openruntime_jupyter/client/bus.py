@@ -1,0 +1,94 @@
+"""The events of the runtime that this process hosts, by its event bus."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Events
+from openruntime_jupyter.runtime.events import EventBus, Subscription
+
+ABSENT_POLL = 0.5
+"""Seconds between looks for a runtime where it was stopped."""
+
+Message = dict[str, Any]
+Current = Callable[[], "tuple[asyncio.AbstractEventLoop, EventBus] | None"]
+
+
+class Listening:
+    """A subscription on the runtime's loop; its messages come out of `heard` on any thread, None after the last."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bus: EventBus, topics: frozenset[str]) -> None:
+        self.heard: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._loop = loop
+        self._subscription: Subscription | None = None
+        asyncio.run_coroutine_threadsafe(self._listen(bus, topics), loop)
+
+    async def _listen(self, bus: EventBus, topics: frozenset[str]) -> None:
+        self._subscription, _ = bus.subscribe(topics)
+        self.heard.put({"type": CONNECTED, "gap": True})
+        try:
+            async for event in self._subscription:
+                self.heard.put({**event.body, "id": event.id})
+        finally:
+            self._subscription.close()
+            self.heard.put(None)
+
+    def change(self, topics: frozenset[str]) -> None:
+        """Listen to these topics from now on."""
+        self._call(lambda subscription: subscription.change(topics))
+
+    def end(self) -> None:
+        """Listen no more."""
+        self._call(lambda subscription: subscription.close())
+        self.heard.put(None)
+
+    def _call(self, change: Callable[[Subscription], None]) -> None:
+        def on_the_loop() -> None:
+            if self._subscription is not None:
+                change(self._subscription)
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(on_the_loop)
+
+
+class BusEvents(Events):
+    """`current()` gives the loop and the bus of the runtime that there is now, or None."""
+
+    def __init__(self, current: Current) -> None:
+        super().__init__()
+        self._current = current
+        self._listening: Listening | None = None
+        self._stirred = threading.Event()
+
+    def _listen(self) -> None:
+        current = self._current()
+        if current is None:
+            self._stirred.wait(ABSENT_POLL)
+            self._stirred.clear()
+            return
+        with self._lock:
+            if not self._watches:
+                return
+            listening = self._listening = Listening(*current, self.wanted())
+        while (message := listening.heard.get()) is not None:
+            self.tell(message)
+        with self._lock:
+            self._listening = None
+        if self.anybody():
+            self.tell({"type": DISCONNECTED, "error": "the runtime of this process was stopped"})
+            self._stirred.wait(ABSENT_POLL)
+
+    def _topics_changed(self) -> None:
+        if self._listening is not None:
+            self._listening.change(self.wanted())
+
+    def _leave(self) -> None:
+        self._stirred.set()
+        with self._lock:
+            listening = self._listening
+        if listening is not None:
+            listening.end()

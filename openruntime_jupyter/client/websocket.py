@@ -1,0 +1,112 @@
+"""The events of a runtime behind a URL, by its WebSocket. Where the connection is lost it is made again, without a gap if possible."""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any
+
+from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Events
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+"""Seconds between two attempts to connect: at first, and after many in vain."""
+
+LARGEST_MESSAGE = 64 << 20
+"""Bytes; a rich output may be some megabytes."""
+
+
+class SocketEvents(Events):
+    """`url` is the runtime's; with `local`, no proxy is asked and any certificate is taken, as over HTTP."""
+
+    def __init__(self, url: str, token: str | None, local: bool) -> None:
+        super().__init__()
+        self._url = "ws" + url.removeprefix("http") + "/ws"
+        self._token = token
+        self._local = local
+        self._socket: ClientConnection | None = None
+        self._subscribed: frozenset[str] = frozenset()
+        self._last: int | None = None
+        self._left = threading.Event()
+
+    def _listen(self) -> None:
+        from websockets.exceptions import WebSocketException
+        from websockets.sync.client import connect
+
+        pause = FIRST_PAUSE
+        while self.anybody():
+            self._left.clear()
+            try:
+                with connect(self._address(), **self._options()) as socket:
+                    pause = FIRST_PAUSE
+                    self._begun(socket)
+                    for text in socket:
+                        self._heard(json.loads(text))
+                problem: Exception | None = None
+            except (OSError, WebSocketException, ValueError) as failed:
+                problem = failed
+            with self._lock:
+                self._socket = None
+            if not self.anybody():
+                return
+            self.tell({"type": DISCONNECTED, "error": str(problem or "the server closed the connection")})
+            self._left.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _address(self) -> str:
+        return self._url + (f"?since={self._last}" if self._last is not None else "")
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"max_size": LARGEST_MESSAGE, "close_timeout": 1.0}
+        if self._token:
+            options["additional_headers"] = {"Authorization": f"token {self._token}"}
+        if self._local:
+            options["proxy"] = None
+            if self._url.startswith("wss:"):
+                options["ssl"] = ssl._create_unverified_context()  # noqa: S323, SLF001 - a certificate names a host, the loopback is none
+        return options
+
+    def _begun(self, socket: ClientConnection) -> None:
+        with self._lock:
+            self._socket, self._subscribed = socket, frozenset({"task_update"})
+            if self._watches:
+                self._topics_changed()
+                return
+        socket.close()  # the last one went while it was being made
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if message.get("type") == CONNECTED:
+            # Without `since` it is the first time, and what happened before it is not known.
+            message = {**message, "gap": message.get("gap", True)}
+        self._last = message.get("id", self._last)
+        self.tell(message)
+
+    def _topics_changed(self) -> None:
+        socket, wanted = self._socket, self.wanted()
+        if socket is None:
+            return
+        for kind, topics in (("subscribe", wanted - self._subscribed), ("unsubscribe", self._subscribed - wanted)):
+            if topics:
+                self._say(socket, {"type": kind, "topics": sorted(topics)})
+        self._subscribed = wanted
+
+    def _say(self, socket: ClientConnection, message: dict[str, Any]) -> None:
+        from websockets.exceptions import WebSocketException
+
+        try:
+            socket.send(json.dumps(message))
+        except (OSError, WebSocketException) as problem:  # the next connection subscribes again
+            log.debug("The topics could not be changed: %s", problem)
+
+    def _leave(self) -> None:
+        self._left.set()
+        with self._lock:
+            socket = self._socket
+        if socket is not None:
+            socket.close()

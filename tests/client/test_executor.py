@@ -1,0 +1,117 @@
+"""A runtime as an executor, over HTTP and embedded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, CancelledError, as_completed, wait
+
+import pytest
+
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.errors import TaskFailed, WorkerDied
+from tests.support import wait_until
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def fails() -> None:
+    raise ZeroDivisionError("by nought")
+
+
+def dies() -> None:
+    import os
+
+    os.kill(os.getpid(), 9)
+
+
+def test_calls_are_tasks_and_their_futures_bring_the_values(client: Client) -> None:
+    with client.executor(name="squares") as executor:
+        futures = [executor.submit(square, number) for number in range(20)]
+        assert [future.result(30) for future in futures] == [number * number for number in range(20)]
+        assert {future.result() for future in as_completed(futures, 30)} == {number * number for number in range(20)}
+        assert client.task(futures[0].handle.id).task.name == "squares"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, 100])
+def test_map_keeps_the_order_whatever_the_chunks(client: Client, chunksize: int) -> None:
+    with client.executor() as executor:
+        assert list(executor.map(add, range(10), range(10, 30), chunksize=chunksize, timeout=30)) == list(range(10, 30, 2))
+        assert list(executor.map(square, [], chunksize=chunksize)) == []
+
+
+def test_a_chunk_has_at_least_one_item(client: Client) -> None:
+    with client.executor() as executor, pytest.raises(ValueError, match="1 or more"):
+        executor.map(square, [1], chunksize=0)
+
+
+def test_what_goes_wrong_is_the_futures_exception(client: Client) -> None:
+    with client.executor() as executor:
+        assert isinstance(executor.submit(fails).exception(30), TaskFailed)
+        assert isinstance(executor.submit(dies).exception(30), WorkerDied)
+
+
+def test_a_future_can_be_cancelled_while_its_task_runs_or_waits(client: Client) -> None:
+    with client.executor() as executor:
+        running, waiting = executor.submit(nap, 600), executor.submit(nap, 600)
+        wait_until(running.running, 30, "the first to run")
+        assert not waiting.running()
+        assert waiting.cancel()
+        assert running.cancel()
+        assert running.cancelled()
+        with pytest.raises(CancelledError):
+            running.result(0)
+        assert wait([running, waiting], 5, FIRST_COMPLETED).done == {running, waiting}
+        done = executor.submit(square, 3)
+        assert done.result(30) == 9
+        assert not done.cancel(), "it has ended"
+
+
+def test_a_task_that_is_cancelled_elsewhere_cancels_its_future(client: Client) -> None:
+    with client.executor() as executor:
+        future = executor.submit(nap, 600)
+        client.cancel(future.handle.id)  # type: ignore[attr-defined]
+        with pytest.raises(CancelledError):
+            future.result(30)
+
+
+def test_a_shutdown_waits_for_what_was_submitted_and_takes_nothing_more(client: Client) -> None:
+    executor = client.executor()
+    futures = [executor.submit(nap, 0.05) for _ in range(3)]
+    executor.shutdown()
+    assert all(future.done() for future in futures)
+    with pytest.raises(RuntimeError, match="shut down"):
+        executor.submit(square, 1)
+    executor.shutdown()
+
+
+def test_a_shutdown_can_cancel_what_is_left_and_leaves_no_thread(client: Client) -> None:
+    executor = client.executor()
+    futures = [executor.submit(nap, 600) for _ in range(3)]
+    executor.shutdown(cancel_futures=True)
+    assert all(future.cancelled() for future in futures)
+    names = ("openruntime-events", "openruntime-results")
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith(names)], what="the end of the threads")
+
+
+def test_a_shutdown_without_waiting_lets_the_tasks_go_on(client: Client) -> None:
+    executor = client.executor()
+    future = executor.submit(nap, 0.3)
+    executor.shutdown(wait=False)
+    assert future.result(30) == 0.3
+
+
+def test_an_executor_that_was_never_used_shuts_down(client: Client) -> None:
+    with client.executor():
+        pass
