@@ -13,7 +13,10 @@ import pytest
 
 PACKAGE = "openruntime_jupyter"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
-FLOORS = ("errors", "models", "ai_models", "operations", "worker", "engines", "runtime", "ai", "server", "client", "notebook", "cli")
+FLOORS = (
+    *("errors", "models", "ai_models", "ai_models_insights", "operations", "worker", "engines", "runtime", "ai", "server"),
+    *("client", "notebook", "cli"),
+)
 """Ground first. The package's own `__init__` is the roof."""
 
 NOT_EVEN_BELOW = {("client", "server"), ("notebook", "server")}

@@ -212,12 +212,16 @@ class History:
 
         `before` costs the same on every page, also after its task was deleted; an id that is not known raises `InvalidRequest`.
         """
+        wanted = queries.Filter(None if states is None else tuple(dict.fromkeys(str(state) for state in states)), operation, owner)
+        most = min(max(limit, 0), MOST_LISTED)
+        return await self.look(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
+
+    async def look(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """What `work`, which must not write, reads of all that was recorded until now; it runs on the reader's thread."""
         self._check_open()
         if self._problem is None:
             await self._behind.flush(READ_AFTER_SECONDS)
-        wanted = queries.Filter(None if states is None else tuple(dict.fromkeys(str(state) for state in states)), operation, owner)
-        most = min(max(limit, 0), MOST_LISTED)
-        return await self._read(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
+        return await self._read(work)
 
     def put_metrics(self, buckets: Buckets) -> None:
         """Add these to the figures of this runtime, soon; what the disk refuses goes with the next ones. Never raises."""

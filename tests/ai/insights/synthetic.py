@@ -1,0 +1,125 @@
+"""Histories of hours and days, made in a second, and written by the code that writes real ones."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from openruntime_jupyter.models import TIMEFRAMES, Failure, FailureKind, PerformanceMetrics, Task, TaskState, Timeframe, iso
+from openruntime_jupyter.runtime.figures import ENDED_AS
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.tiers import Ledger
+from tests.runtime.history_support import make_task, moved, until
+
+DAY = 86_400.0
+SAMPLES: dict[Timeframe, float] = {"5m": 10.0, "15m": 10.0, "1h": 10.0, "6h": 10.0, "24h": 60.0, "7d": 60.0}
+"""Seconds from one sample to the next, so that no value that is looked at is missing, and none has more samples than it needs."""
+
+Course = Callable[[float], float]
+"""What a figure is at a time."""
+
+
+@dataclass
+class Story:
+    """What happened within a timeframe up to `now`, in seconds since the epoch; `courses` are the figures that are sampled."""
+
+    timeframe: Timeframe
+    now: float
+    courses: dict[str, Course] = field(default_factory=dict)
+    tasks: list[Task] = field(default_factory=list)
+    seed: int = 0
+    spans: float = 1.0
+    """Timeframes that there is a history of."""
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+
+    @property
+    def span(self) -> float:
+        return float(TIMEFRAMES[self.timeframe])
+
+    @property
+    def begin(self) -> float:
+        return self.now - self.span
+
+    def at(self, share: float) -> float:
+        """The moment at that share of the timeframe."""
+        return self.begin + share * self.span
+
+    def noise(self, level: float, deviation: float) -> Course:
+        return lambda at: max(0.0, self.dice.gauss(level, deviation))
+
+    def daily(self, level: float, swing: float, deviation: float) -> Course:
+        """Once up and down a day, at any hour."""
+        hour = self.dice.random() * 2 * math.pi
+        return lambda at: max(0.0, level + swing * math.sin(2 * math.pi * at / DAY + hour) + self.dice.gauss(0, deviation))
+
+    def task(self, end: float, seconds: float, operation: str = "compute", waited: float = 0.0, **fields: Any) -> Task:
+        """One that ended then."""
+        peak, failure = fields.pop("peak", None), fields.pop("failure", None)
+        state = fields.pop("state", TaskState.FAILED if failure else TaskState.COMPLETED)
+        task = make_task(seconds=end - seconds - waited, operation=operation, attempt=1, **fields)
+        task = moved(
+            task,
+            state,
+            timestamp=iso(end),
+            started_at=iso(end - seconds),
+            finished_at=iso(end),
+            execution_time=seconds,
+            device_used="device_0",
+            failure=failure,
+            error=failure.message if failure else None,
+            performance_metrics=PerformanceMetrics(peak_memory_mb=None if peak is None else peak / 1e6),
+        )
+        self.tasks.append(task)
+        return task
+
+    def failing(self, end: float, operation: str = "compute", kind: FailureKind = FailureKind.RAISED, message: str = "no") -> Task:
+        return self.task(end, 0.5, operation, failure=Failure(kind=kind, message=message, type="ValueError"))
+
+    def work(self, every: float, seconds: float, operation: str = "compute", failing: float = 0.0, **fields: Any) -> None:
+        """Tasks all the time, at random moments about `every` so many seconds, of which the share `failing` fails."""
+        end = self.begin + seconds
+        while (end := end + self.dice.expovariate(1 / every)) < self.now - 1:
+            if self.dice.random() < failing:
+                self.failing(end, operation)
+            else:
+                self.task(end, seconds * self.dice.uniform(0.9, 1.1), operation, **fields)
+
+    async def tell(self, history: History) -> None:
+        """Write all of it."""
+        ledger, step = Ledger(10.0), SAMPLES[self.timeframe]
+        for number in range(int(self.spans * self.span / step)):
+            # A second for each sample: its value is that of its point, and a week is no million seconds.
+            at = self.now - number * step
+            ledger.lasted({name: course(at) for name, course in self.courses.items()}, at, 1.0)
+        for task in self.tasks:
+            ledger.happened({ENDED_AS[task.status]: 1.0, "run_time": task.execution_time or 0.0}, _seconds(task.finished_at))
+        history.put_metrics(ledger.take())
+        for first in range(0, len(self.tasks), 1000):
+            await history.commit_all(self.tasks[first : first + 1000])
+        await until(lambda: not history._behind.waiting, what="the history's writing")
+
+
+def _seconds(moment: str | None) -> float:
+    from openruntime_jupyter.models import epoch
+
+    found = epoch(moment)
+    assert found is not None
+    return found
+
+
+def ordinary(story: Story) -> Story:
+    """A machine on which nothing is wrong."""
+    story.courses = {
+        "memory_usage": story.noise(40, 1),
+        "cpu_utilization": story.noise(30, 8),
+        "gpu_utilization": lambda at: 0.0,
+        "worker_memory": story.noise(1.5e9, 3e7),
+        "active_tasks": story.noise(0.8, 0.3),
+        "pending_tasks": lambda at: 0.0,
+    }
+    return story
