@@ -19,6 +19,7 @@ from tornado.ioloop import PeriodicCallback
 from traitlets import default
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.ai.insights.wording import Worders, no_worders
 from openruntime_jupyter.errors import Stopping, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.emitter import TaskEvents
@@ -59,6 +60,7 @@ class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
         self.notebooks = NotebookIdentity(parent=self)
         self.limits = self.limits_of()
         self.waiters: Counter[str] = Counter()
+        self.worders: Worders = no_worders
         self._announcement: Announcement | None = None
         self._starting: asyncio.Task[Runtime] | None = None
         self._stopped = False

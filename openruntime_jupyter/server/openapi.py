@@ -36,6 +36,7 @@ TAGS = {
     "The service": "What this is, what it has, and how it is.",
     "Tasks": "Submit, look, list, reprioritise, cancel, erase.",
     "Arrays": "Large arrays, beside JSON.",
+    "AI": "Prompts to models, and what the recorded history tells.",
     "Events": "What happens, as it happens.",
     "About the API": "This description.",
 }

@@ -7,6 +7,7 @@ from tornado import web
 from openruntime_jupyter.server.handlers_about import DocsHandler, OpenApiHandler
 from openruntime_jupyter.server.handlers_arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
 from openruntime_jupyter.server.handlers_batch import BatchHandler
+from openruntime_jupyter.server.handlers_insights import InsightsHandler
 from openruntime_jupyter.server.handlers_metrics import MetricsHandler, MetricsHistoryHandler
 from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
 from openruntime_jupyter.server.handlers_system import (
@@ -39,6 +40,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/arrays", ArraysHandler),
     (f"/arrays/{TASK_ID}", ArrayHandler),
     (f"/arrays/{TASK_ID}/ready", ArrayReadyHandler),
+    ("/ai/insights", InsightsHandler),
     ("/ws", EventsSocket),
     ("/openapi.json", OpenApiHandler),
     ("/docs", DocsHandler),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from openruntime_jupyter import models
+from openruntime_jupyter import ai_models_insights, models
 from openruntime_jupyter.operations.registry import BUILT_IN, operation
 from openruntime_jupyter.server.routes import ROUTES
 from openruntime_jupyter.server.websocket import EventsSocket
@@ -34,6 +34,8 @@ TYPES: list[type[BaseModel]] = [
     models.MetricsHistory,
     models.Health,
     models.OperationInfo,
+    ai_models_insights.Insights,
+    ai_models_insights.Finding,
 ]
 # curl answers 0 for a 404 unless told otherwise.
 STRICT = 'set -euo pipefail\ncurl() { command curl --silent --show-error --fail-with-body "$@"; }\n'

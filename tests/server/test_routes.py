@@ -45,6 +45,7 @@ EXPECTED = {
     f"PUT /arrays/{NO_SUCH_TASK}": 400,
     f"DELETE /arrays/{NO_SUCH_TASK}": 404,
     f"POST /arrays/{NO_SUCH_TASK}/ready": 404,
+    "POST /ai/insights": 400,
     "GET /ws": 400,
     "GET /openapi.json": 200,
     "GET /docs": 200,

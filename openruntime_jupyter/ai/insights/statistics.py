@@ -62,9 +62,9 @@ def episodes(values: Array, *, least: float, sigmas: float = 6.0, rare: float = 
     """Where `values` stand out upwards, the highest first.
 
     A value stands out that is `sigmas` robust standard deviations and at least `least` above the median. Where more than `FEW` values
-    and more than the share `rare` of all do, they are no exceptions but a second way of the figure to be, and nothing is found. NaN is a gap, which
-    ends no episode by itself. With 6 sigmas a normal value stands out once in 10^9; the median and its deviation bear up to half of
-    the values being wrong (Hampel, The Influence Curve, 1974).
+    and more than the share `rare` of all do, they are no exceptions but a second way of the figure to be, and nothing is found. NaN is
+    a gap, which ends no episode by itself. With 6 sigmas a normal value stands out once in 10^9; the median and its deviation bear up
+    to half of the values being wrong (Hampel, The Influence Curve and its Role in Robust Estimation, 1974).
     """
     known = values[~np.isnan(values)]
     if known.size == 0:

@@ -7,9 +7,12 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.ai_models_insights import WordingChoice
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.submission import Caller
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,15 @@ class Worder:
 
 Choose = Callable[[Literal["resident", "local", "remote"]], "Worder | None"]
 """The model to ask: a local one that is loaded, a local one whether or not, a remote one that the settings allow; None: there is none."""
+
+Worders = Callable[["Caller"], Choose]
+"""Who may be asked by a caller: not everybody may spend what a remote model costs."""
+
+
+def no_worders(_: Caller) -> Choose:
+    """Where there is no model at all."""
+    return lambda which: None
+
 
 SECONDS = 20.0
 """How long a model may take; by then the computed text is the better answer."""
