@@ -19,13 +19,20 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model's files as the runtime's catalogue found them; `bytes` of its weights as they lie on disk, `context_length` in tokens."""
+    """A model's files as the runtime's catalogue found them; what is None can't be told before it is loaded.
+
+    `bytes` are those of its weights as they lie on disk, `float32_bytes` as 32-bit numbers; `context_length` is in tokens, and
+    `cache_numbers` is how many numbers its key-value cache keeps for each. `converted` is the folder for weights in another form.
+    """
 
     name: str
     path: str
     kind: Literal["mlx", "gguf", "hub"]
     bytes: int | None = None
     context_length: int | None = None
+    float32_bytes: int | None = None
+    cache_numbers: int | None = None
+    converted: str | None = None
 
 
 class Message(Wire):
@@ -56,7 +63,10 @@ class Answer(Wire):
     tokens_used: int | None = Field(None, description="Of prompt and answer together.")
     tokens_per_second: float | None = Field(None, description="Of the answer.")
     prompt_tokens_per_second: float | None = Field(None, description="Of the prompt.")
-    time_to_first_token_s: float | None = Field(None, description="Seconds from the start to the first piece of text.")
+    time_to_first_token_s: float | None = Field(
+        None, description="Seconds from the start to the first token; for a local model from when it is in memory."
+    )
+    load_time_s: float | None = Field(None, description="Seconds that loading a local model took; null where it was in memory already.")
 
 
 class AiRequest(Wire):

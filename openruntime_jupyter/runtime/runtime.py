@@ -52,6 +52,7 @@ from openruntime_jupyter.runtime.instruments import Instruments
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.machine import Machine, Memory
+from openruntime_jupyter.runtime.model_catalog import ModelCatalog
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
@@ -81,6 +82,7 @@ class Runtime:
         self.started_at = time.monotonic()
         self._machine = Machine()
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
+        self.catalog = ModelCatalog(self.settings)
         self._engine = engine
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self._stopping = False
@@ -113,7 +115,15 @@ class Runtime:
             self.arrays,
         )
         self._intake = Intake(
-            self.settings, self.id, self.history, self._recorder, self._scheduler, self._admission, self._need_lanes, self.arrays
+            self.settings,
+            self.id,
+            self.history,
+            self._recorder,
+            self._scheduler,
+            self._admission,
+            self._need_lanes,
+            self.arrays,
+            self.catalog.resolve,
         )
         self._batches = BatchIntake(self._intake, self.history, self._recorder)
         if self._inline is not None:

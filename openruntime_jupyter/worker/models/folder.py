@@ -1,0 +1,117 @@
+"""What a model's folder tells of it without loading it; it imports no MLX, so that the server can ask too."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LONGEST_HEADER = 100_000_000
+"""Bytes: what safetensors itself takes for a header."""
+GROUP_SIZE = 64
+"""Weights that share a scale, where the model's configuration does not say."""
+
+
+class NotAModel(ValueError):
+    """The folder or file holds no model that can be loaded; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's sizes; None for what its files do not tell. See `ModelSource`."""
+
+    bytes: int
+    context_length: int | None = None
+    float32_bytes: int | None = None
+    cache_numbers: int | None = None
+
+
+def shape_of(folder: Path) -> Shape:
+    """The sizes of the model in this folder, by its configuration and the headers of its weights; raises `NotAModel`."""
+    config = read_config(folder)
+    files = weight_files(folder)
+    if not files:
+        raise NotAModel(f"{folder} has no model*.safetensors: it needs the weights in that form")
+    try:
+        size = sum(file.stat().st_size for file in files)
+        inner = config.get("text_config")
+        sizes = {**config, **inner} if isinstance(inner, dict) else config
+        return Shape(size, _whole(sizes, "max_position_embeddings"), _float32_bytes(files, config), cache_numbers(sizes))
+    except (OSError, ValueError) as problem:
+        raise NotAModel(f"{folder} can't be read: {problem}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json; raises `NotAModel`."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise NotAModel(f"{folder} has no config.json: an MLX model is a folder with it, model*.safetensors and a tokenizer") from None
+    except (OSError, ValueError) as problem:
+        raise NotAModel(f"{folder / 'config.json'} can't be read: {problem}") from None
+    if not isinstance(config, dict):
+        raise NotAModel(f"{folder / 'config.json'} holds no object")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that mlx-lm loads."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def cache_numbers(config: dict[str, Any]) -> int | None:
+    """How many numbers the key-value cache grows by with each token: a key and a value for every head of every layer.
+
+    Layers with a sliding window or a state of fixed size do not grow, and are left out. None where the configuration is of a kind
+    that this does not hold for.
+    """
+    if "kv_lora_rank" in config:  # keys and values are kept in a compressed form
+        return None
+    layers, heads = _whole(config, "num_hidden_layers"), _whole(config, "num_attention_heads")
+    hidden, kv_heads = _whole(config, "hidden_size"), _whole(config, "num_key_value_heads") or heads
+    if layers is None or heads is None or kv_heads is None:
+        return None
+    head = _whole(config, "head_dim") or (hidden // heads if hidden is not None else None)
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and kinds:
+        layers = kinds.count("full_attention")
+    return 2 * layers * kv_heads * head if head is not None else None
+
+
+def _whole(config: dict[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _float32_bytes(files: list[Path], config: dict[str, Any]) -> int:
+    """Quantised weights are packed into whole numbers, and have a scale for each group of so many."""
+    quantization = config.get("quantization")
+    settings: dict[str, Any] = quantization if isinstance(quantization, dict) else {}
+    usual = _whole(settings, "group_size") or GROUP_SIZE
+    count = 0
+    for name, elements, packed in _tensors(files):
+        base, _, part = name.rpartition(".")
+        if part == "scales":
+            own = settings.get(base)
+            count += elements * ((_whole(own, "group_size") if isinstance(own, dict) else None) or usual)
+        elif not packed and part != "biases":
+            count += elements
+    return 4 * count
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, int, bool]]:
+    """Name, number of elements, and whether they are packed."""
+    for file in files:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
+            if length > LONGEST_HEADER:
+                raise ValueError(f"{file.name} is no safetensors file")
+            header = json.loads(stream.read(length))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                yield name, math.prod(tensor["shape"]), tensor["dtype"] == "U32"
