@@ -18,6 +18,7 @@ from openruntime_jupyter.models import Device, Health, OperationInfo, Origin, Sy
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from openruntime_jupyter.client.aio import AsyncClient
     from openruntime_jupyter.client.executor import TaskExecutor
     from openruntime_jupyter.client.watch import Watch
 
@@ -60,6 +61,7 @@ class Client:
         self.backend = backend
         self.options = options or Options()
         self.origin: Origin = origin
+        self._aio: AsyncClient | None = None
 
     @property
     def where(self) -> str:
@@ -117,6 +119,15 @@ class Client:
         client = self.with_options(**options) if options else self
         refuse_deadlock(self.backend, client.options.device, "a new task")
         return run_map(client, function, list(iterable), chunk_size)
+
+    @property
+    def aio(self) -> AsyncClient:
+        """The same for coroutines: `await client.aio.run("compute", expression="1 + 1")`."""
+        from openruntime_jupyter.client.aio import AsyncClient
+
+        if self._aio is None:
+            self._aio = AsyncClient(self)
+        return self._aio
 
     def executor(self, **options: Any) -> TaskExecutor:
         """This runtime as a `concurrent.futures.Executor`, for code that takes one; `options` are those of `with_options`.

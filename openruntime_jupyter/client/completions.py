@@ -87,11 +87,10 @@ class Completions:
                 self._watch = self._backend.watch(("task_update",), self._heard)
 
     def future(self, handle: TaskHandle) -> TaskFuture:
-        """The future of a task's result."""
+        """The future of a task's result; the same one for all who ask while it has not ended."""
         self.open()
-        future = TaskFuture(handle)
         with self._lock:
-            self._waiting[handle.id] = future
+            future = self._waiting.setdefault(handle.id, TaskFuture(handle))
             status = self._early.pop(handle.id, None)
         if status is not None or handle.last_seen.status.terminal:
             self._ended(handle.id)

@@ -1,0 +1,187 @@
+"""The Python face of a runtime for coroutines: questions go through threads, waits through one watch for all tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from openruntime_jupyter.client.completions import Completions
+from openruntime_jupyter.client.handle import Output, TaskHandle
+from openruntime_jupyter.client.watch import CONNECTED
+from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskPage, TaskState
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from openruntime_jupyter.client.client import Client
+
+Answer = TypeVar("Answer")
+
+
+MOST_UNREAD = 10_000
+"""Messages that wait for one who watches."""
+
+
+class AsyncTaskHandle:
+    """One task of one runtime, for coroutines. Awaiting it gives its result."""
+
+    def __init__(self, handle: TaskHandle, completions: Completions) -> None:
+        self._handle = handle
+        self._completions = completions
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self._handle.id
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """What the task returned, once it has ended; see `TaskHandle.result`.
+
+        Cancelling the wait does nothing to the task. Raises `asyncio.TimeoutError` if it has not ended after `timeout` seconds.
+        """
+        future = self._completions.future(self._handle)
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        future.add_done_callback(lambda _: _on(loop, _settle, done))
+        await asyncio.wait_for(done, timeout)
+        return await asyncio.to_thread(self._handle.result, 0) if future.cancelled() else future.result()
+
+    def __await__(self) -> Any:
+        return self.result().__await__()
+
+    async def task(self) -> Task:
+        """The record as it is now."""
+        return await asyncio.to_thread(lambda: self._handle.task)
+
+    async def status(self) -> TaskState:
+        """Its state as it is now."""
+        return (await self.task()).status
+
+    async def output(self) -> Output:
+        """What it printed and displayed so far."""
+        return await asyncio.to_thread(lambda: self._handle.output)
+
+    async def cancel(self) -> Task:
+        """Stop it; returns its record once it has ended."""
+        return await asyncio.to_thread(self._handle.cancel)
+
+    async def set_priority(self, priority: int) -> Task:
+        """Change the priority while it waits; raises `TaskConflict` once it was started."""
+        return await asyncio.to_thread(self._handle.set_priority, priority)
+
+    def __repr__(self) -> str:
+        return f"<Async{self._handle!r}>".replace("<Async<", "<Async").replace(">>", ">")
+
+
+def _on(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], argument: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(call, argument)
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+class AsyncClient:
+    """`client.aio`: what `Client` does, for coroutines. One that is cancelled while it waits in `run` or `call` cancels its task."""
+
+    def __init__(self, client: Client, completions: Completions | None = None) -> None:
+        self.client = client
+        self._completions = completions or Completions(client.backend)
+
+    def with_options(self, **changes: Any) -> AsyncClient:
+        """The same runtime with other options for what is submitted; see `Client.with_options`."""
+        return AsyncClient(self.client.with_options(**changes), self._completions)
+
+    async def submit(self, operation: str, /, **parameters: Any) -> AsyncTaskHandle:
+        """Queue one task; see `Client.submit`."""
+        return await self._submitted(partial(self.client.submit, operation, **parameters))
+
+    async def run(self, operation: str, /, **parameters: Any) -> Any:
+        """Do one task and return its output; see `Client.run`."""
+        return await self._finish(await self.submit(operation, **parameters))
+
+    async def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncTaskHandle:
+        """Queue a call; see `Client.submit_call`."""
+        return await self._submitted(partial(self.client.submit_call, function, *args, **kwargs))
+
+    async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Have a worker compute `function(*args, **kwargs)`; see `Client.call`."""
+        return await self._finish(await self.submit_call(function, *args, **kwargs))
+
+    async def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, **options: Any) -> list[Any]:
+        """`function(item)` for each item, in order; see `Client.map`."""
+        return await asyncio.to_thread(partial(self.client.map, function, iterable, **options))
+
+    async def task(self, task_id: str) -> AsyncTaskHandle:
+        """The task of that id; raises `TaskNotFound`."""
+        return AsyncTaskHandle(await asyncio.to_thread(self.client.task, task_id), self._completions)
+
+    async def tasks(self, **filters: Any) -> TaskPage:
+        """A page of tasks; see `Client.tasks`."""
+        return await asyncio.to_thread(partial(self.client.tasks, **filters))
+
+    async def cancel(self, task_id: str) -> Task:
+        """Stop the task of that id; returns its record once it has ended."""
+        return await asyncio.to_thread(self.client.cancel, task_id)
+
+    async def devices(self) -> list[Device]:
+        """What MLX computes on."""
+        return await asyncio.to_thread(self.client.devices)
+
+    async def metrics(self) -> SystemMetrics:
+        """The figures of now."""
+        return await asyncio.to_thread(self.client.metrics)
+
+    async def health(self) -> Health:
+        """Whether all is well."""
+        return await asyncio.to_thread(self.client.health)
+
+    async def operations(self) -> list[OperationInfo]:
+        """The kinds of work there are."""
+        return await asyncio.to_thread(self.client.operations)
+
+    async def watch(self, topics: Iterable[str] = ("task_update",)) -> AsyncIterator[dict[str, Any]]:
+        """What happens, as it happens; see `Client.watch`. One who is `MOST_UNREAD` messages behind gets `connected` with `gap` instead."""
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        def hear(message: dict[str, Any]) -> None:
+            if heard.qsize() >= MOST_UNREAD:
+                while not heard.empty():
+                    heard.get_nowait()
+                heard.put_nowait({"type": CONNECTED, "gap": True})
+            heard.put_nowait(message)
+
+        watch = self.client.watch(topics, lambda message: _on(loop, hear, message))
+        try:
+            while True:
+                yield await heard.get()
+        finally:
+            watch.close()
+
+    async def close(self) -> None:
+        """Let go of the connection; tasks go on."""
+        self._completions.close()
+        await asyncio.to_thread(self.client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _submitted(self, submit: Callable[[], TaskHandle]) -> AsyncTaskHandle:
+        await asyncio.to_thread(self._completions.open)
+        return AsyncTaskHandle(await asyncio.to_thread(submit), self._completions)
+
+    async def _finish(self, handle: AsyncTaskHandle) -> Any:
+        try:
+            return await handle.result()
+        except asyncio.CancelledError:
+            await asyncio.shield(handle.cancel())
+            raise
