@@ -1,11 +1,13 @@
-"""What a runtime stands on: its folders, and the engine on this machine."""
+"""What a runtime stands on: its folders, the engine on this machine, and the lane of what is done elsewhere."""
 
 from __future__ import annotations
 
 from openruntime_jupyter.engines.base import Engine
+from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.settings import Settings
 
@@ -37,6 +39,11 @@ def local_engine(settings: Settings, arrays: ArrayStore) -> LocalEngine:
             max_models=settings.max_models,
         )
     )
+
+
+def remote_lane(settings: Settings, engine: InlineEngine) -> Lane:
+    """The lane of what is done elsewhere."""
+    return Lane(LANE, REPORT, settings.remote_slots, settings.aging_seconds, engine)
 
 
 async def unload(engine: Engine, name: str | None) -> list[str]:

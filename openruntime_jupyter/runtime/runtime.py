@@ -11,8 +11,6 @@ from typing import Any
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.engines.base import DeviceReport, Engine, ModelReport, WorkerReport
-from openruntime_jupyter.engines.inline import LANE as REMOTE
-from openruntime_jupyter.engines.inline import REPORT as REMOTE_REPORT
 from openruntime_jupyter.engines.inline import InlineEngine, Runner
 from openruntime_jupyter.errors import (
     EngineError,
@@ -44,7 +42,7 @@ from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.batch import BatchIntake
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
-from openruntime_jupyter.runtime.foundations import local_engine, make_folders, unload
+from openruntime_jupyter.runtime.foundations import local_engine, make_folders, remote_lane, unload
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.inquiry import Inquiry
@@ -127,7 +125,7 @@ class Runtime:
         )
         self._batches = BatchIntake(self._intake, self.history, self._recorder)
         if self._inline is not None:
-            self._scheduler.open_remote(Lane(REMOTE, REMOTE_REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline))
+            self._scheduler.open_remote(remote_lane(self.settings, self._inline))
         self.instruments.start()
         await self._engine.start()
         await loop.run_in_executor(None, self.arrays.open)
