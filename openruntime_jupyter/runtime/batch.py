@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -29,6 +29,7 @@ AT_ONCE = 50
 Answer = Task | OpenRuntimeError
 """A task's record, or why there is none."""
 Key = tuple[str, str, str]
+Item = TypeVar("Item")
 
 
 class BatchIntake:
@@ -86,9 +87,7 @@ class BatchIntake:
         self, requests: Sequence[Any], caller: Caller, ids: list[str], answers: dict[int, Answer], key: Key | None = None
     ) -> list[Answer]:
         taken: dict[int, Entry] = {}
-        for index, request in enumerate(requests):
-            if index % AT_ONCE == AT_ONCE - 1:
-                await asyncio.sleep(0)
+        async for index, request in slowly(enumerate(requests)):
             if index in answers:
                 continue
             try:
@@ -97,9 +96,10 @@ class BatchIntake:
                 raise  # whatever it is, it holds for all of them
             except OpenRuntimeError as problem:
                 answers[index] = problem
-        taken = await self._record(taken, answers, key)
-        records = await _slowly(list(taken.values()), lambda entry: entry.record(parameters=False))
-        answers.update(zip(taken, records, strict=True))
+        # Whatever becomes of who asked: what is on disk has its turn.
+        taken = await asyncio.shield(self._record(taken, answers, key))
+        async for index, entry in slowly(taken.items()):
+            answers[index] = entry.record(parameters=False)
         return [answers[index] for index in range(len(requests))]
 
     async def _prepare(self, request: Any, caller: Caller, task_id: str) -> Entry:
@@ -111,49 +111,42 @@ class BatchIntake:
 
     async def _record(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> dict[int, Entry]:
         """Write what there is room for, let it wait for its turn, and give it; what is wrong with the rest is told in `answers`."""
-        intake = self._intake
         room: dict[int, Entry] = {}
-        for index, entry in taken.items():
-            try:
-                intake.require_room(entry.lane, len(room))
-                intake.lease(entry)
-                room[index] = entry
-            except OpenRuntimeError as problem:
-                answers[index] = problem
-        await self._write(room, answers, key)
+        try:
+            async for index, entry in slowly(taken.items()):
+                try:
+                    self._intake.expect(entry)
+                    room[index] = entry
+                except OpenRuntimeError as problem:
+                    answers[index] = problem
+            refused = await self._write(room, key)
+        except BaseException:
+            for entry in room.values():
+                self._intake.give_up(entry)
+            raise
+        async for index, entry in slowly(list(room.items())):
+            if entry.task_id in refused:
+                self._intake.give_up(entry)
+                del room[index]
+                answers[index] = TaskConflict(f"{entry.task_id} was purged, and is not made again: take a new Idempotency-Key")
+            else:
+                self._intake.begin(entry)
         return room
 
-    async def _write(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> None:
-        intake = self._intake
+    async def _write(self, taken: dict[int, Entry], key: Key | None) -> set[str]:
+        """Record all of them in one transaction; the ids of those that were purged."""
         if not taken:
-            return
-        entries = list(taken.values())
+            return set()
         if key is not None:
             # What leads from the first that was taken to the others is kept with it.
             key = (*key[:2], f"{key[2]}@{next(iter(taken))}")
-        intake.coming += len(entries)
-        try:
-            tasks = await _slowly(entries, lambda entry: entry.snapshot(live=False))
-            refused = await self._recorder.admit_all(entries, tasks, key)
-        except BaseException:
-            for entry in entries:
-                intake.release(entry)
-            raise
-        finally:
-            intake.coming -= len(entries)
-        for index, entry in list(taken.items()):
-            if entry.task_id in refused:
-                intake.release(entry)
-                del taken[index]
-                answers[index] = TaskConflict(f"{entry.task_id} was purged, and is not made again: take a new Idempotency-Key")
-            else:
-                intake.begin(entry)
+        entries = list(taken.values())
+        return await self._recorder.admit_all(entries, [entry.snapshot(live=False) async for entry in slowly(entries)], key)
 
 
-async def _slowly(entries: list[Entry], describe: Callable[[Entry], Task]) -> list[Task]:
-    """`describe` for each; the loop does other things in between."""
-    tasks: list[Task] = []
-    for start in range(0, len(entries), AT_ONCE):
-        tasks += map(describe, entries[start : start + AT_ONCE])
-        await asyncio.sleep(0)
-    return tasks
+async def slowly(items: Iterable[Item]) -> AsyncIterator[Item]:
+    """Each of `items`; the loop does other things in between."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)

@@ -50,7 +50,7 @@ class Intake:
         self._find_model = find_model
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
-        self.coming = 0
+        self._coming = 0
         """Tasks that are just being recorded, and wait from then on."""
         self._stopping = False
 
@@ -65,9 +65,9 @@ class Intake:
         `idempotency_key` of the same owner gives the same task.
         """
         entry = await self.prepare(request, caller)
-        self.require_room(entry.lane)
         if idempotency_key is None:
             return await self._admit(entry)
+        self.require_room(entry.lane)
         async with self.lock(caller, idempotency_key):
             return await self._once(entry, request, idempotency_key)
 
@@ -92,27 +92,31 @@ class Intake:
             raise Unavailable(f"Nothing in this runtime runs {checked.operation.name!r}.", retry_after=60.0)
         return self._scheduler.remote
 
-    def require_room(self, lane: Lane, ahead: int = 0) -> None:
-        """Raise `QueueFull` where one more may not wait, `ahead` that are about to being counted."""
-        waiting = self._scheduler.pending + self.coming + ahead
+    def require_room(self, lane: Lane) -> None:
+        """Raise `QueueFull` where one more may not wait."""
+        waiting = self._scheduler.pending + self._coming
         if waiting < self._settings.max_pending:
             return
-        if self._settings.max_pending == 0 and len(lane.running) + self.coming + ahead < lane.slots:
+        if self._settings.max_pending == 0 and len(lane.running) + self._coming < lane.slots:
             return
         raise QueueFull(
             f"{waiting:,} tasks wait, and no more than {self._settings.max_pending:,} may (max_pending): try again later", retry_after=5.0
         )
 
-    def lease(self, entry: Entry) -> None:
-        """Keep what its parameters name; raises `ArrayNotFound`."""
+    def expect(self, entry: Entry) -> None:
+        """Keep room for a task that is about to be recorded, and what its parameters name; raises `QueueFull` and `ArrayNotFound`."""
+        self.require_room(entry.lane)
         self._arrays.lease(entry.arrays, entry.task_id)
+        self._coming += 1
 
-    def release(self, entry: Entry) -> None:
-        """Undo `lease`."""
+    def give_up(self, entry: Entry) -> None:
+        """Undo `expect`: the task was not recorded."""
+        self._coming -= 1
         self._arrays.release(entry.task_id, entry.arrays)
 
     def begin(self, entry: Entry) -> None:
-        """Let a task that was recorded wait for its turn."""
+        """Let a task that was expected, and is recorded, wait for its turn."""
+        self._coming -= 1
         self._scheduler.enqueue(entry)
         self._recorder.announce(entry)
 
@@ -136,15 +140,12 @@ class Intake:
         return task_id
 
     async def _admit(self, entry: Entry) -> str:
-        self.lease(entry)
-        self.coming += 1
+        self.expect(entry)
         try:
             await self._recorder.admit(entry)
         except BaseException:
-            self.release(entry)
+            self.give_up(entry)
             raise
-        finally:
-            self.coming -= 1
         self.begin(entry)
         return entry.task_id
 

@@ -88,6 +88,8 @@ class OutputBuffer:
         if self._finished:
             return
         self._finished = True
+        # It leads back here: without it, memory is free as soon as nobody looks any more.
+        self._changed = _nothing
         self._seal()
         if self._left_out:
             skipped = self._left_out - len(self._tail)
@@ -105,3 +107,7 @@ class OutputBuffer:
         self.finish()
         items = list(self.items)
         return TaskOutput.model_construct(task_id=task_id, items=items, next=len(items), truncated=self.truncated, finished=True)
+
+
+def _nothing() -> None:
+    """Nobody has to know."""

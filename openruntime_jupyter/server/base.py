@@ -17,7 +17,7 @@ from pydantic_core import to_json
 from tornado import web
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
-from openruntime_jupyter.server.errors import envelope, problem_of
+from openruntime_jupyter.server.errors import envelope, enveloped, problem_of
 from openruntime_jupyter.server.identity import LocalUser, owner_of
 from openruntime_jupyter.server.requests import read_json, read_query
 
@@ -250,13 +250,18 @@ class Handler(Ours, APIHandler):
 
     def reply(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Answer with `data`: a wire type, or a dict of them; in the envelope if the client accepts that."""
+        self.send(to_json(data, inf_nan_mode="null"), status, headers)
+
+    def send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """`reply` with what is JSON already."""
         self.set_status(status)
         for name, value in (headers or {}).items():
             self.set_header(name, value)
         self.set_header("Vary", "Accept")
-        enveloped = ENVELOPE in self.request.headers.get("Accept", "")
-        content = to_json(envelope(data) if enveloped else data, inf_nan_mode="null")
-        self.finish(content, set_content_type=ENVELOPE if enveloped else "application/json")
+        if ENVELOPE in self.request.headers.get("Accept", ""):
+            self.finish(enveloped(content), set_content_type=ENVELOPE)
+        else:
+            self.finish(content)
 
     async def while_connected(self, work: Coroutine[Any, Any, Value], gone: Callable[[], Any] | None = None) -> Value:
         """The outcome of `work`, which ends with the client's connection; `gone()` is called then.

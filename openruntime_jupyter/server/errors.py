@@ -11,7 +11,7 @@ from typing import Any
 from tornado import web
 
 from openruntime_jupyter import errors
-from openruntime_jupyter.models import iso
+from openruntime_jupyter.models import timestamp
 
 STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.InvalidRequest, 422),
@@ -108,6 +108,11 @@ def _from_tornado(error: web.HTTPError) -> Problem:
     return Problem(status, message)
 
 
-def envelope(data: Any, error: str | None = None) -> dict[str, Any]:
-    """The reference's common response format."""
-    return {"status": "error" if error is not None else "success", "data": data, "error": error, "timestamp": iso(time.time())}
+def envelope(data: Any, error: str) -> dict[str, Any]:
+    """The reference's common response format, of an error."""
+    return {"status": "error", "data": data, "error": error, "timestamp": timestamp(time.time())}
+
+
+def enveloped(data: bytes) -> bytes:
+    """`data`, which is JSON, in the same format."""
+    return b'{"status":"success","data":%b,"error":null,"timestamp":"%b"}' % (data, timestamp(time.time()).encode())

@@ -21,8 +21,9 @@ LONGEST_KEY = 255
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Only such a number can be too large for a float.
-_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{309}")
+# Only a number with one of these can be too large for a float. To look for them by a regular expression takes longer than to parse.
+_ALIKE = bytes.maketrans(b"023456789E", b"111111111e")
+_HUGE = (b"1e111", b"1e+111", 309 * b"1")
 _PREFERENCE = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*))\s*)?(?:;[^,]*)?(?:,|$)""")
 
 
@@ -121,7 +122,8 @@ def read_json(model: type[Model], body: bytes | bytearray, content_type: str | N
         value = from_json(body, allow_inf_nan=False)
     except ValueError as problem:
         raise MalformedRequest(f"The body is no valid JSON: {problem}") from None
-    if _HUGE.search(body) and any(number in (math.inf, -math.inf) for number in _numbers(value)):
+    alike = body.translate(_ALIKE)
+    if any(huge in alike for huge in _HUGE) and any(number in (math.inf, -math.inf) for number in _numbers(value)):
         raise MalformedRequest("The body has a number that is too large for a 64-bit float")
     try:
         return model.model_validate(value)

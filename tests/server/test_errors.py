@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 
 import pytest
 from tornado import web
 
 from openruntime_jupyter import errors
-from openruntime_jupyter.server.errors import STATUS, envelope, problem_of
+from openruntime_jupyter.server.errors import STATUS, envelope, enveloped, problem_of
 
 EVERY = [
     kind
@@ -95,4 +96,4 @@ def test_the_envelope_is_the_references() -> None:
     told = envelope(None, "no")
     assert (told["status"], told["data"], told["error"]) == ("error", None, "no")
     assert told["timestamp"].endswith("Z")
-    assert envelope({"a": 1}) | {"timestamp": ""} == {"status": "success", "data": {"a": 1}, "error": None, "timestamp": ""}
+    assert json.loads(enveloped(b'{"a": 1}')) | {"timestamp": ""} == {"status": "success", "data": {"a": 1}, "error": None, "timestamp": ""}
