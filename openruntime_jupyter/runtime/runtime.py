@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.base import DeviceReport, Engine, ModelReport, WorkerReport
+from openruntime_jupyter.engines.base import Engine, ModelReport, WorkerReport
 from openruntime_jupyter.engines.inline import InlineEngine, Runner
 from openruntime_jupyter.errors import (
-    EngineError,
-    NoBackend,
     OpenRuntimeError,
     StorageUnavailable,
     TaskConflict,
-    Unavailable,
 )
 from openruntime_jupyter.models import (
     Device,
@@ -48,7 +45,7 @@ from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.inquiry import Inquiry
 from openruntime_jupyter.runtime.instruments import Instruments
 from openruntime_jupyter.runtime.intake import Intake
-from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.lanes import Lanes
 from openruntime_jupyter.runtime.machine import Machine, Memory
 from openruntime_jupyter.runtime.model_catalog import ModelCatalog
 from openruntime_jupyter.runtime.recorder import Recorder
@@ -84,7 +81,6 @@ class Runtime:
         self._engine = engine
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self._stopping = False
-        self._backend_problem: EngineError | None = None
         self._background: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -112,6 +108,7 @@ class Runtime:
             self.workforce,
             self.arrays,
         )
+        self._lanes = Lanes(self.settings, self._engine, self._scheduler, self.instruments.look_at)
         self._intake = Intake(
             self.settings,
             self.id,
@@ -119,7 +116,7 @@ class Runtime:
             self._recorder,
             self._scheduler,
             self._admission,
-            self._need_lanes,
+            self._lanes.need,
             self.arrays,
             self.catalog.resolve,
         )
@@ -134,8 +131,7 @@ class Runtime:
         except StorageUnavailable as problem:  # /health tells it, and asynchronous tasks are refused until it is mended
             log.warning("%s", problem)
             taken_over = []
-        self._lanes_known = loop.create_task(self._open_lanes(None))
-        self._lanes_known.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._lanes.begin()
         self._keep(self._intake.resume(taken_over))
         self._keep(self._sweep())
         self._keep(self.arrays.keep_swept(self._knows))
@@ -194,7 +190,7 @@ class Runtime:
         await asyncio.gather(self._engine.stop(deadline), *inline)
 
     async def _end_background(self) -> None:
-        tasks = [self._lanes_known, *self._background]
+        tasks = [*self._lanes.coming, *self._background]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -217,39 +213,6 @@ class Runtime:
 
     async def _knows(self, task_id: str) -> bool:
         return self._recorder.find(task_id) is not None or await self.history.get(task_id) is not None
-
-    # Devices
-
-    async def _open_lanes(self, interpreter: str | None) -> None:
-        assert self._engine is not None
-        try:
-            found = await self._engine.devices(interpreter)
-        except EngineError as problem:
-            self._backend_problem = problem
-            log.warning("%s", problem)
-            raise
-        if not self._scheduler.lanes:
-            self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
-            self.instruments.look_at(reports.gpus(self._scheduler.lanes.values()))
-            self._backend_problem = None
-
-    def _lane(self, number: int, report: DeviceReport) -> Lane:
-        slots = self.settings.gpu_slots if report.type == "gpu" else self.settings.cpu_slot_count
-        assert self._engine is not None
-        return Lane(f"device_{number}", report, slots, self.settings.aging_seconds, self._engine)
-
-    async def _need_lanes(self, interpreter: str | None) -> None:
-        """Wait until a worker has said what there is to compute on; raises `Unavailable` with what to install."""
-        if self._scheduler.lanes:
-            return
-        try:
-            await asyncio.shield(self._lanes_known)
-        except EngineError as problem:
-            if isinstance(problem, NoBackend) and interpreter is not None:
-                # The caller's own environment may have what the server's lacks.
-                await self._open_lanes(interpreter)
-                return
-            raise Unavailable(str(problem), retry_after=30.0) from problem
 
     # Tasks
 
@@ -382,7 +345,7 @@ class Runtime:
     def health(self) -> Health:
         """Whether all is well, and what is not."""
         # A notice tells what happened and is over: it does not make the runtime worse.
-        wrong = [problem for problem in (self.history.problem, self._backend_problem, self.arrays.problem) if problem]
+        wrong = [problem for problem in (self.history.problem, self._lanes.problem, self.arrays.problem) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out()) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self._scheduler.lanes else "healthy"
         return Health(

@@ -1,0 +1,67 @@
+"""The lanes of this machine's devices: opened once a worker has said what there is to compute on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from openruntime_jupyter.engines.base import DeviceReport, Engine
+from openruntime_jupyter.errors import EngineError, NoBackend, Unavailable
+from openruntime_jupyter.runtime import reports
+from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.probes.base import Gpu
+from openruntime_jupyter.runtime.scheduler import Scheduler
+from openruntime_jupyter.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Lanes:
+    """`look_at(gpus)` is told which GPUs there are."""
+
+    def __init__(self, settings: Settings, engine: Engine, scheduler: Scheduler, look_at: Callable[[Sequence[Gpu]], None]) -> None:
+        self.problem: EngineError | None = None
+        """Why there are none."""
+        self.coming: list[asyncio.Task[Any]] = []
+        """The work of opening them, for whoever stops it."""
+        self._settings = settings
+        self._engine = engine
+        self._scheduler = scheduler
+        self._look_at = look_at
+
+    def begin(self) -> None:
+        """Begin to open them, for nobody waits yet."""
+        opening = asyncio.get_running_loop().create_task(self._open(None))
+        opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.coming.append(opening)
+
+    async def need(self, interpreter: str | None) -> None:
+        """Wait until a worker has said what there is to compute on; raises `Unavailable` with what to install."""
+        if self._scheduler.lanes:
+            return
+        try:
+            await asyncio.shield(self.coming[0])
+        except EngineError as problem:
+            if isinstance(problem, NoBackend) and interpreter is not None:
+                # The caller's own environment may have what the server's lacks.
+                await self._open(interpreter)
+                return
+            raise Unavailable(str(problem), retry_after=30.0) from problem
+
+    async def _open(self, interpreter: str | None) -> None:
+        try:
+            found = await self._engine.devices(interpreter)
+        except EngineError as problem:
+            self.problem = problem
+            log.warning("%s", problem)
+            raise
+        if not self._scheduler.lanes:
+            self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
+            self._look_at(reports.gpus(self._scheduler.lanes.values()))
+            self.problem = None
+
+    def _lane(self, number: int, report: DeviceReport) -> Lane:
+        slots = self._settings.gpu_slots if report.type == "gpu" else self._settings.cpu_slot_count
+        return Lane(f"device_{number}", report, slots, self._settings.aging_seconds, self._engine)
