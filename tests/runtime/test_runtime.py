@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,11 @@ from openruntime_jupyter.models import Task, TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
+
+
+def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
+    """The processes that this one has started, but for `others`: servers that several tests share."""
+    return set(psutil.Process().children()) - set(others)
 
 
 def test_the_same_key_gives_the_same_task_also_at_the_same_moment_and_another_request_is_refused(tmp_path: Path) -> None:
@@ -89,14 +95,14 @@ def test_an_embedded_runtimes_tasks_end_with_it_and_nobody_takes_them_over(tmp_p
 
 def test_a_stopped_runtime_leaves_no_process_no_lock_and_refuses_with_a_reason(tmp_path: Path) -> None:
     async def body() -> None:
+        others = since()
         runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))
         await runtime.start()
         busy = await cell(runtime, "print('in', flush=True)\nimport subprocess; subprocess.run(['sleep', '600'])")
         await says(runtime, busy, "in")
-        me = psutil.Process()
-        assert me.children(recursive=True)
+        assert since(others)
         await runtime.stop()
-        await until(lambda: not me.children(recursive=True), 5, "the end of the workers")
+        await until(lambda: not since(others), 5, "the end of the workers")
         with pytest.raises(Stopping):
             await submit(runtime, "call")
         await runtime.stop()  # twice is once
@@ -107,12 +113,13 @@ def test_a_stopped_runtime_leaves_no_process_no_lock_and_refuses_with_a_reason(t
 
 def test_a_runtime_stopped_before_its_first_worker_said_hello_stops_as_cleanly(tmp_path: Path) -> None:
     async def body() -> None:
+        others = since()
         for pause in (0.0, 0.0, 0.01, 0.03):
             runtime = Runtime(Settings(data_dir=tmp_path))
             await runtime.start()
             await asyncio.sleep(pause)
             await runtime.stop()
-            await until(lambda: not psutil.Process().children(recursive=True), 5, "the end of the workers")
+            await until(lambda: not since(others), 5, "the end of the workers")
 
     live(body())
 
@@ -152,6 +159,7 @@ def test_what_is_not_there_is_told_apart_from_what_has_not_ended(tmp_path: Path)
 
 def test_a_failing_step_of_the_stop_keeps_no_other_from_being_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
+        others = since()
         runtime = Runtime(Settings(data_dir=tmp_path))
         await runtime.start()
         await ended(runtime, await submit(runtime, "call"))
@@ -161,7 +169,7 @@ def test_a_failing_step_of_the_stop_keeps_no_other_from_being_done(tmp_path: Pat
 
         monkeypatch.setattr(runtime._scheduler, "stop", breaks)
         await runtime.stop()
-        await until(lambda: not psutil.Process().children(recursive=True), 5, "the end of the workers")
+        await until(lambda: not since(others), 5, "the end of the workers")
 
     live(body())
 
