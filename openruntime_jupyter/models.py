@@ -148,6 +148,7 @@ class ArrayPage(Wire):
 
     arrays: list[ArrayInfo]
     total_bytes: int = Field(description="Bytes of all files, those that are just being deleted included.")
+    warm_bytes: int = Field(0, description="Bytes of free files beside them, kept so that new arrays are written faster.")
     quota_bytes: int = Field(description="Bytes that they may have together.")
     timestamp: Timestamp
 

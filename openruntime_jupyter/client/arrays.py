@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -102,16 +101,18 @@ def _fill(backend: Backend, told: ArrayInfo, value: Any, layout: Layout) -> bool
     """Write into the file itself; False where it is not to be had here: behind a tunnel, in a container, of another user."""
     if not backend.local or told.path is None:
         return False
-    from openruntime_jupyter.worker import arrays
+    from openruntime_jupyter.worker import arrays, blocks
 
     try:
         descriptor = os.open(told.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
+        # As long as we lease it nobody takes it for abandoned, and none but us writes what we do.
+        if not blocks.lease(descriptor, told.path):
+            return False
         if os.fstat(descriptor).st_uid != os.geteuid() or os.pread(descriptor, layout.offset, 0) != layout.header():
             return False
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as long as we hold it, nobody takes it for abandoned
         arrays.fill(descriptor, layout, value)
     finally:
         os.close(descriptor)

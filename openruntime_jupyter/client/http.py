@@ -21,6 +21,7 @@ from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.client.websocket import SocketEvents
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import ArrayInfo, ArrayKind, Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 
 PATIENCE = 30.0
 """Seconds for an answer beyond the wait that was asked for: a busy server is slow before it is gone."""
@@ -229,7 +230,7 @@ class HttpBackend:
     def _http(self) -> httpx.Client:
         with self._lock:
             if self._client is None or self._pid != os.getpid():  # a forked child must not share its parent's sockets
-                headers = {"Accept": "application/json", "User-Agent": "openruntime-jupyter"}
+                headers = {"Accept": "application/json", "User-Agent": "openruntime-jupyter", LEASE_HEADER: LEASED}
                 if self._token:
                     headers["Authorization"] = f"Bearer {self._token}"
                 # A proxy cannot reach this machine's loopback, and its owner's token is none of a proxy's business.

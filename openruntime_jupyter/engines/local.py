@@ -56,8 +56,8 @@ class ArrayFiles(Protocol):
     def path_of(self, array_id: str) -> str:
         """The file of an array; raises `ArrayNotFound`."""
 
-    def places(self) -> list[tuple[str, int]]:
-        """Folders for results, the best first, with the bytes that may be written there now."""
+    def places(self) -> list[tuple[str, int, int]]:
+        """Folders for results, the best first: the bytes that may be written there now, and those without giving back free blocks."""
 
 
 @dataclass(slots=True)

@@ -13,12 +13,23 @@ from openruntime_jupyter.runtime.probes.base import NOTHING, GpuFigures
 
 
 class Admission:
-    """Judges by what operations estimate, and by what the engine's workers hold already. `gpu(device)` tells a GPU's figures."""
+    """Judges by what operations estimate, and by what the engine's workers hold already.
 
-    def __init__(self, machine: Machine, engine: Engine, gpu: Callable[[str], GpuFigures] = lambda device: NOTHING) -> None:
+    `gpu(device)` tells a GPU's figures. `give_up(bytes)` begins to give back memory that is only kept to be quick, and says whether there
+    is any.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        engine: Engine,
+        gpu: Callable[[str], GpuFigures] = lambda device: NOTHING,
+        give_up: Callable[[int], bool] = lambda wanted: False,
+    ) -> None:
         self._machine = machine
         self._engine = engine
         self._gpu = gpu
+        self._give_up = give_up
 
     def machine_total(self) -> int:
         """The machine's memory in bytes."""
@@ -68,8 +79,11 @@ class Admission:
         free = self.free(entry.lane)
         if needs <= free:
             return None
-        leaving = self._engine.make_room(entry.lane.id, model)
-        room = f"; the idle model {leaving} is unloaded for it" if leaving else ""
+        if _shares_memory(entry.lane) and self._give_up(needs - free):
+            room = "; memory that was kept for arrays is given back for it"
+        else:
+            leaving = self._engine.make_room(entry.lane.id, model)
+            room = f"; the idle model {leaving} is unloaded for it" if leaving else ""
         return Blocked(f"memory: it needs {gigabytes(needs)} and {gigabytes(free)} are free{room}")
 
 

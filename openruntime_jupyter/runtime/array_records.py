@@ -11,8 +11,9 @@ from pathlib import Path
 
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayReference, iso, timestamp
-from openruntime_jupyter.runtime.spool import SUFFIX, UNFINISHED
+from openruntime_jupyter.runtime.spool import SUFFIX
 from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.blocks import UNFINISHED, near
 from openruntime_jupyter.worker.tensorfile import Layout
 
 OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
@@ -56,6 +57,10 @@ class Record:
     """Whether somebody has asked for it since it was ready."""
     doomed: bool = False
     """It was deleted: it goes as soon as nobody uses it any more."""
+    exposed: bool = False
+    """Its path was told to somebody who may use the file without leasing it: it is never used for another array."""
+    leaving: bool = False
+    """Its file is just becoming a free block, or not, if somebody leases it."""
     leases: set[str] = field(default_factory=set)
     """The tasks that wait for it or run with it."""
 
@@ -121,6 +126,18 @@ def evictable(records: Iterable[Record], seconds: float, quiet: float) -> list[R
     return sorted(useless, key=lambda record: (not record.doomed, not record.expired(seconds), record.used))
 
 
+def near_and_fetched(records: Iterable[Record], wanted: Record, most: int) -> Record | None:
+    """Of those that may go, the oldest result that was fetched whose file does for one like `wanted`.
+
+    None where such results take no more than `most` bytes together: whoever has one may fetch it again.
+    """
+    fetched = [record for record in records if record.fetched and task_of(record.id) is not None]
+    if sum(record.size for record in fetched) <= most:
+        return None
+    fitting = [each for each in fetched if each.folder == wanted.folder and not each.exposed and near(each.size, wanted.size)]
+    return min(fitting, key=lambda record: record.used, default=None)
+
+
 def look(path: Path, array_id: str) -> Layout:
     """The layout of an array's file; raises `ArrayNotFound` where it is gone, short or damaged. Blocks."""
     descriptor = tensorfile.open_for_reading(path, array_id)
@@ -131,7 +148,10 @@ def look(path: Path, array_id: str) -> Layout:
 
 
 def found(path: Path) -> Record | None:
-    """The record of a finished file that another runtime left; None, and the file removed, where it is damaged. Blocks."""
+    """The record of a finished file that another runtime left; None, and the file removed, where it is damaged. Blocks.
+
+    Nobody knows any more whom its path was told.
+    """
     array_id = path.name.removesuffix(SUFFIX)
     try:
         state = path.stat()
@@ -141,7 +161,7 @@ def found(path: Path) -> Record | None:
         return None
     except OSError:
         return None
-    return Record(array_id, layout, path.parent, ready=True, created=state.st_ctime, used=state.st_mtime)
+    return Record(array_id, layout, path.parent, ready=True, exposed=True, created=state.st_ctime, used=state.st_mtime)
 
 
 def taken(array_id: str) -> ArrayConflict:

@@ -1,7 +1,8 @@
 """The arrays of a runtime: who may have room, who uses what, and when it goes.
 
 A file is made in its full size, filled by whoever asked for it, and never changed once it is ready. Tasks that wait or run lease
-their arrays here; whoever has one mapped holds a lock on its file, which the system frees when they end, however they end.
+their arrays here; whoever has one mapped leases its file (see `worker.blocks`), and the system frees that lease when they end, however
+they end.
 """
 
 from __future__ import annotations
@@ -10,34 +11,21 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.engines.base import StoredArray
-from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
-from openruntime_jupyter.runtime.array_records import (
-    CHOSEN,
-    OWN,
-    QUIET_SECONDS,
-    Record,
-    check_name,
-    evictable,
-    found,
-    look,
-    no_room,
-    result_name,
-    taken,
-    task_of,
-)
+from openruntime_jupyter.runtime.array_records import CHOSEN, OWN, Record, check_name, found, look, result_name, taken, task_of
+from openruntime_jupyter.runtime.array_room import ArrayRoom
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.spool import SUFFIX, UNFINISHED, Spool, remove_unused, unused
-from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.runtime.spool import SUFFIX, Spool
+from openruntime_jupyter.worker.blocks import UNFINISHED
 from openruntime_jupyter.worker.tensorfile import Layout
 
 log = logging.getLogger(__name__)
@@ -45,10 +33,6 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 2.0
 ROUNDS_OF_TASKS = 300
 """In one of how many sweeps it is seen whether the tasks are still known whose results are here."""
-LOOK_SECONDS = 0.5
-"""How old the knowledge of free space may be that a task is given: whether there is room is seen when it is taken."""
-WRITER_SECONDS = 30.0
-"""How long a writer that holds no lock may take between asking for room and filling it."""
 
 
 class ArrayStore:
@@ -56,14 +40,10 @@ class ArrayStore:
 
     def __init__(self, settings: Settings, runtime_id: str, machine: Machine) -> None:
         self._settings = settings
-        self._machine = machine
         self._spool = Spool(settings, runtime_id)
         self._records: dict[str, Record] = {}
-        self._looked = float("-inf")
-        self._rooms: list[tuple[str, int]] = []
+        self._room = ArrayRoom(settings, self._spool, machine, self._records)
         self._writers: set[str] = set()
-        self._dropping: set[asyncio.Task[None]] = set()
-        self.quota = settings.array_bytes or machine.memory().total // 2
 
     # Life
 
@@ -80,6 +60,7 @@ class ArrayStore:
         """
         kept = frozenset(record.path for record in self._records.values() if self._outlives_us(record))
         self._records.clear()
+        self._room.warm.close()
         self._spool.close(kept)
 
     def _outlives_us(self, record: Record) -> bool:
@@ -110,12 +91,12 @@ class ArrayStore:
             raise InvalidRequest.of(
                 "array", f"{gigabytes(layout.size)}, and all arrays together may have {gigabytes(self.quota)} (array_bytes)"
             )
-        await self._make_room(layout.size)
+        await self._room.require(layout.size)
         if array_id in self._records:
             raise taken(array_id)
         record = self._records[array_id] = Record(array_id, layout, Path(), owner)
         try:
-            await self._make(record)
+            await self._room.make(record)
         except BaseException:
             self._records.pop(array_id, None)
             raise
@@ -146,19 +127,6 @@ class ArrayStore:
             raise InvalidRequest.of("body", f"it is {layout.dtype}{list(layout.shape)}, and the room was taken for {room}")
         return self._info(record)
 
-    async def _make(self, record: Record) -> None:
-        refusal: StorageUnavailable | None = None
-        for place in self._spool.places:
-            if place.room(self._machine) < record.size:
-                continue
-            record.folder = place.folder
-            try:
-                os.close(await asyncio.to_thread(lambda: tensorfile.make(record.path, record.layout)))
-                return
-            except StorageUnavailable as problem:  # somebody else took the room meanwhile
-                refusal = problem
-        raise refusal or no_room(record.size, self._spool.problem, {place.root: place.room(self._machine) for place in self._spool.places})
-
     async def ready(self, array_id: str) -> ArrayInfo:
         """The array is filled: from now on it can be used, and not be changed. Raises `ArrayNotFound`, `ArrayConflict`."""
         record = self._record(array_id)
@@ -183,13 +151,13 @@ class ArrayStore:
             self._records.pop(record.id, None)
             raise ArrayNotFound(f"The array {record.id} is gone ({problem.strerror}): send it again.") from None
         except ArrayNotFound:
-            await self._drop(record)
+            await self._room.drop(record)
             raise
         record.ready, record.used = True, time.time()
 
     async def remove(self, array_id: str) -> None:
         """Delete the array; tasks that wait or run with it, and those who have it mapped, keep it. Raises `ArrayNotFound`."""
-        await self._drop(self._record(array_id))
+        await self._room.drop(self._record(array_id))
 
     async def info(self, array_id: str) -> ArrayInfo:
         """What is known of an array, of this or another runtime of this user; raises `ArrayNotFound`."""
@@ -207,12 +175,24 @@ class ArrayStore:
             raise self._unknown(array_id)
         return record
 
+    def exposed(self, told: ArrayInfo) -> ArrayInfo:
+        """`told` for somebody who may open the file without leasing it: from now on that file is never used for another array.
+
+        Where that can't be promised, because it is another runtime's or just being given away, the path is left out.
+        """
+        record = self._records.get(told.id)
+        if record is None or record.leaving:
+            return told.model_copy(update={"path": None})
+        record.exposed = True
+        return told
+
     def page(self) -> ArrayPage:
         """Every array of this runtime, newest first."""
         shown = sorted((record for record in self._records.values() if not record.doomed), key=lambda record: -record.created)
         return ArrayPage(
             arrays=[self._info(record) for record in shown],
             total_bytes=self.used_bytes,
+            warm_bytes=self._room.warm.bytes,
             quota_bytes=self.quota,
             timestamp=timestamp(time.time()),
         )
@@ -259,9 +239,7 @@ class ArrayStore:
                 record.leases.discard(task_id)
                 record.used = time.time()
                 if record.doomed and not record.leases:
-                    task = asyncio.get_running_loop().create_task(self._drop(record))
-                    self._dropping.add(task)
-                    task.add_done_callback(self._dropping.discard)
+                    self._room.drop_soon(record)
 
     def path_of(self, array_id: str) -> str:
         """For an engine: the file of an array; raises `ArrayNotFound`."""
@@ -271,13 +249,9 @@ class ArrayStore:
             raise self._unknown(array_id)
         return str(path)
 
-    def places(self) -> list[tuple[str, int]]:
-        """For an engine: folders for results, the best first, with the bytes that may be written there now."""
-        left = self.quota - self.used_bytes + sum(record.size for record in self._evictable(0.0))
-        now = time.monotonic()
-        if now - self._looked > LOOK_SECONDS:
-            self._looked, self._rooms = now, [(str(place.folder), place.room(self._machine)) for place in self._spool.places]
-        return [(folder, max(0, min(left, room))) for folder, room in self._rooms]
+    def places(self) -> list[tuple[str, int, int]]:
+        """For an engine: see `ArrayRoom.places`."""
+        return self._room.places()
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:
         """The result arrays that a worker has written are ours from now on.
@@ -290,13 +264,14 @@ class ArrayStore:
         ]
         try:
             if records:
-                await self._make_room(sum(record.size for record in records))
+                await self._room.require(sum(record.size for record in records))
             self._records.update((record.id, record) for record in records)
             for record in records:
                 await self._finish(record)
+            await self._room.taken(records)
         except BaseException:
             for record in records:
-                await self._drop(record)
+                await self._room.drop(record)
             raise
         return [record.reference() for record in records]
 
@@ -307,69 +282,28 @@ class ArrayStore:
     async def forget(self, task_id: str) -> None:
         """The task is erased, and its results with it."""
         for record in [record for record in self._records.values() if task_of(record.id) == task_id]:
-            await self._drop(record)
+            await self._room.drop(record)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of every file, those included that go as soon as nobody uses them."""
-        return sum(record.size for record in self._records.values())
+        """Bytes of every array's file, those included that go as soon as nobody uses them."""
+        return self._room.used
 
-    def _evictable(self, quiet: float) -> list[Record]:
-        return evictable(self._records.values(), self._settings.array_seconds, quiet)
+    @property
+    def quota(self) -> int:
+        """Bytes that all of them may have together."""
+        return self._room.quota
 
-    async def _make_room(self, size: int) -> None:
-        """See that `size` more bytes are within the quota; raises `StorageUnavailable`. Count them before the next await."""
-        for pause in (0.0, QUIET_SECONDS):
-            if pause and self._evictable(0.0) and self.used_bytes + size > self.quota:
-                await asyncio.sleep(pause)  # what was fetched a moment ago may go then
-            for record in self._evictable(QUIET_SECONDS):
-                if self.used_bytes + size <= self.quota:
-                    return
-                await self._drop(record, only_unused=True)
-        used = self.used_bytes
-        if used + size > self.quota:
-            raise StorageUnavailable(
-                f"There is no room for an array of {gigabytes(size)}: arrays have {gigabytes(used)} of {gigabytes(self.quota)} "
-                "(array_bytes). Delete those that are no longer needed (GET /arrays lists them), or raise that setting.",
-                retry_after=10.0,
-            )
-
-    async def _drop(self, record: Record, only_unused: bool = False) -> None:
-        """Delete the file as soon as nobody uses it; with `only_unused`, or leave everything as it is."""
-        if record.leases:
-            record.doomed = not only_unused
-            return
-        path = record.path
-        if record.ready:
-            gone = await asyncio.to_thread(lambda: remove_unused(path))
-        else:
-            await asyncio.to_thread(lambda: path.unlink(missing_ok=True))
-            gone = True
-        if gone:
-            if self._records.get(record.id) is record:
-                del self._records[record.id]
-        elif not only_unused:
-            record.doomed = True
+    def give_up(self, wanted: int) -> bool:
+        """Begin to give back that many bytes of memory which only wait for arrays to come; whether there are any."""
+        return self._room.warm.give_up(wanted)
 
     async def sweep(self, exists: Callable[[str], Awaitable[bool]] | None = None) -> None:
         """Delete what is too old, what was abandoned half-written, and what was deleted while it was in use.
 
         Where `exists(task_id)` is given, also the results of tasks that are no longer known.
         """
-        now = time.time()
-        for record in list(self._records.values()):
-            if not record.ready:
-                abandoned = now - record.created > WRITER_SECONDS and record.id not in self._writers and record.folder != Path()
-                if abandoned and await asyncio.to_thread(lambda path=record.path: unused(path)):  # type: ignore[misc]
-                    await self._drop(record)
-                continue
-            task = task_of(record.id)
-            if (
-                record.expired(self._settings.array_seconds)
-                or record.doomed
-                or (exists is not None and task is not None and not await exists(task))
-            ):
-                await self._drop(record)
+        await self._room.sweep(self._writers, exists)
 
     async def keep_swept(self, exists: Callable[[str], Awaitable[bool]]) -> None:
         """Sweep every few seconds, for as long as the runtime lives."""

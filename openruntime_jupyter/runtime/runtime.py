@@ -92,7 +92,7 @@ class Runtime:
         if self._engine is None:
             self._engine = local_engine(self.settings, self.arrays)
         self.instruments = Instruments(self.settings, self._machine, self.history, self.bus, self.metrics, self._engine.workers)
-        self._admission = Admission(self._machine, self._engine, self.instruments.fresh)
+        self._admission = Admission(self._machine, self._engine, self.instruments.fresh, self.arrays.give_up)
         self.workforce = Workforce(self._engine)
         self._recorder = Recorder(self.settings, self.history, self.bus, self.instruments.tally)
         self._inquiry = Inquiry(self._recorder, self.history)

@@ -71,6 +71,11 @@ class Settings:
     """Folder in which arrays lie; empty: memory (`/dev/shm`) where it is large enough, else `arrays` in the data folder."""
     array_bytes: int = 0
     """Bytes of arrays kept at most; 0: half of the machine's memory."""
+    warm_bytes: int = -1
+    """Bytes of free files that are kept for new arrays, which they make faster; 0: none, -1: an eighth of the machine's memory.
+
+    They count towards `array_bytes`, and are given up where memory or room is short. Results that were fetched stay up to as many bytes,
+    before they give their files to others."""
     array_seconds: float = 86_400.0
     """How long an array stays that nobody uses; 0: until it is deleted, or the runtime stops."""
 

@@ -7,7 +7,6 @@ another user could have made.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -23,12 +22,13 @@ from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.private import private_file, private_folder
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.worker import blocks
+from openruntime_jupyter.worker.blocks import UNFINISHED
 
 log = logging.getLogger(__name__)
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is checked before it is used
 SUFFIX = ".safetensors"
-UNFINISHED = ".part"
 EMBEDDED = ".embedded"
 HOME = "home"
 """The file of a root that names the data folder which it belongs to."""
@@ -43,11 +43,12 @@ DISK_LEFT_BYTES = 1_000_000_000
 
 @dataclass(slots=True)
 class Place:
-    """One root, and this runtime's folder in it."""
+    """One root, and this runtime's folder in it; `reusable` says whether its files may be used for one array after another."""
 
     root: Path
     folder: Path
     in_memory: bool
+    reusable: bool
     lock: locks.RuntimeLock
 
     def room(self, machine: Machine) -> int:
@@ -115,7 +116,8 @@ class Spool:
             raise OSError(f"{root} is no private folder of this user")
         lock = locks.RuntimeLock(root, self._runtime, {"runtime": self._runtime, "pid": os.getpid()})
         lock.acquire()  # before the folder is there: nobody must take it for a dead runtime's
-        place = Place(root, private_folder(root / self._name), in_memory(root), lock)
+        folder = private_folder(root / self._name)
+        place = Place(root, folder, in_memory(root), blocks.leases_hold(folder), lock)
         private_file(root / HOME)
         (root / HOME).write_bytes(os.fsencode(self._settings.data_dir.absolute()))
         return place
@@ -229,26 +231,3 @@ def in_memory(path: Path) -> bool:
     except (OSError, ValueError, IndexError):
         pass
     return False
-
-
-def unused(path: Path) -> bool:
-    """Whether nobody has the file mapped or is writing it; also where it is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def remove_unused(path: Path) -> bool:
-    """Remove the file unless somebody has it mapped; whether it is gone."""
-    if not unused(path):
-        return False
-    path.unlink(missing_ok=True)
-    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import re
 from typing import Any
@@ -15,12 +14,14 @@ from tornado import iostream, web
 
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
+from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import BYTES, Answer, Parameter, described
 from openruntime_jupyter.server.errors import envelope
 from openruntime_jupyter.server.identity import owner_of
 from openruntime_jupyter.server.uploads import Upload
 from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 
 SAFETENSORS = "application/vnd.safetensors"
 BINARY = (SAFETENSORS, "application/octet-stream")
@@ -32,40 +33,50 @@ _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
 LOCATION = Parameter("Location", "The address of the array.")
 RANGE = Parameter("Range", "Which bytes of the file are wanted, such as `bytes=0-1023`.")
+LEASE = Parameter(LEASE_HEADER, f"`{LEASED}` from a program that holds a shared flock on each file that it opens by its `path`.")
 EXAMPLES = {"A matrix": {"shape": [1024, 1024], "dtype": "float32"}}
 FILE = {SAFETENSORS: BYTES}
 DOWNLOADS = {
     200: Answer(ArrayInfo, "The file; or what is known of it, where JSON is accepted.", FILE),
     206: Answer(None, "The range.", FILE, (Parameter("Content-Range", "Which bytes they are."),)),
 }
-DOWNLOAD_ERRORS = {409: "It is not complete yet, or just being deleted.", 416: "The file has no such range."}
+DOWNLOAD_ERRORS = {409: "It is not complete yet.", 416: "The file has no such range."}
 UPLOAD_ERRORS = {409: "There is one of that id already.", 422: "It is no safetensors file of one array."}
 
 
-class ArraysHandler(Handler):
+class _Telling(Handler):
+    """What tells of arrays."""
+
+    def telling(self, store: ArrayStore, told: ArrayInfo) -> ArrayInfo:
+        """`told` as this client may know it: whoever does not lease what it opens keeps the file from being used again."""
+        return told if self.request.headers.get(LEASE_HEADER) == LEASED else store.exposed(told)
+
+
+class ArraysHandler(_Telling):
     """`/arrays`."""
 
-    @described("Arrays", ArrayPage)
+    @described("Arrays", ArrayPage, headers=(LEASE,))
     @web.authenticated
     @authorized
     async def get(self) -> None:
         """Every array of this runtime, newest first."""
-        runtime = await self.runtime()
-        self.reply(runtime.arrays.page())
+        store = (await self.runtime()).arrays
+        page = store.page()
+        self.reply(page.model_copy(update={"arrays": [self.telling(store, told) for told in page.arrays]}))
 
-    @described("Arrays", {201: Answer(ArrayInfo, headers=(LOCATION,))}, body=ArrayRequest, examples=EXAMPLES)
+    @described("Arrays", {201: Answer(ArrayInfo, headers=(LOCATION,))}, body=ArrayRequest, examples=EXAMPLES, headers=(LEASE,))
     @web.authenticated
     @authorized
     async def post(self) -> None:
         """Take room for an array; its bytes come by PUT, or straight into its file from a program on the same machine."""
         wanted = self.body(ArrayRequest)
         layout = tensorfile.check_bounds(wanted.shape, wanted.dtype, wanted.kind)
-        runtime = await self.runtime()
-        told = await runtime.arrays.allocate(layout, owner_of(self.user))
+        store = (await self.runtime()).arrays
+        told = self.telling(store, await store.allocate(layout, owner_of(self.user)))
         self.reply(told, 201, {"Location": url_path_join(self.app.url_path, "arrays", told.id)})
 
 
-class ArrayHandler(Handler):
+class ArrayHandler(_Telling):
     """`/arrays/{id}`."""
 
     _upload: Upload | None = None
@@ -127,13 +138,14 @@ class ArrayHandler(Handler):
                 self.refuse(problem)
                 await self._upload.abandon()
 
-    @described("Arrays", {201: ArrayInfo}, media=dict.fromkeys(BINARY, BYTES), errors=UPLOAD_ERRORS)
+    @described("Arrays", {201: ArrayInfo}, media=dict.fromkeys(BINARY, BYTES), headers=(LEASE,), errors=UPLOAD_ERRORS)
     @web.authenticated
     @authorized
     async def put(self, array_id: str) -> None:
         """The whole array has come."""
         assert self._upload is not None
-        self.reply(await self._upload.finish(), 201)
+        told = await self._upload.finish()
+        self.reply(self.telling((await self.runtime()).arrays, told), 201)
 
     def on_connection_close(self) -> None:
         """The client has gone: what it sent so far is of no use."""
@@ -149,7 +161,7 @@ class ArrayHandler(Handler):
         if self._upload is not None:
             self.app.in_background(self._upload.abandon())
 
-    @described("Arrays", DOWNLOADS, headers=(RANGE,), errors=DOWNLOAD_ERRORS)
+    @described("Arrays", DOWNLOADS, headers=(RANGE, LEASE), errors=DOWNLOAD_ERRORS)
     @web.authenticated
     @authorized
     async def get(self, array_id: str) -> None:
@@ -158,7 +170,7 @@ class ArrayHandler(Handler):
         told = await runtime.arrays.info(array_id)
         accepted = self.request.headers.get("Accept", "")
         if "json" in accepted and not any(kind in accepted for kind in BINARY):
-            self.reply(told)
+            self.reply(self.telling(runtime.arrays, told))
             return
         if told.state != "ready":
             raise ArrayConflict(f"The array {array_id} is not complete yet: ask again when it is")
@@ -167,7 +179,6 @@ class ArrayHandler(Handler):
     async def _send(self, told: ArrayInfo) -> None:
         descriptor = await asyncio.to_thread(tensorfile.open_for_reading, str(told.path), told.id)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # our lease, for as long as it is open
             await asyncio.to_thread(tensorfile.read, descriptor, told.id)
             state = os.fstat(descriptor)
             etag = f'"{told.id}-{state.st_mtime_ns:x}"'
@@ -188,9 +199,8 @@ class ArrayHandler(Handler):
                 self.write(piece)
                 await self.flush()
             self.finish(set_content_type=SAFETENSORS)
-        except (BlockingIOError, iostream.StreamClosedError):
-            if not self._headers_written:
-                raise ArrayConflict(f"The array {told.id} is just being deleted") from None
+        except iostream.StreamClosedError:
+            pass  # the client has gone
         finally:
             os.close(descriptor)
 
@@ -218,20 +228,20 @@ class ArrayHandler(Handler):
     @web.authenticated
     @authorized
     async def delete(self, array_id: str) -> None:
-        """Delete the array; those who use it now keep it to their end. The answer is what it was."""
+        """Delete the array; those who use it now keep it to their end. The answer is what it was, without its file."""
         runtime = await self.runtime()
         told = await runtime.arrays.info(array_id)
         await runtime.arrays.remove(array_id)
-        self.reply(told)
+        self.reply(told.model_copy(update={"path": None}))
 
 
-class ArrayReadyHandler(Handler):
+class ArrayReadyHandler(_Telling):
     """`POST /arrays/{id}/ready`."""
 
-    @described("Arrays", ArrayInfo, errors={409: "It is not being written, or its file is not what was announced."})
+    @described("Arrays", ArrayInfo, headers=(LEASE,), errors={409: "It is not being written, or its file is not what was announced."})
     @web.authenticated
     @authorized
     async def post(self, array_id: str) -> None:
         """The file is filled: from now on it can be used, and not be changed."""
-        runtime = await self.runtime()
-        self.reply(await runtime.arrays.ready(array_id))
+        store = (await self.runtime()).arrays
+        self.reply(self.telling(store, await store.ready(array_id)))

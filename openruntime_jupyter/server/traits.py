@@ -155,6 +155,13 @@ class SettingsTraits(HasTraits):
         help="""Bytes of arrays that are kept at most; results that were fetched already make room for new ones, then it is refused
         with figures. 0: half of the machine's memory.""",
     ).tag(config=True)
+    warm_bytes = Int(
+        own("warm_bytes"),
+        min=-1,
+        help="""Bytes of free files that are kept for new arrays, which are written several times as fast then; they count towards
+        array_bytes, and are given up where memory is short. Results that were fetched stay up to as many bytes before they give their
+        files to new ones. 0: none; -1: an eighth of the machine's memory.""",
+    ).tag(config=True)
     array_seconds = Float(
         own("array_seconds"),
         min=0.0,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 from dataclasses import dataclass
 
 from openruntime_jupyter.errors import ArrayConflict, InvalidRequest
 from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker import blocks, tensorfile
 from openruntime_jupyter.worker.tensorfile import BadTensor, Layout
 
 PIECE = 1 << 20
@@ -74,7 +73,8 @@ class Upload:
         self._stack.enter_context(self._store.writing(told.id))
         descriptor = os.open(str(told.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._stack.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not blocks.lease(descriptor, str(told.path)):
+            raise ArrayConflict("The array was deleted while it was sent.")
         # Our own header may be longer than theirs.
         ours = Layout(layout.shape, layout.dtype, told.kind)
         self._place = _Place(told.id, descriptor, ours.offset, ours.size)

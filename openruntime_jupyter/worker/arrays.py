@@ -1,12 +1,11 @@
 """Between NumPy and MLX arrays and their files: stored by one copy, read by none.
 
-A view holds a shared flock on its file through its mapping: the kernel gives it back when the last view is garbage-collected, or
-when the process ends, however it ends. Whoever wants to remove or reuse a file asks for the exclusive one.
+A view leases its file (see `blocks`) through its mapping: the kernel gives the lease back when the last view is garbage-collected, or
+when the process ends, however it ends.
 """
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import sys
@@ -16,7 +15,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from openruntime_jupyter.errors import ArrayNotFound
 from openruntime_jupyter.worker import tensorfile
 from openruntime_jupyter.worker.tensorfile import Layout
 
@@ -75,12 +73,15 @@ def mlx_or_numpy(array: Array) -> Any:
         return array
 
 
-def store(value: Any, path: Path, layout: Layout | None = None) -> Layout:
-    """Write an array into a new file; raises `StorageUnavailable`, TypeError for what `layout_of` knows nothing of."""
+def store(value: Any, path: Path, layout: Layout | None = None, room: int | None = None) -> Layout:
+    """Write an array into a file of its own, for which `room` is as in `tensorfile.make`.
+
+    Raises `StorageUnavailable`, and TypeError for what `layout_of` knows nothing of.
+    """
     layout = layout or layout_of(value)
     if layout is None:
         raise TypeError(f"{type(value).__name__} can't be stored as an array")
-    descriptor = tensorfile.make(path, layout)
+    descriptor = tensorfile.make(path, layout, room)
     try:
         fill(descriptor, layout, value)
     except BaseException:
@@ -121,15 +122,11 @@ def view(path: str | Path, name: str) -> Array:
     """
     descriptor = tensorfile.open_for_reading(path, name)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArrayNotFound(f"The array {name} is just being deleted. Send it again.") from None
         layout = tensorfile.read(descriptor, name)
         dtype = dtype_of(layout.dtype)
         if not layout.nbytes:
             return np.empty(layout.shape, dtype)
-        # The mapping keeps a duplicate of the descriptor, and with it the lock.
+        # The mapping keeps a duplicate of the descriptor, and with it the lease.
         mapped = mmap.mmap(descriptor, layout.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         array: Array = np.ndarray(layout.shape, dtype, buffer=mapped, offset=layout.offset)
         return array

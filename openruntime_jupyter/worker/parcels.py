@@ -75,7 +75,11 @@ def pack(value: Any, keep: Keep | None) -> bytes:
     if type(value) in _SCALARS:
         return pickle.dumps(value, protocol=5)
     file = io.BytesIO()
-    _Packer(file, keep).dump(value)
+    packer = _Packer(file, keep)
+    try:
+        packer.dump(value)
+    finally:
+        packer.clear_memo()  # it refers to itself, and would keep every array of `value` until the garbage is collected
     return file.getvalue()
 
 

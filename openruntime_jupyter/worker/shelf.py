@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, gigabytes
 from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.blocks import UNFINISHED
 from openruntime_jupyter.worker.tensorfile import Layout
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.arrays import Array
 
-UNFINISHED = ".part"
-"""The runtime takes this off once the task is done: what else has it was left by a worker that died."""
-
 
 class Shelf:
-    """The arrays of one task. `said` is what the engine told: paths of `inputs` by id, `name`, and `places` with their bytes."""
+    """The arrays of one task.
+
+    `said` is what the engine told: paths of `inputs` by id, `name`, and `places`: a folder, the bytes that results may have there, and
+    how many of these without free blocks being given back.
+    """
 
     def __init__(self, said: dict[str, Any] | None = None) -> None:
         said = said or {}
         self._inputs: dict[str, str] = said.get("inputs", {})
         self._name: str = said.get("name", "")
-        self._places: list[list[Any]] = [[folder, room] for folder, room in said.get("places", ())]
+        self._places: list[list[Any]] = [[folder, most, room] for folder, most, room in said.get("places", ())]
         self.stored: list[dict[str, Any]] = []
         """What was left here, in the words of the result frame."""
 
@@ -55,20 +57,21 @@ class Shelf:
         array_id = f"{self._name}.{len(self.stored)}"
         refusal: StorageUnavailable | None = None
         for number, place in enumerate(self._places):
-            folder, room = place
-            if layout.size > room:
+            folder, most, room = place
+            if layout.size > most:
                 continue
             try:
-                arrays.store(value, Path(folder, f"{array_id}{UNFINISHED}"), layout)
+                # The runtime takes the ending off once the task is done: what else has it was left by a worker that died.
+                arrays.store(value, Path(folder, f"{array_id}{UNFINISHED}"), layout, room)
             except StorageUnavailable as problem:
                 refusal = problem
                 continue
             for other in self._places:
-                other[1] -= layout.size
+                other[1:] = [left - layout.size for left in other[1:]]
             told = {"id": array_id, "shape": layout.shape, "dtype": layout.dtype, "kind": layout.kind, "place": number}
             self.stored.append(told)
             return
-        most = max((room for _, room in self._places), default=0)
+        most = max((most for _, most, _ in self._places), default=0)
         raise refusal or StorageUnavailable(
             f"A result array of {gigabytes(layout.size)} does not fit: results may have {gigabytes(max(0, most))} now. Delete arrays that "
             "are no longer needed, raise the setting array_bytes, or return less."

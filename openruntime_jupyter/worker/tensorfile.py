@@ -1,7 +1,7 @@
 """The file of one array: safetensors, with the data on a page boundary so that it can be mapped.
 
 Plain Python, without NumPy: the server reads headers and never an array. A file has its full size on disk before it has content
-(never sparse), and is not changed once it is ready: what is mapped can then never fault.
+(never sparse), and is not changed once it is ready, for as long as anybody leases it: what is mapped can then never fault.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
 from openruntime_jupyter.models import ArrayKind
+from openruntime_jupyter.worker import blocks
 
 ALIGNMENT = 16_384
 """Where the data begin, or a multiple of it: the largest page of the machines we know (Apple silicon)."""
@@ -27,7 +28,6 @@ MAX_DIMENSIONS = 32
 MAX_SIDE = 2**48
 MAX_BYTES = 2**48
 NAME = "array"
-CHUNK = 1 << 20
 
 CODES = {
     "bool": "BOOL",
@@ -148,24 +148,41 @@ def read(descriptor: int, name: str) -> Layout:
 
 
 def open_for_reading(path: str | Path, name: str) -> int:
-    """A descriptor of an array's file; raises `ArrayNotFound` where it has gone."""
+    """A descriptor of an array's file, which stays as it is while that, or a mapping made of it, is open.
+
+    Raises `ArrayNotFound` where it has gone.
+    """
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as problem:
         raise ArrayNotFound(
             f"The array {name} is gone ({problem.strerror}): it was deleted, it was too old, or its folder was emptied. Send it again."
         ) from None
+    if not blocks.lease(descriptor, path):
+        os.close(descriptor)
+        raise ArrayNotFound(f"The array {name} is just being deleted. Send it again.")
+    return descriptor
 
 
-def make(path: Path, layout: Layout) -> int:
-    """A new file of `layout` in its full size, readable by its owner alone; its descriptor.
+def make(path: Path, layout: Layout, room: int | None = None) -> int:
+    """A file of `layout` in its full size, readable by its owner alone; its descriptor. A free block is used where one does.
 
-    Raises `StorageUnavailable` with figures where there is no room, and leaves nothing then; FileExistsError if it exists.
+    `room` is how many bytes a new file may have without free blocks being given back for it, None for any. Raises `StorageUnavailable`
+    with figures where there is no room, and leaves nothing then; FileExistsError if it exists.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = blocks.take(path, layout.size)
+        if descriptor is None:
+            if room is not None and layout.size > room:
+                blocks.give_back(path.parent, layout.size - room)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        raise
+    except OSError as problem:
+        raise no_room(layout.size, path.parent, problem) from problem
     try:
         os.fchmod(descriptor, 0o600)
-        _take_room(descriptor, layout.size)
+        blocks.take_room(descriptor, os.fstat(descriptor).st_size, layout.size)
         os.pwrite(descriptor, layout.header(), 0)
     except BaseException as problem:
         path.unlink(missing_ok=True)
@@ -191,15 +208,6 @@ def no_room(size: int, folder: Path, problem: OSError) -> StorageUnavailable:
         "or choose a larger folder by the setting spool_dir.",
         retry_after=10.0,
     )
-
-
-def _take_room(descriptor: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-        return
-    zeros = bytes(CHUNK)  # macOS: room that is written is room that is there
-    for start in range(0, size, CHUNK):
-        os.pwrite(descriptor, zeros[: min(CHUNK, size - start)], start)
 
 
 def check_bounds(shape: list[int] | tuple[int, ...], dtype: str, kind: ArrayKind = "numpy") -> Layout:

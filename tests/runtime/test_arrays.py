@@ -21,7 +21,7 @@ import pytest
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.runtime import arrays as store_module
+from openruntime_jupyter.runtime import array_room
 from openruntime_jupyter.runtime import spool
 from openruntime_jupyter.runtime.array_records import result_name, task_of
 from openruntime_jupyter.runtime.arrays import ArrayStore
@@ -193,7 +193,7 @@ def test_the_quota_is_told_with_figures(tmp_path: Path) -> None:
 
 
 def test_results_that_were_fetched_make_room_and_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(array_room, "QUIET_SECONDS", 0.0)
 
     async def body() -> None:
         async with store_in(tmp_path, array_bytes=4 * MB) as store:
@@ -242,7 +242,7 @@ def test_a_reader_that_dies_while_it_has_an_array_mapped_lets_it_go(tmp_path: Pa
 
 
 def test_a_writer_that_is_killed_half_way_is_swept_and_a_slow_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "WRITER_SECONDS", 0.0)
+    monkeypatch.setattr(array_room, "WRITER_SECONDS", 0.0)
     program = (
         "import fcntl, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); fcntl.flock(fd, fcntl.LOCK_SH); os.pwrite(fd, b'half', 20000); "
         "print('half', flush=True); sys.stdin.read()"
@@ -308,7 +308,7 @@ def test_a_task_keeps_its_inputs_past_deletion_and_age_until_it_ends(tmp_path: P
             await store.remove(told.id)
             assert Path(store.path_of(told.id)).exists()
             store.release("task_a", [told.id])
-            while store._dropping:
+            while store._room._dropping:
                 await asyncio.sleep(0.01)
             assert store.used_bytes == 0
 
@@ -484,7 +484,7 @@ def shared_memory() -> int:
 
 def test_arrays_in_memory_take_their_memory_when_they_get_their_room_and_not_later(tmp_path: Path) -> None:
     async def body() -> None:
-        async with store_in(tmp_path) as store:
+        async with store_in(tmp_path, warm_bytes=0) as store:
             if not store._spool.places[0].in_memory:
                 pytest.skip("no folder in memory here")
             size = 400 * MB

@@ -1,0 +1,163 @@
+"""Who may have room for arrays: what goes to make some, when, and what becomes of its file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter.errors import StorageUnavailable, gigabytes
+from openruntime_jupyter.runtime.array_records import QUIET_SECONDS, Record, evictable, near_and_fetched, no_room, task_of
+from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.spool import Spool
+from openruntime_jupyter.runtime.warm import WarmBlocks
+from openruntime_jupyter.worker import blocks, tensorfile
+
+LOOK_SECONDS = 0.5
+"""How old the knowledge of free space may be that a task is given: whether there is room is seen when it is taken."""
+WRITER_SECONDS = 30.0
+"""How long a writer that holds no lock may take between asking for room and filling it."""
+RETRY_SECONDS = (0.01, 0.05, 0.25)
+"""When to look again whether whoever had a deleted array has let go of it: a worker does right after it has answered."""
+WARM_PART = 8
+"""The part of the machine's memory that warm blocks may take, unless told otherwise: an eighth."""
+
+
+class ArrayRoom:
+    """The room that `records` share. Called on the runtime's loop. Sizes are in bytes."""
+
+    def __init__(self, settings: Settings, spool: Spool, machine: Machine, records: dict[str, Record]) -> None:
+        total = machine.memory().total
+        self.quota = settings.array_bytes or total // 2
+        self.warm = WarmBlocks(spool, machine, min(self.quota, total // WARM_PART if settings.warm_bytes < 0 else settings.warm_bytes))
+        self._seconds = settings.array_seconds
+        self._spool = spool
+        self._machine = machine
+        self._records = records
+        self._looked = float("-inf")
+        self._rooms: list[tuple[str, int, int]] = []
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    @property
+    def used(self) -> int:
+        """What every file takes, those included that go as soon as nobody uses them, and without free blocks."""
+        return sum(record.size for record in self._records.values())
+
+    def places(self) -> list[tuple[str, int, int]]:
+        """Folders for results, the best first: the bytes that may be written there now, and those without giving back free blocks."""
+        left = self.quota - self.used + sum(record.size for record in self._evictable(0.0))
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            self._looked = now
+            self._rooms = [(str(place.folder), place.room(self._machine), self.warm.bytes_in(place.folder)) for place in self._spool.places]
+        return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
+
+    async def require(self, size: int) -> None:
+        """See that `size` more are within the quota; raises `StorageUnavailable`. Count them before the next await."""
+        for pause in (0.0, QUIET_SECONDS):
+            if pause and self._evictable(0.0) and self.used + size > self.quota:
+                await asyncio.sleep(pause)  # what was fetched a moment ago may go then
+            for record in self._evictable(QUIET_SECONDS):
+                if self.used + size <= self.quota:
+                    return
+                await self.drop(record, only_unused=True)
+        used = self.used
+        if used + size > self.quota:
+            raise StorageUnavailable(
+                f"There is no room for an array of {gigabytes(size)}: arrays have {gigabytes(used)} of {gigabytes(self.quota)} "
+                "(array_bytes). Delete those that are no longer needed (GET /arrays lists them), or raise that setting.",
+                retry_after=10.0,
+            )
+
+    async def make(self, record: Record) -> None:
+        """Make its file, whose size is counted already; raises `StorageUnavailable`."""
+        refusal: StorageUnavailable | None = None
+        for place in self._spool.places:
+            room = place.room(self._machine)
+            if record.size > room + self.warm.bytes_in(place.folder):
+                continue
+            record.folder = place.folder
+            try:
+                os.close(await asyncio.to_thread(tensorfile.make, record.path, record.layout, room))
+            except StorageUnavailable as problem:  # somebody else took the room meanwhile
+                refusal = problem
+                continue
+            await self.taken([record])
+            return
+        rooms = {place.root: place.room(self._machine) + self.warm.bytes_in(place.folder) for place in self._spool.places}
+        raise refusal or no_room(record.size, self._spool.problem, rooms)
+
+    async def taken(self, records: Collection[Record]) -> None:
+        """These have their files: free blocks give way where all is too much, and the next ones of such sizes are made ready."""
+        await self.warm.keep_within(self.quota - self.used)
+        for record in records:
+            if not self.warm.keeps(record.folder, record.size) or blocks.fits(record.folder, record.size):
+                continue
+            fetched = self._evictable(QUIET_SECONDS)
+            if (old := near_and_fetched(fetched, record, self.warm.most)) is not None:
+                self.drop_soon(old, only_unused=True)
+            else:
+                self.warm.expect(record.folder, record.size, self.quota - self.used)
+
+    async def drop(self, record: Record, only_unused: bool = False) -> None:
+        """Let go of its file as soon as nobody uses it; with `only_unused`, or leave everything as it is."""
+        if record.leases:
+            record.doomed = not only_unused
+            return
+        path = record.path
+        record.leaving = not record.exposed and self.warm.keeps(record.folder, record.size)
+        try:
+            gone = await asyncio.to_thread(blocks.retire, path, record.leaving)
+        finally:
+            record.leaving = False
+        if not gone and not record.ready:  # whoever is writing into it writes for nobody
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+            gone = True
+        if gone:
+            if self._records.get(record.id) is record:
+                del self._records[record.id]
+            await self.warm.keep_within(self.quota - self.used)
+        elif not only_unused and not record.doomed:
+            record.doomed = True
+            self._later(self._retry(record))
+
+    async def _retry(self, record: Record) -> None:
+        for pause in RETRY_SECONDS:
+            await asyncio.sleep(pause)
+            if self._records.get(record.id) is not record:
+                return
+            await self.drop(record)
+
+    def drop_soon(self, record: Record, only_unused: bool = False) -> None:
+        """`drop`, for which nobody waits."""
+        self._later(self.drop(record, only_unused))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    async def sweep(self, writers: Collection[str], exists: Callable[[str], Awaitable[bool]] | None = None) -> None:
+        """Drop what is too old, what was abandoned half-written, and what was deleted while it was in use.
+
+        `writers` are the ids of those that are being filled through this process. Where `exists(task_id)` is given, also the results
+        of tasks that are no longer known.
+        """
+        now = time.time()
+        for record in list(self._records.values()):
+            if not record.ready:
+                abandoned = now - record.created > WRITER_SECONDS and record.id not in writers and record.folder != Path()
+                if abandoned and not await asyncio.to_thread(blocks.leased, record.path):
+                    await self.drop(record)
+                continue
+            task = task_of(record.id)
+            if record.expired(self._seconds) or record.doomed or (exists is not None and task is not None and not await exists(task)):
+                await self.drop(record)
+        await self.warm.tidy()
+
+    def _evictable(self, quiet: float) -> list[Record]:
+        return evictable(self._records.values(), self._seconds, quiet)
