@@ -53,7 +53,7 @@ class ArrayRoom:
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
             self._looked = now
-            self._rooms = [(str(place.folder), place.room(self._machine), self.warm.bytes_in(place.folder)) for place in self._spool.places]
+            self._rooms = [(str(place.folder), place.room(self._machine), blocks.held(place.folder)) for place in self._spool.places]
         return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
 
     async def require(self, size: int) -> None:
@@ -78,7 +78,7 @@ class ArrayRoom:
         refusal: StorageUnavailable | None = None
         for place in self._spool.places:
             room = place.room(self._machine)
-            if record.size > room + self.warm.bytes_in(place.folder):
+            if record.size > room + blocks.held(place.folder):
                 continue
             record.folder = place.folder
             try:
@@ -88,7 +88,7 @@ class ArrayRoom:
                 continue
             await self.taken([record])
             return
-        rooms = {place.root: place.room(self._machine) + self.warm.bytes_in(place.folder) for place in self._spool.places}
+        rooms = {place.root: place.room(self._machine) + blocks.held(place.folder) for place in self._spool.places}
         raise refusal or no_room(record.size, self._spool.problem, rooms)
 
     async def taken(self, records: Collection[Record]) -> None:

@@ -86,14 +86,14 @@ class WarmBlocks:
         return True
 
     def expect(self, folder: Path, size: int, room: int) -> None:
-        """Have another block of about that size ready, where it is kept and there is `room` for it; nobody waits for it."""
-        if (
-            not self._coming
-            and self.keeps(folder, size)
-            and not blocks.fits(folder, size)
-            and size <= room
-            and self.bytes + size <= self.most
-        ):
+        """Have another block of that size made ready, where there is `room` and to spare for it; nobody waits for it."""
+        place = self._place(folder)
+        if self._coming or self._closed or place is None or self.bytes + size > min(room, self.most):
+            return
+        left = place.room(self._machine)
+        if place.in_memory:
+            left -= int((SHORT - MEMORY_LEFT) * self._machine.total)
+        if 2 * size <= left:
             self._start(asyncio.to_thread(self._prepare, folder, size))
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 UNFINISHED = ".part"
 """What a file ends with that is not complete; whoever finds one that is nobody's removes it."""
 FREE = ".free"
+COMING = ".coming"
+"""What the file ends with of which a free block is just being made."""
 SMALLEST = 1 << 20
 """Bytes of the smallest file that is worth keeping."""
 NEAR = 4
@@ -96,12 +98,12 @@ def _name(folder: Path, size: int) -> Path:
     return folder / f"{time.time_ns():020d}-{size}-{os.getpid()}-{next(_numbers)}{FREE}"
 
 
-def free(folder: str | Path) -> list[Block]:
-    """The free blocks of a folder, oldest first."""
+def free(folder: str | Path, ending: str = FREE) -> list[Block]:
+    """The free blocks of a folder, oldest first; or those that are `COMING`."""
     found: list[Block] = []
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.endswith(FREE))
+            names = sorted(entry.name for entry in entries if entry.name.endswith(ending))
     except OSError:
         return found
     for name in names:
@@ -152,10 +154,15 @@ def take_room(descriptor: int, start: int, end: int) -> None:
     _write_zeros(descriptor, start, end, lambda: False)  # macOS: room that is written is room that is there
 
 
+def held(folder: str | Path) -> int:
+    """Bytes that `give_back` can give back."""
+    return sum(block.size for ending in (FREE, COMING) for block in free(folder, ending))
+
+
 def give_back(folder: str | Path, wanted: int) -> int:
-    """Remove free blocks, the oldest first, until at least `wanted` bytes are free, or there is none left; how many that were."""
+    """Remove free blocks, the oldest first and then those that are coming, until at least `wanted` bytes are; how many that were."""
     given = 0
-    for block in free(folder):
+    for block in free(folder) + free(folder, COMING):
         if given >= wanted:
             break
         try:
@@ -167,14 +174,17 @@ def give_back(folder: str | Path, wanted: int) -> int:
 
 
 def prepare(folder: Path, size: int, stopped: Callable[[], bool]) -> bool:
-    """Make a free block of `size` bytes whose memory is there already; False where there is no room, or `stopped()` says so."""
+    """Make a free block of `size` bytes whose memory is there already.
+
+    False where there is no room, `stopped()` says so, or somebody who needs the room has removed the file.
+    """
     name = _name(folder, size)
-    path = name.with_suffix(UNFINISHED)
+    path = name.with_suffix(COMING)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             take_room(descriptor, 0, size)
-            if _write_zeros(descriptor, 0, size, stopped):
+            if _write_zeros(descriptor, 0, size, lambda: stopped() or not os.fstat(descriptor).st_nlink):
                 path.rename(name)
                 return True
         finally:

@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,8 @@ MAX_DIMENSIONS = 32
 MAX_SIDE = 2**48
 MAX_BYTES = 2**48
 NAME = "array"
+RETRY_SECONDS = (0.01, 0.1)
+"""When to try again where free blocks were given back for it."""
 
 CODES = {
     "bool": "BOOL",
@@ -182,7 +185,7 @@ def make(path: Path, layout: Layout, room: int | None = None) -> int:
         raise no_room(layout.size, path.parent, problem) from problem
     try:
         os.fchmod(descriptor, 0o600)
-        blocks.take_room(descriptor, os.fstat(descriptor).st_size, layout.size)
+        _take_room(descriptor, layout.size, path.parent)
         os.pwrite(descriptor, layout.header(), 0)
     except BaseException as problem:
         path.unlink(missing_ok=True)
@@ -191,6 +194,17 @@ def make(path: Path, layout: Layout, room: int | None = None) -> int:
             raise no_room(layout.size, path.parent, problem) from problem
         raise
     return descriptor
+
+
+def _take_room(descriptor: int, size: int, folder: Path) -> None:
+    for pause in RETRY_SECONDS:
+        try:
+            return blocks.take_room(descriptor, os.fstat(descriptor).st_size, size)
+        except OSError as problem:
+            if problem.errno != errno.ENOSPC or not blocks.give_back(folder, size):
+                raise
+            time.sleep(pause)  # whoever is just making a block takes a moment to see that it is wanted
+    return blocks.take_room(descriptor, os.fstat(descriptor).st_size, size)
 
 
 def no_room(size: int, folder: Path, problem: OSError) -> StorageUnavailable:

@@ -10,7 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ import pytest
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.runtime import array_room
-from openruntime_jupyter.runtime import spool
+from openruntime_jupyter.runtime import array_room, spool
 from openruntime_jupyter.runtime.array_records import result_name, task_of
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.machine import Machine
@@ -34,18 +33,6 @@ from tests.runtimes import live
 MB = 1_000_000
 SMALL = Layout((250_000,), "float32")
 """1 MB of elements."""
-
-
-@pytest.fixture
-def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
-    """A real tmpfs of 8 MiB. Only root can mount one."""
-    folder = tmp_path / "tmpfs"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @asynccontextmanager

@@ -17,7 +17,10 @@ import psutil
 import pytest
 import safetensors.numpy
 
+from openruntime_jupyter.client import arrays as client_arrays
+from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.worker import arrays
+from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Server, running_server, wait_until
 
@@ -79,6 +82,54 @@ def test_small_and_empty_arrays_travel_too(server: Server, array: np.ndarray[Any
     back = safetensors.numpy.load(fetch(server, "tiny").content)["array"]
     assert (back.shape, back.dtype, back.tobytes()) == (array.shape, array.dtype, array.tobytes())
     server.request("DELETE", "/arrays/tiny")
+
+
+def test_a_download_that_has_begun_ends_with_its_own_numbers_whatever_comes_after_it(server: Server) -> None:
+    backend = HttpBackend(server.url, server.token)
+
+    def send(value: int) -> str:
+        sent = np.full(48 * MB, value, np.uint8)
+        layout = arrays.layout_of(sent)
+        assert layout is not None
+        return client_arrays.send(backend, sent, layout)
+
+    first = send(1)
+    inode = Path(str(backend.array(first).path)).stat().st_ino
+    with server.client.stream("GET", f"{server.url}/arrays/{first}", headers=server.headers) as answer:
+        pieces = answer.iter_bytes(MB)
+        came = bytearray(next(pieces))
+        backend.delete_array(first)
+        others = [send(2), send(3)]
+        assert inode not in {Path(str(backend.array(each).path)).stat().st_ino for each in others}
+        for piece in pieces:
+            came += piece
+    assert (safetensors.numpy.load(bytes(came))["array"] == 1).all()
+    wait_until(lambda: inode not in {path.stat().st_ino for path in writing_and_ready(server)}, what="the end of its lease")
+    assert {each: backend.array(each).bytes for each in others} == dict.fromkeys(others, 48 * MB)
+    for each in others:
+        backend.delete_array(each)
+    backend.close()
+
+
+def writing_and_ready(server: Server) -> list[Path]:
+    """The files of arrays, of those too that are just being deleted."""
+    (folder,) = {Path(each["path"]).parent for each in leasing(server, "GET", "/arrays").json()["arrays"]}
+    return [path for path in folder.iterdir() if path.suffix in (".part", ".safetensors")]
+
+
+def leasing(server: Server, method: str, path: str, **options: Any) -> httpx.Response:
+    return server.request(method, path, headers={LEASE_HEADER: LEASED}, **options)
+
+
+@pytest.mark.parametrize("leases", [True, False])
+def test_a_file_is_used_again_unless_its_path_was_told_to_who_does_not_lease(server: Server, leases: bool) -> None:
+    told = leasing(server, "POST", "/arrays", json={"shape": [8 * MB], "dtype": "uint8"}).json()
+    path = Path(leasing(server, "POST", f"/arrays/{told['id']}/ready").json()["path"])
+    inode = path.stat().st_ino
+    known = (leasing if leases else Server.request)(server, "GET", "/arrays").json()["arrays"]
+    assert str(path) in {each["path"] for each in known}
+    assert server.request("DELETE", f"/arrays/{told['id']}").json()["path"] is None
+    assert (inode in {free.stat().st_ino for free in path.parent.glob("*.free")}) == leases
 
 
 def test_ranges_are_answered_as_they_should_be(server: Server) -> None:

@@ -1,0 +1,378 @@
+"""Files of arrays that are used again: faster, bounded, given up in time, and never while somebody may still look."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openruntime_jupyter.models import ArrayInfo
+from openruntime_jupyter.runtime import array_room, warm
+from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.worker import arrays, blocks
+from openruntime_jupyter.worker.tensorfile import Layout
+from tests.runtime.test_arrays import put, result, store_in
+from tests.runtime.test_task_arrays import call
+from tests.runtimes import ended, live, runtime_in, says, submit, until
+
+MIB = 1 << 20
+SIZE = Layout((2 * MIB,), "uint8").size
+
+
+def full(value: int, elements: int = 2 * MIB) -> np.ndarray[Any, Any]:
+    return np.full(elements, value, np.uint8)
+
+
+def number(told: ArrayInfo) -> int:
+    """Of its file."""
+    return Path(str(told.path)).stat().st_ino
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made ahead unless a test wants it, and what was fetched may go at once."""
+    monkeypatch.setattr(array_room, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(warm.WarmBlocks, "expect", lambda self, folder, size, room: None)
+
+
+def test_an_array_gets_the_file_of_a_deleted_one(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            first = await put(store, full(1))
+            inode = number(first)
+            await store.remove(first.id)
+            assert store.page().warm_bytes == SIZE
+            assert store.used_bytes == 0
+            second = await put(store, full(2))
+            assert number(second) == inode
+            assert (arrays.view(str(second.path), "x") == 2).all()
+            assert store.page().warm_bytes == 0
+            await store.remove(second.id)
+            folder = Path(str(second.path)).parent
+        assert not folder.exists()
+
+    live(body())
+
+
+def test_a_view_that_outlives_its_array_keeps_its_numbers_and_its_file(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            first = await put(store, full(1))
+            inode, view = number(first), arrays.view(str(first.path), "x")
+            await store.remove(first.id)
+            others = [await put(store, full(value)) for value in range(2, 6)]
+            assert inode not in {number(each) for each in others}
+            await store.sweep()
+            assert (view == 1).all()
+            del view
+            gc.collect()
+            await store.sweep()
+            assert number(await put(store, full(9))) == inode
+
+    live(body())
+
+
+@pytest.mark.parametrize("reader", ["a view", "a lease without a mapping"])
+def test_a_reader_that_is_killed_lets_its_file_go_and_not_before(tmp_path: Path, reader: str) -> None:
+    program = """
+import os, sys
+from openruntime_jupyter.worker import arrays, tensorfile
+kept = arrays.view(sys.argv[1], "a") if sys.argv[2] == "a view" else tensorfile.open_for_reading(sys.argv[1], "a")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            told = await put(store, full(1))
+            inode = number(told)
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, str(told.path), reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            await store.remove(told.id)
+            assert number(await put(store, full(2))) != inode
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            await store.sweep()
+            assert number(await put(store, full(3))) == inode
+
+    live(body())
+
+
+def test_a_worker_that_is_killed_while_it_has_a_view_lets_its_file_go_and_not_before(tmp_path: Path) -> None:
+    def hold(array: Any) -> None:
+        import os
+        import time
+
+        os.write(1, b"holds %d end\n" % os.getpid())
+        time.sleep(60)
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            store = runtime.arrays
+            task_id = await call(runtime, hold, full(1))
+            await says(runtime, task_id, "end")
+            (told,) = store.page().arrays
+            inode = number(told)
+            await store.remove(told.id)
+            assert number(await put(store, full(2))) != inode
+            output = await runtime.output(task_id)
+            os.kill(int("".join(item.text or "" for item in output.items).split()[1]), signal.SIGKILL)
+            assert (await ended(runtime, task_id)).status == "failed"
+            await until(lambda: store.page().warm_bytes == SIZE, what="the free block")
+            assert number(await put(store, full(3))) == inode
+
+    live(body())
+
+
+def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            store = runtime.arrays
+            for value in range(3):
+                task_id = await call(runtime, lambda array: array + 1, full(value))
+                task = await ended(runtime, task_id)
+                assert task.result is not None, task.error
+                (sent,) = [each for each in store.page().arrays if each.task_id is None]
+                told = await store.info(task.result.arrays[0].id)
+                assert (arrays.view(str(told.path), "x") == value + 1).all()
+                await store.remove(sent.id)
+                await until(lambda: store.page().warm_bytes == SIZE, 1.5, "the input's file, well before the next sweep")
+                if value == 0:
+                    spare = blocks.free(Path(str(told.path)).parent)[0].path.stat().st_ino
+                    first = await put(store, full(7))
+                    assert number(first) == spare
+                    await store.remove(first.id)
+                    await store.remove(told.id)
+            assert len({path.stat().st_ino for place in store._spool.places for path in place.folder.iterdir()}) == 3
+
+    live(body())
+
+
+def test_free_files_are_bounded_and_none_are_kept_where_none_are_wanted(tmp_path: Path) -> None:
+    async def body() -> None:
+        for most in (0, 2 * SIZE):
+            async with store_in(tmp_path, warm_bytes=most) as store:
+                told = [await put(store, full(value)) for value in range(4)]
+                for each in told:
+                    await store.remove(each.id)
+                assert store.page().warm_bytes == most
+
+    live(body())
+
+
+def test_free_files_count_towards_the_quota_and_make_room_first(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, array_bytes=3 * SIZE) as store:
+            for each in [await put(store, full(value)) for value in range(3)]:
+                await store.remove(each.id)
+            assert store.page().warm_bytes == 3 * SIZE
+            large = await put(store, full(1, 4 * MIB))
+            page = store.page()
+            assert page.total_bytes + page.warm_bytes <= 3 * SIZE
+            assert page.warm_bytes
+            assert (arrays.view(str(large.path), "x") == 1).all()
+
+    live(body())
+
+
+def test_free_files_make_room_in_a_small_memory_folder(tmp_path: Path, small_tmpfs: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, spool_dir=str(small_tmpfs), warm_bytes=8 * MIB) as store:
+            for each in [await put(store, full(value)) for value in range(3)]:
+                await store.remove(each.id)
+            assert store.page().warm_bytes == 3 * SIZE
+            told = await put(store, full(1, 5 * MIB))
+            assert (arrays.view(str(told.path), "x") == 1).all()
+            await store.remove(told.id)
+            assert store.places()[0][1] > 5 * MIB, "a result may take what is free"
+            array_id = await result(store, "task_a", full(2, 7 * MIB))
+            assert (arrays.view(store.path_of(array_id), "x") == 2).all()
+
+    live(body())
+
+
+def test_free_files_go_after_a_while_and_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            await store.remove((await put(store, full(1))).id)
+            await store.sweep()
+            assert store.page().warm_bytes == SIZE
+            monkeypatch.setattr(warm, "IDLE_SECONDS", 0.0)
+            await store.sweep()
+            assert store.page().warm_bytes == 0
+            monkeypatch.undo()
+            await store.remove((await put(store, full(1))).id)
+            monkeypatch.setattr(warm, "SHORT", 2.0)
+            await store.sweep()
+            assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
+
+    live(body())
+
+
+def test_a_task_that_needs_the_memory_of_free_files_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            store = runtime.arrays
+            if not store._spool.places[0].in_memory:
+                pytest.skip("no folder in memory here")
+            told = await put(store, full(1))
+            await store.remove((await put(store, full(2))).id)
+            assert store.page().warm_bytes
+            monkeypatch.setattr(runtime._admission, "free", lambda lane: 0 if store.page().warm_bytes else 10**12)
+            task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}))
+            assert task.status == "completed"
+            assert store.page().warm_bytes == 0
+            assert not store.give_up(1)
+
+    live(body())
+
+
+def test_a_file_whose_path_was_told_to_who_does_not_lease_is_never_used_again(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store, store_in(tmp_path, "rt_2") as other:
+            told = store.exposed(await put(store, full(1)))
+            mapped = np.memmap(str(told.path), np.uint8, "r", Layout((2 * MIB,), "uint8").offset)
+            assert other.exposed(await other.info(told.id)).path is None, "whose runtime would not know"
+            await store.remove(told.id)
+            assert store.page().warm_bytes == 0
+            await put(store, full(2))
+            assert (mapped == 1).all()
+
+    live(body())
+
+
+def test_files_that_a_dead_runtime_left_are_never_used_again(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            kept = await result(store, "task_a", full(2))
+            await store.remove((await put(store, full(1))).id)
+            assert store.page().warm_bytes == SIZE
+        async with store_in(tmp_path, "rt_2") as store:
+            assert [each.id for each in store.page().arrays] == [kept]
+            assert store.page().warm_bytes == 0
+            await store.remove(kept)
+            assert store.page().warm_bytes == 0
+
+    live(body())
+
+
+def test_results_that_were_fetched_give_their_files_to_others_once_they_are_too_many(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path, warm_bytes=2 * SIZE) as store:
+            fetched = [await result(store, f"task_{name}", full(1)) for name in "abc"]
+            unfetched = await result(store, "task_d", full(2))
+            for each in fetched[:2]:
+                await store.info(each)
+            await put(store, full(3))
+            assert {each.id for each in store.page().arrays} >= {*fetched, unfetched}, "no more than are kept"
+            await store.info(fetched[2])
+            inode = Path(store.path_of(fetched[0])).stat().st_ino
+            await put(store, full(4))
+            await until(lambda: store.page().warm_bytes == SIZE, what="the oldest result's file")
+            assert {each.id for each in store.page().arrays} >= {*fetched[1:], unfetched}
+            assert number(await put(store, full(5))) == inode
+
+    live(body())
+
+
+def test_the_next_file_of_a_size_is_made_ready_while_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            first = await put(store, full(1))
+            await until(lambda: store.page().warm_bytes == SIZE, what="a free file")
+            (block,) = blocks.free(Path(str(first.path)).parent)
+            inode = block.path.stat().st_ino
+            assert number(await put(store, full(2))) == inode
+        async with store_in(tmp_path, warm_bytes=SIZE - 1) as store:
+            await put(store, full(1))
+            await until(lambda: not store._room.warm._coming, what="nothing to come")
+            assert store.page().warm_bytes == 0
+
+    live(body())
+
+
+READER = """
+import random, sys
+from openruntime_jupyter.errors import ArrayNotFound
+from openruntime_jupyter.worker import arrays
+kept = {}
+for line in sys.stdin:
+    value, path = line.split()
+    mapped = "mapped"
+    try:
+        kept[random.randrange(3)] = (int(value), arrays.view(path, "x"))
+    except ArrayNotFound:
+        mapped = "too late"
+    for wanted, view in kept.values():
+        assert (view == wanted).all(), (wanted, view[0])
+    print(value, mapped, flush=True)
+"""
+
+
+class Reader:
+    """A process that keeps the last few arrays that it was told of, and looks at them again and again."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def tell(self, value: int, told: ArrayInfo) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{value} {told.path}\n")
+        self.process.stdin.flush()
+
+    def has(self, value: int) -> bool:
+        """Whether it had that array in time, once it has looked at it."""
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if line.split()[0] == str(value):
+                return "mapped" in line
+        raise AssertionError(f"a reader saw other numbers: {self.process.wait()}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+async def come_and_go(store: ArrayStore, readers: list[Reader], values: range) -> set[int]:
+    """Arrays of every value, each deleted at once, or as soon as the readers have it; the numbers of their files."""
+    files = set()
+    for value in values:
+        told = await put(store, full(value))
+        files.add(number(told))
+        for each in readers:
+            each.tell(value, told)
+        if value % 3 == 0:
+            assert all(each.has(value) for each in readers)
+        await store.remove(told.id)
+    return files
+
+
+def test_arrays_that_come_and_go_under_readers_that_die_never_show_other_numbers(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            readers = [Reader(), Reader()]
+            try:
+                files = await come_and_go(store, readers, range(61))
+                readers.pop().kill()
+                readers.append(Reader())
+                files |= await come_and_go(store, readers, range(61, 121))
+            finally:
+                for each in readers:
+                    each.kill()
+            assert len(files) < 60, "most files were used again"
+            await store.sweep()
+            assert store.used_bytes == 0
+
+    live(body())
