@@ -6,6 +6,8 @@ PYTHON ?=
 LAB_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+# Tests wait for processes most of the time. A file's tests stay together, since they share servers.
+PARALLEL ?= -n 2 --dist loadfile
 
 # What MLX computes with. Never both: mlx-cpu and mlx-cuda-12 install the same file.
 ifeq ($(shell uname -s),Darwin)
@@ -32,14 +34,14 @@ DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DI
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1	/'
-	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  CHROMIUM=/path/to/chromium"
+	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  PARALLEL= (one test at a time)  CHROMIUM=/path/to/chromium"
 
 lab: $(VENV)/.lab ## open JupyterLab on the quick-start notebook
 	$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks/quickstart.ipynb $(ROOT_ARG) $(DISPLAY_ARG) $(LAB_ARGS)
 
 test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
 	@tools/install-blas
-	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(TEST_ARGS)
+	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) $(TEST_ARGS)
 
 bench: $(VENV)/.test ## compare speed with peers; run it alone (BENCH_ARGS='engine http' for some)
 	@tools/install-blas

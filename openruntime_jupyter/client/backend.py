@@ -8,7 +8,18 @@ from typing import Any, Protocol
 
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import ArrayInfo, ArrayKind, Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+from openruntime_jupyter.models import (
+    ArrayInfo,
+    ArrayKind,
+    Device,
+    Health,
+    OperationInfo,
+    SystemMetrics,
+    Task,
+    TaskOutput,
+    TaskPage,
+    Worker,
+)
 
 MOST_IN_BATCH = 1_000
 """Tasks that one `submit_many` takes; a runtime takes more, this bounds what one request holds."""
@@ -104,6 +115,9 @@ class Backend(Protocol):
 
     def devices(self) -> list[Device]:
         """What MLX computes on there."""
+
+    def workers(self) -> list[Worker]:
+        """The worker processes that there are."""
 
     def metrics(self) -> SystemMetrics:
         """The figures of now."""

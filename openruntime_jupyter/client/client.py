@@ -13,7 +13,7 @@ from openruntime_jupyter.client.lanes import refuse_deadlock
 from openruntime_jupyter.client.mapping import run_map
 from openruntime_jupyter.client.pickling import pack_call, pack_variables, world
 from openruntime_jupyter.errors import TaskNotFound
-from openruntime_jupyter.models import Device, Health, OperationInfo, Origin, SystemMetrics, Task, TaskPage
+from openruntime_jupyter.models import Device, Health, OperationInfo, Origin, SystemMetrics, Task, TaskPage, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -189,6 +189,10 @@ class Client:
     def devices(self) -> list[Device]:
         """What MLX computes on."""
         return self.backend.devices()
+
+    def workers(self) -> list[Worker]:
+        """The worker processes that there are, with what each has done."""
+        return self.backend.workers()
 
     def metrics(self) -> SystemMetrics:
         """The figures of now."""

@@ -36,6 +36,7 @@ from openruntime_jupyter.models import (
     TaskPage,
     TaskRequest,
     TaskState,
+    Worker,
 )
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.settings import Settings
@@ -152,6 +153,10 @@ class EmbeddedBackend:
     def devices(self) -> list[Device]:
         """See `Backend.devices`."""
         return self._ask(_said(lambda runtime: runtime.devices()))
+
+    def workers(self) -> list[Worker]:
+        """See `Backend.workers`."""
+        return self._ask(_said(lambda runtime: runtime.workforce.report()))
 
     def metrics(self) -> SystemMetrics:
         """See `Backend.metrics`."""

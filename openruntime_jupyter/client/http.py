@@ -20,7 +20,18 @@ from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, 
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.client.websocket import SocketEvents
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
-from openruntime_jupyter.models import ArrayInfo, ArrayKind, Device, Health, OperationInfo, SystemMetrics, Task, TaskOutput, TaskPage
+from openruntime_jupyter.models import (
+    ArrayInfo,
+    ArrayKind,
+    Device,
+    Health,
+    OperationInfo,
+    SystemMetrics,
+    Task,
+    TaskOutput,
+    TaskPage,
+    Worker,
+)
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 
 PATIENCE = 30.0
@@ -169,6 +180,10 @@ class HttpBackend:
     def devices(self) -> list[Device]:
         """See `Backend.devices`."""
         return self._list(Device, "/devices", "devices")
+
+    def workers(self) -> list[Worker]:
+        """See `Backend.workers`."""
+        return self._list(Worker, "/workers", "workers")
 
     def metrics(self) -> SystemMetrics:
         """See `Backend.metrics`."""

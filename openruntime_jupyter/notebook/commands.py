@@ -13,10 +13,11 @@ from IPython.core.error import UsageError
 from openruntime_jupyter.models import TaskState
 from openruntime_jupyter.notebook.arguments import Arguments
 from openruntime_jupyter.notebook.help import Help
+from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
 from openruntime_jupyter.notebook.replay import Replay
-from openruntime_jupyter.notebook.running import completed, run_operation, watch
+from openruntime_jupyter.notebook.running import completed, run_operation, shown, watch
 from openruntime_jupyter.notebook.session import Session
-from openruntime_jupyter.notebook.views import OperationTable, ResultCard, Status, TaskCard, TaskTable
+from openruntime_jupyter.notebook.views import TaskCard, TaskTable
 
 START_SECONDS = 10.0
 """How long `status` waits for a runtime that has just been started to know its devices."""
@@ -48,10 +49,10 @@ def run_line(session: Session, arguments: Arguments) -> Any:
 
 @dataclass(frozen=True)
 class Command:
-    """One word: what it does, what it wants behind it, and which `name=value` it takes."""
+    """One word: what it does, what it wants behind it (one thing each), and which `name=value` it takes."""
 
-    does: Callable[[Session, Arguments, str], Any]
-    wants: str | None = None
+    does: Callable[..., Any]
+    wants: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
 
     def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
@@ -63,12 +64,12 @@ class Command:
         if wrong:
             taken = ", ".join(f"{name}=…" for name in self.takes) or "nothing of that kind"
             raise UsageError(f"{word} does not know {wrong[0]!r}: it takes {taken}.")
-        if len(rest) != int(self.wants is not None):
-            raise UsageError(f"{word} wants {self.wants or 'nothing more'} behind it.")
-        return self.does(session, arguments, rest[0] if rest else "")
+        if len(rest) != len(self.wants):
+            raise UsageError(f"{word} wants {' and '.join(self.wants) or 'nothing more'} behind it.")
+        return self.does(session, arguments, *rest)
 
 
-def _status(session: Session, _arguments: Arguments, _word: str) -> Status:
+def _status(session: Session, _arguments: Arguments) -> Status:
     client = session.client
     deadline = time.monotonic() + START_SECONDS
     while (health := client.health()).status == "starting" and time.monotonic() < deadline:
@@ -78,10 +79,10 @@ def _status(session: Session, _arguments: Arguments, _word: str) -> Status:
 
 def _connect(session: Session, arguments: Arguments, word: str) -> Status:
     session.use(None if word == "auto" else word)
-    return _status(session, arguments, "")
+    return _status(session, arguments)
 
 
-def _tasks(session: Session, arguments: Arguments, _word: str) -> TaskTable:
+def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     wanted: Mapping[str, Any] = {"limit": 20, **arguments.pairs}
     states = [part.strip() for part in str(wanted["state"]).split(",")] if "state" in wanted else None
     unknown = [state for state in states or () if state not in [known.value for known in TaskState]]
@@ -93,7 +94,21 @@ def _tasks(session: Session, arguments: Arguments, _word: str) -> TaskTable:
     return TaskTable(page, session.devices())
 
 
-def _operations(session: Session, _arguments: Arguments, _word: str) -> OperationTable:
+def _devices(session: Session, _arguments: Arguments) -> DeviceTable:
+    return DeviceTable(session.client.devices())
+
+
+def _workers(session: Session, _arguments: Arguments) -> WorkerTable:
+    return WorkerTable(session.client.workers(), session.devices())
+
+
+def _priority(session: Session, _arguments: Arguments, word: str, level: str) -> TaskCard:
+    if not level.isdecimal() or not 1 <= int(level) <= 10:
+        raise UsageError(f"{level!r} is no priority: 1 to 10, and 10 is the most urgent.")
+    return TaskCard(session.handle(word).set_priority(int(level)), session.devices())
+
+
+def _operations(session: Session, _arguments: Arguments) -> OperationTable:
     return OperationTable(session.client.operations())
 
 
@@ -107,8 +122,7 @@ def _result(session: Session, _arguments: Arguments, word: str) -> Any:
     if not task.status.terminal:
         raise UsageError(f"{handle.id} is still {task.status}: `%openruntime wait {word}` waits for it.")
     completed(task, watched=False)
-    value = handle.result()
-    return value if task.operation in ("python", "call") else ResultCard(task, value)
+    return shown(task, handle.result())
 
 
 def _output(session: Session, _arguments: Arguments, word: str) -> None:
@@ -122,11 +136,14 @@ def _wait(session: Session, _arguments: Arguments, word: str) -> None:
 
 COMMANDS: dict[str, Command] = {
     "status": Command(_status),
-    "connect": Command(_connect, wants=PLACE),
+    "devices": Command(_devices),
+    "workers": Command(_workers),
+    "connect": Command(_connect, wants=(PLACE,)),
     "tasks": Command(_tasks, takes=("limit", "state", "operation", "owner")),
     "operations": Command(_operations),
-    "wait": Command(_wait, wants=TASK),
-    "output": Command(_output, wants=TASK),
-    "result": Command(_result, wants=TASK),
-    "cancel": Command(_cancel, wants=TASK),
+    "wait": Command(_wait, wants=(TASK,)),
+    "output": Command(_output, wants=(TASK,)),
+    "result": Command(_result, wants=(TASK,)),
+    "priority": Command(_priority, wants=(TASK, "a number from 1 to 10")),
+    "cancel": Command(_cancel, wants=(TASK,)),
 }

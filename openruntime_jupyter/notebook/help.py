@@ -9,12 +9,15 @@ CELL = "%%openruntime [--in a,b] [--out c,d] [options]"
 ROWS: tuple[tuple[str, str], ...] = (
     ("%openruntime status", "where the runtime is, its devices, and what is wrong"),
     ("%openruntime connect URL", "use that runtime from now on; `embedded`: one inside this kernel, `auto`: the usual one"),
+    ("%openruntime devices", "what MLX computes on, with memory, load and queue"),
+    ("%openruntime workers", "the worker processes, and what each has done"),
     ("%openruntime tasks [state=failed] [limit=20]", "the newest tasks, of every notebook"),
     ("%openruntime operations", "the kinds of work there are, with their parameters"),
     ("%openruntime OPERATION name=value …", "do one of them; values are Python literals, the result is a dict"),
     ("%openruntime wait TASK", "watch a task that runs elsewhere or in the background; Ctrl-C leaves it alone"),
     ("%openruntime output TASK", "show again what a task printed and displayed"),
     ("%openruntime result TASK", "what a task returned, or its error"),
+    ("%openruntime priority TASK N", "move a waiting task: 1 to 10, and 10 is the most urgent"),
     ("%openruntime cancel TASK", "stop a task, however stubborn"),
     (CELL, "run the cell in a worker: Ctrl-C cancels it, a second Ctrl-C leaves it alone"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from IPython.core.error import UsageError
 
@@ -33,11 +34,16 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     return None
 
 
-def run_operation(session: Session, arguments: Arguments, operation: str) -> TaskHandle | ResultCard:
-    """Run an operation; returns its output as a card, or its handle if it runs in the background."""
+def run_operation(session: Session, arguments: Arguments, operation: str) -> Any:
+    """Run an operation; returns its output as a card, the arrays that were asked for, or its handle if it runs in the background."""
     client = session.client.with_options(**arguments.options)
     handle, task = _run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
-    return handle if task is None else ResultCard(task, handle.result())
+    return handle if task is None else shown(task, handle.result())
+
+
+def shown(task: Task, value: Any) -> Any:
+    """What a task returned: an operation's output as a card, anything else as it is."""
+    return ResultCard(task, value) if task.operation not in ("python", "call") and isinstance(value, dict) else value
 
 
 def watch(session: Session, handle: TaskHandle) -> Task:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.models import Device, Health, OperationInfo, Task, TaskPage, TaskState
+from openruntime_jupyter.models import Task, TaskPage, TaskState
 from openruntime_jupyter.notebook.display import Html, View, block, joined, pairs, table, tag, text_pairs, text_table
 from openruntime_jupyter.notebook.humanize import clock, duration, memory, number
 from openruntime_jupyter.notebook.states import WORDS, details, fraction, phrase, title
@@ -186,82 +185,6 @@ class ResultCard(View, dict[str, Any]):
         return "\n".join([f"{title(self.task)}: {phrase(self.task)}", text_pairs(self._plain), *tables])
 
 
-class OperationTable(View, list[OperationInfo]):
-    """The kinds of work there are, with their parameters."""
-
-    COLUMNS = ("operation", "what it does", "parameters")
-
-    def _rows(self) -> list[list[str]]:
-        return [[entry.name, entry.summary, _parameters(entry.parameters_schema)] for entry in self]
-
-    def html(self) -> str:
-        """See `View.html`."""
-        rows = [[tag("code", name), summary, parameters] for name, summary, parameters in self._rows()]
-        return block("OpenRuntime operations", table("Operations", self.COLUMNS, rows, wide=(1, 2)))
-
-    def text(self) -> str:
-        """See `View.text`."""
-        return text_table(self.COLUMNS, self._rows())
-
-
-class Status(View):
-    """The runtime: where it is, whether it is well, its devices and figures. `health` and `devices` are the records."""
-
-    COLUMNS = ("device", "what", "kind", "state", "running", "waiting", "slots", "free memory", "BLAS")
-
-    def __init__(self, where: str, health: Health, devices: Sequence[Device]) -> None:
-        self.where = where
-        self.health = health
-        self.devices = list(devices)
-
-    @property
-    def _head(self) -> str:
-        place = "inside this process" if self.where == "embedded" else f"at {self.where}"
-        return f"OpenRuntime {self.health.version}, {self.health.status}, {place}"
-
-    def _rows(self) -> list[list[Any]]:
-        return [
-            [
-                device.id,
-                device.name,
-                device.type.upper(),
-                device.status,
-                device.running,
-                device.pending,
-                device.slots,
-                f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)}",
-                device.blas or "—",
-            ]
-            for device in self.devices
-        ]
-
-    @property
-    def _figures(self) -> list[str]:
-        figures = self.health.metrics
-        shown = [("CPU", figures.cpu_utilization), ("GPU", figures.gpu_utilization), ("memory", figures.memory_usage)]
-        percents = [f"{name} {value:.0f} %" for name, value in shown if value is not None and (name != "GPU" or self._has_gpu)]
-        return [*percents, f"{figures.active_tasks} running", f"{figures.pending_tasks} waiting"]
-
-    @property
-    def _has_gpu(self) -> bool:
-        return any(device.type == "gpu" for device in self.devices)
-
-    @property
-    def _advice(self) -> list[str]:
-        return [*self.health.problems, *(f"{device.id}: {device.advice}" for device in self.devices if device.advice)]
-
-    def html(self) -> str:
-        """See `View.html`."""
-        lines = [tag("strong", self._head), tag("div", joined(self._figures), class_="m")]
-        lines += [tag("div", f"! {problem}", class_="wa") for problem in self._advice]
-        return block("OpenRuntime status", *lines, table("Devices", self.COLUMNS, self._rows(), numeric=(4, 5, 6)), kind="ort-c")
-
-    def text(self) -> str:
-        """See `View.text`."""
-        lines = [self._head, " · ".join(self._figures), *(f"! {problem}" for problem in self._advice)]
-        return "\n".join([*lines, text_table(self.COLUMNS, self._rows())])
-
-
 def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
@@ -296,8 +219,3 @@ def _short(value: Any) -> str:
     else:
         text = "—" if value is None else number(value)
     return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]} … ({len(text):,} characters)"
-
-
-def _parameters(schema: dict[str, Any]) -> str:
-    fields = schema.get("properties", {})
-    return ", ".join(f"{name}={entry['default']!r}" if entry.get("default") is not None else name for name, entry in fields.items())

@@ -259,6 +259,8 @@ def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> No
         ("%openruntime connect http://127.0.0.1:9", "127.0.0.1:9"),
         ("%openruntime status --bg", "no options"),
         ("%openruntime cancel task_1 hard=True", "hard"),
+        ("%openruntime priority task_1", "a number from 1 to 10"),
+        ("%openruntime priority task_1 11", "10 is the most urgent"),
         ("%openruntime matrix_multiply 64", "name=value"),
         ("%openruntime tasks colour=red", "limit"),
         ("%openruntime tasks state=sleeping", "interrupted"),
@@ -277,7 +279,15 @@ def test_what_is_not_understood_is_answered_with_what_is(kernel: Kernel, line: s
 
 
 def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> None:
-    for word, expected in (("status", "device_0"), ("tasks", "newest first"), ("operations", "matrix_multiply"), ("", "--memory-limit")):
+    tables = {
+        "status": "device_0",
+        "devices": "free memory",
+        "workers": "worker_",
+        "tasks": "newest first",
+        "operations": "matrix_multiply",
+        "": "--memory-limit",
+    }
+    for word, expected in tables.items():
         cell = kernel.run(f"%openruntime {word}")
         assert cell.status == "ok", cell.error
         assert expected in cell.value
@@ -287,6 +297,21 @@ def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> No
     assert (
         kernel.value("[t.operation for t in found], found.total_count >= 1, now.health.status") == "(['matrix_multiply'], True, 'healthy')"
     )
+
+
+def test_a_waiting_task_is_moved(kernel: Kernel) -> None:
+    kernel.run("%%openruntime --bg --as first\nimport time; time.sleep(600)")
+    kernel.run("%%openruntime --bg --as second\nimport time; time.sleep(600)")
+    kernel.run("%%openruntime --bg --as third\npass")
+    moved = kernel.run("%openruntime priority third 9")
+    assert moved.status == "ok", moved.error
+    assert kernel.value("third.task.priority") == "9"
+    kernel.run("for task in (first, second, third): task.cancel()")
+
+
+def test_an_operation_gives_its_arrays_into_the_notebook(kernel: Kernel) -> None:
+    kernel.run("product = %openruntime compute expression='a * 2' inputs={'a':[1.0,2.0]} return_arrays=True")
+    assert kernel.value("[float(x) for x in product]") == "[2.0, 4.0]"
 
 
 def test_a_kernel_may_choose_its_runtime_and_go_back(kernel: Kernel) -> None:

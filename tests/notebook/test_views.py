@@ -18,11 +18,13 @@ from openruntime_jupyter.models import (
     Task,
     TaskPage,
     TaskState,
+    Worker,
 )
 from openruntime_jupyter.notebook.display import View, tag
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal
-from openruntime_jupyter.notebook.views import OperationTable, ResultCard, Status, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.views import ResultCard, TaskCard, TaskLine, TaskTable
 
 NOW = "2026-01-01T00:00:00.000000Z"
 EVIL = '</pre></style><script>alert("1")</script>&amp; {x} \x1b[31m'
@@ -58,6 +60,10 @@ def status(advice: str | None = None) -> Status:
     return Status(EVIL, health, [Device.model_validate({**known, "advice": advice, "blas": "OpenBLAS"})])
 
 
+def worker(model: str | None = None) -> Worker:
+    return Worker(id="worker_1", device="device_0", state="idle", interpreter=EVIL, started_at=NOW, model=model, tasks=3, device_time_s=4.5)
+
+
 class Balanced(HTMLParser):
     """Collects elements, and whether each is closed where it should be."""
 
@@ -88,6 +94,10 @@ EVERY = [
         [OperationInfo(name=EVIL, summary=EVIL, needs_execute=False, parameters_schema={"properties": {EVIL: {"default": EVIL}}})]
     ),
     status(EVIL),
+    DeviceTable(status(EVIL).devices),
+    DeviceTable([]),
+    WorkerTable([worker(EVIL), worker()], {"device_0": EVIL}),
+    WorkerTable([], {}),
     Help(),
 ]
 
@@ -98,6 +108,17 @@ def test_every_view_is_sound_html_in_which_nothing_from_outside_is_markup(view: 
     found.feed(str(view.html()))
     assert (found.wrong, found.open) == ([], [])
     assert "script" not in found.names
+
+
+def test_a_table_leaves_out_what_this_machine_cannot_tell() -> None:
+    assert "model" in str(WorkerTable([worker("smol")], {}).html())
+    shown = str(WorkerTable([worker()], {}).html())
+    assert "model" not in shown
+    assert "MLX" not in shown
+    assert "°C" not in DeviceTable(status().devices).text()
+    warm = status().devices[0].model_copy(update={"temperature_celsius": 0.0, "utilization": 12.4})
+    assert "°C" in DeviceTable([warm]).text()
+    assert "12 %" in DeviceTable([warm]).text()
 
 
 @pytest.mark.parametrize("view", EVERY, ids=lambda view: type(view).__name__)

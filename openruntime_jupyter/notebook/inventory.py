@@ -1,0 +1,189 @@
+"""What a runtime is and has: status, devices, workers and operations as cards and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openruntime_jupyter.errors import gigabytes
+from openruntime_jupyter.models import Device, Health, OperationInfo, Worker
+from openruntime_jupyter.notebook.display import View, block, joined, table, tag, text_table
+from openruntime_jupyter.notebook.humanize import duration
+
+
+class OperationTable(View, list[OperationInfo]):
+    """The kinds of work there are, with their parameters."""
+
+    COLUMNS = ("operation", "what it does", "parameters")
+
+    def _rows(self) -> list[list[str]]:
+        return [[entry.name, entry.summary, _parameters(entry.parameters_schema)] for entry in self]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        rows = [[tag("code", name), summary, parameters] for name, summary, parameters in self._rows()]
+        return block("OpenRuntime operations", table("Operations", self.COLUMNS, rows, wide=(1, 2)))
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return text_table(self.COLUMNS, self._rows())
+
+
+class Status(View):
+    """The runtime: where it is, whether it is well, its devices and figures. `health` and `devices` are the records."""
+
+    COLUMNS = ("device", "what", "kind", "state", "running", "waiting", "slots", "free memory", "BLAS")
+
+    def __init__(self, where: str, health: Health, devices: Sequence[Device]) -> None:
+        self.where = where
+        self.health = health
+        self.devices = list(devices)
+
+    @property
+    def _head(self) -> str:
+        place = "inside this process" if self.where == "embedded" else f"at {self.where}"
+        return f"OpenRuntime {self.health.version}, {self.health.status}, {place}"
+
+    def _rows(self) -> list[list[Any]]:
+        return [
+            [
+                device.id,
+                device.name,
+                device.type.upper(),
+                device.status,
+                device.running,
+                device.pending,
+                device.slots,
+                f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)}",
+                device.blas or "—",
+            ]
+            for device in self.devices
+        ]
+
+    @property
+    def _figures(self) -> list[str]:
+        figures = self.health.metrics
+        shown = [("CPU", figures.cpu_utilization), ("GPU", figures.gpu_utilization), ("memory", figures.memory_usage)]
+        percents = [f"{name} {value:.0f} %" for name, value in shown if value is not None and (name != "GPU" or self._has_gpu)]
+        return [*percents, f"{figures.active_tasks} running", f"{figures.pending_tasks} waiting"]
+
+    @property
+    def _has_gpu(self) -> bool:
+        return any(device.type == "gpu" for device in self.devices)
+
+    @property
+    def _advice(self) -> list[str]:
+        return [*self.health.problems, *(f"{device.id}: {device.advice}" for device in self.devices if device.advice)]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        lines = [tag("strong", self._head), tag("div", joined(self._figures), class_="m")]
+        lines += [tag("div", f"! {problem}", class_="wa") for problem in self._advice]
+        return block("OpenRuntime status", *lines, table("Devices", self.COLUMNS, self._rows(), numeric=(4, 5, 6)), kind="ort-c")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        lines = [self._head, " · ".join(self._figures), *(f"! {problem}" for problem in self._advice)]
+        return "\n".join([*lines, text_table(self.COLUMNS, self._rows())])
+
+
+class DeviceTable(View, list[Device]):
+    """What MLX computes on: a list of records that shows itself as a table."""
+
+    COLUMNS = ("device", "what", "kind", "state", "running", "waiting", "slots", "load", "free memory", "°C", "W", "BLAS")
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        super().__init__(devices)
+
+    def _rows(self) -> list[list[Any]]:
+        return [
+            [
+                device.id,
+                device.name,
+                device.type.upper(),
+                device.status,
+                device.running,
+                device.pending,
+                device.slots,
+                "" if device.utilization is None else f"{device.utilization:.0f} %",
+                f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)}",
+                "" if device.temperature_celsius is None else f"{device.temperature_celsius:.0f}",
+                "" if device.power_watts is None else f"{device.power_watts:.0f}",
+                device.blas or "",
+            ]
+            for device in self
+        ]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        if not self:
+            return block("OpenRuntime devices", tag("div", NO_DEVICES, class_="m"))
+        columns, rows = _filled(self.COLUMNS, self._rows())
+        advice = [tag("div", f"! {device.id}: {device.advice}", class_="wa") for device in self if device.advice]
+        numeric = [index for index, name in enumerate(columns) if name in ("running", "waiting", "slots", "load", "°C", "W")]
+        return block("OpenRuntime devices", table("Devices", columns, rows, numeric=numeric), *advice)
+
+    def text(self) -> str:
+        """See `View.text`."""
+        columns, rows = _filled(self.COLUMNS, self._rows())
+        advice = [f"! {device.id}: {device.advice}" for device in self if device.advice]
+        return "\n".join([text_table(columns, rows), *advice]) if self else NO_DEVICES
+
+
+class WorkerTable(View, list[Worker]):
+    """The worker processes: a list of records that shows itself as a table."""
+
+    COLUMNS = ("worker", "device", "state", "task", "model", "tasks done", "computed", "memory", "peak", "MLX's peak")
+
+    def __init__(self, workers: Sequence[Worker], devices: Mapping[str, str]) -> None:
+        super().__init__(workers)
+        self._devices = devices
+
+    def _rows(self) -> list[list[Any]]:
+        return [
+            [
+                worker.id,
+                self._devices.get(worker.device or "", worker.device or ""),
+                worker.state,
+                worker.task_id or "",
+                worker.model or "",
+                worker.tasks,
+                duration(worker.device_time_s) if worker.tasks else "",
+                *(
+                    "" if size is None else gigabytes(size)
+                    for size in (worker.resident_bytes, worker.resident_peak_bytes, worker.mlx_peak_bytes)
+                ),
+            ]
+            for worker in self
+        ]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        if not self:
+            return block("OpenRuntime workers", tag("div", NO_WORKERS, class_="m"))
+        columns, rows = _filled(self.COLUMNS, self._rows())
+        numeric = [index for index, name in enumerate(columns) if name in self.COLUMNS[5:]]
+        return block("OpenRuntime workers", table("Workers", columns, rows, numeric=numeric))
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return text_table(*_filled(self.COLUMNS, self._rows())) if self else NO_WORKERS
+
+
+NO_DEVICES = "No device is known yet: a worker says what there is when it has started"
+NO_WORKERS = "No worker is there now: one starts with the next task"
+
+
+def _size(size: int | None) -> str:
+    return "" if size is None else gigabytes(size)
+
+
+def _filled(columns: Sequence[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The columns that have anything in them: what this machine can't tell takes no room."""
+    kept = [index for index in range(len(columns)) if any(row[index] != "" for row in rows)]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
+
+
+def _parameters(schema: dict[str, Any]) -> str:
+    fields = schema.get("properties", {})
+    return ", ".join(f"{name}={entry['default']!r}" if entry.get("default") is not None else name for name, entry in fields.items())
