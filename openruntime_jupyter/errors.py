@@ -11,6 +11,7 @@ OpenRuntimeError
 ├── TaskNotFound              no task of that id
 ├── TaskConflict              the task is not in a state that allows this
 ├── ModelNotFound             no model of that name on this machine, or none in memory
+├── ConversationNotFound      no conversation of that name
 ├── ArrayNotFound             no array of that id, or its file is gone or damaged
 ├── ArrayConflict             the array is not in a state that allows this
 ├── Unavailable               not now: carries `retry_after` in seconds
@@ -104,6 +105,10 @@ class TaskNotFound(OpenRuntimeError):
 
 class ModelNotFound(OpenRuntimeError):
     """No model has that name, or none of that name is in memory."""
+
+
+class ConversationNotFound(OpenRuntimeError):
+    """Its owner has no conversation of that name."""
 
 
 class TaskConflict(OpenRuntimeError):

@@ -35,6 +35,7 @@ ERRORS = {
     "TaskInterrupted",
     "TaskNotFound",
     "ModelNotFound",
+    "ConversationNotFound",
     "TaskTimedOut",
     "Unavailable",
     "UnknownDevice",

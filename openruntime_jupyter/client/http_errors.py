@@ -10,6 +10,7 @@ from openruntime_jupyter.errors import (
     ArrayConflict,
     ArrayNotFound,
     BodyTooLarge,
+    ConversationNotFound,
     InvalidRequest,
     MalformedRequest,
     ModelNotFound,
@@ -127,6 +128,8 @@ def _absent(path: str) -> type[OpenRuntimeError]:
         return TaskNotFound
     if "/models/" in path:
         return ModelNotFound
+    if "/ai/conversations/" in path:
+        return ConversationNotFound
     return ArrayNotFound if "/arrays/" in path else NotConnected
 
 

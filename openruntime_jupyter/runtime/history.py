@@ -27,7 +27,7 @@ from openruntime_jupyter.runtime.history_file import HistoryFile
 from openruntime_jupyter.runtime.history_metrics import MetricColumns, MetricsBehind, read
 from openruntime_jupyter.runtime.history_records import record_of, take_over, write_or_tell
 from openruntime_jupyter.runtime.history_schema import SchemaTooNew
-from openruntime_jupyter.runtime.history_writer import Job, Outcome, Reader, Writer
+from openruntime_jupyter.runtime.history_writer import Job, Outcome, Reader, Writer, resolve, settle
 from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tiers import Buckets, window
@@ -67,7 +67,7 @@ class History:
         self._file = HistoryFile(settings.data_dir, settings.history_durability)
         # Before anything of ours is on disk we must be known to live, or somebody would take it over.
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
-        self._reader = Reader(self._file, partial(self._deliver, _settle))
+        self._reader = Reader(self._file, partial(self._deliver, settle))
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
         self._metrics = MetricsBehind(runtime_id, self._submit)
         self._outbox: list[Job] = []
@@ -247,6 +247,12 @@ class History:
         self._behind.drop(task_id)
         await self._remove(files)
 
+    async def change(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Do `work` on the writer's thread, after all that was recorded until now; on disk when this returns."""
+        self._check_open()
+        await self._behind.flush(READ_AFTER_SECONDS)
+        return await self._write(work)
+
     async def remember_key(self, owner: str | None, key: str, task_id: str | None, fingerprint: str = "") -> tuple[str, str] | None:
         """Store an idempotency key for a day (None as `task_id`: only look), or give the (task id, fingerprint) it stands for already."""
         self._check_open()
@@ -326,7 +332,7 @@ class History:
 
     async def _write(self, work: Callable[[sqlite3.Connection], Answer], before: list[Job] | None = None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._submit([*(before or ()), Job(work, partial(_resolve, future))])
+        self._submit([*(before or ()), Job(work, partial(resolve, future))])
         return await future
 
     async def _read(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
@@ -334,7 +340,7 @@ class History:
             return await self._write(work)
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._reader.put([Job(work, partial(_resolve, future))])
+        self._reader.put([Job(work, partial(resolve, future))])
         return await future
 
     def _submit(self, jobs: list[Job]) -> None:
@@ -351,7 +357,7 @@ class History:
         try:
             self._writer.put(jobs)
         except Stopping as error:
-            _settle([(job, None, error) for job in jobs])
+            settle([(job, None, error) for job in jobs])
 
     def _deliver(self, settle: Callable[[list[Outcome]], None], outcomes: list[Outcome]) -> None:
         """Called in the threads: bring a whole group home at once."""
@@ -368,7 +374,7 @@ class History:
         failed = next((error for _, _, error in outcomes if isinstance(error, StorageUnavailable)), None)
         if failed is not None:
             self._fail(failed)
-        _settle(outcomes)
+        settle(outcomes)
         if failed is None and self._problem is not None and not self._behind.refused:
             self._problem = None
             log.info("The history is written again")
@@ -383,18 +389,3 @@ class History:
             self._refusal = str(error)
         else:
             self._problem = str(error)
-
-
-def _settle(outcomes: list[Outcome]) -> None:
-    for job, result, error in outcomes:
-        job.done(result, error)
-
-
-def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    # Who waited may be cancelled by now.
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

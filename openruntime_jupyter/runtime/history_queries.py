@@ -133,4 +133,5 @@ def delete(connection: sqlite3.Connection, task_id: str) -> list[str]:
         raise TaskConflict(f"{task_id} is {row[0]}: cancel it first.")
     files = connection.execute("SELECT file FROM payloads WHERE task_id = ? AND file IS NOT NULL", (task_id,)).fetchall()
     connection.execute("DELETE FROM tasks WHERE id = ?", (task_id,))
+    connection.execute("DELETE FROM turns WHERE task_id = ?", (task_id,))
     return [name for (name,) in files]

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.runtime.history_conversations import TURNS
 
 FIRST = """
 CREATE TABLE tasks (
@@ -112,7 +113,7 @@ CREATE TABLE metrics (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: Sequence[str] = (FIRST, SECOND)
+MIGRATIONS: Sequence[str] = (FIRST, SECOND, TURNS)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
 
 

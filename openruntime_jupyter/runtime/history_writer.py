@@ -5,6 +5,7 @@ Nothing here knows an event loop: `deliver` is called in the thread, once for ea
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import sqlite3
@@ -237,3 +238,19 @@ def _outcome(connection: sqlite3.Connection, job: Job) -> Outcome:
         raise
     except OpenRuntimeError as error:
         return job, None, error
+
+
+def settle(outcomes: list[Outcome]) -> None:
+    """Give each outcome to who waits for it."""
+    for job, result, error in outcomes:
+        job.done(result, error)
+
+
+def resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """End `future`, unless who waited was cancelled by now."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

@@ -58,18 +58,33 @@ class Intake:
         """Take nothing more."""
         self._stopping = True
 
-    async def submit(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None) -> str:
+    async def submit(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None) -> str:
         """Queue a task and return its id; an asynchronous one (`request.wait` false) is on disk by then.
 
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
-        `idempotency_key` of the same owner gives the same task.
+        `idempotency_key` of the same owner gives the same task; `same` is the fingerprint of what the request was made from.
         """
         entry = await self.prepare(request, caller)
         if idempotency_key is None:
             return await self._admit(entry)
         self.require_room(entry.lane)
         async with self.lock(caller, idempotency_key):
-            return await self._once(entry, request, idempotency_key)
+            return await self._once(entry, same or fingerprint(request), idempotency_key)
+
+    async def earlier(self, caller: Caller, key: str, same: str) -> str | None:
+        """The task that a key stands for already; raises `InvalidRequest` where it was another request's."""
+        try:
+            earlier = await self._history.remember_key(caller.owner or "", key, None)
+        except StorageUnavailable:  # `submit` decides whether that matters
+            return None
+        if earlier is None:
+            return None
+        task_id, known = earlier
+        _must_be(known, same)
+        return task_id if await self._is_known(task_id) else None
+
+    async def _is_known(self, task_id: str) -> bool:
+        return self._recorder.find(task_id) is not None or await self._history.get(task_id) is not None
 
     def lock(self, caller: Caller, key: str) -> asyncio.Lock:
         """For one at a time with each key: the second finds what the first has stored."""
@@ -120,8 +135,7 @@ class Intake:
         self._scheduler.enqueue(entry)
         self._recorder.announce(entry)
 
-    async def _once(self, entry: Entry, request: TaskRequest, key: str) -> str:
-        same = fingerprint(request)
+    async def _once(self, entry: Entry, same: str, key: str) -> str:
         try:
             earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
         except StorageUnavailable:
@@ -131,9 +145,8 @@ class Intake:
         if earlier is None:
             return await self._admit(entry)
         task_id, known = earlier
-        if known != same:
-            raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")
-        if self._recorder.find(task_id) is None and await self._history.get(task_id) is None:
+        _must_be(known, same)
+        if not await self._is_known(task_id):
             # The key was stored and the task never was: the server died, or the disk was full, in between.
             entry.task_id = task_id
             return await self._admit(entry)
@@ -223,3 +236,8 @@ class Intake:
             "timestamp": timestamp(time.time()),
         }
         await self._history.commit(task.model_copy(update=update))
+
+
+def _must_be(known: str, same: str) -> None:
+    if known != same:
+        raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")

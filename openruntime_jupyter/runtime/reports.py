@@ -55,13 +55,13 @@ def _available(lane: Lane, admission: Admission, figures: GpuFigures) -> int:
     return max(0, min(figures.memory_total - figures.memory_used, admission.total(lane)))
 
 
-def metrics(scheduler: Scheduler, sample: Sample) -> Metrics:
-    """The figures of now: utilisation 0.0 where there is no GPU, None where one is there that can't be read."""
+def metrics(scheduler: Scheduler, sample: Sample, answered: int) -> Metrics:
+    """The figures of now: utilisation 0.0 where there is no GPU, None where one is there that can't be read; `answered` prompts."""
     return Metrics(
         gpu_utilization=_utilization(scheduler.lanes.values(), sample),
         memory_usage=sample.memory_usage,
         active_tasks=scheduler.running,
-        ai_tasks_processed=0,
+        ai_tasks_processed=answered,
         cpu_utilization=sample.cpu_utilization,
         pending_tasks=scheduler.pending,
     )

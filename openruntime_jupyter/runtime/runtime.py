@@ -224,9 +224,13 @@ class Runtime:
         """
         return await self._inquiry.get(await self.enqueue(request, caller, idempotency_key))
 
-    async def enqueue(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None) -> str:
-        """`submit` for whoever needs only the id."""
-        return await self._intake.submit(request, caller, idempotency_key)
+    async def enqueue(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None) -> str:
+        """`submit` for whoever needs only the id; `same` is the fingerprint of what the request was made from, if it was made."""
+        return await self._intake.submit(request, caller, idempotency_key, same)
+
+    async def earlier(self, caller: Caller, idempotency_key: str, same: str) -> str | None:
+        """The task that this key stands for already, None where for none; raises `InvalidRequest` where it was another request's."""
+        return await self._intake.earlier(caller, idempotency_key, same)
 
     async def submit_many(
         self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None
@@ -311,7 +315,7 @@ class Runtime:
 
     def metrics(self) -> Metrics:
         """The figures of now."""
-        return reports.metrics(self._scheduler, self.instruments.latest)
+        return reports.metrics(self._scheduler, self.instruments.latest, self.instruments.tally.answered)
 
     def system_metrics(self) -> SystemMetrics:
         """The figures of now, with uptime."""

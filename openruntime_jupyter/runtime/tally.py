@@ -16,6 +16,9 @@ from openruntime_jupyter.runtime.tiers import Ledger, Spread
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 """Seconds: the upper ends of the histograms' buckets but for the last, which has none."""
 
+PROMPT = "ai_task_"
+"""How the ids of tasks begin that a model answers."""
+
 DEATHS = (FailureKind.WORKER_DIED, FailureKind.MEMORY)
 
 Clock = Callable[[], float]
@@ -106,6 +109,8 @@ class Tally:
     def __init__(self, longest: float, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:
         self.ended: Counter[tuple[str, str]] = Counter()
         """How many tasks have ended, by state and operation."""
+        self.answered = 0
+        """How many prompts a model has answered."""
         self.deaths = 0
         """How many tasks ended because their worker did."""
         self.queued = Histogram()
@@ -156,6 +161,8 @@ class Tally:
     def _ended(self, entry: Entry) -> None:
         self.ended[entry.state.value, entry.operation] += 1
         happened = {ENDED_AS[entry.state]: 1.0}
+        if entry.state is TaskState.COMPLETED and entry.task_id.startswith(PROMPT):
+            self.answered += 1
         if entry.failure is not None and entry.failure.kind in DEATHS:
             self.deaths += 1
         if entry.execution_time is not None:

@@ -18,7 +18,7 @@ from tornado import web
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
 from openruntime_jupyter.server.errors import envelope, enveloped, problem_of
-from openruntime_jupyter.server.identity import LocalUser, owner_of
+from openruntime_jupyter.server.identity import LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.requests import read_json, read_query
 
 if TYPE_CHECKING:
@@ -141,7 +141,9 @@ class Ours(JupyterHandler):
         # An authoriser may ask somebody far away.
         asked = trusted and (operation is None or minds_execute(operation))
         may_execute = asked and await self.allowed("execute", "kernels")
-        return Caller(owner=owner_of(self.user), may_execute=may_execute, trusted=trusted)
+        # Where the system does not tell who is at the other end, it may be any user of the machine.
+        may_spend = trusted or isinstance(self.user, OwnUser)
+        return Caller(owner=owner_of(self.user), may_execute=may_execute, trusted=trusted, may_spend=may_spend)
 
     async def runtime(self) -> Runtime:
         """The runtime, once it is started; raises `Unavailable` with the reason where it is not."""

@@ -20,6 +20,7 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.NotAllowed, 403),
     (errors.TaskNotFound, 404),
     (errors.ModelNotFound, 404),
+    (errors.ConversationNotFound, 404),
     (errors.TaskConflict, 409),
     (errors.ArrayNotFound, 404),
     (errors.ArrayConflict, 409),

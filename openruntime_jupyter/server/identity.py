@@ -64,6 +64,10 @@ class LocalUser(User):
     """Somebody on this machine, who did not log in."""
 
 
+class OwnUser(LocalUser):
+    """The server's own user, as the system proves, who did not log in either."""
+
+
 class NotebookIdentity(IdentityProvider):
     """The notebooks of this server, known by a secret of this run that they inherit through their environment.
 
@@ -127,7 +131,10 @@ class StandaloneIdentity(IdentityProvider):
             return None
         objection = self.objection(handler)
         handler.refusal = f"{objection}, so {WHICH_TOKEN}" if objection else None
-        return None if objection else LocalUser("local", "a program on this machine")
+        if objection:
+            return None
+        kind = OwnUser if self._uids.get(handler.request.connection.context) == os.getuid() else LocalUser  # type: ignore[union-attr]
+        return kind("local", "a program on this machine")
 
     def objection(self, handler: Ours | web.RequestHandler) -> str | None:
         """What keeps a request without a token out; None if nothing does."""

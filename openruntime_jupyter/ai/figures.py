@@ -1,0 +1,79 @@
+"""What a model is told of the runtime: figures as they were recorded, and settings. Nothing that a task printed, raised or was given."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from openruntime_jupyter.errors import gigabytes
+from openruntime_jupyter.models import Device, MetricSeries, MetricsHistory, Timeframe
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.settings import Settings
+
+POINTS = 60
+PRIVATE = ("data_dir", "label", "device_lock_dir", "models_dir", "spool_dir", "blas", "allowed_models")
+"""Settings that tell of the user's folders."""
+COUNTS = ("completed_tasks", "failed_tasks", "cancelled_tasks", "timed_out_tasks", "interrupted_tasks")
+
+
+async def figures(runtime: Runtime, timeframe: Timeframe) -> str:
+    """Devices, figures of now, and what was recorded over `timeframe`, as lines of text; raises `StorageUnavailable`."""
+    now = runtime.system_metrics()
+    history = await runtime.metrics_history(timeframe, POINTS)
+    use = f"memory in use {_number(now.memory_usage, 'percent')}; CPU {_number(now.cpu_utilization, 'percent')}"
+    lines = [
+        f"Recorded figures of this OpenRuntime (a queue for compute tasks), {now.timestamp}, up for {now.uptime}:",
+        *(_device(each) for each in runtime.devices()),
+        f"now: {now.active_tasks} tasks run and {now.pending_tasks} wait; {use}; GPU {_number(now.gpu_utilization, 'percent')}",
+        f"over the last {timeframe} (lowest, mean, highest):",
+        *_levels(history),
+        *_ends(history),
+    ]
+    return "\n".join(lines)
+
+
+def settings_told(settings: Settings) -> str:
+    """The settings but for the user's folders, as lines of text."""
+    lines = ["Settings of this OpenRuntime (times in seconds, sizes in bytes):"]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in PRIVATE and not isinstance(value, Path):
+            lines.append(f"{field.name} = {value}")
+    return "\n".join(lines)
+
+
+def _device(device: Device) -> str:
+    return (
+        f"{device.id}: {device.name} ({device.type}), {device.slots} slots, {device.running} in use, "
+        f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)} memory free"
+    )
+
+
+def _levels(history: MetricsHistory) -> list[str]:
+    lines = []
+    for name, series in history.series.items():
+        known = [value for value in series.mean if value is not None]
+        if name in COUNTS or not known:
+            continue
+        lowest = min(value for value in series.min if value is not None)
+        highest = max(value for value in series.max if value is not None)
+        mean = sum(known) / len(known)
+        lines.append(f"{name}: {', '.join(_number(value, series.unit) for value in (lowest, mean, highest))}")
+    return lines or ["nothing was recorded"]
+
+
+def _ends(history: MetricsHistory) -> list[str]:
+    told = [f"{int(total)} {name.removesuffix('_tasks')}" for name in COUNTS if (total := _total(history.series.get(name)))]
+    return [f"tasks that ended: {', '.join(told) or 'none'}"]
+
+
+def _total(series: MetricSeries | None) -> float:
+    return sum(value for value in series.mean if value is not None) if series is not None else 0.0
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "unknown"
+    if unit == "bytes":
+        return gigabytes(value)
+    return f"{value:.3g} s" if unit == "seconds" else f"{value:.1f} %" if unit == "percent" else f"{value:.1f}"

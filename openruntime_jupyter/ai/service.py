@@ -1,0 +1,229 @@
+"""AI tasks: from what is asked to a task of the runtime, and from its record to the answer. Both hosts of a runtime have one of these."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Coroutine
+from typing import Any
+
+from pydantic_core import to_json
+
+from openruntime_jupyter.ai import figures
+from openruntime_jupyter.ai.agents import Agent, Agents
+from openruntime_jupyter.ai.choosing import Choice, Chooser, LocalModels, RemoteProfiles
+from openruntime_jupyter.ai.composing import system_message, user_message, with_turns
+from openruntime_jupyter.ai.config import AiConfig
+from openruntime_jupyter.ai.conversations import PATIENCE, Conversations
+from openruntime_jupyter.ai.workflows import Shared, SystemAnalysis, Told, Workflow, workflow
+from openruntime_jupyter.ai_models import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ProfileInfo, ResidentInfo
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.models import Task, TaskRequest
+from openruntime_jupyter.runtime.runtime import Caller, Runtime
+
+SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
+"""Parameters that every provider takes, as they are."""
+
+
+class AiService:
+    """What `runtime` can do with prompts. Every method is called on the runtime's loop."""
+
+    def __init__(self, runtime: Runtime, config: AiConfig, remote: RemoteProfiles, local: LocalModels) -> None:
+        self.runtime = runtime
+        self.agents = Agents(config.agents_dir)
+        self.conversations = Conversations(runtime.history)
+        self.chooser = Chooser(config, remote, local)
+        self.config = config
+        self._remote = remote
+        self._local = local
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def submit(self, request: AiRequest, caller: Caller, idempotency_key: str | None = None) -> str:
+        """Queue a task and return its id; an asynchronous one (`request.wait` false) is on disk by then.
+
+        A prompt of a conversation is queued once the one before it has ended. Raises what `Runtime.submit` raises; `Unavailable` with
+        what to do where nobody answers prompts; `TaskConflict` where an asynchronous one would have to wait for its conversation.
+        """
+        kind = workflow(request.workflow_type)
+        parameters = kind.read(request.parameters)
+        agent = self._agent(kind, parameters)
+        choice = self.chooser.choose(parameters.profile, parameters.model, caller)
+        same = _fingerprint(request)
+        if idempotency_key is not None:
+            earlier = await self.runtime.earlier(caller, idempotency_key, same)
+            if earlier is not None:
+                return earlier
+        system = await self._system(kind, parameters, agent)
+
+        async def enqueue(messages: list[Message], left_out: int = 0) -> str:
+            about = About(
+                workflow=kind.name,
+                agent=agent.info.role if agent is not None else None,
+                conversation=parameters.conversation,
+                left_out=left_out,
+            )
+            task = _task(request, parameters, choice, messages, about)
+            return await self.runtime.enqueue(task, caller, idempotency_key, same)
+
+        user = user_message(request.prompt, parameters)
+        if parameters.conversation is None:
+            return await enqueue([*system, user])
+        turn = await self.conversations.turn(caller.owner, parameters.conversation, None if request.wait else PATIENCE)
+        try:
+            said = await self.conversations.turns(caller.owner, parameters.conversation)
+            task_id = await enqueue(*with_turns(system, said, user, choice.context_length, parameters.max_tokens))
+        except BaseException:
+            turn.release()
+            raise
+        self._keep(self._release(turn, task_id))
+        return task_id
+
+    async def get(self, task_id: str, wait: float | None = 0.0) -> AiTask:
+        """An AI task at its end (`wait` None), or as it is after `wait` seconds; raises `TaskNotFound`."""
+        return answer_of(await (self.runtime.get(task_id) if wait == 0 else self.runtime.wait(task_id, wait)))
+
+    async def ask(self, prompt: str, choice: Choice, caller: Caller) -> str | None:
+        """A model's answer to a prompt of the runtime's own; None where it gave none. The task ends with who waits for it."""
+        request = AiRequest(workflow_type="model_inference", prompt=prompt, parameters={})
+        about = About(workflow="model_inference")
+        task = _task(request, Shared(), choice, [Message(role="user", content=prompt)], about)
+        task_id = await self.runtime.enqueue(task, caller)
+        try:
+            ended = await self.runtime.wait(task_id)
+        except asyncio.CancelledError:
+            self._keep(self._cancel(task_id))
+            raise
+        return answer_of(ended).result
+
+    def models(self, caller: Caller) -> ModelList:
+        """The models of this machine, those in memory marked, and the remote providers."""
+        found = {
+            source.name: ModelInfo(
+                name=source.name,
+                kind=source.kind,
+                path=source.path if caller.may_execute else None,
+                bytes=source.bytes,
+                context_length=source.context_length,
+            )
+            for source in self._local.known()
+        }
+        for report in self.runtime.models():
+            info = found.setdefault(report.name, ModelInfo(name=report.name))
+            info.resident.append(
+                ResidentInfo(
+                    lane=report.lane,
+                    state=report.state,
+                    resident_bytes=report.resident,
+                    idle_seconds=report.idle_seconds,
+                    keep_alive_seconds=report.keep_alive,
+                    task_id=report.task_id,
+                )
+            )
+        local = list(found.values())
+        default = next((each for each in local if each.name == self.config.default_model), local[0] if local else None)
+        if default is not None and default.kind is not None:
+            default.default = True
+        return ModelList(models=local, profiles=self._profiles())
+
+    def _profiles(self) -> list[ProfileInfo]:
+        try:
+            default = self.chooser.default()
+        except InvalidRequest:  # a configured default that is none is told to who prompts
+            default = None
+        name = default.name if default is not None else None
+        return [ProfileInfo(name=each.name, model=each.model, default=each.name == name) for each in self._remote.known()]
+
+    async def close(self) -> None:
+        """End what still waits; after the runtime's stop."""
+        left = tuple(self._background)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _agent(self, kind: Workflow, parameters: Shared) -> Agent | None:
+        role = parameters.agent or kind.agent
+        return None if role is None else self.agents.find(role)
+
+    async def _system(self, kind: Workflow, parameters: Shared, agent: Agent | None) -> list[Message]:
+        parts = kind.wishes(parameters)
+        told = kind.told(parameters)
+        if told is not Told.NOTHING:
+            timeframe = getattr(parameters, "timeframe", SystemAnalysis().timeframe)
+            parts.append(await figures.figures(self.runtime, timeframe))
+        if told is Told.SETTINGS:
+            parts.append(figures.settings_told(self.runtime.settings))
+        return system_message(agent.instructions if agent is not None else None, parameters, *parts)
+
+    async def _release(self, turn: asyncio.Lock, task_id: str) -> None:
+        try:
+            await self.runtime.wait(task_id, parameters=False)
+        except OpenRuntimeError:
+            pass  # it is gone, and whoever comes next need not wait for it
+        finally:
+            turn.release()
+
+    async def _cancel(self, task_id: str) -> None:
+        await self.runtime.cancel(task_id)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list[Message], about: About) -> TaskRequest:
+    """The task of the runtime that answers it: `chat` where a profile does, else `generate`."""
+    given = {name: value for name in SAMPLING if (value := getattr(parameters, name)) is not None}
+    sent: dict[str, Any] = {"messages": [message.model_dump() for message in messages], "about": about.model_dump()}
+    if choice.model is not None:
+        sent["model"] = choice.model
+    if choice.profile is not None:
+        if parameters.keep_alive is not None:
+            raise InvalidRequest.of("parameters.keep_alive", f"is for models of this machine, and {choice.profile!r} is a remote provider")
+        sent |= {"profile": choice.profile, "parameters": given}
+    else:
+        sent |= given
+        if parameters.keep_alive is not None:
+            sent["keep_alive"] = parameters.keep_alive
+    return TaskRequest(
+        operation="generate" if choice.profile is None else "chat",
+        parameters=sent,
+        device_preference=request.device_preference,
+        priority=request.priority,
+        timeout=request.timeout,
+        retries=request.retries,
+        name=request.name or about.workflow,
+        origin=request.origin,
+        wait=request.wait,
+    )
+
+
+def answer_of(task: Task) -> AiTask:
+    """A task's record as `POST /ai/tasks` tells it."""
+    given = (task.parameters or {}).get("about") or {}
+    output = task.result.output if task.result is not None else None
+    told: dict[str, Any] = {name: output.get(name) for name in Answer.model_fields} if output is not None else {}
+    answer = Answer.model_construct(**told) if told else None
+    return AiTask.model_construct(
+        task_id=task.task_id,
+        status=task.status,
+        result=answer.text if answer is not None else None,
+        model_used=answer.model_used if answer is not None else None,
+        tokens_used=answer.tokens_used if answer is not None else None,
+        execution_time=task.execution_time,
+        workflow_type=given.get("workflow"),
+        agent=given.get("agent"),
+        conversation=given.get("conversation"),
+        left_out=given.get("left_out", 0),
+        answer=answer,
+        error=task.error,
+        failure=task.failure,
+        position=task.position,
+        waiting_for=task.waiting_for,
+        timestamp=task.timestamp,
+    )
+
+
+def _fingerprint(request: AiRequest) -> str:
+    """What makes two requests the same: what was asked, not what the figures or the conversation were by then."""
+    return hashlib.sha256(to_json(request.model_dump(exclude={"wait", "stream"}), inf_nan_mode="constants")).hexdigest()

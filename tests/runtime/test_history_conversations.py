@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter.ai_models import ConversationInfo, Turn
+from openruntime_jupyter.models import Task, TaskResult, TaskState
+from openruntime_jupyter.runtime import history_conversations as conversations
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.history_schema import MIGRATIONS, migrate
+from openruntime_jupyter.runtime.ids import make_id
+from tests.runtime.history_support import make_task, moved, opened
+
+
+def prompt(text: str, conversation: str | None = "x", owner: str | None = "me", **fields: Any) -> Task:
+    parameters = {"messages": [{"role": "system", "content": "Be."}, {"role": "user", "content": text}]}
+    if conversation is not None:
+        parameters["about"] = {"conversation": conversation}  # type: ignore[assignment]
+    return make_task(task_id=make_id("ai_task"), operation="chat", owner=owner, parameters=parameters, **fields)
+
+
+def answered(task: Task, text: str, state: TaskState = TaskState.COMPLETED) -> Task:
+    result = TaskResult(execution_time=0.1, device_used="remote", output={"text": text, "model_used": "m"})
+    return moved(task, state, result=result if state is TaskState.COMPLETED else None)
+
+
+async def turns(history: History, name: str = "x", owner: str = "me") -> list[Turn]:
+    found = await history.look(partial(conversations.one, owner=owner, name=name))
+    return found[1] if found else []
+
+
+async def listed(history: History, owner: str | None = None) -> list[ConversationInfo]:
+    return await history.look(partial(conversations.page, owner=owner, limit=100))
+
+
+def test_a_turn_is_there_as_soon_as_its_task_is_completed(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path) as history:
+            task = prompt("Why?")
+            await history.commit(task)
+            await history.commit(moved(task, TaskState.RUNNING))
+            assert await turns(history) == []
+            await history.commit(answered(task, "Because."))
+            (turn,) = await turns(history)
+            assert (turn.task_id, turn.prompt, turn.answer, turn.model_used) == (task.task_id, "Why?", "Because.", "m")
+
+    asyncio.run(live())
+
+
+def test_a_task_that_is_written_only_at_its_end_is_a_turn_too(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path) as history:
+            task = answered(prompt("Why?", wait=False).model_copy(update={"wait": True}), "Because.")
+            history.write_behind(task.task_id, lambda: task)
+            assert [turn.answer for turn in await turns(history)] == ["Because."]
+
+    asyncio.run(live())
+
+
+def test_only_completed_prompts_of_a_conversation_are_turns(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path) as history:
+            for state in TaskState:
+                if state.terminal and state is not TaskState.COMPLETED:
+                    await history.commit(answered(prompt("Why?"), "x", state))
+            await history.commit(answered(prompt("Why?", conversation=None), "x"))
+            await history.commit(moved(make_task(), TaskState.COMPLETED))
+            assert await listed(history) == []
+
+    asyncio.run(live())
+
+
+def test_turns_are_in_the_order_of_the_prompts_and_not_of_the_answers(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path) as history:
+            first, second = prompt("1", seconds=100.0), prompt("2", seconds=101.0)
+            await history.commit(answered(second, "b"))
+            await history.commit(answered(first, "a"))
+            assert [turn.answer for turn in await turns(history)] == ["a", "b"]
+
+    asyncio.run(live())
+
+
+def test_a_conversation_belongs_to_its_owner(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path) as history:
+            for number, owner in enumerate(("me", "you", None, "me")):
+                await history.commit(answered(prompt("?", owner=owner, seconds=100.0 + number), "x"))
+            assert [(each.owner, each.turns) for each in await listed(history)] == [("me", 2), (None, 1), ("you", 1)]
+            assert [each.turns for each in await listed(history, "")] == [1]
+            assert await history.change(partial(conversations.delete, owner="me", name="x")) == 2
+            assert [each.owner for each in await listed(history)] == [None, "you"]
+
+    asyncio.run(live())
+
+
+def test_a_purged_task_is_no_turn_any_more_and_one_that_retention_deletes_stays_one(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path, retention_tasks=1) as history:
+            old, new = (answered(prompt(text), text) for text in "ab")
+            await history.commit(old)
+            await history.commit(new)
+            await history.sweep()
+            assert await history.get(old.task_id) is None
+            assert [turn.prompt for turn in await turns(history)] == ["a", "b"]
+            await history.delete(new.task_id)
+            assert [turn.prompt for turn in await turns(history)] == ["a"]
+
+    asyncio.run(live())
+
+
+def test_a_conversation_goes_when_its_last_turn_is_too_old(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path, retention_days=1.0) as history:
+            await history.commit(answered(prompt("?", "old", seconds=1000.0), "x"))
+            await history.commit(answered(prompt("?", "both", seconds=1000.0), "x"))
+            await history.commit(answered(prompt("?", "both"), "x"))
+            await history.sweep()
+            assert [(each.name, each.turns) for each in await listed(history)] == [("both", 2)]
+
+    asyncio.run(live())
+
+
+def test_text_that_is_no_utf_8_spoils_nothing(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with opened(tmp_path) as history:
+            await history.commit(answered(prompt("lone \udc00 half"), "fine"))
+            await history.commit(answered(prompt("and", "y").model_copy(update={"parameters": {"messages": float("nan")}}), "x"))
+            (turn,) = await turns(history)
+            assert turn.answer == "fine"
+            assert turn.prompt.startswith("lone ")
+
+    asyncio.run(live())
+
+
+def test_a_file_of_the_release_before_gets_the_table(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
+        migrate(connection, MIGRATIONS[:2])
+
+    async def live() -> None:
+        async with opened(tmp_path) as history:
+            await history.commit(answered(prompt("Why?"), "Because."))
+            assert len(await turns(history)) == 1
+
+    asyncio.run(live())
