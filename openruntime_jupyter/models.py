@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from enum import Enum
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -17,8 +18,13 @@ Priority = Annotated[int, Field(ge=1, le=10, strict=True)]
 
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as a `Timestamp`."""
-    # Without its offset, isoformat costs a third of strftime, and every task has four of these.
-    return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    whole, micros = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_to_the_second(whole)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=64)  # a task has four timestamps, and most of them lie within the last seconds
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None).isoformat()
 
 
 def iso(seconds: float | None) -> str | None:
@@ -44,13 +50,14 @@ class TaskState(str, Enum):
     TIMED_OUT = "timed_out"
     INTERRUPTED = "interrupted"
 
-    def __str__(self) -> str:
-        return self.value
+    terminal: bool
+    """Whether the task is at its end; a terminal state never changes."""
 
-    @property
-    def terminal(self) -> bool:
-        """Whether the task is at its end; a terminal state never changes."""
-        return self not in (TaskState.PENDING, TaskState.RUNNING)
+    def __init__(self, value: str) -> None:
+        self.terminal = value not in ("pending", "running")
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 Origin = Literal["notebook", "python", "rest", "cli"]

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from openruntime_jupyter.engines.base import ModelUse, StopReason
 from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
+from openruntime_jupyter.runtime.finish import Finish
 from openruntime_jupyter.runtime.output import OutputBuffer
 from openruntime_jupyter.runtime.states import follow
 from openruntime_jupyter.runtime.tokens import TokenLog
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.lane import Lane
+
+
+_BLANK = Task(task_id="", status=TaskState.PENDING, operation="", timestamp="", submitted_at="")
+"""Copying a record and changing all of it costs a third of constructing one."""
+
+_NO_METRICS = PerformanceMetrics()
 
 
 class QueueKey(NamedTuple):
@@ -49,7 +56,6 @@ class Entry:
     wait: bool
     runtime: str
     output: OutputBuffer
-    done: asyncio.Future[None]
     submitted_mono: float
     name: str | None = None
     device_preference: str = "auto"
@@ -82,7 +88,8 @@ class Entry:
     device_used: str | None = None
     result: TaskResult | None = None
     failure: Failure | None = None
-    metrics: PerformanceMetrics = field(default_factory=PerformanceMetrics)
+    metrics: PerformanceMetrics = field(default_factory=lambda: _NO_METRICS)
+    done: Finish = field(default_factory=Finish)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     told: int = 0
     _last: Task | None = None
@@ -111,39 +118,40 @@ class Entry:
     def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
         """This task's record now; `live` adds position and estimate, which only make sense while it waits."""
         pending = live and self.state is TaskState.PENDING
-        return Task.model_construct(
-            task_id=self.task_id,
-            status=self.state,
-            operation=self.operation,
-            name=self.name,
-            owner=self.owner,
-            origin=self.origin,
-            priority=self.priority,
-            device_preference=self.device_preference,
-            device_used=self.device_used,
-            timeout=self.timeout,
-            retries=self.retries,
-            attempt=self.attempt,
-            wait=self.wait,
-            memory_limit=self.memory_limit,
-            timestamp=timestamp(self.changed or self.submitted),
-            submitted_at=timestamp(self.submitted),
-            started_at=iso(self.started),
-            finished_at=iso(self.finished),
-            execution_time=self.elapsed(),
-            position=self.lane.position(self) if pending else None,
-            estimated_start=iso(self.lane.estimate(self)) if pending else None,
-            waiting_for=(self.waiting_for or self.lane.waiting_for) if pending else None,
-            progress=self.progress,
-            cancel_stage=self.cancel_stage,
-            result=self.result,
-            error=self.failure.message if self.failure is not None else None,
-            failure=self.failure,
-            performance_metrics=self.metrics,
-            runtime=self.runtime,
-            here=True,
-            parameters=self.given if parameters else None,
-        )
+        now = {
+            "task_id": self.task_id,
+            "status": self.state,
+            "operation": self.operation,
+            "name": self.name,
+            "owner": self.owner,
+            "origin": self.origin,
+            "priority": self.priority,
+            "device_preference": self.device_preference,
+            "device_used": self.device_used,
+            "timeout": self.timeout,
+            "retries": self.retries,
+            "attempt": self.attempt,
+            "wait": self.wait,
+            "memory_limit": self.memory_limit,
+            "timestamp": timestamp(self.changed or self.submitted),
+            "submitted_at": timestamp(self.submitted),
+            "started_at": iso(self.started),
+            "finished_at": iso(self.finished),
+            "execution_time": self.elapsed(),
+            "position": self.lane.position(self) if pending else None,
+            "estimated_start": iso(self.lane.estimate(self)) if pending else None,
+            "waiting_for": (self.waiting_for or self.lane.waiting_for) if pending else None,
+            "progress": self.progress,
+            "cancel_stage": self.cancel_stage,
+            "result": self.result,
+            "error": self.failure.message if self.failure is not None else None,
+            "failure": self.failure,
+            "performance_metrics": self.metrics,
+            "runtime": self.runtime,
+            "here": True,
+            "parameters": self.given if parameters else None,
+        }
+        return _BLANK.model_copy(update=now)
 
     def news_item(self) -> dict[str, Any]:
         """What an event says of it."""

@@ -8,14 +8,15 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.models import Task, TaskOutput
-from openruntime_jupyter.runtime.history_records import Record, record_of, text_of, write
+from openruntime_jupyter.runtime.history_bulk import Row, tell, write_payloads, write_records
+from openruntime_jupyter.runtime.history_records import Record, record_of, text_of
 from openruntime_jupyter.runtime.history_writer import Job
 from openruntime_jupyter.runtime.private import close_to_others
 
@@ -25,6 +26,8 @@ DELAY_SECONDS = 0.05
 RETRY_SECONDS = 1.0
 MOST_RECORDS = 500
 """Tasks described in one turn of the loop: a few milliseconds."""
+SMALL_PAYLOAD = 4096
+"""Bytes of a payload that is written together with others."""
 MOST_FLIGHTS = 4
 """Groups on their way to the disk at once. While it is slow the rest waits here, where newer versions replace older ones."""
 
@@ -169,7 +172,7 @@ class WriteBehind:
             self.schedule()
 
     def _hand_over(self) -> None:
-        jobs = [self._fly(self.payloads, {task_id: item}, _write_payloads) for task_id, item in self.payloads.take().items()]
+        jobs = [self._fly(self.payloads, some, _write_payloads) for some in _parted(self.payloads.take())]
         if outputs := self.outputs.take():
             jobs.append(self._fly(self.outputs, outputs, _write_outputs))
         described: dict[str, tuple[Describe, Task, bool]] = {}
@@ -186,13 +189,13 @@ class WriteBehind:
             self._submit(jobs)
 
     def _write_records(self, connection: sqlite3.Connection, tasks: list[tuple[Task, bool]]) -> list[Record]:
-        written = []
+        records = []
         for task, known in tasks:
-            with _telling(task.task_id):
-                record = record_of(task, self._runtime, self._embedded)
-                if write(connection, record, known):
-                    written.append(record)
-        return written
+            try:
+                records.append((record_of(task, self._runtime, self._embedded), known))
+            except Exception as error:
+                tell(task.task_id, error)
+        return write_records(connection, records)
 
     def _fly(self, pile: Pile[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]) -> Job:
         """A job for `items`, which wait again if it fails."""
@@ -224,6 +227,13 @@ class WriteBehind:
                     os.utime(data)
 
 
+def _parted(payloads: dict[str, Payload]) -> list[dict[str, Payload]]:
+    """Small payloads together, and each large one for itself: where the disk has no room for it, it takes no other with it."""
+    small = {task_id: item for task_id, item in payloads.items() if isinstance(item[1], bytes) and len(item[1]) <= SMALL_PAYLOAD}
+    large = [{task_id: item} for task_id, item in payloads.items() if task_id not in small]
+    return [small, *large] if small else large
+
+
 def now_micros() -> int:
     """Now, as the history keeps it."""
     return time.time_ns() // 1000
@@ -235,36 +245,25 @@ def probe(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM probe")
 
 
-@contextlib.contextmanager
-def _telling(task_id: str) -> Iterator[None]:
-    """One record that can't be encoded must not keep the others waiting for ever."""
-    try:
-        yield
-    except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-        if not isinstance(error, (sqlite3.DataError, sqlite3.ProgrammingError)):
-            raise
-        log.exception("The record of %s can't be written", task_id)
-    except Exception:
-        log.exception("The record of %s can't be written", task_id)
-
-
 def _write_outputs(connection: sqlite3.Connection, outputs: dict[str, TaskOutput]) -> None:
     for task_id, output in outputs.items():
-        with _telling(task_id):
+        try:
             connection.execute(
                 "INSERT OR REPLACE INTO outputs (task_id, stored, document) VALUES (?, ?, ?)", (task_id, now_micros(), text_of(output))
             )
+        except Exception as error:
+            tell(task_id, error)
 
 
 def _write_payloads(connection: sqlite3.Connection, payloads: dict[str, Payload]) -> None:
+    rows: list[Row] = []
     for task_id, (encoding, data) in payloads.items():
-        with _telling(task_id):
+        try:
             if isinstance(data, Path):
                 close_to_others(data)
-                size, name, content = data.stat().st_size, data.name, None
+                rows.append((task_id, now_micros(), data.stat().st_size, encoding, data.name, None))
             else:
-                size, name, content = len(data), None, data
-            connection.execute(
-                "INSERT OR REPLACE INTO payloads (task_id, stored, size, encoding, file, data) VALUES (?, ?, ?, ?, ?, ?)",
-                (task_id, now_micros(), size, encoding, name, content),
-            )
+                rows.append((task_id, now_micros(), len(data), encoding, None, data))
+        except Exception as error:
+            tell(task_id, error)
+    write_payloads(connection, rows)

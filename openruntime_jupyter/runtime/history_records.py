@@ -29,8 +29,13 @@ SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13
 WHERE NOT EXISTS (SELECT 1 FROM gone WHERE id = ?1)
 """
 
-encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
-"""Parameters as JSON: also what UTF-8 can't hold, and NaN, survive it. (`json.dumps` with options makes an encoder each time.)"""
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
+def encode(parameters: dict[str, Any] | None) -> str | None:
+    """Parameters as JSON: also what UTF-8 can't hold, and NaN, survive it."""
+    return None if parameters is None else "{}" if not parameters else _encode(parameters)
+
 
 ROW = "id, runtime, state, operation, submitted, document"
 """The columns that `task_of` reads."""
@@ -62,34 +67,42 @@ class Record(NamedTuple):
     document: str
     parameters: dict[str, Any] | None
 
+    @property
+    def change(self) -> tuple[Any, ...]:
+        """The values of `UPDATE`."""
+        return self.state, self.finished, self.attempt, self.document, self.id, self.runtime
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """The values of `INSERT`."""
+        return (*self[:-1], encode(self.parameters))
+
     def update(self, connection: sqlite3.Connection) -> bool:
         """Change the row, if it is there and the guards allow it."""
-        values = (self.state, self.finished, self.attempt, self.document, self.id, self.runtime)
-        return bool(connection.execute(UPDATE, values).rowcount)
+        return bool(connection.execute(UPDATE, self.change).rowcount)
 
     def insert(self, connection: sqlite3.Connection) -> bool:
         """Make the row, if it is not there."""
-        parameters = None if self.parameters is None else encode(self.parameters)
-        return bool(connection.execute(INSERT, (*self[:-1], parameters)).rowcount)
+        return bool(connection.execute(INSERT, self.row).rowcount)
 
 
 def record_of(task: Task, runtime: str, embedded: bool) -> Record:
     """The row of `task`, whose parameters are encoded only if they must be written."""
     state = TaskState(task.status)
     return Record(
-        id=task.task_id,
-        runtime=runtime,
-        state=state.value,
-        operation=task.operation,
-        owner=task.owner,
-        submitted=micros(task.submitted_at),
-        finished=micros(task.finished_at or task.timestamp) if state.terminal else None,
-        durable=not task.wait,
-        embedded=embedded,
-        attempt=task.attempt,
-        retries=task.retries,
-        document=text_of(task, OF_THE_MOMENT),
-        parameters=task.parameters,
+        task.task_id,
+        runtime,
+        state.value,
+        task.operation,
+        task.owner,
+        micros(task.submitted_at),
+        micros(task.finished_at or task.timestamp) if state.terminal else None,
+        not task.wait,
+        embedded,
+        task.attempt,
+        task.retries,
+        text_of(task, OF_THE_MOMENT),
+        task.parameters,
     )
 
 

@@ -9,13 +9,24 @@ import time
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: its order is that of the numbers, and no two letters look alike."""
 
-TIME_DIGITS = 10
 RANDOM_DIGITS = 10
+"""As many as the time has."""
 RANDOM_BITS = 5 * RANDOM_DIGITS
 
 
-def _text(number: int, digits: int) -> str:
-    return "".join(ALPHABET[(number >> (5 * place)) & 31] for place in range(digits - 1, -1, -1))
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
+
+
+def _text(number: int) -> str:
+    """The last ten digits of a number."""
+    pairs = _PAIRS
+    return (
+        pairs[number >> 40 & 1023]
+        + pairs[number >> 30 & 1023]
+        + pairs[number >> 20 & 1023]
+        + pairs[number >> 10 & 1023]
+        + pairs[number & 1023]
+    )
 
 
 class IdMaker:
@@ -34,10 +45,10 @@ class IdMaker:
             if now != self._millisecond or self._random + 1 >= 1 << RANDOM_BITS:
                 self._millisecond = now if now != self._millisecond else now + 1
                 self._random = secrets.randbits(RANDOM_BITS - 1)
-                self._prefix = _text(self._millisecond, TIME_DIGITS)
+                self._prefix = _text(self._millisecond)
             else:
                 self._random += 1
-            return f"{prefix}_{self._prefix}{_text(self._random, RANDOM_DIGITS)}"
+            return f"{prefix}_{self._prefix}{_text(self._random)}"
 
     def make_many(self, prefix: str, number: int) -> list[str]:
         """`number` new ids of one millisecond that follow one another: `neighbour` leads from each to the others."""
@@ -45,8 +56,8 @@ class IdMaker:
             self._millisecond = max(time.time_ns() // 1_000_000, self._millisecond + 1)
             first = secrets.randbits(RANDOM_BITS - 1)
             self._random = first + number
-            self._prefix = _text(self._millisecond, TIME_DIGITS)
-            return [f"{prefix}_{self._prefix}{_text(first + step, RANDOM_DIGITS)}" for step in range(number)]
+            self._prefix = _text(self._millisecond)
+            return [f"{prefix}_{self._prefix}{_text(first + step)}" for step in range(number)]
 
 
 def neighbour(known: str, steps: int) -> str:
@@ -54,7 +65,7 @@ def neighbour(known: str, steps: int) -> str:
     number = 0
     for letter in known[-RANDOM_DIGITS:]:
         number = number * 32 + ALPHABET.index(letter)
-    return known[:-RANDOM_DIGITS] + _text(number + steps, RANDOM_DIGITS)
+    return known[:-RANDOM_DIGITS] + _text(number + steps)
 
 
 _maker = IdMaker()

@@ -29,11 +29,9 @@ class Inquiry:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
         entry = self._recorder.find(task_id)
         if entry is not None:
-            if not entry.state.terminal and timeout is None:
-                await asyncio.shield(entry.done)
-            elif not entry.state.terminal:
-                await asyncio.wait({entry.done}, timeout=timeout)
-            return await self.get(task_id, parameters)
+            if not entry.state.terminal:
+                await entry.done.wait(timeout)
+            return entry.record(parameters) if entry.state.terminal else await self.get(task_id, parameters)
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             task = await self.get(task_id, parameters)

@@ -179,7 +179,6 @@ class Intake:
             wait=request.wait,
             runtime=self._runtime,
             output=OutputBuffer(self._settings.max_output_bytes, lambda: self._recorder.output_changed(entry)),
-            done=asyncio.get_running_loop().create_future(),
             submitted_mono=now,
             name=request.name,
             device_preference=request.device_preference,

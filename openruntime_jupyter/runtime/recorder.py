@@ -102,8 +102,7 @@ class Recorder:
         self._tally.lost(entry.task_id)
         if entry.tokens is not None:
             entry.tokens.close()
-        if not entry.done.done():
-            entry.done.set_result(None)
+        entry.done.reach()
 
     def keep_payload(self, entry: Entry, outcome: Completed) -> None:
         """Store an opaque result beside its task."""

@@ -181,8 +181,7 @@ class Runtime:
                 entry.become(TaskState.INTERRUPTED)
                 await self._recorder.record(entry)
                 self.arrays.release(entry.task_id, entry.arrays)
-            if not entry.done.done():
-                entry.done.set_result(None)
+            entry.done.reach()
 
     async def _end_work(self, deadline: float) -> None:
         assert self._engine is not None

@@ -124,7 +124,7 @@ class Scheduler:
         elif not entry.state.terminal:
             entry.stop_reason = StopReason.CANCELLED
             entry.lane.engine.halt(entry.task_id, StopReason.CANCELLED)
-        await asyncio.shield(entry.done)
+        await entry.done.wait()
 
     def reprioritise(self, entry: Entry, priority: int) -> None:
         """Move a waiting task; raises `TaskConflict` for one that does not wait."""
@@ -244,7 +244,7 @@ class Scheduler:
         arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
             entry.lane.ran(entry.execution_time)
-            entry.result = TaskResult.model_construct(
+            entry.result = TaskResult(
                 execution_time=outcome.figures.execution_time,
                 device_used=entry.lane.id,
                 output=outcome.output,
@@ -300,7 +300,7 @@ class Scheduler:
         if entry.worker is not None:
             self._workforce.ran(entry.worker, ran, figures, measured)
         has_gpu = any(lane.device.type == "gpu" for lane in self.lanes.values())
-        entry.metrics = PerformanceMetrics.model_construct(
+        entry.metrics = PerformanceMetrics(
             execution_time_ms=round(1000 * ran, 3),
             memory_used_mb=round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
             gpu_utilization=measured if has_gpu else 0.0,
@@ -317,8 +317,7 @@ class Scheduler:
         self._arrays.release(entry.task_id, entry.arrays)
         if entry.tokens is not None:
             entry.tokens.close()
-        if not entry.done.done():
-            entry.done.set_result(None)
+        entry.done.reach()
         entry.news.set()
 
 

@@ -1,0 +1,29 @@
+"""Ids, and the times that tasks tell."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from openruntime_jupyter.models import epoch, timestamp
+from openruntime_jupyter.runtime.history_records import micros
+from openruntime_jupyter.runtime.ids import make_id, make_ids, neighbour
+
+
+def test_ids_sort_by_the_order_in_which_they_were_made() -> None:
+    made = [make_id("task") for _ in range(2000)] + make_ids("task", 50) + [make_id("task")]
+    assert sorted(made) == made
+    assert len(set(made)) == len(made)
+    assert {len(each) for each in made} == {25}
+
+
+def test_ids_that_were_made_together_lead_to_each_other() -> None:
+    made = make_ids("task", 1000)
+    assert [neighbour(made[500], step - 500) for step in range(1000)] == made
+
+
+def test_a_time_is_told_to_the_microsecond_and_read_back() -> None:
+    for seconds in (0.0, 0.9999995, 59.000001, 1_700_000_000.999999, 1_732_320_828.123457, 4_102_444_799.5):
+        told = timestamp(seconds)
+        assert abs(epoch(told) - seconds) <= 1e-6  # type: ignore[operator]
+        assert micros(told) == round(seconds * 1e6)
+    assert timestamp(1_732_320_828.1) == datetime(2024, 11, 23, 0, 13, 48, 100_000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
