@@ -99,7 +99,7 @@ class Basis(Wire):
     start: Timestamp
     end: Timestamp
     span_s: float = Field(description="Seconds of the timeframe.")
-    observed_s: float = Field(description="Seconds of it for which there are figures.")
+    observed_s: float = Field(description="Seconds of it for which there are figures, in whole values of `resolution_s`.")
     resolution_s: int = Field(description="Seconds from one value that was looked at to the next.")
     tasks: int = Field(description="How many tasks ended.")
     tasks_examined: int = Field(description="How many of them were looked at one by one, drawn evenly where there are too many.")

@@ -19,7 +19,7 @@ def performance(evidence: Evidence) -> list[Draft]:
     """How busy the devices were, and how much was done."""
     parts, figures = _utilization(evidence)
     active, pending = evidence.columns.known("active_tasks"), evidence.columns.known("pending_tasks")
-    if active.size:
+    if active.size and pending.size:
         parts.append(f"on average {number(active.mean())} tasks ran and {number(pending.mean())} waited")
         figures |= {"running_mean": float(active.mean()), "pending_mean": float(pending.mean())}
     ended, counted = _ended(evidence)
@@ -124,12 +124,12 @@ def too_little(evidence: Evidence) -> Draft | None:
     step, points = evidence.columns.step, evidence.columns.observed
     return Draft(
         "too_little",
-        f"There is too little history for peaks and trends: figures of {seconds(points * step)} and "
-        f"{several(evidence.ended.number, 'ended task')}, where figures of {seconds(LEAST_POINTS * step)} are needed.",
+        f"There is too little history to tell peaks and trends from chance: {several(points, 'value')} of {seconds(step)} each, where "
+        f"{LEAST_POINTS} are needed ({seconds(LEAST_POINTS * step)}), and {several(evidence.ended.number, 'ended task')}.",
         WEIGHT,
         "notice",
-        advice="Ask again later, or for a shorter timeframe: `5m` needs the least.",
-        figures={"observed_s": float(points * step), "needed_s": float(LEAST_POINTS * step), "tasks": float(evidence.ended.number)},
+        advice="Ask again later." if evidence.timeframe == "5m" else "Ask again later, or for a shorter timeframe, which needs less.",
+        figures={"values": float(points), "values_needed": float(LEAST_POINTS), "tasks": float(evidence.ended.number)},
     )
 
 

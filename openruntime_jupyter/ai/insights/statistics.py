@@ -24,7 +24,7 @@ MEAN_DEVIATION_TO_SIGMA = 1.2533
 BLOCKS = 24
 """Into how many medians a stretch is cut before it is tested: neighbours within a block tell the same."""
 LEAST_BLOCKS = 12
-FEW = 4
+FEW = 6
 """Values that are no second way of a figure to be, however few there are in all."""
 CHANCE = 0.001
 """The probability below which something is not taken for chance."""
@@ -58,7 +58,7 @@ class Episode:
     top: int
 
 
-def episodes(values: Array, *, least: float, sigmas: float = 6.0, rare: float = 0.05) -> list[Episode]:
+def episodes(values: Array, *, least: float, sigmas: float = 6.0, rare: float = 0.1) -> list[Episode]:
     """Where `values` stand out upwards, the highest first.
 
     A value stands out that is `sigmas` robust standard deviations and at least `least` above the median. Where more than `FEW` values

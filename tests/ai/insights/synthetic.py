@@ -6,17 +6,37 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.models import TIMEFRAMES, Failure, FailureKind, PerformanceMetrics, Task, TaskState, Timeframe, iso
+from openruntime_jupyter.ai.insights.answer import name_tasks
+from openruntime_jupyter.ai.insights.drafts import Draft
+from openruntime_jupyter.ai.insights.evidence import Evidence, Place, gather
+from openruntime_jupyter.ai.insights.report import drafts_of
+from openruntime_jupyter.ai_models_insights import MetricType
+from openruntime_jupyter.models import TIMEFRAMES, Device, Failure, FailureKind, PerformanceMetrics, Task, TaskState, Timeframe, epoch, iso
 from openruntime_jupyter.runtime.figures import ENDED_AS
 from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tiers import Ledger
-from tests.runtime.history_support import make_task, moved, until
+from tests.runtime.history_support import make_task, moved, opened, until
 
 DAY = 86_400.0
-SAMPLES: dict[Timeframe, float] = {"5m": 10.0, "15m": 10.0, "1h": 10.0, "6h": 10.0, "24h": 60.0, "7d": 60.0}
+SAMPLES: dict[Timeframe, float] = {"5m": 10.0, "15m": 10.0, "1h": 10.0, "6h": 30.0, "24h": 60.0, "7d": 300.0}
 """Seconds from one sample to the next, so that no value that is looked at is missing, and none has more samples than it needs."""
+
+MEMORY = 16 * 10**9
+CPU = Device(
+    id="device_0",
+    name="A processor",
+    type="cpu",
+    status="available",
+    capabilities=[],
+    memory_total=MEMORY,
+    memory_available=MEMORY,
+    slots=2,
+)
+GPU = CPU.model_copy(update={"id": "device_0", "name": "A chip", "type": "gpu", "slots": 1})
 
 Course = Callable[[float], float]
 """What a figure is at a time."""
@@ -105,8 +125,6 @@ class Story:
 
 
 def _seconds(moment: str | None) -> float:
-    from openruntime_jupyter.models import epoch
-
     found = epoch(moment)
     assert found is not None
     return found
@@ -123,3 +141,31 @@ def ordinary(story: Story) -> Story:
         "pending_tasks": lambda at: 0.0,
     }
     return story
+
+
+def planted(timeframe: Timeframe, now: float, seed: int = 1) -> Story:
+    """A spike at 40 % of the time, beside a task of alice's; a leak from 50 % to 90 %; twelve failures in a row at 70 %."""
+    story = ordinary(Story(timeframe, now, seed=seed))
+    story.work(story.span / 300, 0.2)
+    memory, workers = story.courses["memory_usage"], story.courses["worker_memory"]
+    spike, length = story.at(0.4), max(30.0, story.span / 300)
+    story.courses["memory_usage"] = lambda at: 78.0 if spike <= at <= spike + length else memory(at)
+    story.task(spike + length + 1, length + 2, "python", name="train", owner="alice", peak=6e9)
+    begin, end = story.at(0.5), story.at(0.9)
+    story.courses["worker_memory"] = lambda at: workers(at) + 2e9 * min(1.0, max(0.0, (at - begin) / (end - begin)))
+    for number in range(80):
+        story.task(begin + (end - begin) * (number + 1) / 81, story.span / 1000, "python", name="grow", peak=3e8 + 2.5e7 * number)
+    for number in range(12):
+        story.failing(story.at(0.7) + number * story.span / 3600, "matrix_multiply", message="bad shape")
+    return story
+
+
+async def look(story: Story, folder: Path, *kinds: MetricType, devices: tuple[Device, ...] = (CPU,)) -> tuple[Evidence, list[list[Draft]]]:
+    """What is found in the story, once it is written, by what was asked about."""
+    async with opened(folder) as history:
+        await story.tell(history)
+        evidence = await gather(history, story.timeframe, story.now, Place(devices, Settings(data_dir=folder), MEMORY))
+        found = [drafts_of(evidence, kind) for kind in kinds]
+        for drafts in found:
+            await name_tasks(history, drafts)
+        return evidence, found

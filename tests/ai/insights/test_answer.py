@@ -1,0 +1,71 @@
+"""The whole answer, of a real runtime whose history was written before it started."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.ai.insights.answer import insights
+from openruntime_jupyter.ai.insights.wording import Choose, Worder, figures_of, no_worders
+from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
+from openruntime_jupyter.errors import Stopping
+from openruntime_jupyter.models import Metrics
+from openruntime_jupyter.runtime.figures import FIGURES
+from tests.ai.insights.synthetic import planted
+from tests.runtime.history_support import opened
+from tests.runtimes import live, runtime_in
+
+NOBODY: Choose = no_worders(None)  # type: ignore[arg-type]
+
+
+async def told(folder: Path, choose: Choose = NOBODY, **asked: Any) -> Insights:
+    async with opened(folder) as history:
+        await planted("1h", time.time()).tell(history)
+    async with runtime_in(folder) as runtime:
+        return await insights(runtime, InsightsRequest(**{"metric_type": "performance", "timeframe": "1h", **asked}), choose)
+
+
+def test_an_answer_has_its_text_its_figures_and_what_to_draw(tmp_path: Path) -> None:
+    answer = Insights.model_validate(live(told(tmp_path)).model_dump())
+    assert answer.insights.startswith("Based on the last hour of performance data:\n\n1. ")
+    for number, finding in enumerate(answer.findings, 1):
+        assert f"\n{number}. {finding.text}" in answer.insights
+        assert finding.advice is None or finding.advice in answer.insights
+    assert isinstance(answer.metrics, Metrics)
+    assert (answer.worded_by, answer.notice, answer.basis.enough) == ("none", None, True)
+    assert set(answer.data.series) == {figure.name for figure in FIGURES}
+    assert {"burst", "leak", "peak"} <= {mark.kind for mark in answer.data.marks}
+    for mark in answer.data.marks:
+        finding = answer.findings[mark.finding - 1]
+        assert (mark.kind, mark.severity, mark.start, mark.end) == (finding.kind, finding.severity, finding.start, finding.end)
+        assert answer.data.start <= mark.start <= mark.end <= answer.data.end
+    order = {"warning": 0, "notice": 1, "info": 2}
+    assert [order[finding.severity] for finding in answer.findings] == sorted(order[finding.severity] for finding in answer.findings)
+
+
+def test_a_wording_changes_the_text_and_nothing_else(tmp_path: Path) -> None:
+    prompts = []
+
+    async def ask(prompt: str) -> str:
+        prompts.append(prompt)
+        return prompt.rpartition("\n\nBased")[0] and "Here it is, b" + prompt[prompt.index("ased on the last") :]
+
+    answer = live(told(tmp_path, lambda which: Worder("m", ask) if which == "resident" else None))
+    assert answer.worded_by == "m"
+    assert answer.insights.startswith("Here it is, based on")
+    assert len(prompts) == 1
+    assert all(figures_of(finding.text) <= figures_of(answer.insights) for finding in answer.findings)
+    assert not any("Here it is" in finding.text for finding in answer.findings)
+
+
+def test_a_runtime_that_has_stopped_says_so(tmp_path: Path) -> None:
+    async def late() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await runtime.stop()
+            await insights(runtime, InsightsRequest(metric_type="errors", timeframe="5m"), NOBODY)
+
+    with pytest.raises(Stopping):
+        live(late())

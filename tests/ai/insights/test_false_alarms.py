@@ -1,0 +1,67 @@
+"""Histories on which nothing is wrong: flat, noisy, wandering, swinging once a day. What is said of them only describes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.models import Timeframe
+from tests.ai.insights.synthetic import Story, look, ordinary
+from tests.runtimes import live
+
+SEEDS = 2
+
+
+def flat(story: Story) -> None:
+    levels = {"memory_usage": 40.0, "cpu_utilization": 5.0, "worker_memory": 1e9}
+    levels |= dict.fromkeys(("gpu_utilization", "active_tasks", "pending_tasks"), 0.0)
+    story.courses = {name: lambda at, level=level: level for name, level in levels.items()}  # type: ignore[misc]
+
+
+def noisy(story: Story) -> None:
+    story.work(story.span / 300, 0.3, peak=3e8)
+
+
+def failing_now_and_then(story: Story) -> None:
+    story.work(story.span / 300, 0.3, failing=0.04)
+
+
+def wandering(story: Story) -> None:
+    def walk(level: float, deviation: float) -> Callable[[float], float]:
+        place = [level]
+
+        def step(_: float) -> float:
+            place[0] = max(0.0, place[0] + story.dice.gauss(0, deviation))
+            return place[0]
+
+        return step
+
+    story.courses |= {"memory_usage": walk(40, 0.1), "worker_memory": walk(1.5e9, 1e7)}
+
+
+def daily(story: Story) -> None:
+    story.spans = 1.0 if story.timeframe == "7d" else 2.5
+    story.courses |= {
+        "memory_usage": story.daily(40, 15, 1),
+        "cpu_utilization": story.daily(40, 30, 5),
+        "worker_memory": story.daily(1.5e9, 1e9, 3e7),
+        "active_tasks": story.daily(1, 0.8, 0.1),
+    }
+
+
+@pytest.mark.parametrize("timeframe", ["5m", "1h", "24h", "7d"])
+@pytest.mark.parametrize("course", [flat, noisy, failing_now_and_then, wandering, daily])
+def test_nothing_wrong_is_told_as_nothing_wrong(tmp_path: Path, course: Callable[[Story], None], timeframe: Timeframe) -> None:
+    for seed in range(1 if timeframe in ("24h", "7d") else SEEDS):
+        story = ordinary(Story(timeframe, time.time(), seed=seed))
+        course(story)
+        _, found = live(look(story, tmp_path / str(seed), "performance", "memory", "efficiency", "errors"))
+        for drafts in found:
+            alarms = [draft.text for draft in drafts if draft.severity != "info" or draft.kind in ("peak", "leak", "burst")]
+            # That some failed is so, and no more than that.
+            assert not [text for text in alarms if course is not failing_now_and_then or "did not complete" not in text]
+        if course is not failing_now_and_then:
+            assert "nothing" in {draft.kind for draft in found[0]}

@@ -1,0 +1,130 @@
+"""A model may put the findings into words, and nothing else: every figure stays, none is added, and nobody waits long for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.ai.insights.wording import Choose, Worder, faithful, figures_of, no_worders, word
+from tests.runtimes import live
+
+COMPUTED = """Based on the last hour of performance data:
+
+1. Memory usage spiked to 92% at 14:30:10Z, from 14:30:00Z to 2026-01-01T14:31Z (1,250 s). Then ran task_01kdw8m3s0 (`python`).
+2. GPU utilization averaged 75.5%. Raise OpenRuntimeApp.gpu_slots (now 1)."""
+WORDED = """Here is the last hour of performance data:
+
+1. At 14:30:10, memory jumped to 92% (14:30:00Z until 2026-01-01T14:31Z, so 1250 s); task_01kdw8m3s0 was running.
+2. With 75.5% the GPU was well used. You might raise OpenRuntimeApp.gpu_slots above 1."""
+
+
+def one(which: str, ask: Any, model: str = "a-model") -> Choose:
+    """Only that kind of model is there."""
+    return lambda wanted: Worder(model, ask) if wanted == which else None
+
+
+def says(answer: str | None) -> Any:
+    async def ask(prompt: str) -> str | None:
+        assert COMPUTED in prompt
+        return answer
+
+    return ask
+
+
+async def hangs(prompt: str) -> str | None:
+    await asyncio.sleep(60)
+    return WORDED
+
+
+async def breaks(prompt: str) -> str | None:
+    raise RuntimeError("secret")
+
+
+def test_figures_are_numbers_times_and_ids_but_not_what_stands_in_words() -> None:
+    assert figures_of(COMPUTED) == {"92", "14:30:10", "14:30:00", "2026-01-01T14:31", "1250", "task_01kdw8m3s0", "75.5", "1"}
+    assert figures_of("float32 and x1 of ai_task_12ab, 0.5") == {"ai_task_12ab", "0.5"}
+
+
+def test_a_wording_with_every_figure_is_faithful() -> None:
+    assert faithful(WORDED, COMPUTED)
+    assert faithful(COMPUTED, COMPUTED)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("92%", "91%"),
+        ("92%", "a lot"),
+        ("14:30:10", "half past two"),
+        ("14:30:10", "14:30:11"),
+        ("2026-01-01T14:31Z", "2026-01-02T14:31Z"),
+        ("task_01kdw8m3s0", "a task"),
+        ("task_01kdw8m3s0", "task_01kdw8m3s1"),
+        ("75.5%", "75%"),
+        ("above 1", "above 2"),
+        ("well used", "well used, 3 times as much as before"),
+        ("well used", "well used, " + "really " * 500),
+    ],
+)
+def test_a_wording_that_lost_changed_or_made_up_a_figure_is_not(old: str, new: str) -> None:
+    assert old in WORDED
+    assert not faithful(WORDED.replace(old, new), COMPUTED)
+
+
+@pytest.mark.parametrize(
+    ("wording", "which", "asked"),
+    [
+        ("auto", "resident", True),
+        ("auto", "remote", True),
+        ("auto", "local", False),
+        ("local", "local", True),
+        ("local", "remote", False),
+        ("local", "resident", False),
+        ("remote", "remote", True),
+        ("remote", "local", False),
+        ("none", "resident", False),
+        ("none", "remote", False),
+    ],
+)
+def test_whom_to_ask_is_what_the_caller_says(wording: Any, which: str, asked: bool) -> None:
+    text, by, notice = live(word(COMPUTED, wording, one(which, says(WORDED))))
+    assert (text, by) == ((WORDED, "a-model") if asked else (COMPUTED, "none"))
+    assert (notice is None) == (asked or wording in ("auto", "none"))
+
+
+def test_a_loaded_local_model_is_asked_before_a_remote_one() -> None:
+    def choose(which: str) -> Worder | None:
+        return {"resident": Worder("here", says(WORDED)), "remote": Worder("there", says(WORDED))}.get(which)
+
+    assert live(word(COMPUTED, "auto", choose))[1] == "here"
+
+
+@pytest.mark.parametrize("ask", [hangs, breaks, says(None), says(""), says("All is well."), says(WORDED.replace("92", "93"))])
+def test_whatever_a_model_does_wrong_the_computed_text_is_the_answer(ask: Any) -> None:
+    text, by, notice = live(word(COMPUTED, "local", one("local", ask), 0.05))
+    assert (text, by) == (COMPUTED, "none")
+    assert notice is not None
+    assert "a-model" in notice
+    assert "secret" not in notice
+
+
+def test_a_model_that_takes_too_long_is_cancelled() -> None:
+    ended = []
+
+    async def slow(prompt: str) -> str | None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+        return None
+
+    live(word(COMPUTED, "local", one("local", slow), 0.02))
+    assert ended == [True]
+
+
+def test_where_there_is_no_model_the_notice_says_what_to_do() -> None:
+    choose = no_worders(None)  # type: ignore[arg-type]
+    assert "openruntime pull" in (live(word(COMPUTED, "local", choose))[2] or "")
+    assert "settings" in (live(word(COMPUTED, "remote", choose))[2] or "")

@@ -1,0 +1,142 @@
+"""What insights ask of the history, against what was written."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, Task, TaskState, iso
+from openruntime_jupyter.runtime import history_insights as questions
+from openruntime_jupyter.runtime.history import History
+from tests.runtime.history_support import make_task, moved, opened
+from tests.runtimes import live
+
+NOW = time.time()
+
+
+def ended(start: float, end: float, state: TaskState = TaskState.COMPLETED, **fields: Any) -> Task:
+    """It ran from `start` to `end`, in seconds from NOW, and was submitted a second before."""
+    task = make_task(seconds=NOW + start - 1, attempt=1, **fields)
+    return moved(
+        task, state, timestamp=iso(NOW + end), started_at=iso(NOW + start), finished_at=iso(NOW + end), execution_time=float(end - start)
+    )
+
+
+async def ask(folder: Path, tasks: list[Task], question: Any, *more: Any) -> Any:
+    async with opened(folder) as history:
+        await history.commit_all(tasks)
+        return await history.look(partial(question, **(more[0] if more else {})))
+
+
+def test_a_row_has_what_was_recorded_of_a_task(tmp_path: Path) -> None:
+    failure = Failure(kind=FailureKind.WORKER_DIED, message="killed " * 100)
+    task = ended(-50, -40, TaskState.FAILED, operation="python", owner="alice", name="x").model_copy(
+        update={
+            "failure": failure,
+            "error": failure.message,
+            "device_used": "device_1",
+            "performance_metrics": PerformanceMetrics(memory_used_mb=1.5, peak_memory_mb=2.5),
+        }
+    )
+    found = live(ask(tmp_path, [task], questions.ended, {"begin": NOW - 60, "end": NOW}))
+    (row,) = found.tasks
+    assert found.failures == [row]
+    assert (found.number, found.weight) == (1, 1)
+    assert (row.task_id, row.operation, row.owner, row.name, row.state) == (task.task_id, "python", "alice", "x", "failed")
+    assert (row.started, row.finished, row.waited) == (pytest.approx(NOW - 50), pytest.approx(NOW - 40), pytest.approx(1))
+    assert (row.seconds, row.device, row.kind) == (10, "device_1", "worker_died")
+    assert (row.mlx_memory, row.peak_memory) == (1.5e6, 2.5e6)
+    assert row.error is not None
+    assert len(row.error) == questions.LONGEST_ERROR
+
+
+def test_what_is_not_known_of_a_task_is_none(tmp_path: Path) -> None:
+    task = moved(make_task(seconds=NOW - 10), TaskState.CANCELLED, timestamp=iso(NOW - 5))
+    (row,) = live(ask(tmp_path, [task], questions.ended, {"begin": NOW - 60, "end": NOW})).tasks
+    assert (row.started, row.waited, row.seconds, row.device, row.kind, row.mlx_memory, row.peak_memory) == (None,) * 7
+
+
+def test_only_what_ended_within_the_time_is_told(tmp_path: Path) -> None:
+    tasks = [ended(-200, -150), ended(-150, -90), ended(-80, -70), ended(-20, -0.5), make_task()]
+    found = live(ask(tmp_path, tasks, questions.ended, {"begin": NOW - 100, "end": NOW - 10}))
+    assert [task.task_id for task in found.tasks] == [tasks[1].task_id, tasks[2].task_id]
+
+
+def test_tasks_around_a_moment_are_those_that_ran_then(tmp_path: Path) -> None:
+    before, within, across, after = ended(-300, -200), ended(-150, -120), ended(-400, -10), ended(-50, -40)
+    runs = moved(make_task(seconds=NOW - 500), TaskState.RUNNING, started_at=iso(NOW - 450))
+    waits = make_task(seconds=NOW - 500)
+    found = live(ask(tmp_path, [before, within, across, after, runs, waits], questions.around, {"begin": NOW - 160, "end": NOW - 100}))
+    assert {task.task_id for task in found} == {within.task_id, across.task_id, runs.task_id}
+
+
+def test_what_a_damaged_record_had_to_say_is_missing_and_nothing_else_is(tmp_path: Path) -> None:
+    async def damaged() -> Any:
+        async with opened(tmp_path) as history:
+            await history.commit_all([ended(-50, -40), ended(-30, -20)])
+            await history._write(lambda connection: connection.execute("UPDATE tasks SET document = 'NaN{' WHERE sequence = 1"))
+            return await history.look(partial(questions.ended, begin=NOW - 60, end=NOW))
+
+    first, second = live(damaged()).tasks
+    assert (first.operation, first.seconds) == ("compute", None)
+    assert second.seconds == 10
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8,000 tasks, of which every second is of one operation, and 15 have failed."""
+    folder = tmp_path_factory.mktemp("many")
+
+    async def write(history: History) -> None:
+        tasks = []
+        for number in range(8000):
+            state = TaskState.FAILED if number % 600 == 7 else TaskState.COMPLETED
+            tasks.append(ended(-8100 + number, -8099 + number, state, operation="a" if number % 2 else "b"))
+        for first in range(0, len(tasks), 1000):
+            await history.commit_all(tasks[first : first + 1000])
+
+    async def body() -> None:
+        async with opened(folder) as history:
+            await write(history)
+
+    live(body())
+    return folder
+
+
+def test_of_too_many_tasks_an_even_part_is_drawn_and_every_failure_is_there(many: Path) -> None:
+    found = live(ask(many, [], questions.ended, {"begin": NOW - 9000, "end": NOW}))
+    assert found.number == 8000
+    assert 0.9 * questions.MOST_TASKS < len(found.tasks) < 1.1 * questions.MOST_TASKS
+    assert found.weight * len(found.tasks) == pytest.approx(8000)
+    assert len(found.failures) == 14
+    assert sum(task.operation == "a" for task in found.tasks) / len(found.tasks) == pytest.approx(0.5, abs=0.02)
+    # Each tenth of the time has a tenth of them.
+    for tenth in range(10):
+        begin = NOW - 8100 + tenth * 800
+        assert sum(begin <= (task.finished or 0) < begin + 800 for task in found.tasks) == pytest.approx(len(found.tasks) / 10, rel=0.05)
+
+
+def test_however_many_ran_around_a_moment_few_are_read(many: Path) -> None:
+    found = live(ask(many, [], questions.around, {"begin": NOW - 8000, "end": NOW - 1000}))
+    assert 100 < len(found) <= 4 * questions.MOST_AROUND
+
+
+def test_durations_are_told_by_what_tells_like_from_unlike(tmp_path: Path) -> None:
+    tasks = [ended(-10 - number, -9, operation="a", parameters={"size": number % 2}) for number in range(6)]
+    tasks += [ended(-5, -4, operation="a", name="other", parameters={"size": 0}), ended(-5, -4, operation="b", parameters={"size": 0})]
+    tasks += [ended(-5, -4, TaskState.FAILED, operation="a", parameters={"size": 0})]
+    asked = {"operation": "a", "begin": NOW - 60, "end": NOW, "most": 100}
+    found = live(ask(tmp_path, tasks, questions.durations, asked))
+    assert sorted(found.values()) == [[1.0], [1.0, 3.0, 5.0], [2.0, 4.0, 6.0]]
+    assert sum(map(len, live(ask(tmp_path, [], questions.durations, {**asked, "most": 2})).values())) == 2
+
+
+def test_parameters_of_any_size_are_read_up_to_a_bound(tmp_path: Path) -> None:
+    size = questions.PARAMETER_BYTES // 3
+    tasks = [ended(-10 - number, -9, operation="a", parameters={"text": "x" * size}) for number in range(8)]
+    found = live(ask(tmp_path, tasks, questions.durations, {"operation": "a", "begin": NOW - 60, "end": NOW, "most": 100}))
+    assert [len(times) for times in found.values()] == [3]

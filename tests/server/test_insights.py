@@ -1,0 +1,102 @@
+"""`POST /ai/insights` over HTTP: the reference's example, what was planted in the history, and wrong bodies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.ai_models_insights import Insights
+from openruntime_jupyter.models import TIMEFRAMES
+from tests.ai.insights.synthetic import Story, planted
+from tests.runtime.history_support import opened
+from tests.runtimes import live
+from tests.server.conftest import error_of
+from tests.support import STANDALONE, Home, Server, running_server
+
+METRICS = ("performance", "memory", "efficiency", "errors")
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Story]]:
+    """A server that finds an hour of history, and what was planted in it."""
+    home = Home(tmp_path_factory.mktemp("home"))
+    story = planted("1h", time.time())
+
+    async def write() -> None:
+        async with opened(home.data_dir) as history:
+            await story.tell(history)
+
+    live(write())
+    with running_server(home, STANDALONE) as server:
+        yield server, story
+
+
+def asked(server: Server, **body: Any) -> Any:
+    return server._json(server.request("POST", "/ai/insights", json=body))
+
+
+def test_the_references_example_is_answered_in_its_shape(past: tuple[Server, Story]) -> None:
+    told = asked(past[0], metric_type="performance", timeframe="1h")
+    assert told["insights"].startswith("Based on the last hour of performance data:\n\n1. ")
+    assert {"gpu_utilization", "memory_usage", "active_tasks", "ai_tasks_processed"} <= set(told["metrics"])
+    assert told["timestamp"].endswith("Z")
+    Insights.model_validate(told)
+
+
+def test_what_was_planted_is_named_over_http(past: tuple[Server, Story]) -> None:
+    server, story = past
+    told = asked(server, metric_type="performance", timeframe="1h", wording="none")
+    found = {finding["kind"]: finding for finding in told["findings"]}
+    assert {"burst", "leak", "peak"} <= set(found)
+    train = next(task for task in story.tasks if task.name == "train")
+    assert found["peak"]["tasks"][0]["task_id"] == train.task_id
+    assert found["peak"]["tasks"][0]["owner"] == "alice"
+    for finding in found.values():
+        assert finding["text"] in told["insights"]
+    assert {mark["kind"] for mark in told["data"]["marks"]} >= {"burst", "leak", "peak"}
+
+
+@pytest.mark.parametrize("metric_type", METRICS)
+@pytest.mark.parametrize("timeframe", TIMEFRAMES)
+def test_everything_that_may_be_asked_is_answered(past: tuple[Server, Story], metric_type: str, timeframe: str) -> None:
+    told = asked(past[0], metric_type=metric_type, timeframe=timeframe)
+    assert (told["metric_type"], told["timeframe"], told["data"]["timeframe"]) == (metric_type, timeframe, timeframe)
+    assert told["findings"]
+    assert told["basis"]["span_s"] == TIMEFRAMES[timeframe]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, {"metric_type", "timeframe"}),
+        ({"metric_type": "performance"}, {"timeframe"}),
+        ({"metric_type": "speed", "timeframe": "1h"}, {"metric_type"}),
+        ({"metric_type": "memory", "timeframe": "1y"}, {"timeframe"}),
+        ({"metric_type": "memory", "timeframe": 3600}, {"timeframe"}),
+        ({"metric_type": None, "timeframe": "1h"}, {"metric_type"}),
+        ({"metric_type": "memory", "timeframe": "1h", "wording": "poetic"}, {"wording"}),
+        ({"metric_type": "memory", "timeframe": "1h", "more": 1}, {"more"}),
+    ],
+)
+def test_a_wrong_body_is_told_by_its_fields(jupyter: Server, body: dict[str, Any], fields: set[str]) -> None:
+    told = error_of(jupyter.request("POST", "/ai/insights", json=body), 422)
+    assert {detail["field"] for detail in told["data"]["details"]} == fields
+
+
+def test_what_is_no_json_is_refused(jupyter: Server) -> None:
+    error_of(jupyter.request("POST", "/ai/insights", content=b"{", headers={"Content-Type": "application/json"}), 400)
+    error_of(jupyter.request("POST", "/ai/insights", content=b"metric_type=memory"), 400)
+
+
+def test_where_no_model_is_there_the_answer_is_computed_and_says_why(jupyter: Server) -> None:
+    told = asked(jupyter, metric_type="memory", timeframe="5m", wording="remote")
+    assert told["worded_by"] == "none"
+    assert "settings" in told["notice"]
+
+
+def test_whoever_may_not_write_may_not_ask_for_work(jupyter: Server) -> None:
+    body = {"metric_type": "memory", "timeframe": "5m"}
+    error_of(jupyter.request("POST", "/ai/insights", json=body, headers={"X-Deny": "write:openruntime"}), 403)
