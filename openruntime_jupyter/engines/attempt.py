@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
-from typing import Any
+from typing import Any, Literal
 
 from openruntime_jupyter.engines.base import (
     Completed,
@@ -57,11 +57,9 @@ class Attempt:
         """Give the job to `worker`."""
         job = self.job
         self.worker = worker
-        worker.on_frame = self._frame
-        for pipe in (worker.stdout, worker.stderr):
-            pipe.begin()
-        worker.stdout.on_text = lambda text: self._observer.printed("stdout", text)
-        worker.stderr.on_text = lambda text: self._observer.printed("stderr", text)
+        worker.listener = self
+        worker.stdout.begin()
+        worker.stderr.begin()
         worker.dead.add_done_callback(self._died)
         body: dict[str, Any] = {
             "task_id": job.task_id,
@@ -85,10 +83,9 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
         if self.worker is not None:
-            for pipe in (self.worker.stdout, self.worker.stderr):
-                pipe.finish_text()
-                pipe.on_text = None
-            self.worker.on_frame = None
+            self.worker.stdout.finish_text()
+            self.worker.stderr.finish_text()
+            self.worker.listener = None
             self.worker.dead.remove_done_callback(self._died)
 
     def halt(self, reason: StopReason) -> None:
@@ -113,7 +110,12 @@ class Attempt:
         self.worker.signal_group(number)
         self._timer = self._loop.call_later(self._grace, self._escalate)
 
-    def _frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+    def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        """The task wrote something."""
+        self._observer.printed(stream, text)
+
+    def frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+        """The worker said something."""
         if self.outcome.done():
             return
         if kind is Kind.PROGRESS:
@@ -132,10 +134,7 @@ class Attempt:
             size = body["payload_size"]
             stored = body["payload_file"]
             inline = payload if size is not None and not stored else None
-            arrays = tuple(
-                StoredArray(each["id"], tuple(each["shape"]), each["dtype"], each["kind"], each["place"]) for each in body["arrays"]
-            )
-            self._resolve(Completed(body["output"], figures, inline, stored, size or 0, body["encoding"], arrays))
+            self._resolve(Completed(body["output"], figures, inline, stored, size or 0, body["encoding"], _stored(body["arrays"])))
         elif body["interrupted"] and self._reason is not None:
             self._resolve(Stopped(self._reason, Stage.INTERRUPT, figures))
         else:
@@ -159,3 +158,7 @@ class Attempt:
     def _resolve(self, outcome: Outcome) -> None:
         if not self.outcome.done():
             self.outcome.set_result(outcome)
+
+
+def _stored(told: list[dict[str, Any]]) -> tuple[StoredArray, ...]:
+    return tuple(StoredArray(each["id"], tuple(each["shape"]), each["dtype"], each["kind"], each["place"]) for each in told) if told else ()

@@ -80,6 +80,7 @@ class LocalEngine:
 
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
+        self._payloads = str(options.payloads)
         self._environment = worker_environment(options.temporary)
         self._pools: dict[tuple[str, str], Pool] = {}
         self._workers: set[WorkerProcess] = set()
@@ -226,7 +227,7 @@ class LocalEngine:
                 return attempt.outcome.result()
         self._watchdog.watch(worker.pid, job.task_id, job.memory_limit)
         try:
-            attempt.begin(worker, str(parameters_file) if parameters_file else None, f"{self._options.payloads}/{job.payload_name}")
+            attempt.begin(worker, str(parameters_file) if parameters_file else None, f"{self._payloads}/{job.payload_name}")
             outcome = await attempt.outcome
         finally:
             attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))

@@ -19,11 +19,12 @@ TAIL_CHARACTERS = 2000
 
 
 class OutputPipe:
-    """Reads one end of a pipe. `on_text` gets what comes while it is set; `tail` keeps the last of it all."""
+    """Reads one end of a pipe. `on_text` gets what comes; `tail` keeps the last of it all."""
 
-    def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop, marker: bytes) -> None:
-        self.on_text: Callable[[str], None] | None = None
+    def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
         self.tail = ""
+        self._on_text = on_text
+        self._unfinished = False
         self._marker = marker
         self._raw = b""
         self._descriptor = descriptor
@@ -63,6 +64,7 @@ class OutputPipe:
         if not data:
             self.close()
             return False
+        self._unfinished = True
         self._left -= len(data)
         self._raw += data
         self._advance()
@@ -88,8 +90,7 @@ class OutputPipe:
     def _give(self, text: str) -> None:
         if text:
             self.tail = (self.tail + text)[-TAIL_CHARACTERS:]
-            if self.on_text is not None:
-                self.on_text(text)
+            self._on_text(text)
 
     def begin(self) -> None:
         """What comes from here on is another task's."""
@@ -104,6 +105,9 @@ class OutputPipe:
 
     def finish_text(self) -> None:
         """Give what is left, also of a character that was cut, at a task's end."""
+        if not self._unfinished:
+            return
+        self._unfinished = False
         rest, self._raw = self._raw.replace(self._marker, b""), b""
         self._give(self._decoder.decode(rest, final=True))
         self._decoder.reset()

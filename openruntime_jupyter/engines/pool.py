@@ -76,6 +76,8 @@ class Pool:
 
     def keep_spare(self) -> None:
         """Start what is missing: one for each who waits, and one more."""
+        if self._idle and not self._waiting:
+            return
         wanted = sum(not future.done() for future in self._waiting) + 1
         while not self._closed and len(self._idle) + len(self._starting) < wanted:
             task = asyncio.get_running_loop().create_task(self._start_one())

@@ -12,13 +12,14 @@ import json
 import os
 import resource
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from openruntime_jupyter.engines.output_pipe import OutputPipe
 from openruntime_jupyter.errors import EngineError, InterpreterError
@@ -30,7 +31,15 @@ REAP_POLL = 0.05
 
 TAIL_CHARACTERS = 2000
 
-FrameHandler = Callable[[Kind, dict[str, Any], bytes], None]
+
+class Listener(Protocol):
+    """Hears what a worker says while it has a job."""
+
+    def frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+        """A frame has come."""
+
+    def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        """Text was written to `stdout` or `stderr`."""
 
 
 class _Reader(asyncio.BufferedProtocol):
@@ -39,12 +48,15 @@ class _Reader(asyncio.BufferedProtocol):
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker
         self._small = bytearray(READ_BYTES)
+        self._room = memoryview(self._small)
         self._large: bytearray | None = None
         self._filled = 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
-        return memoryview(self._small if self._large is None else self._large)[self._filled :]
+        if self._large is not None:
+            return memoryview(self._large)[self._filled :]
+        return self._room[self._filled :] if self._filled else self._room
 
     def buffer_updated(self, nbytes: int) -> None:
         """More has come."""
@@ -54,14 +66,14 @@ class _Reader(asyncio.BufferedProtocol):
                 self._take_small()
             elif self._filled == len(self._large):
                 whole, self._large, self._filled = self._large, None, 0
-                self._take(whole, 0, *decode_header(whole[: HEADER.size]))
+                self._take(whole, 0, *decode_header(whole))
         except (BrokenFrame, ValueError, KeyError, TypeError) as problem:
             self._worker.broken(problem)
 
     def _take_small(self) -> None:
         start = 0
         while self._filled - start >= HEADER.size:
-            kind, generation, body, payload = decode_header(self._small[start : start + HEADER.size])
+            kind, generation, body, payload = decode_header(self._small, start)
             size = HEADER.size + body + payload
             if size > len(self._small):
                 self._large = bytearray(size)
@@ -72,14 +84,17 @@ class _Reader(asyncio.BufferedProtocol):
                 break
             self._take(self._small, start, kind, generation, body, payload)
             start += size
-        if start:
+        if start == self._filled:
+            self._filled = 0
+        elif start:
             self._small[: self._filled - start] = self._small[start : self._filled]
             self._filled -= start
 
     def _take(self, data: bytearray, start: int, kind: Kind, generation: int, body: int, payload: int) -> None:
         if generation == self._worker.generation:
             middle = start + HEADER.size + body
-            self._worker.said(kind, loads(data[start + HEADER.size : middle]), bytes(data[middle : middle + payload]))
+            told = loads(data[start + HEADER.size : middle])
+            self._worker.said(kind, told, bytes(data[middle : middle + payload]) if payload else b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end of the stream."""
@@ -109,7 +124,7 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.dead: asyncio.Future[Death] = loop.create_future()
-        self.on_frame: FrameHandler | None = None
+        self.listener: Listener | None = None
         self.killed_by_us: str | None = None
         self.signalled = False
         self._loop = loop
@@ -164,8 +179,11 @@ class WorkerProcess:
         self._control = control
         control.setblocking(False)
         ours.setblocking(False)
-        self.stdout = OutputPipe(outs[0], self._loop, display_marker(marker))
-        self.stderr = OutputPipe(errs[0], self._loop, display_marker(marker))
+        self.stdout = OutputPipe(outs[0], self._loop, display_marker(marker), partial(self._printed, "stdout"))
+        self.stderr = OutputPipe(errs[0], self._loop, display_marker(marker), partial(self._printed, "stderr"))
+        self._written = select.poll()
+        for descriptor in (outs[0], errs[0]):
+            self._written.register(descriptor, select.POLLIN)
         self._connecting = self._loop.create_task(self._connect(ours))
         self._watch_death()
 
@@ -182,13 +200,17 @@ class WorkerProcess:
                 raise BrokenFrame(f"protocol {body.get('protocol')} instead of {PROTOCOL}")
             if not self.hello.done():
                 self.hello.set_result(body)
-        elif self.on_frame is not None:
-            if kind not in (Kind.PROGRESS, Kind.TOKEN):
+        elif self.listener is not None:
+            if kind not in (Kind.PROGRESS, Kind.TOKEN) and self._written.poll(0):
                 self.stdout.drain()
                 self.stderr.drain()
-            self.on_frame(kind, body, payload)
+            self.listener.frame(kind, body, payload)
             self.stdout.go_on()
             self.stderr.go_on()
+
+    def _printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        if self.listener is not None:
+            self.listener.printed(stream, text)
 
     def broken(self, problem: Exception) -> None:
         """What came makes no sense: nothing that this process says can be used any more."""

@@ -58,9 +58,9 @@ def encode(kind: Kind, generation: int, body: bytes, payload: bytes = b"") -> by
     return HEADER.pack(kind, generation, len(body), len(payload)) + body + payload
 
 
-def decode_header(header: bytes | bytearray | memoryview) -> tuple[Kind, int, int, int]:
-    """Kind, generation, body length, payload length; raises `BrokenFrame`."""
-    kind, generation, body, payload = HEADER.unpack(header)
+def decode_header(data: bytes | bytearray, start: int = 0) -> tuple[Kind, int, int, int]:
+    """Kind, generation, body length, payload length of the frame that starts there; raises `BrokenFrame`."""
+    kind, generation, body, payload = HEADER.unpack_from(data, start)
     if body > MAX_BODY or payload > INLINE_PAYLOAD:
         raise BrokenFrame(f"a frame of {body} + {payload} bytes")
     if kind not in _KINDS:
@@ -78,7 +78,7 @@ class Receiver:
     def receive(self) -> tuple[Kind, bytes]:
         """Kind and body of the next frame; raises `EOFError` at the end and `BrokenFrame`."""
         self._need(HEADER.size)
-        kind, _, body, payload = decode_header(self._data[: HEADER.size])
+        kind, _, body, payload = decode_header(self._data)
         end = HEADER.size + body
         self._need(end + payload)
         found, self._data = self._data[HEADER.size : end], self._data[end + payload :]

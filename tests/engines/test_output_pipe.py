@@ -17,8 +17,7 @@ class Heard:
     def __init__(self) -> None:
         reader, self.writer = os.pipe()
         self.text = ""
-        self.pipe = OutputPipe(reader, asyncio.get_running_loop(), MARKER)
-        self.pipe.on_text = self._hear
+        self.pipe = OutputPipe(reader, asyncio.get_running_loop(), MARKER, self._hear)
 
     def _hear(self, text: str) -> None:
         self.text += text
