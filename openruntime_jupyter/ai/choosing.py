@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from openruntime_jupyter.ai.config import AiConfig
-from openruntime_jupyter.ai_models import LOCAL, ModelSource
+from openruntime_jupyter.ai_models import LOCAL, ModelSource, ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.submission import Caller
 
@@ -22,30 +21,20 @@ NOBODY = (
 )
 
 
-class RemoteProfile(Protocol):
-    """A remote provider."""
-
-    @property
-    def name(self) -> str:
-        """By which it is named."""
-
-    @property
-    def model(self) -> str | None:
-        """What it asks for, unless the prompt names another."""
-
-    @property
-    def context_length(self) -> int | None:
-        """Tokens that it has room for, where that was said."""
-
-
 class RemoteProfiles(Protocol):
-    """The remote providers that are set up."""
+    """The remote providers that are set up: `ai/profiles.py`."""
 
-    def known(self) -> Sequence[RemoteProfile]:
-        """All of them, those of the environment included."""
+    default: str | None
+    """The one that answers where none is named; `local`: a model of this machine."""
 
-    def default(self) -> RemoteProfile | None:
-        """What the environment sets up; None where it does not."""
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is one of that name."""
+
+    def info(self) -> list[ProfileInfo]:
+        """What may be told of them."""
 
 
 class LocalModels(Protocol):
@@ -68,55 +57,55 @@ class Choice:
 
 
 class Chooser:
-    """Decides by what is set up and what is there now."""
+    """Decides by what is set up and what is there now. Where no local model is named, `default_model` is asked; empty: the first."""
 
-    def __init__(self, config: AiConfig, remote: RemoteProfiles, local: LocalModels) -> None:
-        self._config = config
+    def __init__(self, remote: RemoteProfiles, local: LocalModels, default_model: str = "") -> None:
         self._remote = remote
         self._local = local
+        self._default_model = default_model
 
     def choose(self, profile: str | None, model: str | None, caller: Caller) -> Choice:
         """Who answers this caller; raises `InvalidRequest`, `NotAllowed`, and `Unavailable` where there is nobody."""
         if profile == LOCAL:
             return self.local(model, caller)
         if profile is not None:
-            return self._asked(self._profile(profile), model, caller)
-        default = self.default()
+            return self._asked(profile, model, caller)
+        default = self.default
         if default is None or (model is not None and self._is_local(model)):
             return self.local(model, caller)
         if model is not None or caller.may_spend:
             return self._asked(default, model, caller)
         # Nobody asked for the provider by name: who may not spend gets what costs nothing.
         if not self._local.known():
-            raise NotAllowed(NOBODY.format(default.name))
+            raise NotAllowed(NOBODY.format(default))
         return self.local(None, caller)
 
     def local(self, model: str | None, caller: Caller) -> Choice:
         """A model of this machine."""
-        name = model or self._config.default_model or None
+        name = model or self._default_model or None
         if name is None and not self._local.known():
-            raise Unavailable(NOTHING, retry_after=60.0)
-        source = self._local.resolve(name, caller)
-        return Choice(None, name, source.context_length)
+            raise self._nothing()
+        return Choice(None, name, self._local.resolve(name, caller).context_length)
 
-    def default(self) -> RemoteProfile | None:
-        """The provider that answers where none is named: the configured one, else the environment's; None: this machine."""
-        name = self._config.default_profile
-        if name == LOCAL:
-            return None
-        return self._profile(name, "default_profile") if name else self._remote.default()
+    @property
+    def default(self) -> str | None:
+        """The provider that answers where none is named; None: a model of this machine does."""
+        return None if self._remote.default == LOCAL else self._remote.default
 
-    def _asked(self, profile: RemoteProfile, model: str | None, caller: Caller) -> Choice:
+    def _asked(self, profile: str, model: str | None, caller: Caller) -> Choice:
+        if profile not in self._remote:
+            there = ", ".join([LOCAL, *self._remote])
+            problem = f"there is no profile {profile!r}; there are {there}: OpenRuntimeApp.profiles sets up more"
+            raise InvalidRequest.of("parameters.profile", problem)
         if not caller.may_spend:
-            raise NotAllowed(NOBODY.format(profile.name))
-        return Choice(profile.name, model, profile.context_length)
+            raise NotAllowed(NOBODY.format(profile))
+        return Choice(profile, model, None)
 
-    def _profile(self, name: str, field: str = "parameters.profile") -> RemoteProfile:
-        found = next((each for each in self._remote.known() if each.name == name), None)
-        if found is None:
-            there = ", ".join([LOCAL, *(each.name for each in self._remote.known())])
-            raise InvalidRequest.of(field, f"there is no profile {name!r}; there are {there}: OpenRuntimeApp.profiles sets up more")
-        return found
+    def _nothing(self) -> InvalidRequest | Unavailable:
+        profiles = ", ".join(self._remote)
+        if profiles:
+            return InvalidRequest.of("parameters.profile", f"name one of {profiles}: none is the default (OpenRuntimeApp.default_profile)")
+        return Unavailable(NOTHING, retry_after=60.0)
 
     def _is_local(self, model: str) -> bool:
         """Whether a name without a profile is one of this machine's: names of remote models are the provider's business."""

@@ -11,12 +11,14 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.ai import figures
 from openruntime_jupyter.ai.agents import Agent, Agents
-from openruntime_jupyter.ai.choosing import Choice, Chooser, LocalModels, RemoteProfiles
+from openruntime_jupyter.ai.choosing import Choice, Chooser, RemoteProfiles
 from openruntime_jupyter.ai.composing import system_message, user_message, with_turns
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import PATIENCE, Conversations
+from openruntime_jupyter.ai.insights.wording import Choose
+from openruntime_jupyter.ai.worders import worders
 from openruntime_jupyter.ai.workflows import Shared, SystemAnalysis, Told, Workflow, workflow
-from openruntime_jupyter.ai_models import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ProfileInfo, ResidentInfo
+from openruntime_jupyter.ai_models import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import Task, TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
@@ -28,14 +30,13 @@ SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
 class AiService:
     """What `runtime` can do with prompts. Every method is called on the runtime's loop."""
 
-    def __init__(self, runtime: Runtime, config: AiConfig, remote: RemoteProfiles, local: LocalModels) -> None:
+    def __init__(self, runtime: Runtime, config: AiConfig, remote: RemoteProfiles) -> None:
         self.runtime = runtime
         self.agents = Agents(config.agents_dir)
         self.conversations = Conversations(runtime.history)
-        self.chooser = Chooser(config, remote, local)
+        self.chooser = Chooser(remote, runtime.catalog, config.default_model)
         self.config = config
         self._remote = remote
-        self._local = local
         self._background: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: AiRequest, caller: Caller, idempotency_key: str | None = None) -> str:
@@ -95,6 +96,10 @@ class AiService:
             raise
         return answer_of(ended).result
 
+    def worders(self, caller: Caller) -> Choose:
+        """The models that may word insights for this caller."""
+        return worders(self, caller)
+
     def models(self, caller: Caller) -> ModelList:
         """The models of this machine, those in memory marked, and the remote providers."""
         found = {
@@ -105,7 +110,7 @@ class AiService:
                 bytes=source.bytes,
                 context_length=source.context_length,
             )
-            for source in self._local.known()
+            for source in self.runtime.catalog.known()
         }
         for report in self.runtime.models():
             info = found.setdefault(report.name, ModelInfo(name=report.name))
@@ -123,15 +128,7 @@ class AiService:
         default = next((each for each in local if each.name == self.config.default_model), local[0] if local else None)
         if default is not None and default.kind is not None:
             default.default = True
-        return ModelList(models=local, profiles=self._profiles())
-
-    def _profiles(self) -> list[ProfileInfo]:
-        try:
-            default = self.chooser.default()
-        except InvalidRequest:  # a configured default that is none is told to who prompts
-            default = None
-        name = default.name if default is not None else None
-        return [ProfileInfo(name=each.name, model=each.model, default=each.name == name) for each in self._remote.known()]
+        return ModelList(models=local, profiles=self._remote.info())
 
     async def close(self) -> None:
         """End what still waits; after the runtime's stop."""

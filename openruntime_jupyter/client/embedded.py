@@ -43,6 +43,8 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.worker.tensorfile import check_bounds
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.ai.config import AiConfig
+    from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.events import EventBus
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
 
@@ -61,8 +63,9 @@ class EmbeddedBackend:
     where = "embedded"
     local = True
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, ai: AiConfig | None = None) -> None:
         self._settings = settings or Settings(embedded=True, label=_label())
+        self._ai = ai
         self._lock = threading.Lock()
         self._hosted: _Hosted | None = None
         self._events = BusEvents(self._current)
@@ -188,7 +191,7 @@ class EmbeddedBackend:
             hosted, self._hosted = self._hosted, None
         if hosted is None or not hosted.thread.is_alive():
             return
-        stopping = asyncio.run_coroutine_threadsafe(hosted.runtime.stop(deadline), hosted.loop)
+        stopping = asyncio.run_coroutine_threadsafe(_stop(hosted, deadline), hosted.loop)
         try:
             stopping.result(deadline + 1)
         except (FutureTimeout, CancelledError, RuntimeError):
@@ -218,13 +221,13 @@ class EmbeddedBackend:
         thread = threading.Thread(target=_serve, args=(loop,), name="openruntime", daemon=True)
         thread.start()
         try:
-            runtime = asyncio.run_coroutine_threadsafe(_start_runtime(self._settings), loop).result()
+            ai = asyncio.run_coroutine_threadsafe(_start_runtime(self._settings, self._ai), loop).result()
         except BaseException:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(1)
             raise
         at_exit(self.stop)
-        return _Hosted(loop, thread, runtime)
+        return _Hosted(loop, thread, ai.runtime, ai)
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ class _Hosted:
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
     runtime: Runtime
+    ai: AiService
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -242,16 +246,21 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-async def _start_runtime(settings: Settings) -> Runtime:
-    from openruntime_jupyter.runtime.runtime import Runtime
+async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiService:
+    from openruntime_jupyter.ai.hosting import host
 
-    runtime = Runtime(settings)
+    ai = host(settings, config)
     try:
-        await runtime.start()
+        await ai.runtime.start()
     except BaseException:
-        await runtime.stop(STOP_SECONDS)
+        await ai.runtime.stop(STOP_SECONDS)
         raise
-    return runtime
+    return ai
+
+
+async def _stop(hosted: _Hosted, deadline: float) -> None:
+    await hosted.runtime.stop(deadline)
+    await hosted.ai.close()
 
 
 def _caller() -> Caller:

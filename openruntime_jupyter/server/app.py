@@ -28,8 +28,10 @@ from openruntime_jupyter.server.limits import LimitsTraits
 from openruntime_jupyter.server.place import Announcement, local_url
 from openruntime_jupyter.server.routes import routes
 from openruntime_jupyter.server.traits import SettingsTraits
+from openruntime_jupyter.server.traits_ai import AiTraits
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.runtime import Runtime
 
 STOP_SECONDS = 5.0
@@ -41,7 +43,7 @@ SHUTDOWN_ROUTE = "api/shutdown"
 """The one route of Jupyter's that a stand-alone server keeps, for `jupyter server stop`."""
 
 
-class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
+class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
     """One shared queue for MLX work. Every setting below can also stand in jupyter_openruntime_config.py."""
 
     name = "openruntime"
@@ -57,6 +59,7 @@ class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
     def initialize_handlers(self) -> None:
         """Put our routes below `openruntime/`, or at the root where the server is ours alone."""
         self.runtime: Runtime | None = None
+        self.ai: AiService | None = None
         self.notebooks = NotebookIdentity(parent=self)
         self.limits = self.limits_of()
         self.waiters: Counter[str] = Counter()
@@ -106,8 +109,9 @@ class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
 
     async def _start(self, settings: Settings) -> Runtime:
         # On a thread and not at the top: it takes as long as all else that we add to the server's start.
-        module = await asyncio.to_thread(import_module, "openruntime_jupyter.runtime.runtime")
-        self.runtime = module.Runtime(settings)
+        module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.hosting")
+        ai: AiService = module.host(settings, self.ai_config())
+        self.ai, self.runtime, self.worders = ai, ai.runtime, ai.worders
         # Before the start, which may take tasks over.
         if self.server.event_logger is not None:
             self.in_background(TaskEvents(self.server.event_logger).follow(self.runtime.bus))
@@ -184,6 +188,8 @@ class OpenRuntimeApp(SettingsTraits, LimitsTraits, ExtensionApp):
                 self._starting.cancel()
             if self.runtime is not None:
                 await self.runtime.stop(max(0.5, deadline - time.monotonic()))
+            if self.ai is not None:
+                await self.ai.close()
             await self._end_background(max(0.1, min(1.0, deadline - time.monotonic())))
         except Exception:
             self.log.exception("OpenRuntime did not stop cleanly")

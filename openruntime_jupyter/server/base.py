@@ -22,6 +22,7 @@ from openruntime_jupyter.server.identity import LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.requests import read_json, read_query
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
     from openruntime_jupyter.server.app import OpenRuntimeApp
 
@@ -148,6 +149,12 @@ class Ours(JupyterHandler):
     async def runtime(self) -> Runtime:
         """The runtime, once it is started; raises `Unavailable` with the reason where it is not."""
         return await self.app.ready()
+
+    async def ai(self) -> AiService:
+        """What answers prompts, once the runtime is started; raises what `runtime` raises."""
+        await self.app.ready()
+        assert self.app.ai is not None
+        return self.app.ai
 
     def query(self, model: type[Model]) -> Model:
         """The query as a `model`; raises `InvalidRequest`."""

@@ -10,21 +10,16 @@ from tornado import web
 
 from openruntime_jupyter.models import Task, TaskChange, TaskPage, TaskRequest
 from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, Answer, Parameter, described
+from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, Answer, described
 from openruntime_jupyter.server.requests import DeleteQuery, PageQuery, Preference, TaskQuery, TasksQuery, read_key, read_preference
+from openruntime_jupyter.server.submitting import APPLIED, LOCATION, PREFER, Submitting
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
 
-
-PREFER = Parameter(
-    "Prefer",
-    "`respond-async` makes the task asynchronous, `wait=N` too, and waits up to N seconds (at most 60) for its end.",
-)
-APPLIED = Parameter("Preference-Applied", "Which preference was followed.")
 SUBMITTED = {
     200: Answer(Task, "The task has ended; it may have failed: see `status`.", headers=(APPLIED,)),
-    202: Answer(Task, "The task is on disk and goes on by itself.", headers=(APPLIED, Parameter("Location", "The address of the task."))),
+    202: Answer(Task, "The task is on disk and goes on by itself.", headers=(APPLIED, LOCATION)),
 }
 EXAMPLES = {
     "Multiply matrices": {"operation": "matrix_multiply", "parameters": {"size": 1000, "iterations": 10}, "priority": 5},
@@ -37,7 +32,7 @@ EXAMPLES = {
 }
 
 
-class TasksHandler(Handler):
+class TasksHandler(Submitting):
     """`/tasks`."""
 
     @described("Tasks", TaskPage, query=TasksQuery)
@@ -69,25 +64,9 @@ class TasksHandler(Handler):
         task_id = await runtime.enqueue(request, caller, key)
         # Its client has the parameters, which may be megabytes.
         if request.wait:
-            self.reply(await self._waited(runtime, task_id))
+            self.reply(await self.while_wanted(runtime, task_id, runtime.wait(task_id, parameters=False)))
         else:
             await self._accepted(runtime, task_id, preference)
-
-    async def _waited(self, runtime: Runtime, task_id: str) -> Task:
-        """The task at its end; cancelled if all clients that wait for it have gone."""
-        waiters = self.app.waiters
-        waiters[task_id] += 1
-
-        def gone() -> None:
-            if waiters[task_id] == 1:
-                self.app.in_background(runtime.cancel(task_id))
-
-        try:
-            return await self.while_connected(runtime.wait(task_id, parameters=False), gone)
-        finally:
-            waiters[task_id] -= 1
-            if waiters[task_id] == 0:
-                del waiters[task_id]
 
     async def _accepted(self, runtime: Runtime, task_id: str, preference: Preference) -> None:
         """202 for what goes on by itself; 200 if it ended within the time that its client grants."""

@@ -79,6 +79,18 @@ class OutputQuery(WaitQuery):
     since: int = Field(0, ge=0, le=2**53, description="Leave out what came before: `next` of the answer before.")
 
 
+class TokensQuery(Query):
+    """`GET /tasks/{id}/tokens`."""
+
+    since: int = Field(0, ge=0, le=2**53, description="Leave out so many characters (code points).")
+
+
+class ConversationsQuery(Query):
+    """`/ai/conversations`."""
+
+    owner: str | None = Field(None, min_length=1, max_length=200, description="Of this user.")
+
+
 class DeleteQuery(Query):
     """`DELETE /tasks/{id}`."""
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from tornado import web
 
 from openruntime_jupyter.server.handlers_about import DocsHandler, OpenApiHandler
+from openruntime_jupyter.server.handlers_ai import AgentsHandler, AiTasksHandler, TokensHandler, WorkflowsHandler
 from openruntime_jupyter.server.handlers_arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
 from openruntime_jupyter.server.handlers_batch import BatchHandler
+from openruntime_jupyter.server.handlers_conversations import ConversationHandler, ConversationsHandler
 from openruntime_jupyter.server.handlers_insights import InsightsHandler
 from openruntime_jupyter.server.handlers_metrics import MetricsHandler, MetricsHistoryHandler
+from openruntime_jupyter.server.handlers_models import ModelHandler, ModelsHandler
 from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
 from openruntime_jupyter.server.handlers_system import (
     DevicesHandler,
@@ -40,7 +43,15 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/arrays", ArraysHandler),
     (f"/arrays/{TASK_ID}", ArrayHandler),
     (f"/arrays/{TASK_ID}/ready", ArrayReadyHandler),
+    ("/ai/agents", AgentsHandler),
+    ("/ai/workflows", WorkflowsHandler),
+    ("/ai/tasks", AiTasksHandler),
+    (f"/tasks/{TASK_ID}/tokens", TokensHandler),
     ("/ai/insights", InsightsHandler),
+    ("/ai/conversations", ConversationsHandler),
+    (f"/ai/conversations/{TASK_ID}", ConversationHandler),
+    ("/models", ModelsHandler),
+    (f"/models/{TASK_ID}", ModelHandler),
     ("/ws", EventsSocket),
     ("/openapi.json", OpenApiHandler),
     ("/docs", DocsHandler),

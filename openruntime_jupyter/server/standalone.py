@@ -22,6 +22,7 @@ from openruntime_jupyter.server.identity import StandaloneIdentity
 from openruntime_jupyter.server.limits import LimitsTraits
 from openruntime_jupyter.server.peer import is_loopback
 from openruntime_jupyter.server.traits import SettingsTraits
+from openruntime_jupyter.server.traits_ai import AiTraits
 
 PROGRAM = "jupyter openruntime"
 
@@ -138,7 +139,7 @@ class StandaloneServer(ServerApp):
 def every_setting() -> str:
     """Help for each setting of the runtime and of who is let in."""
     ours: list[tuple[type[Configurable], str]] = [
-        (OpenRuntimeApp, name) for group in (SettingsTraits, LimitsTraits) for name in group.class_own_traits(config=True)
+        (OpenRuntimeApp, name) for group in (SettingsTraits, AiTraits, LimitsTraits) for name in group.class_own_traits(config=True)
     ]
     ours += [(StandaloneIdentity, name) for name in StandaloneIdentity.class_own_traits(config=True)]
     told = [kind.class_get_trait_help(kind.class_traits()[name]) for kind, name in ours]

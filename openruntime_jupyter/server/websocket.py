@@ -52,6 +52,7 @@ SERVER_MESSAGES = {
     "task_update": "A task changed: `data` with `task_id`, `status`, `execution_time` and more.",
     "task_progress": "A topic. A task told how far it is: `data` with `task_id`, `n`, `total`, `message`, `remaining`.",
     "task_output": "A topic. A task printed or displayed: `data` with `task_id`, `items`, `next`.",
+    "ai_token": "A topic. A model wrote a piece of text: `data` with `task_id`, `text`, and `index`, the characters before it.",
     "metrics": "A topic. Once a second: `timestamp`, `metrics`.",
     "subscribed": "After a subscription changed: `topics`.",
     "error": "A message was not understood, and the connection stays: `error`.",
@@ -115,8 +116,9 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         """Connect a WebSocket that tells what happens, as it happens.
 
         Each message is one JSON text with an `id` that never falls. `connected`, `heartbeat` and `task_update` come without asking;
-        the topics `task_progress`, `task_output` and `metrics` to who subscribes by `{"type": "subscribe", "topics": ["metrics"]}`, until
-        `unsubscribe`. A client that reads too slowly is cut off with code 1013, and comes back with `since`; who has more
+        the topics `task_progress`, `task_output`, `ai_token` and `metrics` to who subscribes by
+        `{"type": "subscribe", "topics": ["metrics"]}`, until `unsubscribe`. A client that reads too slowly is cut off with
+        code 1013, and comes back with `since`; who has more
         connections than allowed, or asks too often, with 4029; when the server stops, the code is 1001.
         OpenAPI has no words for messages: `x-websocket` has them.
         """

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from openruntime_jupyter.ai.choosing import Choice, Chooser
-from openruntime_jupyter.ai.config import AiConfig
-from openruntime_jupyter.ai_models import ModelSource
+from openruntime_jupyter.ai_models import ModelSource, ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.submission import Caller
 
@@ -14,23 +13,13 @@ STRANGER = Caller(None, may_execute=False, trusted=False, may_spend=False)
 ME = Caller("me")
 
 
-@dataclass
-class Profile:
-    name: str
-    model: str | None = "m"
-    context_length: int | None = 1000
+class Profiles(dict[str, ProfileInfo]):
+    def __init__(self, *names: str, default: str | None = None) -> None:
+        super().__init__({name: ProfileInfo(name=name) for name in names})
+        self.default = default
 
-
-@dataclass
-class Profiles:
-    profiles: tuple[Profile, ...] = ()
-    of_environment: Profile | None = None
-
-    def known(self) -> list[Profile]:
-        return [*self.profiles, *([self.of_environment] if self.of_environment else [])]
-
-    def default(self) -> Profile | None:
-        return self.of_environment
+    def info(self) -> list[ProfileInfo]:
+        return list(self.values())
 
 
 @dataclass
@@ -48,16 +37,16 @@ class Models:
 
 
 PULLED = Models((ModelSource("small", "/m/small.gguf", "gguf", context_length=8192), ModelSource("other", "/m/other", "mlx")))
-CLOUD = Profiles((Profile("cloud"),), Profile("openai"))
+CLOUD = Profiles("cloud", "env", default="env")
 
 
-def chooser(remote: Profiles = CLOUD, local: Models = PULLED, **config: str) -> Chooser:
-    return Chooser(AiConfig(**config), remote, local)  # type: ignore[arg-type]
+def chooser(remote: Profiles = CLOUD, local: Models = PULLED, default_model: str = "") -> Chooser:
+    return Chooser(remote, local, default_model)
 
 
 def test_a_profile_that_is_named_answers_with_the_model_that_is_named() -> None:
-    assert chooser().choose("cloud", None, ME) == Choice("cloud", None, 1000)
-    assert chooser().choose("cloud", "small", ME) == Choice("cloud", "small", 1000)
+    assert chooser().choose("cloud", None, ME) == Choice("cloud", None, None)
+    assert chooser().choose("cloud", "small", ME) == Choice("cloud", "small", None)
 
 
 def test_local_names_this_machine() -> None:
@@ -67,16 +56,21 @@ def test_local_names_this_machine() -> None:
 
 def test_a_model_of_this_machine_is_found_by_its_name_and_another_is_asked_of_the_provider() -> None:
     assert chooser().choose(None, "other", ME).profile is None
-    assert chooser().choose(None, "gpt-x", ME) == Choice("openai", "gpt-x", 1000)
+    assert chooser().choose(None, "gpt-x", ME) == Choice("env", "gpt-x", None)
     with pytest.raises(InvalidRequest, match="no model 'gpt-x'"):
         chooser(Profiles()).choose(None, "gpt-x", ME)
 
 
-def test_the_configured_default_goes_before_the_environments_and_that_before_a_local_model() -> None:
-    assert chooser(default_profile="cloud").choose(None, None, ME).profile == "cloud"
-    assert chooser().choose(None, None, ME).profile == "openai"
-    assert chooser(Profiles((Profile("cloud"),))).choose(None, None, ME) == Choice(None, None, 8192)
-    assert chooser(default_profile="local", default_model="other").choose(None, None, ME) == Choice(None, "other", None)
+def test_where_nothing_is_named_the_default_provider_answers_and_without_one_a_local_model() -> None:
+    assert chooser().choose(None, None, ME) == Choice("env", None, None)
+    assert chooser(Profiles()).choose(None, None, ME) == Choice(None, None, 8192)
+    assert chooser(Profiles("a", "b")).choose(None, None, ME) == Choice(None, None, 8192)
+    assert chooser(Profiles("a", default="local"), default_model="other").choose(None, None, ME) == Choice(None, "other", None)
+
+
+def test_several_providers_without_a_default_and_without_a_model_here_are_to_be_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"parameters\.profile: name one of a, b: none is the default"):
+        chooser(Profiles("a", "b"), Models()).choose(None, None, ME)
 
 
 def test_with_neither_the_message_names_both_ways_out() -> None:
@@ -85,10 +79,8 @@ def test_with_neither_the_message_names_both_ways_out() -> None:
 
 
 def test_an_unknown_profile_names_those_that_there_are() -> None:
-    with pytest.raises(InvalidRequest, match=r"parameters\.profile: there is no profile 'x'; there are local, cloud, openai"):
+    with pytest.raises(InvalidRequest, match=r"parameters\.profile: there is no profile 'x'; there are local, cloud, env"):
         chooser().choose("x", None, ME)
-    with pytest.raises(InvalidRequest, match="default_profile: there is no profile 'x'"):
-        chooser(default_profile="x").choose(None, None, ME)
 
 
 def test_who_may_not_spend_gets_a_local_model_and_is_refused_a_remote_one_that_was_asked_for() -> None:
@@ -96,5 +88,5 @@ def test_who_may_not_spend_gets_a_local_model_and_is_refused_a_remote_one_that_w
     for profile, model in (("cloud", None), (None, "gpt-x")):
         with pytest.raises(NotAllowed, match=r"costs its owner money.*log in.*jupyter openruntime pull"):
             chooser().choose(profile, model, STRANGER)
-    with pytest.raises(NotAllowed, match="'openai' costs its owner money"):
+    with pytest.raises(NotAllowed, match="'env' costs its owner money"):
         chooser(local=Models()).choose(None, None, STRANGER)

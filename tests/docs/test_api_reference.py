@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from openruntime_jupyter import ai_models_insights, models
+from openruntime_jupyter import ai_models, ai_models_insights, models
 from openruntime_jupyter.operations.registry import BUILT_IN, operation
 from openruntime_jupyter.server.routes import ROUTES
 from openruntime_jupyter.server.websocket import EventsSocket
@@ -34,6 +34,9 @@ TYPES: list[type[BaseModel]] = [
     models.MetricsHistory,
     models.Health,
     models.OperationInfo,
+    ai_models.AiRequest,
+    ai_models.AiTask,
+    ai_models.Answer,
     ai_models_insights.Insights,
     ai_models_insights.Finding,
 ]

@@ -7,16 +7,23 @@ import pytest
 from traitlets import TraitError
 from traitlets.config import Config
 
+from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.limits import LimitsTraits
 from openruntime_jupyter.server.traits import NO_TRAIT, SettingsTraits
+from openruntime_jupyter.server.traits_ai import AiTraits
 
 NAMES = [field.name for field in fields(Settings) if field.name not in NO_TRAIT]
 
 
 def test_every_setting_is_a_trait_and_every_trait_a_setting() -> None:
     assert sorted(SettingsTraits.class_own_traits(config=True)) == sorted(NAMES)
+
+
+def test_every_setting_of_ai_is_a_trait_with_its_default() -> None:
+    assert sorted(AiTraits.class_own_traits(config=True)) == sorted(field.name for field in fields(AiConfig))
+    assert AiTraits().ai_config() == AiConfig()
 
 
 def test_every_exception_is_a_setting() -> None:
@@ -28,7 +35,7 @@ def test_the_defaults_are_the_runtimes_own(name: str) -> None:
     assert getattr(SettingsTraits().settings_of(), name) == getattr(Settings(), name)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *LimitsTraits.class_own_traits(config=True)])
+@pytest.mark.parametrize("name", [*NAMES, *LimitsTraits.class_own_traits(config=True), *AiTraits.class_own_traits(config=True)])
 def test_the_help_says_the_unit_and_what_nought_or_nothing_does(name: str) -> None:
     trait = OpenRuntimeApp.class_traits()[name]
     words = " ".join(trait.help.split())
@@ -37,7 +44,7 @@ def test_the_help_says_the_unit_and_what_nought_or_nothing_does(name: str) -> No
     if kind in ("Int", "Float"):
         assert " 0: " in words or "At least" in words, words
         assert any(unit in words.lower() for unit in ("seconds", "bytes", "days", "how many")), words
-    elif kind in ("Unicode", "List"):
+    elif kind in ("Unicode", "List", "Dict"):
         assert "Empty:" in words or "None:" in words, words
 
 

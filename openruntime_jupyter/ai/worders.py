@@ -1,0 +1,51 @@
+"""Which model may put insights into words, for whom."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from openruntime_jupyter.ai.choosing import Choice
+from openruntime_jupyter.ai.insights.wording import Choose, Worder
+from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.runtime.submission import Caller
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.ai.service import AiService
+
+
+def worders(service: AiService, caller: Caller) -> Choose:
+    """How `insights` finds a model: unasked only what `insights_wording` allows, a remote one only where it allows that."""
+
+    def choose(which: Literal["resident", "local", "remote"]) -> Worder | None:
+        allowed = service.config.insights_wording
+        if which == "local":
+            choice = _local(service, caller)
+        elif which == "resident":
+            choice = _resident(service) if allowed != "none" else None
+        else:
+            choice = _remote(service, caller) if allowed == "remote" else None
+        if choice is None:
+            return None
+        return Worder(choice.model or choice.profile or "the default model", partial(service.ask, choice=choice, caller=caller))
+
+    return choose
+
+
+def _resident(service: AiService) -> Choice | None:
+    loaded = {report.name for report in service.runtime.models()}
+    return next((Choice(None, each.name, each.context_length) for each in service.runtime.catalog.known() if each.name in loaded), None)
+
+
+def _local(service: AiService, caller: Caller) -> Choice | None:
+    try:
+        choice = service.chooser.local(None, caller)
+    except OpenRuntimeError:  # there is none, or it is not for this caller
+        return None
+    known = service.runtime.catalog.known()
+    return choice if choice.model is not None or not known else Choice(None, known[0].name, choice.context_length)
+
+
+def _remote(service: AiService, caller: Caller) -> Choice | None:
+    default = service.chooser.default
+    return Choice(default, None, None) if default is not None and caller.may_spend else None
