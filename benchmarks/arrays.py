@@ -1,4 +1,4 @@
-"""1 GiB of float32 into a task and out again, beside a pickled pipe and plain copies of files; what it costs the server meanwhile."""
+"""1 GiB of float32 into a task and out again, beside a pickled pipe, plain files and plain copies; what it costs the server meanwhile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 import threading
 import time
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tests.support import STANDALONE, Server, running_server
 
 SIZE = 1 << 30
 ROUNDS = 3
+WARM_UP = 6
+"""Calls after which the files of earlier ones are used again."""
 MOST_MEMORY = 50.0
 MOST_LAG = 20.0
 PROBES_A_SECOND = 200
@@ -30,6 +33,14 @@ PROBES_A_SECOND = 200
 def back(array: Any) -> Any:
     """The task: what comes in goes out."""
     return array
+
+
+def through_mlx(array: Any) -> Any:
+    """The same by way of an MLX array."""
+    import mlx.core as mx
+    import numpy as np
+
+    return np.array(mx.array(array), copy=False)
 
 
 def echo(pipe: Connection) -> None:
@@ -55,6 +66,17 @@ def through_pipe(array: Any) -> list[float]:
     finally:
         ours.send(None)
         process.join()
+
+
+def copies(array: Any) -> list[float]:
+    """Seconds to copy it twice within one process, into memory that is there: what sharing it by one copy each way costs at least."""
+    target = np.ones_like(array)
+
+    def once() -> None:
+        np.copyto(target, array)
+        np.copyto(target, array)
+
+    return seconds(once, ROUNDS)
 
 
 def through_files(array: Any, folder: Path) -> list[float]:
@@ -106,23 +128,48 @@ class Watch:
 def rows() -> list[Row]:
     """All of them."""
     array = np.random.default_rng(1).random(SIZE // 4, dtype=np.float32)
-    found: list[Row] = []
     memory = Path("/dev/shm")  # where the spool lies, too
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), STANDALONE) as server:
-        files = through_files(array, memory if memory.is_dir() else Path(folder))
-        pipe = through_pipe(array)
-        for local, how in ((True, "mapped"), (False, "over HTTP")):
-            backend = HttpBackend(server.url, server.token)
-            backend.local = local
-            client = Client(backend)
-            client.call(back, array[:1_000_000])
-            with Watch(server) as watch:
-                ours = seconds(lambda client=client: client.call(back, array), ROUNDS)  # type: ignore[misc]
-            backend.close()
-            what = f"1 GiB float32 in and out of a task, {how}"
-            if local:
-                found.append(at_most(f"{what}, beside a pickled pipe", median(ours), median(pipe), 1.0, "s"))
-            found.append(at_most(f"{what}, beside plain files in memory", median(ours), median(files), 1.5 if local else 5.0, "s"))
-            found.append(within(f"{what}: growth of the server's memory", (watch.most - watch.start) / 1e6, MOST_MEMORY, "MB"))
-            found.append(within(f"{what}: lag of the server's loop, p99", watch.lag, MOST_LAG, "ms"))
-    return found
+        files = median(through_files(array, memory if memory.is_dir() else Path(folder)))
+        return mapped_rows(server, array, files) + http_rows(server, array, files)
+
+
+def mapped_rows(server: Server, array: Any, files: float) -> list[Row]:
+    """By files that are mapped; `files` are the seconds of plain ones."""
+    pipe, plain = median(through_pipe(array)), median(copies(array))
+    with closing(HttpBackend(server.url, server.token)) as backend:
+        client = Client(backend)
+        client.call(back, array[:1_000_000])
+        new = seconds(lambda: client.call(back, array), WARM_UP)
+        with Watch(server) as watch:
+            ours = median(seconds(lambda: client.call(back, array), ROUNDS))
+        by_mlx = median(seconds(lambda: client.call(through_mlx, array), ROUNDS))
+    what = "1 GiB float32 in and out of a task, mapped"
+    return [
+        at_most(f"{what}, beside a pickled pipe", ours, pipe, 0.1, "s"),
+        at_most(f"{what}, beside plain files in memory", ours, files, 0.6, "s"),
+        at_most(f"{what}, beside two plain copies of it", ours, plain, 4.0, "s"),
+        at_most(f"{what}, the first {WARM_UP}, beside plain files in memory", median(new), files, 3.0, "s"),
+        at_most(f"{what}, through an MLX array, beside plain files in memory", by_mlx, files, 3.0, "s"),
+        *cost(what, watch),
+    ]
+
+
+def http_rows(server: Server, array: Any, files: float) -> list[Row]:
+    """By upload and download, as from another machine."""
+    with closing(HttpBackend(server.url, server.token)) as backend:
+        backend.local = False
+        client = Client(backend)
+        client.call(back, array[:1_000_000])
+        with Watch(server) as watch:
+            ours = median(seconds(lambda: client.call(back, array), ROUNDS))
+    what = "1 GiB float32 in and out of a task, over HTTP"
+    return [at_most(f"{what}, beside plain files in memory", ours, files, 5.0, "s"), *cost(what, watch)]
+
+
+def cost(what: str, watch: Watch) -> list[Row]:
+    """What it cost the server."""
+    return [
+        within(f"{what}: growth of the server's memory", (watch.most - watch.start) / 1e6, MOST_MEMORY, "MB"),
+        within(f"{what}: lag of the server's loop, p99", watch.lag, MOST_LAG, "ms"),
+    ]

@@ -61,6 +61,8 @@ class WarmBlocks:
 
     async def tidy(self) -> None:
         """Give back what has waited too long, and all that is in memory where that has become short."""
+        if not self.bytes:
+            return
         now = time.time()
         memory = self._machine.memory()
         for place in self._spool.places:
@@ -86,14 +88,12 @@ class WarmBlocks:
         return True
 
     def expect(self, folder: Path, size: int, room: int) -> None:
-        """Have another block of that size made ready, where there is `room` and to spare for it; nobody waits for it."""
+        """Have another block of that size made ready in memory, where there is `room` and to spare for it; nobody waits for it."""
         place = self._place(folder)
-        if self._coming or self._closed or place is None or self.bytes + size > min(room, self.most):
+        if self._coming or self._closed or place is None or not place.in_memory:  # nobody's disk is to be filled with zeros
             return
-        left = place.room(self._machine)
-        if place.in_memory:
-            left -= int((SHORT - MEMORY_LEFT) * self._machine.total)
-        if 2 * size <= left:
+        left = place.room(self._machine) - int((SHORT - MEMORY_LEFT) * self._machine.total)
+        if self.bytes + size <= min(room, self.most) and 2 * size <= left:
             self._start(asyncio.to_thread(self._prepare, folder, size))
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

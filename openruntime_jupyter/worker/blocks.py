@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ LEASED = "flock"
 """What a program sends over HTTP that leases, as told above, each file which it opens by its path."""
 
 _numbers = itertools.count()
+_NAME = re.compile(r"(?P<since>\d{20})-(?P<size>\d+)-")
 
 
 class Block(NamedTuple):
@@ -100,16 +102,13 @@ def _name(folder: Path, size: int) -> Path:
 
 def free(folder: str | Path, ending: str = FREE) -> list[Block]:
     """The free blocks of a folder, oldest first; or those that are `COMING`."""
-    found: list[Block] = []
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.name.endswith(ending))
     except OSError:
-        return found
-    for name in names:
-        since, size, *_ = name.split("-")
-        found.append(Block(Path(folder) / name, int(size), int(since) / 1e9))
-    return found
+        return []
+    found = [(name, said) for name in names if (said := _NAME.match(name)) is not None]
+    return [Block(Path(folder) / name, int(said["size"]), int(said["since"]) / 1e9) for name, said in found]
 
 
 def near(size: int, wanted: int) -> bool:
@@ -131,7 +130,7 @@ def take(path: Path, size: int) -> int | None:
         return None
     if os.path.lexists(path):
         raise FileExistsError(path)
-    fitting = [block for block in free(path.parent) if near(block.size, size)]
+    fitting = [block for block in reversed(free(path.parent)) if near(block.size, size)]  # the youngest first: caches know it best
     for block in sorted(fitting, key=lambda block: abs(block.size - size)):
         try:
             block.path.rename(path)
