@@ -50,6 +50,8 @@ class Record:
     layout: Layout
     folder: Path
     owner: str | None = None
+    made: bool = False
+    """Whether its file is there, for somebody to fill."""
     ready: bool = False
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)

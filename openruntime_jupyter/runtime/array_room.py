@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable, gigabytes
@@ -150,7 +149,7 @@ class ArrayRoom:
         now = time.time()
         for record in list(self._records.values()):
             if not record.ready:
-                abandoned = now - record.created > WRITER_SECONDS and record.id not in writers and record.folder != Path()
+                abandoned = now - record.created > WRITER_SECONDS and record.id not in writers and record.made
                 if abandoned and not await asyncio.to_thread(blocks.leased, record.path):
                     await self.drop(record)
                 continue

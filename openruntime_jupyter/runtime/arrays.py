@@ -103,6 +103,7 @@ class ArrayStore:
         if self._records.get(array_id) is not record:  # deleted before it was there
             record.path.unlink(missing_ok=True)
             raise self._unknown(array_id)
+        record.made = True
         return self._info(record)
 
     def require_free(self, name: str) -> None:
@@ -110,7 +111,7 @@ class ArrayStore:
         record = self._records.get(name)
         if record is None:
             check_name(name)
-        elif record.ready or name in self._writers:
+        elif record.ready or name in self._writers or not record.made:
             raise taken(name)
 
     async def place_for(self, name: str, layout: Layout, owner: str | None) -> ArrayInfo:

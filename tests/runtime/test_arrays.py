@@ -333,6 +333,18 @@ def test_a_name_is_taken_once_and_can_not_reach_beyond_the_folder(tmp_path: Path
     live(body())
 
 
+def test_a_name_is_taken_from_the_moment_somebody_asks_for_room_under_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            first = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
+            await asyncio.sleep(0)
+            with pytest.raises(ArrayConflict):
+                await store.place_for("weights", Layout((1,), "int8"), "me")
+            assert (await first).state == "writing"
+
+    live(body())
+
+
 def test_an_attempt_that_failed_leaves_nothing_and_spares_the_others(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:

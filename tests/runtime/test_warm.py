@@ -210,7 +210,7 @@ def test_free_files_go_after_a_while_and_when_memory_is_short(tmp_path: Path, mo
             monkeypatch.setattr(warm, "IDLE_SECONDS", 0.0)
             await store.sweep()
             assert store.page().warm_bytes == 0
-            monkeypatch.undo()
+            monkeypatch.setattr(warm, "IDLE_SECONDS", 600.0)
             await store.remove((await put(store, full(1))).id)
             monkeypatch.setattr(warm, "SHORT", 2.0)
             await store.sweep()
