@@ -157,6 +157,7 @@ class Spool:
     def close(self, kept: frozenset[Path]) -> None:
         """Remove every file but `kept`, the folders if they are empty then, and at last the locks; never raises."""
         for place in self.places:
+            _drop_free(place.folder)
             with contextlib.suppress(OSError):
                 for path in place.folder.iterdir():
                     if path not in kept:
@@ -185,6 +186,7 @@ def _clear(root: Path, seconds: float) -> None:
         if folder.name.endswith(EMBEDDED):
             shutil.rmtree(folder, ignore_errors=True)
             continue
+        _drop_free(folder)
         for path in folder.iterdir():
             if path.suffix != SUFFIX or (seconds and time.time() - path.stat().st_mtime > seconds):
                 path.unlink(missing_ok=True)
@@ -202,8 +204,13 @@ def _remove_empty(root: Path) -> None:
         root.rmdir()
 
 
+def _drop_free(folder: Path) -> None:
+    shutil.rmtree(folder / blocks.FREE, ignore_errors=True)
+
+
 def _move_all(source: Path, target: Path) -> list[Path]:
     moved: list[Path] = []
+    _drop_free(source)
     with contextlib.suppress(OSError):
         for path in source.iterdir():
             if path.suffix != SUFFIX:

@@ -1,10 +1,10 @@
 """Files whose memory stays allocated between two arrays: copying into it costs a fraction of what new memory costs.
 
-A free block is a file beside the arrays, and belongs to whoever renames it first. It is the file of an array that nobody leases any
-more. Every reader and writer leases a file by a shared flock, and looks once it has the lock whether the array's name still means that
-file; a block is freed under the exclusive lock, and renamed before that is let go. So nobody's array becomes another one's under
-their eyes, however they end: the kernel keeps the lock for as long as the file is open or mapped anywhere, and frees it with the last
-process. Nothing here knows what is in a file.
+A free block is a file in a folder beside the arrays, and belongs to whoever renames it first. It is the file of an array that nobody
+leases any more. Every reader and writer leases a file by a shared flock, and looks once it has the lock whether the array's name still
+means that file; a block is freed under the exclusive lock, and renamed before that is let go. So nobody's array becomes another one's
+under their eyes, however they end: the kernel keeps the lock for as long as the file is open or mapped anywhere, and frees it with the
+last process. Nothing here knows what is in a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 UNFINISHED = ".part"
 """What a file ends with that is not complete; whoever finds one that is nobody's removes it."""
-FREE = ".free"
+FREE = "free"
+"""The folder of free blocks, in that of the arrays."""
 COMING = ".coming"
 """What the file ends with of which a free block is just being made."""
 SMALLEST = 1 << 20
@@ -35,7 +36,7 @@ LEASED = "flock"
 """What a program sends over HTTP that leases, as told above, each file which it opens by its path."""
 
 _numbers = itertools.count()
-_NAME = re.compile(r"(?P<since>\d{20})-(?P<size>\d+)-")
+_NAME = re.compile(r"(?P<since>\d{20})-(?P<size>\d+)-\d+-\d+")
 
 
 class Block(NamedTuple):
@@ -96,19 +97,23 @@ def retire(path: Path, reuse: bool) -> bool:
 
 
 def _name(folder: Path, size: int) -> Path:
+    (folder / FREE).mkdir(mode=0o700, exist_ok=True)
     # Sorted by name they are sorted by age; the process and a number make them different.
-    return folder / f"{time.time_ns():020d}-{size}-{os.getpid()}-{next(_numbers)}{FREE}"
+    return folder / FREE / f"{time.time_ns():020d}-{size}-{os.getpid()}-{next(_numbers)}"
 
 
-def free(folder: str | Path, ending: str = FREE) -> list[Block]:
-    """The free blocks of a folder, oldest first; or those that are `COMING`."""
+def free(folder: str | Path) -> list[Block]:
+    """The free blocks beside the arrays of a folder, oldest first."""
+    return _blocks(folder, "")
+
+
+def _blocks(folder: str | Path, ending: str) -> list[Block]:
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.endswith(ending))
+        names = sorted(entry.name for entry in Path(folder, FREE).iterdir())
     except OSError:
         return []
-    found = [(name, said) for name in names if (said := _NAME.match(name)) is not None]
-    return [Block(Path(folder) / name, int(said["size"]), int(said["since"]) / 1e9) for name, said in found]
+    found = [(name, said) for name in names if (said := _NAME.fullmatch(name.removesuffix(ending))) is not None and name.endswith(ending)]
+    return [Block(Path(folder, FREE, name), int(said["size"]), int(said["since"]) / 1e9) for name, said in found]
 
 
 def near(size: int, wanted: int) -> bool:
@@ -155,13 +160,13 @@ def take_room(descriptor: int, start: int, end: int) -> None:
 
 def held(folder: str | Path) -> int:
     """Bytes that `give_back` can give back."""
-    return sum(block.size for ending in (FREE, COMING) for block in free(folder, ending))
+    return sum(block.size for ending in ("", COMING) for block in _blocks(folder, ending))
 
 
 def give_back(folder: str | Path, wanted: int) -> int:
     """Remove free blocks, the oldest first and then those that are coming, until at least `wanted` bytes are; how many that were."""
     given = 0
-    for block in free(folder) + free(folder, COMING):
+    for block in free(folder) + _blocks(folder, COMING):
         if given >= wanted:
             break
         try:
@@ -177,7 +182,10 @@ def prepare(folder: Path, size: int, stopped: Callable[[], bool]) -> bool:
 
     False where there is no room, `stopped()` says so, or somebody who needs the room has removed the file.
     """
-    name = _name(folder, size)
+    try:
+        name = _name(folder, size)
+    except OSError:  # the folder is gone
+        return False
     path = name.with_suffix(COMING)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -188,7 +196,7 @@ def prepare(folder: Path, size: int, stopped: Callable[[], bool]) -> bool:
                 return True
         finally:
             os.close(descriptor)
-    except OSError:  # no room, or the folder is gone: an array that comes will be told
+    except OSError:  # no room: an array that comes will be told
         pass
     path.unlink(missing_ok=True)
     return False

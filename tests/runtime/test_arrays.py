@@ -419,6 +419,9 @@ async def main():
     told = await store.allocate(Layout((10,), "int8"))
     await store.ready(told.id)
     await store.allocate(Layout((10,), "int8"))
+    freed = await store.allocate(Layout((2_000_000,), "int8"))
+    await store.remove(freed.id)
+    assert store.page().warm_bytes
     print(told.id, flush=True)
     await asyncio.sleep(60)
 

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.http import HttpBackend
-from openruntime_jupyter.worker import arrays
+from openruntime_jupyter.worker import arrays, blocks
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Server, running_server, wait_until
@@ -129,7 +129,7 @@ def test_a_file_is_used_again_unless_its_path_was_told_to_who_does_not_lease(ser
     known = (leasing if leases else Server.request)(server, "GET", "/arrays").json()["arrays"]
     assert str(path) in {each["path"] for each in known}
     assert server.request("DELETE", f"/arrays/{told['id']}").json()["path"] is None
-    assert (inode in {free.stat().st_ino for free in path.parent.glob("*.free")}) == leases
+    assert (inode in {free.stat().st_ino for free in (path.parent / blocks.FREE).iterdir()}) == leases
 
 
 def test_ranges_are_answered_as_they_should_be(server: Server) -> None:
