@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from openruntime_jupyter import models
+from openruntime_jupyter import ai_models_insights, models
 from openruntime_jupyter.server import answers
 
 NOW = "2026-01-01T12:00:02.000000Z"
@@ -63,6 +63,56 @@ METRICS: dict[str, Any] = {
     "cpu_utilization": 51.5,
     "pending_tasks": 7,
 }
+SPIKE: dict[str, Any] = {
+    "kind": "peak",
+    "severity": "warning",
+    "text": "Memory usage spiked to 92% at 11:30:10Z, from 11:30:00Z to 11:30:40Z (40 s), where the median is 41%. Then ran "
+    f"{TASK['task_id']} (`matrix_multiply`; 9.60 GB at its peak).",
+    "advice": "Let such tasks work on smaller pieces, or bound them: `memory_limit` of a task, or OpenRuntimeApp.memory_limit for all (now "
+    "nine tenths of the machine's memory, 14.40 GB), stops one that grows past it.",
+    "figure": "memory_usage",
+    "figures": {"peak": 92.0, "median": 41.2, "seconds": 40.0},
+    "start": "2026-01-01T11:30:00.000000Z",
+    "end": "2026-01-01T11:30:40.000000Z",
+    "at": "2026-01-01T11:30:10.000000Z",
+    "tasks": [{name: TASK[name] for name in ("task_id", "operation", "name", "owner", "status", "started_at", "finished_at")}],
+}
+INSIGHTS: dict[str, Any] = {
+    "insights": f"Based on the last hour of memory data:\n\n1. {SPIKE['text']} {SPIKE['advice']}",
+    "metrics": METRICS,
+    "timestamp": NOW,
+    "metric_type": "memory",
+    "timeframe": "1h",
+    "findings": [SPIKE],
+    "data": {
+        "timeframe": "1h",
+        "start": "2026-01-01T11:30:00.000000Z",
+        "end": "2026-01-01T11:30:40.000000Z",
+        "resolution_s": 20,
+        "timestamps": ["2026-01-01T11:30:00.000000Z", "2026-01-01T11:30:20.000000Z"],
+        "series": {"memory_usage": {"unit": "percent", "min": [41.0, 41.5], "mean": [80.2, 79.9], "max": [92.0, 91.8]}},
+        "marks": [
+            {
+                "finding": 1,
+                "figure": "memory_usage",
+                "value": 92.0,
+                **{name: SPIKE[name] for name in ("kind", "severity", "start", "end", "at")},
+            }
+        ],
+    },
+    "basis": {
+        "start": "2026-01-01T11:00:02.000000Z",
+        "end": NOW,
+        "span_s": 3600.0,
+        "observed_s": 3600.0,
+        "resolution_s": 10,
+        "tasks": 412,
+        "tasks_examined": 412,
+        "enough": True,
+    },
+    "worded_by": "none",
+    "notice": None,
+}
 DETAIL = {"field": "priority", "problem": "Input should be less than or equal to 10"}
 TOLD = "priority: Input should be less than or equal to 10"
 
@@ -99,6 +149,7 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
         }
     ],
     models.SystemMetrics: [{**METRICS, "uptime": "2h 15m", "timestamp": NOW}],
+    ai_models_insights.Insights: [INSIGHTS],
     models.Health: [
         {
             "status": "healthy",

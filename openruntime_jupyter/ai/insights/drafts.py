@@ -70,7 +70,8 @@ class Draft:
         else:
             self.tasks = sorted(ran, key=lambda task: -_overlap(task, start, end))
         if not ran:
-            self.text += " No task ran then: something else on the machine did it."
+            # The workers' own memory is no other program's.
+            self.text += " No recorded task ran then" + ("." if self.figure == "worker_memory" else ": another program did it.")
             return
         named = [_with_memory(task) if self.around == "memory" else called(task) for task in self.tasks[:MOST_NAMED]]
         if len(ran) > len(named):

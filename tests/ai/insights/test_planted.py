@@ -97,7 +97,7 @@ def test_a_spike_that_no_task_of_ours_made_is_said_to_be_so(tmp_path: Path) -> N
     _, (drafts,) = live(look(story, tmp_path, "memory"))
     spike = one(drafts, "peak")
     assert spike.severity == "warning"
-    assert "No task ran then" in spike.text
+    assert "No recorded task ran then: another program did it." in spike.text
     assert spike.tasks == []
 
 

@@ -39,12 +39,14 @@ def array(values: list[float]) -> Array:
 
 
 @given(NUMBERS)
+@settings(deadline=None, max_examples=50)
 def test_ranks_are_those_of_the_definition(values: list[float]) -> None:
     expected = [sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values]
     assert ranked(array(values)).tolist() == expected
 
 
 @given(NUMBERS)
+@settings(deadline=None, max_examples=50)
 def test_kendalls_tau_and_the_theil_sen_slope_are_those_of_all_pairs(values: list[float]) -> None:
     pairs = list(itertools.combinations(range(len(values)), 2))
     rising = sum((values[b] > values[a]) - (values[b] < values[a]) for a, b in pairs)
@@ -67,7 +69,7 @@ def exact(values: list[float]) -> float:
 
 
 @given(st.lists(st.floats(-1, 1).filter(lambda value: abs(value) > 1e-3), min_size=11, max_size=11))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_the_probability_of_a_drift_is_near_the_exact_one(steps: list[float]) -> None:
     values = [0.0, *np.cumsum(steps).tolist()]
     assert drift(array(values)) == pytest.approx(exact(values), abs=0.05)
