@@ -11,7 +11,7 @@ import numpy as np
 
 from openruntime_jupyter.ai.insights.drafts import Draft, Finder, span
 from openruntime_jupyter.ai.insights.evidence import Evidence
-from openruntime_jupyter.ai.insights.statistics import LEAST_BLOCKS, Line, climb, episodes, trend
+from openruntime_jupyter.ai.insights.statistics import LEAST_BLOCKS, Array, Line, climb, episodes, trend
 from openruntime_jupyter.ai.insights.words import amount, moment, percent, seconds, several, size
 from openruntime_jupyter.runtime.history_insights import Ran
 
@@ -113,7 +113,7 @@ def _trend(evidence: Evidence, course: Course) -> list[Draft]:
     draft = Draft("trend", text, 40.0, "info", None, course.figure, _figures(line), line.begin, line.end)
     draft.value = line.at_end
     if course.figure == "memory_usage" and line.rise > 0:
-        _until_full(draft, line)
+        _until_full(draft, line, evidence.before("memory_usage"))
     elif course.figure == "pending_tasks" and line.rise > 0:
         draft.severity = "notice"
         draft.advice = (
@@ -122,11 +122,17 @@ def _trend(evidence: Evidence, course: Course) -> list[Draft]:
     return [draft]
 
 
-def _until_full(draft: Draft, line: Line) -> None:
+def _until_full(draft: Draft, line: Line, before: Array | None) -> None:
+    """Where it goes, as far as can be told: not beyond twice the time that was seen, nor where it was as high a while ago."""
+    if before is not None and before.size and float(before.max()) > line.at_begin + line.rise / 2:
+        draft.text += f" It was at {percent(float(before.max()))} before that, too."
+        return
     left = max(0.0, (FULL - line.at_end) / line.slope)
+    if left > 2 * (line.end - line.begin):
+        return
     draft.figures["seconds_until_90_percent"] = left
     draft.severity = "warning" if left < SOON else "notice"
-    draft.text += f" At this pace it reaches {percent(FULL)} in {seconds(left)}." if left < SOON else ""
+    draft.text += f" At this pace it reaches {percent(FULL)} in {seconds(left)}."
     draft.advice = "See which program holds it: what is not the workers' memory is outside of this service."
 
 

@@ -10,6 +10,7 @@ from openruntime_jupyter.ai.insights.drafts import Draft
 from openruntime_jupyter.ai.insights.evidence import LEAST_POINTS, Evidence
 from openruntime_jupyter.ai.insights.statistics import Array
 from openruntime_jupyter.ai.insights.words import amount, listed, number, percent, seconds, several, share, size
+from openruntime_jupyter.runtime.history_insights import MOST_FAILURES, UNCOMPLETED
 
 WEIGHT = 99.0
 ORDER = ("completed", "failed", "timed_out", "interrupted", "cancelled")
@@ -105,7 +106,11 @@ def _ended(evidence: Evidence) -> tuple[str, dict[str, float | None]]:
     if not ended.number:
         return "no task ended", {"tasks": 0.0}
     drawn = Counter(task.state for task in ended.tasks)
-    counts = {state: drawn[state] * ended.weight for state in ORDER if drawn[state]}
+    counts = {state: drawn[state] * ended.weight for state in ORDER}
+    if ended.weight > 1:
+        failed = Counter(task.state for task in ended.failures)
+        counts |= {state: failed[state] for state in UNCOMPLETED if failed[state] < MOST_FAILURES}
+    counts = {state: count for state, count in counts.items() if count}
     about = "" if ended.weight == 1 else "about "
     parts = [f"{about}{count:,.0f} {state.replace('_', ' ')} ({share(count, ended.number)})" for state, count in counts.items()]
     text = f"{several(ended.number, 'task')} ended: {listed(parts)}"

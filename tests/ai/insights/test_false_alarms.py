@@ -52,10 +52,15 @@ def daily(story: Story) -> None:
     }
 
 
-@pytest.mark.parametrize("timeframe", ["5m", "1h", "24h", "7d"])
-@pytest.mark.parametrize("course", [flat, noisy, failing_now_and_then, wandering, daily])
+@pytest.mark.parametrize(
+    ("course", "timeframe"),
+    [
+        *((course, timeframe) for course in (flat, noisy, failing_now_and_then, wandering) for timeframe in ("5m", "1h", "7d")),
+        *((daily, timeframe) for timeframe in ("1h", "6h", "24h", "7d")),
+    ],
+)
 def test_nothing_wrong_is_told_as_nothing_wrong(tmp_path: Path, course: Callable[[Story], None], timeframe: Timeframe) -> None:
-    for seed in range(1 if timeframe in ("24h", "7d") else SEEDS):
+    for seed in range(SEEDS if timeframe in ("5m", "1h") else 1):
         story = ordinary(Story(timeframe, time.time(), seed=seed))
         course(story)
         _, found = live(look(story, tmp_path / str(seed), "performance", "memory", "efficiency", "errors"))

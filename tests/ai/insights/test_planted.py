@@ -90,6 +90,16 @@ def test_memory_that_fills_up_is_told_with_the_time_that_is_left(tmp_path: Path)
     assert "in 4" in trend.text or "in 3.9" in trend.text
 
 
+def test_memory_that_was_as_high_before_is_not_said_to_fill_up(tmp_path: Path) -> None:
+    story = ordinary(Story("6h", time.time(), spans=2.5))
+    story.courses["memory_usage"] = lambda at: 40 + 30 * abs(at - story.begin) / story.span + story.dice.gauss(0, 0.5)
+    _, (drafts,) = live(look(story, tmp_path, "memory"))
+    trend = one(drafts, "trend", "memory_usage")
+    assert trend.severity == "info"
+    assert "before that, too" in trend.text
+    assert trend.advice is None
+
+
 def test_a_spike_that_no_task_of_ours_made_is_said_to_be_so(tmp_path: Path) -> None:
     story = ordinary(Story("1h", time.time()))
     memory, at = story.courses["memory_usage"], story.at(0.5)
@@ -217,4 +227,5 @@ def test_of_very_many_tasks_an_even_part_is_looked_at_and_counts_are_right_about
     assert evidence.ended.weight * len(evidence.ended.tasks) == pytest.approx(6010)
     share = sum(task.operation == "compute" for task in evidence.ended.tasks) / len(evidence.ended.tasks)
     assert share == pytest.approx(0.5, abs=0.02), "every second task is no pattern that the drawing falls for"
+    assert one(drafts, "levels").figures["failed_tasks"] == 10
     assert one(drafts, "burst").figures["failures"] == 10, "none of the failures is lost"
