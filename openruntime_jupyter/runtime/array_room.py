@@ -20,7 +20,7 @@ LOOK_SECONDS = 0.5
 """How old the knowledge of free space may be that a task is given: whether there is room is seen when it is taken."""
 WRITER_SECONDS = 30.0
 """How long a writer that holds no lock may take between asking for room and filling it."""
-RETRY_SECONDS = (0.01, 0.05, 0.25)
+RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)
 """When to look again whether whoever had a deleted array has let go of it: a worker does right after it has answered."""
 WARM_PART = 8
 """The part of the machine's memory that warm blocks may take, unless told otherwise: an eighth."""
@@ -139,6 +139,12 @@ class ArrayRoom:
         task = asyncio.get_running_loop().create_task(work)
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
+
+    async def stop(self) -> None:
+        """End what is done in the background: what is left of it, closing the folders does."""
+        for task in tuple(self._dropping):
+            task.cancel()
+        await asyncio.gather(*self._dropping, return_exceptions=True)
 
     async def sweep(self, writers: Collection[str], exists: Callable[[str], Awaitable[bool]] | None = None) -> None:
         """Drop what is too old, what was abandoned half-written, and what was deleted while it was in use.

@@ -53,6 +53,11 @@ class ArrayStore:
             if (record := found(path)) is not None:
                 self._records[record.id] = record
 
+    async def stop(self) -> None:
+        """End what is done in the background, and `close`."""
+        await self._room.stop()
+        await asyncio.to_thread(self.close)
+
     def close(self) -> None:
         """Remove what no task references, and let go of the folders. Blocks; never raises.
 

@@ -153,7 +153,6 @@ class Runtime:
         async def take_waiting() -> None:
             waiting.extend(await self._scheduler.stop())
 
-        loop = asyncio.get_running_loop()
         steps = (
             take_waiting,
             lambda: self._end_work(max(0.5, (ends - time.monotonic()) * 0.6)),
@@ -161,7 +160,7 @@ class Runtime:
             lambda: self._leave_waiting(waiting),
             self._end_background,
             self.instruments.stop,
-            lambda: loop.run_in_executor(None, self.arrays.close),
+            self.arrays.stop,
             lambda: self.history.close(max(0.5, ends - time.monotonic())),
         )
         for step in steps:

@@ -42,7 +42,7 @@ async def store_in(folder: Path, runtime_id: str = "rt_1", **settings: Any) -> A
     try:
         yield store
     finally:
-        store.close()
+        await store.stop()
 
 
 async def put(store: ArrayStore, array: np.ndarray[Any, Any], name: str | None = None) -> ArrayInfo:

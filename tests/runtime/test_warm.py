@@ -15,6 +15,7 @@ import pytest
 
 from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime import array_room, warm
+from openruntime_jupyter.runtime import arrays as arrays_module
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.worker import arrays, blocks
 from openruntime_jupyter.worker.tensorfile import Layout
@@ -42,9 +43,10 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm.WarmBlocks, "expect", lambda self, folder, size, room: None)
 
 
-def test_an_array_gets_the_file_of_a_deleted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spool_dir", ["", "disk"])
+def test_an_array_gets_the_file_of_a_deleted_one(tmp_path: Path, spool_dir: str) -> None:
     async def body() -> None:
-        async with store_in(tmp_path) as store:
+        async with store_in(tmp_path, spool_dir=spool_dir and str(tmp_path / spool_dir)) as store:
             first = await put(store, full(1))
             inode = number(first)
             await store.remove(first.id)
@@ -134,7 +136,9 @@ def test_a_worker_that_is_killed_while_it_has_a_view_lets_its_file_go_and_not_be
     live(body())
 
 
-def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp_path: Path) -> None:
+def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays_module, "SWEEP_SECONDS", 1000.0)
+
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             store = runtime.arrays
@@ -146,7 +150,7 @@ def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp
                 told = await store.info(task.result.arrays[0].id)
                 assert (arrays.view(str(told.path), "x") == value + 1).all()
                 await store.remove(sent.id)
-                await until(lambda: store.page().warm_bytes == SIZE, 1.5, "the input's file, well before the next sweep")
+                await until(lambda: store.page().warm_bytes == SIZE, what="the input's file, without a sweep")
                 if value == 0:
                     spare = blocks.free(Path(str(told.path)).parent)[0].path.stat().st_ino
                     first = await put(store, full(7))
