@@ -26,6 +26,8 @@ class Blas:
     name: str
     advice: str | None = None
     set_threads: Callable[[int], None] = lambda count: None
+    fast: bool = True
+    """Whether float32 gains by it: then a model computes faster in float32 than quantised."""
 
 
 def _candidates() -> Iterator[str]:
@@ -61,9 +63,9 @@ def choose(configured: str) -> Blas | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    built_in = Blas("reference (bundled with MLX)", ADVICE)
+    built_in = Blas("reference (bundled with MLX)", ADVICE, fast=False)
     if configured == "none":
-        return Blas(built_in.name)
+        return Blas(built_in.name, fast=False)
     problem = ""
     for path in [configured] if configured else _candidates():
         try:
@@ -75,5 +77,5 @@ def choose(configured: str) -> Blas | None:
             return found
         problem = f"{path} is no CBLAS with 32-bit integers"
     if configured:
-        return Blas(built_in.name, f"The configured BLAS can't be used: {problem}. {ADVICE}")
+        return Blas(built_in.name, f"The configured BLAS can't be used: {problem}. {ADVICE}", fast=False)
     return built_in

@@ -1,0 +1,101 @@
+"""The machine's memory, where a container's limit counts as the machine's: for the runtime and for a worker that asks itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+UNLIMITED = 1 << 60
+"""cgroup v1 says 'no limit' by a number near 2**63."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes."""
+
+    total: int
+    available: int
+
+    @property
+    def percent_used(self) -> float:
+        """0 to 100."""
+        return round(100 * (1 - self.available / self.total), 1) if self.total else 0.0
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # absent, or `max`
+        return None
+
+
+def _inactive_file(path: Path, key: str) -> int:
+    try:
+        for line in path.read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == key:
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def own_cgroups(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> list[tuple[Path, bool]]:
+    """The folders of this process's memory cgroups, innermost first, each with whether it is version 2.
+
+    In a container the root shows the container's own; the path that `membership` gives may not exist there.
+    """
+    found: list[tuple[Path, bool]] = []
+    try:
+        lines = membership.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        second = controllers == ""
+        if not second and "memory" not in controllers.split(","):
+            continue
+        top = root if second else root / "memory"
+        folder = top / name.lstrip("/")
+        while True:
+            if folder.is_dir():
+                found.append((folder, second))
+            if folder == top or top not in folder.parents:
+                break
+            folder = folder.parent
+    return found
+
+
+def cgroup_memory(folder: Path, second: bool) -> Memory | None:
+    """What one cgroup may use and has left; None where it has no limit. Pages of files that can be dropped count as left."""
+    limit = _number(folder / ("memory.max" if second else "memory.limit_in_bytes"))
+    used = _number(folder / ("memory.current" if second else "memory.usage_in_bytes"))
+    if limit is None or used is None or limit >= UNLIMITED:
+        return None
+    used -= _inactive_file(folder / "memory.stat", "inactive_file" if second else "total_inactive_file")
+    return Memory(limit, max(0, limit - max(0, used)))
+
+
+class MemoryReader:
+    """Remembers which cgroups limit this process."""
+
+    def __init__(self, cgroups: Callable[[], list[tuple[Path, bool]]] = own_cgroups) -> None:
+        folders = cgroups() if sys.platform.startswith("linux") else []
+        self._cgroups = [(folder, second) for folder, second in folders if cgroup_memory(folder, second) is not None]
+
+    def read(self) -> Memory:
+        """Total and available now: the tightest of the machine and the cgroups."""
+        whole = psutil.virtual_memory()
+        total, available = whole.total, whole.available
+        for folder, second in self._cgroups:
+            memory = cgroup_memory(folder, second)
+            if memory is not None:
+                total, available = min(total, memory.total), min(available, memory.available)
+        return Memory(total, min(available, total))
