@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
@@ -33,6 +33,17 @@ class ModelSource:
     float32_bytes: int | None = None
     cache_numbers: int | None = None
     converted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a local model is to write. What is None, or not in `sampling`, is left to mlx-lm; `sampling` has temp, top_p, top_k and min_p."""
+
+    max_tokens: int
+    sampling: dict[str, Any] = field(default_factory=dict)
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 class Message(Wire):

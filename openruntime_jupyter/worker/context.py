@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.worker.shelf import Shelf
 
+if TYPE_CHECKING:
+    from openruntime_jupyter.worker.models.language_model import LanguageModel
+
+KEPT = "language model"
 PROGRESS_INTERVAL = 0.1
 """Seconds between two progress messages of one task: ten a second are enough for any eye."""
 
@@ -22,7 +27,8 @@ class TaskContext:
     `device_type` is `"gpu"` or `"cpu"` (MLX's default device is set to it already), `memory_total` the device's memory in
     bytes (None where unknown). `send(kind, body)` reaches the runtime; a context made without it reports to nobody, which is
     what calling an operation by hand needs. `model` is what the runtime's catalogue found for an operation with a model, and
-    `resident` what such an operation keeps in its worker from one task to the next: a worker has one model.
+    `resident` what such an operation keeps in its worker from one task to the next: a worker has one model. `fast_float32` says
+    that the CPU computes best in float32.
     """
 
     def __init__(
@@ -34,6 +40,7 @@ class TaskContext:
         shelf: Shelf | None = None,
         model: ModelSource | None = None,
         resident: dict[str, Any] | None = None,
+        fast_float32: bool = False,
     ) -> None:
         self.task_id = task_id
         self.device_type = device_type
@@ -41,6 +48,9 @@ class TaskContext:
         self.shelf = shelf or Shelf()
         self.model = model
         self.resident: dict[str, Any] = {} if resident is None else resident
+        self.fast_float32 = fast_float32
+        self.modules = len(sys.modules)
+        """How many were imported when the task began, or its model was loaded: an interrupt may have left half of a later one behind."""
         self._send = send
         self._progress: dict[str, Any] | None = None
         self._sent_at = float("-inf")
@@ -67,6 +77,17 @@ class TaskContext:
         """Show a MIME bundle where the task is watched, after everything printed so far."""
         if self._send is not None:
             self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
+
+    def language_model(self) -> LanguageModel:
+        """The model of this worker, loaded unless it is in memory; raises what `worker.models.loading.load` raises."""
+        from openruntime_jupyter.worker.models.loading import load
+
+        if KEPT not in self.resident:
+            assert self.model is not None, "the runtime finds the model of an operation that is resident"
+            self.resident[KEPT] = load(self.model, self)
+            self.modules = len(sys.modules)
+        kept: LanguageModel = self.resident[KEPT]
+        return kept
 
     def array(self, array_id: str, kind: str | None = None) -> Any:
         """An array that the parameters name.

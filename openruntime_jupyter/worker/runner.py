@@ -19,7 +19,7 @@ from openruntime_jupyter.worker import restore, tracebacks
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.bodies import dumps
 from openruntime_jupyter.worker.channel import Channel, as_json
-from openruntime_jupyter.worker.context import TaskContext, set_current
+from openruntime_jupyter.worker.context import TaskContext, current, set_current
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.interrupts import InterruptGuard
@@ -50,7 +50,6 @@ class Runner:
         task_id = body["task_id"]
         self._prepare(body)
         self._shelf = Shelf(body.get("arrays"))
-        modules = len(sys.modules)
         started = time.perf_counter()
         result: Result | None = None
         error: BaseException | None = None
@@ -66,7 +65,8 @@ class Runner:
             if self._guard.delivered:
                 _finish_computing()
         # An import that was interrupted leaves half of a package behind, which no later task must meet.
-        spent = self._guard.delivered and len(sys.modules) != modules
+        context = current()
+        spent = self._guard.delivered and context is not None and len(sys.modules) != context.modules
         figures = {
             "task_id": task_id,
             "execution_time": time.perf_counter() - started,
@@ -101,7 +101,10 @@ class Runner:
 
     def _operate(self, body: dict[str, Any]) -> Result:
         model = ModelSource(**body["model"]) if body.get("model") else None
-        context = TaskContext(body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf, model, self._kept)
+        fast = self._blas is None or self._blas.fast
+        context = TaskContext(
+            body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf, model, self._kept, fast
+        )
         set_current(context)
         parameters = body.get("parameters")
         if parameters is None:
