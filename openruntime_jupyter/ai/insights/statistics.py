@@ -211,12 +211,11 @@ def _largest_rise(values: Array) -> tuple[int, int]:
     noise = 3 * MAD_TO_SIGMA * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
     best = (0, 0)
     for low in range(values.size - 1):
-        top = low
-        for place in range(low + 1, values.size):
-            if values[top] - values[place] > max((values[top] - values[low]) / 4, noise) + 1e-12:
-                break
-            if values[place] > values[top]:
-                top = place
+        rest = values[low:]
+        highest = np.maximum.accumulate(rest)
+        fallen = highest - rest > np.maximum((highest - rest[0]) / 4, noise) + 1e-12
+        end = int(np.argmax(fallen)) if fallen.any() else rest.size
+        top = low + int(np.argmax(rest[:end]))
         if values[top] - values[low] > values[best[1]] - values[best[0]]:
             best = low, top
     # Where it is level before and after, the lowest and the highest value lie anywhere in that.
