@@ -29,7 +29,7 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check format clean
+.PHONY: help lab test bench check format frontend clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -52,10 +52,14 @@ check: $(VENV)/.dev ## format, lint, types and layout
 	$(RUN) ruff check
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_floors.py tests/test_repository.py
+	tools/build-frontend $(VENV)/bin/python --check
 
 format: $(VENV)/.dev ## put the sources into the form that `make check` asks for
 	$(RUN) ruff format
 	$(RUN) ruff check --fix
+
+frontend: $(VENV)/.dev ## bundle the dashboard's page after a change in its sources
+	tools/build-frontend $(VENV)/bin/python
 
 clean: ## remove what the other commands made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from openruntime_jupyter.ai_models import ModelList
+from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import (
@@ -13,11 +15,13 @@ from openruntime_jupyter.models import (
     ArrayKind,
     Device,
     Health,
+    MetricsHistory,
     OperationInfo,
     SystemMetrics,
     Task,
     TaskOutput,
     TaskPage,
+    Timeframe,
     Worker,
 )
 
@@ -127,6 +131,18 @@ class Backend(Protocol):
 
     def operations(self) -> list[OperationInfo]:
         """The kinds of work it does, with the schemas of their parameters."""
+
+    def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
+        """The figures of the last `timeframe` in at most `points` points."""
+
+    def models(self) -> ModelList:
+        """The models that can be asked, and which of them are in memory."""
+
+    def unload(self, name: str) -> list[str]:
+        """Unload a model; returns its name once its memory is free. Raises `ModelNotFound`, and `TaskConflict` while it answers."""
+
+    def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
+        """What the recorded history of the last `timeframe` tells."""
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
         """Have `tell(message)` called with what happens, on a thread that all who watch this backend share; see `watch.py`.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.ai_models import ModelList
+from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.handle import TaskHandle
@@ -13,7 +15,18 @@ from openruntime_jupyter.client.lanes import refuse_deadlock
 from openruntime_jupyter.client.mapping import run_map
 from openruntime_jupyter.client.pickling import pack_call, pack_variables, world
 from openruntime_jupyter.errors import TaskNotFound
-from openruntime_jupyter.models import Device, Health, OperationInfo, Origin, SystemMetrics, Task, TaskPage, Worker
+from openruntime_jupyter.models import (
+    Device,
+    Health,
+    MetricsHistory,
+    OperationInfo,
+    Origin,
+    SystemMetrics,
+    Task,
+    TaskPage,
+    Timeframe,
+    Worker,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -201,6 +214,22 @@ class Client:
     def health(self) -> Health:
         """Whether all is well, and what to do about what is not."""
         return self.backend.health()
+
+    def models(self) -> ModelList:
+        """The models that can be asked, those in memory marked, and the remote providers."""
+        return self.backend.models()
+
+    def unload(self, name: str) -> list[str]:
+        """Free the memory of an idle model; raises `ModelNotFound`, and `TaskConflict` while it answers a prompt."""
+        return self.backend.unload(name)
+
+    def metrics_history(self, timeframe: Timeframe = "5m", points: int = 300) -> MetricsHistory:
+        """The figures of the last `timeframe` (`5m`, `15m`, `1h`, `6h`, `24h`, `7d`) in at most `points` points."""
+        return self.backend.metrics_history(timeframe, points)
+
+    def insights(self, metric_type: MetricType = "performance", timeframe: Timeframe = "1h", wording: WordingChoice = "none") -> Insights:
+        """What the recorded history tells about `performance`, `memory`, `efficiency` or `errors`; `wording` says whether by a model."""
+        return self.backend.insights(metric_type, timeframe, wording)
 
     def operations(self) -> list[OperationInfo]:
         """The kinds of work there are, with the schemas of their parameters."""

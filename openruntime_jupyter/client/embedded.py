@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from openruntime_jupyter.ai_models import ModelList
+from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.bus import BusEvents
 from openruntime_jupyter.client.watch import Tell, Watch
@@ -29,6 +31,7 @@ from openruntime_jupyter.models import (
     ArrayKind,
     Device,
     Health,
+    MetricsHistory,
     OperationInfo,
     SystemMetrics,
     Task,
@@ -36,6 +39,7 @@ from openruntime_jupyter.models import (
     TaskPage,
     TaskRequest,
     TaskState,
+    Timeframe,
     Worker,
 )
 from openruntime_jupyter.operations.base import invalid
@@ -173,6 +177,33 @@ class EmbeddedBackend:
         """See `Backend.operations`."""
         return self._ask(_said(lambda runtime: runtime.operations()))
 
+    def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
+        """See `Backend.metrics_history`."""
+        return self._ask(lambda runtime: runtime.metrics_history(timeframe, points))
+
+    def models(self) -> ModelList:
+        """See `Backend.models`."""
+
+        async def models(ai: AiService) -> ModelList:
+            return ai.models(_caller())
+
+        return self._ask_ai(models)
+
+    def unload(self, name: str) -> list[str]:
+        """See `Backend.unload`."""
+        return self._ask(lambda runtime: runtime.unload(name))
+
+    def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
+        """See `Backend.insights`."""
+        # Here, and not on the loop: NumPy takes its time.
+        from openruntime_jupyter.ai.insights.answer import insights
+
+        try:
+            request = InsightsRequest(metric_type=metric_type, timeframe=timeframe, wording=wording)
+        except ValidationError as problem:
+            raise invalid(problem) from None
+        return self._ask_ai(lambda ai: insights(ai.runtime, request, ai.worders(_caller())))
+
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
         """See `Backend.watch`. It starts the runtime."""
         self._started()
@@ -201,8 +232,11 @@ class EmbeddedBackend:
         hosted.thread.join(1)
 
     def _ask(self, question: Callable[[Runtime], Coroutine[Any, Any, Answer]]) -> Answer:
-        loop, runtime = self._started()
-        answer = asyncio.run_coroutine_threadsafe(question(runtime), loop)
+        return self._ask_ai(lambda ai: question(ai.runtime))
+
+    def _ask_ai(self, question: Callable[[AiService], Coroutine[Any, Any, Answer]]) -> Answer:
+        hosted = self._started()
+        answer = asyncio.run_coroutine_threadsafe(question(hosted.ai), hosted.loop)
         try:
             return answer.result()
         except CancelledError:
@@ -210,11 +244,11 @@ class EmbeddedBackend:
         finally:
             answer.cancel()  # an interrupt leaves nothing behind on the loop
 
-    def _started(self) -> tuple[asyncio.AbstractEventLoop, Runtime]:
+    def _started(self) -> _Hosted:
         with self._lock:
             if self._hosted is None:
                 self._hosted = self._start()
-            return self._hosted.loop, self._hosted.runtime
+            return self._hosted
 
     def _start(self) -> _Hosted:
         loop = asyncio.new_event_loop()

@@ -15,6 +15,8 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from openruntime_jupyter.ai_models import ModelList, Unloaded
+from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
 from openruntime_jupyter.client.watch import Tell, Watch
@@ -25,14 +27,19 @@ from openruntime_jupyter.models import (
     ArrayKind,
     Device,
     Health,
+    MetricsHistory,
     OperationInfo,
     SystemMetrics,
     Task,
     TaskOutput,
     TaskPage,
+    Timeframe,
     Worker,
 )
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
+
+WORDING_SECONDS = 60.0
+"""How long a model may take to word insights, as the client sees it."""
 
 PATIENCE = 30.0
 """Seconds for an answer beyond the wait that was asked for: a busy server is slow before it is gone."""
@@ -196,6 +203,23 @@ class HttpBackend:
     def operations(self) -> list[OperationInfo]:
         """See `Backend.operations`."""
         return self._list(OperationInfo, "/operations", "operations")
+
+    def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
+        """See `Backend.metrics_history`."""
+        return self._ask(MetricsHistory, "GET", "/metrics/history", params={"timeframe": timeframe, "points": str(points)})
+
+    def models(self) -> ModelList:
+        """See `Backend.models`."""
+        return self._ask(ModelList, "GET", "/models")
+
+    def unload(self, name: str) -> list[str]:
+        """See `Backend.unload`."""
+        return self._ask(Unloaded, "DELETE", f"/models/{quote(name, safe='')}").unloaded
+
+    def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
+        """See `Backend.insights`."""
+        request = {"metric_type": metric_type, "timeframe": timeframe, "wording": wording}
+        return self._ask(Insights, "POST", "/ai/insights", content=_json(request), wait=WORDING_SECONDS)
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
         """See `Backend.watch`."""

@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from IPython.core.error import UsageError
 
-from openruntime_jupyter.models import TaskState
-from openruntime_jupyter.notebook.arguments import Arguments
+from openruntime_jupyter.ai_models_insights import MetricType, WordingChoice
+from openruntime_jupyter.models import TaskState, Timeframe
+from openruntime_jupyter.notebook.arguments import Arguments, literal
+from openruntime_jupyter.notebook.doctor import Report, examine
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.knowing import InsightsCard, ModelTable
 from openruntime_jupyter.notebook.replay import Replay
 from openruntime_jupyter.notebook.running import completed, run_operation, shown, watch
 from openruntime_jupyter.notebook.session import Session
@@ -108,6 +111,36 @@ def _priority(session: Session, _arguments: Arguments, word: str, level: str) ->
     return TaskCard(session.handle(word).set_priority(int(level)), session.devices())
 
 
+def _models(session: Session, _arguments: Arguments) -> ModelTable:
+    return ModelTable(session.client.models())
+
+
+def _unload(session: Session, _arguments: Arguments, word: str) -> ModelTable:
+    session.client.unload(str(literal(word)))
+    return ModelTable(session.client.models())
+
+
+def _insights(session: Session, arguments: Arguments) -> InsightsCard:
+    wanted = {"metric": "performance", "timeframe": "1h", "wording": "none", **arguments.pairs}
+    for name, known in (("metric", get_args(MetricType)), ("timeframe", get_args(Timeframe)), ("wording", get_args(WordingChoice))):
+        if wanted[name] not in known:
+            raise UsageError(f"there is no {name} {wanted[name]!r}; there are {', '.join(known)}.")
+    return InsightsCard(session.client.insights(wanted["metric"], wanted["timeframe"], wanted["wording"]))
+
+
+def _doctor(session: Session, _arguments: Arguments) -> Report:
+    return examine(lambda: session.client)
+
+
+def _dashboard(session: Session, arguments: Arguments) -> Any:
+    from openruntime_jupyter.notebook.dashboard.widget import Dashboard
+
+    timeframe = arguments.pairs.get("timeframe", "5m")
+    if timeframe not in get_args(Timeframe):
+        raise UsageError(f"there is no timeframe {timeframe!r}; there are {', '.join(get_args(Timeframe))}.")
+    return Dashboard(session.client, timeframe)
+
+
 def _operations(session: Session, _arguments: Arguments) -> OperationTable:
     return OperationTable(session.client.operations())
 
@@ -144,6 +177,11 @@ COMMANDS: dict[str, Command] = {
     "wait": Command(_wait, wants=(TASK,)),
     "output": Command(_output, wants=(TASK,)),
     "result": Command(_result, wants=(TASK,)),
+    "models": Command(_models),
+    "unload": Command(_unload, wants=("the name of a model that is in memory",)),
+    "insights": Command(_insights, takes=("metric", "timeframe", "wording")),
+    "dashboard": Command(_dashboard, takes=("timeframe",)),
+    "doctor": Command(_doctor),
     "priority": Command(_priority, wants=(TASK, "a number from 1 to 10")),
     "cancel": Command(_cancel, wants=(TASK,)),
 }

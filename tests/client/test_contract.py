@@ -18,6 +18,7 @@ from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.errors import (
     InvalidRequest,
+    ModelNotFound,
     TaskCancelled,
     TaskConflict,
     TaskFailed,
@@ -375,3 +376,25 @@ def test_a_call_is_named_after_its_function_unless_it_has_a_name(client: Client)
     assert handle.task.name == "sleep"
     assert client.with_options(name="mine").submit_call(sleeper(0)).task.name == "mine"
     assert client.submit_call(lambda: 1).task.name is None
+
+
+def test_figures_models_and_insights_are_told(client: Client) -> None:
+    client.run("matrix_multiply", size=8)
+    history = client.metrics_history("5m", 50)
+    assert len(history.timestamps) <= 50
+    assert set(history.series) >= {"active_tasks", "memory_usage"}
+    assert all(len(series.mean) == len(history.timestamps) for series in history.series.values())
+    found = client.insights("performance", "5m")
+    assert found.insights
+    assert found.findings
+    assert client.workers()
+    names = [model.name for model in client.models().models]
+    with pytest.raises(ModelNotFound, match="nothing_like_it"):
+        client.unload("nothing_like_it")
+    assert "nothing_like_it" not in names
+
+
+@pytest.mark.parametrize("wrong", [{"metric_type": "colour"}, {"timeframe": "2y"}, {"wording": "loud"}])
+def test_wrong_questions_about_the_past_are_refused(client: Client, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+        client.insights(**wrong)

@@ -259,6 +259,9 @@ def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> No
         ("%openruntime connect http://127.0.0.1:9", "127.0.0.1:9"),
         ("%openruntime status --bg", "no options"),
         ("%openruntime cancel task_1 hard=True", "hard"),
+        ("%openruntime insights metric=colour", "efficiency"),
+        ("%openruntime dashboard timeframe=2y", "24h"),
+        ("%openruntime unload nobody_of_that_name", "nobody_of_that_name"),
         ("%openruntime priority task_1", "a number from 1 to 10"),
         ("%openruntime priority task_1 11", "10 is the most urgent"),
         ("%openruntime matrix_multiply 64", "name=value"),
@@ -283,6 +286,7 @@ def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> No
         "status": "device_0",
         "devices": "free memory",
         "workers": "worker_",
+        "doctor": "there and back",
         "tasks": "newest first",
         "operations": "matrix_multiply",
         "": "--memory-limit",
@@ -297,6 +301,24 @@ def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> No
     assert (
         kernel.value("[t.operation for t in found], found.total_count >= 1, now.health.status") == "(['matrix_multiply'], True, 'healthy')"
     )
+
+
+def test_the_doctor_finds_every_part_well(kernel: Kernel) -> None:
+    kernel.run("found = %openruntime doctor")
+    assert kernel.value("found.well, [check.name for check in found if check.verdict == 'wrong']") == "(True, [])"
+    assert "device_0" in kernel.value("[check.name for check in found]")
+
+
+def test_what_answers_prompts_is_told_or_how_to_get_it(kernel: Kernel) -> None:
+    assert "prompts" in kernel.run("%openruntime models").value
+
+
+def test_insights_are_a_card_and_a_value(kernel: Kernel) -> None:
+    cell = kernel.run("%openruntime insights metric=errors timeframe=5m")
+    assert cell.status == "ok", cell.error
+    assert "errors over the last 5m" in cell.value
+    kernel.run("found = %openruntime insights")
+    assert kernel.value("bool(found.findings)") == "True"
 
 
 def test_a_waiting_task_is_moved(kernel: Kernel) -> None:

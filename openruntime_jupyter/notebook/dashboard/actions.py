@@ -1,0 +1,45 @@
+"""What a dashboard's buttons do where its page can't ask the server itself: the same by the kernel's own connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from openruntime_jupyter.client.backend import Backend, new_key
+
+Action = Callable[[Backend, dict[str, Any]], Any]
+
+
+def _again(backend: Backend, said: dict[str, Any]) -> Any:
+    task = backend.get(said["id"])
+    request = {
+        "operation": task.operation,
+        "parameters": task.parameters or {},
+        "device_preference": task.device_preference,
+        "priority": task.priority,
+        "timeout": task.timeout,
+        "retries": task.retries,
+        "name": task.name,
+        "memory_limit": task.memory_limit,
+        "origin": "notebook",
+    }
+    return backend.submit({name: value for name, value in request.items() if value is not None}, new_key()).model_dump(mode="json")
+
+
+def _run(backend: Backend, said: dict[str, Any]) -> Any:
+    request = {"operation": said["operation"], "parameters": said["parameters"], "origin": "notebook"}
+    return backend.submit(request, new_key()).model_dump(mode="json", exclude={"parameters"})
+
+
+ACTIONS: dict[str, Action] = {
+    "cancel": lambda backend, said: backend.cancel(said["id"]).model_dump(mode="json", exclude={"parameters"}),
+    "priority": lambda backend, said: backend.reprioritise(said["id"], int(said["priority"])).model_dump(
+        mode="json", exclude={"parameters"}
+    ),
+    "output": lambda backend, said: backend.output(said["id"]).model_dump(mode="json"),
+    "again": _again,
+    "run": _run,
+    "unload": lambda backend, said: {"unloaded": backend.unload(said["name"])},
+    "insights": lambda backend, said: backend.insights(said["metric_type"], said["timeframe"]).model_dump(mode="json"),
+}
+"""By name, as the page calls them; each raises the backend's errors."""

@@ -1,0 +1,36 @@
+// Bundles the page's part. `node build.mjs` writes ../static; `node build.mjs --check` says whether what lies there is current.
+import { build } from "esbuild";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname } from "node:path";
+
+const made = await build({
+  entryPoints: { dashboard: "src/index.js" },
+  bundle: true,
+  format: "esm",
+  minify: true,
+  target: "es2022",
+  loader: { ".css": "text" },
+  // The licence of uPlot stays with its code.
+  legalComments: "inline",
+  outdir: "../static",
+  write: false,
+});
+let stale = false;
+for (const file of made.outputFiles) {
+  let before = null;
+  try {
+    before = readFileSync(file.path, "utf8");
+  } catch {
+    // There is none yet.
+  }
+  if (before === file.text) continue;
+  if (process.argv.includes("--check")) {
+    console.error(`${file.path} is not what src/ makes: run \`make frontend\``);
+    stale = true;
+  } else {
+    mkdirSync(dirname(file.path), { recursive: true });
+    writeFileSync(file.path, file.text);
+    console.log(`${file.path}: ${file.text.length} bytes`);
+  }
+}
+process.exit(stale ? 1 : 0);

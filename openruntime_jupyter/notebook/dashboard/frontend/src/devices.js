@@ -1,0 +1,82 @@
+// A card for each device: what it is, how busy, how full.
+import { Children, make, show, write } from "./dom.js";
+import { bytes, percent } from "./format.js";
+
+function bar(label) {
+  const fill = make("div");
+  const element = make("div", { class: "or-bar", role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
+  return {
+    element,
+    update(value) {
+      show(element, value != null);
+      if (value == null) return;
+      const rounded = Math.round(Math.min(100, Math.max(0, value)));
+      fill.style.width = `${rounded}%`;
+      element.setAttribute("aria-valuenow", rounded);
+    },
+  };
+}
+
+function row(label) {
+  const value = make("span", { class: "or-value" });
+  const meter = bar(label);
+  const element = make("div", { class: "or-row" }, make("span", { class: "or-dim" }, label), value, meter.element);
+  return {
+    element,
+    update(percentage, text) {
+      show(element, text !== "");
+      meter.update(percentage);
+      write(value, text);
+    },
+  };
+}
+
+function card(device) {
+  const name = make("strong");
+  const kind = make("span", { class: "or-dim" });
+  const state = make("span", { class: "or-state" });
+  const queue = make("div", { class: "or-dim" });
+  const advice = make("div", { class: "or-advice" });
+  const load = row("load");
+  const memory = row("memory");
+  const element = make(
+    "li",
+    { class: "or-card", "aria-label": device.id },
+    make("div", { class: "or-head" }, name, state),
+    kind,
+    load.element,
+    memory.element,
+    queue,
+    advice,
+  );
+  return {
+    element,
+    update(now) {
+      write(name, now.name);
+      write(state, now.status);
+      state.dataset.state = now.status;
+      const warm = [now.temperature_celsius != null && `${Math.round(now.temperature_celsius)} °C`, now.power_watts != null && `${Math.round(now.power_watts)} W`];
+      write(kind, [now.id, now.type.toUpperCase(), now.blas, ...warm].filter(Boolean).join(" · "));
+      load.update(now.utilization, percent(now.utilization));
+      const used = now.memory_total - now.memory_available;
+      memory.update((100 * used) / now.memory_total, `${bytes(used)} of ${bytes(now.memory_total)}`);
+      write(queue, `${now.running} of ${now.slots} slots in use · ${now.pending} waiting`);
+      write(advice, now.advice ?? "");
+      show(advice, Boolean(now.advice));
+    },
+  };
+}
+
+export class Devices {
+  constructor() {
+    this.list = make("ul", { class: "or-cards", "aria-label": "Devices" });
+    this.empty = make("div", { class: "or-empty" }, "No device is known yet: a worker says what there is when it has started");
+    this.element = make("section", {}, this.list, this.empty);
+    this.children = new Children(this.list, (device) => device.id, card);
+  }
+
+  update(devices) {
+    this.children.update(devices);
+    show(this.empty, !devices.length);
+  }
+}

@@ -1,0 +1,90 @@
+// How the page reaches the runtime: by the server that the page came from where that is the runtime's own, else through the kernel.
+
+const TIMEOUT = 20_000;
+
+export class Runtime {
+  constructor(model) {
+    this.model = model;
+    this.waiting = new Map();
+    this.number = 0;
+    this.base = null;
+    this.asked = null;
+    this.heard = (message) => this.answered(message);
+    model.on("msg:custom", this.heard);
+  }
+
+  close() {
+    this.model.off("msg:custom", this.heard);
+  }
+
+  /** Whether this page's server runs `runtime`: then buttons work while the kernel is busy. */
+  async look(runtime) {
+    if (!runtime || this.asked === runtime) return;
+    this.asked = runtime;
+    this.base = null;
+    try {
+      const config = JSON.parse(document.getElementById("jupyter-config-data").textContent);
+      const base = new URL(`${config.baseUrl}openruntime/`, location.href);
+      const health = await (await fetch(new URL("health", base))).json();
+      if (health.runtime === runtime) this.base = base;
+    } catch {
+      // VS Code, an exported page, or a server without the extension: the kernel does it.
+    }
+  }
+
+  async ask(method, path, body) {
+    const cookie = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]+)/);
+    const headers = { "Content-Type": "application/json", ...(cookie ? { "X-XSRFToken": decodeURIComponent(cookie[1]) } : {}) };
+    const answer = await fetch(new URL(path, this.base), {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+    const said = await answer.json();
+    if (!answer.ok) throw new Error(said.error ?? `status ${answer.status}`);
+    return said;
+  }
+
+  /** Do what `name` says with `said`; rejects with the reason in words. */
+  async act(name, said) {
+    return this.base ? this.direct(name, said) : this.throughKernel(name, said);
+  }
+
+  async direct(name, said) {
+    const task = said.id && `tasks/${encodeURIComponent(said.id)}`;
+    if (name === "cancel") return this.ask("DELETE", task);
+    if (name === "priority") return this.ask("PATCH", task, { priority: said.priority });
+    if (name === "output") return this.ask("GET", `${task}/output`);
+    if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(said.name)}`);
+    if (name === "insights") return this.ask("POST", "ai/insights", said);
+    if (name === "run") return this.ask("POST", "tasks", { ...said, origin: "notebook", wait: false });
+    if (name !== "again") throw new Error(`there is no action ${name}`);
+    const before = await this.ask("GET", task);
+    const request = { wait: false, origin: "notebook" };
+    for (const field of ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit"]) {
+      if (before[field] != null) request[field] = before[field];
+    }
+    return this.ask("POST", "tasks", request);
+  }
+
+  throughKernel(name, said) {
+    return new Promise((resolve, reject) => {
+      const number = ++this.number;
+      const timer = setTimeout(() => {
+        this.waiting.delete(number);
+        reject(new Error("the kernel does not answer: it may be busy with a cell. Try again when that has ended"));
+      }, TIMEOUT);
+      this.waiting.set(number, { resolve, reject, timer });
+      this.model.send({ number, name, said });
+    });
+  }
+
+  answered(message) {
+    const waiting = this.waiting.get(message.number);
+    if (!waiting) return;
+    clearTimeout(waiting.timer);
+    this.waiting.delete(message.number);
+    if (message.error) waiting.reject(new Error(message.error));
+    else waiting.resolve(message.answer);
+  }
+}

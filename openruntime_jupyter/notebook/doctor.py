@@ -1,0 +1,188 @@
+"""`%openruntime doctor`: looks at each part that a task needs, from this kernel to a worker and back, and says what to do about it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from openruntime_jupyter import __version__
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.notebook.display import Html, View, block, table, tag, text_table
+from openruntime_jupyter.notebook.humanize import duration
+
+Verdict = Literal["ok", "note", "wrong"]
+
+SIGNS: dict[Verdict, tuple[str, str]] = {"ok": ("✓", "ok"), "note": ("!", "wa"), "wrong": ("✗", "no")}
+
+PATIENCE = 30.0
+"""Seconds that a small task may take before something is wrong: the first one waits for a worker."""
+
+ARRAY = 1 << 20
+"""Bytes of the array that is sent there and back: large enough to go by the spool."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part: `ok`, a `note` about what could be better, or what is `wrong`, each with what to do."""
+
+    name: str
+    verdict: Verdict
+    says: str
+
+
+class Report(View, list[Check]):
+    """What the doctor found: a list of checks that shows itself as a table."""
+
+    COLUMNS = ("", "part", "what was found")
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(check.verdict != "wrong" for check in self)
+
+    @property
+    def _head(self) -> str:
+        wrong = sum(check.verdict == "wrong" for check in self)
+        return "All parts work." if self.well else f"{wrong} of {len(self)} parts {'is' if wrong == 1 else 'are'} wrong."
+
+    def _rows(self, sign: Callable[[Verdict], str | Html]) -> list[list[str | Html]]:
+        return [[sign(check.verdict), check.name, check.says] for check in self]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        rows = self._rows(lambda verdict: tag("span", SIGNS[verdict][0], class_=SIGNS[verdict][1], role="img", aria_label=verdict))
+        return block("OpenRuntime doctor", table(self._head, self.COLUMNS, rows, wide=(2,)), kind="ort-c")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return f"{self._head}\n{text_table(self.COLUMNS, self._rows(lambda verdict: SIGNS[verdict][0]))}"
+
+
+def examine(connect: Callable[[], Client]) -> Report:
+    """Look at every part; one that fails does not keep the others from being looked at, but what needs a runtime needs one."""
+    report = Report(_here())
+    try:
+        client = connect()
+        report += [_runtime(client)]
+    except OpenRuntimeError as problem:
+        advice = "Start Jupyter with openruntime-jupyter installed in its environment, or `%openruntime connect embedded`"
+        return Report([*report, Check("runtime", "wrong", f"{problem}. {advice}")])
+    for name, look in (
+        ("versions", _versions),
+        ("environments", _environments),
+        ("devices", _devices),
+        ("a task", _task),
+        ("a cell", _cell),
+        ("arrays", _arrays),
+        ("models", _models),
+    ):
+        try:
+            report += look(client)
+        except (OpenRuntimeError, TimeoutError) as problem:
+            report.append(Check(name, "wrong", str(problem).splitlines()[0]))
+    return report
+
+
+def _here() -> Iterator[Check]:
+    found = []
+    missing = []
+    for package in ("ipywidgets", "anywidget"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        yield Check("widgets", "wrong", f"{' and '.join(missing)} missing here: {sys.executable} -m pip install {' '.join(missing)}")
+    else:
+        yield Check(
+            "widgets", "ok", f"{', '.join(found)} in this kernel. Where a page shows text instead of the dashboard, its own lacks them"
+        )
+
+
+def _runtime(client: Client) -> Check:
+    health = client.health()
+    deadline = time.monotonic() + PATIENCE
+    while health.status == "starting" and time.monotonic() < deadline:
+        time.sleep(0.1)
+        health = client.health()
+    place = "inside this kernel: its tasks end with it" if client.where == "embedded" else f"at {client.where}"
+    if health.problems:
+        return Check("runtime", "note" if health.status == "healthy" else "wrong", f"{health.status}, {place}. {' '.join(health.problems)}")
+    return Check("runtime", "ok", f"{health.status}, {place}")
+
+
+def _versions(client: Client) -> Iterator[Check]:
+    theirs = client.health().version
+    if theirs == __version__:
+        yield Check("versions", "ok", f"{__version__} here and there")
+    else:
+        yield Check(
+            "versions",
+            "wrong",
+            f"{__version__} in this kernel, {theirs} in the runtime: install one of them in both, such as "
+            f"{sys.executable} -m pip install openruntime-jupyter=={theirs}",
+        )
+
+
+def _environments(client: Client) -> Iterator[Check]:
+    theirs = {worker.interpreter for worker in client.workers()} - {sys.executable}
+    if not theirs:
+        yield Check("environments", "ok", f"this kernel and the runtime's workers run {sys.executable}")
+    elif client.backend.local:
+        yield Check("environments", "ok", f"cells run with this kernel's {sys.executable}, operations with {', '.join(sorted(theirs))}")
+    else:
+        yield Check(
+            "environments", "note", f"the runtime is elsewhere: cells run there with {', '.join(sorted(theirs))}, not with this kernel's"
+        )
+
+
+def _devices(client: Client) -> Iterator[Check]:
+    found = client.devices()
+    if not found:
+        yield Check("devices", "wrong", "no worker has said yet what there is to compute on; `%openruntime status` says why")
+    for device in found:
+        what = f"{device.name}, MLX {device.mlx_version}" + (f", {device.blas}" if device.blas else "")
+        yield Check(device.id, "note" if device.advice else "ok", f"{what}. {device.advice}" if device.advice else what)
+
+
+def _task(client: Client) -> Iterator[Check]:
+    began = time.monotonic()
+    value = client.submit("compute", expression="1 + 1").result(PATIENCE)["value"]
+    yield Check("a task", "ok" if value == 2 else "wrong", f"1 + 1 = {value:g}, by a worker, in {duration(time.monotonic() - began)}")
+
+
+def _cell(client: Client) -> Iterator[Check]:
+    began = time.monotonic()
+    found = client.submit_code("import sys\nwhere = sys.executable", outputs=("where",)).result(PATIENCE)["where"]
+    yield Check("a cell", "ok", f"code runs with {found}, in {duration(time.monotonic() - began)}")
+
+
+def _arrays(client: Client) -> Iterator[Check]:
+    import numpy as np
+
+    there = np.arange(ARRAY // 4, dtype=np.float32)
+    began = time.monotonic()
+    back = client.submit_call(np.negative, there).result(PATIENCE)
+    same = bool(np.array_equal(back, -there))
+    way = "by mapped files" if client.backend.local else "over HTTP"
+    took = duration(time.monotonic() - began)
+    says = f"1 MiB there and back in {took}, {way}" if same else "an array came back changed: please report that"
+    yield Check("arrays", "ok" if same else "wrong", says)
+
+
+def _models(client: Client) -> Iterator[Check]:
+    found = client.models()
+    answering = [model.name for model in found.models] + [f"the profile {profile.name}" for profile in found.profiles]
+    if answering:
+        yield Check("models", "ok", f"{', '.join(answering)} can answer prompts")
+    else:
+        yield Check(
+            "models",
+            "note",
+            "nothing answers prompts yet: `jupyter openruntime pull` fetches a small model, OPENAI_API_KEY or a profile sets up a provider",
+        )

@@ -1,0 +1,99 @@
+"""What there is to ask, and what the history tells: models, agents and insights as tables and cards."""
+
+from __future__ import annotations
+
+from openruntime_jupyter.ai_models import ModelInfo, ModelList
+from openruntime_jupyter.ai_models_insights import Finding, Insights
+from openruntime_jupyter.errors import gigabytes
+from openruntime_jupyter.notebook.display import Html, View, block, table, tag, text_table
+from openruntime_jupyter.notebook.humanize import clock, duration
+
+NO_MODELS = (
+    "Nothing answers prompts yet: `jupyter openruntime pull` in a terminal fetches a small model, "
+    "and OPENAI_API_KEY in the server's environment or a profile in its configuration sets up a provider"
+)
+
+SEVERITIES = {"warning": ("✗", "no"), "notice": ("!", "wa"), "info": ("·", "m")}
+
+
+class ModelTable(View, list[ModelInfo]):
+    """The models of the runtime's machine: a list of records that shows itself as a table; `profiles` are the remote providers."""
+
+    COLUMNS = ("model", "kind", "size", "context", "in memory", "default")
+
+    def __init__(self, found: ModelList) -> None:
+        super().__init__(found.models)
+        self.profiles = found.profiles
+
+    def _rows(self) -> list[list[str]]:
+        local = [
+            [
+                model.name,
+                model.kind or "",
+                "" if model.bytes is None else gigabytes(model.bytes),
+                "" if model.context_length is None else f"{model.context_length:,} tokens",
+                "; ".join(_held(model)),
+                "✓" if model.default else "",
+            ]
+            for model in self
+        ]
+        remote = [
+            [f"{each.name}: {each.model or 'no model set'}", "profile", "", "", "elsewhere", "✓" if each.default else ""]
+            for each in self.profiles
+        ]
+        return [*local, *remote]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        rows = self._rows()
+        return block("OpenRuntime models", table("Models", self.COLUMNS, rows) if rows else tag("div", NO_MODELS, class_="m"))
+
+    def text(self) -> str:
+        """See `View.text`."""
+        rows = self._rows()
+        return text_table(self.COLUMNS, rows) if rows else NO_MODELS
+
+
+def _held(model: ModelInfo) -> list[str]:
+    held = []
+    for worker in model.resident:
+        size = "" if worker.resident_bytes is None else f", {gigabytes(worker.resident_bytes)}"
+        if worker.idle_seconds is None:
+            held.append(f"busy with {worker.task_id}{size}")
+        else:
+            held.append(f"idle{size}, for {duration(max(0.0, worker.keep_alive_seconds - worker.idle_seconds))} more")
+    return held
+
+
+class InsightsCard(View):
+    """What the history tells, the weightiest first; `insights` is the record, `findings` its findings."""
+
+    def __init__(self, insights: Insights) -> None:
+        self.insights = insights
+
+    @property
+    def findings(self) -> list[Finding]:
+        """As computed, with their figures, times and tasks."""
+        return self.insights.findings
+
+    @property
+    def _head(self) -> str:
+        insights = self.insights
+        return f"{insights.metric_type} over the last {insights.timeframe}, at {clock(insights.timestamp)}"
+
+    def html(self) -> str:
+        """See `View.html`."""
+        findings = [_finding(finding) for finding in self.findings]
+        worded = self.insights.worded_by != "none"
+        text = [tag("div", line) for line in self.insights.insights.splitlines() if line.strip()] if worded else []
+        return block("OpenRuntime insights", tag("strong", self._head), *(text or findings), kind="ort-c")
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return f"{self._head}\n{self.insights.insights}"
+
+
+def _finding(finding: Finding) -> Html:
+    sign, colour = SEVERITIES[finding.severity]
+    advice = tag("div", finding.advice, class_="m") if finding.advice else ""
+    return tag("div", tag("span", sign, class_=colour, role="img", aria_label=finding.severity), " ", finding.text, advice)

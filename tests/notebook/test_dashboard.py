@@ -1,0 +1,174 @@
+"""The kernel's side of the dashboard, over a real runtime; the page's is in tests/browser."""
+
+from __future__ import annotations
+
+import re
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.embedded import EmbeddedBackend
+from openruntime_jupyter.notebook.dashboard import feed
+from openruntime_jupyter.notebook.dashboard.actions import ACTIONS
+from openruntime_jupyter.notebook.dashboard.widget import Dashboard
+from openruntime_jupyter.runtime.settings import Settings
+from tests.support import wait_until
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
+    embedded = EmbeddedBackend(Settings(data_dir=tmp_path_factory.mktemp("dashboard"), embedded=True, cpu_slots=1))
+    yield embedded
+    embedded.stop()
+
+
+@pytest.fixture
+def client(backend: EmbeddedBackend) -> Client:
+    return Client(backend)
+
+
+@pytest.fixture
+def dashboard(client: Client) -> Iterator[Dashboard]:
+    made = Dashboard(client)
+    wait_until(lambda: made.state.get("devices"), 20, "the first look")
+    yield made
+    made.close()
+
+
+def shown(dashboard: Dashboard, task_id: str) -> dict[str, Any] | None:
+    return next((task for task in dashboard.state.get("tasks", []) if task["task_id"] == task_id), None)
+
+
+def listeners() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "openruntime-events"]
+
+
+def test_it_shows_devices_tasks_operations_and_figures(dashboard: Dashboard, client: Client) -> None:
+    handle = client.submit("matrix_multiply", size=16)
+    assert handle.wait(30).status == "completed"
+    wait_until(lambda: (shown(dashboard, handle.id) or {}).get("status") == "completed", 10, "the task")
+    state = dashboard.state
+    assert state["connection"] == {"live": True, "reason": None}
+    assert state["devices"][0]["id"] == "device_0"
+    assert {"compute", "call"} <= {operation["name"] for operation in state["operations"]}
+    assert state["total"] >= 1
+    assert "parameters" not in shown(dashboard, handle.id) or shown(dashboard, handle.id)["parameters"] is None  # type: ignore[index]
+    wait_until(lambda: dashboard.chart, 10, "the charts")
+    names = [series["name"] for series in dashboard.chart["series"]]
+    numbers = array("d", dashboard.chart["numbers"])
+    assert "memory_usage" in names
+    assert len(numbers) % (1 + 2 * len(names)) == 0
+
+
+def test_a_change_of_a_task_is_told_at_once(dashboard: Dashboard, client: Client) -> None:
+    changes: list[dict[str, Any]] = []
+    dashboard.observe(lambda change: changes.append(change["new"]), "change")
+    handle = client.submit_code("import openruntime_jupyter as o\no.progress(3, 4, 'nearly')")
+    wait_until(lambda: any(each["task_id"] == handle.id and each.get("status") == "completed" for each in changes), 20, "the end")
+    assert any(each["task_id"] == handle.id and each.get("n") == 3 for each in changes)
+
+
+def test_another_timeframe_has_other_figures(dashboard: Dashboard) -> None:
+    wait_until(lambda: dashboard.chart.get("timeframe") == "5m", 10, "the charts")
+    dashboard.timeframe = "24h"
+    wait_until(lambda: dashboard.chart["timeframe"] == "24h", 10, "the charts of a day")
+    assert dashboard.chart["resolution"] >= 60
+
+
+def test_one_thread_serves_all_and_goes_with_the_last(client: Client) -> None:
+    wait_until(lambda: not listeners(), what="the end of the thread before")
+    several = [Dashboard(client) for _ in range(3)]
+    assert len(listeners()) == 1
+    for dashboard in several:
+        dashboard.close()
+    wait_until(lambda: not listeners(), what="the end of the thread")
+    assert several[0].state["closed"]
+
+
+def test_what_stays_as_it_is_is_not_sent_again(dashboard: Dashboard, client: Client) -> None:
+    wait_until(lambda: dashboard.state.get("operations"), 10, "the first look")
+    sent: list[set[str]] = []
+    inner = feed.feed_of(client.backend)
+    watching = inner.open("7d", lambda parts: sent.append(set(parts)))
+    try:
+        wait_until(lambda: len(sent) >= 3, 20, "several looks")
+    finally:
+        inner.close(watching)
+    assert sum("operations" in parts for parts in sent) == 1
+
+
+def test_where_there_is_no_widget_the_runtime_and_its_tasks_are_shown(dashboard: Dashboard, client: Client) -> None:
+    client.run("matrix_multiply", size=8)
+    bundle, _ = dashboard._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "matrix_multiply" in bundle["text/html"]
+    assert "OpenRuntime" in bundle["text/plain"]
+    assert repr(dashboard) == "<Dashboard of embedded>", "no address, which would change from run to run"
+
+
+def asked(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, action: str, /, **said: Any) -> dict[str, Any]:
+    """What the kernel answers to a button."""
+    answers: list[dict[str, Any]] = []
+    monkeypatch.setattr(dashboard, "send", answers.append)
+    dashboard._handle_custom_msg({"number": 7, "name": action, "said": said}, [])
+    answer = wait_until(lambda: answers, 30, "the answer")[0]
+    assert answer["number"] == 7
+    return answer
+
+
+def test_buttons_work_through_the_kernel(dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = client.submit_code("import time\nprint('in', flush=True)\ntime.sleep(600)")
+    waiting = client.with_options(name="kept").submit("matrix_multiply", size=8)
+    assert asked(dashboard, monkeypatch, "priority", id=waiting.id, priority=9)["answer"]["priority"] == 9
+    wait_until(lambda: "in" in busy.output.stdout, 20, "the task to print")
+    assert asked(dashboard, monkeypatch, "output", id=busy.id)["answer"]["items"][0]["text"] == "in\n"
+    assert asked(dashboard, monkeypatch, "cancel", id=busy.id)["answer"]["status"] == "cancelled"
+    assert waiting.wait(30).status == "completed"
+    again = asked(dashboard, monkeypatch, "again", id=waiting.id)["answer"]
+    assert (again["operation"], again["name"], again["priority"]) == ("matrix_multiply", "kept", 9)
+    assert client.task(again["task_id"]).result(30)["m"] == 8
+    run = asked(dashboard, monkeypatch, "run", operation="compute", parameters={"expression": "1 + 1", "inputs": {}})["answer"]
+    assert client.task(run["task_id"]).result(30)["value"] == 2
+    assert asked(dashboard, monkeypatch, "insights", metric_type="errors", timeframe="5m")["answer"]["findings"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "reason"),
+    [
+        ("cancel", {"id": "task_nobody"}, "task_nobody"),
+        ("run", {"operation": "matrix_multiply", "parameters": {"size": -1}}, "size"),
+        ("unload", {"name": "nobody"}, "nobody"),
+        ("dance", {}, "dance"),
+        ("cancel", {}, "id"),
+    ],
+)
+def test_a_button_that_can_not_do_it_says_why(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, name: str, said: dict[str, Any], reason: str
+) -> None:
+    assert reason in asked(dashboard, monkeypatch, name, **said)["error"]
+
+
+def test_the_page_asks_for_no_action_that_the_kernel_does_not_know() -> None:
+    sources = Path(feed.__file__).parent / "frontend" / "src"
+    named = {name for file in sources.glob("*.js") for name in re.findall(r'\bact\("(\w+)"', file.read_text())}
+    assert named == set(ACTIONS)
+
+
+def test_a_runtime_that_goes_away_is_told_and_one_that_comes_back_is_shown(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True, cpu_slots=1))
+    dashboard = Dashboard(Client(backend))
+    try:
+        wait_until(lambda: dashboard.state.get("devices"), 20, "the first look")
+        backend.stop()
+        wait_until(lambda: not dashboard.state["connection"]["live"], 10, "the loss")
+        assert dashboard.state["connection"]["reason"]
+        backend.health()
+        wait_until(lambda: dashboard.state["connection"]["live"], 20, "the runtime again")
+    finally:
+        dashboard.close()
+        backend.stop()
