@@ -22,7 +22,7 @@ OVERFLOW = """() => {
     const right = dashboard.getBoundingClientRect().right + 1;
     return [...dashboard.querySelectorAll('*')]
         .filter(each => each.getClientRects().length && !each.closest('.or-scroll') && each.getBoundingClientRect().right > right)
-        .map(each => [each.tagName, each.className, each.textContent.slice(0, 40), Math.round(each.getBoundingClientRect().right - right)].join(' '));
+        .map(each => `${each.tagName} ${each.className} ${each.textContent.slice(0, 40)}`);
 }"""
 
 
