@@ -29,6 +29,12 @@ OpenRuntimeError
 │   ├── TaskCancelled
 │   └── TaskInterrupted       its runtime ended under it
 ├── MapFailed                 raised by `map()`: which items failed, and the results of the others
+├── ProviderError             a remote provider gave no answer to a prompt
+│   ├── KeyMissing            its key is not where the profile says
+│   ├── ProviderUnreachable   no connection, or it broke, or it was silent for too long
+│   ├── ProviderRefused       it does not take this key, model, parameter or prompt
+│   ├── ProviderBusy          too many requests, or no credit left
+│   └── ProviderBroken        it failed itself, or what it sent is no whole answer
 ├── WouldDeadlock             a task waits for its own lane
 └── NotConnected              no runtime answers where one was looked for
 
@@ -200,6 +206,30 @@ class MapFailed(OpenRuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.failures, self.results)
+
+
+class ProviderError(OpenRuntimeError):
+    """A remote provider gave no answer to a prompt: the message names the profile, the host and what to do, and never a key."""
+
+
+class KeyMissing(ProviderError):
+    """The key is not where the profile says that it is."""
+
+
+class ProviderUnreachable(ProviderError):
+    """There is no connection to it, or the connection broke, or nothing came for too long."""
+
+
+class ProviderRefused(ProviderError):
+    """It does not take this key, model, parameter or prompt."""
+
+
+class ProviderBusy(ProviderError):
+    """It has too much to do, or its account no credit; `retry_after` is what it says itself, in seconds."""
+
+
+class ProviderBroken(ProviderError):
+    """It failed itself, or what it sent is no whole answer."""
 
 
 class WouldDeadlock(OpenRuntimeError):

@@ -46,6 +46,9 @@ SECRETS = (
     "JPY_API_TOKEN",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
+    "OPENAI_ADMIN_KEY",
+    "OPENAI_CUSTOM_HEADERS",
+    "OPENAI_WEBHOOK_SECRET",
 )
 SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
 
@@ -72,6 +75,7 @@ class LocalOptions:
     idle_worker_seconds: float = 300.0
     start_timeout: float = 60.0
     max_models: int = 2
+    secret_variables: frozenset[str] = frozenset()
     interpreter: str = field(default_factory=lambda: sys.executable)
 
 
@@ -81,7 +85,7 @@ class LocalEngine:
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
         self._payloads = str(options.payloads)
-        self._environment = worker_environment(options.temporary)
+        self._environment = worker_environment(options.temporary, options.secret_variables)
         self._pools: dict[tuple[str, str], Pool] = {}
         self._workers: set[WorkerProcess] = set()
         self._attempts: dict[str, Attempt] = {}
@@ -349,10 +353,12 @@ class LocalEngine:
         self._schedule_reaper()
 
 
-def worker_environment(temporary: Path) -> dict[str, str]:
+def worker_environment(temporary: Path, secret: frozenset[str] = frozenset()) -> dict[str, str]:
     """The environment of a worker: ours without its secrets, a private temporary folder, and large pages for MLX."""
     environment: dict[str, Any] = {
-        name: value for name, value in os.environ.items() if name not in SECRETS and not name.endswith(SECRET_ENDINGS)
+        name: value
+        for name, value in os.environ.items()
+        if name not in SECRETS and name not in secret and not name.endswith(SECRET_ENDINGS)
     }
     environment["OPENRUNTIME_WORKER"] = "1"
     environment["PYTHONSAFEPATH"] = "1"

@@ -13,7 +13,7 @@ from openruntime_jupyter.errors import UnknownOperation
 from openruntime_jupyter.operations._plugins import Plugins
 from openruntime_jupyter.operations.base import Operation
 
-BUILT_IN = ("compute", "matrix_multiply", "vector_operations", "memory_bandwidth", "mlx_operation", "python", "call", "generate")
+BUILT_IN = ("compute", "matrix_multiply", "vector_operations", "memory_bandwidth", "mlx_operation", "python", "call", "generate", "chat")
 
 _plugins = Plugins(BUILT_IN.__contains__)
 

@@ -37,6 +37,7 @@ def local_engine(settings: Settings, arrays: ArrayStore) -> LocalEngine:
             idle_worker_seconds=settings.idle_worker_seconds,
             start_timeout=settings.start_timeout,
             max_models=settings.max_models,
+            secret_variables=frozenset(settings.secret_variables),
         )
     )
 

@@ -91,6 +91,8 @@ class Settings:
     """Models that stay in memory without work; the one unused for longest is unloaded for another. At least 1."""
     remote_slots: int = 8
     """Prompts that may be with remote providers at once; at least 1."""
+    secret_variables: tuple[str, ...] = ()
+    """Environment variables that workers don't get, beside those that are known to hold secrets; a host adds those of its profiles."""
 
     sample_interval: float = 1.0
     """Seconds between samples while somebody watches."""

@@ -204,6 +204,12 @@ class SettingsTraits(HasTraits):
         max=1000,
         help="""How many prompts may be with remote providers at once; the others wait. At least 1.""",
     ).tag(config=True)
+    secret_variables = List(
+        Unicode(),
+        list(own("secret_variables")),
+        help="""Environment variables that tasks' processes don't get, besides tokens, names that end in _API_KEY or _API_TOKEN, and those
+        that the profiles of remote providers name. Empty: none more.""",
+    ).tag(config=True)
 
     sample_interval = Float(
         own("sample_interval"),
@@ -229,5 +235,6 @@ class SettingsTraits(HasTraits):
         values["data_dir"] = Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
         for folder in ("device_lock_dir", "models_dir"):
             values[folder] = Path(values[folder]).expanduser() if values[folder] else None
-        values["allowed_models"] = tuple(self.allowed_models)
+        for names in ("allowed_models", "secret_variables"):
+            values[names] = tuple(values[names])
         return Settings(**values)

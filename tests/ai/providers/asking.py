@@ -1,0 +1,51 @@
+"""What the tests of the remote provider share: asking one prompt, with the pieces of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from openruntime_jupyter.ai.profiles import profiles_from
+from openruntime_jupyter.ai.providers.remote import RemoteProvider
+
+KEY = "sk-test-0123456789abcdef-very-secret"
+ENVIRON = {"THE_KEY": KEY}
+
+
+@dataclass
+class Listener:
+    """Hears the pieces of an answer."""
+
+    pieces: list[str] = field(default_factory=list)
+
+    def token(self, text: str) -> None:
+        self.pieces.append(text)
+
+
+class Asked:
+    """One provider with one profile, `p`."""
+
+    def __init__(self, url: str, environ: Mapping[str, str] = ENVIRON, **fields: Any) -> None:
+        fields = {"base_url": url, "model": "tiny", "api_key": "env:THE_KEY", "max_retries": 0, **fields}
+        self.provider = RemoteProvider(profiles_from({"p": fields}, {}), environ)
+        self.listener = Listener()
+
+    async def run(self, prompt: str = "Hello", **more: Any) -> dict[str, Any]:
+        return await self.provider.run({"messages": [{"role": "user", "content": prompt}], **more}, self.listener)
+
+
+def ask(url: str, *, fields: Mapping[str, Any] | None = None, environ: Mapping[str, str] = ENVIRON, **request: Any) -> dict[str, Any]:
+    """The answer to one prompt."""
+
+    async def body() -> dict[str, Any]:
+        asked = Asked(url, environ, **(fields or {}))
+        try:
+            answer = await asked.run(**request)
+        finally:
+            await asked.provider.close()
+        assert "".join(asked.listener.pieces) == answer["text"]
+        return answer
+
+    return asyncio.run(body())

@@ -1,0 +1,213 @@
+"""Whatever a provider does wrong ends as a clear error of ours, and never as an empty answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.errors import ProviderBroken, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from tests.ai.provider_server import Answer, Connection, Request, chunk, providing, refuses, says, usage
+from tests.ai.providers.asking import KEY, ask
+from tests.support import free_port
+
+PAGE = "<!DOCTYPE html><html><head><title>Welcome to nginx!</title></head><body>\n\n<p>data: nothing</p></body></html>"
+
+
+def sends(*events: Any, version: str = "1.1") -> Answer:
+    """A stream of these events that ends there."""
+
+    def answer(connection: Connection, request: Request) -> None:
+        connection.begin(version=version)
+        for event in events:
+            connection.event(event)
+
+    return answer
+
+
+def cut_within_a_chunk(connection: Connection, request: Request) -> None:
+    connection.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    data = f"data: {json.dumps(chunk('Hel'))}\n\n"
+    connection.send(f"{len(data):x}\r\n{data}\r\n400\r\ndata: ")
+
+
+def no_http(connection: Connection, request: Request) -> None:
+    connection.send("SSH-2.0-OpenSSH_9.6\r\n")
+
+
+def hangs_up(connection: Connection, request: Request) -> None:
+    return
+
+
+FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
+    "a web page with status 200": (
+        refuses("200 OK", PAGE, "text/html"),
+        ProviderBroken,
+        "a web page, 'Welcome to nginx!': check that base_url",
+    ),
+    "a web page as a stream": (
+        refuses("200 OK", PAGE, "text/event-stream"),
+        ProviderBroken,
+        "ended without an answer: check that base_url",
+    ),
+    "an empty object": (refuses("200 OK", {}), ProviderBroken, "it has no choices"),
+    "an empty body": (refuses("200 OK", ""), ProviderBroken, "sent what is no JSON (nothing)"),
+    "no JSON": (refuses("200 OK", "{oops"), ProviderBroken, "sent what is no JSON ({oops)"),
+    "an error with status 200": (refuses("200 OK", {"error": "model is asleep"}), ProviderBroken, "model is asleep"),
+    "choices that are null": (refuses("200 OK", {"model": "m", "choices": None}), ProviderBroken, "no completion"),
+    "no choice": (refuses("200 OK", {"model": "m", "choices": []}), ProviderBroken, "ended without an answer"),
+    "choices that are no list": (refuses("200 OK", {"choices": "many"}), ProviderBroken, "no completion"),
+    "a choice of nothing": (refuses("200 OK", {"choices": [None, 5, "x"]}), ProviderBroken, "ended without an answer"),
+    "a message without a finish": (
+        refuses("200 OK", {"choices": [{"message": {"content": "Hi"}}]}),
+        ProviderBroken,
+        "ended in the middle of the answer, after 2 characters",
+    ),
+    "empty objects as chunks": (sends({}, {}, "[DONE]"), ProviderBroken, "it has no choices"),
+    "texts as chunks": (sends('"overloaded"', "[DONE]"), ProviderBroken, "overloaded"),
+    "figures alone": (sends(usage(3, 0), "[DONE]"), ProviderBroken, "ended without an answer"),
+    "nothing at all": (sends(), ProviderBroken, "ended without an answer"),
+    "a stream that is cut": (
+        sends(chunk("Hel"), chunk("lo")),
+        ProviderBroken,
+        "in the middle of the answer, after 5 characters: try again",
+    ),
+    "a stream that is cut silently": (sends(chunk("Hel"), chunk("lo"), version="1.0"), ProviderBroken, "after 5 characters"),
+    "a done stream without a finish": (sends(chunk("Hel"), "[DONE]"), ProviderBroken, "after 3 characters"),
+    "a stream that is cut within a chunk": (cut_within_a_chunk, ProviderUnreachable, "broke the connection off"),
+    "a line that is no JSON": (sends(chunk("Hel"), '{"choices": [{'), ProviderBroken, "sent what is no JSON"),
+    "bytes that are no text": (refuses("200 OK", "data: \udcff\n\n", "text/event-stream"), ProviderBroken, "no text"),
+    "an error in the stream": (
+        sends(chunk("Hel"), {"error": {"message": "out of memory"}}),
+        ProviderBroken,
+        "while it answered: out of memory",
+    ),
+    "an error in the stream as a text": (sends({"error": "out of memory"}), ProviderBroken, "while it answered: out of memory"),
+    "a filter": (sends(chunk("Bad"), chunk(None, "content_filter")), ProviderRefused, "content filter, after 3 characters: ask otherwise"),
+    "an error as finish": (sends(chunk("Hel"), chunk(None, "error")), ProviderBroken, "an error of its own, after 3 characters"),
+    "a refusal": (sends(chunk(None, refusal="I can't."), chunk(None, "stop")), ProviderRefused, "refused to answer: I can't"),
+    "reasoning alone": (sends(chunk(None, reasoning_content="Hm"), chunk(None, "stop")), ProviderBroken, "reasoned and wrote no answer"),
+    "reasoning to the end": (sends(chunk(None, reasoning="Hm"), chunk(None, "length")), ProviderBroken, "raise max_tokens"),
+    "tool calls alone": (
+        sends(chunk(None, tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{}"}}]), chunk(None, "tool_calls")),
+        ProviderBroken,
+        "wants to call tools",
+    ),
+    "an error that is a text": (refuses("400 Bad Request", {"error": "temperature is too hot"}), ProviderRefused, "temperature is too hot"),
+    "a text for an error": (refuses("400 Bad Request", "no such thing", "text/plain"), ProviderRefused, "no such thing"),
+    "a wrong key": (
+        refuses("401 Unauthorized", {"error": {"message": "wrong"}}),
+        ProviderRefused,
+        "the key of env:THE_KEY: wrong; put a valid",
+    ),
+    "no credit": (refuses("402 Payment Required", {"error": {"message": "empty"}}), ProviderBusy, "wants to be paid first: empty"),
+    "no permission": (refuses("403 Forbidden", {"message": "not you"}), ProviderRefused, "does not permit this: not you"),
+    "an unknown model": (
+        refuses("404 Not Found", {"error": "no tiny here"}),
+        ProviderRefused,
+        "no tiny here; check model, and that base_url",
+    ),
+    "an unknown address": (refuses("404 Not Found", PAGE, "text/html"), ProviderRefused, "a web page, 'Welcome to nginx!'; check model"),
+    "another method": (refuses("405 Method Not Allowed", ""), ProviderRefused, "has no chat completions there"),
+    "its own time-out": (refuses("408 Request Timeout", ""), ProviderUnreachable, "gave up waiting for the request: Request Timeout"),
+    "a conflict": (refuses("409 Conflict", {"detail": "busy"}), ProviderRefused, "status 409: busy"),
+    "a long prompt": (refuses("413 Payload Too Large", ""), ProviderRefused, "too long"),
+    "details in a list": (refuses("422 Unprocessable Entity", {"detail": [{"msg": "no role"}]}), ProviderRefused, "no role"),
+    "too much": (
+        refuses("429 Too Many Requests", {"error": {"message": "slow down"}}, Retry_After="7"),
+        ProviderBusy,
+        "slow down; try again in 7 s",
+    ),
+    "too much for today": (refuses("429 Too Many Requests", ""), ProviderBusy, "try again later"),
+    "a failure": (refuses("500 Internal Server Error", {"error": "oops"}), ProviderBroken, "failed by itself with status 500: oops"),
+    "a gateway's page": (refuses("502 Bad Gateway", PAGE, "text/html"), ProviderBroken, "status 502: a web page"),
+    "another address": (
+        refuses("308 Permanent Redirect", "", Location="https://elsewhere.test/v1"),
+        ProviderRefused,
+        "(https://elsewhere.test/v1)",
+    ),
+    "another protocol": (no_http, ProviderUnreachable, "broke the connection off"),
+    "no word": (hangs_up, ProviderUnreachable, "broke the connection off"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_told_with_profile_and_host_and_what_to_do(fault: str) -> None:
+    answer, kind, said = FAULTS[fault]
+    with providing(answer) as server, pytest.raises(ProviderError) as raised:
+        ask(server.url)
+    assert type(raised.value) is kind, raised.value
+    message = str(raised.value)
+    assert said in message
+    assert message.startswith(f"The profile 'p' (127.0.0.1:{server.port}) ")
+    assert len(message) < 700
+    assert KEY not in message
+    assert raised.value.__suppress_context__, "a chain of causes may hold what was not redacted"
+
+
+def test_how_long_to_wait_is_told_to_programs_too() -> None:
+    with providing(refuses("429 Too Many Requests", "", Retry_After="7")) as server, pytest.raises(ProviderBusy) as raised:
+        ask(server.url)
+    assert raised.value.retry_after == 7
+
+
+def test_a_key_that_is_wanted_and_not_configured_is_told_as_such() -> None:
+    with (
+        providing(refuses("401 Unauthorized", "")) as server,
+        pytest.raises(ProviderRefused, match="wants a key, and the profile names none"),
+    ):
+        ask(server.url, fields={"api_key": None})
+
+
+def test_nobody_there_is_told_with_the_reason() -> None:
+    with pytest.raises(ProviderUnreachable, match=r"can't be reached \(.*\): check that it runs, and base_url"):
+        ask(f"http://127.0.0.1:{free_port()}/v1")
+
+
+def test_silence_is_given_up_after_the_profiles_timeout() -> None:
+    silent = providing(lambda connection, request: connection.gone() and None)
+    with silent as server, pytest.raises(ProviderUnreachable, match=r"silent for more than 0.2 s"):
+        ask(server.url, fields={"timeout": 0.2})
+
+
+def test_what_goes_wrong_after_the_last_word_spoils_no_answer() -> None:
+    with providing(sends(chunk("Hello"), chunk(None, "stop"), "{oops")) as server:
+        answer = ask(server.url)
+    assert answer["text"] == "Hello"
+    assert answer["tokens_used"] is None
+
+
+def test_figures_that_never_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lingers(connection: Connection, request: Request) -> None:
+        connection.begin()
+        connection.text("Hello")
+        connection.gone(20)
+
+    monkeypatch.setattr("openruntime_jupyter.ai.providers.remote.TAIL_SECONDS", 0.1)
+    with providing(lingers) as server:
+        assert ask(server.url)["text"] == "Hello"
+
+
+def test_an_answer_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openruntime_jupyter.ai.providers.reading.LONGEST_ANSWER", 10)
+    with providing(says("Hello " * 3)) as server, pytest.raises(ProviderBroken, match="more than 10 characters: give max_tokens"):
+        ask(server.url)
+
+
+def test_a_body_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openruntime_jupyter.ai.providers.remote.LARGEST_BODY", 1000)
+    with providing(refuses("200 OK", "x" * 100_000)) as server, pytest.raises(ProviderBroken, match="more than 1,000 bytes"):
+        ask(server.url)
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+def test_a_refusal_for_load_is_tried_again_when_the_provider_says_and_not_for_ever(status: str) -> None:
+    busy = refuses(status, {"error": "busy"}, Retry_After="0.05")
+    with providing(busy, busy, says("Hello")) as server:
+        assert ask(server.url, fields={"max_retries": 2})["text"] == "Hello"
+        assert len(server.requests) == 3
+    with providing(busy) as server:
+        with pytest.raises(ProviderError, match="busy"):
+            ask(server.url, fields={"max_retries": 1})
+        assert len(server.requests) == 2

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.ai.profiles import OPENAI, profiles_from
+from openruntime_jupyter.errors import InvalidRequest
+
+KEY = "sk-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"base_url": "localhost:8080"}, "base_url: give the address below which /chat/completions lies"),
+        ({"base_url": "ftp://x/v1"}, "base_url: give the address"),
+        ({"base_url": "http://x:99999/v1"}, "base_url: "),
+        ({"base_url": f"https://me:{KEY}@x/v1"}, "base_url: no name or password belongs in it"),
+        ({"base_url": f"https://x/v1?key={KEY}"}, "base_url: nothing may follow its path"),
+        ({"api_key": KEY}, "api_key: write where it is, `env:NAME`"),
+        ({"headers": {"api-key": KEY}}, "headers: for api-key, write where it is"),
+        ({"headers": {"Authorization": f"Bearer {KEY}"}}, "headers: for Authorization, write where it is"),
+        ({"headers": {"Bad Name": "x"}}, "headers: 'Bad Name' is no name of a header"),
+        ({"headers": {"X-Title": "a\nb"}}, "headers: the value of X-Title"),
+        ({"headers": {"Host": "x"}}, "headers: Host is not yours to set"),
+        ({"parameters": {"stream": False}}, "parameters: stream can't be given here"),
+        ({"parameters": {"api_key": KEY}}, "parameters: api_key can't be given here"),
+        ({"timeout": 0}, "timeout: "),
+        ({"max_retries": 100}, "max_retries: "),
+        ({"modell": "x"}, "modell: "),
+        ({"name": "q"}, "name: its name is the key"),
+    ],
+)
+def test_what_is_wrong_is_named_and_no_key_is_shown(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        profiles_from({"p": fields}, {})
+    assert str(raised.value).startswith(f"profiles.p.{said}")
+    assert KEY not in f"{raised.value!r} {raised.value.details}"
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("name", ["local", "", "a b", "../x", "x" * 100])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="is no name"):
+        profiles_from({name: {}}, {})
+
+
+def test_a_profile_tells_neither_its_headers_nor_its_parameters() -> None:
+    fields = {"headers": {"X-Title": "mine"}, "parameters": {"user": "me"}, "api_key": "env:THE_KEY"}
+    profiles = profiles_from({"p": fields}, {"THE_KEY": KEY})
+    shown = f"{profiles!r} {profiles['p']!r} {profiles['p']} {profiles.info()!r}"
+    assert not [hidden for hidden in ("mine", "'me'", KEY) if hidden in shown]
+
+
+def test_an_address_may_be_given_as_people_have_it() -> None:
+    for given in ("https://x.test/v1", "https://x.test/v1/", "https://x.test/v1/chat/completions"):
+        assert profiles_from({"p": {"base_url": given}}, {})["p"].base_url == "https://x.test/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("http://127.0.0.1:80/v1", True),
+        ("http://127.9.9.9/v1", True),
+        ("http://[::1]:80/v1", True),
+        ("http://localhost/v1", True),
+        ("http://a.localhost/v1", True),
+        ("http://10.0.0.1/v1", False),
+        ("https://localhost.example/v1", False),
+    ],
+)
+def test_loopback_is_told_from_others(url: str, loopback: bool) -> None:
+    assert profiles_from({"p": {"base_url": url}}, {})["p"].loopback is loopback
+
+
+def test_the_usual_variables_make_a_profile() -> None:
+    environ = {"OPENAI_API_KEY": KEY, "OPENAI_MODEL": "m", "OPENAI_ORG_ID": "o", "OPENAI_PROJECT_ID": "q"}
+    profile = profiles_from({}, environ).find()
+    assert (profile.name, profile.base_url, profile.api_key, profile.model) == ("env", OPENAI, "env:OPENAI_API_KEY", "m")
+    assert (profile.organization, profile.project) == ("o", "q")
+    local = profiles_from({}, {"OPENAI_BASE_URL": "http://127.0.0.1:8080/v1"}).find()
+    assert (local.api_key, local.base_url) == (None, "http://127.0.0.1:8080/v1")
+
+
+def test_our_own_variables_come_first_and_take_no_key_of_the_others() -> None:
+    environ = {"OPENAI_API_KEY": KEY, "OPENAI_MODEL": "m", "OPENRUNTIME_AI_BASE_URL": "http://127.0.0.1:8080/v1"}
+    profile = profiles_from({}, environ).find()
+    assert (profile.base_url, profile.api_key, profile.model, profile.organization) == ("http://127.0.0.1:8080/v1", None, None, None)
+    with_key = profiles_from({}, {**environ, "OPENRUNTIME_AI_API_KEY": "x", "OPENRUNTIME_AI_MODEL": "mine"}).find()
+    assert (with_key.api_key, with_key.model) == ("env:OPENRUNTIME_AI_API_KEY", "mine")
+
+
+def test_wrong_variables_are_told_and_keep_nothing_from_working(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        profiles = profiles_from({"p": {}}, {"OPENAI_BASE_URL": f"http://me:{KEY}@x/v1"})
+    assert list(profiles) == ["p"]
+    assert "base_url" in profiles.problems[0]
+    assert profiles.problems[0] in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_the_default_is_the_chosen_the_one_of_that_name_the_environments_or_the_only_one() -> None:
+    environ = {"OPENAI_API_KEY": KEY}
+    assert profiles_from({"a": {}, "b": {}}, environ, "b").default == "b"
+    assert profiles_from({"a": {}, "default": {}}, environ).default == "default"
+    assert profiles_from({"a": {}, "b": {}}, environ).default == "env"
+    assert profiles_from({"a": {}}, {}).default == "a"
+    several = profiles_from({"a": {}, "b": {}}, {})
+    assert several.default is None
+    with pytest.raises(InvalidRequest, match="name one; there are a, b"):
+        several.find()
+    with pytest.raises(InvalidRequest, match="no profile 'c', there are: a"):
+        profiles_from({"a": {}}, {}, "c")
+
+
+def test_a_configured_profile_replaces_the_environments() -> None:
+    assert profiles_from({"env": {"model": "mine"}}, {"OPENAI_API_KEY": KEY})["env"].api_key is None
+
+
+def test_the_variables_that_hold_secrets_are_known() -> None:
+    fields = {"api_key": "env:MINE", "headers": {"X-Token": "env:GATE", "X-Key": "keyring:a/b", "X-Title": "t"}}
+    assert profiles_from({"p": fields}, {"OPENAI_API_KEY": KEY}).secret_variables == {"MINE", "GATE", "OPENAI_API_KEY"}
