@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from pydantic_core import to_json
@@ -30,13 +30,16 @@ SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
 class AiService:
     """What `runtime` can do with prompts. Every method is called on the runtime's loop."""
 
-    def __init__(self, runtime: Runtime, config: AiConfig, remote: RemoteProfiles) -> None:
+    def __init__(
+        self, runtime: Runtime, config: AiConfig, remote: RemoteProfiles, hang_up: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self.runtime = runtime
         self.agents = Agents(config.agents_dir)
         self.conversations = Conversations(runtime.history)
         self.chooser = Chooser(remote, runtime.catalog, config.default_model)
         self.config = config
         self._remote = remote
+        self._hang_up = hang_up
         self._background: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: AiRequest, caller: Caller, idempotency_key: str | None = None) -> str:
@@ -131,11 +134,13 @@ class AiService:
         return ModelList(models=local, profiles=self._remote.info())
 
     async def close(self) -> None:
-        """End what still waits; after the runtime's stop."""
+        """End what still waits, and hang up on remote providers; after the runtime's stop."""
         left = tuple(self._background)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        if self._hang_up is not None:
+            await self._hang_up()
 
     def _agent(self, kind: Workflow, parameters: Shared) -> Agent | None:
         role = parameters.agent or kind.agent

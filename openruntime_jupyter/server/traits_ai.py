@@ -20,9 +20,9 @@ class AiTraits(HasTraits):
         value_trait=Dict(),
         default_value=dict(DEFAULTS.profiles),
         help="""Remote providers that speak OpenAI's protocol, by name, such as {"cloud": {"base_url": "https://api.openai.com/v1",
-        "model": "gpt-4o", "api_key_env": "CLOUD_KEY", "timeout": 60}}; docs/ai.md lists what each may say. A key is never written here,
-        only where it is found: in an environment variable of the server, or in the keyring. Empty: the environment alone (OPENAI_API_KEY,
-        OPENAI_BASE_URL).""",
+        "model": "gpt-4o", "api_key": "env:CLOUD_KEY", "timeout": 60}}; docs/profiles.md lists what each may say. A key is never written
+        here, only where it is found: in an environment variable of the server, or in the keyring. Empty: the environment alone
+        (OPENAI_API_KEY, OPENAI_BASE_URL).""",
     ).tag(config=True)
     default_profile = Unicode(
         DEFAULTS.default_profile,

@@ -54,9 +54,8 @@ class Clients:
 
     def _make(self, profile: Profile) -> Client:
         import openai
-        from httpx2 import Timeout
 
-        timeout = Timeout(profile.timeout, connect=min(profile.timeout, CONNECT_SECONDS))
+        timeout = openai.Timeout(profile.timeout, connect=min(profile.timeout, CONNECT_SECONDS))
         # A redirect would take the prompt, and headers with keys, to whomever the provider names.
         http = openai.DefaultAsyncHttpx2Client(trust_env=not profile.loopback, timeout=timeout, follow_redirects=False)
         client = openai.AsyncOpenAI(
