@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from openruntime_jupyter.ai_models import ModelList
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
+from openruntime_jupyter.client.prompts import Prompts
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import (
@@ -149,6 +150,10 @@ class Backend(Protocol):
 
         Raises ValueError for a topic that there is not.
         """
+
+    @property
+    def prompts(self) -> Prompts:
+        """Its models, and what is said to them."""
 
     def close(self) -> None:
         """Let go of connections. Tasks go on, and a runtime hosted in this process stays until the process ends."""

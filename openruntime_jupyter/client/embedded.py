@@ -24,6 +24,7 @@ from openruntime_jupyter.ai_models import ModelList
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.bus import BusEvents
+from openruntime_jupyter.client.prompts_embedded import EmbeddedPrompts
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import (
@@ -212,6 +213,11 @@ class EmbeddedBackend:
     def _current(self) -> tuple[asyncio.AbstractEventLoop, EventBus] | None:
         hosted = self._hosted
         return None if hosted is None else (hosted.loop, hosted.runtime.bus)
+
+    @property
+    def prompts(self) -> EmbeddedPrompts:
+        """See `Backend.prompts`."""
+        return EmbeddedPrompts(self._ask_ai, _caller)
 
     def close(self) -> None:
         """Nothing is held but the runtime, which other clients of this process use too: it ends with the process."""

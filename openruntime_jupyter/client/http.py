@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from openruntime_jupyter.ai_models import ModelList, Unloaded
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
+from openruntime_jupyter.client.prompts_http import HttpPrompts
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.client.websocket import SocketEvents
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
@@ -155,16 +157,8 @@ class HttpBackend:
 
     def get_array(self, array_id: str) -> Iterator[bytes]:
         """See `Backend.get_array`."""
-        try:
-            with self._http().stream(
-                "GET", self.where + _array(array_id), headers={"Accept": SAFETENSORS}, timeout=self._patience
-            ) as answer:
-                if answer.status_code >= 300:
-                    answer.read()
-                    raise from_answer(self.where, answer)
-                yield from answer.iter_bytes(PIECE)
-        except TRANSLATED as problem:
-            raise translate(problem, self.where) from problem
+        with self._streamed(_array(array_id), SAFETENSORS) as answer:
+            yield from answer.iter_bytes(PIECE)
 
     def delete_array(self, array_id: str) -> None:
         """See `Backend.delete_array`."""
@@ -228,6 +222,11 @@ class HttpBackend:
                 self._events = SocketEvents(self.where, self._token, self.local)
         return self._events.watch(topics, tell)
 
+    @property
+    def prompts(self) -> HttpPrompts:
+        """See `Backend.prompts`."""
+        return HttpPrompts(self._ask, self._lines)
+
     def close(self) -> None:
         """See `Backend.close`; a later question opens a new connection."""
         with self._lock:
@@ -241,6 +240,22 @@ class HttpBackend:
             return model.model_validate_json(response.content, extra="ignore")
         except ValidationError as problem:
             raise not_openruntime(self.where, response) from problem
+
+    @contextmanager
+    def _streamed(self, path: str, accept: str, params: dict[str, str] | None = None) -> Iterator[httpx.Response]:
+        """An answer that is read piece by piece."""
+        try:
+            with self._http().stream("GET", self.where + path, params=params, headers={"Accept": accept}, timeout=self._patience) as answer:
+                if answer.status_code >= 300:
+                    answer.read()
+                    raise from_answer(self.where, answer)
+                yield answer
+        except TRANSLATED as problem:
+            raise translate(problem, self.where) from problem
+
+    def _lines(self, path: str, params: dict[str, str]) -> Iterator[str]:
+        with self._streamed(path, "text/event-stream", params) as answer:
+            yield from answer.iter_lines()
 
     def _list(self, model: type[Model], path: str, key: str) -> list[Model]:
         response = self._request("GET", path)

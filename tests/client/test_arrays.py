@@ -62,7 +62,7 @@ def ids(client: Client) -> set[str]:
     backend: Any = client.backend
     if isinstance(backend, HttpBackend):
         return {each["id"] for each in backend._request("GET", "/arrays").json()["arrays"]}
-    _, runtime = backend._started()
+    runtime = backend._started().runtime
     return {each.id for each in runtime.arrays.page().arrays}
 
 
