@@ -30,7 +30,7 @@ JUPYTER = (sys.executable, "-m", "jupyter_server")
 STANDALONE = (sys.executable, "-c", "import sys; from openruntime_jupyter.cli import main; sys.exit(main())")
 """What the console script `jupyter-openruntime` runs, with this interpreter."""
 
-FOREIGN = ("OPENRUNTIME_", "JUPYTER_", "JPY_", "JUPYTERHUB_")
+FOREIGN = ("OPENRUNTIME_", "JUPYTER_", "JPY_", "JUPYTERHUB_", "OPENAI_")
 
 Value = TypeVar("Value")
 

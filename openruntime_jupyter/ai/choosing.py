@@ -99,6 +99,8 @@ class Chooser:
             raise InvalidRequest.of("parameters.profile", problem)
         if not caller.may_spend:
             raise NotAllowed(NOBODY.format(profile))
+        if model is None and all(each.model is None for each in self._remote.info() if each.name == profile):
+            raise InvalidRequest.of("parameters.model", f"name one: the profile {profile!r} has none")
         return Choice(profile, model, None)
 
     def _nothing(self) -> InvalidRequest | Unavailable:

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.ai import figures
+from openruntime_jupyter.ai import conversations, figures
 from openruntime_jupyter.ai.agents import Agent, Agents
 from openruntime_jupyter.ai.choosing import Choice, Chooser, RemoteProfiles
 from openruntime_jupyter.ai.composing import system_message, user_message, with_turns
 from openruntime_jupyter.ai.config import AiConfig
-from openruntime_jupyter.ai.conversations import PATIENCE, Conversations
+from openruntime_jupyter.ai.conversations import Conversations
 from openruntime_jupyter.ai.insights.wording import Choose
 from openruntime_jupyter.ai.worders import worders
 from openruntime_jupyter.ai.workflows import Shared, SystemAnalysis, Told, Workflow, workflow
@@ -72,7 +72,7 @@ class AiService:
         user = user_message(request.prompt, parameters)
         if parameters.conversation is None:
             return await enqueue([*system, user])
-        turn = await self.conversations.turn(caller.owner, parameters.conversation, None if request.wait else PATIENCE)
+        turn = await self.conversations.turn(caller.owner, parameters.conversation, None if request.wait else conversations.PATIENCE)
         try:
             said = await self.conversations.turns(caller.owner, parameters.conversation)
             task_id = await enqueue(*with_turns(system, said, user, choice.context_length, parameters.max_tokens))

@@ -15,7 +15,7 @@ ME = Caller("me")
 
 class Profiles(dict[str, ProfileInfo]):
     def __init__(self, *names: str, default: str | None = None) -> None:
-        super().__init__({name: ProfileInfo(name=name) for name in names})
+        super().__init__({name: ProfileInfo(name=name, model=None if name == "bare" else "m") for name in names})
         self.default = default
 
     def info(self) -> list[ProfileInfo]:
@@ -81,6 +81,13 @@ def test_with_neither_the_message_names_both_ways_out() -> None:
 def test_an_unknown_profile_names_those_that_there_are() -> None:
     with pytest.raises(InvalidRequest, match=r"parameters\.profile: there is no profile 'x'; there are local, cloud, env"):
         chooser().choose("x", None, ME)
+
+
+def test_a_profile_without_a_model_wants_one_named() -> None:
+    bare = chooser(Profiles("bare"))
+    with pytest.raises(InvalidRequest, match=r"parameters\.model: name one: the profile 'bare' has none"):
+        bare.choose("bare", None, ME)
+    assert bare.choose("bare", "m", ME) == Choice("bare", "m", None)
 
 
 def test_who_may_not_spend_gets_a_local_model_and_is_refused_a_remote_one_that_was_asked_for() -> None:

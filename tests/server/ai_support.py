@@ -1,0 +1,65 @@
+"""A provider that tests steer by what they ask it, and reading server-sent events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from openruntime_jupyter.client.prompts_http import events
+from tests.ai.provider_server import Connection, Request, usage
+from tests.support import Server
+
+KEY = "sk-test-0123456789abcdef-very-secret"
+HOLD_SECONDS = 30.0
+
+
+def steered(connection: Connection, request: Request) -> None:
+    """Repeats the last message in two pieces; `hold` in it keeps the second back until the client goes, `fail` is an error.
+
+    `slow` takes half a second.
+    """
+    asked = request.json["messages"][-1]["content"]
+    if "fail" in asked:
+        connection.answer('{"error": {"message": "no such thing"}}', "400 Bad Request")
+        return
+    connection.begin()
+    connection.text("You said: ", finish=None)
+    if "hold" in asked:
+        assert connection.gone(HOLD_SECONDS), "nobody closed the stream"
+        return
+    if "slow" in asked:
+        time.sleep(0.5)
+    connection.text(asked)
+    connection.event(usage(10, 5))
+    connection.event("[DONE]")
+
+
+def profile(url: str) -> dict[str, Any]:
+    """The configuration of a server that asks the provider at `url`."""
+    cloud = {"base_url": url, "model": "tiny", "api_key": "env:THE_KEY", "max_retries": 0}
+    return {"OpenRuntimeApp": {"profiles": {"cloud": cloud}, "default_profile": "cloud"}}
+
+
+def ask(server: Server, prompt: str, workflow: str = "model_inference", **fields: Any) -> Any:
+    """The AiTask that `POST /ai/tasks` answers; `headers` among `fields` go beside the body."""
+    response = post(server, prompt, workflow, **fields)
+    assert response.status_code in (200, 202), f"{response.status_code}: {response.text}\n{server.tail()}"
+    return response.json()
+
+
+def post(server: Server, prompt: str, workflow: str = "model_inference", **fields: Any) -> httpx.Response:
+    """The answer, whatever it is."""
+    headers = {**server.headers, **fields.pop("headers", {})}
+    body = {"workflow_type": workflow, "prompt": prompt, **fields}
+    return server.client.post(f"{server.url}/ai/tasks", json=body, headers=headers, timeout=60)
+
+
+def told(response: httpx.Response) -> Iterator[tuple[str, Any]]:
+    """The events of a stream as (name, data)."""
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    for name, data in events(response.iter_lines()):
+        yield name, json.loads(data)

@@ -1,0 +1,349 @@
+"""AI tasks through real servers, answered by a provider on a real socket."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import websockets.sync.client
+
+from tests.ai.provider_server import ProviderServer, providing
+from tests.server.ai_support import KEY, ask, post, profile, steered, told
+from tests.server.conftest import error_of
+from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[ProviderServer]:
+    with providing(steered) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def server(provider: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("ai")
+    (folder / "agents").mkdir()
+    (folder / "agents" / "poet.md").write_text("---\nrole: POET\nname: Poet\ncapabilities: rhyme\n---\nAnswer in verse.\n")
+    (folder / "agents" / "bad.md").write_text("Be bad.")
+    config = profile(provider.url)
+    config["OpenRuntimeApp"]["agents_dir"] = str(folder / "agents")
+    with running_server(folder, STANDALONE, token=TOKEN, config=config, environment={"THE_KEY": KEY}) as running:
+        yield running
+
+
+def sent(provider: ProviderServer, prompt: str) -> dict[str, Any]:
+    """What the provider was sent with that prompt last."""
+    return next(request.json for request in reversed(provider.requests) if prompt in request.json["messages"][-1]["content"])
+
+
+def messages(provider: ProviderServer, prompt: str) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in sent(provider, prompt)["messages"]]
+
+
+def test_the_references_task_is_answered_as_the_reference_prints_it(server: Server, provider: ProviderServer) -> None:
+    task = ask(server, "Create fibonacci", "code_generation", parameters={"language": "python", "style": "functional"}, timeout=30)
+    assert task["task_id"].startswith("ai_task_")
+    assert (task["status"], task["result"], task["model_used"], task["tokens_used"]) == (
+        "completed",
+        "You said: Create fibonacci",
+        "tiny",
+        15,
+    )
+    assert 0 < task["execution_time"] < 30
+    (role, system), user = messages(provider, "Create fibonacci")
+    assert role == "system"
+    assert system.startswith("You are an experienced software developer")
+    assert system.endswith("Programming language: python.\n\nStyle: functional.")
+    assert user == ("user", "Create fibonacci")
+
+
+def test_a_prompt_is_given_as_it_is_and_what_is_not_given_is_not_sent(server: Server, provider: ProviderServer) -> None:
+    prompt = "  {braces} and\nlines  "
+    task = ask(server, prompt)
+    assert task["result"] == f"You said: {prompt}"
+    body = sent(provider, prompt)
+    assert body.pop("messages") == [{"role": "user", "content": prompt}]
+    assert body.pop("stream") is True
+    body.pop("stream_options", None)
+    assert body == {"model": "tiny"}
+
+
+def test_what_is_given_is_sent(server: Server, provider: ProviderServer) -> None:
+    given = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "stop": ["x"], "seed": 3, "model": "other"}
+    ask(server, "with parameters", parameters={**given, "system": "Be short.", "context": "a,b"})
+    body = sent(provider, "with parameters")
+    assert {name: body[name] for name in given} == given
+    assert messages(provider, "with parameters") == [("system", "Be short."), ("user", "a,b\n\nwith parameters")]
+
+
+def test_an_analysis_carries_the_runtimes_own_figures(server: Server, provider: ProviderServer) -> None:
+    server.finished(server.submit("matrix_multiply", {"size": 64})["task_id"])
+    ask(server, "Why so slow?", "system_analysis", parameters={"timeframe": "5m"})
+    system = messages(provider, "Why so slow?")[0][1]
+    device = server.get("/devices")["devices"][0]
+    assert f"device_0: {device['name']}" in system
+    assert "tasks that ended: " in system
+    assert " completed" in system
+    assert "memory_usage: " in system
+
+
+def test_an_optimization_of_the_settings_carries_them_without_the_users_folders(server: Server, provider: ProviderServer) -> None:
+    ask(server, "Tune it", "optimization", parameters={"target": "settings"})
+    system = messages(provider, "Tune it")[0][1]
+    assert "max_pending = 10000" in system
+    assert str(server.home.path) not in system
+    ask(server, "Tune this", "optimization", parameters={"language": "C"})
+    assert "max_pending" not in messages(provider, "Tune this")[0][1]
+
+
+def test_another_agent_gives_its_own_instructions_and_an_unknown_one_is_refused(server: Server, provider: ProviderServer) -> None:
+    task = ask(server, "roses", parameters={"agent": "poet"})
+    assert task["agent"] == "POET"
+    assert messages(provider, "roses") == [("system", "Answer in verse."), ("user", "roses")]
+    told = error_of(post(server, "x", parameters={"agent": "nobody"}), 422)
+    assert "there is no agent 'nobody'; there are ANALYST, DEVELOPER, OPTIMIZER, RESEARCHER, POET" in told["error"]
+
+
+def test_agents_are_listed_with_what_is_wrong_with_the_others(server: Server) -> None:
+    listed = server.get("/ai/agents")
+    assert [agent["role"] for agent in listed["agents"]][-1] == "POET"
+    assert len(listed["problems"]) == 1
+    assert "bad.md: it does not begin with ---" in listed["problems"][0]
+
+
+def test_the_workflows_tell_the_schemas_of_their_parameters(server: Server) -> None:
+    listed = server.get("/ai/workflows")["workflows"]
+    assert listed[0]["name"] == "code_generation"
+    assert "style" in listed[0]["parameters_schema"]["properties"]
+
+
+def test_what_is_wrong_is_told_by_its_name(server: Server) -> None:
+    assert "there is no workflow 'poetry'; there are code_generation" in error_of(post(server, "x", "poetry"), 422)["error"]
+    details = error_of(post(server, "x", parameters={"tone": "dry"}), 422)["data"]["details"]
+    assert details[0]["field"] == "parameters.tone"
+    assert "there are profile, model" in details[0]["problem"]
+    assert error_of(post(server, ""), 422)["data"]["details"][0]["field"] == "prompt"
+    assert "there is no profile 'x'; there are local, cloud" in error_of(post(server, "x", parameters={"profile": "x"}), 422)["error"]
+    assert "is for models of this machine" in error_of(post(server, "x", parameters={"keep_alive": 1}), 422)["error"]
+    assert "read GET /tasks/{task_id}/tokens" in error_of(post(server, "x", stream=True, wait=False), 422)["error"]
+
+
+def test_a_task_that_fails_is_an_answer_that_says_so(server: Server) -> None:
+    task = ask(server, "please fail")
+    assert (task["status"], task["result"], task["answer"]) == ("failed", None, None)
+    assert "no such thing" in task["error"]
+    assert task["failure"]["kind"] == "raised"
+
+
+def test_a_task_past_its_time_ends_and_its_stream_is_closed(server: Server, provider: ProviderServer) -> None:
+    task = ask(server, "hold on", timeout=0.5)
+    assert task["status"] == "timed_out"
+    assert not provider.problems
+
+
+def test_completed_ai_tasks_are_counted_and_others_are_not(server: Server) -> None:
+    before = server.get("/metrics")["ai_tasks_processed"]
+    ask(server, "count me")
+    ask(server, "fail me")
+    server.submit("matrix_multiply", {"size": 16})
+    assert server.get("/metrics")["ai_tasks_processed"] == before + 1
+    assert server.get("/health")["metrics"]["ai_tasks_processed"] == before + 1
+
+
+def test_the_text_comes_as_events_while_it_is_written_and_then_the_task(server: Server) -> None:
+    body = {"workflow_type": "model_inference", "prompt": "slow words", "stream": True}
+    with server.client.stream("POST", f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=30) as response:
+        assert response.status_code == 200
+        began = time.monotonic()
+        got = [(name, data, time.monotonic() - began) for name, data in told(response)]
+    pieces = [data for name, data, _ in got if name == "token"]
+    assert "".join(piece["text"] for piece in pieces) == "You said: slow words"
+    assert [piece["index"] for piece in pieces[:2]] == [0, 10]
+    assert got[-1][0] == "task"
+    task = got[-1][1]
+    assert (task["status"], task["result"], task["tokens_used"]) == ("completed", "You said: slow words", 15)
+    assert response.headers["Location"].endswith(f"/tasks/{task['task_id']}")
+    # The provider keeps the second piece back for half a second.
+    assert got[0][2] < got[1][2] - 0.2
+
+
+def test_a_request_that_is_wrong_is_an_error_and_no_stream(server: Server) -> None:
+    assert "there is no workflow" in error_of(post(server, "x", "poetry", stream=True), 422)["error"]
+
+
+def test_a_reader_of_the_stream_who_goes_away_cancels_the_task(server: Server, provider: ProviderServer) -> None:
+    body = {"workflow_type": "model_inference", "prompt": "hold the stream", "stream": True}
+    with server.client.stream("POST", f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=30) as response:
+        assert next(told(response))[0] == "token"
+        task_id = response.headers["Location"].rpartition("/")[2]
+    assert server.finished(task_id)["status"] == "cancelled"
+    assert not provider.problems
+
+
+def test_a_client_who_waits_and_goes_away_cancels_the_task(server: Server) -> None:
+    name = uuid4().hex
+    body = {"workflow_type": "model_inference", "prompt": "hold the line", "name": name}
+    with pytest.raises(Exception, match="timed out"):
+        server.client.post(f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=1.0)
+    task = wait_until(lambda: next((task for task in server.get("/tasks")["tasks"] if task["name"] == name), None), 10, "the task")
+    assert server.finished(task["task_id"])["status"] == "cancelled"
+
+
+def test_an_asynchronous_task_goes_on_by_itself_and_can_be_read_along_from_any_place(server: Server) -> None:
+    response = post(server, "slow but sure", wait=False)
+    assert response.status_code == 202
+    task = response.json()
+    assert task["result"] is None
+    where = f"{server.url}/tasks/{task['task_id']}/tokens"
+    with server.client.stream("GET", where, headers=server.headers, timeout=30) as first:
+        got = list(told(first))
+    assert "".join(data["text"] for name, data in got if name == "token") == "You said: slow but sure"
+    assert got[-1][1]["result"] == "You said: slow but sure"
+    # What has ended can be read again, and a reader that was cut off goes on where it was.
+    for query, headers in (("?since=10", {}), ("", {"Last-Event-ID": "10"})):
+        with server.client.stream("GET", where + query, headers={**server.headers, **headers}, timeout=30) as again:
+            (name, piece), (last, _) = told(again)
+        assert (name, piece, last) == ("token", {"text": "slow but sure", "index": 10}, "task")
+
+
+def test_prefer_is_followed(server: Server) -> None:
+    taken = post(server, "slowly", headers={"Prefer": "respond-async"})
+    assert (taken.status_code, taken.headers["Preference-Applied"]) == (202, "respond-async")
+    waited = post(server, "slowly", headers={"Prefer": "wait=20"})
+    assert (waited.status_code, waited.json()["status"]) == (200, "completed")
+    short = post(server, "slowly", headers={"Prefer": "wait=0.1"})
+    assert short.status_code == 202
+    assert short.headers["Location"].endswith(short.json()["task_id"])
+
+
+def test_a_request_that_is_sent_again_makes_nothing_twice(server: Server) -> None:
+    headers = {"Idempotency-Key": uuid4().hex}
+    conversation = uuid4().hex
+    once = ask(server, "only once", headers=headers, parameters={"conversation": conversation})
+    again = ask(server, "only once", headers=headers, parameters={"conversation": conversation})
+    assert once["task_id"] == again["task_id"]
+    assert server.get(f"/ai/conversations/{conversation}")["turns"] == 1
+    assert "used for another request" in error_of(post(server, "other", headers=headers), 422)["error"]
+
+
+def test_an_analysis_that_is_sent_again_is_the_same_though_the_figures_are_others(server: Server) -> None:
+    headers = {"Idempotency-Key": uuid4().hex}
+    once = ask(server, "figures", "system_analysis", headers=headers)
+    server.submit("matrix_multiply", {"size": 16})
+    assert ask(server, "figures", "system_analysis", headers=headers)["task_id"] == once["task_id"]
+
+
+def test_a_conversation_goes_on_with_what_was_said(server: Server, provider: ProviderServer) -> None:
+    name = f"about it {uuid4().hex}"
+    first = ask(server, "my name is Ada", parameters={"conversation": name})
+    failed = ask(server, "please fail", parameters={"conversation": name})
+    second = ask(server, "what is my name?", parameters={"conversation": name, "agent": "poet"})
+    assert failed["status"] == "failed"
+    assert messages(provider, "what is my name?") == [
+        ("system", "Answer in verse."),
+        ("user", "my name is Ada"),
+        ("assistant", "You said: my name is Ada"),
+        ("user", "what is my name?"),
+    ]
+    assert (second["conversation"], second["left_out"]) == (name, 0)
+    conversation = server.get(f"/ai/conversations/{name.replace(' ', '%20')}")
+    assert [turn["task_id"] for turn in conversation["messages"]] == [first["task_id"], second["task_id"]]
+    assert conversation["messages"][0]["prompt"] == "my name is Ada"
+    listed = server.get("/ai/conversations")["conversations"]
+    assert next(each for each in listed if each["name"] == name)["turns"] == 2
+    assert server.request("DELETE", f"/ai/conversations/{name}").json()["turns"] == 2
+    assert f"no conversation '{name}'" in error_of(server.request("GET", f"/ai/conversations/{name}"), 404)["error"]
+    assert server.get(f"/tasks/{first['task_id']}")["status"] == "completed"
+
+
+def test_prompts_of_one_conversation_at_once_are_answered_one_after_another_in_their_order(
+    server: Server, provider: ProviderServer
+) -> None:
+    name = uuid4().hex
+    began = threading.Event()
+
+    def one(number: int) -> Any:
+        if number:
+            assert began.wait(10)
+        return ask(server, f"slow turn {number}", parameters={"conversation": name})
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(one, 0)
+        wait_until(lambda: any("slow turn 0" in request.body.decode() for request in provider.requests), 10, "the first is asked")
+        began.set()
+        others = [pool.submit(one, number) for number in (1, 2)]
+        tasks = [first.result(30), *(each.result(30) for each in others)]
+    assert [task["status"] for task in tasks] == ["completed"] * 3
+    said = server.get(f"/ai/conversations/{name}")["messages"]
+    assert said[0]["prompt"] == "slow turn 0"
+    assert {turn["prompt"] for turn in said} == {f"slow turn {number}" for number in range(3)}
+    # Each was asked with all that was said before it.
+    for place, turn in enumerate(said):
+        before = [content for role, content in messages(provider, turn["prompt"])[:-1] if role == "user"]
+        assert before == [earlier["prompt"] for earlier in said[:place]]
+
+
+def test_the_oldest_turns_are_left_out_where_there_is_no_room_and_that_is_said(server: Server, provider: ProviderServer) -> None:
+    name = uuid4().hex
+    for number in range(3):
+        task = ask(server, f"{number} {'long ' * 4000}", parameters={"conversation": name})
+    assert task["left_out"] == 2
+    task = ask(server, "and now?", parameters={"conversation": name})
+    assert task["left_out"] == 2
+    assert [content[:2] for _, content in messages(provider, "and now?")] == ["2 ", "Yo", "an"]
+
+
+def test_the_websocket_tells_of_tokens_to_who_subscribes(server: Server) -> None:
+    with websockets.sync.client.connect(server.ws_url, additional_headers=server.headers, proxy=None) as socket:
+        socket.send(json.dumps({"type": "subscribe", "topics": ["ai_token"]}))
+        while json.loads(socket.recv(timeout=10))["type"] != "subscribed":
+            pass
+        task = ask(server, "tell the socket")
+        got: list[dict[str, Any]] = []
+        while sum(len(each["text"]) for each in got) < len(task["result"]):
+            message = json.loads(socket.recv(timeout=10))
+            if message["type"] == "ai_token":
+                got.append(message["data"])
+    assert {each["task_id"] for each in got} == {task["task_id"]}
+    assert "".join(each["text"] for each in got) == task["result"]
+    assert [each["index"] for each in got[:2]] == [0, 10]
+
+
+def test_the_profile_is_listed_and_its_key_is_nowhere(server: Server) -> None:
+    listed = server.get("/models")
+    assert listed["profiles"] == [{"name": "cloud", "model": "tiny", "default": True}]
+    task = ask(server, "where is the key?")
+    answers = [server.request("GET", path).text for path in ("/models", f"/tasks/{task['task_id']}", "/openapi.json", "/tasks", "/health")]
+    assert not [text for text in (*answers, server.log.read_text()) if KEY in text]
+    kept = [path for path in server.home.data_dir.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert not kept
+
+
+def test_the_owners_own_programs_may_use_the_owners_account_without_the_token(server: Server) -> None:
+    # On Linux the system proves that they are the owner's; nobody else's program could ask.
+    response = server.client.post(f"{server.url}/ai/tasks", json={"workflow_type": "model_inference", "prompt": "no token"}, timeout=30)
+    assert response.json()["status"] == "completed"
+
+
+def test_without_a_provider_and_without_a_model_the_answer_names_both_ways_out(standalone: Server) -> None:
+    response = post(standalone, "Is anybody there?")
+    message = error_of(response, 503)["error"]
+    assert "OPENAI_API_KEY" in message
+    assert "jupyter openruntime pull" in message
+    assert int(response.headers["Retry-After"]) > 0
+    assert standalone.get("/models") == {"models": [], "profiles": []}
+
+
+def test_a_model_that_is_not_in_memory_is_not_unloaded(standalone: Server) -> None:
+    assert "not in memory" in error_of(standalone.request("DELETE", "/models/org%2Fname"), 404)["error"]
+
+
+def test_a_task_that_no_model_answers_has_no_tokens(standalone: Server) -> None:
+    task = standalone.submit("matrix_multiply", {"size": 16})
+    assert "is no AI task" in error_of(standalone.request("GET", f"/tasks/{task['task_id']}/tokens"), 404)["error"]

@@ -1,0 +1,94 @@
+"""AI tasks through a real server, answered by a tiny model in a worker of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.ai_support import ask, post, told
+from tests.server.conftest import error_of
+from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
+from tests.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("local")
+    make_tiny_model(folder / "models" / "tiny", context=4096)
+    config = {"OpenRuntimeApp": {"models_dir": str(folder / "models"), "cpu_slots": 1}}
+    with running_server(folder, STANDALONE, token=TOKEN, config=config) as running:
+        yield running
+
+
+def short(**more: Any) -> dict[str, Any]:
+    return {"max_tokens": 8, **more}
+
+
+def test_a_prompt_is_answered_without_any_account(server: Server) -> None:
+    task = ask(server, "Create a sorting algorithm", "code_generation", parameters=short(language="python"))
+    assert (task["status"], task["model_used"], task["agent"]) == ("completed", "tiny", "DEVELOPER")
+    answer = task["answer"]
+    assert answer["provider"] == "local"
+    assert 0 < answer["completion_tokens"] <= 8
+    assert task["tokens_used"] == answer["prompt_tokens"] + answer["completion_tokens"]
+    assert server.get(f"/tasks/{task['task_id']}")["device_used"] == "device_0"
+
+
+def test_a_stranger_may_ask_a_model_of_this_machine(server: Server) -> None:
+    body = {"workflow_type": "model_inference", "prompt": "hello", "parameters": short()}
+    response = server.client.post(f"{server.url}/ai/tasks", json=body, timeout=60)
+    assert response.json()["status"] == "completed"
+    assert server.client.get(f"{server.url}/models").json()["models"][0]["path"] is None
+
+
+def test_its_text_comes_as_events(server: Server) -> None:
+    body = {"workflow_type": "model_inference", "prompt": "on and on", "parameters": short(max_tokens=40), "stream": True}
+    with server.client.stream("POST", f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=60) as response:
+        got = list(told(response))
+    assert got[-1][1]["status"] == "completed"
+    assert "".join(data["text"] for name, data in got if name == "token") == got[-1][1]["result"]
+
+
+def test_the_models_tell_which_is_in_memory_and_it_can_be_unloaded(server: Server) -> None:
+    ask(server, "load it", parameters=short())
+    (model,) = server.get("/models")["models"]
+    assert (model["name"], model["kind"], model["context_length"], model["default"]) == ("tiny", "mlx", 4096, True)
+    assert model["path"].endswith("/models/tiny")
+    (resident,) = model["resident"]
+    assert (resident["state"], resident["lane"]) == ("idle", "device_0")
+    assert resident["resident_bytes"] > 0
+    answer = server.request("DELETE", "/models/tiny")
+    assert answer.json() == {"unloaded": ["tiny"]}
+    assert server.get("/models")["models"][0]["resident"] == []
+    assert "not in memory" in error_of(server.request("DELETE", "/models/tiny"), 404)["error"]
+
+
+def test_a_model_that_answers_is_not_unloaded_and_a_cancel_leaves_it_in_memory(server: Server) -> None:
+    task = ask(server, "for long", parameters={"max_tokens": 3000}, wait=False)
+    wait_until(lambda: server.get(f"/tasks/{task['task_id']}")["status"] == "running", 20, "it runs")
+    with server.client.stream("GET", f"{server.url}/tasks/{task['task_id']}/tokens", headers=server.headers, timeout=30) as response:
+        assert next(told(response))[0] == "token"
+    assert "answers ai_task_" in error_of(server.request("DELETE", "/models/tiny"), 409)["error"]
+    assert server.request("DELETE", f"/tasks/{task['task_id']}").json()["status"] == "cancelled"
+    assert server.get("/models")["models"][0]["resident"][0]["state"] == "idle"
+
+
+def test_a_conversation_goes_on_with_a_model_of_this_machine(server: Server) -> None:
+    for place in (1, 2):
+        ask(server, f"turn {place}", parameters=short(conversation="local"))
+    first, second = server.get("/ai/conversations/local")["messages"]
+    task = server.get(f"/tasks/{second['task_id']}")
+    said = [message["content"] for message in task["parameters"]["messages"]]
+    assert said == ["turn 1", first["answer"], "turn 2"]
+
+
+def test_a_model_that_there_is_not_is_told_with_those_that_there_are(server: Server) -> None:
+    assert "there is no model 'huge'; there are tiny" in error_of(post(server, "x", parameters={"model": "huge"}), 422)["error"]
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_figures(server: Server) -> None:
+    task = ask(server, "word " * 20_000, parameters=short())
+    assert task["status"] == "failed"
+    assert "4,096" in task["error"], task["error"]
