@@ -62,7 +62,7 @@ class Record:
     exposed: bool = False
     """Its path was told to somebody who may use the file without leasing it: it is never used for another array."""
     leaving: bool = False
-    """Its file is just becoming a free block, or not, if somebody leases it."""
+    """Its file is just being let go of, unless somebody turns out to lease it."""
     leases: set[str] = field(default_factory=set)
     """The tasks that wait for it or run with it."""
 

@@ -107,15 +107,18 @@ class ArrayRoom:
         if record.leases:
             record.doomed = not only_unused
             return
-        path = record.path
-        record.leaving = not record.exposed and self.warm.keeps(record.folder, record.size)
+        if record.leaving:  # one at a time: by its name a second one might meet the next array
+            record.doomed = record.doomed or not only_unused
+            return
+        path, reuse = record.path, not record.exposed and self.warm.keeps(record.folder, record.size)
+        record.leaving = True
         try:
-            gone = await asyncio.to_thread(blocks.retire, path, record.leaving)
+            gone = await asyncio.to_thread(blocks.retire, path, reuse)
+            if not gone and not record.ready:  # whoever is writing into it writes for nobody
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+                gone = True
         finally:
             record.leaving = False
-        if not gone and not record.ready:  # whoever is writing into it writes for nobody
-            await asyncio.to_thread(path.unlink, missing_ok=True)
-            gone = True
         if gone:
             if self._records.get(record.id) is record:
                 del self._records[record.id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -158,6 +159,18 @@ def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp
                     await store.remove(first.id)
                     await store.remove(told.id)
             assert len({path.stat().st_ino for place in store._spool.places for path in place.folder.rglob("*") if path.is_file()}) == 3
+
+    live(body())
+
+
+def test_an_array_that_is_deleted_twice_at_once_does_not_take_its_successor_with_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            for value in range(20):
+                told = await put(store, full(value), "weights")
+                await asyncio.gather(*(store.remove("weights") for _ in range(3)), store.sweep(), return_exceptions=True)
+                assert not Path(str(told.path)).exists()
+                assert store.page().warm_bytes == SIZE
 
     live(body())
 
