@@ -90,7 +90,7 @@ def test_an_analysis_carries_the_runtimes_own_figures(server: Server, provider: 
     assert f"device_0: {device['name']}" in system
     assert "tasks that ended: " in system
     assert " completed" in system
-    assert "memory_usage: " in system
+    assert "run_time: " in system
 
 
 def test_an_optimization_of_the_settings_carries_them_without_the_users_folders(server: Server, provider: ProviderServer) -> None:
