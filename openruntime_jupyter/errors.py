@@ -36,6 +36,7 @@ OpenRuntimeError
 │   ├── ProviderBusy          too many requests, or no credit left
 │   └── ProviderBroken        it failed itself, or what it sent is no whole answer
 ├── WouldDeadlock             a task waits for its own lane
+├── PullFailed                a model could not be fetched
 └── NotConnected              no runtime answers where one was looked for
 
 This file knows no HTTP: `server/errors.py` holds the one table from these to status codes.
@@ -234,6 +235,10 @@ class ProviderBroken(ProviderError):
 
 class WouldDeadlock(OpenRuntimeError):
     """A task must not wait for a task of its own lane: it holds the slot that the other needs."""
+
+
+class PullFailed(OpenRuntimeError):
+    """A model could not be fetched; the message says why and what to do."""
 
 
 class NotConnected(OpenRuntimeError):

