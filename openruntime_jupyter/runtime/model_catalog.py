@@ -12,6 +12,7 @@ from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.worker.gguf.llama import shape_of_gguf
 from openruntime_jupyter.worker.models.folder import NotAModel, Shape, shape_of
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class ModelCatalog:
         before, seen = self._shapes.get(place, (None, None))
         if before != stamp or seen is None:
             try:
-                seen = shape_of(place) if kind == "mlx" else Shape(looked_at.st_size)
+                seen = shape_of(place) if kind == "mlx" else shape_of_gguf(place)
             except NotAModel as problem:
                 seen = str(problem)
             self._shapes[place] = stamp, seen

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +19,8 @@ from openruntime_jupyter.ai import pull as pulling
 from openruntime_jupyter.ai.pull import KNOWN, STAGING, Fetchable, Pulled, known, pull
 from openruntime_jupyter.cli.pull import main
 from openruntime_jupyter.errors import PullFailed
-from tests.gguf_twin import write_gguf_twin
+from tests.gguf_twin import write_twin
+from tests.tiny_model import make_tiny_model
 
 NAME = "tiny_model_for_tests"
 
@@ -52,9 +53,8 @@ def make_wheel(folder: Path, content: bytes, version: str = "1.0") -> Path:
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A model that really loads."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf_twin(path)
-    return path.read_bytes()
+    folder = tmp_path_factory.mktemp("gguf")
+    return write_twin(make_tiny_model(folder / "tiny"), folder / "tiny.gguf").read_bytes()
 
 
 @pytest.fixture
@@ -203,8 +203,7 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path, model: Fetchab
 def test_a_disk_that_is_too_full_is_told_before_anything_is_fetched(
     tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda folder: usage(10, 9, 1))
+    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(PullFailed, match="free some"):
         fetch(model, tmp_path)
 

@@ -329,7 +329,7 @@ def test_a_model_on_the_cpu_computes_in_float32_and_as_it_is_without_a_blas(tmp_
     assert first[:2] == [["mlx.core.float32"], expected]
     assert "mlx.core.uint32" in as_it_is[0]
     kept = list((tmp_path / "models" / ".converted").iterdir())
-    assert [file.name.startswith("tiny-") and file.name.endswith(".float32.safetensors") for file in kept] == [True]
+    assert [file.suffix for file in kept] == [".safetensors"]
 
 
 def packed(folder: Path) -> None:

@@ -14,9 +14,10 @@ import mlx.core as mx
 
 from openruntime_jupyter.ai_models import ModelSource, Wishes
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, OpenRuntimeError
+from openruntime_jupyter.worker.gguf.conversions import Conversions
 from openruntime_jupyter.worker.memory import MemoryReader
 from openruntime_jupyter.worker.models import float32
-from openruntime_jupyter.worker.models.folder import NotAModel, shape_of
+from openruntime_jupyter.worker.models.folder import NotAModel, shape_of, weight_files
 from openruntime_jupyter.worker.models.importing import import_mlx_lm
 from openruntime_jupyter.worker.models.language_model import LanguageModel, weights_of
 
@@ -82,16 +83,17 @@ def _choose(source: ModelSource, context: TaskContext) -> bool:
 
 
 def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
-    path = Path(source.path)
-    converted = Path(source.converted) if source.converted is not None else None
+    path, kept = Path(source.path), Path(source.converted) if source.converted is not None else None
     if source.kind == "gguf":
-        raise NotAModel("GGUF files can't be loaded yet")
+        from openruntime_jupyter.worker.gguf.loading import load_gguf
+
+        return load_gguf(path, "float32" if wide else "stored", kept)
     from mlx_lm import utils
 
     model, config = utils.load_model(path, lazy=True)
     tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     if wide:
-        float32.convert(model, float32.kept_file(path, converted))
+        float32.convert(model, weight_files(path)[0], Conversions(kept) if kept is not None else None)
     return model, tokenizer
 
 

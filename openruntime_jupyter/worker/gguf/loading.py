@@ -1,0 +1,137 @@
+"""A GGUF file as a model of mlx-lm's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import mlx.core as mx
+from mlx import nn
+
+from openruntime_jupyter.worker.gguf.conversions import Conversions
+from openruntime_jupyter.worker.gguf.header import Header, read_header
+from openruntime_jupyter.worker.gguf.llama import ATTENTION, INNER, MLP, ROPE_FACTORS, configuration, mlx_name
+from openruntime_jupyter.worker.gguf.tokenizer import build_tokenizer
+from openruntime_jupyter.worker.models.folder import NotAModel
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+GROUP_SIZE = 32
+"""Weights that share a scale, in every quantised type that is loaded."""
+
+Form = Literal["float32", "stored"]
+"""`float32`: every weight as a 32-bit number, which a BLAS can multiply; `stored`: as the file has them, quantised where it is."""
+
+
+def load_gguf(
+    path: str | Path, dtype: Form = "stored", cache_dir: str | Path | None = None, *, lazy: bool = False
+) -> tuple[Any, TokenizerWrapper]:
+    """The model and the tokenizer (with the chat template) of a llama-family GGUF file, as `mlx_lm.load` gives those of a folder.
+
+    `cache_dir` is where the weights are kept once they are converted to float32; without it they are converted each time. Raises
+    `NotAModel` with what is wrong or can't be loaded. The weights are in memory when it returns, unless `lazy`.
+    """
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    header = read_header(path, lists=True)
+    config = configuration(header)
+    tokenizer = build_tokenizer(header)
+    arguments: Any = ModelArgs
+    model = Model(arguments.from_dict(config))
+    weights = _float32(header, cache_dir) if dtype == "float32" else _stored(header, model)
+    if (factors := weights.pop(ROPE_FACTORS, None)) is not None:
+        for layer in model.layers:
+            layer.self_attn.rope = _FactoredRoPE(config["head_dim"], config["rope_theta"], factors)
+    model.load_weights(list(_with_zero_biases(weights, config).items()))
+    model.eval()
+    if not lazy:
+        mx.eval(model.parameters())
+    return model, tokenizer
+
+
+class _FactoredRoPE(nn.Module):  # type: ignore[misc, name-defined]
+    """Rotary positions where each frequency has a factor of its own."""
+
+    def __init__(self, dims: int, base: float, factors: mx.array) -> None:
+        super().__init__()
+        self.dims = dims
+        # Underscored, so that it is none of the parameters to load.
+        self._periods = base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims) * factors.astype(mx.float32)
+
+    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
+        return mx.fast.rope(x, self.dims, traditional=True, base=None, scale=1.0, offset=offset, freqs=self._periods)
+
+
+def _read(header: Header) -> dict[str, mx.array]:
+    """The weights as MLX reads them: a quantised one packed, with `.scales` and `.biases`."""
+    try:
+        read: Any = mx.load(str(header.path), format="gguf")
+        return dict(read)
+    except RuntimeError as problem:
+        raise NotAModel(f"MLX can't read {header.path}: {problem}") from None
+
+
+def _parts(header: Header) -> dict[str, str]:
+    """Every tensor's name here, and mlx-lm's (`configuration` has seen that there is one for each)."""
+    return {name: ROPE_FACTORS if name == ROPE_FACTORS else mlx_name(name) or name for name in header.tensors}
+
+
+def _float32(header: Header, cache_dir: str | Path | None) -> dict[str, mx.array]:
+    conversions = None if cache_dir is None else Conversions(Path(cache_dir))
+    shapes = {_parts(header)[name]: tensor.shape for name, tensor in header.tensors.items()}
+    if conversions is not None and (kept := conversions.find(header.path, shapes)) is not None:
+        return kept
+    raw = _read(header)
+    weights = {}
+    for name, ours in _parts(header).items():
+        whole = raw.pop(name)
+        bits = header.tensors[name].encoding.bits
+        if bits is not None:
+            base = name.removesuffix("weight")
+            scales, biases = (raw.pop(base + part).astype(mx.float32) for part in ("scales", "biases"))
+            whole = mx.dequantize(whole, scales, biases, group_size=GROUP_SIZE, bits=bits)
+        weights[ours] = whole.astype(mx.float32)
+        mx.eval(weights[ours])  # one by one: the packed one is free again before the next is unpacked
+        del whole
+    if conversions is not None:
+        conversions.keep(header.path, weights)
+    return weights
+
+
+def _stored(header: Header, model: Any) -> dict[str, mx.array]:
+    raw = _read(header)
+    names = _parts(header)
+    bits = {names[name].removesuffix(".weight"): tensor.encoding.bits for name, tensor in header.tensors.items() if tensor.encoding.bits}
+    if bits:
+        nn.quantize(  # type: ignore[attr-defined]
+            model,
+            GROUP_SIZE,
+            class_predicate=lambda path, module: {"group_size": GROUP_SIZE, "bits": bits[path]} if path in bits else False,
+        )
+    # What lies between the large weights follows the scales and the norms. A GPU adds up float16 in 32 bits; the CPU does not, and
+    # what it makes of this is slow, and no language.
+    between = mx.float16 if mx.default_device() == mx.Device(mx.gpu) and _mostly_half(header) else mx.float32
+    weights = {}
+    for name, value in raw.items():
+        whole = name in header.tensors
+        small = name != ROPE_FACTORS and (not whole or len(header.tensors[name].shape) == 1)
+        weights[names[name] if whole else mlx_name(name) or name] = value.astype(between) if small else value
+    return weights
+
+
+def _mostly_half(header: Header) -> bool:
+    return any(tensor.encoding.name != "F32" for tensor in header.tensors.values() if len(tensor.shape) > 1)
+
+
+def _with_zero_biases(weights: dict[str, mx.array], config: dict[str, Any]) -> dict[str, mx.array]:
+    """mlx-lm's llama has biases in all of its projections or in none; a file may have some."""
+    parts = (ATTENTION if config["attention_bias"] else ()) + (MLP if config["mlp_bias"] else ())
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    queries, keys = (config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
+    rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "ffn_gate": inner, "ffn_up": inner}
+    kind = weights["model.norm.weight"].dtype
+    for layer in range(config["num_hidden_layers"]):
+        for part in parts:
+            weights.setdefault(f"model.layers.{layer}.{INNER[part]}.bias", mx.zeros(rows.get(part, hidden), kind))
+    return weights

@@ -1,0 +1,122 @@
+"""GGUF files for tests: the twin of a tiny model's folder, in any type, written by the `gguf` package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openruntime_jupyter.worker.gguf.llama import INNER, OUTER
+
+NORMAL, CONTROL = 1, 3
+
+
+def write_twin(
+    folder: Path,
+    path: Path,
+    kind: str = "F32",
+    *,
+    values: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    exact: bool = False,
+) -> Path:
+    """The model of `folder` as a GGUF file whose matrices are of `kind`; norms stay F32.
+
+    `values` replace or add keys, None leaves one out; `tensors` are added.
+    `exact` stores, as F32, the numbers that `kind` makes of the weights.
+    """
+    import gguf
+
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    said = {**_described(config), **_tokenizer(folder), **(values or {})}
+    for key, value in said.items():
+        if value is not None:
+            _say(writer, key, value)
+    stored = gguf.GGMLQuantizationType[kind]
+    for name, weight in {**_weights(folder, config), **(tensors or {})}.items():
+        type_of = stored if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
+        data = gguf.quants.quantize(weight, type_of)
+        if exact:
+            data, type_of = gguf.quants.dequantize(data, type_of), gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, data, raw_dtype=type_of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _say(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        writer.add_string(key, value)
+
+
+def _described(config: dict[str, Any]) -> dict[str, Any]:
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return {
+        "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.attention.head_count": config["num_attention_heads"],
+        "llama.attention.head_count_kv": config["num_key_value_heads"],
+        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "llama.rope.freq_base": config["rope_theta"],
+        "llama.rope.dimension_count": head,
+        "llama.vocab_size": config["vocab_size"],
+    }
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    ids = whole["model"]["vocab"]
+    special = {token["content"] for token in whole["added_tokens"] if token["special"]}
+    tokens = sorted(ids, key=ids.__getitem__)
+    said = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [CONTROL if token in special else NORMAL for token in tokens],
+        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": ids[settings["bos_token"]],
+        "tokenizer.ggml.eos_token_id": ids[settings["eos_token"]],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    if "chat_template" in settings:
+        said["tokenizer.chat_template"] = settings["chat_template"]
+    return said
+
+
+def _weights(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """By GGUF's names; llama.cpp wants the halves of each head of q and k interleaved."""
+    from safetensors.numpy import load_file
+
+    theirs = {ours: name for name, ours in {**OUTER, **INNER}.items()}
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    found = {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        base, kind = name.rsplit(".", 1)
+        if base in theirs:
+            found[f"{theirs[base]}.{kind}"] = weight
+            continue
+        _, _, layer, inner = base.split(".", 3)
+        part = theirs[inner]
+        if part in heads:
+            halves = weight.reshape(heads[part], 2, -1, *weight.shape[1:])
+            found[f"blk.{layer}.{part}.{kind}"] = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+        else:
+            found[f"blk.{layer}.{part}.{kind}"] = weight
+    return found

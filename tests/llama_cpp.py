@@ -1,0 +1,69 @@
+"""llama.cpp's own server, which nobody here wrote, in a process of its own: `python llama_cpp.py MODEL` prints its address."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+FOUND = "listening at "
+LIMIT = 60.0
+
+
+@contextmanager
+def llama_cpp(model: Path) -> Iterator[httpx.Client]:
+    """A client of a server of this model; ended at the end."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        address = next((line.removeprefix(FOUND).strip() for line in process.stdout if line.startswith(FOUND)), None)
+        assert address is not None, f"llama.cpp did not take {model}"
+        with httpx.Client(base_url=address, trust_env=False, timeout=LIMIT) as client:
+            yield client
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def tokens_of(client: httpx.Client, text: str, *, special: bool = True) -> list[int]:
+    """What llama.cpp makes of a text, with what it puts before every one if `special`."""
+    body = {"content": text, "add_special": special, "parse_special": True}
+    return list(client.post("/tokenize", json=body).raise_for_status().json()["tokens"])
+
+
+def greedy(client: httpx.Client, prompt: list[int], count: int) -> list[int]:
+    """The likeliest tokens after a prompt."""
+    body: dict[str, Any] = {
+        "prompt": prompt, "n_predict": count, "temperature": 0.0, "top_k": 1, "return_tokens": True, "cache_prompt": False,
+    }  # fmt: skip
+    return list(client.post("/completion", json=body).raise_for_status().json()["tokens"])
+
+
+def _serve(model: str) -> None:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.port = 0
+    params.n_ctx = 512
+    params.n_parallel = 1
+    params.flash_attn_type = 0  # it computes in 16 bits
+    params.warmup = False
+    params.fit_params = False
+    params.cpuparams.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(params)
+    sys.stdout.write(f"{FOUND}{server.listening_address}\n")
+    sys.stdout.flush()
+    sys.stdin.read()  # until whoever started it is gone
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openruntime_jupyter.worker.gguf.loading import load_gguf
+from tests.gguf_twin import write_twin
+from tests.llama_cpp import greedy, llama_cpp, tokens_of
+
+KINDS = ("F32", "F16", "Q8_0", "Q4_0", "Q4_1")
+PROMPTS = ("the queue is", "0123456789", "what runs on the device", " answers; a task", "x")
+COUNT = 40
+
+
+def likeliest(model: Any, prompt: list[int], count: int, ends: set[int]) -> list[int]:
+    """Greedy tokens by mlx-lm's own loop, without the one that ends them."""
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    written: list[int] = []
+    for token, _ in generate_step(mx.array(prompt), model, max_tokens=count):
+        if token in ends:
+            break
+        written.append(int(token))
+    return written
+
+
+def must_agree(path: Path, same_numbers: Path) -> None:
+    """What we make of `path` is what llama.cpp makes of `same_numbers`, from the text on."""
+    model, tokenizer = load_gguf(path, "float32")
+    with llama_cpp(same_numbers) as other:
+        for text in PROMPTS:
+            prompt = tokens_of(other, text)
+            assert tokenizer.encode(text) == prompt
+            written = likeliest(model, prompt, COUNT, tokenizer.eos_token_ids)
+            assert written == greedy(other, prompt, COUNT), text
+            assert len(written) > COUNT // 2, "too short to tell anything"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_writes_what_llama_cpp_writes(folder: Path, tmp_path: Path, kind: str) -> None:
+    path = write_twin(folder, tmp_path / "tiny.gguf", kind)
+    # llama.cpp rounds what it multiplies with quantised weights to 8 bits, and so picks another token where two are nearly as likely:
+    # it is given the numbers that the gguf package, a third party, makes of those weights.
+    must_agree(path, write_twin(folder, tmp_path / "same.gguf", kind, exact=True) if kind.startswith("Q") else path)
+
+
+def logits(model: Any, prompt: list[int]) -> Any:
+    import mlx.core as mx
+
+    return model(mx.array([prompt]))[0, -1].astype(mx.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_as_they_are_stored_give_nearly_the_same(folder: Path, tmp_path: Path, kind: str) -> None:
+    import mlx.core as mx
+
+    path = write_twin(folder, tmp_path / "tiny.gguf", kind)
+    wide, stored = (logits(load_gguf(path, form)[0], [5, 6, 7]) for form in ("float32", "stored"))
+    assert mx.abs(wide - stored).max().item() < 0.02 * mx.abs(wide).max().item()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"llama.rope.freq_base": 500_000.0},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.dimension_count": None},
+        {"llama.attention.key_length": 8, "llama.attention.value_length": 8},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_it_turns_positions_as_llama_cpp_does(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
+    path = write_twin(folder, tmp_path / "tiny.gguf", values=values)
+    must_agree(path, path)
+
+
+def test_each_frequency_has_the_factor_that_the_file_gives_it(folder: Path, tmp_path: Path) -> None:
+    path = write_twin(folder, tmp_path / "tiny.gguf", tensors={"rope_freqs.weight": np.array([1, 2, 4, 8], np.float32)})
+    must_agree(path, path)
+
+
+def test_biases_are_those_of_the_file_and_nought_where_it_has_none(folder: Path, tmp_path: Path) -> None:
+    biases = {
+        f"blk.{layer}.attn_{part}.bias": np.linspace(-1, 1, size, dtype=np.float32)
+        for layer in (0, 1)
+        for part, size in (("q", 32), ("k", 16), ("v", 16))
+    }
+    path = write_twin(folder, tmp_path / "tiny.gguf", tensors=biases)
+    must_agree(path, path)
+
+
+def test_an_mlx_folder_and_its_twin_give_the_same_text(folder: Path, tmp_path: Path) -> None:
+    import mlx_lm
+
+    messages = [{"role": "user", "content": "what runs on the device?"}]
+    texts = []
+    for model, tokenizer in (mlx_lm.load(str(folder)), load_gguf(write_twin(folder, tmp_path / "tiny.gguf"), "float32")):
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        texts.append([piece.text for piece in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=30)])
+    assert texts[0] == texts[1]
