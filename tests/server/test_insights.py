@@ -94,7 +94,7 @@ def test_what_is_no_json_is_refused(jupyter: Server) -> None:
 def test_where_no_model_is_there_the_answer_is_computed_and_says_why(jupyter: Server) -> None:
     told = asked(jupyter, metric_type="memory", timeframe="5m", wording="remote")
     assert told["worded_by"] == "none"
-    assert "settings" in told["notice"]
+    assert "insights_wording" in told["notice"]
 
 
 def test_whoever_may_not_write_may_not_ask_for_work(jupyter: Server) -> None:

@@ -96,4 +96,7 @@ def _worder(wording: WordingChoice, choose: Choose) -> tuple[Worder | None, str 
         return worder, None
     if wording == "local":
         return None, "There is no local model to word the findings: `jupyter openruntime pull` fetches one."
-    return None, "The settings allow no remote model to word the findings: they would send the history elsewhere."
+    return None, (
+        "No remote model may word the findings, which would leave this machine: OpenRuntimeApp.insights_wording allows it by `remote`, "
+        "where a provider is set up, to whoever is logged in."
+    )

@@ -127,4 +127,4 @@ def test_a_model_that_takes_too_long_is_cancelled() -> None:
 def test_where_there_is_no_model_the_notice_says_what_to_do() -> None:
     choose = no_worders(None)  # type: ignore[arg-type]
     assert "openruntime pull" in (live(word(COMPUTED, "local", choose))[2] or "")
-    assert "settings" in (live(word(COMPUTED, "remote", choose))[2] or "")
+    assert "insights_wording" in (live(word(COMPUTED, "remote", choose))[2] or "")
