@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.runtime.history_support import opened
 from tests.runtimes import live
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Home, Server, running_server
+from tests.tiny_model import make_tiny_model
 
 METRICS = ("performance", "memory", "efficiency", "errors")
 
@@ -100,3 +102,18 @@ def test_where_no_model_is_there_the_answer_is_computed_and_says_why(jupyter: Se
 def test_whoever_may_not_write_may_not_ask_for_work(jupyter: Server) -> None:
     body = {"metric_type": "memory", "timeframe": "5m"}
     error_of(jupyter.request("POST", "/ai/insights", json=body, headers={"X-Deny": "write:openruntime"}), 403)
+
+
+def test_a_model_that_writes_nonsense_is_asked_and_not_believed(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    make_tiny_model(home.data_dir / "models" / "tiny", context=2048)
+    with running_server(home, STANDALONE) as server:
+        body = {"metric_type": "performance", "timeframe": "5m"}
+        unasked = asked(server, **body)
+        assert (unasked["worded_by"], unasked["notice"]) == ("none", None), "no model is in memory"
+        told = asked(server, **body, wording="local")
+        prompts = server.get("/tasks", params={"operation": "generate"})["tasks"]
+    assert len(prompts) == 1
+    assert told["worded_by"] == "none"
+    assert "tiny" in told["notice"]
+    assert told["insights"].startswith("Based on the last 5 minutes")
