@@ -6,17 +6,16 @@ PYTHON ?=
 LAB_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+TEST_MODELS := $(VENV)/models
 # Tests wait for processes most of the time. A file's tests stay together, since they share servers.
 PARALLEL ?= -n 2 --dist loadfile
 
 # What MLX computes with. Never both: mlx-cpu and mlx-cuda-12 install the same file.
 ifeq ($(shell uname -s),Darwin)
 BACKEND := metal
-EXTRAS :=
 AND :=
 else
 BACKEND := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
-EXTRAS := [$(BACKEND)]
 AND := $(BACKEND),
 endif
 
@@ -36,12 +35,14 @@ help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1	/'
 	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  PARALLEL= (one test at a time)  CHROMIUM=/path/to/chromium"
 
-lab: $(VENV)/.lab ## open JupyterLab on the quick-start notebook
+lab: $(VENV)/.lab ## fetch the default model, and open JupyterLab on the quick-start notebook
+	@$(RUN) openruntime_jupyter.cli pull || echo "Going on without a model of this machine: prompts need another provider."
 	$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks/quickstart.ipynb $(ROOT_ARG) $(DISPLAY_ARG) $(LAB_ARGS)
 
 test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
 	@tools/install-blas
-	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) $(TEST_ARGS)
+	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
+	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) $(TEST_ARGS)
 
 bench: $(VENV)/.test ## compare speed with peers; run it alone (BENCH_ARGS='engine http' for some)
 	@tools/install-blas
@@ -74,7 +75,7 @@ $(VENV)/.made-$(BACKEND):
 
 $(VENV)/.lab: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and JupyterLab ..."
-	@$(PIP) -e '.$(EXTRAS)' jupyterlab ipykernel
+	@$(PIP) -e '.[$(AND)local]' jupyterlab ipykernel
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made-$(BACKEND) $(PACKAGE)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.default_model import models_dir
 from tests.support import STANDALONE, running_server
 
 HERE = Path(__file__).parent
@@ -24,13 +25,14 @@ def node_folder() -> str:
 
 
 def test_the_references_examples_run_against_a_real_server(tmp_path: Path) -> None:
-    with running_server(tmp_path, STANDALONE, token=None) as server:
+    config = {"OpenRuntimeApp": {"models_dir": str(models_dir())}}
+    with running_server(tmp_path, STANDALONE, token=None, config=config) as server:
         path = os.pathsep.join((str(Path(sys.executable).parent), node_folder(), os.environ["PATH"]))
         environment = {**os.environ, "PATH": path, "BASE_URL": server.url, "NO_PROXY": "*", "no_proxy": "*"}
-        played = subprocess.run([HERE / "run", "--no-ai"], env=environment, capture_output=True, text=True, timeout=170, check=False)
+        played = subprocess.run([HERE / "run"], env=environment, capture_output=True, text=True, timeout=170, check=False)
     told = played.stdout + played.stderr
     counted = re.search(r"(\d+) passed, (\d+) failed", told)
     assert counted is not None, told
     assert played.returncode == 0, told
-    assert int(counted[1]) >= 17, told
+    assert int(counted[1]) >= 25, told
     assert int(counted[2]) == 0, told

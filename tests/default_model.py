@@ -1,0 +1,17 @@
+"""The embedded default model, as `make test` has fetched it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from openruntime_jupyter.ai.pull import KNOWN
+
+ADVICE = "run `make test`, or `jupyter openruntime pull --models-dir FOLDER` and set OPENRUNTIME_TEST_MODELS=FOLDER"
+
+
+def models_dir() -> Path:
+    """The folder that has it; fails with what to do where it is missing."""
+    folder = Path(os.environ.get("OPENRUNTIME_TEST_MODELS", ".venv/models")).absolute()
+    assert (folder / KNOWN[0].file).exists(), f"{KNOWN[0].file} is not in {folder}: {ADVICE}"
+    return folder
