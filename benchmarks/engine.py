@@ -1,15 +1,19 @@
-"""Empty tasks through the engine and the whole runtime, beside `concurrent.futures.ProcessPoolExecutor`."""
+"""Empty tasks through the engine and the whole runtime, beside `concurrent.futures.ProcessPoolExecutor`.
+
+`python -m benchmarks.engine ROUNDS` runs this one alone, for as many rounds; one takes two seconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.rows import Row, at_least, at_most, median, seconds
+from benchmarks.rows import HEAD, Row, at_least, at_most, median, seconds
 from openruntime_jupyter.engines.base import Job
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.models import TaskRequest
@@ -52,7 +56,8 @@ async def burst(runtime: Runtime) -> float:
     """Tasks a second, with states, events and history, all submitted at once."""
     before = time.perf_counter()
     ids = [await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller()) for _ in range(BURST)]
-    await asyncio.gather(*(runtime.wait(task_id) for task_id in ids))
+    for task_id in ids:
+        await runtime.wait(task_id)
     return BURST / (time.perf_counter() - before)
 
 
@@ -69,7 +74,7 @@ def pool_burst(pool: ProcessPoolExecutor) -> float:
     return BURST / (time.perf_counter() - before)
 
 
-async def _ours_beside(pool: ProcessPoolExecutor, folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
+async def _ours_beside(pool: ProcessPoolExecutor, folder: Path, rounds: int) -> tuple[list[float], list[float], list[float], list[float]]:
     engine = LocalEngine(LocalOptions(folder, folder))
     await engine.start()
     await engine.devices()
@@ -80,7 +85,7 @@ async def _ours_beside(pool: ProcessPoolExecutor, folder: Path) -> tuple[list[fl
     await round_trips(engine)
     await burst(runtime)
     pool_round_trips(pool)
-    for _ in range(ROUNDS):  # in turns, so that a change of the machine's speed meets both
+    for _ in range(rounds):  # in turns, so that a change of the machine's speed meets both
         trips.append(await round_trips(engine))
         pool_trips.append(pool_round_trips(pool))
         bursts.append(await burst(runtime))
@@ -90,11 +95,15 @@ async def _ours_beside(pool: ProcessPoolExecutor, folder: Path) -> tuple[list[fl
     return trips, pool_trips, bursts, pool_bursts
 
 
-def rows() -> list[Row]:
+def rows(rounds: int = ROUNDS) -> list[Row]:
     """Both rows."""
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        trips, pool_trips, bursts, pool_bursts = asyncio.run(_ours_beside(pool, Path(folder)))
+        trips, pool_trips, bursts, pool_bursts = asyncio.run(_ours_beside(pool, Path(folder), rounds))
     return [
         at_most("engine: submit → result of an empty task, p50", 1e6 * median(trips), 1e6 * median(pool_trips), 0.6, "µs"),
         at_least("runtime: empty tasks, states, events and history on", median(bursts), median(pool_bursts), 1.0, "tasks/s"),
     ]
+
+
+if __name__ == "__main__":
+    print(HEAD, *rows(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS), sep="\n")

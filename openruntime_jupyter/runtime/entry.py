@@ -90,7 +90,8 @@ class Entry:
     failure: Failure | None = None
     metrics: PerformanceMetrics = field(default_factory=lambda: _NO_METRICS)
     done: Finish = field(default_factory=Finish)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    news: asyncio.Event | None = None
+    """Set at the next output, and at the end; only there while somebody waits for it."""
     told: int = 0
     _last: Task | None = None
 
@@ -106,6 +107,16 @@ class Entry:
         if self.state is TaskState.RUNNING and self.started_mono is not None:
             return time.monotonic() - self.started_mono
         return None
+
+    def tell(self) -> None:
+        """Wake those who wait for news."""
+        if self.news is not None:
+            self.news.set()
+            self.news = None
+
+    def lasting(self) -> Task:
+        """This task as it is now, for the history: without what only makes sense while it waits."""
+        return self.record() if self.state.terminal else self.snapshot(live=False)
 
     def record(self, parameters: bool = True) -> Task:
         """This task as it is now; at its end always the same one, made once."""

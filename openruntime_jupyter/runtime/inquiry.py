@@ -77,14 +77,13 @@ class Inquiry:
             return await self._others_output(task_id, since, wait)
         ends = time.monotonic() + wait
         while True:
-            news = entry.news
             items, following = entry.output.read(since)
             left = ends - time.monotonic()
             if items or left <= 0 or entry.state.terminal:
                 return TaskOutput.model_construct(
                     task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.state.terminal
                 )
-            # The end of a task sets its news too.
+            news = entry.news = entry.news or asyncio.Event()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(news.wait(), left)
 

@@ -32,7 +32,10 @@ Fits = Callable[[Entry], "Blocked | None"]
 
 
 class Lane:
-    """Waiting and running tasks of one device, and what runs them. `changed` is set whenever a slot may find something new to do."""
+    """Waiting and running tasks of one device, and what runs them.
+
+    `changed` is set whenever a slot whose task waits for memory may find something new to do.
+    """
 
     def __init__(self, lane_id: str, device: DeviceReport, slots: int, aging_seconds: float, engine: Runs) -> None:
         self.id = lane_id
@@ -48,6 +51,7 @@ class Lane:
         # Sorted rather than a heap: a position is a rank, and a cancelled or moved task leaves at once.
         self._pending: SortedDict[QueueKey, Entry] = SortedDict()
         self._durations: deque[float] = deque(maxlen=RECENT)
+        self._idle: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -60,6 +64,25 @@ class Lane:
         """Queue it where its key says."""
         self._pending[entry.key] = entry
         self.changed.set()
+        while self._idle:
+            slot = self._idle.pop()
+            if not slot.done():
+                slot.set_result(None)
+                return
+
+    async def wait_for_task(self) -> None:
+        """Until one is added, for a slot that finds none: each wakes one slot, since many would wake for nothing."""
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(slot)
+        await slot
+
+    def wake(self) -> None:
+        """Let every slot look again."""
+        self.changed.set()
+        idle, self._idle = self._idle, []
+        for slot in idle:
+            if not slot.done():
+                slot.set_result(None)
 
     def remove(self, entry: Entry) -> bool:
         """Take a waiting task out; False if it does not wait here."""

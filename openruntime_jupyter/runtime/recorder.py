@@ -52,9 +52,9 @@ class Recorder:
     async def admit(self, entry: Entry) -> None:
         """A new task: an asynchronous one is on disk when this returns; raises `StorageUnavailable`."""
         if entry.wait:
-            self._history.write_behind(entry.task_id, entry.record)
+            self._history.write_behind(entry.task_id, entry.lasting)
         else:
-            await self._history.commit(entry.snapshot(live=False))
+            await self._history.commit(entry.lasting())
         self.entries[entry.task_id] = entry
 
     async def admit_all(self, entries: list[Entry], tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
@@ -73,10 +73,10 @@ class Recorder:
         if entry.state.terminal:
             self._close_output(entry)
         if entry.wait:
-            self._history.write_behind(entry.task_id, entry.record)
+            self._history.write_behind(entry.task_id, entry.lasting)
         else:
             try:
-                await self._history.commit(entry.record() if entry.state.terminal else entry.snapshot(live=False))
+                await self._history.commit(entry.lasting())
             except TaskConflict as problem:
                 log.warning("%s is not ours any more: %s", entry.task_id, problem)
                 if not entry.state.terminal:
@@ -85,7 +85,7 @@ class Recorder:
             except StorageUnavailable as problem:
                 # The work is done or under way: it goes on, and is written as soon as that is possible.
                 log.warning("%s is %s, which can't be stored now: %s", entry.task_id, entry.state, problem)
-                self._history.write_behind(entry.task_id, entry.record)
+                self._history.write_behind(entry.task_id, entry.lasting)
         if entry.state.terminal:
             self.entries.pop(entry.task_id, None)
             if len(entry.parameters) <= LARGEST_KEPT:
@@ -127,8 +127,7 @@ class Recorder:
             self._tell_output_of(entry)
 
     def _tell_output_of(self, entry: Entry) -> None:
-        news, entry.news = entry.news, asyncio.Event()
-        news.set()
+        entry.tell()
         if self._bus.watched("task_output"):
             items, following = entry.output.read(entry.told)
             entry.told = following

@@ -64,6 +64,8 @@ class Scheduler:
         self._workforce = workforce
         self._arrays = arrays
         self._slots: list[asyncio.Task[None]] = []
+        self._all: list[Lane] = []
+        self._has_gpu = False
         self._stopping = False
 
     # Lanes
@@ -80,13 +82,12 @@ class Scheduler:
         self._open_slots(lane)
 
     def _open_slots(self, lane: Lane) -> None:
+        self._all.append(lane)
+        self._has_gpu = self._has_gpu or lane.device.type == "gpu"
         for slot in range(lane.slots):
             task = asyncio.get_running_loop().create_task(self._serve(lane, slot), name=f"{lane.id}.{slot}")
             task.add_done_callback(_tell_crash)
             self._slots.append(task)
-
-    def _all(self) -> list[Lane]:
-        return [*self.lanes.values(), *([self.remote] if self.remote is not None else ())]
 
     def place(self, preference: str) -> Lane:
         """The lane for `auto`, `gpu`, `cpu` or a device's id; raises `UnknownDevice`. A GPU that is not there falls to the CPU."""
@@ -103,12 +104,12 @@ class Scheduler:
     @property
     def pending(self) -> int:
         """How many tasks wait."""
-        return sum(len(lane) for lane in self._all())
+        return sum(len(lane) for lane in self._all)
 
     @property
     def running(self) -> int:
         """How many tasks run."""
-        return sum(len(lane.running) for lane in self._all())
+        return sum(len(lane.running) for lane in self._all)
 
     # What people ask
 
@@ -135,15 +136,15 @@ class Scheduler:
     async def stop(self) -> list[Entry]:
         """Start nothing more; returns what waits, taken out of the lanes. Running tasks end as the engine ends them."""
         self._stopping = True
-        waiting = [entry for lane in self._all() for entry in lane.pending()]
+        waiting = [entry for lane in self._all for entry in lane.pending()]
         for entry in waiting:
             entry.lane.remove(entry)
         return waiting
 
     async def close(self, deadline: float) -> None:
         """End the slots once the engine has ended what they ran."""
-        for lane in self._all():
-            lane.changed.set()
+        for lane in self._all:
+            lane.wake()
         if self._slots:
             await asyncio.wait(self._slots, timeout=deadline)
         for task in self._slots:
@@ -155,10 +156,10 @@ class Scheduler:
     async def _serve(self, lane: Lane, slot: int) -> None:
         shared = self._turns.shared(lane)
         while not self._stopping:
-            lane.changed.clear()
             if not len(lane):
-                await lane.changed.wait()
+                await lane.wait_for_task()
                 continue
+            lane.changed.clear()
             if shared:
                 await self._turns.begin(lane, slot)
             try:
@@ -241,7 +242,9 @@ class Scheduler:
     async def _conclude(self, entry: Entry, outcome: Outcome) -> None:
         entry.execution_time = time.monotonic() - (entry.started_mono or time.monotonic())
         self._measure(entry, outcome)
-        arrays, outcome = await self._keep_arrays(entry, outcome)
+        arrays: list[ArrayReference] = []
+        if not isinstance(outcome, Completed) or outcome.arrays:
+            arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
             entry.lane.ran(entry.execution_time)
             entry.result = TaskResult(
@@ -272,8 +275,6 @@ class Scheduler:
             if isinstance(outcome, Died | Stopped):
                 await self._arrays.discard(entry.task_id, entry.attempt)
             return [], outcome
-        if not outcome.arrays:
-            return [], outcome
         try:
             return await self._arrays.adopt(entry.owner, outcome.arrays), outcome
         except (StorageUnavailable, ArrayNotFound) as problem:
@@ -299,11 +300,10 @@ class Scheduler:
         measured = self._meters.end(entry.task_id)
         if entry.worker is not None:
             self._workforce.ran(entry.worker, ran, figures, measured)
-        has_gpu = any(lane.device.type == "gpu" for lane in self.lanes.values())
         entry.metrics = PerformanceMetrics(
             execution_time_ms=round(1000 * ran, 3),
             memory_used_mb=round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
-            gpu_utilization=measured if has_gpu else 0.0,
+            gpu_utilization=measured if self._has_gpu else 0.0,
             peak_memory_mb=round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
             device_time_s=round((entry.metrics.device_time_s or 0.0) + ran, 6),
         )
@@ -318,7 +318,7 @@ class Scheduler:
         if entry.tokens is not None:
             entry.tokens.close()
         entry.done.reach()
-        entry.news.set()
+        entry.tell()
 
 
 def _tell_crash(task: asyncio.Task[None]) -> None:
