@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -18,18 +18,12 @@ from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.recorder import Recorder
+from openruntime_jupyter.runtime.slowly import AT_ONCE, MOST_IN_BATCH, slowly
 from openruntime_jupyter.runtime.submission import Caller
-
-MOST_IN_BATCH = 5_000
-"""Tasks of one batch: above that, what is done in one piece would be felt by others."""
-
-AT_ONCE = 50
-"""Tasks that are looked at in one turn of the loop: a few milliseconds."""
 
 Answer = Task | OpenRuntimeError
 """A task's record, or why there is none."""
 Key = tuple[str, str, str]
-Item = TypeVar("Item")
 
 
 class BatchIntake:
@@ -142,11 +136,3 @@ class BatchIntake:
             key = (*key[:2], f"{key[2]}@{next(iter(taken))}")
         entries = list(taken.values())
         return await self._recorder.admit_all(entries, [entry.snapshot(live=False) async for entry in slowly(entries)], key)
-
-
-async def slowly(items: Iterable[Item]) -> AsyncIterator[Item]:
-    """Each of `items`; the loop does other things in between."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % AT_ONCE == 0:
-            await asyncio.sleep(0)

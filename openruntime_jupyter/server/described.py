@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,6 +15,11 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 ATTRIBUTE = "__described__"
 
 JSON = "application/json"
+
+TextType = Literal["text/plain", "application/openmetrics-text"]
+
+VERSIONS: dict[TextType, str] = {"text/plain": "0.0.4", "application/openmetrics-text": "1.0.0"}
+"""The formats that Prometheus reads."""
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
 from tornado import web
 
-from openruntime_jupyter.server import docs_page
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import JSON, Answer, described
 from openruntime_jupyter.server.identity import StandaloneIdentity
-from openruntime_jupyter.server.openapi import document
 
 
 @cache
 def _document(url: str, without_token: bool) -> dict[str, Any]:
+    from openruntime_jupyter.server.openapi import document
     from openruntime_jupyter.server.routes import ROUTES  # which names the handlers of this file
 
     return document(ROUTES, url, without_token=without_token)
@@ -50,12 +49,16 @@ class DocsHandler(AboutHandler):
     @property
     def content_security_policy(self) -> str:
         """Jupyter's, which lets an API show nothing; and the page's own style and script, by their hashes."""
-        return f"{super().content_security_policy}; {docs_page.POLICY}"
+        from openruntime_jupyter.server.docs_page import POLICY
+
+        return f"{super().content_security_policy}; {POLICY}"
 
     @described("About the API", Answer(description="A page that needs nothing from elsewhere.", media={"text/html": {"type": "string"}}))
     @web.authenticated
     @authorized
     async def get(self) -> None:
         """This description, for people."""
+        from openruntime_jupyter.server.docs_page import page
+
         base = f"{self.request.protocol}://{self.request.host}{self.app.url_path.rstrip('/')}"
-        self.finish(docs_page.page(self.document(), base), set_content_type="text/html; charset=UTF-8")
+        self.finish(page(self.document(), base), set_content_type="text/html; charset=UTF-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
@@ -14,7 +14,6 @@ from tornado import iostream, web
 
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
-from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import BYTES, Answer, Parameter, described
 from openruntime_jupyter.server.errors import envelope
@@ -22,6 +21,9 @@ from openruntime_jupyter.server.identity import owner_of
 from openruntime_jupyter.server.uploads import Upload
 from openruntime_jupyter.worker import tensorfile
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.arrays import ArrayStore
 
 SAFETENSORS = "application/vnd.safetensors"
 BINARY = (SAFETENSORS, "application/octet-stream")

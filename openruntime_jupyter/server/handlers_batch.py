@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
 from tornado import web
 
 from openruntime_jupyter.models import Task
-from openruntime_jupyter.runtime.batch import Answer, slowly
+from openruntime_jupyter.runtime.slowly import slowly
 from openruntime_jupyter.server.answers import BatchAnswer, BatchItem, BatchProblem, BatchRequest, Detail
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, described
 from openruntime_jupyter.server.errors import problem_of
 from openruntime_jupyter.server.requests import read_key
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.batch import Answer
 
 EXAMPLES = {
     "Three sizes": {"tasks": [{"operation": "matrix_multiply", "parameters": {"size": size}} for size in (64, 128, 256)]},

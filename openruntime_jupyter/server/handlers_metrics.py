@@ -11,8 +11,7 @@ from tornado import web
 from openruntime_jupyter.models import MetricsHistory, SystemMetrics, Timeframe
 from openruntime_jupyter.server.accept import preferred
 from openruntime_jupyter.server.base import ENVELOPE, Handler
-from openruntime_jupyter.server.described import JSON, Answer, described
-from openruntime_jupyter.server.prometheus import VERSIONS, exposition
+from openruntime_jupyter.server.described import JSON, VERSIONS, Answer, described
 from openruntime_jupyter.server.requests import Query
 
 TEXT: dict[str, Any] = {"type": "string"}
@@ -37,6 +36,8 @@ class MetricsHandler(Handler):
         runtime = await self.runtime()
         liked = preferred(self.request.headers.get("Accept"), (JSON, ENVELOPE, *VERSIONS))
         if liked in VERSIONS:
+            from openruntime_jupyter.server.prometheus import exposition
+
             text, content_type = exposition(runtime, liked)
             self.set_header("Vary", "Accept")
             self.finish(text, set_content_type=content_type)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from jupyter_server.serverapp import ServerApp
 
 from openruntime_jupyter.runtime.private import private_folder
@@ -67,6 +66,8 @@ class Announcement:
 
 def _of_the_dead(folder: Path) -> Iterator[Path]:
     """Files of servers that were killed."""
+    import psutil
+
     for file in folder.glob("*.json"):
         if not (file.stem.isdigit() and psutil.pid_exists(int(file.stem))):
             yield file

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
@@ -21,10 +21,7 @@ from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tally import BOUNDS, Histogram
-
-TextType = Literal["text/plain", "application/openmetrics-text"]
-
-VERSIONS: dict[TextType, str] = {"text/plain": "0.0.4", "application/openmetrics-text": "1.0.0"}
+from openruntime_jupyter.server.described import VERSIONS, TextType
 
 
 def exposition(runtime: Runtime, media: TextType) -> tuple[bytes, str]:

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from openruntime_jupyter.errors import ArrayConflict, InvalidRequest
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.worker import blocks, tensorfile
 from openruntime_jupyter.worker.tensorfile import BadTensor, Layout
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.arrays import ArrayStore
 
 PIECE = 1 << 20
 """Bytes that are gathered before they are written: the most that one upload holds in memory, beside a header."""

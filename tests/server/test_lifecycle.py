@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -256,3 +258,11 @@ async def test_stopping_undoes_all_and_stopping_again_does_nothing(jp_serverapp:
 
     with pytest.raises(Stopping):
         await app.ready()
+
+
+def test_loading_the_extension_leaves_what_runs_tasks_to_a_thread() -> None:
+    code = "import sys, openruntime_jupyter.server.app\nprint(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    late = ("runtime.runtime", "runtime.history", "runtime.arrays", "engines.local", "server.openapi", "server.docs_page")
+    assert [name for name in late if f"openruntime_jupyter.{name}" in told] == []
+    assert "openruntime_jupyter.models" in told

@@ -15,7 +15,8 @@ from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.machine import Memory
 from openruntime_jupyter.runtime.tally import Tally
-from openruntime_jupyter.server.prometheus import VERSIONS, TextType, exposition
+from openruntime_jupyter.server.described import VERSIONS, TextType
+from openruntime_jupyter.server.prometheus import exposition
 from tests.runtime.test_tally import entry
 from tests.runtimes import cell, ended, live, runtime_in, submit
 from tests.support import Server
