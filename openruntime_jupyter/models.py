@@ -66,7 +66,7 @@ Origin = Literal["notebook", "python", "rest", "cli"]
 class Wire(BaseModel):
     """What every wire type has in common."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class TaskRequest(Wire):

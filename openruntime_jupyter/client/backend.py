@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from openruntime_jupyter.ai_models import ModelList
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.prompts import Prompts
 from openruntime_jupyter.client.watch import Tell, Watch
@@ -135,12 +134,6 @@ class Backend(Protocol):
 
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
         """The figures of the last `timeframe` in at most `points` points."""
-
-    def models(self) -> ModelList:
-        """The models that can be asked, and which of them are in memory."""
-
-    def unload(self, name: str) -> list[str]:
-        """Unload a model; returns its name once its memory is free. Raises `ModelNotFound`, and `TaskConflict` while it answers."""
 
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
         """What the recorded history of the last `timeframe` tells."""

@@ -217,11 +217,11 @@ class Client:
 
     def models(self) -> ModelList:
         """The models that can be asked, those in memory marked, and the remote providers."""
-        return self.backend.models()
+        return self.backend.prompts.models()
 
     def unload(self, name: str) -> list[str]:
         """Free the memory of an idle model; raises `ModelNotFound`, and `TaskConflict` while it answers a prompt."""
-        return self.backend.unload(name)
+        return self.backend.prompts.unload(name)
 
     def metrics_history(self, timeframe: Timeframe = "5m", points: int = 300) -> MetricsHistory:
         """The figures of the last `timeframe` (`5m`, `15m`, `1h`, `6h`, `24h`, `7d`) in at most `points` points."""

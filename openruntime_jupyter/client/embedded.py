@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from openruntime_jupyter.ai_models import ModelList
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.bus import BusEvents
@@ -181,18 +180,6 @@ class EmbeddedBackend:
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
         """See `Backend.metrics_history`."""
         return self._ask(lambda runtime: runtime.metrics_history(timeframe, points))
-
-    def models(self) -> ModelList:
-        """See `Backend.models`."""
-
-        async def models(ai: AiService) -> ModelList:
-            return ai.models(_caller())
-
-        return self._ask_ai(models)
-
-    def unload(self, name: str) -> list[str]:
-        """See `Backend.unload`."""
-        return self._ask(lambda runtime: runtime.unload(name))
 
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
         """See `Backend.insights`."""

@@ -16,7 +16,6 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from openruntime_jupyter.ai_models import ModelList, Unloaded
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
@@ -201,14 +200,6 @@ class HttpBackend:
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
         """See `Backend.metrics_history`."""
         return self._ask(MetricsHistory, "GET", "/metrics/history", params={"timeframe": timeframe, "points": str(points)})
-
-    def models(self) -> ModelList:
-        """See `Backend.models`."""
-        return self._ask(ModelList, "GET", "/models")
-
-    def unload(self, name: str) -> list[str]:
-        """See `Backend.unload`."""
-        return self._ask(Unloaded, "DELETE", f"/models/{quote(name, safe='')}").unloaded
 
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
         """See `Backend.insights`."""

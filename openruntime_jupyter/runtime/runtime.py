@@ -80,6 +80,8 @@ class Runtime:
         self.catalog = ModelCatalog(self.settings)
         self._engine = engine
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
+        self.notices: list[str] = []
+        """What else `/health` is to tell: of parts that the runtime knows nothing of."""
         self._stopping = False
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -348,7 +350,7 @@ class Runtime:
         """Whether all is well, and what is not."""
         # A notice tells what happened and is over: it does not make the runtime worse.
         wrong = [problem for problem in (self.history.problem, self._lanes.problem, self.arrays.problem) if problem]
-        problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out()) if problem]
+        problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self._scheduler.lanes else "healthy"
         return Health(
             status=status,

@@ -20,7 +20,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
 from openruntime_jupyter.server.token_stream import with_pauses
 from tests.ai.provider_server import ProviderServer, providing
-from tests.runtimes import live, until
+from tests.runtimes import ended, live, submit, until
 from tests.server.ai_support import KEY, profile, steered
 
 ME = Caller("me")
@@ -138,11 +138,26 @@ def test_a_remote_model_words_insights_only_where_that_is_allowed(tmp_path: Path
         live(body(provider))
 
 
-def test_a_profile_that_is_wrong_is_told_when_the_host_starts() -> None:
-    with pytest.raises(InvalidRequest, match=r"profiles\.cloud"):
-        host(Settings(), AiConfig(profiles={"cloud": {"base_url": "ftp://x"}}))
-    with pytest.raises(InvalidRequest, match="default_profile: there is no profile 'x'"):
-        host(Settings(), AiConfig(default_profile="x"))
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (AiConfig(profiles={"cloud": {"base_url": "ftp://x"}}), "profiles.cloud"),
+        (AiConfig(default_profile="x"), "default_profile: there is no profile 'x'"),
+    ],
+    ids=["a wrong address", "a default that is not there"],
+)
+def test_a_profile_that_is_wrong_is_told_and_the_queue_works_all_the_same(tmp_path: Path, config: AiConfig, said: str) -> None:
+    async def body() -> None:
+        service = host(Settings(data_dir=tmp_path, cpu_slots=1), config, {})
+        await service.runtime.start()
+        try:
+            assert any(said in problem for problem in service.runtime.health().problems)
+            assert (await ended(service.runtime, await submit(service.runtime, "call"))).status == "completed"
+        finally:
+            await service.runtime.stop()
+            await service.close()
+
+    live(body())
 
 
 def test_with_neither_provider_nor_model_it_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ ACTIONS: dict[str, Action] = {
     "output": lambda backend, said: backend.output(said["id"]).model_dump(mode="json"),
     "again": _again,
     "run": _run,
-    "unload": lambda backend, said: {"unloaded": backend.unload(said["name"])},
+    "unload": lambda backend, said: {"unloaded": backend.prompts.unload(said["name"])},
     "insights": lambda backend, said: backend.insights(said["metric_type"], said["timeframe"]).model_dump(mode="json"),
 }
 """By name, as the page calls them; each raises the backend's errors."""

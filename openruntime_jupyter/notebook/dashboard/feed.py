@@ -99,7 +99,7 @@ class Feed:
             "devices": [device.model_dump(mode="json") for device in backend.devices()],
             "tasks": [task.model_dump(mode="json", exclude={"parameters"}) for task in page.tasks],
             "total": page.total_count,
-            "models": [model.model_dump(mode="json") for model in backend.models().models if model.resident],
+            "models": [model.model_dump(mode="json") for model in backend.prompts.models().models if model.resident],
             "operations": self._operations,
         }
 
