@@ -30,6 +30,7 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.EngineError, 503),
     (errors.NotConnected, 503),
     (errors.ProviderError, 503),
+    (errors.PullFailed, 503),
     # A task that failed is a 200 whose body says so; here these could only come from a fault of ours.
     (errors.TaskError, 500),
     (errors.MapFailed, 500),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Locator, expect
 
 from tests.browser.lab import LAB, Notebook, opened
 from tests.support import Home, Server, running_server
@@ -69,11 +69,11 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server)
             await until(lambda: bool(named(server, "endless", "running")), 30, "the task runs")
             line = notebook.page.locator(".ort").filter(has_text="endless")
             await expect(line).to_contain_text(re.compile("running.*s"), timeout=5_000)
-            before = await line.bounding_box()
+            before = await place(line)
             await notebook.page.click("[data-command='notebook:interrupt-kernel']")
             await until(lambda: bool(named(server, "endless", "cancelled")), 5, "the task is cancelled")
             await expect(line).to_contain_text("cancelled after", timeout=5_000)
-            assert await line.bounding_box() == before, "nothing jumps"
+            assert await place(line) == before, "nothing jumps"
             await notebook.idle()
             await select(notebook, 2)
             await notebook.menu("Run", "Run Selected Cell")
@@ -81,6 +81,15 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server)
             assert "the kernel is usable" in await notebook.text(2)
 
     asyncio.run(story())
+
+
+async def place(line: Locator) -> dict[str, float]:
+    """Where it stands; while it is updated, it is nowhere for a moment."""
+    for _ in range(50):
+        if (box := await line.bounding_box()) is not None:
+            return dict(box)
+        await asyncio.sleep(0.05)
+    raise AssertionError("it is not shown")
 
 
 async def select(notebook: Notebook, cell: int) -> None:

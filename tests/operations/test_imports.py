@@ -10,7 +10,7 @@ for name in BUILT_IN:
     kind = operation(name)
     kind.params.model_json_schema()
     if not kind.needs_execute:
-        params = kind.validate({})
+        params = kind.validate({"messages": [{"role": "user", "content": "hello"}]} if kind.answers_prompts else {})
         kind.memory(params), kind.seconds(params)
 operation("compute").validate({"expression": "sum(a)", "inputs": {"a": {"random": [3, 3]}}})
 operation("mlx_operation").validate({"function": "linalg.norm", "args": [[3, 4]]})
