@@ -1,0 +1,128 @@
+"""The provider beside two servers that nobody here wrote: mlx-lm's and llama.cpp's, on the same tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from openruntime_jupyter.ai_models import Answer
+from openruntime_jupyter.errors import OpenRuntimeError
+from tests.ai.providers.asking import Asked, ask
+from tests.gguf_twin import write_twin
+from tests.llama_cpp import llama_cpp
+from tests.support import free_port, wait_until
+from tests.tiny_model import make_tiny_model
+
+CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server: its address, and what it calls its model."""
+
+    name: str
+    url: str
+    model: str
+
+
+@contextmanager
+def mlx_lm_server(model: Path, folder: Path) -> Iterator[str]:
+    """`python -m mlx_lm server`, ended at the end."""
+    port = free_port()
+    (folder / "hub").mkdir(parents=True)  # without it the list of its models is empty
+    environment = {**os.environ, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        assert process.poll() is None, "mlx_lm's server ended"
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False, timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_until(answers, 60.0, "mlx_lm's server")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module", params=["mlx_lm", "llama.cpp"])
+def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    folder = tmp_path_factory.mktemp("peer")
+    model = make_tiny_model(folder / "tiny", context=CONTEXT)
+    if request.param == "mlx_lm":
+        with mlx_lm_server(model, folder / "home") as url:
+            yield Peer("mlx_lm", url, str(model))
+    else:
+        with llama_cpp(write_twin(model, folder / "tiny.gguf")) as client:
+            yield Peer("llama.cpp", f"{str(client.base_url).rstrip('/')}/v1", "tiny")
+
+
+def answered(peer: Peer, prompt: str = "the queue is", **parameters: Any) -> dict[str, Any]:
+    """The answer, which is the pieces as they came."""
+    return ask(peer.url, fields={"model": peer.model}, prompt=prompt, parameters=parameters)
+
+
+def test_it_answers_with_its_own_figures(peer: Peer) -> None:
+    answer = Answer(**answered(peer, max_tokens=12, temperature=0.0, seed=1))
+    assert answer.text
+    assert answer.finish_reason in ("length", "stop")
+    assert answer.model_used
+    assert answer.completion_tokens is not None
+    assert 0 < answer.completion_tokens <= 12
+    assert answer.prompt_tokens is not None
+    assert answer.tokens_used == answer.prompt_tokens + answer.completion_tokens
+    assert answer.time_to_first_token_s is not None
+    assert answer.time_to_first_token_s > 0
+
+
+def test_the_same_question_has_the_same_likeliest_answer(peer: Peer) -> None:
+    assert answered(peer, max_tokens=8, temperature=0.0)["text"] == answered(peer, max_tokens=8, temperature=0.0)["text"]
+
+
+def test_an_answer_ends_where_it_is_told_to(peer: Peer) -> None:
+    whole = answered(peer, max_tokens=20, temperature=0.0)["text"]
+    stop = next(character for character in whole[1:] if character.isascii() and character.isalnum())  # half a character is no stop
+    cut = answered(peer, max_tokens=20, temperature=0.0, stop=[stop])
+    assert cut["finish_reason"] == "stop"
+    assert len(cut["text"]) < len(whole)
+
+
+def test_a_parameter_that_it_refuses_fails_in_words(peer: Peer) -> None:
+    with pytest.raises(OpenRuntimeError, match=r"127\.0\.0\.1") as caught:
+        answered(peer, max_tokens=4, temperature="hot")
+    assert "temperature" in str(caught.value) or "type" in str(caught.value), "what the server said of it"
+
+
+def test_a_question_that_is_given_up_leaves_the_server_free(peer: Peer) -> None:
+    async def body() -> None:
+        asked = Asked(peer.url, model=peer.model)
+        asking = asyncio.ensure_future(asked.run("x", parameters={"max_tokens": CONTEXT - 100, "temperature": 1.0}))
+        while not asked.listener.pieces and not asking.done():
+            await asyncio.sleep(0.002)
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):  # a tiny model may have said all by then
+            await asking
+        await asked.provider.close()
+
+    asyncio.run(body())
+    assert answered(peer, max_tokens=4, temperature=0.0)["text"]
+
+
+def test_a_server_that_is_not_there_is_named(peer: Peer) -> None:
+    with pytest.raises(OpenRuntimeError, match=r"127\.0\.0\.1"):
+        answered(Peer("nobody", f"http://127.0.0.1:{free_port()}/v1", peer.model), max_tokens=1)
