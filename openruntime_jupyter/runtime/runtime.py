@@ -298,6 +298,9 @@ class Runtime:
         task = await self.get(task_id)
         if not task.status.terminal:
             raise TaskConflict(f"{task_id} is {task.status}: cancel it first")
+        entry = self._recorder.find(task_id)
+        if entry is not None:
+            await entry.done.wait(None)  # its end may be on its way to the disk, and would be kept after this
         self._recorder.forget(task_id)
         await self.history.delete(task_id)
         await self.arrays.forget(task_id)

@@ -142,6 +142,33 @@ def test_an_ended_task_is_found_by_id_with_output_and_payload_until_it_is_purged
     live(body())
 
 
+def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            written, commit = asyncio.Event(), runtime.history.commit
+
+            async def slowly(task: Task) -> None:
+                if task.status.terminal:
+                    await written.wait()
+                await commit(task)
+
+            monkeypatch.setattr(runtime.history, "commit", slowly)
+            task_id = await submit(runtime, "call", wait=False)
+
+            async def over() -> bool:
+                return (await runtime.get(task_id)).status.terminal
+
+            await until(over, 20, "the end of the task")
+            purging = asyncio.ensure_future(runtime.purge(task_id))
+            await asyncio.sleep(0)
+            written.set()
+            await purging
+            with pytest.raises(TaskNotFound):
+                await runtime.get(task_id)
+
+    live(body())
+
+
 def test_what_is_not_there_is_told_apart_from_what_has_not_ended(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
