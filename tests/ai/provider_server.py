@@ -39,9 +39,9 @@ class Connection:
     def answer(self, body: bytes | str, status: str = "200 OK", kind: str = "application/json", **headers: str) -> None:
         """A whole answer."""
         data = body if isinstance(body, bytes) else body.encode(errors="surrogateescape")
-        self.send(
-            head(status, kind, {"Content-Length": str(len(data)), **{name.replace("_", "-"): text for name, text in headers.items()}})
-        )
+        # The connection ends with each answer, and who is not told so may ask the next thing on one that is closing.
+        known = {"Content-Length": str(len(data)), "Connection": "close"}
+        self.send(head(status, kind, {**known, **{name.replace("_", "-"): text for name, text in headers.items()}}))
         self.send(data)
 
     def begin(self, kind: str = SSE, version: str = "1.1") -> None:
