@@ -12,7 +12,7 @@ from typing import Any
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.watch import CONNECTED, Watch
-from openruntime_jupyter.errors import OpenRuntimeError, TaskCancelled
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskCancelled, TaskNotFound
 from openruntime_jupyter.models import TaskState
 
 EARLY_KEPT = 10_000
@@ -51,16 +51,19 @@ class TaskFuture(Future[Any]):
             if status is TaskState.CANCELLED and not self.done() and super().cancel():
                 self.set_running_or_notify_cancel()
 
-    def settle(self) -> None:
-        """Fetch the ended task's result."""
+    def settle(self) -> bool:
+        """Fetch the ended task's result; False where the runtime can't be reached for it now."""
         try:
             value = self.handle.result(0)
+        except NotConnected:
+            return False
         except TaskCancelled:
             self.settle_with(TaskState.CANCELLED)
         except BaseException as problem:
             self._try(self.set_exception, problem)
         else:
             self._try(self.set_result, value)
+        return True
 
     def _try(self, conclude: Callable[[Any], None], outcome: Any) -> None:
         with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
@@ -138,20 +141,23 @@ class Completions:
             fetchers.submit(self._settle, task_id, future)
 
     def _settle(self, task_id: str, future: TaskFuture) -> None:
+        settled = True
         try:
-            future.settle()
+            settled = future.settle()
         finally:
-            with self._lock:
-                self._waiting.pop(task_id, None)
+            if settled:
+                with self._lock:
+                    self._waiting.pop(task_id, None)
             self._let_go()
 
     def _look_again(self) -> None:
         for future in self.waiting():
             try:
                 ended = future.handle.task.status.terminal
-            except OpenRuntimeError as problem:
-                future.set_exception(problem)
-                ended = True
+            except TaskNotFound:
+                ended = True  # and asking for its result says so
+            except OpenRuntimeError:
+                ended = False  # the runtime has gone again: its return is heard of
             if ended:
                 self._settle(future.handle.id, future)
 

@@ -9,7 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, as_completed, wa
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.errors import TaskFailed, WorkerDied
+from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.errors import NotConnected, TaskFailed, TaskNotFound, WorkerDied
 from tests.support import wait_until
 
 
@@ -115,3 +116,34 @@ def test_a_shutdown_without_waiting_lets_the_tasks_go_on(client: Client) -> None
 def test_an_executor_that_was_never_used_shuts_down(client: Client) -> None:
     with client.executor():
         pass
+
+
+def test_a_result_that_a_lost_connection_kept_back_is_fetched_when_the_runtime_is_back(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client.executor() as executor:
+        completions = executor._completions
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskHandle, "result", _unreachable)
+            future = executor.submit(square, 4)
+            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")  # type: ignore[attr-defined]
+            completions._settle(future.handle.id, future)  # type: ignore[attr-defined, arg-type]
+            assert not future.done(), "the task is well: only its result is not here yet"
+        completions._heard({"type": "connected", "gap": True})
+        assert future.result(30) == 16
+
+
+def _unreachable(handle: TaskHandle, timeout: float | None = None) -> None:
+    raise NotConnected("gone for a moment")
+
+
+def test_a_task_that_was_erased_is_told_to_who_waits_for_it(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client.executor() as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskHandle, "result", _unreachable)
+            future = executor.submit(square, 4)
+            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")  # type: ignore[attr-defined]
+            client.task(future.handle.id).purge()  # type: ignore[attr-defined]
+        executor._completions._heard({"type": "connected", "gap": True})
+        with pytest.raises(TaskNotFound):
+            future.result(30)
