@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.client.completions import Completions
 from openruntime_jupyter.client.handle import Output, TaskHandle
+from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.client.watch import CONNECTED
 from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskPage, TaskState
 
@@ -76,6 +79,46 @@ class AsyncTaskHandle:
         return f"<Async{self._handle!r}>".replace("<Async<", "<Async").replace(">>", ">")
 
 
+class AsyncPromptHandle(AsyncTaskHandle):
+    """One AI task, for coroutines. Awaiting it gives its `Reply`; `async for piece in handle` the text as it is written."""
+
+    def __init__(self, handle: PromptHandle, completions: Completions) -> None:
+        super().__init__(handle, completions)
+        self._prompt = handle
+
+    @property
+    def left_out(self) -> int | None:
+        """See `PromptHandle`."""
+        return self._prompt.left_out
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The text piece by piece; at the end raises what `result` raises. Leaving the loop cancels nothing."""
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+        left = threading.Event()
+
+        def read() -> None:
+            end: BaseException | None = None
+            try:
+                for piece in self._prompt:
+                    if left.is_set():
+                        return
+                    _on(loop, heard.put_nowait, piece)
+            except BaseException as problem:
+                end = problem
+            _on(loop, heard.put_nowait, end)
+
+        # A daemon: the end of the program does not wait for a model that is silent.
+        threading.Thread(target=read, name=f"openruntime-read-{self.id}", daemon=True).start()
+        try:
+            while (piece := await heard.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            left.set()
+
+
 def _on(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], argument: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
         loop.call_soon_threadsafe(call, argument)
@@ -118,8 +161,42 @@ class AsyncClient:
         return await asyncio.to_thread(partial(self.client.map, function, iterable, **options))
 
     async def task(self, task_id: str) -> AsyncTaskHandle:
-        """The task of that id; raises `TaskNotFound`."""
-        return AsyncTaskHandle(await asyncio.to_thread(self.client.task, task_id), self._completions)
+        """The task of that id; an AI task is an `AsyncPromptHandle`. Raises `TaskNotFound`."""
+        return self._handle(await asyncio.to_thread(self.client.task, task_id))
+
+    async def ask(self, prompt: str, /, workflow: str = "model_inference", **parameters: Any) -> AsyncPromptHandle:
+        """Ask a model; see `Client.ask`."""
+        await asyncio.to_thread(self._completions.open)
+        handle = await asyncio.to_thread(partial(self.client.ask, prompt, workflow, **parameters))
+        return AsyncPromptHandle(handle, self._completions)
+
+    async def agents(self) -> AgentList:
+        """The roles that a model can be given."""
+        return await asyncio.to_thread(self.client.agents)
+
+    async def workflows(self) -> list[WorkflowInfo]:
+        """What a prompt can be for."""
+        return await asyncio.to_thread(self.client.workflows)
+
+    async def models(self) -> ModelList:
+        """The models that can be asked, and the remote providers."""
+        return await asyncio.to_thread(self.client.models)
+
+    async def unload(self, name: str) -> list[str]:
+        """Free the memory of an idle model; see `Client.unload`."""
+        return await asyncio.to_thread(self.client.unload, name)
+
+    async def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
+        """Conversations; see `Client.conversations`."""
+        return await asyncio.to_thread(self.client.conversations, owner)
+
+    async def conversation(self, name: str, owner: str | None = None) -> Conversation:
+        """What was said in one; see `Client.conversation`."""
+        return await asyncio.to_thread(self.client.conversation, name, owner)
+
+    async def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
+        """Erase one; see `Client.delete_conversation`."""
+        return await asyncio.to_thread(self.client.delete_conversation, name, owner)
 
     async def tasks(self, **filters: Any) -> TaskPage:
         """A page of tasks; see `Client.tasks`."""
@@ -178,6 +255,11 @@ class AsyncClient:
     async def _submitted(self, submit: Callable[[], TaskHandle]) -> AsyncTaskHandle:
         await asyncio.to_thread(self._completions.open)
         return AsyncTaskHandle(await asyncio.to_thread(submit), self._completions)
+
+    def _handle(self, handle: TaskHandle) -> AsyncTaskHandle:
+        if isinstance(handle, PromptHandle):
+            return AsyncPromptHandle(handle, self._completions)
+        return AsyncTaskHandle(handle, self._completions)
 
     async def _finish(self, handle: AsyncTaskHandle) -> Any:
         try:

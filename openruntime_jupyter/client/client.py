@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.ai_models import ModelList
+from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.backend import Backend, new_key
@@ -14,6 +14,7 @@ from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.lanes import refuse_deadlock
 from openruntime_jupyter.client.mapping import run_map
 from openruntime_jupyter.client.pickling import pack_call, pack_variables, world
+from openruntime_jupyter.client.prompting import PromptHandle, handle_of, prompt_request
 from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import (
     Device,
@@ -178,11 +179,37 @@ class Client:
             parameters |= {"arrays": parcel.references()} | ({"filename": filename} if filename else {})
             return self._submit("python", parameters)
 
+    def ask(
+        self,
+        prompt: str,
+        /,
+        workflow: str = "model_inference",
+        *,
+        profile: str | None = None,
+        model: str | None = None,
+        agent: str | None = None,
+        conversation: str | None = None,
+        **parameters: Any,
+    ) -> PromptHandle:
+        """Ask a model, and return at once: the handle's `result()` is the answer, `for piece in handle` gives it as it is written.
+
+        `workflow` is one of `workflows()`; the default gives the prompt as it is. `parameters` are the workflow's, such as
+        `temperature` or `max_tokens`; what is None or not given is not sent. Without a `profile` or `model` the runtime's default
+        answers. A prompt waits until the one before it in its `conversation` has ended.
+
+        Raises `InvalidRequest` for a wrong value, `Unavailable` where nobody answers prompts, and `TaskConflict` where the
+        conversation still waits for its last answer.
+        """
+        told = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
+        request = prompt_request(prompt, workflow, told, self.options.request(), self.origin)
+        asked = self.backend.prompts.ask(request, new_key())
+        return PromptHandle(self.backend, self.backend.get(asked.task_id, parameters=False), asked.left_out)
+
     def task(self, task_id: str) -> TaskHandle:
-        """The task of that id, from any notebook, today or earlier; raises `TaskNotFound`."""
+        """The task of that id, from any notebook, today or earlier; an AI task is a `PromptHandle`. Raises `TaskNotFound`."""
         if not task_id:
             raise TaskNotFound("a task's id is needed; tasks() lists them")
-        return TaskHandle(self.backend, self.backend.get(task_id, parameters=False))
+        return handle_of(self.backend, self.backend.get(task_id, parameters=False))
 
     def tasks(
         self,
@@ -222,6 +249,26 @@ class Client:
     def unload(self, name: str) -> list[str]:
         """Free the memory of an idle model; raises `ModelNotFound`, and `TaskConflict` while it answers a prompt."""
         return self.backend.prompts.unload(name)
+
+    def agents(self) -> AgentList:
+        """The roles that a model can be given, and what is wrong with files of the configured folder."""
+        return self.backend.prompts.agents()
+
+    def workflows(self) -> list[WorkflowInfo]:
+        """What a prompt can be for, with the schemas of the parameters."""
+        return self.backend.prompts.workflows()
+
+    def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
+        """Everybody's conversations, or those of one user, the last used first."""
+        return self.backend.prompts.conversations(owner)
+
+    def conversation(self, name: str, owner: str | None = None) -> Conversation:
+        """What was said in a conversation of yours, or of `owner`; raises `ConversationNotFound`."""
+        return self.backend.prompts.conversation(name, owner)
+
+    def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
+        """Erase a conversation, and return what it was; raises `ConversationNotFound`."""
+        return self.backend.prompts.delete_conversation(name, owner)
 
     def metrics_history(self, timeframe: Timeframe = "5m", points: int = 300) -> MetricsHistory:
         """The figures of the last `timeframe` (`5m`, `15m`, `1h`, `6h`, `24h`, `7d`) in at most `points` points."""
