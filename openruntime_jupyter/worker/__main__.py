@@ -32,6 +32,15 @@ def prefer_as_victim() -> None:
         pass  # not Linux, or a container that forbids it
 
 
+def write_whole_lines() -> None:
+    """Make one write of each printed line, also where PYTHONUNBUFFERED asks for one of every piece of it."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        encoding = getattr(sys, name).encoding
+        stream = open(descriptor, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
 def hello(blas: Blas | None) -> dict[str, Any]:
     """What the runtime must know of this worker, `problem` if its MLX can't compute."""
     said: dict[str, Any] = {
@@ -78,7 +87,7 @@ def main(arguments: list[str]) -> None:
         connection.set_inheritable(False)
     guard = InterruptGuard()
     watch(control, guard, int(parent))
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    write_whole_lines()
     channel = Channel(data, int(generation), guard)
     blas = choose(blas_path)
     said = hello(blas)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-import time
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import mlx.core as mx
@@ -133,27 +135,45 @@ def test_the_size_of_every_type_is_mlx_s(dtype):
     assert dtype.floating == mx.issubdtype(dtype.of(mx), mx.floating)
 
 
+def calls(work: Callable[[], object]) -> int:
+    """How many functions are called, Python's and C's: as good as a clock for what an event loop is held up by, and always the same."""
+    number = 0
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal number
+        number += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return number
+
+
 @pytest.mark.parametrize(
     "long",
     [[0.5] * 19_000, [[0.5] * 19] * 990, [[7]] * 9900, {"values": [[1, 2]] * 6600, "dtype": "int64"}],
     ids=["flat", "rows", "ones", "values"],
 )
 @pytest.mark.parametrize("name", ["compute", "mlx_operation"])
-def test_the_longest_lists_hold_up_the_event_loop_for_milliseconds_only(name, long):
+def test_the_longest_lists_cost_the_event_loop_a_few_calls_a_number(name, long):
     parameters = {"expression": "a", "inputs": {"a": long}} if name == "compute" else {"function": "abs", "args": [long]}
     kind = operation(name)
-    spent = []
-    for _ in range(3):
-        started = time.process_time()
+
+    def check() -> None:
         params = kind.validate(parameters)
         kind.memory(params), kind.seconds(params)
-        spent.append(time.process_time() - started)
-    assert min(spent) < 0.05  # 5 to 15 ms on the reference machine
+
+    assert calls(check) < 25 * 20_000  # 5 to 15 ms on the reference machine
 
 
-def test_a_list_of_millions_is_refused_as_fast():
+def test_a_list_of_millions_is_refused_before_all_its_numbers_are_looked_at():
     parameters = {"expression": "a", "inputs": {f"i{n}": [[0.5] * 1000] * 1000 for n in range(40)}}
-    started = time.process_time()
-    with pytest.raises(InvalidRequest, match="20,000 numbers in all"):
-        operation("compute").validate(parameters)
-    assert time.process_time() - started < 0.05
+
+    def refuse() -> None:
+        with pytest.raises(InvalidRequest, match="20,000 numbers in all"):
+            operation("compute").validate(parameters)
+
+    assert calls(refuse) < 3 * 20_000

@@ -121,7 +121,8 @@ class Story:
         history.put_metrics(ledger.take())
         for first in range(0, len(self.tasks), 1000):
             await history.commit_all(self.tasks[first : first + 1000])
-        await until(lambda: not history._behind.waiting, what="the history's writing")
+        await history._metrics.flush(60)
+        await until(lambda: not history._behind.waiting, 60, "the history's writing")
 
 
 def _seconds(moment: str | None) -> float:

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+CODE = (
+    "import sys\n"
+    "from openruntime_jupyter.worker.__main__ import write_whole_lines\n"
+    "write_whole_lines()\n"
+    "print('a', 1, 'line')\n"
+    "print('an', 2, 'error', file=sys.stderr)\n"
+    "print('no end', end='')\n"
+)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_printed_line_is_one_write_whatever_python_is_told_of_buffering(unbuffered: str) -> None:
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with reader, writer:
+        reader.settimeout(60)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        subprocess.run([sys.executable, "-c", CODE], stdout=writer, stderr=writer, env=environment, check=True, timeout=60)
+        assert [reader.recv(100) for _ in range(3)] == [b"a 1 line\n", b"an 2 error\n", b"no end"]
