@@ -42,9 +42,14 @@ def task_of(array_id: str) -> str | None:
     return f"task_{array_id[4:].split('.', maxsplit=1)[0]}" if found is not None and found[1] else None
 
 
+def now() -> float:
+    """Seconds, by which ages are told: of a clock that nobody sets."""
+    return time.monotonic()
+
+
 @dataclass(slots=True, eq=False)
 class Record:
-    """One array. Times are in seconds since the epoch."""
+    """One array."""
 
     id: str
     layout: Layout
@@ -53,8 +58,12 @@ class Record:
     made: bool = False
     """Whether its file is there, for somebody to fill."""
     ready: bool = False
+    finishing: bool = False
+    """It is just being seen to that it is what was promised: until then it can neither be used nor go."""
     created: float = field(default_factory=time.time)
-    used: float = field(default_factory=time.time)
+    """Since the epoch, for people."""
+    used: float = field(default_factory=lambda: now())  # noqa: PLW0108 - looked up when it is called, as tests have a clock of their own
+    """When it was last used, as `now` tells it."""
     fetched: bool = False
     """Whether somebody has asked for it since it was ready."""
     doomed: bool = False
@@ -65,25 +74,37 @@ class Record:
     """Its file is just being let go of, unless somebody turns out to lease it."""
     leases: set[str] = field(default_factory=set)
     """The tasks that wait for it or run with it."""
+    size: int = field(init=False)
+    """Bytes of its file; known from the start, as those of all are summed up for each task."""
+    task_id: str | None = field(init=False)
+    """The task whose result it is."""
+
+    def __post_init__(self) -> None:
+        """What follows from the rest."""
+        self.size = self.layout.size
+        self.task_id = task_of(self.id)
 
     @property
     def path(self) -> Path:
         """Its file."""
         return self.folder / f"{self.id}{SUFFIX if self.ready else UNFINISHED}"
 
+    def touch(self) -> None:
+        """It is used now."""
+        self.used = now()
+
     @property
-    def size(self) -> int:
-        """Bytes of its file."""
-        return self.layout.size
+    def idle(self) -> float:
+        """Seconds for which nobody has used it."""
+        return now() - self.used
 
     def expires(self, seconds: float) -> float | None:
-        """When it is too old, unless it is used before; None for never."""
-        return self.used + seconds if seconds and not self.leases else None
+        """When it is too old, unless it is used before, in seconds since the epoch; None for never."""
+        return time.time() + seconds - self.idle if seconds and not self.leases else None
 
     def expired(self, seconds: float) -> bool:
         """Whether it is too old now."""
-        expires = self.expires(seconds)
-        return expires is not None and time.time() > expires
+        return bool(seconds) and not self.leases and self.idle > seconds
 
     def reference(self) -> ArrayReference:
         """How results speak of it."""
@@ -102,9 +123,9 @@ class Record:
             bytes=layout.nbytes,
             kind=layout.kind,
             state="ready" if self.ready else "writing",
-            size=layout.size,
+            size=self.size,
             owner=self.owner,
-            task_id=task_of(self.id),
+            task_id=self.task_id,
             created_at=timestamp(self.created),
             expires_at=iso(self.expires(seconds)),
             leases=len(self.leases),
@@ -117,13 +138,12 @@ def evictable(records: Iterable[Record], seconds: float, quiet: float) -> list[R
 
     `seconds` is how long an unused array stays, `quiet` for how long nobody must have asked for a result.
     """
-    now = time.time()
     useless = [
         record
         for record in records
         if record.ready
         and not record.leases
-        and (record.doomed or record.expired(seconds) or (task_of(record.id) is not None and record.fetched and now - record.used >= quiet))
+        and (record.doomed or record.expired(seconds) or (record.task_id is not None and record.fetched and record.idle >= quiet))
     ]
     return sorted(useless, key=lambda record: (not record.doomed, not record.expired(seconds), record.used))
 
@@ -133,7 +153,7 @@ def near_and_fetched(records: Iterable[Record], wanted: Record, most: int) -> Re
 
     None where such results take no more than `most` bytes together: whoever has one may fetch it again.
     """
-    fetched = [record for record in records if record.fetched and task_of(record.id) is not None]
+    fetched = [record for record in records if record.fetched and record.task_id is not None]
     if sum(record.size for record in fetched) <= most:
         return None
     fitting = [each for each in fetched if each.folder == wanted.folder and not each.exposed and near(each.size, wanted.size)]
@@ -152,7 +172,7 @@ def look(path: Path, array_id: str) -> Layout:
 def found(path: Path) -> Record | None:
     """The record of a finished file that another runtime left; None, and the file removed, where it is damaged. Blocks.
 
-    Nobody knows any more whom its path was told.
+    Nobody knows any more whom its path was told. When it was last used its file tells, unless that clock was set since.
     """
     array_id = path.name.removesuffix(SUFFIX)
     try:
@@ -163,7 +183,8 @@ def found(path: Path) -> Record | None:
         return None
     except OSError:
         return None
-    return Record(array_id, layout, path.parent, ready=True, exposed=True, created=state.st_ctime, used=state.st_mtime)
+    used = now() - max(0.0, time.time() - state.st_mtime)
+    return Record(array_id, layout, path.parent, ready=True, exposed=True, created=state.st_ctime, used=used)
 
 
 def taken(array_id: str) -> ArrayConflict:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable, gigabytes
-from openruntime_jupyter.runtime.array_records import QUIET_SECONDS, Record, evictable, near_and_fetched, no_room, task_of
+from openruntime_jupyter.runtime.array_records import QUIET_SECONDS, Record, evictable, near_and_fetched, no_room
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.spool import Spool
@@ -104,10 +104,8 @@ class ArrayRoom:
 
     async def drop(self, record: Record, only_unused: bool = False) -> None:
         """Let go of its file as soon as nobody uses it; with `only_unused`, or leave everything as it is."""
-        if record.leases:
-            record.doomed = not only_unused
-            return
-        if record.leaving:  # one at a time: by its name a second one might meet the next array
+        # One at a time: by its name a second one might meet the next array, or a first one miss what is just being finished.
+        if record.leases or record.leaving or record.finishing:
             record.doomed = record.doomed or not only_unused
             return
         path, reuse = record.path, not record.exposed and self.warm.keeps(record.folder, record.size)
@@ -155,17 +153,23 @@ class ArrayRoom:
         `writers` are the ids of those that are being filled through this process. Where `exists(task_id)` is given, also the results
         of tasks that are no longer known.
         """
-        now = time.time()
         for record in list(self._records.values()):
             if not record.ready:
-                abandoned = now - record.created > WRITER_SECONDS and record.id not in writers and record.made
-                if abandoned and not await asyncio.to_thread(blocks.leased, record.path):
-                    await self.drop(record)
-                continue
-            task = task_of(record.id)
-            if record.expired(self._seconds) or record.doomed or (exists is not None and task is not None and not await exists(task)):
+                await self._drop_abandoned(record, writers)
+            elif record.expired(self._seconds) or record.doomed or (exists is not None and not await self._task_exists(record, exists)):
                 await self.drop(record)
         await self.warm.tidy()
+
+    async def _drop_abandoned(self, record: Record, writers: Collection[str]) -> None:
+        if not record.made or record.finishing or record.idle <= WRITER_SECONDS:
+            return
+        if record.id in writers or await asyncio.to_thread(blocks.leased, record.path):
+            record.touch()  # from the end of its lease on it has as long to say that it is ready
+        elif not record.ready:
+            await self.drop(record)
+
+    async def _task_exists(self, record: Record, exists: Callable[[str], Awaitable[bool]]) -> bool:
+        return record.task_id is None or await exists(record.task_id)
 
     def _evictable(self, quiet: float) -> list[Record]:
         return evictable(self._records.values(), self._seconds, quiet)

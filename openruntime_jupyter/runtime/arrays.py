@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
-from openruntime_jupyter.runtime.array_records import CHOSEN, OWN, Record, check_name, found, look, result_name, taken, task_of
+from openruntime_jupyter.runtime.array_records import CHOSEN, OWN, Record, check_name, found, look, result_name, taken
 from openruntime_jupyter.runtime.array_room import ArrayRoom
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.machine import Machine
@@ -63,10 +64,13 @@ class ArrayStore:
 
         What stays is for the next runtime: what waiting tasks need, and results that nobody has fetched yet, or that take no memory.
         """
-        kept = frozenset(record.path for record in self._records.values() if self._outlives_us(record))
+        kept = [record for record in self._records.values() if self._outlives_us(record)]
+        for record in kept:
+            with contextlib.suppress(OSError):
+                os.utime(record.path, times=(time.time(), time.time() - record.idle))  # by which the next runtime tells its age
         self._records.clear()
         self._room.warm.close()
-        self._spool.close(kept)
+        self._spool.close(frozenset(record.path for record in kept))
 
     def _outlives_us(self, record: Record) -> bool:
         if self._settings.embedded or not record.ready or record.expired(self._settings.array_seconds):
@@ -74,7 +78,7 @@ class ArrayStore:
         if record.leases:
             return True
         in_memory = any(place.in_memory for place in self._spool.places if place.folder == record.folder)
-        return task_of(record.id) is not None and not record.doomed and not (in_memory and record.fetched)
+        return record.task_id is not None and not record.doomed and not (in_memory and record.fetched)
 
     @property
     def problem(self) -> str | None:
@@ -133,11 +137,16 @@ class ArrayStore:
             raise InvalidRequest.of("body", f"it is {layout.dtype}{list(layout.shape)}, and the room was taken for {room}")
         return self._info(record)
 
-    async def ready(self, array_id: str) -> ArrayInfo:
-        """The array is filled: from now on it can be used, and not be changed. Raises `ArrayNotFound`, `ArrayConflict`."""
+    async def ready(self, array_id: str, *, sent: bool = False) -> ArrayInfo:
+        """The array is filled: from now on it can be used, and not be changed. Raises `ArrayNotFound`, `ArrayConflict`.
+
+        `sent`: so says who fills it through this process.
+        """
         record = self._record(array_id)
-        if record.ready:
+        if record.ready or record.finishing:
             raise ArrayConflict(f"The array {array_id} is complete already.")
+        if not record.made or (array_id in self._writers and not sent):
+            raise ArrayConflict(f"The array {array_id} is just being sent: it is complete when that has ended.")
         await self._finish(record)
         return self._info(record)
 
@@ -151,15 +160,25 @@ class ArrayStore:
             unfinished.chmod(0o400)
             unfinished.rename(record.folder / f"{record.id}{SUFFIX}")
 
+        if record.leaving:  # a moment ago somebody has deleted it
+            raise self._unknown(record.id)
+        record.finishing = True
         try:
             await asyncio.to_thread(finish)
+            record.ready = True
         except OSError as problem:
-            self._records.pop(record.id, None)
+            record.doomed = True
             raise ArrayNotFound(f"The array {record.id} is gone ({problem.strerror}): send it again.") from None
         except ArrayNotFound:
-            await self._room.drop(record)
+            record.doomed = True
             raise
-        record.ready, record.used = True, time.time()
+        finally:
+            record.finishing = False
+            record.touch()
+            if record.doomed:
+                await self._room.drop(record)
+        if record.doomed:  # deleted meanwhile
+            raise self._unknown(record.id)
 
     async def remove(self, array_id: str) -> None:
         """Delete the array; tasks that wait or run with it, and those who have it mapped, keep it. Raises `ArrayNotFound`."""
@@ -171,7 +190,8 @@ class ArrayStore:
         if record is None or record.doomed:
             return self._info(await self._elsewhere(array_id))
         if record.ready:
-            record.used, record.fetched = time.time(), True
+            record.touch()
+            record.fetched = True
         return self._info(record)
 
     async def _elsewhere(self, array_id: str) -> Record:
@@ -235,7 +255,7 @@ class ArrayStore:
         for array_id in wanted:
             if (record := self._records.get(array_id)) is not None:
                 record.leases.add(task_id)
-                record.used = time.time()
+                record.touch()
 
     def release(self, task_id: str, array_ids: Iterable[str]) -> None:
         """The task is at its end."""
@@ -243,7 +263,7 @@ class ArrayStore:
             record = self._records.get(array_id)
             if record is not None:
                 record.leases.discard(task_id)
-                record.used = time.time()
+                record.touch()
                 if record.doomed and not record.leases:
                     self._room.drop_soon(record)
 
@@ -287,7 +307,7 @@ class ArrayStore:
 
     async def forget(self, task_id: str) -> None:
         """The task is erased, and its results with it."""
-        for record in [record for record in self._records.values() if task_of(record.id) == task_id]:
+        for record in [record for record in self._records.values() if record.task_id == task_id]:
             await self._room.drop(record)
 
     @property

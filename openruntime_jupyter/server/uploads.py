@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openruntime_jupyter.errors import ArrayConflict, InvalidRequest
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.worker import blocks, tensorfile
 from openruntime_jupyter.worker.tensorfile import BadTensor, Layout
@@ -74,7 +74,11 @@ class Upload:
             await self._store.remove(told.id)
             raise ArrayConflict("The upload was broken off.")
         self._stack.enter_context(self._store.writing(told.id))
-        descriptor = os.open(str(told.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(str(told.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as problem:
+            await self._store.remove(told.id)
+            raise ArrayNotFound(f"The room for the array {told.id} is gone ({problem.strerror}): take it anew.") from None
         self._stack.callback(os.close, descriptor)
         if not blocks.lease(descriptor, str(told.path)):
             raise ArrayConflict("The array was deleted while it was sent.")
@@ -98,7 +102,7 @@ class Upload:
         await self._write()
         if self._place.at != self._place.end:
             raise InvalidRequest.of("body", f"it ends {self._place.end - self._place.at:,} bytes before the array does")
-        told = await self._store.ready(self._place.array_id)
+        told = await self._store.ready(self._place.array_id, sent=True)
         self._over = True
         self._stack.close()
         return told

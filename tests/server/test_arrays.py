@@ -242,6 +242,11 @@ def connection(server: Server) -> socket.socket:
     return socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=20)
 
 
+def heard(sock: socket.socket) -> bytes:
+    """All that comes until the other end hangs up."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
 @pytest.mark.parametrize(
     ("length", "headers", "status"),
     [(100, ["Authorization: token wrong"], b"403"), (100 * HUGE, [f"Authorization: token {'the-token-of-this-test'}"], b"413")],
@@ -250,7 +255,7 @@ def connection(server: Server) -> socket.socket:
 def test_who_may_not_send_is_told_before_the_first_byte(server: Server, length: int, headers: list[str], status: bytes) -> None:
     with connection(server) as sock:
         sock.sendall(request_head(server, "early", length, "Expect: 100-continue", *headers))
-        answer = sock.recv(65536)
+        answer = heard(sock)
     assert answer.startswith(b"HTTP/1.1 " + status)
     assert b"100 (Continue)" not in answer
     assert b'"status":"error"' in answer
@@ -275,6 +280,28 @@ def test_a_client_that_goes_half_way_leaves_nothing(server: Server) -> None:
     assert server.get("/arrays")["total_bytes"] == before
     assert put(server, "half", GOOD).status_code == 201
     server.request("DELETE", "/arrays/half")
+
+
+def test_an_array_that_is_just_being_sent_is_not_complete_because_somebody_says_so(server: Server) -> None:
+    content = safetensors.numpy.save({"x": np.full(2 * MB, 7, np.uint8)})
+    half = len(content) // 2
+    with connection(server) as sock:
+        sock.sendall(request_head(server, "sending", len(content), f"Authorization: token {server.token}") + content[:half])
+        wait_until(lambda: "sending" in listed(server), 30.0, "the upload to begin")
+        assert "just being sent" in error_of(server.request("POST", "/arrays/sending/ready"), 409)["error"]
+        error_of(fetch(server, "sending"), 409)
+        sock.sendall(content[half:])
+        wait_until(lambda: listed(server)["sending"]["state"] == "ready", 30.0, "the end of the upload")
+    assert fetch(server, "sending").content[-2 * MB :] == b"\x07" * 2 * MB
+    server.request("DELETE", "/arrays/sending")
+
+
+def test_room_whose_file_is_gone_is_told_and_given_up(server: Server) -> None:
+    told = server.request("POST", "/arrays", json={"shape": [10], "dtype": "uint8"}).json()
+    Path(told["path"]).unlink()
+    problem = error_of(put(server, told["id"], safetensors.numpy.save({"x": np.zeros(10, np.uint8)})), 404)
+    assert "take it anew" in problem["error"]
+    assert told["id"] not in listed(server)
 
 
 def test_a_full_quota_says_so_and_the_server_goes_on(server: Server) -> None:
