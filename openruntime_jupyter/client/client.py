@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
+from openruntime_jupyter.client.again import again
 from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.handle import TaskHandle
@@ -60,8 +61,7 @@ class Options:
     def request(self) -> dict[str, Any]:
         """These options as fields of a `TaskRequest`, those left at their defaults left out."""
         fields = asdict(self)
-        fields["device_preference"] = fields.pop("device")
-        return {key: value for key, value in fields.items() if value is not None}
+        return {_field(name): value for name, value in fields.items() if value is not None}
 
 
 class Client:
@@ -226,6 +226,15 @@ class Client:
         """Stop the task of that id; returns its record once it has ended."""
         return self.backend.cancel(task_id)
 
+    def again(self, task_id: str, **options: Any) -> TaskHandle:
+        """Queue the same work as that task's once more, with its options but for `options`, which are those of `with_options`.
+
+        Raises `TaskNotFound`, and what submitting raises: `ArrayNotFound` where arrays that it worked on are gone by now.
+        """
+        given = replace(Options(), **options).request()
+        changes = {name: given[name] for name in map(_field, options) if name in given}
+        return TaskHandle(self.backend, again(self.backend, task_id, self.origin, changes))
+
     def devices(self) -> list[Device]:
         """What MLX computes on."""
         return self.backend.devices()
@@ -323,6 +332,11 @@ class Client:
             # The same key gives the same task, also where the interrupt came before its id did.
             self.backend.cancel(self.backend.submit(request, key).task_id)
             raise
+
+
+def _field(option: str) -> str:
+    """What a `TaskRequest` calls an option."""
+    return "device_preference" if option == "device" else option
 
 
 def _name_of(function: Callable[..., Any]) -> str | None:

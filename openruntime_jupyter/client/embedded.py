@@ -74,6 +74,11 @@ class EmbeddedBackend:
         self._hosted: _Hosted | None = None
         self._events = BusEvents(self._current)
 
+    @property
+    def started(self) -> bool:
+        """Whether the runtime is there already: the next question starts it otherwise."""
+        return self._hosted is not None
+
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
         """See `Backend.submit`."""
         try:

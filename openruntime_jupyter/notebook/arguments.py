@@ -19,6 +19,12 @@ LAST = "_openruntime"
 OPTIONS = ("priority", "device", "timeout", "retries", "name", "memory_limit")
 """Those of a task, as `Client.with_options` calls them."""
 
+ALONE = ("--bg", "--notify", "--verbose")
+"""Options that take no value."""
+
+FLAGS = ("--as", *ALONE)
+"""Those beside the options of a task."""
+
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 CLOSING = {")": "(", "]": "[", "}": "{"}
 
@@ -35,6 +41,10 @@ class Arguments:
     """Whether to return the handle at once instead of waiting."""
     variable: str | None = None
     """Where the handle is to be kept, beside `_openruntime`."""
+    notify: bool = False
+    """Whether the page is to tell of the end."""
+    verbose: bool = False
+    """Whether an error shows the whole traceback at once."""
     words: tuple[str, ...] = ()
     pairs: dict[str, Any] = field(default_factory=dict)
     help: bool = False
@@ -55,6 +65,8 @@ def _parser() -> _Parser:
     parser.add_argument("--memory-limit", type=size)
     parser.add_argument("--bg", action="store_true")
     parser.add_argument("--as", dest="variable", type=identifier)
+    parser.add_argument("--notify", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--help", "-h", action="store_true")
     return parser
 
@@ -90,7 +102,8 @@ def parse_line(line: str) -> Arguments:
 
 def _arguments(found: dict[str, Any], **rest: Any) -> Arguments:
     options = {name: found[name] for name in OPTIONS if found[name] is not None}
-    return Arguments(options=options, background=found["bg"], variable=found["variable"], help=found["help"], **rest)
+    flags = {name: found[name] for name in ("variable", "notify", "verbose", "help")}
+    return Arguments(options=options, background=found["bg"], **flags, **rest)
 
 
 def tokens(line: str) -> list[str]:
@@ -154,7 +167,7 @@ def size(text: str) -> int:
 
 
 def _unexpected(token: str, *more: str) -> str:
-    known = [f"--{name.replace('_', '-')}" for name in (*more, *OPTIONS, "bg", "as")]
+    known = [*(f"--{name.replace('_', '-')}" for name in (*more, *OPTIONS)), *FLAGS]
     near = get_close_matches(token, known, 1)
     advice = f"Did you mean {near[0]}?" if near else f"The options are {', '.join(known)}."
     return f"{token!r} is not understood here. {advice}"

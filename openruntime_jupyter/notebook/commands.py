@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -12,25 +12,24 @@ from IPython.core.error import UsageError
 
 from openruntime_jupyter.ai_models_insights import MetricType, WordingChoice
 from openruntime_jupyter.models import TaskState, Timeframe
-from openruntime_jupyter.notebook.arguments import Arguments, literal
+from openruntime_jupyter.notebook.arguments import Arguments, literal, parse_line
 from openruntime_jupyter.notebook.doctor import Report, examine
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
 from openruntime_jupyter.notebook.knowing import InsightsCard, ModelTable
+from openruntime_jupyter.notebook.offers import LIVE, Offers
 from openruntime_jupyter.notebook.replay import Replay
-from openruntime_jupyter.notebook.running import completed, run_operation, shown, watch
+from openruntime_jupyter.notebook.running import completed, run_again, run_operation, shown, watch
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.notebook.views import TaskCard, TaskTable
 
 START_SECONDS = 10.0
 """How long `status` waits for a runtime that has just been started to know its devices."""
 
-TASK = "the id of one task, or the variable with its handle"
-PLACE = "the URL of a runtime, or `embedded` for one inside this kernel, or `auto` for the one that this kernel belongs to,"
 
-
-def run_line(session: Session, arguments: Arguments) -> Any:
+def run_line(session: Session, line: str) -> Any:
     """Do what a line of `%openruntime` says; raises `UsageError` for what it does not understand."""
+    arguments = parse_line(line)
     if arguments.help or not arguments.words:
         if arguments.pairs or arguments.options:
             raise UsageError(
@@ -51,25 +50,62 @@ def run_line(session: Session, arguments: Arguments) -> Any:
 
 
 @dataclass(frozen=True)
+class Want:
+    """One thing that must stand behind a word: what it is, and what can be offered for it."""
+
+    says: str
+    offers: Callable[[Offers], Iterable[str]] = lambda _: ()
+
+
+@dataclass(frozen=True)
 class Command:
-    """One word: what it does, what it wants behind it (one thing each), and which `name=value` it takes."""
+    """One word, and what may stand behind it."""
 
     does: Callable[..., Any]
-    wants: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
+    wants: tuple[Want, ...] = ()
+    takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Which `name=value`, with the values that there are; none are listed where any will do."""
+    bare: tuple[str, ...] = ()
+    """Those whose value may stand there without its name."""
+    lists: tuple[str, ...] = ()
+    """Those that take several values, with commas between them."""
+    options: bool = False
+    """Whether it takes the options of a task."""
 
     def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
         """Check what stands behind the word, and do it; raises `UsageError` for what does not belong there."""
         word = arguments.words[0]
-        if arguments.options or arguments.background or arguments.variable:
+        if not self.options and (arguments.options or arguments.background or arguments.variable):
             raise UsageError(f"{word} takes no options: they belong to operations and cells.")
         wrong = [name for name in arguments.pairs if name not in self.takes]
         if wrong:
             taken = ", ".join(f"{name}=…" for name in self.takes) or "nothing of that kind"
             raise UsageError(f"{word} does not know {wrong[0]!r}: it takes {taken}.")
-        if len(rest) != len(self.wants):
-            raise UsageError(f"{word} wants {' and '.join(self.wants) or 'nothing more'} behind it.")
-        return self.does(session, arguments, *rest)
+        wanted, more = rest[: len(self.wants)], rest[len(self.wants) :]
+        if len(wanted) < len(self.wants) or len(more) > len(self.bare):
+            raise UsageError(f"{word} wants {' and '.join(want.says for want in self.wants) or 'nothing more'} behind it.")
+        for text in more:
+            arguments.pairs.setdefault(self._meant(text, arguments.pairs), text)
+        for name, value in arguments.pairs.items():
+            self._check(name, value)
+        return self.does(session, arguments, *wanted)
+
+    def _meant(self, text: str, given: Mapping[str, Any]) -> str:
+        """Which of those that stand without a name `text` is: the first whose values have it."""
+        free = [name for name in self.bare if name not in given]
+        fitting = (name for name in free if self._parts(name, text)[0] in self.takes[name])
+        return next(fitting, free[0] if free else self.bare[-1])
+
+    def _parts(self, name: str, value: Any) -> list[str]:
+        return [part.strip() for part in str(value).split(",")] if name in self.lists else [str(value)]
+
+    def _check(self, name: str, value: Any) -> None:
+        known = self.takes[name]
+        unknown = [part for part in self._parts(name, value) if known and part not in known]
+        if unknown:
+            near = get_close_matches(unknown[0], known, 1)
+            advice = f"did you mean {near[0]}? There are" if near else "there are"
+            raise UsageError(f"there is no {name} {unknown[0]!r}; {advice} {', '.join(known)}.")
 
 
 def _status(session: Session, _arguments: Arguments) -> Status:
@@ -88,9 +124,6 @@ def _connect(session: Session, arguments: Arguments, word: str) -> Status:
 def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     wanted: Mapping[str, Any] = {"limit": 20, **arguments.pairs}
     states = [part.strip() for part in str(wanted["state"]).split(",")] if "state" in wanted else None
-    unknown = [state for state in states or () if state not in [known.value for known in TaskState]]
-    if unknown:
-        raise UsageError(f"there is no state {unknown[0]!r}; there are {', '.join(known.value for known in TaskState)}.")
     if not isinstance(wanted["limit"], int) or not 1 <= wanted["limit"] <= 1000:
         raise UsageError("limit is a number from 1 to 1000.")
     page = session.client.tasks(limit=wanted["limit"], states=states, operation=wanted.get("operation"), owner=wanted.get("owner"))
@@ -122,9 +155,6 @@ def _unload(session: Session, _arguments: Arguments, word: str) -> ModelTable:
 
 def _insights(session: Session, arguments: Arguments) -> InsightsCard:
     wanted = {"metric": "performance", "timeframe": "1h", "wording": "none", **arguments.pairs}
-    for name, known in (("metric", get_args(MetricType)), ("timeframe", get_args(Timeframe)), ("wording", get_args(WordingChoice))):
-        if wanted[name] not in known:
-            raise UsageError(f"there is no {name} {wanted[name]!r}; there are {', '.join(known)}.")
     return InsightsCard(session.client.insights(wanted["metric"], wanted["timeframe"], wanted["wording"]))
 
 
@@ -135,10 +165,7 @@ def _doctor(session: Session, _arguments: Arguments) -> Report:
 def _dashboard(session: Session, arguments: Arguments) -> Any:
     from openruntime_jupyter.notebook.dashboard.widget import Dashboard
 
-    timeframe = arguments.pairs.get("timeframe", "5m")
-    if timeframe not in get_args(Timeframe):
-        raise UsageError(f"there is no timeframe {timeframe!r}; there are {', '.join(get_args(Timeframe))}.")
-    return Dashboard(session.client, timeframe)
+    return Dashboard(session.client, arguments.pairs.get("timeframe", "5m"))
 
 
 def _operations(session: Session, _arguments: Arguments) -> OperationTable:
@@ -149,12 +176,12 @@ def _cancel(session: Session, _arguments: Arguments, word: str) -> TaskCard:
     return TaskCard(session.handle(word).cancel(), session.devices())
 
 
-def _result(session: Session, _arguments: Arguments, word: str) -> Any:
+def _result(session: Session, arguments: Arguments, word: str) -> Any:
     handle = session.handle(word)
     task = handle.task
     if not task.status.terminal:
         raise UsageError(f"{handle.id} is still {task.status}: `%openruntime wait {word}` waits for it.")
-    completed(task, watched=False)
+    completed(session, task, arguments.verbose, watched=False)
     return shown(task, handle.result())
 
 
@@ -163,25 +190,58 @@ def _output(session: Session, _arguments: Arguments, word: str) -> None:
     Replay().show(output.items)
 
 
-def _wait(session: Session, _arguments: Arguments, word: str) -> None:
-    watch(session, session.handle(word))
+def _wait(session: Session, arguments: Arguments, word: str) -> None:
+    watch(session, arguments, session.handle(word))
 
+
+def _retry(session: Session, arguments: Arguments, word: str) -> Any:
+    handle = session.handle(word)
+    if not handle.status.terminal:
+        raise UsageError(f"{handle.id} is still {handle.last_seen.status}: `%openruntime wait {word}` waits for it.")
+    return run_again(session, arguments, handle)
+
+
+def _task(*states: TaskState) -> Want:
+    return Want("the id of one task, or the variable with its handle", lambda offers: offers.tasks(*states))
+
+
+RETRY = Command(_retry, wants=(_task(),), options=True)
+TIMEFRAMES = get_args(Timeframe)
+PLACE = Want(
+    "the URL of a runtime, or `embedded` for one inside this kernel, or `auto` for the one that this kernel belongs to,",
+    lambda _: ("embedded", "auto"),
+)
 
 COMMANDS: dict[str, Command] = {
     "status": Command(_status),
     "devices": Command(_devices),
     "workers": Command(_workers),
     "connect": Command(_connect, wants=(PLACE,)),
-    "tasks": Command(_tasks, takes=("limit", "state", "operation", "owner")),
+    "tasks": Command(
+        _tasks,
+        takes={"limit": (), "state": tuple(str(state) for state in TaskState), "operation": (), "owner": ()},
+        bare=("state",),
+        lists=("state",),
+    ),
     "operations": Command(_operations),
-    "wait": Command(_wait, wants=(TASK,)),
-    "output": Command(_output, wants=(TASK,)),
-    "result": Command(_result, wants=(TASK,)),
+    "wait": Command(_wait, wants=(_task(*LIVE),)),
+    "output": Command(_output, wants=(_task(),)),
+    "result": Command(_result, wants=(_task(TaskState.COMPLETED, TaskState.FAILED),)),
+    "retry": RETRY,
+    "again": RETRY,
     "models": Command(_models),
-    "unload": Command(_unload, wants=("the name of a model that is in memory",)),
-    "insights": Command(_insights, takes=("metric", "timeframe", "wording")),
-    "dashboard": Command(_dashboard, takes=("timeframe",)),
+    "unload": Command(_unload, wants=(Want("the name of a model that is in memory", lambda offers: offers.resident()),)),
+    "insights": Command(
+        _insights,
+        takes={"metric": get_args(MetricType), "timeframe": TIMEFRAMES, "wording": get_args(WordingChoice)},
+        bare=("metric", "timeframe"),
+    ),
+    "dashboard": Command(_dashboard, takes={"timeframe": TIMEFRAMES}, bare=("timeframe",)),
     "doctor": Command(_doctor),
-    "priority": Command(_priority, wants=(TASK, "a number from 1 to 10")),
-    "cancel": Command(_cancel, wants=(TASK,)),
+    "priority": Command(
+        _priority,
+        wants=(_task(TaskState.PENDING), Want("a number from 1 to 10", lambda _: map(str, range(10, 0, -1)))),
+    ),
+    "cancel": Command(_cancel, wants=(_task(*LIVE),)),
 }
+"""Whoever adds a word adds it here; completion and the list of an unknown word's neighbours come with it."""

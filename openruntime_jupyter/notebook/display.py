@@ -22,6 +22,13 @@ background:none;padding:0;border:0;white-space:nowrap}
 .ort-c{border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:4px;padding:8px 12px}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
 .ort-h .r{margin-left:auto}.ort-c>.ort-h{flex-wrap:nowrap}
+.ort-x{border-left:3px solid var(--jp-error-color1,#d32f2f)}
+.ort-x>*{margin:2px 0}
+.ort.ort.ort .ort-e{overflow-wrap:anywhere;white-space:pre-line}
+.ort.ort.ort summary{cursor:pointer;color:var(--jp-ui-font-color2,currentColor)}
+.ort.ort.ort pre{font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:var(--jp-code-font-size,13px);\
+line-height:1.4;margin:4px 0;padding:6px 8px;max-height:24em;overflow:auto;background:var(--jp-layout-color2,rgba(128,128,128,.12));\
+color:inherit;white-space:pre}
 .ort-b{height:3px;border-radius:2px;margin-top:6px;background:var(--jp-border-color2,rgba(128,128,128,.3));overflow:hidden}
 .ort-b div{height:100%;background:var(--jp-brand-color1,#1976d2)}
 .ort .ok{color:var(--jp-success-color1,#2e7d32)}.ort .no{color:var(--jp-error-color1,#d32f2f)}

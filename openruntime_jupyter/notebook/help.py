@@ -11,17 +11,18 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("%openruntime connect URL", "use that runtime from now on; `embedded`: one inside this kernel, `auto`: the usual one"),
     ("%openruntime devices", "what MLX computes on, with memory, load and queue"),
     ("%openruntime workers", "the worker processes, and what each has done"),
-    ("%openruntime tasks [state=failed] [limit=20]", "the newest tasks, of every notebook"),
+    ("%openruntime tasks [failed] [limit=20]", "the newest tasks, of every notebook"),
     ("%openruntime models", "what answers prompts, and what of it is in memory"),
     ("%openruntime unload MODEL", "free a model's memory"),
-    ("%openruntime insights [metric=errors] [timeframe=24h]", "what the recorded history tells, with advice"),
-    ("%openruntime dashboard [timeframe=1h]", "all of it, live: devices, charts, tasks, models"),
+    ("%openruntime insights [errors] [24h]", "what the recorded history tells, with advice"),
+    ("%openruntime dashboard [1h]", "all of it, live: devices, charts, tasks, models"),
     ("%openruntime doctor", "look at every part, from this kernel to a worker and back"),
     ("%openruntime operations", "the kinds of work there are, with their parameters"),
     ("%openruntime OPERATION name=value …", "do one of them; values are Python literals, the result is a dict"),
     ("%openruntime wait TASK", "watch a task that runs elsewhere or in the background; Ctrl-C leaves it alone"),
     ("%openruntime output TASK", "show again what a task printed and displayed"),
     ("%openruntime result TASK", "what a task returned, or its error"),
+    ("%openruntime retry TASK [options]", "do a task's work once more, as a new task"),
     ("%openruntime priority TASK N", "move a waiting task: 1 to 10, and 10 is the most urgent"),
     ("%openruntime cancel TASK", "stop a task, however stubborn"),
     (CELL, "run the cell in a worker: Ctrl-C cancels it, a second Ctrl-C leaves it alone"),
@@ -35,10 +36,14 @@ OPTIONS: tuple[tuple[str, str], ...] = (
     ("--retries N", "run it again so often if its worker dies"),
     ("--memory-limit SIZE", "stop it when its worker grows past it: 2GB, 500MB"),
     ("--name NAME", "what to call it"),
+    ("--verbose", "show an error's whole traceback at once, and not a card"),
     ("--bg", "do not wait: the cell's value is the task's handle"),
     ("--as NAME", "also keep the handle in this variable (the newest is always in _openruntime)"),
 )
-TASK = "TASK is an id (task_…) or a variable that holds a handle. Options also go behind an operation; --in and --out are for cells."
+TASK = (
+    "TASK is an id (task_…) or a variable that holds a handle. Options also go behind an operation; --in and --out are for cells. "
+    "Tab completes all of it."
+)
 
 
 class Help(View):

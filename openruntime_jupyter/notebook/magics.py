@@ -1,22 +1,27 @@
-"""`%load_ext openruntime_jupyter`: the magics `%openruntime` and `%%openruntime`, and how handles look."""
+"""`%load_ext openruntime_jupyter`: the magics `%openruntime` and `%%openruntime`, their completion, and how handles look.
+
+Loading imports little. What runs tasks takes half a second to import: that comes on a thread, which the first use waits for.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.notebook.arguments import parse_cell, parse_line
-from openruntime_jupyter.notebook.commands import run_line
 from openruntime_jupyter.notebook.display import View
-from openruntime_jupyter.notebook.failures import shortened
-from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.running import run_cell
-from openruntime_jupyter.notebook.session import Session
-from openruntime_jupyter.notebook.views import TaskCard
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.client.handle import TaskHandle
+    from openruntime_jupyter.notebook.session import Session
+    from openruntime_jupyter.notebook.views import TaskCard
+
+HANDLE = "openruntime_jupyter.client.handle.TaskHandle"
+"""By name, so that handles can be shown as soon as there are any, and nothing is imported before."""
 
 
 @magics_class
@@ -25,40 +30,85 @@ class OpenRuntimeMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
-        self.session = Session(shell)
+        self._session: Session | None = None
+        self._loading = threading.Thread(target=import_module, args=("openruntime_jupyter.notebook.commands",), daemon=True)
+        self._loading.start()
+
+    @property
+    def session(self) -> Session:
+        """What the magics of this kernel share."""
+        if self._session is None:
+            # Two threads that import the same files at once see each other's halves.
+            self._loading.join()
+            from openruntime_jupyter.notebook.session import Session
+
+            assert self.shell is not None
+            self._session = Session(self.shell)
+        return self._session
 
     @no_var_expand
     @line_cell_magic
     def openruntime(self, line: str, cell: str | None = None) -> Any:
         """MLX work in worker processes: `%openruntime` alone explains itself, `%%openruntime` runs a cell as a task."""
+        session = self.session
+        from openruntime_jupyter.notebook.commands import run_line
+        from openruntime_jupyter.notebook.failures import shortened
+        from openruntime_jupyter.notebook.running import start_cell
+
         with shortened():
-            if cell is None:
-                return run_line(self.session, parse_line(line))
-            arguments = parse_cell(line)
-            return Help() if arguments.help else run_cell(self.session, arguments, cell)
+            return run_line(session, line) if cell is None else start_cell(session, line, cell)
+
+    def complete(self, context: Any) -> Any:
+        """What could stand at the cursor, for IPython; see `completion`."""
+        from openruntime_jupyter.notebook.completion import matches
+
+        return matches(context, lambda: self.session)
+
+    def forget(self) -> None:
+        """Let go of the runtime; tasks go on."""
+        if self._session is not None:
+            self._session.forget()
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """What `%load_ext openruntime_jupyter` does; doing it twice does no harm."""
+    unload_ipython_extension(shell)
     magics = OpenRuntimeMagics(shell)
     shell.register_magics(magics)
+    _add_matcher(shell, magics)
     formatters = _formatters(shell)
+    module, _, name = HANDLE.rpartition(".")
     # By type, so that the client needs no HTML and no IPython.
-    formatters["text/html"].for_type(TaskHandle, lambda handle: _card(magics.session, handle).html())
+    formatters["text/html"].for_type_by_name(module, name, lambda handle: _card(magics.session, handle).html())
+    formatters["text/plain"].for_type_by_name(
+        module, name, lambda handle, printer, _cycle: printer.text(_card(magics.session, handle).text())
+    )
     # IPython has ways of its own for the lists and dicts that views are too.
     formatters["text/plain"].for_type(View, lambda view, printer, _cycle: printer.text(view.text()))
-    formatters["text/plain"].for_type(TaskHandle, lambda handle, printer, _cycle: printer.text(_card(magics.session, handle).text()))
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """What `%unload_ext openruntime_jupyter` does; tasks go on."""
-    for kind in ("line", "cell"):
-        magics = shell.magics_manager.magics[kind].pop("openruntime", None)
-        if magics is not None:
-            magics.__self__.session.forget()
+    loaded = {shell.magics_manager.magics[kind].pop("openruntime", None) for kind in ("line", "cell")} - {None}
+    for magic in loaded:
+        magic.__self__.forget()
+    matchers = shell.Completer.custom_matchers
+    matchers[:] = [each for each in matchers if not _is_ours(each)]
     for mime in ("text/html", "text/plain"):
-        for shown in (TaskHandle, View):
+        for shown in (HANDLE, View):
             _formatters(shell)[mime].pop(shown, None)
+
+
+def _add_matcher(shell: InteractiveShell, magics: OpenRuntimeMagics) -> None:
+    from IPython.core.completer import context_matcher
+
+    ours = context_matcher(identifier="openruntime", priority=100)
+    # A method can't hold the marks that the decorator makes.
+    shell.Completer.custom_matchers.append(ours(lambda context: magics.complete(context)))  # noqa: PLW0108
+
+
+def _is_ours(matcher: Any) -> bool:
+    return getattr(matcher, "matcher_identifier", None) == "openruntime"
 
 
 def _formatters(shell: InteractiveShell) -> Any:
@@ -67,6 +117,8 @@ def _formatters(shell: InteractiveShell) -> Any:
 
 
 def _card(session: Session, handle: TaskHandle) -> TaskCard:
+    from openruntime_jupyter.notebook.views import TaskCard
+
     try:
         return TaskCard(handle.task, session.devices())
     except OpenRuntimeError:  # a view must show something, also of a runtime that is gone

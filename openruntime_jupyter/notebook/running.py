@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.errors import NotConnected
+from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.models import Task, TaskState
-from openruntime_jupyter.notebook.arguments import Arguments
+from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.failures import bad_end, short
 from openruntime_jupyter.notebook.follow import Interrupts, Left, follow
+from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.notebook.views import ResultCard
+
+CELLS: dict[str, Callable[[Session, str, str], Any]] = {}
+"""Cells that hold something else than code, by the first word of their line, such as `ai`: what does them gets the rest of the line."""
+
+
+def start_cell(session: Session, line: str, cell: str) -> Any:
+    """Do what a cell of `%%openruntime` says; raises `UsageError` for a line that it does not understand."""
+    word, _, rest = line.strip().partition(" ")
+    if word in CELLS:
+        return CELLS[word](session, rest, cell)
+    arguments = parse_cell(line)
+    return Help() if arguments.help else run_cell(session, arguments, cell)
 
 
 def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | None:
@@ -37,7 +51,10 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
 def run_operation(session: Session, arguments: Arguments, operation: str) -> Any:
     """Run an operation; returns its output as a card, the arrays that were asked for, or its handle if it runs in the background."""
     client = session.client.with_options(**arguments.options)
-    handle, task = _run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
+    try:
+        handle, task = _run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
+    except InvalidRequest as problem:
+        raise short(problem, _with_names(problem, operation, session)) from None
     return handle if task is None else shown(task, handle.result())
 
 
@@ -46,19 +63,40 @@ def shown(task: Task, value: Any) -> Any:
     return ResultCard(task, value) if task.operation not in ("python", "call") and isinstance(value, dict) else value
 
 
-def watch(session: Session, handle: TaskHandle) -> Task:
+def _with_names(problem: InvalidRequest, operation: str, session: Session) -> str:
+    """What was wrong with an operation's parameters, with the names that there are where one was none of them."""
+    known = session.offers.parameters(operation)
+    said = []
+    for detail in problem.details:
+        name = detail["field"].removeprefix("parameters.")
+        if not known or name == detail["field"] or "." in name or name in known:
+            said.append(f"{detail['field']}: {detail['problem']}")
+            continue
+        near = get_close_matches(name, known, 1)
+        guess = f"did you mean {near[0]}? It takes" if near else "it takes"
+        said.append(f"{operation} has no parameter {name!r}: {guess} {', '.join(known)}")
+    return "; ".join(said) or str(problem)
+
+
+def run_again(session: Session, arguments: Arguments, handle: TaskHandle) -> Any:
+    """Do a task's work once more; returns what `run_operation` would."""
+    again, task = _run(session, arguments, lambda: session.client.again(handle.id, **arguments.options))
+    return again if task is None else shown(task, again.result())
+
+
+def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     """Show a task that was started elsewhere until it ends; Ctrl-C leaves it alone. Raises its error."""
     with Interrupts() as interrupts:
         task, left = follow(handle, session.devices(), interrupts, cancel=False)
     if left is Left.DETACHED:
         raise short(KeyboardInterrupt(f"{handle.id} goes on: %openruntime cancel {handle.id} stops it"))
-    return completed(task)
+    return completed(session, task, arguments.verbose)
 
 
-def completed(task: Task, watched: bool = True) -> Task:
+def completed(session: Session, task: Task, verbose: bool = False, watched: bool = True) -> Task:
     """`task`, if it completed; raises why not otherwise. `watched`: its output stands above."""
     if task.status is not TaskState.COMPLETED:
-        raise bad_end(task, watched)
+        raise bad_end(task, session.namespace, verbose, watched)
     return task
 
 
@@ -81,4 +119,4 @@ def _run(session: Session, arguments: Arguments, submit: Callable[[], TaskHandle
     if left is Left.INTERRUPTED and task.status in (TaskState.CANCELLED, TaskState.COMPLETED):
         ended = "was cancelled" if task.status is TaskState.CANCELLED else "completed before it could be cancelled"
         raise short(KeyboardInterrupt(f"{handle.id} {ended}"))
-    return handle, completed(task)
+    return handle, completed(session, task, arguments.verbose)

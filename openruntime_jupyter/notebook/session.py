@@ -15,6 +15,7 @@ from openruntime_jupyter.client.discovery import connect
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
+from openruntime_jupyter.notebook.offers import Offers
 
 
 class Session:
@@ -25,6 +26,7 @@ class Session:
         self._url: str | None = None
         self._client: Client | None = None
         self._devices: dict[str, str] = {}
+        self.offers = Offers(self)
 
     @property
     def client(self) -> Client:

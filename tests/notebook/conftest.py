@@ -94,6 +94,17 @@ class Kernel:
         cell.status, cell.error = reply["content"]["status"], reply["content"]
         return cell
 
+    def complete(self, code: str) -> list[str]:
+        """What Tab offers at the sign `|` in `code`, each as the whole line would read up to the cursor."""
+        at = code.index("|")
+        message_id = self.client.complete(code.replace("|", "", 1), at)
+        reply = self.client.get_shell_msg(timeout=SECONDS)
+        while reply["parent_header"].get("msg_id") != message_id:
+            reply = self.client.get_shell_msg(timeout=SECONDS)
+        found = reply["content"]
+        assert found["cursor_end"] == at
+        return [code[: found["cursor_start"]].rsplit("\n", maxsplit=1)[-1] + match for match in found["matches"]]
+
     def value(self, expression: str) -> str:
         """The repr of an expression."""
         cell = self.run(expression)

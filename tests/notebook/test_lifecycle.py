@@ -85,8 +85,9 @@ def test_a_failing_cell_stops_a_notebook_that_is_run_by_a_program_and_its_log_ha
     assert "return n / 0" in str(caught.value)
     assert notebook.cells[2].outputs == []
     assert notebook.cells[2].execution_count is None
-    (line, error) = notebook.cells[1].outputs
+    (line, card, error) = notebook.cells[1].outputs
     assert "failed after" in line["data"]["text/plain"]
+    assert "return n / 0" in card["data"]["text/plain"]
     assert error["output_type"] == "error"
 
 

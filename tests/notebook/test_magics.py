@@ -94,37 +94,6 @@ for n in range(12):
     assert "text/html" in cell.outputs[0]["data"]
 
 
-def test_an_error_is_told_once_with_the_workers_traceback_and_none_of_our_frames(kernel: Kernel) -> None:
-    cell = kernel.run("%%openruntime --name broken\ndef divide(n):\n    return n / 0\n\ndivide(1)")
-    assert cell.status == "error"
-    assert cell.error["ename"] == "TaskFailed"
-    assert "in divide" in cell.error["evalue"], "so that who catches it can read it"
-    assert "ZeroDivisionError: division by zero (task_" in told(cell).splitlines()[-1]
-    assert "line 5" in told(cell), "counted as the cell is"
-    assert "line 3, in divide" in told(cell)
-    assert "    return n / 0" in told(cell), "with the source"
-    assert f'"In [{cell.error["execution_count"]}]"' in told(cell)
-    assert "openruntime_jupyter" not in told(cell), "none of our own frames"
-    assert len(cell.outputs) == 2, "the line and the error"
-    assert cell.line.startswith("✕ failed after ")
-
-
-def test_a_syntax_error_is_told_with_its_line(kernel: Kernel) -> None:
-    cell = kernel.run("%%openruntime\nfine = 1\nfor broken")
-    assert cell.status == "error"
-    assert "SyntaxError" in told(cell)
-    assert "line 3" in told(cell)
-
-
-def test_a_worker_that_dies_is_told_with_its_last_words(kernel: Kernel) -> None:
-    cell = kernel.run("%%openruntime\nimport os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
-    assert cell.error["ename"] == "WorkerDied"
-    assert "signal 9" in told(cell)
-    assert cell.stream() == "last words\n"
-    assert len(told(cell).splitlines()) == 1
-    assert "last words" in told(kernel.run("%openruntime result _openruntime"))
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -241,10 +210,30 @@ def test_an_operation_may_run_in_the_background(kernel: Kernel) -> None:
 
 
 def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> None:
-    cell = kernel.run("%openruntime matrix_multiply sise=64")
+    cell = kernel.run("%openruntime matrix_multiply sise=64 iterations=0")
     assert cell.error["ename"] == "InvalidRequest"
-    assert "sise" in told(cell)
+    assert "matrix_multiply has no parameter 'sise': did you mean size? It takes size, m, n, k" in told(cell)
+    assert "parameters.iterations: Input should be greater than or equal to 1" in told(cell)
     assert len(told(cell).splitlines()) == 1
+
+
+def test_work_is_done_once_more(kernel: Kernel) -> None:
+    kernel.run("n = 3\nfrom pathlib import Path\nPath('sound').unlink(missing_ok=True)")
+    line = "%%openruntime --in n --out twice --as first --priority 7 --name moody"
+    code = "from pathlib import Path\nassert Path('sound').exists()\ntwice = 2 * n"
+    assert kernel.run(f"{line}\n{code}").status == "error"
+    kernel.run("Path('sound').touch()")
+    cell = kernel.run("%openruntime retry first")
+    assert cell.value == "{'twice': 6}"
+    kernel.run("second = _openruntime")
+    assert kernel.value("second.id != first.id, second.task.priority, second.task.name, second.task.origin") == (
+        "(True, 7, 'moody', 'notebook')"
+    )
+    kernel.run("third = %openruntime again first --bg --priority 2")
+    assert kernel.value("third.result(timeout=30), third.task.priority") == "({'twice': 6}, 2)"
+    kernel.run(ENDLESS.replace("--name endless", "--bg --as patient"))
+    assert "still" in kernel.run("%openruntime retry patient").stream("stderr")
+    kernel.run("patient.cancel()")
 
 
 @pytest.mark.parametrize(
@@ -260,6 +249,9 @@ def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> No
         ("%openruntime status --bg", "no options"),
         ("%openruntime cancel task_1 hard=True", "hard"),
         ("%openruntime insights metric=colour", "efficiency"),
+        ("%openruntime insights errors 25h", "did you mean 24h?"),
+        ("%openruntime insights errors 24h more", "nothing more"),
+        ("%openruntime retry", "id of one task"),
         ("%openruntime dashboard timeframe=2y", "24h"),
         ("%openruntime unload nobody_of_that_name", "nobody_of_that_name"),
         ("%openruntime priority task_1", "a number from 1 to 10"),
@@ -319,6 +311,8 @@ def test_insights_are_a_card_and_a_value(kernel: Kernel) -> None:
     assert "errors over the last 5m" in cell.value
     kernel.run("found = %openruntime insights")
     assert kernel.value("bool(found.findings)") == "True"
+    for line in ("errors 6h", "6h errors", "errors timeframe=6h", "timeframe=6h metric=errors"):
+        assert "errors over the last 6h" in kernel.run(f"%openruntime insights {line}").value
 
 
 def test_a_waiting_task_is_moved(kernel: Kernel) -> None:

@@ -21,6 +21,7 @@ from openruntime_jupyter.models import (
     Worker,
 )
 from openruntime_jupyter.notebook.display import View, tag
+from openruntime_jupyter.notebook.failures import ErrorCard
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal
 from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
@@ -99,6 +100,8 @@ EVERY = [
     WorkerTable([worker(EVIL), worker()], {"device_0": EVIL}),
     WorkerTable([], {}),
     Help(),
+    ErrorCard(failed(), {}),
+    ErrorCard(failed(kind=FailureKind.WORKER_DIED, traceback=None), {}, watched=False),
 ]
 
 

@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from openruntime_jupyter.client.again import again
 from openruntime_jupyter.client.backend import Backend, new_key
 
 Action = Callable[[Backend, dict[str, Any]], Any]
 
 
 def _again(backend: Backend, said: dict[str, Any]) -> Any:
-    task = backend.get(said["id"])
-    request = {
-        "operation": task.operation,
-        "parameters": task.parameters or {},
-        "device_preference": task.device_preference,
-        "priority": task.priority,
-        "timeout": task.timeout,
-        "retries": task.retries,
-        "name": task.name,
-        "memory_limit": task.memory_limit,
-        "origin": "notebook",
-    }
-    return backend.submit({name: value for name, value in request.items() if value is not None}, new_key()).model_dump(mode="json")
+    return again(backend, said["id"], "notebook").model_dump(mode="json")
 
 
 def _run(backend: Backend, said: dict[str, Any]) -> Any:

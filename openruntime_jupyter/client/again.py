@@ -1,0 +1,21 @@
+"""The same work once more, as a new task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.models import Origin, Task
+
+KEPT = ("operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit")
+"""What a task has from whoever submitted it."""
+
+
+def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any] | None = None) -> Task:
+    """Submit what the task `task_id` was submitted as, but for the `changes` (fields of a `TaskRequest`); returns the new task.
+
+    Raises what submitting raises: `ArrayNotFound`, for one, where arrays that it worked on are gone by now.
+    """
+    before = backend.get(task_id)
+    request = {"parameters": {}, **{name: value for name in KEPT if (value := getattr(before, name)) is not None}}
+    return backend.submit({**request, **(changes or {}), "origin": origin}, new_key())

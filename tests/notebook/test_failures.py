@@ -1,0 +1,132 @@
+"""An error is one readable card: what happened, where in the cell, and what to do; the rest is a click away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.notebook.failures import ErrorCard, frames
+from tests.notebook.conftest import Cell, Kernel
+
+DIVIDE = "def divide(n):\n    return n / 0\n\ndivide(1)"
+DEEP = """Traceback (most recent call last):
+  File "In [7]", line 3, in <module>
+    first()
+  File "/home/me/mine.py", line 8, in first
+    np.linalg.inv(x)
+    ~~~~~~~~~~~~~^^^
+  File "/usr/lib/python3.11/site-packages/numpy/linalg.py", line 80, in inv
+    return wrap(a)
+  File "/usr/lib/python3.11/site-packages/numpy/linalg.py", line 90, in wrap
+    raise LinAlgError("Singular matrix")
+numpy.linalg.LinAlgError: Singular matrix
+"""
+
+
+def told(cell: Cell) -> str:
+    """The error as Jupyter has it."""
+    return "\n".join(cell.error["traceback"])
+
+
+def card(cell: Cell, mime: str = "text/plain") -> str:
+    """What stands between the task's output and the error."""
+    return str(cell.outputs[-2]["data"][mime])
+
+
+def ended(status: TaskState, **failure: Any) -> Task:
+    now = "2026-01-01T00:00:00.000000Z"
+    known = {"task_id": "task_1", "operation": "python", "timestamp": now, "submitted_at": now, "error": failure["message"]}
+    return Task.model_validate({**known, "status": status, "failure": failure})
+
+
+def test_an_error_is_told_once_with_the_cells_own_lines_and_none_of_our_frames(kernel: Kernel) -> None:
+    cell = kernel.run(f"%%openruntime --name broken\n{DIVIDE}")
+    assert cell.status == "error"
+    assert cell.error["ename"] == "TaskFailed"
+    assert "in divide" in cell.error["evalue"], "so that who catches it can read it"
+    assert [output["kind"] for output in cell.outputs] == ["display_data", "display_data", "error"], "the line, the card and the error"
+    assert cell.line.startswith("✕ failed after ")
+    assert "ZeroDivisionError: division by zero (task_" in told(cell)
+    assert len(told(cell).splitlines()) == 1
+    where = f"In [{cell.error['execution_count']}]"
+    for place in (f"{where}, line 5", f"{where}, line 3, in divide"):
+        assert place in card(cell), "counted as the cell is"
+        assert place in card(cell, "text/html")
+    assert "return n / 0" in card(cell), "with the source"
+    assert "%openruntime retry task_" in card(cell)
+    assert "<details><summary>Traceback in the worker" in card(cell, "text/html")
+    assert "openruntime_jupyter" not in card(cell), "none of our own frames"
+
+
+def test_the_whole_traceback_can_be_asked_for(kernel: Kernel) -> None:
+    for line in ("%%openruntime --verbose --as broken\n" + DIVIDE, "%openruntime result broken --verbose"):
+        cell = kernel.run(line)
+        assert cell.status == "error"
+        assert "Traceback (most recent call last)" in told(cell)
+        assert "    return n / 0" in told(cell)
+        assert cell.outputs[-1]["kind"] == "error"
+        assert not [output for output in cell.outputs if "<details>" in output.get("data", {}).get("text/html", "")]
+
+
+def test_a_syntax_error_is_told_with_its_line(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime\nfine = 1\nfor broken")
+    assert cell.status == "error"
+    assert "SyntaxError" in told(cell)
+    assert "line 3" in card(cell)
+    assert "for broken" in card(cell)
+
+
+def test_a_worker_that_dies_is_told_with_its_last_words_where_they_do_not_stand_above(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime\nimport os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert cell.error["ename"] == "WorkerDied"
+    assert "signal 9" in told(cell)
+    assert cell.stream() == "last words\n"
+    assert len(told(cell).splitlines()) == 1
+    assert "last words" not in card(cell)
+    assert "all other tasks are well" in card(cell)
+    assert "last words" in card(kernel.run("%openruntime result _openruntime"))
+
+
+def test_a_variable_that_stayed_in_the_notebook_is_told_how_to_come(kernel: Kernel) -> None:
+    kernel.run("weights = [1]")
+    assert "hand it in with --in weights" in card(kernel.run("%%openruntime\nprint(weights)"))
+    assert "import or define nothing_of_that_kind" in card(kernel.run("%%openruntime\nprint(nothing_of_that_kind)"))
+    assert "%pip install no_such_package" in card(kernel.run("%%openruntime\nimport no_such_package.inside"))
+    assert "--out" in card(kernel.run("%%openruntime --out missing\nhere = 1"))
+    assert "longer by --timeout" in card(kernel.run("%%openruntime --timeout 0.2\nimport time; time.sleep(30)"))
+
+
+def test_an_error_that_is_caught_shows_no_card(kernel: Kernel) -> None:
+    attempt = "try:\n    get_ipython().run_cell_magic('openruntime', '', '1 / 0')"
+    cell = kernel.run(f"{attempt}\nexcept Exception as problem:\n    print(type(problem).__name__)")
+    assert cell.status == "ok"
+    assert cell.stream() == "TaskFailed\n"
+    assert len(cell.shown()) == 1, "the status line"
+
+
+def test_the_users_own_frames_are_kept_and_where_it_ended() -> None:
+    assert [(frame.where, frame.source) for frame in frames(DEEP)] == [
+        ("In [7], line 3", "first()"),
+        ("/home/me/mine.py, line 8, in first", "np.linalg.inv(x)"),
+        ("/usr/lib/python3.11/site-packages/numpy/linalg.py, line 90, in wrap", 'raise LinAlgError("Singular matrix")'),
+    ]
+    assert frames("") == []
+
+
+def test_a_deep_recursion_makes_no_long_card() -> None:
+    line = '  File "In [1]", line 2, in again\n    return again()\n'
+    assert len(frames("Traceback (most recent call last):\n" + 900 * line)) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "failure", "said"),
+    [
+        (TaskState.CANCELLED, {"kind": "cancelled", "message": "Cancelled by an interrupt."}, "■ Cancelled by an interrupt."),
+        (TaskState.FAILED, {"kind": "raised", "message": "MemoryError: no", "type": "MemoryError"}, "smaller"),
+        (TaskState.INTERRUPTED, {"kind": "interrupted", "message": "The runtime was stopped."}, "%openruntime retry task_1"),
+    ],
+)
+def test_every_bad_end_has_a_card(status: TaskState, failure: dict[str, Any], said: str) -> None:
+    assert said in ErrorCard(ended(status, **failure), {}).text()
