@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.rows import HEAD
 
-NAMES = ("arrays", "engine", "generate", "http", "insights", "matmul", "sampler", "start")
+NAMES = ("arrays", "engine", "generate", "http", "insights", "matmul", "prompts", "sampler", "start")
 
 
 def main(names: list[str]) -> int:

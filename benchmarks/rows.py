@@ -36,6 +36,12 @@ def at_least(what: str, ours: float, peer: float, reach: float, unit: str) -> Ro
     return Row(what, f"{ours:,.4g} {unit}", f"{peer:,.4g} {unit}", ours / peer, f"≥ {reach:g}", ours / peer >= reach)
 
 
+def added(what: str, ours: float, peer: float, reach: float, unit: str) -> Row:
+    """A row where what is between the two counts."""
+    more = ours - peer
+    return Row(what, f"{ours:,.4g} {unit}", f"{peer:,.4g} {unit}", ours / peer, f"{more:+,.3g} {unit}, ≤ {reach:g}", more <= reach)
+
+
 def within(what: str, figure: float, bound: float, unit: str) -> Row:
     """A row against a fixed bound."""
     return Row(what, f"{figure:,.4g} {unit}", "", figure / bound, f"≤ {bound:g} {unit}", figure <= bound)
