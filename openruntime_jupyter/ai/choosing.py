@@ -43,8 +43,11 @@ class LocalModels(Protocol):
     def known(self) -> list[ModelSource]:
         """Those that anybody may ask for, the default one first."""
 
+    def named(self, name: str) -> ModelSource | None:
+        """The one of those that a name stands for."""
+
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
-        """What a name stands for."""
+        """What a name or a path stands for; None: the default one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +114,4 @@ class Chooser:
 
     def _is_local(self, model: str) -> bool:
         """Whether a name without a profile is one of this machine's: names of remote models are the provider's business."""
-        return Path(model).is_absolute() or model.startswith("~") or any(each.name == model for each in self._local.known())
+        return Path(model).is_absolute() or model.startswith("~") or self._local.named(model) is not None

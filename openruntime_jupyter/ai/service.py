@@ -128,7 +128,8 @@ class AiService:
                 )
             )
         local = list(found.values())
-        default = next((each for each in local if each.name == self.config.default_model), local[0] if local else None)
+        named = self.runtime.catalog.named(self.config.default_model)
+        default = found[named.name] if named is not None else local[0] if local else None
         if default is not None and default.kind is not None:
             default.default = True
         return ModelList(models=local, profiles=self._remote.info())

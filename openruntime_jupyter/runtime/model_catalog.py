@@ -12,6 +12,7 @@ from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.worker.gguf.header import ENCODINGS
 from openruntime_jupyter.worker.gguf.llama import shape_of_gguf
 from openruntime_jupyter.worker.models.folder import NotAModel, Shape, shape_of
 
@@ -27,7 +28,15 @@ NO_MODEL = (
     "a profile in the configuration, or OPENAI_API_KEY in the server's environment."
 )
 
+KINDS = frozenset(encoding.name for encoding in ENCODINGS.values())
+
 Stamp = tuple[int, int]
+
+
+def _plain(source: ModelSource) -> str:
+    """A file's name without the kind of numbers that it ends with by custom."""
+    plain, _, kind = source.name.rpartition(".")
+    return plain if source.kind == "gguf" and kind.upper() in KINDS else source.name
 
 
 class ModelCatalog:
@@ -46,6 +55,12 @@ class ModelCatalog:
         found = {source.name: source for source in self._listed()}
         return sorted(found.values(), key=lambda source: not source.name.startswith(FETCHED))
 
+    def named(self, name: str) -> ModelSource | None:
+        """The one of those of that name, or of that name before its kind of numbers (`.Q4_1`) where only one is so called."""
+        known = self.known()
+        found = [source for source in known if source.name == name] or [source for source in known if _plain(source) == name]
+        return found[0] if len(found) == 1 else None
+
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
         """The model that a name or path stands for; None is the default one.
 
@@ -57,9 +72,8 @@ class ModelCatalog:
             if not known:
                 raise Unavailable(NO_MODEL, retry_after=60.0)
             return known[0]
-        for source in known:
-            if name == source.name:
-                return source
+        if (found := self.named(name)) is not None:
+            return found
         path = Path(name).expanduser() if name.startswith("~") else Path(name)
         if path.is_absolute():
             return self._at(path, known, caller)

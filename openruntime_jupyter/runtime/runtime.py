@@ -347,7 +347,8 @@ class Runtime:
         Raises `TaskConflict` where that model answers a prompt now, and `ModelNotFound` where it is not in memory.
         """
         assert self._engine is not None
-        return await unload(self._engine, name)
+        source = self.catalog.named(name) if name is not None else None
+        return await unload(self._engine, name if source is None else source.name)
 
     def health(self) -> Health:
         """Whether all is well, and what is not."""

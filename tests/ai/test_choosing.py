@@ -29,6 +29,9 @@ class Models:
     def known(self) -> list[ModelSource]:
         return list(self.sources)
 
+    def named(self, name: str) -> ModelSource | None:
+        return next((source for source in self.sources if source.name == name), None)
+
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
         for source in self.sources:
             if name in (None, source.name):

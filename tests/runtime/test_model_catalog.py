@@ -9,6 +9,7 @@ from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.model_catalog import ModelCatalog
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
+from tests.gguf_twin import write_twin
 from tests.tiny_model import HEADS, HIDDEN, KV_HEADS, LAYERS, make_tiny_model
 
 ME = Caller("me")
@@ -87,6 +88,19 @@ def test_the_fetched_model_answers_where_none_is_named(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "models" / "A")
     make_tiny_model(tmp_path / "models" / "SmolLM2-135M-Instruct")
     assert catalog(tmp_path).resolve(None, GUEST).name == "SmolLM2-135M-Instruct"
+
+
+def test_a_file_goes_by_its_name_without_its_kind_of_numbers_too_where_that_names_one_alone(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "models" / "tiny-3.2")
+    there = catalog(tmp_path)
+    write_twin(folder, tmp_path / "models" / "Small-1.5.Q4_1.gguf", "Q4_1")
+    assert there.resolve("Small-1.5", GUEST).name == "Small-1.5.Q4_1"
+    for name in ("Small-1", "tiny-3"):
+        with pytest.raises(InvalidRequest, match=r"there are Small-1\.5\.Q4_1, tiny-3\.2"):
+            there.resolve(name, GUEST)
+    write_twin(folder, tmp_path / "models" / "Small-1.5.f16.gguf", "F16")
+    with pytest.raises(InvalidRequest, match=r"there are Small-1\.5\.Q4_1, Small-1\.5\.f16, tiny-3\.2"):
+        there.resolve("Small-1.5", GUEST)
 
 
 def test_without_any_model_the_answer_names_both_ways_out(tmp_path: Path) -> None:
