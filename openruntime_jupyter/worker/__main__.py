@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import sys
+import traceback
 from typing import Any
 
 from openruntime_jupyter.worker.blas import Blas, choose
@@ -19,6 +20,8 @@ from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 from openruntime_jupyter.worker.watch import watch
 
+CRASHED = 70
+"""The exit code of a worker that can't go on (`EX_SOFTWARE`)."""
 OOM_SCORE = "800"
 """When memory runs out, the kernel takes a worker and spares the server and the notebooks."""
 
@@ -94,6 +97,7 @@ def main(arguments: list[str]) -> None:
     channel.send(Kind.HELLO, said)
     warm(names)
     from openruntime_jupyter.worker.bodies import loads
+    from openruntime_jupyter.worker.restore import flush_output
     from openruntime_jupyter.worker.runner import Runner
 
     runner = Runner(channel, guard, blas, display_marker(marker), said["problem"])
@@ -104,7 +108,15 @@ def main(arguments: list[str]) -> None:
             return
         if kind is Kind.LEAVE:
             return
-        runner.run(loads(body))
+        try:
+            runner.run(loads(body))
+        except BaseException:
+            # A fault of ours, or of a task that broke Python itself. No thread that a task left may keep the process from telling.
+            try:
+                traceback.print_exc()
+                flush_output()
+            finally:
+                os._exit(CRASHED)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import operator
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 KEPT = "language model"
 PROGRESS_INTERVAL = 0.1
 """Seconds between two progress messages of one task: ten a second are enough for any eye."""
+LARGEST_EXACT = 2**53
+"""The largest integer up to which every reader of JSON tells one from the next."""
+LONGEST_MESSAGE = 1000
+"""Characters of what a task says beside its figures."""
 
 Send = Callable[[str, dict[str, Any]], None]
 
@@ -56,8 +63,15 @@ class TaskContext:
         self._sent_at = float("-inf")
 
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
-        """Say how far the task is; more than ten a second are coalesced, the last one always arrives."""
-        self._progress = {"n": n, "total": total, "message": message}
+        """Say how far the task is; more than ten a second are coalesced, the last one always arrives.
+
+        Any kind of number will do, NumPy's and MLX's too. One that is not finite tells nothing: such an `n` is passed over, and such a
+        `total` is unknown. Raises TypeError for what is no number.
+        """
+        done, whole = _finite(n), None if total is None else _finite(total)
+        if done is None:
+            return
+        self._progress = {"n": done, "total": whole, "message": None if message is None else str(message)[:LONGEST_MESSAGE]}
         if time.monotonic() - self._sent_at >= PROGRESS_INTERVAL:
             self.flush_progress()
 
@@ -131,6 +145,20 @@ class TaskContext:
         """
         if self.memory_total is not None and needed > self.memory_total:
             raise MemoryRefused(needed, self.memory_total, what)
+
+
+def _finite(value: Any) -> float | None:
+    """`value` as a finite number that JSON holds, an int where it is one; None if it is infinite, NaN or too large; raises TypeError."""
+    with contextlib.suppress(TypeError):  # no integer, nor an array of one
+        if -LARGEST_EXACT <= (number := operator.index(value)) <= LARGEST_EXACT:
+            return number
+    try:
+        real = math.fsum((value,))  # unlike float(), it takes no text
+    except OverflowError:
+        return None
+    except (TypeError, ValueError):
+        raise TypeError(f"progress() takes numbers, and not {type(value).__name__}") from None
+    return real if math.isfinite(real) else None
 
 
 _current: TaskContext | None = None

@@ -7,12 +7,16 @@ import ctypes
 import gc
 import os
 import resource
+import signal
 import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
 
 MLX_CACHE_KEPT = 64 << 20
 """Bytes of freed buffers that MLX may keep between tasks; more would be missing to whoever comes next."""
-
+SIGNALS = ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGPIPE", "SIGUSR1", "SIGUSR2")
+"""Those whose handlers a task may change; SIGINT and SIGTERM are the interrupt guard's."""
 
 _libc = ctypes.CDLL(None)
 
@@ -23,10 +27,12 @@ def _raw() -> Any:
 
 
 class Snapshot:
-    """Working directory, environment and import path of this process, to be restored after each task."""
+    """Working directory, environment, import path, output and signals of this process, to be restored after each task."""
 
     def __init__(self) -> None:
-        self._directory = os.getcwd()
+        self._streams = Streams()
+        self._signals = Signals()
+        self._directory = _directory() or os.environ.get("TMPDIR", "/")
         self._environment = dict(os.environ)
         self._raw_environment = dict(_raw())
         self._path = list(sys.path)
@@ -34,18 +40,79 @@ class Snapshot:
 
     def restore(self) -> None:
         """Undo what a task changed."""
+        self._streams.restore()
+        self._signals.restore()
         if _raw() != self._raw_environment:
             os.environ.clear()
             os.environ.update(self._environment)
         if sys.path != self._path:
             sys.path[:] = self._path
         sys.argv[:] = self._argv
-        try:
-            changed = os.getcwd() != self._directory
-        except FileNotFoundError:
-            changed = True
-        if changed:
-            os.chdir(self._directory)
+        self.go_home()
+
+    def go_home(self) -> None:
+        """Be in the working directory, also where somebody has cleared it away."""
+        if _directory() != self._directory:
+            try:
+                Path(self._directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.chdir(self._directory)
+            except OSError:
+                os.chdir("/")
+
+
+def _directory() -> str | None:
+    """The working directory; None where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+class Streams:
+    """Standard output and error, for the task after one that closed, replaced or redirected them."""
+
+    def __init__(self) -> None:
+        self._kept = {number: os.dup(number) for number in (1, 2)}
+        self._places = {number: _place(number) for number in (1, 2)}
+        self._files: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
+
+    def restore(self) -> None:
+        """Have both lead to the runtime again."""
+        for (name, file), (number, kept) in zip(self._files.items(), self._kept.items(), strict=True):
+            if _place(number) != self._places[number]:
+                os.dup2(kept, number)
+            if file.closed:
+                opened = open(number, "w", buffering=1, encoding=file.encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+                self._files[name] = opened
+                setattr(sys, f"__{name}__", opened)
+            if getattr(sys, name, None) is not self._files[name]:
+                setattr(sys, name, self._files[name])
+
+
+def _place(descriptor: int) -> tuple[int, int] | None:
+    """What a descriptor leads to; None where it is closed."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class Signals:
+    """The alarm and the handlers, for the task after one that left some."""
+
+    def __init__(self) -> None:
+        # Without what makes an enum of each answer, which takes ten times as long.
+        self._handler_of: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+        numbers = [int(signal.Signals[name]) for name in SIGNALS if name in signal.Signals.__members__]
+        self._handlers = {number: self._handler_of(number) for number in numbers}
+
+    def restore(self) -> None:
+        """End the alarm, and undo every change of a handler."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._handlers.items():
+            if handler is not None and self._handler_of(number) != handler:
+                signal.signal(number, handler)
 
 
 def drop_caches() -> None:
@@ -65,9 +132,9 @@ def forget_exception() -> None:
 
 def flush_output() -> None:
     """Write out what Python and C hold back, so that it belongs to this task and survives a crash."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         try:
-            stream.flush()
+            getattr(sys, name).flush()
         except (AttributeError, OSError, ValueError):  # a task may have replaced or closed it
             continue
     _libc.fflush(None)

@@ -89,6 +89,7 @@ class Runner:
         restore.drop_caches()
 
     def _prepare(self, body: dict[str, Any]) -> None:
+        self._snapshot.go_home()
         device = (body["device"]["type"], body["device"]["index"])
         if device != self._device and self._problem is None:
             select(*device)
@@ -130,12 +131,12 @@ class Runner:
 
     def _say(self, kind: str, body: dict[str, Any]) -> None:
         message = as_json(body)
-        if len(message) > MAX_DISPLAY_JSON:
-            text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
-            message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
         if kind in WITHOUT_PLACE:
             self._channel.send(WITHOUT_PLACE[kind], message)
             return
+        if len(message) > MAX_DISPLAY_JSON:
+            text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
+            message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
         with self._guard.shielded():
             restore.flush_output()
             for descriptor in (1, 2):

@@ -13,6 +13,7 @@ MACHINERY = (
     "/IPython/core/",
 )
 MAX_CHARACTERS = 100_000
+LONGEST_NAME = 500
 
 
 def own_frame(tb: TracebackType) -> bool:
@@ -33,4 +34,4 @@ def describe(error: BaseException) -> dict[str, str]:
         lines, message = f"{type(error).__name__} (its text can't be made: {problem!r})", ""
     if len(lines) > MAX_CHARACTERS:
         lines = f"{lines[: MAX_CHARACTERS // 2]}\n…\n{lines[-MAX_CHARACTERS // 2 :]}"
-    return {"type": type(error).__qualname__, "message": message[:10_000], "traceback": lines}
+    return {"type": type(error).__qualname__[:LONGEST_NAME], "message": message[:10_000], "traceback": lines}

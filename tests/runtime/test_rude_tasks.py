@@ -1,0 +1,182 @@
+"""What a task does to its worker harms nobody but itself: the next one on the same worker, and the lane, are as they were."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.models import Task
+from openruntime_jupyter.runtime.runtime import Runtime
+from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
+
+SAYS_BOTH = "import sys\nprint('to stdout')\nprint('to stderr', file=sys.stderr)"
+
+
+async def worker_of(runtime: Runtime) -> int:
+    """The pid of the worker that the next task gets."""
+    return int(await value(runtime, await submit(runtime, "call", pickled(os.getpid))))
+
+
+@pytest.mark.parametrize(
+    "spoils",
+    [
+        pytest.param("import os\nos.close(1)\nos.close(2)", id="closes the descriptors"),
+        pytest.param("import sys\nsys.stdout.close()\nsys.stderr.close()", id="closes the files"),
+        pytest.param("import io, sys\nsys.stdout = io.StringIO()\nsys.stderr = io.StringIO()", id="replaces the files"),
+        pytest.param("import sys\ndel sys.stdout, sys.stderr", id="deletes the files"),
+        pytest.param(
+            "import os\nnull = os.open(os.devnull, os.O_WRONLY)\nos.dup2(null, 1)\nos.dup2(null, 2)\nos.close(null)",
+            id="redirects the descriptors",
+        ),
+    ],
+)
+def test_what_a_task_does_to_its_output_the_next_one_does_not_notice(tmp_path: Path, spoils: str) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            worker = await worker_of(runtime)
+            await ended(runtime, await cell(runtime, spoils))
+            following = await cell(runtime, SAYS_BOTH)
+            task = await ended(runtime, following)
+            assert task.status == "completed", task.error
+            assert (await printed(runtime, following), await printed(runtime, following, "stderr")) == ("to stdout\n", "to stderr\n")
+            assert await worker_of(runtime) == worker, "another worker would prove nothing"
+
+    live(body())
+
+
+def test_an_alarm_and_the_handlers_that_a_task_leaves_end_with_it(tmp_path: Path) -> None:
+    leaves = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nsignal.alarm(1)"
+    # Where SIGCHLD is ignored nobody learns an exit code; an alarm that is left ends the process.
+    looks = "import subprocess, sys, time\ncode = subprocess.run([sys.executable, '-c', 'raise SystemExit(3)']).returncode\ntime.sleep(1.5)"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            worker = await worker_of(runtime)
+            assert (await ended(runtime, await cell(runtime, leaves))).status == "completed"
+            assert await value(runtime, await submit(runtime, "python", {"code": looks, "outputs": ["code"]})) == {"code": 3}
+            assert await worker_of(runtime) == worker
+
+    live(body())
+
+
+def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_the_process(tmp_path: Path) -> None:
+    holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
+    breaks = (
+        "import openruntime_jupyter.worker.tracebacks as t\ndef describe(error): raise RuntimeError('broken')\nt.describe = describe\n1 / 0"
+    )
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            worker = await worker_of(runtime)
+            assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
+            task = await ended(runtime, await cell(runtime, breaks))
+            assert task.status == "failed"
+            assert task.failure is not None
+            assert (task.failure.kind, task.failure.exit_code) == ("worker_died", 70)
+            assert "RuntimeError: broken" in (task.failure.last_output or "")
+            assert await worker_of(runtime) != worker
+
+    live(body())
+
+
+def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_more(tmp_path: Path) -> None:
+    holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
+    waits = "import os, time\nprint('in', os.getpid(), flush=True)\ntime.sleep(600)"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path, cpu_slots=3, idle_worker_seconds=0.2) as runtime:
+            await ended(runtime, await cell(runtime, holds))
+            at_once = [await cell(runtime, waits) for _ in range(3)]
+            for task_id in at_once:
+                await says(runtime, task_id, "in")
+            for task_id in at_once:
+                await runtime.cancel(task_id)
+            await until(lambda: len(runtime.workers()) <= 1, 30, "the end of the workers beyond one")
+
+    live(body())
+
+
+def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    speaks = "from openruntime_jupyter.worker.context import current\nsend = current()._send.__self__._channel.send\n"
+    nonsense = {
+        "no JSON": "send(13, b'{' * 100)",
+        "a field is missing": "send(13, {})",
+        "no number": "send(13, {'n': '1', 'total': 2})",
+        "too large": "send(13, b' ' * 20_000_000)",
+        "no object": "send(13, b'[]')",
+        "an unknown kind": "send(99, b'{}')",
+    }
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            for what, code in nonsense.items():
+                task = await ended(runtime, await cell(runtime, f"{speaks}{code}\nimport time; time.sleep(600)"))
+                assert task.failure is not None, what
+                assert task.failure.kind == "worker_died", what
+                assert "it broke the protocol" in task.failure.message, (what, task.failure.message)
+            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+
+    live(body())
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def told(runtime: Runtime, code: str) -> Task:
+    """The task of a cell that tells its progress, as the history has it."""
+    task_id = await cell(runtime, f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}")
+    task = await ended(runtime, task_id)
+    await runtime.tasks()  # what was written behind is on disk by then
+    runtime._recorder.forget(task_id)
+    kept = await runtime.get(task_id)
+    assert kept == task.model_copy(update={"parameters": kept.parameters})
+    return kept
+
+
+def test_progress_takes_every_kind_of_number_and_what_tells_nothing_does_no_harm(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            for code, wanted in {
+                "progress(np.int64(3), np.float32(4))": (3, 4, None),
+                "import mlx.core as mx\nprogress(mx.array(3), mx.array(4.5))": (3, 4.5, None),
+                "progress(1, math.inf)": (1, None, None),
+                "progress(1, 2)\nprogress(math.nan, 2)": (1, 2, None),
+                "progress(10**400, 10**401)": None,
+                "progress(2**80, 2**81)": (2.0**80, 2.0**81, None),
+                "progress(1, 2, ValueError('half'))": (1, 2, "half"),
+                "progress(1, 2, 'x' * 20_000_000)": (1, 2, "x" * 1000),
+            }.items():
+                task = await told(runtime, code)
+                assert task.status == "completed", (code, task.error)
+                progress = task.progress
+                assert (None if progress is None else (progress.n, progress.total, progress.message)) == wanted, code
+            for code in ("progress('3', 4)", "progress([3])", "progress(None)", "import mlx.core as mx\nprogress(mx.array([1, 2]))"):
+                task = await told(runtime, code)
+                assert (task.error or "").startswith("TypeError: progress() takes numbers, and not "), (code, task.error)
+
+    live(body())
+
+
+def test_an_isolated_task_meets_nothing_of_the_tasks_before_it(tmp_path: Path) -> None:
+    looks = {"code": "import builtins\nfound = getattr(builtins, 'spoilt', None)", "outputs": ["found"]}
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await cell(runtime, "import builtins\nbuiltins.spoilt = 'spoilt'"))
+            found = [await value(runtime, await submit(runtime, "python", {**looks, "isolate": alone})) for alone in (False, True, False)]
+            assert [each["found"] for each in found] == ["spoilt", None, "spoilt"]
+
+    live(body())
+
+
+def test_isolated_tasks_and_others_at_once_all_get_their_worker(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, cpu_slots=3) as runtime:
+            for alone in (True, False, True, True, False, False, True):
+                ids = [await submit(runtime, "call", {**pickled(os.getpid), "isolate": alone or number % 2 == 0}) for number in range(3)]
+                pids = [await value(runtime, task_id) for task_id in ids]
+                assert len(set(pids)) >= 2
+
+    live(body())
