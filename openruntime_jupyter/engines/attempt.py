@@ -57,6 +57,7 @@ class Attempt:
         """Give the job to `worker`."""
         job = self.job
         self.worker = worker
+        worker.fresh = False
         worker.listener = self
         worker.stdout.begin()
         worker.stderr.begin()

@@ -195,7 +195,7 @@ class LocalEngine:
         try:
             attempt.arrays = self._arrays(job)
             kept = self._residents.take(job) if job.model is not None else None
-            worker = kept or pool.take_idle() or await self._next_worker(pool, attempt)
+            worker = kept or pool.take_idle(job.isolate) or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
             if job.model is not None and kept is None:
@@ -209,7 +209,7 @@ class LocalEngine:
 
     async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
         """A worker that starts for this attempt; None if the attempt was stopped before it was there."""
-        taking = self._loop.create_task(pool.take())
+        taking = self._loop.create_task(pool.take(attempt.job.isolate))
         waited: set[asyncio.Future[Any]] = {taking, attempt.outcome}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not attempt.outcome.done():
@@ -224,7 +224,11 @@ class LocalEngine:
         parameters_file = None
         if len(job.parameters) > INLINE_PAYLOAD:
             parameters_file = self._options.temporary / f"{job.payload_name}.parameters"
-            await self._loop.run_in_executor(None, parameters_file.write_bytes, job.parameters)
+            try:
+                await self._loop.run_in_executor(None, _write, parameters_file, job.parameters)
+            except OSError:
+                self._hand_back(worker, pool, attempt)
+                raise
             if attempt.outcome.done():  # stopped meanwhile: the worker never had it
                 parameters_file.unlink(missing_ok=True)
                 self._hand_back(worker, pool, attempt)
@@ -247,8 +251,7 @@ class LocalEngine:
         job = attempt.job
         if job.isolate or self._stopping or attempt.spent:
             self._residents.lost(worker)
-            worker.leave()
-            self._loop.call_later(self._options.cancel_grace * 4, worker.signal_group, signal.SIGKILL)
+            self._dismiss(worker)
             if attempt.spent:
                 pool.keep_spare()
         elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
@@ -259,6 +262,11 @@ class LocalEngine:
             self._residents.rest(job, attempt.keeps_model)
         else:
             pool.give_back(worker)
+
+    def _dismiss(self, worker: WorkerProcess) -> None:
+        """Let an idle worker go; what a task has left in it, such as a thread, may not keep it."""
+        worker.leave()
+        self._loop.call_later(self._options.cancel_grace * 4, worker.signal_group, signal.SIGKILL)
 
     def _arrays(self, job: Job) -> dict[str, Any] | None:
         """What the worker is told of arrays; raises `ArrayNotFound`."""
@@ -325,6 +333,10 @@ class LocalEngine:
         if self._stopping:
             raise EngineError("The runtime is being stopped.")
         self._generation += 1
+        try:
+            self._options.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have cleared it away
+        except OSError as problem:
+            raise EngineError(f"The folder {self._options.temporary}, which workers need, can't be made: {problem.strerror}") from problem
         arguments = [self._options.blas, ",".join(sorted(warm))]
         worker = WorkerProcess(interpreter, self._generation, self._environment, str(self._options.temporary), arguments)
         self._workers.add(worker)
@@ -349,8 +361,19 @@ class LocalEngine:
         for (_, interpreter), pool in self._pools.items():
             keep = 1 if interpreter == self._options.interpreter else 0
             for worker in pool.retire(self._options.idle_worker_seconds, keep):
-                worker.leave()
+                self._dismiss(worker)
         self._schedule_reaper()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file; nothing is left of one for which there is no room."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
 
 
 def worker_environment(temporary: Path, secret: frozenset[str] = frozenset()) -> dict[str, str]:

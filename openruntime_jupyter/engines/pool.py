@@ -29,7 +29,7 @@ class Pool:
         self._start_timeout = start_timeout
         self._idle: deque[WorkerProcess] = deque()
         self._starting: set[asyncio.Task[None]] = set()
-        self._waiting: deque[asyncio.Future[WorkerProcess]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[WorkerProcess], bool]] = deque()
         self._closed = False
 
     def adopt(self, worker: WorkerProcess) -> None:
@@ -37,22 +37,30 @@ class Pool:
         worker.lane = self.lane
         self.give_back(worker)
 
-    def take_idle(self) -> WorkerProcess | None:
-        """A worker at once, or None."""
+    def take_idle(self, fresh: bool = False) -> WorkerProcess | None:
+        """A worker at once, or None; with `fresh` one that has never had a task."""
         self.last_used = time.monotonic()
-        while self._idle:
+        passed: list[WorkerProcess] = []
+        found = None
+        while self._idle and found is None:
             worker = self._idle.pop()
-            if not worker.dead.done():
-                self.keep_spare()
-                return worker
-        return None
+            if not worker.lives:
+                continue
+            if fresh and not worker.fresh:
+                passed.append(worker)
+            else:
+                found = worker
+        self._idle.extend(reversed(passed))
+        if found is not None:
+            self.keep_spare()
+        return found
 
-    async def take(self) -> WorkerProcess:
-        """The next worker that is ready; raises `EngineError` if one can't be started."""
-        if (worker := self.take_idle()) is not None:
+    async def take(self, fresh: bool = False) -> WorkerProcess:
+        """The next worker that is ready, as `take_idle`; raises `EngineError` if one can't be started."""
+        if (worker := self.take_idle(fresh)) is not None:
             return worker
         future: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting.append((future, fresh))
         self.keep_spare()
         try:
             return await future
@@ -63,23 +71,26 @@ class Pool:
 
     def give_back(self, worker: WorkerProcess) -> None:
         """A worker is free again."""
-        if worker.dead.done():
+        if not worker.lives:
             self.keep_spare()
             return
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(worker)
-                return
+        if self._waiting:
+            self._waiting = deque(each for each in self._waiting if not each[0].done())
+            for each in self._waiting:
+                future, fresh = each
+                if worker.fresh or not fresh:
+                    self._waiting.remove(each)
+                    future.set_result(worker)
+                    return
         worker.idle_since = time.monotonic()
         self._idle.append(worker)
 
     def keep_spare(self) -> None:
-        """Start what is missing: one for each who waits, and one more."""
+        """Start what is missing: one for each who waits, whom none of the idle ones suits, and one more if none is idle."""
         if self._idle and not self._waiting:
             return
-        wanted = sum(not future.done() for future in self._waiting) + 1
-        while not self._closed and len(self._idle) + len(self._starting) < wanted:
+        wanted = sum(not future.done() for future, _ in self._waiting) + (not self._idle)
+        while not self._closed and len(self._starting) < wanted:
             task = asyncio.get_running_loop().create_task(self._start_one())
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
@@ -96,14 +107,18 @@ class Pool:
                 raise EngineError(f"The worker of {self.interpreter} was not ready after {self._start_timeout:g} s") from None
         except EngineError as problem:
             self._failed(problem)
+        except Exception as problem:  # a fault of ours must not leave anybody waiting
+            log.exception("A worker could not be started")
+            self._failed(EngineError(f"A worker of {self.interpreter} can't be started: {problem!r}. This is a fault in openruntime."))
         else:
             self.give_back(worker)
 
     def _failed(self, problem: EngineError) -> None:
-        for future in self._waiting:
+        for each in self._waiting:
+            future, _ = each
             if not future.done():
+                self._waiting.remove(each)
                 future.set_exception(problem)
-                self._waiting.remove(future)
                 return
         log.warning("A spare worker did not start: %s", problem)
 
@@ -118,7 +133,7 @@ class Pool:
     def close(self) -> None:
         """Start nothing more, and end what waits."""
         self._closed = True
-        for future in self._waiting:
+        for future, _ in self._waiting:
             if not future.done():
                 future.set_exception(EngineError("The runtime is being stopped."))
         for task in self._starting:

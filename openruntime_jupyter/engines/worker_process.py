@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -31,6 +32,16 @@ REAP_POLL = 0.05
 
 TAIL_CHARACTERS = 2000
 
+NO_INTERPRETER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP, errno.ENAMETOOLONG)
+FEWER_FILES = "Raise the limit of open files (`ulimit -n`) of whatever hosts the runtime, or close what holds them"
+SHORTAGE = {
+    errno.EMFILE: FEWER_FILES,
+    errno.ENFILE: FEWER_FILES,
+    errno.ENOMEM: "Close what holds the memory, and try again",
+    errno.EAGAIN: "End other processes of this user, or raise their limit (`ulimit -u`)",
+}
+CHECK = "See what the system says of it, and try again"
+
 
 class Listener(Protocol):
     """Hears what a worker says while it has a job."""
@@ -51,6 +62,7 @@ class _Reader(asyncio.BufferedProtocol):
         self._room = memoryview(self._small)
         self._large: bytearray | None = None
         self._filled = 0
+        self._broken = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
@@ -60,6 +72,8 @@ class _Reader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """More has come."""
+        if self._broken:
+            return
         self._filled += nbytes
         try:
             if self._large is None:
@@ -67,7 +81,8 @@ class _Reader(asyncio.BufferedProtocol):
             elif self._filled == len(self._large):
                 whole, self._large, self._filled = self._large, None, 0
                 self._take(whole, 0, *decode_header(whole))
-        except (BrokenFrame, ValueError, KeyError, TypeError) as problem:
+        except Exception as problem:  # a task may have made its worker say anything
+            self._broken, self._large, self._filled = True, None, 0
             self._worker.broken(problem)
 
     def _take_small(self) -> None:
@@ -125,11 +140,14 @@ class WorkerProcess:
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.dead: asyncio.Future[Death] = loop.create_future()
         self.listener: Listener | None = None
+        self.fresh = True
+        """Whether it has never had a task."""
         self.killed_by_us: str | None = None
         self.signalled = False
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._pidfd: int | None = None
+        self._ending = select.poll()
         self._reaped = False
         self._lost = asyncio.Event()
         # Linux counts the parent's memory at a vfork towards the child's peak: below this figure the peak says nothing.
@@ -137,54 +155,37 @@ class WorkerProcess:
         self._spawn(environment, folder, arguments)
 
     def _spawn(self, environment: dict[str, str], folder: str, arguments: list[str]) -> None:
-        ours, theirs = socket.socketpair()
-        control, their_control = socket.socketpair()
-        outs, errs = os.pipe(), os.pipe()
         marker = secrets.token_hex(8)
-        words = [
-            self.interpreter,
-            "-m",
-            "openruntime_jupyter.worker",
-            str(theirs.fileno()),
-            str(their_control.fileno()),
-            str(self.generation),
-            str(os.getpid()),
-        ]
-        try:
-            self._process = subprocess.Popen(
-                [*words, marker, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=outs[1],
-                stderr=errs[1],
-                pass_fds=(theirs.fileno(), their_control.fileno()),
-                start_new_session=True,
-                cwd=folder,
-                env=environment,
-            )
-        except OSError as problem:
-            for descriptor in (outs[0], errs[0]):
-                os.close(descriptor)
-            for connection in (ours, control):
-                connection.close()
-            raise InterpreterError(
-                f"The interpreter {self.interpreter} can't be started: {problem.strerror}. "
-                "Give the path of a Python that exists on this machine."
-            ) from None
-        finally:
-            for descriptor in (outs[1], errs[1]):
-                os.close(descriptor)
-            theirs.close()
-            their_control.close()
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            try:
+                data, their_data = _connection(ours, theirs)
+                control, their_control = _connection(ours, theirs)
+                out, their_out = _pipe(ours, theirs)
+                err, their_err = _pipe(ours, theirs)
+                words = [self.interpreter, "-m", "openruntime_jupyter.worker", str(their_data.fileno()), str(their_control.fileno())]
+                self._process = subprocess.Popen(
+                    [*words, str(self.generation), str(os.getpid()), marker, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=their_out,
+                    stderr=their_err,
+                    pass_fds=(their_data.fileno(), their_control.fileno()),
+                    start_new_session=True,
+                    cwd=folder,
+                    env=environment,
+                )
+            except OSError as problem:
+                raise not_started(self.interpreter, problem) from None
+            ours.pop_all()
         self.pid = self._process.pid
         self._control = control
         control.setblocking(False)
-        ours.setblocking(False)
-        self.stdout = OutputPipe(outs[0], self._loop, display_marker(marker), partial(self._printed, "stdout"))
-        self.stderr = OutputPipe(errs[0], self._loop, display_marker(marker), partial(self._printed, "stderr"))
+        data.setblocking(False)
+        self.stdout = OutputPipe(out, self._loop, display_marker(marker), partial(self._printed, "stdout"))
+        self.stderr = OutputPipe(err, self._loop, display_marker(marker), partial(self._printed, "stderr"))
         self._written = select.poll()
-        for descriptor in (outs[0], errs[0]):
+        for descriptor in (out, err):
             self._written.register(descriptor, select.POLLIN)
-        self._connecting = self._loop.create_task(self._connect(ours))
+        self._connecting = self._loop.create_task(self._connect(data))
         self._watch_death()
 
     async def _connect(self, ours: socket.socket) -> None:
@@ -247,6 +248,11 @@ class WorkerProcess:
                 self.signalled = True
 
     @property
+    def lives(self) -> bool:
+        """Whether the process runs now: the system is asked, since the loop may not have heard of its end yet."""
+        return not self._reaped and not (self._pidfd is not None and self._ending.poll(0))
+
+    @property
     def ended(self) -> bool:
         """Whether the process is gone; `dead` follows once its last words are read."""
         return self._reaped
@@ -264,6 +270,7 @@ class WorkerProcess:
             except OSError:
                 self._pidfd = None
         if self._pidfd is not None:
+            self._ending.register(self._pidfd, select.POLLIN)
             self._loop.add_reader(self._pidfd, self._reap)
         else:
             self._loop.call_later(REAP_POLL, self._poll_death)
@@ -326,6 +333,29 @@ class WorkerProcess:
 
 def _max_resident(usage: resource.struct_rusage) -> int:
     return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+
+
+def _connection(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Our end and the worker's."""
+    here, there = socket.socketpair()
+    return ours.enter_context(here), theirs.enter_context(there)
+
+
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    """The reading end, which is ours, and the writing end, which is the worker's."""
+    reading, writing = os.pipe()
+    ours.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    return reading, writing
+
+
+def not_started(interpreter: str, problem: OSError) -> EngineError:
+    """Tell why a worker could not be started, and what to do."""
+    if problem.errno in NO_INTERPRETER:
+        return InterpreterError(
+            f"The interpreter {interpreter} can't be started: {problem.strerror}. Give the path of a Python that exists on this machine."
+        )
+    return EngineError(f"A worker of {interpreter} can't be started: {problem.strerror}. {SHORTAGE.get(problem.errno or 0, CHECK)}")
 
 
 def install_command(interpreter: str) -> str:

@@ -1,0 +1,164 @@
+"""Workers that can't be started, die while nobody looks, or lose their folder: said in words, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.engines.worker_process import not_started
+from openruntime_jupyter.errors import EngineError, InterpreterError, Unavailable
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.settings import Settings
+from tests.runtimes import cell, ended, live, runtime_in, says, submit, until
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd").iterdir())
+
+
+@contextmanager
+def no_more_descriptors_than(spare: int) -> Iterator[None]:
+    """This process may open so many more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(64, descriptors() + 20), hard))
+    fillers: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(spare):
+            os.close(fillers.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
+
+
+@pytest.mark.parametrize("spare", [2, 4, 7, 9])
+def test_where_no_more_files_can_be_opened_a_task_fails_with_what_to_do_and_nothing_leaks(tmp_path: Path, spare: int) -> None:
+    waits = "import time\nprint('in', flush=True)\ntime.sleep(600)"
+
+    async def body() -> None:
+        async with runtime_in(tmp_path, cpu_slots=8) as runtime:
+            holders = [await cell(runtime, waits)]
+            await says(runtime, holders[0], "in")
+            await until(lambda: sum(worker.state == "idle" for worker in runtime.workers()) == 1, 20, "a spare")
+            with no_more_descriptors_than(spare):
+                before = descriptors()
+                while not (failed := [task for task in [await runtime.get(each) for each in holders] if task.status == "failed"]):
+                    holders.append(await cell(runtime, waits))
+                    await asyncio.sleep(0.05)
+                    assert len(holders) < 200
+                assert "Too many open files. Raise the limit of open files (`ulimit -n`)" in (failed[0].error or "")
+                # One more is the watchdog's, of the worker that was the spare.
+                assert descriptors() <= before + 1
+            for task_id in holders:
+                await runtime.cancel(task_id)
+            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+
+    live(body())
+
+
+def test_each_reason_for_which_no_process_is_made_says_what_to_do() -> None:
+    for number, kind, advice in (
+        (errno.ENOENT, InterpreterError, "path of a Python"),
+        (errno.EACCES, InterpreterError, "path of a Python"),
+        (errno.EMFILE, EngineError, "ulimit -n"),
+        (errno.EAGAIN, EngineError, "ulimit -u"),
+        (errno.ENOMEM, EngineError, "memory"),
+        (errno.EIO, EngineError, "try again"),
+    ):
+        told = not_started("/a/python", OSError(number, os.strerror(number)))
+        assert type(told) is kind
+        assert advice in str(told)
+        assert os.strerror(number) in str(told)
+        assert "/a/python" in str(told)
+
+
+def test_a_worker_that_died_idle_is_given_to_nobody(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await submit(runtime, "call"))
+            for _ in range(10):
+                await until(lambda: any(worker.state == "idle" for worker in runtime.workers()), 20, "an idle worker")
+                dead = list(runtime._engine._workers)  # type: ignore[union-attr]
+                for worker in dead:
+                    os.kill(worker.pid, signal.SIGKILL)
+                while any(worker.lives for worker in dead):
+                    os.sched_yield()
+                task = await ended(runtime, await submit(runtime, "call"))
+                assert task.status == "completed", task.error
+
+    live(body())
+
+
+def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await submit(runtime, "call"))
+            large = {"code": "n = len(text)", "inputs": {"text": "x" * 2_000_000}}
+            for parameters in ({"code": "1"}, large, {"code": "1", "isolate": True}):
+                await until(lambda: all(worker.state == "idle" for worker in runtime.workers()), 20, "idle workers")
+                shutil.rmtree(tmp_path / "tmp")
+                task = await ended(runtime, await submit(runtime, "python", parameters))
+                assert task.status == "completed", task.failure
+
+    live(body())
+
+
+def test_parameters_that_cannot_be_handed_over_cost_no_worker(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await submit(runtime, "call"))
+            await until(lambda: len(runtime.workers()) == 2 and all(worker.state == "idle" for worker in runtime.workers()), 20, "a spare")
+            before = {worker.name for worker in runtime.workers()}
+            folder = tmp_path / "tmp"
+            shutil.rmtree(folder)
+            folder.write_text("no folder")
+            for _ in range(3):
+                task = await ended(runtime, await submit(runtime, "python", {"code": "1", "inputs": {"text": "x" * 2_000_000}}))
+                assert task.status == "failed"
+                assert str(folder) in (task.error or "")
+            assert {worker.name for worker in runtime.workers()} == before
+            folder.unlink()
+            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+
+    live(body())
+
+
+def test_a_first_worker_that_could_not_be_started_is_tried_again_when_somebody_asks(tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\n[ -e {mended} ] || exit 3\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+
+    async def body() -> None:
+        settings = Settings(data_dir=tmp_path / "data")
+        options = LocalOptions(payloads=settings.payloads, temporary=settings.temporary, interpreter=str(interpreter))
+        runtime = Runtime(settings, LocalEngine(options))
+        await runtime.start()
+        try:
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="before it was ready"):
+                    await submit(runtime, "call")
+            assert runtime.health().status == "degraded"
+            mended.touch()
+            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+            assert runtime.health().status == "healthy"
+        finally:
+            await runtime.stop()
+
+    live(body())
