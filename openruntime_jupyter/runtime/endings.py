@@ -57,6 +57,11 @@ def stopped(outcome: Stopped, entry: Entry) -> tuple[TaskState, Failure]:
     return TaskState.INTERRUPTED, interrupted("The runtime was stopped while it ran.")
 
 
+def fault(what: str) -> Failure:
+    """Something of ours went wrong."""
+    return Failure(kind=FailureKind.NOT_STARTED, message=f"{what}. This is a fault in openruntime; the log has the traceback.")
+
+
 def not_resumed(problem: str) -> Failure:
     """A dead runtime's task that this one can't run."""
     return Failure(kind=FailureKind.NOT_STARTED, message=f"It could not be queued again after its runtime ended: {problem}")

@@ -23,6 +23,12 @@ _BLANK = Task(task_id="", status=TaskState.PENDING, operation="", timestamp="", 
 
 _NO_METRICS = PerformanceMetrics()
 
+NEWS = (
+    *("task_id", "status", "execution_time", "operation", "name", "owner"),
+    *("priority", "attempt", "device_used", "error", "cancel_stage", "timestamp"),
+)
+"""What an event says of a task."""
+
 
 class QueueKey(NamedTuple):
     """Where a task stands: the smallest is next. Constant while it waits, so that aging needs no reordering."""
@@ -165,7 +171,7 @@ class Entry:
         return _BLANK.model_copy(update=now)
 
     def news_item(self) -> dict[str, Any]:
-        """What an event says of it."""
+        """What an event says of it: `NEWS`."""
         return {
             "task_id": self.task_id,
             "status": self.state.value,

@@ -1,4 +1,4 @@
-"""How tasks come in: from a request, and from a runtime that died."""
+"""How tasks come in: what a request becomes, and what a runtime that died has left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, StorageUnavailable, Unavailable
-from openruntime_jupyter.models import Task, TaskRequest, TaskState, epoch, timestamp
-from openruntime_jupyter.runtime import endings
+from openruntime_jupyter.models import Task, TaskRequest, epoch
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.entry import Entry, QueueKey
@@ -45,7 +44,7 @@ class Intake:
         self._recorder = recorder
         self._scheduler = scheduler
         self._admission = admission
-        self._need_lanes = need_lanes
+        self.need_lanes = need_lanes
         self._arrays = arrays
         self._find_model = find_model
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
@@ -92,20 +91,28 @@ class Intake:
 
     async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None) -> Entry:
         """Check a request; the task that it may become. Raises what `submit` raises, but for `QueueFull`."""
-        checked = check(request, caller, self._settings, self._arrays.known, self._find_model)
-        lane = await self._place(checked, request.device_preference)
+        checked = self.check(request, caller)
+        lane = await self.place(checked, request.device_preference)
         self._admission.check(checked.needs, lane)
-        if self._stopping:
-            raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
+        self._require_open()
         return self._entry(request, checked, caller.owner, lane, task_id)
 
-    async def _place(self, checked: Checked, preference: str) -> Lane:
+    def check(self, request: TaskRequest, caller: Caller) -> Checked:
+        """See `submission.check`."""
+        return check(request, caller, self._settings, self._arrays.known, self._find_model)
+
+    async def place(self, checked: Checked, preference: str) -> Lane:
+        """The lane for it; raises `UnknownDevice` and `Unavailable`."""
         if not checked.operation.inline:
-            await self._need_lanes(checked.interpreter)
+            await self.need_lanes(checked.interpreter)
             return self._scheduler.place(preference)
         if self._scheduler.remote is None:
             raise Unavailable(f"Nothing in this runtime runs {checked.operation.name!r}.", retry_after=60.0)
         return self._scheduler.remote
+
+    def _require_open(self) -> None:
+        if self._stopping:
+            raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
 
     def require_room(self, lane: Lane) -> None:
         """Raise `QueueFull` where one more may not wait."""
@@ -153,6 +160,7 @@ class Intake:
         return task_id
 
     async def _admit(self, entry: Entry) -> str:
+        self._require_open()
         self.expect(entry)
         try:
             await self._recorder.admit(entry)
@@ -194,47 +202,17 @@ class Intake:
         )
         return entry
 
-    async def resume(self, tasks: list[Task]) -> None:
-        """Queue what a dead runtime left."""
-        for task in tasks:
-            try:
-                request = TaskRequest(
-                    operation=task.operation,
-                    parameters=task.parameters or {},
-                    device_preference=task.device_preference,
-                    priority=task.priority,
-                    timeout=task.timeout,
-                    retries=task.retries,
-                    name=task.name,
-                    memory_limit=task.memory_limit,
-                    origin=task.origin,
-                    wait=False,
-                )
-                checked = check(request, Caller(task.owner), self._settings, self._arrays.known, self._find_model)
-                lane = await self._place(checked, task.device_preference)
-                self._arrays.lease(checked.arrays, task.task_id)
-            except (InvalidRequest, Unavailable) as problem:
-                await self._refuse(task, str(problem))
-                continue
-            entry = self._entry(request, checked, task.owner, lane, task.task_id)
-            entry.submitted = epoch(task.submitted_at) or entry.submitted
-            entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
-            entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self._settings.aging_seconds, entry.key.sequence)
-            entry.attempt = task.attempt
-            self._recorder.entries[entry.task_id] = entry
-            self._scheduler.enqueue(entry)
-            self._recorder.announce(entry)
-
-    async def _refuse(self, task: Task, problem: str) -> None:
-        failure = endings.not_resumed(problem)
-        update = {
-            "status": TaskState.FAILED,
-            "failure": failure,
-            "error": failure.message,
-            "finished_at": timestamp(time.time()),
-            "timestamp": timestamp(time.time()),
-        }
-        await self._history.commit(task.model_copy(update=update))
+    def inherit(self, task: Task, request: TaskRequest, checked: Checked, lane: Lane) -> None:
+        """Queue what a dead runtime left, where its age and its attempts put it; raises `ArrayNotFound`."""
+        self._arrays.lease(checked.arrays, task.task_id)
+        entry = self._entry(request, checked, task.owner, lane, task.task_id)
+        entry.submitted = epoch(task.submitted_at) or entry.submitted
+        entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
+        entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self._settings.aging_seconds, entry.key.sequence)
+        entry.attempt = task.attempt
+        self._recorder.entries[entry.task_id] = entry
+        self._scheduler.enqueue(entry)
+        self._recorder.announce(entry)
 
 
 def _must_be(known: str, same: str) -> None:

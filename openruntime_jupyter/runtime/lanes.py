@@ -35,12 +35,17 @@ class Lanes:
         """Begin to open them, for nobody waits yet."""
         opening = asyncio.get_running_loop().create_task(self._open(None))
         opening.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self.coming.append(opening)
+        self.coming = [opening]
 
     async def need(self, interpreter: str | None) -> None:
-        """Wait until a worker has said what there is to compute on; raises `Unavailable` with what to install."""
+        """Wait until a worker has said what there is to compute on; raises `Unavailable` with what to do.
+
+        Where none could, another one is asked: what was missing may be there by now.
+        """
         if self._scheduler.lanes:
             return
+        if self.coming[0].done():
+            self.begin()
         try:
             await asyncio.shield(self.coming[0])
         except EngineError as problem:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from openruntime_jupyter.engines.base import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
 from openruntime_jupyter.models import Task
-from openruntime_jupyter.runtime.entry import Entry
+from openruntime_jupyter.runtime.entry import NEWS, Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
@@ -67,6 +67,11 @@ class Recorder:
         """Tell of its state."""
         self._tally.changed(entry)
         self._bus.task_update(entry.task_id, entry.news_item, entry.state.terminal)
+
+    def tell_of(self, task: Task) -> None:
+        """Tell of the end of a task that never waited in a lane here."""
+        news = task.model_dump(mode="json", include=set(NEWS))
+        self._bus.task_update(task.task_id, lambda: news, terminal=True)
 
     async def record(self, entry: Entry) -> bool:
         """Its state has changed. False: another runtime has taken the task over, which must not run here any more."""

@@ -42,6 +42,7 @@ from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.foundations import local_engine, make_folders, remote_lane, unload
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.inheritance import Inheritance
 from openruntime_jupyter.runtime.inquiry import Inquiry
 from openruntime_jupyter.runtime.instruments import Instruments
 from openruntime_jupyter.runtime.intake import Intake
@@ -122,6 +123,7 @@ class Runtime:
             self.arrays,
             self.catalog.resolve,
         )
+        self._inheritance = Inheritance(self.history, self._recorder, self._intake)
         self._batches = BatchIntake(self._intake, self.history, self._recorder)
         if self._inline is not None:
             self._scheduler.open_remote(remote_lane(self.settings, self._inline))
@@ -134,7 +136,7 @@ class Runtime:
             log.warning("%s", problem)
             taken_over = []
         self._lanes.begin()
-        self._keep(self._intake.resume(taken_over))
+        self._keep(self._inheritance.take(taken_over))
         self._keep(self._sweep())
         self._keep(self.arrays.keep_swept(self._knows))
 
@@ -206,7 +208,7 @@ class Runtime:
             await asyncio.sleep(pause)
             pause = SWEEP_SECONDS
             try:
-                await self._intake.resume(await self.history.take_over())
+                self._keep(self._inheritance.take(await self.history.take_over()))
                 await self.history.sweep()
             except StorageUnavailable as problem:  # told by /health already; the next sweep may find it mended
                 log.warning("The history could not be swept: %s", problem)
@@ -274,6 +276,7 @@ class Runtime:
         """Stop it; returns when it has ended. A terminal task is returned unchanged; another runtime's raises `TaskConflict`."""
         entry = self._recorder.find(task_id)
         if entry is None:
+            await self._inheritance.cancel(task_id)
             task = await self.get(task_id)
             if not task.status.terminal:
                 raise TaskConflict(f"{task_id} belongs to another runtime on this machine ({task.runtime}): cancel it there")
@@ -286,7 +289,10 @@ class Runtime:
         """Change a pending task's priority; raises `TaskConflict` for any other."""
         entry = self._recorder.find(task_id)
         if entry is None:
+            moved = await self._inheritance.reprioritise(task_id, priority)
             task = await self.get(task_id)
+            if moved:
+                return task
             where = "" if task.here else " and belongs to another runtime"
             raise TaskConflict(f"{task_id} is {task.status}{where}: only a pending task's priority can be changed")
         self._scheduler.reprioritise(entry, priority)

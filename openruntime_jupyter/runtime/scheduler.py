@@ -114,8 +114,11 @@ class Scheduler:
     # What people ask
 
     def enqueue(self, entry: Entry) -> None:
-        """Let it wait for its turn."""
-        entry.lane.add(entry)
+        """Let it wait for its turn; what comes while the runtime stops waits for the next one, and nobody here for it."""
+        if self._stopping:
+            entry.done.reach()
+        else:
+            entry.lane.add(entry)
 
     async def cancel(self, entry: Entry) -> None:
         """Stop it, wherever it is; returns when it has ended."""
@@ -154,25 +157,32 @@ class Scheduler:
     # A slot's life
 
     async def _serve(self, lane: Lane, slot: int) -> None:
-        shared = self._turns.shared(lane)
         while not self._stopping:
             if not len(lane):
                 await lane.wait_for_task()
                 continue
-            lane.changed.clear()
-            if shared:
-                await self._turns.begin(lane, slot)
             try:
-                entry = lane.take(self._admission.why_not) if not self._stopping else None
-                if entry is not None:
-                    if shared:
-                        self._turns.tell(lane, slot, entry)
-                    await self._execute(entry)
-            finally:
+                await self._take_turn(lane, slot)
+            except Exception:  # a fault of ours must not cost the lane its slot
+                log.exception("A slot of %s failed; this is a fault in openruntime", lane.id)
+                await asyncio.sleep(MEMORY_POLL)
+
+    async def _take_turn(self, lane: Lane, slot: int) -> None:
+        shared = self._turns.shared(lane)
+        lane.changed.clear()
+        if shared:
+            await self._turns.begin(lane, slot)
+        try:
+            entry = lane.take(self._admission.why_not) if not self._stopping else None
+            if entry is not None:
                 if shared:
-                    self._turns.end(lane, slot)
-            if entry is None:
-                await self._wait_for_memory(lane)
+                    self._turns.tell(lane, slot, entry)
+                await self._execute(entry)
+        finally:
+            if shared:
+                self._turns.end(lane, slot)
+        if entry is None:
+            await self._wait_for_memory(lane)
 
     async def _wait_for_memory(self, lane: Lane) -> None:
         entry = lane.stuck(self._settings.memory_wait)
@@ -200,17 +210,19 @@ class Scheduler:
             )
         except Exception as problem:  # a fault of ours must end this task, not the lane
             log.exception("The engine failed on %s", entry.task_id)
-            outcome = Died(
-                Failure(
-                    kind=FailureKind.NOT_STARTED,
-                    message=f"The engine failed: {problem!r}. This is a fault in openruntime; the log has the traceback.",
-                ),
-                retry=False,
-            )
+            outcome = Died(endings.fault(f"The engine failed: {problem!r}"), retry=False)
         finally:
             del lane.running[entry.task_id]
             lane.changed.set()
-        await self._conclude(entry, outcome)
+        try:
+            await self._conclude(entry, outcome)
+        except Exception as problem:  # nor may it leave anybody waiting
+            log.exception("The end of %s could not be kept", entry.task_id)
+            try:
+                if not entry.state.terminal:
+                    await self._end(entry, TaskState.FAILED, endings.fault(f"Its end could not be kept: {problem!r}"))
+            finally:
+                entry.done.reach()
 
     async def _run(self, entry: Entry) -> Outcome:
         watcher = Watcher(entry, self._news, self._meters)
@@ -273,11 +285,14 @@ class Scheduler:
         """Take over what the attempt gave back, or remove what it left; without room for it the task has failed after all."""
         if not isinstance(outcome, Completed):
             if isinstance(outcome, Died | Stopped):
-                await self._arrays.discard(entry.task_id, entry.attempt)
+                try:
+                    await self._arrays.discard(entry.task_id, entry.attempt)
+                except OSError as problem:  # the sweep removes them later
+                    log.warning("What %s left of its arrays could not be removed: %s", entry.task_id, problem)
             return [], outcome
         try:
             return await self._arrays.adopt(entry.owner, outcome.arrays), outcome
-        except (StorageUnavailable, ArrayNotFound) as problem:
+        except (StorageUnavailable, ArrayNotFound, OSError) as problem:
             message = f"Its result can't be kept. {problem}"
             return [], Raised(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
 

@@ -157,3 +157,25 @@ def test_no_state_follows_a_terminal_one_and_every_other_can_end() -> None:
     with pytest.raises(TaskConflict):
         follow(TaskState.CANCELLED, TaskState.COMPLETED)
     assert follow(TaskState.PENDING, TaskState.RUNNING) is TaskState.RUNNING
+
+
+def test_a_fault_of_ours_at_a_tasks_end_costs_neither_its_waiter_nor_the_lane_its_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            await ended(runtime, await submit(runtime, "call"))
+            for owner, name in ((runtime.arrays, "release"), (runtime._scheduler, "_record"), (runtime._admission, "why_not")):
+                with monkeypatch.context() as patch:
+                    task_id = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
+                    await says(runtime, task_id, "in")
+                    patch.setattr(owner, name, breaks)
+                    task = await asyncio.wait_for(runtime.cancel(task_id), 10)
+                    assert task.status in ("failed", "cancelled")
+                assert (await ended(runtime, await submit(runtime, "call"))).status == "completed", name
+
+    live(body())
+    assert "broken" in caplog.text

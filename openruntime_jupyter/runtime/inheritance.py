@@ -1,0 +1,111 @@
+"""What dead runtimes left waiting: kept from its taking over until it waits in a lane here, and to be cancelled or moved meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from openruntime_jupyter.engines.base import Stage
+from openruntime_jupyter.errors import InvalidRequest, Unavailable
+from openruntime_jupyter.models import Failure, Task, TaskRequest, TaskState, timestamp
+from openruntime_jupyter.runtime import endings
+from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.intake import Intake
+from openruntime_jupyter.runtime.recorder import Recorder
+from openruntime_jupyter.runtime.submission import Caller
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 30.0
+"""How long tasks wait before it is asked again whether there is anything to compute on."""
+
+
+class Inheritance:
+    """Every method is called on the runtime's loop."""
+
+    def __init__(self, history: History, recorder: Recorder, intake: Intake) -> None:
+        self._history = history
+        self._recorder = recorder
+        self._intake = intake
+        self._left: dict[str, Task] = {}
+
+    async def take(self, tasks: list[Task]) -> None:
+        """Queue these; as long as there is nothing to compute on they wait, and are no worse for it."""
+        self._left.update((task.task_id, task) for task in tasks)
+        waiting = [task.task_id for task in tasks]
+        while waiting:
+            waiting = [task_id for task_id in waiting if not await self._queue(task_id)]
+            if waiting:
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def cancel(self, task_id: str) -> bool:
+        """Cancel it; False if it is none of these. Raises what `History.commit` raises, and it waits then as before."""
+        return await self._end(task_id, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE), cancel_stage=Stage.QUEUE.value)
+
+    async def reprioritise(self, task_id: str, priority: int) -> bool:
+        """Give it another priority; False if it is none of these. Raises what `History.commit` raises."""
+        task = self._left.get(task_id)
+        if task is None:
+            return False
+        self._left[task_id] = changed = task.model_copy(update={"priority": priority})
+        await self._history.commit(changed)
+        return True
+
+    async def _queue(self, task_id: str) -> bool:
+        """Let it wait in its lane, or tell why that can't be; False if there is no lane yet."""
+        task = self._left.get(task_id)
+        if task is None:  # cancelled by now
+            return True
+        try:
+            checked = self._intake.check(_request(task), Caller(task.owner))
+            if not checked.operation.inline and not await self._lanes(checked.interpreter):
+                return False
+            lane = await self._intake.place(checked, task.device_preference)
+            task = self._left.get(task_id)
+            if task is not None:
+                self._intake.inherit(task, _request(task), checked, lane)
+                del self._left[task_id]
+        except (InvalidRequest, Unavailable, ValueError) as problem:  # another release may have written it
+            await self._end(task_id, TaskState.FAILED, endings.not_resumed(str(problem)))
+        return True
+
+    async def _lanes(self, interpreter: str | None) -> bool:
+        try:
+            await self._intake.need_lanes(interpreter)
+        except Unavailable as problem:
+            log.warning("The tasks of a runtime that ended wait: %s", problem)
+            return False
+        return True
+
+    async def _end(self, task_id: str, state: TaskState, failure: Failure, **more: Any) -> bool:
+        task = self._left.pop(task_id, None)
+        if task is None:
+            return False
+        now = timestamp(time.time())
+        told = {"status": state, "failure": failure, "error": failure.message, "finished_at": now, "timestamp": now}
+        ended = task.model_copy(update={**told, **more})
+        try:
+            await self._history.commit(ended)
+        except BaseException:
+            self._left[task_id] = task
+            raise
+        self._recorder.tell_of(ended)
+        return True
+
+
+def _request(task: Task) -> TaskRequest:
+    """What it was made from; raises ValueError where this release would not take it."""
+    return TaskRequest(
+        operation=task.operation,
+        parameters=task.parameters or {},
+        device_preference=task.device_preference,
+        priority=task.priority,
+        timeout=task.timeout,
+        retries=task.retries,
+        name=task.name,
+        memory_limit=task.memory_limit,
+        origin=task.origin,
+        wait=False,
+    )

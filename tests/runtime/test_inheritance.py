@@ -1,0 +1,107 @@
+"""Tasks that a dead runtime left, between their taking over and their place in a lane."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.errors import TaskConflict
+from openruntime_jupyter.runtime import inheritance
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.settings import Settings
+from tests.runtimes import cell, ended, live, runtime_in, says, submit
+
+
+async def left_behind(folder: Path, count: int) -> list[str]:
+    """The ids of tasks that an ended runtime has left waiting, in the order of their submission."""
+    async with runtime_in(folder) as first:
+        holder = await cell(first, "print('in', flush=True)\nimport time; time.sleep(600)")
+        await says(first, holder, "in")
+        return [await submit(first, "call", wait=False) for _ in range(count)]
+
+
+@asynccontextmanager
+async def held_back(folder: Path, ready: Path) -> AsyncIterator[Runtime]:
+    """A runtime whose workers can't be started before the file `ready` is there."""
+    interpreter = folder / "python"
+    interpreter.write_text(f'#!/bin/sh\n[ -e {ready} ] || exit 3\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    settings = Settings(data_dir=folder / "data", cpu_slots=1)
+    runtime = Runtime(settings, LocalEngine(LocalOptions(settings.payloads, settings.temporary, interpreter=str(interpreter))))
+    await runtime.start()
+    try:
+        yield runtime
+    finally:
+        await runtime.stop()
+
+
+def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inheritance, "AGAIN_SECONDS", 0.1)
+
+    async def body() -> None:
+        first, second, third = await left_behind(tmp_path / "data", 3)
+        async with held_back(tmp_path, tmp_path / "ready") as runtime:
+            subscription, _ = runtime.bus.subscribe()
+            assert [(await runtime.get(task_id)).status for task_id in (first, second, third)] == ["pending"] * 3
+            cancelled = await asyncio.wait_for(runtime.cancel(first), 10)
+            assert (cancelled.status, cancelled.cancel_stage, cancelled.here) == ("cancelled", "queue", True)
+            assert cancelled.failure is not None
+            assert cancelled.failure.kind == "cancelled"
+            assert cancelled.finished_at is not None
+            moved = await runtime.reprioritise(third, 10)
+            assert (moved.status, moved.priority) == ("pending", 10)
+            with pytest.raises(TaskConflict, match="cancelled"):
+                await runtime.reprioritise(first, 10)
+            (tmp_path / "ready").touch()
+            ends = [await ended(runtime, task_id) for task_id in (first, second, third)]
+            assert [task.status for task in ends] == ["cancelled", "completed", "completed"]
+            assert (ends[2].started_at or "") < (ends[1].started_at or "")
+            subscription.close()
+            heard = [event.body["data"] async for event in subscription]
+            assert [item["status"] for item in heard if item["task_id"] == first] == ["cancelled"]
+            (news,) = (item for item in heard if item["task_id"] == first)
+            assert set(news) == set(next(item for item in heard if item["task_id"] == second))
+
+    live(body())
+
+
+def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inheritance, "AGAIN_SECONDS", 0.05)
+
+    async def body() -> None:
+        ids = await left_behind(tmp_path / "data", 2)
+        async with held_back(tmp_path, tmp_path / "never") as runtime:
+            await asyncio.sleep(0.5)
+            assert runtime.health().status == "degraded"
+            assert [(await runtime.get(task_id)).status for task_id in ids] == ["pending"] * 2
+        async with runtime_in(tmp_path / "data") as later:
+            assert [(await ended(later, task_id)).status for task_id in ids] == ["completed"] * 2
+
+    live(body())
+
+
+def test_one_that_this_release_does_not_take_fails_and_spoils_none_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        odd, even = await left_behind(tmp_path, 2)
+        request = inheritance._request
+
+        def refuses(task):  # type: ignore[no-untyped-def]
+            return request(task.model_copy(update={"priority": 11}) if task.task_id == odd else task)
+
+        monkeypatch.setattr(inheritance, "_request", refuses)
+        async with runtime_in(tmp_path) as runtime:
+            assert (await ended(runtime, even)).status == "completed"
+            task = await ended(runtime, odd)
+            assert task.status == "failed"
+            assert "could not be queued again" in (task.error or "")
+            assert "priority" in (task.error or "")
+
+    live(body())
