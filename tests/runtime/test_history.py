@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -101,9 +100,7 @@ def test_a_task_that_is_written_behind_is_described_when_it_is_written(tmp_path:
             for state in (PENDING, RUNNING, COMPLETED):
                 task = moved(task, state)
                 history.write_behind(task.task_id, describe)
-            start = time.monotonic()
             await until(lambda: states(tmp_path), what="the record")
-            assert time.monotonic() - start < 5
             assert described == [COMPLETED], "three changes were coalesced into one"
             found = await history.get(task.task_id)
             assert found is not None

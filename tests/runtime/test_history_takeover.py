@@ -19,6 +19,7 @@ from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.history_records import record_of, write
 from openruntime_jupyter.runtime.settings import Settings
 from tests.runtime.history_support import child, make_task, moved, opened, rows, states
+from tests.support import slowness
 
 PENDING, RUNNING, COMPLETED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED
 
@@ -282,9 +283,9 @@ def test_a_takeover_of_many_tasks_takes_less_than_a_second(tmp_path: Path) -> No
     connection.close()
 
     async def scenario() -> float:
-        start = time.perf_counter()
+        soon, start = slowness(), time.perf_counter()
         async with opened(tmp_path, "rt_new") as new:
-            took = time.perf_counter() - start
+            took = (time.perf_counter() - start) / soon
             assert len(new.taken) == 5_000  # type: ignore[attr-defined]
         return took
 

@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.place import Announcement, local_url
 from tests.server.conftest import error_of
-from tests.support import JUPYTER, Server, alive, running_server, wait_until
+from tests.support import JUPYTER, Server, alive, running_server, slowness, wait_until
 
 SLEEP = {"operation": "python", "parameters": {"code": "import time\ntime.sleep(60)"}, "wait": False}
 VARIABLES = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
@@ -40,7 +40,7 @@ def kernel(jupyter: Server) -> Iterator[dict[str, str]]:
                 return process.environ()
         return None
 
-    yield wait_until(environment, 20, "a kernel")  # type: ignore[misc]
+    yield wait_until(environment, what="a kernel")  # type: ignore[misc]
     jupyter.client.delete(f"{jupyter.root}/api/kernels/{made.json()['id']}", headers=jupyter.headers, timeout=60)
 
 
@@ -86,7 +86,7 @@ def test_while_tasks_run_the_server_is_in_use_and_looking_on_is_no_use(tmp_path_
     with running_server(tmp_path_factory.mktemp("activity"), JUPYTER) as server:
         task_id = server.request("POST", "/tasks", json=SLEEP).json()["task_id"]
         before = last_activity(server)
-        wait_until(lambda: last_activity(server) > before, 12, "activity while a task runs")
+        wait_until(lambda: last_activity(server) > before, what="activity while a task runs")
         server.request("DELETE", f"/tasks/{task_id}")
         at_rest = last_activity(server)
         for _ in range(14):
@@ -122,10 +122,10 @@ def test_stopping_in_the_middle_of_work_leaves_no_process_and_lets_who_waits_kno
         wait_until(lambda: server.get("/metrics")["active_tasks"] == 2, what="both running")
         children = server.descendants()
         assert children
-        begun = time.monotonic()
+        soon, begun = 10 * slowness(), time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - begun < 10
-        waiting.join(10)
+        assert time.monotonic() - begun < soon
+        waiting.join(60)
         assert not waiting.is_alive()
         assert len(answers) == 1
         assert not [child for child in children if alive(child)]

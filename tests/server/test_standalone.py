@@ -21,7 +21,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.server.conftest import error_of
-from tests.support import STANDALONE, Home, Server, alive, free_port, running_server, wait_until
+from tests.support import STANDALONE, Home, Server, alive, free_port, running_server, slowness, wait_until
 
 QUICK = {"operation": "matrix_multiply", "parameters": {"size": 16, "iterations": 1}}
 ROOT = getattr(os, "getuid", lambda: -1)() == 0
@@ -227,10 +227,10 @@ def test_one_signal_stops_it_and_leaves_nothing(tmp_path: Path, number: signal.S
         children = wait_until(server.descendants, what="a worker")
         file = server.home.data_dir / "standalone" / f"{server.pid}.json"
         assert file.exists()
-        begun = time.monotonic()
+        soon, begun = 8 * slowness(), time.monotonic()
         server.process.send_signal(number)
-        assert server.ended(10) == 0
-        assert time.monotonic() - begun < 8
+        assert server.ended() == 0
+        assert time.monotonic() - begun < soon
         assert not [child for child in children if alive(child)]
         assert not file.exists()
         assert list(server.home.runtime_dir.glob("jpserver-*")) == []
@@ -245,7 +245,7 @@ def test_a_server_that_was_killed_is_forgotten_by_the_next_one(tmp_path: Path) -
         with running_server(killed.home, STANDALONE, token=None) as following:
             assert not file.exists()
             assert announced(following)["pid"] == following.pid
-        wait_until(lambda: not killed.descendants(), 5, "the end of the killed server's workers")
+        wait_until(lambda: not killed.descendants(), what="the end of the killed server's workers")
 
 
 def test_a_data_folder_that_cannot_be_used_is_told_in_every_answer(tmp_path: Path) -> None:
@@ -261,17 +261,17 @@ def test_jupyters_own_command_stops_it(tmp_path: Path) -> None:
         token = announced(server)["token"]
         response = httpx.post(f"{server.root}/api/shutdown", headers={"Authorization": f"token {token}"}, trust_env=False)
         assert response.status_code == 200
-        assert server.ended(10) == 0
+        assert server.ended() == 0
 
 
 def test_the_first_answer_comes_soon(tmp_path: Path) -> None:
-    # 0.5 s on the reference machine; the bound is for a machine that does much else meanwhile.
+    # 0.5 s on the reference machine.
     best = 60.0
     for _ in range(3):
-        begun = time.monotonic()
+        slow, begun = slowness(), time.monotonic()
         with running_server(tmp_path, STANDALONE, token=None, healthy=False):
-            best = min(best, time.monotonic() - begun)
-    assert best < 3.0
+            best = min(best, (time.monotonic() - begun) / slow)
+    assert best < 2.0
 
 
 def test_it_is_small(open_server: Server) -> None:

@@ -83,7 +83,7 @@ def test_who_waits_long_enough_gets_the_end_and_who_does_not_the_place(standalon
     assert (done.status_code, done.json()["status"], done.headers["Preference-Applied"]) == (200, "completed", "wait=20")
     started = time.monotonic()
     going_on = post(standalone, sleeping(), Prefer="wait=0.3")
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 0.3 <= time.monotonic() - started < 60, "and not as long as the task"
     assert (going_on.status_code, going_on.headers["Preference-Applied"]) == (202, "wait=0.3")
     task_id = going_on.json()["task_id"]
     wait_until(lambda: standalone.get(f"/tasks/{task_id}")["status"] == "running", what="the task going on")
@@ -144,19 +144,20 @@ def test_a_client_that_leaves_a_synchronous_task_cancels_it(standalone: Server) 
     client = Waiting(standalone, sleeping(name=name))
     task_id = running_named(standalone, name)
     client.leave()
-    assert standalone.finished(task_id, 10)["status"] == "cancelled"
+    assert standalone.finished(task_id)["status"] == "cancelled"
 
 
 def test_the_task_goes_on_while_another_client_waits_for_it(standalone: Server) -> None:
     name, key = uuid.uuid4().hex, uuid.uuid4().hex
-    first, second = (Waiting(standalone, sleeping(name=name), key) for _ in range(2))
+    body = sleeping(name=name)
+    first, second = (Waiting(standalone, body, key) for _ in range(2))
     task_id = running_named(standalone, name)
-    # The second one's request has been read once a later request on another connection is answered.
-    time.sleep(0.2)
+    # Requests under one key are served one after the other: once this one is answered, the second has its task.
+    assert post(standalone, body, **{"Idempotency-Key": key, "Prefer": "respond-async"}).json()["task_id"] == task_id
     first.leave()
     assert standalone.get(f"/tasks/{task_id}", params={"wait": "1"})["status"] == "running"
     second.leave()
-    assert standalone.finished(task_id, 10)["status"] == "cancelled"
+    assert standalone.finished(task_id)["status"] == "cancelled"
 
 
 def test_a_client_that_leaves_an_asynchronous_task_does_it_no_harm(standalone: Server) -> None:
@@ -237,13 +238,11 @@ def test_a_running_task_is_not_erased(standalone: Server) -> None:
 
 
 def test_the_end_of_a_task_can_be_waited_for(standalone: Server) -> None:
-    task_id = post(standalone, sleeping(0.7, wait=False)).json()["task_id"]
-    started = time.monotonic()
+    task_id = post(standalone, sleeping(3, wait=False)).json()["task_id"]
     now = standalone.get(f"/tasks/{task_id}", params={"wait": "0.1"})
     assert now["status"] in ("pending", "running"), json.dumps(now)
     ended = standalone.get(f"/tasks/{task_id}", params={"wait": "30"})
     assert ended["status"] == "completed", ended
-    assert time.monotonic() - started < 10
     error_of(standalone.request("GET", f"/tasks/{task_id}", params={"wait": "61"}), 422)
 
 
@@ -253,10 +252,8 @@ def test_output_comes_as_it_is_written(standalone: Server) -> None:
     first = TaskOutput.model_validate(standalone.get(f"/tasks/{task_id}/output", params={"wait": "20"}))
     assert "".join(item.text or "" for item in first.items) == "first\n"
     assert not first.finished
-    started = time.monotonic()
     second = TaskOutput.model_validate(standalone.get(f"/tasks/{task_id}/output", params={"since": first.next, "wait": "20"}))
     assert "".join(item.text or "" for item in second.items) == "second\n"
-    assert time.monotonic() - started < 10
     cancelled(standalone, task_id)
     last = TaskOutput.model_validate(standalone.get(f"/tasks/{task_id}/output", params={"since": second.next, "wait": "20"}))
     assert last.finished

@@ -24,6 +24,6 @@ def test_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
         assert other.get(f"/tasks/{task_id}/output", params={"since": "100", "wait": "1"})["finished"] is False
         assert time.monotonic() - begun > 0.9
         assert one.request("DELETE", f"/tasks/{task_id}").json()["status"] == "cancelled"
-        assert other.finished(task_id, 5)["status"] == "cancelled"
+        assert other.finished(task_id)["status"] == "cancelled"
         output = other.get(f"/tasks/{task_id}/output", params={"wait": "5"})
         assert (output["finished"], output["items"][0]["text"]) == (True, "hello\n")
