@@ -6,9 +6,9 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
@@ -47,12 +47,21 @@ class ModelParameters(Parameters):
         self._source = source
 
 
+def _path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("has a NUL character, which no path can have")
+    return text
+
+
+Place = Annotated[str, AfterValidator(_path)]
+
+
 class World(Parameters):
     """Where the caller's code feels at home: its interpreter, folder and import path."""
 
-    interpreter: str | None = Field(None, description="Path of the Python to run it with; null for the runtime's own.", max_length=4096)
-    directory: str | None = Field(None, description="Working directory.", max_length=4096)
-    path: list[str] | None = Field(None, description="`sys.path` of the caller.", max_length=1000)
+    interpreter: Place | None = Field(None, description="Path of the Python to run it with; null for the runtime's own.", max_length=4096)
+    directory: Place | None = Field(None, description="Working directory.", max_length=4096)
+    path: list[Place] | None = Field(None, description="`sys.path` of the caller.", max_length=1000)
 
 
 @dataclass(slots=True)

@@ -35,6 +35,11 @@ class OutputBuffer:
         self._tail_name: Stream = "stdout"
         self._finished = False
 
+    @property
+    def size(self) -> int:
+        """About how many characters it holds."""
+        return self._text_kept + self._displays_kept
+
     def print(self, name: Stream, text: str) -> None:
         """The task wrote `text` to `stdout` or `stderr`."""
         room = self._cap - self._text_kept

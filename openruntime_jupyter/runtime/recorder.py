@@ -23,6 +23,8 @@ FINISHED_KEPT = 100
 
 LARGEST_KEPT = 65_536
 """Bytes of parameters up to which an ended task is kept there."""
+LARGEST_OUTPUT_KEPT = 262_144
+"""Characters of what it showed, likewise: pictures of a hundred tasks can be a gigabyte."""
 
 OUTPUT_INTERVAL = 0.1
 """Seconds in which output is gathered before it is told."""
@@ -93,7 +95,7 @@ class Recorder:
                 self._history.write_behind(entry.task_id, entry.lasting)
         if entry.state.terminal:
             self.entries.pop(entry.task_id, None)
-            if len(entry.parameters) <= LARGEST_KEPT:
+            if len(entry.parameters) <= LARGEST_KEPT and entry.output.size <= LARGEST_OUTPUT_KEPT:
                 self._finished[entry.task_id] = entry
             entry.parameters = b""
             while len(self._finished) > FINISHED_KEPT:

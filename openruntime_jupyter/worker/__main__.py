@@ -18,6 +18,7 @@ from openruntime_jupyter.worker.blas import Blas, choose
 from openruntime_jupyter.worker.channel import Channel
 from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.interrupts import InterruptGuard
+from openruntime_jupyter.worker.streams import write_whole_lines
 from openruntime_jupyter.worker.watch import watch
 
 CRASHED = 70
@@ -33,15 +34,6 @@ def prefer_as_victim() -> None:
             score.write(OOM_SCORE)
     except OSError:
         pass  # not Linux, or a container that forbids it
-
-
-def write_whole_lines() -> None:
-    """Make one write of each printed line, also where PYTHONUNBUFFERED asks for one of every piece of it."""
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        encoding = getattr(sys, name).encoding
-        stream = open(descriptor, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
 
 
 def hello(blas: Blas | None) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from openruntime_jupyter.worker.streams import Streams
 
 MLX_CACHE_KEPT = 64 << 20
 """Bytes of freed buffers that MLX may keep between tasks; more would be missing to whoever comes next."""
@@ -66,36 +68,6 @@ def _directory() -> str | None:
         return os.getcwd()
     except FileNotFoundError:
         return None
-
-
-class Streams:
-    """Standard output and error, for the task after one that closed, replaced or redirected them."""
-
-    def __init__(self) -> None:
-        self._kept = {number: os.dup(number) for number in (1, 2)}
-        self._places = {number: _place(number) for number in (1, 2)}
-        self._files: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
-
-    def restore(self) -> None:
-        """Have both lead to the runtime again."""
-        for (name, file), (number, kept) in zip(self._files.items(), self._kept.items(), strict=True):
-            if _place(number) != self._places[number]:
-                os.dup2(kept, number)
-            if file.closed:
-                opened = open(number, "w", buffering=1, encoding=file.encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
-                self._files[name] = opened
-                setattr(sys, f"__{name}__", opened)
-            if getattr(sys, name, None) is not self._files[name]:
-                setattr(sys, name, self._files[name])
-
-
-def _place(descriptor: int) -> tuple[int, int] | None:
-    """What a descriptor leads to; None where it is closed."""
-    try:
-        found = os.fstat(descriptor)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 class Signals:

@@ -219,6 +219,9 @@ def test_wrong_requests_name_the_field_and_what_there_is(tmp_path: Path) -> None
                 await submit(runtime, "python", {"outputs": ["not a name"]})
             with pytest.raises(InvalidRequest, match="base64"):
                 await submit(runtime, "call", {"pickled": "?"})
+            for name, value in (("interpreter", "/a\0b"), ("directory", "\0"), ("path", ["/a", "\0"])):
+                with pytest.raises(InvalidRequest, match=f"world.{name}.*NUL"):
+                    await submit(runtime, "python", {"world": {name: value}})
             with pytest.raises(InvalidRequest, match="absolute"):
                 await submit(runtime, "python", {"world": {"interpreter": "python3"}})
 

@@ -12,6 +12,7 @@ from openruntime_jupyter.runtime.output import OutputBuffer
 from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20
+SHOW = "from openruntime_jupyter.worker.context import current\n(lambda text: current().display({'text/plain': text}))"
 
 
 @asynccontextmanager
@@ -149,6 +150,21 @@ def test_a_huge_result_does_not_hold_up_the_loop_and_arrives_whole(tmp_path: Pat
 
 def _many_bytes(size: int) -> bytes:
     return b"\x5a" * size
+
+
+def test_what_a_task_showed_does_not_stay_in_memory_where_it_is_large(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            for how, number, kept in (("print", 1000, True), ("print", 900_000, False), (SHOW, 2_000_000, False)):
+                task_id = await cell(runtime, f"{how}('x' * {number})")
+                await ended(runtime, task_id)
+                output = await runtime.output(task_id)
+                shown = "".join(item.text or (item.data or {})["text/plain"] for item in output.items)
+                assert (shown.count("x"), output.finished) == (number, True)
+                assert (await runtime.output(task_id, since=output.next)).items == []
+                assert (runtime._recorder.find(task_id) is not None) is kept
+
+    live(body())
 
 
 def test_a_json_result_too_large_to_parse_on_the_loop_is_refused_with_both_figures(tmp_path: Path) -> None:
