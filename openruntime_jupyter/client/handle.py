@@ -164,7 +164,7 @@ class TaskHandle:
 
     def __repr__(self) -> str:
         seen = "" if self._task.status.terminal else "last seen "
-        return f"<TaskHandle {self.id}: {self._task.name or self._task.operation}, {seen}{self._task.status}>"
+        return f"<{type(self).__name__} {self.id}: {self._task.name or self._task.operation}, {seen}{self._task.status}>"
 
 
 def task_error(task: Task) -> TaskError:

@@ -44,9 +44,6 @@ class PromptHandle(TaskHandle):
         if task.status is not TaskState.COMPLETED:
             raise task_error(task)
 
-    def __repr__(self) -> str:
-        return super().__repr__().replace("<TaskHandle", "<PromptHandle", 1)
-
 
 def handle_of(backend: Backend, task: Task) -> TaskHandle:
     """The kind of handle that is right for a task."""

@@ -9,9 +9,14 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 from IPython.core.error import UsageError
+from IPython.display import publish_display_data
 
 from openruntime_jupyter.ai_models_insights import MetricType, WordingChoice
+from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.models import TaskState, Timeframe
+from openruntime_jupyter.notebook.ai import words
+from openruntime_jupyter.notebook.ai.inert import inert
+from openruntime_jupyter.notebook.ai.pulling import known_models
 from openruntime_jupyter.notebook.arguments import Arguments, literal, parse_line
 from openruntime_jupyter.notebook.doctor import Report, examine
 from openruntime_jupyter.notebook.help import Help
@@ -29,6 +34,9 @@ START_SECONDS = 10.0
 
 def run_line(session: Session, line: str) -> Any:
     """Do what a line of `%openruntime` says; raises `UsageError` for what it does not understand."""
+    first, _, rest_of_line = line.strip().partition(" ")
+    if first in words.PROMPTS:
+        return words.PROMPTS[first](session, rest_of_line)
     arguments = parse_line(line)
     if arguments.help or not arguments.words:
         if arguments.pairs or arguments.options:
@@ -41,8 +49,8 @@ def run_line(session: Session, line: str) -> Any:
         return COMMANDS[word].run(session, arguments, rest)
     known = {entry.name: entry for entry in session.client.operations()}
     if word not in known:
-        near = get_close_matches(word, [*COMMANDS, *known], 3, 0.5)
-        advice = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join([*COMMANDS, *known])}."
+        near = get_close_matches(word, [*COMMANDS, *words.PROMPTS, *known], 3, 0.5)
+        advice = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join([*COMMANDS, *words.PROMPTS, *known])}."
         raise UsageError(f"{word!r} is neither a command nor an operation. {advice}")
     if rest:
         raise UsageError(f"{rest[0]!r} is not understood: parameters of {word} are written as name=value.")
@@ -186,8 +194,12 @@ def _result(session: Session, arguments: Arguments, word: str) -> Any:
 
 
 def _output(session: Session, _arguments: Arguments, word: str) -> None:
-    output = session.handle(word).output
-    Replay().show(output.items)
+    handle = session.handle(word)
+    output = handle.output
+    if isinstance(handle, PromptHandle):
+        publish_display_data({"text/markdown": inert(output.stdout), "text/plain": output.stdout})
+    else:
+        Replay().show(output.items)
 
 
 def _wait(session: Session, arguments: Arguments, word: str) -> None:
@@ -207,6 +219,7 @@ def _task(*states: TaskState) -> Want:
 
 RETRY = Command(_retry, wants=(_task(),), options=True)
 TIMEFRAMES = get_args(Timeframe)
+CONVERSATION = Want("the name of a conversation", lambda offers: offers.conversations())
 PLACE = Want(
     "the URL of a runtime, or `embedded` for one inside this kernel, or `auto` for the one that this kernel belongs to,",
     lambda _: ("embedded", "auto"),
@@ -231,6 +244,12 @@ COMMANDS: dict[str, Command] = {
     "again": RETRY,
     "models": Command(_models),
     "unload": Command(_unload, wants=(Want("the name of a model that is in memory", lambda offers: offers.resident()),)),
+    "agents": Command(lambda session, _: words.agents(session)),
+    "config": Command(lambda session, _: words.config(session)),
+    "pull": Command(lambda session, given: words.pull(session, given.pairs.get("model")), takes={"model": known_models()}, bare=("model",)),
+    "conversations": Command(lambda session, _: words.conversations(session)),
+    "conversation": Command(lambda session, _, name: words.conversation(session, str(literal(name))), wants=(CONVERSATION,)),
+    "forget": Command(lambda session, _, name: words.forget(session, str(literal(name))), wants=(CONVERSATION,)),
     "insights": Command(
         _insights,
         takes={"metric": get_args(MetricType), "timeframe": TIMEFRAMES, "wording": get_args(WordingChoice)},

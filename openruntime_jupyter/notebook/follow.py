@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
-from openruntime_jupyter.models import Task, TaskOutput
+from openruntime_jupyter.models import OutputItem, Task, TaskOutput
 from openruntime_jupyter.notebook.replay import Replay
 from openruntime_jupyter.notebook.statusline import StatusLine
 
@@ -75,7 +75,7 @@ class Follower(threading.Thread):
 
     def __init__(self, handle: TaskHandle, news: SimpleQueue[Any]) -> None:
         super().__init__(name=f"openruntime-follow-{handle.id}", daemon=True)
-        self._handle = handle
+        self._task = handle  # Thread has a `_handle` of its own since Python 3.13
         self._news = news
         self._stopped = threading.Event()
 
@@ -94,10 +94,10 @@ class Follower(threading.Thread):
         since = 0
         while not self._stopped.is_set():
             asked = time.monotonic()
-            shown = self._handle.follow_output(since, ASK_SECONDS)
+            shown = self._task.follow_output(since, ASK_SECONDS)
             since = shown.next
             self._news.put(shown)
-            self._news.put(task := self._handle.task)
+            self._news.put(task := self._task.task)
             if task.status.terminal and shown.finished:
                 return
             self._stopped.wait(max(0.0, REST_SECONDS - (time.monotonic() - asked)))
@@ -109,12 +109,19 @@ def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupt
     Ctrl-C cancels the task, and a second one leaves it alone; with `cancel` False the first one leaves it alone already.
     Raises what the runtime's answers raise, such as `NotConnected`.
     """
+    return attend(handle, StatusLine(handle.task, devices), Replay().show, interrupts, cancel)
+
+
+def attend(
+    handle: TaskHandle, line: StatusLine, show: Callable[[list[OutputItem]], None], interrupts: Interrupts, cancel: bool = True
+) -> tuple[Task, Left]:
+    """What `follow` does, with a line and a way to `show` output of the caller's own."""
     news: SimpleQueue[Any] = SimpleQueue()
     interrupts.wake = lambda: news.put(None)
-    line, replay, follower = StatusLine(handle.task, devices), Replay(), Follower(handle, news)
+    follower = Follower(handle, news)
     follower.start()
     try:
-        return _watch(handle, news, line, replay, interrupts, cancel)
+        return _watch(handle, news, line, show, interrupts, cancel)
     except NotConnected as problem:
         line.show(note="out of reach", final=True)
         raise NotConnected(f"{problem}; this one is {handle.id}") from problem
@@ -123,7 +130,12 @@ def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupt
 
 
 def _watch(
-    handle: TaskHandle, news: SimpleQueue[Any], line: StatusLine, replay: Replay, interrupts: Interrupts, cancel: bool
+    handle: TaskHandle,
+    news: SimpleQueue[Any],
+    line: StatusLine,
+    show: Callable[[list[OutputItem]], None],
+    interrupts: Interrupts,
+    cancel: bool,
 ) -> tuple[Task, Left]:
     finished, deadline = False, float("inf")
     while not (finished and line.task.status.terminal):
@@ -143,7 +155,7 @@ def _watch(
         if isinstance(heard, OpenRuntimeError):
             raise heard
         if isinstance(heard, TaskOutput):
-            replay.show(heard.items)
+            show(heard.items)
             finished = heard.finished
         elif isinstance(heard, Task):
             line.show(heard)

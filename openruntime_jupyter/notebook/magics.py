@@ -6,6 +6,7 @@ Loading imports little. What runs tasks takes half a second to import: that come
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
 from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.notebook.ai.last import last_failure
 from openruntime_jupyter.notebook.display import View
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from openruntime_jupyter.notebook.views import TaskCard
 
 HANDLE = "openruntime_jupyter.client.handle.TaskHandle"
+REPLY = "openruntime_jupyter.client.reply.Reply"
 """By name, so that handles can be shown as soon as there are any, and nothing is imported before."""
 
 
@@ -60,8 +63,10 @@ class OpenRuntimeMagics(Magics):
 
     def complete(self, context: Any) -> Any:
         """What could stand at the cursor, for IPython; see `completion`."""
+        from openruntime_jupyter.notebook.ai import completing
         from openruntime_jupyter.notebook.completion import matches
 
+        completing.register()
         return matches(context, lambda: self.session)
 
     def forget(self) -> None:
@@ -76,6 +81,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = OpenRuntimeMagics(shell)
     shell.register_magics(magics)
     _add_matcher(shell, magics)
+    shell.events.register("post_run_cell", last_failure.heard)
     formatters = _formatters(shell)
     module, _, name = HANDLE.rpartition(".")
     # By type, so that the client needs no HTML and no IPython.
@@ -83,6 +89,9 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     formatters["text/plain"].for_type_by_name(
         module, name, lambda handle, printer, _cycle: printer.text(_card(magics.session, handle).text())
     )
+    module, _, name = REPLY.rpartition(".")
+    formatters["text/markdown"].for_type_by_name(module, name, _markdown)
+    formatters["text/plain"].for_type_by_name(module, name, lambda reply, printer, _cycle: printer.text(reply.text))
     # IPython has ways of its own for the lists and dicts that views are too.
     formatters["text/plain"].for_type(View, lambda view, printer, _cycle: printer.text(view.text()))
 
@@ -92,10 +101,12 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     loaded = {shell.magics_manager.magics[kind].pop("openruntime", None) for kind in ("line", "cell")} - {None}
     for magic in loaded:
         magic.__self__.forget()
+    with suppress(ValueError):  # it was not loaded
+        shell.events.unregister("post_run_cell", last_failure.heard)
     matchers = shell.Completer.custom_matchers
     matchers[:] = [each for each in matchers if not _is_ours(each)]
-    for mime in ("text/html", "text/plain"):
-        for shown in (HANDLE, View):
+    for mime in ("text/html", "text/plain", "text/markdown"):
+        for shown in (HANDLE, REPLY, View):
             _formatters(shell)[mime].pop(shown, None)
 
 
@@ -114,6 +125,12 @@ def _is_ours(matcher: Any) -> bool:
 def _formatters(shell: InteractiveShell) -> Any:
     assert shell.display_formatter is not None
     return shell.display_formatter.formatters
+
+
+def _markdown(reply: Any) -> str:
+    from openruntime_jupyter.notebook.ai.inert import inert
+
+    return inert(reply.text)
 
 
 def _card(session: Session, handle: TaskHandle) -> TaskCard:

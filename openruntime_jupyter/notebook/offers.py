@@ -86,6 +86,15 @@ class Offers:
         found = self._ask("models", lambda client: client.models(), None)
         return [] if found is None else [profile.name for profile in found.profiles]
 
+    def agents(self) -> list[str]:
+        """Roles that a model can be given."""
+        found = self._ask("agents", lambda client: client.agents(), None)
+        return [] if found is None else [agent.role for agent in found.agents]
+
+    def conversations(self) -> list[str]:
+        """Names of conversations."""
+        return [each.name for each in self._ask("conversations", lambda client: client.conversations(), [], kept=2.0)]
+
     def _models(self) -> list[Any]:
         found = self._ask("models", lambda client: client.models(), None, kept=2.0)
         return [] if found is None else found.models

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Protocol
 
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.notebook.ai.watching import watch_answer
 from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.failures import bad_end, short
 from openruntime_jupyter.notebook.follow import Interrupts, Left, follow
@@ -31,6 +33,22 @@ def start_cell(session: Session, line: str, cell: str) -> Any:
     return Help() if arguments.help else run_cell(session, arguments, cell)
 
 
+class Asked(Protocol):
+    """What a line asks of any task."""
+
+    @property
+    def background(self) -> bool:
+        """Whether to return the handle at once instead of waiting."""
+
+    @property
+    def variable(self) -> str | None:
+        """Where the handle is to be kept, beside `_openruntime`."""
+
+    @property
+    def verbose(self) -> bool:
+        """Whether an error shows the whole traceback at once."""
+
+
 def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | None:
     """Run a cell's code as a task; returns its handle if it runs in the background."""
     if not code.strip():
@@ -40,7 +58,7 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     # The magic's own line stays a line, so that tracebacks count as the cell does; but a cell magic must be the first.
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
     filename = f"In [{session.cell_number()}]"
-    handle, task = _run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename))
+    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename))
     if task is None:
         return handle
     if arguments.outputs:
@@ -52,7 +70,7 @@ def run_operation(session: Session, arguments: Arguments, operation: str) -> Any
     """Run an operation; returns its output as a card, the arrays that were asked for, or its handle if it runs in the background."""
     client = session.client.with_options(**arguments.options)
     try:
-        handle, task = _run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
+        handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
     except InvalidRequest as problem:
         raise short(problem, _with_names(problem, operation, session)) from None
     return handle if task is None else shown(task, handle.result())
@@ -80,14 +98,15 @@ def _with_names(problem: InvalidRequest, operation: str, session: Session) -> st
 
 def run_again(session: Session, arguments: Arguments, handle: TaskHandle) -> Any:
     """Do a task's work once more; returns what `run_operation` would."""
-    again, task = _run(session, arguments, lambda: session.client.again(handle.id, **arguments.options))
+    again, task = run(session, arguments, lambda: session.client.again(handle.id, **arguments.options))
     return again if task is None else shown(task, again.result())
 
 
 def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     """Show a task that was started elsewhere until it ends; Ctrl-C leaves it alone. Raises its error."""
+    show = watch_answer if isinstance(handle, PromptHandle) else follow
     with Interrupts() as interrupts:
-        task, left = follow(handle, session.devices(), interrupts, cancel=False)
+        task, left = show(handle, session.devices(), interrupts, cancel=False)
     if left is Left.DETACHED:
         raise short(KeyboardInterrupt(f"{handle.id} goes on: %openruntime cancel {handle.id} stops it"))
     return completed(session, task, arguments.verbose)
@@ -100,15 +119,17 @@ def completed(session: Session, task: Task, verbose: bool = False, watched: bool
     return task
 
 
-def _run(session: Session, arguments: Arguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:
-    """Submit, and unless it runs in the background, watch; returns the record of a completed task."""
+def run(
+    session: Session, arguments: Asked, submit: Callable[[], TaskHandle], show: Callable[..., tuple[Task, Left]] = follow
+) -> tuple[TaskHandle, Task | None]:
+    """Submit, and unless it runs in the background, watch by `show`; returns the record of a completed task."""
     try:
         with Interrupts() as interrupts:
             handle = submit()
             session.remember(handle, arguments.variable)
             if arguments.background and not interrupts.count:
                 return handle, None
-            task, left = follow(handle, session.devices(), interrupts)
+            task, left = show(handle, session.devices(), interrupts)
     except NotConnected:
         session.forget()
         raise

@@ -35,6 +35,12 @@ def phrase(task: Task) -> str:
     return f"{word} {'in' if task.status is TaskState.COMPLETED else 'after'} {duration(task.execution_time)}"
 
 
+def state_words(task: Task) -> tuple[str, str, str]:
+    """The state's sign, its phrase, and the class of its colour."""
+    sign, _, colour = WORDS[task.status]
+    return sign, phrase(task), colour
+
+
 def fraction(task: Task) -> float | None:
     """How much of the task is done, from 0 to 1; None where it does not say."""
     if task.status is TaskState.COMPLETED:

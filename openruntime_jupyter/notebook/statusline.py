@@ -11,37 +11,27 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from openruntime_jupyter.models import Task
+from openruntime_jupyter.notebook.display import View
 from openruntime_jupyter.notebook.views import TaskLine
 
 UPDATE_SECONDS = 0.2
 """Between two updates: five a second look alive and cost little."""
 
 
-class StatusLine:
-    """A display that follows a task. In a terminal, which can't take a display back, it is one line of stderr instead."""
+class Live:
+    """A display that is updated in place. In a terminal, which can't take a display back, it is one line of stderr instead."""
 
-    def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
-        self.task = task
-        self._devices = devices
-        self._note: str | None = None
+    def __init__(self) -> None:
         self._shown: Any = None
-        self._shown_at = float("-inf")
         self._handle: DisplayHandle | None = None
         self._terminal = getattr(get_ipython(), "kernel", None) is None
-        self.show(task)
 
-    def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
-        """Show `task` (None: the last one), and `note` from now on; sent at most every 0.2 s unless `final` or something was noted."""
-        self.task, self._note = task or self.task, note or self._note
-        urgent = final or note is not None or self.task.status.terminal
-        if not urgent and time.monotonic() - self._shown_at < UPDATE_SECONDS:
-            return
-        view = TaskLine(self.task, self._devices, self._note if not self.task.status.terminal else None)
+    def update(self, view: View, final: bool = False) -> None:
+        """Show `view` from now on, for the last time where `final`."""
         if self._terminal:
             self._write(view.text(), final)
         elif (bundle := view.bundle()) != self._shown:
             self._send(bundle)
-        self._shown_at = time.monotonic()
 
     def _send(self, bundle: dict[str, Any]) -> None:
         self._shown = bundle
@@ -56,3 +46,24 @@ class StatusLine:
             sys.stderr.flush()
         elif final:
             sys.stderr.write(f"{text}\n")
+
+
+class StatusLine(Live):
+    """A display that follows a task."""
+
+    def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
+        super().__init__()
+        self.task = task
+        self._devices = devices
+        self._note: str | None = None
+        self._shown_at = float("-inf")
+        self.show(task)
+
+    def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
+        """Show `task` (None: the last one), and `note` from now on; sent at most every 0.2 s unless `final` or something was noted."""
+        self.task, self._note = task or self.task, note or self._note
+        urgent = final or note is not None or self.task.status.terminal
+        if not urgent and time.monotonic() - self._shown_at < UPDATE_SECONDS:
+            return
+        self.update(TaskLine(self.task, self._devices, self._note if not self.task.status.terminal else None), final)
+        self._shown_at = time.monotonic()

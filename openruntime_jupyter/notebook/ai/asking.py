@@ -1,0 +1,104 @@
+"""From a cell's text to a model's answer: fill in, ask, watch, and bring home what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.display import display
+
+from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.reply import Reply
+from openruntime_jupyter.errors import Unavailable
+from openruntime_jupyter.models import Task
+from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Sent
+from openruntime_jupyter.notebook.ai.describing import describe
+from openruntime_jupyter.notebook.ai.filling import fill, own
+from openruntime_jupyter.notebook.ai.inserting import insert
+from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai
+from openruntime_jupyter.notebook.ai.rows import ask_rows
+from openruntime_jupyter.notebook.ai.watching import watch_answer
+from openruntime_jupyter.notebook.failures import short
+from openruntime_jupyter.notebook.follow import Interrupts, Left
+from openruntime_jupyter.notebook.running import run
+from openruntime_jupyter.notebook.session import Session
+
+
+def ai_cell(session: Session, line: str, cell: str) -> Any:
+    """`%%openruntime ai`: the cell is the prompt."""
+    arguments = parse_ai(line, cell=True)
+    if not cell.strip():
+        raise UsageError("the cell is empty: write the prompt below the magic.")
+    return ask(session, arguments, cell.strip("\n"))
+
+
+def ai_line(session: Session, line: str) -> Any:
+    """`%openruntime ai "…"`."""
+    arguments = parse_ai(line, cell=False)
+    return ask(session, arguments, arguments.prompt) if arguments.prompt else AiHelp()
+
+
+def ask(session: Session, arguments: AiArguments, prompt: str, context: str | None = None) -> Any:
+    """Ask, and show the answer while it is written; returns it, or the handle of what runs in the background.
+
+    `context` is told beside what the arguments describe.
+    """
+    told = "\n\n".join(part for part in (context, described(session, arguments)) if part)
+    parameters = {**arguments.parameters, **({"context": told} if told else {})}
+    client = session.client.with_options(**{"name": session.cell_name(), **arguments.options})
+    variables = own(session.namespace, session.shell.user_ns_hidden)
+    if arguments.rows is not None:
+        return reachable(lambda: ask_rows(session, client, arguments, parameters, prompt, variables))
+    text = prompt if arguments.raw else fill(prompt, variables)
+
+    def show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts) -> tuple[Task, Left]:
+        if arguments.show_prompt:
+            display(Sent(client.backend.get(handle.id)))
+        return watch_answer(handle, devices, interrupts)
+
+    handle, task = reachable(lambda: run(session, arguments, lambda: client.ask(text, arguments.workflow, **parameters), show))
+    return handle if task is None else _taken(session, arguments, handle.result())
+
+
+def described(session: Session, arguments: AiArguments) -> str:
+    """What the model is told of variables; raises `UsageError` for those that there are not."""
+    missing = [name for name in arguments.described if name not in session.namespace]
+    if missing:
+        raise UsageError(f"--with: nothing is called {' or '.join(missing)} here: run the cell that sets it first.")
+    return describe({name: session.namespace[name] for name in arguments.described})
+
+
+def _taken(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
+    if arguments.out is not None:
+        session.namespace[arguments.out] = reply
+    if arguments.insert:
+        display(insert(session.shell, reply))
+    return ShownReply.shown(reply, session)
+
+
+def reachable(ask: Any) -> Any:
+    """What `ask` returns; where nobody answers prompts, the error says both ways out."""
+    try:
+        return ask()
+    except Unavailable as problem:
+        if type(problem) is Unavailable:
+            raise short(problem, "No model answers prompts here yet: the card above has the ways out.", card=Nobody()) from None
+        raise
+
+
+class ShownReply(Reply):
+    """An answer that its cell has shown already: as the value of that cell it shows nothing more."""
+
+    @classmethod
+    def shown(cls, reply: Reply, session: Session) -> ShownReply:
+        """`reply`, shown by the cell that runs now."""
+        made = cls(**{field.name: getattr(reply, field.name) for field in fields(reply)})
+        object.__setattr__(made, "_shown_by", (session, session.cell_number()))
+        return made
+
+    def _ipython_display_(self) -> None:
+        session, cell = getattr(self, "_shown_by", (None, 0))
+        if session is None or session.cell_number() != cell:
+            raise NotImplementedError  # IPython then shows it as it would without this method

@@ -1,0 +1,42 @@
+"""What Tab offers behind `ai` and `fix`: workflows, options, and the values of options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from openruntime_jupyter.ai.workflows import WORKFLOWS
+from openruntime_jupyter.ai_models import LOCAL
+from openruntime_jupyter.notebook.ai.options import OPTIONS
+from openruntime_jupyter.notebook.completion import FIRST_WORDS, Found, Typed
+from openruntime_jupyter.notebook.offers import Offers
+
+VALUES: dict[str, Callable[[Offers], Iterable[str]]] = {
+    "profile": lambda offers: (LOCAL, *offers.profiles()),
+    "model": lambda offers: offers.models(),
+    "agent": lambda offers: offers.agents(),
+    "conversation": lambda offers: offers.conversations(),
+    "variable": lambda offers: offers.variables(),
+    "variables": lambda offers: offers.variables(),
+    "device": lambda offers: ("auto", "gpu", "cpu", *offers.devices()),
+}
+"""By the kind of an option."""
+
+
+def register() -> None:
+    """Have completion ask here about cells and lines whose first word is ours."""
+    FIRST_WORDS.update(ai=_ai, fix=_options)
+
+
+def _ai(offers: Offers, typed: Typed) -> Found:
+    found = _options(offers, typed)
+    return found.offer(WORKFLOWS, "workflow") if len(typed.before) == 1 and not typed.current.startswith("-") else found
+
+
+def _options(offers: Offers, typed: Typed) -> Found:
+    option = OPTIONS.get(typed.before[-1])
+    if option is None or not option.kind or typed.current.startswith("-"):
+        given = {word for word in typed.before if word in OPTIONS}
+        return Found(typed.current).offer([name for name in OPTIONS if name not in given], "option")
+    _, comma, fragment = typed.current.rpartition(",")
+    values = option.choices or VALUES.get(option.kind, lambda _: ())(offers)
+    return Found(fragment if comma and option.kind == "variables" else typed.current).offer(values, "value")

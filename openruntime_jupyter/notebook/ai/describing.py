@@ -1,0 +1,69 @@
+"""What a model is told of a variable: its type, its schema and its beginning, within bounds."""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ROWS = 5
+"""Rows of a table that are told."""
+COLUMNS = 50
+"""Columns of a table that are told."""
+CELL = 80
+"""Characters of one value in a table."""
+LONGEST = 2_000
+"""Characters of the repr of anything else."""
+
+
+def describe(variables: Mapping[str, Any]) -> str:
+    """All of them, one after the other."""
+    return "\n\n".join(f"Variable `{name}`: {_described(value)}" for name, value in variables.items())
+
+
+def _described(value: Any) -> str:
+    pandas = sys.modules.get("pandas")  # who holds a data frame has imported it
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        return _frame(value)
+    if pandas is not None and isinstance(value, pandas.Series):
+        return f"a pandas Series{f' called {value.name!r}' if value.name is not None else ''}, as a data frame: {_frame(value.to_frame())}"
+    kind = _kind(value)
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and hasattr(value, "dtype"):
+        return f"{kind} of shape {tuple(shape)} and dtype {value.dtype}"
+    size = f" of {len(value):,}" if isinstance(value, (Sequence, Mapping, set, frozenset)) else ""
+    return f"{kind}{size}\n{_short(value)}"
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__name__}"
+
+
+def _frame(frame: Any) -> str:
+    rows, columns = frame.shape
+    shown = frame.iloc[:, :COLUMNS]
+    schema = [
+        f"- {name!s}: {dtype}" + (f", {missing} missing" if (missing := int(shown.iloc[:, place].isna().sum())) else "")
+        for place, (name, dtype) in enumerate(shown.dtypes.items())
+    ]
+    if columns > COLUMNS:
+        schema.append(f"- and {columns - COLUMNS:,} more columns")
+    head = [" | ".join(str(name) for name in shown.columns)]
+    head += [" | ".join(_cell(value) for value in row) for row in shown.head(ROWS).itertuples(index=False, name=None)]
+    first = f"First {min(ROWS, rows)} rows:\n" + "\n".join(head) if rows else "It has no rows."
+    return f"a pandas DataFrame of {rows:,} rows and {columns:,} columns\nColumns:\n" + "\n".join(schema) + f"\n{first}"
+
+
+def _cell(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= CELL else f"{text[:CELL]}…"
+
+
+def _short(value: Any) -> str:
+    bounded = reprlib.Repr()
+    bounded.maxstring = bounded.maxother = LONGEST
+    bounded.maxlist = bounded.maxtuple = bounded.maxset = bounded.maxdict = 20
+    text = bounded.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -1,0 +1,135 @@
+"""An answer in a cell while it is written: one display of Markdown, whose first line says how it stands."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from openruntime_jupyter.ai_models import LOCAL
+from openruntime_jupyter.client.prompting import PromptHandle
+from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.notebook.ai.inert import inert
+from openruntime_jupyter.notebook.humanize import duration, number
+from openruntime_jupyter.notebook.states import details, state_words
+from openruntime_jupyter.notebook.statusline import StatusLine
+
+UPDATE_SECONDS = 0.1
+"""Between two updates of a short answer."""
+CHARACTERS_A_SECOND = 200_000
+"""What a page is sent at most, so that a long answer is updated less often."""
+
+
+class AnswerLine(StatusLine):
+    """A display that follows a prompt. In a terminal the text is printed as it comes, and the line stands on stderr."""
+
+    def __init__(self, handle: PromptHandle, devices: Mapping[str, str]) -> None:
+        self.text = ""
+        self._left_out = handle.left_out
+        self._first_at: float | None = None
+        self._first_tokens = 0.0
+        self._printed = 0
+        super().__init__(handle.task, devices)
+
+    def add(self, piece: str) -> None:
+        """More of the text."""
+        if not piece:
+            return
+        if self._first_at is None:
+            self._first_at, self._first_tokens = time.monotonic(), self._tokens or 0.0
+        self.text += piece
+        self.show()
+
+    def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
+        """See `StatusLine.show`; sent about ten times a second."""
+        if task is not None and task.attempt > max(1, self.task.attempt):
+            self.text = ""  # the worker died, and the answer begins anew
+        self.task, self._note = task or self.task, note or self._note
+        if (whole := _whole(self.task)) is not None:
+            self.text = whole
+        interval = max(UPDATE_SECONDS, len(self.text) / CHARACTERS_A_SECOND)
+        urgent = final or note is not None or self.task.status.terminal
+        if not urgent and time.monotonic() - self._shown_at < interval:
+            return
+        if self._terminal:
+            self._print(final)
+        elif (bundle := self.bundle()) != self._shown:
+            self._send(bundle)
+        self._shown_at = time.monotonic()
+
+    def bundle(self) -> dict[str, Any]:
+        """What a page is sent."""
+        sign, words, colour = state_words(self.task)
+        parts = self._parts()
+        head = f'<small><span style="color:var(--jp-{COLOURS[colour]}, inherit)">{sign} {escape(words)}</span>'
+        head += f" · {' · '.join(escape(part) for part in parts)}" if parts else ""
+        head += f" · <code>{escape(self.task.task_id)}</code></small>"
+        return {"text/markdown": f"{head}\n\n{inert(self.text)}", "text/plain": f"{self._plain()}\n\n{self.text}".rstrip()}
+
+    def _plain(self) -> str:
+        sign, words, _ = state_words(self.task)
+        return " · ".join([f"{sign} {words}", *self._parts(), self.task.task_id])
+
+    @property
+    def _tokens(self) -> float | None:
+        """How many were written so far, where whoever writes them says so."""
+        progress = self.task.progress
+        return progress.n if progress is not None and progress.message == WRITING else None
+
+    def _parts(self) -> list[str]:
+        task = self.task
+        note = [self._note] if self._note and not task.status.terminal else []
+        if task.status is TaskState.COMPLETED and task.result is not None:
+            return [*note, *figures(task.result.output), *self._about_turns()]
+        if task.status is TaskState.RUNNING and self.text:
+            written = self._tokens
+            # A remote provider tells of tokens only at the end.
+            said = [f"{number(written)} tokens" if written else f"{len(self.text):,} characters", self._speed(written)]
+            return [*note, *(part for part in said if part), duration(task.execution_time), *self._about_turns()]
+        return [*note, *details(task, self._devices), *self._about_turns()]
+
+    def _speed(self, written: float | None) -> str | None:
+        if self._first_at is None or not written or (seconds := time.monotonic() - self._first_at) < 1:
+            return None
+        return f"{(written - self._first_tokens) / seconds:.1f} tokens/s"
+
+    def _about_turns(self) -> list[str]:
+        return [f"{self._left_out} oldest turns left out: the model has no room for them"] if self._left_out else []
+
+    def _print(self, final: bool) -> None:
+        if len(self.text) > self._printed:
+            sys.stdout.write(self.text[self._printed :])
+            sys.stdout.flush()
+            self._printed = len(self.text)
+        if final:
+            sys.stdout.write("\n" if self._printed else "")
+            sys.stdout.flush()
+            self._write(self._plain(), final)
+
+
+COLOURS = {"ok": "success-color1", "no": "error-color1", "go": "brand-color1", "wa": "warn-color1", "m": "ui-font-color2"}
+"""JupyterLab's own, by the class that a state has in other views."""
+WRITING = "writing"
+"""What a local model says of its progress when it counts tokens."""
+
+
+def figures(output: Mapping[str, Any]) -> list[str]:
+    """An answer's figures, those that there are."""
+    tokens, speed, model, provider = (output.get(name) for name in ("completion_tokens", "tokens_per_second", "model_used", "provider"))
+    said = [
+        f"{tokens:,} tokens" if tokens is not None else None,
+        f"{speed:.1f} tokens/s" if speed is not None else None,
+        f"{model or 'a model'}{'' if provider in (LOCAL, None) else f' of {provider}'}",
+        "cut at max_tokens" if output.get("finish_reason") == "length" else None,
+    ]
+    return [part for part in said if part]
+
+
+def _whole(task: Task) -> str | None:
+    """The answer of a task that completed."""
+    if task.status is not TaskState.COMPLETED or task.result is None:
+        return None
+    text = task.result.output.get("text")
+    return text if isinstance(text, str) else None

@@ -1,0 +1,185 @@
+"""`--map`: one prompt for each row of a list or data frame. What was answered is kept, and not asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from IPython.core.error import UsageError
+
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.errors import TaskError
+from openruntime_jupyter.notebook.ai.filling import NAME, fill
+from openruntime_jupyter.notebook.ai.options import AiArguments
+from openruntime_jupyter.notebook.ai.queueing import Batch, watch_batch
+from openruntime_jupyter.notebook.display import View, block, table, tag, text_table
+from openruntime_jupyter.notebook.failures import short
+from openruntime_jupyter.notebook.session import Session
+
+ANSWER, TASK, ERROR = "answer", "task_id", "error"
+"""Columns that a data frame gets."""
+ATTRIBUTE = "openruntime"
+"""Where a data frame keeps which prompt each task answered."""
+SHOWN = 10
+"""Rows that the result shows."""
+LONGEST = 120
+"""Characters of a row or an answer in it."""
+
+
+class Answers(View, list[Any]):
+    """The answers in the order of the rows, None where there is none (yet): a list that shows itself as a table.
+
+    `failures` says by place why there is none, `task_ids` which task answered.
+    """
+
+    COLUMNS = ("", "row", "answer")
+
+    def __init__(self, batch: Batch, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+        super().__init__(batch.answers)
+        self.failures = dict(sorted(batch.failures.items()))
+        self.task_ids = list(batch.task_ids)
+        self.keys = list(keys)
+        self._rows = [_cut(row["item"]) for row in rows]
+
+    @property
+    def missing(self) -> list[int]:
+        """The places of rows that have no answer."""
+        return [place for place, answer in enumerate(self) if answer is None]
+
+    def earlier(self) -> dict[str, tuple[str, str]]:
+        """What was answered, by the key of its prompt."""
+        known = zip(self.keys, self, self.task_ids, strict=True)
+        return {key: (answer, task) for key, answer, task in known if answer is not None and task is not None}
+
+    @property
+    def _caption(self) -> str:
+        left = len(self.missing)
+        return f"{len(self) - left:,} of {len(self):,} rows answered" + (
+            f"; {len(self.failures):,} failed (.failures)" if self.failures else ""
+        )
+
+    def _table(self) -> list[list[Any]]:
+        places = [*list(self.failures)[:SHOWN], *(place for place in range(len(self)) if place not in self.failures)][:SHOWN]
+        told = {place: f"✕ {_cut(why)}" for place, why in self.failures.items()}
+        return [[place, self._rows[place], told.get(place) or _cut(self[place] or "—")] for place in sorted(places)]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        more = tag("div", f"and {len(self) - SHOWN:,} more", class_="m") if len(self) > SHOWN else ""
+        return block("Answers", table(self._caption, self.COLUMNS, self._table(), numeric=(0,), wide=(1, 2)), more)
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return f"{self._caption}\n{text_table(self.COLUMNS, self._table())}"
+
+
+def ask_rows(
+    session: Session, client: Client, arguments: AiArguments, parameters: dict[str, Any], prompt: str, variables: Mapping[str, Any]
+) -> Any:
+    """Ask about each row that has no answer yet; the result is in the variable `--out`, also where Ctrl-C came before the end."""
+    assert arguments.rows is not None
+    assert arguments.out is not None
+    if arguments.rows not in session.namespace:
+        raise UsageError(f"--map: nothing is called {arguments.rows} here: run the cell that sets it first.")
+    source, out = session.namespace[arguments.rows], arguments.out
+    rows = rows_of(source, arguments.rows)
+    prompts = [fill(prompt, {**variables, **row}) for row in rows]
+    _require_a_name(prompt, rows)
+    keys = [_key(arguments.workflow, text, parameters) for text in prompts]
+    earlier = _earlier(session.namespace.get(out))
+    batch = Batch(
+        client, arguments.workflow, parameters, prompts, {place: earlier[key] for place, key in enumerate(keys) if key in earlier}
+    )
+
+    def keep() -> Any:
+        answers = Answers(batch, rows, keys)
+        session.namespace[out] = found = answers if not _is_frame(source) else _frame(source, answers)
+        return found
+
+    if arguments.background:
+        batch.then = keep
+        batch.start()
+        if arguments.variable is not None:
+            session.namespace[arguments.variable] = batch
+        return batch
+    try:
+        stopped = watch_batch(batch)
+    finally:
+        found = keep()
+    return _ended(batch, found, stopped, out)
+
+
+def rows_of(source: Any, name: str) -> list[dict[str, Any]]:
+    """What can be put into the prompt for each row, by name; raises `UsageError` for what has no rows."""
+    if _is_frame(source):
+        taken = [column for column in (ANSWER, TASK, ERROR) if column in source.columns]
+        if taken:
+            raise UsageError(f"--map: {name} has a column {taken[0]!r} already, where the result would go: rename it, or leave it out.")
+        names = [str(column) for column in source.columns]
+        rows = [dict(zip(names, row, strict=True)) for row in source.itertuples(index=False, name=None)]
+        return [{**row, "item": row} for row in rows]
+    if isinstance(source, (str, bytes, Mapping)) or not hasattr(source, "__iter__") or not hasattr(source, "__len__"):
+        raise UsageError(f"--map: {name} is {type(source).__name__}, and has no rows: give a list or a data frame.")
+    return [{**item, "item": item} if isinstance(item, Mapping) else {"item": item} for item in source]
+
+
+def _require_a_name(prompt: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise UsageError("--map: there are no rows to ask about.")
+    known = list(rows[0])
+    if not any(found in known for found in NAME.findall(prompt)):
+        others = f", or {', '.join(f'{{{name}}}' for name in known if name != 'item')}" if len(known) > 1 else ""
+        raise UsageError(f"the prompt says nothing of its row: write {{item}}{others} where the row belongs.")
+
+
+def _key(workflow: str, prompt: str, parameters: Mapping[str, Any]) -> str:
+    """What makes two prompts the same."""
+    told = json.dumps([workflow, prompt, parameters], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _earlier(kept: Any) -> dict[str, tuple[str, str]]:
+    """What an earlier run has answered."""
+    if isinstance(kept, Answers):
+        return kept.earlier()
+    if not _is_frame(kept) or not {ANSWER, TASK} <= set(kept.columns):
+        return {}
+    keys = kept.attrs.get(ATTRIBUTE, {})
+    return {
+        keys[task]: (answer, task) for answer, task in zip(kept[ANSWER], kept[TASK], strict=True) if task in keys and answer is not None
+    }
+
+
+def _is_frame(value: Any) -> bool:
+    pandas = sys.modules.get("pandas")  # who holds a data frame has imported it
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def _frame(source: Any, answers: Answers) -> Any:
+    """The rows with their answers beside them."""
+    frame = source.copy()
+    frame[ANSWER] = list(answers)
+    frame[TASK] = answers.task_ids
+    if answers.failures:
+        frame[ERROR] = [answers.failures.get(place) for place in range(len(answers))]
+    frame.attrs[ATTRIBUTE] = {task: key for key, task in zip(answers.keys, answers.task_ids, strict=True) if task is not None}
+    return frame
+
+
+def _ended(batch: Batch, found: Any, stopped: bool, out: str) -> Any:
+    if batch.problem is not None:
+        raise batch.problem
+    if stopped:
+        raise short(KeyboardInterrupt(f"stopped; what was answered is in {out}: run the cell again to go on with the rest"))
+    if batch.failures and not batch.answered:
+        place = min(batch.failures)
+        raise short(TaskError(f"No row was answered. The first, row {place}: {batch.failures[place]}"))
+    return found
+
+
+def _cut(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

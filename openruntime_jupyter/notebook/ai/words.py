@@ -1,0 +1,50 @@
+"""The words of `%openruntime` that are about prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from openruntime_jupyter.notebook.ai.asking import ai_cell, ai_line
+from openruntime_jupyter.notebook.ai.cards import AgentTable, Config, ConversationCard, ConversationTable
+from openruntime_jupyter.notebook.ai.fixing import fix
+from openruntime_jupyter.notebook.ai.pulling import pull_model
+from openruntime_jupyter.notebook.running import CELLS
+from openruntime_jupyter.notebook.session import Session
+
+
+def agents(session: Session) -> AgentTable:
+    """`%openruntime agents`."""
+    return AgentTable(session.client.agents())
+
+
+def config(session: Session) -> Config:
+    """`%openruntime config`."""
+    client = session.client
+    return Config(client.where, client.health(), client.models(), client.agents())
+
+
+def conversations(session: Session) -> ConversationTable:
+    """`%openruntime conversations`."""
+    return ConversationTable(session.client.conversations())
+
+
+def conversation(session: Session, name: str) -> ConversationCard:
+    """`%openruntime conversation NAME`."""
+    return ConversationCard(session.client.conversation(name))
+
+
+def forget(session: Session, name: str) -> ConversationCard:
+    """`%openruntime forget NAME`."""
+    return ConversationCard(session.client.delete_conversation(name), erased=True)
+
+
+def pull(session: Session, name: str | None = None) -> Any:
+    """`%openruntime pull`."""
+    return pull_model(session, name)
+
+
+PROMPTS: dict[str, Callable[[Session, str], Any]] = {"ai": ai_line, "fix": fix}
+"""Words of a line magic behind which free text stands: each gets the rest of the line."""
+
+CELLS["ai"] = ai_cell

@@ -1,0 +1,261 @@
+"""`%%openruntime ai` and `%openruntime ai` in a real kernel, with its own runtime and with a server's."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.ai.provider_server import ProviderServer
+from tests.notebook.ai.conftest import CODE
+from tests.notebook.conftest import Cell, Kernel
+from tests.notebook.test_magics import told
+from tests.support import wait_until
+
+
+def said(cell: Cell) -> str:
+    """The answer's display, as Markdown."""
+    return next(text for text in cell.shown("text/markdown") if text)
+
+
+def asked(provider: ProviderServer) -> list[dict[str, str]]:
+    """The messages of the newest request."""
+    messages: list[dict[str, str]] = provider.requests[-1].json["messages"]
+    return messages
+
+
+def test_an_answer_is_one_display_of_markdown_with_its_figures(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime ai\nhello")
+    assert cell.status == "ok", cell.error
+    assert len(cell.outputs) == 1, "the display alone, also no value that says it again"
+    line, _, text = said(cell).partition("\n\n")
+    assert text == "You said: hello"
+    assert "completed in " in line
+    assert "5 tokens" in line
+    assert "tiny of env" in line
+    assert "ai_task_" in line
+    plain = cell.shown()[0]
+    assert plain.startswith("✓ completed in ")
+    assert plain.endswith("You said: hello")
+
+
+def test_the_text_grows_in_place(kernel: Kernel) -> None:
+    seen: list[str] = []
+    cell = kernel.run(
+        "%%openruntime ai\na slow one", lambda cell: bool(cell.outputs and seen.append(said(cell))) or "You said: " in said_or(cell)
+    )
+    assert [text for text in seen if text.rstrip().endswith("You said:")], "a part was there before the whole"
+    assert said(cell).endswith("You said: a slow one")
+    assert len(cell.outputs) == 1
+
+
+def said_or(cell: Cell) -> str:
+    return said(cell) if cell.outputs else ""
+
+
+def test_the_answer_is_kept_and_is_the_value(kernel: Kernel) -> None:
+    kernel.run("%%openruntime ai code_generation --out found --as job --max-tokens 50 --language python\ngive code")
+    assert kernel.value("found.text") == repr(CODE)
+    assert kernel.value("found.code, found.code_blocks[0].language, found.model, found.usage.tokens_used, found.provider") == (
+        "('x = 6 * 7', 'python', 'tiny', 15, 'env')"
+    )
+    assert kernel.value("found.task_id == job.id == _openruntime.id, str(job.status)") == "(True, 'completed')"
+    kernel.run("%%openruntime ai\nhello")
+    assert kernel.value("_.text") == "'You said: hello'"
+    shown = kernel.run("found")
+    assert shown.outputs[-1]["data"]["text/markdown"] == CODE
+
+
+def test_one_line_asks_too_and_its_answer_can_be_assigned(kernel: Kernel) -> None:
+    cell = kernel.run('answer = %openruntime ai "what\'s this?" --temperature 0')
+    assert cell.status == "ok", cell.error
+    assert kernel.value("answer.text") == repr("You said: what's this?")
+    assert said(kernel.run("%openruntime ai without quotes")).endswith("You said: without quotes")
+    assert "--conversation" in kernel.run("%openruntime ai").value
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sent"),
+    [
+        ("sum {a} and {text}", "sum 3 and {a} is not looked at again"),
+        ("{'a': {nothing}} {{a}} {a.b} {} {0} {a!r} ${a}", "{'a': {nothing}} {{a}} {a.b} {} {0} {a!r} $3"),
+        ("def f(x): return {x: {1, 2}}", "def f(x): return {x: {1, 2}}"),
+        ("{In} {get_ipython} {print}", "{In} {get_ipython} {print}"),
+        ("%percent $dollar \\n stays", "%percent $dollar \\n stays"),
+    ],
+)
+def test_names_that_exist_are_replaced_once_and_nothing_else(kernel: Kernel, provider: ProviderServer, prompt: str, sent: str) -> None:
+    kernel.run("a, text = 3, '{a} is not looked at again'")
+    assert kernel.run(f"%%openruntime ai\n{prompt}").status == "ok"
+    assert asked(provider)[-1]["content"] == sent
+
+
+def test_raw_replaces_nothing(kernel: Kernel, provider: ProviderServer) -> None:
+    kernel.run("a = 3")
+    kernel.run("%%openruntime ai --raw\nkeep {a}")
+    assert asked(provider)[-1]["content"] == "keep {a}"
+
+
+def test_variables_are_described_and_what_is_sent_is_shown(kernel: Kernel, provider: ProviderServer) -> None:
+    kernel.run("import numpy\nnumbers, grid = [1, 2, 3], numpy.ones((4, 5))")
+    cell = kernel.run("%%openruntime ai --with numbers, grid --show-prompt --system 'be short' --temperature 0.5\nhow many?")
+    assert cell.status == "ok", cell.error
+    system, user = asked(provider)
+    assert system == {"role": "system", "content": "be short"}
+    assert user["content"].startswith("Variable `numbers`: list of 3\n[1, 2, 3]")
+    assert "Variable `grid`: numpy.ndarray of shape (4, 5) and dtype float64" in user["content"]
+    assert user["content"].endswith("\n\nhow many?")
+    shown = cell.shown()[0]
+    assert "temperature=0.5" in shown
+    assert f"[user]\n{user['content']}" in shown
+    assert "[system]\nbe short" in shown
+
+
+def test_conversations_go_on_are_listed_shown_and_erased(kernel: Kernel, provider: ProviderServer) -> None:
+    kernel.run("%%openruntime ai --conversation talk\none")
+    kernel.run("%%openruntime ai --conversation talk\ntwo")
+    assert [each["content"] for each in asked(provider)] == ["one", "You said: one", "two"]
+    assert "talk" in kernel.run("%openruntime conversations").value
+    shown = kernel.run("%openruntime conversation talk")
+    assert "**two**\n\nYou said: two" in shown.outputs[-1]["data"]["text/markdown"]
+    assert "erased" in kernel.run("%openruntime forget talk").value
+    assert kernel.run("%openruntime conversation talk").error["ename"] == "ConversationNotFound"
+
+
+def test_code_is_offered_in_the_next_cell_and_not_run(kernel: Kernel) -> None:
+    kernel.run("x = None")
+    cell = kernel.run("%%openruntime ai --insert\ngive code")
+    assert cell.error["payload"] == [{"source": "set_next_input", "text": "x = 6 * 7", "replace": False}]
+    assert kernel.value("repr(x)") == "'None'"
+    assert "not run" in cell.shown()[1]
+    without = kernel.run("%%openruntime ai --insert\nhello")
+    assert without.error["payload"] == []
+    assert "nothing was inserted" in without.shown()[1]
+
+
+def test_the_stop_button_closes_the_stream_and_keeps_what_was_written(kernel: Kernel) -> None:
+    pressed: list[float] = []
+
+    def press() -> None:
+        pressed.append(time.monotonic())
+        kernel.interrupt()
+
+    cell = kernel.run("%%openruntime ai --as held\nhold it", lambda cell: "You said: " in said_or(cell), press)
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    assert "was cancelled" in told(cell)
+    assert "cancelled after" in said(cell)
+    assert "You said:" in said(cell)
+    assert kernel.value("str(held.status)") == "'cancelled'"
+    assert time.monotonic() - pressed[0] < 20, "the provider waits for 30 s for the stream's end"
+
+
+def test_a_prompt_in_the_background_is_watched_and_left_alone_by_the_stop_button(kernel: Kernel) -> None:
+    started = kernel.run("%%openruntime ai --bg --as job\nhold it")
+    assert "%openruntime wait ai_task_" in started.value
+    watched = kernel.run("%openruntime wait job", lambda cell: "You said: " in said_or(cell), kernel.interrupt)
+    assert "goes on" in told(watched)
+    assert kernel.value("str(job.status)") == "'running'"
+    kernel.run("%openruntime cancel job")
+    kernel.run("%%openruntime ai --bg --as quick\nhello")
+    assert kernel.value("quick.result().text, ''.join(quick)") == "('You said: hello', 'You said: hello')"
+    assert said(kernel.run("%openruntime output quick")) == "You said: hello"
+    assert kernel.run("%openruntime result quick").outputs[-1]["data"]["text/markdown"] == "You said: hello"
+
+
+def test_a_provider_that_refuses_is_told_in_one_line(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime ai --out nothing\nfail")
+    assert cell.error["ename"] == "TaskFailed"
+    assert "no such thing" in told(cell)
+    assert "failed" in said(cell)
+    assert kernel.value("'nothing' in globals()") == "False"
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("poetry", "code_generation"),
+        ("code_generatoin", "Did you mean code_generation"),
+        ("--temprature 1", "Did you mean --temperature"),
+        ("--temperature hot", "temperature"),
+        ("--temperature 9", "temperature"),
+        ("--profile nobody", "there is no profile 'nobody'"),
+        ("--agent NOBODY", "NOBODY"),
+        ("--with nothing_like_it", "nothing_like_it"),
+        ("--out 3x", "3x"),
+        ("--map rows", "--out"),
+        ("--bg --out a", "--as"),
+        ("--priority 11", "priority"),
+        ("--target code", "target"),
+    ],
+)
+def test_a_wrong_line_is_refused_before_anything_is_sent(kernel: Kernel, provider: ProviderServer, line: str, what: str) -> None:
+    before = len(provider.requests)
+    cell = kernel.run(f"%%openruntime ai {line}\nhello")
+    assert cell.status == "error"
+    assert what in cell.stream("stderr") + told(cell)
+    assert len((cell.stream("stderr") + told(cell)).strip().splitlines()) == 1
+    assert len(provider.requests) == before
+    assert "empty" in kernel.run("%%openruntime ai\n  \n").stream("stderr")
+
+
+def test_a_model_of_this_machine_tells_of_its_tokens(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime ai --profile local --model tiny --max-tokens 12 --seed 1 --out made\nhello")
+    assert cell.status == "ok", cell.error
+    assert "12 tokens" in said(cell)
+    assert "tokens/s" in said(cell)
+    assert "cut at max_tokens" in said(cell)
+    assert kernel.value("made.provider, made.finish_reason, made.usage.completion_tokens") == "('local', 'length', 12)"
+
+
+def test_who_can_be_asked_is_told_and_no_key(kernel: Kernel) -> None:
+    config = kernel.run("%openruntime config")
+    assert "any of the profile env" in config.value
+    assert "tiny" in config.value
+    assert "DEVELOPER" in kernel.run("%openruntime agents").value
+    kernel.run("roles = %openruntime agents")
+    assert kernel.value("'DEVELOPER' in [agent.role for agent in roles]") == "True"
+
+
+def test_an_error_is_explained_and_mended_but_never_run(kernel: Kernel, provider: ProviderServer) -> None:
+    kernel.run("x = None\nsecret = 'not {sent}'")
+    kernel.run("def ratio(a):\n    return a / 0\n\nratio(1)  # {secret}")
+    kernel.run("print('in between')")
+    cell = kernel.run("%openruntime fix 'and say why'")
+    assert cell.status == "ok", cell.error
+    assert "the failed cell (4 lines)" in cell.shown()[0]
+    content = asked(provider)[-1]["content"]
+    assert "ratio(1)  # {secret}" in content, "nothing in it is filled in"
+    assert "ZeroDivisionError: division by zero" in content
+    assert "interactiveshell" not in content
+    assert content.endswith("and say why")
+    assert cell.error["payload"][0]["text"] == "x = 6 * 7"
+    assert kernel.value("repr(x)") == "'None'"
+    kernel.run("%%openruntime\nraise ValueError('in a worker')")
+    kernel.run("%openruntime fix")
+    content = asked(provider)[-1]["content"]
+    assert "ValueError: in a worker" in content
+    assert "%%openruntime\nraise" in content
+
+
+def test_a_prompt_that_waits_says_its_place(kernel: Kernel) -> None:
+    kernel.run("client = __import__('openruntime_jupyter').connect()")
+    kernel.run("nap = 'import time\\nprint(1, flush=True)\\ntime.sleep(10)'")
+    kernel.run("naps = [client.submit_code(nap) for _ in range(client.devices()[0].slots)]")
+    wait_until(lambda: kernel.value("all(each.output.stdout for each in naps)") == "True", 60, "every slot is taken")
+    cell = kernel.run("%%openruntime ai --profile local --model tiny --max-tokens 2\nhello", lambda cell: "next in line" in said_or(cell))
+    assert cell.status == "ok", cell.error
+    assert "2 tokens" in said(cell)
+
+
+def test_tab_offers_workflows_options_and_their_values(kernel: Kernel) -> None:
+    assert kernel.complete("%%openruntime ai code|\nhello") == ["%%openruntime ai code_generation"]
+    assert kernel.complete("%%openruntime ai --temp|\nhello") == ["%%openruntime ai --temperature"]
+    assert kernel.complete("%openruntime ai --agent DEV|") == ["%openruntime ai --agent DEVELOPER"]
+    assert kernel.complete("%openruntime fix --profile e|") == ["%openruntime fix --profile env"]
+    assert kernel.complete("%%openruntime ai --model t|\nhello") == ["%%openruntime ai --model tiny"]
+    assert kernel.complete("%%openruntime ai --target c|\nhello") == ["%%openruntime ai --target code"]
+    kernel.run("some_rows, some_numbers = [], []")
+    assert kernel.complete("%%openruntime ai --with some_rows,some_n|\nhello") == ["%%openruntime ai --with some_rows,some_numbers"]
+    kernel.run("%%openruntime ai --conversation chatting\nhello")
+    assert kernel.complete("%openruntime forget chat|") == ["%openruntime forget chatting"]
+    assert "%openruntime fix" in kernel.complete("%openruntime f|")

