@@ -25,6 +25,13 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("%openruntime retry TASK [options]", "do a task's work once more, as a new task"),
     ("%openruntime priority TASK N", "move a waiting task: 1 to 10, and 10 is the most urgent"),
     ("%openruntime cancel TASK", "stop a task, however stubborn"),
+    ("%openruntime config", "who answers prompts: profiles, models of this machine, never a key"),
+    ("%openruntime pull", "fetch a small model that answers prompts without an account"),
+    ("%openruntime agents", "the roles that a model can be given"),
+    ("%openruntime conversations", "what was said; `conversation NAME` shows one, `forget NAME` erases it"),
+    ("%openruntime fix [options]", "have the last error explained and mended; nothing is run"),
+    ('%openruntime ai "prompt" [options]', "ask a model; `%openruntime ai` alone shows the options"),
+    ("%%openruntime ai [workflow] [options]", "ask a model with the cell's text: the answer streams in, Ctrl-C cancels it"),
     (CELL, "run the cell in a worker: Ctrl-C cancels it, a second Ctrl-C leaves it alone"),
 )
 OPTIONS: tuple[tuple[str, str], ...] = (

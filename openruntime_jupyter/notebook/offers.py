@@ -14,6 +14,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from openruntime_jupyter.ai_models import ConversationInfo
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.models import Device, OperationInfo, Task, TaskState
@@ -93,7 +94,8 @@ class Offers:
 
     def conversations(self) -> list[str]:
         """Names of conversations."""
-        return [each.name for each in self._ask("conversations", lambda client: client.conversations(), [], kept=2.0)]
+        found: list[ConversationInfo] = self._ask("conversations", lambda client: client.conversations(), [], kept=2.0)
+        return [each.name for each in found]
 
     def _models(self) -> list[Any]:
         found = self._ask("models", lambda client: client.models(), None, kept=2.0)

@@ -38,5 +38,6 @@ def _options(offers: Offers, typed: Typed) -> Found:
         given = {word for word in typed.before if word in OPTIONS}
         return Found(typed.current).offer([name for name in OPTIONS if name not in given], "option")
     _, comma, fragment = typed.current.rpartition(",")
-    values = option.choices or VALUES.get(option.kind, lambda _: ())(offers)
+    listed = VALUES.get(option.kind)
+    values = option.choices or (listed(offers) if listed is not None else ())
     return Found(fragment if comma and option.kind == "variables" else typed.current).offer(values, "value")

@@ -64,8 +64,8 @@ class AnswerLine(StatusLine):
         sign, words, colour = state_words(self.task)
         parts = self._parts()
         head = f'<small><span style="color:var(--jp-{COLOURS[colour]}, inherit)">{sign} {escape(words)}</span>'
-        head += f" · {' · '.join(escape(part) for part in parts)}" if parts else ""
-        head += f" · <code>{escape(self.task.task_id)}</code></small>"
+        rest = [*(escape(part) for part in parts), f"<code>{escape(self.task.task_id)}</code>"]
+        head += f' · <span style="color:var(--jp-{COLOURS["m"]}, inherit)">{" · ".join(rest)}</span></small>'
         return {"text/markdown": f"{head}\n\n{inert(self.text)}", "text/plain": f"{self._plain()}\n\n{self.text}".rstrip()}
 
     def _plain(self) -> str:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.ai.pull import KNOWN, Pulled, known, pull
+from openruntime_jupyter.ai.pull import KNOWN, Fetchable, Pulled, known, pull
 from openruntime_jupyter.errors import PullFailed
 from openruntime_jupyter.notebook.ai.cards import Note
 from openruntime_jupyter.notebook.display import View, block, tag
@@ -75,13 +75,13 @@ def pull_model(session: Session, name: str | None = None, folder: Path | None = 
         shown.say("stopped: what was fetched is kept, and used when you pull again", final=True)
         raise
     shown.say(f"{model.name} is {'there now' if pulled.fetched else 'there already'}", final=True)
-    return _seen(session, model.file.removesuffix(".gguf"), pulled)
+    return _seen(session, model, pulled)
 
 
-def _seen(session: Session, name: str, pulled: Pulled) -> Note:
+def _seen(session: Session, model: Fetchable, pulled: Pulled) -> Note:
     """Whether the runtime finds it: its settings may name another folder."""
-    if any(model.name == name for model in session.client.models().models):
-        return Note(f"{name} answers prompts:", '%openruntime ai "What is the capital of France?"')
+    if any(each.name in (model.name, model.file.removesuffix(".gguf")) for each in session.client.models().models):
+        return Note(f"{model.name} answers prompts:", '%openruntime ai "What is the capital of France?"')
     return Note(
         f"It lies in {pulled.path.parent}, where this runtime does not look: OpenRuntimeApp.models_dir names another folder. Put it "
         "there, or set OpenRuntimeApp.allowed_models to the file."

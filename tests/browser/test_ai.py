@@ -1,0 +1,124 @@
+"""A prompt in JupyterLab and in Notebook 7: its text grows in the page, the stop button ends it, and nothing in it is run."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+from playwright.async_api import Locator, expect
+
+from tests.ai.provider_server import Connection, ProviderServer, Request, providing, usage
+from tests.browser.lab import LAB, opened
+from tests.browser.test_quickstart import named, new_notebook, select, until
+from tests.support import Home, Server, running_server
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+LOAD = "%load_ext openruntime_jupyter"
+EVIL = "<img src=x onerror=\"document.title='run'\"> ![p](x.png) [link](javascript:document.title='run')"
+CODE = "Here:\n\n```python\nanswer = 6 * 7\n```\n"
+
+go_on = threading.Event()
+"""The provider's second half waits for it."""
+
+
+def answer(connection: Connection, request: Request) -> None:
+    asked = request.json["messages"][-1]["content"]
+    connection.begin()
+    if "code" in asked:
+        connection.text(CODE)
+    else:
+        connection.text("The **first** part.\n\n", finish=None)
+        if "for ever" in asked:
+            assert connection.gone(200), "nobody closed the stream"
+            return
+        assert go_on.wait(200)
+        connection.text(f"The second part. {EVIL}")
+    connection.event(usage(10, 5))
+    connection.event("[DONE]")
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[ProviderServer]:
+    with providing(answer) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, provider: ProviderServer) -> Iterator[Server]:
+    home = Home(tmp_path_factory.mktemp("lab"))
+    told = {"OPENRUNTIME_AI_BASE_URL": provider.url, "OPENRUNTIME_AI_MODEL": "any"}
+    with running_server(home, LAB, environment=told, base_url="/user/x/") as running:
+        yield running
+
+
+async def upper_edge(place: Locator) -> float:
+    box = await place.bounding_box()
+    assert box is not None
+    return float(box["y"])
+
+
+def test_the_text_grows_in_the_page_and_nothing_in_it_is_run(server: Server) -> None:
+    new_notebook(server, "grow.ipynb", LOAD, "%%openruntime ai --name growing\ntell me")
+    go_on.clear()
+
+    async def story() -> None:
+        async with opened(server, "grow.ipynb") as notebook:
+            await notebook.start_all()
+            shown = notebook.page.locator(".jp-RenderedMarkdown")
+            await expect(shown).to_contain_text("The first part.", timeout=60_000)
+            await expect(shown.locator("strong")).to_have_text("first")
+            await expect(shown).to_contain_text("running")
+            assert "second part" not in await shown.inner_text()
+            top = await upper_edge(shown)
+            go_on.set()
+            await expect(shown).to_contain_text("The second part.", timeout=60_000)
+            await expect(shown).to_contain_text("completed in", timeout=60_000)
+            await expect(shown).to_contain_text("5 tokens")
+            assert await upper_edge(shown) == top, "nothing jumps"
+            assert await shown.count() == 1
+            assert await shown.locator("img").count() == 0
+            await expect(shown).to_contain_text("<img src=x")
+            assert await shown.locator("a[href^='javascript']").count() == 0
+            await notebook.done()
+            assert await notebook.page.title() != "run"
+            assert [line for line in notebook.console if "openruntime" in line.lower() or "x.png" in line] == []
+
+    asyncio.run(story())
+
+
+def test_the_stop_button_ends_a_prompt_and_what_was_written_stays(server: Server) -> None:
+    new_notebook(server, "stop-ai.ipynb", LOAD, "%%openruntime ai --name held\ntalk for ever", "print('the kernel is', 'usable')")
+
+    async def story() -> None:
+        async with opened(server, "stop-ai.ipynb") as notebook:
+            await notebook.start_all()
+            shown = notebook.page.locator(".jp-RenderedMarkdown")
+            await expect(shown).to_contain_text("The first part.", timeout=60_000)
+            await notebook.page.click("[data-command='notebook:interrupt-kernel']")
+            await until(lambda: bool(named(server, "held", "cancelled")), 30, "the task is cancelled")
+            await expect(shown).to_contain_text("cancelled after", timeout=30_000)
+            await expect(shown).to_contain_text("The first part.")
+            await notebook.idle()
+            await select(notebook, 2)
+            await notebook.menu("Run", "Run Selected Cell")
+            await notebook.done()
+            assert "the kernel is usable" in await notebook.text(2)
+
+    asyncio.run(story())
+
+
+def test_code_of_an_answer_comes_into_a_new_cell_and_is_not_run(server: Server) -> None:
+    new_notebook(server, "insert.ipynb", LOAD, "%%openruntime ai --insert\ngive me code", "print('answer' in globals())")
+
+    async def story() -> None:
+        async with opened(server, "insert.ipynb") as notebook:
+            await notebook.run_all()
+            cells = notebook.page.locator(".jp-CodeCell")
+            await expect(cells).to_have_count(4, timeout=30_000)
+            await expect(cells.nth(2).locator(".cm-content")).to_contain_text("answer = 6 * 7")
+            await expect(cells.nth(3).locator(".jp-OutputArea")).to_contain_text("False", timeout=60_000)
+
+    asyncio.run(story())
