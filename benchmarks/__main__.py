@@ -8,19 +8,25 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks.rows import HEAD
+from benchmarks.rows import HEAD, Missing, not_measured
 
 NAMES = ("arrays", "engine", "generate", "http", "insights", "matmul", "prompts", "sampler", "start")
 
 
 def main(names: list[str]) -> int:
-    """Print the rows of the named benchmarks, or of all; 1 if one was not met."""
+    """Print the rows of the named benchmarks, or of all; 1 if one was not met, 2 for a name that there is not."""
+    if unknown := sorted(set(names) - set(NAMES)):
+        print(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
     print(HEAD, flush=True)
     met = True
     for name in names or NAMES:
-        for row in importlib.import_module(f"benchmarks.{name}").rows():
-            print(row, flush=True)
-            met = met and row.met
+        try:
+            for row in importlib.import_module(f"benchmarks.{name}").rows():
+                print(row, flush=True)
+                met = met and row.met
+        except Missing as problem:
+            print(not_measured(name, problem), flush=True)
     return 0 if met else 1
 
 

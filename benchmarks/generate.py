@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.rows import Row, at_least, median
+from benchmarks.rows import Missing, Row, at_least, median
+from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
@@ -56,7 +57,10 @@ async def _compare(folder: Path, models: Path) -> list[Row]:
     runtime = Runtime(Settings(data_dir=folder, cpu_slots=1, models_dir=models))
     await runtime.start()
     try:
-        source = runtime.catalog.resolve(None, Caller())
+        try:
+            source = runtime.catalog.resolve(None, Caller())
+        except OpenRuntimeError as problem:
+            raise Missing(problem) from None
         await ours(runtime)  # loads the model
         tasks, loops = [], []
         for _ in range(ROUNDS):  # in turns, so that both meet the same machine

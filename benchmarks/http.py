@@ -16,6 +16,9 @@ from tests.support import JUPYTER, Home, Server, running_server
 ROUNDS = 7
 CALLS = 150
 
+NAME = "openruntime_bare"
+"""Of the peer's extension: Jupyter adds routes by name and looks for one after the other, so this one stands right before ours."""
+
 BARE = """
 import json
 from jupyter_server.auth.decorator import authorized
@@ -39,7 +42,7 @@ def _load_jupyter_server_extension(app):
     app.web_app.add_handlers(".*", [(app.base_url + "bare", Bare)])
 
 def _jupyter_server_extension_points():
-    return [{"module": "bare_extension"}]
+    return [{"module": "openruntime_bare"}]
 """
 
 
@@ -59,10 +62,10 @@ def rows() -> list[Row]:
     """`POST /tasks` of an empty task and `GET /metrics`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "bare_extension.py").write_text(BARE)
+        (folder / f"{NAME}.py").write_text(BARE)
         home = Home(folder / "home")
         path = os.pathsep.join((str(folder), home.environment()["PYTHONPATH"]))
-        config = {"ServerApp": {"jpserver_extensions": {"openruntime_jupyter": True, "bare_extension": True}}}
+        config = {"ServerApp": {"jpserver_extensions": {"openruntime_jupyter": True, NAME: True}}}
         with running_server(home, JUPYTER, config=config, environment={"PYTHONPATH": path}) as server:
             body = json.dumps({"operation": "call", "parameters": {}})
             kind = {"Content-Type": "application/json"}

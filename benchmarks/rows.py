@@ -23,6 +23,15 @@ class Row:
         return f"| {self.what} | {self.ours} | {self.peer} | {self.ratio:.2f} | {self.reach} | {'yes' if self.met else 'NO'} |"
 
 
+class Missing(Exception):
+    """This machine lacks what a benchmark needs; the message says what, and how to get it."""
+
+
+def not_measured(what: str, problem: object) -> str:
+    """The line in place of what could not be measured."""
+    return f"| {what} | not measured: {problem} | | | | |"
+
+
 HEAD = "| what | ours (median) | peer (median) | ratio | reach | met |\n| --- | --- | --- | --- | --- | --- |"
 
 

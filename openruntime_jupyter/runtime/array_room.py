@@ -48,7 +48,9 @@ class ArrayRoom:
 
     def places(self) -> list[tuple[str, int, int]]:
         """Folders for results, the best first: the bytes that may be written there now, and those without giving back free blocks."""
-        left = self.quota - self.used + sum(record.size for record in self._evictable(0.0))
+        left = self.quota
+        if self._records:
+            left += sum(record.size for record in self._evictable(0.0)) - self.used
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
             self._looked = now

@@ -240,7 +240,7 @@ class ArrayHandler(_Telling):
 class ArrayReadyHandler(_Telling):
     """`POST /arrays/{id}/ready`."""
 
-    @described("Arrays", ArrayInfo, headers=(LEASE,), errors={409: "It is not being written, or its file is not what was announced."})
+    @described("Arrays", ArrayInfo, headers=(LEASE,), errors={409: "It is complete already, or is just being sent."})
     @web.authenticated
     @authorized
     async def post(self, array_id: str) -> None:
