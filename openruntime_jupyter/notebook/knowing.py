@@ -9,7 +9,7 @@ from openruntime_jupyter.notebook.display import Html, View, block, table, tag, 
 from openruntime_jupyter.notebook.humanize import clock, duration
 
 NO_MODELS = (
-    "Nothing answers prompts yet: `jupyter openruntime pull` in a terminal fetches a small model, "
+    "Nothing answers prompts yet: `%openruntime pull` fetches a small model for this machine, "
     "and OPENAI_API_KEY in the server's environment or a profile in its configuration sets up a provider"
 )
 
@@ -26,6 +26,7 @@ class ModelTable(View, list[ModelInfo]):
         self.profiles = found.profiles
 
     def _rows(self) -> list[list[str]]:
+        remote_first = any(profile.default for profile in self.profiles)
         local = [
             [
                 model.name,
@@ -33,7 +34,7 @@ class ModelTable(View, list[ModelInfo]):
                 "" if model.bytes is None else gigabytes(model.bytes),
                 "" if model.context_length is None else f"{model.context_length:,} tokens",
                 "; ".join(_held(model)),
-                "✓" if model.default else "",
+                "✓" if model.default and not remote_first else "",
             ]
             for model in self
         ]

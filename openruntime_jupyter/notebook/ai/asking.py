@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.display import display
 
-from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.client.reply import Reply
 from openruntime_jupyter.errors import Unavailable
-from openruntime_jupyter.models import Task
 from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Sent
 from openruntime_jupyter.notebook.ai.describing import describe
 from openruntime_jupyter.notebook.ai.filling import fill, own
 from openruntime_jupyter.notebook.ai.inserting import insert
-from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai
+from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai, wants_help
 from openruntime_jupyter.notebook.ai.rows import ask_rows
 from openruntime_jupyter.notebook.ai.watching import watch_answer
 from openruntime_jupyter.notebook.failures import short
-from openruntime_jupyter.notebook.follow import Interrupts, Left
 from openruntime_jupyter.notebook.running import run
 from openruntime_jupyter.notebook.session import Session
+
+Answer = TypeVar("Answer")
 
 
 def ai_cell(session: Session, line: str, cell: str) -> Any:
     """`%%openruntime ai`: the cell is the prompt."""
+    if wants_help(line):
+        return AiHelp()
     arguments = parse_ai(line, cell=True)
     if not cell.strip():
         raise UsageError("the cell is empty: write the prompt below the magic.")
@@ -36,6 +38,8 @@ def ai_cell(session: Session, line: str, cell: str) -> Any:
 
 def ai_line(session: Session, line: str) -> Any:
     """`%openruntime ai "…"`."""
+    if wants_help(line):
+        return AiHelp()
     arguments = parse_ai(line, cell=False)
     return ask(session, arguments, arguments.prompt) if arguments.prompt else AiHelp()
 
@@ -53,12 +57,13 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
         return reachable(lambda: ask_rows(session, client, arguments, parameters, prompt, variables))
     text = prompt if arguments.raw else fill(prompt, variables)
 
-    def show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts) -> tuple[Task, Left]:
+    def submit() -> PromptHandle:
+        handle = client.ask(text, arguments.workflow, **parameters)
         if arguments.show_prompt:
-            display(Sent(client.backend.get(handle.id)))
-        return watch_answer(handle, devices, interrupts)
+            display(Sent.of(client.backend.get(handle.id)))
+        return handle
 
-    handle, task = reachable(lambda: run(session, arguments, lambda: client.ask(text, arguments.workflow, **parameters), show))
+    handle, task = reachable(lambda: run(session, arguments, submit, watch_answer))
     return handle if task is None else _taken(session, arguments, handle.result())
 
 
@@ -78,7 +83,7 @@ def _taken(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
     return ShownReply.shown(reply, session)
 
 
-def reachable(ask: Any) -> Any:
+def reachable(ask: Callable[[], Answer]) -> Answer:
     """What `ask` returns; where nobody answers prompts, the error says both ways out."""
     try:
         return ask()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList
@@ -64,18 +64,19 @@ def _options() -> list[tuple[str, str]]:
 
 
 class Sent(View):
-    """Everything that a model is given for a prompt, word for word, and how it is to answer."""
+    """What a model is given for a prompt, word for word, and how it is to answer."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, messages: Sequence[Mapping[str, str]], settings: Mapping[str, Any], title: str = "What is sent") -> None:
+        self.messages = list(messages)
+        self._head = " ".join([f"{title}:", *(f"{name}={value!r}" for name, value in settings.items())]).rstrip(":")
+
+    @classmethod
+    def of(cls, task: Task) -> Sent:
+        """All of an AI task, the agent's instructions and earlier turns included."""
         given = dict(task.parameters or {})
-        self.messages: list[dict[str, str]] = given.pop("messages", [])
+        messages = given.pop("messages", [])
         given.pop("about", None)
-        given |= given.pop("parameters", {})
-        self._settings = [f"{name}={value!r}" for name, value in given.items()]
-
-    @property
-    def _head(self) -> str:
-        return " ".join(["What is sent:", *(self._settings or ["the default model"])])
+        return cls(messages, {**given, **given.pop("parameters", {})})
 
     def html(self) -> str:
         """See `View.html`."""

@@ -23,7 +23,9 @@ def insert(shell: Any, reply: Reply) -> Note:
     if not code:
         return Note("The answer has no code for a cell: nothing was inserted.")
     shell.set_next_input(code, replace=False)
-    return Note("The code is in the next cell, not run. Where no cell appeared, this front end does not take it:", "print(_.code)")
+    return Note(
+        "The code is in the next cell, not run. If none appeared below, this front end does not take it; you have it by", "print(_.code)"
+    )
 
 
 def insertable(reply: Reply) -> str:

@@ -31,7 +31,7 @@ class AnswerLine(StatusLine):
         self._first_at: float | None = None
         self._first_tokens = 0.0
         self._printed = 0
-        super().__init__(handle.task, devices)
+        super().__init__(handle.last_seen, devices)
 
     def add(self, piece: str) -> None:
         """More of the text."""

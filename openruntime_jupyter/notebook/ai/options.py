@@ -86,6 +86,8 @@ class AiArguments:
     raw: bool = False
     show_prompt: bool = False
     background: bool = False
+    notify: bool = False
+    """Whether the page is to tell of the end."""
     verbose: bool = False
     """Whether an error shows the whole traceback at once."""
     variable: str | None = None
@@ -97,6 +99,11 @@ class AiArguments:
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. `%openruntime ai` alone shows the options.")
+
+
+def wants_help(line: str) -> bool:
+    """Whether a line asks for the options alone."""
+    return line.strip() in ("--help", "-h")
 
 
 def parse_ai(line: str, cell: bool) -> AiArguments:

@@ -174,6 +174,7 @@ class Batch(View):
             duration(spent),
             f"about {rough(left)} left" if left else None,
             f"{HOPELESS} failures in a row" if self.gave_up else None,
+            _first_line(self.problem) if self.problem is not None else None,
         ]
         return [part for part in said if part]
 

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from IPython.core.error import UsageError
+from IPython.display import display
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import TaskError
+from openruntime_jupyter.notebook.ai.cards import Sent
 from openruntime_jupyter.notebook.ai.filling import NAME, fill
 from openruntime_jupyter.notebook.ai.options import AiArguments
 from openruntime_jupyter.notebook.ai.queueing import Batch, watch_batch
@@ -99,6 +101,9 @@ def ask_rows(
         session.namespace[out] = found = answers if not _is_frame(source) else _frame(source, answers)
         return found
 
+    if arguments.show_prompt:
+        settings = {"workflow": arguments.workflow, **parameters}
+        display(Sent([{"role": "user", "content": prompts[0]}], settings, f"The first of {len(prompts):,} prompts"))
     if arguments.background:
         batch.then = keep
         batch.start()

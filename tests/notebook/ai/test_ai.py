@@ -72,6 +72,7 @@ def test_one_line_asks_too_and_its_answer_can_be_assigned(kernel: Kernel) -> Non
     assert kernel.value("answer.text") == repr("You said: what's this?")
     assert said(kernel.run("%openruntime ai without quotes")).endswith("You said: without quotes")
     assert "--conversation" in kernel.run("%openruntime ai").value
+    assert "--conversation" in kernel.run("%%openruntime ai --help\nx").value
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,9 @@ def test_an_error_is_explained_and_mended_but_never_run(kernel: Kernel, provider
     assert content.endswith("and say why")
     assert cell.error["payload"][0]["text"] == "x = 6 * 7"
     assert kernel.value("repr(x)") == "'None'"
+    kernel.run("for broken")
+    kernel.run("%openruntime fix")
+    assert "SyntaxError" in asked(provider)[-1]["content"]
     kernel.run("%%openruntime\nraise ValueError('in a worker')")
     kernel.run("%openruntime fix")
     content = asked(provider)[-1]["content"]

@@ -67,7 +67,9 @@ def test_the_stop_button_keeps_what_is_there_and_cancels_the_rest(kernel: Kernel
 
 def test_a_batch_in_the_background_can_be_waited_for(kernel: Kernel) -> None:
     kernel.run("rows = ['a', 'b']")
-    kernel.run(MAP.replace("--out labels", "--out later --bg --as batch"))
+    started = kernel.run(MAP.replace("--out labels", "--out later --bg --as batch --show-prompt"))
+    assert "The first of 2 prompts" in started.shown()[0]
+    assert "label a" in started.shown()[0]
     assert kernel.value("batch.wait(60), list(later)") == "(True, ['A', 'B'])"
 
 

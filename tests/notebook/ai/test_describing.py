@@ -1,0 +1,81 @@
+"""What a model is told of variables, and what code of its answers a cell can hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openruntime_jupyter.client.reply import Reply, Usage
+from openruntime_jupyter.notebook.ai.describing import COLUMNS, LONGEST, describe
+from openruntime_jupyter.notebook.ai.filling import LONGEST as LONGEST_FILLED
+from openruntime_jupyter.notebook.ai.filling import fill
+from openruntime_jupyter.notebook.ai.inserting import insertable
+
+
+def test_a_data_frame_is_told_by_its_schema_and_its_head() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"name": ["Ann", None, "a" * 500] * 10, "age": range(30)})
+    told = describe({"people": frame})
+    assert told.startswith("Variable `people`: a pandas DataFrame of 30 rows and 2 columns\nColumns:\n- name: ")
+    assert ", 10 missing\n- age: int64\nFirst 5 rows:\nname | age\nAnn | 0\n" in told
+    assert len(told.splitlines()) == 11
+    assert max(map(len, told.splitlines())) < 200
+    assert "It has no rows." in describe({"none": frame.head(0)})
+    assert "as a data frame" in describe({"column": frame["age"]})
+    wide = describe({"wide": pandas.DataFrame([range(COLUMNS + 20)])})
+    assert "and 20 more columns" in wide
+    twice = describe({"twice": pandas.DataFrame([[1, 2]], columns=["a", "a"])})
+    assert "a | a\n1 | 2" in twice
+
+
+def test_arrays_are_told_by_shape_and_type_and_not_by_their_values() -> None:
+    import mlx.core as mx
+
+    told = describe({"a": np.full((3, 4), 7.5), "b": mx.full((2,), 7.5)})
+    assert told.split("\n\n") == [
+        "Variable `a`: numpy.ndarray of shape (3, 4) and dtype float64",
+        "Variable `b`: mlx.core.array of shape (2,) and dtype mlx.core.float32",
+    ]
+
+
+class Broken:
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 100_000, list(range(100_000)), {n: [n] * 1000 for n in range(1000)}, Broken(), [Broken()], {"deep": [[[[[[[1]]]]]]]}, None, len],
+)
+def test_anything_else_is_told_within_bounds(value: Any) -> None:
+    told = describe({"thing": value})
+    assert told.startswith("Variable `thing`: ")
+    assert len(told) < LONGEST + 200
+
+
+def test_a_value_that_is_too_long_is_cut_and_a_text_is_not() -> None:
+    assert fill("{a}", {"a": "x" * 100_000}) == "x" * 100_000
+    cut = fill("{a}", {"a": list(range(100_000))})
+    assert len(cut) < LONGEST_FILLED + 100
+    assert "characters in all" in cut
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("So:\n```python\na = 1\n```\nthen\n```\nb = 2\n```\nand\n```sh\nls\n```", "a = 1\n\nb = 2"),
+        ("```bash\nls\n```", "%%bash\nls"),
+        ("```rust\nfn main() {}\n```", ""),
+        ("def f():\n    return 1", "def f():\n    return 1"),
+        ("print(1)", "print(1)"),
+        ("Paris", ""),
+        ("It is true", ""),
+        ("Answer: 42", ""),
+        ("", ""),
+        ("```python\n\n```", ""),
+    ],
+)
+def test_what_a_cell_can_hold_of_an_answer(text: str, code: str) -> None:
+    assert insertable(Reply(text, None, "local", None, Usage(), "ai_task_1")) == code
