@@ -12,6 +12,7 @@ __version__ = "2.0.0"
 
 _WHERE: dict[str, str] = {
     # name: the module that has it under the same name
+    "Dashboard": "openruntime_jupyter.notebook.dashboard.widget",
     "connect": "openruntime_jupyter.client.discovery",
     "load_ipython_extension": "openruntime_jupyter.notebook.magics",
     "progress": "openruntime_jupyter.worker.context",

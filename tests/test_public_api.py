@@ -9,7 +9,7 @@ import pytest
 import openruntime_jupyter
 from openruntime_jupyter import errors, models, operations
 
-OFFERED = {"connect", "progress", "load_ipython_extension", "unload_ipython_extension"}
+OFFERED = {"Dashboard", "connect", "progress", "load_ipython_extension", "unload_ipython_extension"}
 ERRORS = {
     "ArrayConflict",
     "ArrayNotFound",

@@ -35,13 +35,13 @@ def client(backend: EmbeddedBackend) -> Client:
 @pytest.fixture
 def dashboard(client: Client) -> Iterator[Dashboard]:
     made = Dashboard(client)
-    wait_until(lambda: made.state.get("devices"), 20, "the first look")
+    wait_until(lambda: made.devices, 20, "the first look")
     yield made
     made.close()
 
 
 def shown(dashboard: Dashboard, task_id: str) -> dict[str, Any] | None:
-    return next((task for task in dashboard.state.get("tasks", []) if task["task_id"] == task_id), None)
+    return next((task for task in dashboard.tasks if task["task_id"] == task_id), None)
 
 
 def listeners() -> list[threading.Thread]:
@@ -52,25 +52,79 @@ def test_it_shows_devices_tasks_operations_and_figures(dashboard: Dashboard, cli
     handle = client.submit("matrix_multiply", size=16)
     assert handle.wait(30).status == "completed"
     wait_until(lambda: (shown(dashboard, handle.id) or {}).get("status") == "completed", 10, "the task")
-    state = dashboard.state
-    assert state["connection"] == {"live": True, "reason": None}
-    assert state["devices"][0]["id"] == "device_0"
-    assert {"compute", "call"} <= {operation["name"] for operation in state["operations"]}
-    assert state["total"] >= 1
-    assert "parameters" not in shown(dashboard, handle.id) or shown(dashboard, handle.id)["parameters"] is None  # type: ignore[index]
+    assert dashboard.connection == {"live": True, "reason": None}
+    assert dashboard.devices[0]["id"] == "device_0"
+    assert {"compute", "call"} <= {operation["name"] for operation in dashboard.operations}
+    assert dashboard.total >= 1
+    assert not {"parameters", "result"} & set(shown(dashboard, handle.id) or {}), "what may be large is not sent"
     wait_until(lambda: dashboard.chart, 10, "the charts")
     names = [series["name"] for series in dashboard.chart["series"]]
-    numbers = array("d", dashboard.chart["numbers"])
+    assert set(names) <= set(feed.CHARTED)
     assert "memory_usage" in names
-    assert len(numbers) % (1 + 2 * len(names)) == 0
+    assert len(array("f", dashboard.chart["numbers"])) == dashboard.chart["count"] * 2 * len(names)
 
 
-def test_a_change_of_a_task_is_told_at_once(dashboard: Dashboard, client: Client) -> None:
-    changes: list[dict[str, Any]] = []
-    dashboard.observe(lambda change: changes.append(change["new"]), "change")
-    handle = client.submit_code("import openruntime_jupyter as o\no.progress(3, 4, 'nearly')")
-    wait_until(lambda: any(each["task_id"] == handle.id and each.get("status") == "completed" for each in changes), 20, "the end")
-    assert any(each["task_id"] == handle.id and each.get("n") == 3 for each in changes)
+def test_what_becomes_of_a_task_is_told(dashboard: Dashboard, client: Client) -> None:
+    heard: list[dict[str, Any]] = []
+    dashboard.observe(lambda change: heard.extend(change["new"]), ["tasks", "changes"])
+    handle = client.submit_code("import time\nimport openruntime_jupyter as o\no.progress(3, 4, 'nearly')\ntime.sleep(600)")
+
+    def told(**wanted: Any) -> bool:
+        return any(each["task_id"] == handle.id and wanted.items() <= {**each, **(each.get("progress") or {})}.items() for each in heard)
+
+    wait_until(lambda: told(n=3, message="nearly"), 20, "its progress")
+    handle.cancel()
+    wait_until(lambda: told(status="cancelled"), 20, "its end")
+
+
+def test_what_runs_comes_first_then_what_waits_by_its_place_then_what_has_ended(dashboard: Dashboard, client: Client) -> None:
+    ended = client.submit("matrix_multiply", size=8)
+    assert ended.wait(30).status == "completed"
+    runs = client.submit_code("import time\ntime.sleep(600)")
+    wait_until(lambda: runs.status == "running", 30, "the task that runs")
+    later, sooner = (client.with_options(priority=priority).submit("matrix_multiply", size=8) for priority in (2, 9))
+    wanted = [runs.id, sooner.id, later.id, ended.id]
+    try:
+        wait_until(lambda: [task["task_id"] for task in dashboard.tasks][:4] == wanted, 20, "that order")
+        assert "execution_time" not in dashboard.tasks[0], "the page counts by itself"
+    finally:
+        runs.cancel()
+
+
+def test_many_changes_are_few_messages(dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "CHANGES_EVERY", 3600.0)
+    told: list[Any] = []
+    inner = feed.feed_of(client.backend)
+    wait_until(lambda: inner._table.ids or client.submit("matrix_multiply", size=8).wait(30), 20, "a row")
+    some = next(iter(inner._table.ids))
+    inner._flushed = feed.time.monotonic()
+    dashboard.observe(lambda change: told.append(change["new"]), "changes")
+    for number in range(1000):
+        inner._changed({"task_id": some, "n": number})
+    assert told == []
+    wait_until(lambda: not inner._changes, 10, "the next look, which knows them")
+
+
+def test_what_no_page_shows_costs_nothing_until_it_is_shown_again(client: Client) -> None:
+    wait_until(lambda: not listeners(), what="the end of the thread before")
+    dashboard = Dashboard(client)
+    try:
+        wait_until(lambda: dashboard.devices, 20, "the first look")
+
+        def view(name: str, shown: bool) -> None:
+            dashboard._handle_custom_msg({"name": "view", "said": {"view": name, "shown": shown}}, [])
+
+        view("one", shown=True)
+        view("two", shown=True)
+        view("one", shown=False)
+        assert len(listeners()) == 1, "there is another view"
+        view("two", shown=False)
+        wait_until(lambda: not listeners(), what="the end of the thread")
+        dashboard.timeframe = "15m"
+        view("three", shown=True)
+        wait_until(lambda: dashboard.chart.get("timeframe") == "15m", 20, "the charts")
+    finally:
+        dashboard.close()
 
 
 def test_another_timeframe_has_other_figures(dashboard: Dashboard) -> None:
@@ -87,11 +141,11 @@ def test_one_thread_serves_all_and_goes_with_the_last(client: Client) -> None:
     for dashboard in several:
         dashboard.close()
     wait_until(lambda: not listeners(), what="the end of the thread")
-    assert several[0].state["closed"]
+    assert several[0].closed
 
 
 def test_what_stays_as_it_is_is_not_sent_again(dashboard: Dashboard, client: Client) -> None:
-    wait_until(lambda: dashboard.state.get("operations"), 10, "the first look")
+    wait_until(lambda: dashboard.operations, 10, "the first look")
     sent: list[set[str]] = []
     inner = feed.feed_of(client.backend)
     watching = inner.open("7d", lambda parts: sent.append(set(parts)))
@@ -129,10 +183,13 @@ def test_buttons_work_through_the_kernel(dashboard: Dashboard, client: Client, m
     assert asked(dashboard, monkeypatch, "output", id=busy.id)["answer"]["items"][0]["text"] == "in\n"
     assert asked(dashboard, monkeypatch, "cancel", id=busy.id)["answer"]["status"] == "cancelled"
     assert waiting.wait(30).status == "completed"
+    assert asked(dashboard, monkeypatch, "task", id=waiting.id)["answer"]["result"]["output"]["m"] == 8
     again = asked(dashboard, monkeypatch, "again", id=waiting.id)["answer"]
     assert (again["operation"], again["name"], again["priority"]) == ("matrix_multiply", "kept", 9)
     assert client.task(again["task_id"]).result(30)["m"] == 8
-    run = asked(dashboard, monkeypatch, "run", operation="compute", parameters={"expression": "1 + 1", "inputs": {}})["answer"]
+    wish = {"operation": "compute", "parameters": {"expression": "1 + 1", "inputs": {}}, "priority": 7, "name": "sum"}
+    run = asked(dashboard, monkeypatch, "run", **wish)["answer"]
+    assert (run["name"], run["priority"], run["origin"]) == ("sum", 7, "notebook")
     assert client.task(run["task_id"]).result(30)["value"] == 2
     assert asked(dashboard, monkeypatch, "insights", metric_type="errors", timeframe="5m")["answer"]["findings"]
 
@@ -153,6 +210,13 @@ def test_a_button_that_can_not_do_it_says_why(
     assert reason in asked(dashboard, monkeypatch, name, **said)["error"]
 
 
+def test_the_form_is_told_which_field_is_wrong(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = asked(dashboard, monkeypatch, "run", operation="matrix_multiply", parameters={"size": -1}, priority=30)
+    fields = {detail["field"] for detail in answer["details"]}
+    assert fields & {"parameters.size", "priority"}
+    assert all(detail["problem"] for detail in answer["details"])
+
+
 def test_the_page_asks_for_no_action_that_the_kernel_does_not_know() -> None:
     sources = Path(feed.__file__).parent / "frontend" / "src"
     named = {name for file in sources.glob("*.js") for name in re.findall(r'\bact\("(\w+)"', file.read_text())}
@@ -163,12 +227,12 @@ def test_a_runtime_that_goes_away_is_told_and_one_that_comes_back_is_shown(tmp_p
     backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True, cpu_slots=1))
     dashboard = Dashboard(Client(backend))
     try:
-        wait_until(lambda: dashboard.state.get("devices"), 20, "the first look")
+        wait_until(lambda: dashboard.devices, 20, "the first look")
         backend.stop()
-        wait_until(lambda: not dashboard.state["connection"]["live"], 10, "the loss")
-        assert dashboard.state["connection"]["reason"]
+        wait_until(lambda: not dashboard.connection["live"], 10, "the loss")
+        assert dashboard.connection["reason"]
         backend.health()
-        wait_until(lambda: dashboard.state["connection"]["live"], 20, "the runtime again")
+        wait_until(lambda: dashboard.connection["live"], 20, "the runtime again")
     finally:
         dashboard.close()
         backend.stop()

@@ -16,8 +16,7 @@ def _again(backend: Backend, said: dict[str, Any]) -> Any:
 
 
 def _run(backend: Backend, said: dict[str, Any]) -> Any:
-    request = {"operation": said["operation"], "parameters": said["parameters"], "origin": "notebook"}
-    return backend.submit(request, new_key()).model_dump(mode="json", exclude={"parameters"})
+    return backend.submit({**said, "origin": "notebook"}, new_key()).model_dump(mode="json", exclude={"parameters"})
 
 
 ACTIONS: dict[str, Action] = {
@@ -25,7 +24,8 @@ ACTIONS: dict[str, Action] = {
     "priority": lambda backend, said: backend.reprioritise(said["id"], int(said["priority"])).model_dump(
         mode="json", exclude={"parameters"}
     ),
-    "output": lambda backend, said: backend.output(said["id"]).model_dump(mode="json"),
+    "task": lambda backend, said: backend.get(said["id"], parameters=False).model_dump(mode="json"),
+    "output": lambda backend, said: backend.output(said["id"], int(said.get("since", 0))).model_dump(mode="json"),
     "again": _again,
     "run": _run,
     "unload": lambda backend, said: {"unloaded": backend.prompts.unload(said["name"])},

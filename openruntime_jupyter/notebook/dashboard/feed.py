@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from array import array
@@ -12,16 +13,32 @@ from weakref import WeakKeyDictionary
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
-from openruntime_jupyter.models import MetricsHistory, Timeframe
+from openruntime_jupyter.models import MetricsHistory, Task, TaskState, Timeframe, epoch
 
 ROWS = 50
-"""Tasks that the table shows."""
+"""Tasks that the table shows of each kind: those that run, that wait, and that have ended."""
 
 EVERY: dict[Timeframe, float] = {"5m": 1.0, "15m": 5.0, "1h": 15.0, "6h": 60.0, "24h": 60.0, "7d": 300.0}
 """Seconds after which the charts of a timeframe have something new."""
 
 POINTS = 300
 """A point for about three pixels."""
+
+CHARTED = (
+    *("gpu_utilization", "cpu_utilization", "memory_usage", "worker_memory", "gpu_memory", "mlx_memory"),
+    *("active_tasks", "pending_tasks"),
+)
+"""The series that the charts draw: nothing else is sent."""
+
+CHANGES_EVERY = 0.1
+"""Seconds between two messages about single tasks: a thousand short tasks a second are not a thousand messages."""
+TASKS_EVERY = 0.25
+"""Seconds between two looks at the list of tasks for the sake of new ones."""
+TASKS_UNTOLD = 5.0
+"""Seconds after which the list is looked at though nothing was heard: tasks of other runtimes tell nothing here."""
+
+NOT_SENT = {"parameters": True, "result": True}
+"""What may be large: a page asks for it when a task is opened."""
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -32,7 +49,7 @@ class Shown:
     def __init__(self, timeframe: Timeframe, show: Show) -> None:
         self.timeframe = timeframe
         self.show = show
-        self.charted = 0.0
+        self.charted = -math.inf
         self.told: dict[str, Any] = {}
 
 
@@ -45,6 +62,9 @@ class Feed:
         self._shown: list[Shown] = []
         self._watch: Watch | None = None
         self._operations: list[dict[str, Any]] | None = None
+        self._table = _Table(backend)
+        self._changes: dict[str, dict[str, Any]] = {}
+        self._flushed = -math.inf
 
     def open(self, timeframe: Timeframe, show: Show) -> Shown:
         """Begin to tell a dashboard; `show(parts)` gets what has changed, on the thread of the events."""
@@ -57,7 +77,7 @@ class Feed:
 
     def change(self, shown: Shown, timeframe: Timeframe) -> None:
         """Show another timeframe, from the next figures on."""
-        shown.timeframe, shown.charted = timeframe, 0.0
+        shown.timeframe, shown.charted = timeframe, -math.inf
 
     def close(self, shown: Shown) -> None:
         """Tell it no more; the last one to go ends the connection."""
@@ -75,30 +95,46 @@ class Feed:
         if kind == DISCONNECTED:
             self._tell({"connection": {"live": False, "reason": message["error"]}})
         elif kind in (CONNECTED, "metrics"):
-            self._look()
+            self._table.stir(every=kind == CONNECTED)
+            self._asking(self._look)
         else:
-            self._tell({"change": message["data"]})
+            self._changed(message["data"])
 
-    def _look(self) -> None:
+    def _asking(self, look: Callable[[], None]) -> None:
+        """Ask the runtime, and tell of a runtime that does not answer."""
         try:
-            self._tell(self._parts())
-            self._chart()
+            look()
         except NotConnected as problem:
             self._tell({"connection": {"live": False, "reason": str(problem)}})
         except OpenRuntimeError as problem:
             self._tell({"connection": {"live": True, "reason": str(problem)}})
 
+    def _look(self) -> None:
+        self._changes = {}  # the rows that are fetched now know of them
+        self._tell(self._parts())
+        self._chart()
+
+    def _changed(self, data: dict[str, Any]) -> None:
+        self._table.heard(data)
+        now = time.monotonic()
+        if data["task_id"] not in self._table.ids:
+            if now - self._table.asked >= TASKS_EVERY:
+                self._asking(lambda: self._tell(self._table.parts()))
+            return
+        self._changes.setdefault(data["task_id"], {}).update(data)
+        if now - self._flushed >= CHANGES_EVERY:
+            changes, self._changes, self._flushed = self._changes, {}, now
+            self._tell({"changes": list(changes.values())})
+
     def _parts(self) -> dict[str, Any]:
         backend = self._backend
         if self._operations is None:
             self._operations = [entry.model_dump(mode="json") for entry in backend.operations()]
-        page = backend.tasks(ROWS)
         return {
             "connection": {"live": True, "reason": None},
             "health": backend.health().model_dump(mode="json"),
             "devices": [device.model_dump(mode="json") for device in backend.devices()],
-            "tasks": [task.model_dump(mode="json", exclude={"parameters"}) for task in page.tasks],
-            "total": page.total_count,
+            **self._table.parts(),
             "models": [model.model_dump(mode="json") for model in backend.prompts.models().models if model.resident],
             "operations": self._operations,
         }
@@ -119,24 +155,71 @@ class Feed:
             everybody = list(self._shown)
         for shown in everybody:
             # What is as it was is not sent again: an idle runtime's dashboard is quiet.
-            news = {name: part for name, part in parts.items() if name == "change" or shown.told.get(name) != part}
-            shown.told |= {name: part for name, part in news.items() if name != "change"}
+            news = {name: part for name, part in parts.items() if name == "changes" or shown.told.get(name) != part}
+            shown.told |= {name: part for name, part in news.items() if name != "changes"}
             if news:
                 shown.show(news)
 
 
-def packed(history: MetricsHistory) -> dict[str, Any]:
-    """A history as numbers in a row: seconds since the epoch, then each series' means and maxima (NaN where there are none)."""
-    from openruntime_jupyter.models import epoch
+class _Table:
+    """The rows of the table of tasks, fetched again only when they may have changed."""
 
-    numbers = array("d", [epoch(each) or 0.0 for each in history.timestamps])
-    for series in history.series.values():
-        for values in (series.mean, series.max):
-            numbers.extend(float("nan") if value is None else value for value in values)
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._parts: dict[str, Any] = {"tasks": [], "total": 0}
+        self._stirred = True
+        self.ids: frozenset[str] = frozenset()
+        self.asked = -math.inf
+
+    def stir(self, every: bool = False) -> None:
+        """Time has passed; `every`: anything may have changed in it."""
+        live = any(row["status"] in ("pending", "running") for row in self._parts["tasks"])
+        self._stirred = self._stirred or every or live or time.monotonic() - self.asked >= TASKS_UNTOLD
+
+    def heard(self, _data: dict[str, Any]) -> None:
+        """Something was told of a task."""
+        self._stirred = True
+
+    def parts(self) -> dict[str, Any]:
+        """The rows: what runs, what waits in the order in which it is next, and what has ended, the newest first."""
+        if self._stirred:
+            self._stirred, self.asked = False, time.monotonic()
+            running = self._backend.tasks(ROWS, states=["running"]).tasks
+            waiting = self._backend.tasks(ROWS, states=["pending"]).tasks
+            newest = self._backend.tasks(ROWS)
+            tasks = {task.task_id: task for task in (*sorted(running, key=_start), *sorted(waiting, key=_place), *newest.tasks)}
+            self._parts = {"tasks": [row(task) for task in tasks.values()], "total": newest.total_count}
+            self.ids = frozenset(tasks)
+        return self._parts
+
+
+def _start(task: Task) -> str:
+    return task.started_at or task.submitted_at
+
+
+def _place(task: Task) -> float:
+    return math.inf if task.position is None else task.position
+
+
+def row(task: Task) -> dict[str, Any]:
+    """A task as the table shows it: without what may be large, and without what the page reckons itself."""
+    running = task.status is TaskState.RUNNING
+    return task.model_dump(mode="json", exclude={**NOT_SENT, "execution_time": running}, exclude_none=True)
+
+
+def packed(history: MetricsHistory) -> dict[str, Any]:
+    """What is charted as float32 in a row: each series' means, then its maxima, NaN where there is none; points are `resolution` apart."""
+    series = [(name, history.series[name]) for name in CHARTED if name in history.series]
+    numbers = array("f")
+    for _, values in series:
+        for column in (values.mean, values.max):
+            numbers.extend(math.nan if value is None else value for value in column)
     return {
         "timeframe": history.timeframe,
+        "first": epoch(history.timestamps[0]) if history.timestamps else None,
+        "count": len(history.timestamps),
         "resolution": history.resolution_s,
-        "series": [{"name": name, "unit": series.unit} for name, series in history.series.items()],
+        "series": [{"name": name, "unit": values.unit} for name, values in series],
         "numbers": numbers.tobytes(),
     }
 

@@ -1,135 +1,141 @@
 // The charts: utilisation, memory and the queue over the chosen time, each with its figures of now or of where the pointer is.
 import uPlot from "uplot";
-import { make, write } from "./dom.js";
-import { figure } from "./format.js";
+import { make, show, write } from "./dom.js";
+import { clock, figure } from "./format.js";
+import { draw, hue, theme, thin } from "./plot.js";
 
 const CHARTS = [
   {
     title: "Utilisation",
     unit: "percent",
     lines: [
-      ["gpu_utilization", "GPU", "brand"],
-      ["cpu_utilization", "CPU", "warn"],
-    ],
-  },
-  {
-    title: "Memory",
-    unit: "percent",
-    lines: [["memory_usage", "machine", "brand"]],
-  },
-  {
-    title: "Memory of tasks",
-    unit: "bytes",
-    lines: [
-      ["worker_memory", "workers", "brand"],
-      ["gpu_memory", "GPU", "warn"],
-      ["mlx_memory", "MLX's peak", "success"],
+      { name: "gpu_utilization", label: "GPU", colour: "brand" },
+      { name: "cpu_utilization", label: "CPU", colour: "warn" },
     ],
   },
   {
     title: "Queue",
     unit: "tasks",
     lines: [
-      ["active_tasks", "running", "success"],
-      ["pending_tasks", "waiting", "warn"],
+      { name: "active_tasks", label: "running", colour: "brand" },
+      { name: "pending_tasks", label: "waiting", colour: "warn" },
+    ],
+  },
+  { title: "Memory of the machine", unit: "percent", lines: [{ name: "memory_usage", label: "in use", colour: "brand" }] },
+  {
+    title: "Memory of tasks",
+    unit: "bytes",
+    lines: [
+      { name: "worker_memory", label: "workers", colour: "brand" },
+      { name: "gpu_memory", label: "GPU", colour: "warn" },
+      // One value for each task that ended: points, with nothing between them.
+      { name: "mlx_memory", label: "MLX's peak in a task", colour: "success", points: true },
     ],
   },
 ];
-const HEIGHT = 110;
-
-function colour(element, name) {
-  const fallback = { brand: "#1976d2", warn: "#ef6c00", success: "#2e7d32" }[name];
-  return getComputedStyle(element).getPropertyValue(`--jp-${name}-color1`).trim() || fallback;
-}
+const HEIGHT = 118;
 
 class Chart {
-  constructor(about, sync) {
+  constructor(about, sync, say) {
     this.about = about;
     this.sync = sync;
+    this.say = say;
     this.plot = null;
     this.drawn = "";
-    this.legend = make("div", { class: "or-legend" });
-    this.place = make("div", { class: "or-plot", role: "img", "aria-label": `${about.title}: no figures yet` });
-    this.empty = make("div", { class: "or-empty" }, "No figures yet");
-    this.element = make("section", { class: "or-chart" }, make("h4", {}, about.title), this.legend, this.empty, this.place);
+    this.lines = [];
+    this.at = make("span", { class: "or-dim" });
+    this.legend = make("div", { class: "or-legend", "data-unit": about.unit });
+    this.place = make("div", {
+      class: "or-plot",
+      role: "img",
+      tabindex: 0,
+      "aria-label": `${about.title}: no figures yet`,
+      onkeydown: (event) => this.key(event),
+      onblur: () => this.leave(),
+    });
+    this.empty = make("div", { class: "or-empty" }, "No figures yet.");
+    this.element = make("section", { class: "or-chart", "aria-label": about.title }, make("div", { class: "or-head" }, make("h4", {}, about.title), this.at), this.legend, this.empty, this.place);
   }
 
-  update(times, columns, gpu) {
-    const lines = this.about.lines.filter(([name]) => (gpu || !name.startsWith("gpu_")) && columns.has(name) && columns.get(name).some((value) => value != null));
+  /** `columns` has mean and max by name; nothing is said of a GPU where there is none. */
+  update({ times, step, columns }, gpu) {
+    const lines = this.about.lines.filter(({ name }) => (gpu || !name.startsWith("gpu_")) && columns.get(name)?.mean.some((value) => value != null));
+    show(this.empty, !lines.length);
+    show(this.place, lines.length > 0);
+    if (!lines.length) {
+      this.legend.replaceChildren();
+      return;
+    }
     this.lines = lines;
-    this.element.hidden = this.about.unit === "bytes" && !lines.length;
-    this.empty.hidden = lines.length > 0;
-    this.place.hidden = !lines.length;
-    if (!lines.length) return;
-    this.data = [times, ...lines.map(([name]) => columns.get(name))];
+    this.step = step;
+    this.data = [times, ...lines.map(({ name }) => columns.get(name).mean), ...lines.map(({ name }) => columns.get(name).max)];
     // Another theme, or another line, wants another plot; else the one there is gets new figures.
-    const wanted = lines.map(([name, , hue]) => name + colour(this.element, hue)).join() + this.ink();
+    const wanted = lines.map(({ name }) => name).join() + theme(this.element);
     if (this.plot && this.drawn === wanted) this.plot.setData(this.data);
     else this.draw(wanted);
-    this.tell(null);
-  }
-
-  ink() {
-    return getComputedStyle(this.element).color;
+    this.tell(this.plot.cursor.idx);
   }
 
   draw(wanted) {
     this.plot?.destroy();
     this.drawn = wanted;
-    const ink = this.ink();
-    const grid = { stroke: "rgba(128,128,128,.18)", width: 1 };
-    const axis = { stroke: ink, grid, ticks: { show: false }, font: "11px system-ui, sans-serif" };
-    const unit = this.about.unit;
+    const count = this.lines.length;
     this.legend.replaceChildren(
-      ...this.lines.map(([, label, hue]) =>
-        make("span", {}, make("i", { style: `background:${colour(this.element, hue)}` }), `${label} `, make("b", {}, "–")),
+      ...this.lines.map(({ label, colour, points }) =>
+        make("span", {}, make("i", { class: points ? "or-dot" : "", style: `background:${hue(this.element, colour)}` }), `${label} `, make("b", {}, "–")),
       ),
     );
-    this.plot = new uPlot(
-      {
-        width: Math.max(120, this.place.clientWidth),
-        height: HEIGHT,
-        legend: { show: false },
-        cursor: { sync: { key: this.sync.key }, y: false, points: { size: 5 } },
-        scales: { y: { range: unit === "percent" ? [0, 100] : (_, __, most) => [0, Math.max(1, most * 1.1)] } },
-        axes: [
-          { ...axis, space: 60, size: 22 },
-          {
-            ...axis,
-            size: unit === "bytes" ? 58 : 40,
-            space: 26,
-            incrs: unit === "tasks" ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] : undefined,
-            values: (_, values) => values.map((value) => figure(unit, value)),
-          },
-        ],
-        series: [
-          {},
-          ...this.lines.map(([, label, hue]) => ({
-            label,
-            stroke: colour(this.element, hue),
-            width: 1.5,
-            points: { show: false },
-            spanGaps: false,
-          })),
-        ],
-        hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
-      },
-      this.data,
-      this.place,
-    );
+    this.plot = draw(this.place, {
+      unit: this.about.unit,
+      height: HEIGHT,
+      data: this.data,
+      span: () => [this.data[0][0], this.data[0].at(-1) + this.step],
+      cursor: { sync: { key: this.sync.key, setSeries: false }, y: false, drag: { x: false, y: false }, points: { size: 6 } },
+      series: [
+        ...this.lines.map(({ colour, points }) => {
+          const stroke = hue(this.element, colour);
+          if (points) return { stroke, width: 0, paths: () => null, points: { show: true, size: 5, fill: stroke, width: 0 } };
+          return { stroke, width: 1.5, fill: thin(stroke, "1c"), points: { show: false }, spanGaps: false };
+        }),
+        ...this.lines.map(() => ({ stroke: "transparent", width: 0, points: { show: false } })),
+      ],
+      // Above the mean, how far up it went within a point.
+      bands: this.lines.flatMap(({ colour, points }, index) => (points ? [] : [{ series: [1 + count + index, 1 + index], fill: thin(hue(this.element, colour), "30") }])),
+      hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
+    });
     this.sync.sub(this.plot);
   }
 
+  /** Write the figures of a point, or those of now. */
   tell(index) {
-    const said = this.lines.map(([, label], number) => {
+    const there = index != null && index < this.data[0].length;
+    write(this.at, there ? clock(this.data[0][index] * 1000) : "");
+    const said = this.lines.map(({ label }, number) => {
       const values = this.data[number + 1];
-      const value = index == null ? values.findLast((each) => each != null) : values[index];
-      const text = figure(this.about.unit, value);
+      const text = figure(this.about.unit, there ? values[index] : values.findLast((each) => each != null));
       const shown = this.legend.children[number]?.querySelector("b");
       if (shown) write(shown, text);
       return `${label} ${text}`;
     });
-    if (index == null) this.place.setAttribute("aria-label", `${this.about.title}: ${said.join(", ")}`);
+    if (!there) this.place.setAttribute("aria-label", `${this.about.title}: ${said.join(", ")}. The arrow keys read earlier figures.`);
+    return said.join(", ");
+  }
+
+  key(event) {
+    if (!this.plot) return;
+    const last = this.data[0].length - 1;
+    const now = this.plot.cursor.idx ?? last;
+    const to = { ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - 20, PageDown: now + 20, Home: 0, End: last }[event.key];
+    if (event.key === "Escape") this.leave();
+    if (to === undefined) return;
+    event.preventDefault();
+    const index = Math.min(last, Math.max(0, to));
+    this.plot.setCursor({ left: this.plot.valToPos(this.data[0][index], "x"), top: 10 });
+    this.say(`${clock(this.data[0][index] * 1000)}: ${this.tell(index)}`);
+  }
+
+  leave() {
+    this.plot?.setCursor({ left: -10, top: -10 });
   }
 
   resize() {
@@ -138,34 +144,29 @@ class Chart {
   }
 
   destroy() {
+    if (this.plot) this.sync.unsub(this.plot);
     this.plot?.destroy();
   }
 }
 
 export class Charts {
-  constructor() {
+  /** `say` tells whoever listens to the page instead of looking at it. */
+  constructor(say) {
     this.sync = uPlot.sync(`or-${Math.random()}`);
-    this.charts = CHARTS.map((about) => new Chart(about, this.sync));
-    this.element = make("div", { class: "or-charts" }, ...this.charts.map((chart) => chart.element));
+    this.charts = CHARTS.map((about) => new Chart(about, this.sync, say));
+    this.element = make("div", { class: "or-charts", role: "group", "aria-label": "Charts" }, ...this.charts.map((chart) => chart.element));
     this.observer = new ResizeObserver(() => this.charts.forEach((chart) => chart.resize()));
     this.observer.observe(this.element);
   }
 
-  /** `numbers` are float64: the times, then mean and maximum of each of `series`. Without a `gpu`, nothing is said of one. */
-  update({ series, numbers }, gpu) {
-    const view = numbers instanceof DataView ? numbers : new DataView(numbers.buffer ?? numbers);
-    const all = new Float64Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-    const length = all.length / (1 + 2 * series.length);
-    const times = Array.from(all.subarray(0, length));
-    const columns = new Map();
-    series.forEach(({ name }, number) => {
-      const start = length * (1 + 2 * number);
-      columns.set(
-        name,
-        Array.from(all.subarray(start, start + length), (value) => (Number.isNaN(value) ? null : value)),
-      );
-    });
-    for (const chart of this.charts) chart.update(times, columns, gpu);
+  update(history, gpu) {
+    [this.history, this.gpu] = [history, gpu];
+    for (const chart of this.charts) chart.update(history, gpu);
+  }
+
+  /** The theme is another one. */
+  redraw() {
+    if (this.history) this.update(this.history, this.gpu);
   }
 
   close() {

@@ -7,12 +7,13 @@ function bar(label) {
   const element = make("div", { class: "or-bar", role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
   return {
     element,
-    update(value) {
+    update(value, text) {
       show(element, value != null);
       if (value == null) return;
       const rounded = Math.round(Math.min(100, Math.max(0, value)));
       fill.style.width = `${rounded}%`;
       element.setAttribute("aria-valuenow", rounded);
+      element.setAttribute("aria-valuetext", text);
     },
   };
 }
@@ -25,7 +26,7 @@ function row(label) {
     element,
     update(percentage, text) {
       show(element, text !== "");
-      meter.update(percentage);
+      meter.update(percentage, text);
       write(value, text);
     },
   };
@@ -33,20 +34,19 @@ function row(label) {
 
 function card(device) {
   const name = make("strong");
-  const kind = make("span", { class: "or-dim" });
+  const kind = make("div", { class: "or-dim" });
   const state = make("span", { class: "or-state" });
-  const queue = make("div", { class: "or-dim" });
   const advice = make("div", { class: "or-advice" });
-  const load = row("load");
+  const load = row("utilisation");
   const memory = row("memory");
+  const slots = row("slots");
+  const waiting = row("waiting");
   const element = make(
     "li",
     { class: "or-card", "aria-label": device.id },
     make("div", { class: "or-head" }, name, state),
     kind,
-    load.element,
-    memory.element,
-    queue,
+    ...[load, memory, slots, waiting].map((each) => each.element),
     advice,
   );
   return {
@@ -56,11 +56,13 @@ function card(device) {
       write(state, now.status);
       state.dataset.state = now.status;
       const warm = [now.temperature_celsius != null && `${Math.round(now.temperature_celsius)} °C`, now.power_watts != null && `${Math.round(now.power_watts)} W`];
-      write(kind, [now.id, now.type.toUpperCase(), now.blas, ...warm].filter(Boolean).join(" · "));
+      const versions = [now.mlx_version && `MLX ${now.mlx_version}`, now.blas];
+      write(kind, [now.type.toUpperCase(), now.id, ...versions, ...warm].filter(Boolean).join(" · "));
       load.update(now.utilization, percent(now.utilization));
       const used = now.memory_total - now.memory_available;
       memory.update((100 * used) / now.memory_total, `${bytes(used)} of ${bytes(now.memory_total)}`);
-      write(queue, `${now.running} of ${now.slots} slots in use · ${now.pending} waiting`);
+      slots.update((100 * now.running) / now.slots, `${now.running} of ${now.slots} in use`);
+      waiting.update(null, now.pending === 1 ? "1 task" : `${now.pending} tasks`);
       write(advice, now.advice ?? "");
       show(advice, Boolean(now.advice));
     },
@@ -70,8 +72,8 @@ function card(device) {
 export class Devices {
   constructor() {
     this.list = make("ul", { class: "or-cards", "aria-label": "Devices" });
-    this.empty = make("div", { class: "or-empty" }, "No device is known yet: a worker says what there is when it has started");
-    this.element = make("section", {}, this.list, this.empty);
+    this.empty = make("div", { class: "or-card or-empty" }, "No device is known yet: the first worker says what there is once it has started.");
+    this.element = make("section", { "aria-label": "Devices" }, this.list, this.empty);
     this.children = new Children(this.list, (device) => device.id, card);
   }
 

@@ -1,104 +1,150 @@
 // A form for any operation, made from the JSON schema of its parameters.
-import { make, show, write } from "./dom.js";
+import { id, make, show, write } from "./dom.js";
+import { Field, resolved } from "./fields.js";
 import { spaced } from "./format.js";
+import { called, how } from "./words.js";
 
-function resolved(schema, root) {
-  if (schema.$ref) return { ...resolved(root.$defs?.[schema.$ref.split("/").pop()] ?? {}, root), ...schema, $ref: undefined };
-  const some = (schema.anyOf ?? schema.oneOf)?.filter((each) => each.type !== "null");
-  return some?.length === 1 ? { ...resolved(some[0], root), ...schema, anyOf: undefined } : schema;
-}
+/** A pickled function can't be typed. */
+const NOT_BY_HAND = new Set(["call"]);
+const OPTIONS = {
+  name: { type: "string", maxLength: 200, description: "What to call it." },
+  priority: { type: "integer", minimum: 1, maximum: 10, default: 5, description: "10 is the most urgent." },
+  timeout: { type: "number", exclusiveMinimum: 0, maximum: 31_536_000, description: "Seconds of running after which it is stopped; none by default." },
+};
 
-function input(schema) {
-  if (schema.enum) return make("select", {}, ["", ...schema.enum].map((value) => make("option", { value }, String(value) || "default")));
-  if (schema.type === "boolean") return make("select", {}, ["", "true", "false"].map((value) => make("option", { value }, value || "default")));
-  if (schema.type === "integer" || schema.type === "number") {
-    return make("input", {
-      type: "number",
-      step: schema.type === "integer" ? 1 : "any",
-      min: schema.minimum ?? schema.exclusiveMinimum,
-      max: schema.maximum ?? schema.exclusiveMaximum,
-    });
-  }
-  return schema.type === "string" ? make("textarea", { rows: 1 }) : make("textarea", { rows: 1, class: "or-json", spellcheck: "false" });
-}
-
-function value(schema, text) {
-  if (schema.enum) return schema.enum.find((each) => String(each) === text);
-  if (schema.type === "boolean") return text === "true";
-  if (schema.type === "integer" || schema.type === "number") return Number(text);
-  if (schema.type === "string") return text;
-  return JSON.parse(text);
+/** What needs a structure of its own, and has no example of it, is for few. */
+function rare(given, root) {
+  const { type, items } = resolved(given, root);
+  const plain = ["string", "integer", "number", "boolean"].includes(type) || resolved(given, root).enum || items?.enum;
+  return !plain && (given.default == null || Object.keys(given.default).length === 0);
 }
 
 export class Form {
-  constructor(runtime, say) {
+  constructor(runtime) {
     this.runtime = runtime;
-    this.say = say;
     this.operations = [];
-    this.choice = make("select", { "aria-label": "Operation", onchange: () => this.draw() });
-    this.about = make("div", { class: "or-dim" });
+    this.devices = "";
+    const choice = id("operation");
+    this.choice = make("select", { id: choice, onchange: () => this.draw() });
+    this.about = make("p", { class: "or-dim" });
     this.fields = make("div", { class: "or-fields" });
+    this.rare = make("div", { class: "or-fields" });
+    this.more = make("details", {}, make("summary", {}, "More parameters"), this.rare);
     this.submit = make("button", { type: "submit", class: "or-button or-strong" }, "Run");
-    this.done = make("span", { class: "or-dim", role: "status" });
+    this.done = make("span", { role: "status" });
+    this.error = make("div", { class: "or-wrong", role: "alert", hidden: true });
     this.form = make(
       "form",
-      { onsubmit: (event) => this.run(event) },
-      make("div", { class: "or-line" }, this.choice, this.submit, this.done),
+      { novalidate: true, onsubmit: (event) => this.run(event) },
+      make("div", { class: "or-line" }, make("label", { class: "or-label", for: choice }, "Operation"), this.choice),
       this.about,
       this.fields,
+      this.more,
+      make("h5", {}, "How to run it"),
+      this.options(),
+      this.error,
+      make("div", { class: "or-line" }, this.submit, this.done),
     );
-    this.element = make("details", { class: "or-section" }, make("summary", {}, "Run an operation"), this.form);
+    this.empty = make("div", { class: "or-empty" }, "The runtime has not told its operations yet.");
+    this.element = make("details", { class: "or-section" }, make("summary", {}, "Run an operation"), this.form, this.empty);
+    show(this.form, false);
   }
 
-  update(operations) {
-    // Code is written in cells, and prompts with `%%openruntime ai`.
-    const offered = operations.filter((each) => !each.needs_execute && Object.keys(each.parameters_schema.properties ?? {}).length);
+  options() {
+    const device = { type: "string", default: "auto", enum: ["auto", "gpu", "cpu"], description: "Where to run it." };
+    this.device = new Field("device_preference", device, {});
+    this.device.element.querySelector(".or-label").textContent = "device";
+    this.settings = [this.device, ...Object.entries(OPTIONS).map(([name, schema]) => new Field(name, schema, {}))];
+    return make("div", { class: "or-fields" }, this.settings.map((field) => field.element));
+  }
+
+  update(operations, devices, tasks) {
+    this.follow(tasks);
+    this.offer(devices);
+    const offered = operations.filter((each) => !NOT_BY_HAND.has(each.name));
     if (offered.map((each) => each.name).join() === this.operations.map((each) => each.name).join()) return;
     this.operations = offered;
+    const chosen = this.choice.value;
     this.choice.replaceChildren(...offered.map((each) => make("option", { value: each.name }, spaced(each.name))));
+    if (offered.some((each) => each.name === chosen)) this.choice.value = chosen;
+    else if (offered.some((each) => each.name === "matrix_multiply")) this.choice.value = "matrix_multiply";
     this.draw();
+  }
+
+  /** The devices that there are can be chosen by their ids. */
+  offer(devices) {
+    const ids = devices.map((device) => device.id).join();
+    if (ids === this.devices) return;
+    this.devices = ids;
+    for (const { id: value, name } of devices) {
+      if (this.device.schema.enum.includes(value)) continue;
+      this.device.schema.enum.push(value);
+      this.device.input.append(make("option", { value }, `${value}: ${name}`));
+    }
   }
 
   draw() {
     const operation = this.operations.find((each) => each.name === this.choice.value);
     show(this.form, Boolean(operation));
+    show(this.empty, !operation);
     if (!operation) return;
     write(this.about, operation.summary);
     const root = operation.parameters_schema;
-    this.inputs = Object.entries(root.properties).map(([name, given]) => {
-      const schema = resolved(given, root);
-      const field = input(schema);
-      const usual = given.default == null ? "" : typeof given.default === "object" ? JSON.stringify(given.default) : String(given.default);
-      if (field.tagName !== "SELECT") field.placeholder = usual;
-      const label = make("label", { title: schema.description ?? "" }, make("span", {}, spaced(name)), field, make("small", { class: "or-dim" }, schema.description ?? ""));
-      return { name, schema, field, label };
-    });
-    this.fields.replaceChildren(...this.inputs.map((each) => each.label));
+    const all = Object.entries(root.properties ?? {}).map(([name, given]) => ({ field: new Field(name, given, root), rare: rare(given, root) }));
+    this.inputs = all.map((each) => each.field);
+    this.fields.replaceChildren(...all.filter((each) => !each.rare).map((each) => each.field.element));
+    this.rare.replaceChildren(...all.filter((each) => each.rare).map((each) => each.field.element));
+    show(this.more, this.rare.childElementCount > 0);
+    this.complain("");
     write(this.done, "");
+    this.task = null;
+  }
+
+  complain(text) {
+    write(this.error, text);
+    show(this.error, text !== "");
+  }
+
+  /** Show what is wrong beside the fields that it is about, and the rest above the button. */
+  refuse(problem) {
+    const rest = [];
+    for (const { field: where, problem: why } of problem.details ?? []) {
+      const name = where.replace(/^parameters\./, "").split(".")[0];
+      const field = (where.startsWith("parameters.") ? this.inputs : this.settings).find((each) => each.name === name);
+      if (field) field.complain(why);
+      else rest.push(why);
+    }
+    this.complain(problem.details?.length ? rest.join(" ") : problem.message);
+    this.lead();
+  }
+
+  /** Lead the keyboard to the first field that is wrong. */
+  lead() {
+    const wrong = [...this.inputs, ...this.settings].find((field) => field.wrong);
+    if (wrong && this.rare.contains(wrong.element)) this.more.open = true;
+    wrong?.input.focus();
+    return wrong;
   }
 
   async run(event) {
     event.preventDefault();
-    const parameters = {};
-    for (const { name, schema, field } of this.inputs) {
-      if (field.value.trim() === "") continue;
-      try {
-        parameters[name] = value(schema, field.value.trim());
-      } catch {
-        this.say(`${spaced(name)}: this is no JSON: write numbers, [lists] or {"names": values}`);
-        field.focus();
-        return;
-      }
-    }
+    this.complain("");
+    const values = (fields) => Object.fromEntries(fields.map((field) => [field.name, field.read()]).filter(([, value]) => value !== undefined));
+    const request = { operation: this.choice.value, parameters: values(this.inputs), ...values(this.settings) };
+    if (this.lead()) return;
     this.submit.disabled = true;
     try {
-      const task = await this.runtime.act("run", { operation: this.choice.value, parameters });
-      write(this.done, `${task.task_id} is ${task.status}`);
-      this.say("");
+      this.follow([(this.task = await this.runtime.act("run", request))]);
     } catch (problem) {
-      this.say(problem.message);
+      this.refuse(problem);
     } finally {
       this.submit.disabled = false;
     }
+  }
+
+  /** Say what becomes of the task that it has submitted. */
+  follow(tasks) {
+    const now = this.task && tasks.find((task) => task.task_id === this.task.task_id);
+    if (now) write(this.done, [called(now), spaced(now.status), how(now)].filter(Boolean).join(" · "));
   }
 }

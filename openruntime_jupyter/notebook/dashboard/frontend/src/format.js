@@ -1,15 +1,23 @@
-// Figures as people read them, in the words of the package's Python views.
+// Figures as people read them: with their units, in three digits, so that columns stay as wide as they are.
 
 const SIZES = ["bytes", "kB", "MB", "GB", "TB"];
 
-export function bytes(value) {
-  if (value == null) return "";
+function digits(value, least = 3) {
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(2);
+  return value.toLocaleString("en", { maximumSignificantDigits: 3, minimumSignificantDigits: least, useGrouping: true });
+}
+
+function scaled(value, least) {
   let power = 0;
-  while (value >= 1000 && power < SIZES.length - 1) {
+  while (value >= 999.5 && power < SIZES.length - 1) {
     value /= 1000;
     power += 1;
   }
-  return `${power === 0 ? Math.round(value) : value.toPrecision(3)} ${SIZES[power]}`;
+  return power === 0 ? `${Math.round(value)} ${SIZES[0]}` : `${digits(value, least)} ${SIZES[power]}`;
+}
+
+export function bytes(value) {
+  return value == null ? "" : scaled(value, 3);
 }
 
 export function percent(value) {
@@ -20,18 +28,38 @@ export function seconds(value) {
   if (value == null) return "";
   if (value < 1e-3) return `${Math.round(value * 1e6)} µs`;
   if (value < 1) return `${Math.round(value * 1e3)} ms`;
-  if (value < 60) return `${value.toPrecision(3)} s`;
-  const minutes = Math.floor(value / 60);
-  if (minutes < 60) return `${minutes} min ${Math.floor(value % 60)} s`;
-  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  if (value < 60) return `${digits(value)} s`;
+  return long(value);
 }
+
+/** Whole seconds, for what changes while one looks. */
+export function long(value) {
+  if (value == null) return "";
+  const whole = Math.max(0, Math.floor(value));
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes} min ${whole % 60} s`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+const TIME = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
 
 export function clock(timestamp) {
   if (!timestamp) return "";
   const at = new Date(timestamp);
-  const today = new Date().toDateString() === at.toDateString();
-  const time = at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  return today ? time : `${at.toLocaleDateString([], { month: "short", day: "numeric" })} ${time}`;
+  const time = at.toLocaleTimeString([], TIME);
+  return new Date().toDateString() === at.toDateString() ? time : `${day(at)} ${time}`;
+}
+
+/** An axis' time: as exact as its steps. */
+export function tick(at, step) {
+  if (step >= 86_400) return day(at);
+  return at.toLocaleTimeString([], { ...TIME, second: step < 60 ? "2-digit" : undefined });
+}
+
+export function day(at) {
+  return at.toLocaleDateString([], { month: "short", day: "numeric" });
 }
 
 export function figure(unit, value) {
@@ -39,7 +67,14 @@ export function figure(unit, value) {
   if (unit === "percent") return percent(value);
   if (unit === "bytes") return bytes(value);
   if (unit === "seconds") return seconds(value);
-  return Number.isInteger(value) ? String(value) : value.toPrecision(3);
+  return Number.isInteger(value) ? value.toLocaleString("en") : digits(value, 2);
+}
+
+/** A figure beside an axis, where trailing zeros are noise. */
+export function mark(unit, value) {
+  if (value === 0) return "0";
+  if (unit === "seconds") return value < 120 ? `${digits(value, 1)} s` : `${digits(value / 60, 1)} min`;
+  return unit === "bytes" ? scaled(value, 1) : figure(unit, value);
 }
 
 export function spaced(name) {

@@ -3,116 +3,205 @@ import uplotStyle from "uplot/dist/uPlot.min.css";
 import style from "./style.css";
 import { Charts } from "./charts.js";
 import { Devices } from "./devices.js";
-import { make, show, write } from "./dom.js";
+import { id, make, show, write } from "./dom.js";
 import { Form } from "./form.js";
+import { answered, unpacked } from "./history.js";
 import { Insights } from "./insights.js";
 import { Models } from "./models.js";
 import { Runtime } from "./runtime.js";
 import { Tasks } from "./tasks.js";
 
-const TIMEFRAMES = ["5m", "15m", "1h", "6h", "24h", "7d"];
+const TIMEFRAMES = { "5m": "5 min", "15m": "15 min", "1h": "1 h", "6h": "6 h", "24h": "24 h", "7d": "7 d" };
+/** Milliseconds without a word after which the kernel is taken for gone. */
 const SILENT = 6_000;
+/** Milliseconds after which charts are asked of the server, where the kernel is too busy to be told what is wanted. */
+const IMPATIENT = 1_500;
+
+/** A choice of which all is seen. */
+class Timeframe {
+  constructor(choose) {
+    const name = id("timeframe");
+    this.inputs = Object.entries(TIMEFRAMES).map(([value, label]) => ({ label, input: make("input", { type: "radio", name, value, onchange: () => choose(value) }) }));
+    this.element = make(
+      "fieldset",
+      { class: "or-choice" },
+      make("legend", { class: "or-hidden" }, "How far back the charts go"),
+      this.inputs.map(({ input, label }) => make("label", {}, input, make("span", {}, label))),
+    );
+  }
+
+  show(value) {
+    for (const { input } of this.inputs) input.checked = input.value === value;
+  }
+}
 
 class Page {
   constructor(model, el) {
     this.model = model;
+    this.view = id("view");
     this.runtime = new Runtime(model);
-    this.state = make("span", { class: "or-state" });
-    this.where = make("span", { class: "or-dim" });
-    this.banner = make("div", { class: "or-banner", role: "alert", hidden: true });
-    this.said = make("div", { class: "or-advice", role: "alert", hidden: true });
-    this.choice = make(
-      "select",
-      {
-        "aria-label": "How far back the charts go",
-        onchange: () => {
-          model.set("timeframe", this.choice.value);
-          model.save_changes();
-        },
-      },
-      TIMEFRAMES.map((name) => make("option", { value: name }, name)),
-    );
-    const say = (text) => {
-      write(this.said, text);
-      show(this.said, text !== "");
-    };
-    this.devices = new Devices();
-    this.charts = new Charts();
-    this.tasks = new Tasks(this.runtime, say);
-    this.models = new Models(this.runtime, say);
-    this.form = new Form(this.runtime, say);
-    this.insights = new Insights(this.runtime, () => this.choice.value);
-    this.element = make(
-      "div",
-      { class: "or-dashboard", role: "region", "aria-label": "OpenRuntime dashboard" },
-      make("style", {}, uplotStyle, style),
-      make("header", { class: "or-header" }, make("h3", {}, "OpenRuntime"), this.state, this.where, make("label", { class: "or-right" }, "the last ", this.choice)),
-      this.banner,
-      this.devices.element,
-      this.charts.element,
-      this.said,
-      this.tasks.element,
-      this.models.element,
-      this.form.element,
-      this.insights.element,
-    );
-    el.append(this.element);
     this.heard = Date.now();
-    this.watchers = { state: () => this.draw(), chart: () => this.chart(), change: () => this.tasks.change(model.get("change")), timeframe: () => this.chosen() };
-    for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
-    this.timer = setInterval(() => this.connection(), 1000);
+    this.parts();
+    el.append(this.element);
+    this.listen();
     this.chosen();
     this.draw();
     this.chart();
   }
 
-  chosen() {
-    this.choice.value = this.model.get("timeframe");
+  parts() {
+    this.state = make("span", { class: "or-state", role: "status" });
+    this.counts = make("span");
+    this.where = make("footer", { class: "or-dim" });
+    this.banner = make("div", { class: "or-banner", role: "alert", hidden: true });
+    this.said = make("div", { class: "or-banner", role: "alert", hidden: true });
+    this.live = make("div", { class: "or-hidden", role: "status", "aria-live": "polite" });
+    this.timeframe = new Timeframe((value) => {
+      this.model.set("timeframe", value);
+      this.model.save_changes();
+    });
+    const say = (text) => {
+      write(this.said, text);
+      show(this.said, text !== "");
+    };
+    const announce = (text) => write(this.live, text);
+    this.devices = new Devices();
+    this.charts = new Charts(announce);
+    this.tasks = new Tasks(this.runtime, say, announce);
+    this.models = new Models(this.runtime, say);
+    this.form = new Form(this.runtime);
+    this.insights = new Insights(this.runtime, () => this.model.get("timeframe"));
+    this.element = make(
+      "div",
+      { class: "or-dashboard", role: "region", "aria-label": "OpenRuntime dashboard" },
+      make("style", {}, uplotStyle, style),
+      make("header", { class: "or-header" }, make("h3", {}, "OpenRuntime"), this.state, this.counts, this.timeframe.element),
+      this.banner,
+      make("div", { class: "or-top" }, make("div", { class: "or-side" }, this.devices.element, this.models.element), this.charts.element),
+      this.said,
+      this.tasks.element,
+      this.form.element,
+      this.insights.element,
+      this.where,
+      this.live,
+    );
   }
 
+  listen() {
+    const { model } = this;
+    const draw = () => this.draw();
+    this.watchers = { chart: () => this.chart(), timeframe: () => this.chosen(), changes: () => model.get("changes").forEach((each) => this.tasks.change(each)) };
+    for (const name of ["where", "connection", "health", "devices", "tasks", "total", "models", "operations", "closed"]) this.watchers[name] = draw;
+    for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
+    this.timer = setInterval(() => this.second(), 1000);
+    // Jupyter's themes are colours of the body; a drawing has to be made anew for others.
+    this.theme = new MutationObserver(() => requestAnimationFrame(() => [this.charts, this.insights].forEach((each) => each.redraw())));
+    this.theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class", "data-theme"] });
+    // Jupyter's shortcuts of one letter would act on the cell, while somebody uses the keyboard here. Those with Ctrl or Cmd stay.
+    this.keys = (event) => this.element.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey));
+    window.addEventListener("keydown", this.keys, true);
+    this.seen(true);
+  }
+
+  /** The kernel stops to tell what nobody sees. */
+  seen(shown) {
+    if (this.model.comm_live !== false) this.model.send({ name: "view", said: { view: this.view, shown } });
+  }
+
+  /** Draw once for all that came together. */
   draw() {
-    const state = this.model.get("state");
     this.heard = Date.now();
-    this.runtime.look(state.health?.runtime);
-    write(this.where, [state.where, state.health && `version ${state.health.version}`].filter(Boolean).join(" · "));
-    this.devices.update(state.devices ?? []);
-    this.tasks.update(state.tasks ?? [], state.total ?? 0, state.devices);
-    this.models.update(state.models ?? []);
-    this.form.update(state.operations ?? []);
+    this.due ??= requestAnimationFrame(() => this.drawNow());
+  }
+
+  drawNow() {
+    this.due = null;
+    const get = (name) => this.model.get(name);
+    const health = get("health");
+    this.runtime.look(health.runtime);
+    this.tasks.clock(health.timestamp);
+    write(this.where, [get("where"), health.version && `version ${health.version}`].filter(Boolean).join(" · "));
+    write(this.counts, health.metrics ? `${health.metrics.active_tasks} running · ${health.metrics.pending_tasks} waiting` : "");
+    this.devices.update(get("devices"));
+    this.tasks.update(get("tasks"), get("total"), get("devices"));
+    this.models.update(get("models"));
+    this.form.update(get("operations"), get("devices"), this.tasks.tasks);
     this.connection();
   }
 
+  chosen() {
+    const timeframe = this.model.get("timeframe");
+    this.timeframe.show(timeframe);
+    this.charts.element.setAttribute("aria-busy", String(this.charted !== timeframe));
+    clearTimeout(this.wait);
+    this.wait = setTimeout(() => this.ask(), IMPATIENT);
+  }
+
   chart() {
-    const chart = this.model.get("chart");
     this.heard = Date.now();
-    const gpu = (this.model.get("state").devices ?? []).some((device) => device.type === "gpu");
-    if (chart?.numbers) this.charts.update(chart, gpu);
+    const chart = this.model.get("chart");
+    // While the kernel is busy it goes on with the timeframe before.
+    if (chart?.numbers && (chart.timeframe === this.model.get("timeframe") || !this.charted)) this.plot(unpacked(chart));
+  }
+
+  plot(history) {
+    this.charted = history.timeframe;
+    this.charts.element.setAttribute("aria-busy", String(this.charted !== this.model.get("timeframe")));
+    this.charts.update(history, this.model.get("devices").some((device) => device.type === "gpu"));
+  }
+
+  /** Have the charts from the server itself, as long as the kernel does not send those that are wanted. */
+  async ask() {
+    const timeframe = this.model.get("timeframe");
+    if (this.model.get("chart")?.timeframe === timeframe || !this.runtime.base) return;
+    try {
+      const history = await this.runtime.ask("GET", `metrics/history?timeframe=${timeframe}&points=300`);
+      if (this.model.get("timeframe") === timeframe && this.model.get("chart")?.timeframe !== timeframe) this.plot(answered(history));
+    } catch {
+      // The state of the connection is told elsewhere.
+    }
+    clearTimeout(this.wait);
+    this.wait = setTimeout(() => this.ask(), 2 * IMPATIENT);
+  }
+
+  second() {
+    this.tasks.tick();
+    this.connection();
   }
 
   /** Say what is wrong: the runtime, the way to it, or the kernel. */
   connection() {
-    const { connection, health, closed } = this.model.get("state");
+    const health = this.model.get("health");
+    const connection = this.model.get("connection");
     const gone = this.model.comm_live === false;
     const silent = Date.now() - this.heard > SILENT;
     let text = "";
-    let state = health?.status ?? "connecting";
-    if (closed) [state, text] = ["closed", "This dashboard was closed: run its cell again."];
-    else if (gone || (silent && health)) {
+    let state = health.status ?? "connecting";
+    if (this.model.get("closed")) [state, text] = ["closed", "This dashboard was closed. Run its cell again to see what is there now."];
+    else if (gone || silent) {
       const since = new Date(this.heard).toLocaleTimeString();
-      [state, text] = ["kernel gone", `Nothing was heard of the kernel since ${since}: what is shown is of then. If the kernel was restarted, run this cell again.`];
-    } else if (connection && !connection.live) {
+      state = "kernel gone";
+      text = `Nothing was heard of the kernel since ${since}: what is shown is of then. Tasks on a server go on. Once there is a kernel again, run this cell again.`;
+    } else if (connection.live === false) {
       [state, text] = ["reconnecting", `The runtime does not answer, and is asked again: ${connection.reason}`];
-    } else if (health?.problems?.length) text = health.problems.join(" ");
+    } else if (health.problems?.length) text = health.problems.join(" ");
     write(this.state, state);
     this.state.dataset.state = state;
+    this.element.dataset.state = state;
     write(this.banner, text);
     show(this.banner, text !== "");
   }
 
   close() {
     clearInterval(this.timer);
+    clearTimeout(this.wait);
+    if (this.due) cancelAnimationFrame(this.due);
+    this.theme.disconnect();
+    window.removeEventListener("keydown", this.keys, true);
     for (const [name, call] of Object.entries(this.watchers)) this.model.off(`change:${name}`, call);
     this.charts.close();
+    this.insights.close();
+    this.seen(false);
     this.runtime.close();
   }
 }

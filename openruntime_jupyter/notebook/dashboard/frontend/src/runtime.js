@@ -1,6 +1,15 @@
 // How the page reaches the runtime: by the server that the page came from where that is the runtime's own, else through the kernel.
 
 const TIMEOUT = 20_000;
+const AGAIN = ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit"];
+
+/** The runtime says no: why, and what is wrong with which field. */
+export class Refused extends Error {
+  constructor(message, details) {
+    super(message);
+    this.details = details ?? [];
+  }
+}
 
 export class Runtime {
   constructor(model) {
@@ -15,6 +24,7 @@ export class Runtime {
 
   close() {
     this.model.off("msg:custom", this.heard);
+    for (const { timer } of this.waiting.values()) clearTimeout(timer);
   }
 
   /** Whether this page's server runs `runtime`: then buttons work while the kernel is busy. */
@@ -35,13 +45,19 @@ export class Runtime {
   async ask(method, path, body) {
     const cookie = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]+)/);
     const headers = { "Content-Type": "application/json", ...(cookie ? { "X-XSRFToken": decodeURIComponent(cookie[1]) } : {}) };
-    const answer = await fetch(new URL(path, this.base), {
-      method,
-      headers,
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
-    const said = await answer.json();
-    if (!answer.ok) throw new Error(said.error ?? `status ${answer.status}`);
+    let answer;
+    try {
+      answer = await fetch(new URL(path, this.base), { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    } catch {
+      throw new Refused("the server does not answer: try again when the dashboard says that it is back");
+    }
+    let said;
+    try {
+      said = await answer.json();
+    } catch {
+      throw new Refused(`the server answered with status ${answer.status} and without a reason`);
+    }
+    if (!answer.ok) throw new Refused(said.error ?? said.message ?? `the server answered with status ${answer.status}`, said.data?.details);
     return said;
   }
 
@@ -54,16 +70,15 @@ export class Runtime {
     const task = said.id && `tasks/${encodeURIComponent(said.id)}`;
     if (name === "cancel") return this.ask("DELETE", task);
     if (name === "priority") return this.ask("PATCH", task, { priority: said.priority });
-    if (name === "output") return this.ask("GET", `${task}/output`);
+    if (name === "task") return this.ask("GET", `${task}?parameters=false`);
+    if (name === "output") return this.ask("GET", `${task}/output?since=${said.since ?? 0}`);
     if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(said.name)}`);
     if (name === "insights") return this.ask("POST", "ai/insights", said);
     if (name === "run") return this.ask("POST", "tasks", { ...said, origin: "notebook", wait: false });
     if (name !== "again") throw new Error(`there is no action ${name}`);
     const before = await this.ask("GET", task);
     const request = { wait: false, origin: "notebook" };
-    for (const field of ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit"]) {
-      if (before[field] != null) request[field] = before[field];
-    }
+    for (const field of AGAIN) if (before[field] != null) request[field] = before[field];
     return this.ask("POST", "tasks", request);
   }
 
@@ -72,7 +87,7 @@ export class Runtime {
       const number = ++this.number;
       const timer = setTimeout(() => {
         this.waiting.delete(number);
-        reject(new Error("the kernel does not answer: it may be busy with a cell. Try again when that has ended"));
+        reject(new Refused("the kernel does not answer: it may be busy with a cell. Try again when that has ended"));
       }, TIMEOUT);
       this.waiting.set(number, { resolve, reject, timer });
       this.model.send({ number, name, said });
@@ -84,7 +99,7 @@ export class Runtime {
     if (!waiting) return;
     clearTimeout(waiting.timer);
     this.waiting.delete(message.number);
-    if (message.error) waiting.reject(new Error(message.error));
+    if (message.error) waiting.reject(new Refused(message.error, message.details));
     else waiting.resolve(message.answer);
   }
 }

@@ -1,0 +1,136 @@
+// What lies below a task's row when it is opened: post-mortem, result, output as it comes, and the facts of it.
+import { facts, make, show, write } from "./dom.js";
+import { bytes, clock, figure, spaced } from "./format.js";
+import { end, live, signal, stage } from "./words.js";
+
+const MOST = 20_000;
+
+function text(label, content) {
+  return make("section", {}, make("h5", {}, label), make("pre", { tabindex: 0, "aria-label": label }, content));
+}
+
+function postMortem(task, output) {
+  const failure = task.failure;
+  if (!failure) return null;
+  return make(
+    "section",
+    { class: "or-post-mortem" },
+    make("h5", {}, "Post-mortem"),
+    make("p", {}, failure.message),
+    facts([
+      ["cause", end(failure.kind)],
+      ["signal", signal(failure.signal)],
+      ["exit code", failure.exit_code],
+      ["peak memory", bytes(failure.peak_memory)],
+      ["stopped", stage(task.cancel_stage)],
+      ["attempts", task.attempt > 1 ? `${task.attempt} of ${task.retries + 1}` : null],
+    ]),
+    failure.traceback ? text("Traceback", failure.traceback) : null,
+    failure.last_output && !output.includes(failure.last_output.trim()) ? text("Last words of the worker", failure.last_output) : null,
+  );
+}
+
+function shown(name, value) {
+  if (typeof value === "number") return figure(/(^|_)seconds|_s$/.test(name) ? "seconds" : "", value);
+  const parts = value && typeof value === "object" && !Array.isArray(value) ? Object.entries(value) : [];
+  // Such as the spread of a time: min, median, max.
+  if (parts.length && parts.every(([, each]) => typeof each === "number")) return parts.map(([part, each]) => `${part} ${shown(name, each)}`).join(" · ");
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** What it gave; what it has shown already, as a prompt's answer, is not said twice. */
+function result(task, output) {
+  const found = task.result;
+  if (!found) return null;
+  const entries = Object.entries(found.output).filter(([, value]) => value != null && !["{}", "[]"].includes(JSON.stringify(value)) && !(typeof value === "string" && value.trim() !== "" && output.includes(value.trim())));
+  const small = entries.filter(([name, value]) => shown(name, value).length <= 140);
+  const large = entries.filter((entry) => !small.includes(entry));
+  const arrays = found.arrays.map((each) => `${each.dtype} ${each.shape.join(" × ")}, ${bytes(each.bytes)}`);
+  if (!entries.length && !arrays.length) return null;
+  return make(
+    "section",
+    {},
+    make("h5", {}, "Result"),
+    facts([...small.map(([name, value]) => [spaced(name.replace(/_s$/, "")), shown(name, value)]), ["arrays", arrays.join("; ")]]),
+    large.map(([name, value]) => text(spaced(name), (typeof value === "string" ? value : JSON.stringify(value, null, 1)).slice(0, MOST))),
+  );
+}
+
+function about(task, device) {
+  const metrics = task.performance_metrics ?? {};
+  const megabytes = (value) => (value == null ? null : bytes(value * 1e6));
+  return make(
+    "section",
+    {},
+    make("h5", {}, "Task"),
+    facts([
+      ["id", make("code", {}, task.task_id)],
+      ["operation", task.operation],
+      ["submitted", clock(task.submitted_at)],
+      ["started", clock(task.started_at)],
+      ["ended", clock(task.finished_at)],
+      ["device", device],
+      ["worker's memory", megabytes(metrics.peak_memory_mb)],
+      ["MLX's memory", metrics.memory_used_mb ? megabytes(metrics.memory_used_mb) : null],
+      ["priority", task.priority],
+      ["who", [task.owner, task.origin && `from ${task.origin}`].filter(Boolean).join(", ")],
+    ]),
+  );
+}
+
+export class Details {
+  constructor(runtime) {
+    this.runtime = runtime;
+    this.since = 0;
+    this.text = "";
+    this.busy = false;
+    this.now = make("div", { class: "or-parts" });
+    this.pre = make("pre", { tabindex: 0, "aria-label": "Output" });
+    this.pictures = make("div");
+    this.note = make("div", { class: "or-dim" }, "…");
+    const output = make("section", {}, make("h5", {}, "Output"), this.pre, this.pictures, this.note);
+    this.element = make("div", { class: "or-details" }, this.now, output);
+    show(this.pre, false);
+  }
+
+  /** Bring it up to the task as it is now. */
+  async update(task, device) {
+    if (this.busy) return;
+    const again = this.ended !== task.status;
+    if (!again && !live(task)) return;
+    this.busy = true;
+    try {
+      await this.output(task);
+      if (again) {
+        const whole = task.status === "completed" ? await this.runtime.act("task", { id: task.task_id }) : task;
+        this.now.replaceChildren(...[postMortem(whole, this.text), result(whole, this.text), about(whole, device)].filter(Boolean));
+      }
+      this.ended = task.status;
+    } catch (problem) {
+      write(this.note, problem.message);
+      show(this.note, true);
+    } finally {
+      this.busy = false;
+    }
+  }
+
+  async output(task) {
+    const output = await this.runtime.act("output", { id: task.task_id, since: this.since });
+    this.since = output.next;
+    for (const item of output.items) this.add(item);
+    const low = this.pre.scrollHeight - this.pre.scrollTop - this.pre.clientHeight < 8;
+    write(this.pre, this.text);
+    show(this.pre, this.text.trim() !== "");
+    if (low) this.pre.scrollTop = this.pre.scrollHeight;
+    const nothing = this.text.trim() === "" && !this.pictures.childElementCount;
+    write(this.note, output.truncated ? "It has shown more than is kept." : nothing ? (live(task) ? "Nothing yet." : "It has shown nothing.") : "");
+    show(this.note, this.note.textContent !== "");
+  }
+
+  add(item) {
+    const picture = item.data?.["image/png"];
+    const words = [item.data?.["text/plain"] ?? ""].flat().join("");
+    if (picture) this.pictures.append(make("img", { src: `data:image/png;base64,${[picture].flat().join("")}`, alt: words || "picture that the task has shown" }));
+    else this.text = (this.text + (item.text ?? `${words}\n`)).slice(-MOST);
+  }
+}

@@ -1,0 +1,67 @@
+// What all drawings have in common: colours of the theme, axes, and uPlot.
+import uPlot from "uplot";
+import { mark, tick } from "./format.js";
+
+const FALLBACK = { brand: "#1976d2", warn: "#ef6c00", success: "#2e7d32", error: "#c62828" };
+const FONT = "11px system-ui, sans-serif";
+const AXIS = 56;
+
+/** A colour of the theme. */
+export function hue(element, name) {
+  return getComputedStyle(element).getPropertyValue(`--jp-${name}-color1`).trim() || FALLBACK[name];
+}
+
+const brush = document.createElement("canvas").getContext("2d");
+
+/** The same colour, as thin as `alpha` (two hexadecimal digits) says. */
+export function thin(colour, alpha) {
+  brush.fillStyle = "#888888";
+  brush.fillStyle = colour;
+  return brush.fillStyle.startsWith("#") ? brush.fillStyle + alpha : brush.fillStyle;
+}
+
+/** The colours that a drawing in `element` depends on: when they change, it is drawn anew. */
+export function theme(element) {
+  return [getComputedStyle(element).color, ...Object.keys(FALLBACK).map((name) => hue(element, name))].join();
+}
+
+function range(unit) {
+  if (unit === "percent") return [0, 100];
+  return (_, __, most) => [0, Math.max(unit === "bytes" ? 1e6 : 1, (most ?? 0) * 1.1)];
+}
+
+/** Draw `data` (times and columns) as uPlot's `series` into `place`. */
+export function draw(place, { unit, height, series, data, span, ...more }) {
+  const ink = getComputedStyle(place).color;
+  const grid = { stroke: "rgba(128,128,128,.16)", width: 1 };
+  const axis = { stroke: ink, grid, ticks: { show: false }, font: FONT };
+  return new uPlot(
+    {
+      width: Math.max(120, place.clientWidth),
+      height,
+      legend: { show: false },
+      padding: [6, 10, 0, 0],
+      scales: { x: { range: () => span() }, y: { range: range(unit) } },
+      axes: [
+        {
+          ...axis,
+          space: 46,
+          size: 22,
+          values: (_, values, __, ___, step) => values.map((value) => tick(new Date(value * 1000), step)),
+        },
+        {
+          ...axis,
+          size: AXIS,
+          space: 28,
+          gap: 6,
+          incrs: unit === "percent" ? [50] : unit === "tasks" ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] : undefined,
+          values: (_, values) => values.map((value) => mark(unit, value)),
+        },
+      ],
+      series: [{}, ...series],
+      ...more,
+    },
+    data,
+    place,
+  );
+}

@@ -1,0 +1,70 @@
+// What the table says of a task.
+import { clock, long, seconds } from "./format.js";
+
+export const SIGNS = {
+  pending: "◌",
+  running: "▶",
+  completed: "✓",
+  failed: "✗",
+  cancelled: "⊘",
+  timed_out: "⏱",
+  interrupted: "⚡",
+};
+const SIGNALS = { 2: "SIGINT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM" };
+const ENDS = {
+  raised: "the task raised",
+  worker_died: "its worker died",
+  timed_out: "out of time",
+  memory: "too much memory",
+  not_started: "it could not be started",
+  cancelled: "cancelled",
+  interrupted: "its runtime ended",
+};
+const STAGES = {
+  queue: "before it had started",
+  interrupt: "by an interrupt",
+  terminate: "by ending its process",
+  kill: "by killing its process",
+};
+
+export function live(task) {
+  return task.status === "pending" || task.status === "running";
+}
+
+export function called(task) {
+  return task.name ?? task.operation;
+}
+
+export function signal(number) {
+  return number == null ? null : SIGNALS[number] ? `${number} (${SIGNALS[number]})` : String(number);
+}
+
+export function end(kind) {
+  return ENDS[kind] ?? kind;
+}
+
+export function stage(name) {
+  return name && (STAGES[name] ?? name);
+}
+
+/** The line below its name: how far it is, what it waits for, or what went wrong. */
+export function how(task) {
+  if (task.status === "pending") {
+    const place = task.position && (task.position === 1 ? "next in line" : `${task.position}. in line`);
+    const start = task.estimated_start ? `starts about ${clock(task.estimated_start)}` : "";
+    return [place, task.waiting_for && `waits for ${task.waiting_for}`, start].filter(Boolean).join(" · ");
+  }
+  const progress = task.progress;
+  if (task.status === "running" && progress) {
+    const done = progress.total ? `${Math.floor((100 * progress.n) / progress.total)} %` : String(progress.n);
+    const left = progress.remaining != null ? `${long(progress.remaining)} left` : "";
+    return [done, progress.message, left].filter(Boolean).join(" · ");
+  }
+  return task.error ?? "";
+}
+
+/** How long it has run; `now` is the runtime's time in milliseconds. */
+export function ran(task, now) {
+  if (task.status === "running" && task.started_at) return long((now - Date.parse(task.started_at)) / 1000);
+  return seconds(task.execution_time);
+}
