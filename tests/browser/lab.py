@@ -1,14 +1,16 @@
-"""JupyterLab in a real, headless Chromium: what the browser tests have in common."""
+"""JupyterLab and Notebook 7 in a real, headless Chromium: what the browser tests have in common."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from playwright.async_api import ConsoleMessage, Page, async_playwright
 from playwright.async_api import TimeoutError as TookTooLong
@@ -25,6 +27,11 @@ ERRORS = """() => ['stderr', 'error'].flatMap(kind =>
     [...document.querySelectorAll(`.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.${kind}"]`)]
 ).map(node => node.innerText.trim())"""
 SECONDS = 120
+OURS = re.compile("openruntime|or-dashboard|blob:", re.IGNORECASE)
+"""What says that an error of the page is ours: our addresses, and the dashboard's module, which is loaded from a blob."""
+
+App = Literal["lab", "notebook7"]
+APPS: tuple[App, ...] = ("lab", "notebook7")
 
 
 def chromium() -> str:
@@ -36,21 +43,27 @@ def chromium() -> str:
 
 @dataclass
 class Notebook:
-    """A notebook that is open in JupyterLab."""
+    """A notebook that is open in JupyterLab or Notebook 7."""
 
     page: Page
     console: list[str] = field(default_factory=list)
-    """Errors of the page and its console."""
+    """Errors of the page and its console, with where they come from."""
+    expected: list[str] = field(default_factory=list)
+    """Parts of errors that a test provokes."""
 
     def listen(self) -> None:
         """Remember what the page complains about."""
 
         def heard(message: ConsoleMessage) -> None:
             if message.type == "error":
-                self.console.append(message.text)
+                self.console.append(f"{message.text} ({message.location.get('url', '')})")
 
         self.page.on("console", heard)
-        self.page.on("pageerror", lambda problem: self.console.append(str(problem)))
+        self.page.on("pageerror", lambda problem: self.console.append(f"{problem} {problem.stack or ''}"))
+
+    def ours(self) -> list[str]:
+        """The errors of the page that are ours, and that no test has provoked."""
+        return [line for line in self.console if OURS.search(line) and not any(part in line for part in self.expected)]
 
     async def idle(self) -> None:
         """Wait until the kernel is there and idle."""
@@ -78,7 +91,7 @@ class Notebook:
                 return
             except TookTooLong:  # Lab loses one that comes while the connection to the kernel is made, and empties the prompts
                 continue
-        raise AssertionError("Lab did not run the cells")
+        raise AssertionError("the page did not run the cells")
 
     async def run_all(self) -> None:
         """Run every cell, to the end."""
@@ -95,8 +108,11 @@ class Notebook:
 
 
 @asynccontextmanager
-async def opened(server: Server, name: str) -> AsyncIterator[Notebook]:
-    """A notebook of the server's folder in a workspace of its own; a picture is left beside it if the test fails."""
+async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[Notebook]:
+    """A notebook of the server's folder, in Lab in a workspace of its own.
+
+    At its end there was no error of ours in the page or its console. A picture is left beside it if the test fails.
+    """
     flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium(), args=flags)
@@ -104,10 +120,12 @@ async def opened(server: Server, name: str) -> AsyncIterator[Notebook]:
         notebook = Notebook(page)
         notebook.listen()
         try:
-            await page.goto(f"{server.root}/lab/workspaces/{uuid.uuid4().hex[:8]}/tree/{name}?token={server.token}")
+            place = f"lab/workspaces/{uuid.uuid4().hex[:8]}/tree" if app == "lab" else "notebooks"
+            await page.goto(f"{server.root}/{place}/{name}?token={server.token}")
             await page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=SECONDS * 1000)
             await notebook.idle()
             yield notebook
+            assert notebook.ours() == []
         except BaseException:
             await page.screenshot(path=server.home.path / f"{name}.png")
             raise

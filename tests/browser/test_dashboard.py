@@ -1,4 +1,4 @@
-"""The dashboard in JupyterLab: live while a cell computes, its buttons work while one blocks, and it comes back after a reload."""
+"""The dashboard in JupyterLab and Notebook 7: live while a cell computes, its buttons work while one blocks, and it comes back."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Locator, Page, expect
 
-from tests.browser.lab import LAB, Notebook, opened
+from tests.browser.lab import APPS, LAB, App, Notebook, opened
 from tests.browser.test_quickstart import named, new_notebook, until
 from tests.support import Home, Server, running_server
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 SHOW = "%load_ext openruntime_jupyter\n%openruntime dashboard"
 BLOCK = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.05)"
+DIE = "import os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+SECONDS = 120_000
+"""Milliseconds that anything may take on a slow machine."""
 OVERFLOW = """() => {
     const dashboard = document.querySelector('.or-dashboard');
     const right = dashboard.getBoundingClientRect().right + 1;
-    return [...dashboard.querySelectorAll('*')]
-        .filter(each => each.getClientRects().length && !each.closest('.or-scroll') && each.getBoundingClientRect().right > right)
-        .map(each => `${each.tagName} ${each.className} ${each.textContent.slice(0, 40)}`);
+    const seen = each => each.getClientRects().length && !each.closest('.or-hidden, thead, pre, .u-wrap');
+    const wide = [...dashboard.querySelectorAll('*')].filter(each => seen(each) && each.getBoundingClientRect().right > right);
+    const cut = [...dashboard.querySelectorAll('button, td, th, h3, h4, dt, dd, label, legend, .or-state')]
+        .filter(each => seen(each) && each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).overflow !== 'visible');
+    const own = dashboard.scrollWidth > dashboard.clientWidth + 1 ? [dashboard] : [];
+    return [...wide, ...cut, ...own].map(each => `${each.tagName} ${each.className} ${each.textContent.slice(0, 40)}`);
 }"""
+
+DRAWN = """() => [...document.querySelectorAll('.or-dashboard .uplot')].every(plot =>
+    !plot.parentElement.clientWidth || Math.abs(plot.offsetWidth - plot.parentElement.clientWidth) < 2)"""
+"""Whether the charts are as wide as their places."""
 
 
 @pytest.fixture(scope="module")
@@ -33,79 +43,228 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-async def picture(notebook: Notebook) -> bytes:
-    """The pixels of the chart of the queue."""
-    found: bytes = await notebook.page.locator(".or-chart", has_text="Queue").locator("canvas").screenshot()
-    return found
+async def changes(chart: Locator, what: str) -> None:
+    """Wait until the pixels of a chart are others."""
+    before = await chart.screenshot()
+    deadline = asyncio.get_running_loop().time() + 90
+    while await chart.screenshot() == before:
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.2)
 
 
-def test_it_is_live_and_its_buttons_work_while_a_cell_blocks(server: Server) -> None:
-    new_notebook(server, "live.ipynb", SHOW, BLOCK)
+def queue(page: Page) -> Locator:
+    return page.get_by_label("Queue", exact=True).locator("canvas")
+
+
+def rows(page: Page, name: str) -> Locator:
+    return page.locator(".or-tasks tbody").filter(has=page.locator("strong", has_text=re.compile(f"^{name}$")))
+
+
+async def live(page: Page) -> None:
+    """Wait until the dashboard shows the runtime as it is."""
+    await expect(page.locator(".or-header")).to_contain_text("healthy", timeout=SECONDS)
+    await expect(page.locator(".or-cards .or-card").first).to_contain_text("memory", timeout=SECONDS)
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_it_is_live_and_its_buttons_work_while_a_cell_blocks(server: Server, app: App) -> None:
+    new_notebook(server, f"live-{app}.ipynb", SHOW, BLOCK.replace("endless", f"endless-{app}"))
 
     async def story() -> None:
-        async with opened(server, "live.ipynb") as notebook:
+        async with opened(server, f"live-{app}.ipynb", app) as notebook:
             page = notebook.page
             await notebook.start_all()
-            await until(lambda: bool(named(server, "endless", "running")), 30, "the task runs")
-            row = page.locator(".or-tasks tbody", has_text="endless")
-            await expect(row).to_contain_text("running", timeout=10_000)
-            await expect(page.locator(".or-header")).to_contain_text("healthy")
-            before = await picture(notebook)
-            await page.wait_for_timeout(2500)
-            assert await picture(notebook) != before, "the chart changes while the cell computes"
-            await row.get_by_role("button", name="Show output and details").click()
-            await expect(row.locator("pre")).to_contain_text("it runs", timeout=5_000)
-            await row.get_by_role("button", name="Stop this task").click()
-            await until(lambda: bool(named(server, "endless", "cancelled")), 5, "the task is cancelled, though the kernel is busy")
-            await expect(row).to_contain_text("cancelled", timeout=5_000)
+            await until(lambda: bool(named(server, f"endless-{app}", "running")), 150, "the task runs")
+            await live(page)
+            row = rows(page, f"endless-{app}")
+            await expect(row).to_contain_text("running", timeout=SECONDS)
+            await changes(queue(page), "the chart changes while the cell computes")
+            await row.get_by_role("button", name="Details and output").click()
+            await expect(row.locator("pre")).to_contain_text("it runs", timeout=SECONDS)
+            await page.get_by_role("radio", name="1 h", exact=True).check()
+            await expect(page.get_by_role("group", name="Charts", exact=True)).to_have_attribute("aria-busy", "false", timeout=SECONDS)
+            await row.get_by_role("button", name=f"Cancel endless-{app}").click()
+            await until(lambda: bool(named(server, f"endless-{app}", "cancelled")), 60, "the task is cancelled, though the kernel is busy")
+            await expect(row).to_contain_text("cancelled", timeout=SECONDS)
+            await expect(row.get_by_role("button", name=f"Retry endless-{app}")).to_be_visible()
             await notebook.done()
-            assert [line for line in notebook.console if "openruntime" in line.lower() or "or-" in line] == []
 
     asyncio.run(story())
 
 
-def test_it_comes_back_after_a_reload_and_says_when_the_kernel_is_gone(server: Server) -> None:
-    new_notebook(server, "reload.ipynb", SHOW, "print('ready')")
+@pytest.mark.parametrize("app", APPS)
+def test_it_comes_back_after_a_reload_and_says_when_the_kernel_is_gone(server: Server, app: App) -> None:
+    new_notebook(server, f"reload-{app}.ipynb", SHOW, "print('ready')")
 
     async def story() -> None:
-        async with opened(server, "reload.ipynb") as notebook:
+        async with opened(server, f"reload-{app}.ipynb", app) as notebook:
             page = notebook.page
             await notebook.run_all()
-            await expect(page.locator(".or-card")).to_contain_text("memory", timeout=10_000)
-            await notebook.menu("File", "Save Notebook")
-            await page.wait_for_timeout(1000)
+            await live(page)
+            async with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
+                await page.keyboard.press("Control+s")
             await page.reload()
-            await expect(page.locator(".or-card")).to_contain_text("memory", timeout=60_000)
-            await expect(page.locator(".or-header")).to_contain_text("healthy", timeout=10_000)
-            before = await picture(notebook)
-            await page.wait_for_timeout(2500)
-            assert await picture(notebook) != before, "it is live again"
+            await live(page)
+            await changes(queue(page), "it is live again")
+            await notebook.idle()
             await notebook.menu("Kernel", "Shut Down Kernel")
-            await expect(page.locator(".or-header")).to_contain_text(re.compile("kernel gone"), timeout=15_000)
-            await expect(page.locator(".or-banner")).to_contain_text("run this cell again")
+            await expect(page.locator(".or-header")).to_contain_text("kernel gone", timeout=SECONDS)
+            await expect(page.get_by_role("alert").first).to_contain_text("run this cell again")
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_it_fits_a_narrow_panel_and_a_form_runs_an_operation(server: Server, dark: bool) -> None:
+def test_it_fits_a_wide_page_and_a_narrow_panel_with_everything_open(server: Server, dark: bool) -> None:
     new_notebook(server, f"narrow{dark}.ipynb", SHOW)
+    server.submit("python", {"code": "print('x' * 200)\n{}['a key that is not there']"}, name="a task with a long name " * 4)
 
     async def story() -> None:
         async with opened(server, f"narrow{dark}.ipynb") as notebook:
             page = notebook.page
-            if dark:
-                await notebook.menu("Settings", "Theme", "JupyterLab Dark")
+            await notebook.menu("Settings", "Theme", "JupyterLab Dark" if dark else "JupyterLab Light")
             await notebook.run_all()
-            await expect(page.locator(".or-card")).to_contain_text("memory", timeout=10_000)
-            await page.get_by_text("Run an operation").click()
-            await page.get_by_label("Operation").select_option("matrix_multiply")
-            await page.locator(".or-fields label", has_text=re.compile("^size")).locator("input").fill("32")
-            await page.get_by_role("button", name="Run", exact=True).click()
-            await expect(page.locator(".or-tasks")).to_contain_text("matrix_multiply", timeout=20_000)
+            await live(page)
+            light = await page.evaluate("document.body.dataset.jpThemeLight")
+            assert light == ("false" if dark else "true")
+            await page.get_by_role("button", name="Post-mortem").first.click()
+            await expect(page.locator(".or-details")).to_contain_text("KeyError", timeout=SECONDS)
+            await page.get_by_text("Run an operation", exact=True).click()
+            await page.get_by_text("Insights", exact=True).click()
+            await expect(page.locator(".or-findings li").first).to_be_visible(timeout=SECONDS)
             await page.keyboard.press("Control+b")  # without the file browser
-            await page.set_viewport_size({"width": 480, "height": 1600})
-            await page.wait_for_timeout(1000)
-            assert await page.evaluate(OVERFLOW) == []
+            for width in (1280, 800, 480):
+                await page.set_viewport_size({"width": width, "height": 1600})
+                await expect(page.locator(".or-header")).to_be_visible()
+                await settled(page)
+                assert await page.evaluate(OVERFLOW) == [], width
 
     asyncio.run(story())
+
+
+async def settled(page: Page) -> None:
+    """Wait until what is drawn has followed a change of the page's width."""
+    await page.wait_for_timeout(500)
+    await page.wait_for_function(DRAWN, timeout=SECONDS)
+
+
+def test_the_form_runs_an_operation_and_shows_what_is_wrong_beside_its_field(server: Server) -> None:
+    new_notebook(server, "form.ipynb", SHOW)
+
+    async def story() -> None:
+        async with opened(server, "form.ipynb") as notebook:
+            notebook.expected.append("422")
+            page = notebook.page
+            await notebook.run_all()
+            await live(page)
+            await page.get_by_text("Run an operation", exact=True).click()
+            form = page.locator(".or-dashboard form")
+            await form.get_by_label("Operation", exact=True).select_option("matrix_multiply")
+            field = form.locator(".or-field").filter(has=page.get_by_label("size", exact=True))
+            size = field.get_by_label("size", exact=True)
+            run = form.get_by_role("button", name="Run", exact=True)
+            await size.fill("-5")
+            await run.click()
+            await expect(field.get_by_role("alert")).to_have_text("It must be a whole number from 1 to 65,536.")
+            await expect(size).to_be_focused()
+            await expect(size).to_have_attribute("aria-invalid", "true")
+            await size.fill("")
+            await form.get_by_label("m", exact=True).fill("8")
+            await run.click()
+            await expect(form.locator("> .or-wrong")).to_contain_text("m, n and k go together", timeout=SECONDS)
+            await form.get_by_label("m", exact=True).fill("")
+            await size.fill("32")
+            await form.get_by_label("name", exact=True).fill("by the form")
+            await form.get_by_label("priority", exact=True).fill("7")
+            await run.click()
+            await expect(rows(page, "by the form")).to_contain_text("completed", timeout=SECONDS)
+            await expect(form.get_by_role("status")).to_contain_text("completed", timeout=SECONDS)
+
+    asyncio.run(story())
+    (task,) = named(server, "by the form", "completed")
+    assert (task["operation"], task["priority"], task["origin"]) == ("matrix_multiply", 7, "notebook")
+
+
+def test_a_dead_worker_has_a_post_mortem_and_its_task_is_run_again_by_the_keyboard(server: Server) -> None:
+    new_notebook(server, "dead.ipynb", SHOW)
+    server.submit("python", {"code": DIE}, name="it dies")
+
+    async def story() -> None:
+        async with opened(server, "dead.ipynb") as notebook:
+            page = notebook.page
+            await notebook.run_all()
+            await live(page)
+            row = rows(page, "it dies").first
+            opens = row.get_by_role("button", name="Post-mortem")
+            await opens.focus()
+            await page.keyboard.press("Enter")
+            await expect(row.locator(".or-post-mortem")).to_contain_text("9 (SIGKILL)", timeout=SECONDS)
+            await expect(row.locator("pre", has_text="last words")).to_be_visible(timeout=SECONDS)
+            assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
+            await page.keyboard.press("Escape")
+            await expect(row.locator(".or-post-mortem")).to_be_hidden()
+            await expect(opens).to_be_focused()
+            await page.keyboard.press("Tab")
+            await expect(row.get_by_role("button", name="Retry it dies")).to_be_focused()
+            await page.keyboard.press("Space")
+            await until(lambda: len(named(server, "it dies", "failed")) == 2, 120, "it has died again")
+            await expect(rows(page, "it dies")).to_have_count(2, timeout=SECONDS)
+            await jupyter_keeps_its_hands_off(notebook)
+
+    asyncio.run(story())
+
+
+async def jupyter_keeps_its_hands_off(notebook: Notebook) -> None:
+    """Letters that are shortcuts of a cell, and arrows, do in the dashboard what they do in a page."""
+    page = notebook.page
+    await page.get_by_role("radio", name="5 min", exact=True).focus()
+    await page.keyboard.press("ArrowRight")
+    await expect(page.get_by_role("radio", name="15 min", exact=True)).to_be_checked()
+    for key in ("d", "d", "a", "x"):
+        await page.keyboard.press(key)
+    await expect(page.locator(".jp-CodeCell")).to_have_count(1)
+    chart = page.get_by_role("img", name="Memory of the machine")
+    await chart.focus()
+    await page.keyboard.press("End")
+    await page.keyboard.press("ArrowLeft")
+    await expect(page.locator(".or-dashboard > .or-hidden[role=status]")).to_contain_text(re.compile(r"\d\d:\d\d:\d\d: in use"))
+
+
+def test_through_the_kernel_buttons_work_too_and_a_runtime_that_is_lost_is_told(server: Server) -> None:
+    """Where the page's server is not the runtime's: here the runtime is the kernel's own."""
+    show = "from openruntime_jupyter import Dashboard, connect\nclient = connect('embedded')\nDashboard(client)"
+    submit = "handle = client.with_options(name='mine').submit_code('import time; time.sleep(600)')"
+    new_notebook(server, "embedded.ipynb", show, submit)
+
+    async def story() -> None:
+        async with opened(server, "embedded.ipynb") as notebook:
+            page = notebook.page
+            await notebook.run_all()
+            await live(page)
+            row = rows(page, "mine")
+            await expect(row).to_contain_text("running", timeout=SECONDS)
+            await row.get_by_role("button", name="Cancel mine").click()
+            await expect(row).to_contain_text("cancelled", timeout=SECONDS)
+            await page.locator(".jp-CodeCell").nth(1).locator(".cm-content").fill("client.backend.stop()")
+            await notebook.menu("Run", "Run Selected Cell")
+            await expect(page.locator(".or-header")).to_contain_text("reconnecting", timeout=SECONDS)
+            await expect(page.get_by_role("alert").first).to_contain_text("is asked again")
+
+    asyncio.run(story())
+
+
+def test_a_runtime_without_tasks_says_what_to_do(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = Home(tmp_path_factory.mktemp("empty"))
+    with running_server(home, LAB) as server:
+        new_notebook(server, "empty.ipynb", SHOW)
+
+        async def story() -> None:
+            async with opened(server, "empty.ipynb") as notebook:
+                page = notebook.page
+                await notebook.run_all()
+                await live(page)
+                await expect(page.get_by_text("No tasks yet.")).to_be_visible()
+                await expect(page.locator("table.or-tasks")).to_be_hidden()
+                await expect(page.get_by_text("A prompt loads the model that answers it.")).to_be_visible()
+
+        asyncio.run(story())

@@ -115,7 +115,8 @@ export class Field {
     if (element.tagName === "DIV") element.setAttribute("aria-labelledby", label.id);
     const words = [this.schema.description, kind(this.schema)].filter(Boolean).map(sentence).join(" ");
     this.element = make("div", { class: "or-field" }, label, element, this.error, make("small", { class: "or-dim", id: help }, words));
-    element.addEventListener("change", () => this.check());
+    // Not when it is left: what comes or goes then would move the button that is just being pressed.
+    element.addEventListener("input", () => this.wrong && this.read());
   }
 
   /** What is in it, or undefined for the default or what is wrong. */
@@ -128,10 +129,6 @@ export class Field {
       this.complain(problem.message);
       return undefined;
     }
-  }
-
-  check() {
-    this.read();
   }
 
   get wrong() {

@@ -24,10 +24,22 @@ class Timeframe {
     this.inputs = Object.entries(TIMEFRAMES).map(([value, label]) => ({ label, input: make("input", { type: "radio", name, value, onchange: () => choose(value) }) }));
     this.element = make(
       "fieldset",
-      { class: "or-choice" },
+      { class: "or-choice", onkeydown: (event) => this.step(event, choose) },
       make("legend", { class: "or-hidden" }, "How far back the charts go"),
       this.inputs.map(({ input, label }) => make("label", {}, input, make("span", {}, label))),
     );
+  }
+
+  /** Within JupyterLab the browser does not do by itself what arrows do in such a choice. */
+  step(event, choose) {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const count = this.inputs.length;
+    const { input } = this.inputs[(this.inputs.findIndex((each) => each.input.checked) + step + count) % count];
+    input.focus();
+    input.checked = true;
+    choose(input.value);
   }
 
   show(value) {
@@ -97,9 +109,12 @@ class Page {
     // Jupyter's themes are colours of the body; a drawing has to be made anew for others.
     this.theme = new MutationObserver(() => requestAnimationFrame(() => [this.charts, this.insights].forEach((each) => each.redraw())));
     this.theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class", "data-theme"] });
-    // Jupyter's shortcuts of one letter would act on the cell, while somebody uses the keyboard here. Those with Ctrl or Cmd stay.
-    this.keys = (event) => this.element.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey));
+    // Jupyter's shortcuts of one letter, and its arrows, would act on the cell while somebody uses the keyboard here. Those with Ctrl
+    // or Cmd stay.
+    const own = (event) => !(event.ctrlKey || event.metaKey);
+    this.keys = (event) => this.element.toggleAttribute("data-lm-suppress-shortcuts", own(event));
     window.addEventListener("keydown", this.keys, true);
+    this.element.addEventListener("keydown", (event) => own(event) && event.stopPropagation());
     this.seen(true);
   }
 
