@@ -37,13 +37,15 @@ class Dashboard(anywidget.AnyWidget):
     # Each part is a trait of its own, so that only what has changed is sent.
     connection = traitlets.Dict(help="Whether the runtime answers, and if not, why.").tag(sync=True)
     health = traitlets.Dict(help="Its health, and its figures of now.").tag(sync=True)
-    devices = traitlets.List(help="What MLX computes on.").tag(sync=True)
-    tasks = traitlets.List(help="The rows of the table of tasks.").tag(sync=True)
+    devices: traitlets.List[dict[str, Any]] = traitlets.List(help="What MLX computes on.").tag(sync=True)
+    tasks: traitlets.List[dict[str, Any]] = traitlets.List(help="The rows of the table of tasks.").tag(sync=True)
     total = traitlets.Int(help="How many tasks are known.").tag(sync=True)
-    models = traitlets.List(help="The models that are in memory.").tag(sync=True)
-    operations = traitlets.List(help="The kinds of work, with the schemas of their parameters.").tag(sync=True)
+    models: traitlets.List[dict[str, Any]] = traitlets.List(help="The models that are in memory.").tag(sync=True)
+    operations: traitlets.List[dict[str, Any]] = traitlets.List(help="The kinds of work, with the schemas of their parameters.").tag(
+        sync=True
+    )
     chart = traitlets.Dict(help="The figures of the charts.").tag(sync=True)
-    changes = traitlets.List(help="What events said of single tasks.").tag(sync=True)
+    changes: traitlets.List[dict[str, Any]] = traitlets.List(help="What events said of single tasks.").tag(sync=True)
     closed = traitlets.Bool(help="Whether it shows no more.").tag(sync=True)
 
     def __init__(self, client: Client | None = None, timeframe: Timeframe = "5m", **traits: Any) -> None:
@@ -81,7 +83,7 @@ class Dashboard(anywidget.AnyWidget):
         if not self._views:
             self._pause()
         elif self._shown is None and not self.closed:
-            self._shown = self._feed.open(cast("Timeframe", self.timeframe), self._show)
+            self._shown = self._feed.open(self.timeframe, self._show)
 
     def _pause(self) -> None:
         shown, self._shown = self._shown, None
