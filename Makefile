@@ -44,7 +44,7 @@ test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) $(TEST_ARGS)
 
-bench: $(VENV)/.test ## compare speed with peers; run it alone (BENCH_ARGS='engine http' for some)
+bench: $(VENV)/.bench ## compare speed with peers; run it alone (BENCH_ARGS='engine http' for some)
 	@tools/install-blas
 	$(RUN) benchmarks $(BENCH_ARGS)
 
@@ -81,6 +81,11 @@ $(VENV)/.lab: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 $(VENV)/.test: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and what its tests need ..."
 	@$(PIP) -e '.[$(AND)test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.made-$(BACKEND) $(PACKAGE)
+	@echo "Installing OpenRuntime and the peers that it is measured beside ..."
+	@$(PIP) -e '.[$(AND)test,bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made-$(BACKEND) $(PACKAGE)

@@ -218,6 +218,19 @@ class HttpBackend:
         """See `Backend.prompts`."""
         return HttpPrompts(self._ask, self._lines)
 
+    @property
+    def has_token(self) -> bool:
+        """Whether it sends one."""
+        return self._token is not None
+
+    def knock(self, origin: str) -> int:
+        """The status with which a submission is answered that comes from a page of `origin`, with no token; it asks for no work."""
+        try:
+            with httpx.Client(trust_env=not self.local, verify=not self.local, timeout=self._patience) as stranger:
+                return stranger.post(f"{self.where}/tasks", json={"operation": ""}, headers={"Origin": origin}).status_code
+        except TRANSLATED as problem:
+            raise translate(problem, self.where) from problem
+
     def close(self) -> None:
         """See `Backend.close`; a later question opens a new connection."""
         with self._lock:

@@ -79,12 +79,16 @@ class Command:
     """Those that take several values, with commas between them."""
     options: bool = False
     """Whether it takes the options of a task."""
+    watches: bool = False
+    """Whether it waits for a task, whose end it can give notice of."""
 
     def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
         """Check what stands behind the word, and do it; raises `UsageError` for what does not belong there."""
         word = arguments.words[0]
         if not self.options and (arguments.options or arguments.background or arguments.variable):
             raise UsageError(f"{word} takes no options: they belong to operations and cells.")
+        if arguments.notify and not self.watches:
+            raise UsageError(f"{word} waits for nothing that --notify could tell the end of.")
         wrong = [name for name in arguments.pairs if name not in self.takes]
         if wrong:
             taken = ", ".join(f"{name}=…" for name in self.takes) or "nothing of that kind"
@@ -217,7 +221,7 @@ def _task(*states: TaskState) -> Want:
     return Want("the id of one task, or the variable with its handle", lambda offers: offers.tasks(*states))
 
 
-RETRY = Command(_retry, wants=(_task(),), options=True)
+RETRY = Command(_retry, wants=(_task(),), options=True, watches=True)
 TIMEFRAMES = get_args(Timeframe)
 CONVERSATION = Want("the name of a conversation", lambda offers: offers.conversations())
 PLACE = Want(
@@ -237,7 +241,7 @@ COMMANDS: dict[str, Command] = {
         lists=("state",),
     ),
     "operations": Command(_operations),
-    "wait": Command(_wait, wants=(_task(*LIVE),)),
+    "wait": Command(_wait, wants=(_task(*LIVE),), watches=True),
     "output": Command(_output, wants=(_task(),)),
     "result": Command(_result, wants=(_task(TaskState.COMPLETED, TaskState.FAILED),)),
     "retry": RETRY,

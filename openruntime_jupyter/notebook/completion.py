@@ -145,6 +145,8 @@ def _command(offers: Offers, typed: Typed) -> Found:
     command, place = COMMANDS[typed.before[0]], 0
     if command.options and (typed.current.startswith("-") or _open_option(typed.before)):
         return option_value(offers, typed) or options(typed)
+    if typed.current.startswith("-"):
+        return Found(typed.current).offer([*(["--notify"] if command.watches else []), "--verbose"], "option")
     name, equals, value = typed.current.partition("=")
     if equals:
         return Found(value).offer(command.takes.get(name, ()), "value")

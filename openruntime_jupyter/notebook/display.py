@@ -21,7 +21,10 @@ font-variant-numeric:tabular-nums;max-width:64em;margin:4px 6px}
 background:none;padding:0;border:0;white-space:nowrap}
 .ort-c{border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:4px;padding:8px 12px}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
-.ort-h .r{margin-left:auto}.ort-c>.ort-h{flex-wrap:nowrap}
+.ort-h .r{margin-left:auto;flex-shrink:0}
+.ort-l{flex-wrap:nowrap;white-space:nowrap}.ort-l>.s{overflow:hidden;text-overflow:ellipsis;min-width:0}
+@media (max-width:640px){.ort-l{flex-wrap:wrap;white-space:normal}}
+.ort-c>.ort-h{flex-wrap:nowrap}
 .ort-x{border-left:3px solid var(--jp-error-color1,#d32f2f)}
 .ort-x>*{margin:2px 0}
 .ort.ort.ort .ort-e{overflow-wrap:anywhere;white-space:pre-line}

@@ -5,34 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.errors import NotAllowed, OpenRuntimeError, TaskError, Unavailable
+from openruntime_jupyter.notebook.checks import LET_IN, SIGNS, Check, Verdict, access, front_end, widgets_here
 from openruntime_jupyter.notebook.display import Html, View, block, table, tag, text_table
 from openruntime_jupyter.notebook.humanize import duration
-
-Verdict = Literal["ok", "note", "wrong"]
-
-SIGNS: dict[Verdict, tuple[str, str]] = {"ok": ("✓", "ok"), "note": ("!", "wa"), "wrong": ("✗", "no")}
 
 PATIENCE = 30.0
 """Seconds that a small task may take before something is wrong: the first one waits for a worker."""
 
 ARRAY = 1 << 20
 """Bytes of the array that is sent there and back: large enough to go by the spool."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One part: `ok`, a `note` about what could be better, or what is `wrong`, each with what to do."""
-
-    name: str
-    verdict: Verdict
-    says: str
 
 
 class Report(View, list[Check]):
@@ -65,43 +50,37 @@ class Report(View, list[Check]):
 
 def examine(connect: Callable[[], Client]) -> Report:
     """Look at every part; one that fails does not keep the others from being looked at, but what needs a runtime needs one."""
-    report = Report(_here())
+    report = Report(widgets_here())
     try:
         client = connect()
-        report += [_runtime(client)]
+        report += [_runtime(client), *access(client.backend)]
+    except NotAllowed as problem:
+        return Report([*report, Check("token", "wrong", f"{problem}. {LET_IN}")])
     except OpenRuntimeError as problem:
         advice = "Start Jupyter with openruntime-jupyter installed in its environment, or `%openruntime connect embedded`"
         return Report([*report, Check("runtime", "wrong", f"{problem}. {advice}")])
     for name, look in (
         ("versions", _versions),
         ("environments", _environments),
+        ("front end", front_end),
         ("devices", _devices),
         ("a task", _task),
         ("a cell", _cell),
-        ("arrays", _arrays),
+        ("spool", _arrays),
         ("models", _models),
     ):
         try:
             report += look(client)
         except (OpenRuntimeError, TimeoutError) as problem:
-            report.append(Check(name, "wrong", str(problem).splitlines()[0]))
+            report.append(Check(name, "wrong", _told(problem)))
     return report
 
 
-def _here() -> Iterator[Check]:
-    found = []
-    missing = []
-    for package in ("ipywidgets", "anywidget"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            missing.append(package)
-    if missing:
-        yield Check("widgets", "wrong", f"{' and '.join(missing)} missing here: {sys.executable} -m pip install {' '.join(missing)}")
-    else:
-        yield Check(
-            "widgets", "ok", f"{', '.join(found)} in this kernel. Where a page shows text instead of the dashboard, its own lacks them"
-        )
+def _told(problem: Exception) -> str:
+    """The first line of an error, with the last words of a worker that died."""
+    failure = problem.task.failure if isinstance(problem, TaskError) and problem.task is not None else None
+    last = (failure.last_output or "").strip().splitlines()[-1:] if failure is not None else []
+    return f"{str(problem).splitlines()[0]}{f'; it wrote last: {last[0]}' if last else ''}"
 
 
 def _runtime(client: Client) -> Check:
@@ -152,8 +131,17 @@ def _devices(client: Client) -> Iterator[Check]:
 
 def _task(client: Client) -> Iterator[Check]:
     began = time.monotonic()
-    value = client.submit("compute", expression="1 + 1").result(PATIENCE)["value"]
+    try:
+        handle = client.submit("compute", expression="1 + 1")
+    except Unavailable as problem:
+        if client.health().status != "degraded":
+            raise
+        yield Check("history", "wrong", f"no task can be stored, and so none is taken that should outlive its notebook: {problem}")
+        return
+    value = handle.result(PATIENCE)["value"]
     yield Check("a task", "ok" if value == 2 else "wrong", f"1 + 1 = {value:g}, by a worker, in {duration(time.monotonic() - began)}")
+    known = client.tasks(limit=1).total_count
+    yield Check("history", "ok", f"{client.task(handle.id).id} is found again, and {known - 1:,} other{'' if known == 2 else 's'}")
 
 
 def _cell(client: Client) -> Iterator[Check]:
@@ -172,7 +160,7 @@ def _arrays(client: Client) -> Iterator[Check]:
     way = "by mapped files" if client.backend.local else "over HTTP"
     took = duration(time.monotonic() - began)
     says = f"1 MiB there and back in {took}, {way}" if same else "an array came back changed: please report that"
-    yield Check("arrays", "ok" if same else "wrong", says)
+    yield Check("spool", "ok" if same else "wrong", says)
 
 
 def _models(client: Client) -> Iterator[Check]:

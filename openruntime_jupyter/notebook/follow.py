@@ -109,7 +109,7 @@ def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupt
     Ctrl-C cancels the task, and a second one leaves it alone; with `cancel` False the first one leaves it alone already.
     Raises what the runtime's answers raise, such as `NotConnected`.
     """
-    return attend(handle, StatusLine(handle.task, devices), Replay().show, interrupts, cancel)
+    return attend(handle, StatusLine(handle.last_seen, devices), Replay().show, interrupts, cancel)
 
 
 def attend(

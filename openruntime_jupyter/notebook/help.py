@@ -44,6 +44,7 @@ OPTIONS: tuple[tuple[str, str], ...] = (
     ("--memory-limit SIZE", "stop it when its worker grows past it: 2GB, 500MB"),
     ("--name NAME", "what to call it"),
     ("--verbose", "show an error's whole traceback at once, and not a card"),
+    ("--notify", "tell when it ends: a notification where the browser allows it, else the page's title"),
     ("--bg", "do not wait: the cell's value is the task's handle"),
     ("--as NAME", "also keep the handle in this variable (the newest is always in _openruntime)"),
 )

@@ -8,6 +8,9 @@ from typing import Any
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import Task, epoch
 
+UNITS = {"gflops": "GFLOP/s", "gb_per_second": "GB/s", "flops_per_iteration": "FLOP", "size_mb": "MB", "tokens_per_second": "tokens/s"}
+"""Of figures, by the names that operations give them; `_best` behind a name is the same figure of the best iteration."""
+
 
 def duration(seconds: float | None) -> str:
     """`seconds` in the unit that fits: `"640 µs"`, `"83 ms"`, `"4.2 s"`, `"3 min 20 s"`, `"2 h 5 min"`; a dash for None."""
@@ -48,6 +51,24 @@ def number(value: Any) -> str:
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
+
+
+def with_unit(name: str, value: Any) -> str | None:
+    """A figure that operations call `name`, with its unit: `"529 µs"`, `"53.9 GFLOP/s"`, `"1.2 MB"`; None where it has none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if name.startswith("seconds"):
+        return duration(value)
+    if name.startswith("bytes_") or name in ("nbytes", "memory_estimate"):
+        return gigabytes(round(value))
+    unit = UNITS.get(name.removesuffix("_best"))
+    return f"{number(value)} {unit}" if unit else None
+
+
+def unit_head(name: str) -> str:
+    """The head of a column of such figures: the unit where there is one, else the name."""
+    unit = UNITS.get(name.removesuffix("_best"))
+    return f"{unit}{', best' if name.endswith('_best') else ''}" if unit else name.replace("_", " ")
 
 
 def ordinal(position: int) -> str:

@@ -17,6 +17,7 @@ from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.failures import bad_end, short
 from openruntime_jupyter.notebook.follow import Interrupts, Left, follow
 from openruntime_jupyter.notebook.help import Help
+from openruntime_jupyter.notebook.notify import noticed
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.notebook.views import ResultCard
 
@@ -58,7 +59,7 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     # The magic's own line stays a line, so that tracebacks count as the cell does; but a cell magic must be the first.
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
     filename = f"In [{session.cell_number()}]"
-    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename))
+    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename), notify=arguments.notify)
     if task is None:
         return handle
     if arguments.outputs:
@@ -70,7 +71,7 @@ def run_operation(session: Session, arguments: Arguments, operation: str) -> Any
     """Run an operation; returns its output as a card, the arrays that were asked for, or its handle if it runs in the background."""
     client = session.client.with_options(**arguments.options)
     try:
-        handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
+        handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs), notify=arguments.notify)
     except InvalidRequest as problem:
         raise short(problem, _with_names(problem, operation, session)) from None
     return handle if task is None else shown(task, handle.result())
@@ -98,14 +99,14 @@ def _with_names(problem: InvalidRequest, operation: str, session: Session) -> st
 
 def run_again(session: Session, arguments: Arguments, handle: TaskHandle) -> Any:
     """Do a task's work once more; returns what `run_operation` would."""
-    again, task = run(session, arguments, lambda: session.client.again(handle.id, **arguments.options))
+    again, task = run(session, arguments, lambda: session.client.again(handle.id, **arguments.options), notify=arguments.notify)
     return again if task is None else shown(task, again.result())
 
 
 def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     """Show a task that was started elsewhere until it ends; Ctrl-C leaves it alone. Raises its error."""
     show = watch_answer if isinstance(handle, PromptHandle) else follow
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, noticed(handle, arguments.notify):
         task, left = show(handle, session.devices(), interrupts, cancel=False)
     if left is Left.DETACHED:
         raise short(KeyboardInterrupt(f"{handle.id} goes on: %openruntime cancel {handle.id} stops it"))
@@ -120,16 +121,23 @@ def completed(session: Session, task: Task, verbose: bool = False, watched: bool
 
 
 def run(
-    session: Session, arguments: Asked, submit: Callable[[], TaskHandle], show: Callable[..., tuple[Task, Left]] = follow
+    session: Session,
+    arguments: Asked,
+    submit: Callable[[], TaskHandle],
+    show: Callable[..., tuple[Task, Left]] = follow,
+    notify: bool = False,
 ) -> tuple[TaskHandle, Task | None]:
     """Submit, and unless it runs in the background, watch by `show`; returns the record of a completed task."""
+    if notify and arguments.background:
+        raise UsageError("--notify needs a cell that waits: leave --bg away, or write `%openruntime wait TASK --notify` later.")
     try:
         with Interrupts() as interrupts:
             handle = submit()
             session.remember(handle, arguments.variable)
             if arguments.background and not interrupts.count:
                 return handle, None
-            task, left = show(handle, session.devices(), interrupts)
+            with noticed(handle, notify):
+                task, left = show(handle, session.devices(), interrupts)
     except NotConnected:
         session.forget()
         raise

@@ -7,7 +7,7 @@ from typing import Any
 
 from openruntime_jupyter.models import Task, TaskPage, TaskState
 from openruntime_jupyter.notebook.display import Html, View, block, joined, pairs, table, tag, text_pairs, text_table
-from openruntime_jupyter.notebook.humanize import clock, duration, memory, number
+from openruntime_jupyter.notebook.humanize import clock, duration, memory, number, unit_head, with_unit
 from openruntime_jupyter.notebook.states import WORDS, details, fraction, phrase, title
 
 LONGEST_CELL = 500
@@ -41,10 +41,10 @@ class TaskLine(View):
             " ",
             tag("strong", title(task)),
             " ",
-            tag("span", joined(self._parts), class_="m"),
+            tag("span", joined(self._parts), class_="m s", title=" · ".join(self._parts)),
             " ",
             tag("code", task.task_id, class_="m r"),
-            class_="ort-h",
+            class_="ort-h ort-l",
         )
         return block(f"OpenRuntime task {title(task)}: {phrase(task)}", line, self._bar())
 
@@ -149,7 +149,7 @@ class TaskTable(View, list[Task]):
         if not self:
             return block("OpenRuntime tasks", tag("div", self._caption, class_="m"))
         rows = self._rows(lambda task: state_mark(task, WORDS[task.status][1]), lambda text: tag("code", text))
-        return block("OpenRuntime tasks", table(self._caption, self.COLUMNS, rows, numeric=(4, 6)))
+        return block("OpenRuntime tasks", table(self._caption, self.COLUMNS, rows, numeric=(4, 6), wide=(5,)))
 
     def text(self) -> str:
         """See `View.text`."""
@@ -166,7 +166,7 @@ class ResultCard(View, dict[str, Any]):
 
     @property
     def _plain(self) -> list[tuple[str, str]]:
-        return [(_spaced(name), _value(value)) for name, value in self.items() if not _is_table(value)]
+        return [(_spaced(name), _value(name, value)) for name, value in self.items() if not _is_table(value)]
 
     @property
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -198,7 +198,7 @@ def _rows_of(records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
     """The columns and rows of a dict of records; what is nested deeper is left to who takes the value."""
     names = list(dict.fromkeys(name for entry in records.values() for name, value in entry.items() if not isinstance(value, dict)))
     rows = [[key, *(_short(entry.get(name)) for name in names)] for key, entry in records.items()]
-    return ["", *map(_spaced, names)], rows
+    return ["", *map(unit_head, names)], rows
 
 
 def _numeric(rows: list[list[str]]) -> list[int]:
@@ -206,10 +206,10 @@ def _numeric(rows: list[list[str]]) -> list[int]:
     return [index for index, column in enumerate(zip(*rows, strict=True)) if all(cell[:1] in "0123456789-—" for cell in column)]
 
 
-def _value(value: Any) -> str:
+def _value(name: str, value: Any) -> str:
     if isinstance(value, dict):
-        return " · ".join(f"{_spaced(name)} {_short(inner)}" for name, inner in value.items()) or "—"
-    return _short(value)
+        return " · ".join(f"{_spaced(inner)} {with_unit(name, each) or _short(each)}" for inner, each in value.items()) or "—"
+    return with_unit(name, value) or _short(value)
 
 
 def _short(value: Any) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, CancelledError, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, as_completed, wait
+from concurrent.futures import TimeoutError as NotInTime
 
+import numpy as np
 import pytest
 
 from openruntime_jupyter.client.client import Client
@@ -29,6 +32,10 @@ def nap(seconds: float) -> float:
 
 def fails() -> None:
     raise ZeroDivisionError("by nought")
+
+
+def invert(number: float) -> float:
+    return 1 / number
 
 
 def dies() -> None:
@@ -147,3 +154,42 @@ def test_a_task_that_was_erased_is_told_to_who_waits_for_it(client: Client, monk
         executor._completions._heard({"type": "connected", "gap": True})
         with pytest.raises(TaskNotFound):
             future.result(30)
+
+
+def test_coroutines_hand_it_work_as_to_any_executor(client: Client) -> None:
+    async def story() -> tuple[list[int], bool]:
+        loop = asyncio.get_running_loop()
+        with client.executor() as executor:
+            squares = await asyncio.gather(*(loop.run_in_executor(executor, square, number) for number in range(4)))
+            endless = loop.run_in_executor(executor, nap, 600)
+            endless.cancel()
+            return squares, endless.cancelled()
+
+    assert asyncio.run(story()) == ([0, 1, 4, 9], True)
+
+
+def test_the_usual_idioms_hold(client: Client) -> None:
+    called: list[int] = []
+    with client.executor() as executor:
+        future = executor.submit(square, 6)
+        future.add_done_callback(lambda done: called.append(done.result()))
+        done, left = wait([future, executor.submit(fails), napping := executor.submit(nap, 600)], 60, FIRST_EXCEPTION)
+        assert napping in left
+        assert any(each.exception() for each in done)
+        napping.cancel()
+        wait_until(lambda: called == [36], 30, "the callback")
+        mapped = executor.map(nap, [600], timeout=0.2)
+        with pytest.raises(NotInTime):
+            next(mapped)
+        answers = executor.map(invert, [1.0, 0.0])
+        assert next(answers) == 1.0
+        with pytest.raises(TaskFailed, match="ZeroDivisionError"):
+            next(answers)
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def test_arrays_go_in_and_out(client: Client) -> None:
+    with client.executor() as executor:
+        halves = list(executor.map(np.negative, [np.arange(300_000.0), np.ones((2, 3))], timeout=60))
+    assert (halves[0] == -np.arange(300_000.0)).all()
+    assert halves[1].shape == (2, 3)

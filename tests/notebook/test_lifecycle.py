@@ -26,7 +26,7 @@ def descendants(kernel: Kernel) -> list[psutil.Process]:
     return psutil.Process(kernel.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("how", ["shut down", "killed"])
+@pytest.mark.parametrize("how", ["shut down", "killed", "restarted", "left by os._exit", "left by exit"])
 def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path, how: str) -> None:
     with running_kernel(Home(tmp_path)) as kernel:
         kernel.run(BUSY)
@@ -35,9 +35,13 @@ def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path
         assert left
         if how == "killed":
             os.kill(kernel.pid, signal.SIGKILL)
-        else:
+        elif how == "restarted":
+            kernel.manager.restart_kernel()
+        elif how == "shut down":
             kernel.client.shutdown()
-        wait_until(lambda: not [process for process in left if alive(process)], 6, "its workers end")
+        else:
+            kernel.client.execute("import os; os._exit(1)" if how == "left by os._exit" else "exit()")
+        wait_until(lambda: not [process for process in left if alive(process)], 20, "its workers end")
 
 
 def test_after_a_restart_a_kernel_without_a_server_finds_its_old_tasks_interrupted(tmp_path: Path) -> None:

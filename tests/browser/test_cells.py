@@ -1,0 +1,134 @@
+"""Cells in JupyterLab and Notebook 7: what a page bears, what it tells, and how an error looks there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+
+import nbformat
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.lab import APPS, LAB, App, opened
+from tests.support import Home, Server, running_server
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+LOAD = "%load_ext openruntime_jupyter"
+LINES = 1_000_000
+FLOOD = f"%%openruntime --name flood\nfor number in range({LINES}):\n    print('line', number)"
+RECORD = """(permission) => {
+  window.told = [];
+  window.Notification = class {
+    static requestPermission() { window.Notification.permission = "granted"; return Promise.resolve("granted"); }
+    constructor(head, options) { window.told.push([head, options.body]); }
+    close() {}
+  };
+  window.Notification.permission = permission;
+  document.hasFocus = () => false;
+}"""
+"""A stand-in for the desktop's notices, which a headless browser has none of; the page is not the one that is looked at."""
+LONG = """%%openruntime --notify --name long
+import time
+from pathlib import Path
+while not Path("go").exists():
+    time.sleep(0.05)
+"""
+STALLS = """() => {
+  window.longest = 0;
+  let last = performance.now();
+  setInterval(() => { const now = performance.now(); window.longest = Math.max(window.longest, now - last); last = now; }, 50);
+}"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = Home(tmp_path_factory.mktemp("lab"))
+    with running_server(home, LAB) as running:
+        yield running
+
+
+def new_notebook(server: Server, name: str, *cells: str) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, server.home.path / name)
+
+
+def test_a_million_printed_lines_leave_the_page_usable_and_the_cap_is_said(server: Server) -> None:
+    new_notebook(server, "flood.ipynb", LOAD, FLOOD, "print('the page', 'lives')")
+
+    async def story() -> None:
+        async with opened(server, "flood.ipynb") as notebook:
+            await notebook.page.evaluate(STALLS)
+            await notebook.run_all()
+            shown = await notebook.text(1)
+            assert "line 0\n" in shown
+            assert f"line {LINES - 1}" in shown, "the end is kept"
+            assert "left out" in shown, "and what is between is said"
+            assert len(shown) < 2_000_000
+            assert "the page lives" in await notebook.text(2)
+            # It answers: typing shows what was typed.
+            editor = notebook.page.locator(".jp-CodeCell").nth(2).locator(".cm-content")
+            await editor.click()
+            await notebook.page.keyboard.type("# typed")
+            await expect(editor).to_contain_text("# typed", timeout=20_000)
+            assert await notebook.page.evaluate("() => window.longest") < 20_000
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("permission", ["granted", "default", "denied"])
+def test_the_page_tells_that_a_cell_has_ended_by_what_it_may(server: Server, permission: str, app: App) -> None:
+    name = f"{permission}-{app}.ipynb"
+    new_notebook(server, name, LOAD, LONG)
+    (server.home.path / "go").unlink(missing_ok=True)
+
+    async def story() -> None:
+        async with opened(server, name, app) as notebook:
+            page = notebook.page
+            await page.evaluate(RECORD, permission)
+            before = await page.title()
+            await notebook.start_all()
+            output = page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea")
+            asked = {"granted": "notifies you", "default": "Allow notifications", "denied": "its title says so"}[permission]
+            await expect(output).to_contain_text(asked, timeout=30_000)
+            if permission == "default":
+                await output.get_by_role("button", name="Allow notifications").click()
+                await expect(output).to_contain_text("notifies you")
+            (server.home.path / "go").touch()
+            await notebook.done()
+            await expect(page).to_have_title(re.compile("✓ long completed in"), timeout=10_000)
+            told = await page.evaluate("() => window.told")
+            if permission == "denied":
+                assert told == []
+                await expect(output).not_to_contain_text("Notified.")
+            else:
+                assert [head[:16] for head, _ in told] == ["✓ long completed"]
+                await expect(output).to_contain_text("Notified.")
+            await page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+            assert await page.title() == before, "whoever comes back sees the page's own title"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_an_error_is_a_card_whose_traceback_is_a_click_away_and_run_all_stops(server: Server, app: App) -> None:
+    name = f"error-{app}.ipynb"
+    new_notebook(server, name, LOAD, "%%openruntime\ndef divide(n):\n    return n / 0\n\ndivide(1)", "print('never', 'reached')")
+
+    async def story() -> None:
+        async with opened(server, name, app) as notebook:
+            await notebook.run_all()
+            output = notebook.page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea")
+            card = output.locator(".ort-x")
+            await expect(card).to_contain_text("ZeroDivisionError: division by zero")
+            await expect(card).to_contain_text("line 3, in divide return n / 0")
+            await expect(card.get_by_text("Traceback (most recent call last)")).to_be_hidden()
+            await card.locator("summary").click()
+            await expect(card.get_by_text("Traceback (most recent call last)")).to_be_visible()
+            assert len(await notebook.errors()) == 1
+            assert await notebook.text(2) == "", "Run All stopped"
+
+    asyncio.run(story())

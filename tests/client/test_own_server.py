@@ -1,0 +1,100 @@
+"""Kernels of real servers, started through each one's own API: every kernel finds the server that it belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_server.auth import passwd
+
+from tests.support import Home, Server, running_server, wait_until
+
+PASSWORD = "the password of this test"
+SECONDS = 60.0
+WHERE = """
+import openruntime_jupyter
+client = openruntime_jupyter.connect()
+print(client.where, client.call(lambda: 6 * 7))
+"""
+INHERITED = """
+import json, os
+print(json.dumps({name: value for name, value in os.environ.items() if name.startswith(("OPENRUNTIME_", "JPY_"))}))
+"""
+
+
+@contextmanager
+def logged_in(server: Server, password: str | None = None) -> Iterator[httpx.Client]:
+    """Somebody who may use Jupyter's own API, by the token or as a browser does by the password."""
+    with httpx.Client(timeout=SECONDS, trust_env=False, headers=server.headers) as client:
+        if password is not None:
+            client.get(f"{server.root}/login")
+            answer = client.post(f"{server.root}/login", data={"password": password, "_xsrf": client.cookies["_xsrf"]})
+            assert answer.status_code == 302, answer.text
+            client.headers["X-XSRFToken"] = client.cookies["_xsrf"]
+        yield client
+
+
+def answers(kernel: BlockingKernelClient) -> bool:
+    """Whether it is ready; one whose heart does not beat yet is taken for dead by `wait_for_ready`."""
+    try:
+        kernel.wait_for_ready(timeout=SECONDS)
+    except RuntimeError:
+        return False
+    return True
+
+
+def says(server: Server, code: str, password: str | None = None) -> str:
+    """What a kernel prints that the server starts for it."""
+    with logged_in(server, password) as client:
+        answer = client.post(f"{server.root}/api/kernels", json={"name": "python3"})
+        assert answer.status_code == 201, answer.text
+        name = answer.json()["id"]
+        kernel = BlockingKernelClient(connection_file=os.fspath(server.home.runtime_dir / f"kernel-{name}.json"))
+        kernel.load_connection_file()
+        kernel.start_channels()
+        told: list[str] = []
+        try:
+            wait_until(lambda: answers(kernel), SECONDS, "the kernel's answer")
+            reply = kernel.execute_interactive(
+                code, timeout=SECONDS, output_hook=lambda message: told.append(message["content"].get("text", ""))
+            )
+            assert reply["content"]["status"] == "ok", reply["content"]
+        finally:
+            kernel.stop_channels()
+            client.delete(f"{server.root}/api/kernels/{name}")
+        return "".join(told).strip()
+
+
+@pytest.mark.parametrize("base_url", ["/", "/user/somebody/"])
+def test_under_a_server_with_a_token(tmp_path: Path, base_url: str) -> None:
+    with running_server(tmp_path, base_url=base_url) as server:
+        assert says(server, WHERE) == f"{server.url} 42"
+
+
+def test_under_a_server_with_a_password_only(tmp_path: Path) -> None:
+    config = {"PasswordIdentityProvider": {"hashed_password": passwd(PASSWORD)}}
+    with running_server(tmp_path, token=None, config=config, ready=403) as server:
+        assert says(server, WHERE, PASSWORD) == f"{server.url} 42"
+        assert httpx.get(f"{server.root}/api/kernels", trust_env=False).status_code == 403, "nobody comes in without the password"
+
+
+def test_with_two_servers_of_one_user(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with running_server(home) as first, running_server(home, base_url="/second/") as second:
+        assert says(first, WHERE) == f"{first.url} 42"
+        assert says(second, WHERE) == f"{second.url} 42"
+
+
+def test_under_a_server_that_was_started_from_a_kernel_of_another_one(tmp_path: Path) -> None:
+    with running_server(tmp_path / "outer") as outer:
+        inherited = json.loads(says(outer, INHERITED))
+        assert inherited["OPENRUNTIME_URL"] == outer.url
+        with running_server(tmp_path / "inner", environment=inherited) as inner:
+            assert says(inner, WHERE) == f"{inner.url} 42"
+            assert says(outer, WHERE) == f"{outer.url} 42"

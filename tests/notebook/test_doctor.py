@@ -1,0 +1,166 @@
+"""Each part that the doctor looks at, broken: it says so, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter import connect
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.embedded import EmbeddedBackend
+from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.notebook import checks, doctor
+from openruntime_jupyter.notebook.checks import Check
+from openruntime_jupyter.notebook.doctor import examine
+from openruntime_jupyter.runtime.settings import Settings
+from tests.support import TOKEN, Home, Server, free_port, running_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("doctor")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Client:
+    return Client(HttpBackend(server.url, TOKEN))
+
+
+def found(client: Client, name: str) -> Check:
+    """What the doctor says of one part."""
+    report = examine(lambda: client)
+    (check,) = [check for check in report if check.name == name]
+    assert report.well is not any(check.verdict == "wrong" for check in report)
+    return check
+
+
+def test_where_nothing_is_broken_every_part_is_looked_at(client: Client) -> None:
+    report = examine(lambda: client)
+    assert report.well, report.text()
+    names = {check.name for check in report}
+    parts = {"widgets", "front end", "runtime", "token", "XSRF", "versions", "environments", "device_0", "a task", "a cell"}
+    assert names == parts | {"history", "spool", "models"}
+
+
+def test_where_the_kernel_hosts_the_runtime_nobody_has_to_be_let_in(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True))
+    report = examine(lambda: Client(backend))
+    assert report.well, report.text()
+    assert "in this kernel" in next(check.says for check in report if check.name == "token")
+    assert "XSRF" not in {check.name for check in report}
+    backend.stop()
+
+
+def test_no_server(tmp_path: Path) -> None:
+    report = examine(lambda: connect(f"http://127.0.0.1:{free_port()}"))
+    assert (report[-1].name, report[-1].verdict) == ("runtime", "wrong")
+    assert "connect embedded" in report[-1].says
+    assert "1 of 2 parts is wrong" in report.text()
+
+
+def test_a_wrong_token(server: Server) -> None:
+    report = examine(lambda: connect(server.url, "wrong"))
+    assert (report[-1].name, report[-1].verdict) == ("token", "wrong")
+    assert "Restart this kernel" in report[-1].says
+
+
+def test_a_server_that_lets_the_pages_of_strangers_in(tmp_path: Path) -> None:
+    open_to_all = {"ServerApp": {"disable_check_xsrf": True, "allow_origin": "*"}}
+    with running_server(tmp_path, token="", config=open_to_all) as careless:
+        check = found(Client(HttpBackend(careless.url)), "XSRF")
+        assert check.verdict == "wrong"
+        assert "disable_check_xsrf off" in check.says
+
+
+def test_another_version(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "__version__", "1.0.0")
+    check = found(client, "versions")
+    assert check.verdict == "wrong"
+    assert f"{sys.executable} -m pip install openruntime-jupyter==" in check.says
+
+
+@pytest.mark.parametrize("lacks", ["the package", "what the package needs"])
+def test_a_kernel_whose_environment_lacks_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: str) -> None:
+    venv.create(tmp_path / "other", with_pip=False, symlinks=True)
+    other = os.fspath(tmp_path / "other" / "bin" / "python")
+    home = {"PYTHONPATH": ""} if lacks == "the package" else {}
+    with running_server(tmp_path, environment=home) as running:
+        client = Client(HttpBackend(running.url, TOKEN))
+        monkeypatch.setattr(sys, "executable", other)
+        monkeypatch.setattr(sys, "path", [""])
+        cell = found(client, "a cell")
+        assert cell.verdict == "wrong"
+        if lacks == "the package":
+            assert other in cell.says
+            assert "install" in cell.says
+        else:
+            assert "ModuleNotFoundError" in cell.says
+        assert "operations with" in found(client, "environments").says
+
+
+def test_a_runtime_elsewhere_runs_cells_with_its_own_python(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = HttpBackend(server.url, TOKEN, local=False)
+    monkeypatch.setattr(sys, "executable", "/of/this/machine/python")
+    check = found(Client(far), "environments")
+    assert check.verdict == "note"
+    assert "elsewhere" in check.says
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the Linux wheels of MLX need one")
+def test_a_device_without_a_blas(tmp_path: Path) -> None:
+    with running_server(tmp_path, config={"OpenRuntimeApp": {"blas": "/no/such/libblas.so"}}) as slow:
+        check = found(Client(HttpBackend(slow.url, TOKEN)), "device_0")
+        assert check.verdict == "note"
+        assert "/no/such/libblas.so" in check.says
+        assert "libopenblas0-pthread" in check.says
+
+
+def test_a_kernel_without_widgets(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "PACKAGES", ("ipywidgets", "no_such_widgets"))
+    check = found(client, "widgets")
+    assert check.verdict == "wrong"
+    assert check.says.endswith(f"{sys.executable} -m pip install no_such_widgets")
+
+
+def test_pages_without_widgets(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "PAGE", {"anywidget": "anywidget", "no-such-extension": "no_such_package"})
+    check = found(client, "front end")
+    assert check.verdict == "note"
+    assert "pip install no_such_package, and reload the page" in check.says
+
+
+def test_no_model(client: Client) -> None:
+    check = found(client, "models")
+    assert check.verdict == "note"
+    assert "jupyter openruntime pull" in check.says
+
+
+def test_a_spool_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = {"OpenRuntimeApp": {"spool_dir": os.fspath(tmp_path / "file" / "spool")}}
+    with running_server(tmp_path, config=config, healthy=False) as broken:
+        check = found(Client(HttpBackend(broken.url, TOKEN)), "spool")
+        assert check.verdict == "wrong"
+        assert "set spool_dir" in check.says
+
+
+def test_a_history_of_a_newer_release(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with running_server(home):
+        pass
+    (file,) = home.path.rglob("history.sqlite3")
+    with sqlite3.connect(file) as database:
+        database.execute("PRAGMA user_version = 9999")
+    database.close()
+    with running_server(home, healthy=False) as broken:
+        check = found(Client(HttpBackend(broken.url, TOKEN)), "history")
+        assert check.verdict == "wrong"
+        assert "newer" in json.dumps(check.says)
