@@ -163,6 +163,7 @@ def test_coroutines_hand_it_work_as_to_any_executor(client: Client) -> None:
             squares = await asyncio.gather(*(loop.run_in_executor(executor, square, number) for number in range(4)))
             endless = loop.run_in_executor(executor, nap, 600)
             endless.cancel()
+            await asyncio.wait({endless})  # the loop passes the cancel on
             return squares, endless.cancelled()
 
     assert asyncio.run(story()) == ([0, 1, 4, 9], True)
