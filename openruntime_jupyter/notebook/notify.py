@@ -58,10 +58,18 @@ try {
 } catch { /* a page without storage tells once more */ }
 if (told) return;
 if (document.hidden || !document.hasFocus()) {
-  const before = document.title;
+  let before = document.title;
   document.title = HEAD;
+  // Jupyter writes the title too, whenever the file is saved or changed: what it says then is what comes back.
+  const keeper = new MutationObserver(() => {
+    if (document.title === HEAD) return;
+    before = document.title;
+    document.title = HEAD;
+  });
+  keeper.observe(document.head, { childList: true, subtree: true, characterData: true });
   const back = () => {
-    if (document.title === HEAD) document.title = before;
+    keeper.disconnect();
+    document.title = before;
     window.removeEventListener("focus", back);
     document.removeEventListener("visibilitychange", back);
   };
