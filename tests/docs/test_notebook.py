@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from openruntime_jupyter.notebook.ai.words import PROMPTS
 from openruntime_jupyter.notebook.arguments import ALONE, FLAGS, OPTIONS, parse_cell
 from openruntime_jupyter.notebook.commands import COMMANDS
 from openruntime_jupyter.notebook.help import Help
@@ -31,13 +32,13 @@ def words(text: str) -> set[str]:
 def test_every_word_and_option_that_is_told_of_is_there(name: str) -> None:
     text = (ROOT / name).read_text()
     told = words(text)
-    assert told - set(COMMANDS) - set(operations()) == set()
+    assert told - set(COMMANDS) - set(PROMPTS) - set(operations()) == set()
     assert set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", page())) <= EVERY_OPTION
 
 
 def test_every_word_is_told_of() -> None:
     told = {word for path in (ROOT / "docs").glob("*.md") for word in words(path.read_text())}
-    assert set(COMMANDS) - told - {"again"} == set()
+    assert {*COMMANDS, *PROMPTS} - told - {"again"} == set()
 
 
 def test_every_option_is_in_the_help_and_is_understood() -> None:
