@@ -10,13 +10,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from benchmarks.rows import Row, median
+from benchmarks.rows import Missing, Row, median
 from tests.support import TOKEN, Home, running_server
 
 KERNELS = 5
@@ -92,6 +93,8 @@ def bounded(what: str, ours: float, peer: float, bound: float) -> Row:
 
 def rows() -> list[Row]:
     """Loading, and a warm cell with a server's runtime and with the kernel's own."""
+    if find_spec("ipyparallel") is None:
+        raise Missing("ipyparallel is not here: pip install 'openruntime-jupyter[bench]'")
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder))
         with running_server(home) as server:
