@@ -113,6 +113,10 @@ class AiTask(Wire):
     agent: str | None = Field(None, description="The role of the agent whose instructions it had.")
     conversation: str | None = Field(None, description="The conversation that it is part of.")
     left_out: int = Field(0, description="How many of the conversation's oldest turns were left out, as the model has no room for them.")
+    untold: list[str] = Field(
+        default_factory=list,
+        description="Of a `system_analysis`: figures in `result` that its model was not told. It computed them, or made them up.",
+    )
     answer: Answer | None = Field(None, description="The text with all its figures, of a completed task.")
     error: str | None = Field(None, description="One line, where it did not complete.")
     failure: Failure | None = Field(None, description="The post-mortem, where it did not complete.")

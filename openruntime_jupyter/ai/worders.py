@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def worders(service: AiService, caller: Caller) -> Choose:
-    """How `insights` finds a model: unasked only what `insights_wording` allows, a remote one only where it allows that."""
+    """How `insights` finds a model: unasked only what `insights_wording` allows, a remote one only where it allows that.
+
+    One whose words could not be used is not asked unasked again: every answer would wait for it, and be the computed text all the same.
+    """
 
     def choose(which: Literal["resident", "local", "remote"]) -> Worder | None:
         allowed = service.config.insights_wording
@@ -27,7 +30,10 @@ def worders(service: AiService, caller: Caller) -> Choose:
             choice = _remote(service, caller) if allowed == "remote" else None
         if choice is None:
             return None
-        return Worder(choice.model or choice.profile or "the default model", partial(service.ask, choice=choice, caller=caller))
+        model = choice.model or choice.profile or "the default model"
+        if which == "resident" and model in service.unfit:
+            return None
+        return Worder(model, partial(service.ask, choice=choice, caller=caller), partial(_learn, service.unfit, model))
 
     return choose
 
@@ -49,3 +55,7 @@ def _local(service: AiService, caller: Caller) -> Choice | None:
 def _remote(service: AiService, caller: Caller) -> Choice | None:
     default = service.chooser.default
     return Choice(default, None, None) if default is not None and caller.may_spend else None
+
+
+def _learn(unfit: set[str], model: str, fit: bool) -> None:
+    (unfit.discard if fit else unfit.add)(model)

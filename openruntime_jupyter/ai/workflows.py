@@ -13,6 +13,8 @@ from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.models import Timeframe
 from openruntime_jupyter.operations.base import invalid
 
+SYSTEM_ANALYSIS = "system_analysis"
+
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f\x7f]+$")]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
@@ -140,7 +142,7 @@ WORKFLOWS = {
             CodeGeneration,
         ),
         Workflow(
-            "system_analysis",
+            SYSTEM_ANALYSIS,
             "Analyze the state of this runtime.",
             "ANALYST",
             "The agent's instructions; devices, load, memory, queueing and tasks by state over `timeframe`, as they were recorded. "

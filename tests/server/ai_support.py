@@ -14,13 +14,13 @@ from tests.ai.provider_server import Connection, Request, usage
 from tests.support import Server
 
 KEY = "sk-test-0123456789abcdef-very-secret"
-HOLD_SECONDS = 30.0
+HOLD_SECONDS = 120.0
 
 
 def steered(connection: Connection, request: Request) -> None:
     """Repeats the last message in two pieces; `hold` in it keeps the second back until the client goes, `fail` is an error.
 
-    `slow` takes half a second.
+    `slow` takes half a second, and `make up` adds a figure.
     """
     asked = request.json["messages"][-1]["content"]
     if "fail" in asked:
@@ -33,7 +33,7 @@ def steered(connection: Connection, request: Request) -> None:
         return
     if "slow" in asked:
         time.sleep(0.5)
-    connection.text(asked)
+    connection.text(asked, *([" 98765.4"] if "make up" in asked else []))
     connection.event(usage(10, 5))
     connection.event("[DONE]")
 
@@ -55,7 +55,7 @@ def post(server: Server, prompt: str, workflow: str = "model_inference", **field
     """The answer, whatever it is."""
     headers = {**server.headers, **fields.pop("headers", {})}
     body = {"workflow_type": workflow, "prompt": prompt, **fields}
-    return server.client.post(f"{server.url}/ai/tasks", json=body, headers=headers, timeout=60)
+    return server.client.post(f"{server.url}/ai/tasks", json=body, headers=headers, timeout=180)
 
 
 def told(response: httpx.Response) -> Iterator[tuple[str, Any]]:

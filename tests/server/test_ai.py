@@ -93,6 +93,12 @@ def test_an_analysis_carries_the_runtimes_own_figures(server: Server, provider: 
     assert "run_time: " in system
 
 
+def test_figures_that_a_model_was_not_told_are_named(server: Server) -> None:
+    assert ask(server, "Are 37 percent much?", "system_analysis")["untold"] == [], "the prompt told them"
+    assert ask(server, "make up a figure", "system_analysis")["untold"] == ["98765.4"]
+    assert ask(server, "make up a figure")["untold"] == [], "it is no analysis"
+
+
 def test_an_optimization_of_the_settings_carries_them_without_the_users_folders(server: Server, provider: ProviderServer) -> None:
     ask(server, "Tune it", "optimization", parameters={"target": "settings"})
     system = messages(provider, "Tune it")[0][1]

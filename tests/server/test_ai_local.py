@@ -38,14 +38,14 @@ def test_a_prompt_is_answered_without_any_account(server: Server) -> None:
 
 def test_a_stranger_may_ask_a_model_of_this_machine(server: Server) -> None:
     body = {"workflow_type": "model_inference", "prompt": "hello", "parameters": short()}
-    response = server.client.post(f"{server.url}/ai/tasks", json=body, timeout=60)
+    response = server.client.post(f"{server.url}/ai/tasks", json=body, timeout=180)
     assert response.json()["status"] == "completed"
     assert server.client.get(f"{server.url}/models").json()["models"][0]["path"] is None
 
 
 def test_its_text_comes_as_events(server: Server) -> None:
     body = {"workflow_type": "model_inference", "prompt": "on and on", "parameters": short(max_tokens=40), "stream": True}
-    with server.client.stream("POST", f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=60) as response:
+    with server.client.stream("POST", f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=180) as response:
         got = list(told(response))
     assert got[-1][1]["status"] == "completed"
     assert "".join(data["text"] for name, data in got if name == "token") == got[-1][1]["result"]
@@ -67,12 +67,24 @@ def test_the_models_tell_which_is_in_memory_and_it_can_be_unloaded(server: Serve
 
 def test_a_model_that_answers_is_not_unloaded_and_a_cancel_leaves_it_in_memory(server: Server) -> None:
     task = ask(server, "for long", parameters={"max_tokens": 3000}, wait=False)
-    wait_until(lambda: server.get(f"/tasks/{task['task_id']}")["status"] == "running", 20, "it runs")
-    with server.client.stream("GET", f"{server.url}/tasks/{task['task_id']}/tokens", headers=server.headers, timeout=30) as response:
+    wait_until(lambda: server.get(f"/tasks/{task['task_id']}")["status"] == "running", 60, "it runs")
+    with server.client.stream("GET", f"{server.url}/tasks/{task['task_id']}/tokens", headers=server.headers, timeout=180) as response:
         assert next(told(response))[0] == "token"
     assert "answers ai_task_" in error_of(server.request("DELETE", "/models/tiny"), 409)["error"]
     assert server.request("DELETE", f"/tasks/{task['task_id']}").json()["status"] == "cancelled"
     assert server.get("/models")["models"][0]["resident"][0]["state"] == "idle"
+
+
+def test_insights_do_not_wait_again_for_a_model_whose_words_could_not_be_used(server: Server) -> None:
+    ask(server, "load it", parameters=short())
+    body = {"metric_type": "performance", "timeframe": "5m"}
+    first, second = (server.request("POST", "/ai/insights", json=body).json() for _ in range(2))
+    assert "tiny" in first["notice"]
+    assert (first["worded_by"], second["worded_by"], second["notice"]) == ("none", "none", None)
+    asked = [task for task in server.get("/tasks")["tasks"] if task["operation"] == "generate"]
+    assert server.request("POST", "/ai/insights", json={**body, "wording": "local"}).json()["notice"] == first["notice"]
+    again = [task for task in server.get("/tasks")["tasks"] if task["operation"] == "generate"]
+    assert len(again) == len(asked) + 1, "whoever asks for its words gets it asked"
 
 
 def test_a_conversation_goes_on_with_a_model_of_this_machine(server: Server) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from openruntime_jupyter.ai.checking import faithful
 from openruntime_jupyter.ai_models_insights import WordingChoice
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Worder:
     model: str
     """As an answer names it."""
     ask: Wording
+    learn: Callable[[bool], None] = lambda fit: None
+    """Is told whether what it gave could be used."""
 
 
 Choose = Callable[[Literal["resident", "local", "remote"]], "Worder | None"]
@@ -43,8 +45,6 @@ def no_worders(_: Caller) -> Choose:
 
 SECONDS = 20.0
 """How long a model may take; by then the computed text is the better answer."""
-LONGEST = 4.0
-"""How many times as long as the computed text a wording may be."""
 
 PROMPT = """Rewrite this report about a compute server in clear, friendly English for the person who runs it.
 Keep the first line, the numbered points and their order. Keep every number, unit, time, task id and setting exactly as it is.
@@ -52,38 +52,29 @@ Add no number, no fact and no advice that is not there. Answer with the report a
 
 {text}"""
 
-# Times and ids whole, then numbers; what stands in a word, as in `float32`, is part of the word.
-_TOKEN = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?|\d\d:\d\d(?::\d\d)?Z?|\b(?:ai_)?task_\w+|(?<![\w.])\d[\d,]*(?:\.\d+)?"
-)
-_ORDINAL = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
-
-
-def figures_of(text: str) -> set[str]:
-    """Every number, time and task id of a text, as they are compared: without thousands' commas, and without the points' own numbers."""
-    return {token.replace(",", "").rstrip("Z") for token in _TOKEN.findall(_ORDINAL.sub("", text))}
-
-
-def faithful(worded: str, computed: str) -> bool:
-    """Whether a wording has every figure of the computed text, and none that is not there."""
-    return figures_of(worded) == figures_of(computed) and len(worded) <= LONGEST * len(computed)
-
 
 async def word(text: str, wording: WordingChoice, choose: Choose, limit: float = SECONDS) -> tuple[str, str, str | None]:
     """The text in a model's words, whose they are, and why not where it was asked for; falls back to the text, by `"none"`."""
     worder, problem = _worder(wording, choose)
     if worder is None:
         return text, "none", problem
+    worded, problem = await _worded(text, worder, limit)
+    worder.learn(worded is not None)
+    return (text, "none", problem) if worded is None else (worded, worder.model, None)
+
+
+async def _worded(text: str, worder: Worder, limit: float) -> tuple[str | None, str | None]:
+    """The text in this model's words, or None and why not."""
     try:
         answer = await asyncio.wait_for(worder.ask(PROMPT.format(text=text)), limit)
     except asyncio.TimeoutError:
-        return text, "none", f"{worder.model} took longer than {limit:g} s to word the findings: they are told as they were computed."
+        return None, f"{worder.model} took longer than {limit:g} s to word the findings: they are told as they were computed."
     except Exception as error:  # whatever a model does wrong, the findings are there
         log.warning("%s could not word the insights: %s", worder.model, error)
-        return text, "none", f"{worder.model} could not word the findings ({type(error).__name__}): they are told as they were computed."
+        return None, f"{worder.model} could not word the findings ({type(error).__name__}): they are told as they were computed."
     if not answer or not faithful(answer, text):
-        return text, "none", f"{worder.model} did not keep to the figures: the findings are told as they were computed."
-    return answer.strip(), worder.model, None
+        return None, f"{worder.model} did not keep to the figures: the findings are told as they were computed."
+    return answer.strip(), None
 
 
 def _worder(wording: WordingChoice, choose: Choose) -> tuple[Worder | None, str | None]:
