@@ -135,6 +135,8 @@ def _alone(staging: Path) -> Iterator[Path]:
         staging.mkdir(mode=0o700, exist_ok=True)  # who was first has removed it
         yield staging
     finally:
+        with contextlib.suppress(OSError):  # it stays where something in it is of use to the next attempt
+            staging.rmdir()
         os.close(descriptor)
 
 

