@@ -18,6 +18,10 @@ SYSTEM_ANALYSIS = "system_analysis"
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f\x7f]+$")]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
+SETTINGS_WISH = (
+    "It is settings that are to be made better here, and no code: name each one that should change, its new value and the figure that "
+    "speaks for it, and say how to measure that it got better."
+)
 
 
 class Shared(BaseModel):
@@ -118,6 +122,8 @@ class Workflow:
             wishes.append(f"Programming language: {parameters.language}.")
         if isinstance(parameters, CodeGeneration) and parameters.style is not None:
             wishes.append(f"Style: {parameters.style}.")
+        if self.told(parameters) is Told.SETTINGS and parameters.system is None:
+            wishes.append(SETTINGS_WISH)
         return wishes
 
     def info(self) -> WorkflowInfo:

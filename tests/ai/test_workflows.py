@@ -64,6 +64,14 @@ def test_language_and_style_become_sentences_and_are_not_there_where_they_are_no
     assert code.wishes(code.read({})) == []
 
 
+def test_who_optimizes_settings_is_told_so_unless_there_are_instructions_of_ones_own() -> None:
+    kind = workflow("optimization")
+    (wish,) = kind.wishes(kind.read({"target": "settings"}))
+    assert wish.startswith("It is settings")
+    assert kind.wishes(kind.read({"target": "settings", "system": "Be brief."})) == []
+    assert kind.wishes(kind.read({})) == []
+
+
 def test_only_an_analysis_and_an_optimization_of_the_settings_tell_a_model_of_the_runtime() -> None:
     told = {name: kind.told(kind.read({})) for name, kind in WORKFLOWS.items()}
     assert [name for name, what in told.items() if what is not Told.NOTHING] == ["system_analysis"]
