@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 5.0
 """What all of stopping may take."""
+HEADSTART_SECONDS = 0.5
+"""How long the runtime's start leaves the processor to Jupyter's, unless somebody asks for the runtime before."""
 START_SECONDS = 20.0
 """How long a request waits for the runtime's start."""
 ACTIVITY_SECONDS = 5.0
@@ -66,6 +68,8 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self.worders: Worders = no_worders
         self._announcement: Announcement | None = None
         self._starting: asyncio.Task[Runtime] | None = None
+        self._wanted = asyncio.Event()
+        self._begun = False
         self._stopped = False
         self._background: set[asyncio.Task[Any]] = set()
         self._activity = PeriodicCallback(self.tell_activity, ACTIVITY_SECONDS * 1000)
@@ -108,6 +112,10 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self._activity.start()
 
     async def _start(self, settings: Settings) -> Runtime:
+        if not self.standalone:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), HEADSTART_SECONDS)
+        self._begun = True
         # On a thread and not at the top: it takes as long as all else that we add to the server's start.
         module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.hosting")
         ai: AiService = module.host(settings, self.ai_config())
@@ -130,6 +138,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
             raise Stopping("The server is stopping: ask again once it runs", retry_after=5.0)
         if self._starting is None:
             raise Unavailable("The server is starting: ask again in a second")
+        self._wanted.set()
         if not self._starting.done():
             await asyncio.wait({self._starting}, timeout=START_SECONDS)
         if not self._starting.done():
@@ -184,7 +193,8 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
                 self._announcement.withdraw()
             self._activity.stop()
             if self._starting is not None:
-                await asyncio.wait({self._starting}, timeout=STOP_SECONDS / 2)
+                if self._begun:
+                    await asyncio.wait({self._starting}, timeout=STOP_SECONDS / 2)
                 self._starting.cancel()
             if self.runtime is not None:
                 await self.runtime.stop(max(0.5, deadline - time.monotonic()))

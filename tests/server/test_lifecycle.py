@@ -19,6 +19,7 @@ import pytest
 from jupyter_server.serverapp import ServerApp
 from websockets.sync.client import connect
 
+from openruntime_jupyter.server import app as app_module
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.place import Announcement, local_url
 from tests.server.conftest import error_of
@@ -221,11 +222,17 @@ def jp_server_config() -> dict[str, Any]:
     return {"ServerApp": {"jpserver_extensions": {"openruntime_jupyter": True}}}
 
 
-async def started(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
-    """The extension within this process, started."""
+def prepared(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
+    """The extension within this process."""
     (app,) = server.extension_manager.extension_apps["openruntime_jupyter"]
     assert isinstance(app, OpenRuntimeApp)
     app.data_dir = str(data_dir)
+    return app
+
+
+async def started(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
+    """The same, started."""
+    app = prepared(server, data_dir)
     await server.extension_manager.start_all_extensions()
     await app.ready()
     return app
@@ -258,6 +265,19 @@ async def test_stopping_undoes_all_and_stopping_again_does_nothing(jp_serverapp:
 
     with pytest.raises(Stopping):
         await app.ready()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_the_runtime_starts_behind_jupyter_but_at_once_for_who_asks(
+    jp_serverapp: ServerApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    monkeypatch.setattr(app_module, "HEADSTART_SECONDS", 3600.0)
+    app = prepared(jp_serverapp, tmp_path / "data")
+    await jp_serverapp.extension_manager.start_all_extensions()
+    assert app.runtime is None
+    if asked:
+        assert await app.ready() is app.runtime
+    await app.stop_extension()
 
 
 def test_loading_the_extension_leaves_what_runs_tasks_to_a_thread() -> None:
