@@ -23,7 +23,7 @@ from openruntime_jupyter.models import (
 from openruntime_jupyter.notebook.display import View, tag
 from openruntime_jupyter.notebook.failures import ErrorCard
 from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal
+from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal, unit_head, with_unit
 from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
 from openruntime_jupyter.notebook.views import ResultCard, TaskCard, TaskLine, TaskTable
 
@@ -238,3 +238,32 @@ def test_places_in_line_are_counted_as_people_do(position: int, expected: str) -
 
 def test_a_day_that_is_not_today_is_told() -> None:
     assert clock("2020-05-05T12:00:00.000000Z").startswith("2020-05-0")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seconds_per_iteration", 0.00052884, "529 µs"),
+        ("seconds_per_iteration", 0.0126412, "12.6 ms"),
+        ("seconds_per_iteration", 7.0, "7 s"),
+        ("seconds_per_iteration", 200, "3 min 20 s"),
+        ("gflops", 53.9123, "53.91 GFLOP/s"),
+        ("gflops_best", 63.0, "63 GFLOP/s"),
+        ("gb_per_second", 14.781, "14.78 GB/s"),
+        ("bytes_per_iteration", 1_200_000, "1.20 MB"),
+        ("memory_estimate", 2_560_000, "2.56 MB"),
+        ("iterations", 3, None),
+        ("gflops", None, None),
+        ("gflops", True, None),
+    ],
+)
+def test_figures_have_their_units(name: str, value: object, expected: str | None) -> None:
+    assert with_unit(name, value) == expected
+
+
+def test_a_column_of_figures_says_its_unit_at_the_top() -> None:
+    assert [unit_head(name) for name in ("gflops", "gb_per_second_best", "formula_of")] == ["GFLOP/s", "GB/s, best", "formula of"]
+    record = {"gflops": 2.0, "seconds_per_iteration": {"min": 1}}
+    card = ResultCard(task(status=TaskState.COMPLETED), {"gflops": 12.5, "operations": {"add": record, "exp": record}})
+    assert "12.5 GFLOP/s" in card.text()
+    assert "GFLOP/s\nadd  2" in card.text()
