@@ -206,6 +206,10 @@ class AsyncClient:
         """Stop the task of that id; returns its record once it has ended."""
         return await asyncio.to_thread(self.client.cancel, task_id)
 
+    async def again(self, task_id: str, **options: Any) -> AsyncTaskHandle:
+        """Queue the same work as that task's once more; see `Client.again`."""
+        return await self._submitted(partial(self.client.again, task_id, **options))
+
     async def devices(self) -> list[Device]:
         """What MLX computes on."""
         return await asyncio.to_thread(self.client.devices)

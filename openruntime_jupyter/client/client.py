@@ -229,7 +229,7 @@ class Client:
     def again(self, task_id: str, **options: Any) -> TaskHandle:
         """Queue the same work as that task's once more, with its options but for `options`, which are those of `with_options`.
 
-        Raises `TaskNotFound`, and what submitting raises: `ArrayNotFound` where arrays that it worked on are gone by now.
+        Raises `TaskNotFound`, and what submitting raises: `InvalidRequest` where arrays that it worked on are gone by now.
         """
         given = replace(Options(), **options).request()
         changes = {name: given[name] for name in map(_field, options) if name in given}

@@ -58,8 +58,8 @@ def with_unit(name: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if name.startswith("seconds"):
-        factor, unit = next(((factor, unit) for factor, unit in ((1, "s"), (1e3, "ms")) if value * factor >= 1), (1e6, "µs"))
-        return f"{value * factor:.3g} {unit}" if value < 60 else duration(value)
+        factor, of_time = next(((factor, name) for factor, name in ((1, "s"), (1e3, "ms")) if value * factor >= 1), (1e6, "µs"))
+        return f"{value * factor:.3g} {of_time}" if value < 60 else duration(value)
     if name.startswith("bytes_") or name in ("nbytes", "memory_estimate"):
         return gigabytes(round(value))
     unit = UNITS.get(name.removesuffix("_best"))
