@@ -28,7 +28,7 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check format frontend clean
+.PHONY: help lab test bench check format frontend pictures clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -61,6 +61,11 @@ format: $(VENV)/.dev ## put the sources into the form that `make check` asks for
 
 frontend: $(VENV)/.dev ## bundle the dashboard's page after a change in its sources
 	tools/build-frontend $(VENV)/bin/python
+
+pictures: $(VENV)/.test ## make the README's pictures anew, from a real run
+	@tools/install-blas
+	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
+	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && $(RUN) tests.browser.pictures
 
 clean: ## remove what the other commands made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,151 @@
+"""The pictures of the README, of a real run: the dashboard in both themes, and a cell at work. `make pictures` runs it.
+
+Everything in them happens: tasks that train, fail, die and wait, and a model of this machine that answers. It takes about three minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from tests.browser.lab import LAB, Notebook, opened
+from tests.support import Home, Server, running_server
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "docs" / "pictures"
+MOST_BYTES = 200_000
+SECONDS = 150
+"""How much of the charts is to be filled."""
+
+TRAIN = """%%openruntime --name "train the classifier" --in steps
+import mlx.core as mx
+from openruntime_jupyter import progress
+
+x = mx.random.normal((2000, 256))
+y = mx.tanh(x @ mx.random.normal((256, 1)))
+w = mx.zeros((256, 1))
+loss = mx.value_and_grad(lambda w: mx.mean((mx.tanh(x @ w) - y) ** 2))
+
+for step in range(1, steps + 1):
+    value, slope = loss(w)
+    w = w - 0.5 * slope
+    mx.eval(w)
+    if step % 100 == 0:
+        progress(step, steps, f"loss {value.item():.4f}")
+    if step % 2000 == 0:
+        print(f"step {step}: loss {value.item():.4f}")"""
+WORK = """import time
+import mlx.core as mx
+from openruntime_jupyter import progress
+for number in range({total}):
+    a = mx.random.normal((700, 700))
+    mx.eval(a @ a)
+    time.sleep(0.25)
+    progress(number + 1, {total}, "document " + str(number + 1))"""
+DIE = "import os\nprint('reading the features', flush=True)\nos.kill(os.getpid(), 9)"
+RAISE = "print('opening the table')\nopen('measurements.csv')"
+
+
+def submit(server: Server, operation: str, name: str, parameters: dict[str, Any], **fields: Any) -> Any:
+    """Queue a task as a notebook does."""
+    return server.submit(operation, parameters, name=name, origin="notebook", **fields)
+
+
+def fill(server: Server) -> None:
+    """Something of everything."""
+    submit(server, "matrix_multiply", "warm up", {"size": 1024, "iterations": 20})
+    submit(server, "python", "load measurements", {"code": RAISE})
+    submit(server, "python", "extract features", {"code": DIE})
+    body = {"workflow_type": "code_generation", "prompt": "Write a function that adds two numbers", "parameters": {"max_tokens": 24}}
+    server.request("POST", "/ai/tasks", json={**body, "name": "ask for a function", "timeout": 280}, timeout=300)
+    submit(server, "python", "embed the corpus", {"code": WORK.format(total=900)}, wait=False)
+    submit(server, "python", "resize the pictures", {"code": WORK.format(total=500)}, wait=False)
+    submit(server, "matrix_multiply", "nightly benchmark", {"size": 2048, "iterations": 30}, wait=False, priority=3)
+    submit(server, "compute", "score the candidates", {}, wait=False, priority=8)
+    submit(server, "memory_bandwidth", "bandwidth", {}, wait=False)
+
+
+def write(server: Server, name: str, *cells: str) -> None:
+    """A notebook in the server's folder."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, server.home.path / name)
+
+
+async def dashboard(server: Server) -> None:
+    """The dashboard, down to the tasks that have ended, in both themes."""
+    write(server, "dashboard.ipynb", "%load_ext openruntime_jupyter\n%openruntime dashboard")
+    async with opened(server, "dashboard.ipynb") as notebook:
+        page = notebook.page
+        await page.keyboard.press("Control+b")  # without the file browser
+        started = time.monotonic()
+        fill(server)
+        await notebook.run_all()
+        await page.set_viewport_size({"width": 1180, "height": 1500})
+        await page.locator(".or-tasks strong", has_text="embed the corpus").wait_for()
+        await page.wait_for_timeout(1000 * max(5.0, SECONDS - (time.monotonic() - started)))
+        for theme in ("Light", "Dark"):
+            await notebook.menu("Settings", "Theme", f"JupyterLab {theme}")
+            await page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+            await page.wait_for_timeout(2500)
+            box = await page.locator(".or-dashboard").bounding_box()
+            last = await page.locator(".or-tasks tbody").last.bounding_box()
+            assert box is not None
+            assert last is not None
+            height = last["y"] + last["height"] + 6 - box["y"]
+            await page.screenshot(
+                path=PICTURES / f"dashboard-{theme.lower()}.png",
+                clip={"x": box["x"], "y": box["y"], "width": box["width"], "height": height},
+            )
+        await notebook.menu("Settings", "Theme", "JupyterLab Light")
+    for task in server.get("/tasks", params={"state": ["running", "pending"]})["tasks"]:
+        server.request("DELETE", f"/tasks/{task['task_id']}")
+
+
+async def cell(server: Server) -> None:
+    """A cell in the middle of its work."""
+    write(server, "cell.ipynb", "%load_ext openruntime_jupyter\nsteps = 20_000", TRAIN)
+    async with opened(server, "cell.ipynb") as notebook:
+        page = notebook.page
+        await page.keyboard.press("Control+b")
+        await page.set_viewport_size({"width": 1000, "height": 1100})
+        await notebook.start_all()
+        shown = page.locator(".jp-CodeCell").nth(1)
+        await shown.get_by_text("step 8000").wait_for(timeout=300_000)
+        await shown.screenshot(path=PICTURES / "cell.png")
+        await stop(notebook)
+
+
+async def stop(notebook: Notebook) -> None:
+    """End what its cell waits for."""
+    await notebook.page.click("[data-command='notebook:interrupt-kernel']")
+    await notebook.done()
+
+
+def main() -> int:
+    """Make them all; 1 if one is too large for a README."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    models = os.environ.get("OPENRUNTIME_TEST_MODELS", str(ROOT / ".venv" / "models"))
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder) / "home")
+        home.path.mkdir()
+        with running_server(home, LAB, config={"OpenRuntimeApp": {"models_dir": models}}) as server:
+            asyncio.run(dashboard(server))
+            asyncio.run(cell(server))
+    code = 0
+    for picture in sorted(PICTURES.glob("*.png")):
+        size = picture.stat().st_size
+        sys.stdout.write(f"{picture.relative_to(ROOT)}: {size / 1000:.0f} kB{'' if size <= MOST_BYTES else ', which is too large'}\n")
+        code |= size > MOST_BYTES
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
