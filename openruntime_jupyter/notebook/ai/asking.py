@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from IPython.display import display
 
 from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.client.reply import Reply
-from openruntime_jupyter.errors import Unavailable
+from openruntime_jupyter.errors import InvalidRequest, Unavailable
 from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Sent
 from openruntime_jupyter.notebook.ai.describing import describe
 from openruntime_jupyter.notebook.ai.filling import fill, own
@@ -24,6 +25,9 @@ from openruntime_jupyter.notebook.running import run
 from openruntime_jupyter.notebook.session import Session
 
 Answer = TypeVar("Answer")
+
+PARAMETER = re.compile(r"\bparameters\.(\w+)(?=:)")
+"""How the runtime calls what stands on a line as an option."""
 
 
 def ai_cell(session: Session, line: str, cell: str) -> Any:
@@ -84,9 +88,11 @@ def _taken(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
 
 
 def reachable(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns; where nobody answers prompts, the error says both ways out."""
+    """What `ask` returns; what was wrong is told by its option, and where nobody answers prompts the error says both ways out."""
     try:
         return ask()
+    except InvalidRequest as problem:
+        raise short(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
     except Unavailable as problem:
         if type(problem) is Unavailable:
             raise short(problem, "No model answers prompts here yet: the card above has the ways out.", card=Nobody()) from None
