@@ -119,6 +119,9 @@ async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[N
         page = await browser.new_page(viewport={"width": 1280, "height": 1600})
         notebook = Notebook(page)
         notebook.listen()
+        # On a slow machine Lab asks for the kernel though it is starting one: whatever is clicked next waits for the answer.
+        asks = page.locator(".jp-Dialog", has_text="Select Kernel")
+        await page.add_locator_handler(asks, lambda _: asks.get_by_role("button", name="Select", exact=True).click())
         try:
             place = f"lab/workspaces/{uuid.uuid4().hex[:8]}/tree" if app == "lab" else "notebooks"
             await page.goto(f"{server.root}/{place}/{name}?token={server.token}")
