@@ -233,7 +233,7 @@ class Client:
         """
         given = replace(Options(), **options).request()
         changes = {name: given[name] for name in map(_field, options) if name in given}
-        return TaskHandle(self.backend, again(self.backend, task_id, self.origin, changes))
+        return handle_of(self.backend, again(self.backend, task_id, self.origin, changes))
 
     def devices(self) -> list[Device]:
         """What MLX computes on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Protocol
 
@@ -10,8 +10,10 @@ from IPython.core.error import UsageError
 
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.prompting import PromptHandle
+from openruntime_jupyter.client.reply import Reply
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.notebook.ai.shown import ShownReply
 from openruntime_jupyter.notebook.ai.watching import watch_answer
 from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.failures import bad_end, short
@@ -59,7 +61,7 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     # The magic's own line stays a line, so that tracebacks count as the cell does; but a cell magic must be the first.
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
     filename = f"In [{session.cell_number()}]"
-    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename), notify=arguments.notify)
+    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename), arguments.notify)
     if task is None:
         return handle
     if arguments.outputs:
@@ -71,7 +73,7 @@ def run_operation(session: Session, arguments: Arguments, operation: str) -> Any
     """Run an operation; returns its output as a card, the arrays that were asked for, or its handle if it runs in the background."""
     client = session.client.with_options(**arguments.options)
     try:
-        handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs), notify=arguments.notify)
+        handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs), arguments.notify)
     except InvalidRequest as problem:
         raise short(problem, _with_names(problem, operation, session)) from None
     return handle if task is None else shown(task, handle.result())
@@ -99,15 +101,17 @@ def _with_names(problem: InvalidRequest, operation: str, session: Session) -> st
 
 def run_again(session: Session, arguments: Arguments, handle: TaskHandle) -> Any:
     """Do a task's work once more; returns what `run_operation` would."""
-    again, task = run(session, arguments, lambda: session.client.again(handle.id, **arguments.options), notify=arguments.notify)
-    return again if task is None else shown(task, again.result())
+    again, task = run(session, arguments, lambda: session.client.again(handle.id, **arguments.options), arguments.notify)
+    if task is None:
+        return again
+    value = again.result()
+    return ShownReply.shown(value, session) if isinstance(value, Reply) else shown(task, value)
 
 
 def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     """Show a task that was started elsewhere until it ends; Ctrl-C leaves it alone. Raises its error."""
-    show = watch_answer if isinstance(handle, PromptHandle) else follow
     with Interrupts() as interrupts, noticed(handle, arguments.notify):
-        task, left = show(handle, session.devices(), interrupts, cancel=False)
+        task, left = _show(handle, session.devices(), interrupts, cancel=False)
     if left is Left.DETACHED:
         raise short(KeyboardInterrupt(f"{handle.id} goes on: %openruntime cancel {handle.id} stops it"))
     return completed(session, task, arguments.verbose)
@@ -120,14 +124,12 @@ def completed(session: Session, task: Task, verbose: bool = False, watched: bool
     return task
 
 
-def run(
-    session: Session,
-    arguments: Asked,
-    submit: Callable[[], TaskHandle],
-    show: Callable[..., tuple[Task, Left]] = follow,
-    notify: bool = False,
-) -> tuple[TaskHandle, Task | None]:
-    """Submit, and unless it runs in the background, watch by `show`; returns the record of a completed task."""
+def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, Left]:
+    return (watch_answer if isinstance(handle, PromptHandle) else follow)(handle, devices, interrupts, cancel)
+
+
+def run(session: Session, arguments: Asked, submit: Callable[[], TaskHandle], notify: bool = False) -> tuple[TaskHandle, Task | None]:
+    """Submit, and unless it runs in the background, watch; returns the record of a completed task."""
     if notify and arguments.background:
         raise UsageError("--notify needs a cell that waits: leave --bg away, or write `%openruntime wait TASK --notify` later.")
     try:
@@ -137,7 +139,7 @@ def run(
             if arguments.background and not interrupts.count:
                 return handle, None
             with noticed(handle, notify):
-                task, left = show(handle, session.devices(), interrupts)
+                task, left = _show(handle, session.devices(), interrupts)
     except NotConnected:
         session.forget()
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
@@ -19,7 +18,7 @@ from openruntime_jupyter.notebook.ai.filling import fill, own
 from openruntime_jupyter.notebook.ai.inserting import insert
 from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai, wants_help
 from openruntime_jupyter.notebook.ai.rows import ask_rows
-from openruntime_jupyter.notebook.ai.watching import watch_answer
+from openruntime_jupyter.notebook.ai.shown import ShownReply
 from openruntime_jupyter.notebook.failures import short
 from openruntime_jupyter.notebook.running import run
 from openruntime_jupyter.notebook.session import Session
@@ -67,7 +66,7 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
             display(Sent.of(client.backend.get(handle.id)))
         return handle
 
-    handle, task = reachable(lambda: run(session, arguments, submit, watch_answer))
+    handle, task = reachable(lambda: run(session, arguments, submit, arguments.notify))
     return handle if task is None else _taken(session, arguments, handle.result())
 
 
@@ -97,19 +96,3 @@ def reachable(ask: Callable[[], Answer]) -> Answer:
         if type(problem) is Unavailable:
             raise short(problem, "No model answers prompts here yet: the card above has the ways out.", card=Nobody()) from None
         raise
-
-
-class ShownReply(Reply):
-    """An answer that its cell has shown already: as the value of that cell it shows nothing more."""
-
-    @classmethod
-    def shown(cls, reply: Reply, session: Session) -> ShownReply:
-        """`reply`, shown by the cell that runs now."""
-        made = cls(**{field.name: getattr(reply, field.name) for field in fields(reply)})
-        object.__setattr__(made, "_shown_by", (session, session.cell_number()))
-        return made
-
-    def _ipython_display_(self) -> None:
-        session, cell = getattr(self, "_shown_by", (None, 0))
-        if session is None or session.cell_number() != cell:
-            raise NotImplementedError  # IPython then shows it as it would without this method

@@ -120,7 +120,7 @@ def figures(output: Mapping[str, Any]) -> list[str]:
     tokens, speed, model, provider = (output.get(name) for name in ("completion_tokens", "tokens_per_second", "model_used", "provider"))
     said = [
         f"{tokens:,} tokens" if tokens is not None else None,
-        f"{speed:.1f} tokens/s" if speed is not None else None,
+        f"{speed:,.{1 if speed < 1000 else 0}f} tokens/s" if speed is not None else None,
         f"{model or 'a model'}{'' if provider in (LOCAL, None) else f' of {provider}'}",
         "cut at max_tokens" if output.get("finish_reason") == "length" else None,
     ]

@@ -46,6 +46,7 @@ OPTIONS: dict[str, Option] = {
     "--raw": Option("", "send the text as it is: no {name} is replaced"),
     "--show-prompt": Option("", "show what the model is given, word for word"),
     "--bg": Option("", "do not wait: the cell's value is the task's handle"),
+    "--notify": Option("", "tell when it ends: a notification where the browser allows it, else the page's title"),
     "--verbose": Option("", "show an error's whole traceback at once, and not a card"),
     "--as": Option("variable", "also keep the handle in this variable", identifier),
     "--temperature": Option("number", "0 to 2; 0 takes the likeliest word each time", float),
@@ -153,6 +154,7 @@ def _checked(found: dict[str, Any], workflow: str | None, prompt: str) -> AiArgu
         raw=found["raw"],
         show_prompt=found["show_prompt"],
         background=found["bg"],
+        notify=found["notify"],
         verbose=found["verbose"],
         variable=found["as"],
         prompt=prompt,
@@ -165,7 +167,8 @@ def _refuse_contradictions(given: AiArguments) -> None:
     if given.rows is not None:
         if given.out is None:
             raise UsageError("--map needs --out NAME: there the answers are kept, and what is there is not asked again.")
-        for name, wrong in (("--conversation", "conversation" in given.parameters), ("--insert", given.insert), ("--raw", given.raw)):
+        others = {"--conversation": "conversation" in given.parameters, "--insert": given.insert, "--raw": given.raw}
+        for name, wrong in {**others, "--notify": given.notify}.items():
             if wrong:
                 raise UsageError(f"{name} does not go with --map: each row is a prompt of its own.")
     elif given.background:

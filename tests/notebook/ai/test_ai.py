@@ -163,6 +163,21 @@ def test_a_prompt_in_the_background_is_watched_and_left_alone_by_the_stop_button
     assert kernel.run("%openruntime result quick").outputs[-1]["data"]["text/markdown"] == "You said: hello"
 
 
+def test_a_prompt_is_asked_once_more(kernel: Kernel) -> None:
+    kernel.run("%%openruntime ai --as first\nhello")
+    cell = kernel.run("again = %openruntime retry first")
+    assert cell.status == "ok", cell.error
+    assert said(cell).endswith("You said: hello")
+    assert kernel.value("again.text, again.task_id != first.id") == "('You said: hello', True)"
+
+
+def test_the_page_can_be_asked_to_tell_of_the_end(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime ai --notify\nhello")
+    assert cell.status == "ok", cell.error
+    assert "ort-notify-ai_task_" in cell.shown("text/html")[0]
+    assert said(cell).endswith("You said: hello")
+
+
 def test_a_provider_that_refuses_is_told_in_one_line(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai --out nothing\nfail")
     assert cell.error["ename"] == "TaskFailed"
@@ -186,6 +201,8 @@ def test_a_provider_that_refuses_is_told_in_one_line(kernel: Kernel) -> None:
         ("--out 3x", "3x"),
         ("--map rows", "--out"),
         ("--bg --out a", "--as"),
+        ("--bg --notify", "--notify"),
+        ("--map rows --out a --notify", "--notify"),
         ("--priority 11", "priority"),
         ("--target code", "target"),
     ],
