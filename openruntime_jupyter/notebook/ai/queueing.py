@@ -165,7 +165,7 @@ class Batch(View):
     def _parts(self) -> list[str]:
         spent = (self._ended or time.monotonic()) - self._began
         had = self.answered + len(self.failures)
-        left = spent / had * len([*self._left, *self._flying]) if had and self._ended is None else None
+        left = spent / had * (len(self._left) + len(self._flying)) if had and self._ended is None else None
         said = [
             f"{self.known + self.answered:,} of {len(self._prompts):,} rows",
             f"{self.known:,} known already" if self.known else None,

@@ -41,7 +41,7 @@ class Answers(View, list[Any]):
 
     def __init__(self, batch: Batch, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
         super().__init__(batch.answers)
-        self.failures = dict(sorted(batch.failures.items()))
+        self.failures = dict(sorted(batch.failures.copy().items()))
         self.task_ids = list(batch.task_ids)
         self.keys = list(keys)
         self._rows = [_cut(row["item"]) for row in rows]
