@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from openruntime_jupyter import __version__
+
+ASKING = ("status", "tasks", "cancel")
+"""Commands that ask a server which runs."""
 
 DESCRIPTION = "One shared, visible, killable queue for MLX work. Without a command it serves the API on http://localhost:8000."
 EPILOG = """\
@@ -36,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in ("status", "tasks", "cancel"):
+    if arguments and arguments[0] in ASKING:
         from openruntime_jupyter.cli.ask import ask
 
         return ask(arguments)
@@ -84,7 +89,9 @@ def _serve(arguments: list[str]) -> int:
     options, others = parser().parse_known_args(arguments)
     stray = [argument for argument in others if not (argument.startswith("--") and "." in argument.split("=")[0])]
     if stray:
-        parser().error(f"{' '.join(stray)} is not understood; settings are given as --Class.name=value")
+        near = get_close_matches(stray[0].partition("=")[0], [*ASKING, "pull", *re.findall(r"--[a-z-]+", parser().format_usage())], 1)
+        advice = f"did you mean {near[0]}?" if near else "settings are given as --Class.name=value"
+        parser().error(f"{' '.join(stray)} is not understood; {advice}")
     # Jupyter's schemas would load this one, which takes over a second, to check a kind of address that we never use.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from openruntime_jupyter.server.standalone import every_setting, serve

@@ -12,14 +12,15 @@ import psutil
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, gigabytes
+from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
 from openruntime_jupyter.models import Task
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client
 
 NOWHERE = (
-    "No OpenRuntime server of yours was found: start one (`jupyter openruntime`), or name one (--url=http://127.0.0.1:8888/ --token=SECRET)"
+    "No OpenRuntime server of yours was found: start one (`jupyter openruntime`, or JupyterLab with OpenRuntime installed), or name one "
+    "(--url=http://127.0.0.1:8888/ --token=SECRET)"
 )
 
 
@@ -34,7 +35,8 @@ def ask(arguments: Sequence[str]) -> int:
         finally:
             client.close()
     except OpenRuntimeError as problem:
-        print(f"jupyter openruntime: {problem}", file=sys.stderr)
+        here = " (here: --token=SECRET)" if isinstance(problem, NotAllowed) else ""
+        print(f"jupyter openruntime: {problem}{here}", file=sys.stderr)
         return 1
     return 0
 
@@ -42,7 +44,7 @@ def ask(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """What the commands take."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--url", help="the server (default: the one that this terminal belongs to, else your stand-alone one)")
+    common.add_argument("--url", help="the server (default: the one that this terminal belongs to, else your stand-alone one, else your newest Jupyter Server)")
     common.add_argument("--token", metavar="SECRET", help="its token, where it is not found by itself")
     common.add_argument("--json", action="store_true", help="print JSON")
     made = argparse.ArgumentParser("jupyter openruntime")
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _connect(url: str | None, token: str | None) -> Client:
-    from openruntime_jupyter.client.discovery import EMBEDDED, connect
+    from openruntime_jupyter.client.discovery import EMBEDDED, connect, of_user
 
     if url is None:
         # A terminal of JupyterLab inherits where its server is.
@@ -70,9 +72,11 @@ def _connect(url: str | None, token: str | None) -> Client:
     if url is None and token is not None:
         raise NotConnected("--token belongs to a --url: give that too")
     client = connect(url, token)
-    if client.where == EMBEDDED:
+    if client.where != EMBEDDED:
+        return client
+    if (found := of_user()) is None:
         raise NotConnected(NOWHERE)
-    return client
+    return found
 
 
 def _json(value: BaseModel | dict[str, object]) -> str:

@@ -119,6 +119,17 @@ def _from_jupyter_file(path: Path) -> HttpBackend | None:
     return HttpBackend(f"{url}/openruntime", str(described.get("token") or "") or None, patience=5.0, local=True)
 
 
+def of_user() -> Client | None:
+    """The newest Jupyter Server of this user that answers: for a terminal that belongs to none, where a person looks at the result."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    for path in _newest_first(Path(jupyter_runtime_dir()), "jpserver-*.json"):
+        described = _read_private(path)
+        if described is not None and _alive(described.get("pid")) and (found := _answering(_from_jupyter_file(path))) is not None:
+            return Client(found, origin="cli")
+    return None
+
+
 def _stand_alone() -> HttpBackend | None:
     for path in _newest_first(default_data_dir() / "standalone"):
         described = _read_private(path)
@@ -143,9 +154,9 @@ def _answering(backend: HttpBackend | None) -> HttpBackend | None:
     return backend
 
 
-def _newest_first(folder: Path) -> Iterator[Path]:
+def _newest_first(folder: Path, pattern: str = "*.json") -> Iterator[Path]:
     try:
-        files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True)
     except OSError:
         return
     yield from files

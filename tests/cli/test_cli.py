@@ -80,6 +80,11 @@ def test_what_is_not_understood_is_told(home: Home, arguments: list[str]) -> Non
     assert "error:" in told
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("stauts", "status"), ("pul", "pull"), ("--prot=8001", "--port"), ("--tokn", "--token")])
+def test_what_was_meant_is_told(home: Home, typed: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in run(home, typed, code=2)
+
+
 def test_a_wrong_value_of_a_setting_is_told_by_its_name(home: Home) -> None:
     told = run(home, "--OpenRuntimeApp.gpu_slots=0", "--port=0", code=1)
     assert "gpu_slots" in told
@@ -202,3 +207,16 @@ def test_a_terminal_of_jupyterlab_finds_its_server(tmp_path: Path) -> None:
         assert environment is not None
         environment.pop("OPENRUNTIME_DATA_DIR")
         assert jupyter.url in run(Home(tmp_path / "other"), "status", **environment)
+
+
+def test_a_terminal_that_belongs_to_no_server_finds_the_users_jupyter_server(tmp_path: Path) -> None:
+    with running_server(tmp_path, JUPYTER) as jupyter:
+        assert jupyter.url in run(jupyter.home, "status")
+        assert "No OpenRuntime server" in run(Home(tmp_path / "other"), "status", code=1)
+        (told,) = jupyter.home.runtime_dir.glob("jpserver-*.json")
+        told.chmod(0o644)
+        assert "No OpenRuntime server" in run(jupyter.home, "status", code=1), "what others may have written is not believed"
+
+
+def test_a_wrong_token_is_told_with_the_option_for_it(server: Server) -> None:
+    assert "--token=" in run(server.home, "status", "--url", server.url, "--token=wrong", code=1)
