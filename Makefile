@@ -6,6 +6,7 @@ PYTHON ?=
 LAB_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+NOTEBOOKS ?=
 TEST_MODELS := $(VENV)/models
 # Tests wait for processes most of the time. A file's tests stay together, since they share servers.
 PARALLEL ?= -n 2 --dist loadfile
@@ -28,7 +29,7 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check format frontend pictures clean
+.PHONY: help lab test bench check format frontend pictures notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -67,6 +68,11 @@ pictures: $(VENV)/.test ## make the README's pictures anew, from a real run
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && $(RUN) tests.browser.pictures
 
+notebooks: $(VENV)/.test ## run the notebooks and keep what they show, on a machine that is idle (NOTEBOOKS='arrays' for some)
+	@tools/install-blas
+	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
+	$(RUN) tests.rerun_notebooks $(NOTEBOOKS)
+
 clean: ## remove what the other commands made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -80,7 +86,7 @@ $(VENV)/.made-$(BACKEND):
 
 $(VENV)/.lab: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and JupyterLab ..."
-	@$(PIP) -e '.[$(AND)local]' jupyterlab ipykernel
+	@$(PIP) -e '.[$(AND)local]' jupyterlab ipykernel matplotlib
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made-$(BACKEND) $(PACKAGE)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.default_model import models_dir
 from tests.support import TOKEN, Home, running_server
 
 pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).resolve().parents[1]
-NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120")
+NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 # nbval's kernel is a child of the pytest that it runs in, and takes the server's word only if that is from its parent:
 # so the server's word is given in that process, as it would be given by a server to its kernels.
 RUN = """
@@ -24,6 +25,14 @@ if "OPENRUNTIME_URL" in os.environ:
     os.environ["OPENRUNTIME_SERVER_PID"] = str(os.getpid())
 sys.exit(pytest.main(sys.argv[1:]))
 """
+
+
+def home_with_the_model(folder: Path) -> Home:
+    """A user who has pulled the default model."""
+    home = Home(folder)
+    home.data_dir.mkdir(mode=0o700)
+    (home.data_dir / "models").symlink_to(models_dir())
+    return home
 
 
 def run_notebooks(home: Home, environment: Mapping[str, str]) -> None:
@@ -36,10 +45,10 @@ def run_notebooks(home: Home, environment: Mapping[str, str]) -> None:
 
 
 def test_the_notebooks_run_in_a_kernel_without_a_server(tmp_path: Path) -> None:
-    run_notebooks(Home(tmp_path), {})
+    run_notebooks(home_with_the_model(tmp_path), {})
 
 
 def test_the_notebooks_run_in_a_kernel_under_a_real_server(tmp_path: Path) -> None:
-    with running_server(tmp_path) as server:
+    with running_server(home_with_the_model(tmp_path)) as server:
         run_notebooks(server.home, {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN})
         assert server.get("/tasks")["total_count"] > 0, "the notebooks' tasks ran on the server"

@@ -44,7 +44,10 @@ def ask(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """What the commands take."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--url", help="the server (default: the one that this terminal belongs to, else your stand-alone one, else your newest Jupyter Server)")
+    common.add_argument(
+        "--url",
+        help="the server (default: the one that this terminal belongs to, else your stand-alone one, else your newest Jupyter Server)",
+    )
     common.add_argument("--token", metavar="SECRET", help="its token, where it is not found by itself")
     common.add_argument("--json", action="store_true", help="print JSON")
     made = argparse.ArgumentParser("jupyter openruntime")

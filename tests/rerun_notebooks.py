@@ -1,0 +1,54 @@
+"""`make notebooks`: run the notebooks under a real server, and keep what they show. Names behind it run those alone.
+
+What stands in the files is what a reader without a machine sees, so this is for a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from tests.default_model import models_dir
+from tests.support import TOKEN, Home, Server, running_server
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+PORT = 8888
+"""Jupyter's own, since it stands in what is shown."""
+CELL_SECONDS = 600
+
+
+def rerun(path: Path, server: Server) -> None:
+    """Run one notebook in a kernel that belongs to `server`, and write it with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    ours = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
+    os.environ.update(server.home.environment({**ours, "JPY_SESSION_NAME": path.name}))
+    NotebookClient(
+        notebook, timeout=CELL_SECONDS, record_timing=False, store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            # Without its kernel a widget shows nothing, and hides the text beside it.
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, path)
+
+
+def main(names: list[str]) -> None:
+    """Each notebook under a server of its own, so that its tables hold its own tasks."""
+    paths = [FOLDER / f"{name.removesuffix('.ipynb')}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
+    models = str(models_dir())
+    for path in paths:
+        with tempfile.TemporaryDirectory() as folder:
+            home = Home(Path(folder))
+            with running_server(home, port=PORT, config={"OpenRuntimeApp": {"models_dir": models}}) as server:
+                rerun(path, server)
+        print(f"{path.relative_to(FOLDER.parent)}: {path.stat().st_size:,} bytes", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
