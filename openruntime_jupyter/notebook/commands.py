@@ -13,7 +13,7 @@ from IPython.display import publish_display_data
 
 from openruntime_jupyter.ai_models_insights import MetricType, WordingChoice
 from openruntime_jupyter.client.prompting import PromptHandle
-from openruntime_jupyter.models import TaskState, Timeframe
+from openruntime_jupyter.models import Health, TaskState, Timeframe
 from openruntime_jupyter.notebook.ai import words
 from openruntime_jupyter.notebook.ai.inert import inert
 from openruntime_jupyter.notebook.ai.pulling import known_models
@@ -29,7 +29,7 @@ from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.notebook.views import TaskCard, TaskTable
 
 START_SECONDS = 10.0
-"""How long `status` waits for a runtime that has just been started to know its devices."""
+"""How long `status` and `devices` wait for a runtime that has just been started to know its devices."""
 
 
 def run_line(session: Session, line: str) -> Any:
@@ -121,11 +121,15 @@ class Command:
 
 
 def _status(session: Session, _arguments: Arguments) -> Status:
-    client = session.client
+    return Status(session.client.where, _started(session), session.client.devices())
+
+
+def _started(session: Session) -> Health:
+    """The runtime's health, once it has started and knows its devices."""
     deadline = time.monotonic() + START_SECONDS
-    while (health := client.health()).status == "starting" and time.monotonic() < deadline:
+    while (health := session.client.health()).status == "starting" and time.monotonic() < deadline:
         time.sleep(0.05)
-    return Status(client.where, health, client.devices())
+    return health
 
 
 def _connect(session: Session, arguments: Arguments, word: str) -> Status:
@@ -143,6 +147,7 @@ def _tasks(session: Session, arguments: Arguments) -> TaskTable:
 
 
 def _devices(session: Session, _arguments: Arguments) -> DeviceTable:
+    _started(session)
     return DeviceTable(session.client.devices())
 
 

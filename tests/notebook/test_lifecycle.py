@@ -146,3 +146,8 @@ def test_presses_of_the_stop_button_are_counted_and_the_third_one_always_stops()
             signal.raise_signal(signal.SIGINT)
     assert len(woken) == 3
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_first_thing_that_a_kernel_of_its_own_is_asked_may_be_its_devices(tmp_path: Path) -> None:
+    with running_kernel(Home(tmp_path)) as kernel:
+        assert "device_0" in kernel.run("%openruntime devices").value
