@@ -28,7 +28,12 @@ def rerun(path: Path, server: Server) -> None:
     ours = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
     os.environ.update(server.home.environment({**ours, "JPY_SESSION_NAME": path.name}))
     NotebookClient(
-        notebook, timeout=CELL_SECONDS, record_timing=False, store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=CELL_SECONDS,
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
