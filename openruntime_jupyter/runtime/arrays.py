@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class ArrayStore:
         self._spool = Spool(settings, runtime_id)
         self._records: dict[str, Record] = {}
         self._room = ArrayRoom(settings, self._spool, machine, self._records)
-        self._writers: set[str] = set()
+        self._writers: Counter[str] = Counter()
 
     # Life
 
@@ -226,11 +227,12 @@ class ArrayStore:
     @contextlib.contextmanager
     def writing(self, array_id: str) -> Any:
         """While somebody fills the array through this process: it is not taken for abandoned."""
-        self._writers.add(array_id)
+        self._writers[array_id] += 1  # of a name that was deleted meanwhile there may be two
         try:
             yield
         finally:
-            self._writers.discard(array_id)
+            self._writers[array_id] -= 1
+            self._writers += Counter()  # forgets who has none
 
     # Tasks
 
@@ -238,7 +240,7 @@ class ArrayStore:
         """The layout of an array that can be used now; None if there is none."""
         record = self._records.get(array_id)
         if record is not None:
-            return record.layout if record.ready and not record.doomed else None
+            return record.layout if record.ready and not record.doomed and not record.leaving else None
         path = self._outside(array_id)
         with contextlib.suppress(ArrayNotFound):
             return look(path, array_id) if path is not None else None

@@ -25,6 +25,7 @@ class _Place:
     """Where the elements go: `at` is the next byte of the file, `end` the last but one."""
 
     array_id: str
+    path: str
     descriptor: int
     at: int
     end: int
@@ -84,7 +85,7 @@ class Upload:
             raise ArrayConflict("The array was deleted while it was sent.")
         # Our own header may be longer than theirs.
         ours = Layout(layout.shape, layout.dtype, told.kind)
-        self._place = _Place(told.id, descriptor, ours.offset, ours.size)
+        self._place = _Place(told.id, str(told.path), descriptor, ours.offset, ours.size)
 
     async def _write(self) -> None:
         place, data = self._place, bytes(self._gathered)
@@ -102,6 +103,8 @@ class Upload:
         await self._write()
         if self._place.at != self._place.end:
             raise InvalidRequest.of("body", f"it ends {self._place.end - self._place.at:,} bytes before the array does")
+        if not self._still_ours(self._place):
+            raise ArrayConflict(f"The array {self._place.array_id} was deleted while it was sent.")
         told = await self._store.ready(self._place.array_id, sent=True)
         self._over = True
         self._stack.close()
@@ -112,9 +115,18 @@ class Upload:
         if self._over:
             return
         self._over = True
+        ours = self._place is not None and self._still_ours(self._place)
         self._stack.close()
-        if self._place is not None:
-            await self._store.remove(self._place.array_id)
+        if self._place is not None and ours:
+            with contextlib.suppress(ArrayNotFound):  # somebody else was faster
+                await self._store.remove(self._place.array_id)
+
+    def _still_ours(self, place: _Place) -> bool:
+        """Whether the name means what we write: it may have been deleted meanwhile, and be somebody else's by now."""
+        try:
+            return os.path.samestat(os.fstat(place.descriptor), os.stat(place.path))
+        except FileNotFoundError:
+            return False
 
 
 def _write_all(descriptor: int, data: bytes, at: int) -> None:

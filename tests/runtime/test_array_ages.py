@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime import array_records, array_room
 from openruntime_jupyter.worker import arrays, blocks
@@ -143,5 +143,18 @@ def test_a_slow_writer_has_time_to_say_that_it_is_done(tmp_path: Path, monkeypat
             os.close(descriptor)
             await store.sweep()
             assert (await store.ready(told.id)).state == "ready"
+
+    live(body())
+
+
+def test_a_task_gets_no_array_that_is_just_going(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            told = await put(store, np.zeros(10))
+            going = asyncio.ensure_future(store.remove(told.id))
+            await asyncio.sleep(0)
+            with pytest.raises(InvalidRequest, match="it was deleted"):
+                store.lease([told.id], "task_a")
+            await going
 
     live(body())

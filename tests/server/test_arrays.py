@@ -242,6 +242,12 @@ def connection(server: Server) -> socket.socket:
     return socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=20)
 
 
+def status_of(sock: socket.socket) -> int:
+    """Of the answer that comes."""
+    line = sock.makefile("rb").readline()
+    return int(line.split()[1])
+
+
 def heard(sock: socket.socket) -> bytes:
     """All that comes until the other end hangs up."""
     return b"".join(iter(lambda: sock.recv(65536), b""))
@@ -294,6 +300,31 @@ def test_an_array_that_is_just_being_sent_is_not_complete_because_somebody_says_
         wait_until(lambda: listed(server)["sending"]["state"] == "ready", 30.0, "the end of the upload")
     assert fetch(server, "sending").content[-2 * MB :] == b"\x07" * 2 * MB
     server.request("DELETE", "/arrays/sending")
+
+
+@pytest.mark.parametrize("first_ends", ["complete", "broken off"])
+def test_an_upload_whose_array_was_deleted_leaves_the_next_one_of_that_name_alone(server: Server, first_ends: str) -> None:
+    def sent(value: int) -> bytes:
+        return safetensors.numpy.save({"x": np.full(2 * MB, value, np.uint8)})
+
+    half = len(sent(1)) // 2
+    head = request_head(server, "again", len(sent(1)), f"Authorization: token {server.token}")
+    with connection(server) as second:
+        with connection(server) as first:
+            first.sendall(head + sent(1)[:half])
+            wait_until(lambda: "again" in listed(server), 30.0, "the first upload to begin")
+            assert server.request("DELETE", "/arrays/again").is_success
+            second.sendall(head + sent(2)[:half])
+            wait_until(lambda: "again" in listed(server), 30.0, "the second upload to begin")
+            if first_ends == "complete":
+                first.sendall(sent(1)[half:])
+                assert status_of(first) == 409
+        error_of(server.request("POST", "/arrays/again/ready"), 409)
+        second.sendall(sent(2)[half:])
+        assert status_of(second) == 201
+    assert set(fetch(server, "again").content[-2 * MB :]) == {2}
+    server.request("DELETE", "/arrays/again")
+    assert "A background task of OpenRuntime failed" not in server.tail()
 
 
 def test_room_whose_file_is_gone_is_told_and_given_up(server: Server) -> None:
