@@ -258,7 +258,7 @@ class AsyncClient:
 
     async def _submitted(self, submit: Callable[[], TaskHandle]) -> AsyncTaskHandle:
         await asyncio.to_thread(self._completions.open)
-        return AsyncTaskHandle(await asyncio.to_thread(submit), self._completions)
+        return self._handle(await asyncio.to_thread(submit))
 
     def _handle(self, handle: TaskHandle) -> AsyncTaskHandle:
         if isinstance(handle, PromptHandle):

@@ -181,6 +181,7 @@ def test_coroutines_ask_and_read_along(client: Client) -> None:
             assert (await handle).usage.tokens_used == 15
             assert handle.left_out == 0
             assert isinstance(await aio.task(handle.id), AsyncPromptHandle)
+            assert (await (await aio.again(handle.id))).text == "You said: slow word"
             with pytest.raises(TaskFailed, match="no such thing"):
                 [piece async for piece in await aio.ask("fail")]
             name = uuid4().hex
