@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from tests import loopback
 from tests.support import alive, wait_until
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
@@ -32,6 +33,15 @@ def nothing_is_left_behind() -> Iterator[None]:
         10,
         lambda: f"the end of {me.children(recursive=True)}",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_this_machine_alone() -> Iterator[None]:
+    """No test connects to another machine, and what tests start fetches no model from a hub."""
+    with pytest.MonkeyPatch.context() as patch:
+        loopback.guard(patch)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
