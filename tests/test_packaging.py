@@ -90,7 +90,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_extras_are_there_by_their_names() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {"cpu", "cuda", "local", "blas", "keyring", "dask", "test", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"cpu", "cuda", "local", "blas", "keyring", "dask", "test", "bench", "dev"}
 
 
 def test_every_package_that_is_imported_is_a_dependency() -> None:
