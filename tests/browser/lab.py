@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -85,8 +86,8 @@ class Notebook:
     async def start_all(self) -> None:
         """Run every cell; returns once the first one runs or has run."""
         for _ in range(3):
-            await self.menu("Run", "Run All Cells")
             try:
+                await self.menu("Run", "Run All Cells")
                 await self.page.wait_for_function(STARTED, timeout=10_000)
                 return
             except TookTooLong:  # Lab loses one that comes while the connection to the kernel is made, and empties the prompts
@@ -121,7 +122,12 @@ async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[N
         notebook.listen()
         # On a slow machine Lab asks for the kernel though it is starting one: whatever is clicked next waits for the answer.
         asks = page.locator(".jp-Dialog", has_text="Select Kernel")
-        await page.add_locator_handler(asks, lambda _: asks.get_by_role("button", name="Select", exact=True).click())
+
+        async def choose(_: object) -> None:
+            with contextlib.suppress(TookTooLong):  # it goes away by itself once the kernel is there
+                await asks.get_by_role("button", name="Select", exact=True).click(timeout=5_000)
+
+        await page.add_locator_handler(asks, choose)
         try:
             place = f"lab/workspaces/{uuid.uuid4().hex[:8]}/tree" if app == "lab" else "notebooks"
             await page.goto(f"{server.root}/{place}/{name}?token={server.token}")

@@ -79,7 +79,12 @@ export class Runtime {
     const before = await this.ask("GET", task);
     const request = { wait: false, origin: "notebook" };
     for (const field of AGAIN) if (before[field] != null) request[field] = before[field];
-    return this.ask("POST", "tasks", request);
+    try {
+      return await this.ask("POST", "tasks", request);
+    } catch (problem) {
+      if (!problem.details?.length || !request.parameters?.arrays?.length) throw problem;
+      throw new Refused("large arrays are let go of at a task's end, so it can't be done once more: run its cell, or make its call, again");
+    }
   }
 
   throughKernel(name, said) {
