@@ -57,10 +57,11 @@ class Attempt:
         """Give the job to `worker`."""
         job = self.job
         self.worker = worker
+        if not worker.fresh:  # what a new one has said already may be why it ends
+            worker.stdout.begin()
+            worker.stderr.begin()
         worker.fresh = False
         worker.listener = self
-        worker.stdout.begin()
-        worker.stderr.begin()
         worker.dead.add_done_callback(self._died)
         body: dict[str, Any] = {
             "task_id": job.task_id,

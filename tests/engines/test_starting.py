@@ -162,3 +162,31 @@ def test_a_first_worker_that_could_not_be_started_is_tried_again_when_somebody_a
             await runtime.stop()
 
     live(body())
+
+
+BROKEN = """
+import select
+import sys
+
+print("half of it is missing", file=sys.stderr)
+select.select([int(sys.argv[1])], [], [])  # until its first task has come
+raise ModuleNotFoundError("the other half")
+"""
+
+
+def test_what_a_worker_said_before_its_first_task_tells_why_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "pydantic_core.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path / "path"))
+
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            engine = runtime._engine
+            assert isinstance(engine, LocalEngine)
+            await until(lambda: any("half of it" in worker.stderr.tail for worker in engine._workers), 30, "the worker to speak")
+            task = await ended(runtime, await submit(runtime, "call"))
+            assert task.failure is not None
+            assert "half of it is missing" in (task.failure.last_output or "")
+            assert "the other half" in (task.failure.last_output or "")
+
+    live(body())
