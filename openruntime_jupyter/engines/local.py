@@ -28,6 +28,7 @@ from openruntime_jupyter.engines.base import (
     WorkerReport,
 )
 from openruntime_jupyter.engines.pool import Pool
+from openruntime_jupyter.engines.post_mortem import oom_watch
 from openruntime_jupyter.engines.residents import Residents
 from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
 from openruntime_jupyter.engines.worker_process import WorkerProcess
@@ -100,7 +101,7 @@ class LocalEngine:
     async def start(self) -> None:
         """Begin to start the first worker, and the watchdog."""
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(self._past_limit)
+        self._watchdog = Watchdog(self._past_limit, oom_watch.look)
         self._watchdog.start()
         self._scout(self._options.interpreter)
         self._schedule_reaper()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from openruntime_jupyter.errors import gigabytes
@@ -25,15 +28,30 @@ def oom_kills() -> int | None:
 
 
 class OomWatch:
-    """Tells whether the kernel's out-of-memory killer struck since the last question."""
+    """Tells whether the kernel's out-of-memory killer struck within the last seconds: an hour ago it was somebody else's end."""
 
-    def __init__(self) -> None:
-        self._seen = oom_kills()
+    LOOKS = 4
+    EVERY = 1.0
+    """Seconds between two looks."""
+
+    def __init__(self, count: Callable[[], int | None] = oom_kills, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count = count
+        self._clock = clock
+        self._seen: deque[tuple[float, int | None]] = deque(maxlen=self.LOOKS)
+
+    def look(self) -> None:
+        """Remember the count of now; to be called often while tasks run, on one thread."""
+        now = self._clock()
+        if self._seen and now - self._seen[-1][0] < self.EVERY:
+            return
+        if self._seen and now - self._seen[-1][0] > self.LOOKS * self.EVERY:
+            self._seen.clear()
+        self._seen.append((now, self._count()))
 
     def struck(self) -> bool:
-        """Whether the count rose."""
-        before, self._seen = self._seen, oom_kills()
-        return before is not None and self._seen is not None and self._seen > before
+        """Whether the count rose since the earliest look that is remembered."""
+        seen, now = tuple(self._seen), self._count()
+        return bool(seen) and seen[0][1] is not None and now is not None and now > seen[0][1]
 
 
 oom_watch = OomWatch()

@@ -50,10 +50,11 @@ def resident_bytes(pid: int) -> int | None:
 
 
 class Watchdog:
-    """`on_excess(task_id)` is called on the watchdog's own thread, once a task."""
+    """`on_excess(task_id)` is called on the watchdog's own thread, once a task; `on_look()` too, at every look while tasks run."""
 
-    def __init__(self, on_excess: Callable[[str], None]) -> None:
+    def __init__(self, on_excess: Callable[[str], None], on_look: Callable[[], None] = lambda: None) -> None:
         self._on_excess = on_excess
+        self._on_look = on_look
         self._watched: dict[int, _Watched] = {}
         self._lock = threading.Lock()
         self._work = threading.Event()
@@ -131,4 +132,6 @@ class Watchdog:
                 if watched.limit and watched.resident > watched.limit:
                     watched.limit = 0
                     self._on_excess(task_id)
+        if busy:
+            self._on_look()
         return busy

@@ -114,6 +114,11 @@ class Entry:
             return time.monotonic() - self.started_mono
         return None
 
+    @property
+    def over(self) -> bool:
+        """Whether it is at its end, and that is recorded: until then nobody is told."""
+        return self.state.terminal and self.done.reached
+
     def tell(self) -> None:
         """Wake those who wait for news."""
         if self.news is not None:

@@ -25,6 +25,8 @@ QUEUE_EVENTS = 1_000
 QUEUE_BYTES = 16_000_000
 """Bytes of output, as JSON, that a reader may be behind: one picture can be as large as a thousand states."""
 
+Describe = Callable[[], "dict[str, Any] | None"]
+
 TOPICS = ("task_update", "metrics", "task_progress", "task_output", "ai_token")
 
 
@@ -119,7 +121,7 @@ class EventBus:
         self._first_kept = self._last + 1
         self._kept: deque[Event] = deque()
         self._subscriptions: set[Subscription] = set()
-        self._held: dict[str, Callable[[], dict[str, Any]]] = {}
+        self._held: dict[str, Describe] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.on_watch: Callable[[], None] | None = None
 
@@ -135,11 +137,11 @@ class EventBus:
             if topic in subscription.topics:
                 subscription.push(event)
 
-    def task_update(self, task_id: str, describe: Callable[[], dict[str, Any]], terminal: bool) -> None:
-        """Tell of a task's new state; `describe()` gives the message's `data` when it is sent."""
+    def task_update(self, task_id: str, describe: Describe, terminal: bool) -> None:
+        """Tell of a task's new state; `describe()` gives the message's `data` when it is sent, or None if that is not so any more."""
         if terminal:
             self._held.pop(task_id, None)
-            self.publish("task_update", {"type": "task_update", "data": describe()}, replay=True)
+            self._tell(describe)
             return
         self._held[task_id] = describe
         if self._timer is None:
@@ -148,9 +150,14 @@ class EventBus:
     def _release(self) -> None:
         self._timer = None
         for task_id in tuple(islice(self._held, AT_ONCE)):
-            self.publish("task_update", {"type": "task_update", "data": self._held.pop(task_id)()}, replay=True)
+            self._tell(self._held.pop(task_id))
         if self._held:
             self._timer = asyncio.get_running_loop().call_later(0, self._release)
+
+    def _tell(self, describe: Describe) -> None:
+        data = describe()
+        if data is not None:
+            self.publish("task_update", {"type": "task_update", "data": data}, replay=True)
 
     def subscribe(
         self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS

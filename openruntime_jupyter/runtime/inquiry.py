@@ -29,9 +29,8 @@ class Inquiry:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
         entry = self._recorder.find(task_id)
         if entry is not None:
-            if not entry.state.terminal:
-                await entry.done.wait(timeout)
-            return entry.record(parameters) if entry.state.terminal else await self.get(task_id, parameters)
+            await entry.done.wait(timeout)
+            return await self.get(task_id, parameters)
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             task = await self.get(task_id, parameters)
@@ -46,6 +45,8 @@ class Inquiry:
         """
         entry = self._recorder.find(task_id)
         if entry is not None:
+            if entry.state.terminal:  # which is being recorded
+                await entry.done.wait()
             return entry.record(parameters)
         task = await self._history.get(task_id)
         if task is None:
@@ -65,10 +66,12 @@ class Inquiry:
     ) -> TaskPage:
         """Tasks of all this user's runtimes, newest first."""
         found, total, following = await self._history.page(limit, before, offset, states, operation, owner)
-        live = [
-            entry.record(parameters=False) if (entry := self._recorder.entries.get(task.task_id)) is not None else task for task in found
-        ]
+        live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
+
+    def _newest(self, stored: Task) -> Task:
+        entry = self._recorder.entries.get(stored.task_id)
+        return stored if entry is None or entry.state.terminal else entry.record(parameters=False)
 
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
         """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
@@ -79,9 +82,9 @@ class Inquiry:
         while True:
             items, following = entry.output.read(since)
             left = ends - time.monotonic()
-            if items or left <= 0 or entry.state.terminal:
+            if items or left <= 0 or entry.over:
                 return TaskOutput.model_construct(
-                    task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.state.terminal
+                    task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.over
                 )
             news = entry.news = entry.news or asyncio.Event()
             with contextlib.suppress(asyncio.TimeoutError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from typing import Any
 
 from openruntime_jupyter.engines.base import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
@@ -68,7 +69,13 @@ class Recorder:
     def announce(self, entry: Entry) -> None:
         """Tell of its state."""
         self._tally.changed(entry)
-        self._bus.task_update(entry.task_id, entry.news_item, entry.state.terminal)
+        state = entry.state
+
+        def news() -> dict[str, Any] | None:
+            # It may have become another that is not on disk yet: that is told once it is.
+            return entry.news_item() if entry.state is state else None
+
+        self._bus.task_update(entry.task_id, news, state.terminal)
 
     def tell_of(self, task: Task) -> None:
         """Tell of the end of a task that never waited in a lane here."""
@@ -77,7 +84,8 @@ class Recorder:
 
     async def record(self, entry: Entry) -> bool:
         """Its state has changed. False: another runtime has taken the task over, which must not run here any more."""
-        if entry.state.terminal:
+        state = entry.state
+        if state.terminal:
             self._close_output(entry)
         if entry.wait:
             self._history.write_behind(entry.task_id, entry.lasting)
@@ -93,7 +101,9 @@ class Recorder:
                 # The work is done or under way: it goes on, and is written as soon as that is possible.
                 log.warning("%s is %s, which can't be stored now: %s", entry.task_id, entry.state, problem)
                 self._history.write_behind(entry.task_id, entry.lasting)
-        if entry.state.terminal:
+        if entry.state is not state:
+            return True  # it went on meanwhile, as when it is moved and cancelled at once: whoever records that tells of it
+        if state.terminal:
             self.entries.pop(entry.task_id, None)
             if len(entry.parameters) <= LARGEST_KEPT and entry.output.size <= LARGEST_OUTPUT_KEPT:
                 self._finished[entry.task_id] = entry

@@ -62,6 +62,10 @@ class TaskContext:
         self._progress: dict[str, Any] | None = None
         self._sent_at = float("-inf")
 
+    def end(self) -> None:
+        """The task is over: what a thread of its still says reaches nobody, least of all the next task's watchers."""
+        self._send = None
+
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
         """Say how far the task is; more than ten a second are coalesced, the last one always arrives.
 
@@ -77,20 +81,20 @@ class TaskContext:
 
     def flush_progress(self) -> None:
         """Send what `progress` held back."""
-        if self._progress is not None and self._send is not None:
-            self._send("progress", self._progress)
+        if self._progress is not None and (send := self._send) is not None:
+            send("progress", self._progress)
             self._sent_at = time.monotonic()
         self._progress = None
 
     def token(self, text: str) -> None:
         """Send a piece of generated text, at once: somebody reads along."""
-        if text and self._send is not None:
-            self._send("token", {"text": text})
+        if text and (send := self._send) is not None:
+            send("token", {"text": text})
 
     def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
         """Show a MIME bundle where the task is watched, after everything printed so far."""
-        if self._send is not None:
-            self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
+        if (send := self._send) is not None:
+            send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
 
     def language_model(self) -> LanguageModel:
         """The model of this worker, loaded unless it is in memory; raises what `worker.models.loading.load` raises."""

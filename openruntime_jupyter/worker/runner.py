@@ -67,6 +67,8 @@ class Runner:
         # An import that was interrupted leaves half of a package behind, which no later task must meet.
         context = current()
         spent = self._guard.delivered and context is not None and len(sys.modules) != context.modules
+        if context is not None:
+            context.end()
         figures = {
             "task_id": task_id,
             "execution_time": time.perf_counter() - started,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.errors import QueueFull, TaskConflict, UnknownDevice
-from openruntime_jupyter.models import TaskState, epoch
+from openruntime_jupyter.models import Task, TaskState, epoch
 from openruntime_jupyter.runtime.entry import QueueKey
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.states import TRANSITIONS, follow
@@ -179,3 +179,53 @@ def test_a_fault_of_ours_at_a_tasks_end_costs_neither_its_waiter_nor_the_lane_it
 
     live(body())
     assert "broken" in caplog.text
+
+
+def test_a_task_that_is_moved_and_cancelled_at_once_ends_once(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            holder = await busy(runtime)
+            subscription, _ = runtime.bus.subscribe()
+            waiting = [await submit(runtime, "call", wait=False) for _ in range(10)]
+            for task_id in waiting:
+                await asyncio.gather(runtime.reprioritise(task_id, 9), runtime.cancel(task_id))
+            subscription.close()
+            ends = [event.body["data"]["task_id"] async for event in subscription if event.body["data"]["status"] == "cancelled"]
+            assert sorted(ends) == sorted(waiting)
+            assert runtime.instruments.tally.ended["cancelled", "call"] == len(waiting)
+            await runtime.cancel(holder)
+
+    live(body())
+
+
+def test_no_state_is_told_before_it_is_on_disk_and_each_end_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            commit, told, stored = runtime.history.commit, [], []
+
+            async def slowly(task: Task) -> None:
+                await asyncio.sleep(0.15)  # longer than updates are gathered
+                await commit(task)
+                stored.append((task.task_id, task.status))
+
+            monkeypatch.setattr(runtime.history, "commit", slowly)
+            subscription, _ = runtime.bus.subscribe()
+
+            async def listen() -> None:
+                async for event in subscription:
+                    data = event.body["data"]
+                    assert (data["task_id"], data["status"]) in stored, f"{data['status']} was told and is not stored"
+                    told.append((data["task_id"], data["status"]))
+
+            listening = asyncio.ensure_future(listen())
+            ids = [await submit(runtime, "call", wait=False) for _ in range(5)]
+            for task_id in ids:
+                while not (task := await runtime.get(task_id)).status.terminal:
+                    await asyncio.sleep(0)
+                assert (task_id, task.status) in stored, "who asks is told no sooner"
+                assert (await runtime.output(task_id)).finished
+            subscription.close()
+            await listening
+            assert sorted(each for each in told if each[1] == "completed") == sorted((task_id, "completed") for task_id in ids)
+
+    live(body())

@@ -155,10 +155,7 @@ def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back(tmp_p
             monkeypatch.setattr(runtime.history, "commit", slowly)
             task_id = await submit(runtime, "call", wait=False)
 
-            async def over() -> bool:
-                return (await runtime.get(task_id)).status.terminal
-
-            await until(over, 20, "the end of the task")
+            await until(lambda: runtime._recorder.entries[task_id].state.terminal, what="the end of the task")
             purging = asyncio.ensure_future(runtime.purge(task_id))
             await asyncio.sleep(0)
             written.set()

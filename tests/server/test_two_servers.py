@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from tests.server.conftest import error_of
@@ -27,3 +28,33 @@ def test_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
         assert other.finished(task_id)["status"] == "cancelled"
         output = other.get(f"/tasks/{task_id}/output", params={"wait": "5"})
         assert (output["finished"], output["items"][0]["text"]) == (True, "hello\n")
+
+
+def test_they_take_turns_on_one_slot_and_the_end_of_one_by_kill_9_frees_the_other(tmp_path: Path) -> None:
+    spins = "import time\nbegun = time.time()\nwhile time.time() < begun + 0.05: pass\nspan = str([begun, time.time()])"
+    holds = "import time\nprint('in', flush=True)\nwhile True: time.sleep(0.01)"
+    config = {"OpenRuntimeApp": {"device_lock": "all", "cpu_slots": 1}}
+    with (
+        running_server(tmp_path, STANDALONE, token=TOKEN, config=config) as one,
+        running_server(one.home, JUPYTER, config=config) as other,
+    ):
+        tasks = [
+            (server, server.submit("python", {"code": spins, "outputs": ["span"]}, wait=False)) for server in (one, other) for _ in range(8)
+        ]
+        spans = []
+        for server, task in tasks:
+            ended = server.finished(task["task_id"])
+            begun, over = ended["result"]["output"]["outputs"]["span"]["value"].strip("[]").split(", ")
+            spans.append((begun, over, server.url))
+        spans.sort()
+        for earlier, later in pairwise(spans):
+            assert later[0] >= earlier[1], "two tasks computed on one slot at once"
+        assert sum(earlier[2] != later[2] for earlier, later in pairwise(spans)) >= 3, "neither waits until the other has done all"
+        holder = one.submit("python", {"code": holds}, wait=False, name="long training")["task_id"]
+        wait_until(lambda: one.get(f"/tasks/{holder}/output")["items"], what="the task that holds the slot")
+        waiting = other.submit("matrix_multiply", {"size": 16}, wait=False)["task_id"]
+        told = wait_until(lambda: other.get(f"/tasks/{waiting}")["waiting_for"], what="who has the slot")
+        assert one.url in told
+        assert "long training" in told
+        one.kill()
+        assert other.finished(waiting)["status"] == "completed"

@@ -232,13 +232,14 @@ def flood(server: Server, number: int) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_client_that_stops_reading_costs_little_delays_nobody_and_is_cut_off_with_a_reason(
+def test_clients_that_stop_reading_cost_little_and_delay_nobody(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with running_server(tmp_path_factory.mktemp("deaf"), STANDALONE, token=TOKEN) as server, contextlib.ExitStack() as stack:
         process = psutil.Process(server.pid)
         before = process.memory_info().rss
-        deaf = [stack.enter_context(Deaf(server, "task_output")) for _ in range(5)]
+        for _ in range(5):
+            stack.enter_context(Deaf(server, "task_output"))
         connection = stack.enter_context(listening(server))
         # What the system keeps for each of them is full after that: the events that follow wait in the server.
         for _ in range(6):
@@ -253,7 +254,16 @@ def test_a_client_that_stops_reading_costs_little_delays_nobody_and_is_cut_off_w
         grown = process.memory_info().rss - before
         assert grown < 60e6, f"the server has grown by {grown / 1e6:.0f} MB"
         assert sorted(delays)[len(delays) // 2] < 0.5 * slow, delays
-        code, reason = deaf[0].close_frame()
+
+
+def test_a_client_that_is_cut_off_hears_why_if_it_reads_again_at_once(standalone: Server) -> None:
+    with Deaf(standalone, "task_output") as deaf:
+        # What the system keeps for it is full after that.
+        for _ in range(6):
+            standalone.submit("python", {"code": "print('x' * 900_000)"})
+        many = [{"operation": "matrix_multiply", "parameters": {"size": 8, "iterations": 1}, "priority": 1}] * 1500
+        assert standalone.request("POST", "/tasks/batch", json={"tasks": many}).status_code == 202
+        code, reason = deaf.close_frame()
         assert code == 1013
         assert "since" in reason
 
