@@ -150,9 +150,8 @@ def test_what_a_thread_of_an_ended_task_tells_reaches_no_other_task(tmp_path: Pa
     leaves = """
 import threading, time
 from openruntime_jupyter.worker.context import current
-mine = current()
 
-def go_on():
+def go_on(mine=current(), time=time):  # the cell's variables end with it
     while True:
         mine.progress(99, 100, 'of the task before')
         mine.display({'text/plain': 'of the task before'})
