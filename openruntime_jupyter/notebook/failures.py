@@ -39,8 +39,10 @@ def short(error: Error, line: str | None = None, above: str | None = None, card:
     left = [card] if card is not None else []
 
     def shown() -> list[str]:
-        told = [f"{BOLD}{type(error).__name__}{PLAIN}: {line or error}"]
         shell: Any = get_ipython()
+        plain = str(getattr(shell, "colors", "")).lower() == "nocolor"
+        name = type(error).__name__ if plain else f"{BOLD}{type(error).__name__}{PLAIN}"
+        told = [f"{name}: {line or error}"]
         kernel = getattr(shell, "kernel", None)
         if card is not None and kernel is None:  # a terminal shows text, and in one piece
             return [card.text()]

@@ -162,6 +162,7 @@ def test_where_there_is_no_widget_the_runtime_and_its_tasks_are_shown(dashboard:
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "matrix_multiply" in bundle["text/html"]
     assert "OpenRuntime" in bundle["text/plain"]
+    assert client.devices()[0].name in bundle["text/plain"].split("matrix_multiply", 1)[1], "devices by their names"
     assert repr(dashboard) == "<Dashboard of embedded>", "no address, which would change from run to run"
 
 

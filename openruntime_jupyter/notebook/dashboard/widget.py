@@ -115,7 +115,9 @@ class Dashboard(anywidget.AnyWidget):
     def _still(self) -> dict[str, str]:
         try:
             client = self._client
-            views = (Status(client.where, client.health(), client.devices()), TaskTable(client.tasks(limit=20), {}))
+            devices = client.devices()
+            tasks = TaskTable(client.tasks(limit=20), {device.id: device.name for device in devices})
+            views = (Status(client.where, client.health(), devices), tasks)
         except OpenRuntimeError as problem:
             return {"text/plain": f"OpenRuntime: {problem}"}
         return {"text/html": "".join(str(view.html()) for view in views), "text/plain": "\n".join(view.text() for view in views)}
