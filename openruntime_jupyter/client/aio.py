@@ -247,8 +247,12 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Let go of the connection; tasks go on."""
-        self._completions.close()
+        self.let_go()
         await asyncio.to_thread(self.client.close)
+
+    def let_go(self) -> None:
+        """Hear of no more ends than those that are waited for."""
+        self._completions.close()
 
     async def __aenter__(self) -> Self:
         return self

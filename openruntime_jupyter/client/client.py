@@ -292,7 +292,9 @@ class Client:
         return self.backend.operations()
 
     def close(self) -> None:
-        """Let go of the connection; tasks go on."""
+        """Let go of the connection, that of `aio` too; tasks go on."""
+        if self._aio is not None:
+            self._aio.let_go()
         self.backend.close()
 
     def __enter__(self) -> Self:

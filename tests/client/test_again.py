@@ -34,9 +34,10 @@ def test_calls_and_code_are_done_again_with_what_they_were_given(client: Client)
 
 def test_coroutines_have_it_too(client: Client) -> None:
     async def story() -> int:
-        first = await client.aio.submit_call(abs, -3)
-        await first
-        return int(await (await client.aio.again(first.id)))
+        async with client.aio as aio:
+            first = await aio.submit_call(abs, -3)
+            await first
+            return int(await (await aio.again(first.id)))
 
     assert asyncio.run(story()) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,6 +15,7 @@ from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import InvalidRequest, TaskCancelled, TaskFailed
 from tests.client.test_executor import fails, nap, square
 from tests.runtimes import until
+from tests.support import wait_until
 
 Body = Callable[[AsyncClient], Coroutine[Any, Any, None]]
 
@@ -114,3 +116,16 @@ def test_events_come_in_order_and_one_who_is_far_behind_is_told(run: Callable[[B
         await watching.aclose()  # type: ignore[attr-defined]
 
     run(body)
+
+
+def test_a_client_that_is_closed_hears_no_more_for_its_coroutines_either(client: Client) -> None:
+    def listeners() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "openruntime-events"]
+
+    async def ask() -> int:
+        return int(await client.aio.call(abs, -3))
+
+    assert asyncio.run(ask()) == 3
+    assert listeners()
+    client.close()
+    wait_until(lambda: not listeners(), what="the end of the thread")
