@@ -34,7 +34,7 @@ def ring(monkeypatch: pytest.MonkeyPatch, get_password: Any) -> None:
 
 
 def test_a_key_is_found_in_the_keyring_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    keyring = pytest.importorskip("keyring")
+    import keyring
     from keyring.backend import KeyringBackend
 
     class InMemory(KeyringBackend):

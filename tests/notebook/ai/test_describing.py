@@ -15,8 +15,9 @@ from openruntime_jupyter.notebook.ai.inserting import insertable
 
 
 def test_a_data_frame_is_told_by_its_schema_and_its_head() -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"name": ["Ann", None, "a" * 500] * 10, "age": range(30)})
+    import pandas as pd
+
+    frame = pd.DataFrame({"name": ["Ann", None, "a" * 500] * 10, "age": range(30)})
     told = describe({"people": frame})
     assert told.startswith("Variable `people`: a pandas DataFrame of 30 rows and 2 columns\nColumns:\n- name: ")
     assert ", 10 missing\n- age: int64\nFirst 5 rows:\nname | age\nAnn | 0\n" in told
@@ -24,9 +25,9 @@ def test_a_data_frame_is_told_by_its_schema_and_its_head() -> None:
     assert max(map(len, told.splitlines())) < 200
     assert "It has no rows." in describe({"none": frame.head(0)})
     assert "as a data frame" in describe({"column": frame["age"]})
-    wide = describe({"wide": pandas.DataFrame([range(COLUMNS + 20)])})
+    wide = describe({"wide": pd.DataFrame([range(COLUMNS + 20)])})
     assert "and 20 more columns" in wide
-    twice = describe({"twice": pandas.DataFrame([[1, 2]], columns=["a", "a"])})
+    twice = describe({"twice": pd.DataFrame([[1, 2]], columns=["a", "a"])})
     assert "a | a\n1 | 2" in twice
 
 

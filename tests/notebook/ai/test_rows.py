@@ -37,8 +37,7 @@ def test_what_was_answered_is_not_asked_again(kernel: Kernel, provider: Provider
 
 
 def test_a_data_frame_gets_its_answers_beside_it(kernel: Kernel, provider: ProviderServer) -> None:
-    pytest.importorskip("pandas")
-    kernel.run("import pandas")
+    assert kernel.run("import pandas").status == "ok"
     kernel.run("frame = pandas.DataFrame({'colour': ['red', 'broken'], 'n': [1, 2]}, index=['a', 'b'])")
     cell = kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
     assert cell.status == "ok", cell.error
