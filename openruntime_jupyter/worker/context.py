@@ -6,6 +6,7 @@ import contextlib
 import math
 import operator
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -59,12 +60,15 @@ class TaskContext:
         self.modules = len(sys.modules)
         """How many were imported when the task began, or its model was loaded: an interrupt may have left half of a later one behind."""
         self._send = send
+        # Held while a message leaves, so that none of an ended task's is on its way. Reentrant: a task's signal handler may speak too.
+        self._speaking = threading.RLock()
         self._progress: dict[str, Any] | None = None
         self._sent_at = float("-inf")
 
     def end(self) -> None:
         """The task is over: what a thread of its still says reaches nobody, least of all the next task's watchers."""
-        self._send = None
+        with self._speaking:
+            self._send = None
 
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
         """Say how far the task is; more than ten a second are coalesced, the last one always arrives.
@@ -81,20 +85,23 @@ class TaskContext:
 
     def flush_progress(self) -> None:
         """Send what `progress` held back."""
-        if self._progress is not None and (send := self._send) is not None:
-            send("progress", self._progress)
-            self._sent_at = time.monotonic()
-        self._progress = None
+        with self._speaking:
+            if self._progress is not None and self._send is not None:
+                self._send("progress", self._progress)
+                self._sent_at = time.monotonic()
+            self._progress = None
 
     def token(self, text: str) -> None:
         """Send a piece of generated text, at once: somebody reads along."""
-        if text and (send := self._send) is not None:
-            send("token", {"text": text})
+        with self._speaking:
+            if text and self._send is not None:
+                self._send("token", {"text": text})
 
     def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
         """Show a MIME bundle where the task is watched, after everything printed so far."""
-        if (send := self._send) is not None:
-            send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
+        with self._speaking:
+            if self._send is not None:
+                self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
 
     def language_model(self) -> LanguageModel:
         """The model of this worker, loaded unless it is in memory; raises what `worker.models.loading.load` raises."""
