@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.notebook.conftest import Cell, Kernel
-from tests.support import wait_until
+from tests.support import slowness, wait_until
 
 ENDLESS = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.01)"
 STUBBORN = """%%openruntime --name stubborn
@@ -53,21 +55,21 @@ def test_a_cell_runs_in_the_kernels_interpreter_folder_and_path(kernel: Kernel) 
     kernel.run("os.chdir('..')")
 
 
-def test_output_appears_while_the_cell_runs_and_in_order(kernel: Kernel) -> None:
-    code = """%%openruntime
-import sys, time
+def test_output_appears_while_the_cell_runs_and_in_order(kernel: Kernel, tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    code = f"""%%openruntime
+import os, sys, time
 from IPython.display import display, Markdown
 print('it runs', flush=True)
-time.sleep(0.5)
+while not os.path.exists({os.fspath(heard)!r}):  # it goes on only when somebody has seen that
+    time.sleep(0.01)
 display(Markdown('*rich*'))
 print('warned', file=sys.stderr, flush=True)
 time.sleep(0.2)
 print('out again', flush=True)
 6 * 7
 """
-    heard: list[float] = []
-    cell = kernel.run(code, it_runs, lambda: heard.append(time.monotonic()))
-    assert time.monotonic() - heard[0] > 0.3, "the first line was there before the rest"
+    cell = kernel.run(code, it_runs, heard.touch)
     said = [output.get("text") or output["data"]["text/plain"] for output in cell.outputs[1:]]
     assert said == ["it runs\n", "<IPython.core.display.Markdown object>", "warned\n", "out again\n", "42"]
     assert cell.outputs[2]["data"]["text/markdown"] == "*rich*"
@@ -80,7 +82,9 @@ def test_a_progress_bar_that_rewrites_its_line_still_does(kernel: Kernel) -> Non
 
 def test_the_status_line_follows_the_progress_in_place(kernel: Kernel) -> None:
     code = """%%openruntime --name steps
+import os
 import time
+from pathlib import Path
 from openruntime_jupyter import progress
 for n in range(12):
     progress(n + 1, 12, 'steps')
@@ -126,14 +130,7 @@ def test_an_empty_cell_is_no_task(kernel: Kernel) -> None:
 
 
 def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(kernel: Kernel) -> None:
-    pressed: list[float] = []
-
-    def press() -> None:
-        pressed.append(time.monotonic())
-        kernel.interrupt()
-
-    cell = kernel.run(ENDLESS, it_runs, press)
-    assert time.monotonic() - pressed[0] < 3
+    cell = kernel.run(ENDLESS, it_runs, kernel.interrupt)
     assert cell.error["ename"] == "KeyboardInterrupt"
     assert len(told(cell).splitlines()) == 1
     assert cell.line.startswith("■ cancelled after ")
@@ -145,13 +142,14 @@ def test_a_second_press_stops_watching_at_once(kernel: Kernel) -> None:
     pressed: list[float] = []
 
     def press() -> None:
+        soon = 0.6 * slowness()
         kernel.interrupt()
         time.sleep(0.2)
         kernel.interrupt()
-        pressed.append(time.monotonic())
+        pressed.append(time.monotonic() + soon)
 
     cell = kernel.run(STUBBORN, it_runs, press)
-    assert time.monotonic() - pressed[0] < 0.6, "before the last stage of the cancel"
+    assert time.monotonic() < pressed[0], "before the last stage of the cancel"
     assert cell.error["ename"] == "KeyboardInterrupt"
     assert "no longer watched" in told(cell)
     wait_until(lambda: states(kernel, "stubborn") == "['cancelled']", 10, "the cancel goes on")

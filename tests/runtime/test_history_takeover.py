@@ -19,7 +19,6 @@ from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.history_records import record_of, write
 from openruntime_jupyter.runtime.settings import Settings
 from tests.runtime.history_support import child, make_task, moved, opened, rows, states
-from tests.support import slowness
 
 PENDING, RUNNING, COMPLETED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED
 
@@ -273,7 +272,7 @@ def test_several_runtimes_write_the_same_file_at_once(tmp_path: Path) -> None:
     assert dict(rows(tmp_path, "SELECT runtime, count(*) FROM tasks GROUP BY runtime")) == {"rt_1": 300, "rt_2": 300}
 
 
-def test_a_takeover_of_many_tasks_takes_less_than_a_second(tmp_path: Path) -> None:
+def test_a_takeover_takes_each_of_many_tasks_once(tmp_path: Path) -> None:
     history = History(Settings(data_dir=tmp_path), "rt_dead")
     connection = history._file.connect()
     connection.execute("BEGIN")
@@ -282,11 +281,9 @@ def test_a_takeover_of_many_tasks_takes_less_than_a_second(tmp_path: Path) -> No
     connection.execute("COMMIT")
     connection.close()
 
-    async def scenario() -> float:
-        soon, start = slowness(), time.perf_counter()
+    async def scenario() -> None:
         async with opened(tmp_path, "rt_new") as new:
-            took = (time.perf_counter() - start) / soon
-            assert len(new.taken) == 5_000  # type: ignore[attr-defined]
-        return took
+            taken = new.taken  # type: ignore[attr-defined]
+            assert len(taken) == len({each.task_id for each in taken}) == 5_000
 
-    assert asyncio.run(scenario()) < 1.0
+    asyncio.run(scenario())
