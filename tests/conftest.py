@@ -1,4 +1,4 @@
-"""What every test has: a home of its own, away from the user's, and the browser's tests at the end."""
+"""What every test has: a home of its own, away from the user's, and its turn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests import loopback
 from tests.support import alive, wait_until
@@ -18,9 +20,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 FOREIGN = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
 
 
+LONG = ("tests/browser/", "tests/test_notebooks_", "tests/acceptance/")
+"""Tests that take minutes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The quick answers first: browser tests go last, the others stay in order."""
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    """One by one, the quick answers come first; side by side, the long ones, so that no worker stands alone with them at the end."""
+    beside = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=lambda item: item.nodeid.startswith(LONG) != beside)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """What one worker does: a file, since its tests share servers, or all of the browser's tests, since two browsers want four cores."""
+    return _Files(config, log)
+
+
+class _Files(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/browser" if nodeid.startswith("tests/browser/") else str(super()._split_scope(nodeid))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.default_model import models_dir
 from tests.support import STANDALONE, running_server
+
+pytestmark = pytest.mark.timeout(600)
 
 HERE = Path(__file__).parent
 
@@ -29,7 +33,7 @@ def test_the_references_examples_run_against_a_real_server(tmp_path: Path) -> No
     with running_server(tmp_path, STANDALONE, token=None, config=config) as server:
         path = os.pathsep.join((str(Path(sys.executable).parent), node_folder(), os.environ["PATH"]))
         environment = {**os.environ, "PATH": path, "BASE_URL": server.url, "NO_PROXY": "*", "no_proxy": "*"}
-        played = subprocess.run([HERE / "run"], env=environment, capture_output=True, text=True, timeout=170, check=False)
+        played = subprocess.run([HERE / "run"], env=environment, capture_output=True, text=True, timeout=500, check=False)
     told = played.stdout + played.stderr
     counted = re.search(r"(\d+) passed, (\d+) failed", told)
     assert counted is not None, told

@@ -1,4 +1,4 @@
-"""Every notebook runs, asserts and all: in a kernel on its own, and in one that belongs to a real Jupyter Server."""
+"""Runs every notebook, asserts and all, under nbval."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 from tests.default_model import models_dir
-from tests.support import TOKEN, Home, running_server
-
-pytestmark = pytest.mark.timeout(900)
+from tests.support import Home
 
 ROOT = Path(__file__).resolve().parents[1]
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
@@ -42,13 +38,3 @@ def run_notebooks(home: Home, environment: Mapping[str, str]) -> None:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
-
-
-def test_the_notebooks_run_in_a_kernel_without_a_server(tmp_path: Path) -> None:
-    run_notebooks(home_with_the_model(tmp_path), {})
-
-
-def test_the_notebooks_run_in_a_kernel_under_a_real_server(tmp_path: Path) -> None:
-    with running_server(home_with_the_model(tmp_path)) as server:
-        run_notebooks(server.home, {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN})
-        assert server.get("/tasks")["total_count"] > 0, "the notebooks' tasks ran on the server"
