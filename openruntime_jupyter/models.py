@@ -61,6 +61,7 @@ class TaskState(str, Enum):
 
 
 Origin = Literal["notebook", "python", "rest", "cli"]
+TaskOrder = Literal["newest", "next"]  # the newest first, or of those that wait the one that is next
 
 
 class Wire(BaseModel):
@@ -252,7 +253,7 @@ class Task(Wire):
 
 
 class TaskPage(Wire):
-    """Some tasks, newest first."""
+    """Some tasks, in the order that was asked for."""
 
     tasks: list[Task]
     total_count: int = Field(description="Of all that the filters let through.")

@@ -19,6 +19,7 @@ from openruntime_jupyter.models import (
     OperationInfo,
     SystemMetrics,
     Task,
+    TaskOrder,
     TaskOutput,
     TaskPage,
     Timeframe,
@@ -114,8 +115,14 @@ class Backend(Protocol):
         states: list[str] | None = None,
         operation: str | None = None,
         owner: str | None = None,
+        *,
+        offset: int = 0,
+        order: TaskOrder = "newest",
     ) -> TaskPage:
-        """A page of tasks, newest first, those older than the task `before`."""
+        """A page of tasks, newest first, those older than the task `before`, without the first `offset`.
+
+        With the order `next` it is what waits, the next to run first, and no filter goes with it: `InvalidRequest`.
+        """
 
     def devices(self) -> list[Device]:
         """What MLX computes on there."""

@@ -25,6 +25,7 @@ from openruntime_jupyter.models import (
     Origin,
     SystemMetrics,
     Task,
+    TaskOrder,
     TaskPage,
     Timeframe,
     Worker,
@@ -218,9 +219,15 @@ class Client:
         states: list[str] | None = None,
         operation: str | None = None,
         owner: str | None = None,
+        *,
+        offset: int = 0,
+        order: TaskOrder = "newest",
     ) -> TaskPage:
-        """A page of at most `limit` tasks, newest first, those older than the task `before`, filtered where asked."""
-        return self.backend.tasks(limit, before, states, operation, owner)
+        """A page of at most `limit` tasks, newest first, those older than the task `before`, filtered where asked.
+
+        With `order="next"` it is what waits, the next to run first, without the first `offset`: no filter goes with it.
+        """
+        return self.backend.tasks(limit, before, states, operation, owner, offset=offset, order=order)
 
     def cancel(self, task_id: str) -> Task:
         """Stop the task of that id; returns its record once it has ended."""

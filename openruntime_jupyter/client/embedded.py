@@ -35,6 +35,7 @@ from openruntime_jupyter.models import (
     OperationInfo,
     SystemMetrics,
     Task,
+    TaskOrder,
     TaskOutput,
     TaskPage,
     TaskRequest,
@@ -157,10 +158,13 @@ class EmbeddedBackend:
         states: list[str] | None = None,
         operation: str | None = None,
         owner: str | None = None,
+        *,
+        offset: int = 0,
+        order: TaskOrder = "newest",
     ) -> TaskPage:
         """See `Backend.tasks`."""
         wanted = [TaskState(state) for state in states] if states is not None else None
-        return self._ask(lambda runtime: runtime.tasks(limit=limit, before=before, states=wanted, operation=operation, owner=owner))
+        return self._ask(lambda runtime: runtime.tasks(limit, before, offset, wanted, operation, owner, order))
 
     def devices(self) -> list[Device]:
         """See `Backend.devices`."""

@@ -32,6 +32,7 @@ from openruntime_jupyter.models import (
     OperationInfo,
     SystemMetrics,
     Task,
+    TaskOrder,
     TaskOutput,
     TaskPage,
     Timeframe,
@@ -170,9 +171,12 @@ class HttpBackend:
         states: list[str] | None = None,
         operation: str | None = None,
         owner: str | None = None,
+        *,
+        offset: int = 0,
+        order: TaskOrder = "newest",
     ) -> TaskPage:
         """See `Backend.tasks`."""
-        params: list[tuple[str, str]] = [("limit", str(limit))]
+        params: list[tuple[str, str]] = [("limit", str(limit)), ("offset", str(offset)), ("order", order)]
         params += [("state", state) for state in states or ()]
         params += [(name, value) for name, value in (("before", before), ("operation", operation), ("owner", owner)) if value is not None]
         return self._ask(TaskPage, "GET", "/tasks", params=params)

@@ -216,6 +216,10 @@ class History:
         most = min(max(limit, 0), MOST_LISTED)
         return await self.look(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
 
+    async def waiting_elsewhere(self, here: int, limit: int, offset: int = 0) -> tuple[list[Task], int]:
+        """Up to `limit` tasks that wait in other runtimes, the oldest first, and how many there are; `here` wait in this one."""
+        return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, here, limit, offset))
+
     async def look(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         """What `work`, which must not write, reads of all that was recorded until now; it runs on the reader's thread."""
         self._check_open()

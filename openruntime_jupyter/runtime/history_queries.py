@@ -51,6 +51,19 @@ def page(
     return tasks, total, tasks[-1].task_id if tasks and len(rows) > limit else None
 
 
+def waiting_elsewhere(connection: sqlite3.Connection, me: str, here: int, limit: int, offset: int) -> tuple[list[Task], int]:
+    """Up to `limit` tasks that other runtimes than `me` hold and have not started, the oldest first; and how many there are.
+
+    They are looked for among all that wait only where those are more than the `here` of this runtime.
+    """
+    if count(connection, Filter(("pending",))) <= here:
+        return [], 0
+    others = "FROM tasks WHERE state = 'pending' AND runtime != ?"
+    (number,) = connection.execute(f"SELECT count(*) {others}", (me,)).fetchone()
+    query = f"SELECT {ROW} {others} ORDER BY submitted, sequence LIMIT ? OFFSET ?"
+    return [task_of(row, me) for row in connection.execute(query, (me, limit, offset))], number
+
+
 def count(connection: sqlite3.Connection, wanted: Filter) -> int:
     """How many tasks match: a sum over the counters, of which there are few whatever the number of tasks."""
     rest, values = wanted.rest()

@@ -12,6 +12,7 @@ from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import Task, TaskOutput, TaskPage, TaskState, timestamp
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.recorder import Recorder
+from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.tokens import TokenPiece
 
 OTHERS_POLL = 0.25
@@ -21,9 +22,10 @@ OTHERS_POLL = 0.25
 class Inquiry:
     """Reads; changes nothing."""
 
-    def __init__(self, recorder: Recorder, history: History) -> None:
+    def __init__(self, recorder: Recorder, history: History, scheduler: Scheduler) -> None:
         self._recorder = recorder
         self._history = history
+        self._scheduler = scheduler
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
@@ -68,6 +70,13 @@ class Inquiry:
         found, total, following = await self._history.page(limit, before, offset, states, operation, owner)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
+
+    async def next_up(self, limit: int = 100, offset: int = 0) -> TaskPage:
+        """Tasks that wait, by their places here; behind them those that wait in this user's other runtimes, the oldest first."""
+        here = self._scheduler.pending
+        tasks = [entry.record(parameters=False) for entry in self._scheduler.next_up(limit, offset)]
+        others, elsewhere = await self._history.waiting_elsewhere(here, limit - len(tasks), max(0, offset - here))
+        return TaskPage(tasks=[*tasks, *others], total_count=here + elsewhere, next_before=None, timestamp=timestamp(time.time()))
 
     def _newest(self, stored: Task) -> Task:
         entry = self._recorder.entries.get(stored.task_id)

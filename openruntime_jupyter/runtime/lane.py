@@ -60,6 +60,10 @@ class Lane:
         """The waiting tasks, next first."""
         return list(self._pending.values())
 
+    def first(self, number: int) -> list[Entry]:
+        """The first `number` of them."""
+        return list(self._pending.values()[:number])
+
     def add(self, entry: Entry) -> None:
         """Queue it where its key says."""
         self._pending[entry.key] = entry

@@ -13,6 +13,7 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.engines.base import Engine, ModelReport, WorkerReport
 from openruntime_jupyter.engines.inline import InlineEngine, Runner
 from openruntime_jupyter.errors import (
+    InvalidRequest,
     OpenRuntimeError,
     StorageUnavailable,
     TaskConflict,
@@ -25,6 +26,7 @@ from openruntime_jupyter.models import (
     OperationInfo,
     SystemMetrics,
     Task,
+    TaskOrder,
     TaskOutput,
     TaskPage,
     TaskRequest,
@@ -98,7 +100,6 @@ class Runtime:
         self._admission = Admission(self._machine, self._engine, self.instruments.fresh, self.arrays.give_up)
         self.workforce = Workforce(self._engine)
         self._recorder = Recorder(self.settings, self.history, self.bus, self.instruments.tally)
-        self._inquiry = Inquiry(self._recorder, self.history)
         self._turns = Turns(self.settings, self.id)
         self._scheduler = Scheduler(
             self.settings,
@@ -111,6 +112,7 @@ class Runtime:
             self.workforce,
             self.arrays,
         )
+        self._inquiry = Inquiry(self._recorder, self.history, self._scheduler)
         self._lanes = Lanes(self.settings, self._engine, self._scheduler, self.instruments.look_at)
         self._intake = Intake(
             self.settings,
@@ -256,9 +258,17 @@ class Runtime:
         states: list[TaskState] | None = None,
         operation: str | None = None,
         owner: str | None = None,
+        order: TaskOrder = "newest",
     ) -> TaskPage:
-        """Tasks of all this user's runtimes, newest first; raises `TaskNotFound` where `before` names none."""
-        return await self._inquiry.tasks(limit, before, offset, states, operation, owner)
+        """Tasks of all this user's runtimes, newest first; or with `order="next"` those that wait, the next to run first.
+
+        Raises `InvalidRequest` where `before` names none, and for filters beside that order.
+        """
+        if order == "newest":
+            return await self._inquiry.tasks(limit, before, offset, states, operation, owner)
+        if before is not None or operation is not None or owner is not None or states not in (None, [TaskState.PENDING]):
+            raise InvalidRequest.of("order", "`next` lists all that wait: it goes with `limit` and `offset`, and with no filter")
+        return await self._inquiry.next_up(limit, offset)
 
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
         """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""

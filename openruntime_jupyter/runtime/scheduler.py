@@ -106,6 +106,11 @@ class Scheduler:
         """How many tasks wait."""
         return sum(len(lane) for lane in self._all)
 
+    def next_up(self, limit: int, offset: int = 0) -> list[Entry]:
+        """The tasks that wait by their places: the next of every lane, then the second of every lane, and so on."""
+        placed = ((place, number, entry) for number, lane in enumerate(self._all) for place, entry in enumerate(lane.first(offset + limit)))
+        return [entry for *_, entry in sorted(placed, key=lambda each: each[:2])[offset : offset + limit]]
+
     @property
     def running(self) -> int:
         """How many tasks run."""

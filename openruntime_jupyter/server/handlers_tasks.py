@@ -39,10 +39,10 @@ class TasksHandler(Submitting):
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Tasks, newest first, filtered and paged."""
+        """Tasks, newest first, filtered and paged; or those that wait, the next to run first."""
         query = self.query(TasksQuery)
         runtime = await self.runtime()
-        self.reply(await runtime.tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner))
+        self.reply(await runtime.tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order))
 
     @described("Tasks", SUBMITTED, body=TaskRequest, headers=(PREFER, IDEMPOTENCY_KEY), examples=EXAMPLES)
     @web.authenticated

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import from_json
 
 from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
-from openruntime_jupyter.models import TaskState
+from openruntime_jupyter.models import TaskOrder, TaskState
 from openruntime_jupyter.operations.base import invalid
 
 LONGEST_WAIT = 60.0
@@ -59,6 +59,9 @@ class TasksQuery(PageQuery):
     )
     operation: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this operation.")
     owner: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this user.")
+    order: TaskOrder = Field(
+        "newest", description="`newest` first, or what waits with the `next` to run first: that goes with `limit` and `offset` alone."
+    )
 
 
 class WaitQuery(Query):

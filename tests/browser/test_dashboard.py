@@ -256,6 +256,51 @@ def test_through_the_kernel_buttons_work_too_and_a_runtime_that_is_lost_is_told(
     asyncio.run(story())
 
 
+def test_a_long_queue_shows_what_is_next_and_more_of_it_when_asked(tmp_path_factory: pytest.TempPathFactory) -> None:
+    numbers = list(range(120))
+    with running_server(Home(tmp_path_factory.mktemp("long")), LAB) as server:
+        new_notebook(server, "long.ipynb", SHOW)
+        server.submit("matrix_multiply", {"size": 8}, name="before")
+        held = [server.submit("python", {"code": "import time\ntime.sleep(600)"}, name="holds", wait=False) for _ in range(slots(server))]
+        made = [server.submit("matrix_multiply", {"size": 8}, name=f"waits {number}", wait=False) for number in numbers]
+
+        async def story() -> None:
+            async with opened(server, "long.ipynb") as notebook:
+                page = notebook.page
+                await notebook.run_all()
+                await live(page)
+                await expect(rows(page, "before")).to_contain_text("completed", timeout=SECONDS)
+                pager = page.locator(".or-more")
+                await expect(pager).to_contain_text("50 of 120 waiting, the next to run first", timeout=SECONDS)
+                await waits(page, numbers[:50])
+                for shown in (100, 120):
+                    await pager.get_by_role("button", name="Show 50 more").click()
+                    await waits(page, numbers[:shown])
+                await expect(pager).to_contain_text("all 120 waiting")
+                await rows(page, "waits 90").get_by_role("button", name="Cancel waits 90").click()
+                await waits(page, [number for number in numbers if number != 90])
+                await expect(rows(page, "waits 90")).to_contain_text("cancelled")
+                server.request("PATCH", f"/tasks/{made[110]['task_id']}", json={"priority": 10})
+                await waits(page, [110, *(number for number in numbers if number not in (90, 110))])
+                assert await page.evaluate(OVERFLOW) == []
+                await pager.get_by_role("button", name="Show fewer").click()
+                await waits(page, [110, *numbers[:49]])
+
+        asyncio.run(story())
+        for task in (*made, *held):
+            server.request("DELETE", f"/tasks/{task['task_id']}")
+
+
+def slots(server: Server) -> int:
+    return sum(device["slots"] for device in server.get("/devices")["devices"])
+
+
+async def waits(page: Page, numbers: list[int]) -> None:
+    """Wait until the page has these tasks that wait, in this order."""
+    names = page.locator(".or-tasks .or-line[data-state=pending] strong")
+    await expect(names).to_have_text([f"waits {number}" for number in numbers], timeout=SECONDS)
+
+
 def test_a_runtime_without_tasks_says_what_to_do(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = Home(tmp_path_factory.mktemp("empty"))
     with running_server(home, LAB) as server:

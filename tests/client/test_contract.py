@@ -236,6 +236,15 @@ def test_pages_of_tasks_can_be_filtered_and_turned(client: Client) -> None:
     assert first.tasks[0].task_id > second.tasks[0].task_id
 
 
+def test_what_waits_is_listed_with_the_next_one_first(client: Client) -> None:
+    with busy(client):
+        later, sooner = (client.with_options(priority=priority).submit("matrix_multiply", size=8) for priority in (2, 9))
+        assert [task.task_id for task in client.tasks(order="next").tasks] == [sooner.id, later.id]
+        assert [task.task_id for task in client.tasks(1, offset=1, order="next").tasks] == [later.id]
+        with pytest.raises(InvalidRequest, match="no filter"):
+            client.tasks(order="next", operation="call")
+
+
 def test_an_ended_task_can_be_erased(client: Client) -> None:
     handle = client.submit_call(sleeper(0))
     handle.result(timeout=30)

@@ -55,7 +55,7 @@ def test_it_shows_devices_tasks_operations_and_figures(dashboard: Dashboard, cli
     assert dashboard.connection == {"live": True, "reason": None}
     assert dashboard.devices[0]["id"] == "device_0"
     assert {"compute", "call"} <= {operation["name"] for operation in dashboard.operations}
-    assert dashboard.total >= 1
+    assert dashboard.counts["ended"] >= 1
     assert not {"parameters", "result"} & set(shown(dashboard, handle.id) or {}), "what may be large is not sent"
     wait_until(lambda: dashboard.chart, 10, "the charts")
     names = [series["name"] for series in dashboard.chart["series"]]
@@ -89,6 +89,31 @@ def test_what_runs_comes_first_then_what_waits_by_its_place_then_what_has_ended(
         assert "execution_time" not in dashboard.tasks[0], "the page counts by itself"
     finally:
         runs.cancel()
+
+
+def test_a_long_queue_hides_neither_what_is_next_nor_what_has_ended(
+    dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "ROWS", 2)
+    ended = client.submit("matrix_multiply", size=8)
+    assert ended.wait(30).status == "completed"
+    runs = client.submit_code("import time\ntime.sleep(600)")
+    wait_until(lambda: runs.status == "running", 30, "the task that runs")
+    waiting = [client.submit("matrix_multiply", size=8).id for _ in range(5)]
+    try:
+        wanted = [runs.id, *waiting[:2], ended.id]
+        wait_until(
+            lambda: [task["task_id"] for task in dashboard.tasks][:4] == wanted, 20, "those that are next, and those that have ended"
+        )
+        wait_until(lambda: (dashboard.counts["running"], dashboard.counts["waiting"]) == (1, 5), 20, "how many there are")
+        more = asked(dashboard, monkeypatch, "tasks", order="next", offset=2, limit=2)["answer"]["tasks"]
+        assert [task["task_id"] for task in more] == waiting[2:4]
+        assert "parameters" not in more[0]
+        before = asked(dashboard, monkeypatch, "tasks", order="newest", states=feed.ENDED, offset=0, limit=1)["answer"]["tasks"]
+        assert [task["task_id"] for task in before] == [ended.id]
+    finally:
+        for task_id in (*waiting, runs.id):
+            client.cancel(task_id)
 
 
 def test_many_changes_are_few_messages(dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +187,7 @@ def test_where_there_is_no_widget_the_runtime_and_its_tasks_are_shown(dashboard:
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "matrix_multiply" in bundle["text/html"]
     assert "OpenRuntime" in bundle["text/plain"]
-    assert client.devices()[0].name in bundle["text/plain"].split("matrix_multiply", 1)[1], "devices by their names"
+    assert f"newest first · on {client.devices()[0].name}" in bundle["text/plain"], "devices by their names"
     assert repr(dashboard) == "<Dashboard of embedded>", "no address, which would change from run to run"
 
 

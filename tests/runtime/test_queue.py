@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.errors import QueueFull, TaskConflict, UnknownDevice
+from openruntime_jupyter.errors import InvalidRequest, QueueFull, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import Task, TaskState, epoch
 from openruntime_jupyter.runtime.entry import QueueKey
 from openruntime_jupyter.runtime.runtime import Runtime
@@ -37,6 +37,25 @@ def test_with_one_slot_busy_tasks_of_1_5_10_5_run_as_10_5_5_1(tmp_path: Path) ->
             assert positions == [4, 2, 1, 3]
             await runtime.cancel(holder)
             assert await order_of(runtime, [one, five, ten, other_five]) == [ten, five, other_five, one]
+
+    live(body())
+
+
+def test_what_is_next_is_listed_first_and_paged_and_no_filter_goes_with_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            holder = await busy(runtime)
+            ids = [await submit(runtime, "call", priority=priority) for priority in (1, 5, 10, 5, 9)]
+            wanted = [ids[index] for index in (2, 4, 1, 3, 0)]
+            pages = [await runtime.tasks(2, offset=offset, order="next") for offset in (0, 2, 4, 6)]
+            assert [task.task_id for page in pages for task in page.tasks] == wanted
+            assert [task.position for page in pages for task in page.tasks] == [1, 2, 3, 4, 5]
+            assert {page.total_count for page in pages} == {5}
+            assert (await runtime.tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
+            for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
+                with pytest.raises(InvalidRequest, match="no filter"):
+                    await runtime.tasks(order="next", **unfit)  # type: ignore[arg-type]
+            await runtime.cancel(holder)
 
     live(body())
 

@@ -49,6 +49,10 @@ def test_who_waits_is_told_who_has_the_device_and_each_sees_the_others_tasks_as_
             assert {task.task_id: task.here for task in (await two.tasks()).tasks} == {holder: False, waits: True}
             with pytest.raises(TaskConflict, match=one.id):
                 await two.cancel(holder)
+            behind = [await submit(one, "call", wait=False) for _ in range(2)]
+            for limit, offset, wanted in ((10, 0, [waits, *behind]), (1, 0, [waits]), (1, 1, behind[:1]), (5, 2, behind[1:])):
+                page = await two.tasks(limit, offset=offset, order="next")
+                assert ([task.task_id for task in page.tasks], page.total_count) == (wanted, 3), "those of the other runtime come last"
             await one.cancel(holder)
             assert (await ended(two, waits)).status == "completed"
             assert (await two.wait(holder, 5)).status == "cancelled"

@@ -7,6 +7,7 @@ from typing import Any
 
 from openruntime_jupyter.client.again import again
 from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.notebook.dashboard.feed import row
 
 Action = Callable[[Backend, dict[str, Any]], Any]
 
@@ -19,12 +20,18 @@ def _run(backend: Backend, said: dict[str, Any]) -> Any:
     return backend.submit({**said, "origin": "notebook"}, new_key()).model_dump(mode="json", exclude={"parameters"})
 
 
+def _tasks(backend: Backend, said: dict[str, Any]) -> Any:
+    page = backend.tasks(int(said["limit"]), states=said.get("states"), offset=int(said["offset"]), order=said["order"])
+    return {"tasks": [row(task) for task in page.tasks]}
+
+
 ACTIONS: dict[str, Action] = {
     "cancel": lambda backend, said: backend.cancel(said["id"]).model_dump(mode="json", exclude={"parameters"}),
     "priority": lambda backend, said: backend.reprioritise(said["id"], int(said["priority"])).model_dump(
         mode="json", exclude={"parameters"}
     ),
     "task": lambda backend, said: backend.get(said["id"], parameters=False).model_dump(mode="json"),
+    "tasks": _tasks,
     "output": lambda backend, said: backend.output(said["id"], int(said.get("since", 0))).model_dump(mode="json"),
     "again": _again,
     "run": _run,

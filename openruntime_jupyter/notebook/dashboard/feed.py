@@ -16,7 +16,8 @@ from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import MetricsHistory, Task, TaskState, Timeframe, epoch
 
 ROWS = 50
-"""Tasks that the table shows of each kind: those that run, that wait, and that have ended."""
+"""Tasks that are sent of each kind: those that run, that wait, and that have ended. A page asks for more of them itself."""
+ENDED = [state.value for state in TaskState if state.terminal]
 
 EVERY: dict[Timeframe, float] = {"5m": 1.0, "15m": 5.0, "1h": 15.0, "6h": 60.0, "24h": 60.0, "7d": 300.0}
 """Seconds after which the charts of a timeframe have something new."""
@@ -166,7 +167,7 @@ class _Table:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._parts: dict[str, Any] = {"tasks": [], "total": 0}
+        self._parts: dict[str, Any] = {"tasks": [], "counts": {}}
         self._stirred = True
         self.ids: frozenset[str] = frozenset()
         self.asked = -math.inf
@@ -184,21 +185,19 @@ class _Table:
         """The rows: what runs, what waits in the order in which it is next, and what has ended, the newest first."""
         if self._stirred:
             self._stirred, self.asked = False, time.monotonic()
-            running = self._backend.tasks(ROWS, states=["running"]).tasks
-            waiting = self._backend.tasks(ROWS, states=["pending"]).tasks
-            newest = self._backend.tasks(ROWS)
-            tasks = {task.task_id: task for task in (*sorted(running, key=_start), *sorted(waiting, key=_place), *newest.tasks)}
-            self._parts = {"tasks": [row(task) for task in tasks.values()], "total": newest.total_count}
+            # The ended are asked for first: a task that goes on meanwhile is listed as what it has become.
+            ended = self._backend.tasks(ROWS, states=ENDED)
+            waiting = self._backend.tasks(ROWS, order="next")
+            running = self._backend.tasks(ROWS, states=["running"])
+            tasks = {task.task_id: task for task in (*sorted(running.tasks, key=_start), *waiting.tasks, *ended.tasks)}
+            counts = {"running": running.total_count, "waiting": waiting.total_count, "ended": ended.total_count}
+            self._parts = {"tasks": [row(task) for task in tasks.values()], "counts": counts}
             self.ids = frozenset(tasks)
         return self._parts
 
 
 def _start(task: Task) -> str:
     return task.started_at or task.submitted_at
-
-
-def _place(task: Task) -> float:
-    return math.inf if task.position is None else task.position
 
 
 def row(task: Task) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Dashboard(anywidget.AnyWidget):
     health = traitlets.Dict(help="Its health, and its figures of now.").tag(sync=True)
     devices: traitlets.List[dict[str, Any]] = traitlets.List(help="What MLX computes on.").tag(sync=True)
     tasks: traitlets.List[dict[str, Any]] = traitlets.List(help="The rows of the table of tasks.").tag(sync=True)
-    total = traitlets.Int(help="How many tasks are known.").tag(sync=True)
+    counts = traitlets.Dict(help="How many tasks run, wait, and have ended.").tag(sync=True)
     models: traitlets.List[dict[str, Any]] = traitlets.List(help="The models that are in memory.").tag(sync=True)
     operations: traitlets.List[dict[str, Any]] = traitlets.List(help="The kinds of work, with the schemas of their parameters.").tag(
         sync=True

@@ -103,7 +103,7 @@ class Page {
     const { model } = this;
     const draw = () => this.draw();
     this.watchers = { chart: () => this.chart(), timeframe: () => this.chosen(), changes: () => model.get("changes").forEach((each) => this.tasks.change(each)) };
-    for (const name of ["where", "connection", "health", "devices", "tasks", "total", "models", "operations", "closed"]) this.watchers[name] = draw;
+    for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "models", "operations", "closed"]) this.watchers[name] = draw;
     for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
     this.timer = setInterval(() => this.second(), 1000);
     // Jupyter's themes are colours of the body; a drawing has to be made anew for others.
@@ -138,7 +138,7 @@ class Page {
     write(this.where, [get("where"), health.version && `version ${health.version}`].filter(Boolean).join(" · "));
     write(this.counts, health.metrics ? `${health.metrics.active_tasks} running · ${health.metrics.pending_tasks} waiting` : "");
     this.devices.update(get("devices"));
-    this.tasks.update(get("tasks"), get("total"), get("devices"));
+    this.tasks.update(get("tasks"), get("counts"), get("devices"));
     this.models.update(get("models"));
     this.form.update(get("operations"), get("devices"), this.tasks.tasks);
     this.connection();

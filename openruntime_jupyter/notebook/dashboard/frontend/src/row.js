@@ -118,6 +118,7 @@ export class Row {
       this.table.say("");
       if (name === "again") this.table.announce(`${called(this.task)} is queued again`);
       else this.table.change(answer);
+      this.table.pages.tick(true);
     } catch (problem) {
       this.table.say(`${called(this.task)}: ${problem.message}`);
       this.priority.value = this.task.priority;

@@ -11,6 +11,11 @@ export class Refused extends Error {
   }
 }
 
+/** What is asked for as the query of an address; a list is one with commas. */
+function query(said) {
+  return new URLSearchParams(Object.entries(said).map(([name, value]) => [name === "states" ? "state" : name, String(value)]));
+}
+
 export class Runtime {
   constructor(model) {
     this.model = model;
@@ -70,6 +75,7 @@ export class Runtime {
     const task = said.id && `tasks/${encodeURIComponent(said.id)}`;
     if (name === "cancel") return this.ask("DELETE", task);
     if (name === "priority") return this.ask("PATCH", task, { priority: said.priority });
+    if (name === "tasks") return this.ask("GET", `tasks?${query(said)}`);
     if (name === "task") return this.ask("GET", `${task}?parameters=false`);
     if (name === "output") return this.ask("GET", `${task}/output?since=${said.since ?? 0}`);
     if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(said.name)}`);

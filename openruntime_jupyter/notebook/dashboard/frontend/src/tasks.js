@@ -1,6 +1,7 @@
 // The table of tasks: what runs, what waits in the order in which it is next, and what has ended, the newest first.
 import { Children, make, show, write } from "./dom.js";
 import { spaced } from "./format.js";
+import { More, Pages } from "./pages.js";
 import { Row } from "./row.js";
 import { called, live, ran } from "./words.js";
 
@@ -26,6 +27,9 @@ export class Tasks {
     this.announce = announce;
     this.devices = [];
     this.tasks = [];
+    this.sent = [];
+    this.counts = {};
+    this.pages = new Pages(runtime, say, () => this.draw());
     this.ahead = 0;
     this.aimed = 0;
     this.states = new Map();
@@ -50,7 +54,7 @@ export class Tasks {
     this.empty = make("div", { class: "or-empty" }, "No tasks yet. Run a cell that begins with %%openruntime, or an operation below.");
     this.element = make("section", { "aria-label": "Tasks" }, this.table, this.empty);
     // Behind the head: each row is a tbody of its own, so that its details move along with it.
-    this.children = new Children(this.table, (task) => task.task_id, (task) => new Row(task, this), head);
+    this.children = new Children(this.table, (item) => item.task_id ?? item.kind, (item) => (item.kind ? new More(item, this.pages) : new Row(item, this)), head);
   }
 
   /** The runtime's time in milliseconds, by this page's clock. */
@@ -69,14 +73,42 @@ export class Tasks {
     return { short: alone ? found.type.toUpperCase() : `${found.type.toUpperCase()} ${found.id.split("_").pop()}`, long: found.name };
   }
 
-  update(tasks, total, devices) {
+  update(tasks, counts, devices) {
     this.devices = devices ?? [];
-    this.tasks = Date.now() < this.aimed ? this.still(tasks) : tasks;
-    this.children.update(this.tasks);
+    const stirred = tasks !== this.sent || counts !== this.counts;
+    [this.sent, this.counts] = [tasks, counts ?? {}];
+    this.draw();
     for (const task of tasks) this.tell(task);
-    write(this.caption, total > tasks.length ? `Tasks · ${tasks.length} of ${total}` : "Tasks");
     show(this.empty, !tasks.length);
     show(this.table, tasks.length > 0);
+    this.pages.tick(stirred);
+  }
+
+  draw() {
+    const known = new Set(this.sent.map((task) => task.task_id));
+    const more = (kind) => this.pages.rows[kind].filter((task) => !known.has(task.task_id));
+    const kinds = {
+      running: this.sent.filter((task) => task.status === "running"),
+      waiting: this.sent.filter((task) => task.status === "pending"),
+      ended: this.sent.filter((task) => !live(task)),
+    };
+    for (const kind of ["waiting", "ended"]) {
+      this.pages.sent[kind] = kinds[kind].length;
+      kinds[kind].push(...more(kind));
+    }
+    const ordered = Object.values(kinds).flat();
+    this.tasks = Date.now() < this.aimed ? this.still(ordered) : ordered;
+    const last = new Map(this.tasks.map((task) => [task.status === "pending" ? "waiting" : live(task) ? "running" : "ended", task]));
+    this.children.update(this.tasks.flatMap((task) => [task, ...["waiting", "ended"].filter((kind) => last.get(kind) === task).flatMap((kind) => this.more(kind))]));
+    const all = Object.values(this.counts).reduce((sum, count) => sum + count, 0);
+    write(this.caption, all > this.tasks.length ? `Tasks · ${this.tasks.length.toLocaleString("en")} of ${all.toLocaleString("en")}` : "Tasks");
+  }
+
+  /** The row below the tasks of a kind, where there are more of them than are sent. */
+  more(kind) {
+    const shown = this.tasks.filter((task) => (kind === "waiting" ? task.status === "pending" : !live(task))).length;
+    const all = this.counts[kind] ?? 0;
+    return shown < all || this.pages.wanted[kind] ? [{ kind, shown, all: Math.max(all, shown) }] : [];
   }
 
   /** The same rows in the order that is on the page. */
@@ -87,12 +119,17 @@ export class Tasks {
 
   /** What an event, or the answer to a button, said of one task. */
   change(data) {
-    const index = this.tasks.findIndex((task) => task.task_id === data.task_id);
-    if (index < 0) return;
+    const is = (task) => task.task_id === data.task_id;
+    const before = this.tasks.find(is);
+    if (!before) return;
     const { n, total, message, remaining, ...rest } = data;
-    const task = { ...this.tasks[index], ...Object.fromEntries(Object.entries(rest).filter(([, value]) => value != null)) };
+    const task = { ...before, ...Object.fromEntries(Object.entries(rest).filter(([, value]) => value != null)) };
     if (n !== undefined) task.progress = { n, total, message, remaining };
-    this.tasks[index] = task;
+    // Wherever it is listed: what is drawn next, for the sake of something else, must not go back to what was.
+    for (const list of [this.tasks, this.sent, ...Object.values(this.pages.rows)]) {
+      const index = list.findIndex(is);
+      if (index >= 0) list[index] = task;
+    }
     this.children.known.get(task.task_id)?.update(task);
     this.tell(task);
   }
@@ -106,6 +143,7 @@ export class Tasks {
 
   /** A second has passed. */
   tick() {
-    for (const { task, ran: shown } of this.children.known.values()) if (task.status === "running") write(shown, ran(task, this.now()));
+    for (const { task, ran: shown } of this.children.known.values()) if (task?.status === "running") write(shown, ran(task, this.now()));
+    this.pages.tick();
   }
 }

@@ -47,10 +47,17 @@ export function stage(name) {
   return name && (STAGES[name] ?? name);
 }
 
+/** `next`, `2nd`, `13th`. */
+function ordinal(place) {
+  if (place === 1) return "next";
+  const ending = place % 100 >= 10 && place % 100 <= 20 ? "th" : ({ 1: "st", 2: "nd", 3: "rd" }[place % 10] ?? "th");
+  return `${place.toLocaleString("en")}${ending}`;
+}
+
 /** The line below its name: how far it is, what it waits for, or what went wrong. */
 export function how(task) {
   if (task.status === "pending") {
-    const place = task.position && (task.position === 1 ? "next in line" : `${task.position}. in line`);
+    const place = task.position && `${ordinal(task.position)} in line`;
     const start = task.estimated_start ? `starts about ${clock(task.estimated_start)}` : "";
     return [place, task.waiting_for && `waits for ${task.waiting_for}`, start].filter(Boolean).join(" · ");
   }
