@@ -11,6 +11,7 @@ from typing import Any
 
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.raised import as_raised
 from openruntime_jupyter.client.watch import CONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskCancelled, TaskNotFound
 from openruntime_jupyter.models import TaskState
@@ -60,7 +61,7 @@ class TaskFuture(Future[Any]):
         except TaskCancelled:
             self.settle_with(TaskState.CANCELLED)
         except BaseException as problem:
-            self._try(self.set_exception, problem)
+            self._try(self.set_exception, as_raised(problem))
         else:
             self._try(self.set_result, value)
         return True

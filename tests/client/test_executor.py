@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, as_completed, wait
 from concurrent.futures import TimeoutError as NotInTime
 
+import dask
 import numpy as np
 import pytest
 
@@ -187,6 +190,37 @@ def test_the_usual_idioms_hold(client: Client) -> None:
         with pytest.raises(TaskFailed, match="ZeroDivisionError"):
             next(answers)
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def test_whatever_can_be_called_is_a_task(client: Client) -> None:
+    with client.executor() as executor:
+        power, upper = executor.submit(functools.partial(pow, 2), 5), executor.submit(operator.methodcaller("upper"), "abc")
+        assert (power.result(30), upper.result(30), executor.submit(lambda: 7).result(30)) == (32, "ABC", 7)
+        assert list(executor.map(operator.add, range(4), range(4), chunksize=3, timeout=30)) == [0, 2, 4, 6]
+
+
+def test_what_a_call_raised_is_caught_as_what_it_was(client: Client) -> None:
+    with client.executor() as executor:
+        with pytest.raises(ZeroDivisionError, match="by nought") as caught:
+            executor.submit(fails).result(30)
+        assert isinstance(caught.value, TaskFailed)
+        assert caught.value.task is not None
+        assert "In the worker:" in str(caught.value)
+        with pytest.raises(ZeroDivisionError):
+            list(executor.map(invert, [1.0, 0.0], chunksize=2, timeout=30))
+        with pytest.raises(FileNotFoundError):
+            executor.submit(open, "a file that is not there").result(30)
+        with pytest.raises(TaskFailed, match="UnicodeDecodeError") as plain:
+            executor.submit(bytes.decode, b"\xff", "utf-8").result(30)
+        assert not isinstance(plain.value, UnicodeDecodeError), "which can't be made of its message alone"
+
+
+def test_dask_computes_by_it(client: Client) -> None:
+    with client.executor() as executor, dask.config.set(scheduler=executor):
+        assert dask.delayed(sum)([dask.delayed(square)(number) for number in range(5)]).compute() == 30
+        assert client.tasks(limit=1).tasks[0].operation == "call"
+        with pytest.raises(ZeroDivisionError, match="by nought"):
+            dask.delayed(fails)().compute()
 
 
 def test_arrays_go_in_and_out(client: Client) -> None:
