@@ -37,11 +37,18 @@ class TaskDisplayHook(DisplayHook):
         """Show `result`, and keep it for the task's record."""
         shell: Any = self.shell
         context = shell.context
-        if result is None or context is None or self.quiet():  # type: ignore[no-untyped-call]
+        if result is None or context is None:
             return
         shell.last_value = result
+        if self.quiet():
+            return
         data, metadata = self.compute_format_data(result)  # type: ignore[no-untyped-call]
         context.display(_textual(data), metadata, "execute_result")
+
+    def quiet(self) -> bool:
+        """Whether the cell ends in a semicolon: IPython would look into its history, of which there is none here."""
+        shell: Any = self.shell
+        return bool(self.semicolon_at_end_of_expression(shell.transform_cell(shell.source)))  # type: ignore[no-untyped-call]
 
 
 class TaskCompiler(CachingCompiler):
@@ -67,15 +74,20 @@ class TaskShell(InteractiveShell):
         config.InteractiveShell.colors = "nocolor"
         super().__init__(config=config, user_ns={}, **kwargs)  # type: ignore[no-untyped-call]
         self.last_value: Any = None
+        self.source = ""
         self.context: TaskContext | None = None
         self._plain = dict(self.user_ns)
 
     def init_signal(self) -> None:  # the worker's guard owns the signals
         """Nothing."""
 
+    def enable_gui(self, gui: str | None = None) -> None:
+        """Nothing: figures are shown as in a notebook, whether or not `%matplotlib inline` asks for it."""
+
     def run_task(self, code: str, filename: str, space: dict[str, Any], context: TaskContext) -> tuple[Any, dict[str, Any]]:
         """Run a cell with `space` as variables; returns its last line's value and the variables. Raises what the cell raised."""
         self.context = context
+        self.source = code
         self.last_value = None
         # Not sooner: a traceback of the task before took its lines from there.
         linecache.cache.pop(TaskCompiler.filename, None)

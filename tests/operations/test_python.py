@@ -58,6 +58,19 @@ def test_a_plot_is_shown_as_a_picture(tmp_path: Path) -> None:
     live(body())
 
 
+def test_a_notebooks_first_line_does_no_harm_and_a_semicolon_hides_a_value(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            for code, shown in (("%matplotlib inline\n!true\n6 * 7", ["42"]), ("!true\n6 * 7;  # hidden", []), ("'a;'", ["'a;'"])):
+                task_id = await cell(runtime, code)
+                task = await ended(runtime, task_id, 60)
+                assert task.status == "completed", task.error
+                output = await runtime.output(task_id)
+                assert [item.data["text/plain"] for item in output.items if item.data] == shown
+
+    live(body())
+
+
 def test_a_syntax_error_points_at_the_cells_line(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
