@@ -1,4 +1,4 @@
-"""`--notify`: the page tells that a cell has ended, by what its browser allows; a terminal rings its bell.
+"""`--notify`: the page tells that a cell, or a task in the background, has ended, by what its browser allows; a terminal rings its bell.
 
 The script belongs to the output of one run: in a file that is opened later it does nothing. Each step that it takes is said in the
 output, so that nobody waits for a notice that can't come.
@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
+from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.models import Task
+from openruntime_jupyter.client.watch import CONNECTED, Watch
+from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.display import View, block, tag
 from openruntime_jupyter.notebook.states import WORDS, phrase, title
 
 FRESH = 60
 """Seconds after which a page that shows this output was opened later."""
 
-UNABLE = "This page does not run scripts of outputs: it can't tell you when the cell ends."
+UNABLE = "This page does not run scripts of outputs: it can't tell you when {} ends."
 
 ASK = """
 const place = document.getElementById(ID);
@@ -32,17 +36,17 @@ const say = (text) => { place.textContent = text; };
 if (!place) return;
 if (Math.abs(Date.now() / 1000 - NOW) > FRESH) { place.remove(); return; }
 if (!("Notification" in window) || !window.isSecureContext) {
-  say("This page may not notify: when the cell ends, its title says so.");
+  say(`This page may not notify: when ${WHAT} ends, its title says so.`);
 } else if (Notification.permission === "granted") {
-  say("This page notifies you when the cell ends.");
+  say(`This page notifies you when ${WHAT} ends.`);
 } else if (Notification.permission === "denied") {
-  say("This browser was told not to let this page notify: when the cell ends, its title says so.");
+  say(`This browser was told not to let this page notify: when ${WHAT} ends, its title says so.`);
 } else {
-  say("When the cell ends, this page's title says so. ");
+  say(`When ${WHAT} ends, this page's title says so. `);
   const button = document.createElement("button");
   button.textContent = "Allow notifications";
   button.onclick = () => Notification.requestPermission().then((answer) => say(answer === "granted"
-    ? "This page notifies you when the cell ends." : "Not allowed: when the cell ends, this page's title says so."));
+    ? `This page notifies you when ${WHAT} ends.` : `Not allowed: when ${WHAT} ends, this page's title says so.`));
   place.append(button);
 }
 """
@@ -89,26 +93,32 @@ if ("Notification" in window && window.isSecureContext && Notification.permissio
 
 
 class Notice:
-    """The notice of one cell: made when the cell starts, so that its page can ask for leave, and told when it ends."""
+    """The notice of one end: made at the start, so that the page can ask for leave, and told at the end, from any thread.
 
-    def __init__(self, task: Task) -> None:
-        self._id = f"ort-notify-{task.task_id}"
+    `key` tells it apart from all others; `what` is what ends, in words.
+    """
+
+    def __init__(self, key: str, what: str = "the cell") -> None:
+        self._id = f"ort-notify-{key}"
         self._shown: DisplayHandle | None = None
         self._terminal = getattr(get_ipython(), "kernel", None) is None
         if not self._terminal:
-            self._shown = display(_Script(self._id, ASK, UNABLE).bundle(), raw=True, display_id=True)
+            script = _Script(self._id, ASK, UNABLE.format(what), WHAT=what)
+            self._shown = display(script.bundle(), raw=True, display_id=True)
 
-    def tell(self, task: Task) -> None:
-        """The task has ended, or is no longer watched."""
-        head = f"{WORDS[task.status][0]} {title(task)} {phrase(task)}"
+    def tell(self, head: str, body: str = "") -> None:
+        """It has ended, or is no longer watched."""
         if self._terminal:
             # Whoever reads a log of this needs no bell.
             if sys.stderr.isatty():
                 sys.stderr.write("\a")
                 sys.stderr.flush()
         elif self._shown is not None:
-            said = _Script(self._id, TELL, "", HEAD=head, BODY=(task.error or "").splitlines()[0] if task.error else "")
-            self._shown.update(said.bundle(), raw=True)
+            self._shown.update(_Script(self._id, TELL, "", HEAD=head, BODY=body).bundle(), raw=True)
+
+    def tell_of(self, task: Task) -> None:
+        """The task has ended, or is no longer watched."""
+        self.tell(f"{WORDS[task.status][0]} {title(task)} {phrase(task)}", task.error.splitlines()[0] if task.error else "")
 
 
 @contextmanager
@@ -117,11 +127,48 @@ def noticed(handle: TaskHandle, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    notice = Notice(handle.last_seen)
+    notice = Notice(handle.id)
     try:
         yield
     finally:
-        notice.tell(handle.last_seen)
+        notice.tell_of(handle.last_seen)
+
+
+class LaterNotice:
+    """Tells of the end of a task that no cell waits for, as long as this kernel lives."""
+
+    def __init__(self, backend: Backend, handle: TaskHandle) -> None:
+        self._handle = handle
+        self._notice = Notice(handle.id, "the task")
+        self._lock = threading.Lock()
+        self._told = False
+        self._watch: Watch | None = None
+        watch = backend.watch(("task_update",), self._heard)
+        with self._lock:
+            self._watch = watch
+            told = self._told
+        if told:
+            watch.close()
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        data = message.get("data") or {}
+        ended = data.get("task_id") == self._handle.id and TaskState(data["status"]).terminal
+        # It may have ended before this was heard, or while nothing was.
+        if not ended and message["type"] != CONNECTED:
+            return
+        with suppress(OpenRuntimeError):  # a runtime that is gone again: its return is heard of
+            task = self._handle.task
+            if task.status.terminal:
+                self._end(task)
+
+    def _end(self, task: Task) -> None:
+        with self._lock:
+            if self._told:
+                return
+            self._told, watch = True, self._watch
+        self._notice.tell_of(task)
+        if watch is not None:
+            watch.close()
 
 
 class _Script(View):
@@ -137,7 +184,7 @@ class _Script(View):
     def html(self) -> str:
         """See `View.html`."""
         line = tag("div", self._otherwise, class_="m", id=self._place, role="status")
-        return block("Notice of the cell's end", line) + f"<script>{self._code}</script>"
+        return block("Notice of the end", line) + f"<script>{self._code}</script>"
 
     def text(self) -> str:
         """See `View.text`."""

@@ -19,7 +19,7 @@ from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.failures import bad_end, short
 from openruntime_jupyter.notebook.follow import Interrupts, Left, follow
 from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.notify import noticed
+from openruntime_jupyter.notebook.notify import LaterNotice, noticed
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.notebook.views import ResultCard
 
@@ -75,7 +75,7 @@ def run_operation(session: Session, arguments: Arguments, operation: str) -> Any
     try:
         handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs), arguments.notify)
     except InvalidRequest as problem:
-        raise short(problem, _with_names(problem, operation, session)) from None
+        raise short(problem, _with_names(problem, operation, session, arguments.pairs)) from None
     return handle if task is None else shown(task, handle.result())
 
 
@@ -84,14 +84,15 @@ def shown(task: Task, value: Any) -> Any:
     return ResultCard(task, value) if task.operation not in ("python", "call") and isinstance(value, dict) else value
 
 
-def _with_names(problem: InvalidRequest, operation: str, session: Session) -> str:
-    """What was wrong with an operation's parameters, with the names that there are where one was none of them."""
+def _with_names(problem: InvalidRequest, operation: str, session: Session, given: Mapping[str, Any]) -> str:
+    """What was wrong with an operation's parameters: by their names, with what was `given`, and the names that there are for others."""
     known = session.offers.parameters(operation)
     said = []
     for detail in problem.details:
-        name = detail["field"].removeprefix("parameters.")
-        if not known or name == detail["field"] or "." in name or name in known:
-            said.append(f"{detail['field']}: {detail['problem']}")
+        name, why = detail["field"].removeprefix("parameters.").removeprefix("parameters"), detail["problem"]
+        if not name or name == detail["field"] or "." in name or name in known or not known:
+            written = f"{name}={given[name]}" if name in given else name
+            said.append(f"{written}: {why}" if written else why)
             continue
         near = get_close_matches(name, known, 1)
         guess = f"did you mean {near[0]}? It takes" if near else "it takes"
@@ -130,13 +131,13 @@ def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts
 
 def run(session: Session, arguments: Asked, submit: Callable[[], TaskHandle], notify: bool = False) -> tuple[TaskHandle, Task | None]:
     """Submit, and unless it runs in the background, watch; returns the record of a completed task."""
-    if notify and arguments.background:
-        raise UsageError("--notify needs a cell that waits: leave --bg away, or write `%openruntime wait TASK --notify` later.")
     try:
         with Interrupts() as interrupts:
             handle = submit()
             session.remember(handle, arguments.variable)
             if arguments.background and not interrupts.count:
+                if notify:
+                    LaterNotice(session.client.backend, handle)
                 return handle, None
             with noticed(handle, notify):
                 task, left = _show(handle, session.devices(), interrupts)

@@ -113,6 +113,32 @@ def test_the_page_tells_that_a_cell_has_ended_by_what_it_may(server: Server, per
 
 
 @pytest.mark.parametrize("app", APPS)
+def test_the_page_tells_that_a_task_in_the_background_has_ended_though_the_kernel_is_busy(server: Server, app: App) -> None:
+    name = f"later-{app}.ipynb"
+    busy = "import time\nfrom pathlib import Path\nwhile not Path('over').exists():\n    time.sleep(0.05)"
+    new_notebook(server, name, LOAD, LONG.replace("--notify", "--bg --notify"), busy)
+    for file in ("go", "over"):
+        (server.home.path / file).unlink(missing_ok=True)
+
+    async def story() -> None:
+        async with opened(server, name, app) as notebook:
+            page = notebook.page
+            await page.evaluate(RECORD, "granted")
+            await notebook.start_all()
+            output = page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea")
+            await expect(output).to_contain_text("notifies you when the task ends", timeout=60_000)
+            (server.home.path / "go").touch()
+            await expect(page).to_have_title(re.compile("✓ long completed in"), timeout=60_000)
+            await expect(output).to_contain_text("Notified.")
+            assert [head[:16] for head, _ in await page.evaluate("() => window.told")] == ["✓ long completed"]
+            assert await page.locator(".jp-CodeCell").nth(2).locator(".jp-InputPrompt").inner_text() == "[*]:", "the kernel is busy"
+            (server.home.path / "over").touch()
+            await notebook.done()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("app", APPS)
 def test_an_error_is_a_card_whose_traceback_is_a_click_away_and_run_all_stops(server: Server, app: App) -> None:
     name = f"error-{app}.ipynb"
     new_notebook(server, name, LOAD, "%%openruntime\ndef divide(n):\n    return n / 0\n\ndivide(1)", "print('never', 'reached')")

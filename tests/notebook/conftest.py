@@ -94,6 +94,13 @@ class Kernel:
         cell.status, cell.error = reply["content"]["status"], reply["content"]
         return cell
 
+    def told_later(self) -> str:
+        """The HTML of the next display that is updated though no cell runs."""
+        while True:
+            message = self.client.get_iopub_msg(timeout=SECONDS)
+            if message["msg_type"] == "update_display_data":
+                return str(message["content"]["data"]["text/html"])
+
     def complete(self, code: str) -> list[str]:
         """What Tab offers at the sign `|` in `code`, each as the whole line would read up to the cursor."""
         at = code.index("|")

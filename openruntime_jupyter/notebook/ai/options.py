@@ -168,7 +168,7 @@ def _refuse_contradictions(given: AiArguments) -> None:
         if given.out is None:
             raise UsageError("--map needs --out NAME: there the answers are kept, and what is there is not asked again.")
         others = {"--conversation": "conversation" in given.parameters, "--insert": given.insert, "--raw": given.raw}
-        for name, wrong in {**others, "--notify": given.notify}.items():
+        for name, wrong in others.items():
             if wrong:
                 raise UsageError(f"{name} does not go with --map: each row is a prompt of its own.")
     elif given.background:

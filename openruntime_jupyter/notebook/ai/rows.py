@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 from IPython.core.error import UsageError
 from IPython.display import display
@@ -19,6 +20,7 @@ from openruntime_jupyter.notebook.ai.options import AiArguments
 from openruntime_jupyter.notebook.ai.queueing import Batch, watch_batch
 from openruntime_jupyter.notebook.display import View, block, table, tag, text_table
 from openruntime_jupyter.notebook.failures import short
+from openruntime_jupyter.notebook.notify import Notice
 from openruntime_jupyter.notebook.session import Session
 
 ANSWER, TASK, ERROR = "answer", "task_id", "error"
@@ -71,7 +73,7 @@ class Answers(View, list[Any]):
     def html(self) -> str:
         """See `View.html`."""
         more = tag("div", f"and {len(self) - SHOWN:,} more", class_="m") if len(self) > SHOWN else ""
-        return block("Answers", table(self._caption, self.COLUMNS, self._table(), numeric=(0,), wide=(1, 2)), more)
+        return block("Answers", table(self._caption, self.COLUMNS, self._table(), numeric=(0,), wide=(1, 2), plain=(1, 2)), more)
 
     def text(self) -> str:
         """See `View.text`."""
@@ -104,8 +106,15 @@ def ask_rows(
     if arguments.show_prompt:
         settings = {"workflow": arguments.workflow, **parameters}
         display(Sent([{"role": "user", "content": prompts[0]}], settings, f"The first of {len(prompts):,} prompts"))
+    notice = Notice(f"map-{uuid4().hex}", "the last prompt") if arguments.notify else None
     if arguments.background:
-        batch.then = keep
+
+        def end() -> None:
+            keep()
+            if notice is not None:
+                notice.tell(batch.text())
+
+        batch.then = end
         batch.start()
         if arguments.variable is not None:
             session.namespace[arguments.variable] = batch
@@ -114,6 +123,8 @@ def ask_rows(
         stopped = watch_batch(batch)
     finally:
         found = keep()
+        if notice is not None:
+            notice.tell(batch.text())
     return _ended(batch, found, stopped, out)
 
 

@@ -178,6 +178,23 @@ def test_the_page_can_be_asked_to_tell_of_the_end(kernel: Kernel) -> None:
     assert said(cell).endswith("You said: hello")
 
 
+def test_the_page_can_be_asked_to_tell_of_prompts_in_the_background(kernel: Kernel) -> None:
+    kernel.run("rows = ['one', 'two']")
+    for line, what in (("--bg --as asked", "completed in "), ("--map rows --out both --bg", "2 of 2 rows")):
+        cell = kernel.run(f"%%openruntime ai {line} --notify\nhello {{item}}")
+        assert cell.status == "ok", cell.error
+        assert "ort-notify-" in cell.shown("text/html")[0]
+        assert what in cell.shown("text/html")[0] or what in kernel.told_later()
+
+
+def test_the_page_can_be_asked_to_tell_when_all_rows_are_answered(kernel: Kernel) -> None:
+    kernel.run("rows = ['one', 'two']")
+    cell = kernel.run("%%openruntime ai --map rows --out both --notify\nhello {item}")
+    assert cell.status == "ok", cell.error
+    assert "ort-notify-map-" in cell.shown("text/html")[0]
+    assert "2 of 2 rows" in cell.shown("text/html")[0]
+
+
 def test_a_provider_that_refuses_is_told_in_one_line(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai --out nothing\nfail")
     assert cell.error["ename"] == "TaskFailed"
@@ -201,8 +218,6 @@ def test_a_provider_that_refuses_is_told_in_one_line(kernel: Kernel) -> None:
         ("--out 3x", "3x"),
         ("--map rows", "--out"),
         ("--bg --out a", "--as"),
-        ("--bg --notify", "--notify"),
-        ("--map rows --out a --notify", "--notify"),
         ("--priority 11", "priority"),
         ("--target code", "target"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ from openruntime_jupyter.errors import PullFailed
 from openruntime_jupyter.notebook.ai.pulling import pull_model
 from tests.ai.provider_server import ProviderServer
 from tests.default_model import models_dir
-from tests.notebook.conftest import running_kernel
+from tests.notebook.ai.test_ai import said, said_or
+from tests.notebook.conftest import Cell, running_kernel
 from tests.notebook.test_magics import told
-from tests.support import Home
+from tests.support import TOKEN, Home, running_server, wait_until
 
 
 def test_where_nobody_answers_a_card_says_both_ways_out(tmp_path: Path) -> None:
@@ -53,6 +55,36 @@ def test_a_model_is_not_fetched_for_a_runtime_of_another_machine() -> None:
     session: Any = SimpleNamespace(client=SimpleNamespace(backend=SimpleNamespace(local=False), where="https://far.example"))
     with pytest.raises(PullFailed, match=r"https://far\.example is on another machine: run `jupyter openruntime pull`"):
         pull_model(session)
+
+
+def test_a_second_ctrl_c_stops_watching_a_prompt_whose_cancel_goes_on(tmp_path: Path, provider: ProviderServer) -> None:
+    home, pressed = Home(tmp_path), 0
+    environment = {"OPENRUNTIME_AI_BASE_URL": provider.url, "OPENRUNTIME_AI_MODEL": "any"}
+    with running_server(home, environment=environment) as server:
+        of_server = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
+        with running_kernel(home, of_server) as kernel:
+
+            def press(cell: Cell) -> bool:
+                nonlocal pressed
+                if pressed == 0 and "You said: " in said_or(cell):
+                    # A server that takes its time with the cancel: it stands still.
+                    os.kill(server.pid, signal.SIGSTOP)
+                    kernel.interrupt()
+                    pressed = 1
+                elif pressed == 1 and "cancelling" in said(cell):
+                    kernel.interrupt()
+                    pressed = 2
+                return pressed == 2
+
+            try:
+                cell = kernel.run("%%openruntime ai --as held\nhold it", press)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            assert cell.error["ename"] == "KeyboardInterrupt"
+            assert "was asked to stop and is no longer watched: %openruntime wait ai_task_" in told(cell)
+            assert "being cancelled, no longer watched" in said(cell)
+            assert said(cell).rstrip().endswith("You said:"), "what was written stays"
+            wait_until(lambda: kernel.value("str(held.status)") == "'cancelled'", 30, "the cancel goes on")
 
 
 def test_a_terminal_prints_the_text_and_the_figures_beside_it(tmp_path: Path, provider: ProviderServer) -> None:
