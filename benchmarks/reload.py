@@ -1,0 +1,92 @@
+"""How long after a reload of JupyterLab's page the dashboard is live again, beside a plain widget of ipywidgets in the same page.
+
+Both show a number that their kernel counts up ten times a second: ours is the progress of a task. Each is live again when its number is
+another one than the first that the new page showed. Times count from the beginning of the reload, and so have Lab's own start in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+
+from benchmarks.rows import Missing, Row, at_most, median
+from tests.browser.lab import LAB, Notebook, opened
+from tests.support import Home, Server, running_server
+
+RELOADS = 7
+LONGEST = 120_000.0
+"""Milliseconds."""
+REACH = 1.2
+"""3 s where the plain widget takes 2.5 s, as it does on a machine that has nothing else to do: the rest is Lab's, whatever the machine."""
+
+PEER = """import threading, time
+from ipywidgets import Label
+peer = Label("0").add_class("peer")
+def count():
+    while True:
+        time.sleep(0.1)
+        peer.value = str(int(peer.value) + 1)
+threading.Thread(target=count, daemon=True).start()
+peer"""
+OURS = "%load_ext openruntime_jupyter\n%openruntime dashboard"
+TASK = "import time\nfrom openruntime_jupyter import progress\nfor n in range(10**6):\n    progress(n, 10**6)\n    time.sleep(0.1)"
+LOOK = """(() => {
+    const places = { ours: ".or-tasks .or-line[data-state=running] .or-how", peer: ".peer" };
+    const first = {};
+    window.live = {};
+    const look = () => {
+        for (const [name, place] of Object.entries(places)) {
+            const text = document.querySelector(place)?.textContent;
+            if (!text || name in window.live) continue;
+            first[name] ??= text;
+            if (first[name] !== text) window.live[name] = performance.now();
+        }
+        if (Object.keys(window.live).length < 2) setTimeout(look, 10);
+    };
+    look();
+})()"""
+
+
+async def reloads(server: Server) -> list[tuple[float, float]]:
+    """Seconds of ours and of the peer, for each reload."""
+    found = []
+    async with opened(server, "reload.ipynb") as notebook:
+        page = notebook.page
+        await notebook.run_all()
+        await saved(notebook)
+        await page.add_init_script(LOOK)
+        for _ in range(RELOADS):
+            await page.reload()
+            await page.wait_for_function("Object.keys(window.live ?? {}).length === 2", timeout=LONGEST)
+            live = await page.evaluate("window.live")
+            found.append((live["ours"] / 1000, live["peer"] / 1000))
+    return found
+
+
+async def saved(notebook: Notebook) -> None:
+    """Keep the outputs in the file, from which a page that is loaded again has them."""
+    async with notebook.page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
+        await notebook.page.keyboard.press("Control+s")
+
+
+def rows() -> list[Row]:
+    """One row: seconds until both are live again, in the same page."""
+    if find_spec("playwright") is None:
+        raise Missing("playwright is not here: pip install 'openruntime-jupyter[test]'")
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")):
+        raise Missing("there is no Chromium: CHROMIUM=/path/to/chromium names one")
+    with tempfile.TemporaryDirectory() as folder, running_server(home := Home(Path(folder)), LAB) as server:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (PEER, OURS)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, home.path / "reload.ipynb")
+        server.submit("python", {"code": TASK}, name="counts", wait=False)
+        pairs = asyncio.run(reloads(server))
+    ours, peer = (median([pair[place] for pair in pairs]) for place in (0, 1))
+    what = "the dashboard is live again after a reload of JupyterLab, beside a Label of ipywidgets"
+    return [at_most(what, ours, peer, REACH, "s")]
