@@ -91,7 +91,9 @@ def _status(client: Client, options: argparse.Namespace) -> str:
     if options.json:
         return _json({"where": client.where, "health": health, "devices": devices, "metrics": metrics})
     tasks = f"{metrics.active_tasks} running, {metrics.pending_tasks} waiting"
-    use = f"memory {_percent(metrics.memory_usage)}, CPU {_percent(metrics.cpu_utilization)}, GPU {_percent(metrics.gpu_utilization)}"
+    use = f"memory {_percent(metrics.memory_usage)}, CPU {_percent(metrics.cpu_utilization)}"
+    if any(device.type == "gpu" for device in devices):
+        use += f", GPU {_percent(metrics.gpu_utilization)}"
     lines = [f"OpenRuntime {health.version} at {client.where}: {health.status}", f"up {metrics.uptime}, {tasks}, {use}"]
     lines += [f"problem: {problem}" for problem in health.problems]
     for device in devices:

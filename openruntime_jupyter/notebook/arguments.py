@@ -169,5 +169,10 @@ def size(text: str) -> int:
 def _unexpected(token: str, *more: str) -> str:
     known = [*(f"--{name.replace('_', '-')}" for name in (*more, *OPTIONS)), *FLAGS]
     near = get_close_matches(token, known, 1)
-    advice = f"Did you mean {near[0]}?" if near else f"The options are {', '.join(known)}."
+    if near:
+        advice = f"Did you mean {near[0]}?"
+    elif token.startswith("-"):
+        advice = f"The options are {', '.join(known)}."
+    else:
+        advice = f"A value with a blank in it needs quotes around it; the options are {', '.join(known)}."
     return f"{token!r} is not understood here. {advice}"

@@ -38,7 +38,7 @@ def run_line(session: Session, line: str) -> Any:
     if first in words.PROMPTS:
         return words.PROMPTS[first](session, rest_of_line)
     arguments = parse_line(line)
-    if arguments.help or not arguments.words:
+    if arguments.help or arguments.words in ((), ("help",)):
         if arguments.pairs or arguments.options:
             raise UsageError(
                 "say first what to do, such as `%openruntime matrix_multiply size=1000`; `%openruntime` alone shows what there is."

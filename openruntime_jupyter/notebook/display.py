@@ -6,7 +6,7 @@ text's colour. Without any style at all, as on GitHub, what is left reads in ord
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from typing import Any
 
@@ -40,14 +40,26 @@ color:inherit;white-space:pre}
 .ort-t{overflow-x:auto}
 .ort.ort.ort table{border-collapse:collapse;margin:4px 0;font-size:inherit;border:0;table-layout:auto}
 .ort.ort.ort tr{background:none}
-.ort.ort.ort th,.ort.ort.ort td{text-align:left;padding:3px 20px 3px 0;border:0;background:none;white-space:nowrap;\
+.ort.ort.ort th,.ort.ort.ort td{text-align:left;padding:3px 14px 3px 0;border:0;background:none;\
 vertical-align:baseline;max-width:none;color:inherit;line-height:inherit}
-.ort.ort.ort td.w{white-space:normal;min-width:12em}
+.ort.ort.ort :is(th,.n){white-space:nowrap}
+.ort.ort.ort td.w{overflow-wrap:anywhere;min-width:7em}.ort.ort.ort td.w code{white-space:normal}
 .ort.ort.ort th{font-weight:normal;color:var(--jp-ui-font-color2,currentColor)}
 .ort.ort.ort thead th{border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
 .ort.ort.ort .n{text-align:right}
 .ort.ort.ort caption{caption-side:top;text-align:left;font-weight:600;color:inherit;padding:0 0 2px}
+.ort-k{container-type:inline-size}
+@container (max-width:560px){.ort.ort.ort .ort-k :is(table,tbody,caption){display:block}
+.ort.ort.ort .ort-k thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.ort.ort.ort .ort-k tbody tr{display:flex;flex-wrap:wrap;gap:0 14px;padding:4px 0;\
+border-top:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
+.ort.ort.ort .ort-k td{padding:0;min-width:0;text-align:left;overflow-wrap:anywhere}
+.ort.ort.ort .ort-k td code{white-space:normal}
+.ort.ort.ort .ort-k td[data-l]::before{content:attr(data-l) " ";color:var(--jp-ui-font-color2,currentColor)}}
 </style>"""
+
+MANY_COLUMNS = 3
+"""From so many on, a narrow page shows each row of a table as a card."""
 
 
 class Html(str):
@@ -78,16 +90,39 @@ def block(label: str, *children: Any, kind: str = "") -> Html:
 
 
 def table(
-    caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), wide: Sequence[int] = ()
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    numeric: Sequence[int] = (),
+    wide: Sequence[int] = (),
+    plain: Sequence[int] = (),
 ) -> Html:
-    """A table with a caption. The columns at the indices `numeric` are set flush right, those at `wide` may wrap."""
+    """A table with a caption. The columns at the indices `numeric` are set flush right, those at `wide` may wrap within words.
+
+    Where there is no room for many columns, each row is a card in which every figure says what it is, but for those at `plain`.
+    """
+    cards = len(columns) >= MANY_COLUMNS
+
+    def role(name: str) -> str | None:
+        return name if cards else None  # a table that is shown as something else is none to a screen reader unless it says so
 
     def kind(index: int) -> str | None:
         return "n" if index in numeric else "w" if index in wide else None
 
-    head = tag("tr", *(tag("th", column, scope="col", class_=kind(index)) for index, column in enumerate(columns)))
-    body = [tag("tr", *(tag("td", cell, class_=kind(index)) for index, cell in enumerate(row))) for row in rows]
-    return tag("div", tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body)), class_="ort-t", tabindex="0")
+    def cell(index: int, value: Any) -> Html:
+        label = columns[index] if cards and value != "" and index not in plain else None
+        return tag("td", value, class_=kind(index), role=role("cell"), data_l=label)
+
+    heads = (tag("th", column, scope="col", class_=kind(index), role=role("columnheader")) for index, column in enumerate(columns))
+    head = tag("tr", *heads, role=role("row"))
+    body = [tag("tr", *(cell(index, value) for index, value in enumerate(row)), role=role("row")) for row in rows]
+    parts = (tag("caption", caption), tag("thead", head, role=role("rowgroup")), tag("tbody", *body, role=role("rowgroup")))
+    return tag("div", tag("table", *parts, role=role("table")), class_="ort-t ort-k" if cards else "ort-t", tabindex="0")
+
+
+def places(columns: Sequence[str], names: Collection[str]) -> list[int]:
+    """The indices of those of `columns` that `names` has."""
+    return [index for index, column in enumerate(columns) if column in names]
 
 
 def pairs(caption: str, rows: Sequence[tuple[str, Any]]) -> Html:

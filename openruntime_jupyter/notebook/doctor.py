@@ -41,7 +41,7 @@ class Report(View, list[Check]):
     def html(self) -> str:
         """See `View.html`."""
         rows = self._rows(lambda verdict: tag("span", SIGNS[verdict][0], class_=SIGNS[verdict][1], role="img", aria_label=verdict))
-        return block("OpenRuntime doctor", table(self._head, self.COLUMNS, rows, wide=(2,)), kind="ort-c")
+        return block("OpenRuntime doctor", table(self._head, self.COLUMNS, rows, wide=(2,), plain=(1, 2)), kind="ort-c")
 
     def text(self) -> str:
         """See `View.text`."""

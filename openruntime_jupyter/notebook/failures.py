@@ -173,6 +173,8 @@ def _of_exception(failure: Failure, variables: Mapping[str, Any]) -> list[str]:
         return [f"A worker has none of the notebook's variables and imports: import or define {found[1]} in this cell."]
     if failure.type == "ModuleNotFoundError" and (found := re.search(r"No module named '([\w.]+)'", message)):
         return [f"Install what has it in the environment in which the worker runs: %pip install {found[1].partition('.')[0]}"]
+    if failure.type == "EOFError" and "EOF when reading a line" in message:
+        return ["A worker has nobody to ask: call input() in a cell of the notebook's own, and hand the answer in with --in."]
     if failure.type == "OutputNotSet":
         return ["Set it in the cell, or take it out of --out."]
     if failure.type in ("MemoryError", "MemoryRefused"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import Device, Health, OperationInfo, Worker
-from openruntime_jupyter.notebook.display import View, block, joined, table, tag, text_table
+from openruntime_jupyter.notebook.display import View, block, joined, places, table, tag, text_table
 from openruntime_jupyter.notebook.humanize import duration
 
 
@@ -22,7 +22,7 @@ class OperationTable(View, list[OperationInfo]):
     def html(self) -> str:
         """See `View.html`."""
         rows = [[tag("code", name), summary, parameters] for name, summary, parameters in self._rows()]
-        return block("OpenRuntime operations", table("Operations", self.COLUMNS, rows, wide=(1, 2)))
+        return block("OpenRuntime operations", table("Operations", self.COLUMNS, rows, wide=(1, 2), plain=(0, 1)))
 
     def text(self) -> str:
         """See `View.text`."""
@@ -79,7 +79,12 @@ class Status(View):
         """See `View.html`."""
         lines = [tag("strong", self._head), tag("div", joined(self._figures), class_="m")]
         lines += [tag("div", f"! {problem}", class_="wa") for problem in self._advice]
-        return block("OpenRuntime status", *lines, table("Devices", self.COLUMNS, self._rows(), numeric=(4, 5, 6)), kind="ort-c")
+        return block(
+            "OpenRuntime status",
+            *lines,
+            table("Devices", self.COLUMNS, self._rows(), (4, 5, 6), wide=(1,), plain=(0, 1, 2, 3)),
+            kind="ort-c",
+        )
 
     def text(self) -> str:
         """See `View.text`."""
@@ -120,8 +125,9 @@ class DeviceTable(View, list[Device]):
             return block("OpenRuntime devices", tag("div", NO_DEVICES, class_="m"))
         columns, rows = _filled(self.COLUMNS, self._rows())
         advice = [tag("div", f"! {device.id}: {device.advice}", class_="wa") for device in self if device.advice]
-        numeric = [index for index, name in enumerate(columns) if name in ("running", "waiting", "slots", "load", "°C", "W")]
-        return block("OpenRuntime devices", table("Devices", columns, rows, numeric=numeric), *advice)
+        numeric = places(columns, ("running", "waiting", "slots", "load", "°C", "W"))
+        wide, plain = places(columns, ("what",)), places(columns, ("device", "what", "kind", "state"))
+        return block("OpenRuntime devices", table("Devices", columns, rows, numeric, wide, plain), *advice)
 
     def text(self) -> str:
         """See `View.text`."""
@@ -162,8 +168,8 @@ class WorkerTable(View, list[Worker]):
         if not self:
             return block("OpenRuntime workers", tag("div", NO_WORKERS, class_="m"))
         columns, rows = _filled(self.COLUMNS, self._rows())
-        numeric = [index for index, name in enumerate(columns) if name in self.COLUMNS[5:]]
-        return block("OpenRuntime workers", table("Workers", columns, rows, numeric=numeric))
+        numeric, wide, plain = places(columns, self.COLUMNS[5:]), places(columns, ("device", "model")), places(columns, self.COLUMNS[:3])
+        return block("OpenRuntime workers", table("Workers", columns, rows, numeric, wide, plain))
 
     def text(self) -> str:
         """See `View.text`."""

@@ -47,7 +47,10 @@ class ModelTable(View, list[ModelInfo]):
     def html(self) -> str:
         """See `View.html`."""
         rows = self._rows()
-        return block("OpenRuntime models", table("Models", self.COLUMNS, rows) if rows else tag("div", NO_MODELS, class_="m"))
+        return block(
+            "OpenRuntime models",
+            table("Models", self.COLUMNS, rows, wide=(0,), plain=(0, 1)) if rows else tag("div", NO_MODELS, class_="m"),
+        )
 
     def text(self) -> str:
         """See `View.text`."""

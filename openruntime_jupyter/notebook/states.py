@@ -20,6 +20,10 @@ WORDS: dict[TaskState, tuple[str, str, str]] = {
 }
 
 
+USUAL_PRIORITY = 5
+"""The one that a task has where none was said: no word is lost on it."""
+
+
 def title(task: Task) -> str:
     """What the task is called."""
     return task.name or task.operation
@@ -78,7 +82,7 @@ def _waiting(task: Task) -> list[str | None]:
         ordinal(task.position) if task.position else None,
         f"for {task.waiting_for.removeprefix('for ')}" if task.waiting_for else None,
         f"starts in about {rough(left)}" if left is not None and left > 0.5 else None,
-        f"priority {task.priority}" if task.priority != 5 else None,
+        f"priority {task.priority}" if task.priority != USUAL_PRIORITY else None,
     ]
 
 
@@ -88,4 +92,4 @@ def _progress(progress: Progress) -> list[str | None]:
     else:
         done = f"{number(progress.n)} done"
     left = f"about {rough(progress.remaining)} left" if progress.remaining else None
-    return [done, progress.message, left]
+    return [done, left, progress.message]  # a message may be long, and is what is cut off then

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from openruntime_jupyter.models import Task, TaskPage, TaskState
-from openruntime_jupyter.notebook.display import Html, View, block, joined, pairs, table, tag, text_pairs, text_table
+from openruntime_jupyter.notebook.display import Html, View, block, joined, pairs, places, table, tag, text_pairs, text_table
 from openruntime_jupyter.notebook.humanize import clock, duration, memory, number, unit_head, with_unit
-from openruntime_jupyter.notebook.states import WORDS, details, fraction, phrase, title
+from openruntime_jupyter.notebook.states import USUAL_PRIORITY, WORDS, details, fraction, phrase, title
 
 LONGEST_CELL = 500
 """Characters of one value that a card shows."""
@@ -17,7 +17,7 @@ LONGEST_CELL = 500
 def state_mark(task: Task, words: str | None = None) -> Html:
     """The state as a sign in its colour, and in words."""
     sign, _, colour = WORDS[task.status]
-    return Html(f"{tag('span', sign, class_=colour, aria_hidden='true')} {tag('span', words or phrase(task))}")
+    return Html(f"{tag('span', sign, class_=colour, aria_hidden='true')}&nbsp;{tag('span', words or phrase(task))}")
 
 
 def state_text(task: Task) -> str:
@@ -110,51 +110,80 @@ class TaskCard(View):
 
 
 class TaskTable(View, list[Task]):
-    """Tasks, newest first: a list of records that shows itself as a table."""
+    """Tasks, newest first: a list of records that shows itself as a table.
 
-    COLUMNS = ("task", "state", "what", "submitted", "ran", "device", "priority", "owner")
+    What all of them have in common has no column: the device and the owner are said above the table then, the usual priority nowhere.
+    """
+
+    COLUMNS = ("state", "task", "ran", "submitted", "device", "priority", "owner", "id")
+    WIDE = ("task", "device", "owner", "id")
+    PLAIN = ("state", "task", "id")
+    """What needs no word beside it."""
 
     def __init__(self, page: TaskPage, devices: Mapping[str, str]) -> None:
         super().__init__(page.tasks)
         self.total_count = page.total_count
         self._devices = devices
 
-    def _rows(self, mark: Any, code: Any) -> list[list[Any]]:
-        return [
+    def _device(self, task: Task) -> str:
+        wanted = "" if task.device_preference == "auto" else task.device_preference
+        return self._devices.get(task.device_used or wanted, task.device_used or wanted)
+
+    @staticmethod
+    def _owner(task: Task) -> str:
+        return ", ".join(part for part in (task.owner, None if task.here else "another runtime") if part)
+
+    @property
+    def _kept(self) -> list[int]:
+        """The columns in which tasks differ."""
+        common = {"device": len(self._said(self._device)) < 2, "owner": len({self._owner(task) for task in self}) < 2}
+        common["priority"] = all(task.priority == USUAL_PRIORITY for task in self)
+        return [index for index, name in enumerate(self.COLUMNS) if not common.get(name)]
+
+    def _said(self, of: Callable[[Task], str]) -> list[str]:
+        return sorted({of(task) for task in self} - {""})
+
+    def _rows(self, mark: Any, code: Any) -> tuple[list[str], list[list[Any]]]:
+        kept = self._kept
+        rows = [
             [
-                code(task.task_id),
                 mark(task),
                 title(task),
-                clock(task.submitted_at),
                 duration(task.execution_time),
-                self._devices.get(task.device_used or "", task.device_used or task.device_preference),
+                clock(task.submitted_at),
+                self._device(task),
                 task.priority,
-                (task.owner or "—") + ("" if task.here else " (another runtime)"),
+                self._owner(task),
+                code(task.task_id),
             ]
             for task in self
         ]
+        return [self.COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
     @property
     def _caption(self) -> str:
         if not self:
             return "No tasks yet"
-        return (
-            f"{len(self):,} of {self.total_count:,} tasks, newest first"
-            if self.total_count > len(self)
-            else f"{len(self):,} tasks, newest first"
-        )
+        number = f"{len(self):,} of {self.total_count:,}" if self.total_count > len(self) else f"{len(self):,}"
+        shared = [
+            f"{before} {words[0]}"
+            for name, before, of in (("device", "on", self._device), ("owner", "of", self._owner))
+            if self.COLUMNS.index(name) not in self._kept and (words := self._said(of))
+        ]
+        return " · ".join([f"{number} {'task' if self.total_count == 1 else 'tasks'}, newest first", *shared])
 
     def html(self) -> str:
         """See `View.html`."""
         if not self:
             return block("OpenRuntime tasks", tag("div", self._caption, class_="m"))
-        rows = self._rows(lambda task: state_mark(task, WORDS[task.status][1]), lambda text: tag("code", text))
-        return block("OpenRuntime tasks", table(self._caption, self.COLUMNS, rows, numeric=(4, 6), wide=(5,)))
+        columns, rows = self._rows(lambda task: state_mark(task, WORDS[task.status][1]), lambda text: tag("code", text))
+        numeric, wide, plain = (places(columns, names) for names in (("ran", "priority"), self.WIDE, self.PLAIN))
+        return block("OpenRuntime tasks", table(self._caption, columns, rows, numeric, wide, plain))
 
     def text(self) -> str:
         """See `View.text`."""
-        rows = self._rows(lambda task: f"{WORDS[task.status][0]} {WORDS[task.status][1]}", str)
-        return f"{self._caption}\n{text_table(self.COLUMNS, rows)}" if self else self._caption
+        columns, rows = self._rows(lambda task: f"{WORDS[task.status][0]} {WORDS[task.status][1]}", str)
+        return f"{self._caption}\n{text_table(columns, rows)}" if self else self._caption
 
 
 class ResultCard(View, dict[str, Any]):

@@ -96,6 +96,7 @@ def test_a_variable_that_stayed_in_the_notebook_is_told_how_to_come(kernel: Kern
     assert "hand it in with --in weights" in card(kernel.run("%%openruntime\nprint(weights)"))
     assert "import or define nothing_of_that_kind" in card(kernel.run("%%openruntime\nprint(nothing_of_that_kind)"))
     assert "%pip install no_such_package" in card(kernel.run("%%openruntime\nimport no_such_package.inside"))
+    assert "hand the answer in with --in" in card(kernel.run("%%openruntime\ninput()"))
     assert "--out" in card(kernel.run("%%openruntime --out missing\nhere = 1"))
     assert "longer by --timeout" in card(kernel.run("%%openruntime --timeout 0.2\nimport time; time.sleep(30)"))
 

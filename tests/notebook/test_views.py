@@ -147,7 +147,7 @@ def test_attributes_are_escaped_too() -> None:
         ),
         (
             {"progress": {"n": 5, "total": 20, "message": "epochs", "remaining": 7.6}, "execution_time": 2.5, "name": "fit"},
-            "● running · fit · 25% (5 of 20) · epochs · about 8 s left · 2.5 s · task_1",
+            "● running · fit · 25% (5 of 20) · about 8 s left · epochs · 2.5 s · task_1",
         ),
         ({"progress": {"n": 5}}, "● running · python · 5 done · task_1"),
         (

@@ -123,7 +123,7 @@ class AgentTable(View, list[Any]):
         """See `View.html`."""
         rows = [[tag("code", role), *rest] for role, *rest in self._rows()]
         wrong = [tag("div", f"! {problem}", class_="wa") for problem in self.problems]
-        return block("OpenRuntime agents", table("Agents", self.COLUMNS, rows, wide=(2, 3)), *wrong)
+        return block("OpenRuntime agents", table("Agents", self.COLUMNS, rows, wide=(2, 3), plain=(0, 1, 2)), *wrong)
 
     def text(self) -> str:
         """See `View.text`."""
@@ -147,7 +147,7 @@ class ConversationTable(View, list[ConversationInfo]):
         if not self:
             return block("OpenRuntime conversations", tag("div", self.NONE, class_="m"))
         rows = [[tag("code", name), *rest] for name, *rest in self._rows()]
-        return block("OpenRuntime conversations", table("Conversations", self.COLUMNS, rows, numeric=(1,)))
+        return block("OpenRuntime conversations", table("Conversations", self.COLUMNS, rows, numeric=(1,), plain=(0,)))
 
     def text(self) -> str:
         """See `View.text`."""

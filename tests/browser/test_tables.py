@@ -1,0 +1,70 @@
+"""What `%openruntime tasks` and its like show fits the cell: beside Lab's file browser, in Notebook 7, and on a narrow page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from playwright.async_api import Page
+
+from tests.browser.lab import APPS, LAB, App, opened
+from tests.browser.test_quickstart import new_notebook
+from tests.support import Home, Server, running_server
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+SHOW = "%load_ext openruntime_jupyter\n%openruntime tasks"
+OTHERS = ("status", "devices", "workers", "operations", "agents")
+EVERY_COLUMN = """from openruntime_jupyter import connect
+from openruntime_jupyter.models import TaskPage
+from openruntime_jupyter.notebook.views import TaskTable
+page = connect().tasks()
+page.tasks = [task.model_copy(update=dict(owner=owner, here=False, device_used=device, submitted_at="2020-05-05T12:00:00.000000Z"))
+              for task in page.tasks for owner, device in (("somebody@example.org", "device_0"), (None, "device_1"))]
+TaskTable(page, {"device_0": "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", "device_1": "Apple M3 Ultra"})"""
+"""A table in which tasks differ in everything: several users and devices, and another day."""
+TOO_WIDE = """() => [...document.querySelectorAll('.ort-t')].filter(each => each.scrollWidth > each.clientWidth + 1)
+    .map(each => `${each.querySelector('caption').textContent}: ${each.scrollWidth} in ${each.clientWidth}`)"""
+CARDS = """() => [...document.querySelectorAll('.ort-k tbody tr')].every(row => getComputedStyle(row).display === 'flex')"""
+HEADS = """() => [...document.querySelectorAll('.jp-CodeCell .ort-k')].slice(0, 1).flatMap(each =>
+    [...each.querySelectorAll('th')].map(head => head.textContent))"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(Home(tmp_path_factory.mktemp("tables")), LAB) as running:
+        for number in range(3):
+            running.submit("matrix_multiply", {"size": 16}, name=f"multiply the {number}th block of a matrix by another one, and then some")
+        running.submit("python", {"code": "raise KeyError(1)"}, name="a" * 60, priority=8)
+        yield running
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("app", APPS)
+def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
+    name = f"tables-{app}-{dark}.ipynb"
+    new_notebook(server, name, SHOW, *(f"%openruntime {word}" for word in OTHERS), EVERY_COLUMN)
+
+    async def story() -> None:
+        async with opened(server, name, app) as notebook:
+            page = notebook.page
+            await notebook.menu("Settings", "Theme", "JupyterLab Dark" if dark else "JupyterLab Light")
+            await notebook.run_all()
+            assert await notebook.errors() == []
+            assert await page.locator(".ort-t").count() >= len(OTHERS)
+            assert await page.evaluate(HEADS) == ["state", "task", "ran", "submitted", "priority", "id"], "one device and one user: above"
+            assert await page.evaluate(TOO_WIDE) == [], "beside the file browser"
+            if app == "lab":
+                await page.keyboard.press("Control+b")
+            await narrow(page)
+            assert await page.evaluate(TOO_WIDE) == [], "on a narrow page"
+            assert await page.evaluate(CARDS)
+
+    asyncio.run(story())
+
+
+async def narrow(page: Page) -> None:
+    """The width of a telephone, or of a panel at the side."""
+    await page.set_viewport_size({"width": 480, "height": 1600})
+    await page.wait_for_function("document.querySelector('.jp-Notebook').clientWidth <= 480")
