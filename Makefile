@@ -63,7 +63,7 @@ format: $(VENV)/.dev ## put the sources into the form that `make check` asks for
 frontend: $(VENV)/.dev ## bundle the dashboard's page after a change in its sources
 	tools/build-frontend $(VENV)/bin/python
 
-pictures: $(VENV)/.test ## make the README's pictures anew, from a real run
+pictures: $(VENV)/.test ## make the README's pictures anew, from a real run of some minutes
 	@tools/install-blas
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && $(RUN) tests.browser.pictures
