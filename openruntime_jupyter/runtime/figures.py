@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -56,3 +57,8 @@ ENDED_AS = {state: f"{state}_tasks" for state in TaskState if state.terminal}
 def of_kind(*kinds: Kind) -> tuple[Figure, ...]:
     """The figures of these kinds, in their order."""
     return tuple(figure for figure in FIGURES if figure.kind in kinds)
+
+
+def names(figures: Sequence[Figure]) -> tuple[str, ...]:
+    """What they are called, in their order."""
+    return tuple(figure.name for figure in figures)

@@ -232,16 +232,18 @@ class History:
         if not self._closed:
             self._metrics.add(buckets)
 
-    async def metrics(self, start: float, end: float, points: int, runtime: str | None = None, now: float | None = None) -> MetricColumns:
+    async def metrics(
+        self, start: float, end: float, points: int, runtime: str | None = None, now: float | None = None, *, sampled_only: bool = False
+    ) -> MetricColumns:
         """Figures from `start` to `end`, in seconds since the epoch, as at most `points` points: of one runtime, or of all together.
 
-        What was put before is in it. `now` is what the clock shows, which tells how fine the figures of `start` still are. Raises
-        ValueError where `end` is not after `start`.
+        What was put before is in it. `now` is what the clock shows, which tells how fine the figures of `start` still are. With
+        `sampled_only` the figures of tasks are left out. Raises ValueError where `end` is not after `start`.
         """
         self._check_open()
         wanted = window(start, end, points, time.time() if now is None else now)
         await self._metrics.flush(READ_AFTER_SECONDS)
-        return await self._read(lambda connection: read(connection, wanted, runtime))
+        return await self._read(lambda connection: read(connection, wanted, runtime, sampled_only))
 
     async def delete(self, task_id: str) -> None:
         """Erase a task, its output and payload; nothing if it is not there. Raises `TaskConflict` if it is not at its end."""

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.figures import FIGURES, Figure, Kind, of_kind
+from openruntime_jupyter.runtime.figures import FIGURES, Figure, Kind, names, of_kind
 from openruntime_jupyter.runtime.history_writer import Job
 from openruntime_jupyter.runtime.tiers import TIERS, Buckets, Window, add_to, bound
 
@@ -50,11 +50,12 @@ class MetricColumns:
 
 
 # Machine figures and those of tasks: the spread of all rows together. Counts and levels: the sum of all rows.
+_MACHINE = of_kind(Kind.MACHINE)
 _SPREADS = of_kind(Kind.MACHINE, Kind.TASK)
 _LEVELS = of_kind(Kind.LEVEL)
 _COUNTS = of_kind(Kind.COUNT)
 _SPREAD_NAMES = tuple(figure.name for figure in FIGURES if figure.kind is not Kind.COUNT)
-_COUNT_NAMES = tuple(figure.name for figure in _COUNTS)
+_COUNT_NAMES = names(_COUNTS)
 _NOTHING = (None, None, None, None)
 
 COLUMNS = (
@@ -106,48 +107,63 @@ def prune(connection: sqlite3.Connection, now: float) -> None:
             )
 
 
-_READ = (
-    "SELECT (start - :first) / :step, "  # noqa: S608 - constants
-    + ", ".join(
-        [f"min({name}_low), sum({name}_total) / nullif(sum({name}_weight), 0), max({name}_high)" for name in (f.name for f in _SPREADS)]
-        + [f"total({figure.name}_total)" for figure in (*_COUNTS, *_LEVELS)]
-    )
-    + " FROM metrics WHERE tier = :tier AND start >= :first AND start < :last AND (:runtime IS NULL OR runtime = :runtime) GROUP BY 1"
-)
+_FROM = "FROM metrics WHERE tier = :tier AND start >= :first AND start < :last AND (:runtime IS NULL OR runtime = :runtime)"
+
+
+def _by_point(spreads: Sequence[Figure], sums: Sequence[Figure]) -> str:
+    """Low, mean and high of each of `spreads`, and the total of each of `sums`."""
+    columns = [f"min({name}_low), sum({name}_total) / nullif(sum({name}_weight), 0), max({name}_high)" for name in names(spreads)]
+    columns += [f"total({name}_total)" for name in names(sums)]
+    return f"SELECT (start - :first) / :step, {', '.join(columns)} {_FROM} GROUP BY 1"
+
+
+_READ = _by_point(_SPREADS, (*_COUNTS, *_LEVELS))
+_READ_SAMPLED = _by_point(_MACHINE, _LEVELS)
 
 # Levels of runtimes that were there together add up, those of one after the other do not. `min` and `max` of the sum are not known
 # exactly in the first case: no level falls below the lowest of a runtime, none rises above the sum of the highest.
 _SPAN = "max(ended) - min(began)"
 _TOGETHER = f"sum(ended - began) > {_SPAN} + 0.01"
-_READ_LEVELS = (
-    "SELECT (start - :first) / :step, "  # noqa: S608 - constants
-    + ", ".join(f"min({figure.name}_low), max({figure.name}_high), sum({figure.name}_weight)" for figure in _LEVELS)
-    + " FROM (SELECT start, "
+_BUCKET_LEVELS = (
+    "SELECT start, "
     + ", ".join(
         f"min({name}_low) AS {name}_low, CASE WHEN {_TOGETHER} THEN sum({name}_high) ELSE max({name}_high) END AS {name}_high, "
         f"max(max({name}_weight), min(sum({name}_weight), {_SPAN})) AS {name}_weight"
-        for name in (figure.name for figure in _LEVELS)
+        for name in names(_LEVELS)
     )
-    + " FROM metrics WHERE tier = :tier AND start >= :first AND start < :last AND (:runtime IS NULL OR runtime = :runtime) "
-    "GROUP BY start) GROUP BY 1"
+    + f" {_FROM} GROUP BY start"
+)
+_READ_LEVELS = (
+    "SELECT (start - :first) / :step, "  # noqa: S608 - constants
+    + ", ".join(f"min({name}_low), max({name}_high), sum({name}_weight)" for name in names(_LEVELS))
+    + f" FROM ({_BUCKET_LEVELS}) GROUP BY 1"
+)
+# Where a point is one bucket there is nothing to group again, which would take as long as all the rest.
+_READ_BUCKET_LEVELS = (
+    "SELECT (start - :first) / :step, "  # noqa: S608 - constants
+    + ", ".join(f"{name}_low, {name}_high, {name}_weight" for name in names(_LEVELS))
+    + f" FROM ({_BUCKET_LEVELS})"
 )
 
 
-def read(connection: sqlite3.Connection, window: Window, runtime: str | None) -> MetricColumns:
-    """The figures of one runtime, or of all, within a window."""
+def read(connection: sqlite3.Connection, window: Window, runtime: str | None, sampled_only: bool = False) -> MetricColumns:
+    """The figures of one runtime, or of all, within a window; `sampled_only` leaves out those of tasks, which saves time."""
     asked = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
-    found = _Columns(window.count, connection.execute(_READ, asked).fetchall())
-    series = {figure.name: Series(figure, found.next(), _rounded(found.next()), found.next()) for figure in _SPREADS}
-    for figure in _COUNTS:
+    spreads, counts = (_MACHINE, ()) if sampled_only else (_SPREADS, _COUNTS)
+    found = _Columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, asked).fetchall())
+    series = {figure.name: Series(figure, found.next(), _rounded(found.next()), found.next()) for figure in spreads}
+    for figure in counts:
         number = found.next()
         series[figure.name] = Series(figure, number, number, number)
     totals = [found.next() for _ in _LEVELS]
-    found = _Columns(window.count, connection.execute(_READ_LEVELS, asked).fetchall())
+    levels = _READ_BUCKET_LEVELS if window.step == window.tier.seconds else _READ_LEVELS
+    found = _Columns(window.count, connection.execute(levels, asked).fetchall())
     for figure, total in zip(_LEVELS, totals, strict=True):
         low, high, weight = found.next(), found.next(), found.next()
         mean = [number / seconds if number is not None and seconds else None for number, seconds in zip(total, weight, strict=True)]
         series[figure.name] = Series(figure, low, _rounded(mean), high)
-    return MetricColumns(window.step, list(window.starts), {figure.name: series[figure.name] for figure in FIGURES})
+    in_order = {figure.name: series[figure.name] for figure in FIGURES if figure.name in series}
+    return MetricColumns(window.step, list(window.starts), in_order)
 
 
 class _Columns:

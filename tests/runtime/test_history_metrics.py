@@ -23,6 +23,8 @@ from tests.runtimes import live
 NOW = 1_800_000_000
 DAY = 86_400
 SPANS = {"5m": 300, "15m": 900, "1h": 3600, "6h": 21_600, "24h": DAY, "7d": 7 * DAY}
+MANY, ONE = 300, 2016
+"""Points of a week: each of many buckets, and each of one."""
 Lasted = tuple[float, float, float]
 
 
@@ -182,21 +184,38 @@ def test_what_several_runtimes_see_of_one_machine_is_not_added_up_and_what_each_
         assert ask(connection, 3600, 100, runtime="rt_3").series["memory_usage"].mean == [None] * len(alone.starts)
 
 
-def test_runtimes_that_follow_one_another_are_not_added_up() -> None:
+@pytest.mark.parametrize("points", [MANY, ONE])
+def test_runtimes_that_follow_one_another_are_not_added_up(points: int) -> None:
     with database() as connection:
         # One ends and the next starts within the same bucket of five minutes.
         store(connection, [(NOW - 300.0, NOW - 160.0, 2.0)], "rt_1", "active_tasks")
         store(connection, [(NOW - 150.0, float(NOW), 2.0)], "rt_2", "active_tasks")
-        series = ask(connection, 7 * DAY, 300).series["active_tasks"]
+        series = ask(connection, 7 * DAY, points).series["active_tasks"]
         assert (series.min[-1], series.mean[-1], series.max[-1]) == (2.0, pytest.approx(2.0), 2.0)
 
 
-def test_a_runtime_that_is_there_for_a_part_counts_for_that_part() -> None:
+@pytest.mark.parametrize("points", [MANY, ONE])
+def test_a_runtime_that_is_there_for_a_part_counts_for_that_part(points: int) -> None:
     with database() as connection:
         store(connection, [(NOW - 300.0, float(NOW), 1.0)], "rt_1", "active_tasks")
         store(connection, [(NOW - 75.0, float(NOW), 4.0)], "rt_2", "active_tasks")
-        series = ask(connection, 7 * DAY, 300).series["active_tasks"]
+        series = ask(connection, 7 * DAY, points).series["active_tasks"]
         assert (series.min[-1], series.mean[-1], series.max[-1]) == (1.0, pytest.approx(2.0), 5.0)
+
+
+@pytest.mark.parametrize("points", [MANY, ONE])
+def test_what_is_sampled_is_told_alike_with_and_without_the_figures_of_tasks(points: int) -> None:
+    with database() as connection:
+        for runtime, value in (("rt_1", 1.0), ("rt_2", 3.0)):
+            for figure in FIGURES:
+                lasted = [(NOW - since, NOW - since + 200.0, value + number) for number, since in enumerate((90_000.0, 4_000.0, 500.0))]
+                store(connection, lasted, runtime, figure.name)
+        asked = window(NOW - 7 * DAY, NOW, points, NOW)
+        whole, sampled = read(connection, asked, None), read(connection, asked, None, sampled_only=True)
+        kept = [figure.name for figure in of_kind(Kind.MACHINE, Kind.LEVEL)]
+        assert {name: whole.series[name] for name in kept} == sampled.series
+        assert any(value is not None for value in sampled.series["active_tasks"].max)
+        assert (whole.starts, whole.resolution) == (sampled.starts, sampled.resolution)
 
 
 def test_figures_of_tasks_are_of_all_tasks_and_their_ends_are_counted() -> None:

@@ -133,10 +133,10 @@ async def gather(history: History, timeframe: Timeframe, now: float, place: Plac
     """
     span = TIMEFRAMES[timeframe]
     begin = now - span
-    columns = Columns(await history.metrics(begin, now, POINTS[timeframe], None, now))
+    columns = Columns(await history.metrics(begin, now, POINTS[timeframe], None, now, sampled_only=True))
     earlier = None
     if timeframe != "7d":
-        earlier = Columns(await history.metrics(begin - EARLIER * span, begin, EARLIER_POINTS, None, now))
+        earlier = Columns(await history.metrics(begin - EARLIER * span, begin, EARLIER_POINTS, None, now, sampled_only=True))
     ended = await history.look(partial(questions.ended, begin=begin, end=now))
     running = await history.look(questions.running)
     often = Counter(task.operation for task in ended.tasks if task.state == "completed").most_common(MOST_OPERATIONS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -87,8 +86,15 @@ def blocks(times: Array, values: Array, number: int = BLOCKS) -> tuple[Array, Ar
     if parts == values.size:
         return times, values
     edges = np.linspace(0, values.size, parts + 1).astype(int)
-    pairs = [(np.median(times[a:b]), np.median(values[a:b])) for a, b in pairwise(edges)]
-    return np.array([time for time, _ in pairs]), np.array([value for _, value in pairs])
+    return _medians(times, edges), _medians(values, edges)
+
+
+def _medians(values: Array, edges: NDArray[np.int_]) -> Array:
+    """The median of what lies from each of `edges` to the next: all at once, since a call of NumPy's for each takes many times as long."""
+    ordered = values[np.lexsort((values, np.repeat(np.arange(edges.size - 1), np.diff(edges))))]
+    low, high = (edges[:-1] + edges[1:] - 1) // 2, (edges[:-1] + edges[1:]) // 2
+    medians: Array = (ordered[low] + ordered[high]) / 2
+    return medians
 
 
 def theil_sen(times: Array, values: Array) -> tuple[float, float]:
@@ -209,17 +215,17 @@ def climb(times: Array, values: Array, *, least: float, share: float = 0.15, bef
 def _largest_rise(values: Array) -> tuple[int, int]:
     # What the values do from one to the next anyway, as a standard deviation, is no falling back.
     noise = 3 * MAD_TO_SIGMA * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
-    best = (0, 0)
-    for low in range(values.size - 1):
-        rest = values[low:]
-        highest = np.maximum.accumulate(rest)
-        fallen = highest - rest > np.maximum((highest - rest[0]) / 4, noise) + 1e-12
-        end = int(np.argmax(fallen)) if fallen.any() else rest.size
-        top = low + int(np.argmax(rest[:end]))
-        if values[top] - values[low] > values[best[1]] - values[best[0]]:
-            best = low, top
+    # A row for each place where it may begin; what lies before that is as if it had been level.
+    places = np.arange(values.size)
+    ahead, low_values = places >= places[:, None], values[:, None]
+    course = np.where(ahead, values, low_values)
+    highest = np.maximum.accumulate(course, axis=1)
+    fallen = highest - course > np.maximum((highest - low_values) / 4, noise) + 1e-12
+    before_fall = ahead & ~np.logical_or.accumulate(fallen, axis=1)
+    tops = np.argmax(np.where(before_fall, course, -np.inf), axis=1)
+    low = int(np.argmax(values[tops] - values))
+    top = int(tops[low])
     # Where it is level before and after, the lowest and the highest value lie anywhere in that.
-    low, top = best
     inside = values[low : top + 1]
     high = low + int(np.argmax(inside >= values[top] - noise))
     return low + int(np.flatnonzero(values[low : high + 1] <= values[low] + noise)[-1]), high

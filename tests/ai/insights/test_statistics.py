@@ -102,6 +102,15 @@ def test_the_tail_is_that_of_the_normal_distribution() -> None:
     assert tail(0) == 1
 
 
+@pytest.mark.parametrize(("size", "number"), [(25, 24), (97, 24), (100, 96), (2016, 96)])
+def test_blocks_of_unequal_length_have_each_its_own_median(size: int, number: int) -> None:
+    dice = np.random.default_rng(size)
+    times, values = np.sort(dice.random(size)), dice.integers(0, 9, size).astype(np.float64)
+    cuts = np.linspace(0, size, number + 1).astype(int)[1:-1]
+    expected = [[np.median(part) for part in np.split(column, cuts)] for column in (times, values)]
+    assert [list(column) for column in blocks(times, values, number)] == expected
+
+
 def test_medians_of_blocks_leave_gaps_out_and_keep_the_order() -> None:
     values = np.arange(100.0)
     values[20:40] = math.nan
