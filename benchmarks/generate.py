@@ -3,54 +3,96 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows import Missing, Row, at_least, median
+from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 
-ROUNDS = 3
-TOKENS = 24
+ROUNDS = 5
+TOKENS = 48
 PROMPT = "A queue is what a runtime has where several notebooks share one device. " * 6
 
 PLAIN = """
-import json, sys
+import json, sys, time
 from openruntime_jupyter.worker.blas import choose
-path, form, kept, blas, prompt, tokens, rounds = sys.argv[1:]
+path, form, kept, blas, prompt, tokens = sys.argv[1:]
 choose(blas)
 import mlx_lm
 from openruntime_jupyter.worker.gguf.loading import load_gguf
 model, tokenizer = load_gguf(path, form, kept or None)
-found = []
-for _ in mlx_lm.stream_generate(model, tokenizer, "to compile", max_tokens=2):
+prompt = tokenizer.encode(prompt)
+
+def turn():
+    began, came = time.perf_counter(), []
+    for _ in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=int(tokens)):
+        came.append(time.perf_counter())
+    return len(prompt) / (came[0] - began), (len(came) - 1) / (came[-1] - came[0])
+
+for _ in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=2):
     pass
-for _ in range(int(rounds)):
-    *_, last = mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=int(tokens))
-    found.append((last.prompt_tps, last.generation_tps))
-print(json.dumps(found))
+for _ in sys.stdin:
+    print(json.dumps(turn()), flush=True)
 """
 
-
-def plain(path: str, form: str, kept: str, blas: str, rounds: int) -> tuple[float, float]:
-    """Tokens a second of the prompt and of the answer, of mlx-lm's own loop in a process of its own."""
-    arguments = [path, form, kept, blas, PROMPT, str(TOKENS), str(rounds)]
-    answer = subprocess.run([sys.executable, "-c", PLAIN, *arguments], capture_output=True, check=True)
-    read, written = zip(*json.loads(answer.stdout), strict=True)
-    return median(read), median(written)
+Speeds = tuple[float, float]
+"""Tokens a second: of the prompt up to the first token of the answer, and of the answer after that."""
 
 
-async def ours(runtime: Runtime) -> tuple[float, float]:
+class Plain:
+    """mlx-lm's own loop in a process of its own, with its model in memory."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def turn(self) -> Speeds:
+        """Read the prompt and answer it once, by its own clock: mlx-lm counts the first token among those that follow it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        read, written = json.loads(self._process.stdout.readline())
+        return read, written
+
+
+@contextlib.contextmanager
+def plain(source: ModelSource, form: str, blas: str) -> Iterator[Plain]:
+    """A loop that is ready for its first turn within it."""
+    arguments = [source.path, form, source.converted or "", blas, PROMPT, str(TOKENS)]
+    process = subprocess.Popen([sys.executable, "-c", PLAIN, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Plain(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def ours(runtime: Runtime) -> Speeds:
     """The same of one task."""
     request = TaskRequest(operation="generate", parameters={"prompt": PROMPT, "max_tokens": TOKENS})
     task = await runtime.wait((await runtime.submit(request, Caller())).task_id)
     assert task.result is not None, task.failure
     return task.result.output["prompt_tokens_per_second"], task.result.output["tokens_per_second"]
+
+
+async def _measure(runtime: Runtime, source: ModelSource) -> list[Speeds]:
+    """Ours, the plain loop's and stock mlx-lm's, as medians; in turns, so that all meet the same machine."""
+    with plain(source, "float32", "") as loop, plain(source, "stored", "none") as stock:
+        await ours(runtime)  # loads the model
+        found = []
+        for _ in range(ROUNDS):
+            turns = [await ours(runtime), *[await asyncio.to_thread(peer.turn) for peer in (loop, stock)]]
+            found.append(turns)
+    return [(median([read for read, _ in of]), median([written for _, written in of])) for of in zip(*found, strict=True)]
 
 
 async def _compare(folder: Path, models: Path) -> list[Row]:
@@ -61,18 +103,10 @@ async def _compare(folder: Path, models: Path) -> list[Row]:
             source = runtime.catalog.resolve(None, Caller())
         except OpenRuntimeError as problem:
             raise Missing(problem) from None
-        await ours(runtime)  # loads the model
-        tasks, loops = [], []
-        for _ in range(ROUNDS):  # in turns, so that both meet the same machine
-            tasks.append(await ours(runtime))
-            loops.append(await asyncio.to_thread(plain, source.path, "float32", source.converted or "", "", 1))
-        blas = runtime.devices()[-1].blas
-        stock_read, stock_written = await asyncio.to_thread(plain, source.path, "stored", "", "none", 1)
+        (read, written), (loop_read, loop_written), (stock_read, stock_written) = await _measure(runtime, source)
+        what = f"{source.name}, {runtime.devices()[-1].blas}"
     finally:
         await runtime.stop()
-    read, written = map(median, zip(*tasks, strict=True))
-    loop_read, loop_written = map(median, zip(*loops, strict=True))
-    what = f"{source.name}, {blas}"
     return [
         at_least(f"{what}: prompt, beside a plain loop", read, loop_read, 0.97, "tokens/s"),
         at_least(f"{what}: answer, beside a plain loop", written, loop_written, 0.97, "tokens/s"),

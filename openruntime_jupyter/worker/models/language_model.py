@@ -167,19 +167,27 @@ class LanguageModel:
             mx.clear_cache()
 
     def _read(self, tokens: list[int], cache: list[Any], context: TaskContext) -> None:
-        """All but the last token, in pieces so small that an interrupt is heard soon."""
+        """All but the last token, in steps so short that an interrupt is heard soon."""
         done, total = 0, len(tokens)
         context.progress(done, total, "reading the prompt")
         while done < total - 1:
             piece = tokens[done : min(done + self._pace.tokens, total - 1)]
-            started = time.perf_counter()
-            self.model(mx.array(piece)[None], cache=cache)
-            mx.eval([layer.state for layer in cache])
-            self._pace.took(len(piece), time.perf_counter() - started)
+            self.model(mx.array(piece)[None], cache=cache)  # computes nothing yet
+            layer = 0
+            while layer < len(cache):
+                layer = self._step(len(piece), cache, layer)
+                context.progress(done + len(piece) * layer // len(cache), total, "reading the prompt")
             done += len(piece)
-            context.progress(done, total, "reading the prompt")
             if mx.get_cache_memory() > CACHE_KEPT:
                 mx.clear_cache()
+
+    def _step(self, tokens: int, cache: list[Any], first: int) -> int:
+        """Compute a piece of the prompt from layer `first` on, as far as there is time for; returns the next layer."""
+        started = time.perf_counter()
+        step = cache[first : first + self._pace.layers(tokens)]
+        mx.eval([layer.state for layer in step])
+        self._pace.took(tokens, len(step), time.perf_counter() - started)
+        return first + len(step)
 
     def _sampling(self, tokens: list[int], wishes: Wishes) -> dict[str, Any]:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler

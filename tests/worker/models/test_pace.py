@@ -2,28 +2,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openruntime_jupyter.worker.models.pace import LARGEST, PIECE_SECONDS, SMALLEST, Pace
+from openruntime_jupyter.worker.models.pace import LARGEST, SMALLEST, STEP_SECONDS, Pace
+
+LAYERS = 30
 
 
-def settle(seconds_of: Callable[[int], float]) -> int:
-    """The piece that a device comes to which needs `seconds_of(tokens)` for one."""
+def settle(seconds_of: Callable[[int, int], float]) -> Pace:
+    """The pace on a device that needs `seconds_of(tokens, layers)` for a step."""
     pace = Pace()
     for _ in range(20):
-        pace.took(pace.tokens, seconds_of(pace.tokens))
-    return pace.tokens
+        tokens = pace.tokens
+        layers = min(pace.layers(tokens), LAYERS)
+        pace.took(tokens, layers, seconds_of(tokens, layers))
+    return pace
 
 
-def test_a_piece_comes_to_take_as_long_as_it_should() -> None:
-    found = settle(lambda tokens: 0.04 + tokens * 0.002)
-    assert abs(0.04 + found * 0.002 - PIECE_SECONDS) < 0.01
+def test_a_step_goes_through_as_many_layers_as_there_is_time_for() -> None:
+    pace = settle(lambda tokens, layers: layers * (0.002 + tokens * 0.0001))
+    assert pace.tokens == LARGEST
+    assert STEP_SECONDS / 2 < pace.layers(LARGEST) * (0.002 + LARGEST * 0.0001) <= STEP_SECONDS
 
 
-def test_where_each_piece_costs_much_it_does_not_shrink_to_single_tokens() -> None:
-    assert settle(lambda tokens: 0.3 + tokens * 0.01) == SMALLEST
+def test_where_one_layer_of_many_tokens_takes_too_long_fewer_are_read_at_once() -> None:
+    pace = settle(lambda tokens, layers: layers * (0.04 + tokens * 0.002))
+    assert abs(0.04 + pace.tokens * 0.002 - STEP_SECONDS) < 0.01
+    assert pace.layers(pace.tokens) == 1
 
 
-def test_a_fast_device_gets_the_largest_piece_by_and_by() -> None:
+def test_where_each_layer_costs_much_it_does_not_shrink_to_single_tokens() -> None:
+    pace = settle(lambda tokens, layers: layers * (0.3 + tokens * 0.01))
+    assert (pace.tokens, pace.layers(SMALLEST)) == (SMALLEST, 1)
+
+
+def test_a_fast_device_gets_whole_pieces_by_and_by() -> None:
     pace = Pace()
-    pace.took(SMALLEST, 1e-9)
-    assert pace.tokens == 4 * SMALLEST
-    assert settle(lambda tokens: 1e-6) == LARGEST
+    before = pace.tokens
+    pace.took(before, 1, 1e-9)
+    assert pace.tokens == 4 * before
+    pace = settle(lambda tokens, layers: 1e-6)
+    assert pace.tokens == LARGEST
+    assert pace.layers(LARGEST) >= LAYERS
+
+
+def test_a_few_tokens_tell_as_much_as_a_small_piece_would() -> None:
+    few, small = Pace(), Pace()
+    few.took(2, LAYERS, 0.1)
+    small.took(SMALLEST, LAYERS, 0.1)
+    assert (few.tokens, few.layers(2)) == (small.tokens, small.layers(SMALLEST))
