@@ -19,7 +19,7 @@ from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 
 ROUNDS = 5
-TOKENS = 48
+TOKENS = 32
 PROMPT = "A queue is what a runtime has where several notebooks share one device. " * 6
 
 PLAIN = """
@@ -86,12 +86,9 @@ async def ours(runtime: Runtime) -> Speeds:
 
 async def _measure(runtime: Runtime, source: ModelSource) -> list[Speeds]:
     """Ours, the plain loop's and stock mlx-lm's, as medians; in turns, so that all meet the same machine."""
+    await ours(runtime)  # loads the model, and leaves its converted weights to the loop
     with plain(source, "float32", "") as loop, plain(source, "stored", "none") as stock:
-        await ours(runtime)  # loads the model
-        found = []
-        for _ in range(ROUNDS):
-            turns = [await ours(runtime), *[await asyncio.to_thread(peer.turn) for peer in (loop, stock)]]
-            found.append(turns)
+        found = [[await ours(runtime), *[await asyncio.to_thread(peer.turn) for peer in (loop, stock)]] for _ in range(ROUNDS)]
     return [(median([read for read, _ in of]), median([written for _, written in of])) for of in zip(*found, strict=True)]
 
 

@@ -110,7 +110,7 @@ print(json.dumps([mlx_lm.generate(model, tokenizer, prompt, max_tokens=40) for p
 
 async def same_as_mlx_lm(runtime: Runtime) -> None:
     await runtime.unload()
-    prompts = ["the queue", "a", "0123456789 " * 20]
+    prompts = ["the queue", "a", "0123456789 " * 20, "0123456789 " * 120]  # the last one is read in pieces
     model = str(runtime.settings.models / "tiny")
     plain = subprocess.run([sys.executable, "-c", PLAIN, model, json.dumps(prompts)], capture_output=True, text=True, check=True)
     for number, (asked, text) in enumerate(zip(prompts, json.loads(plain.stdout), strict=True)):
