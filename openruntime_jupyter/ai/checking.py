@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
+from openruntime_jupyter.models import Task
+
 LONGEST = 4.0
 """How many times as long as the computed text a wording may be."""
 
@@ -36,6 +39,14 @@ def untold(answer: str, told: str) -> list[str]:
         for each in figures_of(answer)
         if each not in known and not any(each in time for time in times) and not _is_one_of(each, numbers)
     ]
+
+
+def untold_of(task: Task) -> list[str]:
+    """Those of a task's answer, by its record with the parameters; none where it is no analysis, or did not complete."""
+    given = task.parameters or {}
+    if task.result is None or (given.get("about") or {}).get("workflow") != SYSTEM_ANALYSIS:
+        return []
+    return untold(task.result.output.get("text") or "", "\n".join(message["content"] for message in given.get("messages") or []))
 
 
 def _is_one_of(figure: str, numbers: list[float]) -> bool:

@@ -11,14 +11,14 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.ai import conversations, figures
 from openruntime_jupyter.ai.agents import Agent, Agents
-from openruntime_jupyter.ai.checking import untold
+from openruntime_jupyter.ai.checking import untold_of
 from openruntime_jupyter.ai.choosing import Choice, Chooser, RemoteProfiles
 from openruntime_jupyter.ai.composing import system_message, user_message, with_turns
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
 from openruntime_jupyter.ai.insights.wording import Choose
 from openruntime_jupyter.ai.worders import worders
-from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS, Shared, SystemAnalysis, Told, Workflow, workflow
+from openruntime_jupyter.ai.workflows import Shared, SystemAnalysis, Told, Workflow, workflow
 from openruntime_jupyter.ai_models import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import Task, TaskRequest
@@ -221,7 +221,7 @@ def answer_of(task: Task) -> AiTask:
         agent=given.get("agent"),
         conversation=given.get("conversation"),
         left_out=given.get("left_out", 0),
-        untold=_untold(task, answer.text) if answer is not None and given.get("workflow") == SYSTEM_ANALYSIS else [],
+        untold=untold_of(task),
         answer=answer,
         error=task.error,
         failure=task.failure,
@@ -229,11 +229,6 @@ def answer_of(task: Task) -> AiTask:
         waiting_for=task.waiting_for,
         timestamp=task.timestamp,
     )
-
-
-def _untold(task: Task, text: str) -> list[str]:
-    messages = (task.parameters or {}).get("messages") or []
-    return untold(text, "\n".join(message["content"] for message in messages))
 
 
 def _fingerprint(request: AiRequest) -> str:

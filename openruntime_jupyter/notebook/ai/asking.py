@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,10 +10,12 @@ from typing import Any, TypeVar
 from IPython.core.error import UsageError
 from IPython.display import display
 
+from openruntime_jupyter.ai.checking import untold_of
+from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
 from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.client.reply import Reply
-from openruntime_jupyter.errors import InvalidRequest, Unavailable
-from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Sent
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
+from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Note, Sent
 from openruntime_jupyter.notebook.ai.describing import describe
 from openruntime_jupyter.notebook.ai.filling import fill, own
 from openruntime_jupyter.notebook.ai.inserting import insert
@@ -83,7 +86,16 @@ def _taken(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
         session.namespace[arguments.out] = reply
     if arguments.insert:
         display(insert(session.shell, reply))
+    if arguments.workflow == SYSTEM_ANALYSIS:
+        _warn(session, reply)
     return ShownReply.shown(reply, session)
+
+
+def _warn(session: Session, reply: Reply) -> None:
+    """Name the figures of an analysis that its model was not told."""
+    with contextlib.suppress(OpenRuntimeError):  # the answer is there, whatever became of its record
+        if made := untold_of(session.client.backend.get(reply.task_id)):
+            display(Note(f"Figures here that the runtime did not give the model: {', '.join(made)}. It computed them, or made them up."))
 
 
 def reachable(ask: Callable[[], Answer]) -> Answer:

@@ -39,6 +39,16 @@ def test_an_answer_is_one_display_of_markdown_with_its_figures(kernel: Kernel) -
     assert plain.endswith("You said: hello")
 
 
+def test_figures_of_an_analysis_that_its_model_was_not_told_are_named_below_it(kernel: Kernel) -> None:
+    cell = kernel.run("%%openruntime ai system_analysis\nmake up a figure")
+    assert said(cell).endswith("98765.4")
+    assert len(cell.outputs) == 2
+    assert cell.shown()[1] == ("Figures here that the runtime did not give the model: 98765.4. It computed them, or made them up.")
+    known = kernel.run("%openruntime ai system_analysis Are 37 percent much?")
+    assert len(known.outputs) == 1, "the prompt told it"
+    assert len(kernel.run("%%openruntime ai\nmake up a figure").outputs) == 1, "it is no analysis"
+
+
 def test_the_text_grows_in_place(kernel: Kernel) -> None:
     seen: list[str] = []
     cell = kernel.run(
