@@ -7,6 +7,7 @@ import binascii
 import json
 import keyword
 import reprlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.errors import StorageUnavailable
@@ -20,6 +21,7 @@ JSON_CHARACTERS = 10_000
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = REPR_CHARACTERS
+_encode = json.JSONEncoder(allow_nan=False).encode
 
 
 def identifier(name: str) -> str:
@@ -46,7 +48,7 @@ def summary(value: Any) -> dict[str, Any]:
     described: dict[str, Any] = {"type": type(value).__name__, "repr": shown[:REPR_CHARACTERS]}
     if isinstance(value, (str, int, float, bool, list, dict, type(None))):
         try:
-            text = json.dumps(value, allow_nan=False)
+            text = _encode(value)
         except (TypeError, ValueError, RecursionError):
             return described
         if len(text) <= JSON_CHARACTERS:
@@ -54,7 +56,7 @@ def summary(value: Any) -> dict[str, Any]:
     return described
 
 
-def load(text: str, arrays: list[ArrayRef], what: str, context: TaskContext) -> Any:
+def load(text: str, arrays: Sequence[ArrayRef], what: str, context: TaskContext) -> Any:
     """Unpickle what the caller sent, with the arrays that came beside it; the error tells what the worker's environment lacks."""
     import pickle
 

@@ -63,5 +63,5 @@ def references(value: BaseModel | dict[str, Any] | list[Any] | tuple[Any, ...]) 
         return
     parts = vars(value).values() if isinstance(value, BaseModel) else value.values() if isinstance(value, dict) else value
     for each in parts:
-        if isinstance(each, _HOLDERS):
+        if each and isinstance(each, _HOLDERS):
             yield from references(each)

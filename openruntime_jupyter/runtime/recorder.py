@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from typing import Any
 
 from openruntime_jupyter.engines.base import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
 from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.entry import NEWS, Entry
-from openruntime_jupyter.runtime.events import EventBus
+from openruntime_jupyter.runtime.events import EventBus, Told
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tally import Tally
@@ -71,9 +70,9 @@ class Recorder:
         self._tally.changed(entry)
         state = entry.state
 
-        def news() -> dict[str, Any] | None:
+        def news() -> Told | None:
             # It may have become another that is not on disk yet: that is told once it is.
-            return entry.news_item() if entry.state is state else None
+            return entry.news_item().told if entry.state is state else None
 
         self._bus.task_update(entry.task_id, news, state.terminal)
 

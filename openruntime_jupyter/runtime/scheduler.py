@@ -104,7 +104,7 @@ class Scheduler:
     @property
     def pending(self) -> int:
         """How many tasks wait."""
-        return sum(len(lane) for lane in self._all)
+        return sum(map(len, self._all))
 
     def next_up(self, limit: int, offset: int = 0) -> list[Entry]:
         """The tasks that wait by their places: the next of every lane, then the second of every lane, and so on."""

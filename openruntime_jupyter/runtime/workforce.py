@@ -71,5 +71,6 @@ class Workforce:
 
 
 def _larger(one: int | None, other: int | None) -> int | None:
-    known = [value for value in (one, other) if value is not None]
-    return max(known) if known else None
+    if one is None or other is None:
+        return one if other is None else other
+    return max(other, one)

@@ -8,9 +8,18 @@ left to the next stage of the cancel.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
+from typing import Any
+
+# What `signal` is made of, without its making an enum of each answer: that takes ten times as long, and every task needs several.
+_system: Any = sys.modules.get("_signal", signal)
+handler_of: Callable[[int], Any] = _system.getsignal
+_handle_by: Callable[[int, Any], Any] = _system.signal
+_SIGINT, _SIGTERM, _DEFAULT = int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIG_DFL)
 
 
 class InterruptGuard:
@@ -29,8 +38,8 @@ class InterruptGuard:
 
     def install(self) -> None:
         """Take SIGINT and SIGTERM back from whatever a task did with them."""
-        signal.signal(signal.SIGINT, self._handle)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _handle_by(_SIGINT, self._handle)
+        _handle_by(_SIGTERM, _DEFAULT)
 
     def request(self, task_id: str) -> None:
         """Interrupt `task_id` if it is the one that runs; called on the control thread."""

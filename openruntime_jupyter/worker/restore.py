@@ -9,10 +9,10 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from openruntime_jupyter.worker.interrupts import handler_of
 from openruntime_jupyter.worker.streams import Streams
 
 MLX_CACHE_KEPT = 64 << 20
@@ -74,16 +74,14 @@ class Signals:
     """The alarm and the handlers, for the task after one that left some."""
 
     def __init__(self) -> None:
-        # Without what makes an enum of each answer, which takes ten times as long.
-        self._handler_of: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
         numbers = [int(signal.Signals[name]) for name in SIGNALS if name in signal.Signals.__members__]
-        self._handlers = {number: self._handler_of(number) for number in numbers}
+        self._handlers = {number: handler_of(number) for number in numbers}
 
     def restore(self) -> None:
         """End the alarm, and undo every change of a handler."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._handlers.items():
-            if handler is not None and self._handler_of(number) != handler:
+            if handler is not None and handler_of(number) != handler:
                 signal.signal(number, handler)
 
 
@@ -104,12 +102,19 @@ def forget_exception() -> None:
 
 def flush_output() -> None:
     """Write out what Python and C hold back, so that it belongs to this task and survives a crash."""
-    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
-        try:
-            getattr(sys, name).flush()
-        except (AttributeError, OSError, ValueError):  # a task may have replaced or closed it
-            continue
+    for shown, own in (("stdout", "__stdout__"), ("stderr", "__stderr__")):
+        stream = getattr(sys, shown, None)
+        _flush(stream)
+        if getattr(sys, own, None) is not stream:  # a task has replaced one of them
+            _flush(getattr(sys, own, None))
     _libc.fflush(None)
+
+
+def _flush(stream: Any) -> None:
+    try:
+        stream.flush()
+    except (AttributeError, OSError, ValueError):  # a task may have closed it
+        return
 
 
 class Resident:

@@ -87,9 +87,10 @@ def test_where_the_system_has_no_pidfd_a_workers_end_is_seen_as_well(tmp_path: P
                 task = await ended(runtime, task_id)
                 assert task.failure is not None
                 assert (task.failure.kind, task.failure.signal) == ("worker_died", signal.SIGKILL)
-            holder = await cell(
-                runtime, "import time\nprint('in', flush=True)\nwhile True:\n    try: time.sleep(9)\n    except BaseException: pass"
+            code = (
+                "import time\nwhile True:\n    try:\n        print('in', flush=True)\n        time.sleep(9)\n    except BaseException: pass"
             )
+            holder = await cell(runtime, code)
             await says(runtime, holder, "in")
             assert (await runtime.cancel(holder)).cancel_stage in ("terminate", "kill")
 

@@ -1,0 +1,39 @@
+"""A task's record and its news, as its runtime makes them without validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openruntime_jupyter.models import Task, TaskRequest, TaskState
+from openruntime_jupyter.runtime.entry import NEWS
+from openruntime_jupyter.runtime.runtime import Caller
+from tests.runtimes import live, runtime_in
+
+
+def test_a_record_has_every_field_and_is_what_validating_it_gives(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            request = TaskRequest(operation="call", parameters={}, name="a name", wait=False)
+            records = [await runtime.submit(request, Caller(owner="somebody"))]
+            records += [await runtime.wait(records[0].task_id), await runtime.wait(records[0].task_id, parameters=False)]
+            assert records[1].status is TaskState.COMPLETED
+            for record in records:
+                assert set(vars(record)) == record.model_fields_set == set(Task.model_fields)
+                assert Task.model_validate_json(record.model_dump_json()) == record
+            records[0].status = TaskState.FAILED
+            assert records[1].status is TaskState.COMPLETED
+
+    live(body())
+
+
+def test_an_event_says_of_a_task_what_its_record_says(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            subscription, _ = runtime.bus.subscribe()
+            task_id = await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller())
+            record = await runtime.wait(task_id)
+            subscription.close()
+            last = [event.body async for event in subscription][-1]
+            assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
+
+    live(body())
