@@ -16,13 +16,14 @@ Priority = Annotated[int, Field(ge=1, le=10, strict=True)]
 """1 to 10; 10 is the most urgent."""
 
 
+@lru_cache(maxsize=256)  # each moment of a task is told several times: in its records, its row, its events
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as a `Timestamp`."""
     whole, micros = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_to_the_second(whole)}.{micros:06d}Z"
 
 
-@lru_cache(maxsize=64)  # a task has four timestamps, and most of them lie within the last seconds
+@lru_cache(maxsize=64)  # most of them lie within the last seconds
 def _to_the_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None).isoformat()
 
@@ -34,9 +35,7 @@ def iso(seconds: float | None) -> str | None:
 
 def epoch(timestamp: str | None) -> float | None:
     """A `Timestamp` as seconds since the epoch; the inverse of `iso`."""
-    if timestamp is None:
-        return None
-    return datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
+    return None if timestamp is None else datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
 
 
 class TaskState(str, Enum):

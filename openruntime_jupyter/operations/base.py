@@ -25,7 +25,7 @@ PROMPT_TIMEOUT = 300.0
 class Parameters(BaseModel):
     """The base of every operation's `Params`: unknown fields are an error, every field has a default."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class ModelParameters(Parameters):

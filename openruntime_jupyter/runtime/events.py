@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,27 +25,26 @@ QUEUE_EVENTS = 1_000
 QUEUE_BYTES = 16_000_000
 """Bytes of output, as JSON, that a reader may be behind: one picture can be as large as a thousand states."""
 
-Told = dict[str, Any] | Callable[[], dict[str, Any]]
-"""Words, or what makes them for the first who reads."""
-Describe = Callable[[], "Told | None"]
+Data = dict[str, Any]
+Describe = Callable[[], "Data | Callable[[], Data] | None"]
 
 TOPICS = ("task_update", "metrics", "task_progress", "task_output", "ai_token")
 
 
 @dataclass(slots=True)
 class Event:
-    """One message. Most are kept for nobody, so their words are made by who reads the first."""
+    """One message, as its `body`, or as what makes its `data`: most are kept for nobody, so their words are made for who reads first."""
 
     id: int
     topic: str
-    told: Told
+    told: Data | Callable[[], Data]
     _encoded: str | None = field(default=None, repr=False)
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Data:
         """What goes over the wire, without the `id`."""
         if not isinstance(self.told, dict):
-            self.told = self.told()
+            self.told = {"type": self.topic, "data": self.told()}
         return self.told
 
     @property
@@ -135,10 +133,10 @@ class EventBus:
         self._timer: asyncio.TimerHandle | None = None
         self.on_watch: Callable[[], None] | None = None
 
-    def publish(self, topic: str, body: Told, *, replay: bool = False) -> None:
-        """Give every subscriber of `topic` this message; with `replay`, keep it for those who come back."""
+    def publish(self, topic: str, told: Data | Callable[[], Data], *, replay: bool = False) -> None:
+        """Give every subscriber of `topic` this message, told as an `Event` is; with `replay`, keep it for those who come back."""
         self._last += 1
-        event = Event(self._last, topic, body)
+        event = Event(self._last, topic, told)
         if replay:
             self._kept.append(event)
             if len(self._kept) > REPLAY_EVENTS:
@@ -167,7 +165,7 @@ class EventBus:
     def _tell(self, describe: Describe) -> None:
         data = describe()
         if data is not None:
-            self.publish("task_update", partial(_update, data), replay=True)
+            self.publish("task_update", {"type": "task_update", "data": data} if isinstance(data, dict) else data, replay=True)
 
     def subscribe(
         self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS
@@ -210,7 +208,3 @@ class EventBus:
             self._release()
         for subscription in tuple(self._subscriptions):
             subscription.close()
-
-
-def _update(data: Told) -> dict[str, Any]:
-    return {"type": "task_update", "data": data if isinstance(data, dict) else data()}

@@ -12,13 +12,13 @@ class Finish:
 
     def __init__(self) -> None:
         self.reached = False
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[None]] | None = None  # most tasks have none
 
     def reach(self) -> None:
         """It is over; more than once does no harm."""
         self.reached = True
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
             _wake(waiter)
 
     async def wait(self, timeout: float | None = None) -> None:
@@ -27,7 +27,8 @@ class Finish:
             return
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.append(waiter)
+        self._waiters = waiters = self._waiters or []
+        waiters.append(waiter)
         timer = None if timeout is None else loop.call_later(timeout, _wake, waiter)
         try:
             await waiter
@@ -35,7 +36,7 @@ class Finish:
             if timer is not None:
                 timer.cancel()
             if not self.reached:
-                self._waiters.remove(waiter)
+                waiters.remove(waiter)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

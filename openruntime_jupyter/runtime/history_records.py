@@ -88,7 +88,7 @@ class Record(NamedTuple):
 
 def record_of(task: Task, runtime: str, embedded: bool) -> Record:
     """The row of `task`, whose parameters are encoded only if they must be written."""
-    state = TaskState(task.status)
+    state = task.status
     return Record(
         task.task_id,
         runtime,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from weakref import WeakValueDictionary
 
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, StorageUnavailable, Unavailable
@@ -186,7 +187,7 @@ class Intake:
             origin=request.origin,
             wait=request.wait,
             runtime=self._runtime,
-            output=OutputBuffer(self._settings.max_output_bytes, lambda: self._recorder.output_changed(entry)),
+            output=OutputBuffer(self._settings.max_output_bytes),
             submitted_mono=now,
             name=request.name,
             device_preference=request.device_preference,
@@ -200,6 +201,7 @@ class Intake:
             model=checked.model,
             tokens=TokenLog() if prompt else None,
         )
+        entry.output.changed = partial(self._recorder.output_changed, entry)
         return entry
 
     def inherit(self, task: Task, request: TaskRequest, checked: Checked, lane: Lane) -> None:

@@ -14,6 +14,10 @@ DISPLAY_FACTOR = 10
 """Rich output may be that many times as large as text: a picture is."""
 
 
+def _nothing() -> None:
+    """Nobody has to know."""
+
+
 class OutputBuffer:
     """Grows by `print` and `display`; `read(since)` gives what came after a cursor.
 
@@ -21,11 +25,12 @@ class OutputBuffer:
     read, and an item does not change once it was read.
     """
 
-    def __init__(self, cap: int, changed: Callable[[], None]) -> None:
+    def __init__(self, cap: int, changed: Callable[[], None] = _nothing) -> None:
         self.items: list[OutputItem] = []
         self.truncated = False
+        self.changed = changed
+        """Called at each change, until the end."""
         self._cap = cap
-        self._changed = changed
         self._open: list[str] = []
         self._open_name: Stream | None = None
         self._text_kept = 0
@@ -53,7 +58,7 @@ class OutputBuffer:
             text = text[room:]
         if text:
             self._leave_out(name, text)
-        self._changed()
+        self.changed()
 
     def _leave_out(self, name: Stream, text: str) -> None:
         if not self.truncated:
@@ -80,7 +85,7 @@ class OutputBuffer:
             self._say(f"[a rich output of {size:,} bytes was left out: a task may show {self._cap * DISPLAY_FACTOR:,}]\n")
         else:
             self.items.append(OutputItem.model_construct(output_type=item["output_type"], data=item["data"], metadata=item["metadata"]))
-        self._changed()
+        self.changed()
 
     def _seal(self) -> None:
         if self._open:
@@ -94,7 +99,7 @@ class OutputBuffer:
             return
         self._finished = True
         # It leads back here: without it, memory is free as soon as nobody looks any more.
-        self._changed = _nothing
+        self.changed = _nothing
         self._seal()
         if self._left_out:
             skipped = self._left_out - len(self._tail)
@@ -112,7 +117,3 @@ class OutputBuffer:
         self.finish()
         items = list(self.items)
         return TaskOutput.model_construct(task_id=task_id, items=items, next=len(items), truncated=self.truncated, finished=True)
-
-
-def _nothing() -> None:
-    """Nobody has to know."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 
 from openruntime_jupyter.engines.base import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
 from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.entry import NEWS, Entry
-from openruntime_jupyter.runtime.events import EventBus, Told
+from openruntime_jupyter.runtime.events import Data, EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tally import Tally
@@ -70,7 +71,7 @@ class Recorder:
         self._tally.changed(entry)
         state = entry.state
 
-        def news() -> Told | None:
+        def news() -> Callable[[], Data] | None:
             # It may have become another that is not on disk yet: that is told once it is.
             return entry.news_item().told if entry.state is state else None
 

@@ -331,8 +331,8 @@ class Scheduler:
     async def _end(self, entry: Entry, state: TaskState, failure: Failure | None) -> None:
         entry.failure = failure
         entry.waiting_for = None
-        entry.finished = time.time()
         entry.become(state)
+        entry.finished = entry.changed
         await self._record(entry)
         self._arrays.release(entry.task_id, entry.arrays)
         if entry.tokens is not None:

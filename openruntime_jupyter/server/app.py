@@ -19,14 +19,13 @@ from tornado.ioloop import PeriodicCallback
 from traitlets import default
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.ai.insights.wording import Worders, no_worders
 from openruntime_jupyter.errors import Stopping, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.emitter import TaskEvents
 from openruntime_jupyter.server.identity import NotebookIdentity
+from openruntime_jupyter.server.late_routes import LateRoutes
 from openruntime_jupyter.server.limits import LimitsTraits
 from openruntime_jupyter.server.place import Announcement, local_url
-from openruntime_jupyter.server.routes import routes
 from openruntime_jupyter.server.traits import SettingsTraits
 from openruntime_jupyter.server.traits_ai import AiTraits
 
@@ -65,7 +64,6 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self.notebooks = NotebookIdentity(parent=self)
         self.limits = self.limits_of()
         self.waiters: Counter[str] = Counter()
-        self.worders: Worders = no_worders
         self._announcement: Announcement | None = None
         self._starting: asyncio.Task[Runtime] | None = None
         self._wanted = asyncio.Event()
@@ -73,7 +71,11 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self._stopped = False
         self._background: set[asyncio.Task[Any]] = set()
         self._activity = PeriodicCallback(self.tell_activity, ACTIVITY_SECONDS * 1000)
-        self.handlers.extend(routes("", SHUTDOWN_ROUTE) if self.standalone else routes(f"/{self.name}"))
+        application, base_url = self.server.web_app, self.server.base_url
+        late = (
+            LateRoutes(application, base_url, "", SHUTDOWN_ROUTE) if self.standalone else LateRoutes(application, base_url, f"/{self.name}")
+        )
+        application.add_handlers(".*$", [(late.pattern, late)])  # type: ignore[no-untyped-call]
 
     @property
     def standalone(self) -> bool:
@@ -116,10 +118,11 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), HEADSTART_SECONDS)
         self._begun = True
-        # On a thread and not at the top: it takes as long as all else that we add to the server's start.
+        # On a thread and not at the top: it takes several times as long as all else that we add to the server's start.
+        await asyncio.to_thread(import_module, "openruntime_jupyter.server.routes")
         module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.hosting")
         ai: AiService = module.host(settings, self.ai_config())
-        self.ai, self.runtime, self.worders = ai, ai.runtime, ai.worders
+        self.ai, self.runtime = ai, ai.runtime
         # Before the start, which may take tasks over.
         if self.server.event_logger is not None:
             self.in_background(TaskEvents(self.server.event_logger).follow(self.runtime.bus))

@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_events import EventLogger
 
-from openruntime_jupyter.runtime.events import EventBus
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.events import EventBus
 
 SCHEMA = Path(__file__).with_name("events") / "task.v1.json"
 BOUND = 100_000

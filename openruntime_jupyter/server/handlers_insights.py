@@ -40,7 +40,7 @@ class InsightsHandler(Handler):
         self.reply(await self.while_connected(self._tell(runtime, request)))
 
     async def _tell(self, runtime: Runtime, request: InsightsRequest) -> Insights:
-        choose = self.app.worders(await self.caller())
+        choose = (await self.ai()).worders(await self.caller())
         # On a thread and not at the top: most servers are never asked, and NumPy takes its time.
         answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.answer")
         found: Insights = await answer.insights(runtime, request, choose)

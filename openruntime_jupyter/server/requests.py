@@ -30,7 +30,7 @@ _PREFERENCE = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*(?:"([^"]
 class Query(BaseModel):
     """The base of every query: what it does not know is left alone, as front ends add parameters of their own against caches."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
 
 def _states(value: Any) -> Any:

@@ -40,7 +40,7 @@ Topic = Literal["task_update", "metrics", "task_progress", "task_output", "ai_to
 class ClientMessage(BaseModel):
     """What a client may say."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     type: Literal["subscribe", "unsubscribe"]
     topics: list[Topic] = Field(min_length=1, max_length=20)

@@ -280,9 +280,9 @@ async def test_the_runtime_starts_behind_jupyter_but_at_once_for_who_asks(
     await app.stop_extension()
 
 
-def test_loading_the_extension_leaves_what_runs_tasks_to_a_thread() -> None:
+def test_loading_the_extension_leaves_what_answers_and_what_runs_tasks_to_a_thread() -> None:
     code = "import sys, openruntime_jupyter.server.app\nprint(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    late = ("runtime.runtime", "runtime.history", "runtime.arrays", "engines.local", "server.openapi", "server.docs_page")
-    assert [name for name in late if f"openruntime_jupyter.{name}" in told] == []
-    assert "openruntime_jupyter.models" in told
+    late = ("runtime.runtime", "runtime.history", "runtime.arrays", "engines.local", "server.routes", "server.handlers_tasks", "models")
+    assert [name for name in (*(f"openruntime_jupyter.{name}" for name in late), "pydantic", "pydantic_core") if name in told] == []
+    assert "openruntime_jupyter.server.late_routes" in told

@@ -7,6 +7,7 @@ import re
 import httpx
 import pytest
 import websockets.sync.client
+from jupyter_server.serverapp import ServerWebApplication
 from tornado import web
 from websockets.exceptions import InvalidStatus
 
@@ -144,6 +145,11 @@ def test_the_websocket_takes_the_token_in_each_of_jupyters_ways(jupyter: Server,
     headers = {} if way == "query" else {"Authorization": f"{way} {jupyter.token}"}
     with websockets.sync.client.connect(url, additional_headers=headers, proxy=None) as socket:
         assert '"connected"' in str(socket.recv(timeout=10))
+
+
+def test_each_method_asks_for_a_login_as_jupyter_wants_it_of_every_extension() -> None:
+    for path, handler in ROUTES:
+        assert ServerWebApplication._check_handler_auth(None, path, handler) == []
 
 
 def test_nothing_beside_the_mount_is_ours(jupyter: Server) -> None:

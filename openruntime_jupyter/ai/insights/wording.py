@@ -38,11 +38,6 @@ Worders = Callable[["Caller"], Choose]
 """Who may be asked by a caller: not everybody may spend what a remote model costs."""
 
 
-def no_worders(_: Caller) -> Choose:
-    """Where there is no model at all."""
-    return lambda which: None
-
-
 SECONDS = 20.0
 """How long a model may take; by then the computed text is the better answer."""
 
