@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Error, Locator, Page, expect
 
 from tests.browser.lab import APPS, LAB, App, Notebook, opened
 from tests.browser.test_quickstart import named, new_notebook, until
@@ -45,11 +45,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 async def changes(chart: Locator, what: str) -> None:
     """Wait until the pixels of a chart are others."""
-    before = await chart.screenshot()
+    before = await drawn(chart)
     deadline = asyncio.get_running_loop().time() + 90
-    while await chart.screenshot() == before:
+    while await drawn(chart) == before:
         assert asyncio.get_running_loop().time() < deadline, what
         await asyncio.sleep(0.2)
+
+
+async def drawn(chart: Locator) -> bytes:
+    """The pixels of a chart; a page that is still loading may put another one into its place meanwhile."""
+    for _ in range(5):
+        try:
+            return await chart.screenshot()
+        except Error as problem:
+            if "not attached" not in problem.message:
+                raise
+    raise AssertionError("the chart is made anew all the time")
 
 
 def queue(page: Page) -> Locator:
