@@ -41,6 +41,8 @@ def unpack(text: str) -> bytes:
 
 def summary(value: Any) -> dict[str, Any]:
     """What a person sees of a value: `type`, a bounded `repr`, and `value` where it is short JSON."""
+    if value is None:  # what most functions give that are called for what they do
+        return {"type": "NoneType", "repr": "None", "value": None}
     try:
         shown = repr(value) if isinstance(value, (int, float, complex, bool, type(None))) else _short.repr(value)
     except Exception as problem:  # a broken __repr__ must not fail the task
