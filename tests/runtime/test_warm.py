@@ -398,6 +398,6 @@ def test_arrays_that_come_and_go_under_readers_that_die_never_show_other_numbers
                     each.kill()
             assert len(files) < 60, "most files were used again"
             await store.sweep()
-            assert store.used_bytes == 0
+            await until(lambda: store.used_bytes == 0, what="the end of what was deleted: one may have been on its way already")
 
     live(body())
