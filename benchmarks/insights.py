@@ -10,7 +10,6 @@ from pathlib import Path
 
 from benchmarks.rows import Row, median, within
 from openruntime_jupyter.ai.insights.answer import insights
-from openruntime_jupyter.ai.insights.wording import no_worders
 from openruntime_jupyter.ai_models_insights import InsightsRequest
 from openruntime_jupyter.models import PerformanceMetrics, Task, TaskState, iso
 from openruntime_jupyter.runtime.history import History
@@ -86,7 +85,7 @@ async def _measure(folder: Path) -> tuple[float, float]:
         lags: list[float] = []
         watch = asyncio.create_task(_lags(lags))
         before = time.perf_counter()
-        await insights(runtime, InsightsRequest(metric_type="performance", timeframe="7d"), no_worders(None))
+        await insights(runtime, InsightsRequest(metric_type="performance", timeframe="7d"), lambda which: None)
         if number:  # the first one warms the caches
             took.append(time.perf_counter() - before)
             held.append(max(lags))

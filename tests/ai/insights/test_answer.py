@@ -10,19 +10,18 @@ import pytest
 
 from openruntime_jupyter.ai.checking import figures_of
 from openruntime_jupyter.ai.insights.answer import insights
-from openruntime_jupyter.ai.insights.wording import Choose, Worder, no_worders
+from openruntime_jupyter.ai.insights.wording import Choose, Worder
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
 from openruntime_jupyter.errors import Stopping
 from openruntime_jupyter.models import Metrics
 from openruntime_jupyter.runtime.figures import FIGURES
 from tests.ai.insights.synthetic import planted
+from tests.ai.insights.test_wording import nobody
 from tests.runtime.history_support import opened
 from tests.runtimes import live, runtime_in
 
-NOBODY: Choose = no_worders(None)  # type: ignore[arg-type]
 
-
-async def told(folder: Path, choose: Choose = NOBODY, **asked: Any) -> Insights:
+async def told(folder: Path, choose: Choose = nobody, **asked: Any) -> Insights:
     async with opened(folder) as history:
         await planted("1h", time.time()).tell(history)
     async with runtime_in(folder) as runtime:
@@ -66,7 +65,7 @@ def test_a_runtime_that_has_stopped_says_so(tmp_path: Path) -> None:
     async def late() -> None:
         async with runtime_in(tmp_path) as runtime:
             await runtime.stop()
-            await insights(runtime, InsightsRequest(metric_type="errors", timeframe="5m"), NOBODY)
+            await insights(runtime, InsightsRequest(metric_type="errors", timeframe="5m"), nobody)
 
     with pytest.raises(Stopping):
         live(late())
