@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.async_api import Page
 
-from tests.browser.lab import APPS, LAB, App, opened
+from tests.browser.lab import LAB, App, opened
 from tests.browser.test_quickstart import new_notebook
 from tests.support import Home, Server, running_server
 
@@ -40,8 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize(("app", "dark"), [("lab", False), ("lab", True), ("notebook7", True)])
 def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
     name = f"tables-{app}-{dark}.ipynb"
     new_notebook(server, name, SHOW, *(f"%openruntime {word}" for word in OTHERS), EVERY_COLUMN)
