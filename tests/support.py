@@ -260,6 +260,8 @@ def running_server(
         ]
         given = settings.get("ServerApp", {})
         settings["ServerApp"] = {**given, "jpserver_extensions": {"openruntime_jupyter": True, **given.get("jpserver_extensions", {})}}
+        # Else Lab asks whether it may fetch Jupyter's news, in an alert over the page, at a time of its own.
+        settings.setdefault("LabApp", {"news_url": None})
     name = "jupyter_openruntime_config.json" if standalone else "jupyter_server_config.json"
     (home.path / "jupyter-config" / name).write_text(json.dumps(settings))
     with log.open("wb") as sink:

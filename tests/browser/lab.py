@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from playwright.async_api import ConsoleMessage, Page, async_playwright
+from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
 from playwright.async_api import TimeoutError as TookTooLong
 
 from tests.support import Server
@@ -27,7 +27,9 @@ STARTED = r"() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
 ERRORS = """() => ['stderr', 'error'].flatMap(kind =>
     [...document.querySelectorAll(`.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.${kind}"]`)]
 ).map(node => node.innerText.trim())"""
-SECONDS = 120
+MILLISECONDS = 120_000
+"""That anything may take on a slow machine."""
+expect.set_options(timeout=MILLISECONDS)
 OURS = re.compile("openruntime|or-dashboard|blob:", re.IGNORECASE)
 """What says that an error of the page is ours: our addresses, and the dashboard's module, which is loaded from a blob."""
 
@@ -68,7 +70,7 @@ class Notebook:
 
     async def idle(self) -> None:
         """Wait until the kernel is there and idle."""
-        await self.page.wait_for_function(IDLE, timeout=SECONDS * 1000)
+        await self.page.wait_for_function(IDLE, timeout=MILLISECONDS)
         # Lab loses a Run All that comes right with the first idle.
         await self.page.wait_for_timeout(1000)
 
@@ -81,7 +83,7 @@ class Notebook:
     async def done(self) -> None:
         """Wait until every cell that was started has ended."""
         await self.page.wait_for_timeout(500)
-        await self.page.wait_for_function(DONE, timeout=SECONDS * 1000)
+        await self.page.wait_for_function(DONE, timeout=MILLISECONDS)
 
     async def start_all(self) -> None:
         """Run every cell; returns once the first one runs or has run."""
@@ -118,6 +120,7 @@ async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[N
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium(), args=flags)
         page = await browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.set_default_timeout(MILLISECONDS)
         notebook = Notebook(page)
         notebook.listen()
         # On a slow machine Lab asks for the kernel though it is starting one: whatever is clicked next waits for the answer.
@@ -131,7 +134,7 @@ async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[N
         try:
             place = f"lab/workspaces/{uuid.uuid4().hex[:8]}/tree" if app == "lab" else "notebooks"
             await page.goto(f"{server.root}/{place}/{name}?token={server.token}")
-            await page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=SECONDS * 1000)
+            await page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MILLISECONDS)
             await notebook.idle()
             yield notebook
             assert notebook.ours() == []

@@ -72,7 +72,7 @@ def test_a_million_printed_lines_leave_the_page_usable_and_the_cap_is_said(serve
             editor = notebook.page.locator(".jp-CodeCell").nth(2).locator(".cm-content")
             await editor.click()
             await notebook.page.keyboard.type("# typed")
-            await expect(editor).to_contain_text("# typed", timeout=20_000)
+            await expect(editor).to_contain_text("# typed")
             assert await notebook.page.evaluate("() => window.longest") < 20_000
 
     asyncio.run(story())
@@ -91,13 +91,13 @@ def test_the_page_tells_that_a_cell_has_ended_by_what_it_may(server: Server, per
             await notebook.start_all()
             output = page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea")
             asked = {"granted": "notifies you", "default": "Allow notifications", "denied": "its title says so"}[permission]
-            await expect(output).to_contain_text(asked, timeout=30_000)
+            await expect(output).to_contain_text(asked)
             if permission == "default":
                 await output.get_by_role("button", name="Allow notifications").click()
                 await expect(output).to_contain_text("notifies you")
             (server.home.path / "go").touch()
             await notebook.done()
-            await expect(page).to_have_title(re.compile("✓ long completed in"), timeout=10_000)
+            await expect(page).to_have_title(re.compile("✓ long completed in"))
             told = await page.evaluate("() => window.told")
             if permission == "denied":
                 assert told == []
@@ -125,9 +125,9 @@ def test_the_page_tells_that_a_task_in_the_background_has_ended_though_the_kerne
             await page.evaluate(RECORD, "granted")
             await notebook.start_all()
             output = page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea")
-            await expect(output).to_contain_text("notifies you when the task ends", timeout=60_000)
+            await expect(output).to_contain_text("notifies you when the task ends")
             (server.home.path / "go").touch()
-            await expect(page).to_have_title(re.compile("✓ long completed in"), timeout=60_000)
+            await expect(page).to_have_title(re.compile("✓ long completed in"))
             await expect(output).to_contain_text("Notified.")
             assert [head[:16] for head, _ in await page.evaluate("() => window.told")] == ["✓ long completed"]
             assert await page.locator(".jp-CodeCell").nth(2).locator(".jp-InputPrompt").inner_text() == "[*]:", "the kernel is busy"
