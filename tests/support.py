@@ -87,6 +87,10 @@ class Home:
         """The environment of a process that lives here; nothing of the surrounding Jupyter leaks in."""
         for folder in ("jupyter-config", "jupyter-data", "jupyter-runtime", "ipython"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
+        # Else Lab asks whether it may fetch Jupyter's news, in an alert over the page.
+        notifications = self.path / "jupyter-config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+        notifications.mkdir(parents=True, exist_ok=True)
+        (notifications / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         return {
             **kept,
@@ -260,8 +264,6 @@ def running_server(
         ]
         given = settings.get("ServerApp", {})
         settings["ServerApp"] = {**given, "jpserver_extensions": {"openruntime_jupyter": True, **given.get("jpserver_extensions", {})}}
-        # Else Lab asks whether it may fetch Jupyter's news, in an alert over the page, at a time of its own.
-        settings.setdefault("LabApp", {"news_url": None})
     name = "jupyter_openruntime_config.json" if standalone else "jupyter_server_config.json"
     (home.path / "jupyter-config" / name).write_text(json.dumps(settings))
     with log.open("wb") as sink:

@@ -15,7 +15,6 @@ ABSENT_POLL = 0.5
 """Seconds between looks for a runtime where it was stopped."""
 
 Message = dict[str, Any]
-Current = Callable[[], "tuple[asyncio.AbstractEventLoop, EventBus] | None"]
 
 
 class Listening:
@@ -24,56 +23,58 @@ class Listening:
     def __init__(self, loop: asyncio.AbstractEventLoop, bus: EventBus, topics: frozenset[str]) -> None:
         self.heard: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._loop = loop
+        self._topics = topics
         self._subscription: Subscription | None = None
-        asyncio.run_coroutine_threadsafe(self._listen(bus, topics), loop)
+        self._listens = asyncio.run_coroutine_threadsafe(self._listen(bus), loop)
+        self._listens.add_done_callback(lambda _: self.heard.put(None))
 
-    async def _listen(self, bus: EventBus, topics: frozenset[str]) -> None:
-        self._subscription, _ = bus.subscribe(topics)
+    async def _listen(self, bus: EventBus) -> None:
+        self._subscription, _ = bus.subscribe(self._topics)
         self.heard.put({"type": CONNECTED, "gap": True})
         try:
             async for event in self._subscription:
                 self.heard.put({**event.body, "id": event.id})
         finally:
             self._subscription.close()
-            self.heard.put(None)
 
     def change(self, topics: frozenset[str]) -> None:
         """Listen to these topics from now on."""
-        self._call(lambda subscription: subscription.change(topics))
+        self._topics = topics
+
+        def on_the_loop() -> None:
+            if self._subscription is not None:
+                self._subscription.change(self._topics)
+
+        if not self._listens.done():
+            self._loop.call_soon_threadsafe(on_the_loop)
 
     def end(self) -> None:
         """Listen no more."""
-        self._call(lambda subscription: subscription.close())
-        self.heard.put(None)
-
-    def _call(self, change: Callable[[Subscription], None]) -> None:
-        def on_the_loop() -> None:
-            if self._subscription is not None:
-                change(self._subscription)
-
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(on_the_loop)
+        self._listens.cancel()
 
 
 class BusEvents(Events):
-    """`current()` gives the loop and the bus of the runtime that there is now, or None."""
+    """`listen(topics)` begins to listen to the runtime that there is now; None where there is none."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, listen: Callable[[frozenset[str]], Listening | None]) -> None:
         super().__init__()
-        self._current = current
+        self._begin = listen
         self._listening: Listening | None = None
         self._stirred = threading.Event()
 
     def _listen(self) -> None:
-        current = self._current()
-        if current is None:
+        topics = self.wanted()
+        listening = self._begin(topics)
+        if listening is None:
             self._stirred.wait(ABSENT_POLL)
             self._stirred.clear()
             return
         with self._lock:
+            self._listening = listening
+            if self.wanted() != topics:
+                self._topics_changed()
             if not self._watches:
-                return
-            listening = self._listening = Listening(*current, self.wanted())
+                listening.end()
         while (message := listening.heard.get()) is not None:
             self.tell(message)
         with self._lock:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
-from openruntime_jupyter.client.bus import BusEvents
+from openruntime_jupyter.client.bus import BusEvents, Listening
 from openruntime_jupyter.client.prompts_embedded import EmbeddedPrompts
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
@@ -50,11 +50,12 @@ from openruntime_jupyter.worker.tensorfile import check_bounds
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.config import AiConfig
     from openruntime_jupyter.ai.service import AiService
-    from openruntime_jupyter.runtime.events import EventBus
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
 
 STOP_SECONDS = 5.0
 """How long the process's end waits for the runtime to stop."""
+
+STOPPED = "the runtime of this process was stopped: use it again to start a new one"
 
 # Before executors refuse work, which they do ahead of everything that `atexit` calls: stopping needs them.
 at_exit: Callable[[Callable[[], object]], object] = getattr(threading, "_register_atexit", atexit.register)
@@ -73,7 +74,7 @@ class EmbeddedBackend:
         self._ai = ai
         self._lock = threading.Lock()
         self._hosted: _Hosted | None = None
-        self._events = BusEvents(self._current)
+        self._events = BusEvents(self._listen)
 
     @property
     def started(self) -> bool:
@@ -203,12 +204,13 @@ class EmbeddedBackend:
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
         """See `Backend.watch`. It starts the runtime."""
-        self._started()
+        with self._lock:
+            self._started()
         return self._events.watch(topics, tell)
 
-    def _current(self) -> tuple[asyncio.AbstractEventLoop, EventBus] | None:
-        hosted = self._hosted
-        return None if hosted is None else (hosted.loop, hosted.runtime.bus)
+    def _listen(self, topics: frozenset[str]) -> Listening | None:
+        with self._lock:
+            return None if self._hosted is None else Listening(self._hosted.loop, self._hosted.runtime.bus, topics)
 
     @property
     def prompts(self) -> EmbeddedPrompts:
@@ -237,20 +239,22 @@ class EmbeddedBackend:
         return self._ask_ai(lambda ai: question(ai.runtime))
 
     def _ask_ai(self, question: Callable[[AiService], Coroutine[Any, Any, Answer]]) -> Answer:
-        hosted = self._started()
-        answer = asyncio.run_coroutine_threadsafe(question(hosted.ai), hosted.loop)
+        with self._lock:  # so that `stop` ends all that was asked before it, and nothing is asked of a loop that has ended
+            hosted = self._started()
+            answer = asyncio.run_coroutine_threadsafe(question(hosted.ai), hosted.loop)
         try:
             return answer.result()
         except CancelledError:
-            raise NotConnected("the runtime of this process was stopped: use it again to start a new one") from None
+            raise NotConnected(STOPPED) from None
         finally:
             answer.cancel()  # an interrupt leaves nothing behind on the loop
 
     def _started(self) -> _Hosted:
-        with self._lock:
-            if self._hosted is None:
-                self._hosted = self._start()
-            return self._hosted
+        if self._hosted is None:
+            if self._events.tells_here():
+                raise NotConnected(STOPPED)  # a dashboard that looks at what it hears must not undo a `stop`
+            self._hosted = self._start()
+        return self._hosted
 
     def _start(self) -> _Hosted:
         loop = asyncio.new_event_loop()
@@ -278,6 +282,10 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left, timeout=1))
     finally:
         loop.close()
 

@@ -111,6 +111,10 @@ class Events(ABC):
             except Exception:  # one that fails must not keep the others from hearing
                 log.exception("Somebody who watches failed on a message of the type %s", kind)
 
+    def tells_here(self) -> bool:
+        """Whether the calling thread is the one on which those who watch are told."""
+        return threading.current_thread() is self._thread
+
     def anybody(self) -> bool:
         """Whether there is anybody who watches."""
         with self._lock:

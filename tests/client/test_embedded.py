@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -103,6 +105,30 @@ def test_whoever_waits_while_the_runtime_stops_is_told(tmp_path: Path) -> None:
     assert not waiter.is_alive()
     assert len(ends) == 1
     assert isinstance(ends[0], NotConnected) or ends[0].status == "interrupted", ends[0].failure
+    backend.stop()
+
+
+def test_who_only_looks_at_what_it_hears_does_not_start_a_stopped_runtime_again(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True))
+    hears, stopped, answers = threading.Event(), threading.Event(), queue.SimpleQueue[str]()
+
+    def look(message: dict[str, Any]) -> None:
+        if message["type"] == "metrics":
+            hears.set()
+            stopped.wait(60)
+            try:
+                answers.put(backend.health().status)
+            except NotConnected as problem:
+                answers.put(str(problem))
+
+    with backend.watch(["metrics"], look):
+        assert hears.wait(60)
+        backend.stop()
+        stopped.set()
+        assert "was stopped" in answers.get(timeout=60)
+        assert not backend.started
+        assert backend.health().status in ("starting", "healthy"), "whoever uses it starts it"
+        wait_until(lambda: "was stopped" not in answers.get(timeout=60), what="the figures of the new one")
     backend.stop()
 
 
