@@ -12,6 +12,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from benchmarks.rows import HEAD, Row, at_least, at_most, median, seconds
 from openruntime_jupyter.engines.base import Job
@@ -32,7 +33,16 @@ class Deaf:
     def started(self, worker: str) -> None:
         """Nothing."""
 
+    def progressed(self, progress: dict[str, Any]) -> None:
+        """Nothing."""
+
     def printed(self, stream: str, text: str) -> None:
+        """Nothing."""
+
+    def displayed(self, item: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def generated(self, text: str) -> None:
         """Nothing."""
 
 

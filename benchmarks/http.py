@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -51,7 +52,7 @@ def in_turns(server: Server, one: Callable[[httpx.Client], object], other: Calla
     ours, peers = [], []
     with httpx.Client(trust_env=False, headers=server.headers, timeout=60.0) as client:
         for each in (one, other):
-            seconds(lambda each=each: each(client), 50)
+            seconds(partial(each, client), 50)
         for _ in range(ROUNDS):
             ours.append(median(seconds(lambda: one(client), CALLS)))
             peers.append(median(seconds(lambda: other(client), CALLS)))

@@ -153,7 +153,7 @@ def rows() -> list[Row]:
         with (
             running_server(Home(Path(folder) / "home"), JUPYTER, config=config) as server,
             httpx.Client(trust_env=False, headers=server.headers, timeout=60.0) as client,
-            httpx.Client(trust_env=False) as transport,
+            openai.DefaultHttpxClient(trust_env=False) as transport,
         ):
             asking = Asking(client, f"{server.url}/ai/tasks", openai.OpenAI(api_key="none", base_url=url, http_client=transport))
             whole = in_turns(asking.whole, asking.whole_direct)

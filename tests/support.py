@@ -46,7 +46,7 @@ def slowness() -> float:
     return max(1.0, (time.perf_counter() - begun) / spent)
 
 
-def wait_until(condition: Callable[[], Value], seconds: float = 60.0, what: str | Callable[[], str] = "the condition") -> Value:
+def wait_until(condition: Callable[[], Value | None], seconds: float = 60.0, what: str | Callable[[], str] = "the condition") -> Value:
     """The first true value of `condition()`, polled; an AssertionError that says `what` was missing after `seconds`."""
     deadline = time.monotonic() + seconds
     pause = 0.005

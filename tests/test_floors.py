@@ -83,8 +83,8 @@ def _from(node: ast.ImportFrom, file: str, *, for_types: bool, late: bool) -> It
     """`from a import b` may name the module a.b: told apart by whether a file of that name is ours."""
     module = "." * node.level + (node.module or "")
     names = tuple(alias.name for alias in node.names)
-    inner = module.split(".")[1:] if module.split(".")[0] == PACKAGE else None
-    for name in names if inner is not None else ():
+    package, *inner = module.split(".")
+    for name in names if package == PACKAGE else ():
         place = ROOT.joinpath(*inner, name)
         if place.is_dir() or place.with_suffix(".py").exists():
             yield Import(file, node.lineno, f"{module}.{name}", (), for_types, late)

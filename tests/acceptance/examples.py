@@ -19,7 +19,7 @@ ISO = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")
 NUMBER = (int, float)
 METRICS = {"gpu_utilization": NUMBER, "memory_usage": NUMBER, "active_tasks": int}
 
-results = []
+results: list[bool] = []
 
 
 def check(name, action):

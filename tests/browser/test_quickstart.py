@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.async_api import Locator, expect
+from playwright.async_api import FloatRect, Locator, expect
 
 from tests.browser.lab import APPS, LAB, App, Notebook, opened
 from tests.support import Home, Server, running_server
@@ -84,11 +84,11 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server)
     asyncio.run(story())
 
 
-async def place(line: Locator) -> dict[str, float]:
+async def place(line: Locator) -> FloatRect:
     """Where it stands; while it is updated, it is nowhere for a moment."""
     for _ in range(50):
         if (box := await line.bounding_box()) is not None:
-            return dict(box)
+            return box
         await asyncio.sleep(0.05)
     raise AssertionError("it is not shown")
 

@@ -29,7 +29,7 @@ from openruntime_jupyter.errors import (
     WorkerDied,
     WouldDeadlock,
 )
-from openruntime_jupyter.models import TaskState
+from openruntime_jupyter.models import OutputItem, TaskState
 from tests.support import Server, wait_until
 
 
@@ -197,7 +197,8 @@ def test_output_is_seen_while_the_task_runs_and_only_once(client: Client) -> Non
         time.sleep(60)
 
     handle = client.submit_call(work)
-    items, since = [], 0
+    items: list[OutputItem] = []
+    since = 0
     deadline = time.monotonic() + 20
     while len(items) < 2 and time.monotonic() < deadline:
         shown = handle.follow_output(since, wait=1)

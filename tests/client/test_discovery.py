@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
 
 from openruntime_jupyter import connect
 from openruntime_jupyter.client import discovery

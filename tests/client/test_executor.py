@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as NotInTime
 import dask
 import numpy as np
 import pytest
+from dask.delayed import delayed
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handle import TaskHandle
@@ -217,10 +218,10 @@ def test_what_a_call_raised_is_caught_as_what_it_was(client: Client) -> None:
 
 def test_dask_computes_by_it(client: Client) -> None:
     with client.executor() as executor, dask.config.set(scheduler=executor):
-        assert dask.delayed(sum)([dask.delayed(square)(number) for number in range(5)]).compute() == 30
+        assert delayed(sum)([delayed(square)(number) for number in range(5)]).compute() == 30
         assert client.tasks(limit=1).tasks[0].operation == "call"
         with pytest.raises(ZeroDivisionError, match="by nought"):
-            dask.delayed(fails)().compute()
+            delayed(fails)().compute()
 
 
 def test_arrays_go_in_and_out(client: Client) -> None:

@@ -62,7 +62,7 @@ def test_where_nothing_listens_the_error_says_what_to_do() -> None:
 
 
 @contextmanager
-def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
     """A raw socket that treats each connection as `answer` does; the URL of it."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -110,14 +110,14 @@ def says(text: str) -> Callable[[socket.socket], None]:
     ],
     ids=["silence", "cut off", "not HTTP", "other JSON", "a page", "a redirect", "a gateway", "a broken encoding"],
 )
-def test_a_stranger_at_the_port_is_told_as_such(answer: Callable[[socket.socket], None], said: str) -> None:
+def test_a_stranger_at_the_port_is_told_as_such(answer: Callable[[socket.socket], object], said: str) -> None:
     with listening(answer) as url, pytest.raises(NotConnected, match=said):
         HttpBackend(url, patience=5).health()
 
 
 def test_a_server_that_never_answers_is_given_up() -> None:
     release = threading.Event()
-    with listening(lambda _: release.wait(10) and None) as url:
+    with listening(lambda _: release.wait(10)) as url:
         try:
             with pytest.raises(NotConnected, match="in time"):
                 HttpBackend(url, patience=0.3).health()

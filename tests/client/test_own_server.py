@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from jupyter_client.blocking import BlockingKernelClient
-from jupyter_server.auth import passwd
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_server.auth.security import passwd
 
 from tests.support import Home, Server, running_server, wait_until
 

@@ -38,7 +38,7 @@ def test_what_can_not_be_measured_says_why_and_the_rest_is(monkeypatch: pytest.M
         raise Missing("there is no model: fetch one")
 
     other = SimpleNamespace(rows=lambda: [at_least("b", 1.0, 2.0, 1.0, "s")])
-    monkeypatch.setattr(command.importlib, "import_module", {"benchmarks.http": SimpleNamespace(rows=half), "benchmarks.engine": other}.get)
+    monkeypatch.setattr(importlib, "import_module", {"benchmarks.http": SimpleNamespace(rows=half), "benchmarks.engine": other}.get)
     assert command.main(["http"]) == 0
     assert "| http | not measured: there is no model: fetch one |" in capsys.readouterr().out
     assert command.main(["http", "engine"]) == 1

@@ -44,7 +44,7 @@ def span(words: str) -> int:
 
 def scraped(server: Server) -> dict[str, Any]:
     """What it tells once it has looked at the machine's load, which takes a moment after its start."""
-    return wait_until(lambda: (found := _scraped(server)).keys() >= {"openruntime_cpu_utilization_ratio"} and found)
+    return wait_until(lambda: found if "openruntime_cpu_utilization_ratio" in (found := _scraped(server)) else None)
 
 
 def _scraped(server: Server) -> dict[str, Any]:

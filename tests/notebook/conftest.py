@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from tests.support import TOKEN, Home, running_server
@@ -71,7 +71,8 @@ class Kernel:
     @property
     def pid(self) -> int:
         """Its process id."""
-        return int(self.manager.provisioner.pid)
+        provisioner: Any = self.manager.provisioner
+        return int(provisioner.pid)
 
     def run(self, code: str, until: Callable[[Cell], bool] | None = None, then: Callable[[], None] = lambda: None) -> Cell:
         """Run a cell to its end; do `then` once `until` holds while it runs."""

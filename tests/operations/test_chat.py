@@ -6,6 +6,7 @@ import pytest
 
 from openruntime_jupyter.errors import EngineError, InvalidRequest
 from openruntime_jupyter.operations.chat import OURS, operation
+from openruntime_jupyter.worker.context import TaskContext
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -43,4 +44,4 @@ def test_no_worker_runs_it() -> None:
     assert operation.inline
     assert operation.answers_prompts
     with pytest.raises(EngineError, match="the runtime does"):
-        operation.run(operation.validate({"messages": HELLO}), None)
+        operation.run(operation.validate({"messages": HELLO}), TaskContext("task_1"))

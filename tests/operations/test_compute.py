@@ -214,7 +214,7 @@ def test_a_wrong_parameter_is_named_with_what_is_wrong(parameters, problem):
 
 def test_estimates_grow_with_inputs_operations_and_iterations():
     def both(**parameters: Any) -> tuple[int, float]:
-        params = operation.validate({"inputs": {"a": {"zeros": [1000, 1000]}}, **parameters})
+        params = compute.Params.model_validate({"inputs": {"a": {"zeros": [1000, 1000]}}, **parameters})
         return compute.memory(params), compute.seconds(params)
 
     memory, seconds = both(expression="a + 1")

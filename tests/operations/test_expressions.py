@@ -18,8 +18,8 @@ from openruntime_jupyter.operations.compute import operation
 from openruntime_jupyter.worker.context import TaskContext
 
 INPUTS = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [5.0, 6.0], "n": 3}
-ALLOWED_NODES = (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.List, ast.Tuple, ast.keyword)
-ALLOWED_NODES += (ast.operator, ast.unaryop, ast.cmpop, ast.expr_context)
+NODES = (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.List, ast.Tuple, ast.keyword)
+ALLOWED_NODES = (*NODES, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context)
 
 
 def refusal(expression: str) -> str:

@@ -62,17 +62,23 @@ def test_what_compute_offers_is_on_the_list_and_takes_no_indices():
     assert not set(FUNCTIONS.values()) & set(_functions.REFUSED)
 
 
+def parameter(of: _functions.Signature, place: int) -> _functions.Parameter:
+    found = of.at(place)
+    assert found is not None
+    return found
+
+
 def test_parameters_are_told_apart_by_what_they_take():
     total = _functions.signature("sum")
-    assert [parameter.name for parameter in total.positional] == ["a", "axis", "keepdims"]
-    assert total.at(0).takes_array
-    assert not total.at(1).takes_array
+    assert [each.name for each in total.positional] == ["a", "axis", "keepdims"]
+    assert parameter(total, 0).takes_array
+    assert not parameter(total, 1).takes_array
     assert total.at(3) is None
-    assert _functions.signature("concatenate").at(0).takes_arrays
-    assert _functions.signature("add").at(0).takes_number
-    assert _functions.signature("astype").at(1).takes_dtype
+    assert parameter(_functions.signature("concatenate"), 0).takes_arrays
+    assert parameter(_functions.signature("add"), 0).takes_number
+    assert parameter(_functions.signature("astype"), 1).takes_dtype
     assert _functions.signature("random.normal").by_name["key"].is_key
-    assert _functions.signature("einsum").at(7).takes_array
+    assert parameter(_functions.signature("einsum"), 7).takes_array
 
 
 @pytest.mark.parametrize(

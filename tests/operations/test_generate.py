@@ -192,7 +192,7 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
 
     A machine that has more to do than cores may keep any one attempt waiting: the time is that of the best of a few.
     """
-    took = []
+    took: list[float] = []
     while not took or (min(took) >= 1.0 and len(took) < 5):
         task_id = await begin()
         asked = time.monotonic()
@@ -357,7 +357,7 @@ def packed(folder: Path) -> None:
     import mlx.core as mx
 
     weights: Any = mx.load(str(folder / "model.safetensors"))
-    changed = {}
+    changed: dict[str, Any] = {}
     for name, weight in weights.items():
         if weight.ndim == 2:
             base = name.removesuffix(".weight")

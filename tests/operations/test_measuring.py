@@ -71,6 +71,7 @@ def test_the_memory_estimate_covers_the_real_peak_and_is_near_it(run, name, dtyp
     run(name, parameters)
     peak = mx.get_peak_memory() - before
     estimate = kind.memory(kind.validate(parameters))
+    assert estimate is not None
     assert peak <= estimate <= 1.7 * peak + 200_000
 
 
@@ -96,6 +97,8 @@ def test_the_estimated_seconds_grow_with_the_iterations(name):
     kind = operation(name)
     one = kind.seconds(kind.validate({**LARGE[name], "iterations": 1}))
     many = kind.seconds(kind.validate({**LARGE[name], "iterations": 100_000}))
+    assert one is not None
+    assert many is not None
     assert 0 < one < many / 1000
 
 

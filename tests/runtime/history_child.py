@@ -17,7 +17,7 @@ from openruntime_jupyter.models import TaskState
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.locks import DeviceSlotLock, RuntimeLock
 from openruntime_jupyter.runtime.settings import Settings
-from tests.runtime.history_support import make_task, moved
+from tests.runtime.history_support import as_it_is, make_task, moved
 
 
 def say(*words: object) -> None:
@@ -75,7 +75,7 @@ def writes(folder: str, runtime: str, number: str) -> None:
         history.open()
         for _ in range(int(number)):
             task = make_task(TaskState.COMPLETED)
-            history.write_behind(task.task_id, lambda task=task: task)
+            history.write_behind(task.task_id, as_it_is(task))
             await history.commit(make_task(TaskState.COMPLETED))
         await history.close()
 

@@ -10,7 +10,7 @@ import pytest
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed, UnknownOperation
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.operations.registry import operation
-from openruntime_jupyter.runtime.runtime import Caller
+from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until
 from tests.support import slowness
 
@@ -18,7 +18,7 @@ from tests.support import slowness
 LAST_WORDS = "import os, time\nos.write(2, b'these are my last words\\n')\nprint('worker', os.getpid(), flush=True)\ntime.sleep(600)"
 
 
-async def worker_pid(runtime, task_id: str) -> int:  # type: ignore[no-untyped-def]
+async def worker_pid(runtime: Runtime, task_id: str) -> int:
     await says(runtime, task_id, "worker")
     return int((await printed(runtime, task_id)).split()[1])
 

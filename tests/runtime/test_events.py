@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 from openruntime_jupyter.runtime.events import COALESCE_SECONDS, REPLAY_EVENTS, EventBus
 from tests.runtimes import live
@@ -16,7 +17,7 @@ def test_updates_of_one_task_are_coalesced_and_the_terminal_one_comes_at_once() 
         bus = EventBus()
         subscription, _ = bus.subscribe()
         for name in ("pending", "running"):
-            bus.task_update("task_1", lambda name=name: state(name), terminal=False)
+            bus.task_update("task_1", partial(state, name), terminal=False)
         bus.task_update("task_1", lambda: state("completed"), terminal=True)
         bus.task_update("task_2", lambda: {"task_id": "task_2", "status": "running"}, terminal=False)
         await asyncio.sleep(3 * COALESCE_SECONDS)

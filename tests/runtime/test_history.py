@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from openruntime_jupyter.runtime import history_queries, history_writer
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.history_schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.settings import Settings
-from tests.runtime.history_support import make_task, moved, opened, rows, states, until
+from tests.runtime.history_support import as_it_is, make_task, moved, opened, rows, states, until
 
 PENDING, RUNNING, COMPLETED, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED, TaskState.FAILED
 
@@ -151,7 +152,7 @@ def test_a_description_that_fails_does_not_keep_the_others_waiting(tmp_path: Pat
 
 def test_what_json_or_unicode_cannot_hold_does_not_lose_the_record(tmp_path: Path) -> None:
     async def scenario() -> None:
-        output = {"lone": "a\ud800b", "not a number": float("nan"), "object": object(), "bytes": b"\xff", (1, 2): "key"}
+        output: dict[Any, Any] = {"lone": "a\ud800b", "not a number": float("nan"), "object": object(), "bytes": b"\xff", (1, 2): "key"}
         task = make_task(COMPLETED).model_copy(
             update={
                 "result": TaskResult.model_construct(execution_time=1.0, device_used="device_0", output=output, payload=None),
@@ -407,7 +408,7 @@ def test_closing_writes_what_waits_and_leaves_no_thread_and_no_lock(tmp_path: Pa
         history.open()
         assert (tmp_path / "runtimes" / "rt_1.lock").exists()
         for task in tasks:
-            history.write_behind(task.task_id, lambda task=task: task)
+            history.write_behind(task.task_id, as_it_is(task))
         await history.close()
         await history.close()
         assert set(states(tmp_path)) == {task.task_id for task in tasks}

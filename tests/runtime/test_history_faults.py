@@ -18,7 +18,7 @@ from openruntime_jupyter.runtime import history_behind
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.history_schema import MIGRATIONS
 from openruntime_jupyter.runtime.settings import Settings
-from tests.runtime.history_support import Child, child, make_task, moved, opened, rows, states, until
+from tests.runtime.history_support import Child, as_it_is, child, make_task, moved, opened, rows, states, until
 
 COMPLETED = TaskState.COMPLETED
 FILLER = {"filler": "x" * 20_000}
@@ -71,7 +71,7 @@ def test_on_a_full_disk_what_is_written_behind_is_kept_and_written_when_there_is
             os.utime(file, (1, 1))
             late = [moved(make_task(wait=True, parameters=FILLER), TaskState.RUNNING) for _ in range(30)]
             for task in late:
-                history.write_behind(task.task_id, lambda task=task: task)
+                history.write_behind(task.task_id, as_it_is(task))
                 history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=7))
                 history.put_payload(task.task_id, "cloudpickle", b"p" * 10_000 if task is not late[0] else file)
             await asyncio.sleep(0.3)
@@ -82,7 +82,7 @@ def test_on_a_full_disk_what_is_written_behind_is_kept_and_written_when_there_is
             late[:] = [moved(task, COMPLETED) for task in late]
             for task in late:
                 assert await history.get_payload(task.task_id) == (file if task is late[0] else b"p" * 10_000, "cloudpickle")
-                history.write_behind(task.task_id, lambda task=task: task)
+                history.write_behind(task.task_id, as_it_is(task))
                 assert await history.get(task.task_id) == task
             history._file.page_bound = 0
             await until(lambda: history.problem is None, what="the problem's end, by itself")

@@ -172,11 +172,11 @@ def test_what_several_runtimes_see_of_one_machine_is_not_added_up_and_what_each_
                 store(connection, [(NOW - 600.0, float(NOW), value)], runtime, figure)
         for span in SPANS.values():
             found = ask(connection, span, 100)
-            for figure in of_kind(Kind.MACHINE):
-                series = found.series[figure.name]
+            for each in of_kind(Kind.MACHINE):
+                series = found.series[each.name]
                 assert (series.min[-1], series.mean[-1], series.max[-1]) == (1.0, 2.0, 3.0)
-            for figure in of_kind(Kind.LEVEL):
-                series = found.series[figure.name]
+            for each in of_kind(Kind.LEVEL):
+                series = found.series[each.name]
                 assert series.mean[-1] == pytest.approx(4.0)
                 assert series.max[-1] == 4.0
         alone = ask(connection, 3600, 100, runtime="rt_2")
@@ -228,8 +228,8 @@ def test_figures_of_tasks_are_of_all_tasks_and_their_ends_are_counted() -> None:
         for span in SPANS.values():
             found = ask(connection, span)
             place = next(index for index, start in enumerate(found.starts) if start <= NOW - 42 < start + found.resolution)
-            times = found.series["run_time"]
-            assert (times.min[place], times.mean[place], times.max[place]) == (1.0, 3.0, 6.0)
+            took = found.series["run_time"]
+            assert (took.min[place], took.mean[place], took.max[place]) == (1.0, 3.0, 6.0)
             assert found.series["completed_tasks"].mean[place] == 3.0
             assert sum(mean or 0 for mean in found.series["completed_tasks"].mean) == 3.0
 

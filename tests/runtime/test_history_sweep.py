@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
 from openruntime_jupyter.runtime import history_sweep
@@ -13,7 +16,11 @@ from openruntime_jupyter.runtime.history import History
 from tests.runtime.history_support import make_task, moved, opened, rows, states
 
 DAY = 24 * 3600.0
-KEEP_ALL = {"retention_days": 0, "retention_tasks": 0, "retention_payload_bytes": 0}
+KEEP_ALL: dict[str, Any] = {"retention_days": 0, "retention_tasks": 0, "retention_payload_bytes": 0}
+
+
+def ran(connection: sqlite3.Connection, query: str) -> list[Any]:
+    return connection.execute(query).fetchall()
 
 
 def ended(days_ago: float, state: TaskState = TaskState.COMPLETED) -> Task:
@@ -134,7 +141,7 @@ def test_outputs_and_payloads_whose_task_never_came_are_removed_once_they_are_an
             await history.page(1)
             for table in ("outputs", "payloads"):
                 hour_ago = f"UPDATE {table} SET stored = stored - {history_sweep.HOUR + 1} WHERE task_id <> 'task_young'"
-                await history._write(lambda connection, query=hour_ago: connection.execute(query).fetchall())
+                await history._write(partial(ran, query=hour_ago))
             await history.sweep()
         for table in ("outputs", "payloads"):
             assert {row[0] for row in rows(tmp_path, f"SELECT task_id FROM {table}")} == {task.task_id, "task_young"}
@@ -155,7 +162,7 @@ def test_keys_and_traces_of_deleted_tasks_are_forgotten_after_a_day(tmp_path: Pa
                         f"UPDATE keys SET stored = stored - {history_sweep.DAY}",
                         f"UPDATE gone SET deleted = deleted - {history_sweep.DAY}",
                     ):
-                        await history._write(lambda connection, query=query: connection.execute(query).fetchall())
+                        await history._write(partial(ran, query=query))
             await history.sweep()
         assert rows(tmp_path, "SELECT key FROM keys") == [("key 1",)]
         assert rows(tmp_path, "SELECT id FROM gone") == [(task.task_id,)]

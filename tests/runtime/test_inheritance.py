@@ -93,7 +93,7 @@ def test_one_that_this_release_does_not_take_fails_and_spoils_none_of_the_others
         odd, even = await left_behind(tmp_path, 2)
         request = inheritance._request
 
-        def refuses(task):  # type: ignore[no-untyped-def]
+        def refuses(task):
             return request(task.model_copy(update={"priority": 11}) if task.task_id == odd else task)
 
         monkeypatch.setattr(inheritance, "_request", refuses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import signal
@@ -49,7 +50,7 @@ def test_looking_at_a_dead_runtime_never_makes_another_looker_believe_that_it_li
     (tmp_path / "rt_9.lock").touch()
     looker = os.open(tmp_path / "rt_9.lock", os.O_RDONLY)
     try:
-        locks.fcntl.flock(looker, locks.fcntl.LOCK_SH | locks.fcntl.LOCK_NB)
+        fcntl.flock(looker, fcntl.LOCK_SH | fcntl.LOCK_NB)
         assert not locks.lives(tmp_path, "rt_9")
     finally:
         os.close(looker)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,9 @@ def test_the_float32_size_of_quantised_weights_is_that_of_what_they_stand_for(tm
 
     folder = make_tiny_model(tmp_path / "models" / "tiny")
     whole = catalog(tmp_path).resolve("tiny", ME).float32_bytes
-    weights = mx.load(str(folder / "model.safetensors"))
+    weights: Any = mx.load(str(folder / "model.safetensors"))
     assert whole == sum(weight.nbytes for weight in weights.values())
-    packed = {}
+    packed: dict[str, Any] = {}
     for name, weight in weights.items():
         if weight.ndim == 2:
             base = name.removesuffix(".weight")

@@ -54,7 +54,7 @@ def test_what_is_next_is_listed_first_and_paged_and_no_filter_goes_with_it(tmp_p
             assert (await runtime.tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
             for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
                 with pytest.raises(InvalidRequest, match="no filter"):
-                    await runtime.tasks(order="next", **unfit)  # type: ignore[arg-type]
+                    await runtime.tasks(order="next", **unfit)
             await runtime.cancel(holder)
 
     live(body())

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -224,7 +225,8 @@ def _allocate(size: int) -> int:
     array = mx.zeros((size,), dtype=mx.uint8) + 1
     mx.eval(array)
     time.sleep(0.3)  # long enough to be seen
-    return int(array[-1].item())
+    last: Any = array[-1].item()
+    return int(last)
 
 
 def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody_does(tmp_path: Path) -> None:

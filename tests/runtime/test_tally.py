@@ -55,8 +55,8 @@ def test_how_many_run_and_wait_is_known_exactly_for_every_second(moves: list[tup
     states: dict[int, TaskState] = {}
     held: list[tuple[float, float, int, int]] = []
     for seconds, task, state in [*moves, (3.0, 99, TaskState.COMPLETED)]:
-        numbers = [list(states.values()).count(each) for each in (TaskState.RUNNING, TaskState.PENDING)]
-        held.append((clocks.wall, clocks.wall + seconds, *numbers))
+        running, pending = (list(states.values()).count(each) for each in (TaskState.RUNNING, TaskState.PENDING))
+        held.append((clocks.wall, clocks.wall + seconds, running, pending))
         clocks.go(seconds)
         states[task] = state
         counting.changed(entry(f"task_{task}", state))

@@ -21,6 +21,7 @@ from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.worker import arrays, blocks
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
+from openruntime_jupyter.worker.tensorfile import Layout
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Server, running_server, wait_until
 
@@ -348,7 +349,7 @@ def test_a_full_quota_says_so_and_the_server_goes_on(server: Server) -> None:
 
 
 def _huge() -> Iterator[bytes]:
-    layout = arrays.Layout((HUGE // 4,), "float32")
+    layout = Layout((HUGE // 4,), "float32")
     yield layout.header()
     piece = np.ones(MB, np.float32).tobytes()
     sent = 0

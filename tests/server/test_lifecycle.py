@@ -41,7 +41,7 @@ def kernel(jupyter: Server) -> Iterator[dict[str, str]]:
                 return process.environ()
         return None
 
-    yield wait_until(environment, what="a kernel")  # type: ignore[misc]
+    yield wait_until(environment, what="a kernel")
     jupyter.client.delete(f"{jupyter.root}/api/kernels/{made.json()['id']}", headers=jupyter.headers, timeout=60)
 
 

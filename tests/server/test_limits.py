@@ -35,7 +35,8 @@ class Clock:
 
 @given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e9))
 def test_no_minute_ever_has_more_than_the_limit(limit: int, pauses: list[float], begin: float) -> None:
-    window, now, admitted = Window(), begin, []
+    window, now = Window(), begin
+    admitted: list[float] = []
     for pause in pauses:
         now += pause / limit
         if window.take(limit, now) == 0.0:
@@ -45,10 +46,11 @@ def test_no_minute_ever_has_more_than_the_limit(limit: int, pauses: list[float],
 
 @given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e9))
 def test_who_stays_below_the_limit_is_never_refused(limit: int, pauses: list[float], begin: float) -> None:
-    window, now, admitted = Window(), begin, []
+    window, now = Window(), begin
+    admitted: list[float] = []
     for pause in pauses:
         now += pause / limit
-        room = sum(1 for moment in admitted if moment >= now - 61) < limit
+        room = len([moment for moment in admitted if moment >= now - 61]) < limit
         seconds = window.take(limit, now)
         assert not room or seconds == 0.0
         if seconds == 0.0:
@@ -75,9 +77,11 @@ def test_users_are_counted_apart_and_a_refused_request_is_not_counted() -> None:
     for _ in range(5):
         with pytest.raises(RateLimited, match="max_requests_per_minute") as refused:
             limits.enter("user one", False)
-    assert refused.value.retry_after == int(refused.value.retry_after)
+    wait = refused.value.retry_after
+    assert wait is not None
+    assert wait == int(wait)
     limits.enter("user two", False)()
-    clock.now += refused.value.retry_after
+    clock.now += wait
     limits.enter("user one", False)()
 
 
@@ -109,7 +113,8 @@ def test_the_memory_of_clients_is_bounded() -> None:
 
 @pytest.mark.parametrize("message", ["requests", "connections", "websockets"])
 def test_a_reason_fits_into_a_close_frame(message: str) -> None:
-    limits = Limits(**{name: int(name == message) * 1_000_000 for name in ("requests", "connections", "websockets")})
+    bounds: dict[str, Any] = {name: int(name == message) * 1_000_000 for name in ("requests", "connections", "websockets")}
+    limits = Limits(**bounds)
     limits._open["me", True] = 1_000_000
     limits._windows["me"] = Window()
     limits._windows["me"].take(1, limits._clock())
@@ -187,6 +192,8 @@ def closed_by(server: Server) -> ConnectionClosed:
 def half_a_request(server: Server) -> socket.socket | None:
     """A connection whose request takes the one place that there is; None if a request of ours had it when this one came."""
     place = urlsplit(server.url)
+    assert place.hostname
+    assert place.port
     connection = socket.create_connection((place.hostname, place.port))
     head = f"POST {place.path}/tasks HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: token {TOKEN}\r\nContent-Length: 100\r\n\r\n{{"
     connection.sendall(head.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -148,8 +149,9 @@ def test_the_websocket_takes_the_token_in_each_of_jupyters_ways(jupyter: Server,
 
 
 def test_each_method_asks_for_a_login_as_jupyter_wants_it_of_every_extension() -> None:
+    check: Any = ServerWebApplication._check_handler_auth
     for path, handler in ROUTES:
-        assert ServerWebApplication._check_handler_auth(None, path, handler) == []
+        assert check(None, path, handler) == []
 
 
 def test_nothing_beside_the_mount_is_ours(jupyter: Server) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Home, Server, alive, free_port, running_server, slowness, wait_until
@@ -113,7 +114,7 @@ def test_only_json_is_taken_which_no_form_can_send(open_server: Server, content_
 def test_a_page_of_the_same_origin_is_let_in(open_server: Server) -> None:
     headers = {"Origin": open_server.url, "Sec-Fetch-Site": "same-origin"}
     assert open_server.request("POST", "/tasks", json=QUICK, headers=headers).status_code == 200
-    with connect(open_server.ws_url, origin=open_server.url, proxy=None) as connection:  # type: ignore[arg-type]
+    with connect(open_server.ws_url, origin=Origin(open_server.url), proxy=None) as connection:
         assert "connected" in str(connection.recv(10))
 
 

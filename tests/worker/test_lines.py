@@ -23,5 +23,6 @@ def test_a_printed_line_is_one_write_whatever_python_is_told_of_buffering(unbuff
     with reader, writer:
         reader.settimeout(60)
         environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-        subprocess.run([sys.executable, "-c", CODE], stdout=writer, stderr=writer, env=environment, check=True, timeout=60)
+        end = writer.fileno()
+        subprocess.run([sys.executable, "-c", CODE], stdout=end, stderr=end, env=environment, check=True, timeout=60)
         assert [reader.recv(100) for _ in range(3)] == [b"a 1 line\n", b"an 2 error\n", b"no end"]

@@ -9,11 +9,12 @@ import pytest
 
 from openruntime_jupyter.ai.insights.drafts import Draft
 from openruntime_jupyter.ai.insights.report import text_of
+from openruntime_jupyter.ai_models_insights import MetricType
 from openruntime_jupyter.models import TIMEFRAMES, FailureKind, TaskState, Timeframe, timestamp
 from tests.ai.insights.synthetic import CPU, GPU, Story, look, ordinary, planted
 from tests.runtimes import live
 
-METRICS = ("performance", "memory", "efficiency", "errors")
+METRICS: tuple[MetricType, ...] = ("performance", "memory", "efficiency", "errors")
 
 
 def one(drafts: list[Draft], kind: str, figure: str | None = "any") -> Draft:

@@ -53,7 +53,7 @@ def test_kendalls_tau_and_the_theil_sen_slope_are_those_of_all_pairs(values: lis
     tau, chance = mann_kendall(array(values))
     assert tau == pytest.approx(rising / len(pairs))
     assert 0 <= chance <= 1
-    slope, _ = theil_sen(np.arange(len(values)) * 2.0, array(values))
+    slope, _ = theil_sen(array([2.0 * place for place in range(len(values))]), array(values))
     assert slope == pytest.approx(statistics.median((values[b] - values[a]) / (2.0 * (b - a)) for a, b in pairs))
 
 

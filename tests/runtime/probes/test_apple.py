@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import platform
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_a_registry_that_stops_to_answer_raises_what_the_sampler_survives() -> N
 
 def test_elsewhere_than_on_macos_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(iokit.ctypes, "CDLL", lambda path: pytest.fail(f"loaded {path}"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: pytest.fail(f"loaded {path}"))
     with pytest.raises(ProbeUnavailable, match="macOS"):
         Registry()
 

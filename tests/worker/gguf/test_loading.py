@@ -67,7 +67,7 @@ def make_decided(folder: Path, decided: Path) -> Path:
     embedding = weights["model.embed_tokens.weight"] * 40
     mx.save_safetensors(
         str(decided / "model.safetensors"),
-        {**weights, "model.embed_tokens.weight": embedding, "lm_head.weight": mx.roll(embedding, 7, axis=0)},
+        {**weights, "model.embed_tokens.weight": embedding, "lm_head.weight": mx.roll(embedding, 7, 0)},
         metadata={"format": "mlx"},
     )
     config = json.loads((folder / "config.json").read_text())
@@ -83,11 +83,9 @@ def logits(model: Any, prompt: list[int]) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_as_they_are_stored_give_nearly_the_same(folder: Path, tmp_path: Path, kind: str) -> None:
-    import mlx.core as mx
-
     path = write_twin(folder, tmp_path / "tiny.gguf", kind)
-    wide, stored = (logits(load_gguf(path, form)[0], [5, 6, 7]) for form in ("float32", "stored"))
-    assert mx.abs(wide - stored).max().item() < 0.02 * mx.abs(wide).max().item()
+    wide, stored = (np.array(logits(load_gguf(path, form)[0], [5, 6, 7])) for form in ("float32", "stored"))
+    assert np.abs(wide - stored).max() < 0.02 * np.abs(wide).max()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +123,7 @@ def test_an_mlx_folder_and_its_twin_give_the_same_text(folder: Path, tmp_path: P
 
     messages = [{"role": "user", "content": "what runs on the device?"}]
     texts = []
-    for model, tokenizer in (mlx_lm.load(str(folder)), load_gguf(write_twin(folder, tmp_path / "tiny.gguf"), "float32")):
+    for model, tokenizer in (mlx_lm.load(str(folder))[:2], load_gguf(write_twin(folder, tmp_path / "tiny.gguf"), "float32")):
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         texts.append([piece.text for piece in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=30)])
     assert texts[0] == texts[1]
