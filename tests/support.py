@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import psutil
 
 from tests.fits import must_fit
+
+if TYPE_CHECKING:
+    from jupyter_client.blocking.client import BlockingKernelClient
 
 TOKEN = "the-token-of-this-test"
 START_SECONDS = 120.0
@@ -58,6 +61,19 @@ def wait_until(condition: Callable[[], Value | None], seconds: float = 60.0, wha
             raise AssertionError(f"{what() if callable(what) else what}: not within {seconds} s")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
+
+
+def ready(kernel: BlockingKernelClient, seconds: float = 120.0) -> None:
+    """Wait until a kernel answers that somebody else has started."""
+
+    def answers() -> bool:
+        try:
+            kernel.wait_for_ready(timeout=seconds)
+        except RuntimeError:  # a slow machine's kernel, whose heart misses a beat, is taken for dead
+            return False
+        return True
+
+    wait_until(answers, seconds, "the kernel's answer")
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ from openruntime_jupyter import connect
 from openruntime_jupyter.client import discovery
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, WouldDeadlock
-from tests.support import STANDALONE, TOKEN, Server, free_port, running_server
+from tests.support import STANDALONE, TOKEN, Server, free_port, ready, running_server
 
 
 @pytest.fixture(autouse=True)
@@ -183,15 +183,15 @@ def test_where_a_client_comes_from_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_real_kernel_of_the_server_is_connected_to_it(server: Server) -> None:
     """From the server's own kernel, started through its API: what `make lab` gives a notebook."""
     kernels = f"{server.root}/api/kernels"
-    kernel = httpx.post(kernels, headers=server.headers, json={"name": "python3"}, timeout=60, trust_env=False).json()
+    kernel = httpx.post(kernels, headers=server.headers, json={"name": "python3"}, timeout=120, trust_env=False).json()
     client = BlockingKernelClient(connection_file=os.fspath(server.home.runtime_dir / f"kernel-{kernel['id']}.json"))
     client.load_connection_file()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        ready(client)
         code = "import openruntime_jupyter as o; c = o.connect(); print(c.where, c.origin, c.call(lambda: 6 * 7))"
         told: list[str] = []
-        client.execute_interactive(code, timeout=60, output_hook=lambda message: told.append(message["content"].get("text", "")))
+        client.execute_interactive(code, timeout=120, output_hook=lambda message: told.append(message["content"].get("text", "")))
         assert "".join(told).strip() == f"{server.url} notebook 42"
     finally:
         client.stop_channels()

@@ -13,10 +13,10 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_server.auth.security import passwd
 
-from tests.support import Home, Server, running_server, wait_until
+from tests.support import Home, Server, ready, running_server
 
 PASSWORD = "the password of this test"
-SECONDS = 60.0
+SECONDS = 120.0
 WHERE = """
 import openruntime_jupyter
 client = openruntime_jupyter.connect()
@@ -40,15 +40,6 @@ def logged_in(server: Server, password: str | None = None) -> Iterator[httpx.Cli
         yield client
 
 
-def answers(kernel: BlockingKernelClient) -> bool:
-    """Whether it is ready; one whose heart does not beat yet is taken for dead by `wait_for_ready`."""
-    try:
-        kernel.wait_for_ready(timeout=SECONDS)
-    except RuntimeError:
-        return False
-    return True
-
-
 def says(server: Server, code: str, password: str | None = None) -> str:
     """What a kernel prints that the server starts for it."""
     with logged_in(server, password) as client:
@@ -60,7 +51,7 @@ def says(server: Server, code: str, password: str | None = None) -> str:
         kernel.start_channels()
         told: list[str] = []
         try:
-            wait_until(lambda: answers(kernel), SECONDS, "the kernel's answer")
+            ready(kernel)
             reply = kernel.execute_interactive(
                 code, timeout=SECONDS, output_hook=lambda message: told.append(message["content"].get("text", ""))
             )
