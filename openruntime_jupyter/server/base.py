@@ -200,6 +200,12 @@ class Handler(Ours, APIHandler):
     end all the same, since a client that still sends does not listen.
     """
 
+    def __init_subclass__(cls) -> None:
+        """HEAD is wherever GET is, and the same code: tornado leaves the body out."""
+        super().__init_subclass__()
+        if "get" in vars(cls):
+            cls.head = cls.get
+
     def initialize(self) -> None:
         """Before anything is known."""
         self._body = bytearray()

@@ -82,7 +82,7 @@ def page(document: Schema, base: str) -> str:
 def _verbs(document: Schema, tag: str) -> Iterator[tuple[str, str, Schema]]:
     for path, verbs in document["paths"].items():
         for verb in VERBS:
-            if verb in verbs and tag in verbs[verb]["tags"]:
+            if verb in verbs and verb != "head" and tag in verbs[verb]["tags"]:
                 yield verb, path, verbs[verb]
 
 

@@ -193,7 +193,7 @@ class ArrayHandler(_Telling):
             self.set_header("Content-Type", SAFETENSORS)
             self.set_header("Content-Disposition", f'attachment; filename="{told.id}.safetensors"')
             self.set_header("Content-Length", str(last - first + 1))
-            while first <= last:
+            while first <= last and self.request.method != "HEAD":
                 piece = await asyncio.to_thread(os.pread, descriptor, min(PIECE, last - first + 1), first)
                 if not piece:
                     raise ArrayConflict(f"The array {told.id} ends early")
@@ -209,7 +209,8 @@ class ArrayHandler(_Telling):
     def _range(self, size: int, etag: str) -> tuple[int, int] | None:
         """First and last byte that are wanted, the status set accordingly; None where there is no such range, which is answered."""
         headers = self.request.headers
-        found = _RANGE.fullmatch(headers.get("Range", ""))
+        # HTTP has ranges for GET alone.
+        found = _RANGE.fullmatch(headers.get("Range", "")) if self.request.method == "GET" else None
         if found is None or found.groups() == ("", "") or headers.get("If-Range", etag).strip() != etag:
             return 0, size - 1
         first, last = found.groups()

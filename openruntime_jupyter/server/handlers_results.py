@@ -60,6 +60,9 @@ class PayloadHandler(Handler):
         with await asyncio.to_thread(path.open, "rb") as file:
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Length", str(os.fstat(file.fileno()).st_size))
+            if self.request.method == "HEAD":
+                await self.flush()
+                return
             while chunk := await asyncio.to_thread(_read, file):
                 self.write(chunk)
                 await self.flush()

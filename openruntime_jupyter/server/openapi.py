@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,7 +31,7 @@ ABOUT = f"""One shared, visible, killable queue for MLX work.
 
 Bodies are JSON, UTF-8. Times are UTC in ISO 8601 and end in `Z`. Sizes are bytes and durations seconds, unless a name says otherwise. A
 figure that is not known is `null`. An error of any path is an `ErrorEnvelope`. Who wants the same envelope around a success asks for it
-by `Accept: {ENVELOPE}`."""
+by `Accept: {ENVELOPE}`. `HEAD` is answered wherever `GET` is."""
 
 TAGS = {
     "The service": "What this is, what it has, and how it is.",
@@ -187,7 +188,7 @@ def _operation(
     refs: dict[type[BaseModel], Schema],
     without_token: bool,
 ) -> Schema:
-    told = inspect.getdoc(getattr(handler, verb)) or ""
+    told = f"What GET answers, without its body: {path}" if verb == "head" else inspect.getdoc(getattr(handler, verb)) or ""
     summary, _, more = told.partition("\n\n")
     made: Schema = {
         "operationId": "_".join([verb, *re.findall(r"\w+", path)]),
@@ -195,7 +196,7 @@ def _operation(
         "summary": " ".join(summary.split()).rstrip("."),
         "description": told if more else summary,
         "parameters": [*map(_in_path, names), *_in_query(said, schemas), *map(_in_header, said.headers)],
-        "responses": _responses(said, bool(names), refs),
+        "responses": _responses(_bodiless(said) if verb == "head" else said, bool(names), refs),
         "security": _security(verb, without_token),
         **said.extra,
     }
@@ -207,6 +208,12 @@ def _operation(
                 content[JSON]["examples"] = {name: {"value": value} for name, value in said.examples.items()}
         made["requestBody"] = {"required": True, "content": content}
     return made
+
+
+def _bodiless(said: Description) -> Description:
+    """What HEAD answers where GET answers that."""
+    answers = {status: replace(answer, model=None, media={}) for status, answer in said.answers.items() if status != 206}
+    return replace(said, answers=answers, errors={status: when for status, when in said.errors.items() if status != 416})
 
 
 def _in_path(name: str) -> Schema:

@@ -68,6 +68,9 @@ class TokenStream(Handler):
         with contextlib.suppress(StreamClosedError):
             # Whoever asked learns at once that it was taken.
             await self.flush()
+            if self.request.method == "HEAD":
+                self.finish(set_content_type=EVENT_STREAM)
+                return
             async for piece in with_pauses(service.runtime.tokens(task_id, since), HEARTBEAT_SECONDS):
                 if piece is None:
                     self.write(HEARTBEAT)

@@ -207,6 +207,8 @@ def test_an_asynchronous_task_goes_on_by_itself_and_can_be_read_along_from_any_p
     task = response.json()
     assert task["result"] is None
     where = f"{server.url}/tasks/{task['task_id']}/tokens"
+    headed = server.client.head(where, headers=server.headers, timeout=30)
+    assert (headed.status_code, headed.headers["Content-Type"], headed.content) == (200, "text/event-stream", b"")
     with server.client.stream("GET", where, headers=server.headers, timeout=30) as first:
         got = list(told(first))
     assert "".join(data["text"] for name, data in got if name == "token") == "You said: slow but sure"

@@ -133,6 +133,24 @@ def test_a_file_is_used_again_unless_its_path_was_told_to_who_does_not_lease(ser
     assert (inode in {free.stat().st_ino for free in (path.parent / blocks.FREE).iterdir()}) == leases
 
 
+def test_head_tells_of_an_array_what_get_tells_without_its_bytes(server: Server) -> None:
+    put(server, "headed", safetensors.numpy.save({"x": np.arange(5000, dtype=np.int32)}))
+    whole = fetch(server, "headed")
+    told = server.request("HEAD", "/arrays/headed", headers={"Range": "bytes=0-9"})
+    assert (told.status_code, told.content) == (200, b"")
+    names = ("Content-Type", "Content-Length", "Content-Disposition", "Accept-Ranges", "ETag", "Vary")
+    assert {name: told.headers[name] for name in names} == {name: whole.headers[name] for name in names}
+    assert int(told.headers["Content-Length"]) == len(whole.content)
+    known = server.request("HEAD", "/arrays/headed", headers={"Accept": "application/json"})
+    assert (known.status_code, known.headers["Content-Type"], known.content) == (200, "application/json", b"")
+    empty = server.request("POST", "/arrays", json={"shape": [2], "dtype": "int8"}).json()
+    assert server.request("HEAD", f"/arrays/{empty['id']}").status_code == 409
+    # The connection is good for another request: nothing of a body was sent.
+    assert fetch(server, "headed").content == whole.content
+    for name in ("headed", empty["id"]):
+        assert server.request("DELETE", f"/arrays/{name}").status_code == 200
+
+
 def test_ranges_are_answered_as_they_should_be(server: Server) -> None:
     put(server, "ranged", safetensors.numpy.save({"x": np.arange(5000, dtype=np.int32)}))
     whole = fetch(server, "ranged")

@@ -128,6 +128,16 @@ def test_who_needs_no_token_is_told_so_only_where_that_is_true(standalone: Serve
         assert {} not in closed.get("/openapi.json")["paths"]["/tasks"]["post"]["security"]
 
 
+def test_head_is_described_wherever_get_is_without_a_body() -> None:
+    told = {path: verbs for path, verbs in DOCUMENT["paths"].items() if "get" in verbs and path != "/ws"}
+    for path, verbs in told.items():
+        assert verbs["head"]["parameters"] == verbs["get"]["parameters"], path
+        assert all("content" not in answer for status, answer in verbs["head"]["responses"].items() if status < "300"), path
+    assert "head" not in DOCUMENT["paths"]["/ws"]
+    assert {"200", "409"} <= set(told["/arrays/{array_id}"]["head"]["responses"])
+    assert not {"206", "416"} & set(told["/arrays/{array_id}"]["head"]["responses"]), "ranges are GET's alone"
+
+
 def test_a_server_says_where_its_paths_are(standalone: Server, jupyter: Server) -> None:
     assert standalone.get("/openapi.json")["servers"] == [{"url": "/"}]
     told = jupyter.get("/openapi.json")

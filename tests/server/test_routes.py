@@ -86,7 +86,8 @@ def test_a_stranger_is_refused_everywhere(jupyter: Server, verb: str, path: str)
 def test_whoever_has_the_token_is_answered_everywhere(jupyter: Server, verb: str, path: str) -> None:
     response = asked(jupyter, verb, path, **jupyter.headers)
     known = any(re.fullmatch(pattern, path) for pattern, _ in ROUTES)
-    expected = EXPECTED.get(f"{verb} {path}", 405 if known else 404)
+    asked_like = "GET" if verb == "HEAD" and path != "/ws" else verb
+    expected = EXPECTED.get(f"{asked_like} {path}", 405 if known else 404)
     if verb == "HEAD":
         assert response.status_code == expected
     elif expected == 200:
@@ -95,8 +96,17 @@ def test_whoever_has_the_token_is_answered_everywhere(jupyter: Server, verb: str
     else:
         error_of(response, expected)
     if expected == 405:
-        assert set(response.headers["Allow"].split(", ")) <= {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+        assert set(response.headers["Allow"].split(", ")) <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
         assert verb not in response.headers["Allow"]
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if EXPECTED.get(f"GET {path}") == 200])
+def test_head_tells_what_get_tells_without_the_body(jupyter: Server, path: str) -> None:
+    told, whole = (asked(jupyter, verb, path, **jupyter.headers) for verb in ("HEAD", "GET"))
+    assert told.content == b""
+    assert int(told.headers["Content-Length"]) > 0
+    of_the_moment = {"date", "content-length", "etag", "set-cookie"}
+    assert {**told.headers, **dict.fromkeys(of_the_moment)} == {**whole.headers, **dict.fromkeys(of_the_moment)}
 
 
 EXISTING = [

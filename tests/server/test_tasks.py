@@ -272,6 +272,9 @@ def test_a_payload_comes_as_bytes_that_nobody_opened(standalone: Server, size: i
     assert response.headers["Content-Type"] == "application/octet-stream"
     assert response.headers["X-OpenRuntime-Encoding"] == task.result.payload.encoding == "cloudpickle"
     assert len(response.content) == task.result.payload.size
+    told = standalone.request("HEAD", f"/tasks/{task.task_id}/payload")
+    assert (told.headers["Content-Length"], told.content) == (str(task.result.payload.size), b"")
+    assert told.headers["X-OpenRuntime-Encoding"] == "cloudpickle"
     assert cloudpickle.loads(response.content) == b"x" * size
 
 
