@@ -75,6 +75,8 @@ def main(arguments: list[str]) -> None:
     """Serve until the runtime says leave or is gone."""
     data_fd, control_fd, generation, parent, marker, blas_path, names = arguments
     os.environ.pop("PYTHONSAFEPATH", None)  # ours alone: a task's own subprocesses keep Python's usual path
+    if not getattr(sys.flags, "safe_path", False):  # Python 3.10 knows nothing of that variable
+        sys.path[:] = [folder for folder in sys.path if folder not in ("", os.getcwd())]
     prefer_as_victim()
     data = socket.socket(fileno=int(data_fd))
     control = socket.socket(fileno=int(control_fd))

@@ -193,7 +193,8 @@ class LanguageModel:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
         sampling = dict(wishes.sampling)
-        if sampling.get("top_k", 0) >= len(self.tokenizer):  # no restriction; mlx-lm refuses it
+        # Before 0.32, mlx-lm's tokenizers have no length.
+        if "top_k" in sampling and sampling["top_k"] >= len(self.tokenizer.get_vocab()):  # no restriction; mlx-lm refuses it
             del sampling["top_k"]
         chosen: dict[str, Any] = {"sampler": make_sampler(**sampling)} if sampling else {}
         if wishes.repetition_penalty is not None:

@@ -17,7 +17,7 @@ from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, OpenRuntim
 from openruntime_jupyter.worker.gguf.conversions import Conversions
 from openruntime_jupyter.worker.memory import MemoryReader
 from openruntime_jupyter.worker.models import float32
-from openruntime_jupyter.worker.models.folder import NotAModel, shape_of, weight_files
+from openruntime_jupyter.worker.models.folder import NotAModel, read_config, shape_of, weight_files
 from openruntime_jupyter.worker.models.importing import import_mlx_lm
 from openruntime_jupyter.worker.models.language_model import LanguageModel, weights_of
 
@@ -90,6 +90,8 @@ def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
         return load_gguf(path, "float32" if wide else "stored", kept)
     from mlx_lm import utils
 
+    if "model_file" in read_config(path):  # mlx-lm refuses that too from 0.32 on, and runs it before
+        raise NotAModel(f"{source.name} can't be loaded: it is a custom module, and the code of a model is never run")
     model, config = utils.load_model(path, lazy=True)
     tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     if wide:
