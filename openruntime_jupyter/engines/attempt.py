@@ -28,6 +28,9 @@ from openruntime_jupyter.worker.frames import Kind
 
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
 
+HEARING_SECONDS = 1.0
+"""After how long, and then how often, it is looked whether a worker has taken the task that it was given."""
+
 STAGE_OF = {int(number): stage for stage, number in NEXT_STAGE.values()}
 """Which stage a signal that ended a worker belongs to."""
 
@@ -45,6 +48,8 @@ class Attempt:
         """Whether the worker still has the model that it was given."""
         self.spent = False
         """Whether the worker must not be used again."""
+        self.never_begun = False
+        """Whether the worker ended before it knew of the task: another one may have it."""
         self._observer = observer
         self._grace = grace
         self._loop = asyncio.get_running_loop()
@@ -52,6 +57,8 @@ class Attempt:
         self._reason: StopReason | None = None
         self._stage = Stage.QUEUE
         self._timer: asyncio.TimerHandle | None = None
+        self._hearing: asyncio.TimerHandle | None = None
+        self._heard = False
 
     def begin(self, worker: WorkerProcess, parameters_file: str | None, payload_file: str) -> None:
         """Give the job to `worker`."""
@@ -79,11 +86,26 @@ class Attempt:
             encoded = dumps(body)[:-1] + b',"parameters":' + job.parameters + b"}"
         self._observer.started(worker.name)  # first, so that no task is told to have run shorter than it did
         worker.send(Kind.RUN, encoded)
+        self._hearing = self._loop.call_later(HEARING_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """End a worker that was stopped before it had the task, which would wait for it for ever; one that is only slow has its time."""
+        worker = self.worker
+        if worker is None or self.outcome.done() or self._reason is not None or self._heard:
+            return
+        unread = worker.unread
+        if unread is not False and worker.stopped:
+            self.never_begun = bool(unread)
+            worker.killed_by_us = "something had stopped it (SIGSTOP, or a debugger)"
+            worker.signal_group(signal.SIGKILL)
+        elif unread:
+            self._hearing = self._loop.call_later(HEARING_SECONDS, self._look)
 
     def release(self) -> None:
         """Stop hearing the worker; called once the outcome is known."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._hearing):
+            if timer is not None:
+                timer.cancel()
         if self.worker is not None:
             self.worker.stdout.finish_text()
             self.worker.stderr.finish_text()
@@ -114,12 +136,14 @@ class Attempt:
 
     def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         """The task wrote something."""
+        self._heard = True
         self._observer.printed(stream, text)
 
     def frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
         """The worker said something."""
         if self.outcome.done():
             return
+        self._heard = True
         if kind is Kind.PROGRESS:
             self._observer.progressed(body)
         elif kind is Kind.TOKEN:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from openruntime_jupyter.engines.base import (
     StopReason,
     WorkerReport,
 )
+from openruntime_jupyter.engines.environment import worker_environment
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.post_mortem import oom_watch
 from openruntime_jupyter.engines.residents import Residents
@@ -38,20 +38,6 @@ from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 
 log = logging.getLogger(__name__)
-
-SECRETS = (
-    "OPENRUNTIME_TOKEN",
-    "OPENRUNTIME_URL",
-    "JUPYTER_TOKEN",
-    "JUPYTERHUB_API_TOKEN",
-    "JPY_API_TOKEN",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "OPENAI_ADMIN_KEY",
-    "OPENAI_CUSTOM_HEADERS",
-    "OPENAI_WEBHOOK_SECRET",
-)
-SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
 
 
 class ArrayFiles(Protocol):
@@ -186,6 +172,12 @@ class LocalEngine:
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
         """Run the job to its end; a worker that can't be started is an outcome too."""
+        while (outcome := await self._try(job, observer)) is None:
+            pass
+        return outcome
+
+    async def _try(self, job: Job, observer: Observer) -> Outcome | None:
+        """The outcome of one attempt; None where its worker ended before it knew of the job."""
         if self._stopping:
             return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
         attempt = Attempt(job, observer, self._options.cancel_grace)
@@ -201,7 +193,8 @@ class LocalEngine:
                 return await attempt.outcome
             if job.model is not None and kept is None:
                 self._residents.adopt(job, worker)
-            return await self._run_on(worker, pool, attempt)
+            outcome = await self._run_on(worker, pool, attempt)
+            return None if attempt.never_begun and isinstance(outcome, Died) else outcome
         except (EngineError, ArrayNotFound, OSError) as problem:
             kind = FailureKind.NOT_STARTED
             return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False)
@@ -375,21 +368,3 @@ def _write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
         raise
-
-
-def worker_environment(temporary: Path, secret: frozenset[str] = frozenset()) -> dict[str, str]:
-    """The environment of a worker: ours without its secrets, a private temporary folder, and large pages for MLX."""
-    environment: dict[str, Any] = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in SECRETS and name not in secret and not name.endswith(SECRET_ENDINGS)
-    }
-    environment["OPENRUNTIME_WORKER"] = "1"
-    environment["PYTHONSAFEPATH"] = "1"
-    environment["TMPDIR"] = str(temporary)
-    environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # plots are shown, as in a kernel
-    if sys.platform.startswith("linux"):
-        tunables = environment.get("GLIBC_TUNABLES", "")
-        if "glibc.malloc.hugetlb" not in tunables:
-            environment["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
-    return environment

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -18,9 +19,13 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
+from array import array
 from functools import partial
 from typing import Any, Literal, Protocol
+
+import psutil
 
 from openruntime_jupyter.engines.output_pipe import OutputPipe
 from openruntime_jupyter.errors import EngineError, InterpreterError
@@ -234,6 +239,28 @@ class WorkerProcess:
         """Write a frame; what the worker does not read yet is kept, nobody waits."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(kind, self.generation, body))
+
+    @property
+    def unread(self) -> bool | None:
+        """Whether it has not read yet all that it was sent; None where the system does not tell."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return None
+        if transport.get_write_buffer_size():
+            return True
+        if not sys.platform.startswith("linux"):
+            return None
+        waiting = array("i", [0])
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+        return waiting[0] > 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has stopped the process, by a signal or a debugger."""
+        try:
+            return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.Error:
+            return False
 
     def interrupt(self, task_id: str) -> None:
         """Ask the worker to raise KeyboardInterrupt in that task, if it is the one that runs."""

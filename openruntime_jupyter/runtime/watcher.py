@@ -34,7 +34,8 @@ class Watcher:
         self._timer: asyncio.TimerHandle | None = None
 
     def started(self, worker: str) -> None:
-        """The time of running counts from here."""
+        """The time of running counts from here, and anew where another worker has it now."""
+        self.close()
         entry = self._entry
         entry.worker = worker
         entry.started, entry.started_mono = time.time(), time.monotonic()

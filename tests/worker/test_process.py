@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.engines.local import worker_environment
+from openruntime_jupyter.engines.environment import worker_environment
 from openruntime_jupyter.engines.post_mortem import OomWatch
 from tests.runtimes import cell, ended, live, pickled, runtime_in, says, submit, value
 
