@@ -123,8 +123,13 @@ def _tasks(client: Client, options: argparse.Namespace) -> str:
 
 def _row(task: Task) -> tuple[str, str, str, str, str, str]:
     seconds = "" if task.execution_time is None else f"{task.execution_time:.2f}"
-    about = task.error or task.waiting_for or (task.progress.message if task.progress else None) or task.name or ""
-    return task.task_id, str(task.status), str(task.priority), task.operation, seconds, about.partition("\n")[0][:80]
+    return task.task_id, str(task.status), str(task.priority), task.operation, seconds, _about(task).partition("\n")[0][:80]
+
+
+def _about(task: Task) -> str:
+    """What matters most of it now: of one that has ended that is no longer how far it was."""
+    step = task.progress.message if task.progress is not None else None
+    return (task.error if task.status.terminal else task.waiting_for or step) or task.name or ""
 
 
 def _cancel(client: Client, options: argparse.Namespace) -> str:

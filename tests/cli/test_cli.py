@@ -186,6 +186,16 @@ def test_tasks_are_listed_and_cancelled(server: Server) -> None:
     assert "task_0nosuch" in run(server.home, "cancel", "task_0nosuch", code=1)
 
 
+def test_of_a_task_that_has_ended_its_name_or_error_is_listed_and_not_how_far_it_was(server: Server) -> None:
+    for code, name, shown in (("", "a third of it", "a third of it"), ("\nraise ValueError('no more')", "failing", "ValueError: no more")):
+        said = f"from openruntime_jupyter import progress\nprogress(3, 10, 'step three'){code}"
+        task = server.submit("python", {"code": said}, name=name)
+        assert task["progress"]["message"] == "step three"
+        line = next(line for line in run(server.home, "tasks").splitlines() if task["task_id"] in line)
+        assert line.endswith(shown)
+        assert f"{task['execution_time']:.2f}" in line
+
+
 def test_where_there_is_no_server_it_says_how_to_start_one(home: Home) -> None:
     told = run(home, "status", code=1)
     assert "jupyter openruntime" in told
