@@ -89,6 +89,11 @@ class Record:
         """Its file."""
         return self.folder / f"{self.id}{SUFFIX if self.ready else UNFINISHED}"
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody has removed its file: nothing of ours is on its way with it. Asks the file system."""
+        return self.ready and not (self.leaving or self.finishing) and not self.path.exists()
+
     def touch(self) -> None:
         """It is used now."""
         self.used = now()

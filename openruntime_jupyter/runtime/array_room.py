@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -15,6 +16,8 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.spool import Spool
 from openruntime_jupyter.runtime.warm import WarmBlocks
 from openruntime_jupyter.worker import blocks, tensorfile
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 """How old the knowledge of free space may be that a task is given: whether there is room is seen when it is taken."""
@@ -155,12 +158,22 @@ class ArrayRoom:
         `writers` are the ids of those that are being filled through this process. Where `exists(task_id)` is given, also the results
         of tasks that are no longer known.
         """
+        records = list(self._records.values())
+        for missing in await asyncio.to_thread(lambda: [each for each in records if each.lost]):
+            if missing.lost:  # it may just have been let go of
+                self.forget(missing)
         for record in list(self._records.values()):
             if not record.ready:
                 await self._drop_abandoned(record, writers)
             elif record.expired(self._seconds) or record.doomed or (exists is not None and not await self._task_exists(record, exists)):
                 await self.drop(record)
         await self.warm.tidy()
+
+    def forget(self, record: Record) -> None:
+        """Its file is gone, though nobody has let go of it here: say so, and count it no longer."""
+        if self._records.get(record.id) is record:
+            del self._records[record.id]
+            log.warning("The array %s is gone: somebody has removed its file %s", record.id, record.path)
 
     async def _drop_abandoned(self, record: Record, writers: Collection[str]) -> None:
         if not record.made or record.finishing or record.idle <= WRITER_SECONDS:

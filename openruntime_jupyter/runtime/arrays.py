@@ -95,7 +95,7 @@ class ArrayStore:
         figures where there is no room now.
         """
         array_id = check_name(name) if name is not None else make_id("arr")
-        if array_id in self._records:
+        if self._found(array_id) is not None:
             raise taken(array_id)
         if layout.size > self.quota:
             raise InvalidRequest.of(
@@ -118,7 +118,7 @@ class ArrayStore:
 
     def require_free(self, name: str) -> None:
         """Raise `ArrayConflict` or `InvalidRequest` where nobody may send an array of that name."""
-        record = self._records.get(name)
+        record = self._found(name)
         if record is None:
             check_name(name)
         elif record.ready or name in self._writers or not record.made:
@@ -187,7 +187,7 @@ class ArrayStore:
 
     async def info(self, array_id: str) -> ArrayInfo:
         """What is known of an array, of this or another runtime of this user; raises `ArrayNotFound`."""
-        record = self._records.get(array_id)
+        record = self._found(array_id)
         if record is None or record.doomed:
             return self._info(await self._elsewhere(array_id))
         if record.ready:
@@ -238,7 +238,7 @@ class ArrayStore:
 
     def known(self, array_id: str) -> Layout | None:
         """The layout of an array that can be used now; None if there is none."""
-        record = self._records.get(array_id)
+        record = self._found(array_id)
         if record is not None:
             return record.layout if record.ready and not record.doomed and not record.leaving else None
         path = self._outside(array_id)
@@ -346,15 +346,24 @@ class ArrayStore:
         """The file of another runtime's array; nothing that is no name of an array is looked for."""
         return self._spool.elsewhere(array_id) if OWN.fullmatch(array_id) or CHOSEN.fullmatch(array_id) else None
 
-    def _record(self, array_id: str) -> Record:
+    def _found(self, array_id: str) -> Record | None:
+        """The record of an array; None where there is none, and where somebody has removed its file, which is noticed here."""
         record = self._records.get(array_id)
+        if record is None or not record.lost:
+            return record
+        self._room.forget(record)
+        return None
+
+    def _record(self, array_id: str) -> Record:
+        record = self._found(array_id)
         if record is None or record.doomed:
             raise self._unknown(array_id)
         return record
 
     def _unknown(self, array_id: str) -> ArrayNotFound:
         return ArrayNotFound(
-            f"There is no array {array_id[:120]}: it never was, it was deleted, or it was not used for {self._settings.array_seconds:g} s."
+            f"There is no array {array_id[:120]}: it never was, it or its file was deleted, or it was not used for "
+            f"{self._settings.array_seconds:g} s."
         )
 
     def _info(self, record: Record) -> ArrayInfo:

@@ -10,7 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,48 @@ async def result(store: ArrayStore, task: str, array: np.ndarray[Any, Any], numb
     layout = arrays.store(array, Path(store.places()[0][0]) / f"{array_id}.part")
     await store.adopt("me", [StoredArray(array_id, layout.shape, layout.dtype, layout.kind, 0)])
     return array_id
+
+
+def test_an_array_whose_file_somebody_removed_is_gone_at_the_next_look(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            uses: list[Callable[[str], Any]] = [
+                store.info,
+                store.remove,
+                lambda name: store.allocate(SMALL, "me", name),
+            ]
+            for number, use in enumerate(uses):
+                told = await put(store, np.ones(250_000, np.float32), f"removed_{number}")
+                Path(str(told.path)).unlink()
+                if number < 2:
+                    with pytest.raises(ArrayNotFound, match="its file was deleted"):
+                        await use(told.id)
+                else:
+                    assert (await use(told.id)).state == "writing", "its name is free again"
+                    await store.remove(told.id)
+                assert store.page().arrays == []
+                assert store.used_bytes == 0
+            told = await put(store, np.ones(3))
+            Path(str(told.path)).unlink()
+            with pytest.raises(InvalidRequest, match="there is no array"):
+                store.lease([told.id], "task_1")
+
+    live(body())
+
+
+def test_the_sweep_tells_of_an_array_whose_file_somebody_removed_and_keeps_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            removed, kept = await put(store, np.ones(3)), await put(store, np.ones(4))
+            begun = await store.allocate(SMALL, "me")
+            Path(str(removed.path)).unlink()
+            await store.sweep()
+            assert {each.id for each in store.page().arrays} == {kept.id, begun.id}
+            assert [record.getMessage().startswith(f"The array {removed.id} is gone") for record in caplog.records] == [True]
+
+    live(body())
 
 
 def test_an_array_goes_in_and_comes_out(tmp_path: Path) -> None:
