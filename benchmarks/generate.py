@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows import Missing, Row, at_least, median
-from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.values import ModelSource
 
 ROUNDS = 5
 TOKENS = 32

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from openruntime_jupyter.values import ArrayKind
+
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """UTC, ISO 8601, ending in `Z`."""
 
@@ -113,10 +115,6 @@ class Payload(Wire):
 
     size: int = Field(description="Bytes.")
     encoding: str = Field(description="`cloudpickle`: load it only if you trust the task's code.")
-
-
-ArrayKind = Literal["numpy", "mlx", "buffer"]
-"""What an array was where it came from; a buffer is part of something that was pickled."""
 
 
 class ArrayReference(Wire):

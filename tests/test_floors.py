@@ -14,7 +14,7 @@ import pytest
 PACKAGE = "openruntime_jupyter"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 FLOORS = (
-    *("errors", "models", "ai_models", "ai_models_insights", "operations", "worker", "engines", "runtime", "ai", "server"),
+    *("values", "errors", "models", "ai_models", "ai_models_insights", "operations", "worker", "engines", "runtime", "ai", "server"),
     *("client", "notebook", "cli"),
 )
 """Ground first. The package's own `__init__` is the roof."""

@@ -12,7 +12,6 @@ from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import (
     ArrayInfo,
-    ArrayKind,
     Device,
     Health,
     MetricsHistory,
@@ -25,6 +24,7 @@ from openruntime_jupyter.models import (
     Timeframe,
     Worker,
 )
+from openruntime_jupyter.values import ArrayKind
 
 MOST_IN_BATCH = 1_000
 """Tasks that one `submit_many` takes; a runtime takes more, this bounds what one request holds."""

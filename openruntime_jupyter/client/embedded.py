@@ -28,7 +28,6 @@ from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import (
     ArrayInfo,
-    ArrayKind,
     Device,
     Health,
     MetricsHistory,
@@ -45,6 +44,7 @@ from openruntime_jupyter.models import (
 )
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.values import ArrayKind
 from openruntime_jupyter.worker.tensorfile import check_bounds
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ from openruntime_jupyter.client.websocket import SocketEvents
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import (
     ArrayInfo,
-    ArrayKind,
     Device,
     Health,
     MetricsHistory,
@@ -38,6 +37,7 @@ from openruntime_jupyter.models import (
     Timeframe,
     Worker,
 )
+from openruntime_jupyter.values import ArrayKind
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 
 WORDING_SECONDS = 60.0

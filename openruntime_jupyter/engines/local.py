@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.engines.attempt import Attempt
 from openruntime_jupyter.engines.base import (
     DeviceReport,
@@ -34,6 +33,7 @@ from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
 from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.values import ModelSource
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.engines.base import ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable, UnknownOperation
 from openruntime_jupyter.models import TaskRequest
@@ -18,6 +17,7 @@ from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker.tensorfile import Layout
 
 LONGEST_KEY = 255

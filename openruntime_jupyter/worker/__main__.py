@@ -6,7 +6,7 @@ Started by the local engine only. It says hello, then runs one task after the ot
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import gc
 import os
 import platform
 import socket
@@ -49,11 +49,11 @@ def hello(blas: Blas | None) -> dict[str, Any]:
         "problem": None,
     }
     try:
-        import mlx.core  # noqa: F401 - a broken installation shows here
+        import mlx.core as mx  # a broken installation shows here
 
         from openruntime_jupyter.worker.devices import describe
 
-        said["mlx"] = importlib.metadata.version("mlx")
+        said["mlx"] = mx.__version__
         said["devices"] = describe()
     except Exception as problem:  # a broken installation shows in many ways; each must reach the user in words
         said["problem"] = f"{type(problem).__name__}: {problem}"
@@ -73,6 +73,7 @@ def warm(names: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Serve until the runtime says leave or is gone."""
+    gc.disable()  # until all is loaded that stays: looking through modules as they come finds nothing
     data_fd, control_fd, generation, parent, marker, blas_path, names = arguments
     os.environ.pop("PYTHONSAFEPATH", None)  # ours alone: a task's own subprocesses keep Python's usual path
     if not getattr(sys.flags, "safe_path", False):  # Python 3.10 knows nothing of that variable
@@ -95,6 +96,9 @@ def main(arguments: list[str]) -> None:
     from openruntime_jupyter.worker.runner import Runner
 
     runner = Runner(channel, guard, blas, display_marker(marker), said["problem"])
+    # Nor will it, after a task or at the end: both collections pass by what is there now.
+    gc.freeze()
+    gc.enable()
     while True:
         try:
             kind, body = channel.receive()

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import MemoryRefused
+from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker.shelf import Shelf
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
 from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import ModelParameters, Result
 from openruntime_jupyter.operations.registry import operation
+from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker import restore, tracebacks
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.bodies import dumps

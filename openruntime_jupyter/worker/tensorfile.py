@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
-from openruntime_jupyter.models import ArrayKind
+from openruntime_jupyter.values import ArrayKind
 from openruntime_jupyter.worker import blocks
 
 ALIGNMENT = 16_384

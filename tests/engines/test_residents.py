@@ -13,9 +13,9 @@ import cloudpickle
 import psutil
 import pytest
 
-from openruntime_jupyter.ai_models import ModelSource
 from openruntime_jupyter.engines.base import Completed, Died, Job, ModelUse, Raised, Stopped, StopReason
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.values import ModelSource
 from tests.runtimes import live, pickled, until
 
 LANE = "device_0"

@@ -170,3 +170,29 @@ threading.Thread(target=go_on, daemon=True).start()
             assert (await runtime.output(following)).items == []
 
     live(body())
+
+
+def test_what_a_worker_loaded_at_its_start_is_never_looked_through_for_garbage_and_what_a_task_leaves_is(tmp_path: Path) -> None:
+    async def body() -> Any:
+        async with runtime_in(tmp_path) as runtime:
+            return await value(runtime, await submit(runtime, "call", pickled(_garbage)))
+
+    enabled, frozen, collected = live(body())
+    assert enabled
+    assert frozen > 10_000
+    assert collected
+
+
+def _garbage() -> tuple[bool, int, bool]:
+    import gc
+    import weakref
+
+    class Node:
+        """Something that refers to itself."""
+
+    node: Any = Node()
+    node.itself = node
+    left = weakref.ref(node)
+    del node
+    gc.collect()
+    return gc.isenabled(), gc.get_freeze_count(), left() is None

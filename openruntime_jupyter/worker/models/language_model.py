@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from openruntime_jupyter.ai_models import Wishes
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
+from openruntime_jupyter.values import Wishes
 from openruntime_jupyter.worker.memory import MemoryReader
 from openruntime_jupyter.worker.models.pace import LARGEST, Pace
 from openruntime_jupyter.worker.models.stops import StopFilter

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from openruntime_jupyter.ai_models import ModelSource, Wishes
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, OpenRuntimeError
+from openruntime_jupyter.values import ModelSource, Wishes
 from openruntime_jupyter.worker.gguf.conversions import Conversions
 from openruntime_jupyter.worker.memory import MemoryReader
 from openruntime_jupyter.worker.models import float32
