@@ -23,8 +23,9 @@ Value = TypeVar("Value")
 
 @asynccontextmanager
 async def runtime_in(folder: Path, **settings: Any) -> AsyncIterator[Runtime]:
-    """A started runtime whose data lie in `folder`, with one slot unless told otherwise; stopped at the end."""
+    """A started runtime whose data lie in `folder`, stopped at the end; unless told otherwise it has one slot, and no worker in reserve."""
     settings.setdefault("cpu_slots", 1)
+    settings.setdefault("spare_workers", 0)
     runtime = Runtime(Settings(data_dir=folder, **settings))
     await runtime.start()
     try:

@@ -59,6 +59,7 @@ class LocalOptions:
     arrays: ArrayFiles | None = None
     blas: str = ""
     cancel_grace: float = 0.5
+    spare_workers: int = 1
     idle_worker_seconds: float = 300.0
     start_timeout: float = 60.0
     max_models: int = 2
@@ -165,8 +166,8 @@ class LocalEngine:
         return reports
 
     def prepare(self, lane: str, workers: int) -> None:
-        """Have a spare of this lane ready."""
-        self._pool(lane, self._options.interpreter).keep_spare()
+        """Have the spares of this lane ready."""
+        self._pool(lane, self._options.interpreter).keep_spares()
 
     # Running
 
@@ -247,11 +248,11 @@ class LocalEngine:
             self._residents.lost(worker)
             self._dismiss(worker)
             if attempt.spent:
-                pool.keep_spare()
+                pool.keep_spares()
         elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
             self._residents.lost(worker)
             worker.signal_group(signal.SIGKILL)
-            pool.keep_spare()
+            pool.keep_spares()
         elif job.model is not None:
             self._residents.rest(job, attempt.keeps_model)
         else:
@@ -320,7 +321,7 @@ class LocalEngine:
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)
         if key not in self._pools:
-            self._pools[key] = Pool(lane, interpreter, self._start_worker, self._options.start_timeout)
+            self._pools[key] = Pool(lane, interpreter, self._start_worker, self._options.start_timeout, self._options.spare_workers)
         return self._pools[key]
 
     def _start_worker(self, interpreter: str, warm: frozenset[str]) -> WorkerProcess:
@@ -353,7 +354,7 @@ class LocalEngine:
 
     def _retire_idle(self) -> None:
         for (_, interpreter), pool in self._pools.items():
-            keep = 1 if interpreter == self._options.interpreter else 0
+            keep = max(1, self._options.spare_workers) if interpreter == self._options.interpreter else 0
             for worker in pool.retire(self._options.idle_worker_seconds, keep):
                 self._dismiss(worker)
         self._schedule_reaper()

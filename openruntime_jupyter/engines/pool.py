@@ -1,4 +1,4 @@
-"""The workers of one lane and one interpreter: those that idle, those that start, and one spare so that a kill costs no start."""
+"""The workers of one lane and one interpreter: those that idle, those that start, and spares so that a kill costs no start."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Start = Callable[[str, "frozenset[str]"], WorkerProcess]
 
 
 class Pool:
-    """Hands out workers that have said hello. `start(interpreter, warm)` begins a new one."""
+    """Hands out workers that have said hello, and keeps `spares` idle. `start(interpreter, warm)` begins a new one."""
 
-    def __init__(self, lane: str, interpreter: str, start: Start, start_timeout: float) -> None:
+    def __init__(self, lane: str, interpreter: str, start: Start, start_timeout: float, spares: int = 1) -> None:
         self.lane = lane
         self.interpreter = interpreter
         self.used: set[str] = set()
@@ -27,6 +27,7 @@ class Pool:
         self.last_used = time.monotonic()
         self._start = start
         self._start_timeout = start_timeout
+        self._spares = spares
         self._idle: deque[WorkerProcess] = deque()
         self._starting: set[asyncio.Task[None]] = set()
         self._waiting: deque[tuple[asyncio.Future[WorkerProcess], bool]] = deque()
@@ -52,7 +53,7 @@ class Pool:
                 found = worker
         self._idle.extend(reversed(passed))
         if found is not None:
-            self.keep_spare()
+            self.keep_spares()
         return found
 
     async def take(self, fresh: bool = False) -> WorkerProcess:
@@ -61,7 +62,7 @@ class Pool:
             return worker
         future: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
         self._waiting.append((future, fresh))
-        self.keep_spare()
+        self.keep_spares()
         try:
             return await future
         except asyncio.CancelledError:
@@ -72,7 +73,7 @@ class Pool:
     def give_back(self, worker: WorkerProcess) -> None:
         """A worker is free again."""
         if not worker.lives:
-            self.keep_spare()
+            self.keep_spares()
             return
         if self._waiting:
             self._waiting = deque(each for each in self._waiting if not each[0].done())
@@ -85,11 +86,12 @@ class Pool:
         worker.idle_since = time.monotonic()
         self._idle.append(worker)
 
-    def keep_spare(self) -> None:
-        """Start what is missing: one for each who waits, whom none of the idle ones suits, and one more if none is idle."""
-        if self._idle and not self._waiting:
+    def keep_spares(self) -> None:
+        """Start what is missing: one for each who waits, whom none of the idle ones suits, and as many as lack to the spares."""
+        lacking = self._spares - len(self._idle)
+        if lacking <= 0 and not self._waiting:
             return
-        wanted = sum(not future.done() for future, _ in self._waiting) + (not self._idle)
+        wanted = sum(not future.done() for future, _ in self._waiting) + max(0, lacking)
         while not self._closed and len(self._starting) < wanted:
             task = asyncio.get_running_loop().create_task(self._start_one())
             self._starting.add(task)

@@ -34,6 +34,7 @@ def local_engine(settings: Settings, arrays: ArrayStore) -> LocalEngine:
             arrays=arrays,
             blas=settings.blas,
             cancel_grace=settings.cancel_grace,
+            spare_workers=settings.spare_workers,
             idle_worker_seconds=settings.idle_worker_seconds,
             start_timeout=settings.start_timeout,
             max_models=settings.max_models,

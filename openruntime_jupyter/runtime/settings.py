@@ -46,8 +46,10 @@ class Settings:
     memory_wait: float = 60.0
     """How long an idle lane waits for memory before the task at its head fails with figures."""
 
+    spare_workers: int = 1
+    """Workers that stand by on a lane beside those at work, so that a task after a kill need not wait for a start; 0: none."""
     idle_worker_seconds: float = 300.0
-    """How long a worker beyond one a lane stays without work; 0: it leaves at once."""
+    """How long a worker beyond those that stand by, and beyond one a lane, stays without work; 0: it leaves at once."""
     start_timeout: float = 60.0
     """How long a worker may take from its start to its hello."""
     blas: str = ""

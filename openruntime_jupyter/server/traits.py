@@ -91,11 +91,18 @@ class SettingsTraits(HasTraits):
         once.""",
     ).tag(config=True)
 
+    spare_workers = Int(
+        own("spare_workers"),
+        min=0,
+        max=64,
+        help="""How many workers stand by on a device beside those at work, so that a task after a kill, or one with `isolate`, need not
+        wait for a start. 0: none, which saves the memory of a process and takes such a task longer.""",
+    ).tag(config=True)
     idle_worker_seconds = Float(
         own("idle_worker_seconds"),
         min=0.0,
-        help="""Seconds a worker beyond one a device stays without work. 0: it leaves at once, and the next task waits for another one
-        to start.""",
+        help="""Seconds a worker beyond one a device, and beyond spare_workers, stays without work. 0: it leaves at once, and the next
+        task waits for another one to start.""",
     ).tag(config=True)
     start_timeout = Float(
         own("start_timeout"),

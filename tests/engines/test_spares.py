@@ -1,0 +1,61 @@
+"""Workers that stand by, so that what ends one costs the next task no start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.settings import Settings
+from tests.runtimes import cell, ended, live, printed, runtime_in, says, until
+
+WAITS = "import time\nprint('in', flush=True)\ntime.sleep(600)"
+DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+
+
+def idle(runtime: Runtime) -> list[str]:
+    return [worker.name for worker in runtime.workers() if worker.state == "idle"]
+
+
+@pytest.mark.parametrize("spares", [1, 3])
+def test_as_many_as_are_set_stand_by_beside_the_one_that_works(tmp_path: Path, spares: int) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, spare_workers=spares) as runtime:
+            busy = await cell(runtime, WAITS)
+            await says(runtime, busy, "in")
+            await until(lambda: len(idle(runtime)) == spares, what="the spares")
+            assert len(runtime.workers()) == spares + 1
+            await runtime.cancel(busy)
+
+    live(body())
+
+
+def test_one_stands_by_where_nothing_is_set() -> None:
+    assert Settings().spare_workers == 1
+
+
+def test_without_any_the_same_worker_runs_one_task_after_the_other_alone(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, spare_workers=0) as runtime:
+            for _ in range(3):
+                assert (await ended(runtime, await cell(runtime, "1"))).status == "completed"
+                assert [worker.name for worker in runtime.workers()] == ["worker_1"]
+
+    live(body())
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_the_task_after_one_that_killed_its_worker_runs_in_another(tmp_path: Path, spares: int) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, spare_workers=spares) as runtime:
+            first = await cell(runtime, "import os\nprint(os.getpid())")
+            await ended(runtime, first)
+            died = await ended(runtime, await cell(runtime, DIES))
+            assert died.failure is not None
+            assert died.failure.kind == "worker_died"
+            second = await cell(runtime, "import os\nprint(os.getpid())")
+            await ended(runtime, second)
+            assert (await printed(runtime, first)).split() != (await printed(runtime, second)).split() != []
+
+    live(body())
