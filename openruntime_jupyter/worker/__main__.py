@@ -53,7 +53,7 @@ def hello(blas: Blas | None) -> dict[str, Any]:
 
         from openruntime_jupyter.worker.devices import describe
 
-        said["mlx"] = mx.__version__
+        said["mlx"] = mx.__version__  # type: ignore[attr-defined] # the stubs leave it out
         said["devices"] = describe()
     except Exception as problem:  # a broken installation shows in many ways; each must reach the user in words
         said["problem"] = f"{type(problem).__name__}: {problem}"
