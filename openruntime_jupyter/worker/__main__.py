@@ -19,6 +19,7 @@ from openruntime_jupyter.worker.channel import Channel
 from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 from openruntime_jupyter.worker.streams import write_whole_lines
+from openruntime_jupyter.worker.threads import follow
 from openruntime_jupyter.worker.watch import watch
 
 CRASHED = 70
@@ -86,6 +87,7 @@ def main(arguments: list[str]) -> None:
     guard = InterruptGuard()
     watch(control, guard, int(parent))
     write_whole_lines()
+    follow()
     channel = Channel(data, int(generation), guard)
     blas = choose(blas_path)
     said = hello(blas)

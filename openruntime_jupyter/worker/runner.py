@@ -24,6 +24,7 @@ from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 from openruntime_jupyter.worker.shelf import Shelf
+from openruntime_jupyter.worker.threads import turns
 
 WITHOUT_PLACE = {"progress": Kind.PROGRESS, "token": Kind.TOKEN}
 """What is not shown between the lines that a task prints."""
@@ -50,6 +51,7 @@ class Runner:
         task_id = body["task_id"]
         self._prepare(body)
         self._shelf = Shelf(body.get("arrays"))
+        turns.begin()
         started = time.perf_counter()
         result: Result | None = None
         error: BaseException | None = None
@@ -69,6 +71,8 @@ class Runner:
         spent = self._guard.delivered and context is not None and len(sys.modules) != context.modules
         if context is not None:
             context.end()
+        for name in turns.end():
+            sys.stderr.write(f"[the thread {name} goes on: what it prints from now on is left out]\n")
         figures = {
             "task_id": task_id,
             "execution_time": time.perf_counter() - started,

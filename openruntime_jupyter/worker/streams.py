@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import threading
 from typing import TextIO
+
+from openruntime_jupyter.worker.threads import MAIN, turns
+
+
+class Stream(io.TextIOWrapper):
+    """A file that makes one write of each line, and drops what is written by threads of tasks that are over."""
+
+    def write(self, text: str, /) -> int:
+        """As every text file."""
+        if threading.get_ident() == MAIN:
+            return super().write(text)
+        with turns.speaking:
+            return super().write(text) if turns.heard() else len(text)
 
 
 def open_stream(descriptor: int, encoding: str) -> TextIO:
-    """A file that makes one write of each line; closing it leaves the descriptor open."""
-    return open(descriptor, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False)
+    """A `Stream`; closing it leaves the descriptor open."""
+    return Stream(open(descriptor, "wb", closefd=False), encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def write_whole_lines() -> None:
