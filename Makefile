@@ -26,9 +26,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Through `python -m`, so that no script's first line has to hold the path of the folder.
 RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip install --quiet --disable-pip-version-check
-# jsonschema does without it, and with it builds 39 grammars at every import, for formats (`iri`) that no schema here has: that takes 1.6 of
-# the 2.2 seconds in which Jupyter Server is loaded.
-LIGHTEN := $(RUN) pip uninstall --quiet --quiet --disable-pip-version-check --yes rfc3987-syntax
+# From 4.25 on jsonschema builds 39 grammars at its import, for formats (`iri`) that no schema here has: that takes 1.6 of the 2.2 seconds
+# in which Jupyter Server is loaded.
+QUICK := 'jsonschema<4.25'
 PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 
 # Jupyter refuses to run as root unless told; without a display it only prints its address.
@@ -92,24 +92,20 @@ $(VENV)/.made-$(BACKEND):
 
 $(VENV)/.lab: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and JupyterLab ..."
-	@$(PIP) -e '.[$(AND)local]' jupyterlab ipykernel matplotlib
-	@$(LIGHTEN)
+	@$(PIP) -e '.[$(AND)local]' jupyterlab ipykernel matplotlib $(QUICK)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and what its tests need ..."
-	@$(PIP) -e '.[$(AND)test]'
-	@$(LIGHTEN)
+	@$(PIP) -e '.[$(AND)test]' $(QUICK)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and the peers that it is measured beside ..."
-	@$(PIP) -e '.[$(AND)test,bench]'
-	@$(LIGHTEN)
+	@$(PIP) -e '.[$(AND)test,bench]' $(QUICK)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and the tools of its developers ..."
-	@$(PIP) -e '.[$(AND)test,dev]'
-	@$(LIGHTEN)
+	@$(PIP) -e '.[$(AND)test,dev]' $(QUICK)
 	@touch $@
