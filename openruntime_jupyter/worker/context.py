@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker.shelf import Shelf
+from openruntime_jupyter.worker.threads import turns
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.models.language_model import LanguageModel
@@ -100,7 +101,7 @@ class TaskContext:
     def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
         """Show a MIME bundle where the task is watched, after everything printed so far."""
         with self._speaking:
-            if self._send is not None:
+            if self._send is not None and turns.belongs():  # IPython shows in this task what any thread shows
                 self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
 
     def language_model(self) -> LanguageModel:
@@ -176,8 +177,8 @@ _current: TaskContext | None = None
 
 
 def current() -> TaskContext | None:
-    """The task that this process runs now; None outside of one."""
-    return _current
+    """The task that this process runs now; None outside of one, and for a thread that an earlier one has left behind."""
+    return _current if turns.belongs() else None
 
 
 def set_current(context: TaskContext | None) -> None:
@@ -192,5 +193,5 @@ def progress(n: float, total: float | None = None, message: str | None = None) -
     `n` of `total` (any unit; `total` may be unknown), with a short message. Outside of a task it does nothing, so that code
     which calls it runs anywhere.
     """
-    if _current is not None:
-        _current.progress(n, total, message)
+    if (context := current()) is not None:
+        context.progress(n, total, message)

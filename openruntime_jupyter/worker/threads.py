@@ -47,14 +47,17 @@ class Turns:
             self._printing.clear()
             return left
 
-    def heard(self) -> bool:
-        """Whether what this thread prints now is the running task's, or nobody's; called by one that is `speaking`."""
-        thread = threading.current_thread()
-        mark = _mark(thread)
-        if mark is None:
+    def belongs(self) -> bool:
+        """Whether what this thread does is the running task's, or nobody's."""
+        if threading.get_ident() == MAIN:
             return True
-        self._printing.add(thread)
-        return self._runs and mark == self._turn
+        mark = _mark(threading.current_thread())
+        return mark is None or (self._runs and mark == self._turn)
+
+    def heard(self) -> bool:
+        """`belongs`, for one that is `speaking` and wants to print."""
+        self._printing.add(threading.current_thread())
+        return self.belongs()
 
     def mine(self) -> int | None:
         """The turn that this thread belongs to."""

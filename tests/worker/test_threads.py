@@ -31,6 +31,7 @@ WAYS = {
     "a timer": "threading.Timer(0.01, chatter).start()",
     "a pool": "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\nwork = pool.submit(chatter)",
 }
+SECOND = "import pathlib, time\nprint('second')\nwhile not pathlib.Path({end!r}).exists(): time.sleep(0.01)"
 WAIT = "\nwhile not (here / 'number').exists(): time.sleep(0.01)"
 
 
@@ -55,10 +56,7 @@ def test_what_a_thread_that_a_task_left_behind_prints_is_in_no_other_tasks_outpu
             first = await cell(runtime, GOES_ON.format(folder=str(tmp_path)) + WAYS[way] + ("" if "of a thread" in way else WAIT))
             assert (await ended(runtime, first)).status == "completed"
             await goes_on(tmp_path)
-            second = await cell(
-                runtime,
-                f"import pathlib, time\nprint('second')\nwhile not pathlib.Path({str(tmp_path / 'end')!r}).exists(): time.sleep(0.01)",
-            )
+            second = await cell(runtime, SECOND.format(end=str(tmp_path / "end")))
             await says(runtime, second, "second")
             await goes_on(tmp_path)
             (tmp_path / "end").touch()
@@ -66,6 +64,31 @@ def test_what_a_thread_that_a_task_left_behind_prints_is_in_no_other_tasks_outpu
             assert await both(runtime, second) == "second\n"
             if "of a thread" not in way:
                 assert "stray 0" in await printed(runtime, first), "while its task runs it is heard"
+            (tmp_path / "stop").touch()
+
+    live(body())
+
+
+def test_what_such_a_thread_shows_or_says_of_its_progress_is_no_other_tasks(tmp_path: Path) -> None:
+    tells = (
+        "from IPython.display import HTML, display\nfrom openruntime_jupyter import progress\n"
+        "def tell(display=display, HTML=HTML, progress=progress):\n    display(HTML('stray'))\n    progress(1, 2, 'stray')\n"
+        "def chatter(tell=tell, here=here, time=time):\n    number = 0\n    while not (here / 'stop').exists():\n"
+        "        tell()\n        number += 1\n        (here / 'number').write_text(str(number))\n        time.sleep(0.01)\n"
+        "threading.Thread(target=chatter, daemon=True).start()"
+    )
+
+    async def body() -> None:
+        async with runtime_in(tmp_path / "data") as runtime:
+            first = await done(runtime, GOES_ON.format(folder=str(tmp_path)) + tells + WAIT)
+            assert any((item.data or {}).get("text/html") == "stray" for item in (await runtime.output(first)).items)
+            await goes_on(tmp_path)
+            second = await cell(runtime, SECOND.format(end=str(tmp_path / "end")))
+            await says(runtime, second, "second")
+            await goes_on(tmp_path)
+            (tmp_path / "end").touch()
+            assert (await ended(runtime, second)).progress is None
+            assert [item.text for item in (await runtime.output(second)).items] == ["second\n"]
             (tmp_path / "stop").touch()
 
     live(body())
