@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -29,9 +30,12 @@ START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
 JUPYTER = (sys.executable, "-m", "jupyter_server")
-"""Jupyter Server with this package's extension; `(sys.executable, "-m", "jupyterlab")` works the same."""
+"""Jupyter Server with this package's extension alone; `(sys.executable, "-m", "jupyterlab")` has the others too."""
 STANDALONE = (sys.executable, "-c", "import sys; from openruntime_jupyter.cli import main; sys.exit(main())")
 """What the console script `jupyter-openruntime` runs, with this interpreter."""
+
+NOT_ASKED = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
+"""What else Jupyter Server would load here, for pages that only a browser asks for: half of what its start costs."""
 
 FOREIGN = ("OPENRUNTIME_", "JUPYTER_", "JPY_", "JUPYTERHUB_", "OPENAI_")
 
@@ -77,10 +81,12 @@ def ready(kernel: BlockingKernelClient, seconds: float = 120.0) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback that is free now, and that no connection takes by chance: the system gives those from 32768 on."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -279,7 +285,9 @@ def running_server(
             f"--ServerApp.root_dir={home.path}",
         ]
         given = settings.get("ServerApp", {})
-        settings["ServerApp"] = {**given, "jpserver_extensions": {"openruntime_jupyter": True, **given.get("jpserver_extensions", {})}}
+        others = dict.fromkeys(NOT_ASKED, False) if command == JUPYTER else {}
+        extensions = {"openruntime_jupyter": True, **others, **given.get("jpserver_extensions", {})}
+        settings["ServerApp"] = {**given, "jpserver_extensions": extensions}
     name = "jupyter_openruntime_config.json" if standalone else "jupyter_server_config.json"
     (home.path / "jupyter-config" / name).write_text(json.dumps(settings))
     with log.open("wb") as sink:
