@@ -159,7 +159,7 @@ def test_a_figure_that_cannot_be_read_is_not_there(runtime: Any, media: TextType
 
 def test_a_real_runtime_counts_what_its_tasks_do(tmp_path: Path) -> None:
     async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
+        async with runtime_in(tmp_path, spare_workers=1) as runtime:
             assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
             assert (await ended(runtime, await cell(runtime, "1 / 0"))).status == "failed"
             died = await ended(runtime, await cell(runtime, "import os; os.kill(os.getpid(), 9)"))
