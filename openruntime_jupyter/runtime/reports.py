@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
-from openruntime_jupyter.models import Device, Metrics, OperationInfo
+from openruntime_jupyter.models import Device, OperationInfo
 from openruntime_jupyter.operations.base import Operation
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.lane import Lane
@@ -55,16 +56,16 @@ def _available(lane: Lane, admission: Admission, figures: GpuFigures) -> int:
     return max(0, min(figures.memory_total - figures.memory_used, admission.total(lane)))
 
 
-def metrics(scheduler: Scheduler, sample: Sample, answered: int) -> Metrics:
-    """The figures of now: utilisation 0.0 where there is no GPU, None where one is there that can't be read; `answered` prompts."""
-    return Metrics(
-        gpu_utilization=_utilization(scheduler.lanes.values(), sample),
-        memory_usage=sample.memory_usage,
-        active_tasks=scheduler.running,
-        ai_tasks_processed=answered,
-        cpu_utilization=sample.cpu_utilization,
-        pending_tasks=scheduler.pending,
-    )
+def metrics(scheduler: Scheduler, sample: Sample, answered: int) -> dict[str, Any]:
+    """The fields of `Metrics`: utilisation 0.0 where there is no GPU, None where one is there that can't be read; `answered` prompts."""
+    return {
+        "gpu_utilization": _utilization(scheduler.lanes.values(), sample),
+        "memory_usage": sample.memory_usage,
+        "active_tasks": scheduler.running,
+        "ai_tasks_processed": answered,
+        "cpu_utilization": sample.cpu_utilization,
+        "pending_tasks": scheduler.pending,
+    }
 
 
 def _utilization(lanes: Iterable[Lane], sample: Sample) -> float | None:

@@ -334,12 +334,15 @@ class Runtime:
 
     def metrics(self) -> Metrics:
         """The figures of now."""
-        return reports.metrics(self._scheduler, self.instruments.latest, self.instruments.tally.answered)
+        return Metrics(**self._figures())
 
     def system_metrics(self) -> SystemMetrics:
         """The figures of now, with uptime."""
         uptime = reports.uptime(time.monotonic() - self.started_at)
-        return SystemMetrics.model_construct(**dict(self.metrics()), uptime=uptime, timestamp=timestamp(time.time()))
+        return SystemMetrics(**self._figures(), uptime=uptime, timestamp=timestamp(time.time()))
+
+    def _figures(self) -> dict[str, Any]:
+        return reports.metrics(self._scheduler, self.instruments.latest, self.instruments.tally.answered)
 
     async def metrics_history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
         """The figures of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""

@@ -15,6 +15,7 @@ from jupyter_server.utils import ensure_async
 from pydantic import BaseModel
 from pydantic_core import to_json
 from tornado import web
+from tornado.httputil import HTTPServerRequest
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
 from openruntime_jupyter.server.errors import envelope, enveloped, problem_of
@@ -30,6 +31,8 @@ RESOURCE = "openruntime"
 ENVELOPE = "application/vnd.openruntime.envelope+json"
 BODY_SLACK = 65_536
 """Bytes of a body beyond a task's parameters."""
+
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 NOBODY = "Nobody is logged in: log in, or send the server's token as `Authorization: token <token>`"
 OTHER_PAGE = "Pages from {} may not use this server: allow that by ServerApp.allow_origin, or send the token"
@@ -48,7 +51,7 @@ class Ours(JupyterHandler):
     _leave: Callable[[], None] | None = None
     _left = False
 
-    @cached_property
+    @property
     def app(self) -> OpenRuntimeApp:
         """The extension."""
         return cast("OpenRuntimeApp", self.settings[RESOURCE])
@@ -192,12 +195,11 @@ class Ours(JupyterHandler):
         ]
 
 
-@web.stream_request_body
 class Handler(Ours, APIHandler):
     """The base of the REST handlers.
 
-    Bodies are taken in pieces, so that one which is too large, or which nobody may send, costs no memory. It is read to its
-    end all the same, since a client that still sends does not listen.
+    Large bodies are taken in pieces (see `suited`), so that one which is too large, or which nobody may send, costs no memory. It is read
+    to its end all the same, since a client that still sends does not listen.
     """
 
     def __init_subclass__(cls) -> None:
@@ -217,6 +219,7 @@ class Handler(Ours, APIHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Check first, then take the body; what is wrong is answered once the body has passed."""
         self._prepared = True
+        self._body += self.request.body  # where it came whole
         try:
             await super().prepare()
         except Exception as problem:
@@ -312,3 +315,28 @@ class Handler(Ours, APIHandler):
         """Only what changes something counts as use of the server: a dashboard that looks on must not keep it from being culled."""
         if self.request.method not in ("GET", "HEAD", "OPTIONS"):
             super().update_api_activity()
+
+
+IN_PIECES: dict[type[Handler], type[Handler]] = {}
+"""Handlers as tornado gives them a body piece by piece, each made when it is first wanted."""
+
+
+def suited(handler: type[web.RequestHandler], request: HTTPServerRequest, limited: bool) -> type[web.RequestHandler]:
+    """The handler as it suits this request: without a body, or with a small one, it is answered in two turns of the loop less.
+
+    Where requests are limited (`limited`), each counts from its first byte on, before its body has come. Forms, which tornado would look
+    into before anybody is asked who sent them, come in pieces too.
+    """
+    if not issubclass(handler, Handler):
+        return handler
+    headers = request.headers
+    length = headers.get("Content-Length", "0")
+    small = length.isdecimal() and int(length) <= BODY_SLACK and "Transfer-Encoding" not in headers
+    form = length != "0" and headers.get("Content-Type", "").startswith(FORMS)
+    takes_pieces = handler.data_received is not Handler.data_received
+    if small and not (form or takes_pieces or limited):
+        return handler
+    if handler not in IN_PIECES:
+        named = {"__module__": handler.__module__, "__doc__": handler.__doc__}
+        IN_PIECES[handler] = web.stream_request_body(type(handler.__name__, (handler,), named))
+    return IN_PIECES[handler]

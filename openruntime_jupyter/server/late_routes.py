@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from jupyter_server.utils import url_path_join
@@ -25,6 +26,7 @@ class LateRoutes(RuleRouter):
         self._base_url = base_url
         self._mount = mount
         self._but_for = but_for
+        self._suited: Callable[..., Any] = lambda handler, *_: handler
 
     @property
     def pattern(self) -> str:
@@ -34,11 +36,14 @@ class LateRoutes(RuleRouter):
     def find_handler(self, request: HTTPServerRequest, **_: Any) -> HTTPMessageDelegate | None:
         """Who answers; None for the path that is left to Jupyter."""
         if not self.rules:
+            from openruntime_jupyter.server.base import suited
             from openruntime_jupyter.server.routes import routes
 
+            self._suited = suited
             self.add_rules([(url_path_join(self._base_url, path), handler) for path, handler in routes(self._mount, self._but_for)])
         return super().find_handler(request)
 
     def get_target_delegate(self, target: Any, request: HTTPServerRequest, **params: Any) -> HTTPMessageDelegate | None:
         """What takes the request to a handler."""
-        return self._application.get_handler_delegate(request, target, **params)
+        limited = self._application.settings["openruntime"].limits.on
+        return self._application.get_handler_delegate(request, self._suited(target, request, limited), **params)

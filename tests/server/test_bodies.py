@@ -9,8 +9,13 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from openruntime_jupyter.models import TaskChange, TaskRequest
+from openruntime_jupyter.server.base import suited
+from openruntime_jupyter.server.handlers_arrays import ArrayHandler
+from openruntime_jupyter.server.handlers_tasks import TasksHandler
+from openruntime_jupyter.server.websocket import EventsSocket
 from tests.server.conftest import error_of
 from tests.support import Server
 
@@ -252,3 +257,39 @@ def test_where_the_first_line_is_wrong_the_end_of_the_connection_is_told(standal
     response = standalone.request(verb, path)
     refused(response)
     assert response.headers["Connection"] == "close"
+
+
+@pytest.mark.parametrize("more", [0, 100_000], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "in chunks"])
+def test_a_body_is_read_the_same_however_it_comes(standalone: Server, more: int, chunked: bool) -> None:
+    body = json.dumps({"operation": "compute", "parameters": {"expression": "sum(a)", "inputs": {"a": [1, 2]}}}).encode() + b" " * more
+    content = iter([body[:20], body[20:]]) if chunked else body
+    answer = standalone.request("POST", "/tasks", content=content, headers={"Content-Type": "application/json"})
+    assert answer.json()["result"]["output"]["value"] == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "limited", "pieces"),
+    [
+        ({}, False, False),
+        ({"Content-Length": "0"}, False, False),
+        ({"Content-Length": "65536", "Content-Type": "application/json"}, False, False),
+        ({"Content-Length": "65537", "Content-Type": "application/json"}, False, True),
+        ({"Content-Length": "2, 2", "Content-Type": "application/json"}, False, True),
+        ({"Transfer-Encoding": "chunked", "Content-Type": "application/json"}, False, True),
+        ({"Content-Length": "10", "Content-Type": "multipart/form-data; boundary=x"}, False, True),
+        ({"Content-Length": "10", "Content-Type": "application/x-www-form-urlencoded"}, False, True),
+        ({}, True, True),
+    ],
+)
+def test_what_may_be_large_or_counts_before_its_end_comes_in_pieces(headers: dict[str, str], limited: bool, pieces: bool) -> None:
+    request = HTTPServerRequest(
+        headers=HTTPHeaders({"Host": "localhost", **headers}),
+        connection=HTTPConnection(),
+        start_line=RequestStartLine("POST", "/tasks", "HTTP/1.1"),
+    )
+    chosen = suited(TasksHandler, request, limited)
+    assert issubclass(chosen, TasksHandler)
+    assert (chosen is not TasksHandler) is pieces
+    assert suited(ArrayHandler, request, limited) is not ArrayHandler, "it stores the pieces as they come"
+    assert suited(EventsSocket, request, limited) is EventsSocket
