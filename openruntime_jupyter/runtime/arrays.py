@@ -249,6 +249,8 @@ class ArrayStore:
     def lease(self, array_ids: Iterable[str], task_id: str) -> None:
         """Keep these until `release`; raises `InvalidRequest` that names the ones that are not there, and keeps none then."""
         wanted = list(dict.fromkeys(array_ids))
+        if not wanted:
+            return
         missing = [array_id for array_id in wanted if self.known(array_id) is None]
         if missing:
             raise InvalidRequest.of(

@@ -25,7 +25,7 @@ _FIELDS = set(Task.model_fields)
 
 
 class TaskNews(NamedTuple):
-    """What an event says of a task. `told` makes the words of it, which most events are never asked for."""
+    """What an event says of a task. `data` makes the words of it, which most events are never asked for."""
 
     task_id: str
     status: TaskState
@@ -40,7 +40,7 @@ class TaskNews(NamedTuple):
     cancel_stage: str | None
     changed: float
 
-    def told(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """As a message's `data`."""
         said = self._asdict()
         said["status"] = self.status.value
@@ -157,7 +157,7 @@ class Entry:
             return self.snapshot(parameters)
         if self._last is None:
             self._last = self.snapshot(live=False)
-        return self._last if parameters else self._last.model_copy(update={"parameters": None})
+        return self._last if parameters else _record({**self._last.__dict__, "parameters": None})
 
     def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
         """This task's record now; `live` adds position and estimate, which only make sense while it waits."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 
@@ -26,7 +26,16 @@ QUEUE_BYTES = 16_000_000
 """Bytes of output, as JSON, that a reader may be behind: one picture can be as large as a thousand states."""
 
 Data = dict[str, Any]
-Describe = Callable[[], "Data | Callable[[], Data] | None"]
+
+
+class Told(Protocol):
+    """What a message says, before it is put into words."""
+
+    def data(self) -> Data:
+        """The message's `data`."""
+
+
+Describe = Callable[[], "Data | Told | None"]
 
 TOPICS = ("task_update", "metrics", "task_progress", "task_output", "ai_token")
 
@@ -37,14 +46,14 @@ class Event:
 
     id: int
     topic: str
-    told: Data | Callable[[], Data]
+    told: Data | Told
     _encoded: str | None = field(default=None, repr=False)
 
     @property
     def body(self) -> Data:
         """What goes over the wire, without the `id`."""
         if not isinstance(self.told, dict):
-            self.told = {"type": self.topic, "data": self.told()}
+            self.told = {"type": self.topic, "data": self.told.data()}
         return self.told
 
     @property
@@ -64,15 +73,16 @@ class Subscription:
     """One reader's queue. Iterate it; it ends when it is closed, or when it `overflowed`.
 
     A reader that does not read has its metrics coalesced to the newest, and past the bound it is cut off: nobody waits for it
-    and it costs a bounded amount of memory.
+    and it costs a bounded amount of memory. One that is in no hurry is woken at most every `gather` seconds, for all that came meanwhile.
     """
 
-    def __init__(self, bus: EventBus, topics: Iterable[str], bound: int = QUEUE_EVENTS) -> None:
+    def __init__(self, bus: EventBus, topics: Iterable[str], bound: int = QUEUE_EVENTS, gather: float = 0.0) -> None:
         self.topics = set(topics)
         self.overflowed = False
         self.closed = False
         self._bus = bus
         self._bound = bound
+        self._gather = gather
         self._queue: deque[Event] = deque()
         self._bytes = 0
         self._metrics: Event | None = None
@@ -118,6 +128,8 @@ class Subscription:
             self._ready.clear()
             if not self._queue and self._metrics is None:
                 await self._ready.wait()
+                if self._gather and not self.closed:
+                    await asyncio.sleep(self._gather)
 
 
 class EventBus:
@@ -133,7 +145,7 @@ class EventBus:
         self._timer: asyncio.TimerHandle | None = None
         self.on_watch: Callable[[], None] | None = None
 
-    def publish(self, topic: str, told: Data | Callable[[], Data], *, replay: bool = False) -> None:
+    def publish(self, topic: str, told: Data | Told, *, replay: bool = False) -> None:
         """Give every subscriber of `topic` this message, told as an `Event` is; with `replay`, keep it for those who come back."""
         self._last += 1
         event = Event(self._last, topic, told)
@@ -168,10 +180,10 @@ class EventBus:
             self.publish("task_update", {"type": "task_update", "data": data} if isinstance(data, dict) else data, replay=True)
 
     def subscribe(
-        self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS
+        self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS, gather: float = 0.0
     ) -> tuple[Subscription, bool]:
         """A new reader, and whether events after `since` are lost to it; the kept ones are queued for it already."""
-        subscription = Subscription(self, topics, bound + REPLAY_EVENTS if since is not None else bound)
+        subscription = Subscription(self, topics, bound + REPLAY_EVENTS if since is not None else bound, gather)
         gap = False
         if since is not None:
             gap = since < self._first_kept - 1 or since > self._last

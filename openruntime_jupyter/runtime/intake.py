@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from weakref import WeakValueDictionary
 
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, StorageUnavailable, Unavailable
@@ -175,7 +174,7 @@ class Intake:
         self._sequence += 1
         now = time.monotonic()
         prompt = checked.operation.answers_prompts
-        entry = Entry(
+        return Entry(
             task_id=task_id or make_id("ai_task" if prompt else "task"),
             operation=request.operation,
             parameters=checked.parameters,
@@ -201,8 +200,6 @@ class Intake:
             model=checked.model,
             tokens=TokenLog() if prompt else None,
         )
-        entry.output.changed = partial(self._recorder.output_changed, entry)
-        return entry
 
     def inherit(self, task: Task, request: TaskRequest, checked: Checked, lane: Lane) -> None:
         """Queue what a dead runtime left, where its age and its attempts put it; raises `ArrayNotFound`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from openruntime_jupyter.models import OutputItem, TaskOutput
@@ -14,10 +13,6 @@ DISPLAY_FACTOR = 10
 """Rich output may be that many times as large as text: a picture is."""
 
 
-def _nothing() -> None:
-    """Nobody has to know."""
-
-
 class OutputBuffer:
     """Grows by `print` and `display`; `read(since)` gives what came after a cursor.
 
@@ -25,11 +20,9 @@ class OutputBuffer:
     read, and an item does not change once it was read.
     """
 
-    def __init__(self, cap: int, changed: Callable[[], None] = _nothing) -> None:
+    def __init__(self, cap: int) -> None:
         self.items: list[OutputItem] = []
         self.truncated = False
-        self.changed = changed
-        """Called at each change, until the end."""
         self._cap = cap
         self._open: list[str] = []
         self._open_name: Stream | None = None
@@ -58,7 +51,6 @@ class OutputBuffer:
             text = text[room:]
         if text:
             self._leave_out(name, text)
-        self.changed()
 
     def _leave_out(self, name: Stream, text: str) -> None:
         if not self.truncated:
@@ -85,7 +77,6 @@ class OutputBuffer:
             self._say(f"[a rich output of {size:,} bytes was left out: a task may show {self._cap * DISPLAY_FACTOR:,}]\n")
         else:
             self.items.append(OutputItem.model_construct(output_type=item["output_type"], data=item["data"], metadata=item["metadata"]))
-        self.changed()
 
     def _seal(self) -> None:
         if self._open:
@@ -98,8 +89,6 @@ class OutputBuffer:
         if self._finished:
             return
         self._finished = True
-        # It leads back here: without it, memory is free as soon as nobody looks any more.
-        self.changed = _nothing
         self._seal()
         if self._left_out:
             skipped = self._left_out - len(self._tail)

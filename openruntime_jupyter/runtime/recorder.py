@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from functools import partial
 
 from openruntime_jupyter.engines.base import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
-from openruntime_jupyter.models import Task
-from openruntime_jupyter.runtime.entry import NEWS, Entry
-from openruntime_jupyter.runtime.events import Data, EventBus
+from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.runtime.entry import NEWS, Entry, TaskNews
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tally import Tally
@@ -69,13 +69,7 @@ class Recorder:
     def announce(self, entry: Entry) -> None:
         """Tell of its state."""
         self._tally.changed(entry)
-        state = entry.state
-
-        def news() -> Callable[[], Data] | None:
-            # It may have become another that is not on disk yet: that is told once it is.
-            return entry.news_item().told if entry.state is state else None
-
-        self._bus.task_update(entry.task_id, news, state.terminal)
+        self._bus.task_update(entry.task_id, partial(_news, entry, entry.state), entry.state.terminal)
 
     def tell_of(self, task: Task) -> None:
         """Tell of the end of a task that never waited in a lane here."""
@@ -133,6 +127,8 @@ class Recorder:
 
     def output_changed(self, entry: Entry) -> None:
         """It printed or showed something; told of at most ten times a second."""
+        if entry.state.terminal:  # it was told as a whole
+            return
         self._dirty.add(entry)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(OUTPUT_INTERVAL, self._tell_output)
@@ -178,3 +174,8 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
             self._tell_output()
+
+
+def _news(entry: Entry, state: TaskState) -> TaskNews | None:
+    """What is told of that state; None once it has another, which may not be on disk yet, and is told when it is."""
+    return entry.news_item() if entry.state is state else None

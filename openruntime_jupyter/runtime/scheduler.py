@@ -303,6 +303,7 @@ class Scheduler:
 
     async def _again(self, entry: Entry, outcome: Died) -> None:
         entry.output.print("stderr", f"\n[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
+        self._news.output_changed(entry)
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         if entry.tokens is not None:
             entry.tokens.restart()

@@ -17,6 +17,9 @@ from openruntime_jupyter.runtime.tokens import TokenPiece
 class News(Protocol):
     """Hears what running tasks say."""
 
+    def output_changed(self, entry: Entry) -> None:
+        """It printed or showed something."""
+
     def progressed(self, entry: Entry) -> None:
         """It said how far it is."""
 
@@ -64,10 +67,12 @@ class Watcher:
     def printed(self, stream: Stream, text: str) -> None:
         """Keep it in order."""
         self._entry.output.print(stream, text)
+        self._news.output_changed(self._entry)
 
     def displayed(self, item: dict[str, Any]) -> None:
         """Keep it in order."""
         self._entry.output.display(item)
+        self._news.output_changed(self._entry)
 
     def generated(self, text: str) -> None:
         """Tell it at once, and keep it as output, which outlives the runtime."""
@@ -75,3 +80,4 @@ class Watcher:
         if entry.tokens is not None:
             self._news.generated(entry, entry.tokens.add(text))
         entry.output.print("stdout", text)
+        self._news.output_changed(entry)

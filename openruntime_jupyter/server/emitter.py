@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SCHEMA = Path(__file__).with_name("events") / "task.v1.json"
 BOUND = 100_000
 """States that may wait for the log to be written."""
+GATHER_SECONDS = 0.05
+"""Whoever waits for a task's end is answered first: nobody waits for these."""
 FINAL = ("completed", "failed", "cancelled", "timed_out", "interrupted")
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class TaskEvents:
         """Emit until the bus closes."""
         since: int | None = None
         while True:
-            subscription, gap = bus.subscribe(("task_update",), since, BOUND)
+            subscription, gap = bus.subscribe(("task_update",), since, BOUND, GATHER_SECONDS)
             if gap:
                 log.warning("Tasks change faster than their events can be written: some were left out")
             try:

@@ -152,7 +152,7 @@ class Runner:
 
     def _answer(self, result: Result, figures: dict[str, Any], body: dict[str, Any]) -> BaseException | None:
         try:
-            output = as_json(result.output)
+            output = as_json(result.output) if result.output else b"{}"
         except (TypeError, ValueError) as problem:
             return TypeError(f"the operation {body['operation']} returned what JSON can't hold: {problem}")
         if len(output) > MAX_OUTPUT_JSON:

@@ -4,6 +4,8 @@ import asyncio
 import json
 from functools import partial
 
+import pytest
+
 from openruntime_jupyter.runtime.events import COALESCE_SECONDS, REPLAY_EVENTS, EventBus
 from tests.runtimes import live
 
@@ -24,6 +26,37 @@ def test_updates_of_one_task_are_coalesced_and_the_terminal_one_comes_at_once() 
         subscription.close()
         heard = [(event.body["data"]["task_id"], event.body["data"]["status"]) async for event in subscription]
         assert heard == [("task_1", "completed"), ("task_2", "running")]
+
+    live(body())
+
+
+def test_who_is_in_no_hurry_is_woken_once_for_all_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        pause, over, asked = asyncio.sleep, asyncio.Event(), []
+
+        async def sleep(seconds: float) -> None:
+            asked.append(seconds)
+            await over.wait()
+
+        monkeypatch.setattr("openruntime_jupyter.runtime.events.asyncio.sleep", sleep)
+        bus = EventBus()
+        subscription, _ = bus.subscribe(gather=0.5)
+        heard: list[int] = []
+
+        async def read() -> None:
+            async for event in subscription:
+                heard.append(event.body["number"])  # noqa: PERF401 - each as it comes
+
+        reading = asyncio.create_task(read())
+        for number in range(3):
+            await pause(0)
+            await pause(0)
+            bus.publish("task_update", {"number": number})
+        assert (heard, asked) == ([], [0.5])
+        over.set()
+        subscription.close()
+        await reading
+        assert (heard, asked) == ([0, 1, 2], [0.5])
 
     live(body())
 

@@ -96,7 +96,7 @@ def test_one_tasks_output_is_not_anothers(tmp_path: Path) -> None:
 
 
 def test_a_flood_is_capped_the_cap_is_said_and_its_end_is_kept() -> None:
-    buffer = OutputBuffer(10_000, lambda: None)
+    buffer = OutputBuffer(10_000)
     for number in range(100_000):
         buffer.print("stdout", f"line {number}\n")
     buffer.finish()
@@ -110,7 +110,7 @@ def test_a_flood_is_capped_the_cap_is_said_and_its_end_is_kept() -> None:
 
 
 def test_a_picture_too_large_for_the_record_is_left_out_and_that_is_said() -> None:
-    buffer = OutputBuffer(1000, lambda: None)
+    buffer = OutputBuffer(1000)
     for _ in range(3):
         buffer.display({"output_type": "display_data", "data": {"image/png": "x" * 4000}, "metadata": {}})
     assert [item.output_type for item in buffer.items] == ["display_data", "display_data", "stream"]
