@@ -87,10 +87,10 @@ class Notebook:
 
     async def start_all(self) -> None:
         """Run every cell; returns once the first one runs or has run."""
-        for _ in range(3):
+        for seconds in (10, 20, 40, 80):
             try:
                 await self.menu("Run", "Run All Cells")
-                await self.page.wait_for_function(STARTED, timeout=10_000)
+                await self.page.wait_for_function(STARTED, timeout=1000 * seconds)
                 return
             except TookTooLong:  # Lab loses one that comes while the connection to the kernel is made, and empties the prompts
                 continue
