@@ -8,8 +8,8 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 NOTEBOOKS ?=
 TEST_MODELS := $(VENV)/models
-# Tests wait for processes most of the time, so three keep two cores busy. Which run together, and when, tests/conftest.py says.
-PARALLEL ?= -n 3 --no-loadscope-reorder
+# Tests wait for processes most of the time, so four keep two cores busy. Which run together, and when, tests/conftest.py says.
+PARALLEL ?= -n 4 --no-loadscope-reorder
 
 # What MLX computes with. Never both: mlx-cpu and mlx-cuda-12 install the same file.
 ifeq ($(shell uname -s),Darwin)
