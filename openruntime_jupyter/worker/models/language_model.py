@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -189,12 +190,16 @@ class LanguageModel:
         self._pace.took(tokens, len(step), time.perf_counter() - started)
         return first + len(step)
 
+    @cached_property
+    def _vocabulary(self) -> int:
+        # Before 0.32 mlx-lm's tokenizers have no length; to make the dictionary takes 30 ms.
+        return len(self.tokenizer.get_vocab())
+
     def _sampling(self, tokens: list[int], wishes: Wishes) -> dict[str, Any]:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
         sampling = dict(wishes.sampling)
-        # Before 0.32, mlx-lm's tokenizers have no length.
-        if "top_k" in sampling and sampling["top_k"] >= len(self.tokenizer.get_vocab()):  # no restriction; mlx-lm refuses it
+        if "top_k" in sampling and sampling["top_k"] >= self._vocabulary:  # no restriction; mlx-lm refuses it
             del sampling["top_k"]
         chosen: dict[str, Any] = {"sampler": make_sampler(**sampling)} if sampling else {}
         if wishes.repetition_penalty is not None:
