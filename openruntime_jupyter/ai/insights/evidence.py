@@ -22,8 +22,8 @@ POINTS: dict[Timeframe, int] = {"5m": 30, "15m": 90, "1h": 360, "6h": 720, "24h"
 """Values that are looked at: never finer than the 10 seconds between samples that nobody watches."""
 LEAST_POINTS = 20
 """Values without which nothing is said of peaks and trends."""
-EARLIER = 1.5
-"""Timeframes that are looked at before the timeframe, for whether what rises swings."""
+EARLIER: dict[Timeframe, float] = {"5m": 1.5, "15m": 1.5, "1h": 1.5, "6h": 4.0, "24h": 1.5, "7d": 0.0}
+"""Timeframes that are looked at before the timeframe, for whether what rises swings: a day where it may rise all the morning."""
 EARLIER_POINTS = 150
 MOST_OPERATIONS = 8
 MOST_COMPARED = 200
@@ -135,8 +135,8 @@ async def gather(history: History, timeframe: Timeframe, now: float, place: Plac
     begin = now - span
     columns = Columns(await history.metrics(begin, now, POINTS[timeframe], None, now, sampled_only=True))
     earlier = None
-    if timeframe != "7d":
-        earlier = Columns(await history.metrics(begin - EARLIER * span, begin, EARLIER_POINTS, None, now, sampled_only=True))
+    if EARLIER[timeframe]:
+        earlier = Columns(await history.metrics(begin - EARLIER[timeframe] * span, begin, EARLIER_POINTS, None, now, sampled_only=True))
     ended = await history.look(partial(questions.ended, begin=begin, end=now))
     running = await history.look(questions.running)
     often = Counter(task.operation for task in ended.tasks if task.state == "completed").most_common(MOST_OPERATIONS)

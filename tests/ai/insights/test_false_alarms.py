@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from openruntime_jupyter.ai.insights.evidence import EARLIER
 from openruntime_jupyter.models import Timeframe
-from tests.ai.insights.synthetic import Story, look, ordinary
+from tests.ai.insights.synthetic import DAY, Story, look, ordinary
 from tests.runtimes import live
 
 SEEDS = 2
@@ -43,7 +45,7 @@ def wandering(story: Story) -> None:
 
 
 def daily(story: Story) -> None:
-    story.spans = 1.0 if story.timeframe == "7d" else 2.5
+    story.spans = 1.0 + EARLIER[story.timeframe]
     story.courses |= {
         "memory_usage": story.daily(40, 15, 1),
         "cpu_utilization": story.daily(40, 30, 5),
@@ -70,3 +72,13 @@ def test_nothing_wrong_is_told_as_nothing_wrong(tmp_path: Path, course: Callable
             assert not [text for text in alarms if course is not failing_now_and_then or "did not complete" not in text]
         if course is not failing_now_and_then:
             assert "nothing" in {draft.kind for draft in found[0]}
+
+
+def test_what_rises_all_morning_as_it_did_yesterday_is_not_said_to_go_on(tmp_path: Path) -> None:
+    now = time.time()
+    story = ordinary(Story("6h", now, spans=1.0 + EARLIER["6h"]))
+    story.courses["memory_usage"] = lambda at: 40 + 15 * math.sin(2 * math.pi * (at - now) / DAY + 1.0) + story.dice.gauss(0, 1)
+    _, [drafts] = live(look(story, tmp_path, "memory"))
+    [rise] = [draft for draft in drafts if draft.kind == "trend"]
+    assert rise.severity == "info"
+    assert "before that, too" in rise.text
