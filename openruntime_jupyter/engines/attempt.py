@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
+import time
 from typing import Any, Literal
 
 from openruntime_jupyter.engines.base import (
@@ -27,9 +28,6 @@ from openruntime_jupyter.worker.bodies import dumps
 from openruntime_jupyter.worker.frames import Kind
 
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
-
-HEARING_SECONDS = 1.0
-"""After how long, and then how often, it is looked whether a worker has taken the task that it was given."""
 
 STAGE_OF = {int(number): stage for stage, number in NEXT_STAGE.values()}
 """Which stage a signal that ended a worker belongs to."""
@@ -57,7 +55,7 @@ class Attempt:
         self._reason: StopReason | None = None
         self._stage = Stage.QUEUE
         self._timer: asyncio.TimerHandle | None = None
-        self._hearing: asyncio.TimerHandle | None = None
+        self._given = 0.0
         self._heard = False
 
     def begin(self, worker: WorkerProcess, parameters_file: str | None, payload_file: str) -> None:
@@ -86,26 +84,28 @@ class Attempt:
             encoded = dumps(body)[:-1] + b',"parameters":' + job.parameters + b"}"
         self._observer.started(worker.name)  # first, so that no task is told to have run shorter than it did
         worker.send(Kind.RUN, encoded)
-        self._hearing = self._loop.call_later(HEARING_SECONDS, self._look)
+        self._given = time.monotonic()
 
-    def _look(self) -> None:
+    def unheard(self, seconds: float) -> bool:
+        """Whether the worker was given the job that long ago, and it is not known yet that it has taken it."""
+        return self.worker is not None and not self._heard and self._reason is None and time.monotonic() - self._given >= seconds
+
+    def look(self) -> None:
         """End a worker that was stopped before it had the task, which would wait for it for ever; one that is only slow has its time."""
         worker = self.worker
-        if worker is None or self.outcome.done() or self._reason is not None or self._heard:
-            return
+        assert worker is not None
         unread = worker.unread
         if unread is not False and worker.stopped:
             self.never_begun = bool(unread)
             worker.killed_by_us = "something had stopped it (SIGSTOP, or a debugger)"
             worker.signal_group(signal.SIGKILL)
-        elif unread:
-            self._hearing = self._loop.call_later(HEARING_SECONDS, self._look)
+        elif not unread:
+            self._heard = True
 
     def release(self) -> None:
         """Stop hearing the worker; called once the outcome is known."""
-        for timer in (self._timer, self._hearing):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self.worker is not None:
             self.worker.stdout.finish_text()
             self.worker.stderr.finish_text()

@@ -39,6 +39,9 @@ from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 
 log = logging.getLogger(__name__)
 
+HEARING_SECONDS = 1.0
+"""How often it is looked whether the workers have taken the jobs that they were given as long ago as that."""
+
 
 class ArrayFiles(Protocol):
     """Where arrays lie on this machine."""
@@ -82,6 +85,7 @@ class LocalEngine:
         self._residents = Residents(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
+        self._hearing: asyncio.TimerHandle | None = None
 
     # Life
 
@@ -100,8 +104,9 @@ class LocalEngine:
         watchdog last, since it watches until then.
         """
         self._stopping = True
-        if self._reaper is not None:
-            self._reaper.cancel()
+        for timer in (self._reaper, self._hearing):
+            if timer is not None:
+                timer.cancel()
         for pool in self._pools.values():
             pool.close()
         self._residents.close()
@@ -183,6 +188,8 @@ class LocalEngine:
             return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
         attempt = Attempt(job, observer, self._options.cancel_grace)
         self._attempts[job.task_id] = attempt
+        if self._hearing is None:
+            self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts)
         pool = self._pool(job.lane, job.interpreter or self._options.interpreter)
         if job.model is None:  # what a model needs takes long to import, and most workers never need it
             pool.used.add(job.operation)
@@ -201,6 +208,13 @@ class LocalEngine:
             return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False)
         finally:
             del self._attempts[job.task_id]
+
+    def _look_at_attempts(self) -> None:
+        for attempt in tuple(self._attempts.values()):
+            if attempt.unheard(HEARING_SECONDS):
+                attempt.look()
+        # One timer for all: most attempts are over long before it.
+        self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts) if self._attempts else None
 
     async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
         """A worker that starts for this attempt; None if the attempt was stopped before it was there."""

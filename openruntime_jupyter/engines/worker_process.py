@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any, Literal, Protocol
 import psutil
 
 from openruntime_jupyter.engines.output_pipe import OutputPipe
+from openruntime_jupyter.engines.unstarted import install_command, missing_package, not_started
 from openruntime_jupyter.errors import EngineError, InterpreterError
 from openruntime_jupyter.worker.bodies import loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
@@ -36,16 +36,6 @@ REAP_POLL = 0.05
 """Seconds between looks at a child where the system has no pidfd."""
 
 TAIL_CHARACTERS = 2000
-
-NO_INTERPRETER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP, errno.ENAMETOOLONG)
-FEWER_FILES = "Raise the limit of open files (`ulimit -n`) of whatever hosts the runtime, or close what holds them"
-SHORTAGE = {
-    errno.EMFILE: FEWER_FILES,
-    errno.ENFILE: FEWER_FILES,
-    errno.ENOMEM: "Close what holds the memory, and try again",
-    errno.EAGAIN: "End other processes of this user, or raise their limit (`ulimit -u`)",
-}
-CHECK = "See what the system says of it, and try again"
 
 
 class Listener(Protocol):
@@ -211,8 +201,9 @@ class WorkerProcess:
                 self.stdout.drain()
                 self.stderr.drain()
             self.listener.frame(kind, body, payload)
-            self.stdout.go_on()
-            self.stderr.go_on()
+            if kind is Kind.DISPLAY:
+                self.stdout.go_on()
+                self.stderr.go_on()
 
     def _printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         if self.listener is not None:
@@ -374,27 +365,3 @@ def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int
     ours.callback(os.close, reading)
     theirs.callback(os.close, writing)
     return reading, writing
-
-
-def not_started(interpreter: str, problem: OSError) -> EngineError:
-    """Tell why a worker could not be started, and what to do."""
-    if problem.errno in NO_INTERPRETER:
-        return InterpreterError(
-            f"The interpreter {interpreter} can't be started: {problem.strerror}. Give the path of a Python that exists on this machine."
-        )
-    return EngineError(f"A worker of {interpreter} can't be started: {problem.strerror}. {SHORTAGE.get(problem.errno or 0, CHECK)}")
-
-
-def install_command(interpreter: str) -> str:
-    """What brings this package to that interpreter, in this version."""
-    from openruntime_jupyter import __version__
-
-    return f"{interpreter} -m pip install openruntime-jupyter=={__version__}"
-
-
-def missing_package(interpreter: str) -> str:
-    """Tell whose environment lacks what, and the command that mends it."""
-    return (
-        f"The environment of {interpreter} has no openruntime_jupyter, so it can't run tasks. "
-        f"Install it there: {install_command(interpreter)}"
-    )

@@ -19,7 +19,7 @@ class Params(Parameters):
     """A function and its arguments."""
 
     pickled: str = Field("", description="base64 of `cloudpickle.dumps((function, args, kwargs))`; empty calls nothing and gives None.")
-    arrays: list[ArrayRef] = Field([], description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
+    arrays: list[ArrayRef] = Field(default_factory=list, description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     world: World | None = None
     isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
 

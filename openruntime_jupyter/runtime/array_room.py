@@ -42,6 +42,8 @@ class ArrayRoom:
         self._records = records
         self._looked = float("-inf")
         self._rooms: list[tuple[str, int, int]] = []
+        self._all_rooms: list[tuple[str, int, int]] = []
+        """What `places` says while there are no arrays."""
         self._dropping: set[asyncio.Task[None]] = set()
 
     @property
@@ -51,13 +53,16 @@ class ArrayRoom:
 
     def places(self) -> list[tuple[str, int, int]]:
         """Folders for results, the best first: the bytes that may be written there now, and those without giving back free blocks."""
-        left = self.quota
-        if self._records:
-            left += sum(record.size for record in self._evictable(0.0)) - self.used
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
             self._looked = now
             self._rooms = [(str(place.folder), place.room(self._machine), blocks.held(place.folder)) for place in self._spool.places]
+            self._all_rooms = self._within(self.quota)
+        if not self._records:
+            return self._all_rooms
+        return self._within(self.quota + sum(record.size for record in self._evictable(0.0)) - self.used)
+
+    def _within(self, left: int) -> list[tuple[str, int, int]]:
         return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
 
     async def require(self, size: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from openruntime_jupyter.engines.base import ModelUse, StopReason
 from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
+from openruntime_jupyter.runtime.assembly import assembled
 from openruntime_jupyter.runtime.finish import Finish
 from openruntime_jupyter.runtime.output import OutputBuffer
 from openruntime_jupyter.runtime.states import follow
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 
 _NO_METRICS = PerformanceMetrics()
-
-_FIELDS = set(Task.model_fields)
-"""Every record has all of them, so all share this one."""
 
 
 class TaskNews(NamedTuple):
@@ -157,7 +155,7 @@ class Entry:
             return self.snapshot(parameters)
         if self._last is None:
             self._last = self.snapshot(live=False)
-        return self._last if parameters else _record({**self._last.__dict__, "parameters": None})
+        return self._last if parameters else assembled(Task, {**self._last.__dict__, "parameters": None})
 
     def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
         """This task's record now; `live` adds position and estimate, which only make sense while it waits."""
@@ -195,7 +193,7 @@ class Entry:
             "here": True,
             "parameters": self.given if parameters else None,
         }
-        return _record(now)
+        return assembled(Task, now)
 
     def news_item(self) -> TaskNews:
         """What an event says of it now."""
@@ -213,14 +211,3 @@ class Entry:
             self.cancel_stage,
             self.changed or self.submitted,
         )
-
-
-def _record(fields: dict[str, Any]) -> Task:
-    """A record of all these fields, which are what they should be: two are made of every task, and checking takes ten times as long."""
-    task = Task.__new__(Task)
-    put = object.__setattr__
-    put(task, "__dict__", fields)
-    put(task, "__pydantic_fields_set__", _FIELDS)
-    put(task, "__pydantic_extra__", None)
-    put(task, "__pydantic_private__", None)
-    return task

@@ -32,7 +32,7 @@ class Inquiry:
         entry = self._recorder.find(task_id)
         if entry is not None:
             await entry.done.wait(timeout)
-            return await self.get(task_id, parameters)
+            return entry.record(parameters) if entry.over else await self.get(task_id, parameters)
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             task = await self.get(task_id, parameters)

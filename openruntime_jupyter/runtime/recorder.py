@@ -42,6 +42,7 @@ class Recorder:
         self._bus = bus
         self._tally = tally
         self._dirty: set[Entry] = set()
+        self._untold: list[tuple[Entry, TaskState]] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def find(self, task_id: str) -> Entry | None:
@@ -67,9 +68,20 @@ class Recorder:
         return refused
 
     def announce(self, entry: Entry) -> None:
-        """Tell of its state."""
-        self._tally.changed(entry)
-        self._bus.task_update(entry.task_id, partial(_news, entry, entry.state), entry.state.terminal)
+        """Tell of its state in the loop's next turn: whoever waits for it, and the worker that is to run it, have their part first."""
+        if not self._untold:
+            asyncio.get_running_loop().call_soon(self.tell_states)
+        self._untold.append((entry, entry.state))
+
+    def tell_states(self) -> None:
+        """Tell of all that was announced."""
+        if not self._untold:
+            return
+        untold, self._untold = self._untold, []
+        self._tally.changed(untold)
+        for entry, state in untold:
+            if entry.state is state:
+                self._bus.task_update(entry.task_id, partial(_news, entry, state), state.terminal)
 
     def tell_of(self, task: Task) -> None:
         """Tell of the end of a task that never waited in a lane here."""
@@ -171,6 +183,7 @@ class Recorder:
 
     def close(self) -> None:
         """Tell what is left."""
+        self.tell_states()
         if self._timer is not None:
             self._timer.cancel()
             self._tell_output()

@@ -342,6 +342,7 @@ class Runtime:
         return SystemMetrics(**self._figures(), uptime=uptime, timestamp=timestamp(time.time()))
 
     def _figures(self) -> dict[str, Any]:
+        self._recorder.tell_states()  # what has happened counts
         return reports.metrics(self._scheduler, self.instruments.latest, self.instruments.tally.answered)
 
     async def metrics_history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:

@@ -17,6 +17,7 @@ from openruntime_jupyter.runtime import endings
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.array_records import result_name
 from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.assembly import assembled
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.probes.meters import Meters
@@ -65,6 +66,7 @@ class Scheduler:
         self._arrays = arrays
         self._slots: list[asyncio.Task[None]] = []
         self._all: list[Lane] = []
+        self._places: dict[str, Lane] = {}
         self._has_gpu = False
         self._stopping = False
 
@@ -75,6 +77,9 @@ class Scheduler:
         for lane in lanes:
             self.lanes[lane.id] = lane
             self._open_slots(lane)
+        first = {lane.device.type: lane for lane in reversed(lanes)}
+        gpu, cpu = first.get("gpu", lanes[0]), first.get("cpu", lanes[0])
+        self._places = {"auto": gpu, "gpu": gpu, "cpu": cpu, **self.lanes}
 
     def open_remote(self, lane: Lane) -> None:
         """Begin to serve what needs no device."""
@@ -91,15 +96,11 @@ class Scheduler:
 
     def place(self, preference: str) -> Lane:
         """The lane for `auto`, `gpu`, `cpu` or a device's id; raises `UnknownDevice`. A GPU that is not there falls to the CPU."""
-        lanes = list(self.lanes.values())
-        if preference in ("auto", "gpu"):
-            return next((lane for lane in lanes if lane.device.type == "gpu"), lanes[0])
-        if preference == "cpu":
-            return next((lane for lane in lanes if lane.device.type == "cpu"), lanes[0])
-        if preference not in self.lanes:
+        lane = self._places.get(preference)
+        if lane is None:
             problem = f"there is no device {preference!r}; there are auto, gpu, cpu, {', '.join(self.lanes)}"
             raise UnknownDevice(f"device_preference: {problem}", [{"field": "device_preference", "problem": problem}])
-        return self.lanes[preference]
+        return lane
 
     @property
     def pending(self) -> int:
@@ -264,17 +265,20 @@ class Scheduler:
             arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
             entry.lane.ran(entry.execution_time)
-            entry.result = TaskResult(
-                execution_time=outcome.figures.execution_time,
-                device_used=entry.lane.id,
-                output=outcome.output,
-                payload=PayloadInfo(size=outcome.payload_size, encoding=outcome.encoding)
-                if outcome.payload is not None or outcome.payload_stored
-                else None,
-                arrays=arrays,
-            )
-            if entry.result.payload is not None:
+            payload = None
+            if outcome.payload is not None or outcome.payload_stored:
+                payload = assembled(PayloadInfo, {"size": outcome.payload_size, "encoding": outcome.encoding})
                 self._payload(entry, outcome)
+            entry.result = assembled(
+                TaskResult,
+                {
+                    "execution_time": outcome.figures.execution_time,
+                    "device_used": entry.lane.id,
+                    "output": outcome.output,
+                    "payload": payload,
+                    "arrays": arrays,
+                },
+            )
             await self._end(entry, TaskState.COMPLETED, None)
         elif isinstance(outcome, Raised):
             await self._end(entry, TaskState.FAILED, outcome.failure)
@@ -321,12 +325,15 @@ class Scheduler:
         measured = self._meters.end(entry.task_id)
         if entry.worker is not None:
             self._workforce.ran(entry.worker, ran, figures, measured)
-        entry.metrics = PerformanceMetrics(
-            execution_time_ms=round(1000 * ran, 3),
-            memory_used_mb=round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
-            gpu_utilization=measured if self._has_gpu else 0.0,
-            peak_memory_mb=round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
-            device_time_s=round((entry.metrics.device_time_s or 0.0) + ran, 6),
+        entry.metrics = assembled(
+            PerformanceMetrics,
+            {
+                "execution_time_ms": round(1000 * ran, 3),
+                "memory_used_mb": round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
+                "gpu_utilization": measured if self._has_gpu else 0.0,
+                "peak_memory_mb": round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
+                "device_time_s": round((entry.metrics.device_time_s or 0.0) + ran, 6),
+            },
         )
 
     async def _end(self, entry: Entry, state: TaskState, failure: Failure | None) -> None:
@@ -334,6 +341,8 @@ class Scheduler:
         entry.waiting_for = None
         entry.become(state)
         entry.finished = entry.changed
+        if entry.wait:  # recorded before the loop gets to who waits, since its disk is not waited for
+            entry.done.reach()
         await self._record(entry)
         self._arrays.release(entry.task_id, entry.arrays)
         if entry.tokens is not None:

@@ -33,7 +33,7 @@ class Caller:
     may_spend: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checked:
     """A request that may become a task. `needs` is in bytes, `timeout` in seconds."""
 

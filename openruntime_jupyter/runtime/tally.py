@@ -6,7 +6,7 @@ import math
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from openruntime_jupyter.models import FailureKind, TaskState
 from openruntime_jupyter.runtime.entry import Entry
@@ -125,9 +125,14 @@ class Tally:
         self._waiting: set[str] = set()
         self._wall = wall
 
-    def changed(self, entry: Entry) -> None:
-        """A task is in another state, or still in the same."""
-        task_id, state = entry.task_id, entry.state
+    def changed(self, changes: Iterable[tuple[Entry, TaskState]]) -> None:
+        """These tasks have come into these states by now, one after the other, or were in them already."""
+        for entry, state in changes:
+            self._changed(entry, state)
+        self._levels.change(len(self._running), len(self._waiting))
+
+    def _changed(self, entry: Entry, state: TaskState) -> None:
+        task_id = entry.task_id
         if state is TaskState.RUNNING:
             self._waiting.discard(task_id)
             if task_id not in self._running:
@@ -139,8 +144,7 @@ class Tally:
         else:
             self._running.discard(task_id)
             self._waiting.discard(task_id)
-            self._ended(entry)
-        self._levels.change(len(self._running), len(self._waiting))
+            self._ended(entry, state)
 
     def lost(self, task_id: str) -> None:
         """The task is another runtime's now."""
@@ -158,10 +162,10 @@ class Tally:
             self.queued.observe(waited)
             self.ledger.happened({"queue_time": waited}, self._wall())
 
-    def _ended(self, entry: Entry) -> None:
-        self.ended[entry.state.value, entry.operation] += 1
-        happened = {ENDED_AS[entry.state]: 1.0}
-        if entry.state is TaskState.COMPLETED and entry.task_id.startswith(PROMPT):
+    def _ended(self, entry: Entry, state: TaskState) -> None:
+        self.ended[state.value, entry.operation] += 1
+        happened = {ENDED_AS[state]: 1.0}
+        if state is TaskState.COMPLETED and entry.task_id.startswith(PROMPT):
             self.answered += 1
         if entry.failure is not None and entry.failure.kind in DEATHS:
             self.deaths += 1

@@ -65,6 +65,8 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self.limits = self.limits_of()
         self.waiters: Counter[str] = Counter()
         self._announcement: Announcement | None = None
+        self.known_host: str | None = None
+        """The `Host` that was last found to be a local name: what is local does not change while a server runs."""
         self._starting: asyncio.Task[Runtime] | None = None
         self._wanted = asyncio.Event()
         self._begun = False

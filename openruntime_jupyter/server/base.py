@@ -48,6 +48,7 @@ class Ours(JupyterHandler):
     refusal: str | None = None
     """Why the identity provider let nobody in, where it can say more than that."""
     is_websocket = False
+    _cookie: tuple[tuple[Any, ...], bytes | None] | None = None
     _leave: Callable[[], None] | None = None
     _left = False
 
@@ -112,12 +113,25 @@ class Ours(JupyterHandler):
 
     def check_host(self) -> bool:
         """Jupyter's, which `prepare` asks first of all; it would refuse without saying why."""
+        host = self.request.host
+        if host == self.app.known_host:
+            return True
         if not super().check_host():
             raise NotAllowed(
-                f"{self.request.host!r} is no local name: ask for localhost or 127.0.0.1, or tell the server about the name by "
+                f"{host!r} is no local name: ask for localhost or 127.0.0.1, or tell the server about the name by "
                 "ServerApp.local_hostnames or ServerApp.allow_remote_access"
             )
+        self.app.known_host = host
         return True
+
+    def get_secure_cookie(
+        self, name: str, value: str | None = None, max_age_days: float = 31, min_version: int | None = None
+    ) -> bytes | None:
+        """Tornado's, whose answer is kept: Jupyter asks twice a request for the same one, and each time its signature is reckoned."""
+        asked = (name, value, max_age_days, min_version)
+        if self._cookie is None or self._cookie[0] != asked:
+            self._cookie = asked, super().get_secure_cookie(name, value, max_age_days, min_version)
+        return self._cookie[1]
 
     async def _let_in(self, **options: Any) -> None:
         try:

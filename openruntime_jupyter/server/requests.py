@@ -121,6 +121,9 @@ class Preference:
         return "respond-async" if self.respond_async else None
 
 
+NO_PREFERENCE = Preference()
+
+
 def read_json(model: type[Model], body: bytes | bytearray, content_type: str | None, encoding: str | None = None) -> Model:
     """`body` as a `model`.
 
@@ -176,6 +179,8 @@ def read_query(model: type[Model], given: dict[str, list[str]]) -> Model:
 
 def read_preference(headers: Sequence[str]) -> Preference:
     """The `Prefer` headers. As RFC 7240 wants it, what is not understood is ignored, and of repeated ones the first counts."""
+    if not headers:
+        return NO_PREFERENCE
     found: dict[str, str] = {}
     for header in headers:
         for match in _PREFERENCE.finditer(header[:1000]):

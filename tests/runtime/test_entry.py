@@ -32,8 +32,8 @@ def test_an_event_says_of_a_task_what_its_record_says(tmp_path: Path) -> None:
             subscription, _ = runtime.bus.subscribe()
             task_id = await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller())
             record = await runtime.wait(task_id)
+            last = await anext(event.body async for event in subscription if event.body["data"]["status"] == "completed")
             subscription.close()
-            last = [event.body async for event in subscription][-1]
             assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
 
     live(body())

@@ -71,13 +71,13 @@ def test_where_nobody_can_tell_whether_it_had_begun_it_fails_and_says_why(tmp_pa
 @ON_LINUX
 def test_a_task_that_has_begun_may_be_stopped_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[bool | None] = []
-    look = attempt.Attempt._look
+    look = attempt.Attempt.look
 
     def looking(self: attempt.Attempt) -> None:
         look(self)
         looks.append(self.worker.unread if self.worker is not None else None)
 
-    monkeypatch.setattr(attempt.Attempt, "_look", looking)
+    monkeypatch.setattr(attempt.Attempt, "look", looking)
 
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:

@@ -39,6 +39,11 @@ def entry(task_id: str, state: TaskState = TaskState.PENDING, **fields: Any) -> 
     return SimpleNamespace(task_id=task_id, state=state, metrics=PerformanceMetrics(), **{**given, **fields})
 
 
+def change(counting: Tally, task: Any) -> None:
+    """It is in the state that it is in."""
+    counting.changed([(task, task.state)])
+
+
 EIGHTHS = st.integers(0, 8 * 5).map(lambda number: number / 8)
 MOVES = st.lists(
     st.tuples(EIGHTHS, st.integers(0, 4), st.sampled_from([TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED])),
@@ -59,7 +64,7 @@ def test_how_many_run_and_wait_is_known_exactly_for_every_second(moves: list[tup
         held.append((clocks.wall, clocks.wall + seconds, running, pending))
         clocks.go(seconds)
         states[task] = state
-        counting.changed(entry(f"task_{task}", state))
+        change(counting, entry(f"task_{task}", state))
     counting.settle()
     found = {start: bucket for (tier, start), bucket in counting.ledger.take().items() if tier == 1}
     for column, name in ((2, "active_tasks"), (3, "pending_tasks")):
@@ -76,11 +81,11 @@ def test_a_clock_that_is_set_while_tasks_run_loses_no_time_of_theirs() -> None:
     for jump in (-3600.0, -0.5, 0.5, 3600.0):
         clocks = Clocks()
         counting = tally(clocks)
-        counting.changed(entry("task_1", TaskState.RUNNING))
+        change(counting, entry("task_1", TaskState.RUNNING))
         clocks.go(5.0, jump)
         counting.settle()
         clocks.go(5.0)
-        counting.changed(entry("task_1", TaskState.COMPLETED))
+        change(counting, entry("task_1", TaskState.COMPLETED))
         counting.settle()
         buckets = counting.ledger.take()
         for tier in (1, 10, 60, 300):
@@ -93,7 +98,7 @@ def test_every_end_is_counted_by_state_and_operation_and_once() -> None:
     counting = tally(Clocks())
     for number, state in enumerate(state for state in TaskState if state.terminal):
         for operation in ("call", "python"):
-            counting.changed(entry(f"task_{number}_{operation}", state, operation=operation))
+            change(counting, entry(f"task_{number}_{operation}", state, operation=operation))
     assert set(counting.ended) == {(state, operation) for state in ENDED_AS for operation in ("call", "python")}
     assert set(counting.ended.values()) == {1}
     (bucket,) = (bucket for (tier, _), bucket in counting.ledger.take().items() if tier == 1)
@@ -104,17 +109,17 @@ def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last
     clocks = Clocks()
     counting = tally(clocks)
     task = entry("task_1", submitted_mono=100.0)
-    counting.changed(task)
+    change(counting, task)
     task.state, task.attempt, task.started_mono = TaskState.RUNNING, 1, 102.5
-    counting.changed(task)
-    counting.changed(task)  # told again, as after a change of priority
+    change(counting, task)
+    change(counting, task)  # told again, as after a change of priority
     task.state = TaskState.PENDING
-    counting.changed(task)  # its worker died
+    change(counting, task)  # its worker died
     assert (counting._running, counting._waiting) == (set(), {"task_1"})
     task.state, task.attempt, task.started_mono = TaskState.RUNNING, 2, 110.0
-    counting.changed(task)
+    change(counting, task)
     task.state, task.execution_time, task.metrics = TaskState.COMPLETED, 3.5, PerformanceMetrics(memory_used_mb=2.0)
-    counting.changed(task)
+    change(counting, task)
     assert (counting.queued.total, sum(counting.queued.counts)) == (2.5, 1)
     assert (counting.ran.total, sum(counting.ran.counts)) == (3.5, 1)
     (bucket,) = (bucket for (tier, _), bucket in counting.ledger.take().items() if tier == 1)
@@ -124,15 +129,15 @@ def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last
 
 def test_a_task_that_never_started_has_waited_for_no_start() -> None:
     counting = tally(Clocks())
-    counting.changed(entry("task_1"))
-    counting.changed(entry("task_1", TaskState.CANCELLED))
+    change(counting, entry("task_1"))
+    change(counting, entry("task_1", TaskState.CANCELLED))
     assert (sum(counting.queued.counts), sum(counting.ran.counts)) == (0, 0)
     assert counting.ended == {("cancelled", "call"): 1}
 
 
 def test_a_task_that_another_runtime_took_neither_waits_nor_runs_here() -> None:
     counting = tally(Clocks())
-    counting.changed(entry("task_1"))
+    change(counting, entry("task_1"))
     counting.lost("task_1")
     counting.lost("task_never_seen")
     assert (counting._running, counting._waiting, counting.ended) == (set(), set(), {})
@@ -142,7 +147,7 @@ def test_workers_that_died_under_their_task_are_counted() -> None:
     counting = tally(Clocks())
     for number, kind in enumerate(FailureKind):
         failure = Failure(kind=kind, message="it ended")
-        counting.changed(entry(f"task_{number}", TaskState.FAILED, failure=failure))
+        change(counting, entry(f"task_{number}", TaskState.FAILED, failure=failure))
     assert counting.deaths == 2, "died, and stopped for its memory"
 
 

@@ -17,7 +17,7 @@ from openruntime_jupyter.runtime.machine import Memory
 from openruntime_jupyter.runtime.tally import Tally
 from openruntime_jupyter.server.described import VERSIONS, TextType
 from openruntime_jupyter.server.prometheus import exposition
-from tests.runtime.test_tally import entry
+from tests.runtime.test_tally import change, entry
 from tests.runtimes import cell, ended, live, runtime_in, submit
 from tests.support import Server
 
@@ -70,9 +70,9 @@ def runtime() -> Iterator[Any]:
     """As much of a runtime as a scrape asks: one with a GPU, that a machine of tests has not."""
     tally = Tally(10.0)
     for number, state in enumerate((TaskState.COMPLETED, TaskState.COMPLETED, TaskState.FAILED)):
-        tally.changed(entry(f"task_{number}", state, attempt=1, execution_time=0.05 * (number + 1)))
-    tally.changed(entry("task_late", TaskState.RUNNING, attempt=1, started_mono=9.5, operation='odd "name"'))
-    tally.changed(entry("task_late", TaskState.CANCELLED, operation='odd "name"'))
+        change(tally, entry(f"task_{number}", state, attempt=1, execution_time=0.05 * (number + 1)))
+    change(tally, entry("task_late", TaskState.RUNNING, attempt=1, started_mono=9.5, operation='odd "name"'))
+    change(tally, entry("task_late", TaskState.CANCELLED, operation='odd "name"'))
     return SimpleNamespace(
         version="2.0.0",
         instruments=SimpleNamespace(tally=tally),
