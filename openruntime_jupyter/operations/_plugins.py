@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from threading import RLock
 
-from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.base import ModelParameters, Operation, Parameters
 
 GROUP = "openruntime.operations"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
@@ -94,6 +94,15 @@ def _load(point: EntryPoint) -> Operation:
         raise ValueError(f"{operation.name!r} is no name: letters, digits, '_', '.' and '-', and a letter or '_' first")
     if not (isinstance(operation.params, type) and issubclass(operation.params, Parameters)):
         raise TypeError(f"params is {operation.params!r}, no subclass of openruntime_jupyter.operations.Parameters")
+    if not isinstance(operation.summary, str):
+        raise TypeError(f"summary is {operation.summary!r}, no text")
+    for flag in ("needs_execute", "inline", "resident"):
+        if not isinstance(getattr(operation, flag), bool):
+            raise TypeError(f"{flag} is {getattr(operation, flag)!r}, neither True nor False")
+    if operation.inline:
+        raise ValueError("inline is for the runtime's own prompts: nothing would run it")
+    if operation.resident and not issubclass(operation.params, ModelParameters):
+        raise TypeError(f"resident needs params that are a subclass of ModelParameters, and {operation.params.__name__} is none")
     hooks = {"run": operation.run, "memory": operation.memory, "seconds": operation.seconds}
     wrong = [name for name, hook in hooks.items() if not callable(hook)]
     if wrong or not (operation.warm is None or callable(operation.warm)):

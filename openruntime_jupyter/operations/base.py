@@ -111,7 +111,7 @@ class Operation:
             raise invalid(problem, "parameters") from None
         except OpenRuntimeError:
             raise
-        except Exception as problem:  # a validator of another package's may raise anything, and that is no fault of the server
+        except (Exception, SystemExit) as problem:  # a validator of another package's may raise anything: no fault of the server
             raise InvalidRequest.of("parameters", f"{self.name} could not check them: {type(problem).__name__}: {problem}") from problem
 
     def bytes_needed(self, parameters: Parameters) -> int | None:
@@ -131,7 +131,7 @@ class Operation:
             problem = f"{said!r} is no estimate"
         except OpenRuntimeError:
             raise
-        except Exception as raised:  # an estimate is advice: without it the task is taken as one that says nothing
+        except (Exception, SystemExit) as raised:  # an estimate is advice: without it the task is taken as one that says nothing
             problem = f"{type(raised).__name__}: {raised}"
         log.warning("%s() of the operation %s was ignored: %s", hook, self.name, problem)
         return None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
 from tornado import web
 
+from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import JSON, Answer, described
 from openruntime_jupyter.server.identity import StandaloneIdentity
 
 
-@cache
-def _document(url: str, without_token: bool) -> dict[str, Any]:
+@lru_cache(maxsize=2)
+def _document(url: str, without_token: bool, _operations: tuple[str, ...]) -> dict[str, Any]:
+    """Made anew where operations have come or gone, which packages bring and take while a server runs."""
     from openruntime_jupyter.server.openapi import document
     from openruntime_jupyter.server.routes import ROUTES  # which names the handlers of this file
 
@@ -29,7 +31,7 @@ class AboutHandler(Handler):
         """The description of what this server serves, where it serves it."""
         provider = self.app.server.identity_provider
         local = isinstance(provider, StandaloneIdentity) and provider.allow_local and not self.settings.get("allow_remote_access")
-        return _document(self.app.url_path, local)
+        return _document(self.app.url_path, local, tuple(operations()))
 
 
 class OpenApiHandler(AboutHandler):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import model_validator
 
 from openruntime_jupyter.client.discovery import connect
 from openruntime_jupyter.errors import InvalidRequest, TaskFailed, UnknownOperation
@@ -164,8 +165,10 @@ def test_what_was_left_out_is_told_by_health_and_log_and_leaves_the_server_healt
 def test_an_operation_that_is_installed_while_the_server_runs_is_found(server: Server, target: Path, tmp_path: Path) -> None:
     code = WEATHER.replace('"weather"', '"climate"')
     assert server.request("POST", "/tasks", json={"operation": "climate"}).status_code == 422
+    assert "parameters.climate" not in server.get("/openapi.json")["components"]["schemas"]
     install(tmp_path / "late", target, "climate_operations", code, ("weather",))
     assert server.submit("climate", {"days": 3})["result"]["output"]["mean"] == 1.0
+    assert "parameters.climate" in server.get("/openapi.json")["components"]["schemas"]
 
 
 def test_an_operation_that_only_the_server_has_fails_with_what_to_do(server: Server, target: Path, tmp_path: Path) -> None:
@@ -191,8 +194,12 @@ def made(**changed: Any) -> Operation:
     return Operation(**{"name": "fine", "summary": "", "params": Parameters, "run": lambda params, context: {}, **changed})
 
 
-def exits() -> None:
+def exits() -> Any:
     raise SystemExit(3)
+
+
+def broken() -> Any:
+    raise RuntimeError("not today")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +211,10 @@ def exits() -> None:
         (lambda: made(params=dict), "no subclass of"),
         (lambda: made(run=None), "run is no function"),
         (lambda: made(warm="soon"), "warm is no function"),
+        (lambda: made(summary=None), "summary is None, no text"),
+        (lambda: made(needs_execute="never"), "needs_execute is 'never', neither True nor False"),
+        (lambda: made(inline=True), "nothing would run it"),
+        (lambda: made(resident=True), "a subclass of ModelParameters, and Parameters is none"),
     ],
 )
 def test_what_does_not_fit_is_left_out_and_what_fits_beside_it_stays(
@@ -213,6 +224,20 @@ def test_what_does_not_fit_is_left_out_and_what_fits_beside_it_stays(
     plugins = Plugins({"compute"}.__contains__)
     assert list(plugins.found) == ["fine"]
     assert reason in plugins.left_out["wrong"]
+
+
+@pytest.mark.parametrize("way_out", [exits, broken])
+def test_hooks_that_leave_or_raise_end_neither_the_server_nor_the_request(way_out: Callable[[], Any]) -> None:
+    class Checked(Parameters):
+        @model_validator(mode="after")
+        def check(self) -> Checked:
+            return way_out()
+
+    with pytest.raises(InvalidRequest, match="could not check them"):
+        made(params=Checked).validate({})
+    kind = made(memory=lambda params: way_out(), seconds=lambda params: way_out())
+    assert kind.bytes_needed(Parameters()) is None
+    assert kind.seconds_needed(Parameters()) is None
 
 
 @pytest.mark.parametrize("estimate", [float("nan"), -1, "much", float("inf")])
