@@ -19,7 +19,7 @@ def apply(function: Callable[[Any], Any], items: Sequence[Any], first: int) -> l
     for index, item in enumerate(items):
         try:
             outcomes.append((True, function(item)))
-        except Exception as problem:  # the caller's function may raise anything
+        except (Exception, SystemExit) as problem:  # the caller's function may raise anything, but what stops the task stops it
             told = describe(problem)
             print(f"Item {first + index} failed:\n{told['traceback']}", file=sys.stderr, flush=True)  # noqa: T201 - it is the task's output
             outcomes.append((False, told))

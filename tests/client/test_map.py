@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -70,6 +71,15 @@ def test_items_that_fail_are_told_by_their_places_and_spoil_no_others(client: Cl
     task = failed.failures[6].task
     assert task is not None
     assert "Item 6 failed" in client.task(task.task_id).output.stderr
+
+
+def test_an_item_that_exits_fails_alone(client: Client) -> None:
+    def exits(number: int) -> int:
+        return sys.exit("enough") if number == 1 else number
+
+    with pytest.raises(MapFailed, match="item 1: SystemExit: enough") as caught:
+        client.map(exits, range(3), chunk_size=3)
+    assert (list(caught.value.failures), caught.value.results) == ([1], [0, None, 2])
 
 
 def test_a_chunk_whose_worker_dies_fails_alone(client: Client) -> None:
