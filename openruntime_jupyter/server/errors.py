@@ -43,8 +43,10 @@ ADVICE = {
     403: "Ask whoever runs this server for that permission, or send its token as `Authorization: token <token>`",
     404: "Nothing is here: see the API reference for the routes that there are",
     405: "This route has no such method",
+    408: "No more of the body came: send it again, and without such a pause",
     413: "The body is too large: make it smaller",
     415: "Send JSON, with `Content-Type: application/json`",
+    426: "Connect with version 13 of the WebSocket protocol, which is that of RFC 6455",
 }
 """What to do about an error that tornado or Jupyter raised without saying so."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jupyter_server.auth.decorator import ws_authenticated
 from jupyter_server.base.websocket import WebSocketMixin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tornado import websocket
+from tornado import web, websocket
 
 from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.models import iso
@@ -29,6 +29,8 @@ PING_SECONDS = 30.0
 LONGEST_MESSAGE = 65_536
 """Bytes that a client may send at once."""
 
+VERSION = "13"
+"""Of the protocol: that of RFC 6455, the only one that there is."""
 GOING_AWAY = 1001
 TRY_AGAIN_LATER = 1013
 TOO_MANY_REQUESTS = 4029
@@ -109,6 +111,7 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         "Events",
         {101: Answer(description="From here on it is a WebSocket.")},
         query=SinceQuery,
+        errors={426: "A WebSocket of another version than 13."},
         extra={"x-websocket": {"client": ClientMessage.model_json_schema(), "server": SERVER_MESSAGES}},
     )
     @ws_authenticated
@@ -127,13 +130,28 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
             raise NotAllowed("You may not read openruntime: ask whoever runs this server for that permission")
         if not self.check_origin():
             raise NotAllowed(OTHER_PAGE.format(self.get_origin()))
-        if self.request.headers.get("Upgrade", "").lower() != "websocket":
-            if self._over_limit is not None:
-                raise self._over_limit
-            raise MalformedRequest("This is a WebSocket: connect to it with ws:// or wss://")
+        problem = self._no_handshake()
+        if problem is not None:
+            raise self._over_limit or problem
         self._since = self.query(SinceQuery).since
         self._runtime = await self.runtime()
         await super().get()
+
+    def _no_handshake(self) -> Exception | None:
+        """What keeps the request from being a handshake, which tornado would answer in words of its own."""
+        headers = self.request.headers
+        wanted = [name.strip().lower() for name in headers.get("Connection", "").split(",")]
+        if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in wanted:
+            return MalformedRequest("This is a WebSocket: connect to it with ws:// or wss://, and through proxies that pass Upgrade on")
+        if not headers.get("Sec-WebSocket-Key"):
+            return MalformedRequest("The header Sec-WebSocket-Key is missing: connect as a WebSocket")
+        return None if headers.get("Sec-WebSocket-Version") == VERSION else web.HTTPError(426)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """See `Ours`. A client of another version is told ours."""
+        if status_code == 426:
+            self.set_header("Sec-WebSocket-Version", VERSION)
+        super().write_error(status_code, **kwargs)
 
     def open(self, *args: Any, **kwargs: Any) -> None:
         """Greet, then tell what happens."""

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from openruntime_jupyter.models import epoch
+from tests.server.conftest import error_of
 from tests.support import STANDALONE, TOKEN, Server, running_server, slowness
 
 QUICK = {"size": 8, "iterations": 1}
@@ -171,6 +172,28 @@ def test_a_message_that_is_too_long_ends_the_connection(standalone: Server) -> N
         with pytest.raises(ConnectionClosed):
             read_until(connection, lambda told: False)
     assert standalone.get("/health")["status"] == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({"Connection": "keep-alive"}, 400),
+        ({"Upgrade": "h2c"}, 400),
+        ({"Sec-WebSocket-Key": ""}, 400),
+        ({"Sec-WebSocket-Version": ""}, 426),
+        ({"Sec-WebSocket-Version": "12"}, 426),
+    ],
+)
+def test_what_is_no_handshake_is_told_so_in_the_envelope(jupyter: Server, changed: dict[str, str], status: int) -> None:
+    handshake = {
+        "Connection": "keep-alive, Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    told = jupyter.request("GET", "/ws", headers={**handshake, **changed})
+    error_of(told, status)
+    assert told.headers.get("Sec-WebSocket-Version") == ("13" if status == 426 else None)
 
 
 class Deaf(contextlib.AbstractContextManager["Deaf"]):
