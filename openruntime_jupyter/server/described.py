@@ -88,3 +88,5 @@ IDEMPOTENCY_KEY = Parameter(
     "made the first time. The same key with another body is 422.",
     {"type": "string", "minLength": 1, "maxLength": 255},
 )
+
+KEY_IN_USE = "Another server of this user is just taking a request with this `Idempotency-Key`: send it again."

@@ -12,7 +12,7 @@ from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.slowly import slowly
 from openruntime_jupyter.server.answers import BatchAnswer, BatchItem, BatchProblem, BatchRequest, Detail
 from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, described
+from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, KEY_IN_USE, described
 from openruntime_jupyter.server.errors import problem_of
 from openruntime_jupyter.server.requests import read_key
 
@@ -27,7 +27,7 @@ EXAMPLES = {
 class BatchHandler(Handler):
     """`/tasks/batch`."""
 
-    @described("Tasks", {202: BatchAnswer}, body=BatchRequest, headers=(IDEMPOTENCY_KEY,), examples=EXAMPLES)
+    @described("Tasks", {202: BatchAnswer}, body=BatchRequest, headers=(IDEMPOTENCY_KEY,), errors={409: KEY_IN_USE}, examples=EXAMPLES)
     @web.authenticated
     @authorized
     async def post(self) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
+
 from tests.server.conftest import error_of
-from tests.support import JUPYTER, STANDALONE, TOKEN, running_server, wait_until
+from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server, wait_until
 
 
 def test_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
@@ -28,6 +31,21 @@ def test_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
         assert other.finished(task_id)["status"] == "cancelled"
         output = other.get(f"/tasks/{task_id}/output", params={"wait": "5"})
         assert (output["finished"], output["items"][0]["text"]) == (True, "hello\n")
+
+
+def test_a_batch_that_both_get_at_once_under_one_key_is_made_once(tmp_path: Path) -> None:
+    tasks = [{"operation": "compute", "parameters": {"expression": str(number)}} for number in range(600)]
+    with running_server(tmp_path, STANDALONE, token=TOKEN) as one, running_server(one.home, JUPYTER) as other:
+
+        def send(server: Server) -> httpx.Response:
+            return server.request("POST", "/tasks/batch", json={"tasks": tasks}, headers={"Idempotency-Key": "both"})
+
+        with ThreadPoolExecutor(2) as threads:
+            first = list(threads.map(send, (one, other)))
+        assert {answer.status_code for answer in first} <= {202, 409}, [answer.text[:500] for answer in first]
+        ids = {tuple(each["task"]["task_id"] for each in send(server).json()["tasks"]) for server in (one, other)}
+        assert len(ids) == 1
+        assert one.get("/tasks")["total_count"] == len(tasks)
 
 
 def test_they_take_turns_on_one_slot_and_the_end_of_one_by_kill_9_frees_the_other(tmp_path: Path) -> None:
