@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from openruntime_jupyter.values import ArrayKind
+from openruntime_jupyter.values import ArrayDtype, ArrayKind
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """UTC, ISO 8601, ending in `Z`."""
@@ -130,8 +130,8 @@ class ArrayReference(Wire):
 class ArrayRequest(Wire):
     """Room that is asked for: the body of `POST /arrays`."""
 
-    shape: list[int] = Field(description="May be empty, for a single number.", max_length=32)
-    dtype: str = Field(description="As MLX calls it.", max_length=20)
+    shape: list[Annotated[int, Field(ge=0, strict=True)]] = Field(description="May be empty, for a single number.", max_length=32)
+    dtype: ArrayDtype = Field(description="As MLX calls it.")
     kind: ArrayKind = Field("numpy", description="What it is to be where it is used.")
 
 
@@ -143,7 +143,9 @@ class ArrayInfo(ArrayReference):
     owner: str | None = None
     task_id: str | None = Field(None, description="The task whose result it is.")
     created_at: Timestamp
-    expires_at: Timestamp | None = Field(None, description="When it is deleted unless it is used before; null: never, or not while in use.")
+    expires_at: Timestamp | None = Field(
+        None, description="When it is deleted unless it is used before; null: never, or not while it is written or tasks use it."
+    )
     leases: int = Field(0, description="How many tasks that wait or run use it.")
     path: str | None = Field(None, description="Its file, for programs of the same user on the same machine.")
 

@@ -104,8 +104,8 @@ class Record:
         return now() - self.used
 
     def expires(self, seconds: float) -> float | None:
-        """When it is too old, unless it is used before, in seconds since the epoch; None for never."""
-        return time.time() + seconds - self.idle if seconds and not self.leases else None
+        """When it is too old, unless it is used before, in seconds since the epoch; None for never, and for what is not ready."""
+        return time.time() + seconds - self.idle if seconds and self.ready and not self.leases else None
 
     def expired(self, seconds: float) -> bool:
         """Whether it is too old now."""
@@ -192,9 +192,11 @@ def found(path: Path) -> Record | None:
     return Record(array_id, layout, path.parent, ready=True, exposed=True, created=state.st_ctime, used=used)
 
 
-def taken(array_id: str) -> ArrayConflict:
-    """The error for a name that somebody has used."""
-    return ArrayConflict(f"There is an array {array_id} already, and arrays do not change: delete it first, or take another name.")
+def taken(record: Record) -> ArrayConflict:
+    """The error for a name that stands for that one."""
+    if record.doomed:
+        return ArrayConflict(f"The array {record.id} was deleted, but is still in use, and keeps its name until then: take another one.")
+    return ArrayConflict(f"There is an array {record.id} already, and arrays do not change: delete it first, or take another name.")
 
 
 def no_room(size: int, problem: str | None, rooms: dict[Path, int]) -> StorageUnavailable:

@@ -95,15 +95,15 @@ class ArrayStore:
         figures where there is no room now.
         """
         array_id = check_name(name) if name is not None else make_id("arr")
-        if self._found(array_id) is not None:
-            raise taken(array_id)
+        if (known := self._found(array_id)) is not None:
+            raise taken(known)
         if layout.size > self.quota:
             raise InvalidRequest.of(
                 "array", f"{gigabytes(layout.size)}, and all arrays together may have {gigabytes(self.quota)} (array_bytes)"
             )
         await self._room.require(layout.size)
-        if array_id in self._records:
-            raise taken(array_id)
+        if (known := self._records.get(array_id)) is not None:
+            raise taken(known)
         record = self._records[array_id] = Record(array_id, layout, Path(), owner)
         try:
             await self._room.make(record)
@@ -122,7 +122,7 @@ class ArrayStore:
         if record is None:
             check_name(name)
         elif record.ready or name in self._writers or not record.made:
-            raise taken(name)
+            raise taken(record)
 
     async def place_for(self, name: str, layout: Layout, owner: str | None) -> ArrayInfo:
         """Where an array that is sent under a name goes: into the room that was taken for it, or into new room.

@@ -14,8 +14,9 @@ from tornado import iostream, web
 
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import BYTES, Answer, Parameter, described
+from openruntime_jupyter.server.accept import preferred
+from openruntime_jupyter.server.base import ENVELOPE, Handler
+from openruntime_jupyter.server.described import BYTES, JSON, Answer, Parameter, described
 from openruntime_jupyter.server.errors import envelope
 from openruntime_jupyter.server.identity import owner_of
 from openruntime_jupyter.server.uploads import Upload
@@ -30,6 +31,8 @@ BINARY = (SAFETENSORS, "application/octet-stream")
 PIECE = 1 << 20
 LET_PASS = 64 << 20
 """Bytes of a body that is read though it is refused."""
+STALLED_SECONDS = 120.0
+"""How long an upload may pause. Past that its client is taken for gone: a machine that was cut off says no goodbye."""
 HEADER_SLACK = tensorfile.MAX_HEADER + tensorfile.LENGTH
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
@@ -41,9 +44,14 @@ FILE = {SAFETENSORS: BYTES}
 DOWNLOADS = {
     200: Answer(ArrayInfo, "The file; or what is known of it, where JSON is accepted.", FILE),
     206: Answer(None, "The range.", FILE, (Parameter("Content-Range", "Which bytes they are."),)),
+    304: Answer(None, "The client has it already: its `ETag` is in `If-None-Match`."),
 }
 DOWNLOAD_ERRORS = {409: "It is not complete yet.", 416: "The file has no such range."}
-UPLOAD_ERRORS = {409: "There is one of that id already.", 422: "It is no safetensors file of one array."}
+UPLOAD_ERRORS = {
+    408: "No more of it came for two minutes.",
+    409: "There is one of that id already.",
+    422: "It is no safetensors file of one array.",
+}
 
 
 class _Telling(Handler):
@@ -82,6 +90,7 @@ class ArrayHandler(_Telling):
     """`/arrays/{id}`."""
 
     _upload: Upload | None = None
+    _patience: asyncio.TimerHandle | None = None
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Who may not send, or sends too much, is told before the first byte of the array."""
@@ -95,6 +104,15 @@ class ArrayHandler(_Telling):
             self.refuse(problem)
         if self._refused is not None and self._waits_or_sends_much():
             raise self._refused
+        self._expect_more()
+
+    def _expect_more(self) -> None:
+        """Wait for the next piece of the body, but not for ever."""
+        self._patience = asyncio.get_running_loop().call_later(STALLED_SECONDS, self.send_error, 408)
+
+    def _expect_nothing(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
 
     def _waits_or_sends_much(self) -> bool:
         """Whether to answer at once and hang up; else a client that still sends would not hear the answer, and the body is let pass."""
@@ -104,7 +122,7 @@ class ArrayHandler(_Telling):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """As everywhere; tornado hangs up on who is answered before the end of the body."""
-        if self.request.method == "PUT" and self._waits_or_sends_much():
+        if status_code == 408 or (self.request.method == "PUT" and self._waits_or_sends_much()):
             self.set_header("Connection", "close")
         super().write_error(status_code, **kwargs)
 
@@ -133,18 +151,22 @@ class ArrayHandler(_Telling):
         """A piece of the body; the next one is not read before this one is stored."""
         if self.request.method != "PUT":
             super().data_received(chunk)
-        elif self._upload is not None and self._refused is None:
+            return
+        self._expect_nothing()
+        if self._upload is not None and self._refused is None:
             try:
                 await self._upload.take(chunk)
             except Exception as problem:
                 self.refuse(problem)
                 await self._upload.abandon()
+        self._expect_more()
 
     @described("Arrays", {201: ArrayInfo}, media=dict.fromkeys(BINARY, BYTES), headers=(LEASE,), errors=UPLOAD_ERRORS)
     @web.authenticated
     @authorized
     async def put(self, array_id: str) -> None:
         """The whole array has come."""
+        self._expect_nothing()
         assert self._upload is not None
         told = await self._upload.finish()
         self.reply(self.telling((await self.runtime()).arrays, told), 201)
@@ -160,6 +182,7 @@ class ArrayHandler(_Telling):
         self._leave_nothing()
 
     def _leave_nothing(self) -> None:
+        self._expect_nothing()
         if self._upload is not None:
             self.app.in_background(self._upload.abandon())
 
@@ -170,13 +193,18 @@ class ArrayHandler(_Telling):
         """The array as a safetensors file, or a range of that; with `Accept: application/json` what is known of it."""
         runtime = await self.runtime()
         told = await runtime.arrays.info(array_id)
-        accepted = self.request.headers.get("Accept", "")
-        if "json" in accepted and not any(kind in accepted for kind in BINARY):
+        if self._wants_words():
             self.reply(self.telling(runtime.arrays, told))
             return
         if told.state != "ready":
             raise ArrayConflict(f"The array {array_id} is not complete yet: ask again when it is")
         await self._send(told)
+
+    def _wants_words(self) -> bool:
+        """Whether JSON is liked better than the file; of what is liked alike, what is called by its name."""
+        accepted = self.request.headers.get("Accept", "")
+        named = "json" in accepted and not any(kind in accepted for kind in BINARY)
+        return preferred(accepted, (JSON, *BINARY, ENVELOPE) if named else (*BINARY, JSON, ENVELOPE)) not in BINARY
 
     async def _send(self, told: ArrayInfo) -> None:
         descriptor = await asyncio.to_thread(tensorfile.open_for_reading, str(told.path), told.id)
@@ -186,6 +214,10 @@ class ArrayHandler(_Telling):
             etag = f'"{told.id}-{state.st_mtime_ns:x}"'
             for name, value in (("Accept-Ranges", "bytes"), ("ETag", etag), ("Vary", "Accept")):
                 self.set_header(name, value)
+            if self.check_etag_header():
+                self.set_status(304)
+                self.finish()
+                return
             wanted = self._range(told.size, etag)
             if wanted is None:
                 return

@@ -356,6 +356,10 @@ def test_a_name_is_taken_once_and_can_not_reach_beyond_the_folder(tmp_path: Path
                 await store.allocate(SMALL, name="weights")
             with pytest.raises(ArrayConflict, match="complete already"):
                 await store.ready("weights")
+            store.lease(["weights"], "task_a")
+            await store.remove("weights")
+            with pytest.raises(ArrayConflict, match="was deleted, but is still in use"):
+                await store.allocate(SMALL, name="weights")
             for name in ("../x", "a/b", "", ".hidden", "arr_x", "a" * 101, "ü"):
                 with pytest.raises(InvalidRequest, match="name"):
                     await store.allocate(SMALL, name=name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from jupyter_server.serverapp import ServerApp
 
+from openruntime_jupyter.server.app import OpenRuntimeApp
 from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server
 
 BASE_URL = "/user/x/"
@@ -54,3 +57,25 @@ def error_of(response: httpx.Response, status: int) -> Any:
     assert told["timestamp"].endswith("Z")
     assert "Traceback" not in response.text
     return told
+
+
+@pytest.fixture
+def jp_server_config() -> dict[str, Any]:
+    """Of the server within this process."""
+    return {"ServerApp": {"jpserver_extensions": {"openruntime_jupyter": True}}}
+
+
+def prepared(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
+    """The extension within this process."""
+    (app,) = server.extension_manager.extension_apps["openruntime_jupyter"]
+    assert isinstance(app, OpenRuntimeApp)
+    app.data_dir = str(data_dir)
+    return app
+
+
+async def started(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
+    """The same, started."""
+    app = prepared(server, data_dir)
+    await server.extension_manager.start_all_extensions()
+    await app.ready()
+    return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
@@ -16,13 +17,15 @@ import numpy as np
 import psutil
 import pytest
 import safetensors.numpy
+from jupyter_server.serverapp import ServerApp
 
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.server import handlers_arrays
 from openruntime_jupyter.worker import arrays, blocks
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.worker.tensorfile import Layout
-from tests.server.conftest import error_of
+from tests.server.conftest import error_of, started
 from tests.support import STANDALONE, Server, running_server, wait_until
 
 SAFETENSORS = "application/vnd.safetensors"
@@ -173,6 +176,40 @@ def test_ranges_are_answered_as_they_should_be(server: Server) -> None:
     server.request("DELETE", "/arrays/ranged")
 
 
+def test_who_has_an_array_already_is_not_sent_it_again(server: Server) -> None:
+    put(server, "cached", safetensors.numpy.save({"x": np.arange(5000, dtype=np.int32)}))
+    tag = fetch(server, "cached").headers["ETag"]
+    for known in (tag, f"W/{tag}", f'"another", {tag}', "*"):
+        for method in ("GET", "HEAD"):
+            told = server.request(method, "/arrays/cached", headers={"If-None-Match": known, "Range": "bytes=0-9"})
+            assert (told.status_code, told.content, told.headers["ETag"]) == (304, b"", tag), known
+    assert fetch(server, "cached", **{"If-None-Match": '"another"'}).status_code == 200
+    server.request("DELETE", "/arrays/cached")
+    put(server, "cached", safetensors.numpy.save({"x": np.ones(5000, dtype=np.int32)}))
+    assert fetch(server, "cached", **{"If-None-Match": tag}).status_code == 200, "it is another array now"
+    server.request("DELETE", "/arrays/cached")
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", SAFETENSORS),
+        ("text/html", SAFETENSORS),
+        ("application/json", "application/json"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("application/json;q=0.1, application/vnd.safetensors", SAFETENSORS),
+        ("application/json;q=0.1, */*", SAFETENSORS),
+        ("application/json, application/octet-stream;q=0.1", "application/json"),
+        ("application/vnd.openruntime.envelope+json", "application/vnd.openruntime.envelope+json"),
+    ],
+)
+def test_what_a_client_likes_best_of_an_array_it_gets(server: Server, accept: str, kind: str) -> None:
+    put(server, "liked", GOOD)
+    told = fetch(server, "liked", Accept=accept)
+    assert (told.status_code, told.headers["Content-Type"]) == (200, kind)
+    server.request("DELETE", "/arrays/liked")
+
+
 def test_a_program_on_this_machine_fills_and_reads_the_file_itself(server: Server) -> None:
     sent = np.arange(1000, dtype=np.int64)
     answer = server.request("POST", "/arrays", json={"shape": [1000], "dtype": "int64"})
@@ -234,13 +271,14 @@ def test_bad_requests_are_told_by_what_is_wrong(server: Server) -> None:
     assert "compressed" in error_of(put(server, "x", GOOD, **{"Content-Encoding": "gzip"}), 400)["error"]
     for name in ("arr_mine", "a%20b", "..%2Fx", "x" * 101, ".x"):
         assert "name" in error_of(put(server, name, GOOD), 422)["error"]
-    for body in (
-        {"shape": [-1], "dtype": "int8"},
-        {"shape": [1], "dtype": "text"},
-        {"shape": [2**60], "dtype": "int8"},
-        {"shape": [1] * 33, "dtype": "int8"},
+    for body, field in (
+        ({"shape": [-1], "dtype": "int8"}, "shape.0"),
+        ({"shape": [True], "dtype": "int8"}, "shape.0"),
+        ({"shape": [1], "dtype": "text"}, "dtype"),
+        ({"shape": [2**60], "dtype": "int8"}, "array"),
+        ({"shape": [1] * 33, "dtype": "int8"}, "shape"),
     ):
-        error_of(server.request("POST", "/arrays", json=body), 422)
+        assert error_of(server.request("POST", "/arrays", json=body), 422)["data"]["details"][0]["field"] == field
     error_of(server.request("POST", "/arrays", json={"shape": [10**12], "dtype": "int8"}), 422)
 
 
@@ -300,11 +338,37 @@ def test_a_client_that_goes_half_way_leaves_nothing(server: Server) -> None:
         sock.sendall(request_head(server, "half", len(content), f"Authorization: token {server.token}") + content[: len(content) // 2])
         wait_until(lambda: "half" in listed(server), what="the upload to begin")
         assert listed(server)["half"]["state"] == "writing"
+        assert listed(server)["half"]["expires_at"] is None
         error_of(put(server, "half", GOOD), 409)
     wait_until(lambda: "half" not in listed(server), what="the end of what was half sent")
     assert server.get("/arrays")["total_bytes"] == before
     assert put(server, "half", GOOD).status_code == 201
     server.request("DELETE", "/arrays/half")
+
+
+@pytest.mark.usefixtures("http_server")
+async def test_an_upload_that_stalls_is_told_and_gives_its_room_back(
+    jp_serverapp: ServerApp, jp_http_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers_arrays, "STALLED_SECONDS", 0.2)
+    app = await started(jp_serverapp, tmp_path / "data")
+    runtime = await app.ready()
+    reader, writer = await asyncio.open_connection("127.0.0.1", jp_http_port)
+    head = (
+        f"PUT {app.url_path}/arrays/stalled HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: token {jp_serverapp.identity_provider.token}\r\n"
+    )
+    writer.write(f"{head}Content-Type: {SAFETENSORS}\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode() + GOOD[:-1])
+    answer = await reader.read()  # to its end: the server hangs up
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"status":"error"' in answer
+    writer.close()
+
+    async def given_back() -> None:
+        while runtime.arrays.used_bytes:
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(given_back(), 30.0)
+    await app.stop_extension()
 
 
 def test_an_array_that_is_just_being_sent_is_not_complete_because_somebody_says_so(server: Server) -> None:

@@ -20,9 +20,8 @@ from jupyter_server.serverapp import ServerApp
 from websockets.sync.client import connect
 
 from openruntime_jupyter.server import app as app_module
-from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.place import Announcement, local_url
-from tests.server.conftest import error_of
+from tests.server.conftest import error_of, prepared, started
 from tests.support import JUPYTER, Server, alive, running_server, slowness, wait_until
 
 SLEEP = {"operation": "python", "parameters": {"code": "import time\ntime.sleep(60)"}, "wait": False}
@@ -215,27 +214,6 @@ def test_the_files_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
     Announcement("http://127.0.0.1:1", "secret").to_clients(tmp_path, "token")
     assert {file.stem for file in folder.iterdir()} == {str(os.getppid()), str(os.getpid())}
     assert json.loads((folder / f"{os.getpid()}.json").read_text())["token"] == "token"
-
-
-@pytest.fixture
-def jp_server_config() -> dict[str, Any]:
-    return {"ServerApp": {"jpserver_extensions": {"openruntime_jupyter": True}}}
-
-
-def prepared(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
-    """The extension within this process."""
-    (app,) = server.extension_manager.extension_apps["openruntime_jupyter"]
-    assert isinstance(app, OpenRuntimeApp)
-    app.data_dir = str(data_dir)
-    return app
-
-
-async def started(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
-    """The same, started."""
-    app = prepared(server, data_dir)
-    await server.extension_manager.start_all_extensions()
-    await app.ready()
-    return app
 
 
 async def test_jupyter_is_told_of_tasks_when_it_asks_whether_to_shut_down(jp_serverapp: ServerApp, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable
+from openruntime_jupyter.values import ArrayDtype
 from openruntime_jupyter.worker import arrays, tensorfile
 from openruntime_jupyter.worker.tensorfile import ALIGNMENT, BadTensor, Layout
 
@@ -82,6 +83,10 @@ def test_every_mlx_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, shape
     again = arrays.as_mlx(back)
     assert (again.dtype, tuple(again.shape)) == (MLX_DTYPES[name], shape)
     assert arrays.as_numpy(again).tobytes() == array.tobytes()
+
+
+def test_what_may_be_asked_for_is_what_can_be_stored() -> None:
+    assert get_args(ArrayDtype) == tuple(tensorfile.CODES)
 
 
 def test_a_lazy_and_transposed_mlx_array_is_evaluated_and_laid_out(tmp_path: Path) -> None:
