@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ from tests.support import Server, running_server, wait_until
 LARGE = 100_000
 """float32 elements of an array that does not stay in a pickle."""
 QUOTA = 40_000_000
+NOBODY = 65_534
+"""The id of a user who owns nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +203,21 @@ def test_map_sends_arrays_outside_too(client: Client) -> None:
     assert [result[0] for result in results] == [1, 2, 3, 4]
     del results
     assert len(ids(client) - before) <= 4, "the inputs have gone"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not hasattr(os, "setresuid"), reason="only root can be somebody else for a while")
+def test_a_server_of_another_user_on_this_machine_sends_what_may_not_be_opened(server: Server) -> None:
+    backend = HttpBackend(server.url, server.token)
+    client, numbers = Client(backend), np.arange(LARGE, dtype=np.int32)
+    assert backend.local
+    client.call(np.add, numbers, 1)  # what is imported late is imported by now: not everybody may read it
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        back = client.call(np.add, numbers, 1)
+    finally:
+        os.setresuid(0, 0, 0)
+    assert np.array_equal(back, numbers + 1)
+    backend.close()
 
 
 def test_a_result_whose_file_is_gone_is_a_clear_error(client: Client) -> None:
