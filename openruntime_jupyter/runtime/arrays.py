@@ -182,7 +182,12 @@ class ArrayStore:
             raise self._unknown(record.id)
 
     async def remove(self, array_id: str) -> None:
-        """Delete the array; tasks that wait or run with it, and those who have it mapped, keep it. Raises `ArrayNotFound`."""
+        """Delete the array; tasks that wait or run with it, and those who have it mapped, keep it.
+
+        Raises `ArrayNotFound`, and `ArrayConflict` for another runtime's.
+        """
+        if self._found(array_id) is None and self._outside(array_id) is not None:
+            raise ArrayConflict(f"The array {array_id} belongs to another runtime on this machine: delete it there.")
         await self._room.drop(self._record(array_id))
 
     async def info(self, array_id: str) -> ArrayInfo:

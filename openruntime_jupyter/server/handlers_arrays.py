@@ -259,7 +259,7 @@ class ArrayHandler(_Telling):
         self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")
         return begin, end
 
-    @described("Arrays", ArrayInfo)
+    @described("Arrays", ArrayInfo, errors={409: "It is another runtime's."})
     @web.authenticated
     @authorized
     async def delete(self, array_id: str) -> None:

@@ -370,6 +370,21 @@ def test_a_name_is_taken_once_and_can_not_reach_beyond_the_folder(tmp_path: Path
     live(body())
 
 
+def test_another_runtimes_array_can_be_read_and_is_deleted_by_nobody_else(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as one, store_in(tmp_path, "rt_2") as other:
+            await put(one, np.arange(10), "weights")
+            assert other.known("weights") is not None
+            with pytest.raises(ArrayConflict, match="belongs to another runtime"):
+                await other.remove("weights")
+            assert (await other.info("weights")).shape == [10]
+            await one.remove("weights")
+            with pytest.raises(ArrayNotFound):
+                await other.remove("weights")
+
+    live(body())
+
+
 def test_a_name_is_taken_from_the_moment_somebody_asks_for_room_under_it(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
