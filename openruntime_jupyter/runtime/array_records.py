@@ -55,6 +55,8 @@ class Record:
     layout: Layout
     folder: Path
     owner: str | None = None
+    making: bool = False
+    """Its file is just being made: until that is there it can't go."""
     made: bool = False
     """Whether its file is there, for somebody to fill."""
     ready: bool = False
@@ -72,6 +74,8 @@ class Record:
     """Its path was told to somebody who may use the file without leasing it: it is never used for another array."""
     leaving: bool = False
     """Its file is just being let go of, unless somebody turns out to lease it."""
+    gone: bool = False
+    """Its file was let go of: what its name stands for now is another array."""
     leases: set[str] = field(default_factory=set)
     """The tasks that wait for it or run with it."""
     size: int = field(init=False)

@@ -114,8 +114,10 @@ class ArrayRoom:
 
     async def drop(self, record: Record, only_unused: bool = False) -> None:
         """Let go of its file as soon as nobody uses it; with `only_unused`, or leave everything as it is."""
-        # One at a time: by its name a second one might meet the next array, or a first one miss what is just being finished.
-        if record.leases or record.leaving or record.finishing:
+        # Once, and one at a time: by its name another one might meet the next array, or miss what is just being made or finished.
+        if record.gone:
+            return
+        if record.leases or record.leaving or record.finishing or record.making:
             record.doomed = record.doomed or not only_unused
             return
         path, reuse = record.path, not record.exposed and self.warm.keeps(record.folder, record.size)
@@ -128,6 +130,7 @@ class ArrayRoom:
         finally:
             record.leaving = False
         if gone:
+            record.gone = True
             if self._records.get(record.id) is record:
                 del self._records[record.id]
             await self.warm.keep_within(self.quota - self.used)
@@ -138,7 +141,7 @@ class ArrayRoom:
     async def _retry(self, record: Record) -> None:
         for pause in RETRY_SECONDS:
             await asyncio.sleep(pause)
-            if self._records.get(record.id) is not record:
+            if record.gone:
                 return
             await self.drop(record)
 
@@ -176,6 +179,7 @@ class ArrayRoom:
 
     def forget(self, record: Record) -> None:
         """Its file is gone, though nobody has let go of it here: say so, and count it no longer."""
+        record.gone = True
         if self._records.get(record.id) is record:
             del self._records[record.id]
             log.warning("The array %s is gone: somebody has removed its file %s", record.id, record.path)

@@ -104,14 +104,16 @@ class ArrayStore:
         await self._room.require(layout.size)
         if (known := self._records.get(array_id)) is not None:
             raise taken(known)
-        record = self._records[array_id] = Record(array_id, layout, Path(), owner)
+        record = self._records[array_id] = Record(array_id, layout, Path(), owner, making=True)
         try:
             await self._room.make(record)
         except BaseException:
             self._records.pop(array_id, None)
             raise
-        if self._records.get(array_id) is not record:  # deleted before it was there
-            record.path.unlink(missing_ok=True)
+        finally:
+            record.making = False
+        if record.doomed or array_id not in self._records:  # deleted, or the store closed, before it was there
+            await self._room.drop(record)
             raise self._unknown(array_id)
         record.made = True
         return self._info(record)

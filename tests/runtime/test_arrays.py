@@ -370,6 +370,44 @@ def test_a_name_is_taken_once_and_can_not_reach_beyond_the_folder(tmp_path: Path
     live(body())
 
 
+def test_who_still_has_the_old_array_of_a_name_in_mind_leaves_the_new_one_alone(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            await put(store, np.zeros(10), "weights")
+            old = store._records["weights"]
+            await store.remove("weights")
+            told = await put(store, np.ones(10), "weights")
+            await store._room.drop(old)  # as a sweep does that began before
+            store._room.forget(old)
+            assert store.known("weights") is not None
+            assert arrays.view(str(told.path), "weights").sum() == 10
+            assert store.used_bytes == told.size
+
+    live(body())
+
+
+def test_a_name_that_is_deleted_before_its_room_is_there_is_free_once_that_is_gone(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            for _ in range(20):
+                first = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
+                await asyncio.sleep(0)
+                if "weights" in store._records:
+                    await store.remove("weights")
+                again = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
+                outcomes = await asyncio.gather(first, again, return_exceptions=True)
+                assert {type(each) for each in outcomes} <= {ArrayInfo, ArrayNotFound, ArrayConflict}, outcomes
+                told = [each for each in outcomes if isinstance(each, ArrayInfo)]
+                assert len(told) <= 1
+                assert [each.id for each in store.page().arrays] == [each.id for each in told]
+                for each in told:
+                    assert Path(str(each.path)).exists()
+                    await store.remove("weights")
+            assert store.used_bytes == 0
+
+    live(body())
+
+
 def test_another_runtimes_array_can_be_read_and_is_deleted_by_nobody_else(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as one, store_in(tmp_path, "rt_2") as other:
