@@ -78,12 +78,8 @@ class TaskRequest(Wire):
     parameters: dict[str, Any] = Field(description="The operation's parameters; `{}` takes its defaults.")
     device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.", min_length=1, max_length=100)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
-    timeout: float | None = Field(
-        None, description="Seconds of running after which the task is stopped; null for no limit.", gt=0, le=31_536_000
-    )
-    retries: int = Field(
-        0, description="How often to run it again if its worker process dies; never for an error that it raised.", ge=0, le=10, strict=True
-    )
+    timeout: float | None = Field(None, description="Seconds of running after which it is stopped; null for no limit.", gt=0, le=31_536_000)
+    retries: int = Field(0, description="How often to run it again if its worker dies; never for what it raised.", ge=0, le=10, strict=True)
     name: str | None = Field(None, description="What people call it.", max_length=200)
     memory_limit: int | None = Field(
         None,
@@ -238,7 +234,9 @@ class Task(Wire):
     finished_at: Timestamp | None = Field(None, description="When it ended.")
     execution_time: float | None = Field(None, description="Seconds from start to end; while it runs, until now.")
     position: int | None = Field(None, description="1 is next; only while it waits.")
-    estimated_start: Timestamp | None = Field(None, description="From the median of recent tasks; null where nothing is known.")
+    estimated_start: Timestamp | None = Field(
+        None, description="By how long recent tasks took and what the running ones say; null where nothing is known."
+    )
     waiting_for: str | None = Field(None, description="What a waiting task waits for, where it is not only its turn.")
     progress: Progress | None = Field(None, description="How far it is, as it last told.")
     cancel_stage: str | None = Field(None, description="`queue`, `interrupt`, `terminate` or `kill`: the stage that worked.")
@@ -249,6 +247,10 @@ class Task(Wire):
     runtime: str = Field("", description="The id of the runtime that holds it.")
     here: bool = Field(True, description="false: it belongs to another runtime on this machine.")
     parameters: dict[str, Any] | None = Field(None, description="As submitted; left out of lists, and of what submitting answers.")
+
+    def __repr_args__(self) -> Any:
+        """What is not as usual, without code and results: it has to fit below a cell."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"parameters", "result", "failure"}, warnings=False).items()
 
 
 class TaskPage(Wire):

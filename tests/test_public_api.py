@@ -101,3 +101,16 @@ def test_every_wire_type_refuses_fields_that_it_does_not_know() -> None:
     wire = [kind for kind in vars(models).values() if inspect.isclass(kind) and issubclass(kind, models.Wire)]
     assert len(wire) > 10
     assert not [kind.__name__ for kind in wire if kind.model_config.get("extra") != "forbid"]
+
+
+def test_the_record_of_a_task_says_on_a_line_or_two_what_is_not_as_usual() -> None:
+    now = "2026-01-01T00:00:00.000000Z"
+    task = models.Task(
+        task_id="task_1",
+        status=models.TaskState.FAILED,
+        operation="call",
+        timestamp=now,
+        submitted_at=now,
+        parameters={"pickled": 10_000 * "x"},
+    )
+    assert repr(task) == f"Task(task_id='task_1', status='failed', operation='call', timestamp='{now}', submitted_at='{now}')"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -146,12 +146,35 @@ class Lane:
         self._durations.append(seconds)
 
     def estimate(self, entry: Entry) -> float | None:
-        """When it will probably start, in seconds since the epoch; None where nothing has run yet."""
+        """When it will probably start, in seconds since the epoch.
+
+        None where nothing has run yet, and where all slots are held by tasks of which nothing tells how long they will go on.
+        """
         position = self.position(entry)
         if position is None or not self._durations:
             return None
-        typical = statistics.median(self._durations)
-        running = sum(max(0.0, typical - (other.elapsed() or 0.0)) for other in self.running.values())
-        if position <= self.slots - len(self.running):
-            return time.time()
-        return time.time() + (running + (position - 1) * typical) / self.slots
+        known = sorted(self._durations)
+        ends = [0.0] * (self.slots - len(self.running))
+        ends += [left for other in self.running.values() if (left := _left(other, known)) is not None]
+        ahead = (position - 1) * known[len(known) // 2]
+        return None if not ends else time.time() + _level(sorted(ends), ahead)
+
+
+def _left(entry: Entry, known: list[float]) -> float | None:
+    """Seconds that a running task will probably go on: as it says itself, else by those that ran longer than it has so far."""
+    if entry.progress is not None and entry.progress.remaining is not None:
+        return entry.progress.remaining
+    elapsed = entry.elapsed() or 0.0
+    longer = bisect_right(known, elapsed)
+    return None if longer == len(known) else known[(longer + len(known)) // 2] - elapsed
+
+
+def _level(ends: list[float], ahead: float) -> float:
+    """When `ahead` seconds of work are done by slots that are free from `ends` on, in order: as water fills uneven ground."""
+    level = filled = 0.0
+    for number, end in enumerate(ends, 1):
+        if number > 1 and end >= level:
+            break
+        filled += end
+        level = (ahead + filled) / number
+    return level

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
+import pytest
+
 from openruntime_jupyter.engines.base import DeviceReport
+from openruntime_jupyter.models import Progress
 from openruntime_jupyter.runtime.entry import Entry, QueueKey
 from openruntime_jupyter.runtime.lane import Lane
 from tests.runtimes import live
@@ -48,3 +52,45 @@ def test_a_slot_that_went_away_is_not_woken_in_place_of_another() -> None:
         await asyncio.wait_for(stays, 5)
 
     live(body())
+
+
+class Running(Waiting):
+    """What a lane reads of a task that runs: it has run for `elapsed` seconds, and may say how many are `left`."""
+
+    def __init__(self, number: int, elapsed: float, left: float | None = None) -> None:
+        super().__init__(number)
+        self.progress = None if left is None else Progress(n=1, total=2, remaining=left)
+        self.elapsed = lambda: elapsed
+
+
+def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -> list[float | None]:
+    """In how many seconds each of `waiting` tasks will start."""
+    lane = make_lane(slots)
+    for seconds in ran:
+        lane.ran(seconds)
+    lane.running = {str(index): cast("Entry", each) for index, each in enumerate(running)}
+    entries = [cast("Entry", Waiting(100 + number)) for number in range(waiting)]
+    for entry in entries:
+        lane.add(entry)
+    now = time.time()
+    return [None if (start := lane.estimate(entry)) is None else start - now for entry in entries]
+
+
+def test_a_start_is_estimated_by_what_ran_before_and_by_how_long_the_running_have_run() -> None:
+    assert starts(1, [], [Running(0, 1.0)], 1) == [None]
+    assert starts(1, [600.0], [Running(0, 60.0)], 3) == [pytest.approx(seconds, abs=50) for seconds in (540, 1140, 1740)]
+    assert starts(2, [600.0], [Running(0, 0.0), Running(1, 300.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (300, 750)]
+    assert starts(2, [600.0], [Running(0, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (0, 600)]
+
+
+def test_of_a_task_that_has_outrun_all_before_nothing_is_said_unless_it_says_it_itself() -> None:
+    outrun = Running(0, 5000.0)
+    assert starts(1, [600.0], [outrun], 2) == [None, None]
+    assert starts(2, [600.0], [outrun, Running(1, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (600, 1200)]
+    assert starts(1, [600.0], [Running(0, 5000.0, left=900.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (900, 1500)]
+
+
+def test_a_slot_that_is_held_for_long_does_not_delay_what_another_one_takes() -> None:
+    """As an average over both slots would have it."""
+    said = starts(2, [600.0], [Running(0, 0.0, left=100_000.0), Running(1, 0.0, left=300.0)], 3)
+    assert said == [pytest.approx(seconds, abs=50) for seconds in (300, 900, 1500)]

@@ -145,7 +145,9 @@ def test_a_waiting_task_has_an_estimate_once_something_has_run(tmp_path: Path) -
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await cell(runtime, "import time; time.sleep(0.2)"))
-            holder = await busy(runtime)
+            # It says itself how long it will take, so that it can't outrun the one before on a slow machine.
+            holder = await cell(runtime, f"import openruntime_jupyter as o; o.progress(1, 1000)\n{HOLD}")
+            await says(runtime, holder, "holding")
             waiting = [await runtime.get(await submit(runtime, "call")) for _ in range(3)]
             starts = [epoch(task.estimated_start) for task in waiting]
             assert all(starts)
