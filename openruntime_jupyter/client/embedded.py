@@ -86,7 +86,7 @@ class EmbeddedBackend:
         try:
             wanted = TaskRequest.model_validate({**request, "wait": False})
         except ValidationError as problem:
-            raise invalid(problem) from None
+            raise invalid(problem, known=TaskRequest.model_fields) from None
 
         async def submit(runtime: Runtime) -> Task:
             task_id = await runtime.enqueue(wanted, _caller(), key)

@@ -32,7 +32,7 @@ class EmbeddedPrompts:
         try:
             wanted = AiRequest.model_validate({**request, "wait": False, "stream": False})
         except ValidationError as problem:
-            raise invalid(problem) from None
+            raise invalid(problem, known=AiRequest.model_fields) from None
 
         async def ask(service: AiService) -> AiTask:
             task_id = await service.submit(wanted, self._caller(), key)

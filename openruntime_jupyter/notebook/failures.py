@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from IPython.core.getipython import get_ipython
@@ -29,6 +31,7 @@ FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<na
 OTHERS = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+)[/\\]|^<frozen ")
 """Files that are not the user's own."""
 MOST_FRAMES = 4
+PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 def short(error: Error, line: str | None = None, above: str | None = None, card: View | None = None) -> Error:
@@ -63,9 +66,32 @@ def shortened() -> Iterator[None]:
     try:
         yield
     except OpenRuntimeError as problem:
-        if not hasattr(problem, "_render_traceback_"):
+        if "_render_traceback_" not in vars(problem):
             short(problem)
         raise
+
+
+def way_to(error: OpenRuntimeError) -> list[str]:
+    """What IPython shows of an error that came out of the client: its traceback as far as the first of our files.
+
+    The rest of the way, and the errors of other libraries that were translated, tell nobody anything who did not write them.
+    """
+    trodden: list[TracebackType] = []
+    step = error.__traceback__
+    while step is not None and not step.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        trodden.append(step)
+        step = step.tb_next
+    kept: TracebackType | None = None
+    for step in reversed(trodden):
+        kept = TracebackType(kept, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    shell: Any = get_ipython()
+    hidden = error.__suppress_context__
+    cause, error.__cause__ = error.__cause__, None
+    error.__suppress_context__ = hidden
+    try:
+        return list(shell.InteractiveTB.structured_traceback(type(error), error, kept))
+    finally:
+        error.__cause__, error.__suppress_context__ = cause, hidden
 
 
 def bad_end(task: Task, variables: Mapping[str, Any], verbose: bool, watched: bool) -> TaskError:

@@ -6,6 +6,7 @@ Loading imports little. What runs tasks takes half a second to import: that come
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,14 @@ from openruntime_jupyter.notebook.display import View
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.handle import TaskHandle
+    from openruntime_jupyter.models import Task, TaskPage
     from openruntime_jupyter.notebook.session import Session
-    from openruntime_jupyter.notebook.views import TaskCard
+    from openruntime_jupyter.notebook.views import TaskCard, TaskTable
 
 HANDLE = "openruntime_jupyter.client.handle.TaskHandle"
 REPLY = "openruntime_jupyter.client.reply.Reply"
+TASK = "openruntime_jupyter.models.Task"
+PAGE = "openruntime_jupyter.models.TaskPage"
 """By name, so that handles can be shown as soon as there are any, and nothing is imported before."""
 
 
@@ -83,12 +87,10 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     _add_matcher(shell, magics)
     shell.events.register("post_run_cell", last_failure.heard)
     formatters = _formatters(shell)
-    module, _, name = HANDLE.rpartition(".")
-    # By type, so that the client needs no HTML and no IPython.
-    formatters["text/html"].for_type_by_name(module, name, lambda handle: _card(magics.session, handle).html())
-    formatters["text/plain"].for_type_by_name(
-        module, name, lambda handle, printer, _cycle: printer.text(_card(magics.session, handle).text())
-    )
+    for kind, view in ((HANDLE, _card), (TASK, _record), (PAGE, _table)):
+        _show(formatters, kind, magics, view)
+    # IPython asks an error itself how it is shown, if it has this.
+    setattr(OpenRuntimeError, "_render_traceback_", _way_to)  # noqa: B010  no exception declares it
     module, _, name = REPLY.rpartition(".")
     formatters["text/markdown"].for_type_by_name(module, name, _markdown)
     formatters["text/plain"].for_type_by_name(module, name, lambda reply, printer, _cycle: printer.text(reply.text))
@@ -106,8 +108,10 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     matchers = shell.Completer.custom_matchers
     matchers[:] = [each for each in matchers if not _is_ours(each)]
     for mime in ("text/html", "text/plain", "text/markdown"):
-        for shown in (HANDLE, REPLY, View):
+        for shown in (HANDLE, REPLY, TASK, PAGE, View):
             _formatters(shell)[mime].pop(shown, None)
+    with suppress(AttributeError):  # it was not loaded
+        delattr(OpenRuntimeError, "_render_traceback_")
 
 
 def _add_matcher(shell: InteractiveShell, magics: OpenRuntimeMagics) -> None:
@@ -133,6 +137,13 @@ def _markdown(reply: Any) -> str:
     return inert(reply.text)
 
 
+def _show(formatters: Any, kind: str, magics: OpenRuntimeMagics, view: Callable[[Session, Any], View]) -> None:
+    """Have what is of that type, which needs no HTML and no IPython itself, shown as a view."""
+    module, _, name = kind.rpartition(".")
+    formatters["text/html"].for_type_by_name(module, name, lambda shown: view(magics.session, shown).html())
+    formatters["text/plain"].for_type_by_name(module, name, lambda shown, printer, _cycle: printer.text(view(magics.session, shown).text()))
+
+
 def _card(session: Session, handle: TaskHandle) -> TaskCard:
     from openruntime_jupyter.notebook.views import TaskCard
 
@@ -140,3 +151,28 @@ def _card(session: Session, handle: TaskHandle) -> TaskCard:
         return TaskCard(handle.task, session.devices())
     except OpenRuntimeError:  # a view must show something, also of a runtime that is gone
         return TaskCard(handle.last_seen, {})
+
+
+def _record(session: Session, task: Task) -> TaskCard:
+    from openruntime_jupyter.notebook.views import TaskCard
+
+    return TaskCard(task, _devices(session))
+
+
+def _table(session: Session, page: TaskPage) -> TaskTable:
+    from openruntime_jupyter.notebook.views import TaskTable
+
+    return TaskTable(page, _devices(session))
+
+
+def _devices(session: Session) -> Mapping[str, str]:
+    try:
+        return session.devices()
+    except OpenRuntimeError:  # as above
+        return {}
+
+
+def _way_to(error: OpenRuntimeError) -> list[str]:
+    from openruntime_jupyter.notebook.failures import way_to
+
+    return way_to(error)

@@ -79,7 +79,7 @@ class TaskCard(View):
 
     @property
     def _next(self) -> list[str]:
-        if self.task.status is TaskState.COMPLETED:
+        if self.task.status in (TaskState.COMPLETED, TaskState.FAILED):
             verbs = ["result", "output"]
         else:
             verbs = ["output"] if self.task.status.terminal else ["wait", "output", "cancel"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -14,6 +15,8 @@ from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.values import ModelSource
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from openruntime_jupyter.worker.context import TaskContext
 
 log = logging.getLogger(__name__)
@@ -108,7 +111,7 @@ class Operation:
         try:
             return self.params.model_validate(parameters)
         except ValidationError as problem:
-            raise invalid(problem, "parameters") from None
+            raise invalid(problem, "parameters", self.params.model_fields) from None
         except OpenRuntimeError:
             raise
         except (Exception, SystemExit) as problem:  # a validator of another package's may raise anything: no fault of the server
@@ -137,13 +140,25 @@ class Operation:
         return None
 
 
-def invalid(problem: ValidationError, prefix: str = "") -> InvalidRequest:
-    """pydantic's errors as one `InvalidRequest`, fields as dotted names below `prefix`."""
+def invalid(problem: ValidationError, prefix: str = "", known: Iterable[str] = ()) -> InvalidRequest:
+    """pydantic's errors as one `InvalidRequest`, fields as dotted names below `prefix`; of one that there is not, with the `known` ones."""
     details = [
-        {"field": ".".join(str(part) for part in ((prefix,) if prefix else ()) + error["loc"]) or "body", "problem": error["msg"]}
+        {
+            "field": ".".join(str(part) for part in ((prefix,) if prefix else ()) + error["loc"]) or "body",
+            "problem": _told(error, list(known)),
+        }
         for error in problem.errors(include_url=False, include_context=False, include_input=False)
     ]
     message = "; ".join(f"{detail['field']}: {detail['problem']}" for detail in details[:5])
     if len(details) > 5:
         message += f"; and {len(details) - 5} more"
     return InvalidRequest(message, details)
+
+
+def _told(error: ErrorDetails, known: list[str]) -> str:
+    if error["type"] != "extra_forbidden":
+        return error["msg"]
+    if len(error["loc"]) > 1 or not known:
+        return "there is no such field"
+    close = get_close_matches(str(error["loc"][0]), known, n=1)
+    return f"there is no such field: did you mean {close[0]}?" if close else f"there is no such field; there are {', '.join(known)}"

@@ -100,7 +100,7 @@ class BatchIntake:
         try:
             wanted = TaskRequest.model_validate(request)
         except ValidationError as problem:
-            raise invalid(problem) from None
+            raise invalid(problem, known=TaskRequest.model_fields) from None
         return await self._intake.prepare(wanted.model_copy(update={"wait": False}), caller, task_id)
 
     async def _record(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> dict[int, Entry]:

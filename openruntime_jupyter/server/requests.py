@@ -146,7 +146,7 @@ def read_json(model: type[Model], body: bytes | bytearray, content_type: str | N
     try:
         return model.model_validate(value)
     except ValidationError as problem:
-        raise invalid(problem) from None
+        raise invalid(problem, known=model.model_fields) from None
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -174,7 +174,7 @@ def read_query(model: type[Model], given: dict[str, list[str]]) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as problem:
-        raise invalid(problem) from None
+        raise invalid(problem, known=model.model_fields) from None
 
 
 def read_preference(headers: Sequence[str]) -> Preference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,11 @@ numpy.linalg.LinAlgError: Singular matrix
 def told(cell: Cell) -> str:
     """The error as Jupyter has it."""
     return "\n".join(cell.error["traceback"])
+
+
+def bare(cell: Cell) -> str:
+    """The same without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", told(cell))
 
 
 def card(cell: Cell, mime: str = "text/plain") -> str:
@@ -139,3 +145,23 @@ def test_every_bad_end_has_a_card(status: TaskState, failure: dict[str, Any], sa
 def test_a_terminal_without_colours_is_sent_no_escape(monkeypatch: pytest.MonkeyPatch, colors: str, shown: str) -> None:
     monkeypatch.setattr(failures, "get_ipython", lambda: SimpleNamespace(colors=colors))
     assert short(ValueError("no"))._render_traceback_() == [shown]  # type: ignore[attr-defined]
+
+
+def test_an_error_of_the_client_is_shown_with_the_users_way_to_it_and_without_ours(kernel: Kernel) -> None:
+    cell = kernel.run(
+        "from openruntime_jupyter import connect\nclient = connect()\ndef mine():\n    return client.run('compute', inptus={})\nmine()"
+    )
+    assert cell.error["ename"] == "InvalidRequest"
+    assert "return client.run" in bare(cell)
+    assert "did you mean inputs?" in bare(cell)
+    assert "client.py" not in bare(cell)
+    lost = kernel.run("connect('http://127.0.0.1:1')")
+    assert lost.error["ename"] == "NotConnected"
+    assert "httpx" not in bare(lost), "nor what it was translated from"
+
+
+def test_an_error_of_the_client_keeps_what_the_user_was_handling(kernel: Kernel) -> None:
+    cell = kernel.run("try:\n    1 / 0\nexcept ZeroDivisionError:\n    client.run('nothing')")
+    assert cell.error["ename"] == "UnknownOperation"
+    assert "During handling" in bare(cell)
+    assert "ZeroDivisionError: division by zero" in bare(cell)

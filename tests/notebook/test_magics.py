@@ -389,3 +389,9 @@ answer = 42
     assert cell.error["ename"] == "KeyboardInterrupt"
     assert kernel.value("str(calm.status)") in ("'completed'", "'cancelled'")
     assert kernel.value("6 * 7") == "42"
+
+
+def test_what_the_client_returns_is_shown_as_what_the_magics_show(kernel: Kernel) -> None:
+    kernel.run("from openruntime_jupyter import connect\nclient = connect()")
+    assert kernel.run("client.submit('compute').wait()").value.startswith("✓ completed in ")
+    assert kernel.run("client.tasks(limit=1)").value.startswith("1 of ")

@@ -203,7 +203,7 @@ def test_what_only_mlx_notices_names_the_place_and_the_shapes(run, expression, p
         ({"inputs": {f"i{n}": n for n in range(51)}}, "parameters.inputs: Dictionary should have at most 50 items"),
         ({"expression": 5}, "parameters.expression: Input should be a valid string"),
         ({"iterations": 10_001}, "parameters.iterations: Input should be less than or equal to 10000"),
-        ({"code": "1"}, "parameters.code: Extra inputs are not permitted"),
+        ({"code": "1"}, "parameters.code: there is no such field; there are inputs, expression, iterations, return_arrays"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_is_wrong(parameters, problem):

@@ -132,7 +132,7 @@ def test_an_interrupt_is_heard_between_two_iterations(run, name):
         ("matrix_multiply", {"m": 3, "k": 3}, "parameters: m, n and k go together: n missing"),
         ("matrix_multiply", {"iterations": 0}, "parameters.iterations: Input should be greater than or equal to 1"),
         ("matrix_multiply", {"dtype": "int8"}, "parameters.dtype: Input should be 'float32', 'float16', 'bfloat16' or 'float64'"),
-        ("matrix_multiply", {"sise": 3}, "parameters.sise: Extra inputs are not permitted"),
+        ("matrix_multiply", {"sise": 3}, "parameters.sise: there is no such field: did you mean size?"),
         ("vector_operations", {"size": 2**31}, "parameters.size: Input should be less than or equal to 2147483647"),
         ("vector_operations", {"operations": []}, "parameters.operations: List should have at least 1 item after validation, not 0"),
         ("vector_operations", {"operations": ["add", "add"]}, "parameters.operations: name each operation once"),
