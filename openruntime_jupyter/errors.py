@@ -246,8 +246,8 @@ class NotConnected(OpenRuntimeError):
 
 
 def gigabytes(size: float) -> str:
-    """`size` bytes as a person reads them: `"2.31 GB"` (powers of ten)."""
+    """`size` bytes as a person reads them, in three figures: `"2.31 GB"`, `"500 MB"` (powers of ten)."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.2f} {unit}"
+        if (scaled := size / factor) >= 0.9995:
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"
     return f"{int(size)} B"

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
 
 
+def called(brand: str) -> str:
+    """What a processor says that it is, as a person would call it: `Intel Core i7-8700K 3.70 GHz`."""
+    name = re.sub(r"\((?:R|TM|C)\)", "", brand, flags=re.IGNORECASE)
+    name = re.sub(r"\s+(?:CPU|Processor)(?=\s*(?:@|$)|\s+\S*\d)", "", name)
+    name = re.sub(r"\s*@\s*([\d.]+)\s*([GM]Hz)", r" \1 \2", name)
+    return " ".join(name.split()) or brand
+
+
 def processor_name() -> str:
-    """The processor's model, as a person would call it."""
+    """The processor's model."""
     if sys.platform == "darwin":
         answer = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
         if answer.stdout.strip():
-            return answer.stdout.strip()
+            return called(answer.stdout)
     else:
         try:
             with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
                 for line in lines:
                     if line.startswith("model name"):
-                        return line.partition(":")[2].strip()
+                        return called(line.partition(":")[2])
         except OSError:
             pass
     return platform.processor() or platform.machine() or "CPU"

@@ -152,7 +152,7 @@ def test_attributes_are_escaped_too() -> None:
         ({"progress": {"n": 5}}, "● running · python · 5 done · task_1"),
         (
             {"status": "completed", "execution_time": 0.0123, "device_used": "device_0", "performance_metrics": {"memory_used_mb": 12}},
-            "✓ completed in 12 ms · python · a chip · 12.00 MB of arrays · task_1",
+            "✓ completed in 12 ms · python · a chip · 12.0 MB of arrays · task_1",
         ),
         ({"status": "cancelled"}, "■ cancelled before it started · python · task_1"),
         ({"status": "timed_out", "execution_time": 61}, "✕ timed out after 1 min 1 s · python · task_1"),
