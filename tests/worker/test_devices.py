@@ -1,0 +1,23 @@
+"""What a processor is called."""
+
+from __future__ import annotations
+
+import pytest
+
+from openruntime_jupyter.worker.devices import called
+
+
+@pytest.mark.parametrize(
+    ("brand", "name"),
+    [
+        ("Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz", "Intel Core i7-8700K 3.70 GHz"),
+        ("Intel(R) Xeon(R) Processor @ 2.50GHz", "Intel Xeon 2.50 GHz"),
+        ("Intel(R) Xeon(R) CPU E5-2673 v4 @ 2.30GHz", "Intel Xeon E5-2673 v4 2.30 GHz"),
+        ("AMD EPYC 7763 64-Core Processor                ", "AMD EPYC 7763 64-Core"),
+        ("QEMU Virtual CPU version 2.5+", "QEMU Virtual CPU version 2.5+"),
+        ("Apple M1 Max", "Apple M1 Max"),
+        ("Processor", "Processor"),
+    ],
+)
+def test_a_processor_is_called_what_a_person_would_call_it(brand: str, name: str) -> None:
+    assert called(brand) == name
