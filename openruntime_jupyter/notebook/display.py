@@ -15,7 +15,7 @@ Bundle = dict[str, Any]
 
 STYLE = """<style>
 .ort{font:var(--jp-content-font-size1,14px)/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,currentColor);\
-font-variant-numeric:tabular-nums;max-width:64em;margin:4px 6px}
+font-variant-numeric:tabular-nums;max-width:72em;margin:4px 6px}
 .ort.ort.ort .m{color:var(--jp-ui-font-color2,currentColor)}
 .ort.ort.ort code{font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:var(--jp-code-font-size,13px);\
 background:none;padding:0;border:0;white-space:nowrap}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -42,6 +43,23 @@ def clock(timestamp: str | None) -> str:
     there = datetime.fromtimestamp(seconds).astimezone()
     today = datetime.now().astimezone().date()
     return there.strftime("%H:%M:%S" if there.date() == today else "%Y-%m-%d %H:%M")
+
+
+UTC = re.compile(r'"[^"]*"|(?:(?P<date>\d{4}-\d\d-\d\d)T|\b)(?P<time>\d\d:\d\d(?::\d\d)?)Z')
+"""A time of day as insights tell it, with its date where that is not the day of the report; what is quoted is left as it is."""
+
+
+def local_times(text: str, told_at: str) -> str:
+    """The times in a report of `told_at` as local ones: the clock that everything else beside it goes by."""
+
+    def local(found: re.Match[str]) -> str:
+        if found["time"] is None:
+            return found[0]
+        there = datetime.fromisoformat(f"{found['date'] or told_at[:10]}T{found['time']}+00:00").astimezone()
+        time = there.strftime("%H:%M:%S"[: len(found["time"])])
+        return time if there.date() == datetime.now().astimezone().date() else f"{there:%Y-%m-%d} {time}"
+
+    return UTC.sub(local, text)
 
 
 def number(value: Any) -> str:

@@ -137,7 +137,7 @@ class DeviceTable(View, list[Device]):
 
 
 class WorkerTable(View, list[Worker]):
-    """The worker processes: a list of records that shows itself as a table."""
+    """The worker processes: a list of records that shows itself as a table. A device that is that of all is said above it."""
 
     COLUMNS = ("worker", "device", "state", "task", "model", "tasks done", "computed", "memory", "peak", "MLX's peak")
 
@@ -145,11 +145,23 @@ class WorkerTable(View, list[Worker]):
         super().__init__(workers)
         self._devices = devices
 
+    def _device(self, worker: Worker) -> str:
+        return self._devices.get(worker.device or "", worker.device or "")
+
+    @property
+    def _common(self) -> str | None:
+        return self._device(self[0]) if len({worker.device for worker in self}) == 1 else None
+
+    @property
+    def _caption(self) -> str:
+        number = f"{len(self):,} {'worker' if len(self) == 1 else 'workers'}"
+        return f"{number} · on {self._common}" if self._common else number
+
     def _rows(self) -> list[list[Any]]:
         return [
             [
                 worker.id,
-                self._devices.get(worker.device or "", worker.device or ""),
+                "" if self._common else self._device(worker),
                 worker.state,
                 worker.task_id or "",
                 worker.model or "",
@@ -169,11 +181,11 @@ class WorkerTable(View, list[Worker]):
             return block("OpenRuntime workers", tag("div", NO_WORKERS, class_="m"))
         columns, rows = _filled(self.COLUMNS, self._rows())
         numeric, wide, plain = places(columns, self.COLUMNS[5:]), places(columns, ("device", "model")), places(columns, self.COLUMNS[:3])
-        return block("OpenRuntime workers", table("Workers", columns, rows, numeric, wide, plain))
+        return block("OpenRuntime workers", table(self._caption, columns, rows, numeric, wide, plain))
 
     def text(self) -> str:
         """See `View.text`."""
-        return text_table(*_filled(self.COLUMNS, self._rows())) if self else NO_WORKERS
+        return f"{self._caption}\n{text_table(*_filled(self.COLUMNS, self._rows()))}" if self else NO_WORKERS
 
 
 NO_DEVICES = "No device is known yet: a worker says what there is when it has started"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from openruntime_jupyter.ai_models import ModelInfo, ModelList
 from openruntime_jupyter.ai_models_insights import Finding, Insights
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.notebook.display import Html, View, block, table, tag, text_table
-from openruntime_jupyter.notebook.humanize import clock, duration
+from openruntime_jupyter.notebook.humanize import clock, duration, local_times
 
 NO_MODELS = (
     "Nothing answers prompts yet: `%openruntime pull` fetches a small model for this machine, "
     "and OPENAI_API_KEY in the server's environment or a profile in its configuration sets up a provider"
 )
 
-SEVERITIES = {"warning": ("✗", "no"), "notice": ("!", "wa"), "info": ("·", "m")}
+CODE = re.compile(r'("[^"]*"|`[^`]*`)')
+"""Names of code; what is quoted is looked for too, as it may hold anything."""
+
+SEVERITIES = {"warning": ("✕", "no"), "notice": ("!", "wa"), "info": ("·", "m")}
 
 
 class ModelTable(View, list[ModelInfo]):
@@ -85,19 +90,24 @@ class InsightsCard(View):
         insights = self.insights
         return f"{insights.metric_type} over the last {insights.timeframe}, at {clock(insights.timestamp)}"
 
+    def _prose(self, text: str) -> Html:
+        """What a finding says, with local times, and names of code as such."""
+        pieces = CODE.split(local_times(text, self.insights.timestamp))
+        return Html("".join(tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in pieces))
+
+    def _finding(self, finding: Finding) -> Html:
+        sign, colour = SEVERITIES[finding.severity]
+        advice = tag("div", self._prose(finding.advice), class_="m") if finding.advice else ""
+        said = tag("span", sign, class_=colour, role="img", aria_label=finding.severity)
+        return tag("div", said, " ", self._prose(finding.text), advice)
+
     def html(self) -> str:
         """See `View.html`."""
-        findings = [_finding(finding) for finding in self.findings]
+        findings = [self._finding(finding) for finding in self.findings]
         worded = self.insights.worded_by != "none"
-        text = [tag("div", line) for line in self.insights.insights.splitlines() if line.strip()] if worded else []
+        text = [tag("div", self._prose(line)) for line in self.insights.insights.splitlines() if line.strip()] if worded else []
         return block("OpenRuntime insights", tag("strong", self._head), *(text or findings), kind="ort-c")
 
     def text(self) -> str:
         """See `View.text`."""
-        return f"{self._head}\n{self.insights.insights}"
-
-
-def _finding(finding: Finding) -> Html:
-    sign, colour = SEVERITIES[finding.severity]
-    advice = tag("div", finding.advice, class_="m") if finding.advice else ""
-    return tag("div", tag("span", sign, class_=colour, role="img", aria_label=finding.severity), " ", finding.text, advice)
+        return f"{self._head}\n{local_times(self.insights.insights, self.insights.timestamp)}"

@@ -182,7 +182,7 @@ def test_a_submission_that_is_refused_leaves_no_array(client: Client) -> None:
 
 
 def test_more_than_there_is_room_for_is_refused_with_figures(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match=r"all arrays together may have 40\.00 MB"):
+    with pytest.raises(InvalidRequest, match=r"all arrays together may have 40\.0 MB"):
         client.call(len, np.ones(QUOTA, np.uint8))
     with pytest.raises(Unavailable, match=r"array_bytes"):
         client.call(lambda *values: None, np.ones(QUOTA // 2, np.uint8), np.zeros(QUOTA // 2, np.uint8))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from openruntime_jupyter.ai_models_insights import Finding, Insights
 from openruntime_jupyter.models import (
     Device,
     Failure,
@@ -25,6 +27,7 @@ from openruntime_jupyter.notebook.failures import ErrorCard
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal, unit_head, with_unit
 from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.knowing import InsightsCard
 from openruntime_jupyter.notebook.views import ResultCard, TaskCard, TaskLine, TaskTable
 
 NOW = "2026-01-01T00:00:00.000000Z"
@@ -267,3 +270,34 @@ def test_a_column_of_figures_says_its_unit_at_the_top() -> None:
     card = ResultCard(task(status=TaskState.COMPLETED), {"gflops": 12.5, "operations": {"add": record, "exp": record}})
     assert "12.5 GFLOP/s" in card.text()
     assert "GFLOP/s\nadd  2" in card.text()
+
+
+def test_findings_are_told_by_the_clock_of_whoever_reads_them_and_what_they_quote_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside tables in local time nobody takes the `Z` into account."""
+    told = 'from 14:30:20Z to 2020-01-02T20:00Z, in `call`: "it ended at 14:30:20Z `so`"'
+    finding = Finding(kind="failures", severity="warning", text=told, advice="Ask `%openruntime result`.")
+    report = Insights.model_construct(
+        insights=told, metric_type="errors", timeframe="7d", timestamp="2020-01-03T21:00:00.000000Z", findings=[finding], worded_by="none"
+    )
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "IST-5:30")
+        time.tzset()
+        card = InsightsCard(report)
+        text, html = card.text(), card.html()
+    time.tzset()
+    for shown in (text, html):
+        assert "from 2020-01-03 20:00:20 to 2020-01-03 01:30, in" in shown
+    assert '"it ended at 14:30:20Z `so`"' in text
+    assert "<code>call</code>" in html
+    assert "ended at 14:30:20Z `so`" in html
+    assert "<code>%openruntime result</code>" in html
+
+
+def test_workers_of_one_device_need_no_column_for_it() -> None:
+    known = {"state": "idle", "interpreter": "python", "started_at": NOW, "tasks": 1, "device_time_s": 1.0}
+    workers = [Worker.model_validate({**known, "id": f"worker_{number}", "device": "device_0"}) for number in range(2)]
+    devices = {"device_0": "a chip", "device_1": "another"}
+    assert WorkerTable(workers, devices).text().splitlines()[0].startswith("2 workers · on a chip")
+    assert "device" not in WorkerTable(workers, devices).text().splitlines()[1].split()
+    workers[1].device = "device_1"
+    assert [line.split()[1] for line in WorkerTable(workers, devices).text().splitlines()[1:]] == ["device", "a", "another"]

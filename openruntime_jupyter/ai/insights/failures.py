@@ -23,7 +23,8 @@ OF_MEMORY = (FailureKind.MEMORY, FailureKind.WORKER_DIED)
 LONGEST_MESSAGE = 120
 
 ADVICE = {
-    FailureKind.RAISED: "The tasks' own code raised: GET /tasks/{id} has the traceback in `failure`. `retries` does not help against that.",
+    FailureKind.RAISED: "The tasks' own code raised: `failure` of each has the traceback (`%openruntime result {id}`, or GET /tasks/{id}). "
+    "`retries` does not help against that.",
     FailureKind.WORKER_DIED: "Their worker processes died: `failure` has signal, peak memory and last output; `retries` runs such tasks "
     "again. If memory was the reason, fewer at once help: OpenRuntimeApp.cpu_slots (now {cpu_slots}), gpu_slots (now {gpu_slots}).",
     FailureKind.TIMED_OUT: "They ran into their `timeout`: raise it, or do less in one task.",
@@ -33,6 +34,8 @@ ADVICE = {
     FailureKind.INTERRUPTED: 'Their runtime ended under them: tasks with `"wait": false` and `retries` are run again by the next one.',
 }
 UNKNOWN = "unknown"
+WAYS = {FailureKind.WORKER_DIED: "lost their worker", FailureKind.MEMORY: "took too much memory"}
+"""What is said of those that ended so, where its name does not do."""
 
 
 def failures(kinds: tuple[FailureKind, ...] | None = None) -> Finder:
@@ -51,7 +54,7 @@ def _failures(evidence: Evidence, wanted: Callable[[Ran], bool]) -> list[Draft]:
     first, last = (task.finished or 0.0 for task in (found[0], found[-1]))
     text = (
         f"{len(found):,} of {number:,} tasks ({share(len(found), number)}) did not complete, "
-        f"{span(evidence, first, last)}. By kind: {_counted(kinds)}; by operation: {_counted(operations, code=True)}."
+        f"{span(evidence, first, last)}. By kind: {_ways(kinds)}; by operation: {_counted(operations)}."
     )
     text += _messages(found)
     severe = ratio >= MANY or any(task.kind in OF_MEMORY for task in found)
@@ -71,8 +74,13 @@ def _messages(found: list[Ran]) -> str:
     return f' {"One" if times == 1 else "All" if times == len(found) else f"{times:,}"} of them with "{message}".'
 
 
-def _counted(counter: Counter[str], code: bool = False) -> str:
-    return listed([f"{number:,} {f'`{name}`' if code else name.replace('_', ' ')}" for name, number in counter.most_common(3)])
+def _ways(kinds: Counter[str]) -> str:
+    ways: dict[str, str] = {kind.value: words for kind, words in WAYS.items()}
+    return listed([f"{number:,} {ways.get(kind, kind.replace('_', ' '))}" for kind, number in kinds.most_common(3)])
+
+
+def _counted(operations: Counter[str]) -> str:
+    return listed([f"{number:,} `{name}`" for name, number in operations.most_common(3)])
 
 
 def _advice(evidence: Evidence, kinds: Counter[str]) -> str | None:
@@ -108,7 +116,7 @@ def _burst(evidence: Evidence, inside: list[Ran], ended: int, failed_else: int, 
     elsewhere = f"{failed_else:,} of {ended_else:,} in the rest of the time" if ended_else else "none ended in the rest of the time"
     text = (
         f"Failures came in a burst {span(evidence, first, last)}, most of them about {moment(at, evidence.end, 1.0)}: {len(inside):,} of "
-        f"{max(ended, len(inside)):,} tasks that ended then, against {elsewhere}; {_counted(kinds)}, in {_counted(operations, code=True)}."
+        f"{max(ended, len(inside)):,} tasks that ended then, against {elsewhere}; {_ways(kinds)}, in {_counted(operations)}."
         + _messages(inside)
     )
     figures: dict[str, float | None] = {

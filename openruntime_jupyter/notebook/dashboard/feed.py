@@ -15,8 +15,10 @@ from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import MetricsHistory, Task, TaskState, Timeframe, epoch
 
-ROWS = 50
-"""Tasks that are sent of each kind: those that run, that wait, and that have ended. A page asks for more of them itself."""
+RUNNING = 50
+ROWS = 20
+"""Tasks that are sent of those that run; and of those that wait and that have ended, of which a page asks for more itself: what lies below
+the table must not be out of sight."""
 ENDED = [state.value for state in TaskState if state.terminal]
 
 EVERY: dict[Timeframe, float] = {"5m": 1.0, "15m": 5.0, "1h": 15.0, "6h": 60.0, "24h": 60.0, "7d": 300.0}
@@ -188,7 +190,7 @@ class _Table:
             # The ended are asked for first: a task that goes on meanwhile is listed as what it has become.
             ended = self._backend.tasks(ROWS, states=ENDED)
             waiting = self._backend.tasks(ROWS, order="next")
-            running = self._backend.tasks(ROWS, states=["running"])
+            running = self._backend.tasks(RUNNING, states=["running"])
             tasks = {task.task_id: task for task in (*sorted(running.tasks, key=_start), *waiting.tasks, *ended.tasks)}
             counts = {"running": running.total_count, "waiting": waiting.total_count, "ended": ended.total_count}
             self._parts = {"tasks": [row(task) for task in tasks.values()], "counts": counts}

@@ -1,8 +1,7 @@
 // A form for any operation, made from the JSON schema of its parameters.
 import { id, make, show, write } from "./dom.js";
 import { Field, resolved } from "./fields.js";
-import { spaced } from "./format.js";
-import { called, how } from "./words.js";
+import { called, how, state } from "./words.js";
 
 /** A pickled function can't be typed. */
 const NOT_BY_HAND = new Set(["call"]);
@@ -65,7 +64,7 @@ export class Form {
     if (offered.map((each) => each.name).join() === this.operations.map((each) => each.name).join()) return;
     this.operations = offered;
     const chosen = this.choice.value;
-    this.choice.replaceChildren(...offered.map((each) => make("option", { value: each.name }, spaced(each.name))));
+    this.choice.replaceChildren(...offered.map((each) => make("option", { value: each.name }, each.name)));
     if (offered.some((each) => each.name === chosen)) this.choice.value = chosen;
     else if (offered.some((each) => each.name === "matrix_multiply")) this.choice.value = "matrix_multiply";
     this.draw();
@@ -145,6 +144,6 @@ export class Form {
   /** Say what becomes of the task that it has submitted. */
   follow(tasks) {
     const now = this.task && tasks.find((task) => task.task_id === this.task.task_id);
-    if (now) write(this.done, [called(now), spaced(now.status), how(now)].filter(Boolean).join(" · "));
+    if (now) write(this.done, [called(now), state(now.status), how(now)].filter(Boolean).join(" · "));
   }
 }

@@ -67,13 +67,13 @@ export function figure(unit, value) {
   if (unit === "percent") return percent(value);
   if (unit === "bytes") return bytes(value);
   if (unit === "seconds") return seconds(value);
-  return Number.isInteger(value) ? value.toLocaleString("en") : digits(value, 2);
+  return value.toLocaleString("en", { maximumFractionDigits: 1 });
 }
 
 /** A figure beside an axis, where trailing zeros are noise. */
 export function mark(unit, value) {
   if (value === 0) return "0";
-  if (unit === "seconds") return value < 120 ? `${digits(value, 1)} s` : `${digits(value / 60, 1)} min`;
+  if (unit === "seconds") return value < 60 ? `${digits(value, 1)} s` : value < 3600 ? `${digits(value / 60, 1)} min` : `${digits(value / 3600, 1)} h`;
   return unit === "bytes" ? scaled(value, 1) : figure(unit, value);
 }
 

@@ -83,6 +83,24 @@ class Picture {
   }
 }
 
+/** What is quoted, names of code, and times in UTC with their date where that is not the report's. */
+const PIECES = /("[^"]*"|`[^`]*`|(?:\d{4}-\d\d-\d\dT|\b)\d\d:\d\d(?::\d\d)?Z)/;
+
+/** A text of the runtime's, for the page: its times by the clock of whoever reads it. */
+function prose(text, told) {
+  return text.split(PIECES).map((piece, index) => {
+    if (index % 2 === 0 || piece.startsWith('"')) return piece;
+    return piece.startsWith("`") ? make("code", {}, piece.slice(1, -1)) : local(piece, told);
+  });
+}
+
+function local(piece, told) {
+  const [time, date = told.slice(0, 10)] = piece.slice(0, -1).split("T").reverse();
+  const exact = time.length > 5;
+  const said = clock(`${date}T${time}${exact ? "" : ":00"}Z`);
+  return exact ? said : said.slice(0, -3);
+}
+
 export class Insights {
   constructor(runtime, timeframe) {
     this.runtime = runtime;
@@ -120,7 +138,7 @@ export class Insights {
     }
   }
 
-  draw({ findings, data }) {
+  draw({ findings, data, timestamp }) {
     for (const picture of this.pictures) picture.plot?.destroy();
     this.pictures = [];
     const history = answered(data);
@@ -135,8 +153,8 @@ export class Insights {
           "div",
           {},
           make("div", {}, make("span", { class: "or-state", "data-state": finding.severity }, finding.severity), " ", make("strong", {}, spaced(finding.kind))),
-          make("p", {}, finding.text),
-          finding.advice ? make("p", { class: "or-dim" }, finding.advice) : null,
+          make("p", {}, prose(finding.text, timestamp)),
+          finding.advice ? make("p", { class: "or-dim" }, prose(finding.advice, timestamp)) : null,
         ),
         picture.empty ? null : picture.element,
       );

@@ -25,6 +25,17 @@ export function theme(element) {
   return [getComputedStyle(element).color, ...Object.keys(FALLBACK).map((name) => hue(element, name))].join();
 }
 
+/** Steps of time, in seconds, that clocks have. */
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800];
+const COUNTS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
+const UP = {
+  percent: [50],
+  tasks: COUNTS,
+  seconds: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1].flatMap((step) => [step, 2 * step, 5 * step]).concat(STEPS),
+};
+/** Pixels between two times, without and with seconds. */
+const APART = [46, 62];
+
 function range(unit) {
   if (unit === "percent") return [0, 100];
   return (_, __, most) => [0, Math.max(unit === "bytes" ? 1e6 : 1, (most ?? 0) * 1.1)];
@@ -40,12 +51,13 @@ export function draw(place, { unit, height, series, data, span, ...more }) {
       width: Math.max(120, place.clientWidth),
       height,
       legend: { show: false },
-      padding: [6, 10, 0, 0],
+      padding: [6, 16, 0, 0],
       scales: { x: { range: () => span() }, y: { range: range(unit) } },
       axes: [
         {
           ...axis,
-          space: 46,
+          space: (_, __, from, to, pixels) => APART[Number(((to - from) / pixels) * APART[0] <= 30)],
+          incrs: STEPS,
           size: 22,
           values: (_, values, __, ___, step) => values.map((value) => tick(new Date(value * 1000), step)),
         },
@@ -54,7 +66,7 @@ export function draw(place, { unit, height, series, data, span, ...more }) {
           size: AXIS,
           space: 28,
           gap: 6,
-          incrs: unit === "percent" ? [50] : unit === "tasks" ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] : undefined,
+          incrs: UP[unit],
           values: (_, values) => values.map((value) => mark(unit, value)),
         },
       ],

@@ -1,8 +1,8 @@
 // One task: a line of the table, what can be done about it, and what lies below it when it is opened.
 import { button, id, make, show, write } from "./dom.js";
 import { Details } from "./details.js";
-import { bytes, clock, spaced } from "./format.js";
-import { called, how, live, ran, SIGNS } from "./words.js";
+import { bytes, clock } from "./format.js";
+import { called, how, live, ran, SIGNS, state } from "./words.js";
 
 /** A cell; `label` is what its column is called where there is no room for columns. */
 function cell(role, label, ...content) {
@@ -48,7 +48,7 @@ export class Row {
       { class: "or-line", role: "row" },
       cell("fold", null, this.more),
       cell("status", null, this.sign, " ", this.state),
-      cell("what", null, make("div", {}, this.name, " ", this.kind), this.how, this.bar),
+      cell("what", null, make("div", { class: "or-name" }, this.name, " ", this.kind), this.how, this.bar),
       cell("when", "submitted", this.when),
       cell("ran", "ran", this.ran),
       cell("device", "device", this.device),
@@ -64,10 +64,12 @@ export class Row {
     this.task = task;
     this.line.dataset.state = task.status;
     write(this.sign, SIGNS[task.status]);
-    write(this.state, spaced(task.status));
+    write(this.state, state(task.status));
     write(this.name, called(task));
+    this.name.title = called(task);
     write(this.kind, task.name && task.name !== task.operation ? task.operation : "");
     write(this.how, how(task));
+    this.how.title = this.how.textContent;
     show(this.how, this.how.textContent !== "");
     this.progress(task);
     write(this.when, clock(task.submitted_at));

@@ -1,14 +1,15 @@
 // What the table says of a task.
-import { clock, long, seconds } from "./format.js";
+import { clock, long, seconds, spaced } from "./format.js";
 
+/** The same as in the outputs of cells; none that a system draws as an emoji. */
 export const SIGNS = {
-  pending: "◌",
-  running: "▶",
+  pending: "○",
+  running: "●",
   completed: "✓",
-  failed: "✗",
-  cancelled: "⊘",
-  timed_out: "⏱",
-  interrupted: "⚡",
+  failed: "✕",
+  cancelled: "■",
+  timed_out: "✕",
+  interrupted: "✕",
 };
 const SIGNALS = { 2: "SIGINT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM" };
 const ENDS = {
@@ -29,6 +30,11 @@ const STAGES = {
 
 export function live(task) {
   return task.status === "pending" || task.status === "running";
+}
+
+/** The word for a state. */
+export function state(status) {
+  return status === "pending" ? "waiting" : spaced(status);
 }
 
 export function called(task) {
