@@ -82,10 +82,7 @@ class TaskRequest(Wire):
     retries: int = Field(0, description="How often to run it again if its worker dies; never for what it raised.", ge=0, le=10, strict=True)
     name: str | None = Field(None, description="What people call it.", max_length=200)
     memory_limit: int | None = Field(
-        None,
-        description="Bytes of resident memory past which its worker is stopped; null for the runtime's own limit.",
-        ge=1_000_000,
-        le=2**53,
+        None, description="Bytes of resident memory past which its worker is stopped; null for the runtime's own.", ge=1_000_000, le=2**53
     )
     origin: Origin = Field("rest", description="Where it comes from.")
     wait: bool = Field(True, description="false: answer 202 at once, and let the task outlive this connection.", strict=True)

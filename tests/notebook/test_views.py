@@ -276,9 +276,8 @@ def test_findings_are_told_by_the_clock_of_whoever_reads_them_and_what_they_quot
     """Beside tables in local time nobody takes the `Z` into account."""
     told = 'from 14:30:20Z to 2020-01-02T20:00Z, in `call`: "it ended at 14:30:20Z `so`"'
     finding = Finding(kind="failures", severity="warning", text=told, advice="Ask `%openruntime result`.")
-    report = Insights.model_construct(
-        insights=told, metric_type="errors", timeframe="7d", timestamp="2020-01-03T21:00:00.000000Z", findings=[finding], worded_by="none"
-    )
+    known: dict[str, Any] = {"metric_type": "errors", "timeframe": "7d", "timestamp": "2020-01-03T21:00:00.000000Z", "worded_by": "none"}
+    report = Insights.model_construct(insights=told, findings=[finding], **known)
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "IST-5:30")
         time.tzset()
