@@ -30,6 +30,10 @@ class Sample:
     """When it was begun, in seconds of the monotonic clock."""
 
 
+STALE_SECONDS = 30.0
+"""After how long without a new sample, and after three that should have come, nothing is known any more."""
+
+
 class Sampler:
     """Keeps the newest `Sample`; `tell()` is called on the sampler's thread after each one but the first.
 
@@ -39,7 +43,7 @@ class Sampler:
     def __init__(
         self, machine: Machine, watched_interval: float, idle_interval: float, tell: Callable[[], None], meters: Meters | None = None
     ) -> None:
-        self.latest = Sample()
+        self._newest = Sample()
         self._machine = machine
         self._watched_interval = watched_interval
         self._idle_interval = idle_interval
@@ -54,6 +58,14 @@ class Sampler:
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="openruntime-sampler", daemon=True)
+
+    @property
+    def latest(self) -> Sample:
+        """The newest sample; one without figures where that has become too old, as a driver that hangs holds up all of them."""
+        newest = self._newest
+        if time.monotonic() - newest.taken <= max(STALE_SECONDS, 3 * self._idle_interval):
+            return newest
+        return Sample(problems=newest.problems, taken=newest.taken)
 
     def start(self) -> None:
         """Take the first sample now, and the others on a thread."""
@@ -87,15 +99,15 @@ class Sampler:
     def sample(self) -> Sample:
         """Read everything now; each figure on its own, so that one that can't be read leaves the others."""
         taken = time.monotonic()
-        self.latest = Sample(
+        self._newest = Sample(
             memory_usage=_figure(lambda: self._machine.memory().percent_used),
             cpu_utilization=_figure(self._machine.cpu_percent),
             gpus=self._probes.read(),
             problems=self._probes.problems,
             taken=taken,
         )
-        self._meters.feed(self.latest.gpus, taken)
-        return self.latest
+        self._meters.feed(self._newest.gpus, taken)
+        return self._newest
 
     def _run(self) -> None:
         while True:
@@ -125,7 +137,7 @@ class Sampler:
         if self._asked or self._watched or self._meters.busy:
             self._asked = False
             return True
-        return time.monotonic() - self.latest.taken >= 0.95 * self._idle_interval  # a wait may end a little early
+        return time.monotonic() - self._newest.taken >= 0.95 * self._idle_interval  # a wait may end a little early
 
 
 def _figure(read: Callable[[], float | None]) -> float | None:

@@ -16,6 +16,7 @@ from openruntime_jupyter.engines.base import DeviceReport, Job, Observer, Outcom
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.models import Device, Task
 from openruntime_jupyter.runtime import reports
+from openruntime_jupyter.runtime import sampler as sampler_module
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.machine import Machine, Memory
@@ -161,6 +162,32 @@ def test_a_gpu_that_is_lost_while_it_is_watched_becomes_null(nvml: FakeNvml) -> 
     finally:
         sampler.stop(5.0)
     assert nvml.opened == 0
+
+
+def test_while_a_driver_hangs_old_figures_are_not_told_for_long(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "STALE_SECONDS", 0.1)
+    hangs, real = threading.Event(), FakeNvml.nvmlDeviceGetMemoryInfo
+    answers = threading.Event()
+
+    def may_hang(self: FakeNvml, handle: Any) -> Any:
+        if hangs.is_set():
+            answers.wait()
+        return real(self, handle)
+
+    monkeypatch.setattr(FakeNvml, "nvmlDeviceGetMemoryInfo", may_hang)
+    sampler = Sampler(Machine(), 0.02, 0.02, lambda: None)
+    sampler.start()
+    try:
+        sampler.look_at([Gpu("device_0", 0, NAME, ("cuda",))])
+        wait_until(lambda: sampler.latest.gpus, what="the first figures")
+        hangs.set()
+        wait_until(lambda: sampler.latest.memory_usage is None and not sampler.latest.gpus, what="the end of what was known")
+        hangs.clear()
+        answers.set()
+        wait_until(lambda: sampler.latest.memory_usage is not None and sampler.latest.gpus, what="new figures")
+    finally:
+        answers.set()
+        sampler.stop(5.0)
 
 
 def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
