@@ -204,9 +204,14 @@ class Limits:
 
 
 def _parsed(text: str) -> Address | None:
-    """An address in numbers; one of IPv4 that IPv6 has wrapped is unwrapped."""
+    """An address in numbers, with a port where a proxy adds that; one of IPv4 that IPv6 has wrapped is unwrapped."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        address = ipaddress.ip_address(text.strip().partition("%")[0])
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
