@@ -91,7 +91,7 @@ $(VENV)/.made-$(BACKEND):
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.made-$(BACKEND) $(PACKAGE)
-	@echo "Installing OpenRuntime and JupyterLab ..."
+	@echo "Installing OpenRuntime and JupyterLab, which takes a minute or more ..."
 	@$(PIP) -e '.[$(AND)local]' jupyterlab ipykernel matplotlib $(QUICK)
 	@touch $@
 

@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(answer=_status)
     command = commands.add_parser("tasks", parents=[common], help="the newest tasks")
     command.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
-    command.add_argument("--state", action="append", help="only those in this state; may be repeated")
+    command.add_argument("states", nargs="*", metavar="STATE", help="only those in this state, or these: running, failed and so on")
+    command.add_argument("--state", action="append", default=[], help="the same; may be repeated")
     command.set_defaults(answer=_tasks)
     command = commands.add_parser("cancel", parents=[common], help="cancel a task")
     command.add_argument("id", help="the task's id, as `tasks` shows it")
@@ -109,7 +110,7 @@ def _percent(figure: float | None) -> str:
 
 
 def _tasks(client: Client, options: argparse.Namespace) -> str:
-    page = client.tasks(limit=options.limit, states=options.state)
+    page = client.tasks(limit=options.limit, states=[*options.states, *options.state] or None)
     if options.json:
         return _json(page)
     if not page.tasks:
@@ -129,7 +130,7 @@ def _row(task: Task) -> tuple[str, str, str, str, str, str]:
 def _about(task: Task) -> str:
     """What matters most of it now: of one that has ended that is no longer how far it was."""
     step = task.progress.message if task.progress is not None else None
-    return (task.error if task.status.terminal else task.waiting_for or step) or task.name or ""
+    return ": ".join(part for part in (task.name, task.error if task.status.terminal else task.waiting_for or step) if part)
 
 
 def _cancel(client: Client, options: argparse.Namespace) -> str:

@@ -180,14 +180,18 @@ def test_tasks_are_listed_and_cancelled(server: Server) -> None:
     listed = run(server.home, "tasks", "--limit=1")
     assert task_id in listed
     assert "running" in listed
-    assert json.loads(run(server.home, "tasks", "--json", "--state=running"))["tasks"][0]["task_id"] == task_id
+    for words in (["--state=running"], ["running"], ["failed", "running", "--limit=1"]):
+        assert json.loads(run(server.home, "tasks", "--json", *words))["tasks"][0]["task_id"] == task_id
     assert f"{task_id} is cancelled" in run(server.home, "cancel", task_id)
     assert server.get(f"/tasks/{task_id}")["status"] == "cancelled"
     assert "task_0nosuch" in run(server.home, "cancel", "task_0nosuch", code=1)
 
 
 def test_of_a_task_that_has_ended_its_name_or_error_is_listed_and_not_how_far_it_was(server: Server) -> None:
-    for code, name, shown in (("", "a third of it", "a third of it"), ("\nraise ValueError('no more')", "failing", "ValueError: no more")):
+    for code, name, shown in (
+        ("", "a third of it", "a third of it"),
+        ("\nraise ValueError('no more')", "failing", "failing: ValueError: no more"),
+    ):
         said = f"from openruntime_jupyter import progress\nprogress(3, 10, 'step three'){code}"
         task = server.submit("python", {"code": said}, name=name)
         assert task["progress"]["message"] == "step three"
