@@ -108,6 +108,8 @@ class ArrayHandler(_Telling):
 
     def _expect_more(self) -> None:
         """Wait for the next piece of the body, but not for ever."""
+        if self._is_closed:
+            return
         self._patience = asyncio.get_running_loop().call_later(STALLED_SECONDS, self.send_error, 408)
 
     def _expect_nothing(self) -> None:

@@ -67,6 +67,19 @@ def test_a_name_that_is_not_local_is_refused_with_the_setting_that_allows_it(jup
     assert "local_hostnames" in told["error"]
 
 
+def test_a_foreign_name_is_refused_also_right_after_a_local_one_was_found_good_and_the_other_way_round(jupyter: Server) -> None:
+    for host, status in (("localhost", 200), ("evil.example", 403), ("127.0.0.1", 200), ("evil.example", 403), ("[::1]:8888", 200)):
+        assert jupyter.request("GET", "/health", headers={"Host": host}).status_code == status
+
+
+def test_whose_cookie_is_forged_is_nobody_though_each_is_looked_at_once(jupyter: Server, browser: httpx.Client) -> None:
+    name = next(name for name in browser.cookies if name.startswith("username-"))
+    good = browser.cookies[name].strip('"')
+    forged = good[:-1] + ("0" if good[-1] != "0" else "1")
+    for value, status in ((good, 200), (forged, 403), ("", 403), (good, 200)):
+        assert httpx.get(f"{jupyter.url}/health", headers={"Cookie": f'{name}="{value}"'}, trust_env=False).status_code == status
+
+
 def test_where_jupyter_lets_no_undeclared_route_pass_ours_are_declared(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = {"ServerApp": {"allow_unauthenticated_access": False}}
     with running_server(tmp_path_factory.mktemp("strict"), JUPYTER, config=config) as server:
