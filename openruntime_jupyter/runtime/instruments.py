@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from openruntime_jupyter.engines.base import WorkerReport
 from openruntime_jupyter.models import Metrics, timestamp
+from openruntime_jupyter.runtime import reports
 from openruntime_jupyter.runtime.chronicle import Chronicle
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.history import History
@@ -84,7 +85,6 @@ class Instruments:
     def _tell(self) -> None:
         self._watch()
         metrics = self._metrics()
-        resident = [worker.resident for worker in self._workers() if worker.resident is not None]
-        self.chronicle.sampled(self._sampler.latest, metrics, sum(resident))
+        self.chronicle.sampled(self._sampler.latest, metrics, reports.held(self._workers()))
         if self._bus.watched("metrics"):
             self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})

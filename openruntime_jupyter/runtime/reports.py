@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from openruntime_jupyter.engines.base import WorkerReport
 from openruntime_jupyter.models import Device, OperationInfo
 from openruntime_jupyter.operations.base import Operation
 from openruntime_jupyter.runtime.admission import Admission
@@ -75,6 +76,12 @@ def _utilization(lanes: Iterable[Lane], sample: Sample) -> float | None:
         return 0.0
     known = [figure for figure in figures if figure is not None]
     return round(statistics.fmean(known), 1) if known else None
+
+
+def held(workers: Sequence[WorkerReport]) -> int | None:
+    """Bytes that those workers hold whose memory can be read; None where there are some, and none of them can be."""
+    known = [worker.resident for worker in workers if worker.resident is not None]
+    return sum(known) if known or not workers else None
 
 
 def operations(known: dict[str, Operation]) -> list[OperationInfo]:

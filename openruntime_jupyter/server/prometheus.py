@@ -19,6 +19,7 @@ from prometheus_client.utils import floatToGoString
 from openruntime_jupyter.engines.base import WorkerState
 from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
+from openruntime_jupyter.runtime.reports import held
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tally import BOUNDS, Histogram
 from openruntime_jupyter.server.described import VERSIONS, TextType
@@ -80,8 +81,8 @@ class RuntimeCollector(Collector):
         for state in get_args(WorkerState):
             by_state.add_metric((state,), numbers[state])
         yield by_state
-        resident = sum(worker.resident for worker in workers if worker.resident is not None)
-        yield _gauge("openruntime_worker_memory_bytes", "Resident memory of all workers together.", resident)
+        if (resident := held(workers)) is not None:
+            yield _gauge("openruntime_worker_memory_bytes", "Resident memory of all workers together.", resident)
         deaths = CounterMetricFamily("openruntime_worker_deaths", "Tasks that ended because their worker died, or took too much memory.")
         deaths.add_metric((), self._runtime.instruments.tally.deaths)
         yield deaths

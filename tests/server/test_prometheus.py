@@ -151,9 +151,16 @@ def test_names_and_units_are_those_of_the_field_and_no_label_grows_with_the_task
 @pytest.mark.parametrize("media", VERSIONS)
 def test_a_figure_that_cannot_be_read_is_not_there(runtime: Any, media: TextType) -> None:
     runtime.devices = lambda: [CPU]
+    runtime.workers = lambda: [report("idle", None)]
     runtime.metrics = lambda: SimpleNamespace(active_tasks=0, pending_tasks=0, cpu_utilization=None)
     found = families(exposition(runtime, media)[0], media)
-    for name in ("device_utilization_ratio", "device_temperature_celsius", "device_power_watts", "cpu_utilization_ratio"):
+    for name in (
+        "device_utilization_ratio",
+        "device_temperature_celsius",
+        "device_power_watts",
+        "cpu_utilization_ratio",
+        "worker_memory_bytes",
+    ):
         assert f"openruntime_{name}" not in found
 
 
