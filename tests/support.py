@@ -37,6 +37,9 @@ STANDALONE = (sys.executable, "-c", "import sys; from openruntime_jupyter.cli im
 NOT_ASKED = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
 """What else Jupyter Server would load here, for pages that only a browser asks for: half of what its start costs."""
 
+UNASKED = {"page_config_data": {"buildAvailable": False, "buildCheck": False}}
+"""With each page JupyterLab asks Node.js whether its own bundle is up to date, which costs half a second."""
+
 FOREIGN = ("OPENRUNTIME_", "JUPYTER_", "JPY_", "JUPYTERHUB_", "OPENAI_")
 
 Value = TypeVar("Value")
@@ -287,7 +290,7 @@ def running_server(
         given = settings.get("ServerApp", {})
         others = dict.fromkeys(NOT_ASKED, False) if command == JUPYTER else {}
         extensions = {"openruntime_jupyter": True, **others, **given.get("jpserver_extensions", {})}
-        settings["ServerApp"] = {**given, "jpserver_extensions": extensions}
+        settings["ServerApp"] = {"tornado_settings": UNASKED, **given, "jpserver_extensions": extensions}
     name = "jupyter_openruntime_config.json" if standalone else "jupyter_server_config.json"
     (home.path / "jupyter-config" / name).write_text(json.dumps(settings))
     with log.open("wb") as sink:
