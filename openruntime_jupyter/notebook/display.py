@@ -6,6 +6,7 @@ text's colour. Without any style at all, as on GitHub, what is left reads in ord
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from html import escape
 from typing import Any
@@ -77,6 +78,15 @@ def tag(name: str, *children: Any, **attributes: Any) -> Html:
     """An element. `class_` gives `class`, other underscores become dashes; an attribute that is None is left out."""
     said = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items() if value is not None)
     return Html(f"<{name}{said}>{''.join(Html.of(child) for child in children)}</{name}>")
+
+
+CODE = re.compile(r'("[^"]*"|`[^`]*`)')
+"""Names of code; what is quoted is looked for too, as it may hold anything."""
+
+
+def prose(text: str) -> Html:
+    """A sentence in which names of code stand between backticks."""
+    return Html("".join(tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in CODE.split(text)))
 
 
 def joined(parts: Sequence[Any], separator: str = " · ") -> Html:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openruntime_jupyter.notebook.display import View, block, table, tag, text_table
+from openruntime_jupyter.notebook.display import View, block, prose, table, tag, text_table
 
 TITLE = "OpenRuntime: MLX work in worker processes, one queue for all notebooks"
 CELL = "%%openruntime [--in a,b] [--out c,d] [options]"
@@ -69,4 +69,4 @@ class Help(View):
 
 
 def _coded(rows: tuple[tuple[str, str], ...]) -> list[list[object]]:
-    return [[tag("code", code), meaning] for code, meaning in rows]
+    return [[tag("code", code), prose(meaning)] for code, meaning in rows]

@@ -54,7 +54,7 @@ class Status(View):
                 device.running,
                 device.pending,
                 device.slots,
-                f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)}",
+                _free(device),
                 device.blas or "—",
             ]
             for device in self.devices
@@ -111,7 +111,7 @@ class DeviceTable(View, list[Device]):
                 device.pending,
                 device.slots,
                 "" if device.utilization is None else f"{device.utilization:.0f} %",
-                f"{gigabytes(device.memory_available)} of {gigabytes(device.memory_total)}",
+                _free(device),
                 "" if device.temperature_celsius is None else f"{device.temperature_celsius:.0f}",
                 "" if device.power_watts is None else f"{device.power_watts:.0f}",
                 device.blas or "",
@@ -194,6 +194,13 @@ NO_WORKERS = "No worker is there now: one starts with the next task"
 
 def _size(size: int | None) -> str:
     return "" if size is None else gigabytes(size)
+
+
+def _free(device: Device) -> str:
+    """`"23.7 of 25.3 GB"`."""
+    free, total = gigabytes(device.memory_available), gigabytes(device.memory_total)
+    amount, unit = free.split()
+    return f"{amount if total.endswith(f' {unit}') else free} of {total}"
 
 
 def _filled(columns: Sequence[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:

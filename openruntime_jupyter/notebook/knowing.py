@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 from openruntime_jupyter.ai_models import ModelInfo, ModelList
 from openruntime_jupyter.ai_models_insights import Finding, Insights
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.notebook.display import Html, View, block, table, tag, text_table
+from openruntime_jupyter.notebook.display import Html, View, block, prose, table, tag, text_table
 from openruntime_jupyter.notebook.humanize import clock, duration, local_times
 
 NO_MODELS = (
     "Nothing answers prompts yet: `%openruntime pull` fetches a small model for this machine, "
     "and OPENAI_API_KEY in the server's environment or a profile in its configuration sets up a provider"
 )
-
-CODE = re.compile(r'("[^"]*"|`[^`]*`)')
-"""Names of code; what is quoted is looked for too, as it may hold anything."""
 
 SEVERITIES = {"warning": ("✕", "no"), "notice": ("!", "wa"), "info": ("·", "m")}
 
@@ -92,8 +87,7 @@ class InsightsCard(View):
 
     def _prose(self, text: str) -> Html:
         """What a finding says, with local times, and names of code as such."""
-        pieces = CODE.split(local_times(text, self.insights.timestamp))
-        return Html("".join(tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in pieces))
+        return prose(local_times(text, self.insights.timestamp))
 
     def _finding(self, finding: Finding) -> Html:
         sign, colour = SEVERITIES[finding.severity]

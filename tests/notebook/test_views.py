@@ -300,3 +300,14 @@ def test_workers_of_one_device_need_no_column_for_it() -> None:
     assert "device" not in WorkerTable(workers, devices).text().splitlines()[1].split()
     workers[1].device = "device_1"
     assert [line.split()[1] for line in WorkerTable(workers, devices).text().splitlines()[1:]] == ["device", "a", "another"]
+
+
+@pytest.mark.parametrize(("free", "said"), [(4e9, "4.00 of 8.00 GB"), (4e8, "400 MB of 8.00 GB")])
+def test_free_memory_has_its_unit_once_where_that_is_the_same(free: float, said: str) -> None:
+    device = status().devices[0].model_copy(update={"memory_available": int(free), "memory_total": 8_000_000_000})
+    assert said in DeviceTable([device]).text()
+
+
+def test_names_of_code_in_the_help_stand_as_code() -> None:
+    assert "<code>embedded</code>" in Help().html()
+    assert "`" not in Help().html()
