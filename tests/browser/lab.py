@@ -128,7 +128,7 @@ async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[N
 
         async def choose(_: object) -> None:
             with contextlib.suppress(TookTooLong):  # it goes away by itself once the kernel is there
-                await asks.get_by_role("button", name="Select", exact=True).click(timeout=5_000)
+                await asks.locator("button.jp-mod-accept").click(timeout=5_000)
 
         await page.add_locator_handler(asks, choose)
         try:
