@@ -88,7 +88,9 @@ class Attempt:
 
     def unheard(self, seconds: float) -> bool:
         """Whether the worker was given the job that long ago, and it is not known yet that it has taken it."""
-        return self.worker is not None and not self._heard and self._reason is None and time.monotonic() - self._given >= seconds
+        if self.worker is None or self.outcome.done() or self._reason is not None or self._heard:
+            return False
+        return time.monotonic() - self._given >= seconds
 
     def look(self) -> None:
         """End a worker that was stopped before it had the task, which would wait for it for ever; one that is only slow has its time."""

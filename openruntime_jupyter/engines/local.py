@@ -210,11 +210,11 @@ class LocalEngine:
             del self._attempts[job.task_id]
 
     def _look_at_attempts(self) -> None:
+        # One timer for all: most attempts are over long before it.
+        self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts) if self._attempts else None
         for attempt in tuple(self._attempts.values()):
             if attempt.unheard(HEARING_SECONDS):
                 attempt.look()
-        # One timer for all: most attempts are over long before it.
-        self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts) if self._attempts else None
 
     async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
         """A worker that starts for this attempt; None if the attempt was stopped before it was there."""

@@ -72,10 +72,10 @@ class Pool:
 
     def give_back(self, worker: WorkerProcess) -> None:
         """A worker is free again."""
+        if not worker.lives:
+            self.keep_spares()
+            return
         if self._waiting:
-            if not worker.lives:
-                self.keep_spares()
-                return
             self._waiting = deque(each for each in self._waiting if not each[0].done())
             for each in self._waiting:
                 future, fresh = each

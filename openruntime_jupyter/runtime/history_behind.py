@@ -111,8 +111,7 @@ class WriteBehind:
     def add(self, pile: Pile[Item], task_id: str, item: Item) -> None:
         """Write `item` soon, in place of what waits of that task."""
         pile.waiting[task_id] = item
-        if self._timer is None:
-            self.schedule()
+        self.schedule()
 
     def schedule(self) -> None:
         """See to it that what waits is written: soon or, while writing fails, within a second."""

@@ -37,3 +37,14 @@ def test_an_event_says_of_a_task_what_its_record_says(tmp_path: Path) -> None:
             assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
 
     live(body())
+
+
+def test_whoever_has_waited_for_a_task_finds_it_counted_in_the_figures(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            for number in range(1, 4):
+                await runtime.wait(await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller()))
+                runtime.metrics()
+                assert runtime.instruments.tally.ended["completed", "call"] == number
+
+    live(body())
