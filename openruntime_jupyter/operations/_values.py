@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.operations.arrays import ArrayRef
+from openruntime_jupyter.operations.base import Result
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -73,6 +74,10 @@ def load(text: str, arrays: Sequence[ArrayRef], what: str, context: TaskContext)
         ) from problem
 
 
+class Packed(Result):
+    """What a function returns to `call` that has packed its value itself."""
+
+
 def dump(value: Any, what: str, context: TaskContext) -> tuple[bytes, str]:
     """Pickle a result, large arrays left on the task's shelf: the bytes, and their encoding. TypeError names what can't travel."""
     try:
@@ -80,4 +85,9 @@ def dump(value: Any, what: str, context: TaskContext) -> tuple[bytes, str]:
     except StorageUnavailable:
         raise
     except Exception as problem:  # pickling runs the value's own code, which may raise anything
-        raise TypeError(f"{what} of type {type(value).__name__} can't be sent back: {problem}") from problem
+        raise stuck(value, what, problem) from problem
+
+
+def stuck(value: Any, what: str, problem: Exception) -> TypeError:
+    """The error for what can't be pickled."""
+    return TypeError(f"{what} of type {type(value).__name__} can't be sent back: {problem}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.operations._values import dump, load, summary, unpack
+from openruntime_jupyter.operations._values import Packed, dump, load, summary, unpack
 from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
@@ -37,6 +37,8 @@ def run(params: Params, context: TaskContext) -> Result:
     if params.pickled:
         function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)
         value = function(*arguments, **keywords)
+    if isinstance(value, Packed):
+        return value
     return Result(summary(value), *dump(value, "The function's result", context))
 
 

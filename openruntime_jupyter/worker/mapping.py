@@ -6,22 +6,51 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from openruntime_jupyter.worker.context import progress
+from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.operations._values import Packed, stuck, summary
+from openruntime_jupyter.worker import parcels
+from openruntime_jupyter.worker.context import TaskContext, current, progress
 from openruntime_jupyter.worker.tracebacks import describe
 
 Outcome = tuple[bool, Any]
 """Whether the item worked, and its value; else what `describe` says of the exception."""
 
 
-def apply(function: Callable[[Any], Any], items: Sequence[Any], first: int) -> list[Outcome]:
-    """`function(item)` for each of `items`, in order; `first` is the place of the first among all."""
+def apply(function: Callable[[Any], Any], items: Sequence[Any], first: int) -> Packed:
+    """`function(item)` for each of `items`, in order, as a list of `Outcome`; `first` is the place of the first among all."""
     outcomes: list[Outcome] = []
     for index, item in enumerate(items):
         try:
             outcomes.append((True, function(item)))
         except (Exception, SystemExit) as problem:  # the caller's function may raise anything, but what stops the task stops it
-            told = describe(problem)
-            print(f"Item {first + index} failed:\n{told['traceback']}", file=sys.stderr, flush=True)  # noqa: T201 - it is the task's output
-            outcomes.append((False, told))
+            outcomes.append(_failed(first + index, problem))
         progress(index + 1, len(items))
-    return outcomes
+    context = current()
+    assert context is not None
+    payload, encoding = _pack(outcomes, first, context)
+    return Packed(summary(outcomes), payload, encoding)
+
+
+def _pack(outcomes: list[Outcome], first: int, context: TaskContext) -> tuple[bytes, str]:
+    """All in one pickle; only where that fails each value is tried by itself, and those that can't travel become failures."""
+    try:
+        return context.pack(outcomes)
+    except StorageUnavailable:
+        raise
+    except Exception:  # pickling runs the values' own code, which may raise anything
+        for index, (worked, value) in enumerate(outcomes):
+            try:
+                parcels.pack(value if worked else None, _leave_out)
+            except Exception as problem:
+                outcomes[index] = _failed(first + index, stuck(value, "The function's result", problem))
+        return context.pack(outcomes)
+
+
+def _failed(index: int, problem: BaseException) -> Outcome:
+    told = describe(problem)
+    print(f"Item {index} failed:\n{told['traceback']}", file=sys.stderr, flush=True)  # noqa: T201 - it is the task's output
+    return False, told
+
+
+def _leave_out(array: Any, layout: Any) -> None:
+    """An array travels in any case."""

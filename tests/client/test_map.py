@@ -82,6 +82,27 @@ def test_an_item_that_exits_fails_alone(client: Client) -> None:
     assert (list(caught.value.failures), caught.value.results) == ([1], [0, None, 2])
 
 
+def test_an_item_whose_result_cannot_travel_fails_alone(client: Client) -> None:
+    def sometimes_stuck(number: int) -> Any:
+        import threading
+
+        import numpy as np
+
+        return (threading.Lock(), np.zeros(100_000)) if number == 1 else np.full(100_000, number)
+
+    with pytest.raises(MapFailed, match=r"item 1: TypeError: The function's result of type tuple can't be sent back: .*lock") as caught:
+        client.map(sometimes_stuck, range(4), chunk_size=4)
+    failed = caught.value
+    assert list(failed.failures) == [1]
+    assert [None if found is None else found.tolist()[-1] for found in failed.results] == [0, None, 2, 3]
+    task = failed.failures[1].task
+    assert task is not None
+    assert "Item 1 failed" in client.task(task.task_id).output.stderr
+    result = client.task(task.task_id).task.result
+    assert result is not None
+    assert len(result.arrays) == 3
+
+
 def test_a_chunk_whose_worker_dies_fails_alone(client: Client) -> None:
     def deadly(number: int) -> int:
         if number == 2:
