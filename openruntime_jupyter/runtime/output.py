@@ -52,6 +52,11 @@ class OutputBuffer:
         if text:
             self._leave_out(name, text)
 
+    def note(self, text: str) -> None:
+        """The runtime says something of the task, on lines of its own."""
+        last = self._tail or "".join(self._open[-1:]) or (self.items[-1].text if self.items else None) or "\n"
+        self.print("stderr", text if last.endswith("\n") else f"\n{text}")
+
     def _leave_out(self, name: Stream, text: str) -> None:
         if not self.truncated:
             self.truncated = True

@@ -306,7 +306,7 @@ class Scheduler:
             return [], Raised(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
 
     async def _again(self, entry: Entry, outcome: Died) -> None:
-        entry.output.print("stderr", f"\n[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
+        entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
         self._news.output_changed(entry)
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         if entry.tokens is not None:

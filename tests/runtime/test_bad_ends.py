@@ -72,7 +72,7 @@ def test_with_a_retry_it_runs_again_and_says_so(tmp_path: Path) -> None:
             task_id = await cell(runtime, code, retries=1)
             task = await ended(runtime, task_id)
             assert (task.status, task.attempt) == ("completed", 2)
-            assert "attempt 1 of 2" in await printed(runtime, task_id, "stderr")
+            assert (await printed(runtime, task_id, "stderr")).startswith("[attempt 1 of 2: ")
             assert "second try" in await printed(runtime, task_id)
 
     live(body())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.runtime.output import OutputBuffer
+from openruntime_jupyter.runtime.output import OutputBuffer, Stream
 from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20
@@ -221,3 +221,33 @@ def test_progress_arrives_coalesced_with_the_time_that_is_left(tmp_path: Path) -
             assert heard[0]["remaining"] > 0
 
     live(body())
+
+
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ([], "[it runs again]\n"),
+        ([("stdout", "a line\n")], "a line\n[it runs again]\n"),
+        ([("stderr", "half a line")], "half a line\n[it runs again]\n"),
+        ([("stdout", "half"), ("stdout", " a line")], "half a line\n[it runs again]\n"),
+    ],
+)
+@pytest.mark.parametrize("read_before", [False, True])
+def test_a_note_of_the_runtime_stands_on_a_line_of_its_own(before: list[tuple[Stream, str]], shown: str, read_before: bool) -> None:
+    buffer = OutputBuffer(1000)
+    for name, text in before:
+        buffer.print(name, text)
+    if read_before:
+        buffer.read(0)
+    buffer.note("[it runs again]\n")
+    assert "".join(item.text or "" for item in buffer.read(0)[0]) == shown
+
+
+def test_a_note_after_a_picture_or_after_what_was_left_out_begins_no_empty_line() -> None:
+    buffer = OutputBuffer(1000)
+    buffer.display({"output_type": "display_data", "data": {"text/plain": "a picture"}, "metadata": {}})
+    buffer.note("[one]\n")
+    assert [item.text for item in buffer.read(0)[0]] == [None, "[one]\n"]
+    buffer.print("stdout", "x" * 2000)
+    buffer.note("[two]\n")
+    assert (buffer.whole("task_1").items[-1].text or "").endswith("x\n[two]\n")
