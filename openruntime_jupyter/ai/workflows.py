@@ -99,15 +99,7 @@ class Workflow:
         try:
             return self.parameters.model_validate(given)
         except ValidationError as problem:
-            raise self._named(invalid(problem, "parameters"), problem) from None
-
-    def _named(self, told: InvalidRequest, problem: ValidationError) -> InvalidRequest:
-        unknown = {f"parameters.{error['loc'][0]}" for error in problem.errors() if error["type"] == "extra_forbidden"}
-        if not unknown:
-            return told
-        there = f"{self.name} has no such parameter; there are {', '.join(self.parameters.model_fields)}"
-        details = [{**detail, "problem": there} if detail["field"] in unknown else detail for detail in told.details]
-        return InvalidRequest("; ".join(f"{detail['field']}: {detail['problem']}" for detail in details[:5]), details)
+            raise invalid(problem, "parameters", self.parameters.model_fields) from None
 
     def told(self, parameters: Shared) -> Told:
         """Which of the runtime's own the model is told."""

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, mo
 from pydantic_core import PydanticCustomError
 
 from openruntime_jupyter.operations.arrays import ArrayRef, references
-from openruntime_jupyter.operations.base import Parameters
+from openruntime_jupyter.operations.base import Parameters, told
 
 INLINE_NUMBERS = 20_000
 """Numbers of all inline lists of a parameter: the server's event loop reads them, and ten milliseconds are enough to hold it up."""
@@ -204,12 +204,14 @@ def check_numbers(value: Any) -> None:
 def read(value: Any, depth: int = 0) -> Any:
     """A value as it came in JSON, with generators and references read; raises what pydantic turns into a validation error."""
     if isinstance(value, dict):
+        kind = ArrayRef if "array" in value else Generator
         try:
-            return (ArrayRef if "array" in value else Generator).model_validate(value)
+            return kind.model_validate(value)
         except ValidationError as problem:
             first = problem.errors(include_url=False, include_input=False)[0]
+            said = told(first, list(kind.model_fields))
             place = ".".join(str(part) for part in first["loc"])
-            raise wrong(f"{place}: {first['msg']}" if place else first["msg"]) from None
+            raise wrong(f"{place}: {said}" if place else said) from None
     if isinstance(value, list):
         if depth >= INLINE_DEPTH:
             raise wrong(f"lists may be nested {INLINE_DEPTH} deep")

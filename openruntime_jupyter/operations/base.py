@@ -145,7 +145,7 @@ def invalid(problem: ValidationError, prefix: str = "", known: Iterable[str] = (
     details = [
         {
             "field": ".".join(str(part) for part in ((prefix,) if prefix else ()) + error["loc"]) or "body",
-            "problem": _told(error, list(known)),
+            "problem": told(error, list(known)),
         }
         for error in problem.errors(include_url=False, include_context=False, include_input=False)
     ]
@@ -155,7 +155,8 @@ def invalid(problem: ValidationError, prefix: str = "", known: Iterable[str] = (
     return InvalidRequest(message, details)
 
 
-def _told(error: ErrorDetails, known: list[str]) -> str:
+def told(error: ErrorDetails, known: list[str]) -> str:
+    """What is wrong, in pydantic's words, or for a field that there is not in ours, with those that are `known`."""
     if error["type"] != "extra_forbidden":
         return error["msg"]
     if len(error["loc"]) > 1 or not known:

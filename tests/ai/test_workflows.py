@@ -29,11 +29,11 @@ def test_an_unknown_workflow_names_those_that_there_are() -> None:
 
 def test_an_unknown_parameter_names_those_that_there_are() -> None:
     with pytest.raises(InvalidRequest) as raised:
-        workflow("model_inference").read({"temprature": 1, "seed": -1})
-    unknown, wrong = sorted(raised.value.details, key=lambda detail: detail["field"] != "parameters.temprature")
-    assert unknown["field"] == "parameters.temprature"
-    assert "model_inference has no such parameter; there are profile, model, agent" in unknown["problem"]
-    assert wrong["field"] == "parameters.seed"
+        workflow("model_inference").read({"temprature": 1, "poetry": 2, "seed": -1})
+    problems = {detail["field"]: detail["problem"] for detail in raised.value.details}
+    assert problems.keys() == {"parameters.temprature", "parameters.poetry", "parameters.seed"}
+    assert problems["parameters.temprature"] == "there is no such field: did you mean temperature?"
+    assert problems["parameters.poetry"].startswith("there is no such field; there are profile, model, agent")
 
 
 @pytest.mark.parametrize(
