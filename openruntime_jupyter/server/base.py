@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from tornado import web
 from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
 from openruntime_jupyter.server.errors import envelope, enveloped, problem_of
@@ -23,6 +24,8 @@ from openruntime_jupyter.server.identity import LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.requests import read_json, read_query
 
 if TYPE_CHECKING:
+    from tornado.http1connection import HTTP1Connection
+
     from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
     from openruntime_jupyter.server.app import OpenRuntimeApp
@@ -31,6 +34,9 @@ RESOURCE = "openruntime"
 ENVELOPE = "application/vnd.openruntime.envelope+json"
 BODY_SLACK = 65_536
 """Bytes of a body beyond a task's parameters."""
+STALLED_SECONDS = 120.0
+"""How long an upload may pause, and a piece of a download wait to be taken. Past that the client is taken for gone: a machine that was cut
+off says no goodbye."""
 
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
@@ -294,6 +300,25 @@ class Handler(Ours, APIHandler):
             self.finish(enveloped(content), set_content_type=ENVELOPE)
         else:
             self.finish(content)
+
+    async def pass_on(self, piece: bytes = b"") -> None:
+        """Write a piece of the answer, and wait until its client has taken it, but not for ever.
+
+        Raises tornado's `Finish` once nobody listens any more.
+        """
+        self.write(piece)
+        patience = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._hang_up)
+        try:
+            await self.flush()
+        except StreamClosedError:
+            raise web.Finish from None
+        finally:
+            patience.cancel()
+
+    def _hang_up(self) -> None:
+        connection = cast("HTTP1Connection", self.request.connection)
+        self.log.info("%s takes nothing more of %s: its connection is closed", self.request.remote_ip, self.request.path)
+        connection.stream.close()
 
     async def while_connected(self, work: Coroutine[Any, Any, Value], gone: Callable[[], Any] | None = None) -> Value:
         """The outcome of `work`, which ends with the client's connection; `gone()` is called then.

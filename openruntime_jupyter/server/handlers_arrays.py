@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
 from pydantic_core import to_json
-from tornado import iostream, web
+from tornado import web
 
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
+from openruntime_jupyter.server import base
 from openruntime_jupyter.server.accept import preferred
 from openruntime_jupyter.server.base import ENVELOPE, Handler
 from openruntime_jupyter.server.described import BYTES, JSON, Answer, Parameter, described
@@ -31,8 +32,6 @@ BINARY = (SAFETENSORS, "application/octet-stream")
 PIECE = 1 << 20
 LET_PASS = 64 << 20
 """Bytes of a body that is read though it is refused."""
-STALLED_SECONDS = 120.0
-"""How long an upload may pause. Past that its client is taken for gone: a machine that was cut off says no goodbye."""
 HEADER_SLACK = tensorfile.MAX_HEADER + tensorfile.LENGTH
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
@@ -110,7 +109,7 @@ class ArrayHandler(_Telling):
         """Wait for the next piece of the body, but not for ever."""
         if self._is_closed:
             return
-        self._patience = asyncio.get_running_loop().call_later(STALLED_SECONDS, self.send_error, 408)
+        self._patience = asyncio.get_running_loop().call_later(base.STALLED_SECONDS, self.send_error, 408)
 
     def _expect_nothing(self) -> None:
         if self._patience is not None:
@@ -232,11 +231,8 @@ class ArrayHandler(_Telling):
                 if not piece:
                     raise ArrayConflict(f"The array {told.id} ends early")
                 first += len(piece)
-                self.write(piece)
-                await self.flush()
+                await self.pass_on(piece)
             self.finish(set_content_type=SAFETENSORS)
-        except iostream.StreamClosedError:
-            pass  # the client has gone
         finally:
             os.close(descriptor)
 

@@ -64,8 +64,7 @@ class PayloadHandler(Handler):
                 await self.flush()
                 return
             while chunk := await asyncio.to_thread(_read, file):
-                self.write(chunk)
-                await self.flush()
+                await self.pass_on(chunk)
 
 
 def _read(file: BinaryIO) -> bytes:

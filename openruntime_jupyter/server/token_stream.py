@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import to_json
-from tornado.iostream import StreamClosedError
 
 from openruntime_jupyter.server.base import Handler
 
@@ -65,17 +63,16 @@ class TokenStream(Handler):
         self.set_header("Content-Type", EVENT_STREAM)
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")  # nginx would hold it back
-        with contextlib.suppress(StreamClosedError):
-            # Whoever asked learns at once that it was taken.
-            await self.flush()
-            if self.request.method == "HEAD":
-                self.finish(set_content_type=EVENT_STREAM)
-                return
-            async for piece in with_pauses(service.runtime.tokens(task_id, since), HEARTBEAT_SECONDS):
-                if piece is None:
-                    self.write(HEARTBEAT)
-                else:
-                    self.write(event("token", {"text": piece.text, "index": piece.index}, piece.index + len(piece.text)))
-                await self.flush()
-            self.write(event("task", await service.get(task_id, None)))
+        # Whoever asked learns at once that it was taken.
+        await self.pass_on()
+        if self.request.method == "HEAD":
             self.finish(set_content_type=EVENT_STREAM)
+            return
+        async for piece in with_pauses(service.runtime.tokens(task_id, since), HEARTBEAT_SECONDS):
+            if piece is None:
+                await self.pass_on(HEARTBEAT)
+            else:
+                told = {"text": piece.text, "index": piece.index}
+                await self.pass_on(event("token", told, piece.index + len(piece.text)))
+        self.write(event("task", await service.get(task_id, None)))
+        self.finish(set_content_type=EVENT_STREAM)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import gc
 import os
 import socket
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import cloudpickle
 import httpx
 import numpy as np
 import psutil
@@ -21,7 +24,9 @@ from jupyter_server.serverapp import ServerApp
 
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.http import HttpBackend
-from openruntime_jupyter.server import handlers_arrays
+from openruntime_jupyter.models import TaskRequest
+from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.server import base
 from openruntime_jupyter.worker import arrays, blocks
 from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.worker.tensorfile import Layout
@@ -350,7 +355,7 @@ def test_a_client_that_goes_half_way_leaves_nothing(server: Server) -> None:
 async def test_an_upload_that_stalls_is_told_and_gives_its_room_back(
     jp_serverapp: ServerApp, jp_http_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handlers_arrays, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(base, "STALLED_SECONDS", 0.2)
     app = await started(jp_serverapp, tmp_path / "data")
     runtime = await app.ready()
     reader, writer = await asyncio.open_connection("127.0.0.1", jp_http_port)
@@ -368,6 +373,40 @@ async def test_an_upload_that_stalls_is_told_and_gives_its_room_back(
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(given_back(), 30.0)
+    await app.stop_extension()
+
+
+@pytest.mark.usefixtures("http_server")
+async def test_a_download_that_nobody_takes_is_ended_and_gives_its_file_back(
+    jp_serverapp: ServerApp, jp_http_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(base, "STALLED_SECONDS", 0.2)
+    app = await started(jp_serverapp, tmp_path / "data")
+    runtime = await app.ready()
+    pickled = base64.b64encode(cloudpickle.dumps((lambda: b"x" * 64 * MB, (), {}))).decode()
+    task = await runtime.submit(TaskRequest(operation="call", parameters={"pickled": pickled}), Caller())
+    await runtime.wait(task.task_id)
+    payload, _ = await runtime.payload(task.task_id)
+    room = await runtime.arrays.allocate(Layout((64 * MB,), "uint8", "numpy"), None)
+    array = await runtime.arrays.ready(room.id)
+
+    async def stall(path: str, file: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", jp_http_port)
+        head = f"GET {app.url_path}/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: token {jp_serverapp.identity_provider.token}"
+        writer.write(f"{head}\r\n\r\n".encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        while file in [each.path for each in psutil.Process().open_files()]:
+            await asyncio.sleep(0.01)
+        came = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(MB):
+                came += len(piece)
+        assert came < 64 * MB
+        writer.close()
+
+    await asyncio.wait_for(stall(f"arrays/{array.id}", str(array.path)), 60.0)
+    await asyncio.wait_for(stall(f"tasks/{task.task_id}/payload", str(payload)), 60.0)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     await app.stop_extension()
 
 
