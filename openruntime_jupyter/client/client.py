@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
@@ -16,6 +17,7 @@ from openruntime_jupyter.client.lanes import refuse_deadlock
 from openruntime_jupyter.client.mapping import run_map
 from openruntime_jupyter.client.pickling import pack_call, pack_variables, world
 from openruntime_jupyter.client.prompting import PromptHandle, handle_of, prompt_request
+from openruntime_jupyter.client.sources import sources_of
 from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import (
     Device,
@@ -314,8 +316,10 @@ class Client:
         return f"<Client of {self.where}>"
 
     def _call(self, parcel: Parcel, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        pickled = pack_call(function, args, kwargs, parcel)
-        return {"pickled": pickled, "arrays": parcel.references(), "world": self._world()}
+        codes: list[CodeType] = []
+        pickled = pack_call(function, args, kwargs, parcel, codes)
+        sources = sources_of(codes, self.backend.local)
+        return {"pickled": pickled, "arrays": parcel.references(), "sources": sources, "world": self._world()}
 
     def call_request(self, parcel: Parcel, function: Callable[..., Any], /, *args: Any, called: Callable[..., Any]) -> dict[str, Any]:
         """The request for `function(*args)`, named after `called`; `parcel` is to be released once it was submitted."""

@@ -8,12 +8,14 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import cloudpickle
 
 from openruntime_jupyter.client.arrays import Parcel, pickles_with_arrays
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.worker.codes import pickled
 
 
 def world() -> dict[str, Any]:
@@ -26,10 +28,19 @@ def world() -> dict[str, Any]:
     return {"interpreter": sys.executable or None, "directory": str(directory), "path": [str(directory / entry) for entry in sys.path]}
 
 
-def pack_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], parcel: Parcel | None = None) -> str:
-    """`function` and its arguments as base64 text, large arrays in `parcel`; raises `InvalidRequest` that names what can't be pickled."""
+def pack_call(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    parcel: Parcel | None = None,
+    codes: list[CodeType] | None = None,
+) -> str:
+    """`function` and its arguments as base64 text, large arrays in `parcel`, the code that travels by value in `codes` too.
+
+    Raises `InvalidRequest` that names what can't be pickled.
+    """
     try:
-        return _encode((function, args, kwargs), parcel)
+        return _encode((function, args, kwargs), parcel, codes)
     except OpenRuntimeError:  # of the parcel
         raise
     except Exception as problem:  # an object's own __reduce__ may raise anything
@@ -68,12 +79,12 @@ def unpack(payload: bytes, encoding: str, views: Iterable[Any] = ()) -> Any:
         raise OpenRuntimeError(f"the result can't be rebuilt here: {_said(problem)}") from problem
 
 
-def _encode(value: Any, parcel: Parcel | None) -> str:
+def _encode(value: Any, parcel: Parcel | None, codes: list[CodeType] | None = None) -> str:
     if parcel is None or not pickles_with_arrays():
-        return base64.b64encode(cloudpickle.dumps(value)).decode()
+        return base64.b64encode(pickled(value, codes)).decode()
     from openruntime_jupyter.worker import parcels
 
-    return base64.b64encode(parcels.pack(value, parcel.keep)).decode()
+    return base64.b64encode(parcels.pack(value, parcel.keep, codes)).decode()
 
 
 def _travels(value: Any) -> bool:

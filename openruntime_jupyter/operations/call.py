@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
+from openruntime_jupyter.operations._sources import Source, show
 from openruntime_jupyter.operations._values import Packed, dump, load, summary, unpack
 from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.arrays import ArrayRef
@@ -20,6 +21,7 @@ class Params(Parameters):
 
     pickled: str = Field("", description="base64 of `cloudpickle.dumps((function, args, kwargs))`; empty calls nothing and gives None.")
     arrays: list[ArrayRef] = Field(default_factory=list, description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
+    sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
     world: World | None = None
     isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
 
@@ -33,6 +35,7 @@ class Params(Parameters):
 def run(params: Params, context: TaskContext) -> Result:
     """Call it. The value is the payload; `output` says its type and a bounded repr."""
     enter(params.world)
+    show(params.sources)
     value = None
     if params.pickled:
         function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterable
+from types import CodeType
 from typing import Any
 
-import cloudpickle
 import numpy as np
 
 from openruntime_jupyter.worker import arrays
+from openruntime_jupyter.worker.codes import CodePickler
 from openruntime_jupyter.worker.tensorfile import Layout
 
 SMALL = 256 << 10
@@ -31,12 +32,12 @@ _SCALARS = (type(None), bool, int, float, str)
 Keep = Callable[[Any, Layout], None]
 
 
-class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: io.BytesIO, keep: Keep | None) -> None:
+class _Packer(CodePickler):
+    def __init__(self, file: io.BytesIO, keep: Keep | None, codes: list[CodeType] | None) -> None:
         self._keep = keep
         self._kept = 0
         self._mark: pickle.PickleBuffer | None = None
-        super().__init__(file, protocol=5, buffer_callback=self._buffer)
+        super().__init__(file, codes, buffer_callback=self._buffer)
 
     def reducer_override(self, obj: Any) -> Any:
         """Leave a large array out."""
@@ -67,15 +68,16 @@ def as_it_is(array: Any) -> Any:
     return array
 
 
-def pack(value: Any, keep: Keep | None) -> bytes:
+def pack(value: Any, keep: Keep | None, codes: list[CodeType] | None = None) -> bytes:
     """`value` pickled; `keep(array, layout)` is called with each large array in it, in the order in which `unpack` wants them.
 
-    With None all of them stay in the pickle. Raises whatever the pickling of `value` raises.
+    With None all of them stay in the pickle. `codes` gets the code of each function that is pickled by value.
+    Raises whatever the pickling of `value` raises.
     """
     if type(value) in _SCALARS:
         return pickle.dumps(value, protocol=5)
     file = io.BytesIO()
-    packer = _Packer(file, keep)
+    packer = _Packer(file, keep, codes)
     try:
         packer.dump(value)
     finally:
