@@ -13,6 +13,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests import loopback
+from tests.reaper import watched
 from tests.support import alive, wait_until
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
@@ -54,8 +55,9 @@ class _Files(LoadFileScheduling):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """Whatever a test started has ended when the last one has."""
-    yield
+    """Whatever a test started has ended when the last one has, also where the run is killed."""
+    with watched():
+        yield
     me = psutil.Process()
     wait_until(
         lambda: not [child for child in me.children(recursive=True) if alive(child)],
