@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from openruntime_jupyter.runtime.finish import Finish
-from tests.runtimes import live
+from tests.runtimes import ended, live, runtime_in, submit, until
 
 
 def test_everybody_who_waits_is_woken_and_who_comes_late_need_not_wait() -> None:
@@ -33,5 +37,29 @@ def test_who_does_not_want_to_wait_any_longer_leaves_the_others_waiting() -> Non
         assert not finish.reached
         finish.reach()
         await asyncio.wait_for(patient, 5)
+
+    live(body())
+
+
+def test_the_caller_of_a_synchronous_task_has_its_answer_before_the_event_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path) as runtime:
+            happened: list[str] = []
+            make = runtime.bus.task_update
+
+            def making(task_id: str, describe: Any, terminal: bool) -> None:
+                if terminal:
+                    happened.append(f"{task_id} told")
+                make(task_id, describe, terminal)
+
+            monkeypatch.setattr(runtime.bus, "task_update", making)
+            for _ in range(5):
+                task_id = await submit(runtime, "compute", wait=True)
+                task = await ended(runtime, task_id)
+                happened.append(f"{task_id} answered")
+                assert task.status == "completed"
+                await until(lambda: len(happened) == 2, what="the event")
+                assert happened == [f"{task_id} answered", f"{task_id} told"]
+                happened.clear()
 
     live(body())
