@@ -68,7 +68,8 @@ class WarmBlocks:
         for place in self._spool.places:
             if place.in_memory and memory.available < SHORT * memory.total:
                 await self._give_back(place.folder, self.bytes_in(place.folder))
-            old = sum(block.size for block in blocks.free(place.folder) if now - block.since > IDLE_SECONDS)
+            # What was freed at a time to come waits no longer for it: the clock was set back since.
+            old = sum(block.size for block in blocks.free(place.folder) if abs(now - block.since) > IDLE_SECONDS)
             await self._give_back(place.folder, old)
 
     def give_up(self, wanted: int) -> bool:

@@ -25,7 +25,7 @@ from openruntime_jupyter.models import (
 from openruntime_jupyter.notebook.display import View, tag
 from openruntime_jupyter.notebook.failures import ErrorCard
 from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.humanize import clock, duration, number, ordinal, unit_head, with_unit
+from openruntime_jupyter.notebook.humanize import clock, duration, local_times, number, ordinal, unit_head, with_unit
 from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
 from openruntime_jupyter.notebook.knowing import InsightsCard
 from openruntime_jupyter.notebook.views import ResultCard, TaskCard, TaskLine, TaskTable
@@ -237,6 +237,19 @@ def test_numbers_have_the_figures_that_matter(value: object, expected: str) -> N
 )
 def test_places_in_line_are_counted_as_people_do(position: int, expected: str) -> None:
     assert ordinal(position) == f"{expected} in line"
+
+
+def test_times_on_both_sides_of_the_end_of_summer_time_are_told_by_the_clock_of_their_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        told = local_times("from 2020-10-24T23:30Z, worst at 00:30Z, until 01:30:20Z", "2020-10-25T02:00:00.000000Z")
+        assert told == "from 2020-10-25 01:30, worst at 2020-10-25 02:30, until 2020-10-25 02:30:20"
+        assert [clock(f"2020-10-25T0{hour}:00:00.000000Z") for hour in range(3)] == [f"2020-10-25 0{hour}:00" for hour in (2, 2, 3)]
+        assert [clock(f"2020-03-29T0{moment}:00.000000Z") for moment in ("0:59", "1:00")] == ["2020-03-29 01:59", "2020-03-29 03:00"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_day_that_is_not_today_is_told() -> None:

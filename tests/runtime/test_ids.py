@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
+
+import pytest
 
 from openruntime_jupyter.models import epoch, timestamp
 from openruntime_jupyter.runtime.history_records import micros
@@ -14,6 +17,13 @@ def test_ids_sort_by_the_order_in_which_they_were_made() -> None:
     assert sorted(made) == made
     assert len(set(made)) == len(made)
     assert {len(each) for each in made} == {25}
+
+
+def test_ids_go_on_rising_where_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, true = [make_id("task")], time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: true() - 365 * 86_400 * 10**9)
+    made += [make_id("task"), *make_ids("task", 3), make_id("task")]
+    assert sorted(set(made)) == made
 
 
 def test_ids_that_were_made_together_lead_to_each_other() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.models import TaskRequest
+from openruntime_jupyter.runtime import spool
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.worker import arrays, parcels
 from tests.runtime.test_arrays import put
@@ -47,6 +49,28 @@ async def call(runtime: Runtime, function: Any, *args: Any, **fields: Any) -> st
     ids = [(await put(runtime.arrays, np.asarray(arrays.as_numpy(each)))).id for each in sent]
     parameters = {"pickled": base64.b64encode(data).decode(), "arrays": [{"array": each} for each in ids]}
     return await submit(runtime, "call", parameters, **fields)
+
+
+@pytest.mark.parametrize("memory", ["small", "full", "read-only", "absent"])
+def test_arrays_go_to_a_task_and_back_whatever_memory_folder_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, memory: str
+) -> None:
+    folder = tmp_path / "nowhere" if memory == "absent" else request.getfixturevalue("small_tmpfs")
+    monkeypatch.setattr(spool, "MEMORY", folder)
+    if memory == "full":
+        (folder / "anothers").write_bytes(bytes(8_300_000))
+    elif memory == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+
+    async def body() -> None:
+        async with runtime_in(tmp_path / "data") as runtime:
+            sent = np.arange(2_500_000, dtype=np.float64)  # 20 MB
+            found = await value(runtime, await call(runtime, lambda large: [large * 2, large[:100_000].copy()], sent))
+            assert (found[0] == sent * 2).all()
+            assert (found[1] == sent[:100_000]).all()
+            assert runtime.arrays.problem is None
+
+    live(body())
 
 
 def test_mlx_operations_take_arrays_and_compute_with_them(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,23 @@ def test_free_files_go_after_a_while_and_when_memory_is_short(tmp_path: Path, mo
             monkeypatch.setattr(warm, "SHORT", 2.0)
             await store.sweep()
             assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
+
+    live(body())
+
+
+def test_free_files_of_a_clock_that_was_set_back_are_not_kept_until_it_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = time.time
+
+    async def body() -> None:
+        async with store_in(tmp_path) as store:
+            await store.remove((await put(store, full(1))).id)
+            await store.sweep()
+            assert store.page().warm_bytes == SIZE
+            monkeypatch.setattr(time, "time", lambda: true() - 86_400)
+            await store.sweep()
+            assert store.page().warm_bytes == 0
 
     live(body())
 
