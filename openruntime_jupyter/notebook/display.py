@@ -89,9 +89,9 @@ def prose(text: str) -> Html:
     return Html("".join(tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in CODE.split(text)))
 
 
-def joined(parts: Sequence[Any], separator: str = " · ") -> Html:
+def joined(parts: Sequence[Any]) -> Html:
     """What there is of `parts`, with separators that also read well where no style is."""
-    return Html(escape(separator).join(Html.of(part) for part in parts if part))
+    return Html(" · ".join(Html.of(part) for part in parts if part))
 
 
 def block(label: str, *children: Any, kind: str = "") -> Html:

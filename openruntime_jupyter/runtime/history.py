@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from openruntime_jupyter.errors import Stopping, StorageUnavailable
 from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
@@ -265,10 +265,6 @@ class History:
         return await self._write(
             lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
         )
-
-    def runtime_facts(self, runtime_id: str) -> dict[str, Any] | None:
-        """What a living runtime says of itself ({runtime, pid, label, embedded, started}); None if it does not live."""
-        return locks.facts(self._runtimes, runtime_id)
 
     async def sweep(self) -> int:
         """Delete ended tasks beyond the settings' age, number and payload bytes, and files that no task references; how many tasks."""

@@ -42,9 +42,9 @@ class LockFile:
     the same lock on two files.
     """
 
-    def __init__(self, path: Path, mode: int = FILE_MODE) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.mode = mode
+        self.mode = FILE_MODE
         self.held = False
         self._descriptor = -1
         self._identity = (-1, -1)
@@ -174,15 +174,6 @@ def lives(folder: Path, runtime: str) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def facts(folder: Path, runtime: str) -> dict[str, Any] | None:
-    """What a living runtime says of itself; None if it does not live."""
-    if not lives(folder, runtime):
-        return None
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads((folder / f"{runtime}.lock").read_bytes()))
-    return None
 
 
 def bury_the_dead(folder: Path) -> None:

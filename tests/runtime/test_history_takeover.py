@@ -119,10 +119,6 @@ def test_the_tasks_of_a_living_runtime_are_left_alone(tmp_path: Path) -> None:
             async with opened(tmp_path, "rt_new") as history:
                 assert history.taken == []  # type: ignore[attr-defined]
                 assert states(tmp_path) == {waits.task_id: "pending", runs.task_id: "running"}
-                told = history.runtime_facts("rt_alive")
-                assert told is not None
-                assert (told["runtime"], told["label"], told["pid"]) == ("rt_alive", "http://127.0.0.1:8888/", os.getpid())
-                assert history.runtime_facts("rt_none") is None
             await alive.commit(moved(waits, RUNNING))
 
     asyncio.run(scenario())

@@ -121,9 +121,9 @@ class Evidence:
         """The tasks that completed, of those that were drawn."""
         return [task for task in self.ended.tasks if task.state == "completed"]
 
-    def before(self, figure: str, column: Literal["min", "mean", "max"] = "mean") -> Array | None:
+    def before(self, figure: str) -> Array | None:
         """The figure's values before the timeframe, its gaps left out."""
-        return None if self.earlier is None else self.earlier.known(figure, column)
+        return None if self.earlier is None else self.earlier.known(figure)
 
 
 async def gather(history: History, timeframe: Timeframe, now: float, place: Place) -> Evidence:

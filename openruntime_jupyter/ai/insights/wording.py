@@ -6,13 +6,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from openruntime_jupyter.ai.checking import faithful
 from openruntime_jupyter.ai_models_insights import WordingChoice
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.submission import Caller
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +30,6 @@ class Worder:
 
 Choose = Callable[[Literal["resident", "local", "remote"]], "Worder | None"]
 """The model to ask: a local one that is loaded, a local one whether or not, a remote one that the settings allow; None: there is none."""
-
-Worders = Callable[["Caller"], Choose]
-"""Who may be asked by a caller: not everybody may spend what a remote model costs."""
 
 
 SECONDS = 20.0

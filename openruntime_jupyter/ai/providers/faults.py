@@ -71,22 +71,6 @@ OPENAI: dict[str, tuple[type[ProviderError], str]] = {
 }
 """What is said for each exception of the openai package that is no status, and for those of Python that it lets through."""
 
-BY_STATUS = frozenset(
-    {
-        "APIStatusError",
-        "AuthenticationError",
-        "BadRequestError",
-        "ConflictError",
-        "InternalServerError",
-        "NotFoundError",
-        "OAuthError",
-        "PermissionDeniedError",
-        "RateLimitError",
-        "UnprocessableEntityError",
-    }
-)
-"""Those that are told by the status of the answer."""
-
 STATUSES: dict[int, tuple[type[ProviderError], str]] = {
     400: (ProviderRefused, "did not take the request: {said}"),
     402: (ProviderBusy, "wants to be paid first: {said}"),

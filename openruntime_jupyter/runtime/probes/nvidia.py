@@ -66,16 +66,12 @@ class NvidiaProbe:
         memory = self._try("memory", nvml.nvmlDeviceGetMemoryInfo, device.handle)
         # The parts of a chip have one temperature. Its power is that of all its parts, and can't be told for one.
         milliwatts = None if device.is_part else self._try("power", nvml.nvmlDeviceGetPowerUsage, device.handle)
-        listed = self._try("processes", nvml.nvmlDeviceGetComputeRunningProcesses, device.handle)
         return GpuFigures(
             utilization=percent(rates.gpu) if rates is not None else None,
             memory_total=int(memory.total) if memory is not None else None,
             memory_used=int(memory.used) if memory is not None else None,
             temperature=self._temperature(device.chip),
             power=milliwatts / 1000 if milliwatts is not None else None,
-            processes={entry.pid: entry.usedGpuMemory for entry in listed if entry.usedGpuMemory is not None}
-            if listed is not None
-            else None,
         )
 
     def _temperature(self, chip: Any) -> float | None:

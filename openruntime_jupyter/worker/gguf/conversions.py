@@ -35,10 +35,8 @@ ABANDONED = 3600.0
 class Conversions:
     """A folder of converted weights, readable by its owner alone: the most recently used ones of at most `MOST_FILES` models."""
 
-    def __init__(self, folder: Path, most_files: int = MOST_FILES, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._most_files = most_files
-        self._most_bytes = most_bytes
 
     def place(self, source: Path) -> Path:
         """Where the weights of a file lie: its path, size and time of change are part of the name, and so is what converts it."""
@@ -80,7 +78,7 @@ class Conversions:
             place = self.place(source)
             self._make_room(size, place)
             disk = shutil.disk_usage(self._folder)
-            if size > self._most_bytes or disk.free - size < SPARED * disk.total:
+            if size > MOST_BYTES or disk.free - size < SPARED * disk.total:
                 log.info("The converted weights of %s are not kept: the disk of %s has too little room", source, self._folder)
                 return
             self._write(place, weights)
@@ -113,7 +111,7 @@ class Conversions:
         total = size
         for count, (_, bytes_of, path) in enumerate(kept, 1):
             total += bytes_of
-            if count >= self._most_files or total > self._most_bytes:
+            if count >= MOST_FILES or total > MOST_BYTES:
                 path.unlink(missing_ok=True)
 
 

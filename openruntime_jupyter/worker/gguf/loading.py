@@ -24,13 +24,11 @@ Form = Literal["float32", "stored"]
 """`float32`: every weight as a 32-bit number, which a BLAS can multiply; `stored`: as the file has them, quantised where it is."""
 
 
-def load_gguf(
-    path: str | Path, dtype: Form = "stored", cache_dir: str | Path | None = None, *, lazy: bool = False
-) -> tuple[Any, TokenizerWrapper]:
+def load_gguf(path: str | Path, dtype: Form = "stored", cache_dir: str | Path | None = None) -> tuple[Any, TokenizerWrapper]:
     """The model and the tokenizer (with the chat template) of a llama-family GGUF file, as `mlx_lm.load` gives those of a folder.
 
     `cache_dir` is where the weights are kept once they are converted to float32; without it they are converted each time. Raises
-    `NotAModel` with what is wrong or can't be loaded. The weights are in memory when it returns, unless `lazy`.
+    `NotAModel` with what is wrong or can't be loaded. The weights are in memory when it returns.
     """
     from mlx_lm.models.llama import Model, ModelArgs
 
@@ -45,8 +43,7 @@ def load_gguf(
             layer.self_attn.rope = _FactoredRoPE(config["head_dim"], config["rope_theta"], factors)
     model.load_weights(list(_with_zero_biases(weights, config).items()))
     model.eval()
-    if not lazy:
-        mx.eval(model.parameters())
+    mx.eval(model.parameters())
     return model, tokenizer
 
 

@@ -13,7 +13,7 @@ from openai import _exceptions
 
 from openruntime_jupyter.ai.keys import Redactor
 from openruntime_jupyter.ai.profiles import profiles_from
-from openruntime_jupyter.ai.providers.faults import BY_STATUS, OPENAI, TRANSPORT, Edge, told
+from openruntime_jupyter.ai.providers.faults import OPENAI, TRANSPORT, Edge, told
 from openruntime_jupyter.errors import ProviderError
 
 NOT_OURS = {
@@ -25,6 +25,22 @@ NOT_OURS = {
     "WebSocketQueueFullError": "no WebSockets",
 }
 """Exceptions of parts of the openai package that are not used here, each with why it can't come."""
+
+BY_STATUS = frozenset(
+    {
+        "APIStatusError",
+        "AuthenticationError",
+        "BadRequestError",
+        "ConflictError",
+        "InternalServerError",
+        "NotFoundError",
+        "OAuthError",
+        "PermissionDeniedError",
+        "RateLimitError",
+        "UnprocessableEntityError",
+    }
+)
+"""Those that are told by the status of the answer."""
 
 EDGE = Edge(profiles_from({"p": {"base_url": "http://127.0.0.1:9/v1"}}, {})["p"], Redactor([]))
 

@@ -44,11 +44,6 @@ class Fails:
     name: str
 
 
-def process(pid: int, used: int | None) -> SimpleNamespace:
-    """One entry of the running processes; None where the driver does not tell."""
-    return SimpleNamespace(pid=pid, usedGpuMemory=used)
-
-
 @dataclass(eq=False)
 class FakeGpu:
     """A GPU, or a MIG device, as its handle; any answer may be a `Fails`."""
@@ -60,7 +55,6 @@ class FakeGpu:
     used: Any = 6 * GIB
     celsius: Any = 61
     milliwatts: Any = 312_450
-    processes: Any = field(default_factory=lambda: [process(4242, 5 * GIB)])
     handle: Any = None
     mig: Any = Fails("NVML_ERROR_NOT_SUPPORTED")
     parts: list[FakeGpu] = field(default_factory=list)
@@ -69,11 +63,11 @@ class FakeGpu:
     def lose(self) -> None:
         """It has fallen off the bus: nothing answers any more."""
         lost = Fails("NVML_ERROR_GPU_IS_LOST")
-        self.utilization = self.used = self.celsius = self.milliwatts = self.processes = lost
+        self.utilization = self.used = self.celsius = self.milliwatts = lost
 
 
 def mig_part(chip: FakeGpu, number: int) -> FakeGpu:
-    """A MIG device: memory and processes of its own, and none of the rest."""
+    """A MIG device: memory of its own, and none of the rest."""
     no = Fails("NVML_ERROR_NOT_SUPPORTED")
     part = FakeGpu(
         name=f"{chip.name} MIG 1g.10gb",
@@ -83,7 +77,6 @@ def mig_part(chip: FakeGpu, number: int) -> FakeGpu:
         used=number * GIB,
         celsius=no,
         milliwatts=no,
-        processes=[process(700 + number, number * GIB)],
         chip=chip,
     )
     chip.parts.append(part)
@@ -170,9 +163,6 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetPowerUsage(self, handle: FakeGpu) -> int:
         return _tell(handle.milliwatts)
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[SimpleNamespace]:
-        return _tell(handle.processes)
 
 
 def _tell(answer: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from openruntime_jupyter.runtime.probes.base import NOTHING, Gpu, GpuFigures, ProbeUnavailable
 from openruntime_jupyter.runtime.probes.nvidia import NvidiaProbe
-from tests.runtime.probes.fake_nvml import CODES, GIB, NOT_SUPPORTED, Fails, FakeGpu, FakeNvml, parted, process
+from tests.runtime.probes.fake_nvml import CODES, GIB, NOT_SUPPORTED, Fails, FakeGpu, FakeNvml, parted
 
 RTX = "NVIDIA GeForce RTX 4090"
 T4 = "Tesla T4"
@@ -47,7 +47,7 @@ def places(probe: NvidiaProbe) -> dict[str, float | None]:
 
 def test_every_figure_comes_in_its_unit(install) -> None:
     install(FakeGpu())
-    assert NvidiaProbe(mlx(RTX), {}).read() == {"device_0": GpuFigures(87.0, 24 * GIB, 6 * GIB, 61.0, 312.45, {4242: 5 * GIB})}
+    assert NvidiaProbe(mlx(RTX), {}).read() == {"device_0": GpuFigures(87.0, 24 * GIB, 6 * GIB, 61.0, 312.45)}
 
 
 @pytest.mark.parametrize("name", [name for name in CODES if name != "NVML_ERROR_NOT_FOUND"])
@@ -58,7 +58,6 @@ def test_every_figure_comes_in_its_unit(install) -> None:
         ("used", {"memory_total": None, "memory_used": None}),
         ("celsius", {"temperature": None}),
         ("milliwatts", {"power": None}),
-        ("processes", {"processes": None}),
     ],
 )
 def test_a_figure_that_fails_is_none_and_takes_no_other_along(install, name: str, answer: str, lost: dict[str, None]) -> None:
@@ -80,11 +79,9 @@ def test_a_gpu_that_is_lost_later_on_has_no_figures_and_the_others_keep_theirs(i
     assert figures["device_1"].utilization == 87.0
 
 
-def test_a_percentage_that_is_none_and_memory_that_the_driver_does_not_tell_are_left_out(install) -> None:
-    install(FakeGpu(utilization=4_294_967_295, processes=[process(1, None), process(2, GIB)]))
-    figures = NvidiaProbe(mlx(RTX), {}).read()["device_0"]
-    assert figures.utilization is None
-    assert figures.processes == {2: GIB}
+def test_a_percentage_that_is_none_is_left_out(install) -> None:
+    install(FakeGpu(utilization=4_294_967_295))
+    assert NvidiaProbe(mlx(RTX), {}).read()["device_0"].utilization is None
 
 
 def test_a_function_that_an_old_pynvml_has_not_got_costs_its_own_figure_only(install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +221,7 @@ def test_beside_a_gpu_that_is_lost_only_one_named_by_its_uuid_is_sure(install) -
 def test_of_a_gpu_in_parts_cudas_is_the_first_with_its_own_memory_and_the_chips_temperature(install) -> None:
     install(parted(FakeGpu(A100, celsius=44), 2))
     figures = NvidiaProbe(mlx(f"{A100} MIG 1g.10gb"), {}).read()["device_0"]
-    assert figures == GpuFigures(None, 10 * GIB, 1 * GIB, 44.0, None, {701: GIB})
+    assert figures == GpuFigures(None, 10 * GIB, 1 * GIB, 44.0, None)
 
 
 def test_a_part_that_is_named_is_the_one(install) -> None:
@@ -255,7 +252,7 @@ def test_what_the_fake_has_is_what_the_real_module_has() -> None:
         assert getattr(pynvml, name) == value, name
     assert pynvml.NVML_TEMPERATURE_GPU == FakeNvml.NVML_TEMPERATURE_GPU
     names = [name for name in vars(FakeNvml) if name.startswith("nvml")]
-    assert len(names) == 18
+    assert len(names) == 17
     for name in names:
         real = list(inspect.signature(getattr(pynvml, name)).parameters.values())
         ours = list(inspect.signature(getattr(FakeNvml, name)).parameters)[1:]
