@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--port", type=int, metavar="N", help="port to listen on; 0 takes any that is free (default: 8000)")
+    made.add_argument("--port", type=_port, metavar="N", help="port to listen on; 0 takes any that is free (default: 8000)")
     made.add_argument(
         "--ip", metavar="ADDRESS", help="address to listen on; beyond the loopback a token of your own is needed (default: localhost)"
     )
@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=__version__)
     made.add_argument("--help-all", action="store_true", help="list every setting")
     return made
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65_536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+    return int(text)
 
 
 def _serve(arguments: list[str]) -> int:

@@ -6,14 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from pydantic import BaseModel
 from pydantic_core import to_json
 
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
-from openruntime_jupyter.models import Task
+from openruntime_jupyter.models import Task, TaskState
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client
@@ -22,6 +23,7 @@ NOWHERE = (
     "No OpenRuntime server of yours was found: start one (`jupyter openruntime`, or JupyterLab with OpenRuntime installed), or name one "
     "(--url=http://127.0.0.1:8888/ --token=SECRET)"
 )
+STATES = tuple(str(state) for state in TaskState)
 
 
 def ask(arguments: Sequence[str]) -> int:
@@ -52,17 +54,33 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print JSON")
     made = argparse.ArgumentParser("jupyter openruntime")
     commands = made.add_subparsers(required=True)
-    command = commands.add_parser("status", parents=[common], help="health, devices and figures of the server")
+    command = _command(commands, common, "status", "health, devices and figures of the server")
     command.set_defaults(answer=_status)
-    command = commands.add_parser("tasks", parents=[common], help="the newest tasks")
+    command = _command(commands, common, "tasks", "the newest tasks")
     command.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
-    command.add_argument("states", nargs="*", metavar="STATE", help="only those in this state, or these: running, failed and so on")
-    command.add_argument("--state", action="append", default=[], help="the same; may be repeated")
+    command.add_argument(
+        "states", nargs="*", type=_state, metavar="STATE", help=f"only those that are {', '.join(STATES[:-1])} or {STATES[-1]}"
+    )
+    command.add_argument("--state", action="append", type=_state, default=[], metavar="STATE", help="the same; may be repeated")
     command.set_defaults(answer=_tasks)
-    command = commands.add_parser("cancel", parents=[common], help="cancel a task")
+    command = _command(commands, common, "cancel", "cancel a task, whether it waits or runs")
     command.add_argument("id", help="the task's id, as `tasks` shows it")
     command.set_defaults(answer=_cancel)
     return made
+
+
+def _command(commands: Any, common: argparse.ArgumentParser, name: str, does: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(name, parents=[common], help=does, description=f"{does[0].upper()}{does[1:]}.")
+    return made
+
+
+def _state(text: str) -> str:
+    if text not in STATES:
+        near = get_close_matches(text, STATES, 1)
+        raise argparse.ArgumentTypeError(
+            f"there is no state {text!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(STATES)}")
+        )
+    return text
 
 
 def _connect(url: str | None, token: str | None) -> Client:
@@ -110,11 +128,12 @@ def _percent(figure: float | None) -> str:
 
 
 def _tasks(client: Client, options: argparse.Namespace) -> str:
-    page = client.tasks(limit=options.limit, states=[*options.states, *options.state] or None)
+    states = [*options.states, *options.state]
+    page = client.tasks(limit=options.limit, states=states or None)
     if options.json:
         return _json(page)
     if not page.tasks:
-        return "No tasks."
+        return f"No tasks that are {' or '.join(states)}." if states else "No tasks."
     rows = [("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", "")] + [_row(task) for task in page.tasks]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
@@ -137,5 +156,7 @@ def _cancel(client: Client, options: argparse.Namespace) -> str:
     task = client.cancel(options.id)
     if options.json:
         return _json(task)
+    if task.status != TaskState.CANCELLED:
+        return f"{task.task_id} is {task.status}: there was nothing to cancel"
     how = f" ({task.cancel_stage})" if task.cancel_stage else ""
     return f"{task.task_id} is {task.status}{how}"

@@ -32,7 +32,8 @@ def connect(url: str | None = None, token: str | None = None) -> Client:
 
     `url` may be a stand-alone runtime (`http://127.0.0.1:8000`), a Jupyter Server (`http://127.0.0.1:8888/`, also with
     `?token=…` as Jupyter prints it), or `"embedded"` for a runtime inside this process. Without it the server that started this
-    kernel is taken, else a stand-alone server of this user, else the runtime of this process, which is started at first use.
+    kernel is taken, else a stand-alone server of this user, else the runtime of this process, which is started at first use. The
+    `token` of a stand-alone server of this user is known without being given.
 
     Raises `NotConnected` if nothing answers at `url`, `NotAllowed` if it wants a token or another one, `InvalidRequest` for what
     is no URL, and `WouldDeadlock` inside a task that no server could take work from.
@@ -63,6 +64,9 @@ def _named(url: str, token: str | None) -> HttpBackend:
     parts = urlsplit(url)
     token = token or next(iter(parse_qs(parts.query).get("token", [])), None)
     path = parts.path.rstrip("/")
+    if token is None and not path:
+        here = parts.netloc.replace("localhost", "127.0.0.1")
+        token = next((found for url, found in _own_stand_alone() if url == f"{parts.scheme}://{here}"), None)
     for end in ("/lab", "/tree"):  # where Jupyter's own pages are
         path = path.removesuffix(end)
     plain = HttpBackend(urlunsplit((parts.scheme, parts.netloc, path, "", "")), token)
@@ -131,15 +135,19 @@ def of_user() -> Client | None:
 
 
 def _stand_alone() -> HttpBackend | None:
-    for path in _newest_first(default_data_dir() / "standalone"):
-        described = _read_private(path)
-        if described is None or not _alive(described.get("pid")) or not described.get("url"):
-            continue
-        token = str(described.get("token") or "") or None
-        found = _answering(HttpBackend(str(described["url"]), token, patience=5.0, local=True))
+    for url, token in _own_stand_alone():
+        found = _answering(HttpBackend(url, token, patience=5.0, local=True))
         if found is not None:
             return found
     return None
+
+
+def _own_stand_alone() -> Iterator[tuple[str, str | None]]:
+    """Address and token of each stand-alone server of this user, the newest first."""
+    for path in _newest_first(default_data_dir() / "standalone"):
+        described = _read_private(path)
+        if described is not None and _alive(described.get("pid")) and described.get("url"):
+            yield str(described["url"]), str(described.get("token") or "") or None
 
 
 def _answering(backend: HttpBackend | None) -> HttpBackend | None:

@@ -76,7 +76,7 @@ def parse_cell(line: str) -> Arguments:
     parser = _parser()
     parser.add_argument("--in", dest="inputs", nargs="+", action="extend", default=[])
     parser.add_argument("--out", dest="outputs", nargs="+", action="extend", default=[])
-    found, rest = parser.parse_known_args(tokens(line))
+    found, rest = parser.parse_known_args(tokens(line, comment=True))
     if rest:
         raise UsageError(_unexpected(rest[0], "in", "out"))
     return _arguments(vars(found), inputs=names(found.inputs), outputs=names(found.outputs))
@@ -84,7 +84,7 @@ def parse_cell(line: str) -> Arguments:
 
 def parse_line(line: str) -> Arguments:
     """The line of `%openruntime`; raises `UsageError` that says what is wrong."""
-    found, rest = _parser().parse_known_args(tokens(line))
+    found, rest = _parser().parse_known_args(tokens(line, comment=True))
     words: list[str] = []
     pairs: dict[str, Any] = {}
     for token in rest:
@@ -106,8 +106,11 @@ def _arguments(found: dict[str, Any], **rest: Any) -> Arguments:
     return Arguments(options=options, background=found["bg"], **flags, **rest)
 
 
-def tokens(line: str) -> list[str]:
-    """`line` split at spaces, but not inside quotes or brackets, which stay as they are; raises `UsageError` for what never closes."""
+def tokens(line: str, comment: bool = False) -> list[str]:
+    """`line` split at spaces, but not inside quotes or brackets, which stay as they are; raises `UsageError` for what never closes.
+
+    With `comment` a word that begins with `#` ends the line, as it does in Python.
+    """
     found, current, quote, open_brackets = [], "", "", ""
     escaped = False
     for character in line:
@@ -126,6 +129,8 @@ def tokens(line: str) -> list[str]:
                 found.append(current)
             current = ""
             continue
+        elif comment and character == "#" and not (current or open_brackets):
+            break
         current += character
     if quote or open_brackets:
         raise UsageError(f"{quote or open_brackets[-1]} is never closed in {line.strip()!r}.")

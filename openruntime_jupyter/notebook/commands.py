@@ -143,7 +143,7 @@ def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     if not isinstance(wanted["limit"], int) or not 1 <= wanted["limit"] <= 1000:
         raise UsageError("limit is a number from 1 to 1000.")
     page = session.client.tasks(limit=wanted["limit"], states=states, operation=wanted.get("operation"), owner=wanted.get("owner"))
-    return TaskTable(page, session.devices())
+    return TaskTable(page, session.devices(), {name: str(value) for name, value in arguments.pairs.items() if name != "limit"})
 
 
 def _devices(session: Session, _arguments: Arguments) -> DeviceTable:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.models import OutputItem, Task, TaskOutput
 from openruntime_jupyter.notebook.replay import Replay
 from openruntime_jupyter.notebook.statusline import StatusLine
@@ -122,9 +122,9 @@ def attend(
     follower.start()
     try:
         return _watch(handle, news, line, show, interrupts, cancel)
-    except NotConnected as problem:
+    except (NotConnected, Unavailable) as problem:  # the latter of one that is being stopped
         line.show(note="out of reach", final=True)
-        raise NotConnected(f"{problem}; this one is {handle.id}") from problem
+        raise NotConnected(f"{problem}. `%openruntime wait {handle.id}` tells then what became of this task") from problem
     finally:
         follower.stop()
 

@@ -142,7 +142,7 @@ def run(session: Session, arguments: Asked, submit: Callable[[], TaskHandle], no
             with noticed(handle, notify):
                 task, left = _show(handle, session.devices(), interrupts)
     except NotConnected:
-        session.forget()
+        session.lose()
         raise
     if left is Left.DETACHED:
         raise short(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.discovery import connect
+from openruntime_jupyter.client.discovery import EMBEDDED, connect
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
@@ -25,6 +26,7 @@ class Session:
         self.shell = shell
         self._url: str | None = None
         self._client: Client | None = None
+        self._lost: str | None = None
         self._devices: dict[str, str] = {}
         self.offers = Offers(self)
 
@@ -34,6 +36,11 @@ class Session:
         if self._client is None:
             self._client = connect(self._url)
             self._client.origin = "notebook"
+            if self._lost not in (None, self._client.where):
+                here = self._client.where == EMBEDDED
+                where = "this kernel hosts its tasks itself, and they end with it" if here else f"tasks go to {self._client.where}"
+                sys.stderr.write(f"{self._lost} is gone: from now on {where}. `%openruntime connect URL` takes another place.\n")
+            self._lost = None
         return self._client
 
     def use(self, url: str | None) -> None:
@@ -41,13 +48,19 @@ class Session:
         client = connect(url)
         client.origin = "notebook"
         self.forget()
-        self._url, self._client = url, client
+        self._url, self._client, self._lost = url, client, None
 
     def forget(self) -> None:
         """Look for a runtime anew at the next use."""
         client, self._client, self._devices = self._client, None, {}
         if client is not None:
             client.close()
+
+    def lose(self) -> None:
+        """Look for a runtime anew at the next use, since this one does not answer; another one is told of then."""
+        if self._client is not None:
+            self._lost = self._client.where
+        self.forget()
 
     @property
     def namespace(self) -> dict[str, Any]:
@@ -61,7 +74,7 @@ class Session:
             try:
                 self._devices = {device.id: device.name for device in self.client.devices()}
             except NotConnected:
-                self.forget()
+                self.lose()
         return self._devices
 
     def remember(self, handle: TaskHandle, variable: str | None) -> None:

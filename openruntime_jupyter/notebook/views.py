@@ -120,8 +120,10 @@ class TaskTable(View, list[Task]):
     PLAIN = ("state", "task", "id")
     """What needs no word beside it."""
 
-    def __init__(self, page: TaskPage, devices: Mapping[str, str]) -> None:
+    def __init__(self, page: TaskPage, devices: Mapping[str, str], asked: Mapping[str, str] | None = None) -> None:
         super().__init__(page.tasks)
+        self._asked = asked or {}
+        """What only those that were asked for have, by name: said where there are none."""
         self.total_count = page.total_count
         self._devices = devices
 
@@ -163,7 +165,8 @@ class TaskTable(View, list[Task]):
     @property
     def _caption(self) -> str:
         if not self:
-            return "No tasks yet"
+            asked = ", ".join(f"{name} {value}" for name, value in self._asked.items())
+            return f"No tasks with {asked}" if asked else "No tasks"
         number = f"{len(self):,} of {self.total_count:,}" if self.total_count > len(self) else f"{len(self):,}"
         shared = [
             f"{before} {words[0]}"

@@ -158,7 +158,7 @@ class Entry:
         return self._last if parameters else assembled(Task, {**self._last.__dict__, "parameters": None})
 
     def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
-        """This task's record now; `live` adds position and estimate, which only make sense while it waits."""
+        """This task's record now; `live` adds what is true of this moment alone: position, estimate, how long it has run so far."""
         pending = live and self.state is TaskState.PENDING
         now = {
             "task_id": self.task_id,
@@ -179,7 +179,7 @@ class Entry:
             "submitted_at": timestamp(self.submitted),
             "started_at": iso(self.started),
             "finished_at": iso(self.finished),
-            "execution_time": self.elapsed(),
+            "execution_time": self.elapsed() if live or self.state.terminal else None,
             "position": self.lane.position(self) if pending else None,
             "estimated_start": iso(self.lane.estimate(self)) if pending else None,
             "waiting_for": (self.waiting_for or self.lane.waiting_for) if pending else None,

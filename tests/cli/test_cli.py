@@ -73,16 +73,23 @@ def test_version_is_the_packages(home: Home) -> None:
     assert run(home, "--version").strip() == __version__
 
 
-@pytest.mark.parametrize("arguments", [["--prot=1"], ["start"], ["--port=many"], ["cancel"], ["tasks", "--limit=x"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--prot=1"], ["start"], ["--port=many"], ["--port=99999"], ["--port=-1"], ["cancel"], ["tasks", "--limit=x"], ["tasks", "zzz"]],
+    ids=str,
+)
 def test_what_is_not_understood_is_told(home: Home, arguments: list[str]) -> None:
     told = run(home, *arguments, code=2)
     assert "usage:" in told
     assert "error:" in told
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("stauts", "status"), ("pul", "pull"), ("--prot=8001", "--port"), ("--tokn", "--token")])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("stauts", "status"), ("pul", "pull"), ("--prot=8001", "--port"), ("--tokn", "--token"), ("tasks runing", "running")],
+)
 def test_what_was_meant_is_told(home: Home, typed: str, meant: str) -> None:
-    assert f"did you mean {meant}?" in run(home, typed, code=2)
+    assert f"did you mean {meant}?" in run(home, *typed.split(), code=2)
 
 
 def test_a_wrong_value_of_a_setting_is_told_by_its_name(home: Home) -> None:
@@ -185,6 +192,9 @@ def test_tasks_are_listed_and_cancelled(server: Server) -> None:
     assert f"{task_id} is cancelled" in run(server.home, "cancel", task_id)
     assert server.get(f"/tasks/{task_id}")["status"] == "cancelled"
     assert "task_0nosuch" in run(server.home, "cancel", "task_0nosuch", code=1)
+    done = server.submit("matrix_multiply", {"size": 16})["task_id"]
+    assert f"{done} is completed: there was nothing to cancel" in run(server.home, "cancel", done)
+    assert "No tasks that are interrupted or timed_out." in run(server.home, "tasks", "interrupted", "timed_out")
 
 
 def test_of_a_task_that_has_ended_its_name_or_error_is_listed_and_not_how_far_it_was(server: Server) -> None:

@@ -63,6 +63,15 @@ def test_a_stand_alone_runtime_lies_at_its_root(standalone: Server) -> None:
         assert client.where == standalone.url
 
 
+def test_the_token_of_the_users_own_stand_alone_runtime_need_not_be_given(standalone: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(standalone.home.data_dir))
+    for url in (standalone.url, standalone.url.replace("127.0.0.1", "localhost") + "/"):
+        with connect(url) as client:
+            assert client.call(sum, (20, 22)) == 42
+    with pytest.raises(NotAllowed):
+        connect(standalone.url, "another")
+
+
 def test_a_missing_or_wrong_token_is_told_as_such(server: Server) -> None:
     for token in (None, "wrong"):
         with pytest.raises(NotAllowed, match="token"):

@@ -41,7 +41,7 @@ def cells(task_id: str) -> list[str]:
         text = re.sub(r"task_01\.\.\.", task_id, re.sub(r"\bID\b", task_id, block))
         lines = text.splitlines()
         magics = all(line.startswith("%openruntime") for line in lines)
-        found += [line.split("  #")[0].rstrip() for line in lines] if magics else [text]
+        found += lines if magics else [text]
     return found
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
+from openruntime_jupyter.notebook.ai.options import parse_ai
 from openruntime_jupyter.notebook.arguments import literal, parse_cell, parse_line, size, tokens
 
 
@@ -104,6 +105,15 @@ def test_a_line_magic_refuses_what_it_does_not_know(line: str, said: str) -> Non
 )
 def test_spaces_in_quotes_and_brackets_do_not_split(line: str, expected: list[str]) -> None:
     assert tokens(line) == expected
+
+
+def test_a_comment_behind_the_line_is_none_of_it_but_a_prompt_may_hold_such_a_sign() -> None:
+    assert parse_line("retry task_1 --priority 7  # don't (wait").words == ("retry", "task_1")
+    assert parse_line("# what there is") == parse_line("")
+    assert parse_line("compute expression='a # b' name#1 x=[1,#2]").pairs == {"expression": "a # b", "x": "[1,#2]"}
+    assert parse_cell("--in a,b # both").inputs == ("a", "b")
+    assert parse_ai("--seed 1 # so that it repeats", cell=True).parameters == {"seed": 1}
+    assert parse_ai("what does # mean", cell=False).prompt == "what does # mean"
 
 
 @given(

@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError
 
 from openruntime_jupyter.notebook.follow import Interrupts
 from tests.notebook.conftest import Cell, Kernel, running_kernel
-from tests.support import TOKEN, Home, alive, running_server, wait_until
+from tests.support import STANDALONE, TOKEN, Home, alive, running_server, wait_until
 
 BUSY = "%%openruntime --bg --as job --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.01)"
 
@@ -70,13 +70,40 @@ def test_a_cell_whose_server_dies_ends_with_what_to_do(tmp_path: Path) -> None:
             cell = kernel.run(BUSY.replace("--bg --as job ", ""), it_runs, server.kill)
             assert cell.error["ename"] == "NotConnected"
             assert "restart Jupyter Server" in cell.error["evalue"]
-            assert "this one is task_" in cell.error["evalue"]
+            assert "`%openruntime wait task_" in cell.error["evalue"]
             assert len("\n".join(cell.error["traceback"]).splitlines()) == 1
             assert "out of reach" in cell.line
             again = kernel.run("%openruntime status")
             assert again.error["ename"] == "NotConnected"
             assert "connect('embedded')" in again.error["evalue"]
             assert kernel.value("6 * 7") == "42"
+
+
+def test_a_cell_whose_server_is_stopped_ends_with_what_became_of_its_task_or_where_that_is_told(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with running_server(home, STANDALONE) as server, running_kernel(home) as kernel:
+        cell = kernel.run(BUSY.replace("--bg --as job ", ""), lambda cell: "it runs" in cell.stream(), server.stop)
+        # The last thing that it heard was the end of the task, or that the server is stopping.
+        if cell.error["ename"] != "TaskInterrupted":
+            assert cell.error["ename"] == "NotConnected"
+            assert "`%openruntime wait task_" in cell.error["evalue"]
+            assert "out of reach" in cell.line
+        assert kernel.value("_openruntime.id") in kernel.value(
+            "[task.task_id for task in get_ipython().run_line_magic('openruntime', 'tasks')]"
+        )
+
+
+def test_a_kernel_whose_stand_alone_server_dies_says_that_it_goes_on_by_itself(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with running_server(home, STANDALONE) as server, running_kernel(home) as kernel:
+        cell = kernel.run(BUSY.replace("--bg --as job ", ""), lambda cell: "it runs" in cell.stream(), server.kill)
+        assert cell.error["ename"] == "NotConnected"
+        ended = kernel.run("%openruntime tasks")
+        assert f"{server.url} is gone: from now on this kernel hosts its tasks itself" in ended.stream("stderr")
+        assert kernel.run("%openruntime tasks").stream("stderr") == "", "it is told once"
+        assert kernel.value("[(str(task.status), task.execution_time) for task in _]") == "[('interrupted', None)]", (
+            "nobody saw how long it ran"
+        )
 
 
 def test_a_failing_cell_stops_a_notebook_that_is_run_by_a_program_and_its_log_has_the_traceback(tmp_path: Path) -> None:

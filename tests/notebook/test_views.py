@@ -93,6 +93,7 @@ EVERY = [
     TaskCard(failed(), {"device_0": EVIL}),
     TaskTable(page(failed(), task(owner=EVIL, here=False)), {}),
     TaskTable(page(), {}),
+    TaskTable(page(), {}, {"operation": EVIL}),
     ResultCard(task(status=TaskState.COMPLETED, execution_time=0.5), {EVIL: EVIL, "nested": {EVIL: [EVIL]}}),
     OperationTable(
         [OperationInfo(name=EVIL, summary=EVIL, needs_execute=False, parameters_schema={"properties": {EVIL: {"default": EVIL}}})]
@@ -181,6 +182,8 @@ def test_progress_beyond_its_bounds_stays_within_the_bar(n: float) -> None:
 def test_tables_and_cards_are_values() -> None:
     table = TaskTable(page(task(), task(task_id="task_2")), {})
     assert [entry.task_id for entry in table] == ["task_1", "task_2"]
+    assert TaskTable(page(), {}).text() == "No tasks"
+    assert TaskTable(page(), {}, {"state": "failed", "owner": "ann"}).text() == "No tasks with state failed, owner ann"
     card = ResultCard(task(status=TaskState.COMPLETED), {"gflops": 12.5})
     assert card["gflops"] == 12.5
     assert card == {"gflops": 12.5}

@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 from IPython.display import display
 
 from openruntime_jupyter.ai.checking import untold_of
+from openruntime_jupyter.ai.choosing import NOTHING
 from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
 from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.client.reply import Reply
@@ -105,6 +106,6 @@ def reachable(ask: Callable[[], Answer]) -> Answer:
     except InvalidRequest as problem:
         raise short(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
     except Unavailable as problem:
-        if type(problem) is Unavailable:
+        if str(problem) == NOTHING:  # over HTTP a full queue is the same type
             raise short(problem, "No model answers prompts here yet: the card above has the ways out.", card=Nobody()) from None
         raise

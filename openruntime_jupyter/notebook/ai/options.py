@@ -131,7 +131,7 @@ def parse_ai(line: str, cell: bool) -> AiArguments:
 
 def _words(line: str, cell: bool) -> list[str]:
     try:
-        return tokens(line)
+        return tokens(line, comment=cell)  # in a prompt `#` is a word like others
     except UsageError:
         if cell:
             raise

