@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -64,12 +65,13 @@ def _named(url: str, token: str | None) -> HttpBackend:
     parts = urlsplit(url)
     token = token or next(iter(parse_qs(parts.query).get("token", [])), None)
     path = parts.path.rstrip("/")
+    renew = None
     if token is None and not path:
-        here = parts.netloc.replace("localhost", "127.0.0.1")
-        token = next((found for url, found in _own_stand_alone() if url == f"{parts.scheme}://{here}"), None)
+        renew = partial(_own_token, f"{parts.scheme}://{parts.netloc.replace('localhost', '127.0.0.1')}")
+        token = renew()
     for end in ("/lab", "/tree"):  # where Jupyter's own pages are
         path = path.removesuffix(end)
-    plain = HttpBackend(urlunsplit((parts.scheme, parts.netloc, path, "", "")), token)
+    plain = HttpBackend(urlunsplit((parts.scheme, parts.netloc, path, "", "")), token, renew=renew)
     if path.endswith("/openruntime"):
         plain.health()
         return plain
@@ -136,7 +138,7 @@ def of_user() -> Client | None:
 
 def _stand_alone() -> HttpBackend | None:
     for url, token in _own_stand_alone():
-        found = _answering(HttpBackend(url, token, patience=5.0, local=True))
+        found = _answering(HttpBackend(url, token, patience=5.0, local=True, renew=partial(_own_token, url)))
         if found is not None:
             return found
     return None
@@ -148,6 +150,11 @@ def _own_stand_alone() -> Iterator[tuple[str, str | None]]:
         described = _read_private(path)
         if described is not None and _alive(described.get("pid")) and described.get("url"):
             yield str(described["url"]), str(described.get("token") or "") or None
+
+
+def _own_token(url: str) -> str | None:
+    """The token of this user's stand-alone server at `url`; None where there is none."""
+    return next((token for found, token in _own_stand_alone() if found == url), None)
 
 
 def _answering(backend: HttpBackend | None) -> HttpBackend | None:

@@ -46,6 +46,9 @@ WORDING_SECONDS = 60.0
 PATIENCE = 30.0
 """Seconds for an answer beyond the wait that was asked for: a busy server is slow before it is gone."""
 
+REFUSED = (401, 403)
+"""What a token that is none (any more) is answered with."""
+
 SAFETENSORS = "application/vnd.safetensors"
 PIECE = 1 << 20
 """Bytes of one piece of a download."""
@@ -69,11 +72,19 @@ class HttpBackend:
     `url` is the place whose `/health` answers, such as `http://127.0.0.1:8000` or `http://127.0.0.1:8888/openruntime`;
     `token` goes into the `Authorization` header. `patience` is how many seconds an answer may take beyond the wait that was
     asked for. `local` says that it is on this machine, which is known of a loopback address (None): no proxy is asked then, and
-    a TLS certificate may be anybody's, as it names a host and not the loopback. Raises `InvalidRequest` for what is no URL or no
+    a TLS certificate may be anybody's, as it names a host and not the loopback. `renew` tells which token the server has now,
+    where that can be found: a server that was started anew has another one. Raises `InvalidRequest` for what is no URL or no
     token; nothing is sent before the first question.
     """
 
-    def __init__(self, url: str, token: str | None = None, patience: float = PATIENCE, local: bool | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        patience: float = PATIENCE,
+        local: bool | None = None,
+        renew: Callable[[], str | None] | None = None,
+    ) -> None:
         self.where = url.rstrip("/")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise InvalidRequest.of("token", "has characters that no HTTP header can carry")
@@ -85,6 +96,7 @@ class HttpBackend:
         if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 80) > 65535:
             raise InvalidRequest.of("url", f"{url!r} is no http:// or https:// address")
         self._token = token
+        self._renew = renew
         self._patience = patience
         self._lock = threading.Lock()
         self._events: SocketEvents | None = None
@@ -214,7 +226,7 @@ class HttpBackend:
         """See `Backend.watch`."""
         with self._lock:
             if self._events is None:
-                self._events = SocketEvents(self.where, self._token, self.local)
+                self._events = SocketEvents(self.where, self._current_token, self.local)
         return self._events.watch(topics, tell)
 
     @property
@@ -282,12 +294,29 @@ class HttpBackend:
 
     def _send(self, method: str, path: str, again: bool = True, **options: Any) -> httpx.Response:
         try:
-            return self._http().request(method, self.where + path, **options)
+            response = self._http().request(method, self.where + path, **options)
+            if not (again and response.status_code in REFUSED and self._renewed()):
+                return response
         except TRANSLATED as problem:
             if not again or not isinstance(problem, LOST_ON_THE_WAY):
                 raise translate(problem, self.where) from problem
-        # A kept connection may have been closed by the server meanwhile; everything asked here may be asked twice.
+        # The server may have closed a kept connection, or been started anew; everything asked here may be asked twice.
         return self._send(method, path, again=False, **options)
+
+    def _renewed(self) -> bool:
+        """Whether the server has another token by now, which is taken from now on."""
+        with self._lock:
+            before = self._token
+        return self._current_token() != before
+
+    def _current_token(self) -> str | None:
+        found = self._renew() if self._renew is not None else None
+        with self._lock:
+            if found is not None and found != self._token:
+                self._token = found
+                if self._client is not None:
+                    self._client.headers["Authorization"] = f"Bearer {found}"
+            return self._token
 
     def _http(self) -> httpx.Client:
         with self._lock:

@@ -6,6 +6,7 @@ import json
 import logging
 import ssl
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Events
@@ -23,9 +24,9 @@ LARGEST_MESSAGE = 64 << 20
 
 
 class SocketEvents(Events):
-    """`url` is the runtime's; with `local`, no proxy is asked and any certificate is taken, as over HTTP."""
+    """`url` is the runtime's, `token` tells its token at each connection; `local`: no proxy is asked, any certificate is taken."""
 
-    def __init__(self, url: str, token: str | None, local: bool) -> None:
+    def __init__(self, url: str, token: Callable[[], str | None], local: bool) -> None:
         super().__init__()
         self._url = "ws" + url.removeprefix("http") + "/ws"
         self._token = token
@@ -64,8 +65,8 @@ class SocketEvents(Events):
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"max_size": LARGEST_MESSAGE, "close_timeout": 1.0}
-        if self._token:
-            options["additional_headers"] = {"Authorization": f"token {self._token}"}
+        if token := self._token():
+            options["additional_headers"] = {"Authorization": f"token {token}"}
         if self._local:
             options["proxy"] = None
             if self._url.startswith("wss:"):

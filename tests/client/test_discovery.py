@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from openruntime_jupyter import connect
 from openruntime_jupyter.client import discovery
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, WouldDeadlock
-from tests.support import STANDALONE, TOKEN, Server, free_port, ready, running_server
+from tests.support import STANDALONE, TOKEN, Home, Server, free_port, ready, running_server, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,24 @@ def test_the_token_of_the_users_own_stand_alone_runtime_need_not_be_given(standa
             assert client.call(sum, (20, 22)) == 42
     with pytest.raises(NotAllowed):
         connect(standalone.url, "another")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_client_goes_on_where_the_users_stand_alone_runtime_is_started_anew_with_another_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    home, port = Home(tmp_path), free_port()
+    monkeypatch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(home.data_dir))
+    with running_server(home, STANDALONE, port=port, token="the first") as server, connect(server.url if named else None) as client:
+        handle = client.submit("compute", expression="6 * 7")
+        assert handle.result(60)["value"] == 42
+        heard: list[dict[str, Any]] = []
+        with client.watch(["task_update"], heard.append):
+            server.stop()
+            with running_server(home, STANDALONE, port=port, token="the second"):
+                assert handle.result(60)["value"] == 42
+                assert client.call(sum, (20, 22)) == 42
+                wait_until(lambda: any(message["type"] == "connected" for message in heard[1:]), what="the events of the second server")
 
 
 def test_a_missing_or_wrong_token_is_told_as_such(server: Server) -> None:

@@ -82,7 +82,11 @@ def test_a_cell_whose_server_dies_ends_with_what_to_do(tmp_path: Path) -> None:
 def test_a_cell_whose_server_is_stopped_ends_with_what_became_of_its_task_or_where_that_is_told(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_server(home, STANDALONE) as server, running_kernel(home) as kernel:
-        cell = kernel.run(BUSY.replace("--bg --as job ", ""), lambda cell: "it runs" in cell.stream(), server.stop)
+
+        def stop() -> None:
+            server.stop()
+
+        cell = kernel.run(BUSY.replace("--bg --as job ", ""), lambda cell: "it runs" in cell.stream(), stop)
         # The last thing that it heard was the end of the task, or that the server is stopping.
         if cell.error["ename"] != "TaskInterrupted":
             assert cell.error["ename"] == "NotConnected"
