@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import asyncio
 import re
-import shutil
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
+import nbformat
+from playwright.async_api import ConsoleMessage, Page, expect
 from playwright.async_api import TimeoutError as TookTooLong
 
+from tests.browser.chromium import new_page
 from tests.support import Server
 
 LAB = (sys.executable, "-m", "jupyterlab")
-FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 IDLE = "() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null"
 DONE = """() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null
     && ![...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(prompt => prompt.textContent.includes('*'))"""
-STARTED = r"() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(prompt => /[*\d]/.test(prompt.textContent))"
+STARTED = r"() => /[*\d]/.test(document.querySelector('.jp-CodeCell .jp-InputPrompt')?.textContent ?? '')"
 ERRORS = """() => ['stderr', 'error'].flatMap(kind =>
     [...document.querySelectorAll(`.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.${kind}"]`)]
 ).map(node => node.innerText.trim())"""
@@ -37,11 +36,19 @@ App = Literal["lab", "notebook7"]
 APPS: tuple[App, ...] = ("lab", "notebook7")
 
 
-def chromium() -> str:
-    """The browser: what `make test` found or installed, else Debian's."""
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    assert found, "there is no Chromium: `make test` installs one, CHROMIUM=/path/to/chromium names one"
-    return found
+def new_notebook(server: Server, name: str, *cells: str) -> None:
+    """Write a notebook of these cells into the server's folder."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, server.home.path / name)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, looking at it every now and then."""
+    deadline = asyncio.get_running_loop().time() + MILLISECONDS / 1000
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.1)
 
 
 @dataclass
@@ -49,6 +56,9 @@ class Notebook:
     """A notebook that is open in JupyterLab or Notebook 7."""
 
     page: Page
+    server: Server
+    session: str
+    """The id of Jupyter's session, which is the notebook and its kernel."""
     console: list[str] = field(default_factory=list)
     """Errors of the page and its console, with where they come from."""
     expected: list[str] = field(default_factory=list)
@@ -69,10 +79,17 @@ class Notebook:
         return [line for line in self.console if OURS.search(line) and not any(part in line for part in self.expected)]
 
     async def idle(self) -> None:
-        """Wait until the kernel is there and idle."""
+        """Wait until the kernel has the page as its client and is idle.
+
+        The page alone does not tell: it shows a kernel as idle that is only starting, and loses what that is asked to run.
+        """
+        await until(self._kernel_is_idle, "the kernel is idle")
         await self.page.wait_for_function(IDLE, timeout=MILLISECONDS)
-        # Lab loses a Run All that comes right with the first idle.
-        await self.page.wait_for_timeout(1000)
+
+    def _kernel_is_idle(self) -> bool:
+        answer = self.server.client.get(f"{self.server.root}/api/sessions/{self.session}", headers=self.server.headers, timeout=60)
+        kernel = answer.raise_for_status().json()["kernel"]
+        return bool(kernel["connections"] and kernel["execution_state"] == "idle")
 
     async def menu(self, *labels: str) -> None:
         """Choose an entry of the main menu by its labels."""
@@ -112,34 +129,28 @@ class Notebook:
 
 @asynccontextmanager
 async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[Notebook]:
-    """A notebook of the server's folder, in Lab in a workspace of its own.
+    """A notebook of the server's folder, in Lab in a workspace of its own, with a kernel that ends with it.
 
     At its end there was no error of ours in the page or its console. A picture is left beside it if the test fails.
     """
-    flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium(), args=flags)
-        page = await browser.new_page(viewport={"width": 1280, "height": 1600})
-        page.set_default_timeout(MILLISECONDS)
-        notebook = Notebook(page)
-        notebook.listen()
-        # On a slow machine Lab asks for the kernel though it is starting one: whatever is clicked next waits for the answer.
-        asks = page.locator(".jp-Dialog", has_text="Select Kernel")
-
-        async def choose(_: object) -> None:
-            with contextlib.suppress(TookTooLong):  # it goes away by itself once the kernel is there
-                await asks.locator("button.jp-mod-accept").click(timeout=5_000)
-
-        await page.add_locator_handler(asks, choose)
-        try:
-            place = f"lab/workspaces/{uuid.uuid4().hex[:8]}/tree" if app == "lab" else "notebooks"
-            await page.goto(f"{server.root}/{place}/{name}?token={server.token}")
-            await page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MILLISECONDS)
-            await notebook.idle()
-            yield notebook
-            assert notebook.ours() == []
-        except BaseException:
-            await page.screenshot(path=server.home.path / f"{name}.png")
-            raise
-        finally:
-            await browser.close()
+    # A page that starts the kernel itself asks on a slow machine which one to start, while it is starting one.
+    wanted = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
+    sessions = f"{server.root}/api/sessions"
+    made = server.client.post(sessions, headers=server.headers, json=wanted, timeout=MILLISECONDS / 1000).raise_for_status().json()
+    try:
+        async with new_page(1280, 1600) as page:
+            page.set_default_timeout(MILLISECONDS)
+            notebook = Notebook(page, server, made["id"])
+            notebook.listen()
+            try:
+                place = f"lab/workspaces/{uuid.uuid4().hex[:8]}/tree" if app == "lab" else "notebooks"
+                await page.goto(f"{server.root}/{place}/{name}?token={server.token}")
+                await page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MILLISECONDS)
+                await notebook.idle()
+                yield notebook
+                assert notebook.ours() == []
+            except BaseException:
+                await page.screenshot(path=server.home.path / f"{name}.png")
+                raise
+    finally:  # if it was not shut down in the page
+        server.client.delete(f"{sessions}/{made['id']}", headers=server.headers, timeout=MILLISECONDS / 1000)

@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
-from tests.browser.lab import LAB, Notebook, opened
+from tests.browser.chromium import close, run
+from tests.browser.lab import LAB, Notebook, new_notebook, opened
 from tests.support import Home, Server, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,13 +72,6 @@ def fill(server: Server) -> None:
     submit(server, "memory_bandwidth", "bandwidth", {}, wait=False)
 
 
-def write(server: Server, name: str, *cells: str) -> None:
-    """A notebook in the server's folder."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, server.home.path / name)
-
-
 def say(what: str) -> None:
     """What happens now, and when that is."""
     sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {what}\n")
@@ -88,7 +80,7 @@ def say(what: str) -> None:
 
 async def dashboard(server: Server, started: float) -> None:
     """The dashboard, down to the tasks that have ended, in both themes, when its charts have something to show since `started`."""
-    write(server, "dashboard.ipynb", "%load_ext openruntime_jupyter\n%openruntime dashboard")
+    new_notebook(server, "dashboard.ipynb", "%load_ext openruntime_jupyter\n%openruntime dashboard")
     async with opened(server, "dashboard.ipynb") as notebook:
         page = notebook.page
         await page.keyboard.press("Control+b")  # without the file browser
@@ -120,7 +112,7 @@ async def dashboard(server: Server, started: float) -> None:
 
 async def cell(server: Server) -> None:
     """A cell in the middle of its work."""
-    write(server, "cell.ipynb", "%load_ext openruntime_jupyter\nsteps = 20_000", TRAIN)
+    new_notebook(server, "cell.ipynb", "%load_ext openruntime_jupyter\nsteps = 20_000", TRAIN)
     async with opened(server, "cell.ipynb") as notebook:
         page = notebook.page
         await page.keyboard.press("Control+b")
@@ -148,8 +140,9 @@ def main() -> int:
         with running_server(home, LAB, config={"OpenRuntimeApp": {"models_dir": models}}) as server:
             started = time.monotonic()
             say("a cell that trains")
-            asyncio.run(cell(server))
-            asyncio.run(dashboard(server, started))
+            run(cell(server))
+            run(dashboard(server, started))
+            close()
     code = 0
     for picture in sorted(PICTURES.glob("*.png")):
         size = picture.stat().st_size

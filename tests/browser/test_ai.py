@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 
@@ -10,8 +9,9 @@ import pytest
 from playwright.async_api import Locator, expect
 
 from tests.ai.provider_server import Connection, ProviderServer, Request, providing, usage
-from tests.browser.lab import APPS, LAB, App, opened
-from tests.browser.test_quickstart import named, new_notebook, select, until
+from tests.browser.chromium import run
+from tests.browser.lab import APPS, LAB, App, new_notebook, opened, until
+from tests.browser.test_quickstart import named, select
 from tests.support import Home, Server, running_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -87,7 +87,7 @@ def test_the_text_grows_in_the_page_and_nothing_in_it_is_run(server: Server, app
             assert await notebook.page.title() != "run"
             assert [line for line in notebook.console if "x.png" in line] == [], "no picture was asked for"
 
-    asyncio.run(story())
+    run(story())
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -111,7 +111,7 @@ def test_the_stop_button_ends_a_prompt_and_what_was_written_stays(server: Server
             await notebook.done()
             assert "the kernel is usable" in await notebook.text(2)
 
-    asyncio.run(story())
+    run(story())
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -126,4 +126,4 @@ def test_code_of_an_answer_comes_into_a_new_cell_and_is_not_run(server: Server, 
             await expect(cells.nth(2).locator(".cm-content")).to_contain_text("answer = 6 * 7")
             await expect(cells.nth(3).locator(".jp-OutputArea")).to_contain_text("False")
 
-    asyncio.run(story())
+    run(story())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 
-import nbformat
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.lab import APPS, LAB, App, opened
+from tests.browser.chromium import run
+from tests.browser.lab import APPS, LAB, App, new_notebook, opened
 from tests.support import Home, Server, running_server, slowness
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -49,12 +48,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def new_notebook(server: Server, name: str, *cells: str) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, server.home.path / name)
-
-
 def test_a_million_printed_lines_leave_the_page_usable_and_the_cap_is_said(server: Server) -> None:
     new_notebook(server, "flood.ipynb", LOAD, FLOOD, "print('the page', 'lives')")
 
@@ -75,7 +68,7 @@ def test_a_million_printed_lines_leave_the_page_usable_and_the_cap_is_said(serve
             await expect(editor).to_contain_text("# typed")
             assert await notebook.page.evaluate("() => window.longest") < 20_000 * slowness()
 
-    asyncio.run(story())
+    run(story())
 
 
 @pytest.mark.parametrize(("permission", "app"), [("granted", "lab"), ("granted", "notebook7"), ("default", "lab"), ("denied", "notebook7")])
@@ -108,7 +101,7 @@ def test_the_page_tells_that_a_cell_has_ended_by_what_it_may(server: Server, per
             await page.evaluate("() => window.dispatchEvent(new Event('focus'))")
             assert permission in await page.title(), "whoever comes back sees the page's own title"
 
-    asyncio.run(story())
+    run(story())
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -134,7 +127,7 @@ def test_the_page_tells_that_a_task_in_the_background_has_ended_though_the_kerne
             (server.home.path / "over").touch()
             await notebook.done()
 
-    asyncio.run(story())
+    run(story())
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -155,4 +148,4 @@ def test_an_error_is_a_card_whose_traceback_is_a_click_away_and_run_all_stops(se
             assert len(await notebook.errors()) == 1
             assert await notebook.text(2) == "", "Run All stopped"
 
-    asyncio.run(story())
+    run(story())

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.async_api import Error, Locator, Page, expect
 
-from tests.browser.lab import APPS, LAB, App, Notebook, opened
-from tests.browser.test_quickstart import named, new_notebook, until
+from tests.browser.chromium import run
+from tests.browser.lab import APPS, LAB, App, Notebook, new_notebook, opened, until
+from tests.browser.test_quickstart import named
 from tests.support import Home, Server, running_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -106,7 +107,7 @@ def test_it_is_live_and_its_buttons_work_while_a_cell_blocks(server: Server, app
             await expect(row.get_by_role("button", name=f"Retry endless-{app}")).to_be_visible()
             await notebook.done()
 
-    asyncio.run(story())
+    run(story())
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -128,7 +129,7 @@ def test_it_comes_back_after_a_reload_and_says_when_the_kernel_is_gone(server: S
             await expect(page.locator(".or-header")).to_contain_text("kernel gone")
             await expect(alert(page)).to_contain_text("run this cell again")
 
-    asyncio.run(story())
+    run(story())
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -156,7 +157,7 @@ def test_it_fits_a_wide_page_and_a_narrow_panel_with_everything_open(server: Ser
                 await settled(page)
                 assert await page.evaluate(OVERFLOW) == [], width
 
-    asyncio.run(story())
+    run(story())
 
 
 async def settled(page: Page) -> None:
@@ -197,7 +198,7 @@ def test_the_form_runs_an_operation_and_shows_what_is_wrong_beside_its_field(ser
             await expect(rows(page, "by the form")).to_contain_text("completed")
             await expect(form.get_by_role("status")).to_contain_text("completed")
 
-    asyncio.run(story())
+    run(story())
     (task,) = named(server, "by the form", "completed")
     assert (task["operation"], task["priority"], task["origin"]) == ("matrix_multiply", 7, "notebook")
 
@@ -228,7 +229,7 @@ def test_a_dead_worker_has_a_post_mortem_and_its_task_is_run_again_by_the_keyboa
             await expect(rows(page, "it dies")).to_have_count(2)
             await jupyter_keeps_its_hands_off(notebook)
 
-    asyncio.run(story())
+    run(story())
 
 
 async def jupyter_keeps_its_hands_off(notebook: Notebook) -> None:
@@ -267,7 +268,7 @@ def test_through_the_kernel_buttons_work_too_and_a_runtime_that_is_lost_is_told(
             await expect(page.locator(".or-header")).to_contain_text("reconnecting")
             await expect(alert(page)).to_contain_text("is asked again")
 
-    asyncio.run(story())
+    run(story())
 
 
 def test_a_long_queue_shows_what_is_next_and_more_of_it_when_asked(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -300,7 +301,7 @@ def test_a_long_queue_shows_what_is_next_and_more_of_it_when_asked(tmp_path_fact
                 await pager.get_by_role("button", name="Show fewer").click()
                 await waits(page, [110, *numbers[:19]])
 
-        asyncio.run(story())
+        run(story())
         for task in (*made, *held):
             server.request("DELETE", f"/tasks/{task['task_id']}")
 
@@ -329,4 +330,4 @@ def test_a_runtime_without_tasks_says_what_to_do(tmp_path_factory: pytest.TempPa
                 await expect(page.locator("table.or-tasks")).to_be_hidden()
                 await expect(page.get_by_text("A prompt loads the model that answers it.")).to_be_visible()
 
-        asyncio.run(story())
+        run(story())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
-from tests.browser.lab import FLAGS, chromium
+from tests.browser.chromium import new_page, run
 from tests.support import JUPYTER, Server, running_server
 
 pytestmark = [pytest.mark.browser]
@@ -25,20 +23,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @asynccontextmanager
 async def docs(server: Server, anchor: str = "") -> AsyncIterator[Page]:
     """The page; at its end nothing was wrong on it, and nothing else was asked for."""
-    flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
     asked: list[str] = []
     wrong: list[str] = []
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium(), args=flags)
-        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+    async with new_page(1280, 900) as page:
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda problem: wrong.append(str(problem)))
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        try:
-            await page.goto(f"{server.url}/docs?token={server.token}{anchor}")
-            yield page
-        finally:
-            await browser.close()
+        await page.goto(f"{server.url}/docs?token={server.token}{anchor}")
+        yield page
     assert [url.partition("?")[0] for url in asked] == [f"{server.url}/docs"]
     assert not wrong
 
@@ -55,7 +47,7 @@ def test_a_keyboard_opens_a_route_and_copies_its_example(server: Server) -> None
             await page.keyboard.press("Enter")
             await expect(page.locator("#said")).to_have_text("Copied")
 
-    asyncio.run(body())
+    run(body())
 
 
 def test_a_link_opens_what_it_leads_to(server: Server) -> None:
@@ -67,7 +59,7 @@ def test_a_link_opens_what_it_leads_to(server: Server) -> None:
             await expect(page.locator("#type-TaskRequest .inside")).to_be_visible()
             await expect(page.locator("#type-TaskRequest summary")).to_be_focused()
 
-    asyncio.run(body())
+    run(body())
 
 
 def test_the_filter_leaves_what_fits(server: Server) -> None:
@@ -80,7 +72,7 @@ def test_the_filter_leaves_what_fits(server: Server) -> None:
             await page.get_by_label("Filter").fill("")
             await expect(page.locator("#get_health")).to_be_visible()
 
-    asyncio.run(body())
+    run(body())
 
 
 def test_nothing_is_wider_than_the_window(server: Server) -> None:
@@ -92,4 +84,4 @@ def test_nothing_is_wider_than_the_window(server: Server) -> None:
                 await expect(page.locator("#contents > ul").first).to_be_visible(visible=width >= 1000)
                 assert await page.evaluate("document.documentElement.scrollWidth") <= width
 
-    asyncio.run(body())
+    run(body())

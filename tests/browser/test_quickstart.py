@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.async_api import FloatRect, Locator, expect
 
-from tests.browser.lab import APPS, LAB, App, Notebook, opened
+from tests.browser.chromium import run
+from tests.browser.lab import APPS, LAB, App, Notebook, new_notebook, opened, until
 from tests.support import Home, Server, running_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -27,19 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = Home(tmp_path_factory.mktemp("lab"))
     with running_server(home, LAB, base_url="/user/x/") as running:
         yield running
-
-
-def new_notebook(server: Server, name: str, *cells: str) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, server.home.path / name)
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = asyncio.get_running_loop().time() + 120
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, what
-        await asyncio.sleep(0.1)
 
 
 def named(server: Server, name: str, *states: str) -> list[dict[str, object]]:
@@ -57,7 +44,7 @@ def test_the_quick_start_notebook_runs_without_an_error(server: Server, app: App
             await notebook.run_all()
             assert await notebook.errors() == []
 
-    asyncio.run(story())
+    run(story())
     assert server.get("/tasks")["total_count"] > 0, "the notebook's tasks ran on the server"
 
 
@@ -81,7 +68,7 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server)
             await notebook.done()
             assert "the kernel is usable" in await notebook.text(2)
 
-    asyncio.run(story())
+    run(story())
 
 
 async def place(line: Locator) -> FloatRect:
@@ -107,13 +94,15 @@ def test_a_task_is_found_again_after_a_kernel_restart(server: Server) -> None:
             shown = re.search(r"task_\w+", await notebook.text(1))
             assert shown is not None
             await notebook.menu("Kernel", "Restart Kernel…")
-            await notebook.page.click(".jp-Dialog button:has-text('Restart')")
+            async with notebook.page.expect_response(lambda answer: answer.url.partition("?")[0].endswith("/restart")):
+                await notebook.page.click(".jp-Dialog button:has-text('Restart')")
             await notebook.idle()
             await select(notebook, 1)
             await notebook.menu("Edit", "Cut Cell")
             await select(notebook, 0)
             await notebook.page.locator(".jp-CodeCell").nth(0).locator(".cm-content").fill(found.replace("TASK", shown[0]))
+            await notebook.menu("Edit", "Clear Outputs of All Cells")
             await notebook.run_all()
             assert "{'answer': 42} from the worker" in await notebook.text(0)
 
-    asyncio.run(story())
+    run(story())

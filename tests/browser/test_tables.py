@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 import pytest
 from playwright.async_api import Page
 
-from tests.browser.lab import LAB, App, opened
-from tests.browser.test_quickstart import new_notebook
+from tests.browser.chromium import run
+from tests.browser.lab import LAB, App, new_notebook, opened
 from tests.support import Home, Server, running_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -60,7 +59,7 @@ def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
             assert await page.evaluate(TOO_WIDE) == [], "on a narrow page"
             assert await page.evaluate(CARDS)
 
-    asyncio.run(story())
+    run(story())
 
 
 async def narrow(page: Page) -> None:

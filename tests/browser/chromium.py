@@ -1,0 +1,79 @@
+"""One headless Chromium for all tests of a process: to start one takes as long as a test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+
+from playwright.async_api import Browser, Page, Playwright, async_playwright
+
+FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+
+
+class _Chromium:
+    """The browser and the loop that it is spoken to on; both are made when they are first wanted."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.playwright: Playwright | None = None
+        self.browser: Browser | None = None
+
+    def run(self, story: Coroutine[object, object, None]) -> None:
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(story)
+
+    async def started(self) -> Browser:
+        if self.playwright is None:
+            self.playwright = await async_playwright().start()
+        if self.browser is None or not self.browser.is_connected():  # a page may have brought it down
+            flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
+            self.browser = await self.playwright.chromium.launch(executable_path=executable(), args=flags)
+        return self.browser
+
+    async def stop(self) -> None:
+        if self.browser is not None:
+            await self.browser.close()
+        if self.playwright is not None:
+            await self.playwright.stop()
+        self.browser = self.playwright = None
+
+    def close(self) -> None:
+        if self.loop is not None:
+            self.loop.run_until_complete(self.stop())
+            self.loop.close()
+        self.loop = None
+
+
+_CHROMIUM = _Chromium()
+
+
+def executable() -> str:
+    """The browser: what `make test` found or installed, else Debian's."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    assert found, "there is no Chromium: `make test` installs one, CHROMIUM=/path/to/chromium names one"
+    return found
+
+
+def run(story: Coroutine[object, object, None]) -> None:
+    """Run what a test does with pages, on the loop that the browser is spoken to on."""
+    _CHROMIUM.run(story)
+
+
+def close() -> None:
+    """End the browser, if there is one."""
+    _CHROMIUM.close()
+
+
+@asynccontextmanager
+async def new_page(width: int, height: int) -> AsyncIterator[Page]:
+    """A page that shares nothing with others: no login, no storage, no cache."""
+    browser = await _CHROMIUM.started()
+    context = await browser.new_context(viewport={"width": width, "height": height})
+    try:
+        yield await context.new_page()
+    finally:
+        await context.close()
