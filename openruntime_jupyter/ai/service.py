@@ -98,7 +98,7 @@ class AiService:
         try:
             ended = await self.runtime.wait(task_id)
         except asyncio.CancelledError:
-            self._keep(self._cancel(task_id))
+            self._keep(self.runtime.cancel(task_id))
             raise
         return answer_of(ended).result
 
@@ -168,10 +168,7 @@ class AiService:
         finally:
             turn.release()
 
-    async def _cancel(self, task_id: str) -> None:
-        await self.runtime.cancel(task_id)
-
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

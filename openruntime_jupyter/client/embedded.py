@@ -210,7 +210,7 @@ class EmbeddedBackend:
 
     def _listen(self, topics: frozenset[str]) -> Listening | None:
         with self._lock:
-            return None if self._hosted is None else Listening(self._hosted.loop, self._hosted.runtime.bus, topics)
+            return None if self._hosted is None else Listening(self._hosted.loop, self._hosted.ai.runtime.bus, topics)
 
     @property
     def prompts(self) -> EmbeddedPrompts:
@@ -267,14 +267,13 @@ class EmbeddedBackend:
             thread.join(1)
             raise
         at_exit(self.stop)
-        return _Hosted(loop, thread, ai.runtime, ai)
+        return _Hosted(loop, thread, ai)
 
 
 @dataclass(frozen=True)
 class _Hosted:
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
-    runtime: Runtime
     ai: AiService
 
 
@@ -303,7 +302,7 @@ async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiServi
 
 
 async def _stop(hosted: _Hosted, deadline: float) -> None:
-    await hosted.runtime.stop(deadline)
+    await hosted.ai.runtime.stop(deadline)
     await hosted.ai.close()
 
 

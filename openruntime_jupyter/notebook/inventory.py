@@ -45,20 +45,7 @@ class Status(View):
         return f"OpenRuntime {self.health.version}, {self.health.status}, {place}"
 
     def _rows(self) -> list[list[Any]]:
-        return [
-            [
-                device.id,
-                device.name,
-                device.type.upper(),
-                device.status,
-                device.running,
-                device.pending,
-                device.slots,
-                _free(device),
-                device.blas or "—",
-            ]
-            for device in self.devices
-        ]
+        return [[*_state(device), _free(device), device.blas or "—"] for device in self.devices]
 
     @property
     def _figures(self) -> list[str]:
@@ -97,19 +84,10 @@ class DeviceTable(View, list[Device]):
 
     COLUMNS = ("device", "what", "kind", "state", "running", "waiting", "slots", "load", "free memory", "°C", "W", "BLAS")
 
-    def __init__(self, devices: Sequence[Device]) -> None:
-        super().__init__(devices)
-
     def _rows(self) -> list[list[Any]]:
         return [
             [
-                device.id,
-                device.name,
-                device.type.upper(),
-                device.status,
-                device.running,
-                device.pending,
-                device.slots,
+                *_state(device),
                 "" if device.utilization is None else f"{device.utilization:.0f} %",
                 _free(device),
                 "" if device.temperature_celsius is None else f"{device.temperature_celsius:.0f}",
@@ -194,6 +172,10 @@ NO_WORKERS = "No worker is there now: one starts with the next task"
 
 def _size(size: int | None) -> str:
     return "" if size is None else gigabytes(size)
+
+
+def _state(device: Device) -> list[Any]:
+    return [device.id, device.name, device.type.upper(), device.status, device.running, device.pending, device.slots]
 
 
 def _free(device: Device) -> str:

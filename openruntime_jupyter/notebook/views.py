@@ -25,6 +25,10 @@ def state_text(task: Task) -> str:
     return f"{WORDS[task.status][0]} {phrase(task)}"
 
 
+def _head(task: Task) -> tuple[Html | str, ...]:
+    return tag("span", state_mark(task)), " ", tag("strong", title(task)), " "
+
+
 class TaskLine(View):
     """One task on one line, with a bar: what a running cell shows and what stays of it."""
 
@@ -35,17 +39,8 @@ class TaskLine(View):
     def html(self) -> str:
         """See `View.html`."""
         task = self.task
-        line = tag(
-            "div",
-            tag("span", state_mark(task)),
-            " ",
-            tag("strong", title(task)),
-            " ",
-            tag("span", joined(self._parts), class_="m s", title=" · ".join(self._parts)),
-            " ",
-            tag("code", task.task_id, class_="m r"),
-            class_="ort-h ort-l",
-        )
+        parts = tag("span", joined(self._parts), class_="m s", title=" · ".join(self._parts))
+        line = tag("div", *_head(task), parts, " ", tag("code", task.task_id, class_="m r"), class_="ort-h ort-l")
         return block(f"OpenRuntime task {title(task)}: {phrase(task)}", line, self._bar())
 
     def _bar(self) -> Html:
@@ -88,15 +83,7 @@ class TaskCard(View):
     def html(self) -> str:
         """See `View.html`."""
         task = self.task
-        head = tag(
-            "div",
-            tag("span", state_mark(task)),
-            " ",
-            tag("strong", title(task)),
-            " ",
-            tag("code", task.task_id, class_="m r"),
-            class_="ort-h",
-        )
+        head = tag("div", *_head(task), tag("code", task.task_id, class_="m r"), class_="ort-h")
         rest = [part for part in (joined(details(task, self._devices, live=False)), task.error) if part]
         lines = [tag("div", part, class_="m") for part in rest]
         advice = tag("div", joined([tag("code", command) for command in self._next]), class_="m")

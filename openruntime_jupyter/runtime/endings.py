@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openruntime_jupyter.engines.base import Figures, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.base import Stage, Stopped, StopReason
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import Failure, FailureKind, TaskState
 from openruntime_jupyter.runtime.entry import Entry
@@ -13,11 +13,6 @@ HOW = {
     Stage.TERMINATE: "by SIGTERM, since it did not answer the interrupt",
     Stage.KILL: "by SIGKILL, since it answered neither the interrupt nor SIGTERM",
 }
-
-
-def no_figures() -> Figures:
-    """Nothing was measured."""
-    return Figures()
 
 
 def cancelled(stage: Stage, last_output: str | None = None) -> Failure:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
-from openruntime_jupyter.engines.base import Completed, Died, Job, Outcome, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.base import Completed, Died, Figures, Job, Outcome, Raised, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
 from openruntime_jupyter.models import Payload as PayloadInfo
@@ -212,7 +212,7 @@ class Scheduler:
                 return
             # A cancel may have come while the state was written.
             outcome: Outcome = (
-                Stopped(entry.stop_reason, Stage.QUEUE, endings.no_figures()) if entry.stop_reason is not None else await self._run(entry)
+                Stopped(entry.stop_reason, Stage.QUEUE, Figures()) if entry.stop_reason is not None else await self._run(entry)
             )
         except Exception as problem:  # a fault of ours must end this task, not the lane
             log.exception("The engine failed on %s", entry.task_id)

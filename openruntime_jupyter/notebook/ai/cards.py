@@ -136,9 +136,6 @@ class ConversationTable(View, list[ConversationInfo]):
     COLUMNS = ("conversation", "turns", "begun", "last answer", "owner")
     NONE = "No conversations yet: --conversation NAME begins one"
 
-    def __init__(self, found: Sequence[ConversationInfo]) -> None:
-        super().__init__(found)
-
     def _rows(self) -> list[list[Any]]:
         return [[each.name, each.turns, clock(each.started_at), clock(each.timestamp), each.owner or "—"] for each in self]
 
