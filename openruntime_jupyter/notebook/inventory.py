@@ -69,14 +69,14 @@ class Status(View):
         return block(
             "OpenRuntime status",
             *lines,
-            table("Devices", self.COLUMNS, self._rows(), (4, 5, 6), wide=(1,), plain=(0, 1, 2, 3)),
+            *([table("Devices", self.COLUMNS, self._rows(), (4, 5, 6), wide=(1,), plain=(0, 1, 2, 3))] if self.devices else []),
             kind="ort-c",
         )
 
     def text(self) -> str:
         """See `View.text`."""
         lines = [self._head, " · ".join(self._figures), *(f"! {problem}" for problem in self._advice)]
-        return "\n".join([*lines, text_table(self.COLUMNS, self._rows())])
+        return "\n".join([*lines, *([text_table(self.COLUMNS, self._rows())] if self.devices else [])])
 
 
 class DeviceTable(View, list[Device]):

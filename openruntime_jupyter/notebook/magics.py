@@ -150,7 +150,7 @@ def _card(session: Session, handle: TaskHandle) -> TaskCard:
     try:
         return TaskCard(handle.task, session.devices())
     except OpenRuntimeError:  # a view must show something, also of a runtime that is gone
-        return TaskCard(handle.last_seen, {})
+        return TaskCard(handle.last_seen, {}, seen=False)
 
 
 def _record(session: Session, task: Task) -> TaskCard:

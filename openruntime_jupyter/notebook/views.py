@@ -66,11 +66,11 @@ class TaskLine(View):
 
 
 class TaskCard(View):
-    """What a handle shows: how its task stands, and what can be done with it."""
+    """What a handle shows: how its task stands, and what can be done with it. `seen` False: as it was when its runtime still answered."""
 
-    def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
+    def __init__(self, task: Task, devices: Mapping[str, str], seen: bool = True) -> None:
         self.task = task
-        self._devices = devices
+        self._details = [*([] if seen else ["out of reach, this is how it was"]), *details(task, devices, live=False)]
 
     @property
     def _next(self) -> list[str]:
@@ -84,14 +84,14 @@ class TaskCard(View):
         """See `View.html`."""
         task = self.task
         head = tag("div", *_head(task), tag("code", task.task_id, class_="m r"), class_="ort-h")
-        rest = [part for part in (joined(details(task, self._devices, live=False)), task.error) if part]
+        rest = [part for part in (joined(self._details), task.error) if part]
         lines = [tag("div", part, class_="m") for part in rest]
         advice = tag("div", joined([tag("code", command) for command in self._next]), class_="m")
         return block(f"OpenRuntime task {title(task)}: {phrase(task)}", head, *lines, advice, kind="ort-c")
 
     def text(self) -> str:
         """See `View.text`."""
-        known = [state_text(self.task), title(self.task), *details(self.task, self._devices, live=False), self.task.task_id]
+        known = [state_text(self.task), title(self.task), *self._details, self.task.task_id]
         lines = [" · ".join(known), self.task.error or "", " · ".join(self._next)]
         return "\n".join(line for line in lines if line)
 

@@ -27,6 +27,7 @@ def test_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
         begun = time.monotonic()
         assert other.get(f"/tasks/{task_id}/output", params={"since": "100", "wait": "1"})["finished"] is False
         assert time.monotonic() - begun > 0.9
+        wait_until(lambda: one.get(f"/tasks/{task_id}/output")["items"], what="what it prints")
         assert one.request("DELETE", f"/tasks/{task_id}").json()["status"] == "cancelled"
         assert other.finished(task_id)["status"] == "cancelled"
         output = other.get(f"/tasks/{task_id}/output", params={"wait": "5"})
