@@ -31,6 +31,9 @@ def node_folder() -> str:
 def test_the_references_examples_run_against_a_real_server(tmp_path: Path) -> None:
     config = {"OpenRuntimeApp": {"models_dir": str(models_dir())}}
     with running_server(tmp_path, STANDALONE, token=None, config=config) as server:
+        # The examples allow two minutes for an answer, within which a busy machine may not have loaded the model.
+        first = {"workflow_type": "code_generation", "prompt": "1", "parameters": {"max_tokens": 1}, "timeout": 280}
+        server.request("POST", "/ai/tasks", json=first, timeout=300).raise_for_status()
         path = os.pathsep.join((str(Path(sys.executable).parent), node_folder(), os.environ["PATH"]))
         environment = {**os.environ, "PATH": path, "BASE_URL": server.url, "NO_PROXY": "*", "no_proxy": "*"}
         played = subprocess.run([HERE / "run"], env=environment, capture_output=True, text=True, timeout=500, check=False)

@@ -100,7 +100,7 @@ class Notebook:
     async def done(self) -> None:
         """Wait until every cell that was started has ended."""
         await self.page.wait_for_timeout(500)
-        await self.page.wait_for_function(DONE, timeout=2 * MILLISECONDS)
+        await self.page.wait_for_function(DONE, timeout=3 * MILLISECONDS)
 
     async def start_all(self) -> None:
         """Run every cell; returns once the first one runs or has run."""

@@ -14,7 +14,7 @@ from tests.browser.lab import APPS, LAB, App, new_notebook, opened, until
 from tests.browser.test_quickstart import named, select
 from tests.support import Home, Server, running_server
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 LOAD = "%load_ext openruntime_jupyter"
 EVIL = "<img src=x onerror=\"document.title='run'\"> ![p](x.png) [link](javascript:document.title='run')"

@@ -12,7 +12,7 @@ from tests.browser.chromium import run
 from tests.browser.lab import APPS, LAB, App, new_notebook, opened
 from tests.support import Home, Server, running_server, slowness
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 LOAD = "%load_ext openruntime_jupyter"
 LINES = 1_000_000

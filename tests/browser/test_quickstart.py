@@ -15,7 +15,7 @@ from tests.browser.chromium import run
 from tests.browser.lab import APPS, LAB, App, Notebook, new_notebook, opened, until
 from tests.support import Home, Server, running_server
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "notebooks" / "quickstart.ipynb"
 LOOP = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.05)"

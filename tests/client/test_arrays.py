@@ -65,7 +65,7 @@ def ids(client: Client) -> set[str]:
     backend: Any = client.backend
     if isinstance(backend, HttpBackend):
         return {each["id"] for each in backend._request("GET", "/arrays").json()["arrays"]}
-    runtime = backend._started().runtime
+    runtime = backend._started().ai.runtime
     return {each.id for each in runtime.arrays.page().arrays}
 
 
