@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -111,7 +113,7 @@ def test_it_is_live_and_its_buttons_work_while_a_cell_blocks(server: Server, app
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_it_comes_back_after_a_reload_and_says_when_the_kernel_is_gone(server: Server, app: App) -> None:
+def test_it_comes_back_after_a_reload_and_says_when_the_server_or_the_kernel_is_gone(server: Server, app: App) -> None:
     new_notebook(server, f"reload-{app}.ipynb", SHOW, "print('ready')")
 
     async def story() -> None:
@@ -124,6 +126,14 @@ def test_it_comes_back_after_a_reload_and_says_when_the_kernel_is_gone(server: S
             await page.reload()
             await live(page)
             await changes(queue(page), "it is live again")
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await expect(page.locator(".or-header")).to_contain_text("no answer")
+                await expect(alert(page)).to_contain_text("server does not answer")
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await live(page)
+            await expect(alert(page)).to_be_hidden()
             await notebook.idle()
             await notebook.menu("Kernel", "Shut Down Kernel")
             await expect(page.locator(".or-header")).to_contain_text("kernel gone")

@@ -12,7 +12,7 @@ import { Runtime } from "./runtime.js";
 import { Tasks } from "./tasks.js";
 
 const TIMEFRAMES = { "5m": "5 min", "15m": "15 min", "1h": "1 h", "6h": "6 h", "24h": "24 h", "7d": "7 d" };
-/** Milliseconds without a word after which the kernel is taken for gone. */
+/** Milliseconds without a word after which the server is asked whether it is there; if so, the kernel is taken for gone. */
 const SILENT = 6_000;
 /** Milliseconds after which charts are asked of the server, where the kernel is too busy to be told what is wanted. */
 const IMPATIENT = 1_500;
@@ -52,7 +52,7 @@ class Page {
     this.model = model;
     this.view = id("view");
     this.runtime = new Runtime(model);
-    this.heard = Date.now();
+    this.hear();
     this.parts();
     el.append(this.element);
     this.listen();
@@ -125,7 +125,7 @@ class Page {
 
   /** Draw once for all that came together. */
   draw() {
-    this.heard = Date.now();
+    this.hear();
     this.due ??= requestAnimationFrame(() => this.drawNow());
   }
 
@@ -153,7 +153,7 @@ class Page {
   }
 
   chart() {
-    this.heard = Date.now();
+    this.hear();
     const chart = this.model.get("chart");
     // While the kernel is busy it goes on with the timeframe before.
     if (chart?.numbers && (chart.timeframe === this.model.get("timeframe") || !this.charted)) this.plot(unpacked(chart));
@@ -179,24 +179,42 @@ class Page {
     this.wait = setTimeout(() => this.ask(), 2 * IMPATIENT);
   }
 
+  hear() {
+    this.heard = Date.now();
+    this.silent = null;
+  }
+
   second() {
-    this.tasks.tick();
+    if (Date.now() - this.heard > SILENT) this.doubt();
+    if (!this.silent) this.tasks.tick();
     this.connection();
+  }
+
+  /** Find out whether it is the kernel that is silent, or the server between it and the page. */
+  async doubt() {
+    if (this.doubting) return;
+    this.doubting = true;
+    const { heard } = this;
+    const silent = (await this.runtime.served()) ? "kernel gone" : "no answer";
+    this.doubting = false;
+    if (this.heard === heard) this.silent = silent;
   }
 
   /** Say what is wrong: the runtime, the way to it, or the kernel. */
   connection() {
     const health = this.model.get("health");
     const connection = this.model.get("connection");
-    const gone = this.model.comm_live === false;
-    const silent = Date.now() - this.heard > SILENT;
+    const gone = this.model.comm_live === false && "kernel gone";
     let text = "";
     let state = health.status ?? "connecting";
     if (this.model.get("closed")) [state, text] = ["closed", "This dashboard was closed. Run its cell again to see what is there now."];
-    else if (gone || silent) {
+    else if (gone || this.silent) {
+      state = gone || this.silent;
       const since = new Date(this.heard).toLocaleTimeString();
-      state = "kernel gone";
-      text = `Nothing was heard of the kernel since ${since}: what is shown is of then. Tasks on a server go on. Once there is a kernel again, run this cell again.`;
+      text =
+        state === "no answer"
+          ? `Jupyter's server does not answer, and nothing was heard since ${since}: what is shown is of then. Once it answers, the dashboard goes on.`
+          : `Nothing was heard of the kernel since ${since}: what is shown is of then. Tasks on a server go on. Once there is a kernel again, run this cell again.`;
     } else if (connection.live === false) {
       [state, text] = ["reconnecting", `The runtime does not answer, and is asked again: ${connection.reason}`];
     } else if (health.problems?.length) text = health.problems.join(" ");

@@ -1,6 +1,8 @@
 // How the page reaches the runtime: by the server that the page came from where that is the runtime's own, else through the kernel.
 
 const TIMEOUT = 20_000;
+/** Milliseconds in which a server that lives answers the smallest question. */
+const SOON = 5_000;
 const AGAIN = ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit"];
 
 /** The runtime says no: why, and what is wrong with which field. */
@@ -14,6 +16,11 @@ export class Refused extends Error {
 /** What is asked for as the query of an address; a list is one with commas. */
 function query(said) {
   return new URLSearchParams(Object.entries(said).map(([name, value]) => [name === "states" ? "state" : name, String(value)]));
+}
+
+/** The address of the Jupyter Server that the page came from; raises where it came from none. */
+function jupyter() {
+  return new URL(JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl, location.href);
 }
 
 export class Runtime {
@@ -38,13 +45,26 @@ export class Runtime {
     this.asked = runtime;
     this.base = null;
     try {
-      const config = JSON.parse(document.getElementById("jupyter-config-data").textContent);
-      const base = new URL(`${config.baseUrl}openruntime/`, location.href);
+      const base = new URL("openruntime/", jupyter());
       const health = await (await fetch(new URL("health", base))).json();
       if (health.runtime === runtime) this.base = base;
     } catch {
       // VS Code, an exported page, or a server without the extension: the kernel does it.
     }
+  }
+
+  /** Whether the server answers that the page came from; true where the page came from none. */
+  async served() {
+    let base;
+    try {
+      base = jupyter();
+    } catch {
+      return true;
+    }
+    return fetch(new URL("api/status", base), { signal: AbortSignal.timeout(SOON) }).then(
+      () => true,
+      () => false,
+    );
   }
 
   async ask(method, path, body) {
