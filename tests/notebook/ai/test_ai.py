@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -284,12 +285,15 @@ def test_an_error_is_explained_and_mended_but_never_run(kernel: Kernel, provider
     assert "%%openruntime\nraise" in content
 
 
-def test_a_prompt_that_waits_says_its_place(kernel: Kernel) -> None:
+def test_a_prompt_that_waits_says_its_place(kernel: Kernel, tmp_path: Path) -> None:
+    enough = tmp_path / "enough"
+    nap = f"import os, time\nprint(1, flush=True)\nwhile not os.path.exists({str(enough)!r}):\n    time.sleep(0.05)"
     kernel.run("client = __import__('openruntime_jupyter').connect()")
-    kernel.run("nap = 'import time\\nprint(1, flush=True)\\ntime.sleep(10)'")
-    kernel.run("naps = [client.submit_code(nap) for _ in range(client.devices()[0].slots)]")
+    wait_until(lambda: kernel.value("len(client.devices())") != "0", 60, "a runtime's first worker tells of its device")
+    kernel.run(f"naps = [client.submit_code({nap!r}) for _ in range(client.devices()[0].slots)]")
     wait_until(lambda: kernel.value("all(each.output.stdout for each in naps)") == "True", 60, "every slot is taken")
-    cell = kernel.run("%%openruntime ai --profile local --model tiny --max-tokens 2\nhello", lambda cell: "next in line" in said_or(cell))
+    waiting = "%%openruntime ai --profile local --model tiny --max-tokens 2\nhello"
+    cell = kernel.run(waiting, lambda cell: "next in line" in said_or(cell), enough.touch)
     assert cell.status == "ok", cell.error
     assert "2 tokens" in said(cell)
 
