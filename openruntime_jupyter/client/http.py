@@ -293,23 +293,23 @@ class HttpBackend:
         return response
 
     def _send(self, method: str, path: str, again: bool = True, **options: Any) -> httpx.Response:
-        try:
-            response = self._http().request(method, self.where + path, **options)
-            if not (again and response.status_code in REFUSED and self._renewed()):
-                return response
-        except TRANSLATED as problem:
-            if not again or not isinstance(problem, LOST_ON_THE_WAY):
-                raise translate(problem, self.where) from problem
-        # The server may have closed a kept connection, or been started anew; everything asked here may be asked twice.
-        return self._send(method, path, again=False, **options)
-
-    def _renewed(self) -> bool:
-        """Whether the server has another token by now, which is taken from now on."""
-        with self._lock:
-            before = self._token
-        return self._current_token() != before
+        lost = False
+        while True:
+            sent = self._token
+            try:
+                response = self._http().request(method, self.where + path, **options)
+            except TRANSLATED as problem:
+                # The server may have closed a kept connection; what is asked here may be asked twice, but for a body that is read once.
+                if lost or not again or not isinstance(problem, LOST_ON_THE_WAY):
+                    raise translate(problem, self.where) from problem
+                lost = True
+            else:
+                # A server that was started anew has another token.
+                if not again or response.status_code not in REFUSED or self._current_token() == sent:
+                    return response
 
     def _current_token(self) -> str | None:
+        """The token that the server has by now, which is taken from now on; other threads may have learnt of it before."""
         found = self._renew() if self._renew is not None else None
         with self._lock:
             if found is not None and found != self._token:

@@ -115,6 +115,39 @@ def test_a_stranger_at_the_port_is_told_as_such(answer: Callable[[socket.socket]
         HttpBackend(url, patience=5).health()
 
 
+REFUSAL = 'HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 15\r\nConnection: close\r\n\r\n{"error": "no"}'
+EMPTY = 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\nConnection: close\r\n\r\n{"devices": []}'
+
+
+@pytest.mark.parametrize("learnt", [False, True], ids=["by the refusal", "by another thread meanwhile"])
+def test_a_server_that_was_started_anew_is_asked_with_its_new_token_though_a_kept_connection_was_lost_too(learnt: bool) -> None:
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        asked.append(connection.recv(65_536))
+        if len(asked) == 2 and learnt:
+            backend._current_token()  # as the thread of the events does when it connects
+        if len(asked) > 1:
+            connection.sendall((EMPTY if b"the second" in asked[-1] else REFUSAL).encode())
+
+    with listening(answer) as url:
+        backend = HttpBackend(url, "the first", patience=5, renew=lambda: "the second" if len(asked) > 1 else None)
+        assert backend.devices() == []
+    assert [b"the second" in each for each in asked] == [False, False, True]
+
+
+def test_a_token_that_is_refused_is_sent_once_where_there_is_no_other() -> None:
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        asked.append(connection.recv(65_536))
+        connection.sendall(REFUSAL.encode())
+
+    with listening(answer) as url, pytest.raises(NotAllowed):
+        HttpBackend(url, "the first", patience=5, renew=lambda: "the first").devices()
+    assert len(asked) == 1
+
+
 def test_a_server_that_never_answers_is_given_up() -> None:
     release = threading.Event()
     with listening(lambda _: release.wait(10)) as url:
