@@ -36,8 +36,9 @@ STAGE_OF = {int(number): stage for stage, number in NEXT_STAGE.values()}
 class Attempt:
     """Resolves `outcome` exactly once."""
 
-    def __init__(self, job: Job, observer: Observer, grace: float) -> None:
+    def __init__(self, job: Job, observer: Observer, grace: float, check: bool = True) -> None:
         self.job = job
+        self._check = check and job.private
         self.worker: WorkerProcess | None = None
         self.arrays: dict[str, Any] | None = None
         """What the worker is told of arrays."""
@@ -48,6 +49,10 @@ class Attempt:
         """Whether the worker must not be used again."""
         self.never_begun = False
         """Whether the worker ended before it knew of the task: another one may have it."""
+        self.declined = False
+        """Whether the worker refused the task, since it had imported files that have changed."""
+        self.imported: list[str] = []
+        """Installed modules that the task imported."""
         self._observer = observer
         self._grace = grace
         self._loop = asyncio.get_running_loop()
@@ -65,7 +70,7 @@ class Attempt:
         if not worker.fresh:  # what a new one has said already may be why it ends
             worker.stdout.begin()
             worker.stderr.begin()
-        worker.fresh = False
+        worker.fresh, worker.burst = False, job.burst
         worker.listener = self
         worker.dead.add_done_callback(self._died)
         body: dict[str, Any] = {
@@ -76,6 +81,9 @@ class Attempt:
             "threads": job.threads,
             "payload_file": payload_file,
             "arrays": self.arrays,
+            "private": job.private,
+            "burst": job.burst is not None,
+            "check": self._check,
             "model": dataclasses.asdict(job.model.source) if job.model is not None else None,
         }
         if parameters_file is not None:
@@ -152,11 +160,14 @@ class Attempt:
             self._observer.generated(body["text"])
         elif kind is Kind.DISPLAY:
             self._observer.displayed(body)
+        elif kind is Kind.DECLINED:
+            self.declined = self.never_begun = self.spent = True
+            self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=body["reason"])))
         elif body["task_id"] == self.job.task_id:
             self._answered(kind, body, payload)
 
     def _answered(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
-        self.spent, self.keeps_model = body["spent"], body["keeps"]
+        self.spent, self.keeps_model, self.imported = body["spent"], body["keeps"], body["imported"]
         figures = Figures(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]

@@ -57,6 +57,20 @@ class StoredArray:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutionEnvironment:
+    """What the caller's own code finds around it: part of what decides which prepared worker a task may have.
+
+    `variables` are environment variables that differ from the runtime's, as sorted pairs; None removes one. `kernel` identifies the
+    calling process: tasks of different kernels never share a worker that was prepared by imports.
+    """
+
+    directory: str | None = None
+    path: tuple[str, ...] | None = None
+    variables: tuple[tuple[str, str | None], ...] = ()
+    kernel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelUse:
     """The model that a job runs, in a worker of its own, which stays for `keep_alive` seconds after the last one."""
 
@@ -69,6 +83,9 @@ class Job:
     """One attempt at a task, as a lane hands it to an engine. `parameters` is JSON; sizes are in bytes.
 
     `arrays` are the ids of those that the parameters name; ids of those that it gives back begin with `array_name`.
+
+    A `private` job runs code of its caller, so it gets a worker process that no other task has used. Jobs with the same `burst` may
+    follow each other in one process.
     """
 
     task_id: str
@@ -82,7 +99,9 @@ class Job:
     threads: int
     payload_name: str
     interpreter: str | None = None
-    isolate: bool = False
+    environment: ExecutionEnvironment = ExecutionEnvironment()
+    private: bool = False
+    burst: str | None = None
     arrays: tuple[str, ...] = ()
     array_name: str = ""
     model: ModelUse | None = None

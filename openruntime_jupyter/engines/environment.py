@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,20 @@ SECRETS = (
 SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
 
 
-def worker_environment(temporary: Path, secret: frozenset[str] = frozenset()) -> dict[str, str]:
-    """The environment of a worker: ours without its secrets, a private temporary folder, and large pages for MLX."""
+def worker_environment(
+    temporary: Path, secret: frozenset[str] = frozenset(), changes: Mapping[str, str | None] | None = None
+) -> dict[str, str]:
+    """Return the environment variables of a worker: those of this process without secrets, with the caller's `changes`."""
     environment: dict[str, Any] = {
         name: value
         for name, value in os.environ.items()
         if name not in SECRETS and name not in secret and not name.endswith(SECRET_ENDINGS)
     }
+    for name, value in (changes or {}).items():
+        if value is None:
+            environment.pop(name, None)
+        elif name not in SECRETS and name not in secret and not name.endswith(SECRET_ENDINGS):
+            environment[name] = value
     environment["OPENRUNTIME_WORKER"] = "1"
     environment["PYTHONSAFEPATH"] = "1"
     environment["TMPDIR"] = str(temporary)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,9 @@ from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 
 log = logging.getLogger(__name__)
+
+LARGE = 512 << 20
+"""Bytes of a task's peak memory above which its slot stays taken until its process has ended and given the memory back."""
 
 HEARING_SECONDS = 1.0
 """How often it is looked whether the workers have taken the jobs that they were given as long ago as that."""
@@ -76,12 +80,13 @@ class LocalEngine:
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
         self._payloads = str(options.payloads)
-        self._environment = worker_environment(options.temporary, options.secret_variables)
         self._pools: dict[tuple[str, str], Pool] = {}
         self._workers: set[WorkerProcess] = set()
         self._attempts: dict[str, Attempt] = {}
         self._reports: dict[str, asyncio.Task[list[DeviceReport]]] = {}
         self._generation = 0
+        self._warm = {"python", "call"}
+        """Operations for which new workers import ahead what takes long."""
         self._residents = Residents(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
@@ -145,7 +150,7 @@ class LocalEngine:
         return task
 
     async def _look_around(self, interpreter: str) -> list[DeviceReport]:
-        worker = self._start_worker(interpreter, frozenset())
+        worker = self._start_worker(interpreter, {}, describe=True)
         try:
             hello = await asyncio.wait_for(asyncio.shield(worker.hello), self._options.start_timeout)
         except asyncio.TimeoutError:
@@ -167,7 +172,10 @@ class LocalEngine:
             )
             for device in hello["devices"]
         ]
-        self._pool("device_0", interpreter).adopt(worker)
+        if any("cuda" in report.capabilities for report in reports):
+            worker.leave()  # asking for devices made a CUDA context, which holds half a gigabyte of the GPU
+        else:
+            self._pool("device_0", interpreter).adopt(worker)
         return reports
 
     def prepare(self, lane: str, workers: int) -> None:
@@ -178,25 +186,27 @@ class LocalEngine:
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
         """Run the job to its end; a worker that can't be started is an outcome too."""
-        while (outcome := await self._try(job, observer)) is None:
-            pass
+        outcome, check = None, True
+        while outcome is None:
+            # A worker that declines is replaced by a new one, which has nothing old to check.
+            outcome, check = await self._try(job, observer, check), False
         return outcome
 
-    async def _try(self, job: Job, observer: Observer) -> Outcome | None:
-        """The outcome of one attempt; None where its worker ended before it knew of the job."""
+    async def _try(self, job: Job, observer: Observer, check: bool) -> Outcome | None:
+        """Return the outcome of one attempt, None where its worker ended before it began or declined the job."""
         if self._stopping:
             return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
-        attempt = Attempt(job, observer, self._options.cancel_grace)
+        attempt = Attempt(job, observer, self._options.cancel_grace, check)
         self._attempts[job.task_id] = attempt
         if self._hearing is None:
             self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts)
         pool = self._pool(job.lane, job.interpreter or self._options.interpreter)
         if job.model is None:  # what a model needs takes long to import, and most workers never need it
-            pool.used.add(job.operation)
+            self._warm.add(job.operation)
         try:
             attempt.arrays = self._arrays(job)
             kept = self._residents.take(job) if job.model is not None else None
-            worker = kept or pool.take_idle(job.isolate) or await self._next_worker(pool, attempt)
+            worker = kept or pool.take_idle(job) or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
             if job.model is not None and kept is None:
@@ -218,7 +228,7 @@ class LocalEngine:
 
     async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
         """A worker that starts for this attempt; None if the attempt was stopped before it was there."""
-        taking = self._loop.create_task(pool.take(attempt.job.isolate))
+        taking = self._loop.create_task(pool.take(attempt.job))
         waited: set[asyncio.Future[Any]] = {taking, attempt.outcome}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not attempt.outcome.done():
@@ -251,18 +261,23 @@ class LocalEngine:
             attempt.release()
             if parameters_file is not None:
                 parameters_file.unlink(missing_ok=True)
-        peak = outcome.figures.resident_peak or 0
-        outcome.figures.resident_peak = max(peak, attempt.resident_peak) or None
+        peak = max(outcome.figures.resident_peak or 0, attempt.resident_peak)
+        outcome.figures.resident_peak = peak or None
         self._hand_back(worker, pool, attempt)
+        if job.private and peak >= LARGE:
+            await asyncio.wait([worker.dead], timeout=4 * self._options.cancel_grace)
         return outcome
 
     def _hand_back(self, worker: WorkerProcess, pool: Pool, attempt: Attempt) -> None:
         job = attempt.job
-        if job.isolate or self._stopping or attempt.spent:
+        if attempt.declined:
+            pool.forget_imports()
+        elif job.private and isinstance(attempt.outcome.result(), Completed):
+            pool.learn(job.environment, attempt.imported)
+        if self._stopping or attempt.spent or (job.private and job.burst is None):
             self._residents.lost(worker)
             self._dismiss(worker)
-            if attempt.spent:
-                pool.keep_spares()
+            pool.keep_spares()
         elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
             self._residents.lost(worker)
             worker.signal_group(signal.SIGKILL)
@@ -335,10 +350,11 @@ class LocalEngine:
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)
         if key not in self._pools:
-            self._pools[key] = Pool(lane, interpreter, self._start_worker, self._options.start_timeout, self._options.spare_workers)
+            options = self._options
+            self._pools[key] = Pool(lane, interpreter, self._start_worker, self._dismiss, options.start_timeout, options.spare_workers)
         return self._pools[key]
 
-    def _start_worker(self, interpreter: str, warm: frozenset[str]) -> WorkerProcess:
+    def _start_worker(self, interpreter: str, variables: Mapping[str, str | None], describe: bool = False) -> WorkerProcess:
         if self._stopping:
             raise EngineError("The runtime is being stopped.")
         self._generation += 1
@@ -346,8 +362,9 @@ class LocalEngine:
             self._options.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have cleared it away
         except OSError as problem:
             raise EngineError(f"The folder {self._options.temporary}, which workers need, can't be made: {problem.strerror}") from problem
-        arguments = [self._options.blas, ",".join(sorted(warm))]
-        worker = WorkerProcess(interpreter, self._generation, self._environment, str(self._options.temporary), arguments)
+        environment = worker_environment(self._options.temporary, self._options.secret_variables, variables)
+        arguments = [self._options.blas, "describe" if describe else "", ",".join(sorted(self._warm))]
+        worker = WorkerProcess(interpreter, self._generation, environment, str(self._options.temporary), arguments)
         self._workers.add(worker)
         worker.dead.add_done_callback(lambda _: self._buried(worker))
         return worker
@@ -368,9 +385,7 @@ class LocalEngine:
 
     def _retire_idle(self) -> None:
         for (_, interpreter), pool in self._pools.items():
-            keep = max(1, self._options.spare_workers) if interpreter == self._options.interpreter else 0
-            for worker in pool.retire(self._options.idle_worker_seconds, keep):
-                self._dismiss(worker)
+            pool.retire(self._options.idle_worker_seconds, self._options.spare_workers if interpreter == self._options.interpreter else 0)
         self._schedule_reaper()
 
 

@@ -1,103 +1,255 @@
-"""The workers of one lane and one interpreter: those that idle, those that start, and spares so that a kill costs no start."""
+"""Worker processes of one device and interpreter: shared, spare, and reused within a burst of calls.
+
+Three kinds of idle workers:
+
+- *Shared* workers have run built-in operations only. Those leave nothing behind, so any task of a built-in operation may follow.
+- *Spare* workers have never run a task. A private task (a cell or a call) always gets one, or a new process. A spare may be prepared
+  for an execution environment: it has then imported installed packages that earlier tasks of the same kernel imported.
+- *Burst* workers have run a call of one burst (one `map`, or one function on an executor) and wait a moment for the next.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
+from openruntime_jupyter.engines.base import ExecutionEnvironment, Job
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-Start = Callable[[str, "frozenset[str]"], WorkerProcess]
+BURST_SECONDS = 2.0
+"""Time that a worker waits for the next call of its burst: longer than a client takes to send more."""
+
+PREPARED = 2
+"""Kernels for which a spare is kept prepared: those that ran a task last. Each spare holds 60 MB and what it imported."""
+
+MAX_IMPORTS = 3_000
+"""Module names remembered for a kernel."""
+
+Variables = tuple[tuple[str, "str | None"], ...]
+Start = Callable[[str, Mapping[str, "str | None"]], WorkerProcess]
+
+
+@dataclass(slots=True)
+class _Waiter:
+    job: Job
+    future: asyncio.Future[WorkerProcess]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of an execution environment that ran tasks: modules in import order, and when it was last used."""
+
+    modules: dict[str, None] = field(default_factory=dict)
+    used: float = field(default_factory=time.monotonic)
 
 
 class Pool:
-    """Hands out workers that have said hello, and keeps `spares` idle. `start(interpreter, warm)` begins a new one."""
+    """Idle workers of one lane and interpreter.
 
-    def __init__(self, lane: str, interpreter: str, start: Start, start_timeout: float, spares: int = 1) -> None:
+    Parameters
+    ----------
+    start
+        `start(interpreter, variables)` begins a worker process with these environment variables changed.
+    dismiss
+        Ends an idle worker.
+    start_timeout
+        Seconds that a worker may take to say hello.
+    spares
+        Spares to keep beside the prepared ones.
+    """
+
+    def __init__(
+        self,
+        lane: str,
+        interpreter: str,
+        start: Start,
+        dismiss: Callable[[WorkerProcess], None],
+        start_timeout: float,
+        spares: int = 1,
+    ) -> None:
         self.lane = lane
         self.interpreter = interpreter
-        self.used: set[str] = set()
-        """Operations that were asked for here, for new workers to warm up."""
         self._start = start
+        self._dismiss = dismiss
         self._start_timeout = start_timeout
         self._spares = spares
-        self._idle: deque[WorkerProcess] = deque()
-        self._starting: set[asyncio.Task[None]] = set()
-        self._waiting: deque[tuple[asyncio.Future[WorkerProcess], bool]] = deque()
+        self._shared: deque[WorkerProcess] = deque()
+        self._idle: list[WorkerProcess] = []
+        self._preparing: dict[WorkerProcess, float] = {}
+        """Spares that import now, with the time at which they began; a task takes another worker meanwhile."""
+        self._bursts: dict[str, list[WorkerProcess]] = {}
+        self._known: OrderedDict[ExecutionEnvironment, _Known] = OrderedDict()
+        self._starting: dict[asyncio.Task[None], Variables] = {}
+        self._waiting: deque[_Waiter] = deque()
         self._closed = False
 
     def adopt(self, worker: WorkerProcess) -> None:
-        """Take a worker that said hello elsewhere."""
+        """Take over a worker that was started elsewhere."""
         worker.lane = self.lane
         self.give_back(worker)
 
-    def take_idle(self, fresh: bool = False) -> WorkerProcess | None:
-        """A worker at once, or None; with `fresh` one that has never had a task."""
-        passed: list[WorkerProcess] = []
-        found = None
-        while self._idle and found is None:
-            worker = self._idle.pop()
-            if not worker.lives:
-                continue
-            if fresh and not worker.fresh:
-                passed.append(worker)
-            else:
-                found = worker
-        self._idle.extend(reversed(passed))
+    # Handing out
+
+    def take_idle(self, job: Job) -> WorkerProcess | None:
+        """Return an idle worker that suits the job, or None."""
+        found = self._take_living(job)
         if found is not None:
+            self._forget_idle(found)
             self.keep_spares()
         return found
 
-    async def take(self, fresh: bool = False) -> WorkerProcess:
-        """The next worker that is ready, as `take_idle`; raises `EngineError` if one can't be started."""
-        if (worker := self.take_idle(fresh)) is not None:
+    def _take_living(self, job: Job) -> WorkerProcess | None:
+        if job.burst is not None:
+            for worker in reversed(self._bursts.get(job.burst, ())):
+                if worker.lives:
+                    return worker
+        if not job.private:
+            for worker in reversed(self._shared):
+                if worker.lives:
+                    return worker
+        suited = [worker for worker in self._idle if worker.lives and _suits(worker, job)]
+        return max(suited, key=lambda worker: worker.environment is not None, default=None)
+
+    async def take(self, job: Job) -> WorkerProcess:
+        """Return the next worker that suits the job; raise `EngineError` if none can be started."""
+        if (worker := self.take_idle(job)) is not None:
             return worker
-        future: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
-        self._waiting.append((future, fresh))
+        waiter = _Waiter(job, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
         self.keep_spares()
         try:
-            return await future
+            return await waiter.future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self.give_back(future.result())
+            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+                self.give_back(waiter.future.result())
             raise
 
     def give_back(self, worker: WorkerProcess) -> None:
-        """A worker is free again."""
+        """Keep an idle worker, or hand it to a task that waits for one."""
         if not worker.lives:
             self.keep_spares()
             return
-        if self._waiting:
-            self._waiting = deque(each for each in self._waiting if not each[0].done())
-            for each in self._waiting:
-                future, fresh = each
-                if worker.fresh or not fresh:
-                    self._waiting.remove(each)
-                    future.set_result(worker)
-                    return
+        self._waiting = deque(each for each in self._waiting if not each.future.done())
+        for waiter in self._waiting:
+            if _suits(worker, waiter.job):
+                self._waiting.remove(waiter)
+                waiter.future.set_result(worker)
+                return
         worker.idle_since = time.monotonic()
-        self._idle.append(worker)
+        if worker.fresh:
+            self._idle.append(worker)
+            self._prepare_known()
+            self.keep_spares()
+        elif worker.burst is not None:
+            self._bursts.setdefault(worker.burst, []).append(worker)
+            asyncio.get_running_loop().call_later(BURST_SECONDS, self._end_burst, worker, worker.idle_since)
+        else:
+            self._shared.append(worker)
+
+    def _end_burst(self, worker: WorkerProcess, since: float) -> None:
+        if worker.burst is not None and worker in self._bursts.get(worker.burst, ()) and worker.idle_since == since:
+            self._forget_idle(worker)
+            self._dismiss(worker)
+
+    def _forget_idle(self, worker: WorkerProcess) -> None:
+        if worker.fresh:
+            self._idle.remove(worker)
+        elif worker.burst is not None:
+            burst = self._bursts[worker.burst]
+            burst.remove(worker)
+            if not burst:
+                del self._bursts[worker.burst]
+        else:
+            self._shared.remove(worker)
+
+    # Spares
 
     def keep_spares(self) -> None:
-        """Start what is missing: one for each who waits, whom none of the idle ones suits, and as many as lack to the spares."""
-        lacking = self._spares - len(self._idle)
-        if lacking <= 0 and not self._waiting:
+        """Start the missing workers: one for each waiting task, the spares, and one for each environment with known imports."""
+        if self._closed:
             return
-        wanted = sum(not future.done() for future, _ in self._waiting) + max(0, lacking)
-        while not self._closed and len(self._starting) < wanted:
-            task = asyncio.get_running_loop().create_task(self._start_one())
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+        self._idle = [worker for worker in self._idle if worker.lives]
+        wanted: dict[Variables, int] = {}
+        for waiter in self._waiting:
+            if not waiter.future.done():
+                variables = waiter.job.environment.variables if waiter.job.private else ()
+                wanted[variables] = wanted.get(variables, 0) + 1
+        plain = sum(worker.environment is None and not worker.variables for worker in self._idle)
+        wanted[()] = wanted.get((), 0) + max(0, self._spares - plain)
+        for environment in self._known:
+            if self._spare_of(environment) is None:
+                wanted[environment.variables] = wanted.get(environment.variables, 0) + 1
+        for variables, number in wanted.items():
+            for _ in range(number - sum(each == variables for each in self._starting.values())):
+                task = asyncio.get_running_loop().create_task(self._start_one(variables))
+                self._starting[task] = variables
+                task.add_done_callback(self._starting.pop)
 
-    async def _start_one(self) -> None:
+    def learn(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
+        """Note that a task in this environment imported installed modules, and keep a spare that has them."""
+        known = self._known.get(environment)
+        if known is None:
+            if not modules and not environment.variables:
+                return
+            known = self._known[environment] = _Known()
+        self._known.move_to_end(environment)
+        known.used = time.monotonic()
+        for name in modules[: max(0, MAX_IMPORTS - len(known.modules))]:
+            known.modules[name] = None
+        while len(self._known) > PREPARED:
+            self._drop_known(next(iter(self._known)))
+        self._prepare_known()
+        self.keep_spares()
+
+    def forget_imports(self) -> None:
+        """Dismiss every spare: files of modules that one of them imported have changed."""
+        for environment in tuple(self._known):
+            self._drop_known(environment)
+        for worker in self._idle:
+            self._dismiss(worker)
+        self._idle.clear()
+
+    def _drop_known(self, environment: ExecutionEnvironment) -> None:
+        del self._known[environment]
+        for worker in [each for each in (*self._idle, *self._preparing) if each.environment == environment]:
+            self._preparing.pop(worker, None)
+            if worker in self._idle:
+                self._idle.remove(worker)
+            self._dismiss(worker)
+
+    def _spare_of(self, environment: ExecutionEnvironment) -> WorkerProcess | None:
+        return next((worker for worker in (*self._idle, *self._preparing) if worker.environment == environment), None)
+
+    def _prepare_known(self) -> None:
+        """Have one spare of each known environment import what is known there."""
+        for environment, known in self._known.items():
+            spare = self._spare_of(environment) or next((each for each in self._idle if each.environment is None), None)
+            if spare in self._idle and spare.variables == environment.variables and spare.prepare(environment, list(known.modules)):
+                self._idle.remove(spare)
+                self._preparing[spare] = time.monotonic()
+                spare.prepared.add_done_callback(partial(self._prepared, spare))
+
+    def _prepared(self, worker: WorkerProcess, done: asyncio.Future[None]) -> None:
+        """A spare has imported, or ended while it did: then its environment gets plain spares until its tasks import again."""
+        if self._preparing.pop(worker, None) is None or self._closed:
+            return
+        if worker.lives and not done.cancelled():
+            self.give_back(worker)
+        elif worker.environment in self._known:
+            self._drop_known(worker.environment)
+
+    async def _start_one(self, variables: Variables) -> None:
         try:
-            worker = self._start(self.interpreter, frozenset(self.used))
+            worker = self._start(self.interpreter, dict(variables))
+            worker.variables = variables
             worker.lane = self.lane
             try:
                 await asyncio.wait_for(asyncio.shield(worker.hello), self._start_timeout)
@@ -114,27 +266,44 @@ class Pool:
             self.give_back(worker)
 
     def _failed(self, problem: EngineError) -> None:
-        for each in self._waiting:
-            future, _ = each
-            if not future.done():
-                self._waiting.remove(each)
-                future.set_exception(problem)
+        for waiter in self._waiting:
+            if not waiter.future.done():
+                self._waiting.remove(waiter)
+                waiter.future.set_exception(problem)
                 return
         log.warning("A spare worker did not start: %s", problem)
 
-    def retire(self, idle_seconds: float, keep: int) -> list[WorkerProcess]:
-        """Workers idle for longer than that, but for `keep` of them; they are no longer handed out."""
+    # Ends
+
+    def retire(self, idle_seconds: float, keep: int) -> None:
+        """Dismiss workers that were idle for longer than `idle_seconds`, except `keep` of them."""
         now = time.monotonic()
-        old: list[WorkerProcess] = []
-        while len(self._idle) > keep and now - self._idle[0].idle_since >= idle_seconds:
-            old.append(self._idle.popleft())
-        return old
+        for environment in [each for each, known in self._known.items() if now - known.used >= idle_seconds]:
+            self._drop_known(environment)
+        for worker in [each for each, begun in self._preparing.items() if now - begun >= self._start_timeout]:
+            self._drop_known(worker.environment) if worker.environment in self._known else None
+        old = [worker for worker in (*self._shared, *self._idle) if now - worker.idle_since >= idle_seconds]
+        kept = len(self._shared) + len(self._idle) - len(old)
+        for worker in old[: len(old) - max(0, keep - kept)] if keep > kept else old:
+            self._forget_idle(worker)
+            self._dismiss(worker)
 
     def close(self) -> None:
-        """Start nothing more, and end what waits."""
+        """Start nothing more, and fail the waiting tasks."""
         self._closed = True
-        for future, _ in self._waiting:
-            if not future.done():
-                future.set_exception(EngineError("The runtime is being stopped."))
+        for waiter in self._waiting:
+            if not waiter.future.done():
+                waiter.future.set_exception(EngineError("The runtime is being stopped."))
         for task in self._starting:
             task.cancel()
+
+
+def _suits(worker: WorkerProcess, job: Job) -> bool:
+    """Whether the job may run on this worker."""
+    if not worker.fresh:
+        return worker.burst == job.burst if worker.burst is not None else not job.private
+    if not job.private:
+        return worker.environment is None and not worker.variables
+    if worker.environment is not None:
+        return worker.environment == job.environment
+    return worker.variables == job.environment.variables

@@ -26,10 +26,11 @@ from typing import Any, Literal, Protocol
 
 import psutil
 
+from openruntime_jupyter.engines.base import ExecutionEnvironment
 from openruntime_jupyter.engines.output_pipe import OutputPipe
 from openruntime_jupyter.engines.unstarted import install_command, missing_package, not_started
 from openruntime_jupyter.errors import EngineError, InterpreterError
-from openruntime_jupyter.worker.bodies import loads
+from openruntime_jupyter.worker.bodies import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 
 REAP_POLL = 0.05
@@ -137,6 +138,16 @@ class WorkerProcess:
         self.listener: Listener | None = None
         self.fresh = True
         """Whether it has never had a task."""
+        self.variables: tuple[tuple[str, str | None], ...] = ()
+        """Environment variables that it was started with beside the runtime's."""
+        self.environment: ExecutionEnvironment | None = None
+        """The only environment whose tasks it may run, once it was prepared for that."""
+        self.imports: frozenset[str] = frozenset()
+        """Modules that it was told to import."""
+        self.prepared: asyncio.Future[None] = loop.create_future()
+        """Done when it has imported what it was told last; cancelled when it has ended."""
+        self.burst: str | None = None
+        """The burst of calls that it serves."""
         self.killed_by_us: str | None = None
         self.signalled = False
         self._loop = loop
@@ -196,6 +207,9 @@ class WorkerProcess:
                 raise BrokenFrame(f"protocol {body.get('protocol')} instead of {PROTOCOL}")
             if not self.hello.done():
                 self.hello.set_result(body)
+        elif kind is Kind.PREPARED:
+            if not self.prepared.done():
+                self.prepared.set_result(None)
         elif self.listener is not None:
             if kind not in (Kind.PROGRESS, Kind.TOKEN) and self._written.poll(0):
                 self.stdout.drain()
@@ -275,6 +289,17 @@ class WorkerProcess:
         """Whether the process is gone; `dead` follows once its last words are read."""
         return self._reaped
 
+    def prepare(self, environment: ExecutionEnvironment, modules: list[str]) -> bool:
+        """Have it import these modules in that environment, for tasks of that environment alone; False if it has them all."""
+        new = [name for name in modules if name not in self.imports]
+        if self.environment == environment and not new:
+            return False
+        self.environment, self.imports = environment, self.imports.union(new)
+        self.prepared = self._loop.create_future()
+        told = {"directory": environment.directory, "path": environment.path, "modules": new}
+        self.send(Kind.PREPARE, dumps(told))
+        return True
+
     def leave(self) -> None:
         """Ask it to go once it is done."""
         self.send(Kind.LEAVE, b"{}")
@@ -330,6 +355,7 @@ class WorkerProcess:
         if not self.hello.done():
             self.hello.set_exception(self._why_no_hello())
             self.hello.exception()  # whoever waits gets it; nobody may be waiting
+        self.prepared.cancel()
         if not self.dead.done():
             self.dead.set_result(death)
 

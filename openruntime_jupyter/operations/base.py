@@ -85,6 +85,9 @@ class Operation:
     the server and must not import MLX; one that raises is logged and counts as None. `warm()` is called in a worker ahead of its
     first task of this kind, to import what takes long.
 
+    A `shared` operation leaves nothing behind in a worker (no modules of its caller, no seeds, no settings), so its tasks follow each
+    other in one process. Each task of any other operation has a process of its own.
+
     An `inline` operation waits for others rather than compute, so the runtime's own loop runs it: its `run` is never called. A
     `resident` one has `ModelParameters`, and runs in that model's own worker. Both answer prompts, and end after `PROMPT_TIMEOUT`
     unless their request says otherwise.
@@ -100,6 +103,7 @@ class Operation:
     warm: Callable[[], None] | None = None
     inline: bool = False
     resident: bool = False
+    shared: bool = False
 
     @property
     def answers_prompts(self) -> bool:

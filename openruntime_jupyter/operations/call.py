@@ -8,7 +8,6 @@ from pydantic import Field, field_validator
 
 from openruntime_jupyter.operations._sources import Source, show
 from openruntime_jupyter.operations._values import Packed, dump, load, summary, unpack
-from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
 
@@ -23,7 +22,8 @@ class Params(Parameters):
     arrays: list[ArrayRef] = Field(default_factory=list, description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
     world: World | None = None
-    isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
+    isolate: bool = Field(False, description="Has no effect: each task of the caller's own code has a process of its own.")
+    burst: str | None = Field(None, description="Tasks of one owner with the same value may follow each other in a process.", max_length=100)
 
     @field_validator("pickled")
     @classmethod
@@ -34,7 +34,6 @@ class Params(Parameters):
 
 def run(params: Params, context: TaskContext) -> Result:
     """Call it. The value is the payload; `output` says its type and a bounded repr."""
-    enter(params.world)
     show(params.sources)
     value = None
     if params.pickled:

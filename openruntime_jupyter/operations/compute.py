@@ -262,4 +262,5 @@ operation = Operation(
     memory=memory,
     seconds=seconds,
     warm=_figures.warm,
+    shared=True,
 )

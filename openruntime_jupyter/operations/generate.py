@@ -108,4 +108,5 @@ operation = Operation(
     run=run,
     memory=memory,
     resident=True,
+    shared=True,
 )

@@ -124,4 +124,5 @@ operation = Operation(
     memory=memory,
     seconds=seconds,
     warm=_figures.warm,
+    shared=True,
 )

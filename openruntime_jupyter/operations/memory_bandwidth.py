@@ -132,4 +132,5 @@ operation = Operation(
     memory=memory,
     seconds=seconds,
     warm=_figures.warm,
+    shared=True,
 )

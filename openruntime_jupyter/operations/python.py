@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from openruntime_jupyter.operations._values import dump, identifier, load, summary, unpack
-from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.arrays import ArrayRef, reference
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
 
@@ -29,7 +28,7 @@ class Params(Parameters):
     arrays: list[ArrayRef] = Field([], description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     outputs: list[str] = Field([], description="Names of variables to give back.")
     world: World | None = None
-    isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
+    isolate: bool = Field(False, description="Has no effect: each task of the caller's own code has a process of its own.")
     filename: str = Field("<cell>", description="What tracebacks call the code.", max_length=200)
 
     @field_validator("inputs")
@@ -68,7 +67,6 @@ def shell() -> TaskShell:
 
 def run(params: Params, context: TaskContext) -> Result:
     """Run the code in a fresh namespace. The payload holds the outputs; `output` describes them."""
-    enter(params.world)
     space = {name: context.array(value.array) if isinstance(value, ArrayRef) else value for name, value in params.inputs.items()}
     if params.pickled is not None:
         space.update(load(params.pickled, params.arrays, "An input", context))

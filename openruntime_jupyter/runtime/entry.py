@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openruntime_jupyter.engines.base import ModelUse, StopReason
+from openruntime_jupyter.engines.base import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
 from openruntime_jupyter.runtime.assembly import assembled
 from openruntime_jupyter.runtime.finish import Finish
@@ -90,7 +90,11 @@ class Entry:
     memory_limit: int | None = None
     needs: int | None = None
     interpreter: str | None = None
-    isolate: bool = False
+    environment: ExecutionEnvironment = ExecutionEnvironment()
+    private: bool = False
+    """Whether it needs a worker process that no other task has used."""
+    burst: str | None = None
+    """The burst of calls whose processes it may use."""
     arrays: tuple[str, ...] = ()
     """Ids of those that the parameters name."""
     model: ModelUse | None = None

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.engines.base import ModelUse
+from openruntime_jupyter.engines.base import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable, UnknownOperation
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.operations.arrays import references
-from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters
+from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.values import ModelSource
@@ -42,7 +42,8 @@ class Checked:
     timeout: float | None
     needs: int | None
     interpreter: str | None
-    isolate: bool
+    environment: ExecutionEnvironment
+    burst: str | None = None
     arrays: tuple[str, ...] = ()
     model: ModelUse | None = None
 
@@ -110,8 +111,17 @@ def check(
     interpreter = world.interpreter if world is not None else None
     if interpreter is not None and not Path(interpreter).is_absolute():
         raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
-    isolate = bool(getattr(parameters, "isolate", False))
-    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, isolate, arrays, model)
+    environment = execution_environment(world) if world is not None else ExecutionEnvironment()
+    burst = getattr(parameters, "burst", None)
+    if burst is not None:  # a process is never shared between users or kernels
+        burst = f"{caller.owner or ''} {environment.kernel or ''} {burst}"
+    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, environment, burst, arrays, model)
+
+
+def execution_environment(world: World) -> ExecutionEnvironment:
+    """Return the part of a request's `world` that decides which prepared worker its task may have."""
+    path = None if world.path is None else tuple(world.path)
+    return ExecutionEnvironment(world.directory, path, tuple(sorted(world.environment.items())), world.kernel)
 
 
 def _model(parameters: ModelParameters, caller: Caller, settings: Settings, find_model: FindModel) -> ModelUse:

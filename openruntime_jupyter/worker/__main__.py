@@ -1,6 +1,6 @@
-"""A worker process: `python -m openruntime_jupyter.worker DATA_FD CONTROL_FD GENERATION PARENT MARKER BLAS WARM`.
+"""A worker process: `python -m openruntime_jupyter.worker DATA_FD CONTROL_FD GENERATION PARENT MARKER BLAS DESCRIBE WARM`.
 
-Started by the local engine only. It says hello, then runs one task after the other until it is told to leave.
+Only the local engine starts it. It says hello, then runs tasks until it is told to leave: one task if that is its caller's own code.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from openruntime_jupyter.worker.blas import Blas, choose
 from openruntime_jupyter.worker.channel import Channel
 from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
+from openruntime_jupyter.worker.imports import Imports, installed_folders, read_fresh_sources
 from openruntime_jupyter.worker.interrupts import InterruptGuard
-from openruntime_jupyter.worker.streams import write_whole_lines
-from openruntime_jupyter.worker.threads import follow
+from openruntime_jupyter.worker.stdio import flush_output, write_whole_lines
 from openruntime_jupyter.worker.watch import watch
 
 CRASHED = 70
@@ -37,8 +37,11 @@ def prefer_as_victim() -> None:
         pass  # not Linux, or a container that forbids it
 
 
-def hello(blas: Blas | None) -> dict[str, Any]:
-    """What the runtime must know of this worker, `problem` if its MLX can't compute."""
+def hello(blas: Blas | None, devices: bool) -> dict[str, Any]:
+    """Return what the runtime must know of this worker, `problem` if its MLX can't compute.
+
+    `devices` asks MLX what it computes on. That makes a context on an NVIDIA GPU, which a spare worker must not hold.
+    """
     said: dict[str, Any] = {
         "protocol": PROTOCOL,
         "interpreter": sys.executable,
@@ -52,10 +55,11 @@ def hello(blas: Blas | None) -> dict[str, Any]:
     try:
         import mlx.core as mx  # a broken installation shows here
 
-        from openruntime_jupyter.worker.devices import describe
-
         said["mlx"] = mx.__version__  # type: ignore[attr-defined] # the stubs leave it out
-        said["devices"] = describe()
+        if devices:
+            from openruntime_jupyter.worker.devices import describe
+
+            said["devices"] = describe()
     except Exception as problem:  # a broken installation shows in many ways; each must reach the user in words
         said["problem"] = f"{type(problem).__name__}: {problem}"
     return said
@@ -75,7 +79,7 @@ def warm(names: str) -> None:
 def main(arguments: list[str]) -> None:
     """Serve until the runtime says leave or is gone."""
     gc.disable()  # until all is loaded that stays: looking through modules as they come finds nothing
-    data_fd, control_fd, generation, parent, marker, blas_path, names = arguments
+    data_fd, control_fd, generation, parent, marker, blas_path, devices, names = arguments
     os.environ.pop("PYTHONSAFEPATH", None)  # ours alone: a task's own subprocesses keep Python's usual path
     if not getattr(sys.flags, "safe_path", False):  # Python 3.10 knows nothing of that variable
         sys.path[:] = [folder for folder in sys.path if folder not in ("", os.getcwd())]
@@ -87,17 +91,19 @@ def main(arguments: list[str]) -> None:
     guard = InterruptGuard()
     watch(control, guard, int(parent))
     write_whole_lines()
-    follow()
     channel = Channel(data, int(generation), guard)
+    installed = installed_folders()
+    imports = Imports(installed)
     blas = choose(blas_path)
-    said = hello(blas)
+    said = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, said)
     warm(names)
     from openruntime_jupyter.worker.bodies import loads
-    from openruntime_jupyter.worker.restore import flush_output
     from openruntime_jupyter.worker.runner import Runner
 
-    runner = Runner(channel, guard, blas, display_marker(marker), said["problem"])
+    runner = Runner(channel, guard, blas, display_marker(marker), imports, said["problem"])
+    read_fresh_sources(installed)
+    imports.ready()
     # Nor will it, after a task or at the end: both collections pass by what is there now.
     gc.freeze()
     gc.enable()
@@ -109,9 +115,12 @@ def main(arguments: list[str]) -> None:
         if kind is Kind.LEAVE:
             return
         try:
-            runner.run(loads(body))
+            if kind is Kind.PREPARE:
+                runner.prepare(loads(body))
+            else:
+                runner.run(loads(body))
         except BaseException:
-            # A fault of ours, or of a task that broke Python itself. No thread that a task left may keep the process from telling.
+            # A fault of ours, or of a task that broke Python itself. No thread of a task may keep the process from reporting it.
             try:
                 traceback.print_exc()
                 flush_output()

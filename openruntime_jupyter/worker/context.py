@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker.shelf import Shelf
-from openruntime_jupyter.worker.threads import turns
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.models.language_model import LanguageModel
@@ -60,6 +59,8 @@ class TaskContext:
         self.fast_float32 = fast_float32
         self.modules = len(sys.modules)
         """How many were imported when the task began, or its model was loaded: an interrupt may have left half of a later one behind."""
+        self.imported: list[str] = []
+        """Installed modules that the task imported, where importing them ahead of another task gives the same."""
         self._send = send
         # Held while a message leaves, so that none of an ended task's is on its way. Reentrant: a task's signal handler may speak too.
         self._speaking = threading.RLock()
@@ -101,7 +102,7 @@ class TaskContext:
     def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
         """Show a MIME bundle where the task is watched, after everything printed so far."""
         with self._speaking:
-            if self._send is not None and turns.belongs():  # IPython shows in this task what any thread shows
+            if self._send is not None:
                 self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
 
     def language_model(self) -> LanguageModel:
@@ -177,8 +178,8 @@ _current: TaskContext | None = None
 
 
 def current() -> TaskContext | None:
-    """The task that this process runs now; None outside of one, and for a thread that an earlier one has left behind."""
-    return _current if turns.belongs() else None
+    """Return the task that this process runs now, or None."""
+    return _current
 
 
 def set_current(context: TaskContext | None) -> None:

@@ -10,7 +10,7 @@ import socket
 import struct
 from enum import IntEnum
 
-PROTOCOL = 2
+PROTOCOL = 3
 HEADER = struct.Struct("!BIIQ")
 
 INLINE_PAYLOAD = 1 << 20
@@ -29,16 +29,19 @@ MAX_DISPLAY_JSON = 8 << 20
 
 
 class Kind(IntEnum):
-    """What a frame says; the first three are the runtime's, the others the worker's."""
+    """What a frame says; those below 10 are the runtime's, the others the worker's."""
 
     RUN = 1
     LEAVE = 2
+    PREPARE = 3
     HELLO = 10
     RESULT = 11
     RAISED = 12
     PROGRESS = 13
     DISPLAY = 14
     TOKEN = 15
+    PREPARED = 16
+    DECLINED = 17
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
+from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.arrays import references
-from openruntime_jupyter.operations.base import ModelParameters, Result
+from openruntime_jupyter.operations.base import ModelParameters, Result, World
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.values import ModelSource
-from openruntime_jupyter.worker import restore, tracebacks
+from openruntime_jupyter.worker import tracebacks
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.bodies import dumps
 from openruntime_jupyter.worker.channel import Channel, as_json
 from openruntime_jupyter.worker.context import TaskContext, current, set_current
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
+from openruntime_jupyter.worker.imports import Imports
 from openruntime_jupyter.worker.interrupts import InterruptGuard
+from openruntime_jupyter.worker.memory import Resident
 from openruntime_jupyter.worker.shelf import Shelf
-from openruntime_jupyter.worker.threads import turns
+from openruntime_jupyter.worker.stdio import flush_output
+
+MLX_CACHE_KEPT = 64 << 20
+"""Bytes of freed buffers that MLX may keep between tasks of one worker."""
 
 WITHOUT_PLACE = {"progress": Kind.PROGRESS, "token": Kind.TOKEN}
 """What is not shown between the lines that a task prints."""
@@ -33,26 +41,46 @@ WITHOUT_PLACE = {"progress": Kind.PROGRESS, "token": Kind.TOKEN}
 class Runner:
     """Turns a `RUN` body into a `RESULT` or `RAISED` frame; never lets a task's exception out."""
 
-    def __init__(self, channel: Channel, guard: InterruptGuard, blas: Blas | None, marker: bytes, problem: str | None = None) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        guard: InterruptGuard,
+        blas: Blas | None,
+        marker: bytes,
+        imports: Imports,
+        problem: str | None = None,
+    ) -> None:
         self._channel = channel
         self._guard = guard
         self._blas = blas
         self._marker = marker
+        self._imports = imports
         self._problem = problem
-        self._snapshot = restore.Snapshot()
-        self._resident = restore.Resident()
+        self._resident = Resident()
         self._threads = 0
         self._device: tuple[str, int] | None = None
         self._shelf = Shelf()
         self._kept: dict[str, Any] = {}
+        self._used = False
+
+    def prepare(self, body: dict[str, Any]) -> None:
+        """Import the modules of a `PREPARE` frame where their caller would find them."""
+        with contextlib.suppress(OSError):  # a folder that is gone: the task that needs it reports that
+            enter(World(directory=body["directory"], path=body["path"]))
+            self._imports.import_ahead(body["modules"])
+        flush_output()
+        self._channel.send(Kind.PREPARED, {})
 
     def run(self, body: dict[str, Any]) -> None:
         """Run the task of a `RUN` frame, answer, and clean up behind it."""
         task_id = body["task_id"]
+        if body["check"] and (changed := self._imports.changed(self._used)) is not None:
+            self._channel.send(Kind.DECLINED, {"task_id": task_id, "reason": f"{changed} has changed since this worker imported it"})
+            return
+        self._used = True
         self._prepare(body)
         self._shelf = Shelf(body.get("arrays"))
-        turns.begin()
-        started = time.perf_counter()
+        begun, started = time.time_ns(), time.perf_counter()
         result: Result | None = None
         error: BaseException | None = None
         try:
@@ -71,31 +99,30 @@ class Runner:
         spent = self._guard.delivered and context is not None and len(sys.modules) != context.modules
         if context is not None:
             context.end()
-        for name in turns.end():
-            sys.stderr.write(f"[the thread {name} goes on: what it prints from now on is left out]\n")
         figures = {
             "task_id": task_id,
             "execution_time": time.perf_counter() - started,
-            "spent": spent,
             "keeps": bool(self._kept),
+            "imported": context.imported if context is not None else [],
             **self._memory(),
         }
-        restore.flush_output()
+        figures["spent"] = spent or (body["burst"] and not self._imports.end_task(begun))
+        if body["private"] and not body["burst"]:
+            _tell_threads()
+        flush_output()
         if error is None and result is not None:
             error = self._answer(result, figures, body)
         if error is not None:
             self._shelf.clear()
             self._raised(error, figures)
             error.__traceback__ = None
-            restore.forget_exception()
+            _forget_exception()
         del result, error
         set_current(None)
         self._guard.install()
-        self._snapshot.restore()
-        restore.drop_caches()
+        _drop_caches()
 
     def _prepare(self, body: dict[str, Any]) -> None:
-        self._snapshot.go_home()
         device = (body["device"]["type"], body["device"]["index"])
         if device != self._device and self._problem is None:
             select(*device)
@@ -128,10 +155,14 @@ class Runner:
         checked = kind.validate(parameters)
         if model is not None and isinstance(checked, ModelParameters):
             checked.use(model)
+        enter(getattr(checked, "world", None))
+        surroundings = _surroundings()
         for named in references(checked):
             layout = self._shelf.layout(named.array)
             named.resolve(layout.shape, layout.dtype, layout.nbytes)
         answer = kind.run(checked, context)
+        if body["private"] and _surroundings() == surroundings:  # else a later import may give another result
+            context.imported = self._imports.new_installed()
         context.flush_progress()
         return _result(kind.name, answer if isinstance(answer, Result) else Result(answer))
 
@@ -144,7 +175,7 @@ class Runner:
             text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
             message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
         with self._guard.shielded():
-            restore.flush_output()
+            flush_output()
             for descriptor in (1, 2):
                 with contextlib.suppress(OSError):  # the task may have closed it
                     os.write(descriptor, self._marker)
@@ -190,6 +221,37 @@ def _result(name: str, result: Result) -> Result:
         return result
     kinds = f"{type(output).__name__} as output, {type(payload).__name__} as payload"
     raise TypeError(f"the operation {name} gave {kinds}: it may return a dict, or a Result of a dict and bytes")
+
+
+def _surroundings() -> tuple[dict[str, str], list[str], str]:
+    """Return what an import may depend on: environment variables, import path and working directory."""
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:
+        directory = ""
+    return dict(os.environ), list(sys.path), directory
+
+
+def _tell_threads() -> None:
+    """Say which threads end with the task, since in a notebook's own kernel they would go on."""
+    running = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    if running:
+        sys.stderr.write(f"[stopped at the end of the task, since it ends its process: the threads {', '.join(running[:10])}]\n")
+
+
+def _drop_caches() -> None:
+    """Give back what MLX keeps of a large task."""
+    mx = sys.modules.get("mlx.core")
+    if mx is not None and mx.get_cache_memory() > MLX_CACHE_KEPT:
+        mx.clear_cache()
+
+
+def _forget_exception() -> None:
+    """Drop what keeps a failed task's frames, and so its arrays, alive."""
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    gc.collect()
 
 
 def _finish_computing() -> None:

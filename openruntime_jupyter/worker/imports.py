@@ -1,0 +1,217 @@
+"""Modules of a worker: imported ahead of its task, checked against the disk, and read from source where bytecode may be stale.
+
+A task sees code as it is on disk now. A worker is new for each task, so what can be stale is what it imported before the task came:
+this package's own needs, modules that a spare imported ahead, and, within a burst of calls, modules of the calls before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
+from types import CodeType, ModuleType
+from typing import Any
+
+State = tuple[int, int]
+"""Modification time in nanoseconds and size in bytes of a file."""
+
+
+def installed_folders() -> tuple[str, ...]:
+    """Return the folders of the standard library and of installed packages, each with a trailing separator."""
+    named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    found = [*named, *site.getsitepackages(), site.getusersitepackages()]
+    return tuple(dict.fromkeys(os.path.join(os.path.realpath(folder), "") for folder in found if folder))
+
+
+class FreshSourceLoader(SourceFileLoader):
+    """Loader that ignores bytecode which is not newer than its source.
+
+    Python takes bytecode for current if the source has the recorded size and the recorded modification time in whole seconds. A file
+    that is edited twice within a second, without a change of its size, would run as it was before.
+    """
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """Return the module's code; see `SourceFileLoader`."""
+        source = self.get_filename(fullname)
+        try:
+            cached = os.stat(importlib.util.cache_from_source(source)).st_mtime_ns
+            if cached > os.stat(source).st_mtime_ns:
+                return super().get_code(fullname)
+        except (OSError, NotImplementedError):  # no bytecode: nothing can be stale
+            return super().get_code(fullname)
+        return self.source_to_code(self.get_data(source), source)
+
+
+def read_fresh_sources(installed: tuple[str, ...]) -> None:
+    """Have modules outside the installed folders loaded by `FreshSourceLoader`."""
+    make = FileFinder.path_hook(
+        (ExtensionFileLoader, EXTENSION_SUFFIXES), (FreshSourceLoader, SOURCE_SUFFIXES), (SourcelessFileLoader, BYTECODE_SUFFIXES)
+    )
+
+    def find(folder: str) -> Any:
+        if os.path.join(os.path.realpath(folder), "").startswith(installed):
+            raise ImportError("installed: the default finder serves it", path=folder)
+        return make(folder)
+
+    sys.path_hooks.insert(0, find)
+    sys.path_importer_cache.clear()
+
+
+class Imports:
+    """Modules that this process has imported, and the state of their files at that time.
+
+    Parameters
+    ----------
+    installed
+        Folders as `installed_folders` returns them.
+    """
+
+    def __init__(self, installed: tuple[str, ...]) -> None:
+        self._installed = installed
+        self._roots = {folder: _modified(folder) for folder in installed}
+        self._seen: set[str] = set(sys.modules)
+        self._ahead: dict[str, State] = {}
+        self._ahead_packages: set[str] = set()
+        self._own: dict[str, State] = {}
+        self._folders: dict[str, int | None] = {}
+        self._unsure: str | None = None
+
+    def ready(self) -> None:
+        """Take what was imported until now for the worker's own needs."""
+        self._seen = set(sys.modules)
+
+    def import_ahead(self, modules: Iterable[str]) -> None:
+        """Import installed modules for tasks to come; modules that fail, or that are not installed, are left to the task."""
+        begun, before = time.time_ns(), set(self._seen)
+        for name in modules:
+            if name not in sys.modules and self._is_installed_package(name.partition(".")[0]):
+                try:
+                    importlib.import_module(name)
+                except BaseException:  # noqa: BLE001, S112 - the task that imports it gets the error
+                    continue
+        self._note(begun)
+        self._ahead_packages |= {name.partition(".")[0] for name in self._seen - before}
+        self._folders = {folder: _modified(folder) for folder in self._early_folders()}
+
+    def changed(self, reused: bool) -> str | None:
+        """Return the first file that changed since it was imported, None if all are as they were.
+
+        Parameters
+        ----------
+        reused
+            Whether the process has run a call of the same burst. Installed packages are then checked by their folders only.
+        """
+        if self._unsure is not None:
+            return self._unsure
+        for folder, modified in self._roots.items():
+            if _modified(folder) != modified:
+                return folder
+        for file, state in self._own.items() if reused else (*self._own.items(), *self._ahead.items()):
+            if _state(file) != state:
+                return file
+        return self._shadow()
+
+    def end_task(self, begun: int) -> bool:
+        """Note what a task imported, which began at `begun` (nanoseconds since the epoch); False if the process can't be reused."""
+        if len(sys.modules) != len(self._seen):
+            self._note(begun)
+        return self._unsure is None
+
+    def new_installed(self) -> list[str]:
+        """Return the installed modules that a task has imported, in their order."""
+        new = [(name, module) for name, module in tuple(sys.modules.items()) if name not in self._seen]
+        return [name for name, module in new if self._is_installed(_file_of(module))]
+
+    def _note(self, begun: int) -> None:
+        for name, module in tuple(sys.modules.items()):
+            if name in self._seen:
+                continue
+            self._seen.add(name)
+            file = _file_of(module)
+            state = _state(file) if file is not None else None
+            if file is None or state is None:
+                continue
+            (self._ahead if self._is_installed(file) else self._own)[file] = state
+            if state[0] >= begun:  # written while it may have been read
+                self._unsure = file
+
+    def _is_installed(self, file: str | None) -> bool:
+        return file is not None and (file.startswith(self._installed) or os.path.realpath(file).startswith(self._installed))
+
+    def _is_installed_package(self, name: str) -> bool:
+        if name in sys.modules:
+            return self._is_installed(_file_of(sys.modules[name]))
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError, AttributeError):
+            return False
+        if spec is None:
+            return False
+        places = [spec.origin] if spec.origin not in (None, "namespace") else list(spec.submodule_search_locations or ())
+        return bool(places) and all(self._is_installed(place) for place in places)
+
+    def _early_folders(self) -> list[str]:
+        """Entries of the import path that come before all installed packages."""
+        found = []
+        for entry in sys.path:
+            folder = os.path.join(os.path.realpath(entry or os.curdir), "")
+            if folder.startswith(self._installed):
+                if "-packages" in folder:
+                    break
+                continue
+            found.append(folder)
+        return found
+
+    def _shadow(self) -> str | None:
+        """Return a new file of the caller's that has the name of a package which was imported ahead."""
+        for folder in self._early_folders() if self._ahead_packages else ():
+            if _modified(folder) == self._folders.get(folder, -1):
+                continue
+            try:
+                entries = os.listdir(folder)
+            except OSError:
+                continue
+            for entry in entries:
+                top = entry.partition(".")[0]
+                if top in self._ahead_packages and not self._comes_from(folder, top):
+                    return os.path.join(folder, entry)
+        return None
+
+    def _comes_from(self, folder: str, top: str) -> bool:
+        """Whether the module of that name was imported from this folder."""
+        file = _file_of(sys.modules.get(top))
+        return file is not None and os.path.realpath(file).startswith(folder)
+
+
+def _file_of(module: ModuleType | None) -> str | None:
+    file = getattr(module, "__file__", None)
+    return file if isinstance(file, str) else None
+
+
+def _state(file: str) -> State | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _modified(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
