@@ -1,42 +1,23 @@
-"""The environment variables of a worker."""
+"""Environment variables of a worker."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SECRETS = (
-    "OPENRUNTIME_TOKEN",
-    "OPENRUNTIME_URL",
-    "JUPYTER_TOKEN",
-    "JUPYTERHUB_API_TOKEN",
-    "JPY_API_TOKEN",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "OPENAI_ADMIN_KEY",
-    "OPENAI_CUSTOM_HEADERS",
-    "OPENAI_WEBHOOK_SECRET",
-)
-SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
+from openruntime_jupyter.environment import is_secret
 
 
 def worker_environment(
-    temporary: Path, secret: frozenset[str] = frozenset(), changes: Mapping[str, str | None] | None = None
+    base: Mapping[str, str], temporary: Path, secret: frozenset[str] = frozenset(), changes: Mapping[str, str | None] | None = None
 ) -> dict[str, str]:
-    """Return the environment variables of a worker: those of this process without secrets, with the caller's `changes`."""
+    """Return the environment variables of a worker: `base` with the caller's `changes`, without secrets."""
+    merged = {**base, **(changes or {})}
     environment: dict[str, Any] = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in SECRETS and name not in secret and not name.endswith(SECRET_ENDINGS)
+        name: value for name, value in merged.items() if value is not None and name not in secret and not is_secret(name)
     }
-    for name, value in (changes or {}).items():
-        if value is None:
-            environment.pop(name, None)
-        elif name not in SECRETS and name not in secret and not name.endswith(SECRET_ENDINGS):
-            environment[name] = value
     environment["OPENRUNTIME_WORKER"] = "1"
     environment["PYTHONSAFEPATH"] = "1"
     environment["TMPDIR"] = str(temporary)

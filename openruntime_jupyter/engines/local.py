@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -72,6 +73,8 @@ class LocalOptions:
     max_models: int = 2
     secret_variables: frozenset[str] = frozenset()
     interpreter: str = field(default_factory=lambda: sys.executable)
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    """Environment variables of workers, without those that a task's caller changed."""
 
 
 class LocalEngine:
@@ -362,7 +365,7 @@ class LocalEngine:
             self._options.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have cleared it away
         except OSError as problem:
             raise EngineError(f"The folder {self._options.temporary}, which workers need, can't be made: {problem.strerror}") from problem
-        environment = worker_environment(self._options.temporary, self._options.secret_variables, variables)
+        environment = worker_environment(self._options.environment, self._options.temporary, self._options.secret_variables, variables)
         arguments = [self._options.blas, "describe" if describe else "", ",".join(sorted(self._warm))]
         worker = WorkerProcess(interpreter, self._generation, environment, str(self._options.temporary), arguments)
         self._workers.add(worker)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from openruntime_jupyter.engines.base import Engine
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.environment import at_start
 from openruntime_jupyter.errors import ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.lane import Lane
@@ -39,6 +42,8 @@ def local_engine(settings: Settings, arrays: ArrayStore) -> LocalEngine:
             start_timeout=settings.start_timeout,
             max_models=settings.max_models,
             secret_variables=frozenset(settings.secret_variables),
+            # A kernel's tasks bring what changed since its start.
+            environment=at_start() if settings.embedded else dict(os.environ),
         )
     )
 

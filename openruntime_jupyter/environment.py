@@ -1,0 +1,51 @@
+"""Environment variables: which are secrets, and what this process was started with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from functools import cache
+
+SECRETS = (
+    "OPENRUNTIME_TOKEN",
+    "OPENRUNTIME_URL",
+    "JUPYTER_TOKEN",
+    "JUPYTERHUB_API_TOKEN",
+    "JPY_API_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "OPENAI_ADMIN_KEY",
+    "OPENAI_CUSTOM_HEADERS",
+    "OPENAI_WEBHOOK_SECRET",
+)
+SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
+
+AT_IMPORT = dict(os.environ)
+"""The environment when this module was imported, which is the first statement of a notebook that uses the package."""
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the variable `name` is kept from tasks."""
+    return name in SECRETS or name.endswith(SECRET_ENDINGS)
+
+
+@cache
+def at_start() -> dict[str, str]:
+    """Return the environment that this process was started with.
+
+    Where the operating system does not tell, or the process's title has overwritten it, return the environment at the first
+    import of this package.
+    """
+    import psutil  # 44 ms, once
+
+    started: dict[str, str] = {}
+    with contextlib.suppress(psutil.Error, OSError, NotImplementedError):
+        started = psutil.Process().environ()
+    if not _plausible(started):
+        started = AT_IMPORT
+    return started
+
+
+def _plausible(started: dict[str, str]) -> bool:
+    """Return whether these variables can be this process's own: PATH would not be lost."""
+    return bool(started) and ("PATH" in started or "PATH" not in AT_IMPORT)
