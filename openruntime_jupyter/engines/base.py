@@ -99,7 +99,7 @@ class Job:
     threads: int
     payload_name: str
     interpreter: str | None = None
-    environment: ExecutionEnvironment = ExecutionEnvironment()
+    environment: ExecutionEnvironment = field(default_factory=ExecutionEnvironment)
     private: bool = False
     burst: str | None = None
     arrays: tuple[str, ...] = ()

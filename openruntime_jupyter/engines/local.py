@@ -273,9 +273,12 @@ class LocalEngine:
 
     def _hand_back(self, worker: WorkerProcess, pool: Pool, attempt: Attempt) -> None:
         job = attempt.job
+        if worker.fresh and not worker.signalled and not self._stopping:  # it never got the job
+            pool.give_back(worker)
+            return
         if attempt.declined:
             pool.forget_imports()
-        elif job.private and isinstance(attempt.outcome.result(), Completed):
+        elif job.private:
             pool.learn(job.environment, attempt.imported)
         if self._stopping or attempt.spent or (job.private and job.burst is None):
             self._residents.lost(worker)

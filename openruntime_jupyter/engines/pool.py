@@ -197,14 +197,14 @@ class Pool:
         """Note that a task in this environment imported installed modules, and keep a spare that has them."""
         known = self._known.get(environment)
         if known is None:
-            if not modules and not environment.variables:
+            if not self._spares or not (modules or environment.variables):
                 return
             known = self._known[environment] = _Known()
         self._known.move_to_end(environment)
         known.used = time.monotonic()
         for name in modules[: max(0, MAX_IMPORTS - len(known.modules))]:
             known.modules[name] = None
-        while len(self._known) > PREPARED:
+        while len(self._known) > (PREPARED if self._spares else 0):
             self._drop_known(next(iter(self._known)))
         self._prepare_known()
         self.keep_spares()
@@ -217,8 +217,9 @@ class Pool:
             self._dismiss(worker)
         self._idle.clear()
 
-    def _drop_known(self, environment: ExecutionEnvironment) -> None:
-        del self._known[environment]
+    def _drop_known(self, environment: ExecutionEnvironment | None) -> None:
+        if environment is None or self._known.pop(environment, None) is None:
+            return
         for worker in [each for each in (*self._idle, *self._preparing) if each.environment == environment]:
             self._preparing.pop(worker, None)
             if worker in self._idle:
@@ -243,7 +244,7 @@ class Pool:
             return
         if worker.lives and not done.cancelled():
             self.give_back(worker)
-        elif worker.environment in self._known:
+        else:
             self._drop_known(worker.environment)
 
     async def _start_one(self, variables: Variables) -> None:
@@ -281,7 +282,7 @@ class Pool:
         for environment in [each for each, known in self._known.items() if now - known.used >= idle_seconds]:
             self._drop_known(environment)
         for worker in [each for each, begun in self._preparing.items() if now - begun >= self._start_timeout]:
-            self._drop_known(worker.environment) if worker.environment in self._known else None
+            self._drop_known(worker.environment)
         old = [worker for worker in (*self._shared, *self._idle) if now - worker.idle_since >= idle_seconds]
         kept = len(self._shared) + len(self._idle) - len(old)
         for worker in old[: len(old) - max(0, keep - kept)] if keep > kept else old:

@@ -9,10 +9,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import EntryPoint, entry_points
 from threading import RLock
+from typing import TYPE_CHECKING
 
 from openruntime_jupyter.operations.base import ModelParameters, Operation, Parameters
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "openruntime.operations"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
@@ -51,6 +54,8 @@ class Plugins:
                 newest = max((changed for _, changed in places), default=0)
                 self._seen = places if time.time_ns() - newest > SETTLED else None
                 self._looked = True
+                from importlib.metadata import entry_points  # a fifth of what a worker's start imports, for what few need
+
                 importlib.invalidate_caches()
                 self._look(entry_points(group=GROUP))
             return self._found
@@ -96,7 +101,7 @@ def _load(point: EntryPoint) -> Operation:
         raise TypeError(f"params is {operation.params!r}, no subclass of openruntime_jupyter.operations.Parameters")
     if not isinstance(operation.summary, str):
         raise TypeError(f"summary is {operation.summary!r}, no text")
-    for flag in ("needs_execute", "inline", "resident"):
+    for flag in ("needs_execute", "inline", "resident", "shared"):
         if not isinstance(getattr(operation, flag), bool):
             raise TypeError(f"{flag} is {getattr(operation, flag)!r}, neither True nor False")
     if operation.inline:

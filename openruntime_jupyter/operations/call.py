@@ -23,7 +23,9 @@ class Params(Parameters):
     sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
     world: World | None = None
     isolate: bool = Field(False, description="Has no effect: each task of the caller's own code has a process of its own.")
-    burst: str | None = Field(None, description="Tasks of one owner with the same value may follow each other in a process.", max_length=100)
+    burst: str | None = Field(
+        None, description="Tasks of one owner with the same value may follow each other in a process.", max_length=100
+    )
 
     @field_validator("pickled")
     @classmethod
@@ -47,6 +49,8 @@ def run(params: Params, context: TaskContext) -> Result:
 def warm() -> None:
     """Import what the first call needs."""
     import cloudpickle  # noqa: F401
+
+    Params.model_validate({})
 
 
 operation = Operation(

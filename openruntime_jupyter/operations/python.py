@@ -94,8 +94,11 @@ def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]
 
 
 def warm() -> None:
-    """Make the shell before the first cell waits for it."""
-    shell()
+    """Make the shell before the first cell waits for it, and run an empty one: the first run of a shell imports more."""
+    from openruntime_jupyter.worker.context import TaskContext
+
+    Params.model_validate({})
+    shell().run_task("pass", "<warm>", {}, TaskContext())
 
 
 operation = Operation(

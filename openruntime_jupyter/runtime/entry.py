@@ -90,7 +90,7 @@ class Entry:
     memory_limit: int | None = None
     needs: int | None = None
     interpreter: str | None = None
-    environment: ExecutionEnvironment = ExecutionEnvironment()
+    environment: ExecutionEnvironment = field(default_factory=ExecutionEnvironment)
     private: bool = False
     """Whether it needs a worker process that no other task has used."""
     burst: str | None = None

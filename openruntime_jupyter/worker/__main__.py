@@ -65,15 +65,19 @@ def hello(blas: Blas | None, devices: bool) -> dict[str, Any]:
     return said
 
 
-def warm(names: str) -> None:
-    """Import what the first task would have to wait for."""
+def warm(names: str, channel: Channel) -> None:
+    """Import what the first task would have to wait for, unless it has come already."""
     from openruntime_jupyter.operations.registry import operation
 
     for name in filter(None, names.split(",")):
+        if channel.waiting:
+            return
         # The runtime's environment may have more than this one, and what is wrong with an operation its first task tells.
         with contextlib.suppress(Exception, SystemExit):
             if (prepare := operation(name).warm) is not None:
                 prepare()
+    if not channel.waiting:
+        from openruntime_jupyter.worker import parcels  # noqa: F401 - it imports NumPy
 
 
 def main(arguments: list[str]) -> None:
@@ -97,7 +101,7 @@ def main(arguments: list[str]) -> None:
     blas = choose(blas_path)
     said = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, said)
-    warm(names)
+    warm(names, channel)
     from openruntime_jupyter.worker.bodies import loads
     from openruntime_jupyter.worker.runner import Runner
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import threading
 from typing import Any
@@ -33,6 +34,11 @@ class Channel:
     def receive(self) -> tuple[Kind, bytes]:
         """Kind and body of the runtime's next frame; raises `EOFError`."""
         return self._receiver.receive()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the runtime has sent something that was not read yet."""
+        return bool(select.select([self._connection], [], [], 0)[0])
 
     def send(self, kind: Kind, body: dict[str, Any] | bytes, payload: bytes = b"") -> None:
         """Write one frame."""

@@ -101,7 +101,7 @@ class Imports:
             if name not in sys.modules and self._is_installed_package(name.partition(".")[0]):
                 try:
                     importlib.import_module(name)
-                except BaseException:  # noqa: BLE001, S112 - the task that imports it gets the error
+                except BaseException:  # noqa: S112 - the task that imports it gets the error
                     continue
         self._note(begun)
         self._ahead_packages |= {name.partition(".")[0] for name in self._seen - before}

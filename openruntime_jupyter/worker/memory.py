@@ -1,10 +1,7 @@
-"""Memory of the machine, where a container's limit counts as the machine's, and of this process."""
+"""Memory of the machine, where a container's limit counts as the machine's."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,26 +99,3 @@ class MemoryReader:
             if memory is not None:
                 total, available = min(total, memory.total), min(available, memory.available)
         return Memory(total, min(available, total))
-
-
-class Resident:
-    """Reader of this process's resident memory.
-
-    On Linux it keeps a descriptor, since opening the file costs ten times the reading.
-    """
-
-    PAGE = os.sysconf("SC_PAGE_SIZE")
-
-    def __init__(self) -> None:
-        try:
-            self._statm: int | None = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._statm = None
-
-    def bytes(self) -> int:
-        """Return the bytes now; where only the peak can be read cheaply, the peak."""
-        if self._statm is not None:
-            with contextlib.suppress(OSError, IndexError, ValueError):  # a task may have closed it
-                return int(os.pread(self._statm, 200, 0).split()[1]) * self.PAGE
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -8,7 +8,7 @@ import pytest
 
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from tests.runtimes import cell, ended, live, printed, runtime_in, says, until
+from tests.runtimes import cell, ended, live, printed, runtime_in, says, submit, until
 
 WAITS = "import time\nprint('in', flush=True)\ntime.sleep(600)"
 DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
@@ -35,11 +35,11 @@ def test_one_stands_by_where_nothing_is_set() -> None:
     assert Settings().spare_workers == 1
 
 
-def test_without_any_the_same_worker_runs_one_task_after_the_other_alone(tmp_path: Path) -> None:
+def test_built_in_operations_share_a_worker(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, spare_workers=0) as runtime:
             for _ in range(3):
-                assert (await ended(runtime, await cell(runtime, "1"))).status == "completed"
+                assert (await ended(runtime, await submit(runtime, "compute"))).status == "completed"
                 assert [worker.name for worker in runtime.workers()] == ["worker_1"]
 
     live(body())

@@ -91,7 +91,7 @@ def test_each_reason_for_which_no_process_is_made_says_what_to_do() -> None:
 def test_a_worker_that_died_idle_is_given_to_nobody(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await submit(runtime, "call"))
+            await ended(runtime, await submit(runtime, "compute"))
             for _ in range(10):
                 await until(lambda: any(worker.state == "idle" for worker in runtime.workers()), 20, "an idle worker")
                 dead = list(runtime._engine._workers)  # type: ignore[union-attr]
@@ -99,7 +99,7 @@ def test_a_worker_that_died_idle_is_given_to_nobody(tmp_path: Path) -> None:
                     os.kill(worker.pid, signal.SIGKILL)
                 while any(worker.lives for worker in dead):
                     os.sched_yield()
-                task = await ended(runtime, await submit(runtime, "call"))
+                task = await ended(runtime, await submit(runtime, "compute"))
                 assert task.status == "completed", task.error
 
     live(body())

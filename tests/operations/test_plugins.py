@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from pydantic import model_validator
 
 from openruntime_jupyter.client.discovery import connect
 from openruntime_jupyter.errors import InvalidRequest, TaskFailed, UnknownOperation
-from openruntime_jupyter.operations import Operation, Parameters, _plugins
+from openruntime_jupyter.operations import Operation, Parameters
 from openruntime_jupyter.operations._plugins import Plugins
 from tests.support import STANDALONE, Server, running_server, wait_until
 
@@ -220,7 +221,7 @@ def broken() -> Any:
 def test_what_does_not_fit_is_left_out_and_what_fits_beside_it_stays(
     monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any], reason: str
 ) -> None:
-    monkeypatch.setattr(_plugins, "entry_points", lambda group: [Point("wrong", load), Point("fine", made)])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Point("wrong", load), Point("fine", made)])
     plugins = Plugins({"compute"}.__contains__)
     assert list(plugins.found) == ["fine"]
     assert reason in plugins.left_out["wrong"]

@@ -147,8 +147,8 @@ def test_of_1000_random_cancels_around_task_boundaries_none_hits_another_task(tm
 
     async def one(runtime: Runtime, number: int) -> tuple[str, str]:
         seconds = chance.uniform(0, 0.004)
-        victim = await submit(runtime, "call", pickled(_busy_for, seconds, number))
-        bystander = await submit(runtime, "call", pickled(_busy_for, seconds / 4, -number))
+        victim = await submit(runtime, "call", {**pickled(_busy_for, seconds, number), "burst": "one"})
+        bystander = await submit(runtime, "call", {**pickled(_busy_for, seconds / 4, -number), "burst": "one"})
         await asyncio.sleep(chance.uniform(0, 0.003))
         cancelled = await runtime.cancel(victim)
         other = await ended(runtime, bystander)

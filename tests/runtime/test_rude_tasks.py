@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
-
-SAYS_BOTH = "import sys\nprint('to stdout')\nprint('to stderr', file=sys.stderr)"
-
-
-async def worker_of(runtime: Runtime) -> int:
-    """The pid of the worker that the next task gets."""
-    return int(await value(runtime, await submit(runtime, "call", pickled(os.getpid))))
-
-
-@pytest.mark.parametrize(
-    "spoils",
-    [
-        pytest.param("import os\nos.close(1)\nos.close(2)", id="closes the descriptors"),
-        pytest.param("import sys\nsys.stdout.close()\nsys.stderr.close()", id="closes the files"),
-        pytest.param("import io, sys\nsys.stdout = io.StringIO()\nsys.stderr = io.StringIO()", id="replaces the files"),
-        pytest.param("import sys\ndel sys.stdout, sys.stderr", id="deletes the files"),
-        pytest.param(
-            "import os\nnull = os.open(os.devnull, os.O_WRONLY)\nos.dup2(null, 1)\nos.dup2(null, 2)\nos.close(null)",
-            id="redirects the descriptors",
-        ),
-    ],
-)
-def test_what_a_task_does_to_its_output_the_next_one_does_not_notice(tmp_path: Path, spoils: str) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            worker = await worker_of(runtime)
-            await ended(runtime, await cell(runtime, spoils))
-            following = await cell(runtime, SAYS_BOTH)
-            task = await ended(runtime, following)
-            assert task.status == "completed", task.error
-            assert (await printed(runtime, following), await printed(runtime, following, "stderr")) == ("to stdout\n", "to stderr\n")
-            assert await worker_of(runtime) == worker, "another worker would prove nothing"
-
-    live(body())
-
-
-def test_an_alarm_and_the_handlers_that_a_task_leaves_end_with_it(tmp_path: Path) -> None:
-    leaves = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nsignal.alarm(1)"
-    # Where SIGCHLD is ignored nobody learns an exit code; an alarm that is left ends the process.
-    looks = "import subprocess, sys, time\ncode = subprocess.run([sys.executable, '-c', 'raise SystemExit(3)']).returncode\ntime.sleep(1.5)"
-
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            worker = await worker_of(runtime)
-            assert (await ended(runtime, await cell(runtime, leaves))).status == "completed"
-            assert await value(runtime, await submit(runtime, "python", {"code": looks, "outputs": ["code"]})) == {"code": 3}
-            assert await worker_of(runtime) == worker
-
-    live(body())
+from tests.runtimes import cell, ended, live, runtime_in, says, submit, until
 
 
 def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_the_process(tmp_path: Path) -> None:
@@ -69,14 +19,12 @@ def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_
 
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
-            worker = await worker_of(runtime)
             assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
             task = await ended(runtime, await cell(runtime, breaks))
             assert task.status == "failed"
             assert task.failure is not None
             assert (task.failure.kind, task.failure.exit_code) == ("worker_died", 70)
             assert "RuntimeError: broken" in (task.failure.last_output or "")
-            assert await worker_of(runtime) != worker
 
     live(body())
 
@@ -155,28 +103,5 @@ def test_progress_takes_every_kind_of_number_and_what_tells_nothing_does_no_harm
             for code in ("progress('3', 4)", "progress([3])", "progress(None)", "import mlx.core as mx\nprogress(mx.array([1, 2]))"):
                 task = await told(runtime, code)
                 assert (task.error or "").startswith("TypeError: progress() takes numbers, and not "), (code, task.error)
-
-    live(body())
-
-
-def test_an_isolated_task_meets_nothing_of_the_tasks_before_it(tmp_path: Path) -> None:
-    looks = {"code": "import builtins\nfound = getattr(builtins, 'spoilt', None)", "outputs": ["found"]}
-
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await cell(runtime, "import builtins\nbuiltins.spoilt = 'spoilt'"))
-            found = [await value(runtime, await submit(runtime, "python", {**looks, "isolate": alone})) for alone in (False, True, False)]
-            assert [each["found"] for each in found] == ["spoilt", None, "spoilt"]
-
-    live(body())
-
-
-def test_isolated_tasks_and_others_at_once_all_get_their_worker(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=3) as runtime:
-            for alone in (True, False, True, True, False, False, True):
-                ids = [await submit(runtime, "call", {**pickled(os.getpid), "isolate": alone or number % 2 == 0}) for number in range(3)]
-                pids = [await value(runtime, task_id) for task_id in ids]
-                assert len(set(pids)) >= 2
 
     live(body())

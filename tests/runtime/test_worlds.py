@@ -121,42 +121,6 @@ def test_a_package_of_another_protocol_there_is_told_with_what_to_install(tmp_pa
     live(body())
 
 
-def test_folder_environment_path_signals_and_variables_are_restored_after_each_task(tmp_path: Path) -> None:
-    spoils = (
-        "import os, signal, sys\nos.makedirs('deep', exist_ok=True)\nos.chdir('deep')\n"
-        "os.environ['SPOILT'] = '1'\nos.environ.pop('HOME', None)\n"
-        "sys.path.insert(0, '/spoilt')\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nleft_over = 7"
-    )
-    looks = (
-        "import os, signal, sys\n"
-        "found = [os.getcwd(), os.environ.get('SPOILT'), 'HOME' in os.environ, '/spoilt' in sys.path, 'left_over' in globals(), "
-        "signal.getsignal(signal.SIGINT) == signal.SIG_IGN, os.getpid()]"
-    )
-
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            before = await value(runtime, await submit(runtime, "python", {"code": looks, "outputs": ["found"]}))
-            assert (await ended(runtime, await cell(runtime, spoils))).status == "completed"
-            after = await value(runtime, await submit(runtime, "python", {"code": looks, "outputs": ["found"]}))
-            assert before == after
-            assert before["found"][1:6] == [None, True, False, False, False]
-
-    live(body())
-
-
-def test_an_isolated_task_has_a_worker_of_its_own(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            pids = [
-                await value(runtime, await submit(runtime, "call", {**pickled(os.getpid), "isolate": alone}))
-                for alone in (True, True, False, False)
-            ]
-            assert len(set(pids)) == 3
-            assert pids[2] == pids[3]
-
-    live(body())
-
-
 def test_secrets_are_not_in_a_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENRUNTIME_TOKEN", "OPENAI_API_KEY", "JUPYTERHUB_API_TOKEN"):
         monkeypatch.setenv(name, "secret")

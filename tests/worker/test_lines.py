@@ -9,7 +9,7 @@ import pytest
 
 CODE = (
     "import sys\n"
-    "from openruntime_jupyter.worker.streams import write_whole_lines\n"
+    "from openruntime_jupyter.worker.stdio import write_whole_lines\n"
     "write_whole_lines()\n"
     "print('a', 1, 'line')\n"
     "print('an', 2, 'error', file=sys.stderr)\n"

@@ -74,7 +74,7 @@ def test_what_the_user_has_tuned_of_the_allocator_stays(tmp_path: Path, monkeypa
         ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
     ):
         monkeypatch.setenv("GLIBC_TUNABLES", given)
-        assert worker_environment(tmp_path)["GLIBC_TUNABLES"] == wanted
+        assert worker_environment(os.environ, tmp_path)["GLIBC_TUNABLES"] == wanted
 
 
 def test_where_the_system_has_no_pidfd_a_workers_end_is_seen_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
