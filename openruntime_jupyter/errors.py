@@ -4,11 +4,13 @@ OpenRuntimeError
 ├── InvalidRequest            a value, field, operation or device that is wrong
 │   ├── UnknownOperation
 │   ├── UnknownDevice
-│   └── MemoryRefused         needs more memory than the device has
+│   ├── MemoryRefused         needs more memory than the device has
+│   └── SessionEnded          the session has ended: its variables are gone
 ├── MalformedRequest          not JSON, or not the content type that is needed
 ├── BodyTooLarge              a body above the configured bound
 ├── NotAllowed                the caller may not do this
 ├── TaskNotFound              no task of that id
+├── SessionNotFound           no session of that id
 ├── TaskConflict              the task is not in a state that allows this
 ├── ModelNotFound             no model of that name on this machine, or none in memory
 ├── ConversationNotFound      no conversation of that name
@@ -94,6 +96,16 @@ class MemoryRefused(InvalidRequest):
         return type(self), (self.needed, self.available)
 
 
+class SessionEnded(InvalidRequest):
+    """The session that a request names has ended, or its id is unknown: its variables are gone."""
+
+    @classmethod
+    def because(cls, name: str, reason: str, advice: str) -> SessionEnded:
+        """Return the error for the session `name`, with what to do."""
+        problem = f"the session {name!r} has ended: {reason}. {advice}"
+        return cls(f"session: {problem}", [{"field": "session", "problem": problem}])
+
+
 class MalformedRequest(OpenRuntimeError):
     """The request could not be read at all."""
 
@@ -108,6 +120,10 @@ class NotAllowed(OpenRuntimeError):
 
 class TaskNotFound(OpenRuntimeError):
     """No task has that id."""
+
+
+class SessionNotFound(OpenRuntimeError):
+    """No session has that id."""
 
 
 class ModelNotFound(OpenRuntimeError):

@@ -84,8 +84,45 @@ class TaskRequest(Wire):
     memory_limit: int | None = Field(
         None, description="Bytes of resident memory past which its worker is stopped; null for the runtime's own.", ge=1_000_000, le=2**53
     )
+    session: str | None = Field(
+        None,
+        description="Name or id of the session whose variables it uses; `python` and `call` only. A new name starts a session.",
+        min_length=1,
+        max_length=100,
+    )
     origin: Origin = Field("rest", description="Where it comes from.")
     wait: bool = Field(True, description="false: answer 202 at once, and let the task outlive this connection.", strict=True)
+
+
+class SessionState(str, Enum):
+    """What a session does now."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    ENDED = "ended"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Session(Wire):
+    """A worker whose variables and modules stay from one task to the next."""
+
+    id: str
+    name: str = Field(description="What tasks call it; unique for one user and notebook.")
+    state: SessionState = Field(description="`ended`: its variables are gone, and it takes no task until it is restarted.")
+    owner: str | None = Field(None, description="The user who started it; null without a login.")
+    notebook: str | None = Field(None, description="Path of the notebook that started it.")
+    interpreter: str | None = Field(None, description="Path of its Python; null for the runtime's own.")
+    directory: str | None = Field(None, description="Working directory of its caller.")
+    worker: str | None = Field(None, description="Its worker; null before its first task and after its end.")
+    resident_bytes: int | None = Field(None, description="Resident memory of its worker, in bytes.")
+    task_id: str | None = Field(None, description="The task that it runs.")
+    tasks: int = Field(0, description="Tasks that have ended in it since it was started.")
+    created_at: Timestamp
+    used_at: Timestamp = Field(description="When its last task ended, or it was created or restarted.")
+    expires_at: Timestamp | None = Field(None, description="When it ends unless it is used before.")
+    reason: str | None = Field(None, description="Why it has ended.")
 
 
 class TaskChange(Wire):
@@ -220,6 +257,7 @@ class Task(Wire):
     priority: int = Field(5, description="1 to 10; 10 is the most urgent.")
     device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.")
     device_used: str | None = Field(None, description="The id of the device on which it was started.")
+    session: str | None = Field(None, description="The id of the session whose variables it uses.")
     timeout: float | None = Field(None, description="Seconds of running after which it is stopped; null for no limit.")
     retries: int = Field(0, description="How often it may be run again if its worker dies.")
     attempt: int = Field(0, description="How often it was started.")

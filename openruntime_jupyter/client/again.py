@@ -8,7 +8,7 @@ from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.models import Origin, Task
 
-KEPT = ("operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit")
+KEPT = ("operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit", "session")
 """What a task has from whoever submitted it."""
 
 

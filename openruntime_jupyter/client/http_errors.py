@@ -18,6 +18,8 @@ from openruntime_jupyter.errors import (
     NotConnected,
     OpenRuntimeError,
     RateLimited,
+    SessionEnded,
+    SessionNotFound,
     TaskConflict,
     TaskNotFound,
     Unavailable,
@@ -126,6 +128,8 @@ def of_status(code: int, message: str, details: list[dict[str, str]], retry_afte
 def _absent(path: str) -> type[OpenRuntimeError]:
     if "/tasks/" in path:
         return TaskNotFound
+    if "/sessions/" in path:
+        return SessionNotFound
     if "/models/" in path:
         return ModelNotFound
     if "/ai/conversations/" in path:
@@ -135,7 +139,7 @@ def _absent(path: str) -> type[OpenRuntimeError]:
 
 def _invalid(message: str, details: list[dict[str, str]]) -> InvalidRequest:
     fields = {detail.get("field") for detail in details}
-    kinds = {"operation": UnknownOperation, "device_preference": UnknownDevice}
+    kinds = {"operation": UnknownOperation, "device_preference": UnknownDevice, "session": SessionEnded}
     return next((kinds[field] for field in kinds if field in fields), InvalidRequest)(message, details)
 
 

@@ -49,6 +49,7 @@ def world() -> dict[str, Any]:
         "environment": changed_variables(),
         # Tasks of different kernels never share a spare worker's imports.
         "kernel": _kernel,
+        "notebook": os.environ.get("JPY_SESSION_NAME") or None,
     }
 
 

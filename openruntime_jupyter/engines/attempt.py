@@ -84,6 +84,7 @@ class Attempt:
             "private": job.private,
             "burst": job.burst is not None,
             "check": self._check,
+            "session": job.session is not None,
             "model": dataclasses.asdict(job.model.source) if job.model is not None else None,
         }
         if parameters_file is not None:

@@ -78,6 +78,14 @@ class ModelUse:
     keep_alive: float
 
 
+@dataclass(frozen=True, slots=True)
+class SessionUse:
+    """The session that a job runs in: its worker stays with its variables. `number` counts restarts."""
+
+    id: str
+    number: int
+
+
 @dataclass(slots=True)
 class Job:
     """One attempt at a task, as a lane hands it to an engine. `parameters` is JSON; sizes are in bytes.
@@ -105,6 +113,7 @@ class Job:
     arrays: tuple[str, ...] = ()
     array_name: str = ""
     model: ModelUse | None = None
+    session: SessionUse | None = None
 
 
 @dataclass(slots=True)
@@ -196,6 +205,7 @@ class WorkerReport:
     lane: str | None = None
     task_id: str | None = None
     model: str | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +263,12 @@ class Engine(Runs, Protocol):
 
     def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
         """Begin to unload the idle model of this lane that was not used for longest, but never `keep`; its name, None without one."""
+
+    def session_worker(self, session_id: str) -> tuple[str | None, int | None]:
+        """Return the name of the session's worker and its resident bytes; None for what is unknown."""
+
+    def end_session(self, session_id: str, reason: str) -> None:
+        """End the worker of a session, and the task that it runs; `reason` completes "the worker was stopped: …"."""
 
     async def unload(self, name: str | None) -> list[str]:
         """Unload the idle models of that name, or all; returns their names once their workers are gone."""

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from openruntime_jupyter.engines.base import (
     ModelReport,
     Observer,
     Outcome,
+    SessionUse,
     Stage,
     Stopped,
     StopReason,
@@ -29,7 +30,7 @@ from openruntime_jupyter.engines.base import (
 )
 from openruntime_jupyter.engines.environment import worker_environment
 from openruntime_jupyter.engines.pool import Pool
-from openruntime_jupyter.engines.post_mortem import oom_watch
+from openruntime_jupyter.engines.post_mortem import died, oom_watch
 from openruntime_jupyter.engines.residents import Residents
 from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
 from openruntime_jupyter.engines.worker_process import WorkerProcess
@@ -75,6 +76,8 @@ class LocalOptions:
     interpreter: str = field(default_factory=lambda: sys.executable)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     """Environment variables of workers, without those that a task's caller changed."""
+    session_ended: Callable[[SessionUse, str], None] = lambda use, reason: None
+    """Called with the reason when a session's worker ends without `end_session`."""
 
 
 class LocalEngine:
@@ -90,6 +93,7 @@ class LocalEngine:
         self._generation = 0
         self._warm = {"python", "call"}
         """Operations for which new workers import ahead what takes long."""
+        self._sessions: dict[str, tuple[SessionUse, WorkerProcess]] = {}
         self._residents = Residents(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
@@ -209,11 +213,15 @@ class LocalEngine:
         try:
             attempt.arrays = self._arrays(job)
             kept = self._residents.take(job) if job.model is not None else None
+            if job.session is not None and job.session.id in self._sessions:
+                kept = self._sessions[job.session.id][1]
             worker = kept or pool.take_idle(job) or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
             if job.model is not None and kept is None:
                 self._residents.adopt(job, worker)
+            if job.session is not None and kept is None:
+                self._open_session(job.session, worker)
             outcome = await self._run_on(worker, pool, attempt)
             return None if attempt.never_begun and isinstance(outcome, Died) else outcome
         except (EngineError, ArrayNotFound, OSError) as problem:
@@ -278,9 +286,12 @@ class LocalEngine:
             return
         if attempt.declined:
             pool.forget_imports()
+            self._forget_session(worker)
         elif job.private:
             pool.learn(job.environment, attempt.imported)
-        if self._stopping or attempt.spent or (job.private and job.burst is None):
+        if job.session is not None and not (self._stopping or attempt.declined or worker.signalled):
+            pool.keep_spares()
+        elif self._stopping or attempt.spent or (job.private and job.burst is None):
             self._residents.lost(worker)
             self._dismiss(worker)
             pool.keep_spares()
@@ -292,6 +303,40 @@ class LocalEngine:
             self._residents.rest(job, attempt.keeps_model)
         else:
             pool.give_back(worker)
+
+    # Sessions
+
+    def _open_session(self, use: SessionUse, worker: WorkerProcess) -> None:
+        self._sessions[use.id] = (use, worker)
+        worker.dead.add_done_callback(lambda _: self._session_died(worker))
+
+    def _session_died(self, worker: WorkerProcess) -> None:
+        if (use := self._forget_session(worker)) is not None:
+            self._options.session_ended(use, died(worker, worker.dead.result(), None).message)
+
+    def _forget_session(self, worker: WorkerProcess) -> SessionUse | None:
+        use = next((use for use, each in self._sessions.values() if each is worker), None)
+        if use is not None:
+            del self._sessions[use.id]
+        return use
+
+    def session_worker(self, session_id: str) -> tuple[str | None, int | None]:
+        """Return the name of the session's worker and its resident bytes; None for what is unknown."""
+        if session_id not in self._sessions:
+            return None, None
+        worker = self._sessions[session_id][1]
+        return worker.name, resident_bytes(worker.pid)
+
+    def end_session(self, session_id: str, reason: str) -> None:
+        """End the worker of a session, and the task that it runs; `reason` completes "the worker was stopped: …"."""
+        if session_id not in self._sessions:
+            return
+        _, worker = self._sessions.pop(session_id)
+        worker.killed_by_us = worker.killed_by_us or reason
+        if worker.listener is None:
+            self._dismiss(worker)
+        else:
+            worker.signal_group(signal.SIGKILL)
 
     def _dismiss(self, worker: WorkerProcess) -> None:
         """Let an idle worker go; what a task has left in it, such as a thread, may not keep it."""
@@ -322,6 +367,7 @@ class LocalEngine:
         """The workers that live now."""
         busy = {id(attempt.worker): attempt.job.task_id for attempt in self._attempts.values()}
         models = {id(worker): name for worker, name in self._residents.workers()}
+        sessions = {id(worker): use.id for use, worker in self._sessions.values()}
         return [
             WorkerReport(
                 name=worker.name,
@@ -332,6 +378,7 @@ class LocalEngine:
                 lane=worker.lane,
                 task_id=busy.get(id(worker)),
                 model=models.get(id(worker)),
+                session=sessions.get(id(worker)),
             )
             for worker in self._workers
             if not worker.dead.done()

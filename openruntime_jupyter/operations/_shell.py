@@ -62,7 +62,7 @@ class TaskCompiler(CachingCompiler):
 
 
 class TaskShell(InteractiveShell):
-    """One a worker; every task gets a namespace of its own."""
+    """IPython of one worker."""
 
     compiler_class = Type(TaskCompiler)
     displayhook_class = Type(TaskDisplayHook)
@@ -77,6 +77,7 @@ class TaskShell(InteractiveShell):
         self.source = ""
         self.context: TaskContext | None = None
         self._plain = dict(self.user_ns)
+        warnings.filterwarnings("ignore", message="To exit: use")
 
     def init_signal(self) -> None:  # the worker's guard owns the signals
         """Nothing."""
@@ -85,18 +86,21 @@ class TaskShell(InteractiveShell):
         """Nothing: figures are shown as in a notebook, whether or not `%matplotlib inline` asks for it."""
 
     def run_task(self, code: str, filename: str, space: dict[str, Any], context: TaskContext) -> tuple[Any, dict[str, Any]]:
-        """Run a cell with `space` as variables; returns its last line's value and the variables. Raises what the cell raised."""
+        """Run a cell with `space` as further variables; return its last line's value and all variables.
+
+        The namespace is new, except in a session. Raises what the cell raised.
+        """
         self.context = context
         self.source = code
         self.last_value = None
         # Not sooner: a traceback of the task before took its lines from there.
         linecache.cache.pop(TaskCompiler.filename, None)
         TaskCompiler.filename = filename
-        self.user_ns.clear()
-        self.user_ns.update(self._plain, __name__="__main__", **space)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="To exit: use")
-            result = self.run_cell(code, store_history=False)  # type: ignore[no-untyped-call]
+        if not context.session:
+            self.user_ns.clear()
+            self.user_ns.update(self._plain, __name__="__main__")
+        self.user_ns.update(space)
+        result = self.run_cell(code, store_history=False)  # type: ignore[no-untyped-call]
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
             raise error
@@ -112,12 +116,10 @@ class TaskShell(InteractiveShell):
         """`exit` in a cell ends the cell's task, not the worker."""
         raise SystemExit
 
-    def clean(self) -> None:
-        """Forget the task and its variables."""
+    def end_task(self) -> None:
+        """Forget the task; the process ends with it, except in a session, whose variables stay."""
         self.last_value = None
         self.context = None
-        self.user_ns.clear()
-        self.user_ns.update(self._plain)
 
 
 def _textual(data: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
@@ -40,10 +41,23 @@ def run(params: Params, context: TaskContext) -> Result:
     value = None
     if params.pickled:
         function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)
+        if context.session:
+            _offer_variables(function)
         value = function(*arguments, **keywords)
     if isinstance(value, Packed):
         return value
     return Result(summary(value), *dump(value, "The function's result", context))
+
+
+def _offer_variables(function: Any) -> None:
+    """Let a function that came by value find variables of its session which its own notebook does not set."""
+    from openruntime_jupyter.operations.python import shell
+
+    space = getattr(function, "__globals__", None)
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    if space is not None and space is not getattr(module, "__dict__", None):
+        for name, value in shell().user_ns.items():
+            space.setdefault(name, value)
 
 
 def warm() -> None:

@@ -80,7 +80,7 @@ def run(params: Params, context: TaskContext) -> Result:
         payload, encoding = _pickled(outputs, context) if outputs else (None, "cloudpickle")
         return Result({"outputs": described, "value": None if value is None else summary(value)["repr"]}, payload, encoding)
     finally:
-        shell().clean()
+        shell().end_task()
 
 
 def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]:

@@ -66,6 +66,8 @@ class Admission:
 
     def why_not(self, entry: Entry) -> Blocked | None:
         """What a task waits for; None if it may start. Idle models make room for it."""
+        if entry.session is not None and entry.session.task_id is not None:
+            return Blocked(f"the session {entry.session.name!r}, which runs {entry.session.task_id}", drains=False)
         model = entry.model.source if entry.model is not None else None
         if model is not None:
             for other in entry.lane.running.values():

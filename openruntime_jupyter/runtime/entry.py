@@ -12,6 +12,7 @@ from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Prog
 from openruntime_jupyter.runtime.assembly import assembled
 from openruntime_jupyter.runtime.finish import Finish
 from openruntime_jupyter.runtime.output import OutputBuffer
+from openruntime_jupyter.runtime.sessions import SessionEntry
 from openruntime_jupyter.runtime.states import follow
 from openruntime_jupyter.runtime.tokens import TokenLog
 
@@ -98,6 +99,9 @@ class Entry:
     arrays: tuple[str, ...] = ()
     """Ids of those that the parameters name."""
     model: ModelUse | None = None
+    session: SessionEntry | None = None
+    session_number: int = 0
+    """The session's number when the task was submitted."""
     worker: str | None = None
     """Who has it, or had it last."""
     tokens: TokenLog | None = None
@@ -174,6 +178,7 @@ class Entry:
             "priority": self.priority,
             "device_preference": self.device_preference,
             "device_used": self.device_used,
+            "session": self.session.id if self.session is not None else None,
             "timeout": self.timeout,
             "retries": self.retries,
             "attempt": self.attempt,

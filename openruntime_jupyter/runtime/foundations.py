@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
-from openruntime_jupyter.engines.base import Engine
+from openruntime_jupyter.engines.base import Engine, SessionUse
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.environment import at_start
@@ -28,7 +29,7 @@ def make_folders(settings: Settings) -> None:
         ) from problem
 
 
-def local_engine(settings: Settings, arrays: ArrayStore) -> LocalEngine:
+def local_engine(settings: Settings, arrays: ArrayStore, session_ended: Callable[[SessionUse, str], None]) -> LocalEngine:
     """The engine that these settings ask for."""
     return LocalEngine(
         LocalOptions(
@@ -43,6 +44,7 @@ def local_engine(settings: Settings, arrays: ArrayStore) -> LocalEngine:
             max_models=settings.max_models,
             secret_variables=frozenset(settings.secret_variables),
             # A kernel's tasks bring what changed since its start.
+            session_ended=session_ended,
             environment=at_start() if settings.embedded else dict(os.environ),
         )
     )

@@ -106,6 +106,7 @@ def _request(task: Task) -> TaskRequest:
         retries=task.retries,
         name=task.name,
         memory_limit=task.memory_limit,
+        session=task.session,
         origin=task.origin,
         wait=False,
     )

@@ -18,6 +18,7 @@ from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.output import OutputBuffer
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
+from openruntime_jupyter.runtime.sessions import Sessions
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller, Checked, FindModel, check, fingerprint, no_models
 from openruntime_jupyter.runtime.tokens import TokenLog
@@ -36,6 +37,7 @@ class Intake:
         admission: Admission,
         need_lanes: Callable[[str | None], Awaitable[None]],
         arrays: ArrayStore,
+        sessions: Sessions,
         find_model: FindModel = no_models,
     ) -> None:
         self._settings = settings
@@ -46,6 +48,7 @@ class Intake:
         self._admission = admission
         self.need_lanes = need_lanes
         self._arrays = arrays
+        self._sessions = sessions
         self._find_model = find_model
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
@@ -174,6 +177,7 @@ class Intake:
         self._sequence += 1
         now = time.monotonic()
         prompt = checked.operation.answers_prompts
+        session = self._sessions.use(request.session, owner, checked.world) if request.session is not None else None
         return Entry(
             task_id=task_id or make_id("ai_task" if prompt else "task"),
             operation=request.operation,
@@ -200,6 +204,8 @@ class Intake:
             burst=checked.burst,
             arrays=checked.arrays,
             model=checked.model,
+            session=session,
+            session_number=session.number if session is not None else 0,
             tokens=TokenLog() if prompt else None,
         )
 

@@ -53,6 +53,7 @@ from openruntime_jupyter.runtime.machine import Machine, Memory
 from openruntime_jupyter.runtime.model_catalog import ModelCatalog
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
+from openruntime_jupyter.runtime.sessions import Sessions
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
 from openruntime_jupyter.runtime.tokens import TokenPiece
@@ -82,11 +83,16 @@ class Runtime:
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
         self.catalog = ModelCatalog(self.settings)
         self._engine = engine
+        self.sessions = Sessions(self.settings, self._started_engine)
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.notices: list[str] = []
         """What else `/health` is to tell: of parts that the runtime knows nothing of."""
         self._stopping = False
         self._background: set[asyncio.Task[Any]] = set()
+
+    def _started_engine(self) -> Engine:
+        assert self._engine is not None
+        return self._engine
 
     # Life
 
@@ -95,7 +101,7 @@ class Runtime:
         loop = asyncio.get_running_loop()
         make_folders(self.settings)
         if self._engine is None:
-            self._engine = local_engine(self.settings, self.arrays)
+            self._engine = local_engine(self.settings, self.arrays, self.sessions.worker_ended)
         self.instruments = Instruments(self.settings, self._machine, self.history, self.bus, self.metrics, self._engine.workers)
         self._admission = Admission(self._machine, self._engine, self.instruments.fresh, self.arrays.give_up)
         self.workforce = Workforce(self._engine)
@@ -111,6 +117,7 @@ class Runtime:
             self.instruments.meters,
             self.workforce,
             self.arrays,
+            self.sessions,
         )
         self._inquiry = Inquiry(self._recorder, self.history, self._scheduler)
         self._lanes = Lanes(self.settings, self._engine, self._scheduler, self.instruments.look_at)
@@ -123,6 +130,7 @@ class Runtime:
             self._admission,
             self._lanes.need,
             self.arrays,
+            self.sessions,
             self.catalog.resolve,
         )
         self._inheritance = Inheritance(self.history, self._recorder, self._intake)
@@ -176,6 +184,7 @@ class Runtime:
                 log.exception("A step of the stop failed")
         self._recorder.close()
         self._turns.close()
+        self.sessions.close()
         self.bus.close()
 
     async def _leave_waiting(self, waiting: list[Entry]) -> None:

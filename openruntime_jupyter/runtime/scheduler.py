@@ -21,6 +21,7 @@ from openruntime_jupyter.runtime.assembly import assembled
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.probes.meters import Meters
+from openruntime_jupyter.runtime.sessions import Sessions
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.turns import Turns
 from openruntime_jupyter.runtime.watcher import News, Watcher
@@ -50,6 +51,7 @@ class Scheduler:
         meters: Meters,
         workforce: Workforce,
         arrays: ArrayStore,
+        sessions: Sessions,
     ) -> None:
         self.lanes: dict[str, Lane] = {}
         """Of devices, by id."""
@@ -64,6 +66,7 @@ class Scheduler:
         self._meters = meters
         self._workforce = workforce
         self._arrays = arrays
+        self._sessions = sessions
         self._slots: list[asyncio.Task[None]] = []
         self._all: list[Lane] = []
         self._places: dict[str, Lane] = {}
@@ -202,6 +205,8 @@ class Scheduler:
     async def _execute(self, entry: Entry) -> None:
         lane = entry.lane
         lane.running[entry.task_id] = entry
+        if entry.session is not None:
+            self._sessions.begin(entry.session, entry.task_id)
         try:
             entry.attempt += 1
             entry.started, entry.started_mono = time.time(), time.monotonic()
@@ -211,14 +216,21 @@ class Scheduler:
             if not await self._record(entry):
                 return
             # A cancel may have come while the state was written.
-            outcome: Outcome = (
-                Stopped(entry.stop_reason, Stage.QUEUE, Figures()) if entry.stop_reason is not None else await self._run(entry)
-            )
+            refused = self._sessions.refusal(entry.session, entry.session_number) if entry.session is not None else None
+            outcome: Outcome
+            if entry.stop_reason is not None:
+                outcome = Stopped(entry.stop_reason, Stage.QUEUE, Figures())
+            elif refused is not None:
+                outcome = Died(refused, retry=False)
+            else:
+                outcome = await self._run(entry)
         except Exception as problem:  # a fault of ours must end this task, not the lane
             log.exception("The engine failed on %s", entry.task_id)
             outcome = Died(endings.fault(f"The engine failed: {problem!r}"), retry=False)
         finally:
             del lane.running[entry.task_id]
+            if entry.session is not None:
+                self._sessions.finish(entry.session)
             lane.changed.set()
         try:
             await self._conclude(entry, outcome)
@@ -253,7 +265,8 @@ class Scheduler:
             interpreter=entry.interpreter,
             environment=entry.environment,
             private=entry.private,
-            burst=entry.burst,
+            burst=entry.burst if entry.session is None else None,
+            session=entry.session.use if entry.session is not None else None,
             arrays=entry.arrays,
             array_name=result_name(entry.task_id, entry.attempt),
             model=entry.model,
@@ -287,7 +300,7 @@ class Scheduler:
         elif isinstance(outcome, Stopped):
             entry.cancel_stage = outcome.stage.value
             await self._end(entry, *endings.stopped(outcome, entry))
-        elif outcome.retry and entry.attempt <= entry.retries and not self._stopping and entry.stop_reason is None:
+        elif outcome.retry and entry.session is None and entry.attempt <= entry.retries and not self._stopping and entry.stop_reason is None:
             await self._again(entry, outcome)
         else:
             await self._end(entry, TaskState.FAILED, outcome.failure)

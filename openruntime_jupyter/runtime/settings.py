@@ -50,6 +50,10 @@ class Settings:
     """Workers that stand by on a lane beside those at work, so that a task after a kill need not wait for a start; 0: none."""
     idle_worker_seconds: float = 300.0
     """How long a worker beyond those that stand by, and beyond one a lane, stays without work; 0: it leaves at once."""
+    max_sessions: int = 8
+    """Sessions that may be open at once; 0: none."""
+    session_idle_seconds: float = 3600.0
+    """Idle time after which a session ends, and its variables with it; 0: never."""
     start_timeout: float = 60.0
     """How long a worker may take from its start to its hello."""
     blas: str = ""

@@ -43,6 +43,7 @@ class Checked:
     needs: int | None
     interpreter: str | None
     environment: ExecutionEnvironment
+    world: World | None = None
     burst: str | None = None
     arrays: tuple[str, ...] = ()
     model: ModelUse | None = None
@@ -115,7 +116,9 @@ def check(
     burst = getattr(parameters, "burst", None)
     if burst is not None:  # a process is never shared between users or kernels
         burst = f"{caller.owner or ''} {environment.kernel or ''} {burst}"
-    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, environment, burst, arrays, model)
+    if request.session is not None and kind.name not in ("python", "call"):
+        raise InvalidRequest.of("session", f"{kind.name} uses no variables of a session: only python and call do")
+    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, environment, world, burst, arrays, model)
 
 
 def execution_environment(world: World) -> ExecutionEnvironment:

@@ -19,6 +19,7 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.BodyTooLarge, 413),
     (errors.NotAllowed, 403),
     (errors.TaskNotFound, 404),
+    (errors.SessionNotFound, 404),
     (errors.ModelNotFound, 404),
     (errors.ConversationNotFound, 404),
     (errors.TaskConflict, 409),

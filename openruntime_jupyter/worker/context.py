@@ -36,7 +36,7 @@ class TaskContext:
     bytes (None where unknown). `send(kind, body)` reaches the runtime; a context made without it reports to nobody, which is
     what calling an operation by hand needs. `model` is what the runtime's catalogue found for an operation with a model, and
     `resident` what such an operation keeps in its worker from one task to the next: a worker has one model. `fast_float32` says
-    that the CPU computes best in float32.
+    that the CPU computes best in float32, `session` that variables stay for the next task.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class TaskContext:
         model: ModelSource | None = None,
         resident: dict[str, Any] | None = None,
         fast_float32: bool = False,
+        session: bool = False,
     ) -> None:
         self.task_id = task_id
         self.device_type = device_type
@@ -57,6 +58,7 @@ class TaskContext:
         self.model = model
         self.resident: dict[str, Any] = {} if resident is None else resident
         self.fast_float32 = fast_float32
+        self.session = session
         self.modules = len(sys.modules)
         """How many were imported when the task began, or its model was loaded: an interrupt may have left half of a later one behind."""
         self.imported: list[str] = []

@@ -77,7 +77,6 @@ class Runner:
         if body["check"] and (changed := self._imports.changed(self._used)) is not None:
             self._channel.send(Kind.DECLINED, {"task_id": task_id, "reason": f"{changed} has changed since this worker imported it"})
             return
-        self._used = True
         self._prepare(body)
         self._shelf = Shelf(body.get("arrays"))
         begun, started = time.time_ns(), time.perf_counter()
@@ -107,7 +106,7 @@ class Runner:
             **self._memory(),
         }
         figures["spent"] = spent or (body["burst"] and not self._imports.end_task(begun))
-        if body["private"] and not body["burst"]:
+        if body["private"] and not (body["burst"] or body["session"]):
             _tell_threads()
         flush_output()
         if error is None and result is not None:
@@ -120,6 +119,7 @@ class Runner:
         del result, error
         set_current(None)
         self._guard.install()
+        self._used = True
         _drop_caches()
 
     def _prepare(self, body: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class Runner:
         model = ModelSource(**body["model"]) if body.get("model") else None
         fast = self._blas is None or self._blas.fast
         context = TaskContext(
-            body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf, model, self._kept, fast
+            body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf, model, self._kept, fast, body["session"]
         )
         set_current(context)
         parameters = body.get("parameters")
@@ -156,7 +156,8 @@ class Runner:
         checked = kind.validate(parameters)
         if model is not None and isinstance(checked, ModelParameters):
             checked.use(model)
-        enter(getattr(checked, "world", None))
+        if not (body["session"] and self._used):  # a session keeps the folder and the import path that its tasks have set
+            enter(getattr(checked, "world", None))
         surroundings = _surroundings()
         for named in references(checked):
             layout = self._shelf.layout(named.array)

@@ -1,0 +1,204 @@
+"""Sessions: named workers whose variables and modules stay from one task to the next.
+
+A session belongs to one notebook of one user (or to one process, where no notebook is known), so that two notebooks which both say
+`--session train` never share variables. Its worker holds memory but no slot while it is idle. When the worker ends, the session
+stays listed with the reason until it is restarted or freed: a task never runs with an empty namespace where its user expects a full one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from openruntime_jupyter.engines.base import Engine, SessionUse
+from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
+from openruntime_jupyter.models import Failure, FailureKind, Session, SessionState, iso, timestamp
+from openruntime_jupyter.operations.base import World
+from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.settings import Settings
+
+PREFIX = "session_"
+
+Scope = tuple[str, str, str]
+"""Owner, notebook or process, and interpreter."""
+
+
+@dataclass(slots=True, eq=False)
+class SessionEntry:
+    """What is known of one session. `number` counts its restarts; times are in seconds since the epoch."""
+
+    id: str
+    name: str
+    scope: Scope
+    world: World
+    created: float = field(default_factory=time.time)
+    used: float = field(default_factory=time.time)
+    number: int = 0
+    tasks: int = 0
+    task_id: str | None = None
+    ended: str | None = None
+    """Why its worker has ended; None while it can be used."""
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def use(self) -> SessionUse:
+        """What an engine is told of it."""
+        return SessionUse(self.id, self.number)
+
+
+class Sessions:
+    """Registry of sessions. `engine` gives the engine, which is made after this."""
+
+    def __init__(self, settings: Settings, engine: Callable[[], Engine]) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._all: dict[str, SessionEntry] = {}
+
+    def use(self, wanted: str, owner: str | None, world: World | None) -> SessionEntry:
+        """Return the session of that name or id, made if its name is new.
+
+        Raises `SessionEnded` where it has ended or its id is unknown, and `Unavailable` where there are too many.
+        """
+        world = world or World()
+        scope = (owner or "", world.notebook or world.kernel or "", world.interpreter or "")
+        if wanted.startswith(PREFIX):
+            found = self._all.get(wanted)
+            if found is None or found.scope[0] != scope[0]:
+                raise SessionEnded.because(
+                    wanted, "it was freed, or the runtime was restarted", "The next task with its name starts an empty session"
+                )
+        else:
+            found = next((each for each in self._all.values() if (each.name, each.scope) == (wanted, scope)), None)
+        if found is None:
+            return self._make(wanted, scope, world)
+        self._require_alive(found)
+        return found
+
+    def _make(self, name: str, scope: Scope, world: World) -> SessionEntry:
+        if not name.isprintable() or not name.strip():
+            raise InvalidRequest.of("session", f"{name!r} is not a valid name")
+        self._forget_unused()
+        if len(self._all) >= self._settings.max_sessions:
+            names = ", ".join(each.name for each in self._all.values())
+            raise Unavailable(
+                f"{len(self._all)} sessions are open ({names}) and no more may be (max_sessions): free one, "
+                "by `%openruntime sessions free NAME` or DELETE /sessions/{id}",
+                retry_after=60.0,
+            )
+        made = SessionEntry(make_id("session"), name, scope, world)
+        self._all[made.id] = made
+        return made
+
+    def _forget_unused(self) -> None:
+        """Drop sessions whose first task was rejected."""
+        late = time.time() - 60
+        for entry in [each for each in self._all.values() if not each.tasks and each.task_id is None and each.used < late]:
+            del self._all[entry.id]
+
+    @staticmethod
+    def _require_alive(entry: SessionEntry) -> None:
+        if entry.ended is not None:
+            raise SessionEnded.because(
+                entry.name, entry.ended, f"`%openruntime sessions restart {entry.name}` starts an empty session of this name"
+            )
+
+    # A task's life
+
+    def refusal(self, entry: SessionEntry, number: int) -> Failure | None:
+        """Return why a task that was submitted to this session can't start, or None; `number` is the session's at that time."""
+        reason = entry.ended if entry.number == number else "it was restarted or freed after this task was submitted"
+        if reason is None:
+            return None
+        return Failure(kind=FailureKind.NOT_STARTED, message=f"The session {entry.name!r} can't run this task: {reason}")
+
+    def begin(self, entry: SessionEntry, task_id: str) -> None:
+        """Note that the session runs this task."""
+        entry.task_id = task_id
+        self._stop_timer(entry)
+
+    def finish(self, entry: SessionEntry) -> None:
+        """Note that the session is idle, and start its idle time."""
+        entry.task_id, entry.used = None, time.time()
+        entry.tasks += 1
+        seconds = self._settings.session_idle_seconds
+        if seconds > 0 and entry.ended is None and entry.id in self._all:
+            entry.timer = asyncio.get_running_loop().call_later(seconds, self._expire, entry)
+
+    def worker_ended(self, use: SessionUse, reason: str) -> None:
+        """Note that the worker of a session has ended, which the engine reports."""
+        entry = self._all.get(use.id)
+        if entry is not None and entry.number == use.number:
+            entry.ended = f"{reason} ({timestamp(time.time())}); its variables are gone"
+            self._stop_timer(entry)
+
+    def _expire(self, entry: SessionEntry) -> None:
+        minutes = self._settings.session_idle_seconds / 60
+        self.worker_ended(entry.use, f"it was not used for {minutes:g} minutes (session_idle_seconds)")
+        self._engine().end_session(entry.id, "its session was not used any more")
+
+    @staticmethod
+    def _stop_timer(entry: SessionEntry) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+
+    # Requests
+
+    def list(self) -> list[Session]:
+        """Return every session, the last used first."""
+        return [self._view(each) for each in sorted(self._all.values(), key=lambda each: -each.used)]
+
+    def restart(self, session_id: str) -> Session:
+        """End the session's worker; its next task starts with an empty namespace. Raises `SessionNotFound`."""
+        entry = self._find(session_id)
+        self._stop_timer(entry)
+        entry.number += 1
+        entry.ended, entry.tasks, entry.used = None, 0, time.time()
+        self._engine().end_session(entry.id, "its session was restarted")
+        return self._view(entry)
+
+    def free(self, session_id: str) -> Session:
+        """End the session and forget it; return what it was. Raises `SessionNotFound`."""
+        entry = self._find(session_id)
+        self._stop_timer(entry)
+        seen = self._view(entry)
+        del self._all[entry.id]
+        entry.ended = "it was freed"
+        self._engine().end_session(entry.id, "its session was freed")
+        return seen
+
+    def close(self) -> None:
+        """Forget the idle times."""
+        for entry in self._all.values():
+            self._stop_timer(entry)
+
+    def _find(self, session_id: str) -> SessionEntry:
+        found = self._all.get(session_id)
+        if found is None:
+            known = ", ".join(f"{each.name} ({each.id})" for each in self._all.values()) or "none"
+            raise SessionNotFound(f"There is no session {session_id!r}; open sessions: {known}")
+        return found
+
+    def _view(self, entry: SessionEntry) -> Session:
+        worker, resident = self._engine().session_worker(entry.id)
+        state = SessionState.ENDED if entry.ended else SessionState.BUSY if entry.task_id else SessionState.IDLE
+        idle = self._settings.session_idle_seconds
+        return Session(
+            id=entry.id,
+            name=entry.name,
+            state=state,
+            owner=entry.scope[0] or None,
+            notebook=entry.world.notebook,
+            interpreter=entry.world.interpreter,
+            directory=entry.world.directory,
+            worker=worker,
+            resident_bytes=resident,
+            task_id=entry.task_id,
+            tasks=entry.tasks,
+            created_at=timestamp(entry.created),
+            used_at=timestamp(entry.used),
+            expires_at=iso(entry.used + idle) if state is SessionState.IDLE and idle > 0 else None,
+            reason=entry.ended,
+        )
