@@ -14,8 +14,8 @@ import pytest
 PACKAGE = "openruntime_jupyter"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 FLOORS = (
-    *("values", "errors", "models", "ai_models", "ai_models_insights", "operations", "worker", "engines", "runtime", "ai", "server"),
-    *("client", "notebook", "cli"),
+    *("environment", "values", "errors", "models", "ai_models", "ai_models_insights", "operations", "worker", "engines", "runtime", "ai"),
+    *("server", "client", "notebook", "cli"),
 )
 """Ground first. The package's own `__init__` is the roof."""
 

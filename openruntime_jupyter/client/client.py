@@ -15,9 +15,10 @@ from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.lanes import refuse_deadlock
 from openruntime_jupyter.client.mapping import run_map
-from openruntime_jupyter.client.pickling import pack_call, pack_variables, world
+from openruntime_jupyter.client.pickling import pack_call, pack_variables
 from openruntime_jupyter.client.prompting import PromptHandle, handle_of, prompt_request
 from openruntime_jupyter.client.sources import sources_of
+from openruntime_jupyter.client.world import world
 from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import (
     Device,

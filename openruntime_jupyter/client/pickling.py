@@ -7,7 +7,6 @@ import inspect
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -16,16 +15,6 @@ import cloudpickle
 from openruntime_jupyter.client.arrays import Parcel, pickles_with_arrays
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.worker.codes import pickled
-
-
-def world() -> dict[str, Any]:
-    """This process's interpreter, working folder and import path: where its code feels at home."""
-    try:
-        directory = Path.cwd()
-    except FileNotFoundError:  # it was removed under this process
-        return {"interpreter": sys.executable or None, "directory": None, "path": [entry for entry in sys.path if entry]}
-    # An empty entry means the working folder, wherever that is by the time of an import.
-    return {"interpreter": sys.executable or None, "directory": str(directory), "path": [str(directory / entry) for entry in sys.path]}
 
 
 def pack_call(

@@ -7,28 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECRETS = (
-    "OPENRUNTIME_TOKEN",
-    "OPENRUNTIME_URL",
-    "JUPYTER_TOKEN",
-    "JUPYTERHUB_API_TOKEN",
-    "JPY_API_TOKEN",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "OPENAI_ADMIN_KEY",
-    "OPENAI_CUSTOM_HEADERS",
-    "OPENAI_WEBHOOK_SECRET",
-)
-SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
+from openruntime_jupyter.environment import is_secret
 
 
 def worker_environment(temporary: Path, secret: frozenset[str] = frozenset()) -> dict[str, str]:
     """The environment of a worker: ours without its secrets, a private temporary folder, and large pages for MLX."""
-    environment: dict[str, Any] = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in SECRETS and name not in secret and not name.endswith(SECRET_ENDINGS)
-    }
+    environment: dict[str, Any] = {name: value for name, value in os.environ.items() if name not in secret and not is_secret(name)}
     environment["OPENRUNTIME_WORKER"] = "1"
     environment["PYTHONSAFEPATH"] = "1"
     environment["TMPDIR"] = str(temporary)

@@ -59,12 +59,47 @@ def _path(text: str) -> str:
 Place = Annotated[str, AfterValidator(_path)]
 
 
+MOST_VARIABLES = 1_000
+LONGEST_VARIABLE = 100_000
+LARGEST_ENVIRONMENT = 500_000
+"""Variables, bytes of one with its name, and bytes of all. Linux starts no process with a variable of 128 KiB or more."""
+
+
+def _environment(variables: dict[str, str | None]) -> dict[str, str | None]:
+    if len(variables) > MOST_VARIABLES:
+        raise ValueError(f"has {len(variables):,} variables, and at most {MOST_VARIABLES:,} are allowed: remove some from os.environ")
+    total = 0
+    for name, value in variables.items():
+        if not name or "=" in name or "\0" in name:
+            raise ValueError(f"{name!r} is not a valid name of a variable: it is empty, or has '=' or a NUL character")
+        if value is not None and "\0" in value:
+            raise ValueError(f"{name} has a NUL character, which no variable can have")
+        try:
+            size = len(name.encode()) + len((value or "").encode())
+        except UnicodeEncodeError:
+            raise ValueError(f"{name!r} is not valid Unicode") from None
+        if size > LONGEST_VARIABLE:
+            raise ValueError(f"{name[:100]} has {size:,} bytes, and at most {LONGEST_VARIABLE:,} are allowed: pass the value in a file")
+        total += size
+    if total > LARGEST_ENVIRONMENT:
+        raise ValueError(f"has {total:,} bytes, and at most {LARGEST_ENVIRONMENT:,} are allowed: remove variables from os.environ")
+    return variables
+
+
 class World(Parameters):
-    """Where the caller's code feels at home: its interpreter, folder and import path."""
+    """Where the caller's code feels at home: its interpreter, folder, import path and environment variables."""
 
     interpreter: Place | None = Field(None, description="Path of the Python to run it with; null for the runtime's own.", max_length=4096)
     directory: Place | None = Field(None, description="Working directory.", max_length=4096)
     path: list[Place] | None = Field(None, description="`sys.path` of the caller.", max_length=1000)
+    environment: Annotated[dict[str, str | None], AfterValidator(_environment)] = Field(
+        {},
+        description="Environment variables that the caller has set since it started; null for one that it has removed. At most 1,000, "
+        "of 100,000 bytes each and 500,000 bytes together, names included.",
+    )
+    kernel: str | None = Field(
+        None, description="Random id of the calling process. Tasks of different callers share no imports.", max_length=64
+    )
 
 
 @dataclass(slots=True)

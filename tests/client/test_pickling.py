@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import threading
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
 
-from openruntime_jupyter.client.pickling import pack_call, pack_variables, unpack, world
+from openruntime_jupyter.client.pickling import pack_call, pack_variables, unpack
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 
 LOCK = threading.Lock()
@@ -93,20 +92,3 @@ def test_a_broken_result_is_an_error_of_ours(payload: bytes) -> None:
 def test_a_result_in_an_unknown_encoding_is_an_error_of_ours() -> None:
     with pytest.raises(OpenRuntimeError, match="sealed"):
         unpack(b"", "sealed")
-
-
-def test_the_world_has_no_relative_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend("")
-    monkeypatch.syspath_prepend("lib")
-    path = world()["path"]
-    assert str(tmp_path) in path
-    assert str(tmp_path / "lib") in path
-    assert all(Path(entry).is_absolute() for entry in path)
-
-
-def test_the_world_of_a_removed_folder_goes_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    assert world()["directory"] is None
