@@ -5,7 +5,6 @@ Every worker process imports this file, so it imports nothing: what it offers is
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 __version__ = "2.0.0"
@@ -27,7 +26,9 @@ def __getattr__(name: str) -> Any:
         module = _WHERE[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return getattr(import_module(module), name)
+    from openruntime_jupyter.imports import load
+
+    return getattr(load(module), name)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,20 @@ import pytest
 PACKAGE = "openruntime_jupyter"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 FLOORS = (
-    *("environment", "values", "errors", "models", "ai_models", "ai_models_insights", "operations", "worker", "engines", "runtime", "ai"),
+    *(
+        "environment",
+        "imports",
+        "values",
+        "errors",
+        "models",
+        "ai_models",
+        "ai_models_insights",
+        "operations",
+        "worker",
+        "engines",
+        "runtime",
+        "ai",
+    ),
     *("server", "client", "notebook", "cli"),
 )
 """Ground first. The package's own `__init__` is the roof."""
@@ -196,6 +210,43 @@ def test_no_function_is_longer_than_the_bound_without_a_reason() -> None:
     found = {f"{relative(path)}::{name}": lines for path in sources() for name, lines in functions(ast.parse(path.read_text()))}
     assert not {name: lines for name, lines in found.items() if lines > MAX_FUNCTION_LINES and name not in LONG_FUNCTIONS}
     assert not [name for name in LONG_FUNCTIONS if found.get(name, 0) <= MAX_FUNCTION_LINES], "no longer long: take it off the list"
+
+
+def modules_by_name() -> dict[str, Path]:
+    """The files of the package by the names of their modules."""
+    names = {".".join([PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]): path for path in sources()}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
+
+
+def needs(module: str, source: str, modules: Collection[str]) -> set[str]:
+    """The modules of the package that must be imported before `module` is: a submodule needs its packages, all up to the top."""
+    wanted = {found.module for found in imports_of(source, module) if found.of(PACKAGE) and not found.late and not found.for_types}
+    packages = {name.rsplit(".", count)[0] for name in (module, *wanted) for count in range(1, name.count(".") + 1)}
+    return ((wanted & set(modules)) | packages) - {module}
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Some modules that need each other, in order; empty if there are none."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as problem:
+        found: list[str] = problem.args[1]
+        return found
+    return []
+
+
+def test_no_module_takes_part_in_import_cycle() -> None:
+    modules = modules_by_name()
+    assert not cycle_in({name: needs(name, path.read_text(), modules) for name, path in modules.items()})
+
+
+def test_import_of_submodule_by_its_package_is_a_cycle() -> None:
+    base, package = f"{PACKAGE}.operations.base", f"{PACKAGE}.operations"
+    modules = (PACKAGE, package, base)
+    graph = {base: needs(base, "", modules), package: needs(package, f"from {base} import World", modules)}
+    assert set(cycle_in(graph)) == {base, package}
+    late = {**graph, package: needs(package, f"def f():\n    from {base} import World", modules)}
+    assert not cycle_in(late)
 
 
 def loaded_by(module: str) -> set[str]:

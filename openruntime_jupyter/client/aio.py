@@ -14,7 +14,7 @@ from openruntime_jupyter.client.completions import Completions
 from openruntime_jupyter.client.handle import Output, TaskHandle
 from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.client.watch import CONNECTED
-from openruntime_jupyter.models import Device, Health, OperationInfo, SystemMetrics, Task, TaskPage, TaskState
+from openruntime_jupyter.models import Device, Health, OperationInfo, Session, SystemMetrics, Task, TaskPage, TaskState
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -209,6 +209,18 @@ class AsyncClient:
     async def again(self, task_id: str, **options: Any) -> AsyncTaskHandle:
         """Queue the same work as that task's once more; see `Client.again`."""
         return await self._submitted(partial(self.client.again, task_id, **options))
+
+    async def sessions(self) -> list[Session]:
+        """Return every session of the runtime, the last used first; `with_options(session=NAME)` runs tasks in one."""
+        return await asyncio.to_thread(self.client.sessions)
+
+    async def restart_session(self, session: str) -> Session:
+        """End the worker of a session (name or id); its next task starts with an empty namespace."""
+        return await asyncio.to_thread(self.client.restart_session, session)
+
+    async def free_session(self, session: str) -> Session:
+        """End a session (name or id) and give its memory back; return what it was."""
+        return await asyncio.to_thread(self.client.free_session, session)
 
     async def devices(self) -> list[Device]:
         """What MLX computes on."""

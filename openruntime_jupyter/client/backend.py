@@ -16,6 +16,7 @@ from openruntime_jupyter.models import (
     Health,
     MetricsHistory,
     OperationInfo,
+    Session,
     SystemMetrics,
     Task,
     TaskOrder,
@@ -129,6 +130,15 @@ class Backend(Protocol):
 
     def workers(self) -> list[Worker]:
         """The worker processes that there are."""
+
+    def sessions(self) -> list[Session]:
+        """Return every session, the last used first."""
+
+    def restart_session(self, session_id: str) -> Session:
+        """End the session's worker; its next task starts with an empty namespace. Raises `SessionNotFound`."""
+
+    def free_session(self, session_id: str) -> Session:
+        """End the session; return what it was. Raises `SessionNotFound`."""
 
     def metrics(self) -> SystemMetrics:
         """The figures of now."""

@@ -62,6 +62,11 @@ class BusEvents(Events):
         self._listening: Listening | None = None
         self._stirred = threading.Event()
 
+    def after_fork(self) -> None:
+        """See `Forkable`."""
+        super().after_fork()
+        self._listening, self._stirred = None, threading.Event()
+
     def _listen(self) -> None:
         topics = self.wanted()
         listening = self._begin(topics)

@@ -19,13 +19,14 @@ from openruntime_jupyter.client.pickling import pack_call, pack_variables
 from openruntime_jupyter.client.prompting import PromptHandle, handle_of, prompt_request
 from openruntime_jupyter.client.sources import sources_of
 from openruntime_jupyter.client.world import world
-from openruntime_jupyter.errors import TaskNotFound
+from openruntime_jupyter.errors import SessionEnded, TaskNotFound
 from openruntime_jupyter.models import (
     Device,
     Health,
     MetricsHistory,
     OperationInfo,
     Origin,
+    Session,
     SystemMetrics,
     Task,
     TaskOrder,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from openruntime_jupyter.client.aio import AsyncClient
     from openruntime_jupyter.client.executor import TaskExecutor
+    from openruntime_jupyter.client.session import ClientSession
     from openruntime_jupyter.client.watch import Watch
 
 FIRST_WAIT = 15.0
@@ -61,6 +63,8 @@ class Options:
     """What people call it."""
     memory_limit: int | None = None
     """Bytes of resident memory past which its worker is stopped; None for the runtime's own limit."""
+    session: str | None = None
+    """Name of the session of this notebook in which cells and calls run; None for a process of their own."""
 
     def request(self) -> dict[str, Any]:
         """These options as fields of a `TaskRequest`, those left at their defaults left out."""
@@ -75,8 +79,12 @@ class Client:
     `InvalidRequest` for a wrong parameter, `NotConnected` if the runtime has gone away.
     """
 
-    def __init__(self, backend: Backend, options: Options | None = None, origin: Origin = "python") -> None:
+    def __init__(
+        self, backend: Backend, options: Options | None = None, origin: Origin = "python", session_ids: dict[str, str] | None = None
+    ) -> None:
         self.backend = backend
+        self.session_ids = {} if session_ids is None else session_ids
+        """Ids of the sessions that were used here, by name: a name alone would start an empty session once that one is gone."""
         self.options = options or Options()
         self.origin: Origin = origin
         self._aio: AsyncClient | None = None
@@ -91,7 +99,7 @@ class Client:
 
         The names are those of `Options`; another one raises `TypeError`.
         """
-        return Client(self.backend, replace(self.options, **changes), self.origin)
+        return Client(self.backend, replace(self.options, **changes), self.origin, self.session_ids)
 
     def submit(self, operation: str, /, **parameters: Any) -> TaskHandle:
         """Queue one task of `operation` and return at once; it outlives this process where a server runs it.
@@ -245,6 +253,49 @@ class Client:
         changes = {name: given[name] for name in map(_field, options) if name in given}
         return handle_of(self.backend, again(self.backend, task_id, self.origin, changes))
 
+    def session(self, name: str, *, reload: bool = False) -> ClientSession:
+        """Return the session `name` of this notebook: a worker whose variables stay between cells and calls.
+
+        Its first task starts the worker. A session gives up what other tasks have: it sees modules as they were when it imported them,
+        and what its earlier tasks left behind.
+
+        Parameters
+        ----------
+        name
+            Its name in this notebook, or the id of any session.
+        reload
+            Whether modules are reloaded before each cell when their files have changed (IPython's `%autoreload 2`).
+        """
+        from openruntime_jupyter.client.session import RELOAD, ClientSession
+
+        session = ClientSession(self, name)
+        if reload:
+            session.run_code(RELOAD)
+        return session
+
+    def sessions(self) -> list[Session]:
+        """Return every session of the runtime, the last used first."""
+        return self.backend.sessions()
+
+    def restart_session(self, session: str) -> Session:
+        """End the worker of a session (name or id); its next task starts with an empty namespace. Raises `SessionNotFound`."""
+        from openruntime_jupyter.client.session import find_session
+
+        return self.backend.restart_session(find_session(self, session).id)
+
+    def free_session(self, session: str) -> Session:
+        """End a session (name or id) and give its memory back; return what it was. Raises `SessionNotFound`."""
+        from openruntime_jupyter.client.session import find_session
+
+        found = find_session(self, session)
+        self.session_ids.pop(found.name, None)
+        return self.backend.free_session(found.id)
+
+    @property
+    def notebook(self) -> str | None:
+        """Path of the notebook that this process serves; None where it is unknown."""
+        return world()["notebook"] if self.backend.local else None
+
     def devices(self) -> list[Device]:
         """What MLX computes on."""
         return self.backend.devices()
@@ -330,17 +381,30 @@ class Client:
         return world() if self.backend.local else None
 
     def _request(self, operation: str, parameters: dict[str, Any], name: str | None) -> dict[str, Any]:
-        options = replace(self.options, name=self.options.name or name)
+        session = self.options.session
+        options = replace(self.options, name=self.options.name or name, session=self.session_ids.get(session or "", session))
         return {"operation": operation, "parameters": parameters, "origin": self.origin, **options.request()}
 
     def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> TaskHandle:
-        return TaskHandle(self.backend, self.backend.submit(self._request(operation, parameters, name), new_key()))
+        return TaskHandle(self.backend, self._send(self._request(operation, parameters, name), new_key()))
+
+    def _send(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
+        name = self.options.session
+        try:
+            task = self.backend.submit(request, key, wait)
+        except SessionEnded:
+            if name is not None:  # said once: the next task of that name finds the session as the runtime has it
+                self.session_ids.pop(name, None)
+            raise
+        if name is not None and task.session is not None:
+            self.session_ids[name] = task.session
+        return task
 
     def _finish(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> Any:
         refuse_deadlock(self.backend, self.options.device, "a new task")
         request, key = self._request(operation, parameters, name), new_key()
         try:
-            handle = TaskHandle(self.backend, self.backend.submit(request, key, FIRST_WAIT))
+            handle = TaskHandle(self.backend, self._send(request, key, FIRST_WAIT))
             return handle.result()
         except KeyboardInterrupt:
             # The same key gives the same task, also where the interrupt came before its id did.

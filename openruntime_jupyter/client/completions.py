@@ -10,6 +10,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any
 
 from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.client.forks import reset_in_child
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.raised import as_raised
 from openruntime_jupyter.client.watch import CONNECTED, Watch
@@ -21,6 +22,12 @@ EARLY_KEPT = 10_000
 
 FETCHERS = 4
 """Results that are fetched at the same time."""
+
+
+OF_THE_PARENT = (
+    "this future belongs to the process that this one was forked from: its handle may have the result, by future.handle.result(); "
+    "make the child's futures in the child"
+)
 
 
 class TaskFuture(Future[Any]):
@@ -66,6 +73,12 @@ class TaskFuture(Future[Any]):
             self._try(self.set_result, value)
         return True
 
+    def abandon(self) -> None:
+        """Fail, in a forked child: what would settle it runs in the parent. Callbacks are the parent's, and are not called."""
+        super().__init__()  # a thread of the parent's may have held its lock
+        self._one_at_a_time = threading.Lock()
+        self.set_exception(NotConnected(OF_THE_PARENT))
+
     def _try(self, conclude: Callable[[Any], None], outcome: Any) -> None:
         with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
             conclude(outcome)
@@ -82,6 +95,16 @@ class Completions:
         self._watch: Watch | None = None
         self._fetchers: ThreadPoolExecutor | None = None
         self._closed = False
+        reset_in_child(self)
+
+    def after_fork(self) -> None:
+        """See `Forkable`."""
+        inherited = list(self._waiting.values())
+        self._lock = threading.Lock()
+        self._waiting, self._early = {}, OrderedDict()
+        self._watch, self._fetchers = None, None
+        for future in inherited:
+            future.abandon()
 
     def open(self) -> None:
         """Begin to hear; called before a task is submitted, so that its end is not missed."""
@@ -139,7 +162,8 @@ class Completions:
         with self._lock:
             future, fetchers = self._waiting.get(task_id), self._fetchers
         if future is not None and fetchers is not None:
-            fetchers.submit(self._settle, task_id, future)
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and takes no more work
+                fetchers.submit(self._settle, task_id, future)
 
     def _settle(self, task_id: str, future: TaskFuture) -> None:
         settled = True

@@ -23,15 +23,18 @@ from pydantic import ValidationError
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.bus import BusEvents, Listening
+from openruntime_jupyter.client.forks import reset_in_child
 from openruntime_jupyter.client.prompts_embedded import EmbeddedPrompts
 from openruntime_jupyter.client.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
+from openruntime_jupyter.imports import load
 from openruntime_jupyter.models import (
     ArrayInfo,
     Device,
     Health,
     MetricsHistory,
     OperationInfo,
+    Session,
     SystemMetrics,
     Task,
     TaskOrder,
@@ -57,6 +60,11 @@ STOP_SECONDS = 5.0
 
 STOPPED = "the runtime of this process was stopped: use it again to start a new one"
 
+FORKED = (
+    "a fork of a process that hosts a runtime can't use it: use the spawn start method (multiprocessing.get_context('spawn')), or "
+    "connect() to a server in the child (jupyter openruntime starts one)"
+)
+
 # Before executors refuse work, which they do ahead of everything that `atexit` calls: stopping needs them.
 at_exit: Callable[[Callable[[], object]], object] = getattr(threading, "_register_atexit", atexit.register)
 
@@ -74,7 +82,19 @@ class EmbeddedBackend:
         self._ai = ai
         self._lock = threading.Lock()
         self._hosted: _Hosted | None = None
+        self._hosting = False
+        self._of_parent: _Hosted | None = None
         self._events = BusEvents(self._listen)
+        reset_in_child(self)
+
+    def after_fork(self) -> None:
+        """See `Forkable`. The runtime stays the parent's: its loop and its threads did not come along."""
+        global _forked_from_host
+        self._lock = threading.Lock()
+        if self._hosting:
+            # Kept, so that none of its destructors runs: sockets, workers and files belong to the parent.
+            self._of_parent, self._hosted, self._hosting = self._hosted, None, False
+            _forked_from_host = True
 
     @property
     def started(self) -> bool:
@@ -175,6 +195,18 @@ class EmbeddedBackend:
         """See `Backend.workers`."""
         return self._ask(_said(lambda runtime: runtime.workforce.report()))
 
+    def sessions(self) -> list[Session]:
+        """See `Backend.sessions`."""
+        return self._ask(_said(lambda runtime: runtime.sessions.list()))
+
+    def restart_session(self, session_id: str) -> Session:
+        """See `Backend.restart_session`."""
+        return self._ask(_said(lambda runtime: runtime.sessions.restart(session_id)))
+
+    def free_session(self, session_id: str) -> Session:
+        """See `Backend.free_session`."""
+        return self._ask(_said(lambda runtime: runtime.sessions.free(session_id)))
+
     def metrics(self) -> SystemMetrics:
         """See `Backend.metrics`."""
         return self._ask(_said(lambda runtime: runtime.system_metrics()))
@@ -234,6 +266,8 @@ class EmbeddedBackend:
             stopping.cancel()
         hosted.loop.call_soon_threadsafe(hosted.loop.stop)
         hosted.thread.join(1)
+        with self._lock:
+            self._hosting = self._hosted is not None
 
     def _ask(self, question: Callable[[Runtime], Coroutine[Any, Any, Answer]]) -> Answer:
         return self._ask_ai(lambda ai: question(ai.runtime))
@@ -251,12 +285,14 @@ class EmbeddedBackend:
 
     def _started(self) -> _Hosted:
         if self._hosted is None:
+            refuse_in_child()
             if self._events.tells_here():
                 raise NotConnected(STOPPED)  # a dashboard that looks at what it hears must not undo a `stop`
             self._hosted = self._start()
         return self._hosted
 
     def _start(self) -> _Hosted:
+        self._hosting = True
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=_serve, args=(loop,), name="openruntime", daemon=True)
         thread.start()
@@ -265,6 +301,7 @@ class EmbeddedBackend:
         except BaseException:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(1)
+            self._hosting = False
             raise
         at_exit(self.stop)
         return _Hosted(loop, thread, ai)
@@ -290,8 +327,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiService:
-    from openruntime_jupyter.ai.hosting import host
-
+    host: Callable[[Settings, AiConfig | None], AiService] = load("openruntime_jupyter.ai.hosting").host
     ai = host(settings, config)
     try:
         await ai.runtime.start()
@@ -329,14 +365,37 @@ def _said(read: Callable[[Runtime], Answer]) -> Callable[[Runtime], Coroutine[An
 
 
 _embedded: EmbeddedBackend | None = None
-_embedded_pid = 0
 _embedded_lock = threading.Lock()
+_forked_from_host = False
+"""Whether this process is a fork of one that hosted a runtime then.
+
+It must not open the history: SQLite counts its locks on a file in the process, and a fork has the counts but not the locks, so both
+would write at once (https://www.sqlite.org/howtocorrupt.html, "Carrying an open database file across a fork").
+"""
 
 
 def embedded() -> EmbeddedBackend:
-    """The runtime of this process. A forked child gets one of its own: its parent's threads did not come along."""
-    global _embedded, _embedded_pid
+    """Return the runtime of this process.
+
+    Raises `NotConnected` in a forked child of a process that hosts one.
+    """
+    global _embedded
+    refuse_in_child()
     with _embedded_lock:
-        if _embedded is None or _embedded_pid != os.getpid():
-            _embedded, _embedded_pid = EmbeddedBackend(), os.getpid()
+        if _embedded is None:
+            _embedded = EmbeddedBackend()
         return _embedded
+
+
+def refuse_in_child() -> None:
+    """Raise `NotConnected` in a forked child of a process that hosts a runtime."""
+    if _forked_from_host:
+        raise NotConnected(FORKED)
+
+
+def _forget() -> None:
+    global _embedded, _embedded_lock
+    _embedded, _embedded_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
+from openruntime_jupyter.client.forks import reset_in_child
 from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
 from openruntime_jupyter.client.prompts_http import HttpPrompts
 from openruntime_jupyter.client.watch import Tell, Watch
@@ -29,6 +29,7 @@ from openruntime_jupyter.models import (
     Health,
     MetricsHistory,
     OperationInfo,
+    Session,
     SystemMetrics,
     Task,
     TaskOrder,
@@ -101,8 +102,8 @@ class HttpBackend:
         self._lock = threading.Lock()
         self._events: SocketEvents | None = None
         self._client: httpx.Client | None = None
-        self._pid = 0
-        self._let_go: Callable[[], object] = _nothing
+        self._finalizer: weakref.finalize[..., HttpBackend] | None = None
+        reset_in_child(self)
 
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
         """See `Backend.submit`. Where the connection is lost it is tried once more, under the same key."""
@@ -201,6 +202,18 @@ class HttpBackend:
         """See `Backend.workers`."""
         return self._list(Worker, "/workers", "workers")
 
+    def sessions(self) -> list[Session]:
+        """See `Backend.sessions`."""
+        return self._list(Session, "/sessions", "sessions")
+
+    def restart_session(self, session_id: str) -> Session:
+        """See `Backend.restart_session`."""
+        return self._ask(Session, "POST", f"/sessions/{quote(session_id, safe='')}/restart", content=b"{}")
+
+    def free_session(self, session_id: str) -> Session:
+        """See `Backend.free_session`."""
+        return self._ask(Session, "DELETE", f"/sessions/{quote(session_id, safe='')}")
+
     def metrics(self) -> SystemMetrics:
         """See `Backend.metrics`."""
         return self._ask(SystemMetrics, "GET", "/metrics")
@@ -251,7 +264,15 @@ class HttpBackend:
         """See `Backend.close`; a later question opens a new connection."""
         with self._lock:
             self._client = None
-            self._let_go()
+            if self._finalizer is not None:
+                self._finalizer()
+
+    def after_fork(self) -> None:
+        """See `Forkable`. The next question opens a connection of the child's."""
+        self._lock = threading.Lock()
+        self._client = None
+        if self._finalizer is not None:
+            self._finalizer.detach()  # closing the pool takes its lock, which a thread of the parent's may have held
 
     def _ask(self, model: type[Model], method: str, path: str, **options: Any) -> Model:
         response = self._request(method, path, **options)
@@ -320,20 +341,15 @@ class HttpBackend:
 
     def _http(self) -> httpx.Client:
         with self._lock:
-            if self._client is None or self._pid != os.getpid():  # a forked child must not share its parent's sockets
+            if self._client is None:
                 headers = {"Accept": "application/json", "User-Agent": "openruntime-jupyter", LEASE_HEADER: LEASED}
                 if self._token:
                     headers["Authorization"] = f"Bearer {self._token}"
                 # A proxy cannot reach this machine's loopback, and its owner's token is none of a proxy's business.
                 self._client = httpx.Client(headers=headers, trust_env=not self.local, verify=not self.local, follow_redirects=False)
-                self._pid = os.getpid()
                 # Also for whoever drops a client without closing it.
-                self._let_go = weakref.finalize(self, self._client.close)
+                self._finalizer = weakref.finalize(self, self._client.close)
             return self._client
-
-
-def _nothing() -> None:
-    """There is no connection to let go of."""
 
 
 def _json(value: Any) -> bytes:

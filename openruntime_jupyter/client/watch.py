@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.client.forks import reset_in_child
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -54,6 +56,14 @@ class Events(ABC):
         self._lock = threading.RLock()
         self._watches: list[Watch] = []
         self._thread: threading.Thread | None = None
+        self._live = False
+        reset_in_child(self)
+
+    def after_fork(self) -> None:
+        """See `Forkable`. The watches are the parent's; the child may begin others."""
+        self._lock = threading.RLock()
+        self._watches = []
+        self._thread = None
         self._live = False
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:

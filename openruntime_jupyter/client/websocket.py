@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Events
+from openruntime_jupyter.imports import load
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -36,7 +37,13 @@ class SocketEvents(Events):
         self._last: int | None = None
         self._left = threading.Event()
 
+    def after_fork(self) -> None:
+        """See `Forkable`."""
+        super().after_fork()
+        self._socket, self._subscribed, self._last, self._left = None, frozenset(), None, threading.Event()
+
     def _listen(self) -> None:
+        load("websockets.sync.client")
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 

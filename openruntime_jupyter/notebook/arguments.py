@@ -16,7 +16,7 @@ from IPython.core.error import UsageError
 LAST = "_openruntime"
 """The variable that holds the handle of the newest task which a magic submitted."""
 
-OPTIONS = ("priority", "device", "timeout", "retries", "name", "memory_limit")
+OPTIONS = ("priority", "device", "timeout", "retries", "name", "memory_limit", "session")
 """Those of a task, as `Client.with_options` calls them."""
 
 ALONE = ("--bg", "--notify", "--verbose")
@@ -63,6 +63,7 @@ def _parser() -> _Parser:
     parser.add_argument("--retries", type=int)
     parser.add_argument("--name", type=unquoted)
     parser.add_argument("--memory-limit", type=size)
+    parser.add_argument("--session", type=unquoted)
     parser.add_argument("--bg", action="store_true")
     parser.add_argument("--as", dest="variable", type=identifier)
     parser.add_argument("--notify", action="store_true")

@@ -20,7 +20,7 @@ from openruntime_jupyter.notebook.ai.pulling import known_models
 from openruntime_jupyter.notebook.arguments import Arguments, literal, parse_line
 from openruntime_jupyter.notebook.doctor import Report, examine
 from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, SessionTable, Status, WorkerTable
 from openruntime_jupyter.notebook.knowing import InsightsCard, ModelTable
 from openruntime_jupyter.notebook.offers import LIVE, Offers
 from openruntime_jupyter.notebook.replay import Replay
@@ -155,6 +155,20 @@ def _workers(session: Session, _arguments: Arguments) -> WorkerTable:
     return WorkerTable(session.client.workers(), session.devices())
 
 
+def _sessions(session: Session, _arguments: Arguments) -> SessionTable:
+    return SessionTable(session.client.sessions())
+
+
+def _restart(session: Session, _arguments: Arguments, word: str) -> SessionTable:
+    session.client.restart_session(str(literal(word)))
+    return SessionTable(session.client.sessions())
+
+
+def _free(session: Session, _arguments: Arguments, word: str) -> SessionTable:
+    session.client.free_session(str(literal(word)))
+    return SessionTable(session.client.sessions())
+
+
 def _priority(session: Session, _arguments: Arguments, word: str, level: str) -> TaskCard:
     if not level.isdecimal() or not 1 <= int(level) <= 10:
         raise UsageError(f"{level!r} is no priority: 1 to 10, and 10 is the most urgent.")
@@ -228,6 +242,7 @@ def _task(*states: TaskState) -> Want:
 
 RETRY = Command(_retry, wants=(_task(),), options=True, watches=True)
 TIMEFRAMES = get_args(Timeframe)
+SESSION = Want("the name or id of a session", lambda offers: offers.sessions())
 CONVERSATION = Want("the name of a conversation", lambda offers: offers.conversations())
 PLACE = Want(
     "the URL of a runtime, or `embedded` for one inside this kernel, or `auto` for the one that this kernel belongs to,",
@@ -238,6 +253,9 @@ COMMANDS: dict[str, Command] = {
     "status": Command(_status),
     "devices": Command(_devices),
     "workers": Command(_workers),
+    "sessions": Command(_sessions),
+    "restart": Command(_restart, wants=(SESSION,)),
+    "free": Command(_free, wants=(SESSION,)),
     "connect": Command(_connect, wants=(PLACE,)),
     "tasks": Command(
         _tasks,

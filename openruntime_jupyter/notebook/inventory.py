@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import Device, Health, OperationInfo, Worker
+from openruntime_jupyter.models import Session as WorkerSession
 from openruntime_jupyter.notebook.display import View, block, joined, places, table, tag, text_table
-from openruntime_jupyter.notebook.humanize import duration
+from openruntime_jupyter.notebook.humanize import clock, duration
 
 
 class OperationTable(View, list[OperationInfo]):
@@ -166,6 +168,40 @@ class WorkerTable(View, list[Worker]):
         return f"{self._caption}\n{text_table(*_filled(self.COLUMNS, self._rows()))}" if self else NO_WORKERS
 
 
+class SessionTable(View, list[WorkerSession]):
+    """Sessions: a list of records that shows itself as a table."""
+
+    COLUMNS = ("session", "state", "notebook", "tasks", "memory", "last used", "id", "")
+
+    def _rows(self) -> list[list[Any]]:
+        return [
+            [
+                each.name,
+                f"{each.state}: {each.task_id}" if each.task_id else str(each.state),
+                PurePath(each.notebook).name if each.notebook else "",
+                each.tasks,
+                "" if each.resident_bytes is None else gigabytes(each.resident_bytes),
+                clock(each.used_at),
+                each.id,
+                each.reason or "",
+            ]
+            for each in self
+        ]
+
+    def html(self) -> str:
+        """See `View.html`."""
+        if not self:
+            return block("OpenRuntime sessions", tag("div", NO_SESSIONS, class_="m"))
+        columns, rows = _filled(self.COLUMNS, self._rows())
+        numeric, wide, plain = places(columns, ("tasks", "memory")), places(columns, ("",)), places(columns, ("session", "state"))
+        return block("OpenRuntime sessions", table("Sessions", columns, rows, numeric, wide, plain))
+
+    def text(self) -> str:
+        """See `View.text`."""
+        return text_table(*_filled(self.COLUMNS, self._rows())) if self else NO_SESSIONS
+
+
+NO_SESSIONS = "No session is open: `%%openruntime --session NAME` starts one"
 NO_DEVICES = "No device is known yet: a worker says what there is when it has started"
 NO_WORKERS = "No worker is there now: one starts with the next task"
 

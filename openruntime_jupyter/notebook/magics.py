@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
+from openruntime_jupyter import environment  # noqa: F401 - notes the environment before the user's next statement
 from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.imports import load
 from openruntime_jupyter.notebook.ai.last import last_failure
 from openruntime_jupyter.notebook.display import View
 
@@ -38,7 +39,7 @@ class OpenRuntimeMagics(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._session: Session | None = None
-        self._loading = threading.Thread(target=import_module, args=("openruntime_jupyter.notebook.commands",), daemon=True)
+        self._loading = threading.Thread(target=load, args=("openruntime_jupyter.notebook.commands",), daemon=True)
         self._loading.start()
 
     @property

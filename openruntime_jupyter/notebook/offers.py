@@ -92,6 +92,11 @@ class Offers:
         found = self._ask("agents", lambda client: client.agents(), None)
         return [] if found is None else [agent.role for agent in found.agents]
 
+    def sessions(self) -> list[str]:
+        """Names of sessions."""
+        found = self._ask("sessions", lambda client: client.sessions(), [], kept=2.0)
+        return [each.name for each in found]
+
     def conversations(self) -> list[str]:
         """Names of conversations."""
         found: list[ConversationInfo] = self._ask("conversations", lambda client: client.conversations(), [], kept=2.0)

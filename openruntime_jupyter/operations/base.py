@@ -100,7 +100,9 @@ class World(Parameters):
     kernel: str | None = Field(
         None, description="Random id of the calling process. Tasks of different callers share no imports.", max_length=64
     )
-    notebook: str | None = Field(None, description="Path of the calling notebook: sessions of different notebooks are apart.", max_length=4096)
+    notebook: str | None = Field(
+        None, description="Path of the calling notebook: sessions of different notebooks are apart.", max_length=4096
+    )
 
 
 @dataclass(slots=True)

@@ -300,10 +300,14 @@ class Scheduler:
         elif isinstance(outcome, Stopped):
             entry.cancel_stage = outcome.stage.value
             await self._end(entry, *endings.stopped(outcome, entry))
-        elif outcome.retry and entry.session is None and entry.attempt <= entry.retries and not self._stopping and entry.stop_reason is None:
+        elif outcome.retry and self._may_retry(entry):
             await self._again(entry, outcome)
         else:
             await self._end(entry, TaskState.FAILED, outcome.failure)
+
+    def _may_retry(self, entry: Entry) -> bool:
+        """Whether a task whose worker died is run again: not in a session, whose variables died with it."""
+        return entry.attempt <= entry.retries and entry.session is None and not self._stopping and entry.stop_reason is None
 
     async def _keep_arrays(self, entry: Entry, outcome: Outcome) -> tuple[list[ArrayReference], Outcome]:
         """Take over what the attempt gave back, or remove what it left; without room for it the task has failed after all."""

@@ -84,7 +84,7 @@ class Sessions:
             names = ", ".join(each.name for each in self._all.values())
             raise Unavailable(
                 f"{len(self._all)} sessions are open ({names}) and no more may be (max_sessions): free one, "
-                "by `%openruntime sessions free NAME` or DELETE /sessions/{id}",
+                "by `%openruntime free NAME` or DELETE /sessions/{id}",
                 retry_after=60.0,
             )
         made = SessionEntry(make_id("session"), name, scope, world)
@@ -100,9 +100,7 @@ class Sessions:
     @staticmethod
     def _require_alive(entry: SessionEntry) -> None:
         if entry.ended is not None:
-            raise SessionEnded.because(
-                entry.name, entry.ended, f"`%openruntime sessions restart {entry.name}` starts an empty session of this name"
-            )
+            raise SessionEnded.because(entry.name, entry.ended, f"`%openruntime restart {entry.name}` starts an empty session of this name")
 
     # A task's life
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from openruntime_jupyter.models import Device, OperationInfo, Task, Timestamp, Wire, Worker
+from openruntime_jupyter.models import Device, OperationInfo, Session, Task, Timestamp, Wire, Worker
 from openruntime_jupyter.runtime.slowly import MOST_IN_BATCH
 
 
@@ -28,6 +28,12 @@ class WorkerList(Wire):
     """`GET /workers`."""
 
     workers: list[Worker] = Field(description="The oldest first.")
+
+
+class SessionList(Wire):
+    """`GET /sessions`."""
+
+    sessions: list[Session] = Field(description="The last used first.")
 
 
 class OperationList(Wire):

@@ -13,6 +13,7 @@ from openruntime_jupyter.server.handlers_insights import InsightsHandler
 from openruntime_jupyter.server.handlers_metrics import MetricsHandler, MetricsHistoryHandler
 from openruntime_jupyter.server.handlers_models import ModelHandler, ModelsHandler
 from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
+from openruntime_jupyter.server.handlers_sessions import SessionHandler, SessionRestartHandler, SessionsHandler
 from openruntime_jupyter.server.handlers_system import (
     DevicesHandler,
     HealthHandler,
@@ -43,6 +44,9 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/arrays", ArraysHandler),
     (f"/arrays/{TASK_ID}", ArrayHandler),
     (f"/arrays/{TASK_ID}/ready", ArrayReadyHandler),
+    ("/sessions", SessionsHandler),
+    (f"/sessions/{TASK_ID}", SessionHandler),
+    (f"/sessions/{TASK_ID}/restart", SessionRestartHandler),
     ("/ai/agents", AgentsHandler),
     ("/ai/workflows", WorkflowsHandler),
     ("/ai/tasks", AiTasksHandler),

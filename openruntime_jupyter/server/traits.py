@@ -104,6 +104,18 @@ class SettingsTraits(HasTraits):
         help="""Seconds a worker beyond one a device, and beyond spare_workers, stays without work. 0: it leaves at once, and the next
         task waits for another one to start.""",
     ).tag(config=True)
+    max_sessions = Int(
+        own("max_sessions"),
+        min=0,
+        max=1000,
+        help="""How many sessions (workers that keep their variables, `--session NAME`) may be open at once. Each holds the memory of a
+        process. 0: none.""",
+    ).tag(config=True)
+    session_idle_seconds = Float(
+        own("session_idle_seconds"),
+        min=0.0,
+        help="""Seconds without a task after which a session ends and its variables are gone. 0: never.""",
+    ).tag(config=True)
     start_timeout = Float(
         own("start_timeout"),
         min=0.1,

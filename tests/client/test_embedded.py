@@ -161,18 +161,6 @@ def test_a_data_folder_that_cannot_be_written_is_an_error_and_no_hang(tmp_path: 
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread not in before], 5, "its threads end")
 
 
-def test_a_forked_child_has_a_runtime_of_its_own(tmp_path: Path) -> None:
-    program = (
-        "import os; from openruntime_jupyter import connect; mine = connect('embedded'); mine.health(); read, write = os.pipe()\n"
-        "if os.fork() == 0:\n"
-        "    os.write(write, connect('embedded').health().runtime.encode()); os._exit(0)\n"
-        "os.wait(); print(os.read(read, 100).decode() != mine.health().runtime)"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=Home(tmp_path).environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
-
-
 def test_its_label_is_the_notebooks_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/my work.ipynb")
     assert EmbeddedBackend()._settings.label == "my work.ipynb"

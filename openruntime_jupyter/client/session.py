@@ -1,0 +1,95 @@
+"""A session as a client holds it: a worker of one's own, whose variables and modules stay between cells and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.errors import InvalidRequest, SessionNotFound
+from openruntime_jupyter.models import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from openruntime_jupyter.client.client import Client
+
+RELOAD = "%load_ext autoreload\n%autoreload 2"
+
+
+class ClientSession:
+    """A session of this notebook; `Client.session` makes one.
+
+    Its tasks run one after the other in one worker process, which keeps its variables, modules and settings from task to task. It
+    holds memory but no slot of the device while it is idle. As a context manager it frees the session at the end.
+
+    Raises `SessionEnded` once the worker has ended, with the reason: `restart()` then starts an empty one.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = name
+        self.client = client.with_options(session=name)
+        """A client all of whose cells and calls run in the session."""
+
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `function(*args, **kwargs)` in the session and return its value; see `Client.call`.
+
+        The function finds variables of the session that its own notebook does not set.
+        """
+        return self.client.call(function, *args, **kwargs)
+
+    def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
+        """Queue `function(*args, **kwargs)` in the session; see `Client.submit_call`."""
+        return self.client.submit_call(function, *args, **kwargs)
+
+    def submit_code(self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = ()) -> TaskHandle:
+        """Queue Python code in the session; see `Client.submit_code`."""
+        return self.client.submit_code(code, inputs, outputs)
+
+    def run_code(self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Run Python code in the session and return the variables named `outputs`."""
+        values: dict[str, Any] = self.submit_code(code, inputs, outputs).result()
+        return values
+
+    @property
+    def info(self) -> Session:
+        """The session as it is now. Raises `SessionNotFound` before its first task and after its end."""
+        return find_session(self.client, self.name)
+
+    def restart(self) -> Session:
+        """End the worker; the next task starts with an empty namespace. Raises `SessionNotFound`."""
+        return self.client.restart_session(self.name)
+
+    def free(self) -> None:
+        """End the session and give its memory back; does nothing if it has not begun or was freed."""
+        try:
+            self.client.free_session(self.name)
+        except SessionNotFound:
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
+
+    def __repr__(self) -> str:
+        return f"<session {self.name!r} at {self.client.where}>"
+
+
+def find_session(client: Client, word: str) -> Session:
+    """Return the session of that id, or of that name in this notebook. Raises `SessionNotFound`, and `InvalidRequest` if several fit."""
+    sessions = client.sessions()
+    known = client.session_ids.get(word, word)
+    exact = [each for each in sessions if each.id == known]
+    named = exact or [each for each in sessions if each.name == word]
+    if len(named) > 1:
+        mine = [each for each in named if each.notebook == client.notebook]
+        named = mine if len(mine) == 1 else named
+    if not named:
+        names = ", ".join(f"{each.name} ({each.id})" for each in sessions) or "none"
+        raise SessionNotFound(f"There is no session {word!r}; open sessions: {names}")
+    if len(named) > 1:
+        ids = ", ".join(f"{each.id} of {each.notebook or 'no notebook'}" for each in named)
+        raise InvalidRequest.of("session", f"several sessions are called {word!r}: give the id ({ids})")
+    return named[0]

@@ -1,0 +1,46 @@
+"""Imports on several threads, one at a time, and never in the middle of a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+from importlib import import_module
+from types import ModuleType
+
+PATIENCE = 10.0
+"""Seconds that a fork waits for an import on another thread."""
+
+# A thread that imports holds locks of the interpreter, one for each module. A fork copies them, and nothing in the child frees those of
+# the parent's other threads: the child's next import of that module would hang. So a fork waits until no import runs.
+_lock = threading.RLock()
+_held_by_fork = False
+
+
+def load(module: str) -> ModuleType:
+    """Import and return `module`.
+
+    Other packages have import cycles, which fail if two threads enter them at different modules. All imports that this package
+    makes on threads, or for a name that is looked up later, come here.
+    """
+    with _lock:
+        return import_module(module)
+
+
+def _before_fork() -> None:
+    global _held_by_fork
+    _held_by_fork = _lock.acquire(timeout=PATIENCE)
+
+
+def _after_in_parent() -> None:
+    global _held_by_fork
+    if _held_by_fork:
+        _held_by_fork = False
+        _lock.release()
+
+
+def _after_in_child() -> None:
+    global _held_by_fork, _lock
+    _held_by_fork, _lock = False, threading.RLock()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
