@@ -1,4 +1,4 @@
-"""Large arrays on their way to a task and back: by their files on the same machine, by HTTP from another, and never in a pickle."""
+"""Transfer of large arrays and pickles to and from tasks: by files on the same machine, by HTTP from another."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.errors import ArrayNotFound, OpenRuntimeError
 from openruntime_jupyter.models import ArrayInfo, ArrayReference
+from openruntime_jupyter.worker.codes import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,21 +24,29 @@ PIECE = 1 << 20
 
 
 class Parcel:
-    """The arrays that go with one submission: sent as they turn up, and given up once the task has been submitted.
+    """Arrays of one submission: sent as they turn up, and released once the task has been submitted.
 
-    The runtime keeps what the task needs until the task has ended.
+    The runtime keeps the arrays of a task until the task has ended.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.ids: list[str] = []
+        self._pickles: list[str] = []
 
     def keep(self, value: Any, layout: Layout) -> None:
         """Send a NumPy or MLX array; raises what the runtime raises, such as `StorageUnavailable` where there is no room."""
         self.ids.append(send(self._backend, value, layout))
 
+    def keep_pickle(self, stream: Stream) -> dict[str, str]:
+        """Send a large pickle; return its reference for the parameters. Raises what `keep` raises."""
+        from openruntime_jupyter.worker.tensorfile import Layout
+
+        self._pickles.append(send(self._backend, stream, Layout((stream.nbytes,), "uint8", "buffer")))
+        return {"array": self._pickles[-1]}
+
     def references(self) -> list[dict[str, str]]:
-        """Those that were sent, as parameters name them."""
+        """Return the references of the arrays that were sent, in order."""
         return [{"array": array_id} for array_id in self.ids]
 
     def outside(self, parameters: Any) -> Any:
@@ -58,8 +67,9 @@ class Parcel:
         return {"array": self.ids[-1]}
 
     def release(self) -> None:
-        """Give them up; never raises."""
-        ids, self.ids = self.ids, []
+        """Delete what was sent, unless a task uses it; never raises."""
+        ids = self.ids + self._pickles
+        self.ids, self._pickles = [], []
         for array_id in ids:
             with contextlib.suppress(OpenRuntimeError):
                 self._backend.delete_array(array_id)
@@ -82,7 +92,7 @@ def pickles_with_arrays() -> bool:
 
 
 def send(backend: Backend, value: Any, layout: Layout) -> str:
-    """Bring an array to the runtime; its id there."""
+    """Send an array, or a pickle's stream, to the runtime; return its id there."""
     told = backend.allocate(list(layout.shape), layout.dtype, layout.kind)
     try:
         if _fill(backend, told, value, layout):
@@ -119,15 +129,20 @@ def _fill(backend: Backend, told: ArrayInfo, value: Any, layout: Layout) -> bool
 
 
 def _pieces(value: Any, layout: Layout) -> Iterator[bytes]:
+    yield layout.header()
+    for whole in value.pieces if isinstance(value, Stream) else [_memory(value, layout)]:
+        for start in range(0, whole.nbytes, PIECE):
+            yield bytes(whole[start : start + PIECE])
+
+
+def _memory(value: Any, layout: Layout) -> memoryview:
+    """Return the elements of an array as its file has them."""
     import numpy as np
 
     from openruntime_jupyter.worker import arrays
 
-    yield layout.header()
     plain = np.ascontiguousarray(arrays.as_numpy(value), dtype=arrays.dtype_of(layout.dtype))
-    raw = plain.reshape(-1).view(np.uint8)
-    for start in range(0, layout.nbytes, PIECE):
-        yield raw[start : start + PIECE].tobytes()
+    return plain.reshape(-1).view(np.uint8).data
 
 
 def receive(backend: Backend, wanted: ArrayReference) -> Array:
