@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.backend import Backend
-from openruntime_jupyter.errors import ArrayNotFound, OpenRuntimeError
+from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, Unavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayReference
 from openruntime_jupyter.worker.codes import Stream
 
@@ -49,12 +49,15 @@ class Parcel:
         """Return the references of the arrays that were sent, in order."""
         return [{"array": array_id} for array_id in self.ids]
 
-    def outside(self, parameters: Any) -> Any:
-        """JSON-like `parameters` with each NumPy or MLX array in them sent, and named in its place."""
+    def outside(self, parameters: Any, name: str = "parameters") -> Any:
+        """Return JSON-like `parameters` with each NumPy or MLX array in them sent, and its reference in its place.
+
+        Raises what `keep` raises, with the name of the array and its size.
+        """
         if isinstance(parameters, dict):
-            return {key: self.outside(value) for key, value in parameters.items()}
+            return {key: self.outside(value, f"{name}.{key}") for key, value in parameters.items()}
         if isinstance(parameters, (list, tuple)):
-            return [self.outside(value) for value in parameters]
+            return [self.outside(value, name) for value in parameters]
         if not _may_be_array(parameters):
             return parameters
         from openruntime_jupyter.worker import arrays
@@ -63,7 +66,10 @@ class Parcel:
         if layout is None:
             # NumPy's own numbers are numbers to JSON.
             return parameters.item() if isinstance(parameters, sys.modules["numpy"].generic) else parameters
-        self.keep(parameters, layout)
+        try:
+            self.keep(parameters, layout)
+        except (InvalidRequest, Unavailable) as problem:
+            raise no_room(name, type(parameters).__name__, layout.nbytes, problem) from problem
         return {"array": self.ids[-1]}
 
     def release(self) -> None:
@@ -79,6 +85,14 @@ class Parcel:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def no_room(name: str, kind: str, size: int, problem: InvalidRequest | Unavailable) -> OpenRuntimeError:
+    """Return `problem` with the name, type and size in bytes of the value that could not be sent."""
+    text = f"this {kind} of {gigabytes(size)} can't be sent to a worker ({problem})"
+    if isinstance(problem, Unavailable):
+        return type(problem)(f"{name}: {text}", problem.retry_after or 1.0)
+    return InvalidRequest.of(name, text)
 
 
 def _may_be_array(value: Any) -> bool:

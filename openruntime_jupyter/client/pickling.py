@@ -12,8 +12,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from openruntime_jupyter.client.arrays import Parcel, pickles_with_arrays
-from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, StorageUnavailable, gigabytes
+from openruntime_jupyter.client.arrays import Parcel, no_room, pickles_with_arrays
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 from openruntime_jupyter.worker.codes import pickled
 
 LARGEST_TEXT = 1_000_000
@@ -40,11 +40,11 @@ def pack_call(
     """Pickle `function` and its arguments, large arrays into `parcel`; collect the code that travels by value in `codes`.
 
     Returns base64 text, or the reference of a pickle that was too large for that. Raises `InvalidRequest` that names the value that can't
-    be pickled, and `InvalidRequest` or `StorageUnavailable` that names the largest one where there is no room.
+    be pickled, and `InvalidRequest` or `Unavailable` that names the largest one where there is no room.
     """
     try:
         return _encode((function, args, kwargs), parcel, codes)
-    except (InvalidRequest, StorageUnavailable) as problem:  # of the parcel
+    except (InvalidRequest, Unavailable) as problem:  # of the parcel
         named = [*_named_arguments(function, args, kwargs), *(_used_variables(function) or {_name(function): function}).items()]
         raise _no_room(named, problem) from problem
     except OpenRuntimeError:
@@ -61,7 +61,7 @@ def pack_variables(variables: dict[str, Any], parcel: Parcel | None = None) -> s
         return None
     try:
         return _encode(variables, parcel)
-    except (InvalidRequest, StorageUnavailable) as problem:  # of the parcel
+    except (InvalidRequest, Unavailable) as problem:  # of the parcel
         raise _no_room(variables.items(), problem) from problem
     except OpenRuntimeError:
         raise
@@ -110,16 +110,13 @@ def _size(value: Any) -> int:
     return parcels.measure(value)
 
 
-def _no_room(named: Iterable[tuple[str, Any]], problem: InvalidRequest | StorageUnavailable) -> OpenRuntimeError:
+def _no_room(named: Iterable[tuple[str, Any]], problem: InvalidRequest | Unavailable) -> OpenRuntimeError:
     """Return `problem` with the name, type and size of the largest value."""
     sizes = [(_size(value), name, type(value).__name__) for name, value in named if _travels(value)]
     if not sizes:
         return problem
     size, name, kind = max(sizes)
-    text = f"this {kind} of {gigabytes(size)} can't be sent to a worker ({problem})"
-    if isinstance(problem, StorageUnavailable):
-        return StorageUnavailable(f"{name}: {text}", problem.retry_after or 1.0)
-    return InvalidRequest.of(name, text)
+    return no_room(name, kind, size, problem)
 
 
 def _said(problem: BaseException) -> str:

@@ -94,11 +94,11 @@ def random_state(key: tuple[int, int]) -> Any:
     return mx.random.state
 
 
-def compiled(function: Any, inputs: Any, outputs: Any) -> Any:
+def compiled(function: Any) -> Any:
     """Compile `function` again."""
     import mlx.core as mx
 
-    return mx.compile(function, inputs=inputs, outputs=outputs)
+    return mx.compile(function)
 
 
 def _named(obj: Any) -> str | None:
@@ -155,37 +155,21 @@ def _random_state(state: Any) -> Any:
 
 
 def _transform(obj: Any) -> Any:
-    """Reduce what MLX's function transforms return: by name, or compiled again where it certainly comes from `mx.compile`."""
+    """Reduce what MLX's function transforms return: by name, or compiled again where it certainly comes from `mx.compile`.
+
+    A compiled function without states refers to None, None and the function. `mx.vmap` has its axes there, of which neither can be None.
+    """
     if (name := _named(obj)) is not None:
         return name
     kind, *parts = gc.get_referents(obj)
-    if kind is type(obj) and len(parts) == 3 and _told_apart() and _is_compiled(*parts[:2]):
-        inputs, outputs, function = parts
-        return compiled, (function, inputs, outputs)
-    raise pickle.PicklingError(
-        "MLX's function transforms, such as mx.grad, mx.vmap or mx.compile with outputs, return what can't be pickled"
-    )
-
-
-def _is_compiled(first: Any, second: Any) -> bool:
-    """Return whether these come before the function in what `mx.compile` returned: `inputs` and `outputs`.
-
-    `mx.vmap` has its axes there, of which neither can be None. States of random numbers are MLX's own and belong to one process.
-    """
-    return (first is None or second is None) and not any(map(_has_random_state, (first, second)))
-
-
-def _has_random_state(tree: Any) -> bool:
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, (list, tuple)):
-        return type(tree).__name__ == "_RandomState"
-    return any(map(_has_random_state, tree))
+    if kind is type(obj) and len(parts) == 3 and parts[0] is None and parts[1] is None and _layout_is_known():
+        return compiled, (parts[2],)
+    raise pickle.PicklingError("what mx.grad, mx.vmap and the other transforms of MLX return can't be pickled, nor mx.compile with states")
 
 
 @functools.cache
-def _told_apart() -> bool:
-    """Return whether this version of MLX has the layout from which `_transform` knows a compiled function."""
+def _layout_is_known() -> bool:
+    """Return whether this version of MLX has the layout by which `_transform` recognizes a compiled function."""
     mx = sys.modules["mlx.core"]
 
     def probe(x: Any) -> Any:
