@@ -32,8 +32,8 @@ def is_mlx(value: Any) -> bool:
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """NumPy's object for one of our dtypes."""
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name).newbyteorder("<")
+    """Return NumPy's dtype for a name of ours: little-endian, and marked as native where this machine is."""
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(np.dtype(name).newbyteorder("<").str)
     return found
 
 
