@@ -102,18 +102,15 @@ def dump(value: Any, what: str, context: TaskContext) -> tuple[bytes, str]:
     try:
         return context.pack(value)
     except StorageUnavailable as problem:
-        raise no_room(value, what, problem) from problem
+        raise no_room(value, what, problem, context) from problem
     except Exception as problem:  # pickling runs the value's own code, which may raise anything
         raise stuck(value, what, problem) from problem
 
 
-def no_room(value: Any, what: str, problem: StorageUnavailable) -> StorageUnavailable:
+def no_room(value: Any, what: str, problem: StorageUnavailable, context: TaskContext) -> StorageUnavailable:
     """Return the error for a result without room for its arrays, with the size of all of it."""
-    from openruntime_jupyter.worker import parcels
-
-    return StorageUnavailable(
-        f"{what} ({type(value).__name__} of {gigabytes(parcels.measure(value))}): {problem}", problem.retry_after or 1.0
-    )
+    kind, size = type(value).__name__, gigabytes(context.measure(value))
+    return StorageUnavailable(f"{what} ({kind} of {size}): {problem}", problem.retry_after or 1.0)
 
 
 def stuck(value: Any, what: str, problem: Exception) -> TypeError:

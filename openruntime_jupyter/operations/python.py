@@ -91,10 +91,8 @@ def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]
     try:
         return context.pack(outputs)
     except StorageUnavailable as problem:
-        from openruntime_jupyter.worker import parcels
-
-        name = max(outputs, key=lambda name: parcels.measure(outputs[name]))
-        raise no_room(outputs[name], f"The output {name!r}", problem) from problem
+        name = max(outputs, key=lambda name: context.measure(outputs[name]))
+        raise no_room(outputs[name], f"The output {name!r}", problem, context) from problem
     except Exception as problem:  # pickling runs the values' own code, which may raise anything
         for name, item in outputs.items():
             dump(item, f"The output {name!r}", context)

@@ -8,7 +8,6 @@ from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.operations._values import Packed, no_room, stuck, summary
-from openruntime_jupyter.worker import parcels
 from openruntime_jupyter.worker.context import TaskContext, current, progress
 from openruntime_jupyter.worker.tracebacks import describe
 
@@ -36,11 +35,11 @@ def _pack(outcomes: list[Outcome], first: int, context: TaskContext) -> tuple[by
     try:
         return context.pack(outcomes)
     except StorageUnavailable as problem:
-        raise no_room(outcomes, "The results of a chunk", problem) from problem
+        raise no_room(outcomes, "The results of a chunk", problem, context) from problem
     except Exception:  # pickling runs the values' own code, which may raise anything
         for index, (worked, value) in enumerate(outcomes):
             try:
-                parcels.measure(value if worked else None)
+                context.measure(value if worked else None)
             except Exception as problem:
                 outcomes[index] = _failed(first + index, stuck(value, "The function's result", problem))
         return context.pack(outcomes)
