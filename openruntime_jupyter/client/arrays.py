@@ -64,8 +64,12 @@ class Parcel:
 
         layout = arrays.layout_of(parameters)
         if layout is None:
+            numpy = sys.modules["numpy"]
+            if isinstance(parameters, numpy.ndarray):
+                kind = f"{type(parameters).__name__} of dtype {parameters.dtype}"
+                raise InvalidRequest.of(name, f"a {kind} can't be a parameter of an operation: give it to call() or submit_code()")
             # NumPy's own numbers are numbers to JSON.
-            return parameters.item() if isinstance(parameters, sys.modules["numpy"].generic) else parameters
+            return parameters.item() if isinstance(parameters, numpy.generic) else parameters
         try:
             self.keep(parameters, layout)
         except (InvalidRequest, Unavailable) as problem:

@@ -233,6 +233,11 @@ def test_value_without_room_is_named_with_size_and_setting(client: Client) -> No
         client.call(lambda a, b: None, np.zeros(90_000_000, np.uint8), bytes(100_000_000))
 
 
+def test_array_that_is_no_parameter_is_named(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"parameters\.inputs\.when: a ndarray of dtype datetime64\[s\].*submit_code"):
+        client.run("python", code="", inputs={"when": np.zeros(3, "M8[s]")})
+
+
 def test_result_without_room_is_named_with_size_and_setting(client: Client) -> None:
     with pytest.raises(TaskFailed, match=r"The function's result \(ndarray of 160 MB\).*array_bytes"):
         client.call(np.zeros, 20_000_000)
