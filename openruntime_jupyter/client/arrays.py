@@ -1,4 +1,4 @@
-"""Large arrays on their way to a task and back: by their files on the same machine, by HTTP from another, and never in a pickle."""
+"""Transfer of large arrays and pickles to and from tasks: by files on the same machine, by HTTP from another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.backend import Backend
-from openruntime_jupyter.errors import ArrayNotFound, OpenRuntimeError
+from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, Unavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayReference
+from openruntime_jupyter.worker.codes import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,43 +24,62 @@ PIECE = 1 << 20
 
 
 class Parcel:
-    """The arrays that go with one submission: sent as they turn up, and given up once the task has been submitted.
+    """Arrays of one submission: sent as they turn up, and released once the task has been submitted.
 
-    The runtime keeps what the task needs until the task has ended.
+    The runtime keeps the arrays of a task until the task has ended.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.ids: list[str] = []
+        self._pickles: list[str] = []
 
     def keep(self, value: Any, layout: Layout) -> None:
         """Send a NumPy or MLX array; raises what the runtime raises, such as `StorageUnavailable` where there is no room."""
         self.ids.append(send(self._backend, value, layout))
 
+    def keep_pickle(self, stream: Stream) -> dict[str, str]:
+        """Send a large pickle; return its reference for the parameters. Raises what `keep` raises."""
+        from openruntime_jupyter.worker.tensorfile import Layout
+
+        self._pickles.append(send(self._backend, stream, Layout((stream.nbytes,), "uint8", "buffer")))
+        return {"array": self._pickles[-1]}
+
     def references(self) -> list[dict[str, str]]:
-        """Those that were sent, as parameters name them."""
+        """Return the references of the arrays that were sent, in order."""
         return [{"array": array_id} for array_id in self.ids]
 
-    def outside(self, parameters: Any) -> Any:
-        """JSON-like `parameters` with each NumPy or MLX array in them sent, and named in its place."""
+    def outside(self, parameters: Any, name: str = "parameters") -> Any:
+        """Return JSON-like `parameters` with each NumPy or MLX array in them sent, and its reference in its place.
+
+        Raises what `keep` raises, with the name of the array and its size.
+        """
         if isinstance(parameters, dict):
-            return {key: self.outside(value) for key, value in parameters.items()}
+            return {key: self.outside(value, f"{name}.{key}") for key, value in parameters.items()}
         if isinstance(parameters, (list, tuple)):
-            return [self.outside(value) for value in parameters]
+            return [self.outside(value, name) for value in parameters]
         if not _may_be_array(parameters):
             return parameters
         from openruntime_jupyter.worker import arrays
 
         layout = arrays.layout_of(parameters)
         if layout is None:
+            numpy = sys.modules["numpy"]
+            if isinstance(parameters, numpy.ndarray):
+                kind = f"{type(parameters).__name__} of dtype {parameters.dtype}"
+                raise InvalidRequest.of(name, f"a {kind} can't be a parameter of an operation: give it to call() or submit_code()")
             # NumPy's own numbers are numbers to JSON.
-            return parameters.item() if isinstance(parameters, sys.modules["numpy"].generic) else parameters
-        self.keep(parameters, layout)
+            return parameters.item() if isinstance(parameters, numpy.generic) else parameters
+        try:
+            self.keep(parameters, layout)
+        except (InvalidRequest, Unavailable) as problem:
+            raise no_room(name, type(parameters).__name__, layout.nbytes, problem) from problem
         return {"array": self.ids[-1]}
 
     def release(self) -> None:
-        """Give them up; never raises."""
-        ids, self.ids = self.ids, []
+        """Delete what was sent, unless a task uses it; never raises."""
+        ids = self.ids + self._pickles
+        self.ids, self._pickles = [], []
         for array_id in ids:
             with contextlib.suppress(OpenRuntimeError):
                 self._backend.delete_array(array_id)
@@ -69,6 +89,14 @@ class Parcel:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def no_room(name: str, kind: str, size: int, problem: InvalidRequest | Unavailable) -> OpenRuntimeError:
+    """Return `problem` with the name, type and size in bytes of the value that could not be sent."""
+    text = f"this {kind} of {gigabytes(size)} can't be sent to a worker ({problem})"
+    if isinstance(problem, Unavailable):
+        return type(problem)(f"{name}: {text}", problem.retry_after or 1.0)
+    return InvalidRequest.of(name, text)
 
 
 def _may_be_array(value: Any) -> bool:
@@ -82,7 +110,7 @@ def pickles_with_arrays() -> bool:
 
 
 def send(backend: Backend, value: Any, layout: Layout) -> str:
-    """Bring an array to the runtime; its id there."""
+    """Send an array, or a pickle's stream, to the runtime; return its id there."""
     told = backend.allocate(list(layout.shape), layout.dtype, layout.kind)
     try:
         if _fill(backend, told, value, layout):
@@ -119,15 +147,20 @@ def _fill(backend: Backend, told: ArrayInfo, value: Any, layout: Layout) -> bool
 
 
 def _pieces(value: Any, layout: Layout) -> Iterator[bytes]:
+    yield layout.header()
+    for whole in value.pieces if isinstance(value, Stream) else [_memory(value, layout)]:
+        for start in range(0, whole.nbytes, PIECE):
+            yield bytes(whole[start : start + PIECE])
+
+
+def _memory(value: Any, layout: Layout) -> memoryview:
+    """Return the elements of an array as its file has them."""
     import numpy as np
 
     from openruntime_jupyter.worker import arrays
 
-    yield layout.header()
     plain = np.ascontiguousarray(arrays.as_numpy(value), dtype=arrays.dtype_of(layout.dtype))
-    raw = plain.reshape(-1).view(np.uint8)
-    for start in range(0, layout.nbytes, PIECE):
-        yield raw[start : start + PIECE].tobytes()
+    return plain.reshape(-1).view(np.uint8).data
 
 
 def receive(backend: Backend, wanted: ArrayReference) -> Array:

@@ -1,4 +1,4 @@
-"""What travels by cloudpickle: functions of notebooks by value, and names instead of riddles for what can't travel."""
+"""Pickles of calls and variables, and errors that name the values that can't be pickled or sent."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import inspect
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import CodeType
 from typing import Any
 
-import cloudpickle
-
-from openruntime_jupyter.client.arrays import Parcel, pickles_with_arrays
-from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.client.arrays import Parcel, no_room, pickles_with_arrays
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 from openruntime_jupyter.worker.codes import pickled
+
+LARGEST_TEXT = 1_000_000
+"""Bytes up to which a pickle is text among the parameters; a larger one is sent beside the request, as arrays are."""
 
 
 def pack_call(
@@ -23,14 +25,18 @@ def pack_call(
     kwargs: dict[str, Any],
     parcel: Parcel | None = None,
     codes: list[CodeType] | None = None,
-) -> str:
-    """`function` and its arguments as base64 text, large arrays in `parcel`, the code that travels by value in `codes` too.
+) -> str | dict[str, str]:
+    """Pickle `function` and its arguments, large arrays into `parcel`; collect the code that travels by value in `codes`.
 
-    Raises `InvalidRequest` that names what can't be pickled.
+    Returns base64 text, or the reference of a pickle that was too large for that. Raises `InvalidRequest` that names the value that can't
+    be pickled, and `InvalidRequest` or `Unavailable` that names the largest one where there is no room.
     """
     try:
         return _encode((function, args, kwargs), parcel, codes)
-    except OpenRuntimeError:  # of the parcel
+    except (InvalidRequest, Unavailable) as problem:  # of the parcel
+        named = [*_named_arguments(function, args, kwargs), *(_used_variables(function) or {_name(function): function}).items()]
+        raise _no_room(named, problem) from problem
+    except OpenRuntimeError:
         raise
     except Exception as problem:  # an object's own __reduce__ may raise anything
         if not _travels(function):
@@ -38,16 +44,15 @@ def pack_call(
         raise _stuck(_named_arguments(function, args, kwargs), problem, "the arguments") from problem
 
 
-def pack_variables(variables: dict[str, Any], parcel: Parcel | None = None) -> str | None:
-    """Variables by name as base64 text, large arrays in `parcel`; None for none.
-
-    Raises `InvalidRequest` that names the one that can't be pickled.
-    """
+def pack_variables(variables: dict[str, Any], parcel: Parcel | None = None) -> str | dict[str, str] | None:
+    """Pickle variables by name, as `pack_call` does; return None where there are none."""
     if not variables:
         return None
     try:
         return _encode(variables, parcel)
-    except OpenRuntimeError:  # of the parcel
+    except (InvalidRequest, Unavailable) as problem:  # of the parcel
+        raise _no_room(variables.items(), problem) from problem
+    except OpenRuntimeError:
         raise
     except Exception as problem:  # as above
         raise _stuck(variables.items(), problem, "the variables") from problem
@@ -68,20 +73,39 @@ def unpack(payload: bytes, encoding: str, views: Iterable[Any] = ()) -> Any:
         raise OpenRuntimeError(f"the result can't be rebuilt here: {_said(problem)}") from problem
 
 
-def _encode(value: Any, parcel: Parcel | None, codes: list[CodeType] | None = None) -> str:
+def _encode(value: Any, parcel: Parcel | None, codes: list[CodeType] | None = None) -> str | dict[str, str]:
     if parcel is None or not pickles_with_arrays():
-        return base64.b64encode(pickled(value, codes)).decode()
-    from openruntime_jupyter.worker import parcels
+        stream = pickled(value, codes)
+    else:
+        from openruntime_jupyter.worker import parcels
 
-    return base64.b64encode(parcels.pack(value, parcel.keep, codes)).decode()
+        stream = parcels.pack_stream(value, parcel.keep, codes)
+    if parcel is None or stream.nbytes <= LARGEST_TEXT:
+        return base64.b64encode(stream.join()).decode()
+    return parcel.keep_pickle(stream)
 
 
 def _travels(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value)
+        _size(value)
     except Exception:  # as above
         return False
     return True
+
+
+def _size(value: Any) -> int:
+    from openruntime_jupyter.worker import parcels
+
+    return parcels.measure(value)
+
+
+def _no_room(named: Iterable[tuple[str, Any]], problem: InvalidRequest | Unavailable) -> OpenRuntimeError:
+    """Return `problem` with the name, type and size of the largest value."""
+    sizes = [(_size(value), name, type(value).__name__) for name, value in named if _travels(value)]
+    if not sizes:
+        return problem
+    size, name, kind = max(sizes)
+    return no_room(name, kind, size, problem)
 
 
 def _said(problem: BaseException) -> str:
@@ -99,15 +123,25 @@ def _stuck(named: Iterable[tuple[str, Any]], problem: Exception, together: str) 
 
 
 def _stuck_function(function: Callable[..., Any], problem: Exception) -> InvalidRequest:
-    name = getattr(function, "__qualname__", repr(function))
+    name = _name(function)
     for variable, value in _used_variables(function).items():
         if not _travels(value):
             stuck = f"the function {name} uses it, and this {type(value).__name__} can't travel to a worker ({_said(problem)})"
             return InvalidRequest.of(variable, f"{stuck}: make it inside the function instead")
-    return InvalidRequest.of(name, f"this function can't travel to a worker ({_said(problem)})")
+    return InvalidRequest.of(name, f"this function can't travel to a worker ({_said(problem)}): make it inside the task instead")
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__qualname__", repr(function)))
 
 
 def _used_variables(function: Callable[..., Any]) -> Mapping[str, Any]:
+    if isinstance(function, partial):
+        return {
+            "func": function.func,
+            **{f"argument {number}": value for number, value in enumerate(function.args, 1)},
+            **function.keywords,
+        }
     try:
         used = inspect.getclosurevars(function)
     except (TypeError, ValueError):  # a callable object, or a closure that is not filled yet

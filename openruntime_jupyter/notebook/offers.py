@@ -94,8 +94,8 @@ class Offers:
 
     def sessions(self) -> list[str]:
         """Names of sessions."""
-        found = self._ask("sessions", lambda client: client.sessions(), [], kept=2.0)
-        return [each.name for each in found]
+        found = self._ask("sessions", lambda client: client.sessions(), None, kept=2.0)
+        return [] if found is None else [each.name for each in found]
 
     def conversations(self) -> list[str]:
         """Names of conversations."""

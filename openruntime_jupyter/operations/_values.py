@@ -8,10 +8,12 @@ import json
 import keyword
 import reprlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.operations.arrays import ArrayRef
+from pydantic import BeforeValidator
+
+from openruntime_jupyter.errors import StorageUnavailable, gigabytes
+from openruntime_jupyter.operations.arrays import ArrayRef, reference
 from openruntime_jupyter.operations.base import Result
 
 if TYPE_CHECKING:
@@ -32,8 +34,18 @@ def identifier(name: str) -> str:
     return name
 
 
+Pickled = Annotated[str | ArrayRef, BeforeValidator(reference)]
+"""A pickle as base64 text; a large one as an array of bytes."""
+
+
+def check_pickled(pickled: str | ArrayRef | None) -> None:
+    """Raise ValueError for text that is not base64."""
+    if isinstance(pickled, str):
+        unpack(pickled)
+
+
 def unpack(text: str) -> bytes:
-    """base64 text as bytes; raises ValueError."""
+    """Decode base64 text; raises ValueError."""
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as problem:
@@ -59,13 +71,17 @@ def summary(value: Any) -> dict[str, Any]:
     return described
 
 
-def load(text: str, arrays: Sequence[ArrayRef], what: str, context: TaskContext) -> Any:
-    """Unpickle what the caller sent, with the arrays that came beside it; the error tells what the worker's environment lacks."""
+def load(pickled: str | ArrayRef, arrays: Sequence[ArrayRef], what: str, context: TaskContext) -> Any:
+    """Unpickle what the caller sent, as base64 text or as an array of bytes, with the arrays beside it.
+
+    Raises ModuleNotFoundError that names `what` and the module that this interpreter lacks.
+    """
     import pickle
 
     views = [context.array(each.array, "numpy") for each in arrays]
+    data = unpack(pickled) if isinstance(pickled, str) else context.array(pickled.array, "numpy")
     try:
-        return pickle.loads(unpack(text), buffers=views)  # noqa: S301 - it is the caller's own code
+        return pickle.loads(data, buffers=views)  # noqa: S301 - it is the caller's own code
     except ModuleNotFoundError as problem:
         import sys
 
@@ -79,13 +95,22 @@ class Packed(Result):
 
 
 def dump(value: Any, what: str, context: TaskContext) -> tuple[bytes, str]:
-    """Pickle a result, large arrays left on the task's shelf: the bytes, and their encoding. TypeError names what can't travel."""
+    """Pickle a result, large arrays left on the task's shelf; return the bytes and their encoding.
+
+    Raises TypeError that names `what` where it can't be pickled, and `StorageUnavailable` that names it where there is no room for it.
+    """
     try:
         return context.pack(value)
-    except StorageUnavailable:
-        raise
+    except StorageUnavailable as problem:
+        raise no_room(value, what, problem, context) from problem
     except Exception as problem:  # pickling runs the value's own code, which may raise anything
         raise stuck(value, what, problem) from problem
+
+
+def no_room(value: Any, what: str, problem: StorageUnavailable, context: TaskContext) -> StorageUnavailable:
+    """Return the error for a result without room for its arrays, with the size of all of it."""
+    kind, size = type(value).__name__, gigabytes(context.measure(value))
+    return StorageUnavailable(f"{what} ({kind} of {size}): {problem}", problem.retry_after or 1.0)
 
 
 def stuck(value: Any, what: str, problem: Exception) -> TypeError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from openruntime_jupyter.operations._sources import Source, show
-from openruntime_jupyter.operations._values import Packed, dump, load, summary, unpack
+from openruntime_jupyter.operations._values import Packed, Pickled, check_pickled, dump, load, summary
 from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 class Params(Parameters):
     """A function and its arguments."""
 
-    pickled: str = Field("", description="base64 of `cloudpickle.dumps((function, args, kwargs))`; empty calls nothing and gives None.")
+    pickled: Pickled = Field(
+        "",
+        description="base64 of `cloudpickle.dumps((function, args, kwargs))`, or an array of its bytes; empty: no call, the value is None.",
+    )
     arrays: list[ArrayRef] = Field(default_factory=list, description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
     world: World | None = None
@@ -30,9 +33,9 @@ class Params(Parameters):
 
     @field_validator("pickled")
     @classmethod
-    def _is_base64(cls, text: str) -> str:
-        unpack(text)
-        return text
+    def _is_base64(cls, pickled: str | ArrayRef) -> str | ArrayRef:
+        check_pickled(pickled)
+        return pickled
 
 
 def run(params: Params, context: TaskContext) -> Result:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from openruntime_jupyter.operations._values import dump, identifier, load, summary, unpack
+from openruntime_jupyter.errors import StorageUnavailable
+from openruntime_jupyter.operations._values import Pickled, check_pickled, dump, identifier, load, no_room, stuck, summary
 from openruntime_jupyter.operations.arrays import ArrayRef, reference
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
 
@@ -24,7 +25,9 @@ class Params(Parameters):
 
     code: str = Field("", description="Python source, as in a notebook cell.")
     inputs: dict[str, Input] = Field({}, description='Variables for the code, as JSON; `{"array": id}` is an array.')
-    pickled: str | None = Field(None, description="base64 of `cloudpickle.dumps({name: value})`: more variables for the code.")
+    pickled: Pickled | None = Field(
+        None, description="base64 of `cloudpickle.dumps({name: value})`, or an array of its bytes: more variables for the code."
+    )
     arrays: list[ArrayRef] = Field([], description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     outputs: list[str] = Field([], description="Names of variables to give back.")
     world: World | None = None
@@ -45,10 +48,9 @@ class Params(Parameters):
 
     @field_validator("pickled")
     @classmethod
-    def _is_base64(cls, text: str | None) -> str | None:
-        if text is not None:
-            unpack(text)
-        return text
+    def _is_base64(cls, pickled: str | ArrayRef | None) -> str | ArrayRef | None:
+        check_pickled(pickled)
+        return pickled
 
 
 class OutputNotSet(NameError):
@@ -85,12 +87,15 @@ def run(params: Params, context: TaskContext) -> Result:
 
 def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]:
     try:
-        return dump(outputs, "The outputs", context)
-    except TypeError:
+        return context.pack(outputs)
+    except StorageUnavailable as problem:
+        name = max(outputs, key=lambda name: context.measure(outputs[name]))
+        raise no_room(outputs[name], f"The output {name!r}", problem, context) from problem
+    except Exception as problem:  # pickling runs the values' own code, which may raise anything
         for name, item in outputs.items():
             dump(item, f"The output {name!r}", context)
             context.shelf.clear()
-        raise
+        raise stuck(outputs, "The outputs", problem) from problem
 
 
 def warm() -> None:

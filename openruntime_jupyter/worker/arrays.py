@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from openruntime_jupyter.worker import tensorfile
+from openruntime_jupyter.worker.codes import Stream
 from openruntime_jupyter.worker.tensorfile import Layout
 
 PIECE = 64 << 20
@@ -31,8 +32,8 @@ def is_mlx(value: Any) -> bool:
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """NumPy's object for one of our dtypes."""
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name).newbyteorder("<")
+    """Return NumPy's dtype for a name of ours: little-endian, and marked as native where this machine is."""
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(np.dtype(name).newbyteorder("<").str)
     return found
 
 
@@ -43,6 +44,13 @@ def layout_of(value: Any) -> Layout | None:
     if type(value) is not np.ndarray or value.dtype.name not in tensorfile.SIZES or value.ndim > tensorfile.MAX_DIMENSIONS:
         return None
     return Layout(value.shape, value.dtype.name)
+
+
+def exact_layout_of(array: Array) -> Layout | None:
+    """Return the layout of a NumPy array; None where its file would not give back the same dtype, byte order included."""
+    layout = layout_of(array)
+    same = layout is not None and array.dtype == dtype_of(layout.dtype) and array.dtype.metadata is None
+    return layout if same else None
 
 
 def as_numpy(value: Any) -> Array:
@@ -93,14 +101,19 @@ def store(value: Any, path: Path, layout: Layout | None = None, room: int | None
 
 
 def fill(descriptor: int, layout: Layout, value: Any) -> None:
-    """Write the elements of `value` into the open file that was made for them, little-endian and in C order."""
+    """Write an array, or a pickle's stream, into the open file that was made for it: little-endian and in C order."""
+    if isinstance(value, Stream):
+        place = layout.offset
+        for piece in value.pieces:
+            _write(descriptor, piece, place)
+            place += piece.nbytes
+        return
     array = as_numpy(value)
     if not layout.nbytes:
         return
     if array.flags.c_contiguous and array.dtype == dtype_of(layout.dtype):
         raw = array.reshape(-1).view(np.uint8).data
-        for start in range(0, layout.nbytes, PIECE):
-            _write(descriptor, raw[start : start + PIECE], layout.offset + start)
+        _write(descriptor, raw, layout.offset)
         return
     with mmap.mmap(descriptor, layout.size, flags=mmap.MAP_SHARED) as mapped:
         target: Array = np.ndarray(layout.shape, dtype_of(layout.dtype), buffer=mapped, offset=layout.offset)
@@ -110,7 +123,7 @@ def fill(descriptor: int, layout: Layout, value: Any) -> None:
 
 def _write(descriptor: int, data: memoryview, place: int) -> None:
     while data:
-        written = os.pwrite(descriptor, data, place)
+        written = os.pwrite(descriptor, data[:PIECE], place)
         data, place = data[written:], place + written
 
 

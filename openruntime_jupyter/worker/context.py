@@ -153,6 +153,12 @@ class TaskContext:
             self.shelf.clear()
             raise
 
+    def measure(self, value: Any) -> int:
+        """Return the bytes that `pack` needs for `value`, its arrays included; raises what pickling it raises."""
+        from openruntime_jupyter.worker import parcels
+
+        return parcels.measure(value)
+
     def require_memory(self, needed: int, what: str = "This task") -> None:
         """Raise `MemoryRefused` with both figures if `needed` bytes are more than the device has.
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.operations._values import Packed, stuck, summary
-from openruntime_jupyter.worker import parcels
+from openruntime_jupyter.operations._values import Packed, no_room, stuck, summary
 from openruntime_jupyter.worker.context import TaskContext, current, progress
 from openruntime_jupyter.worker.tracebacks import describe
 
@@ -35,12 +34,12 @@ def _pack(outcomes: list[Outcome], first: int, context: TaskContext) -> tuple[by
     """All in one pickle; only where that fails each value is tried by itself, and those that can't travel become failures."""
     try:
         return context.pack(outcomes)
-    except StorageUnavailable:
-        raise
+    except StorageUnavailable as problem:
+        raise no_room(outcomes, "The results of a chunk", problem, context) from problem
     except Exception:  # pickling runs the values' own code, which may raise anything
         for index, (worked, value) in enumerate(outcomes):
             try:
-                parcels.pack(value if worked else None, _leave_out)
+                context.measure(value if worked else None)
             except Exception as problem:
                 outcomes[index] = _failed(first + index, stuck(value, "The function's result", problem))
         return context.pack(outcomes)
@@ -50,7 +49,3 @@ def _failed(index: int, problem: BaseException) -> Outcome:
     told = describe(problem)
     print(f"Item {index} failed:\n{told['traceback']}", file=sys.stderr, flush=True)  # noqa: T201 - it is the task's output
     return False, told
-
-
-def _leave_out(array: Any, layout: Any) -> None:
-    """An array travels in any case."""

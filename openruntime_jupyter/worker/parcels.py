@@ -1,7 +1,8 @@
-"""Pickles whose large arrays stay outside: functions by value (cloudpickle), arrays by files.
+"""Pickles with large arrays outside: functions by value (cloudpickle), arrays and other large buffers by files.
 
-In place of each large array the pickle has an out-of-band buffer (protocol 5). The buffers' arrays are kept by the caller, in
-order, and given back in that order. Whatever else exposes its memory as large buffers, such as a data frame, travels the same way.
+In place of each large array the pickle has an out-of-band buffer (protocol 5). The caller of `pack` keeps the arrays in order and passes
+them to `unpack` in that order. Arrays that no file format describes (dates, records, big-endian numbers) travel as raw bytes, with type,
+shape and order in the pickle. Objects that expose their memory as large buffers, such as data frames, travel in the same way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from openruntime_jupyter.worker import arrays
-from openruntime_jupyter.worker.codes import CodePickler
+from openruntime_jupyter.worker.codes import CodePickler, Stream
 from openruntime_jupyter.worker.tensorfile import Layout
 
 SMALL = 256 << 10
@@ -27,13 +28,16 @@ PLAIN, OUTSIDE = "cloudpickle", "cloudpickle+arrays"
 """Encodings of a payload: all in it, or with arrays beside it."""
 
 _SCALARS = (type(None), bool, int, float, str)
-"""What holds no array and no function: a plain pickle is the same, at a tenth of the cost."""
+"""Types without arrays and functions: a plain pickle is the same, at a tenth of the cost."""
+_RAW_KINDS = "biufcmMSUV"
+"""Kinds of dtypes whose elements are plain bytes; the others refer to memory elsewhere."""
 
+Array = np.ndarray[Any, Any]
 Keep = Callable[[Any, Layout], None]
 
 
 class _Packer(CodePickler):
-    def __init__(self, file: io.BytesIO, keep: Keep | None, codes: list[CodeType] | None) -> None:
+    def __init__(self, file: Any, keep: Keep | None, codes: list[CodeType] | None) -> None:
         self._keep = keep
         self._kept = 0
         self._mark: pickle.PickleBuffer | None = None
@@ -41,50 +45,131 @@ class _Packer(CodePickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Leave a large array out."""
-        if type(obj) is np.ndarray or arrays.is_mlx(obj):
-            layout = arrays.layout_of(obj)
-            if layout is not None and self._left_out(obj, layout):
-                self._mark = pickle.PickleBuffer(bytearray(1))
-                return (arrays.mlx_or_numpy if layout.kind == "mlx" else as_it_is), (self._mark,)
+        if isinstance(obj, np.ndarray):
+            reduced = self._numpy(obj)
+            return super().reducer_override(obj) if reduced is None else reduced
+        if arrays.is_mlx(obj) and self._has_room(obj.nbytes):
+            return arrays.mlx_or_numpy, (self._outside(obj, arrays.layout_of(obj)),)
         return super().reducer_override(obj)
 
+    def _numpy(self, array: Any) -> Any:
+        """Reduce a large array to a buffer outside; None where it stays in the pickle."""
+        if not self._has_room(array.nbytes):
+            return None
+        kind: Any = type(array)
+        if kind is np.ma.MaskedArray and array.baseclass is np.ndarray:
+            return masked, (array.data, array.mask, array.fill_value, array.hardmask)
+        if not _plain_class(kind) or array.dtype.kind not in _RAW_KINDS or array.dtype.hasobject:
+            return None
+        fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+        in_order = array.T if fortran else array
+        if kind is np.ndarray and (layout := arrays.exact_layout_of(in_order)) is not None:
+            return (transposed if fortran else as_it_is), (self._outside(in_order, layout),)
+        raw = np.ascontiguousarray(in_order.view(np.ndarray)).reshape(-1).view(np.uint8)
+        mark = self._outside(raw, Layout(raw.shape, "uint8", "buffer"))
+        return from_bytes, (mark, kind, array.shape, array.dtype, "F" if fortran else "C")
+
     def _buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether it stays in the pickle."""
+        """Return whether the buffer stays in the pickle."""
         if buffer is self._mark:
             return False
         raw = buffer.raw()
-        return not raw.nbytes or not self._left_out(np.frombuffer(raw, np.uint8), Layout((raw.nbytes,), "uint8", "buffer"))
+        if not self._has_room(raw.nbytes):
+            return True
+        self._outside(np.frombuffer(raw, np.uint8), Layout((raw.nbytes,), "uint8", "buffer"))
+        return False
 
-    def _left_out(self, array: Any, layout: Layout) -> bool:
-        if self._keep is None or layout.nbytes < SMALL or self._kept >= MOST:
-            return False
+    def _has_room(self, size: int) -> bool:
+        return self._keep is not None and size >= SMALL and self._kept < MOST
+
+    def _outside(self, array: Any, layout: Layout | None) -> pickle.PickleBuffer:
+        """Keep the array; return the mark that stands for it, which must be pickled next."""
+        assert self._keep is not None
+        assert layout is not None
         self._kept += 1
         self._keep(array, layout)
-        return True
+        self._mark = pickle.PickleBuffer(bytearray(1))
+        return self._mark
+
+
+def _plain_class(kind: type) -> bool:
+    """Return whether the class leaves its pickling to NumPy, which stores nothing but the array."""
+    names = ("__reduce__", "__reduce_ex__", "__setstate__")
+    return all(getattr(kind, name) is getattr(np.ndarray, name) for name in names)
 
 
 def as_it_is(array: Any) -> Any:
-    """What a pickle calls to put an array in its place."""
+    """Return the array; a pickle calls this to put it in its place."""
     return array
 
 
-def pack(value: Any, keep: Keep | None, codes: list[CodeType] | None = None) -> bytes:
-    """`value` pickled; `keep(array, layout)` is called with each large array in it, in the order in which `unpack` wants them.
+def transposed(array: Any) -> Any:
+    """Return an array that was stored in Fortran order."""
+    return array.T
 
-    With None all of them stay in the pickle. `codes` gets the code of each function that is pickled by value.
+
+def from_bytes(raw: Array, kind: type[Array], shape: tuple[int, ...], dtype: np.dtype[Any], order: Any) -> Any:
+    """Return an array of class `kind` on the memory of `raw`."""
+    return np.ndarray.__new__(kind, shape, dtype, buffer=raw, order=order)
+
+
+def masked(data: Array, mask: Any, fill_value: Any, hard: bool) -> Any:
+    """Return a masked array on the memory of `data` and `mask`."""
+    return np.ma.MaskedArray(data, mask, fill_value=fill_value, hard_mask=hard, copy=False)
+
+
+def pack(value: Any, keep: Keep | None, codes: list[CodeType] | None = None) -> bytes:
+    """Pickle `value` as bytes.
+
+    Parameters
+    ----------
+    keep : called as `keep(array, layout)` with each large array, in the order in which `unpack` takes them; None leaves all in the pickle
+    codes : collects the code of each function that is pickled by value
+
     Raises whatever the pickling of `value` raises.
     """
     if type(value) in _SCALARS:
         return pickle.dumps(value, protocol=5)
     file = io.BytesIO()
+    _dump(value, file, keep, codes)
+    return file.getvalue()
+
+
+def pack_stream(value: Any, keep: Keep | None, codes: list[CodeType] | None = None) -> Stream:
+    """Pickle `value` as a stream, whose large pieces are not copied; see `pack`."""
+    stream = Stream()
+    _dump(value, stream, keep, codes)
+    return stream
+
+
+def measure(value: Any) -> int:
+    """Return the size in bytes of the pickle of `value` with its arrays; raises whatever the pickling raises."""
+    counter = _Counter()
+    _dump(value, counter, counter.keep, None)
+    return counter.nbytes
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def write(self, data: Any) -> int:
+        size = pickle.PickleBuffer(data).raw().nbytes
+        self.nbytes += size
+        return size
+
+    def keep(self, array: Any, layout: Layout) -> None:
+        self.nbytes += layout.nbytes
+
+
+def _dump(value: Any, file: Any, keep: Keep | None, codes: list[CodeType] | None) -> None:
     packer = _Packer(file, keep, codes)
     try:
         packer.dump(value)
     finally:
         packer.clear_memo()  # it refers to itself, and would keep every array of `value` until the garbage is collected
-    return file.getvalue()
 
 
-def unpack(data: bytes, outside: Iterable[Any] = ()) -> Any:
-    """What `pack` was given; `outside` are the arrays that it kept outside, as NumPy arrays."""
+def unpack(data: Any, outside: Iterable[Any] = ()) -> Any:
+    """Return the value of a pickle in any buffer; `outside` has the arrays that `pack` kept, as NumPy arrays."""
     return pickle.loads(data, buffers=iter(outside))  # noqa: S301 - only those unpickle who trust the sender

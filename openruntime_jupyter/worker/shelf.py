@@ -66,8 +66,7 @@ class Shelf:
             except StorageUnavailable as problem:
                 refusal = problem
                 continue
-            for other in self._places:
-                other[1:] = [left - layout.size for left in other[1:]]
+            self._take(layout.size)
             told = {"id": array_id, "shape": layout.shape, "dtype": layout.dtype, "kind": layout.kind, "place": number}
             self.stored.append(told)
             return
@@ -78,11 +77,16 @@ class Shelf:
         )
 
     def clear(self) -> None:
-        """The task gives nothing back after all."""
+        """Delete the results that were left here."""
         for told in self.stored:
             with contextlib.suppress(OSError):
                 Path(self._places[told["place"]][0], f"{told['id']}{UNFINISHED}").unlink()
+            self._take(-Layout(tuple(told["shape"]), told["dtype"], told["kind"]).size)
         self.stored = []
+
+    def _take(self, size: int) -> None:
+        for place in self._places:
+            place[1:] = [left - size for left in place[1:]]
 
     def _path(self, array_id: str) -> str:
         if array_id not in self._inputs:

@@ -368,6 +368,26 @@ def test_large_inputs_travel_and_do_not_slow_the_line(kernel: Kernel) -> None:
     assert cell.updates >= 4
 
 
+def test_large_text_and_functions_of_mlx_go_in_and_out(kernel: Kernel) -> None:
+    kernel.run("import mlx.core as mx, mlx.nn as nn\ntext, act, kind = 'é' * 15_000_000, nn.relu, mx.float16")
+    cell = kernel.run(
+        "%%openruntime --in text,act,kind --out back,size\nimport mlx.core as mx\n"
+        "back = [text, act, kind, act(mx.array([-1.0, 2.0], dtype=kind))]\nsize = len(text)"
+    )
+    assert cell.status == "ok", cell.error
+    assert kernel.value("size, back[0] == text, back[1] is act, back[2] == kind, back[3].tolist()") == (
+        "(15000000, True, True, True, [0.0, 2.0])"
+    )
+
+
+def test_gradient_function_is_refused_by_name(kernel: Kernel) -> None:
+    kernel.run("import mlx.core as mx\ngradient = mx.grad(lambda a: (a * a).sum())")
+    cell = kernel.run("%%openruntime --in gradient\ngradient")
+    assert cell.status == "error"
+    assert "gradient" in told(cell)
+    assert "make it inside the task" in told(cell)
+
+
 def test_loading_twice_and_unloading_do_no_harm(kernel: Kernel) -> None:
     assert kernel.run("%reload_ext openruntime_jupyter").status == "ok"
     assert kernel.run("%openruntime status").status == "ok"

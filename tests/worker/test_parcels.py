@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -22,3 +23,35 @@ def test_what_was_packed_is_let_go_without_waiting_for_the_garbage_collector() -
     finally:
         gc.enable()
     assert kept == [(300_000,)]
+
+
+def test_stream_and_bytes_are_the_same_pickle() -> None:
+    values = [
+        np.asfortranarray(np.arange(20_000.0).reshape(100, 200)),
+        b"x" * 100_000,
+        bytearray(b"y" * 100_000),
+        "é" * 100_000,
+        list(range(50_000)),
+        np.arange(20_000).astype("M8[s]")[::2],
+    ]
+    for value in (*values, values):
+        stream = parcels.pack_stream(value, None)
+        assert stream.join() == parcels.pack(value, None)
+        assert stream.nbytes == parcels.measure(value) == len(stream.join())
+
+
+def test_large_bytes_of_a_stream_are_not_copied() -> None:
+    value = b"x" * 1_000_000
+    assert any(piece.obj is value for piece in parcels.pack_stream([value], None).pieces)
+
+
+def test_arrays_beyond_the_most_stay_in_the_pickle() -> None:
+    kept: list[Any] = []
+    values = [np.full(40_000, number) for number in range(parcels.MOST + 3)]
+    data = parcels.pack(values, lambda array, layout: kept.append(array))
+    assert len(kept) == parcels.MOST
+    assert all((back == value).all() for back, value in zip(parcels.unpack(data, kept), values, strict=True))
+
+
+def test_measure_counts_arrays_outside_the_pickle() -> None:
+    assert 8_000_000 <= parcels.measure({"x": np.ones(1_000_000)}) < 8_001_000

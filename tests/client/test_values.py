@@ -1,0 +1,355 @@
+"""Values of every kind and size in and out of tasks: by files, by HTTP as from another machine, and embedded."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+import pandas as pd
+import pytest
+
+from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.embedded import EmbeddedBackend
+from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.errors import InvalidRequest, TaskFailed, Unavailable
+from openruntime_jupyter.runtime.settings import Settings
+from tests.support import Server, running_server, wait_until
+
+nn: Any = importlib.import_module("mlx.nn")  # whose names mypy does not find
+
+N = 1_500_000
+QUOTA = 150_000_000
+X = mx.arange(6.0).reshape(2, 3)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    config = {"OpenRuntimeApp": {"cpu_slots": 1, "array_bytes": QUOTA}}
+    with running_server(tmp_path_factory.mktemp("values"), base_url="/user/x/", config=config) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["http", "remote", "embedded"])
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """A server on this machine, one whose files are not at hand, and the runtime of this process."""
+    if request.param == "embedded":
+        embedded = EmbeddedBackend(Settings(data_dir=tmp_path_factory.mktemp("embedded"), embedded=True, cpu_slots=1, array_bytes=QUOTA))
+        yield embedded
+        embedded.stop()
+        return
+    running: Server = request.getfixturevalue("server")
+    http = HttpBackend(running.url, running.token)
+    http.local = request.param == "http"
+    yield http
+    http.close()
+
+
+@pytest.fixture
+def client(backend: Backend) -> Client:
+    return Client(backend)
+
+
+def itself() -> Callable[[Any], Any]:
+    """Made here, so that it travels by value."""
+    return lambda value: value
+
+
+def numbers() -> Any:
+    return np.arange(N)
+
+
+def records() -> Any:
+    found = np.zeros(N // 4, dtype=[("id", "<i4"), ("when", "datetime64[ms]"), ("v", ">f8", (2,))])
+    found["id"] = np.arange(N // 4)
+    return found
+
+
+def mapped(folder: Any) -> Any:
+    np.save(folder / "x.npy", numbers() * 1.0)
+    return np.load(folder / "x.npy", mmap_mode="r")
+
+
+ARRAYS: dict[str, Callable[[Any], Any]] = {
+    "dates": lambda folder: numbers().astype("datetime64[s]"),
+    "durations": lambda folder: numbers().astype("timedelta64[us]"),
+    "records": lambda folder: records(),
+    "record array": lambda folder: records().view(np.recarray),
+    "big-endian": lambda folder: numbers().astype(">f8"),
+    "big-endian integers": lambda folder: numbers().astype(">i2"),
+    "big-endian dates": lambda folder: numbers().astype(">M8[D]"),
+    "Fortran order": lambda folder: np.asfortranarray(numbers().reshape(-1, 5)),
+    "Fortran order of dates": lambda folder: np.asfortranarray(numbers().astype("M8[s]").reshape(-1, 5)),
+    "backwards": lambda folder: numbers()[::-1],
+    "every third date": lambda folder: numbers().astype("M8[s]")[::3],
+    "memory-mapped": mapped,
+    "matrix": lambda folder: (numbers() * 1.0).reshape(1, -1).view(np.matrix),
+    "long doubles": lambda folder: numbers().astype(np.longdouble),
+    "bytes": lambda folder: np.array([b"abc", b"d"] * (N // 2)),
+    "text": lambda folder: np.array(["é🎉"] * (N // 4)),
+    "void": lambda folder: numbers().view("V8"),
+    "float8": lambda folder: (numbers() % 10).astype(ml_dtypes.float8_e4m3fn),
+    "int4": lambda folder: (numbers() % 7).astype(ml_dtypes.int4),
+    "broadcast": lambda folder: np.broadcast_to(np.float64(3), (N,)),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_array_keeps_dtype_order_and_class(client: Client, tmp_path: Any, name: str) -> None:
+    array = ARRAYS[name](tmp_path)
+    back = client.call(itself(), array)
+    assert type(back) is type(array)
+    assert (back.dtype, back.dtype.byteorder, back.shape) == (array.dtype, array.dtype.byteorder, array.shape)
+    if array.flags.f_contiguous or array.flags.c_contiguous:
+        assert back.flags.f_contiguous == array.flags.f_contiguous
+    assert np.asarray(back).tobytes() == np.asarray(array).tobytes()
+    back[..., :1] = back[..., -1:]  # it can be changed
+
+
+def test_masked_array_keeps_mask_and_fill_value(client: Client) -> None:
+    array = np.ma.MaskedArray(numbers() * 1.0, numbers() % 2 == 0, fill_value=-9, hard_mask=True)
+    back = client.call(itself(), array)
+    assert isinstance(back, np.ma.MaskedArray)
+    assert (back.data == array.data).all()
+    assert (back.mask == array.mask).all()
+    assert (back.fill_value, back.hardmask) == (-9, True)
+    whole = client.call(itself(), np.ma.MaskedArray(numbers()))
+    assert whole.mask is np.ma.nomask
+
+
+def test_subclass_that_pickles_itself_keeps_what_it_adds(client: Client) -> None:
+    space: dict[str, Any] = {"__name__": "__main__", "np": np}
+    exec(
+        "class Named(np.ndarray):\n"
+        "    def __reduce__(self):\n        return _named, (np.asarray(self), self.name)\n"
+        "def _named(array, name):\n    found = array.view(Named)\n    found.name = name\n    return found\n",
+        space,
+    )
+    back = client.call(itself(), space["_named"](numbers(), "mine"))
+    assert (type(back).__name__, back.name, int(back[-1])) == ("Named", "mine", N - 1)
+
+
+LARGE: dict[str, Callable[[], Any]] = {
+    "bytes": lambda: os.urandom(1 << 20) * 18,
+    "bytearray": lambda: bytearray(os.urandom(1 << 20) * 18),
+    "text": lambda: "é🎉x" * 3_000_000,
+    "list of numbers": lambda: [float(number) for number in range(2_000_000)],
+    "list of texts": lambda: [f"customer {number}" for number in range(900_000)],
+    "dict of lists": lambda: {str(number): list(range(100)) for number in range(60_000)},
+    "nested": lambda: {"x": [numbers(), {"y": (b"z" * 2_000_000,)}], "n": 1},
+}
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, np.ndarray):
+        return bool((left == right).all())
+    if isinstance(left, (list, tuple)) and len(left) < 10:
+        return all(map(same, left, right))
+    if isinstance(left, dict) and len(left) < 10:
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return bool(left == right) and type(left) is type(right)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_value_travels_both_ways(client: Client, name: str) -> None:
+    value = LARGE[name]()
+    assert same(client.call(itself(), value), value)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_value_goes_in_and_out_of_a_cell(client: Client, name: str) -> None:
+    value = LARGE[name]()
+    handle = client.submit_code("back = [t]", {"t": value, "n": 1}, ("back", "n"))
+    found = handle.result()
+    assert same(found["back"][0], value)
+    parameters = client.backend.get(handle.id).parameters
+    assert parameters is not None
+    assert name == "nested" or parameters["pickled"].keys() == {"array"}
+
+
+def test_data_frame_with_dates_and_text_travels(client: Client) -> None:
+    rows = 400_000
+    frame = pd.DataFrame(
+        {
+            "when": pd.date_range("2026-01-01", periods=rows, freq="s"),
+            "x": np.arange(rows) * 1.0,
+            "name": [f"customer {number}" for number in range(rows)],
+            "kind": pd.Categorical(["a", "b"] * (rows // 2)),
+        },
+        index=pd.DatetimeIndex(np.arange(rows).astype("M8[s]")),
+    )
+    pd.testing.assert_frame_equal(client.call(itself(), frame), frame, check_freq=False)
+
+
+def test_closures_default_and_global_of_any_size_travel(client: Client) -> None:
+    large = {number: f"value {number}" for number in range(900_000)}
+    space: dict[str, Any] = {"__name__": "__main__", "large": large}
+    exec("def size(extra):\n    return len(large) + extra", space)
+    assert client.call(lambda: len(large)) == len(large)
+    assert client.call(lambda given=large: len(given)) == len(large)
+    assert client.map(space["size"], [1, 2]) == [900_001, 900_002]
+    with client.executor() as executor:
+        assert executor.submit(space["size"], 3).result() == 900_003
+    assert asyncio.run(client.aio.call(space["size"], 4)) == 900_004
+
+
+def test_map_takes_and_returns_large_items(client: Client) -> None:
+    items = [bytes([number]) * 3_000_000 for number in range(3)]
+    assert client.map(lambda item: item[::2] + item, items) == [item[::2] + item for item in items]
+
+
+def test_what_was_sent_is_released_with_its_task(client: Client) -> None:
+    before = _used(client)
+    assert client.call(len, b"x" * 20_000_000) == 20_000_000
+    wait_until(lambda: _used(client) <= before, what="the end of the pickle")
+
+
+def _used(client: Client) -> int:
+    backend: Any = client.backend
+    if isinstance(backend, HttpBackend):
+        return len(backend._request("GET", "/arrays").json()["arrays"])
+    return len(backend._started().ai.runtime.arrays.page().arrays)
+
+
+def test_value_without_room_is_named_with_size_and_setting(client: Client) -> None:
+    large = bytes(QUOTA)
+    with pytest.raises(InvalidRequest, match=r"data: this bytes of 150 MB .*array_bytes") as caught:
+        client.call(lambda data, number: None, large, 1)
+    assert caught.value.details[0]["field"] == "data"
+    with pytest.raises(InvalidRequest, match=r"large: this bytes of 150 MB .*array_bytes"):
+        client.call(lambda: len(large))
+    with pytest.raises(InvalidRequest, match=r"big: this ndarray of 150 MB .*array_bytes"):
+        client.submit_code("", {"small": 1, "big": np.zeros(QUOTA, np.uint8)})
+    with pytest.raises(InvalidRequest, match=r"x: this ndarray of 160 MB .*array_bytes"):
+        client.run("compute", expression="sum(x)", inputs={"x": np.zeros(QUOTA // 4 + 2_500_000, np.float32)})
+    with pytest.raises(Unavailable, match=r"b: this bytes of 100 MB .*array_bytes"):
+        client.call(lambda a, b: None, np.zeros(90_000_000, np.uint8), bytes(100_000_000))
+
+
+def test_array_that_is_no_parameter_is_named(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"parameters\.inputs\.when: a ndarray of dtype datetime64\[s\].*submit_code"):
+        client.run("python", code="", inputs={"when": np.zeros(3, "M8[s]")})
+
+
+def test_result_without_room_is_named_with_size_and_setting(client: Client) -> None:
+    with pytest.raises(TaskFailed, match=r"The function's result \(ndarray of 160 MB\).*array_bytes"):
+        client.call(np.zeros, 20_000_000)
+    with pytest.raises(TaskFailed, match=r"The output 'big' \(list of 160 MB\).*array_bytes"):
+        client.submit_code("import numpy as np\nsmall = 1\nbig = [np.zeros(20_000_000)]", outputs=("small", "big")).result()
+
+
+def test_large_result_that_can_not_travel_is_named(client: Client) -> None:
+    code = "import numpy as np, threading\nfine = np.zeros(6_000_000)\nlock = threading.Lock()"
+    with pytest.raises(TaskFailed, match=r"The output 'lock' of type lock can't be sent back"):
+        client.submit_code(code, outputs=("fine", "lock")).result()
+
+
+def test_functions_of_mlx_run_as_tasks(client: Client) -> None:
+    assert client.call(mx.sum, X).item() == 15
+    assert client.call(partial(mx.sum, axis=0), X).tolist() == [3, 5, 7]
+    assert client.call(X.sum).item() == 15
+    assert mx.array_equal(client.map(mx.sin, [X])[0], mx.sin(X))
+    assert client.call(nn.relu, X - 3).tolist() == [[0, 0, 0], [0, 1, 2]]
+    with client.executor() as executor:
+        assert abs(executor.submit(mx.linalg.norm, X).result().item() - 55**0.5) < 1e-4
+
+
+def test_objects_of_mlx_travel_both_ways(client: Client) -> None:
+    values = {
+        "functions": [mx.sum, mx.linalg.norm, mx.array.sum, nn.gelu, nn.losses.mse_loss],
+        "dtypes": [mx.float16, mx.bool_, mx.bfloat16, X.dtype, mx.floating],
+        "devices": [mx.cpu, mx.Device(mx.gpu, 0), mx.default_stream(mx.cpu)],
+    }
+    assert client.call(itself(), values) == values
+    assert client.submit_code("back = value", {"value": values}, ("back",)).result()["back"] == values
+
+
+def test_model_with_activations_and_optimizer_train_in_a_task(client: Client) -> None:
+    def train(model: Any, optimizer: Any, x: Any) -> Any:
+        step = nn.value_and_grad(model, lambda m, a: ((m(a) - 1) ** 2).mean())
+        losses = []
+        for _ in range(20):
+            loss, gradients = step(model, x)
+            optimizer.update(model, gradients)
+            losses.append(loss.item())
+        return model, optimizer, losses
+
+    optim: Any = importlib.import_module("mlx.optimizers")
+    model = nn.Sequential(nn.Linear(3, 4), nn.relu, nn.Linear(4, 1), nn.gelu)
+    trained, optimizer, losses = client.call(train, model, optim.Adam(optim.cosine_decay(0.1, 100)), X)
+    assert losses[-1] < losses[0]
+    assert (type(trained), type(optimizer)) == (type(model), optim.Adam)
+    assert client.call(lambda tree: tree, trained.parameters()).keys() == trained.parameters().keys()
+
+
+def test_compiled_function_computes_the_same_in_a_task(client: Client) -> None:
+    @mx.compile
+    def scaled(a: Any) -> Any:
+        return a * 2 + nn.relu(a)
+
+    expected = scaled(X)
+    assert mx.array_equal(client.call(scaled, X), expected)
+    assert mx.array_equal(client.call(lambda: scaled(X)), expected)
+    assert mx.array_equal(client.call(lambda: scaled)(X), expected)
+
+
+def test_random_state_starts_the_task_where_the_notebook_is(client: Client) -> None:
+    mx.random.seed(1 << 40 | 7)
+    state: Any = mx.random.state
+    in_task, drawn, back = client.call(lambda s: (s[0].tolist(), mx.random.normal((2,)).tolist(), mx.random.state), state)
+    assert in_task == state[0].tolist()
+    assert drawn == mx.random.normal((2,)).tolist()
+    assert back[0].tolist() == state[0].tolist()
+    assert (
+        client.call(lambda key: mx.random.normal((2,), key=key).tolist(), mx.random.key(3))
+        == mx.random.normal((2,), key=mx.random.key(3)).tolist()
+    )
+
+
+def square(a: Any) -> Any:
+    return (a * a).sum()
+
+
+TRANSFORMS: dict[str, Callable[[], Any]] = {
+    "grad": lambda: mx.grad(square),
+    "value_and_grad": lambda: mx.value_and_grad(square),
+    "vmap": lambda: mx.vmap(square),
+    "checkpoint": lambda: mx.checkpoint(square),
+    "custom function": lambda: mx.custom_function(square),
+    "compiled grad": lambda: mx.compile(mx.grad(square)),
+    "model": lambda: nn.value_and_grad(nn.Linear(3, 1), square),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transform_is_refused_with_its_name(client: Client, name: str) -> None:
+    transform = TRANSFORMS[name]()
+    advice = "inside the (task|function)"
+    with pytest.raises(InvalidRequest, match=advice):
+        client.call(transform, X)
+    with pytest.raises(InvalidRequest, match=f"transform: .*{advice}"):
+        client.call(lambda: transform(X))
+    with pytest.raises(InvalidRequest, match=f"function: .*{advice}"):
+        client.call(lambda function, a: function(a), [transform], X)
+    with pytest.raises(InvalidRequest, match=f"step: .*{advice}"):
+        client.submit_code("", {"step": {"inner": transform}, "x": X})
+    with pytest.raises(InvalidRequest, match=advice):
+        client.call(partial(transform, X))
+    with pytest.raises(InvalidRequest, match=advice):
+        client.map(transform, [X])
+    with pytest.raises(InvalidRequest, match=advice), client.executor() as executor:
+        executor.submit(transform, X)
+
+
+def test_transform_as_a_result_is_refused(client: Client) -> None:
+    with pytest.raises(TaskFailed, match=r"The function's result .*can't be sent back.*mx\.grad"):
+        client.call(lambda: mx.grad(lambda a: a * a))
+    with pytest.raises(TaskFailed, match=r"The output 'g' .*can't be sent back.*mx\.grad"):
+        client.submit_code("import mlx.core as mx\ng = mx.vmap(lambda a: a)", outputs=("g",)).result()

@@ -1,0 +1,309 @@
+"""Pickling of MLX's objects and of wrappers that claim another class: a sweep over all that MLX has."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pickle
+import pkgutil
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.utils
+import pytest
+
+from openruntime_jupyter.worker import codes, parcels
+
+nn: Any = importlib.import_module("mlx.nn")  # whose names mypy does not find
+optim: Any = importlib.import_module("mlx.optimizers")
+
+X = mx.arange(6.0).reshape(2, 3)
+
+
+def square(a: Any) -> Any:
+    return (a * a).sum()
+
+
+def double(a: Any) -> Any:
+    return a * 2
+
+
+def minus(a: Any, b: Any) -> Any:
+    return a - b
+
+
+def gradient(a: Any) -> Any:
+    return mx.grad(square)(a) + 1
+
+
+def there_and_back(value: Any) -> Any:
+    return parcels.unpack(parcels.pack(value, None))
+
+
+def mlx_modules() -> list[Any]:
+    for package in (nn, optim):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(found.name)
+    return [module for name, module in sorted(sys.modules.items()) if name in ("mlx.core", "mlx.utils") or name.startswith("mlx.")]
+
+
+def public(module: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations":
+            yield f"{module.__name__}.{name}", value
+
+
+def test_everything_named_in_mlx_comes_back_as_itself() -> None:
+    found = [named for module in mlx_modules() for named in public(module)]
+    assert len(found) > 700
+    for name, value in found:
+        back = there_and_back(value)
+        same = repr(back) == repr(value) and type(back) is type(value) and not callable(value)
+        assert back is value or same, name
+
+
+def test_names_of_mlx_mean_the_same_in_another_process(tmp_path: Path) -> None:
+    values = {name: value for module in mlx_modules() for name, value in public(module) if module.__name__.startswith("mlx.core")}
+    values |= {name: value for name, value in public(nn) if not inspect.isclass(value)}
+    (tmp_path / "values").write_bytes(parcels.pack(values, None))
+    script = (
+        "import functools, pathlib, pickle, sys\n"
+        f"for name, value in pickle.loads(pathlib.Path({str(tmp_path / 'values')!r}).read_bytes()).items():\n"
+        "    parts = name.split('.')\n"
+        "    own = functools.reduce(getattr, parts[2:], sys.modules['mlx.' + parts[1]])\n"
+        "    assert own is value or own == value or own != own, name\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_methods_of_arrays_come_back() -> None:
+    for name in dir(mx.array):
+        method = getattr(mx.array, name)
+        if not name.startswith("_") and callable(method) and not isinstance(method, property):
+            assert there_and_back(method) is method, name
+    assert there_and_back(X.sum)().item() == 15
+
+
+INSTANCES: dict[str, Callable[[], Any]] = {
+    "linear": lambda: nn.Linear(3, 3),
+    "sequential": lambda: nn.Sequential(nn.Linear(3, 4), nn.relu, nn.Linear(4, 3), nn.gelu),
+    "transformer": lambda: nn.TransformerEncoder(1, 4, 2, activation=nn.silu),
+    "lstm": lambda: nn.LSTM(3, 4),
+    "gru": lambda: nn.GRU(3, 4),
+    "quantized": lambda: nn.QuantizedLinear(64, 3),
+    "convolution": lambda: nn.Conv2d(1, 2, 3),
+    "compiled in a module": lambda: _with(step=mx.compile(double)),
+}
+
+
+def _with(**members: Any) -> Any:
+    module = nn.Module()
+    for name, value in members.items():
+        setattr(module, name, value)
+    return module
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_modules_come_back_with_their_parameters_and_members(name: str) -> None:
+    module = INSTANCES[name]()
+    back = there_and_back(module)
+    assert type(back) is type(module)
+    ours, theirs = (dict(mlx.utils.tree_flatten(each.parameters())) for each in (module, back))
+    assert ours.keys() == theirs.keys()
+    assert all(mx.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+ACTIVATIONS = [
+    name for name in dir(nn.layers.activations) if inspect.isclass(kind := getattr(nn, name, None)) and issubclass(kind, nn.Module)
+]
+
+
+@pytest.mark.parametrize("name", sorted({*ACTIVATIONS} - {"Module"}))
+def test_activation_layers_compute_the_same(name: str) -> None:
+    layer = getattr(nn, name)()
+    assert mx.array_equal(there_and_back(layer)(X.T), layer(X.T), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "kind", [each for each in vars(optim.optimizers).values() if inspect.isclass(each) and issubclass(each, optim.Optimizer)]
+)
+def test_optimizers_step_the_same(kind: Any) -> None:
+    if kind in (optim.Optimizer, optim.MultiOptimizer):
+        return
+    optimizer = kind(learning_rate=optim.cosine_decay(0.1, 10))
+    parameters = {"w": mx.ones((3, 3))}
+    optimizer.update(_with(**parameters), {"w": mx.full((3, 3), 0.5)})
+    back = there_and_back(optimizer)
+    assert type(back) is kind
+    for _ in range(2):
+        ours, theirs = (each.apply_gradients({"w": mx.full((3, 3), 0.5)}, parameters) for each in (optimizer, back))
+        assert mx.array_equal(ours["w"], theirs["w"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [mx.Device(mx.gpu, 1), mx.cpu, mx.default_device(), mx.default_stream(mx.cpu), mx.float16, mx.bool_, mx.array(1.0).dtype, mx.floating],
+    ids=str,
+)
+def test_devices_streams_and_dtypes_are_equal(value: Any) -> None:
+    assert there_and_back(value) == value
+
+
+def test_limits_of_dtypes_come_back() -> None:
+    assert there_and_back(mx.finfo(mx.float16)).max == mx.finfo(mx.float16).max
+    assert there_and_back(mx.iinfo(mx.int8)).max == 127
+
+
+def test_random_state_as_a_result_is_a_list_with_its_key() -> None:
+    state: Any = mx.random.state
+    before = state[0].tolist()
+    (key,) = there_and_back(state)
+    assert key.tolist() == before == state[0].tolist()
+    assert key.dtype == mx.uint32
+
+
+COMPILED: dict[str, tuple[Any, Any]] = {
+    "plain": (mx.compile(double), X),
+    "shapeless": (mx.compile(double, shapeless=True), X),
+    "module": (mx.compile(nn.Linear(3, 2)), X),
+    "partial": (functools.partial(mx.compile(minus), b=X + 1), X),
+    "gradient inside": (mx.compile(gradient), X),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_functions_compute_the_same(name: str) -> None:
+    function, argument = COMPILED[name]
+    back = there_and_back({"f": [function]})["f"][0]
+    assert type(back) is type(function)
+    assert mx.array_equal(back(argument), function(argument))
+
+
+def test_compiled_function_that_uses_itself_comes_back() -> None:
+    space: dict[str, Any] = {"__name__": "__main__", "mx": mx}
+    exec("@mx.compile\ndef down(a, n):\n    return a if n == 0 else down(a * 2, n - 1)", space)
+    assert there_and_back(space["down"])(mx.array(1.0), 3).item() == 8
+
+
+def test_compiled_method_of_a_class_comes_back() -> None:
+    space: dict[str, Any] = {"__name__": "__main__", "mx": mx}
+    exec("class Doubles:\n    step = staticmethod(mx.compile(lambda a: a * 2))", space)
+    assert there_and_back(space["Doubles"]()).step(mx.array(2.0)).item() == 4
+
+
+def _custom() -> Any:
+    function = mx.custom_function(square)
+    function.vjp(lambda primals, cotangents, output: primals)
+    return function
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "grad": lambda: mx.grad(square),
+    "grad of argnums": lambda: mx.grad(square, argnums=(0,)),
+    "value_and_grad": lambda: mx.value_and_grad(square),
+    "vmap": lambda: mx.vmap(square),
+    "vmap with axes": lambda: mx.vmap(square, in_axes=1, out_axes=0),
+    "vmap with no axis": lambda: mx.vmap(square, in_axes=(None,), out_axes=(None,)),
+    "checkpoint": lambda: mx.checkpoint(square),
+    "checkpoint of a layer": lambda: nn.utils.checkpoint(nn.Linear(3, 2)),
+    "custom function": _custom,
+    "grad of compiled": lambda: mx.grad(mx.compile(square)),
+    "compiled grad": lambda: mx.compile(mx.grad(square)),
+    "vmap of grad": lambda: mx.vmap(mx.grad(square)),
+    "grad of a layer": lambda: mx.grad(nn.Linear(3, 2)),
+    "compiled with inputs": lambda: mx.compile(square, inputs=[X]),
+    "compiled with outputs": lambda: mx.compile(square, outputs=[X]),
+    "compiled with random state": lambda: mx.compile(square, inputs=[mx.random.state], outputs=[mx.random.state]),
+    "value_and_grad of a model": lambda: nn.value_and_grad(nn.Linear(3, 1), square),
+    "stream": lambda: mx.new_stream(mx.cpu),
+    "stream context": lambda: mx.stream(mx.cpu),
+    "iterator": lambda: iter(X),
+    "at": lambda: X.at[0],
+}
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "itself": lambda value: value,
+    "list": lambda value: [value],
+    "partial": lambda value: functools.partial(value, X),
+    "closure": lambda value: lambda: value,
+    "default": lambda value: lambda given=value: given,
+    "module": lambda value: _with(step=value),
+    "class": lambda value: type("Holder", (), {"step": [value]})(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("place", PLACES)
+def test_transforms_are_refused_wherever_they_are(name: str, place: str) -> None:
+    value = REFUSED[name]()
+    if place == "partial" and not callable(value):
+        return
+    with pytest.raises((pickle.PicklingError, TypeError)):
+        parcels.pack(PLACES[place](value), None)
+    with pytest.raises((pickle.PicklingError, TypeError)):
+        codes.pickled(PLACES[place](value))
+
+
+class Wrapper:
+    """A wrapper that answers for the function inside, as decorators of wrapt do."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "inside"), name) if name != "inside" else object.__getattribute__(self, name)
+
+    def __call__(self, *args: Any) -> Any:
+        return -self.inside(*args)
+
+
+class Reduced(Wrapper):
+    """A wrapper that tells how to pickle it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Wrapper, (object.__getattribute__(self, "inside"),)
+
+
+def _plain(number: int) -> int:
+    return number
+
+
+@pytest.mark.parametrize("inside", [_plain, nn.Linear(2, 2)], ids=["function", "object"])
+def test_wrapper_that_claims_another_class_is_refused(inside: Any) -> None:
+    with pytest.raises(pickle.PicklingError, match="claims to be"):
+        parcels.pack(Wrapper(inside), None)
+
+
+def test_wrapper_that_reduces_itself_is_kept() -> None:
+    assert type(there_and_back(Reduced(_plain))) is Wrapper
+
+
+def test_weak_proxy_of_an_object_travels_as_the_object() -> None:
+    layer = nn.Linear(2, 2)
+    assert mx.array_equal(there_and_back(weakref.proxy(layer)).weight, layer.weight)
+
+
+def test_cached_function_of_a_notebook_travels_with_an_empty_cache() -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("import functools\n@functools.lru_cache(maxsize=3)\ndef twice(n):\n    return 2 * n", space)
+    space["twice"](1)
+    back = there_and_back(space["twice"])
+    assert back(4) == 8
+    assert back.cache_info() == (0, 1, 3, 1)
+
+
+def test_pickling_does_not_import_mlx() -> None:
+    script = (
+        "import sys\n"
+        "from openruntime_jupyter.worker import codes, parcels\n"
+        "def work(x): return x\n"
+        "codes.pickled((work, [1, b'x' * 2_000_000], {}))\n"
+        "parcels.pack((work, [1], {}), lambda array, layout: None)\n"
+        "assert not any(name.startswith('mlx') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
