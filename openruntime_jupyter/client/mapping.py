@@ -45,6 +45,8 @@ class Mapping:
     backend: Backend
     chunks: Iterator[Chunk]
     results: list[Any]
+    told: Callable[[Task | BaseException], None] = lambda answer: None
+    """Called with the answer to each submission."""
     failures: dict[int, TaskError] = field(default_factory=dict)
     _flying: deque[tuple[Chunk, TaskHandle]] = field(default_factory=deque)
     _sending: tuple[list[Chunk], str] | None = None
@@ -89,6 +91,7 @@ class Mapping:
 
     def _take(self, group: list[Chunk], answers: list[Task | OpenRuntimeError]) -> None:
         for chunk, answer in zip(group, answers, strict=True):
+            self.told(answer)
             if isinstance(answer, Task):
                 self._flying.append((chunk, TaskHandle(self.backend, answer)))
 
@@ -132,7 +135,7 @@ def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any]
             parcel = Parcel(client.backend)
             yield Chunk(first, len(some), client.call_request(parcel, apply, function, some, first, called=function), parcel)
 
-    return Mapping(client.backend, chunks(), [None] * len(items)).run()
+    return Mapping(client.backend, chunks(), [None] * len(items), client.follow_session).run()
 
 
 def _chunk_size(client: Client, number: int) -> int:

@@ -3,7 +3,7 @@
 const TIMEOUT = 20_000;
 /** Milliseconds in which a server that lives answers the smallest question. */
 const SOON = 5_000;
-const AGAIN = ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit"];
+const AGAIN = ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit", "session"];
 
 /** The runtime says no: why, and what is wrong with which field. */
 export class Refused extends Error {
