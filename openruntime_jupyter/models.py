@@ -123,6 +123,7 @@ class Session(Wire):
     created_at: Timestamp
     used_at: Timestamp = Field(description="When its last task ended, or it was created or restarted.")
     expires_at: Timestamp | None = Field(None, description="When it ends unless it is used before.")
+    ended_at: Timestamp | None = Field(None, description="When it ended.")
     reason: str | None = Field(None, description="Why it has ended.")
 
 

@@ -306,12 +306,12 @@ class LocalEngine:
             self._dismiss(worker)
             pool.keep_spares()
             return True
-        elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
+        if worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
             self._residents.lost(worker)
             worker.signal_group(signal.SIGKILL)
             pool.keep_spares()
             return True
-        elif job.model is not None:
+        if job.model is not None:
             self._residents.rest(job, attempt.keeps_model)
         else:
             pool.give_back(worker)

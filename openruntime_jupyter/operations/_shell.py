@@ -108,7 +108,7 @@ class TaskShell(InteractiveShell):
 
     def prepare_call(self) -> None:
         """Reload changed modules before a call, if the session has turned `%autoreload` on."""
-        self.events.trigger("pre_run_cell", ExecutionInfo("", False, True, True, None))  # type: ignore[no-untyped-call]
+        self.events.trigger("pre_run_cell", ExecutionInfo("", False, True, True, None))
 
     def showtraceback(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the task's failure carries the traceback."""

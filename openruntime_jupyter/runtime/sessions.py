@@ -51,6 +51,7 @@ class SessionEntry:
     task_id: str | None = None
     ended: str | None = None
     """Why its worker has ended; None while it can be used."""
+    ended_at: float | None = None
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -163,7 +164,7 @@ class Sessions:
         """Note that the worker of a session has ended, which the engine reports."""
         entry = self._all.get(use.id)
         if entry is not None and entry.number == use.number:
-            entry.ended = f"{reason} ({timestamp(time.time())}); its variables are gone"
+            entry.ended, entry.ended_at = f"{reason}; its variables are gone", time.time()
             self._stop_timer(entry)
 
     def _expire(self, entry: SessionEntry) -> None:
@@ -188,7 +189,7 @@ class Sessions:
         entry = self._find(session_id)
         self._stop_timer(entry)
         entry.number += 1
-        entry.ended, entry.tasks, entry.used = None, 0, time.time()
+        entry.ended, entry.ended_at, entry.tasks, entry.used = None, None, 0, time.time()
         self._engine().end_session(entry.id, "its session was restarted")
         return self._view(entry)
 
@@ -234,5 +235,6 @@ class Sessions:
             created_at=timestamp(entry.created),
             used_at=timestamp(entry.used),
             expires_at=iso(entry.used + idle) if entry.timer is not None else None,
+            ended_at=iso(entry.ended_at),
             reason=entry.ended,
         )

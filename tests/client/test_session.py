@@ -14,7 +14,7 @@ from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, TaskCancelled
-from tests.support import TOKEN, Server, free_port, running_server, wait_until
+from tests.support import TOKEN, free_port, running_server, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_map_and_executor_run_in_the_session(client: Client) -> None:
     inside = client.with_options(session="train")
 
     def moved(number: int) -> int:
-        return offset + number  # type: ignore[name-defined, no-any-return] # noqa: F821
+        return offset + number  # type: ignore[name-defined] # noqa: F821
 
     assert inside.map(moved, range(4), chunk_size=2) == [10, 11, 12, 13]
     with inside.executor() as executor:
@@ -154,7 +154,7 @@ def test_reload_follows_changed_files(client: Client, tmp_path: Path, monkeypatc
     module.write_text("def rate(): return 456")
 
     def current() -> int:
-        return rates.rate()  # type: ignore[name-defined, no-any-return] # noqa: F821
+        return rates.rate()  # type: ignore[name-defined] # noqa: F821
 
     assert (plain.call(current), fresh.call(current)) == (1, 456)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from openruntime_jupyter.engines.base import DeviceReport
 from openruntime_jupyter.engines.local import LocalEngine
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
 from openruntime_jupyter.models import Session, TaskRequest
-from openruntime_jupyter.runtime import scheduler
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
 
@@ -100,7 +98,7 @@ def test_calls_find_variables_of_the_session(tmp_path: Path) -> None:
 
 
 def _uses_model() -> tuple[int, int]:
-    return model["weights"], os.getpid()  # type: ignore[name-defined, no-any-return] # noqa: F821
+    return model["weights"], os.getpid()  # type: ignore[name-defined] # noqa: F821
 
 
 def test_tasks_outside_see_nothing_of_it(tmp_path: Path) -> None:
@@ -240,7 +238,7 @@ def test_worker_killed_while_idle_is_reported(tmp_path: Path) -> None:
             assert only(runtime).worker is None
             assert "killed by signal 9 (SIGKILL)" in (only(runtime).reason or "")
             for _ in range(2):
-                with pytest.raises(SessionEnded, match="signal 9.*its variables are gone.*restart train"):
+                with pytest.raises(SessionEnded, match=r"signal 9.*its variables are gone.*restart train"):
                     await cell(runtime, "1", session="train")
 
     live(body())
@@ -491,7 +489,7 @@ def test_modules_are_reloaded_only_on_request(tmp_path: Path) -> None:
 
 
 def _rate() -> int:
-    return s.RATE  # type: ignore[name-defined, no-any-return] # noqa: F821
+    return s.RATE  # type: ignore[name-defined] # noqa: F821
 
 
 def test_session_serves_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,8 @@ export class Runtime {
     if (name === "tasks") return this.ask("GET", `tasks?${query(said)}`);
     if (name === "task") return this.ask("GET", `${task}?parameters=false`);
     if (name === "output") return this.ask("GET", `${task}/output?since=${said.since ?? 0}`);
+    if (name === "restart") return this.ask("POST", `sessions/${encodeURIComponent(said.id)}/restart`, {});
+    if (name === "free") return this.ask("DELETE", `sessions/${encodeURIComponent(said.id)}`);
     if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(said.name)}`);
     if (name === "insights") return this.ask("POST", "ai/insights", said);
     if (name === "run") return this.ask("POST", "tasks", { ...said, origin: "notebook", wait: false });
