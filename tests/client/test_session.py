@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from openruntime_jupyter.client.aio import AsyncClient
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.http import HttpBackend
-from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, TaskCancelled
+from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, TaskCancelled, WorkerDied
 from tests.support import TOKEN, free_port, running_server, wait_until
 
 
-@pytest.fixture(autouse=True)
-def no_session_is_left(backend: Backend) -> Iterator[None]:
-    """Each test begins and ends without sessions: the runtimes of this module are shared."""
-    yield
+@pytest.fixture
+def client(backend: Backend) -> Iterator[Client]:
+    """A client of each backend in turn; the sessions that its test leaves are freed."""
+    yield Client(backend)
     for each in backend.sessions():
         backend.free_session(each.id)
 
@@ -174,29 +175,22 @@ def test_again_runs_in_the_same_session(client: Client) -> None:
 
 
 def test_async_client_uses_sessions(client: Client) -> None:
-    async def body() -> None:
-        async with Client(client.backend).aio as opened:
-            inside = opened.with_options(session="train")
-            pid = await inside.call(os.getpid)
-            assert await inside.call(os.getpid) == pid
-            assert [each.name for each in await opened.sessions()] == ["train"]
-            running = await inside.submit_call(_endless)
-            with pytest.raises(asyncio.TimeoutError):
-                await running.result(0.5)
-            assert (await opened.restart_session("train")).tasks == 0
-            with pytest.raises(Exception, match="its session was restarted"):
-                await running
-            assert await inside.call(os.getpid) != pid
-            assert (await opened.free_session("train")).name == "train"
-            assert await opened.sessions() == []
+    async def body(inside: AsyncClient) -> None:
+        pid = await inside.call(os.getpid)
+        assert await inside.call(os.getpid) == pid
+        assert [each.name for each in await inside.sessions()] == ["train"]
+        running = await inside.submit_call(_endless)
+        with pytest.raises(asyncio.TimeoutError):
+            await running.result(0.5)
+        assert (await inside.restart_session("train")).tasks == 0
+        with pytest.raises(WorkerDied, match="its session was restarted"):
+            await running
+        assert await inside.call(os.getpid) != pid
+        assert (await inside.free_session("train")).name == "train"
+        assert await inside.sessions() == []
+        inside.let_go()
 
-    backend = client.backend
-    closed = backend.close
-    backend.close = lambda: None  # type: ignore[method-assign]
-    try:
-        asyncio.run(body())
-    finally:
-        backend.close = closed  # type: ignore[method-assign]
+    asyncio.run(body(client.aio.with_options(session="train")))
 
 
 def _endless() -> None:
