@@ -95,8 +95,8 @@ class SettingsTraits(HasTraits):
         own("spare_workers"),
         min=0,
         max=64,
-        help="""How many workers stand by on a device beside those at work, so that a task after a kill, or one with `isolate`, need not
-        wait for a start. 0: none, which saves the memory of a process and takes such a task longer.""",
+        help="""How many workers stand by on a device beside those at work, so that a cell or call, which takes one, need not wait
+        for a start. 0: none, which saves the memory of a process and takes such a task longer.""",
     ).tag(config=True)
     idle_worker_seconds = Float(
         own("idle_worker_seconds"),

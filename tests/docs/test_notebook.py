@@ -46,3 +46,8 @@ def test_every_option_is_in_the_help_and_is_understood() -> None:
     given = {"--priority": "1", "--timeout": "1", "--retries": "1", "--memory-limit": "1GB"}
     for option in EVERY_OPTION:
         parse_cell(option if option in ALONE else f"{option} {given.get(option, 'name')}")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/notebook.md", "notebooks/quickstart.ipynb"])
+def test_first_pages_state_the_promise(name: str) -> None:
+    assert "a task sees the code as it is on disk now, and nothing that an earlier task left behind" in (ROOT / name).read_text()

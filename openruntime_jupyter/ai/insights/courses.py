@@ -24,8 +24,8 @@ LEAST_LEAK = 50e6
 """Bytes: Python and MLX take and give back so much anyway."""
 
 AGAINST_LEAKS = (
-    "Something keeps what it does not need any more: drop references and call mx.clear_cache() at the end of such tasks, or give them "
-    "`isolate: true` (`python` and `call`), which takes a fresh worker and gives all of its memory back."
+    "Something keeps what it does not need any more: drop references and call mx.clear_cache() at the end of such tasks, or in the "
+    "session in which they run. Freeing a session gives all of its memory back, and a cell or call without one takes a fresh process."
 )
 
 
