@@ -39,6 +39,8 @@ ERRORS = {
     "TaskError",
     "TaskFailed",
     "TaskInterrupted",
+    "SessionEnded",
+    "SessionNotFound",
     "TaskNotFound",
     "ModelNotFound",
     "PullFailed",
