@@ -123,7 +123,9 @@ async def prepared(runtime: Runtime) -> None:
     engine = runtime._engine
     assert isinstance(engine, LocalEngine)
     await until(
-        lambda: any("installed_one" in worker.imports and worker.prepared.done() and worker.fresh for worker in engine._workers), 60, "a spare"
+        lambda: any("installed_one" in worker.imports and worker.prepared.done() and worker.fresh for worker in engine._workers),
+        60,
+        "a spare",
     )
 
 

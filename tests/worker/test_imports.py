@@ -60,7 +60,9 @@ def test_same_size_edit_within_a_second_is_seen(tmp_path: Path) -> None:
     assert run_fresh(tmp_path, look) == "1"
     module.write_text("RATE = 2\n")
     os.utime(module, ns=(10**18 + 500, 10**18 + 500))
-    plain = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {look}"], capture_output=True, check=True)
+    plain = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {look}"], capture_output=True, check=True
+    )
     assert plain.stdout.strip() == b"1", "Python itself takes the bytecode for current: the case is a real one"
     assert run_fresh(tmp_path, look) == "2"
 
