@@ -321,9 +321,9 @@ class Client:
         sources = sources_of(codes, self.backend.local)
         return {"pickled": pickled, "arrays": parcel.references(), "sources": sources, "world": self._world()}
 
-    def call_request(self, parcel: Parcel, function: Callable[..., Any], /, *args: Any, called: Callable[..., Any]) -> dict[str, Any]:
-        """The request for `function(*args)`, named after `called`; `parcel` is to be released once it was submitted."""
-        return self._request("call", self._call(parcel, function, args, {}), _name_of(called))
+    def call_request(self, function: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the request of a `call` with these parameters, with the options of this client and named after `function`."""
+        return self._request("call", {**parameters, "world": self._world()}, _name_of(function))
 
     def _world(self) -> dict[str, Any] | None:
         return world() if self.backend.local else None

@@ -23,6 +23,7 @@ class Params(Parameters):
     arrays: list[ArrayRef] = Field(default_factory=list, description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
     world: World | None = None
+    burst: str | None = Field(None, description="Tasks of one owner with the same value may share worker processes.", max_length=100)
     isolate: bool = Field(False, description="Take a fresh worker, and end it afterwards.")
 
     @field_validator("pickled")
