@@ -12,7 +12,6 @@ import multiprocessing
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -137,7 +136,6 @@ def _distributed() -> Iterator[Map]:
     from distributed import LocalCluster
 
     with (
-        warnings.catch_warnings(action="ignore"),
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR) as cluster,
         Distributed(cluster) as client,
     ):

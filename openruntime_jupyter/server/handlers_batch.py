@@ -69,7 +69,7 @@ class ResultsHandler(Handler):
 
     @described("Tasks", ResultsAnswer, body=ResultsRequest, examples=RESULTS_EXAMPLES)
     @web.authenticated
-    @authorized("read")
+    @authorized("read")  # type: ignore[untyped-decorator] # with arguments it has no type
     async def post(self) -> None:
         """Collect the results of many tasks.
 

@@ -53,7 +53,7 @@ def test_calls_are_tasks_and_their_futures_bring_the_values(client: Client) -> N
         futures = [executor.submit(square, number) for number in range(20)]
         assert [future.result(30) for future in futures] == [number * number for number in range(20)]
         assert {future.result() for future in as_completed(futures, 30)} == {number * number for number in range(20)}
-        assert client.task(futures[0].handle.id).task.name == "squares"  # type: ignore[attr-defined]
+        assert client.task(futures[0].handle.id).task.name == "squares"
 
 
 @pytest.mark.parametrize("chunksize", [1, 3, 100])
@@ -93,7 +93,7 @@ def test_a_future_can_be_cancelled_while_its_task_runs_or_waits(client: Client) 
 def test_a_task_that_is_cancelled_elsewhere_cancels_its_future(client: Client) -> None:
     with client.executor() as executor:
         future = executor.submit(nap, 600)
-        client.cancel(future.handle.id)  # type: ignore[attr-defined]
+        client.cancel(future.handle.id)
         with pytest.raises(CancelledError):
             future.result(30)
 
@@ -136,15 +136,16 @@ def test_a_result_that_a_lost_connection_kept_back_is_fetched_when_the_runtime_i
         completions = executor._completions
         with monkeypatch.context() as patch:
             patch.setattr(TaskHandle, "result", _unreachable)
+            patch.setattr(client.backend, "collect", _unreachable)
             future = executor.submit(square, 4)
-            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")  # type: ignore[attr-defined]
-            completions._settle(future.handle.id, future)  # type: ignore[attr-defined, arg-type]
+            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")
+            completions._settle(future.handle.id, future)
             assert not future.done(), "the task is well: only its result is not here yet"
         completions._heard({"type": "connected", "gap": True})
         assert future.result(30) == 16
 
 
-def _unreachable(handle: TaskHandle, timeout: float | None = None) -> None:
+def _unreachable(*_: object) -> None:
     raise NotConnected("gone for a moment")
 
 
@@ -152,9 +153,10 @@ def test_a_task_that_was_erased_is_told_to_who_waits_for_it(client: Client, monk
     with client.executor() as executor:
         with monkeypatch.context() as patch:
             patch.setattr(TaskHandle, "result", _unreachable)
+            patch.setattr(client.backend, "collect", _unreachable)
             future = executor.submit(square, 4)
-            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")  # type: ignore[attr-defined]
-            client.task(future.handle.id).purge()  # type: ignore[attr-defined]
+            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")
+            client.task(future.handle.id).purge()
         executor._completions._heard({"type": "connected", "gap": True})
         with pytest.raises(TaskNotFound):
             future.result(30)
