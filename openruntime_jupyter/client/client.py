@@ -131,7 +131,8 @@ class Client:
         A task works on `chunk_size` items; by default so many that each slot of the device gets about four tasks. Give 1 where one
         item takes seconds, so that progress and cancelling are fine-grained; the default where items are quick. `options` are those
         of `with_options`. Items that fail keep no other from being done; `MapFailed` tells of them at the end, by their places, and
-        has the other results. Interrupting it cancels the tasks that are left. Raises what `submit_call` raises.
+        has the other results. Interrupting it cancels the tasks that are left. They end with the server, unlike those of `submit_call`.
+        Raises what `submit_call` raises.
         """
         client = self.with_options(**options) if options else self
         refuse_deadlock(self.backend, client.options.device, "a new task")

@@ -122,7 +122,8 @@ class BatchIntake:
             wanted = TaskRequest.model_validate(request)
         except ValidationError as problem:
             raise invalid(problem, known=TaskRequest.model_fields) from None
-        return await self._intake.prepare(wanted.model_copy(update={"wait": not durable}), caller, task_id)
+        wanted.wait = not durable
+        return await self._intake.prepare(wanted, caller, task_id)
 
     async def _record(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> dict[int, Entry]:
         """Write what there is room for, let it wait for its turn, and give it; what is wrong with the rest is told in `answers`."""
