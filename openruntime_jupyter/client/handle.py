@@ -19,7 +19,7 @@ from openruntime_jupyter.errors import (
     TaskTimedOut,
     WorkerDied,
 )
-from openruntime_jupyter.models import FailureKind, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
+from openruntime_jupyter.models import Ended, FailureKind, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
 ENDS: dict[TaskState, type[TaskError]] = {
     TaskState.FAILED: TaskFailed,
@@ -66,6 +66,7 @@ class TaskHandle:
     def __init__(self, backend: Backend, task: Task) -> None:
         self._backend = backend
         self._task = task
+        self._payload: tuple[bytes, str] | None = None
 
     @property
     def id(self) -> str:
@@ -138,8 +139,15 @@ class TaskHandle:
             return self._arrays(task.result) if task.result.arrays else task.result.output
         if task.result.payload is None:
             return {} if task.operation == "python" else None
-        payload, encoding = self._backend.payload(self.id)
+        payload, encoding = self._payload or self._backend.payload(self.id)
+        self._payload = None
         return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
+
+    def take(self, ended: Ended) -> None:
+        """Have `result()` return what `Backend.collect` brought, without further requests; raises `TaskNotFound` for an unknown task."""
+        if isinstance(ended.task, OpenRuntimeError):
+            raise ended.task
+        self._task, self._payload = ended.task, ended.payload
 
     def _arrays(self, result: TaskResult) -> Any:
         from openruntime_jupyter.worker import arrays
