@@ -103,6 +103,8 @@ class TaskFuture(Future[Any]):
     def abandon(self) -> None:
         """Fail, in a forked child: what would settle it runs in the parent. Callbacks are the parent's, and are not called."""
         super().__init__()  # a thread of the parent's may have held its lock
+        self._submitted = threading.Event()
+        self._submitted.set()
         self._one_at_a_time = threading.Lock()
         self.set_exception(NotConnected(OF_THE_PARENT))
 
@@ -131,7 +133,8 @@ class Completions:
         """See `Forkable`."""
         inherited = list(self._waiting.values())
         self._lock = threading.Lock()
-        self._waiting, self._early = {}, OrderedDict()
+        self._waiting, self._early, self._ready = {}, OrderedDict(), {}
+        self._collecting = False
         self._watch, self._fetchers = None, None
         for future in inherited:
             future.abandon()

@@ -27,7 +27,7 @@ from openruntime_jupyter.models import Task
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client
-    from openruntime_jupyter.worker.parcels import Stream
+    from openruntime_jupyter.worker.codes import Stream
     from openruntime_jupyter.worker.tensorfile import Layout
 
 MOST_BYTES = 4_000_000
@@ -42,7 +42,7 @@ class TaskExecutor(Executor):
         self._completions = Completions(client.backend)
         self._submissions = Submissions(client.backend, self._completions)
         self._lock = threading.Lock()
-        self._unfinished: set[Future[Any]] = set()
+        self._unfinished: set[TaskFuture] = set()
         self._bursts: dict[str, str] = {}
         self._down = False
         reset_in_child(self)
@@ -50,8 +50,10 @@ class TaskExecutor(Executor):
     def after_fork(self) -> None:
         """Forget the parent's calls; see `Forkable`."""
         self._lock = threading.Lock()
-        self._unfinished.clear()
+        inherited, self._unfinished = self._unfinished, set()
         self._bursts.clear()
+        for future in inherited:
+            future.abandon()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Queue `fn(*args, **kwargs)`; the future's `handle` is its task.
@@ -85,6 +87,7 @@ class TaskExecutor(Executor):
         return sha256(pickled.encode()).hexdigest() if isinstance(pickled, str) and not arrays.ids else new_key()
 
     def _finished(self, future: Future[Any]) -> None:
+        assert isinstance(future, TaskFuture)
         with self._lock:
             self._unfinished.discard(future)
 
@@ -170,9 +173,9 @@ class Submissions:
             self._sender.shutdown(wait=False)
 
     def _send(self) -> None:
-        self._completions.open()  # before a task can end
         while group := self._next():
             try:
+                self._completions.open()  # before a task can end
                 answers = self._backend.submit_many([each.request for each in group], new_key())
             except BaseException as problem:
                 for each in group:
