@@ -148,6 +148,9 @@ class Pool:
             self._idle.append(worker)
             self._prepare_known()
             self.keep_spares()
+            if worker.variables and worker.environment is None:  # its task had another one, or was cancelled
+                self._idle.remove(worker)
+                self._dismiss(worker)
         elif worker.burst is not None:
             self._bursts.setdefault(worker.burst, []).append(worker)
             asyncio.get_running_loop().call_later(BURST_SECONDS, self._end_burst, worker, worker.idle_since)
@@ -229,11 +232,15 @@ class Pool:
     def _spare_of(self, environment: ExecutionEnvironment) -> WorkerProcess | None:
         return next((worker for worker in (*self._idle, *self._preparing) if worker.environment == environment), None)
 
+    def _plain(self, variables: Variables) -> WorkerProcess | None:
+        """Return an idle spare with these variables that was prepared for no environment."""
+        return next((worker for worker in self._idle if worker.environment is None and worker.variables == variables), None)
+
     def _prepare_known(self) -> None:
         """Have one spare of each known environment import what is known there."""
         for environment, known in self._known.items():
-            spare = self._spare_of(environment) or next((each for each in self._idle if each.environment is None), None)
-            if spare in self._idle and spare.variables == environment.variables and spare.prepare(environment, list(known.modules)):
+            spare = self._spare_of(environment) or self._plain(environment.variables)
+            if spare in self._idle and spare.prepare(environment, list(known.modules)):
                 self._idle.remove(spare)
                 self._preparing[spare] = time.monotonic()
                 spare.prepared.add_done_callback(partial(self._prepared, spare))

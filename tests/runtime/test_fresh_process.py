@@ -193,6 +193,18 @@ def test_worker_has_variables_of_its_caller_from_the_start(tmp_path: Path, monke
     live(body())
 
 
+def test_kernels_with_changed_variables_leave_few_workers(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with runtime_in(tmp_path, spare_workers=1) as runtime:
+            for number in range(6):
+                changed = {"environment": {"NUMBER": str(number)}, "kernel": f"kernel {number}"}
+                assert await found(runtime, "import os, calendar\nr = os.environ['NUMBER']", world=changed) == str(number)
+            await until(lambda: all(worker.state == "idle" for worker in runtime.workers()), 60, "idle workers")
+            await until(lambda: len(runtime.workers()) <= 3, 60, "one spare, and one for each of two kernels")
+
+    live(body())
+
+
 def test_threads_of_a_task_end_with_it_and_are_named(tmp_path: Path) -> None:
     code = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), name='mine').start()"
 
