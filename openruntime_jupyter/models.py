@@ -115,6 +115,7 @@ class Session(Wire):
     state: SessionState = Field(description="`ended`: its variables are gone, and it takes no task until it is restarted.")
     owner: str | None = Field(None, description="The user who started it; null without a login.")
     notebook: str | None = Field(None, description="Path of the notebook that started it.")
+    kernel: str | None = Field(None, description="Random id of the process that started it.")
     interpreter: str | None = Field(None, description="Path of its Python; null for the runtime's own.")
     directory: str | None = Field(None, description="Working directory of its caller.")
     worker: str | None = Field(None, description="Its worker; null before its first task and after its end.")
@@ -124,6 +125,7 @@ class Session(Wire):
     created_at: Timestamp
     used_at: Timestamp = Field(description="When its last task ended, or it was created or restarted.")
     expires_at: Timestamp | None = Field(None, description="When it ends unless it is used before.")
+    ended_at: Timestamp | None = Field(None, description="When it ended.")
     reason: str | None = Field(None, description="Why it has ended.")
 
 
@@ -260,6 +262,7 @@ class Task(Wire):
     device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.")
     device_used: str | None = Field(None, description="The id of the device on which it was started.")
     session: str | None = Field(None, description="The id of the session whose variables it uses.")
+    session_name: str | None = Field(None, description="The name of that session.")
     timeout: float | None = Field(None, description="Seconds of running after which it is stopped; null for no limit.")
     retries: int = Field(0, description="How often it may be run again if its worker dies.")
     attempt: int = Field(0, description="How often it was started.")
@@ -374,6 +377,8 @@ class Worker(Wire):
     started_at: Timestamp
     task_id: str | None = Field(None, description="What it runs now.")
     model: str | None = Field(None, description="The model that it keeps in memory.")
+    session: str | None = Field(None, description="The id of the session whose variables it keeps.")
+    session_name: str | None = Field(None, description="The name of that session.")
     tasks: int = Field(description="How many tasks it has ended.")
     device_time_s: float = Field(description="Seconds that tasks held it, all together.")
     resident_bytes: int | None = Field(None, description="Its memory now; null where that can't be read.")

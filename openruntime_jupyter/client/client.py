@@ -292,10 +292,10 @@ class Client:
         self.session_ids.pop(found.name, None)
         return self.backend.free_session(found.id)
 
-    @property
-    def notebook(self) -> str | None:
-        """Path of the notebook that this process serves; None where it is unknown."""
-        return world()["notebook"] if self.backend.local else None
+    def caller(self) -> tuple[str | None, str | None]:
+        """Return the path of this process's notebook and the process's random id, as sessions are told apart by them."""
+        here: dict[str, Any] = self._world() or {}
+        return here.get("notebook"), here.get("kernel")
 
     def devices(self) -> list[Device]:
         """What MLX computes on."""
@@ -390,16 +390,26 @@ class Client:
         return TaskHandle(self.backend, self._send(self._request(operation, parameters, name), new_key()))
 
     def _send(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
-        name = self.options.session
         try:
             task = self.backend.submit(request, key, wait)
-        except SessionEnded:
-            if name is not None:  # said once: the next task of that name finds the session as the runtime has it
-                self.session_ids.pop(name, None)
+        except SessionEnded as problem:
+            self.follow_session(problem)
             raise
-        if name is not None and task.session is not None:
-            self.session_ids[name] = task.session
+        self.follow_session(task)
         return task
+
+    def follow_session(self, answer: Task | BaseException) -> None:
+        """Remember the session's id from the answer to a submission.
+
+        An ended session is reported once. The next task with its name gets the session that the runtime then has.
+        """
+        name = self.options.session
+        if name is None:
+            return
+        if isinstance(answer, SessionEnded):
+            self.session_ids.pop(name, None)
+        elif isinstance(answer, Task) and answer.session is not None:
+            self.session_ids[name] = answer.session
 
     def _finish(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> Any:
         refuse_deadlock(self.backend, self.options.device, "a new task")

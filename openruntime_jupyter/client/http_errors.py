@@ -137,9 +137,15 @@ def _absent(path: str) -> type[OpenRuntimeError]:
     return ArrayNotFound if "/arrays/" in path else NotConnected
 
 
+ENDED = "has ended: "
+"""Words of `SessionEnded.because`; other problems of the field `session` are wrong names."""
+
+
 def _invalid(message: str, details: list[dict[str, str]]) -> InvalidRequest:
     fields = {detail.get("field") for detail in details}
-    kinds = {"operation": UnknownOperation, "device_preference": UnknownDevice, "session": SessionEnded}
+    if any(detail.get("field") == "session" and ENDED in detail.get("problem", "") for detail in details):
+        return SessionEnded(message, details)
+    kinds: dict[str, type[InvalidRequest]] = {"operation": UnknownOperation, "device_preference": UnknownDevice}
     return next((kinds[field] for field in kinds if field in fields), InvalidRequest)(message, details)
 
 

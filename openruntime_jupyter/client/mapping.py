@@ -47,6 +47,8 @@ class Mapping:
     backend: Backend
     chunks: Iterator[Chunk]
     results: list[Any]
+    told: Callable[[Task | BaseException], None] = lambda answer: None
+    """Called with the answer to each submission."""
     failures: dict[int, TaskError] = field(default_factory=dict)
     _submitted: dict[str, tuple[Chunk, TaskHandle]] = field(default_factory=dict)
     _sending: tuple[list[Chunk], str] | None = None
@@ -96,6 +98,7 @@ class Mapping:
 
     def _take(self, group: list[Chunk], answers: list[Task | OpenRuntimeError]) -> None:
         for chunk, answer in zip(group, answers, strict=True):
+            self.told(answer)
             if isinstance(answer, Task):
                 self._submitted[answer.task_id] = chunk, TaskHandle(self.backend, answer)
 
@@ -139,7 +142,8 @@ def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any]
     if not items:
         return []
     with Parcel(client.backend) as parcel:
-        return Mapping(client.backend, _chunks(client, function, items, chunk_size, parcel), [None] * len(items)).run()
+        chunks = _chunks(client, function, items, chunk_size, parcel)
+        return Mapping(client.backend, chunks, [None] * len(items), client.follow_session).run()
 
 
 def _chunks(

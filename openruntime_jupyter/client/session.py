@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.handle import TaskHandle
@@ -78,18 +78,22 @@ class ClientSession:
 
 
 def find_session(client: Client, word: str) -> Session:
-    """Return the session of that id, or of that name in this notebook. Raises `SessionNotFound`, and `InvalidRequest` if several fit."""
+    """Return the session of that id, or of that name in this notebook or process.
+
+    A name never means the session of another notebook. Raises `SessionNotFound`, and `InvalidRequest` if several have the name.
+    """
     sessions = client.sessions()
-    known = client.session_ids.get(word, word)
-    exact = [each for each in sessions if each.id == known]
-    named = exact or [each for each in sessions if each.name == word]
-    if len(named) > 1:
-        mine = [each for each in named if each.notebook == client.notebook]
-        named = mine if len(mine) == 1 else named
-    if not named:
-        names = ", ".join(f"{each.name} ({each.id})" for each in sessions) or "none"
-        raise SessionNotFound(f"There is no session {word!r}; open sessions: {names}")
-    if len(named) > 1:
-        ids = ", ".join(f"{each.id} of {each.notebook or 'no notebook'}" for each in named)
-        raise InvalidRequest.of("session", f"several sessions are called {word!r}: give the id ({ids})")
-    return named[0]
+    exact = [each for each in sessions if each.id in (word, client.session_ids.get(word))]
+    named = [each for each in sessions if each.name == word]
+    notebook, kernel = client.caller()
+    mine = exact or [each for each in named if (each.notebook, each.notebook or each.kernel) == (notebook, notebook or kernel)]
+    if len(mine) == 1:
+        return mine[0]
+    if mine:
+        raise InvalidRequest.of("session", f"{len(mine)} sessions of this notebook are called {word!r}. Give the id: {_ids(mine)}")
+    where = f"; other notebooks have {_ids(named)}: give the id" if named else f"; open sessions: {_ids(sessions)}"
+    raise SessionNotFound(f"This notebook has no session {word!r}{where}")
+
+
+def _ids(sessions: Iterable[Session]) -> str:
+    return ", ".join(f"{each.id} ({each.name}, {each.notebook or 'no notebook'})" for each in sessions) or "none"

@@ -33,6 +33,15 @@ STAGE_OF = {int(number): stage for stage, number in NEXT_STAGE.values()}
 """Which stage a signal that ended a worker belongs to."""
 
 
+WHY = {
+    StopReason.CANCELLED: "was cancelled and did not answer the interrupt",
+    StopReason.TIMED_OUT: "ran longer than its timeout and did not answer the interrupt",
+    StopReason.MEMORY: "grew past its memory limit",
+    StopReason.ENDED: "was stopped with the runtime",
+}
+"""Why a task's worker gets a signal."""
+
+
 class Attempt:
     """Resolves `outcome` exactly once."""
 
@@ -123,6 +132,11 @@ class Attempt:
             self.worker.listener = None
             self.worker.dead.remove_done_callback(self._died)
 
+    def refuse(self, message: str) -> None:
+        """Fail the task with `message` if it has no worker yet."""
+        if self.worker is None:
+            self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False))
+
     def halt(self, reason: StopReason) -> None:
         """Stop it: by an interrupt, after a grace by SIGTERM, after another by SIGKILL; what outgrows memory at once."""
         if self._reason is not None or self.outcome.done():
@@ -132,7 +146,7 @@ class Attempt:
             self._resolve(Stopped(reason, Stage.QUEUE, Figures()))
         elif reason is StopReason.MEMORY:
             self._stage = Stage.KILL
-            self.worker.signal_group(signal.SIGKILL)
+            self._signal(self.worker, signal.SIGKILL)
         else:
             self._stage = Stage.INTERRUPT
             self.worker.interrupt(self.job.task_id)
@@ -142,8 +156,13 @@ class Attempt:
         if self.outcome.done() or self.worker is None or self.worker.ended or self._stage not in NEXT_STAGE:
             return
         self._stage, number = NEXT_STAGE[self._stage]
-        self.worker.signal_group(number)
+        self._signal(self.worker, number)
         self._timer = self._loop.call_later(self._grace, self._escalate)
+
+    def _signal(self, worker: WorkerProcess, number: int) -> None:
+        if self._reason is not None:
+            worker.killed_by_us = worker.killed_by_us or f"{self.job.task_id} {WHY[self._reason]}"
+        worker.signal_group(number)
 
     def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         """The task wrote something."""

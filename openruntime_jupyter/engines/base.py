@@ -84,6 +84,7 @@ class SessionUse:
 
     id: str
     number: int
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -205,7 +206,7 @@ class WorkerReport:
     lane: str | None = None
     task_id: str | None = None
     model: str | None = None
-    session: str | None = None
+    session: SessionUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,9 @@ class LocalEngine:
         """Return the outcome of one attempt, None where its worker ended before it began or declined the job."""
         if self._stopping:
             return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
-        attempt = Attempt(job, observer, self._options.cancel_grace, check)
+        session = self._sessions.get(job.session.id) if job.session is not None else None
+        # A session keeps the modules that it has imported: its worker is checked only before its first task.
+        attempt = Attempt(job, observer, self._options.cancel_grace, check and session is None)
         self._attempts[job.task_id] = attempt
         if self._hearing is None:
             self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts)
@@ -213,8 +215,8 @@ class LocalEngine:
         try:
             attempt.arrays = self._arrays(job)
             kept = self._residents.take(job) if job.model is not None else None
-            if job.session is not None and job.session.id in self._sessions:
-                kept = self._sessions[job.session.id][1]
+            if session is not None:
+                kept = session[1]
             worker = kept or pool.take_idle(job) or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
@@ -223,6 +225,8 @@ class LocalEngine:
             if job.session is not None and kept is None:
                 self._open_session(job.session, worker)
             outcome = await self._run_on(worker, pool, attempt)
+            if job.session is not None and not attempt.declined:  # another worker would not have its variables
+                return outcome
             return None if attempt.never_begun and isinstance(outcome, Died) else outcome
         except (EngineError, ArrayNotFound, OSError) as problem:
             kind = FailureKind.NOT_STARTED
@@ -274,35 +278,44 @@ class LocalEngine:
                 parameters_file.unlink(missing_ok=True)
         peak = max(outcome.figures.resident_peak or 0, attempt.resident_peak)
         outcome.figures.resident_peak = peak or None
-        self._hand_back(worker, pool, attempt)
-        if job.private and peak >= LARGE:
+        ends = self._hand_back(worker, pool, attempt)
+        if ends and peak >= LARGE:
             await asyncio.wait([worker.dead], timeout=4 * self._options.cancel_grace)
         return outcome
 
-    def _hand_back(self, worker: WorkerProcess, pool: Pool, attempt: Attempt) -> None:
+    def _hand_back(self, worker: WorkerProcess, pool: Pool, attempt: Attempt) -> bool:
+        """Keep the worker for other tasks, or end it; return whether it ends."""
         job = attempt.job
         if worker.fresh and not worker.signalled and not self._stopping:  # it never got the job
+            self._forget_session(worker)
             pool.give_back(worker)
-            return
+            return False
         if attempt.declined:
             pool.forget_imports()
             self._forget_session(worker)
         elif job.private:
             pool.learn(job.environment, attempt.imported)
-        if job.session is not None and not (self._stopping or attempt.declined or worker.signalled):
+        if job.session is not None and not (self._stopping or attempt.declined):
+            if worker.signalled and (use := self._forget_session(worker)) is not None:  # a signal may still be on its way to it
+                self._options.session_ended(use, f"The worker was stopped: {worker.killed_by_us}")
+                worker.signal_group(signal.SIGKILL)
             pool.keep_spares()
-        elif self._stopping or attempt.spent or (job.private and job.burst is None):
+            return worker.signalled
+        if self._stopping or attempt.spent or (job.private and job.burst is None):
             self._residents.lost(worker)
             self._dismiss(worker)
             pool.keep_spares()
-        elif worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
+            return True
+        if worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
             self._residents.lost(worker)
             worker.signal_group(signal.SIGKILL)
             pool.keep_spares()
-        elif job.model is not None:
+            return True
+        if job.model is not None:
             self._residents.rest(job, attempt.keeps_model)
         else:
             pool.give_back(worker)
+        return False
 
     # Sessions
 
@@ -329,6 +342,9 @@ class LocalEngine:
 
     def end_session(self, session_id: str, reason: str) -> None:
         """End the worker of a session, and the task that it runs; `reason` completes "the worker was stopped: …"."""
+        for attempt in tuple(self._attempts.values()):
+            if attempt.job.session is not None and attempt.job.session.id == session_id:
+                attempt.refuse(f"The task did not start: {reason}")
         if session_id not in self._sessions:
             return
         _, worker = self._sessions.pop(session_id)
@@ -367,7 +383,7 @@ class LocalEngine:
         """The workers that live now."""
         busy = {id(attempt.worker): attempt.job.task_id for attempt in self._attempts.values()}
         models = {id(worker): name for worker, name in self._residents.workers()}
-        sessions = {id(worker): use.id for use, worker in self._sessions.values()}
+        sessions = {id(worker): use for use, worker in self._sessions.values()}
         return [
             WorkerReport(
                 name=worker.name,

@@ -117,6 +117,7 @@ def option_value(offers: Offers, typed: Typed) -> Found | None:
     values: dict[str, Callable[[], Iterable[str]]] = {
         "--device": lambda: ("auto", "gpu", "cpu", *offers.devices()),
         "--priority": lambda: map(str, range(10, 0, -1)),
+        "--session": offers.sessions,
     }
     return Found(typed.current).offer(values[option]() if option in values else (), "value")
 

@@ -143,7 +143,11 @@ class ErrorCard(View):
 
     @property
     def _next(self) -> list[str]:
-        found = [f"%openruntime retry {self.task.task_id}"]
+        died = self.task.failure is not None and self.task.failure.kind is FailureKind.WORKER_DIED
+        if died and self.task.session_name:
+            found = [f"%openruntime restart {self.task.session_name}"]
+        else:
+            found = [f"%openruntime retry {self.task.task_id}"]
         return [*found, f"%openruntime output {self.task.task_id}"] if self._last else found
 
     def html(self) -> str:
@@ -186,6 +190,8 @@ def advice(task: Task, variables: Mapping[str, Any]) -> list[str]:
         return []
     if task.status is TaskState.TIMED_OUT:
         return ["Give it longer by --timeout, or do less in one task."]
+    if failure.kind is FailureKind.WORKER_DIED and task.session_name:
+        return [f"The variables of the session {task.session_name} are lost. Restart it to use it again, empty."]
     if failure.kind is FailureKind.WORKER_DIED:
         return ["The notebook and all other tasks are well: only this task's worker is gone. --retries 2 runs such a task again by itself."]
     return _of_exception(failure, variables) if failure.kind is FailureKind.RAISED else []

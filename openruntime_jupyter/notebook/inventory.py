@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import Device, Health, OperationInfo, Worker
 from openruntime_jupyter.models import Session as WorkerSession
-from openruntime_jupyter.notebook.display import View, block, joined, places, table, tag, text_table
+from openruntime_jupyter.notebook.display import View, block, joined, places, prose, table, tag, text_table
 from openruntime_jupyter.notebook.humanize import clock, duration
 
 
@@ -119,7 +119,7 @@ class DeviceTable(View, list[Device]):
 class WorkerTable(View, list[Worker]):
     """The worker processes: a list of records that shows itself as a table. A device that is that of all is said above it."""
 
-    COLUMNS = ("worker", "device", "state", "task", "model", "tasks done", "computed", "memory", "peak", "MLX's peak")
+    COLUMNS = ("worker", "device", "state", "task", "session", "model", "tasks done", "computed", "memory", "peak", "MLX's peak")
 
     def __init__(self, workers: Sequence[Worker], devices: Mapping[str, str]) -> None:
         super().__init__(workers)
@@ -144,6 +144,7 @@ class WorkerTable(View, list[Worker]):
                 "" if self._common else self._device(worker),
                 worker.state,
                 worker.task_id or "",
+                worker.session_name or "",
                 worker.model or "",
                 worker.tasks,
                 duration(worker.device_time_s) if worker.tasks else "",
@@ -160,7 +161,11 @@ class WorkerTable(View, list[Worker]):
         if not self:
             return block("OpenRuntime workers", tag("div", NO_WORKERS, class_="m"))
         columns, rows = _filled(self.COLUMNS, self._rows())
-        numeric, wide, plain = places(columns, self.COLUMNS[5:]), places(columns, ("device", "model")), places(columns, self.COLUMNS[:3])
+        numeric, wide, plain = (
+            places(columns, self.COLUMNS[6:]),
+            places(columns, ("device", "task", "session", "model")),
+            places(columns, self.COLUMNS[:3]),
+        )
         return block("OpenRuntime workers", table(self._caption, columns, rows, numeric, wide, plain))
 
     def text(self) -> str:
@@ -169,36 +174,64 @@ class WorkerTable(View, list[Worker]):
 
 
 class SessionTable(View, list[WorkerSession]):
-    """Sessions: a list of records that shows itself as a table."""
+    """Sessions: a list of records that shows itself as a table. The notebook and owner of all are said above it."""
 
-    COLUMNS = ("session", "state", "notebook", "tasks", "memory", "last used", "id", "")
+    COLUMNS = ("session", "state", "running", "notebook", "owner", "tasks done", "memory", "last used", "ends", "id")
 
-    def _rows(self) -> list[list[Any]]:
-        return [
+    def _rows(self, code: Callable[[str], Any]) -> tuple[list[str], list[list[Any]]]:
+        rows = [
             [
                 each.name,
-                f"{each.state}: {each.task_id}" if each.task_id else str(each.state),
-                PurePath(each.notebook).name if each.notebook else "",
+                str(each.state),
+                code(each.task_id) if each.task_id else "",
+                "" if len(self._notebooks) == 1 else _file(each),
+                "" if len(self._owners) == 1 else each.owner or "",
                 each.tasks,
-                "" if each.resident_bytes is None else gigabytes(each.resident_bytes),
+                _size(each.resident_bytes),
                 clock(each.used_at),
-                each.id,
-                each.reason or "",
+                clock(each.expires_at) if each.expires_at else "",
+                code(each.id),
             ]
             for each in self
+        ]
+        return _filled(self.COLUMNS, rows)
+
+    @property
+    def _notebooks(self) -> set[str]:
+        return {each.notebook or "" for each in self}
+
+    @property
+    def _owners(self) -> set[str]:
+        return {each.owner or "" for each in self}
+
+    @property
+    def _caption(self) -> str:
+        parts = [f"{len(self):,} {'session' if len(self) == 1 else 'sessions'}, last used first"]
+        if len(self._notebooks) == 1 and _file(self[0]):
+            parts.append(f"of {_file(self[0])}")
+        return " · ".join(parts)
+
+    @property
+    def _advice(self) -> list[str]:
+        return [
+            f"! The session {each.name} has ended: {each.reason}. `%openruntime restart {each.name}` starts it again, empty"
+            for each in self
+            if each.reason
         ]
 
     def html(self) -> str:
         """See `View.html`."""
         if not self:
-            return block("OpenRuntime sessions", tag("div", NO_SESSIONS, class_="m"))
-        columns, rows = _filled(self.COLUMNS, self._rows())
-        numeric, wide, plain = places(columns, ("tasks", "memory")), places(columns, ("",)), places(columns, ("session", "state"))
-        return block("OpenRuntime sessions", table("Sessions", columns, rows, numeric, wide, plain))
+            return block("OpenRuntime sessions", tag("div", prose(NO_SESSIONS), class_="m"))
+        columns, rows = self._rows(lambda text: tag("code", text))
+        numeric = places(columns, ("tasks done", "memory"))
+        wide, plain = places(columns, ("session", "running", "notebook", "owner", "id")), places(columns, ("session", "state"))
+        advice = [tag("div", prose(line), class_="wa") for line in self._advice]
+        return block("OpenRuntime sessions", table(self._caption, columns, rows, numeric, wide, plain), *advice)
 
     def text(self) -> str:
         """See `View.text`."""
-        return text_table(*_filled(self.COLUMNS, self._rows())) if self else NO_SESSIONS
+        return "\n".join([self._caption, text_table(*self._rows(str)), *self._advice]) if self else NO_SESSIONS
 
 
 NO_SESSIONS = "No session is open: `%%openruntime --session NAME` starts one"
@@ -208,6 +241,10 @@ NO_WORKERS = "No worker is there now: one starts with the next task"
 
 def _size(size: int | None) -> str:
     return "" if size is None else gigabytes(size)
+
+
+def _file(session: WorkerSession) -> str:
+    return PurePath(session.notebook).name if session.notebook else ""
 
 
 def _state(device: Device) -> list[Any]:

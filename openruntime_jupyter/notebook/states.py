@@ -67,6 +67,8 @@ def details(task: Task, devices: Mapping[str, str], live: bool = True) -> list[s
         said += _progress(task.progress)
     if live and task.status is TaskState.RUNNING and task.execution_time is not None:
         said.append(duration(task.execution_time))
+    if task.session_name:
+        said.append(f"session {task.session_name}")
     if task.attempt > 1:
         said.append(f"attempt {task.attempt}")
     if task.device_used:

@@ -102,8 +102,8 @@ class TaskTable(View, list[Task]):
     What all of them have in common has no column: the device and the owner are said above the table then, the usual priority nowhere.
     """
 
-    COLUMNS = ("state", "task", "ran", "submitted", "device", "priority", "owner", "id")
-    WIDE = ("task", "device", "owner", "id")
+    COLUMNS = ("state", "task", "session", "ran", "submitted", "device", "priority", "owner", "id")
+    WIDE = ("task", "session", "device", "owner", "id")
     PLAIN = ("state", "task", "id")
     """What needs no word beside it."""
 
@@ -126,6 +126,7 @@ class TaskTable(View, list[Task]):
     def _kept(self) -> list[int]:
         """The columns in which tasks differ."""
         common = {"device": len(self._said(self._device)) < 2, "owner": len({self._owner(task) for task in self}) < 2}
+        common["session"] = not any(task.session_name for task in self)
         common["priority"] = all(task.priority == USUAL_PRIORITY for task in self)
         return [index for index, name in enumerate(self.COLUMNS) if not common.get(name)]
 
@@ -138,6 +139,7 @@ class TaskTable(View, list[Task]):
             [
                 mark(task),
                 title(task),
+                task.session_name or "",
                 duration(task.execution_time),
                 clock(task.submitted_at),
                 self._device(task),

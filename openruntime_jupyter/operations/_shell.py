@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
@@ -105,6 +105,10 @@ class TaskShell(InteractiveShell):
         if error is not None:
             raise error
         return self.last_value, self.user_ns
+
+    def prepare_call(self) -> None:
+        """Reload changed modules before a call, if the session has turned `%autoreload` on."""
+        self.events.trigger("pre_run_cell", ExecutionInfo("", False, True, True, None))
 
     def showtraceback(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the task's failure carries the traceback."""

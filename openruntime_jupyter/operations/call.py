@@ -11,6 +11,7 @@ from openruntime_jupyter.operations._sources import Source, show
 from openruntime_jupyter.operations._values import Packed, Pickled, check_pickled, dump, load, summary
 from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
+from openruntime_jupyter.operations.python import shell
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -43,9 +44,12 @@ def run(params: Params, context: TaskContext) -> Result:
     show(params.sources)
     value = None
     if params.pickled:
+        if context.session:
+            shell().prepare_call()
         function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)
         if context.session:
-            _offer_variables(function)
+            for each in (function, *arguments):  # a `map` passes the caller's function as an argument
+                _offer_variables(each)
         value = function(*arguments, **keywords)
     if isinstance(value, Packed):
         return value
@@ -54,8 +58,6 @@ def run(params: Params, context: TaskContext) -> Result:
 
 def _offer_variables(function: Any) -> None:
     """Let a function that came by value find variables of its session which its own notebook does not set."""
-    from openruntime_jupyter.operations.python import shell
-
     space = getattr(function, "__globals__", None)
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if space is not None and space is not getattr(module, "__dict__", None):

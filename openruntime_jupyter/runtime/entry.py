@@ -179,6 +179,7 @@ class Entry:
             "device_preference": self.device_preference,
             "device_used": self.device_used,
             "session": self.session.id if self.session is not None else None,
+            "session_name": self.session.name if self.session is not None else None,
             "timeout": self.timeout,
             "retries": self.retries,
             "attempt": self.attempt,

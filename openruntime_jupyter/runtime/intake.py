@@ -133,11 +133,15 @@ class Intake:
         self.require_room(entry.lane)
         self._arrays.lease(entry.arrays, entry.task_id)
         self._coming += 1
+        if entry.session is not None:
+            self._sessions.enter(entry.session)
 
     def give_up(self, entry: Entry) -> None:
         """Undo `expect`: the task was not recorded."""
         self._coming -= 1
         self._arrays.release(entry.task_id, entry.arrays)
+        if entry.session is not None:
+            self._sessions.leave(entry.session)
 
     def begin(self, entry: Entry) -> None:
         """Let a task that was expected, and is recorded, wait for its turn."""
@@ -210,9 +214,12 @@ class Intake:
         )
 
     def inherit(self, task: Task, request: TaskRequest, checked: Checked, lane: Lane) -> None:
-        """Queue what a dead runtime left, where its age and its attempts put it; raises `ArrayNotFound`."""
-        self._arrays.lease(checked.arrays, task.task_id)
+        """Queue what a dead runtime left, where its age and its attempts put it.
+
+        Raises `ArrayNotFound`, and `SessionEnded` for a task of a session, which has ended with that runtime.
+        """
         entry = self._entry(request, checked, task.owner, lane, task.task_id)
+        self._arrays.lease(checked.arrays, task.task_id)
         entry.submitted = epoch(task.submitted_at) or entry.submitted
         entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
         entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self._settings.aging_seconds, entry.key.sequence)

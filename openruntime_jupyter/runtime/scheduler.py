@@ -131,13 +131,20 @@ class Scheduler:
 
     async def cancel(self, entry: Entry) -> None:
         """Stop it, wherever it is; returns when it has ended."""
-        if entry.state is TaskState.PENDING and entry.lane.remove(entry):
+        if entry.state is TaskState.PENDING and self._withdraw(entry):
             entry.cancel_stage = Stage.QUEUE.value
             await self._end(entry, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE))
         elif not entry.state.terminal:
             entry.stop_reason = StopReason.CANCELLED
             entry.lane.engine.halt(entry.task_id, StopReason.CANCELLED)
         await entry.done.wait()
+
+    def _withdraw(self, entry: Entry) -> bool:
+        """Take a pending task out of its lane; return False if it is not there."""
+        removed = entry.lane.remove(entry)
+        if removed and entry.session is not None:
+            self._sessions.leave(entry.session)
+        return removed
 
     def reprioritise(self, entry: Entry, priority: int) -> None:
         """Move a waiting task; raises `TaskConflict` for one that does not wait."""
@@ -195,7 +202,7 @@ class Scheduler:
 
     async def _wait_for_memory(self, lane: Lane) -> None:
         entry = lane.stuck(self._settings.memory_wait)
-        if entry is not None and entry.needs is not None and lane.remove(entry):
+        if entry is not None and entry.needs is not None and self._withdraw(entry):
             free = self._admission.free(lane)
             await self._end(entry, TaskState.FAILED, endings.no_memory(entry.needs, free, self._settings.memory_wait))
             return
@@ -206,7 +213,7 @@ class Scheduler:
         lane = entry.lane
         lane.running[entry.task_id] = entry
         if entry.session is not None:
-            self._sessions.begin(entry.session, entry.task_id)
+            entry.session.task_id = entry.task_id
         try:
             entry.attempt += 1
             entry.started, entry.started_mono = time.time(), time.monotonic()
@@ -230,7 +237,7 @@ class Scheduler:
         finally:
             del lane.running[entry.task_id]
             if entry.session is not None:
-                self._sessions.finish(entry.session)
+                self._sessions.finish(entry.session, entry.session_number, entry.worker is not None)
             lane.changed.set()
         try:
             await self._conclude(entry, outcome)

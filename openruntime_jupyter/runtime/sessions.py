@@ -8,6 +8,7 @@ stays listed with the reason until it is restarted or freed: a task never runs w
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,13 @@ from openruntime_jupyter.operations.base import World
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
 
-PREFIX = "session_"
+ID = re.compile(r"session_[0-9a-z]{20}")
+
+MOST_INACTIVE = 100
+"""Ended and empty sessions that stay listed."""
+
+UNUSED_SECONDS = 60.0
+"""Time after which a session is dropped whose first task was rejected."""
 
 Scope = tuple[str, str, str]
 """Owner, notebook or process, and interpreter."""
@@ -37,15 +44,25 @@ class SessionEntry:
     used: float = field(default_factory=time.time)
     number: int = 0
     tasks: int = 0
+    open: int = 0
+    """Tasks that wait or run."""
+    listed: bool = False
+    """Whether a task was accepted for it."""
     task_id: str | None = None
     ended: str | None = None
     """Why its worker has ended; None while it can be used."""
+    ended_at: float | None = None
     timer: asyncio.TimerHandle | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it has a worker, or its first task is about to start one."""
+        return self.ended is None and bool(self.tasks or self.open)
 
     @property
     def use(self) -> SessionUse:
         """What an engine is told of it."""
-        return SessionUse(self.id, self.number)
+        return SessionUse(self.id, self.number, self.name)
 
 
 class Sessions:
@@ -63,39 +80,49 @@ class Sessions:
         """
         world = world or World()
         scope = (owner or "", world.notebook or world.kernel or "", world.interpreter or "")
-        if wanted.startswith(PREFIX):
+        if ID.fullmatch(wanted):
             found = self._all.get(wanted)
             if found is None or found.scope[0] != scope[0]:
                 raise SessionEnded.because(
-                    wanted, "it was freed, or the runtime was restarted", "The next task with its name starts an empty session"
+                    wanted, "it was freed, or its runtime was restarted", "The next task with its name starts an empty session"
                 )
         else:
             found = next((each for each in self._all.values() if (each.name, each.scope) == (wanted, scope)), None)
         if found is None:
             return self._make(wanted, scope, world)
         self._require_alive(found)
+        if not found.active:
+            self._require_room()
         return found
 
     def _make(self, name: str, scope: Scope, world: World) -> SessionEntry:
         if not name.isprintable() or not name.strip():
             raise InvalidRequest.of("session", f"{name!r} is not a valid name")
-        self._forget_unused()
-        if len(self._all) >= self._settings.max_sessions:
-            names = ", ".join(each.name for each in self._all.values())
-            raise Unavailable(
-                f"{len(self._all)} sessions are open ({names}) and no more may be (max_sessions): free one, "
-                "by `%openruntime free NAME` or DELETE /sessions/{id}",
-                retry_after=60.0,
-            )
+        self._forget_old()
+        self._require_room()
         made = SessionEntry(make_id("session"), name, scope, world)
         self._all[made.id] = made
         return made
 
-    def _forget_unused(self) -> None:
-        """Drop sessions whose first task was rejected."""
-        late = time.time() - 60
-        for entry in [each for each in self._all.values() if not each.tasks and each.task_id is None and each.used < late]:
-            del self._all[entry.id]
+    def _require_room(self) -> None:
+        active = [each.name for each in self._all.values() if each.active]
+        most = self._settings.max_sessions
+        if len(active) < most:
+            return
+        if most == 0:
+            raise InvalidRequest.of("session", "this runtime allows no sessions (max_sessions is 0)")
+        raise Unavailable(
+            f"{len(active)} sessions are open ({', '.join(active)}), and at most {most} are allowed (max_sessions). Free one: "
+            "`%openruntime free NAME` or DELETE /sessions/{id}",
+            retry_after=60.0,
+        )
+
+    def _forget_old(self) -> None:
+        """Drop sessions whose first task was rejected, and the longest unused of too many that have ended."""
+        late = time.time() - UNUSED_SECONDS
+        inactive = sorted((each for each in self._all.values() if not each.active), key=lambda each: -each.used)
+        for entry in [*(each for each in inactive if not each.listed and each.used < late), *inactive[MOST_INACTIVE:]]:
+            self._all.pop(entry.id, None)
 
     @staticmethod
     def _require_alive(entry: SessionEntry) -> None:
@@ -106,29 +133,38 @@ class Sessions:
 
     def refusal(self, entry: SessionEntry, number: int) -> Failure | None:
         """Return why a task that was submitted to this session can't start, or None; `number` is the session's at that time."""
-        reason = entry.ended if entry.number == number else "it was restarted or freed after this task was submitted"
+        reason = entry.ended if entry.number == number else "it was restarted after this task was submitted, and its variables are gone"
         if reason is None:
             return None
         return Failure(kind=FailureKind.NOT_STARTED, message=f"The session {entry.name!r} can't run this task: {reason}")
 
-    def begin(self, entry: SessionEntry, task_id: str) -> None:
-        """Note that the session runs this task."""
-        entry.task_id = task_id
+    def enter(self, entry: SessionEntry) -> None:
+        """Note that a task was accepted for the session; its idle time ends."""
+        entry.open += 1
+        entry.listed = True
         self._stop_timer(entry)
 
-    def finish(self, entry: SessionEntry) -> None:
-        """Note that the session is idle, and start its idle time."""
-        entry.task_id, entry.used = None, time.time()
-        entry.tasks += 1
+    def leave(self, entry: SessionEntry) -> None:
+        """Note that such a task has ended or was withdrawn; the idle time starts with the last one."""
+        entry.open -= 1
+        entry.used = time.time()
         seconds = self._settings.session_idle_seconds
-        if seconds > 0 and entry.ended is None and entry.id in self._all:
+        if seconds > 0 and entry.active and not entry.open and entry.id in self._all:
+            self._stop_timer(entry)
             entry.timer = asyncio.get_running_loop().call_later(seconds, self._expire, entry)
+
+    def finish(self, entry: SessionEntry, number: int, ran: bool) -> None:
+        """Note that the session's task has ended. `number` is the session's when the task was submitted, `ran` whether it started."""
+        entry.task_id = None
+        if ran and entry.number == number:
+            entry.tasks += 1
+        self.leave(entry)
 
     def worker_ended(self, use: SessionUse, reason: str) -> None:
         """Note that the worker of a session has ended, which the engine reports."""
         entry = self._all.get(use.id)
         if entry is not None and entry.number == use.number:
-            entry.ended = f"{reason} ({timestamp(time.time())}); its variables are gone"
+            entry.ended, entry.ended_at = f"{reason}; its variables are gone", time.time()
             self._stop_timer(entry)
 
     def _expire(self, entry: SessionEntry) -> None:
@@ -146,14 +182,14 @@ class Sessions:
 
     def list(self) -> list[Session]:
         """Return every session, the last used first."""
-        return [self._view(each) for each in sorted(self._all.values(), key=lambda each: -each.used)]
+        return [self._view(each) for each in sorted(self._all.values(), key=lambda each: -each.used) if each.listed]
 
     def restart(self, session_id: str) -> Session:
         """End the session's worker; its next task starts with an empty namespace. Raises `SessionNotFound`."""
         entry = self._find(session_id)
         self._stop_timer(entry)
         entry.number += 1
-        entry.ended, entry.tasks, entry.used = None, 0, time.time()
+        entry.ended, entry.ended_at, entry.tasks, entry.used = None, None, 0, time.time()
         self._engine().end_session(entry.id, "its session was restarted")
         return self._view(entry)
 
@@ -189,6 +225,7 @@ class Sessions:
             state=state,
             owner=entry.scope[0] or None,
             notebook=entry.world.notebook,
+            kernel=entry.world.kernel,
             interpreter=entry.world.interpreter,
             directory=entry.world.directory,
             worker=worker,
@@ -197,6 +234,7 @@ class Sessions:
             tasks=entry.tasks,
             created_at=timestamp(entry.created),
             used_at=timestamp(entry.used),
-            expires_at=iso(entry.used + idle) if state is SessionState.IDLE and idle > 0 else None,
+            expires_at=iso(entry.used + idle) if entry.timer is not None else None,
+            ended_at=iso(entry.ended_at),
             reason=entry.ended,
         )

@@ -53,6 +53,8 @@ class Workforce:
                 started_at=timestamp(each.started),
                 task_id=each.task_id,
                 model=each.model,
+                session=each.session.id if each.session is not None else None,
+                session_name=each.session.name if each.session is not None else None,
                 resident_bytes=each.resident,
                 tasks=record.tasks,
                 device_time_s=round(record.seconds, 6),

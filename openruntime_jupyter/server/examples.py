@@ -20,6 +20,8 @@ TASK: dict[str, Any] = {
     "priority": 5,
     "device_preference": "auto",
     "device_used": "device_0",
+    "session": None,
+    "session_name": None,
     "timeout": None,
     "retries": 0,
     "attempt": 1,
@@ -54,6 +56,25 @@ TASK: dict[str, Any] = {
     "runtime": "rt_01kdw8hq5b7r3m9t0q6d1n",
     "here": True,
     "parameters": None,
+}
+SESSION: dict[str, Any] = {
+    "id": "session_01kdw8m3rzfs5g8c1v5x",
+    "name": "train",
+    "state": "busy",
+    "owner": None,
+    "notebook": "/home/jovyan/work/train.ipynb",
+    "kernel": "6f0d3b0e5f0b4f2c9a8d7e6c5b4a3f21",
+    "interpreter": "/usr/bin/python3",
+    "directory": "/home/jovyan/work",
+    "worker": "worker_2",
+    "resident_bytes": 151_000_000,
+    "task_id": TASK["task_id"],
+    "tasks": 12,
+    "created_at": "2026-01-01T11:30:00.000000Z",
+    "used_at": NOW,
+    "expires_at": None,
+    "ended_at": None,
+    "reason": None,
 }
 METRICS: dict[str, Any] = {
     "gpu_utilization": 0.0,
@@ -148,6 +169,8 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             "started_at": NOW,
             "task_id": TASK["task_id"],
             "model": None,
+            "session": SESSION["id"],
+            "session_name": SESSION["name"],
             "tasks": 12,
             "device_time_s": 7.25,
             "resident_bytes": 151_000_000,
@@ -156,6 +179,7 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             "gpu_utilization": None,
         }
     ],
+    models.Session: [SESSION],
     models.SystemMetrics: [{**METRICS, "uptime": "2h 15m", "timestamp": NOW}],
     ai_models_insights.Insights: [INSIGHTS],
     models.Health: [

@@ -29,6 +29,7 @@ TYPES: list[type[BaseModel]] = [
     models.TaskRequest,
     models.Task,
     models.Failure,
+    models.Session,
     models.Device,
     models.Metrics,
     models.MetricsHistory,

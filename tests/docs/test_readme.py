@@ -60,7 +60,7 @@ def test_the_python_and_the_magics_of_the_readme_run(server: Server) -> None:
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert process.stdout.splitlines()[-1] == "True completed"
-    assert server.get("/tasks", params={"operation": "python"})["total_count"] == 2, "the cell and the doctor's ran on the server"
+    assert server.get("/tasks", params={"operation": "python"})["total_count"] == 4, "the cells and the doctor's ran on the server"
     assert server.get("/tasks", params={"operation": "call"})["total_count"] > 1, "the call, and the chunks of the map"
 
 

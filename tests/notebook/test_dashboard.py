@@ -182,6 +182,21 @@ def test_what_stays_as_it_is_is_not_sent_again(dashboard: Dashboard, client: Cli
     assert sum("operations" in parts for parts in sent) == 1
 
 
+def test_sessions_are_shown_restarted_and_freed(dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.session("train").submit_code("x = 1").wait(60).status == "completed"
+    wait_until(lambda: dashboard.sessions and dashboard.sessions[0]["tasks"], 20, "the session")
+    (session,) = dashboard.sessions
+    assert (session["name"], session["state"], session["tasks"]) == ("train", "idle", 1)
+    assert session["resident_bytes"] > 0
+    with monkeypatch.context() as patch:
+        assert asked(dashboard, patch, "restart", id=session["id"])["answer"]["tasks"] == 0
+    with monkeypatch.context() as patch:
+        assert asked(dashboard, patch, "free", id=session["id"])["answer"]["name"] == "train"
+    with monkeypatch.context() as patch:
+        assert "no session" in asked(dashboard, patch, "free", id=session["id"])["error"]
+    wait_until(lambda: not dashboard.sessions, 20, "the end of the list")
+
+
 def test_where_there_is_no_widget_the_runtime_and_its_tasks_are_shown(dashboard: Dashboard, client: Client) -> None:
     client.run("matrix_multiply", size=8)
     bundle, _ = dashboard._repr_mimebundle_()

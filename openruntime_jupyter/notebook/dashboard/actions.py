@@ -35,6 +35,8 @@ ACTIONS: dict[str, Action] = {
     "output": lambda backend, said: backend.output(said["id"], int(said.get("since", 0))).model_dump(mode="json"),
     "again": _again,
     "run": _run,
+    "restart": lambda backend, said: backend.restart_session(said["id"]).model_dump(mode="json"),
+    "free": lambda backend, said: backend.free_session(said["id"]).model_dump(mode="json"),
     "unload": lambda backend, said: {"unloaded": backend.prompts.unload(said["name"])},
     "insights": lambda backend, said: backend.insights(said["metric_type"], said["timeframe"]).model_dump(mode="json"),
 }

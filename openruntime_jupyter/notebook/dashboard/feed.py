@@ -138,6 +138,7 @@ class Feed:
             "health": backend.health().model_dump(mode="json"),
             "devices": [device.model_dump(mode="json") for device in backend.devices()],
             **self._table.parts(),
+            "sessions": [session.model_dump(mode="json", exclude_none=True) for session in backend.sessions()],
             "models": [model.model_dump(mode="json") for model in backend.prompts.models().models if model.resident],
             "operations": self._operations,
         }

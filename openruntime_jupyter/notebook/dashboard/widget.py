@@ -22,7 +22,7 @@ STATIC = Path(__file__).parent / "static"
 
 
 class Dashboard(anywidget.AnyWidget):
-    """Devices, charts, tasks, models and operations of a runtime, live.
+    """Devices, charts, tasks, sessions, models and operations of a runtime, live.
 
     `client` is the runtime's, by default the one that this kernel belongs to; `timeframe` is how far back the charts go: `5m`, `15m`,
     `1h`, `6h`, `24h` or `7d`. It is live from the moment that it is made until it is closed, or until the last view of it has left the
@@ -40,6 +40,7 @@ class Dashboard(anywidget.AnyWidget):
     devices: traitlets.List[dict[str, Any]] = traitlets.List(help="What MLX computes on.").tag(sync=True)
     tasks: traitlets.List[dict[str, Any]] = traitlets.List(help="The rows of the table of tasks.").tag(sync=True)
     counts = traitlets.Dict(help="How many tasks run, wait, and have ended.").tag(sync=True)
+    sessions: traitlets.List[dict[str, Any]] = traitlets.List(help="The sessions, the last used first.").tag(sync=True)
     models: traitlets.List[dict[str, Any]] = traitlets.List(help="The models that are in memory.").tag(sync=True)
     operations: traitlets.List[dict[str, Any]] = traitlets.List(help="The kinds of work, with the schemas of their parameters.").tag(
         sync=True

@@ -66,6 +66,7 @@ function about(task, device) {
     facts([
       ["id", make("code", {}, task.task_id)],
       ["operation", task.operation],
+      ["session", task.session_name],
       ["submitted", clock(task.submitted_at)],
       ["started", clock(task.started_at)],
       ["ended", clock(task.finished_at)],

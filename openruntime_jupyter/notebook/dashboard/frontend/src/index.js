@@ -9,7 +9,9 @@ import { answered, unpacked } from "./history.js";
 import { Insights } from "./insights.js";
 import { Models } from "./models.js";
 import { Runtime } from "./runtime.js";
+import { Sessions } from "./sessions.js";
 import { Tasks } from "./tasks.js";
+import { called } from "./words.js";
 
 const TIMEFRAMES = { "5m": "5 min", "15m": "15 min", "1h": "1 h", "6h": "6 h", "24h": "24 h", "7d": "7 d" };
 /** Milliseconds without a word after which the server is asked whether it is there; if so, the kernel is taken for gone. */
@@ -81,6 +83,7 @@ class Page {
     this.charts = new Charts(announce);
     this.tasks = new Tasks(this.runtime, say, announce);
     this.models = new Models(this.runtime, say);
+    this.sessions = new Sessions(this.runtime, say, announce, (id) => called(this.tasks.tasks.find((task) => task.task_id === id) ?? { name: id }));
     this.form = new Form(this.runtime);
     this.insights = new Insights(this.runtime, () => this.model.get("timeframe"));
     this.element = make(
@@ -92,6 +95,7 @@ class Page {
       make("div", { class: "or-top" }, make("div", { class: "or-side" }, this.devices.element, this.models.element), this.charts.element),
       this.said,
       this.tasks.element,
+      this.sessions.element,
       this.form.element,
       this.insights.element,
       this.where,
@@ -103,7 +107,7 @@ class Page {
     const { model } = this;
     const draw = () => this.draw();
     this.watchers = { chart: () => this.chart(), timeframe: () => this.chosen(), changes: () => model.get("changes").forEach((each) => this.tasks.change(each)) };
-    for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "models", "operations", "closed"]) this.watchers[name] = draw;
+    for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "sessions", "models", "operations", "closed"]) this.watchers[name] = draw;
     for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
     this.timer = setInterval(() => this.second(), 1000);
     // Jupyter's themes are colours of the body; a drawing has to be made anew for others.
@@ -139,6 +143,7 @@ class Page {
     write(this.counts, health.metrics ? `${health.metrics.active_tasks} running · ${health.metrics.pending_tasks} waiting` : "");
     this.devices.update(get("devices"));
     this.tasks.update(get("tasks"), get("counts"), get("devices"));
+    this.sessions.update(get("sessions"));
     this.models.update(get("models"));
     this.form.update(get("operations"), get("devices"), this.tasks.tasks);
     this.connection();

@@ -67,7 +67,8 @@ export class Row {
     write(this.state, state(task.status));
     write(this.name, called(task));
     this.name.title = called(task);
-    write(this.kind, task.name && task.name !== task.operation ? task.operation : "");
+    const operation = task.name && task.name !== task.operation && task.operation;
+    write(this.kind, [operation, task.session_name && `in session ${task.session_name}`].filter(Boolean).join(" "));
     write(this.how, how(task));
     this.how.title = this.how.textContent;
     show(this.how, this.how.textContent !== "");

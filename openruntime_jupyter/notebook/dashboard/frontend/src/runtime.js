@@ -3,7 +3,7 @@
 const TIMEOUT = 20_000;
 /** Milliseconds in which a server that lives answers the smallest question. */
 const SOON = 5_000;
-const AGAIN = ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit"];
+const AGAIN = ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit", "session"];
 
 /** The runtime says no: why, and what is wrong with which field. */
 export class Refused extends Error {
@@ -98,6 +98,8 @@ export class Runtime {
     if (name === "tasks") return this.ask("GET", `tasks?${query(said)}`);
     if (name === "task") return this.ask("GET", `${task}?parameters=false`);
     if (name === "output") return this.ask("GET", `${task}/output?since=${said.since ?? 0}`);
+    if (name === "restart") return this.ask("POST", `sessions/${encodeURIComponent(said.id)}/restart`, {});
+    if (name === "free") return this.ask("DELETE", `sessions/${encodeURIComponent(said.id)}`);
     if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(said.name)}`);
     if (name === "insights") return this.ask("POST", "ai/insights", said);
     if (name === "run") return this.ask("POST", "tasks", { ...said, origin: "notebook", wait: false });

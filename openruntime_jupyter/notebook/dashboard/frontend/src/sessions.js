@@ -1,0 +1,128 @@
+// Sessions: workers that keep their variables, and how to restart or free them.
+import { button, Children, make, show, write } from "./dom.js";
+import { bytes, clock } from "./format.js";
+
+/** Milliseconds for which a button waits for its second click. */
+const SURE = 5_000;
+
+/** A button that acts at its second click, since lost variables do not come back; at the first one where nothing is lost. */
+class Twice {
+  constructor(label, act) {
+    this.label = label;
+    this.act = act;
+    this.element = button(label, label, () => this.click());
+    this.element.addEventListener("blur", () => this.ask(false));
+    this.element.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.ask(false);
+    });
+  }
+
+  /** `about` says what it does, `lost` what is lost by it: null for nothing. */
+  update(about, lost) {
+    this.about = about;
+    this.lost = lost;
+    this.draw();
+  }
+
+  draw() {
+    const text = this.asking ? `${this.label}: sure?` : this.label;
+    const about = this.asking ? `${this.about}: ${this.lost}. Click again to confirm` : this.about;
+    write(this.element, text);
+    this.element.title = about;
+    this.element.setAttribute("aria-label", about);
+    this.element.classList.toggle("or-sure", Boolean(this.asking));
+  }
+
+  ask(asking) {
+    clearTimeout(this.timer);
+    this.asking = asking;
+    if (asking) this.timer = setTimeout(() => this.ask(false), SURE);
+    this.draw();
+  }
+
+  async click() {
+    if (this.lost && !this.asking) {
+      this.ask(true);
+      return;
+    }
+    this.ask(false);
+    this.element.disabled = true;
+    try {
+      await this.act();
+    } finally {
+      this.element.disabled = false;
+    }
+  }
+}
+
+/** `owner` says whose it is, where there are several. */
+function about(session, called, owner) {
+  const notebook = session.notebook?.split("/").pop();
+  const last = session.ended_at ? `ended ${clock(session.ended_at)}` : `last used ${clock(session.used_at)}`;
+  const used = session.state === "busy" ? `runs ${called(session.task_id)}` : last;
+  const tasks = session.tasks ? `${session.tasks} ${session.tasks === 1 ? "task" : "tasks"} done` : "no task done yet";
+  const ends = session.expires_at && `ends ${clock(session.expires_at)} unless it is used`;
+  return [notebook, owner, tasks, bytes(session.resident_bytes), used, ends].filter(Boolean).join(" · ");
+}
+
+function line(sessions) {
+  return (session) => {
+    const name = make("strong");
+    const state = make("span", { class: "or-state" });
+    const facts = make("div", { class: "or-dim" });
+    const reason = make("div", { class: "or-advice" });
+    const restart = new Twice("Restart", () => sessions.act("restart", session.id));
+    const free = new Twice("Free", () => sessions.act("free", session.id));
+    return {
+      element: make("li", {}, make("div", { class: "or-head" }, make("div", {}, name, " ", state, facts), make("div", { class: "or-two" }, restart.element, free.element)), reason),
+      update(now) {
+        write(name, now.name);
+        write(state, now.state);
+        state.dataset.state = now.state;
+        write(facts, about(now, sessions.called, sessions.owners > 1 && now.owner));
+        facts.title = now.notebook ?? "";
+        write(reason, now.reason ?? "");
+        show(reason, Boolean(now.reason));
+        const lost = { busy: "its task and its variables are lost", idle: now.tasks ? "its variables are lost" : null }[now.state] ?? null;
+        restart.update(`Restart the session ${now.name} with an empty namespace`, lost);
+        free.update(`Free the session ${now.name} and its memory`, lost);
+      },
+    };
+  };
+}
+
+export class Sessions {
+  /** `called(id)` is what people call a task. */
+  constructor(runtime, say, announce, called) {
+    this.runtime = runtime;
+    this.say = say;
+    this.announce = announce;
+    this.called = called;
+    this.sessions = [];
+    this.title = make("h4", {}, "Sessions");
+    this.list = make("ul", { class: "or-sessions", "aria-label": "Sessions" });
+    this.empty = make("div", { class: "or-empty" }, "No session is open. ", make("code", {}, "%%openruntime --session NAME"), " starts one: its variables stay for the next cell.");
+    this.element = make("section", { "aria-label": "Sessions" }, this.title, this.list, this.empty);
+    this.children = new Children(this.list, (session) => session.id, line(this));
+  }
+
+  update(sessions) {
+    this.sessions = sessions;
+    this.owners = new Set(sessions.map((each) => each.owner)).size;
+    this.children.update(sessions);
+    show(this.title, sessions.length > 0);
+    show(this.empty, !sessions.length);
+  }
+
+  async act(what, id) {
+    const { name } = this.sessions.find((each) => each.id === id) ?? { name: id };
+    try {
+      const now = await this.runtime.act(what, { id });
+      this.say("");
+      this.announce(`The session ${name} was ${what === "free" ? "freed" : "restarted"}`);
+      this.update(this.sessions.flatMap((each) => (each.id !== id ? [each] : what === "free" ? [] : [now])));
+    } catch (problem) {
+      this.say(`The session ${name}: ${problem.message}`);
+    }
+  }
+}
