@@ -332,6 +332,7 @@ class TaskOutput(Wire):
     next: int = Field(description="What to give as `since` next time.")
     truncated: bool = Field(False, description="Whether output was left out at the cap.")
     finished: bool = Field(False, description="Whether no more will come.")
+    task: Task | None = Field(None, description="The task's record, where the question asks for it.")
 
 
 AbsentFigure = Annotated[float | None, WithJsonSchema({"type": "number"})]

@@ -91,10 +91,10 @@ class Backend(Protocol):
     def purge(self, task_id: str) -> None:
         """Erase an ended task with its output and results; raises `TaskConflict` while it has not ended."""
 
-    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """What the task showed after `since`, the `next` of an earlier answer.
 
-        Waits for something new, or for the task's end, for up to `wait` seconds.
+        Waits for something new, or for the task's end, for up to `wait` seconds. `record` adds the task's record.
         """
 
     def payload(self, task_id: str) -> tuple[bytes, str]:

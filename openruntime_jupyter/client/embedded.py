@@ -143,9 +143,9 @@ class EmbeddedBackend:
         """See `Backend.purge`."""
         self._ask(lambda runtime: runtime.purge(task_id))
 
-    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """See `Backend.output`."""
-        return self._ask(lambda runtime: runtime.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT))))
+        return self._ask(lambda runtime: runtime.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT)), record))
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
         """See `Backend.payload`."""

@@ -102,8 +102,14 @@ class TaskHandle:
         return Output(tuple(shown.items), shown.truncated, shown.finished)
 
     def follow_output(self, since: int = 0, wait: float = 0.0) -> TaskOutput:
-        """What the task showed after `since`, the `next` of an earlier answer; waits for it for up to `wait` seconds."""
-        return self._backend.output(self.id, since, wait)
+        """Return what the task showed after `since`, the `next` of an earlier answer; wait for it for up to `wait` seconds.
+
+        The answer's `task` is the record of the same moment.
+        """
+        shown = self._backend.output(self.id, since, wait, record=True)
+        if shown.task is not None:
+            self._task = shown.task
+        return shown
 
     def wait(self, timeout: float | None = None) -> Task:
         """The record at the task's end, or as it is after `timeout` seconds (None: however long it takes).

@@ -153,10 +153,10 @@ class HttpBackend:
         """See `Backend.purge`."""
         self._request("DELETE", _task(task_id), params={"purge": "true"})
 
-    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """See `Backend.output`."""
         wait = max(0.0, min(wait, LONGEST_WAIT))
-        params = {"since": str(since)} | ({"wait": f"{wait:g}"} if wait else {})
+        params = {"since": str(since)} | ({"wait": f"{wait:g}"} if wait else {}) | ({"record": "true"} if record else {})
         return self._ask(TaskOutput, "GET", f"{_task(task_id)}/output", params=params, wait=wait)
 
     def payload(self, task_id: str) -> tuple[bytes, str]:

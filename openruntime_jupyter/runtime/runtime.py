@@ -285,9 +285,10 @@ class Runtime:
             raise InvalidRequest.of("order", "`next` lists all that wait: it goes with `limit` and `offset`, and with no filter")
         return await self._inquiry.next_up(limit, offset)
 
-    async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
-        """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
-        return await self._inquiry.output(task_id, since, wait)
+    async def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
+        """Return what it showed after cursor `since`, after up to `wait` seconds for something new; `record` adds the task's record."""
+        shown = await self._inquiry.output(task_id, since, wait)
+        return shown.model_copy(update={"task": await self.get(task_id, parameters=False)}) if record else shown
 
     def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
         """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""
