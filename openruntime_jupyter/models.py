@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from functools import lru_cache
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.values import ArrayDtype, ArrayKind
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -291,6 +293,18 @@ class Task(Wire):
         return self.model_dump(mode="json", exclude_defaults=True, exclude={"parameters", "result", "failure"}, warnings=False).items()
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An ended task: its record without parameters, or the error of looking for it.
+
+    `payload` is its opaque result with the encoding where that is small enough to come along; the task's result says whether it has one.
+    """
+
+    task_id: str
+    task: Task | OpenRuntimeError
+    payload: tuple[bytes, str] | None = None
+
+
 class TaskPage(Wire):
     """Some tasks, in the order that was asked for."""
 
@@ -318,6 +332,7 @@ class TaskOutput(Wire):
     next: int = Field(description="What to give as `since` next time.")
     truncated: bool = Field(False, description="Whether output was left out at the cap.")
     finished: bool = Field(False, description="Whether no more will come.")
+    task: Task | None = Field(None, description="The task's record, where the question asks for it.")
 
 
 AbsentFigure = Annotated[float | None, WithJsonSchema({"type": "number"})]

@@ -140,7 +140,8 @@ class Client:
         A task works on `chunk_size` items; by default so many that each slot of the device gets about four tasks. Give 1 where one
         item takes seconds, so that progress and cancelling are fine-grained; the default where items are quick. `options` are those
         of `with_options`. Items that fail keep no other from being done; `MapFailed` tells of them at the end, by their places, and
-        has the other results. Interrupting it cancels the tasks that are left. Raises what `submit_call` raises.
+        has the other results. Interrupting it cancels the tasks that are left. They end with the server, unlike those of `submit_call`.
+        Raises what `submit_call` raises.
         """
         client = self.with_options(**options) if options else self
         refuse_deadlock(self.backend, client.options.device, "a new task")
@@ -373,9 +374,9 @@ class Client:
         sources = sources_of(codes, self.backend.local)
         return {"pickled": pickled, "arrays": parcel.references(), "sources": sources, "world": self._world()}
 
-    def call_request(self, parcel: Parcel, function: Callable[..., Any], /, *args: Any, called: Callable[..., Any]) -> dict[str, Any]:
-        """The request for `function(*args)`, named after `called`; `parcel` is to be released once it was submitted."""
-        return self._request("call", self._call(parcel, function, args, {}), _name_of(called))
+    def call_request(self, function: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the request of a `call` with these parameters, with the options of this client and named after `function`."""
+        return self._request("call", {**parameters, "world": self._world()}, _name_of(function))
 
     def _world(self) -> dict[str, Any] | None:
         return world() if self.backend.local else None

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any
 
-from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.client.backend import MOST_IN_BATCH, Backend
 from openruntime_jupyter.client.forks import reset_in_child
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.raised import as_raised
 from openruntime_jupyter.client.watch import CONNECTED, Watch
-from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskCancelled, TaskNotFound
-from openruntime_jupyter.models import TaskState
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskCancelled
+from openruntime_jupyter.models import Ended, TaskState
+
+log = logging.getLogger(__name__)
 
 EARLY_KEPT = 10_000
-"""Ends that are remembered of tasks that nobody has asked about yet: one may end before its submitter knows its id."""
+"""States that are remembered of unknown tasks: one may start and end before its submitter knows its id."""
 
 FETCHERS = 4
-"""Results that are fetched at the same time."""
+"""Large results that are fetched at the same time. Small ones come many at a time, by one request."""
 
 
 OF_THE_PARENT = (
@@ -33,11 +36,32 @@ OF_THE_PARENT = (
 class TaskFuture(Future[Any]):
     """The future of a task. Unlike a thread's, it can be cancelled while it runs."""
 
-    def __init__(self, handle: TaskHandle) -> None:
+    def __init__(self, handle: TaskHandle | None = None) -> None:
         super().__init__()
-        self.handle = handle
+        self._handle = handle
+        self._submitted = threading.Event()
         self._began = False
         self._one_at_a_time = threading.Lock()
+        if handle is not None:
+            self._submitted.set()
+
+    @property
+    def handle(self) -> TaskHandle:
+        """The task, once it is submitted; raises what its submission raised."""
+        self._submitted.wait()
+        if self._handle is None:
+            raise self.exception(0) or CancelledError
+        return self._handle
+
+    def submitted(self, handle: TaskHandle) -> None:
+        """Note that the task is queued."""
+        self._handle = handle
+        self._submitted.set()
+
+    def refuse(self, problem: BaseException) -> None:
+        """Note that the task could not be submitted."""
+        self._try(self.set_exception, problem)
+        self._submitted.set()
 
     def begin(self) -> None:
         """The task runs."""
@@ -49,8 +73,9 @@ class TaskFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Stop the task; returns once it has ended: False where it ended otherwise before that."""
-        if not self.done():
-            self.settle_with(self.handle.cancel().status)
+        self._submitted.wait()
+        if self._handle is not None and not self.done():
+            self.settle_with(self._handle.cancel().status)
         return self.cancelled()
 
     def settle_with(self, status: TaskState) -> None:
@@ -59,9 +84,11 @@ class TaskFuture(Future[Any]):
             if status is TaskState.CANCELLED and not self.done() and super().cancel():
                 self.set_running_or_notify_cancel()
 
-    def settle(self) -> bool:
-        """Fetch the ended task's result; False where the runtime can't be reached for it now."""
+    def settle(self, ended: Ended | None = None) -> bool:
+        """Take the result of the ended task, or fetch it. Return False where the runtime can't be reached for it now."""
         try:
+            if ended is not None:
+                self.handle.take(ended)
             value = self.handle.result(0)
         except NotConnected:
             return False
@@ -76,6 +103,8 @@ class TaskFuture(Future[Any]):
     def abandon(self) -> None:
         """Fail, in a forked child: what would settle it runs in the parent. Callbacks are the parent's, and are not called."""
         super().__init__()  # a thread of the parent's may have held its lock
+        self._submitted = threading.Event()
+        self._submitted.set()
         self._one_at_a_time = threading.Lock()
         self.set_exception(NotConnected(OF_THE_PARENT))
 
@@ -92,6 +121,9 @@ class Completions:
         self._lock = threading.Lock()
         self._waiting: dict[str, TaskFuture] = {}
         self._early: OrderedDict[str, str] = OrderedDict()
+        self._ready: dict[str, TaskFuture] = {}
+        """Those whose tasks have ended and whose results are not asked for yet."""
+        self._collecting = False
         self._watch: Watch | None = None
         self._fetchers: ThreadPoolExecutor | None = None
         self._closed = False
@@ -101,7 +133,8 @@ class Completions:
         """See `Forkable`."""
         inherited = list(self._waiting.values())
         self._lock = threading.Lock()
-        self._waiting, self._early = {}, OrderedDict()
+        self._waiting, self._early, self._ready = {}, OrderedDict(), {}
+        self._collecting = False
         self._watch, self._fetchers = None, None
         for future in inherited:
             future.abandon()
@@ -114,13 +147,17 @@ class Completions:
                 self._watch = self._backend.watch(("task_update",), self._heard)
 
     def future(self, handle: TaskHandle) -> TaskFuture:
-        """The future of a task's result; the same one for all who ask while it has not ended."""
+        """Return the future of a task's result; the same one to all callers while the task has not ended."""
         self.open()
+        return self.add(TaskFuture(handle))
+
+    def add(self, future: TaskFuture) -> TaskFuture:
+        """Settle this future of a submitted task when the task ends. Return the one that is there already, if there is one."""
+        handle = future.handle
         with self._lock:
-            future = self._waiting.setdefault(handle.id, TaskFuture(handle))
-            status = self._early.pop(handle.id, None)
-        if status is not None or handle.last_seen.status.terminal:
-            self._ended(handle.id)
+            future = self._waiting.setdefault(handle.id, future)
+            status = self._early.pop(handle.id, None) or handle.last_seen.status
+        self._follow(handle.id, future, status)
         return future
 
     def waiting(self) -> list[TaskFuture]:
@@ -140,51 +177,78 @@ class Completions:
             return
         data = message.get("data") or {}
         task_id, status = str(data.get("task_id")), str(data.get("status"))
+        if status not in FOLLOWED:
+            return
         with self._lock:
             future = self._waiting.get(task_id)
-        if future is not None and status == TaskState.RUNNING:
+            if future is None:
+                self._early[task_id] = status
+                if len(self._early) > EARLY_KEPT:
+                    self._early.popitem(last=False)
+        if future is not None:
+            self._follow(task_id, future, status)
+
+    def _follow(self, task_id: str, future: TaskFuture, status: str) -> None:
+        if status == TaskState.RUNNING:
             future.begin()
-        elif status in ENDED and future is not None:
-            self._ended(task_id)
         elif status in ENDED:
-            self._keep_early(task_id, status)
+            with self._lock:
+                self._ready[task_id] = future
+                if self._collecting or self._fetchers is None:
+                    return
+                self._collecting = True
+                self._fetchers.submit(self._collect_ready)
 
-    def _keep_early(self, task_id: str, status: str) -> None:
-        with self._lock:
-            self._early[task_id] = status
-            if len(self._early) > EARLY_KEPT:
-                self._early.popitem(last=False)
-            late = task_id in self._waiting
-        if late:
-            self._ended(task_id)
+    def _collect_ready(self) -> None:
+        """Collect until nothing is left: tasks that end during one request are collected together by the next."""
+        while True:
+            with self._lock:
+                ready, self._ready = self._ready, {}
+                self._collecting = bool(ready)
+            if not ready:
+                break
+            for task_id, future in self._collect(ready).items():
+                self._settle(task_id, future)  # and where the runtime can't be reached, the next connection looks again
+        self._let_go()
 
-    def _ended(self, task_id: str) -> None:
+    def _look_again(self) -> None:
         with self._lock:
-            future, fetchers = self._waiting.get(task_id), self._fetchers
-        if future is not None and fetchers is not None:
+            waiting = dict(self._waiting)
+        self._collect(waiting)
+
+    def _collect(self, futures: dict[str, TaskFuture]) -> dict[str, TaskFuture]:
+        """Settle those whose tasks have ended. Return the others, and those whose results could not be collected."""
+        left = dict(futures)
+        for start in range(0, len(futures), MOST_IN_BATCH):
+            asked = list(futures)[start : start + MOST_IN_BATCH]
+            try:
+                while asked and (collected := self._backend.collect(asked)):
+                    for ended in collected:
+                        self._take(ended, left.pop(ended.task_id))
+                    asked = [task_id for task_id in asked if task_id in left]
+            except OpenRuntimeError as problem:
+                log.debug("Results could not be collected: %s", problem)
+                break
+        return left
+
+    def _take(self, ended: Ended, future: TaskFuture) -> None:
+        with self._lock:
+            fetchers = self._fetchers
+        if _complete(ended) or fetchers is None:
+            self._settle(ended.task_id, future, ended)
+        else:
             with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and takes no more work
-                fetchers.submit(self._settle, task_id, future)
+                fetchers.submit(self._settle, ended.task_id, future, ended)
 
-    def _settle(self, task_id: str, future: TaskFuture) -> None:
+    def _settle(self, task_id: str, future: TaskFuture, ended: Ended | None = None) -> None:
         settled = True
         try:
-            settled = future.settle()
+            settled = future.settle(ended)
         finally:
             if settled:
                 with self._lock:
                     self._waiting.pop(task_id, None)
             self._let_go()
-
-    def _look_again(self) -> None:
-        for future in self.waiting():
-            try:
-                ended = future.handle.task.status.terminal
-            except TaskNotFound:
-                ended = True  # and asking for its result says so
-            except OpenRuntimeError:
-                ended = False  # the runtime has gone again: its return is heard of
-            if ended:
-                self._settle(future.handle.id, future)
 
     def _let_go(self) -> None:
         with self._lock:
@@ -198,4 +262,13 @@ class Completions:
             fetchers.shutdown(wait=False)
 
 
+def _complete(ended: Ended) -> bool:
+    """Whether everything of the result is there, or it is an error."""
+    if isinstance(ended.task, OpenRuntimeError) or ended.task.result is None:
+        return True
+    result = ended.task.result
+    return not result.arrays and (result.payload is None or ended.payload is not None)
+
+
 ENDED = frozenset(state.value for state in TaskState if state.terminal)
+FOLLOWED = ENDED | {TaskState.RUNNING.value}

@@ -31,6 +31,7 @@ from openruntime_jupyter.imports import load
 from openruntime_jupyter.models import (
     ArrayInfo,
     Device,
+    Ended,
     Health,
     MetricsHistory,
     OperationInfo,
@@ -114,9 +115,13 @@ class EmbeddedBackend:
 
         return self._ask(submit)
 
-    def submit_many(self, requests: list[dict[str, Any]], key: str) -> list[Task | OpenRuntimeError]:
+    def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
         """See `Backend.submit_many`."""
-        return self._ask(lambda runtime: runtime.submit_many(requests, _caller(), key))
+        return self._ask(lambda runtime: runtime.submit_many(requests, _caller(), key, durable=durable))
+
+    def collect(self, task_ids: list[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
+        """See `Backend.collect`."""
+        return self._ask(lambda runtime: runtime.collect(task_ids, at_least, max(0.0, min(wait, LONGEST_WAIT))))
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
         """See `Backend.get`."""
@@ -138,9 +143,9 @@ class EmbeddedBackend:
         """See `Backend.purge`."""
         self._ask(lambda runtime: runtime.purge(task_id))
 
-    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """See `Backend.output`."""
-        return self._ask(lambda runtime: runtime.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT))))
+        return self._ask(lambda runtime: runtime.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT)), record))
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
         """See `Backend.payload`."""

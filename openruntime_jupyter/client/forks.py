@@ -11,7 +11,7 @@ class Forkable(Protocol):
     """An object with locks, threads or connections."""
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child.
+        """Reset the state in a forked child.
 
         The child has the forking thread alone. A lock may be held by a thread that it lacks, and what it writes to a socket, or
         an orderly close of it, would reach the parent's peer. So locks are replaced and connections forgotten, not closed.

@@ -19,7 +19,7 @@ from openruntime_jupyter.errors import (
     TaskTimedOut,
     WorkerDied,
 )
-from openruntime_jupyter.models import FailureKind, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
+from openruntime_jupyter.models import Ended, FailureKind, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
 ENDS: dict[TaskState, type[TaskError]] = {
     TaskState.FAILED: TaskFailed,
@@ -66,6 +66,7 @@ class TaskHandle:
     def __init__(self, backend: Backend, task: Task) -> None:
         self._backend = backend
         self._task = task
+        self._payload: tuple[bytes, str] | None = None
 
     @property
     def id(self) -> str:
@@ -101,8 +102,14 @@ class TaskHandle:
         return Output(tuple(shown.items), shown.truncated, shown.finished)
 
     def follow_output(self, since: int = 0, wait: float = 0.0) -> TaskOutput:
-        """What the task showed after `since`, the `next` of an earlier answer; waits for it for up to `wait` seconds."""
-        return self._backend.output(self.id, since, wait)
+        """Return what the task showed after `since`, the `next` of an earlier answer; wait for it for up to `wait` seconds.
+
+        The answer's `task` is the record of the same moment.
+        """
+        shown = self._backend.output(self.id, since, wait, record=True)
+        if shown.task is not None:
+            self._task = shown.task
+        return shown
 
     def wait(self, timeout: float | None = None) -> Task:
         """The record at the task's end, or as it is after `timeout` seconds (None: however long it takes).
@@ -138,8 +145,15 @@ class TaskHandle:
             return self._arrays(task.result) if task.result.arrays else task.result.output
         if task.result.payload is None:
             return {} if task.operation == "python" else None
-        payload, encoding = self._backend.payload(self.id)
+        payload, encoding = self._payload or self._backend.payload(self.id)
+        self._payload = None
         return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
+
+    def take(self, ended: Ended) -> None:
+        """Have `result()` return what `Backend.collect` brought, without further requests; raises `TaskNotFound` for an unknown task."""
+        if isinstance(ended.task, OpenRuntimeError):
+            raise ended.task
+        self._task, self._payload = ended.task, ended.payload
 
     def _arrays(self, result: TaskResult) -> Any:
         from openruntime_jupyter.worker import arrays

@@ -7,6 +7,7 @@ import json
 import math
 import threading
 import weakref
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.backend import LONGEST_WAIT
@@ -26,6 +28,7 @@ from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import (
     ArrayInfo,
     Device,
+    Ended,
     Health,
     MetricsHistory,
     OperationInfo,
@@ -110,11 +113,22 @@ class HttpBackend:
         headers = {"Idempotency-Key": key, "Prefer": f"wait={math.ceil(wait)}" if wait > 0 else "respond-async"}
         return self._ask(Task, "POST", "/tasks", content=_json(request), headers=headers, wait=wait)
 
-    def submit_many(self, requests: list[dict[str, Any]], key: str) -> list[Task | OpenRuntimeError]:
+    def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
         """See `Backend.submit_many`."""
-        response = self._request("POST", "/tasks/batch", content=_json({"tasks": requests}), headers={"Idempotency-Key": key})
+        body = {"tasks": requests} if durable else {"tasks": requests, "durable": False}
+        response = self._request("POST", "/tasks/batch", content=_json(body), headers={"Idempotency-Key": key})
         try:
-            return [_answer(item) for item in response.json()["tasks"]]
+            return [_answer(item) for item in from_json(response.content)["tasks"]]
+        except (ValidationError, ValueError, KeyError, TypeError) as problem:
+            raise not_openruntime(self.where, response) from problem
+
+    def collect(self, task_ids: list[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
+        """See `Backend.collect`."""
+        wait = max(0.0, min(wait, LONGEST_WAIT))
+        body = {"tasks": task_ids, "at_least": at_least, "wait": wait}
+        response = self._request("POST", "/tasks/batch/results", content=_json(body), wait=wait)
+        try:
+            return [_ended(item) for item in from_json(response.content)["results"]]
         except (ValidationError, ValueError, KeyError, TypeError) as problem:
             raise not_openruntime(self.where, response) from problem
 
@@ -139,10 +153,10 @@ class HttpBackend:
         """See `Backend.purge`."""
         self._request("DELETE", _task(task_id), params={"purge": "true"})
 
-    def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
+    def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """See `Backend.output`."""
         wait = max(0.0, min(wait, LONGEST_WAIT))
-        params = {"since": str(since)} | ({"wait": f"{wait:g}"} if wait else {})
+        params = {"since": str(since)} | ({"wait": f"{wait:g}"} if wait else {}) | ({"record": "true"} if record else {})
         return self._ask(TaskOutput, "GET", f"{_task(task_id)}/output", params=params, wait=wait)
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
@@ -362,8 +376,14 @@ def _json(value: Any) -> bytes:
 def _answer(item: dict[str, Any]) -> Task | OpenRuntimeError:
     """One entry of a batch's answer."""
     if (error := item.get("error")) is not None:
-        return of_status(error["code"], error["message"], error.get("details") or [], error.get("retry_after") or 1.0, "/tasks")
+        return of_status(error["code"], error["message"], error.get("details") or [], error.get("retry_after") or 1.0, "/tasks/")
     return Task.model_validate(item["task"], extra="ignore")
+
+
+def _ended(item: dict[str, Any]) -> Ended:
+    """Read one entry of an answer with results."""
+    payload = item.get("payload")
+    return Ended(item["task_id"], _answer(item), None if payload is None else (b64decode(payload["base64"]), payload["encoding"]))
 
 
 def _array(array_id: str) -> str:

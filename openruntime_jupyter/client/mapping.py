@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import Parcel
-from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.client.backend import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.client.handle import TaskHandle
 from openruntime_jupyter.client.lanes import lane_of
 from openruntime_jupyter.client.pickling import pack_call
+from openruntime_jupyter.client.sources import sources_of
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.models import Task
 from openruntime_jupyter.worker.mapping import apply
@@ -30,7 +32,7 @@ MOST_BYTES = 4_000_000
 
 @dataclass
 class Chunk:
-    """Items that one task works on: `size` of them from the place `first`."""
+    """Items that one task works on: `size` of them, beginning with the item `first`."""
 
     first: int
     size: int
@@ -40,7 +42,7 @@ class Chunk:
 
 @dataclass
 class Mapping:
-    """One `map` under way."""
+    """One `map` in progress."""
 
     backend: Backend
     chunks: Iterator[Chunk]
@@ -48,15 +50,15 @@ class Mapping:
     told: Callable[[Task | BaseException], None] = lambda answer: None
     """Called with the answer to each submission."""
     failures: dict[int, TaskError] = field(default_factory=dict)
-    _flying: deque[tuple[Chunk, TaskHandle]] = field(default_factory=deque)
+    _submitted: dict[str, tuple[Chunk, TaskHandle]] = field(default_factory=dict)
     _sending: tuple[list[Chunk], str] | None = None
+    _all_sent: bool = False
 
     def run(self) -> list[Any]:
-        """The results in order; raises `MapFailed`. Whatever else ends it, Ctrl-C among that, cancels what is left."""
+        """Return the results in order; raises `MapFailed`. Any other error, Ctrl-C included, cancels the remaining tasks."""
         try:
-            while self._send() or self._flying:
-                self._fetch(*self._flying[0])
-                self._flying.popleft()
+            while self._send() or self._submitted:
+                self._collect()
         except BaseException:
             self._cancel()
             raise
@@ -65,12 +67,16 @@ class Mapping:
         return self.results
 
     def _send(self) -> bool:
-        """Submit more, once half of what may be under way has ended; whether there was any."""
-        if len(self._flying) > MOST_AHEAD // 2:
+        """Submit more chunks once half of those ahead have been fetched. Return whether there were any."""
+        if self._all_sent or len(self._submitted) > MOST_AHEAD // 2:
             return False
         group: list[Chunk] = []
         size = 0
-        while len(self._flying) + len(group) < MOST_AHEAD and size < MOST_BYTES and (chunk := next(self.chunks, None)):
+        while len(self._submitted) + len(group) < MOST_AHEAD and size < MOST_BYTES:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                self._all_sent = True
+                break
             group.append(chunk)
             size += len(chunk.request["parameters"]["pickled"])
         if not group:
@@ -87,59 +93,83 @@ class Mapping:
         return True
 
     def _submit(self, group: list[Chunk], key: str) -> list[Task | OpenRuntimeError]:
-        return self.backend.submit_many([chunk.request for chunk in group], key)
+        # Not durable: the results reach this process or nobody, and small tasks run three times as fast (`benchmarks/map.py`).
+        return self.backend.submit_many([chunk.request for chunk in group], key, durable=False)
 
     def _take(self, group: list[Chunk], answers: list[Task | OpenRuntimeError]) -> None:
         for chunk, answer in zip(group, answers, strict=True):
             self.told(answer)
             if isinstance(answer, Task):
-                self._flying.append((chunk, TaskHandle(self.backend, answer)))
+                self._submitted[answer.task_id] = chunk, TaskHandle(self.backend, answer)
 
-    def _fetch(self, chunk: Chunk, handle: TaskHandle) -> None:
+    def _collect(self) -> None:
+        """Fetch the results of ended tasks, in one request: of so many that more can be submitted, or of all that are left."""
+        wanted = len(self._submitted) - (0 if self._all_sent else MOST_AHEAD // 2)
+        for ended in self.backend.collect(list(self._submitted), max(1, wanted), LONGEST_WAIT):
+            chunk, handle = self._submitted[ended.task_id]
+            handle.take(ended)
+            self._store(chunk, handle)
+            del self._submitted[ended.task_id]
+
+    def _store(self, chunk: Chunk, handle: TaskHandle) -> None:
         try:
-            outcomes = handle.result()
+            values, failures = handle.result()
         except TaskError as problem:
             self.failures.update(dict.fromkeys(range(chunk.first, chunk.first + chunk.size), problem))
             return
-        for index, (worked, value) in enumerate(outcomes, chunk.first):
-            if worked:
-                self.results[index] = value
-            else:
-                said = f"{value['type']}: {value['message']}"
-                self.failures[index] = TaskFailed(f"{said}\n\nIn the worker:\n{value['traceback'].rstrip()}", handle.last_seen)
+        self.results[chunk.first : chunk.first + chunk.size] = values
+        for index, described in failures.items():
+            message = f"{described['type']}: {described['message']}\n\nIn the worker:\n{described['traceback'].rstrip()}"
+            self.failures[index] = TaskFailed(message, handle.last_seen)
 
     def _cancel(self) -> None:
-        """The last first, so that nothing is started that is about to be cancelled."""
+        """Cancel the remaining tasks, the last one first: otherwise tasks would start that are about to be cancelled."""
         with contextlib.suppress(OpenRuntimeError):
             if self._sending is not None:
                 # The same key gives the same tasks, also where the interrupt came before their ids did.
                 self._take(self._sending[0], self._submit(*self._sending))
                 for chunk in self._sending[0]:
                     chunk.parcel.release()
-        for _, handle in reversed(self._flying):
+        for _, handle in reversed(self._submitted.values()):
             with contextlib.suppress(OpenRuntimeError):
                 handle.cancel()
 
 
 def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None) -> list[Any]:
-    """`function(item)` for each item, in order; see `Client.map`."""
+    """Return `function(item)` for each item, in order; see `Client.map`."""
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise InvalidRequest.of("chunk_size", "give a whole number of items, at least 1, or leave it away")
-    if items:
-        pack_call(function, (), {})  # what keeps it from travelling is told of it, not of a chunk
+    if not items:
+        return []
+    with Parcel(client.backend) as parcel:
+        chunks = _chunks(client, function, items, chunk_size, parcel)
+        return Mapping(client.backend, chunks, [None] * len(items), client.follow_session).run()
+
+
+def _chunks(
+    client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: Parcel
+) -> Iterator[Chunk]:
+    """Yield the chunks. The function is pickled once, with its large arrays in the parcel `shared`."""
+    codes: list[CodeType] = []
+    pickled = pack_call(function, (), {}, shared, codes)
+    large = [pickled] if isinstance(pickled, dict) else []
+    sources = sources_of(codes, client.backend.local)
+    template = client.call_request(function, {"burst": uuid.uuid4().hex})
     size = chunk_size or _chunk_size(client, len(items))
-
-    def chunks() -> Iterator[Chunk]:
-        for first in range(0, len(items), size):
-            some = items[first : first + size]
-            parcel = Parcel(client.backend)
-            yield Chunk(first, len(some), client.call_request(parcel, apply, function, some, first, called=function), parcel)
-
-    return Mapping(client.backend, chunks(), [None] * len(items), client.follow_session).run()
+    for first in range(0, len(items), size):
+        some = items[first : first + size]
+        parcel, codes = Parcel(client.backend), []
+        parameters = {
+            **template["parameters"],
+            "pickled": pack_call(apply, (pickled, shared.ids, some, first), {}, parcel, codes),
+            "arrays": [*parcel.references(), *shared.references(), *large],
+            "sources": sources + sources_of(codes, client.backend.local),
+        }
+        yield Chunk(first, len(some), {**template, "parameters": parameters}, parcel)
 
 
 def _chunk_size(client: Client, number: int) -> int:
-    """So that each slot of the lane where it runs gets a few chunks."""
+    """Return the size with which each slot of the lane gets a few chunks."""
     devices = client.devices()
     lane = lane_of(client.options.device, devices)
     slots = next((device.slots for device in devices if device.id == client.options.device or device.type == lane), 1)

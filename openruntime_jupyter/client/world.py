@@ -103,5 +103,5 @@ def _new_kernel() -> None:
     _kernel = uuid.uuid4().hex
 
 
-# A forked child is a process of its own.
+# A forked child is another caller than its parent.
 os.register_at_fork(after_in_child=_new_kernel)

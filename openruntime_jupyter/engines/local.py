@@ -293,7 +293,7 @@ class LocalEngine:
         if attempt.declined:
             pool.forget_imports()
             self._forget_session(worker)
-        elif job.private:
+        elif job.private and job.environment.kernel is not None:  # callers that are not told apart share no imports
             pool.learn(job.environment, attempt.imported)
         if job.session is not None and not (self._stopping or attempt.declined):
             if worker.signalled and (use := self._forget_session(worker)) is not None:  # a signal may still be on its way to it

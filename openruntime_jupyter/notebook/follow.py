@@ -97,7 +97,7 @@ class Follower(threading.Thread):
             shown = self._task.follow_output(since, ASK_SECONDS)
             since = shown.next
             self._news.put(shown)
-            self._news.put(task := self._task.task)
+            self._news.put(task := shown.task or self._task.task)  # a server of an earlier release gives no record with the output
             if task.status.terminal and shown.finished:
                 return
             self._stopped.wait(max(0.0, REST_SECONDS - (time.monotonic() - asked)))

@@ -1,25 +1,34 @@
-"""Many tasks at once: each checked on its own, all recorded in one transaction."""
+"""Many tasks at once: submitted in one transaction, and their results collected in one answer."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, Unavailable
-from openruntime_jupyter.models import Task, TaskRequest
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
+from openruntime_jupyter.models import Ended, Task, TaskRequest
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.entry import Entry
+from openruntime_jupyter.runtime.finish import wait_for_some
 from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
+from openruntime_jupyter.runtime.inquiry import OTHERS_POLL, Inquiry
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.slowly import AT_ONCE, MOST_IN_BATCH, slowly
 from openruntime_jupyter.runtime.submission import Caller
+
+LARGEST_PAYLOAD = 65_536
+"""Bytes of a payload up to which a collected result has it: a larger one is better streamed by itself."""
+MOST_PAYLOADS = 4_000_000
+"""Bytes of payloads after which an answer ends."""
 
 Answer = Task | OpenRuntimeError
 """A task's record, or why there is none."""
@@ -34,32 +43,38 @@ class BatchIntake:
         self._history = history
         self._recorder = recorder
 
-    async def submit(self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None) -> list[Answer]:
-        """Queue a task for each of `requests` (as JSON) and give its record, or what is wrong with it, in their order.
+    async def submit(
+        self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None, *, durable: bool = True
+    ) -> list[Answer]:
+        """Queue a task for each of `requests` (as JSON) and return its record, or the error, in their order.
 
-        Every task is asynchronous, and on disk when this returns. Raises `InvalidRequest` for too many or a key that was used for
+        All tasks are on disk when this returns. A task that is not `durable` ends as interrupted if the runtime ends before it: then
+        its later states are written behind, and small tasks run about three times as fast.
+
+        Raises `InvalidRequest` for too many or a key that was used for
         others, and `Unavailable` and its kinds where nothing at all can be taken. Under a key that was used for the same requests
         the tasks of then are given again; what was refused then is tried again.
         """
         if len(requests) > MOST_IN_BATCH:
             raise InvalidRequest.of("tasks", f"{len(requests):,} are too many for one batch: send at most {MOST_IN_BATCH:,} at once")
         if idempotency_key is None:
-            return await self._take(requests, caller, make_ids("task", len(requests)), {})
+            return await self._take(requests, caller, durable, make_ids("task", len(requests)), {})
         async with self._intake.lock(caller, idempotency_key):
-            return await self._once(requests, caller, idempotency_key)
+            return await self._once(requests, caller, durable, idempotency_key)
 
-    async def _once(self, requests: Sequence[Any], caller: Caller, name: str) -> list[Answer]:
-        same = hashlib.sha256(b"batch" + to_json(requests, inf_nan_mode="constants")).hexdigest()
+    async def _once(self, requests: Sequence[Any], caller: Caller, durable: bool, name: str) -> list[Answer]:
+        kind = b"batch" if durable else b"transient batch"
+        same = hashlib.sha256(kind + to_json(requests, inf_nan_mode="constants")).hexdigest()
         owner = caller.owner or ""
         earlier = await self._history.remember_key(owner, name, None)
         if earlier is None:
-            return await self._take(requests, caller, make_ids("task", len(requests)), {}, (owner, name, same))
+            return await self._take(requests, caller, durable, make_ids("task", len(requests)), {}, (owner, name, same))
         first, known = earlier
         fingerprint, _, place = known.partition("@")
         if fingerprint != same or not place:
             raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")
         ids = [neighbour(first, index - int(place)) for index in range(len(requests))]
-        return await self._take(requests, caller, ids, await self._known(ids))
+        return await self._take(requests, caller, durable, ids, await self._known(ids))
 
     async def _known(self, ids: list[str]) -> dict[int, Answer]:
         """The tasks that there are already, by their place."""
@@ -78,14 +93,20 @@ class BatchIntake:
         return task and task.model_copy(update={"parameters": None})
 
     async def _take(
-        self, requests: Sequence[Any], caller: Caller, ids: list[str], answers: dict[int, Answer], key: Key | None = None
+        self,
+        requests: Sequence[Any],
+        caller: Caller,
+        durable: bool,
+        ids: list[str],
+        answers: dict[int, Answer],
+        key: Key | None = None,
     ) -> list[Answer]:
         taken: dict[int, Entry] = {}
         async for index, request in slowly(enumerate(requests)):
             if index in answers:
                 continue
             try:
-                taken[index] = await self._prepare(request, caller, ids[index])
+                taken[index] = await self._prepare(request, caller, durable, ids[index])
             except Unavailable:
                 raise  # whatever it is, it holds for all of them
             except OpenRuntimeError as problem:
@@ -96,12 +117,13 @@ class BatchIntake:
             answers[index] = entry.record(parameters=False)
         return [answers[index] for index in range(len(requests))]
 
-    async def _prepare(self, request: Any, caller: Caller, task_id: str) -> Entry:
+    async def _prepare(self, request: Any, caller: Caller, durable: bool, task_id: str) -> Entry:
         try:
             wanted = TaskRequest.model_validate(request)
         except ValidationError as problem:
             raise invalid(problem, known=TaskRequest.model_fields) from None
-        return await self._intake.prepare(wanted.model_copy(update={"wait": False}), caller, task_id)
+        wanted.wait = not durable
+        return await self._intake.prepare(wanted, caller, task_id)
 
     async def _record(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> dict[int, Entry]:
         """Write what there is room for, let it wait for its turn, and give it; what is wrong with the rest is told in `answers`."""
@@ -136,3 +158,80 @@ class BatchIntake:
             key = (*key[:2], f"{key[2]}@{next(iter(taken))}")
         entries = list(taken.values())
         return await self._recorder.admit_all(entries, [entry.snapshot(live=False) async for entry in slowly(entries)], key)
+
+
+class BatchResults:
+    """Collects the results of many tasks."""
+
+    def __init__(self, inquiry: Inquiry, history: History, recorder: Recorder) -> None:
+        self._inquiry = inquiry
+        self._history = history
+        self._recorder = recorder
+
+    async def collect(self, task_ids: Sequence[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
+        """Return the tasks among `task_ids` that have ended, in that order, once `at_least` of them have.
+
+        Returns with fewer after `wait` seconds. Payloads of up to `LARGEST_PAYLOAD` bytes come along, and the answer ends after
+        `MOST_PAYLOADS` bytes of them: the rest of the tasks are in the answer to the next call. An unknown task has ended with
+        `TaskNotFound`.
+        """
+        deadline = time.monotonic() + wait
+        entries = {task_id: self._recorder.find(task_id) for task_id in task_ids}
+        needed = min(at_least, len(entries))
+        elsewhere: dict[str, Answer] = {}
+        while True:
+            lost = [task_id for task_id, entry in entries.items() if task_id not in elsewhere and (entry is None or _lost(entry))]
+            elsewhere |= await self._look(lost)
+            here = {task_id: entry for task_id, entry in entries.items() if entry is not None and not _lost(entry)}
+            pending = [entry.done for entry in here.values() if not entry.over]
+            missing = needed - len(elsewhere) - (len(here) - len(pending))
+            left = deadline - time.monotonic()
+            if missing <= 0 or left <= 0:
+                ended = elsewhere | {task_id: entry.record(parameters=False) for task_id, entry in here.items() if entry.over}
+                return await self._with_payloads({task_id: ended[task_id] for task_id in entries if task_id in ended})
+            pause = min(left, OTHERS_POLL) if len(elsewhere) + len(here) < len(entries) else left
+            if pending:
+                await wait_for_some(pending, missing, pause)
+            else:
+                await asyncio.sleep(pause)
+
+    async def _look(self, task_ids: list[str]) -> dict[str, Answer]:
+        """Read those among the tasks that have ended, from the history: other runtimes hold them, or held them."""
+        found: dict[str, Answer] = {}
+        for start in range(0, len(task_ids), AT_ONCE):
+            some = task_ids[start : start + AT_ONCE]
+            tasks = await asyncio.gather(*(self._inquiry.get(task_id, parameters=False) for task_id in some), return_exceptions=True)
+            for task_id, task in zip(some, tasks, strict=True):
+                if isinstance(task, TaskNotFound) or (isinstance(task, Task) and task.status.terminal):
+                    found[task_id] = task
+                elif isinstance(task, BaseException):
+                    raise task
+        return found
+
+    async def _with_payloads(self, tasks: dict[str, Answer]) -> list[Ended]:
+        """Add the payloads that are small enough."""
+        wanted: list[str] = []
+        size = 0
+        taken: list[str] = []
+        for task_id, task in tasks.items():
+            if size >= MOST_PAYLOADS:
+                break
+            taken.append(task_id)
+            described = task.result.payload if isinstance(task, Task) and task.result is not None else None
+            if described is not None and described.size <= LARGEST_PAYLOAD:
+                wanted.append(task_id)
+                size += described.size
+        payloads = await self._history.get_payloads(wanted) if wanted else {}
+        return [Ended(task_id, tasks[task_id], _in_memory(payloads.get(task_id))) for task_id in taken]
+
+
+def _lost(entry: Entry) -> bool:
+    """Whether another runtime has taken the task over."""
+    return entry.done.reached and not entry.over
+
+
+def _in_memory(payload: tuple[bytes | Path, str] | None) -> tuple[bytes, str] | None:
+    """The payload if it is not in a file, which its reader fetches by itself."""
+    if payload is None or isinstance(payload[0], Path):
+        return None
+    return payload[0], payload[1]

@@ -1,42 +1,72 @@
-"""The end of a task, for any number who wait for it."""
+"""One-shot event for the end of a task, with any number of waiters."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 
 class Finish:
-    """Is reached once. Who waits is woken in the same turn of the loop, and may go away before it."""
+    """One-shot event. Waiters resume in the same loop iteration and may be cancelled before that."""
 
-    __slots__ = ("_waiters", "reached")
+    __slots__ = ("_callbacks", "reached")
 
     def __init__(self) -> None:
         self.reached = False
-        self._waiters: list[asyncio.Future[None]] | None = None  # most tasks have none
+        self._callbacks: list[Callable[[], None]] | None = None  # most tasks have none
 
     def reach(self) -> None:
-        """It is over; more than once does no harm."""
+        """Set the event and call the callbacks. Further calls have no effect."""
         self.reached = True
-        waiters, self._waiters = self._waiters, None
-        for waiter in waiters or ():
-            _wake(waiter)
+        callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
+            callback()
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, which must not raise, once the event is set; at once if it is set already."""
+        if self.reached:
+            callback()
+            return
+        self._callbacks = self._callbacks or []
+        self._callbacks.append(callback)
+
+    def uncall(self, callback: Callable[[], None]) -> None:
+        """Undo `call`. Has no effect once the event is set."""
+        if not self.reached and self._callbacks is not None:
+            self._callbacks.remove(callback)
 
     async def wait(self, timeout: float | None = None) -> None:
-        """Until it is reached, or for `timeout` seconds."""
-        if self.reached:
-            return
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters = waiters = self._waiters or []
-        waiters.append(waiter)
-        timer = None if timeout is None else loop.call_later(timeout, _wake, waiter)
-        try:
-            await waiter
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if not self.reached:
-                waiters.remove(waiter)
+        """Wait until the event is set, or for `timeout` seconds."""
+        if not self.reached:
+            await wait_for_some([self], 1, timeout)
+
+
+async def wait_for_some(events: list[Finish], number: int, timeout: float | None = None) -> None:
+    """Wait until `number` of `events` are set, or for `timeout` seconds. One future serves all of them."""
+    pending = [event for event in events if not event.reached]
+    left = min(number, len(events)) - (len(events) - len(pending))
+    if left <= 0:
+        return
+    loop = asyncio.get_running_loop()
+    enough: asyncio.Future[None] = loop.create_future()
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            _wake(enough)
+
+    for event in pending:
+        event.call(count)
+    timer = None if timeout is None else loop.call_later(timeout, partial(_wake, enough))
+    try:
+        await enough
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for event in pending:
+            event.uncall(count)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

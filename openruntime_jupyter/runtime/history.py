@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -192,12 +192,19 @@ class History:
 
     async def get_payload(self, task_id: str) -> tuple[bytes | Path, str] | None:
         """The task's payload, as bytes or as the file that has it, and its encoding; None if there is none."""
+        return (await self.get_payloads([task_id])).get(task_id)
+
+    async def get_payloads(self, task_ids: Sequence[str]) -> dict[str, tuple[bytes | Path, str]]:
+        """Return the payloads of these tasks, each as bytes or as its file, and their encodings; missing ones are left out."""
         self._check_open()
-        waiting = self._behind.payloads.find(task_id)
-        if waiting is not None:
-            encoding, data = waiting
-            return data, encoding
-        return await self._read(lambda connection: queries.payload(connection, task_id, self._payload_folder))
+        found: dict[str, tuple[bytes | Path, str]] = {}
+        for task_id in task_ids:
+            if (pending := self._behind.payloads.find(task_id)) is not None:
+                encoding, data = pending
+                found[task_id] = data, encoding
+        if on_disk := [task_id for task_id in task_ids if task_id not in found]:
+            found |= await self._read(lambda connection: queries.payloads(connection, on_disk, self._payload_folder))
+        return found
 
     async def page(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,16 +104,19 @@ def output(connection: sqlite3.Connection, task_id: str) -> TaskOutput | None:
     return None if row is None else TaskOutput.model_validate_json(row[0])
 
 
-def payload(connection: sqlite3.Connection, task_id: str, folder: Path) -> tuple[bytes | Path, str] | None:
-    """The task's opaque result, as bytes or as the file that holds it, and its encoding."""
-    row = connection.execute("SELECT encoding, file, data FROM payloads WHERE task_id = ?", (task_id,)).fetchone()
-    if row is None:
-        return None
-    encoding, name, data = row
-    if name is None:
-        return data, encoding
-    file = folder / name
-    return (file, encoding) if file.exists() else None
+def payloads(connection: sqlite3.Connection, task_ids: Sequence[str], folder: Path) -> dict[str, tuple[bytes | Path, str]]:
+    """Read the opaque results of these tasks, as bytes or as the file that holds it, and their encodings; missing ones are left out."""
+    found: dict[str, tuple[bytes | Path, str]] = {}
+    for task_id in task_ids:
+        row = connection.execute("SELECT encoding, file, data FROM payloads WHERE task_id = ?", (task_id,)).fetchone()
+        if row is None:
+            continue
+        encoding, name, data = row
+        if name is None:
+            found[task_id] = data, encoding
+        elif (file := folder / name).exists():
+            found[task_id] = file, encoding
+    return found
 
 
 def remember_key(

@@ -204,7 +204,7 @@ class Intake:
             needs=checked.needs,
             interpreter=checked.interpreter,
             environment=checked.environment,
-            private=not checked.operation.shared,
+            private=not (checked.operation.shared or checked.operation.resident),
             burst=checked.burst,
             arrays=checked.arrays,
             model=checked.model,

@@ -20,6 +20,7 @@ from openruntime_jupyter.errors import (
 )
 from openruntime_jupyter.models import (
     Device,
+    Ended,
     Health,
     Metrics,
     MetricsHistory,
@@ -38,7 +39,7 @@ from openruntime_jupyter.operations.registry import left_out, operations
 from openruntime_jupyter.runtime import endings, reports
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.runtime.batch import BatchIntake
+from openruntime_jupyter.runtime.batch import BatchIntake, BatchResults
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.foundations import local_engine, make_folders, remote_lane, unload
@@ -135,6 +136,7 @@ class Runtime:
         )
         self._inheritance = Inheritance(self.history, self._recorder, self._intake)
         self._batches = BatchIntake(self._intake, self.history, self._recorder)
+        self._results = BatchResults(self._inquiry, self.history, self._recorder)
         if self._inline is not None:
             self._scheduler.open_remote(remote_lane(self.settings, self._inline))
         self.instruments.start()
@@ -246,10 +248,14 @@ class Runtime:
         return await self._intake.earlier(caller, idempotency_key, same)
 
     async def submit_many(
-        self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None
+        self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None, *, durable: bool = True
     ) -> list[Task | OpenRuntimeError]:
         """Queue a task for each of `requests` (`TaskRequest`s as JSON), in one transaction; see `BatchIntake.submit`."""
-        return await self._batches.submit(requests, caller, idempotency_key)
+        return await self._batches.submit(requests, caller, idempotency_key, durable=durable)
+
+    async def collect(self, task_ids: Sequence[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
+        """Return the tasks among `task_ids` that have ended, with small payloads; see `BatchResults.collect`."""
+        return await self._results.collect(task_ids, at_least, wait)
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
@@ -279,9 +285,10 @@ class Runtime:
             raise InvalidRequest.of("order", "`next` lists all that wait: it goes with `limit` and `offset`, and with no filter")
         return await self._inquiry.next_up(limit, offset)
 
-    async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
-        """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
-        return await self._inquiry.output(task_id, since, wait)
+    async def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
+        """Return what it showed after cursor `since`, after up to `wait` seconds for something new; `record` adds the task's record."""
+        shown = await self._inquiry.output(task_id, since, wait)
+        return shown.model_copy(update={"task": await self.get(task_id, parameters=False)}) if record else shown
 
     def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
         """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""

@@ -8,6 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from openruntime_jupyter.models import Device, OperationInfo, Session, Task, Timestamp, Wire, Worker
 from openruntime_jupyter.runtime.slowly import MOST_IN_BATCH
+from openruntime_jupyter.server.requests import LONGEST_WAIT
 
 
 class ServiceInfo(Wire):
@@ -73,6 +74,12 @@ class BatchRequest(Wire):
         min_length=1,
         max_length=MOST_IN_BATCH,
     )
+    durable: bool = Field(
+        True,
+        description="false: the tasks end as `interrupted` if the server ends before they do. Small ones run about three times as fast, "
+        "because their states are written to disk together, within 50 ms, and not one by one.",
+        strict=True,
+    )
 
 
 class BatchProblem(Wire):
@@ -105,3 +112,37 @@ class BatchAnswer(Wire):
     """What became of the tasks of a batch."""
 
     tasks: list[BatchItem] = Field(description="In the order of the request.")
+
+
+class ResultsRequest(Wire):
+    """Tasks whose results are wanted: the body of `POST /tasks/batch/results`."""
+
+    tasks: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        description="Ids of tasks.", min_length=1, max_length=MOST_IN_BATCH
+    )
+    at_least: int = Field(1, description="Answer once so many of them have ended, or all.", ge=1, strict=True)
+    wait: float = Field(0.0, description="Answer after so many seconds in any case.", ge=0, le=LONGEST_WAIT, allow_inf_nan=False)
+
+
+class ResultPayload(Wire):
+    """The opaque result of a task, as `GET /tasks/{id}/payload` answers it."""
+
+    encoding: str = Field(description="`cloudpickle`: load it only if you trust the task's code.")
+    base64: str = Field(description="The bytes, in base64.")
+
+
+class ResultItem(Wire):
+    """A task that has ended."""
+
+    task_id: str
+    task: Task | None = _or_absent("Its record, without its parameters.")
+    payload: ResultPayload | None = _or_absent("Its opaque result, if it has one of at most 64 KiB: larger ones are fetched one by one.")
+    error: BatchProblem | None = _or_absent("Why there is no record: the task is unknown.")
+
+
+class ResultsAnswer(Wire):
+    """The ended ones of some tasks."""
+
+    results: list[ResultItem] = Field(
+        description="In the order of the request. An answer ends after about 4 MB: ask again for the tasks that it leaves out."
+    )

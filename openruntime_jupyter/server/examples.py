@@ -140,6 +140,14 @@ TOLD = "priority: Input should be less than or equal to 10"
 EXAMPLES: dict[type[BaseModel], list[Any]] = {
     answers.ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],
     answers.ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": TOLD, "timestamp": NOW}],
+    answers.ResultsAnswer: [
+        {
+            "results": [
+                {"task_id": TASK["task_id"], "task": TASK},
+                {"task_id": "task_0", "error": {"code": 404, "message": "There is no task task_0.", "details": None, "retry_after": None}},
+            ]
+        }
+    ],
     answers.BatchAnswer: [{"tasks": [{"task": TASK}, {"error": {"code": 422, "message": TOLD, "details": [DETAIL], "retry_after": None}}]}],
     models.Task: [TASK],
     models.TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],

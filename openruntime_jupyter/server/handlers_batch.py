@@ -1,27 +1,46 @@
-"""Many tasks in one request."""
+"""Many tasks in one request: submitting them, and collecting their results."""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import TYPE_CHECKING
 
 from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
 from tornado import web
 
-from openruntime_jupyter.models import Task
+from openruntime_jupyter.models import Ended, Task
 from openruntime_jupyter.runtime.slowly import slowly
-from openruntime_jupyter.server.answers import BatchAnswer, BatchItem, BatchProblem, BatchRequest, Detail
+from openruntime_jupyter.server.answers import (
+    BatchAnswer,
+    BatchItem,
+    BatchProblem,
+    BatchRequest,
+    Detail,
+    ResultItem,
+    ResultPayload,
+    ResultsAnswer,
+    ResultsRequest,
+)
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, KEY_IN_USE, described
 from openruntime_jupyter.server.errors import problem_of
 from openruntime_jupyter.server.requests import read_key
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.errors import OpenRuntimeError
     from openruntime_jupyter.runtime.batch import Answer
 
 EXAMPLES = {
     "Three sizes": {"tasks": [{"operation": "matrix_multiply", "parameters": {"size": size}} for size in (64, 128, 256)]},
 }
+
+RESULTS_EXAMPLES = {
+    "Half of four, within ten seconds": {"tasks": [f"task_01kdw8m3s0fs5g8c1v5x2{digit}" for digit in "jkmn"], "at_least": 2, "wait": 10},
+}
+
+MOST_BYTES = 4_000_000
+"""Bytes after which an answer with results ends."""
 
 
 class BatchHandler(Handler):
@@ -39,22 +58,62 @@ class BatchHandler(Handler):
         batch = self.body(BatchRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         runtime = await self.runtime()
-        answers = await runtime.submit_many(batch.tasks, await self.caller(), key)
+        answers = await runtime.submit_many(batch.tasks, await self.caller(), key, durable=batch.durable)
         # One after the other, with turns for others in between: of a few thousand, all at once would be felt.
         items = [to_json(_item(answer), inf_nan_mode="null") async for answer in slowly(answers)]
         self.send(b'{"tasks":[%b]}' % b",".join(items), 202)
 
 
+class ResultsHandler(Handler):
+    """`/tasks/batch/results`."""
+
+    @described("Tasks", ResultsAnswer, body=ResultsRequest, examples=RESULTS_EXAMPLES)
+    @web.authenticated
+    @authorized("read")  # type: ignore[untyped-decorator] # with arguments it has no type
+    async def post(self) -> None:
+        """Collect the results of many tasks.
+
+        Answers with those that have ended, once `at_least` of them have or after `wait` seconds. Nothing is changed: it is a POST
+        because thousands of ids fit no URL.
+        """
+        wanted = self.body(ResultsRequest)
+        runtime = await self.runtime()
+        ended = await self.while_connected(runtime.collect(wanted.tasks, wanted.at_least, wanted.wait))
+        items: list[bytes] = []
+        size = 0
+        async for each in slowly(ended):
+            items.append(to_json(_result(each), inf_nan_mode="null"))
+            size += len(items[-1])
+            if size >= MOST_BYTES:
+                break
+        self.send(b'{"results":[%b]}' % b",".join(items))
+
+    def update_api_activity(self) -> None:
+        """Do nothing: a client that waits for results must not keep the server from being culled."""
+
+
+def _result(ended: Ended) -> ResultItem:
+    if not isinstance(ended.task, Task):
+        return ResultItem.model_construct(task_id=ended.task_id, error=_problem(ended.task))
+    payload = None
+    if ended.payload is not None:
+        data, encoding = ended.payload
+        payload = ResultPayload.model_construct(encoding=encoding, base64=b64encode(data).decode())
+    return ResultItem.model_construct(task_id=ended.task_id, task=ended.task, payload=payload)
+
+
 def _item(answer: Answer) -> BatchItem:
     if isinstance(answer, Task):
         return BatchItem.model_construct(task=answer)
-    problem = problem_of(answer)
+    return BatchItem.model_construct(error=_problem(answer))
+
+
+def _problem(error: OpenRuntimeError) -> BatchProblem:
+    problem = problem_of(error)
     retry_after = problem.headers.get("Retry-After")
-    return BatchItem.model_construct(
-        error=BatchProblem(
-            code=problem.status,
-            message=problem.message,
-            details=[Detail.model_validate(detail) for detail in problem.details] if problem.details else None,
-            retry_after=int(retry_after) if retry_after else None,
-        )
+    return BatchProblem(
+        code=problem.status,
+        message=problem.message,
+        details=[Detail.model_validate(detail) for detail in problem.details] if problem.details else None,
+        retry_after=int(retry_after) if retry_after else None,
     )

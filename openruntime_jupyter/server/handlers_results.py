@@ -34,7 +34,7 @@ class OutputHandler(Handler):
         """What the task showed from `since` on; with `wait`, as soon as there is something."""
         query = self.query(OutputQuery)
         runtime = await self.runtime()
-        self.reply(await self.while_connected(runtime.output(task_id, query.since, query.wait)))
+        self.reply(await self.while_connected(runtime.output(task_id, query.since, query.wait, query.record)))
 
 
 class PayloadHandler(Handler):

@@ -80,6 +80,7 @@ class OutputQuery(WaitQuery):
     """`GET /tasks/{id}/output`: from where on, and how many seconds to wait for something new."""
 
     since: int = Field(0, ge=0, le=2**53, description="Leave out what came before: `next` of the answer before.")
+    record: bool = Field(False, description="true: add the task's record, without parameters, as `task`.")
 
 
 class TokensQuery(Query):

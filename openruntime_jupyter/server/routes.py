@@ -7,7 +7,7 @@ from tornado import web
 from openruntime_jupyter.server.handlers_about import DocsHandler, OpenApiHandler
 from openruntime_jupyter.server.handlers_ai import AgentsHandler, AiTasksHandler, TokensHandler, WorkflowsHandler
 from openruntime_jupyter.server.handlers_arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
-from openruntime_jupyter.server.handlers_batch import BatchHandler
+from openruntime_jupyter.server.handlers_batch import BatchHandler, ResultsHandler
 from openruntime_jupyter.server.handlers_conversations import ConversationHandler, ConversationsHandler
 from openruntime_jupyter.server.handlers_insights import InsightsHandler
 from openruntime_jupyter.server.handlers_metrics import MetricsHandler, MetricsHistoryHandler
@@ -37,6 +37,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/operations", OperationsHandler),
     ("/tasks", TasksHandler),
     ("/tasks/batch", BatchHandler),
+    ("/tasks/batch/results", ResultsHandler),
     ("/tasks/enhanced", EnhancedTasksHandler),
     (f"/tasks/{TASK_ID}", TaskHandler),
     (f"/tasks/{TASK_ID}/output", OutputHandler),

@@ -38,7 +38,9 @@ class Channel:
     @property
     def waiting(self) -> bool:
         """Whether the runtime has sent something that was not read yet."""
-        return bool(select.select([self._connection], [], [], 0)[0])
+        poller = select.poll()
+        poller.register(self._connection, select.POLLIN)
+        return bool(poller.poll(0))
 
     def send(self, kind: Kind, body: dict[str, Any] | bytes, payload: bytes = b"") -> None:
         """Write one frame."""

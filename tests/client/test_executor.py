@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, as_completed, wait
 from concurrent.futures import TimeoutError as NotInTime
+from typing import Any
 
 import dask
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 from dask.delayed import delayed
 
 from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.completions import TaskFuture
 from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.errors import NotConnected, TaskFailed, TaskNotFound, WorkerDied
+from openruntime_jupyter.errors import InvalidRequest, NotConnected, TaskFailed, TaskNotFound, UnknownDevice, WorkerDied
 from tests.support import wait_until
 
 
@@ -53,7 +55,7 @@ def test_calls_are_tasks_and_their_futures_bring_the_values(client: Client) -> N
         futures = [executor.submit(square, number) for number in range(20)]
         assert [future.result(30) for future in futures] == [number * number for number in range(20)]
         assert {future.result() for future in as_completed(futures, 30)} == {number * number for number in range(20)}
-        assert client.task(futures[0].handle.id).task.name == "squares"  # type: ignore[attr-defined]
+        assert client.task(futures[0].handle.id).task.name == "squares"
 
 
 @pytest.mark.parametrize("chunksize", [1, 3, 100])
@@ -93,7 +95,7 @@ def test_a_future_can_be_cancelled_while_its_task_runs_or_waits(client: Client) 
 def test_a_task_that_is_cancelled_elsewhere_cancels_its_future(client: Client) -> None:
     with client.executor() as executor:
         future = executor.submit(nap, 600)
-        client.cancel(future.handle.id)  # type: ignore[attr-defined]
+        client.cancel(future.handle.id)
         with pytest.raises(CancelledError):
             future.result(30)
 
@@ -136,15 +138,16 @@ def test_a_result_that_a_lost_connection_kept_back_is_fetched_when_the_runtime_i
         completions = executor._completions
         with monkeypatch.context() as patch:
             patch.setattr(TaskHandle, "result", _unreachable)
+            patch.setattr(client.backend, "collect", _unreachable)
             future = executor.submit(square, 4)
-            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")  # type: ignore[attr-defined]
-            completions._settle(future.handle.id, future)  # type: ignore[attr-defined, arg-type]
+            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")
+            completions._settle(future.handle.id, future)
             assert not future.done(), "the task is well: only its result is not here yet"
         completions._heard({"type": "connected", "gap": True})
         assert future.result(30) == 16
 
 
-def _unreachable(handle: TaskHandle, timeout: float | None = None) -> None:
+def _unreachable(*_: object) -> None:
     raise NotConnected("gone for a moment")
 
 
@@ -152,9 +155,10 @@ def test_a_task_that_was_erased_is_told_to_who_waits_for_it(client: Client, monk
     with client.executor() as executor:
         with monkeypatch.context() as patch:
             patch.setattr(TaskHandle, "result", _unreachable)
+            patch.setattr(client.backend, "collect", _unreachable)
             future = executor.submit(square, 4)
-            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")  # type: ignore[attr-defined]
-            client.task(future.handle.id).purge()  # type: ignore[attr-defined]
+            wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")
+            client.task(future.handle.id).purge()
         executor._completions._heard({"type": "connected", "gap": True})
         with pytest.raises(TaskNotFound):
             future.result(30)
@@ -229,3 +233,94 @@ def test_arrays_go_in_and_out(client: Client) -> None:
         halves = list(executor.map(np.negative, [np.arange(300_000.0), np.ones((2, 3))], timeout=60))
     assert (halves[0] == -np.arange(300_000.0)).all()
     assert halves[1].shape == (2, 3)
+
+
+def parameters_of(client: Client, future: TaskFuture) -> dict[str, Any]:
+    return client.backend.get(future.handle.id).parameters or {}
+
+
+def test_calls_made_during_a_request_go_together_with_the_next_one(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    sending, go_on = threading.Event(), threading.Event()
+    submit_many = client.backend.submit_many
+
+    def slowly(requests: list[Any], key: str) -> Any:
+        groups.append(len(requests))
+        sending.set()
+        assert go_on.wait(60)
+        return submit_many(requests, key)
+
+    monkeypatch.setattr(client.backend, "submit_many", slowly)
+    with client.executor() as executor:
+        futures = [executor.submit(square, 0)]
+        assert sending.wait(60)
+        futures += [executor.submit(square, number) for number in range(1, 8)]
+        assert not any(future.done() or future.running() for future in futures)
+        go_on.set()
+        assert [future.result(60) for future in futures] == [number * number for number in range(8)]
+    assert groups == [1, 7]
+
+
+def test_refusal_by_the_runtime_is_the_exception_of_its_future_alone(client: Client) -> None:
+    with client.executor(device="device_77") as executor:
+        refused = executor.submit(square, 1)
+        assert isinstance(refused.exception(60), UnknownDevice)
+        with pytest.raises(UnknownDevice):
+            refused.handle  # noqa: B018
+        assert not refused.cancel()
+
+
+def test_unpicklable_argument_is_named_by_submit(client: Client) -> None:
+    with client.executor() as executor, pytest.raises(InvalidRequest, match="number: this lock can't travel"):
+        executor.submit(square, threading.Lock())
+
+
+def test_failed_request_is_the_exception_of_its_futures(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client.executor() as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(client.backend, "submit_many", _unreachable)
+            assert isinstance(executor.submit(square, 1).exception(60), NotConnected)
+        assert executor.submit(square, 2).result(60) == 4
+
+
+def test_calls_of_one_function_share_a_burst_while_one_is_unfinished(client: Client) -> None:
+    with client.executor() as executor:
+        holder = executor.submit(nap, 600)
+        first, other, second = executor.submit(square, 1), executor.submit(add, 1, 2), executor.submit(square, 2)
+        one, two, three = (parameters_of(client, each)["burst"] for each in (first, second, other))
+        assert one == two
+        assert len({one, three, parameters_of(client, holder)["burst"]}) == 3
+        holder.cancel()
+        assert (first.result(60), second.result(60), other.result(60)) == (1, 4, 3)
+        later = executor.submit(square, 3)
+        assert parameters_of(client, later)["burst"] not in (one, three)
+
+
+def test_function_with_other_variables_is_another_burst(client: Client) -> None:
+    factor, table = 1, np.arange(100_000.0)
+    with client.executor() as executor:
+        holder = executor.submit(nap, 600)
+        calls = [executor.submit(lambda: factor)]
+        factor = 2
+        calls += [executor.submit(lambda: factor), executor.submit(lambda: float(table[1])), executor.submit(lambda: float(table[1]))]
+        bursts = {parameters_of(client, each)["burst"] for each in calls}
+        holder.cancel()
+        assert [each.result(60) for each in calls] == [1, 2, 1.0, 1.0]
+    assert len(bursts) == 4, "large arrays are not compared"
+
+
+def test_large_results_and_small_ones_reach_their_futures(client: Client) -> None:
+    with client.executor() as executor:
+        futures = [executor.submit(operator.mul, "x", size) for size in (1, 100_000, 3)]
+        assert [len(future.result(60)) for future in futures] == [1, 100_000, 3]
+
+
+def test_shutdown_sends_calls_that_wait_for_a_request(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    submit_many = client.backend.submit_many
+    monkeypatch.setattr(client.backend, "submit_many", lambda *asked: (go_on.wait(60), submit_many(*asked))[1])
+    executor = client.executor()
+    futures = [executor.submit(square, number) for number in range(3)]
+    executor.shutdown(wait=False)
+    go_on.set()
+    assert [future.result(60) for future in futures] == [0, 1, 4]

@@ -133,13 +133,13 @@ def tell(home: Path, *where: str) -> Told:
 
 @pytest.fixture(scope="module")
 def of_server(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """What children tell of a runtime behind a server."""
+    """Results of forked children that use a server."""
     return tell(tmp_path_factory.mktemp("home"), server.url, str(server.token))
 
 
 @pytest.fixture(scope="module")
 def of_host(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """What children tell of a runtime that their parent hosts."""
+    """Results of forked children whose parent hosts the runtime."""
     return tell(tmp_path_factory.mktemp("home"), "embedded")
 
 

@@ -10,12 +10,13 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 from openruntime_jupyter.client import mapping
 from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.errors import InvalidRequest, MapFailed, TaskFailed, UnknownDevice, UnknownOperation, WorkerDied
+from openruntime_jupyter.errors import InvalidRequest, MapFailed, TaskFailed, TaskNotFound, UnknownDevice, UnknownOperation, WorkerDied
 from openruntime_jupyter.models import Task, TaskState
 from tests.support import wait_until
 
@@ -182,3 +183,77 @@ def test_a_batch_is_answered_item_by_item(backend: Backend) -> None:
     again, _ = backend.submit_many(requests, key)
     assert isinstance(again, Task)
     assert again.task_id == taken.task_id
+
+
+def test_collect_brings_records_and_payloads(backend: Backend) -> None:
+    requests = [{"operation": "call", "parameters": {}}, {"operation": "compute", "parameters": {}}]
+    ids = [answer.task_id for answer in backend.submit_many(requests, new_key()) if isinstance(answer, Task)]
+    called, computed, unknown = backend.collect([*ids, "task_0"], at_least=3, wait=60)
+    assert [called.task_id, computed.task_id, unknown.task_id] == [*ids, "task_0"]
+    assert called.payload == backend.payload(ids[0])
+    assert isinstance(computed.task, Task)
+    assert (computed.task.status, computed.payload) == (TaskState.COMPLETED, None)
+    assert isinstance(unknown.task, TaskNotFound)
+
+
+def test_function_is_pickled_once_and_its_arrays_are_sent_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled: list[int] = []
+    sent: list[Any] = []
+    allocate = client.backend.allocate
+    monkeypatch.setattr(client.backend, "allocate", lambda *shape: (sent.append(shape), allocate(*shape))[1])
+
+    class Counted:
+        def __reduce__(self) -> Any:
+            pickled.append(1)
+            return int, (5,)
+
+    counted, table = Counted(), np.arange(100_000.0)
+
+    def look_up(number: int) -> float:
+        return float(table[number]) + int(counted)  # type: ignore[call-overload]
+
+    assert client.map(look_up, range(6), chunk_size=2) == [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    assert (len(pickled), len(sent)) == (1, 1)
+
+
+def test_arrays_among_the_items_go_with_their_chunks(client: Client) -> None:
+    table = np.arange(100_000.0)
+    items = [np.full(100_000, number) for number in range(4)]
+    assert client.map(lambda item: float(table[2] + item[-1]), items, chunk_size=1) == [2.0, 3.0, 4.0, 5.0]
+
+
+def test_large_results_are_fetched_one_by_one(client: Client) -> None:
+    assert client.map(lambda number: "x" * number, [1, 100_000, 2], chunk_size=1) == ["x", "x" * 100_000, "xx"]
+
+
+def test_tasks_of_one_map_share_a_burst_id_of_their_own(client: Client) -> None:
+    def bursts(number: int) -> list[str]:
+        ids = [task.task_id for task in client.tasks(limit=number, operation="call").tasks]
+        return [(client.backend.get(task_id).parameters or {}).get("burst", "") for task_id in ids]
+
+    client.map(square(), range(3), chunk_size=1)
+    client.map(square(), range(3), chunk_size=1)
+    second, first = bursts(6)[:3], bursts(6)[3:]
+    assert len(set(first)) == len(set(second)) == 1
+    assert first != second
+    assert all(len(each) == 32 for each in (*first, *second))
+    client.call(square(), 3)
+    assert bursts(1) == [""]
+
+
+def test_results_of_many_chunks_come_by_few_requests(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    collect = client.backend.collect
+    monkeypatch.setattr(client.backend, "collect", lambda ids, *wanted: (asked.append(len(ids)), collect(ids, *wanted))[1])
+    for single in ("get", "wait", "payload"):
+        monkeypatch.setattr(client.backend, single, lambda *_: pytest.fail("a request for one task"))
+    assert client.map(square(), range(500), chunk_size=1) == [number * number for number in range(500)]
+    assert max(asked) <= mapping.MOST_AHEAD
+    assert len(asked) <= 20
+
+
+def test_record_of_a_chunk_shows_its_first_values(client: Client) -> None:
+    client.map(square(), range(100), chunk_size=100)
+    (task,) = client.tasks(limit=1, operation="call").tasks
+    assert task.result is not None
+    assert task.result.output == {"type": "list", "repr": "[0, 1, 4, 9, 16, 25, ...]", "items": 100, "failed": 0}

@@ -27,7 +27,9 @@ def test_a_function_arrives_with_its_arguments_and_what_it_uses() -> None:
     def add(first: int, second: int = 2) -> int:
         return first + second + offset
 
-    function, args, kwargs = cloudpickle.loads(base64.b64decode(pack_call(add, (10,), {"second": 2})))
+    pickled = pack_call(add, (10,), {"second": 2})
+    assert isinstance(pickled, str)
+    function, args, kwargs = cloudpickle.loads(base64.b64decode(pickled))
     assert function(*args, **kwargs) == 42
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
+from openruntime_jupyter import environment
 from openruntime_jupyter.client import world as module
-from openruntime_jupyter.client.world import at_start, changed_variables, world
-from openruntime_jupyter.environment import SECRETS
+from openruntime_jupyter.client.world import changed_variables, world
+from openruntime_jupyter.environment import SECRETS, at_start
 from openruntime_jupyter.operations.base import World
 
 TELL = "import json; from openruntime_jupyter.client.world import world; print(json.dumps(world()))"
@@ -23,9 +24,11 @@ TELL = "import json; from openruntime_jupyter.client.world import world; print(j
 def fresh_start() -> Iterator[None]:
     """The environment at the start of the process is read again, before and after the test."""
     at_start.cache_clear()
+    module._started.cache_clear()
     module._latest = None
     yield
     at_start.cache_clear()
+    module._started.cache_clear()
     module._latest = None
 
 
@@ -107,7 +110,7 @@ def test_value_that_is_not_utf8_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("told", [{}, {"title": "a kernel"}])
 def test_overwritten_start_environment_is_not_believed(told: dict[str, str], monkeypatch: pytest.MonkeyPatch, fresh_start: None) -> None:
     monkeypatch.setattr(psutil.Process, "environ", lambda self: told)
-    monkeypatch.setattr(module, "AT_IMPORT", dict(os.environ))
+    monkeypatch.setattr(environment, "AT_IMPORT", dict(os.environ))
     monkeypatch.setenv("SINCE", "1")
     assert changed_variables() == {"SINCE": "1"}
 
@@ -117,7 +120,7 @@ def test_unreadable_start_environment_is_that_of_import(monkeypatch: pytest.Monk
         raise psutil.AccessDenied(self.pid)
 
     monkeypatch.setattr(psutil.Process, "environ", refuse)
-    monkeypatch.setattr(module, "AT_IMPORT", dict(os.environ))
+    monkeypatch.setattr(environment, "AT_IMPORT", dict(os.environ))
     monkeypatch.setenv("SINCE", "1")
     assert changed_variables() == {"SINCE": "1"}
 

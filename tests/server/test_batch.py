@@ -1,7 +1,9 @@
-"""`POST /tasks/batch` over HTTP."""
+"""`POST /tasks/batch` and `POST /tasks/batch/results` over HTTP."""
 
 from __future__ import annotations
 
+import base64
+import pickle
 from typing import Any
 
 import httpx
@@ -18,6 +20,14 @@ def sent(server: Server, tasks: Any, **options: Any) -> httpx.Response:
 
 def compute(**fields: Any) -> dict[str, Any]:
     return {"operation": "compute", "parameters": {}, **fields}
+
+
+def results(server: Server, ids: Any, **fields: Any) -> httpx.Response:
+    return server.request("POST", "/tasks/batch/results", json={"tasks": ids, **fields})
+
+
+def ids_of(response: httpx.Response) -> list[str]:
+    return [each["task"]["task_id"] for each in response.json()["tasks"]]
 
 
 def test_each_task_is_answered_in_its_place(standalone: Server) -> None:
@@ -74,3 +84,52 @@ def test_what_finds_no_room_is_told_when_to_come_again(tmp_path: Any) -> None:
         assert "task" in taken
         assert refused["error"]["code"] == 503
         assert refused["error"]["retry_after"] >= 1
+
+
+def test_results_of_many_tasks_come_in_one_answer(standalone: Server) -> None:
+    pickled = base64.b64encode(pickle.dumps((abs, (-3,), {}))).decode()
+    ids = ids_of(sent(standalone, [{"operation": "call", "parameters": {"pickled": pickled}}, compute(name="two")]))
+    called, computed, unknown = results(standalone, [*ids, "task_0"], at_least=3, wait=60).json()["results"]
+    assert (called["task_id"], called["payload"]["encoding"]) == (ids[0], "cloudpickle")
+    assert pickle.loads(base64.b64decode(called["payload"]["base64"])) == 3
+    assert (computed["task"]["name"], computed["task"]["status"]) == ("two", "completed")
+    assert "payload" not in computed
+    assert unknown["error"]["code"] == 404
+    assert "task" not in unknown
+
+
+def test_tasks_of_a_batch_need_not_be_durable(standalone: Server) -> None:
+    response = standalone.request("POST", "/tasks/batch", json={"tasks": [compute()], "durable": False})
+    ids = ids_of(response)
+    assert response.json()["tasks"][0]["task"]["wait"] is True
+    (ended,) = results(standalone, ids, wait=60).json()["results"]
+    assert ended["task"]["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tasks", []), ("tasks", "task_0"), ("tasks", [1]), ("at_least", 0), ("wait", 61), ("wait", -1), ("since", 1)]
+)
+def test_wrong_fields_of_a_request_for_results_are_named(standalone: Server, field: str, value: Any) -> None:
+    body = {"tasks": ["task_0"], field: value}
+    told = error_of(standalone.request("POST", "/tasks/batch/results", json=body), 422)
+    assert told["data"]["details"][0]["field"].split(".")[0] == field
+
+
+def test_results_need_the_permission_to_read_and_no_other(jupyter: Server) -> None:
+    def status(denied: str) -> int:
+        headers = {"X-Deny": denied}
+        return jupyter.request("POST", "/tasks/batch/results", json={"tasks": ["task_0"]}, headers=headers).status_code
+
+    assert status("read:openruntime") == 403
+    assert status("write:openruntime execute:kernels") == 200
+    assert jupyter.client.post(f"{jupyter.url}/tasks/batch/results", json={"tasks": ["task_0"]}).status_code == 403
+
+
+def test_an_answer_with_results_is_bounded(standalone: Server) -> None:
+    size = 300_000
+    code = f"shown = 'x' * {size}"
+    parameters = {"code": code, "outputs": ["shown"]}
+    ids = ids_of(sent(standalone, [{"operation": "python", "parameters": parameters}] * 3))
+    answer = results(standalone, ids, at_least=3, wait=60)
+    assert all("payload" not in each for each in answer.json()["results"]), "large payloads are fetched one by one"
+    assert len(answer.content) < size
