@@ -40,7 +40,7 @@ class TaskExecutor(Executor):
     def __init__(self, client: Client) -> None:
         self._client = client
         self._completions = Completions(client.backend)
-        self._submissions = Submissions(client.backend, self._completions)
+        self._submissions = Submissions(client.backend, self._completions, client.follow_session)
         self._lock = threading.Lock()
         self._unfinished: set[TaskFuture] = set()
         self._bursts: dict[str, str] = {}
@@ -137,10 +137,14 @@ class Submission:
 
 
 class Submissions:
-    """Submits calls in batches: those that come while a request is under way go together with the next one."""
+    """Submits calls in batches: those that come while a request is under way go together with the next one.
 
-    def __init__(self, backend: Backend, completions: Completions) -> None:
+    `told` is called with the answer to each.
+    """
+
+    def __init__(self, backend: Backend, completions: Completions, told: Callable[[Task | BaseException], None]) -> None:
         self._backend = backend
+        self._told = told
         self._completions = completions
         self._lock = threading.Lock()
         self._waiting: deque[Submission] = deque()
@@ -197,6 +201,7 @@ class Submissions:
             return group
 
     def _settle(self, future: TaskFuture, answer: Task | OpenRuntimeError) -> None:
+        self._told(answer)
         if isinstance(answer, OpenRuntimeError):
             future.refuse(answer)
         else:

@@ -48,15 +48,15 @@ def run(params: Params, context: TaskContext) -> Result:
             shell().prepare_call()
         function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)
         if context.session:
-            for each in (function, *arguments):  # a `map` passes the caller's function as an argument
-                _offer_variables(each)
+            for each in (function, *arguments):  # an executor's `map` passes the caller's function as an argument
+                offer_variables(each)
         value = function(*arguments, **keywords)
     if isinstance(value, Packed):
         return value
     return Result(summary(value), *dump(value, "The function's result", context))
 
 
-def _offer_variables(function: Any) -> None:
+def offer_variables(function: Any) -> None:
     """Let a function that came by value find variables of its session which its own notebook does not set."""
     space = getattr(function, "__globals__", None)
     module = sys.modules.get(getattr(function, "__module__", None) or "")

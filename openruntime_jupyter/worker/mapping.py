@@ -27,6 +27,10 @@ def apply(function: str | dict[str, str], arrays: Sequence[str], items: Sequence
     assert context is not None
     source = function if isinstance(function, str) else ArrayRef(**function)
     call, *_ = load(source, [ArrayRef(array=each) for each in arrays], "The function", context)
+    if context.session:
+        from openruntime_jupyter.operations.call import offer_variables
+
+        offer_variables(call)
     values: list[Any] = []
     failures: dict[int, Any] = {}
     shown = time.monotonic()
