@@ -158,6 +158,7 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             "next": 1,
             "truncated": False,
             "finished": True,
+            "task": None,
         }
     ],
     models.Worker: [
