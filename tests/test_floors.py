@@ -1,4 +1,4 @@
-"""The layout of the house: who may import whom, what may be imported where, and how large files and functions may grow."""
+"""The layout of the house: who may import whom, and what may be imported where."""
 
 from __future__ import annotations
 
@@ -35,13 +35,6 @@ FLOORS = (
 
 NOT_EVEN_BELOW = {("client", "server"), ("notebook", "server")}
 """A client reaches a server over HTTP, and a notebook through a client."""
-
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 50
-LONG_FILES: dict[str, str] = {"models.py": "the wire types in one place"}
-"""Files that may be longer, each with the reason."""
-LONG_FUNCTIONS: dict[str, str] = {"runtime/runtime.py::Runtime.start": "it composes all parts"}
-"""`file::function` that may be longer, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -142,19 +135,6 @@ def misplaced(found: Import) -> bool:
     return False
 
 
-def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Every function of a file by dotted name, with its number of lines, decorators and docstring left out."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = child.body[1] if ast.get_docstring(child) is not None and len(child.body) > 1 else child.body[0]
-            yield prefix + child.name, (child.end_lineno or 0) - first.lineno + 2
-            yield from functions(child, f"{prefix}{child.name}.")
-        elif isinstance(child, ast.ClassDef):
-            yield from functions(child, f"{prefix}{child.name}.")
-        else:
-            yield from functions(child, prefix)
-
-
 def test_every_file_stands_on_a_floor_of_the_design() -> None:
     strays = [relative(path) for path in sources() if floor(relative(path)) not in (*FLOORS, "__init__")]
     assert not strays
@@ -198,18 +178,6 @@ def test_the_rules_find_what_they_are_for(file: str, source: str, wrong: bool) -
     found = list(imports_of(source, file))
     assert len(found) == 1
     assert (too_high(found[0]) or misplaced(found[0])) is wrong
-
-
-def test_no_file_is_longer_than_the_bound_without_a_reason() -> None:
-    long = {relative(path): len(path.read_text().splitlines()) for path in sources()}
-    assert not {file: lines for file, lines in long.items() if lines > MAX_FILE_LINES and file not in LONG_FILES}
-    assert not [file for file in LONG_FILES if long.get(file, 0) <= MAX_FILE_LINES], "no longer long: take it off the list"
-
-
-def test_no_function_is_longer_than_the_bound_without_a_reason() -> None:
-    found = {f"{relative(path)}::{name}": lines for path in sources() for name, lines in functions(ast.parse(path.read_text()))}
-    assert not {name: lines for name, lines in found.items() if lines > MAX_FUNCTION_LINES and name not in LONG_FUNCTIONS}
-    assert not [name for name in LONG_FUNCTIONS if found.get(name, 0) <= MAX_FUNCTION_LINES], "no longer long: take it off the list"
 
 
 def modules_by_name() -> dict[str, Path]:

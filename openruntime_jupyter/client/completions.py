@@ -172,8 +172,8 @@ class Completions:
 
     def _heard(self, message: dict[str, Any]) -> None:
         if message["type"] == CONNECTED:
-            if message.get("gap") and self._fetchers is not None:
-                self._fetchers.submit(self._look_again)
+            if message.get("gap"):
+                self._work(self._look_again)
             return
         data = message.get("data") or {}
         task_id, status = str(data.get("task_id")), str(data.get("status"))
@@ -194,10 +194,20 @@ class Completions:
         elif status in ENDED:
             with self._lock:
                 self._ready[task_id] = future
-                if self._collecting or self._fetchers is None:
+                if self._collecting:
                     return
-                self._collecting = True
-                self._fetchers.submit(self._collect_ready)
+                self._collecting = self._work(self._collect_ready)
+
+    def _work(self, function: Callable[..., None], *arguments: Any) -> bool:
+        """Have a fetcher call a function. Return False where there are none, or the interpreter is shutting down."""
+        fetchers = self._fetchers
+        if fetchers is None:
+            return False
+        try:
+            fetchers.submit(function, *arguments)
+        except RuntimeError:  # it takes no more work
+            return False
+        return True
 
     def _collect_ready(self) -> None:
         """Collect until nothing is left: tasks that end during one request are collected together by the next."""
@@ -232,13 +242,10 @@ class Completions:
         return left
 
     def _take(self, ended: Ended, future: TaskFuture) -> None:
-        with self._lock:
-            fetchers = self._fetchers
-        if _complete(ended) or fetchers is None:
+        if _complete(ended):
             self._settle(ended.task_id, future, ended)
         else:
-            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and takes no more work
-                fetchers.submit(self._settle, ended.task_id, future, ended)
+            self._work(self._settle, ended.task_id, future, ended)
 
     def _settle(self, task_id: str, future: TaskFuture, ended: Ended | None = None) -> None:
         settled = True

@@ -100,10 +100,8 @@ def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]
 
 def warm() -> None:
     """Make the shell before the first cell waits for it, and run an empty one: the first run of a shell imports more."""
-    from openruntime_jupyter.worker.context import TaskContext
-
     Params.model_validate({})
-    shell().run_task("pass", "<warm>", {}, TaskContext())
+    shell().run_cell("pass", store_history=False)  # type: ignore[no-untyped-call]
 
 
 operation = Operation(

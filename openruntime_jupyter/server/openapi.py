@@ -36,6 +36,7 @@ by `Accept: {ENVELOPE}`. `HEAD` is answered wherever `GET` is."""
 TAGS = {
     "The service": "What this is, what it has, and how it is.",
     "Tasks": "Submit, look, list, reprioritise, cancel, erase.",
+    "Sessions": "Workers whose variables stay from one task to the next.",
     "Arrays": "Large arrays, beside JSON.",
     "AI": "Prompts to models, and what the recorded history tells.",
     "Events": "What happens, as it happens.",

@@ -46,10 +46,9 @@ def run(code):
     exec(code, space)
     return space["r"]
 def rest(code):
-    task = client.backend.submit({"operation": "python", "parameters": {"code": code + "\\nr", "world": world()}}, new_key(), 60.0)
-    if task.status != "completed":
-        raise RuntimeError(task.error)
-    return eval(task.result.output["value"])
+    parameters = {"code": code, "outputs": ["r"], "world": world()}
+    task = client.backend.submit({"operation": "python", "parameters": parameters}, new_key(), 60.0)
+    return client.task(task.task_id).result()["r"]
 def task(way, code):
     return eval(way, {**globals(), "code": code})
 """

@@ -91,11 +91,11 @@ def test_an_exit_code_is_told_where_a_task_leaves_by_itself(tmp_path: Path) -> N
 def test_sys_exit_ends_the_task_and_not_the_worker(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
-            first = await submit(runtime, "call", pickled(os.getpid))
-            task = await ended(runtime, await cell(runtime, "import sys; sys.exit(3)"))
+            first = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
+            task = await ended(runtime, await submit(runtime, "call", {**pickled(sys.exit, 3), "burst": "one"}))
             assert task.failure is not None
             assert (task.failure.type, task.status) == ("SystemExit", "failed")
-            second = await submit(runtime, "call", pickled(os.getpid))
+            second = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
             outputs = [(await ended(runtime, task_id)).result for task_id in (first, second)]
             assert outputs[0] is not None
             assert outputs[1] is not None

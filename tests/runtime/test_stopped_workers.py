@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,13 +29,18 @@ def _stops_itself() -> int:
     return os.getpid()
 
 
+def burst(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The parameters of a call of the one burst of these tests."""
+    return {**pickled(function, *arguments), "burst": "one"}
+
+
 async def stopped(pid: int) -> None:
     await until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 60, "the stop")
 
 
 async def stopped_idle_worker(runtime: Runtime) -> int:
-    """The pid of the worker that the next task gets."""
-    pid: int = await value(runtime, await submit(runtime, "call", pickled(_who)))
+    """Stop the idle worker that the next call of the burst gets; its pid."""
+    pid: int = await value(runtime, await submit(runtime, "call", burst(_who)))
     os.kill(pid, signal.SIGSTOP)
     await stopped(pid)
     return pid
@@ -45,7 +52,7 @@ def test_a_task_given_to_an_idle_worker_that_was_stopped_is_done_by_another(tmp_
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             pid = await stopped_idle_worker(runtime)
-            task = await ended(runtime, await submit(runtime, "call", pickled(_who, os.urandom(size))))
+            task = await ended(runtime, await submit(runtime, "call", burst(_who, os.urandom(size))))
             assert (task.status, task.attempt) == ("completed", 1), task.failure
             assert await value(runtime, task.task_id) != pid
             await until(lambda: not psutil.pid_exists(pid), 60, "its end")
@@ -59,11 +66,11 @@ def test_where_nobody_can_tell_whether_it_had_begun_it_fails_and_says_why(tmp_pa
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await stopped_idle_worker(runtime)
-            task = await ended(runtime, await submit(runtime, "call", pickled(_who)))
+            task = await ended(runtime, await submit(runtime, "call", burst(_who)))
             assert task.failure is not None
             assert task.failure.kind == "worker_died"
             assert "had stopped it" in str(task.error)
-            assert await value(runtime, await submit(runtime, "call", pickled(_who)))
+            assert await value(runtime, await submit(runtime, "call", burst(_who)))
 
     live(body())
 

@@ -95,10 +95,10 @@ def test_devices_and_metrics_tell_what_the_driver_tells(tmp_path: Path, nvml: Fa
 def test_a_task_is_told_how_busy_its_gpu_was_while_it_ran_alone(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
-            long = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
+            long = await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
             assert busy_percent(long) == 87.0
             assert 1.6 <= (long.performance_metrics.device_time_s or 0) < 10
-            short = await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
+            short = await ended(runtime, await submit(runtime, "call", {**pickled(spin, 0.05), "burst": "one"}))
             assert busy_percent(short) is None, "no sample is of its run alone"
             beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
             assert busy_percent(beside) is None, "it ran on the CPU"
