@@ -242,7 +242,7 @@ class Completions:
         return left
 
     def _take(self, ended: Ended, future: TaskFuture) -> None:
-        if _complete(ended):
+        if _complete(ended) or self._fetchers is None:
             self._settle(ended.task_id, future, ended)
         else:
             self._work(self._settle, ended.task_id, future, ended)

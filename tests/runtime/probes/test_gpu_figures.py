@@ -95,10 +95,10 @@ def test_devices_and_metrics_tell_what_the_driver_tells(tmp_path: Path, nvml: Fa
 def test_a_task_is_told_how_busy_its_gpu_was_while_it_ran_alone(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
-            long = await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
+            long = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
             assert busy_percent(long) == 87.0
             assert 1.6 <= (long.performance_metrics.device_time_s or 0) < 10
-            short = await ended(runtime, await submit(runtime, "call", {**pickled(spin, 0.05), "burst": "one"}))
+            short = await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
             assert busy_percent(short) is None, "no sample is of its run alone"
             beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
             assert busy_percent(beside) is None, "it ran on the CPU"
@@ -110,7 +110,7 @@ def test_a_task_is_told_how_busy_its_gpu_was_while_it_ran_alone(tmp_path: Path, 
 def test_tasks_that_share_a_gpu_are_told_nothing_of_it(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, sample_interval=0.1, gpu_slots=2) as runtime:
-            both = [await submit(runtime, "call", pickled(spin, 1.6)) for _ in range(2)]
+            both = [await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}) for _ in range(2)]
             assert [busy_percent(await ended(runtime, one)) for one in both] == [None, None]
 
     live(body())
@@ -244,8 +244,8 @@ def test_a_task_waits_while_other_programs_hold_the_gpus_memory(tmp_path: Path, 
 def test_workers_are_told_of_with_what_they_have_done(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
-            await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
-            await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
+            await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
+            await ended(runtime, await submit(runtime, "call", {**pickled(spin, 0.05), "burst": "one"}))
             (worker,) = [worker for worker in runtime.workforce.report() if worker.tasks]
             assert (worker.device, worker.state, worker.task_id, worker.tasks) == ("device_0", "idle", None, 2)
             assert 1.65 <= worker.device_time_s < 10
