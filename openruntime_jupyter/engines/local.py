@@ -299,17 +299,17 @@ class LocalEngine:
             if worker.signalled and (use := self._forget_session(worker)) is not None:  # a signal may still be on its way to it
                 self._options.session_ended(use, f"The worker was stopped: {worker.killed_by_us}")
                 worker.signal_group(signal.SIGKILL)
-            pool.keep_spares()
+            pool.keep_spares_soon()
             return worker.signalled
         if self._stopping or attempt.spent or (job.private and job.burst is None):
             self._residents.lost(worker)
             self._dismiss(worker)
-            pool.keep_spares()
+            pool.keep_spares_soon()
             return True
         if worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
             self._residents.lost(worker)
             worker.signal_group(signal.SIGKILL)
-            pool.keep_spares()
+            pool.keep_spares_soon()
             return True
         if job.model is not None:
             self._residents.rest(job, attempt.keeps_model)
@@ -420,8 +420,13 @@ class LocalEngine:
         key = (lane, interpreter)
         if key not in self._pools:
             options = self._options
-            self._pools[key] = Pool(lane, interpreter, self._start_worker, self._dismiss, options.start_timeout, options.spare_workers)
+            self._pools[key] = Pool(
+                lane, interpreter, self._start_worker, self._dismiss, options.start_timeout, options.spare_workers, self._busy
+            )
         return self._pools[key]
+
+    def _busy(self) -> list[WorkerProcess]:
+        return [attempt.worker for attempt in self._attempts.values() if attempt.worker is not None]
 
     def _start_worker(self, interpreter: str, variables: Mapping[str, str | None], describe: bool = False) -> WorkerProcess:
         if self._stopping:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 
 BURST_SECONDS = 2.0
 """Time that a worker waits for the next call of its burst: longer than a client takes to send more."""
+
+SPARE_SECONDS = 0.25
+"""Time after which the spare that a task has taken is replaced: its start would take the processor from a short task."""
+
+WAITING_BURST_SECONDS = 0.1
+"""Time that a call of a burst waits for a worker of that burst before another one is started for it."""
 
 PREPARED = 2
 """Kernels for which a spare is kept prepared: those that ran a task last. Each spare holds 60 MB and what it imported."""
@@ -64,6 +70,8 @@ class Pool:
         Seconds that a worker may take to say hello.
     spares
         Spares to keep beside the prepared ones.
+    busy
+        Gives the workers that run tasks now.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class Pool:
         dismiss: Callable[[WorkerProcess], None],
         start_timeout: float,
         spares: int = 1,
+        busy: Callable[[], Iterable[WorkerProcess]] = tuple,
     ) -> None:
         self.lane = lane
         self.interpreter = interpreter
@@ -81,6 +90,7 @@ class Pool:
         self._dismiss = dismiss
         self._start_timeout = start_timeout
         self._spares = spares
+        self._busy = busy
         self._shared: deque[WorkerProcess] = deque()
         self._idle: list[WorkerProcess] = []
         self._preparing: dict[WorkerProcess, float] = {}
@@ -89,6 +99,7 @@ class Pool:
         self._known: OrderedDict[ExecutionEnvironment, _Known] = OrderedDict()
         self._starting: dict[asyncio.Task[None], Variables] = {}
         self._waiting: deque[_Waiter] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def adopt(self, worker: WorkerProcess) -> None:
@@ -103,7 +114,8 @@ class Pool:
         found = self._take_living(job)
         if found is not None:
             self._forget_idle(found)
-            self.keep_spares()
+            if found.fresh:
+                self.keep_spares_soon()
         return found
 
     def _take_living(self, job: Job) -> WorkerProcess | None:
@@ -124,7 +136,10 @@ class Pool:
             return worker
         waiter = _Waiter(job, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
-        self.keep_spares()
+        if job.burst is not None and any(worker.burst == job.burst for worker in self._busy()):
+            asyncio.get_running_loop().call_later(WAITING_BURST_SECONDS, self._start_for_waiting)
+        else:
+            self._start_for_waiting()
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -153,19 +168,20 @@ class Pool:
                 self._dismiss(worker)
         elif worker.burst is not None:
             self._bursts.setdefault(worker.burst, []).append(worker)
-            asyncio.get_running_loop().call_later(BURST_SECONDS, self._end_burst, worker, worker.idle_since)
+            worker.burst_timer = asyncio.get_running_loop().call_later(BURST_SECONDS, self._end_burst, worker)
         else:
             self._shared.append(worker)
 
-    def _end_burst(self, worker: WorkerProcess, since: float) -> None:
-        if worker.burst is not None and worker in self._bursts.get(worker.burst, ()) and worker.idle_since == since:
-            self._forget_idle(worker)
-            self._dismiss(worker)
+    def _end_burst(self, worker: WorkerProcess) -> None:
+        self._forget_idle(worker)
+        self._dismiss(worker)
 
     def _forget_idle(self, worker: WorkerProcess) -> None:
         if worker.fresh:
             self._idle.remove(worker)
         elif worker.burst is not None:
+            if worker.burst_timer is not None:
+                worker.burst_timer.cancel()
             burst = self._bursts[worker.burst]
             burst.remove(worker)
             if not burst:
@@ -175,21 +191,41 @@ class Pool:
 
     # Spares
 
+    def keep_spares_soon(self) -> None:
+        """Start the missing spares after `SPARE_SECONDS`."""
+        if self._timer is None and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(SPARE_SECONDS, self.keep_spares)
+
     def keep_spares(self) -> None:
         """Start the missing workers: one for each waiting task, the spares, and one for each environment with known imports."""
-        if self._closed:
-            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._idle = [worker for worker in self._idle if worker.lives]
-        wanted: dict[Variables, int] = {}
-        for waiter in self._waiting:
-            if not waiter.future.done():
-                variables = waiter.job.environment.variables if waiter.job.private else ()
-                wanted[variables] = wanted.get(variables, 0) + 1
+        wanted = self._wanted_by_waiting()
         plain = sum(worker.environment is None and not worker.variables for worker in self._idle)
         wanted[()] = wanted.get((), 0) + max(0, self._spares - plain)
         for environment in self._known:
             if self._spare_of(environment) is None:
                 wanted[environment.variables] = wanted.get(environment.variables, 0) + 1
+        self._start_missing(wanted)
+
+    def _start_for_waiting(self) -> None:
+        """Start a worker for each waiting task."""
+        self._start_missing(self._wanted_by_waiting())
+
+    def _wanted_by_waiting(self) -> dict[Variables, int]:
+        wanted: dict[Variables, int] = {}
+        for waiter in self._waiting:
+            if not waiter.future.done():
+                variables = waiter.job.environment.variables if waiter.job.private else ()
+                wanted[variables] = wanted.get(variables, 0) + 1
+        return wanted
+
+    def _start_missing(self, wanted: dict[Variables, int]) -> None:
+        """Start processes with these environment variables until so many are starting."""
+        if self._closed:
+            return
         for variables, number in wanted.items():
             for _ in range(number - sum(each == variables for each in self._starting.values())):
                 task = asyncio.get_running_loop().create_task(self._start_one(variables))
@@ -210,7 +246,7 @@ class Pool:
         while len(self._known) > (PREPARED if self._spares else 0):
             self._drop_known(next(iter(self._known)))
         self._prepare_known()
-        self.keep_spares()
+        self.keep_spares_soon()
 
     def forget_imports(self) -> None:
         """Dismiss every spare: files of modules that one of them imported have changed."""
@@ -299,6 +335,8 @@ class Pool:
     def close(self) -> None:
         """Start nothing more, and fail the waiting tasks."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         for waiter in self._waiting:
             if not waiter.future.done():
                 waiter.future.set_exception(EngineError("The runtime is being stopped."))

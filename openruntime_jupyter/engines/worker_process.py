@@ -148,6 +148,8 @@ class WorkerProcess:
         """Done when it has imported what it was told last; cancelled when it has ended."""
         self.burst: str | None = None
         """The burst of calls that it serves."""
+        self.burst_timer: asyncio.TimerHandle | None = None
+        """Ends it where no further call of its burst comes."""
         self.killed_by_us: str | None = None
         self.signalled = False
         self._loop = loop

@@ -12,6 +12,7 @@ import platform
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from openruntime_jupyter.worker.blas import Blas, choose
@@ -65,18 +66,18 @@ def hello(blas: Blas | None, devices: bool) -> dict[str, Any]:
     return said
 
 
-def warm(names: str, channel: Channel) -> None:
-    """Import what the first task would have to wait for, unless it has come already."""
+def warm(names: str, stop: Callable[[], bool] = lambda: False) -> None:
+    """Import what the first task would have to wait for, until `stop()` says that it has come."""
     from openruntime_jupyter.operations.registry import operation
 
     for name in filter(None, names.split(",")):
-        if channel.waiting:
+        if stop():
             return
         # The runtime's environment may have more than this one, and what is wrong with an operation its first task tells.
         with contextlib.suppress(Exception, SystemExit):
             if (prepare := operation(name).warm) is not None:
                 prepare()
-    if not channel.waiting:
+    if not stop():
         from openruntime_jupyter.worker import parcels  # noqa: F401 - it imports NumPy
 
 
@@ -101,7 +102,7 @@ def main(arguments: list[str]) -> None:
     blas = choose(blas_path)
     said = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, said)
-    warm(names, channel)
+    warm(names, stop=lambda: channel.waiting)
     from openruntime_jupyter.worker.bodies import loads
     from openruntime_jupyter.worker.runner import Runner
 
@@ -120,6 +121,7 @@ def main(arguments: list[str]) -> None:
             return
         try:
             if kind is Kind.PREPARE:
+                warm(names)  # which stopped where this frame came early
                 runner.prepare(loads(body))
             else:
                 runner.run(loads(body))

@@ -113,17 +113,21 @@ class Imports:
         Parameters
         ----------
         reused
-            Whether the process has run a call of the same burst. Installed packages are then checked by their folders only.
+            Whether the process has run a call of the same burst: then installed packages are not checked, which would cost each call
+            as much as all else that a worker does for it.
         """
         if self._unsure is not None:
             return self._unsure
+        for file, state in self._own.items():
+            if _state(file) != state:
+                return file
+        return None if reused else self._changed_installed() or self._shadow()
+
+    def _changed_installed(self) -> str | None:
         for folder, modified in self._roots.items():
             if _modified(folder) != modified:
                 return folder
-        for file, state in self._own.items() if reused else (*self._own.items(), *self._ahead.items()):
-            if _state(file) != state:
-                return file
-        return self._shadow()
+        return next((file for file, state in self._ahead.items() if _state(file) != state), None)
 
     def end_task(self, begun: int) -> bool:
         """Note what a task imported, which began at `begun` (nanoseconds since the epoch); False if the process can't be reused."""

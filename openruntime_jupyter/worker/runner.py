@@ -158,12 +158,14 @@ class Runner:
             checked.use(model)
         if not (body["session"] and self._used):  # a session keeps the folder and the import path that its tasks have set
             enter(getattr(checked, "world", None))
-        surroundings = _surroundings()
+        # Later tasks of a burst import what its first one did, and looking costs 200 µs.
+        learns = body["private"] and not self._used
+        surroundings = _surroundings() if learns else None
         for named in references(checked):
             layout = self._shelf.layout(named.array)
             named.resolve(layout.shape, layout.dtype, layout.nbytes)
         answer = kind.run(checked, context)
-        if body["private"] and _surroundings() == surroundings:  # else a later import may give another result
+        if learns and _surroundings() == surroundings:  # else a later import may give another result
             context.imported = self._imports.new_installed()
         context.flush_progress()
         return _result(kind.name, answer if isinstance(answer, Result) else Result(answer))
