@@ -49,3 +49,14 @@ def at_start() -> dict[str, str]:
 def _plausible(started: dict[str, str]) -> bool:
     """Return whether these variables can be this process's own: PATH would not be lost."""
     return bool(started) and ("PATH" in started or "PATH" not in AT_IMPORT)
+
+
+SET_BY_KERNEL = ("TERM", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "PAGER", "GIT_PAGER", "MPLBACKEND", "PYDEVD_USE_FRAME_EVAL")
+"""Variables that ipykernel sets for itself."""
+
+
+def changed_by_now() -> tuple[tuple[str, str | None], ...]:
+    """Return the variables that differ from those at the start of this process, as sorted pairs; None for one that was removed."""
+    start, now = at_start(), dict(os.environ)
+    names = (name for name in start.keys() | now.keys() if name not in SET_BY_KERNEL and start.get(name) != now.get(name))
+    return tuple((name, now.get(name)) for name in sorted(names))

@@ -76,6 +76,8 @@ class LocalOptions:
     interpreter: str = field(default_factory=lambda: sys.executable)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     """Environment variables of workers, without those that a task's caller changed."""
+    own_variables: tuple[tuple[str, str | None], ...] = ()
+    """Changes to `environment` for tasks whose caller names none, as sorted pairs."""
     session_ended: Callable[[SessionUse, str], None] = lambda use, reason: None
     """Called with the reason when a session's worker ends without `end_session`."""
 
@@ -421,7 +423,14 @@ class LocalEngine:
         if key not in self._pools:
             options = self._options
             self._pools[key] = Pool(
-                lane, interpreter, self._start_worker, self._dismiss, options.start_timeout, options.spare_workers, self._busy
+                lane,
+                interpreter,
+                self._start_worker,
+                self._dismiss,
+                options.start_timeout,
+                options.spare_workers,
+                self._busy,
+                options.own_variables,
             )
         return self._pools[key]
 

@@ -76,6 +76,8 @@ class Pool:
         Spares to keep beside the prepared ones.
     busy
         Gives the workers that run tasks now.
+    own
+        Changed environment variables of tasks that bring none.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Pool:
         start_timeout: float,
         spares: int = 1,
         busy: Callable[[], Iterable[WorkerProcess]] = tuple,
+        own: Variables = (),
     ) -> None:
         self.lane = lane
         self.interpreter = interpreter
@@ -95,6 +98,7 @@ class Pool:
         self._start_timeout = start_timeout
         self._spares = spares
         self._busy = busy
+        self._own = own
         self._shared: deque[WorkerProcess] = deque()
         self._idle: list[WorkerProcess] = []
         self._preparing: dict[WorkerProcess, float] = {}
@@ -132,8 +136,18 @@ class Pool:
             for worker in reversed(self._shared):
                 if worker.lives:
                     return worker
-        suited = [worker for worker in self._idle if worker.lives and _suits(worker, job)]
+        suited = [worker for worker in self._idle if worker.lives and self._suits(worker, job)]
         return max(suited, key=lambda worker: worker.environment is not None, default=None)
+
+    def _suits(self, worker: WorkerProcess, job: Job) -> bool:
+        """Whether the job may run on this worker."""
+        if not worker.fresh:
+            return worker.burst == job.burst if worker.burst is not None else not job.private
+        if not job.private:
+            return worker.environment is None and worker.variables == self._own
+        if worker.environment is not None:
+            return worker.environment == job.environment
+        return worker.variables == job.environment.variables
 
     async def take(self, job: Job) -> WorkerProcess:
         """Return the next worker that suits the job; raise `EngineError` if none can be started."""
@@ -159,7 +173,7 @@ class Pool:
             return
         self._waiting = deque(each for each in self._waiting if not each.future.done())
         for waiter in self._waiting:
-            if _suits(worker, waiter.job):
+            if self._suits(worker, waiter.job):
                 self._waiting.remove(waiter)
                 waiter.future.set_result(worker)
                 return
@@ -231,7 +245,7 @@ class Pool:
         wanted: dict[Variables, int] = {}
         for waiter in self._waiting:
             if not waiter.future.done():
-                variables = waiter.job.environment.variables if waiter.job.private else ()
+                variables = waiter.job.environment.variables if waiter.job.private else self._own
                 wanted[variables] = wanted.get(variables, 0) + 1
         return wanted
 
@@ -243,7 +257,7 @@ class Pool:
             for _ in range(number - sum(each == variables for each in self._starting.values())):
                 task = asyncio.get_running_loop().create_task(self._start_one(variables))
                 self._starting[task] = variables
-                task.add_done_callback(self._starting.pop)
+                task.add_done_callback(lambda done: self._starting.pop(done, None))
 
     def learn(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
         """Note that a task in this environment imported installed modules, and keep a spare that has them."""
@@ -320,6 +334,8 @@ class Pool:
             log.exception("A worker could not be started")
             self._failed(EngineError(f"A worker of {self.interpreter} can't be started: {problem!r}. This is a fault in openruntime."))
         else:
+            if (task := asyncio.current_task()) is not None:
+                self._starting.pop(task, None)  # it is there now, which counts for the spares
             self.give_back(worker)
 
     def _failed(self, problem: EngineError) -> None:
@@ -355,14 +371,3 @@ class Pool:
                 waiter.future.set_exception(EngineError("The runtime is being stopped."))
         for task in self._starting:
             task.cancel()
-
-
-def _suits(worker: WorkerProcess, job: Job) -> bool:
-    """Whether the job may run on this worker."""
-    if not worker.fresh:
-        return worker.burst == job.burst if worker.burst is not None else not job.private
-    if not job.private:
-        return worker.environment is None and not worker.variables
-    if worker.environment is not None:
-        return worker.environment == job.environment
-    return worker.variables == job.environment.variables

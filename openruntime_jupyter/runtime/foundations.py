@@ -8,7 +8,7 @@ from collections.abc import Callable
 from openruntime_jupyter.engines.base import Engine, SessionUse
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
-from openruntime_jupyter.environment import at_start
+from openruntime_jupyter.environment import at_start, changed_by_now
 from openruntime_jupyter.errors import ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.lane import Lane
@@ -46,6 +46,7 @@ def local_engine(settings: Settings, arrays: ArrayStore, session_ended: Callable
             # A kernel's tasks bring what changed since its start.
             session_ended=session_ended,
             environment=at_start() if settings.embedded else dict(os.environ),
+            own_variables=changed_by_now() if settings.embedded else (),
         )
     )
 

@@ -65,8 +65,8 @@ def test_a_link_opens_what_it_leads_to(server: Server) -> None:
 def test_the_filter_leaves_what_fits(server: Server) -> None:
     async def body() -> None:
         async with docs(server) as page:
-            await page.get_by_label("Filter").fill("batch")
-            await expect(page.locator("details.route:visible h3").first).to_contain_text("/tasks/batch")
+            await page.get_by_label("Filter").fill("batch/results")
+            await expect(page.locator("details.route:visible h3").first).to_contain_text("/tasks/batch/results")
             await expect(page.locator("#get_health")).to_be_hidden()
             await expect(page.locator("nav li:visible")).to_have_count(1)
             await page.get_by_label("Filter").fill("")
