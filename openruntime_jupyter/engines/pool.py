@@ -40,6 +40,9 @@ WAITING_BURST_SECONDS = 0.1
 PREPARED = 2
 """Kernels for which a spare is kept prepared: those that ran a task last. Each spare holds 60 MB and what it imported."""
 
+NO_ENVIRONMENT = ExecutionEnvironment()
+"""Environment of tasks whose caller describes none."""
+
 MAX_IMPORTS = 3_000
 """Module names remembered for a kernel."""
 
@@ -143,11 +146,13 @@ class Pool:
         """Whether the job may run on this worker."""
         if not worker.fresh:
             return worker.burst == job.burst if worker.burst is not None else not job.private
-        if not job.private:
-            return worker.environment is None and worker.variables == self._own
         if worker.environment is not None:
-            return worker.environment == job.environment
-        return worker.variables == job.environment.variables
+            return job.private and worker.environment == job.environment
+        return worker.variables == self._variables_of(job)
+
+    def _variables_of(self, job: Job) -> Variables:
+        """Return the changed environment variables that the job's worker has to be started with."""
+        return self._own if not job.private or job.environment == NO_ENVIRONMENT else job.environment.variables
 
     async def take(self, job: Job) -> WorkerProcess:
         """Return the next worker that suits the job; raise `EngineError` if none can be started."""
@@ -245,7 +250,7 @@ class Pool:
         wanted: dict[Variables, int] = {}
         for waiter in self._waiting:
             if not waiter.future.done():
-                variables = waiter.job.environment.variables if waiter.job.private else self._own
+                variables = self._variables_of(waiter.job)
                 wanted[variables] = wanted.get(variables, 0) + 1
         return wanted
 
