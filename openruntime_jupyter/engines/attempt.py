@@ -59,7 +59,7 @@ class Attempt:
         self.never_begun = False
         """Whether the worker ended before it knew of the task: another one may have it."""
         self.declined = False
-        """Whether the worker refused the task, since it had imported files that have changed."""
+        """The worker rejected the task, because files that it had imported have changed."""
         self.imported: list[str] = []
         """Installed modules that the task imported."""
         self._observer = observer

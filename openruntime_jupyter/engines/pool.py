@@ -58,7 +58,7 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of an execution environment that ran tasks: modules in import order, and when it was last used."""
+    """Modules that tasks of an execution environment imported, in import order, and the time of its last task."""
 
     modules: dict[str, None] = field(default_factory=dict)
     used: float = field(default_factory=time.monotonic)
@@ -105,7 +105,7 @@ class Pool:
         self._shared: deque[WorkerProcess] = deque()
         self._idle: list[WorkerProcess] = []
         self._preparing: dict[WorkerProcess, float] = {}
-        """Spares that import now, with the time at which they began; a task takes another worker meanwhile."""
+        """Spares that are importing, with their start times. They are not handed out."""
         self._bursts: dict[str, list[WorkerProcess]] = {}
         self._known: OrderedDict[ExecutionEnvironment, _Known] = OrderedDict()
         self._starting: dict[asyncio.Task[None], Variables] = {}
@@ -143,7 +143,7 @@ class Pool:
         return max(suited, key=lambda worker: worker.environment is not None, default=None)
 
     def _suits(self, worker: WorkerProcess, job: Job) -> bool:
-        """Whether the job may run on this worker."""
+        """Return whether the job may run on this worker."""
         if not worker.fresh:
             return worker.burst == job.burst if worker.burst is not None else not job.private
         if worker.environment is not None:
@@ -305,7 +305,7 @@ class Pool:
         return next((worker for worker in self._idle if worker.environment is None and worker.variables == variables), None)
 
     def _prepare_known(self) -> None:
-        """Have one spare of each known environment import what is known there."""
+        """Have one spare of each known environment import the modules of its earlier tasks."""
         for environment, known in self._known.items():
             spare = self._spare_of(environment) or self._plain(environment.variables)
             if spare in self._idle and spare.prepare(environment, list(known.modules)):

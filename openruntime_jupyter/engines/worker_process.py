@@ -143,9 +143,9 @@ class WorkerProcess:
         self.environment: ExecutionEnvironment | None = None
         """The only environment whose tasks it may run, once it was prepared for that."""
         self.imports: frozenset[str] = frozenset()
-        """Modules that it was told to import."""
+        """Modules of its `PREPARE` frames."""
         self.prepared: asyncio.Future[None] = loop.create_future()
-        """Done when it has imported what it was told last; cancelled when it has ended."""
+        """Done when it has imported the modules of its last `PREPARE` frame; cancelled when it has ended."""
         self.burst: str | None = None
         """The burst of calls that it serves."""
         self.burst_timer: asyncio.TimerHandle | None = None
