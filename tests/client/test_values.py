@@ -282,6 +282,7 @@ def test_model_with_activations_and_optimizer_train_in_a_task(client: Client) ->
         return model, optimizer, losses
 
     optim: Any = importlib.import_module("mlx.optimizers")
+    mx.random.seed(1)
     model = nn.Sequential(nn.Linear(3, 4), nn.relu, nn.Linear(4, 1), nn.gelu)
     trained, optimizer, losses = client.call(train, model, optim.Adam(optim.cosine_decay(0.1, 100)), X)
     assert losses[-1] < losses[0]

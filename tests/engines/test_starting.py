@@ -121,9 +121,8 @@ def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path) -> None:
 
 def test_parameters_that_cannot_be_handed_over_cost_no_worker(tmp_path: Path) -> None:
     async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await submit(runtime, "call"))
-            await until(lambda: [worker.state for worker in runtime.workers()] == ["idle"], 20, "its end")
+        async with runtime_in(tmp_path, spare_workers=1) as runtime:
+            await until(lambda: [worker.state for worker in runtime.workers()] == ["idle"], 20, "a spare")
             before = {worker.name for worker in runtime.workers()}
             folder = tmp_path / "tmp"
             shutil.rmtree(folder)

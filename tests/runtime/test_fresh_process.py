@@ -155,7 +155,7 @@ def test_spare_with_outdated_imports_is_not_used(tmp_path: Path, site: tuple[Pat
                 (Path(here["directory"]) / "installed_one.py").write_text("VERSION = 2\n")
             else:
                 (packages / "installed_one-2.0.dist-info").mkdir()
-                (packages / "installed_one.py").write_text("VERSION = 2\n")
+                (packages / "installed_one.py").write_text("VERSION = 2  # of another size, as bytecode is checked by size and time\n")
                 os.utime(packages / "installed_one.py", (1, 1))
             assert await found(runtime, USES_IT, world=here) == 2
 
