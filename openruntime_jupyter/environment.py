@@ -51,8 +51,17 @@ def _plausible(started: dict[str, str]) -> bool:
     return bool(started) and ("PATH" in started or "PATH" not in AT_IMPORT)
 
 
-SET_BY_KERNEL = ("TERM", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "PAGER", "GIT_PAGER", "MPLBACKEND", "PYDEVD_USE_FRAME_EVAL")
-"""Variables that ipykernel sets for itself."""
+SET_BY_KERNEL = {
+    "TERM": "xterm-color",
+    "CLICOLOR": "1",
+    "CLICOLOR_FORCE": "1",
+    "FORCE_COLOR": "1",
+    "PAGER": "cat",
+    "GIT_PAGER": "cat",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "PYDEVD_USE_FRAME_EVAL": "NO",
+}
+"""Variables that ipykernel and its debugger set in a kernel at start. The user did not set them."""
 
 
 def changed_by_now() -> tuple[tuple[str, str | None], ...]:

@@ -59,6 +59,9 @@ class Backend(Protocol):
         (`new_key()`) gives the same task again, so that a call that was lost or interrupted can be repeated.
         """
 
+    def submit_followed(self, request: dict[str, Any], key: str, wait: float) -> TaskOutput:
+        """Queue a task as `submit` does, and return what it showed within `wait` seconds, with its record, as `output` does."""
+
     def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
         """Queue a task for each of `requests`, at most `MOST_IN_BATCH`, and return its record or the reason of its refusal, in order.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
@@ -30,6 +30,7 @@ from openruntime_jupyter.models import (
     SystemMetrics,
     Task,
     TaskOrder,
+    TaskOutput,
     TaskPage,
     Timeframe,
     Worker,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from openruntime_jupyter.client.executor import TaskExecutor
     from openruntime_jupyter.client.session import ClientSession
     from openruntime_jupyter.client.watch import Watch
+
+Submitted = TypeVar("Submitted", Task, TaskOutput)
 
 FIRST_WAIT = 15.0
 """Seconds that `run` and `call` wait with the submission itself, which saves a question for most tasks."""
@@ -175,12 +178,18 @@ class Client:
         return self.backend.watch(topics, tell)
 
     def submit_code(
-        self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = (), filename: str | None = None
+        self,
+        code: str,
+        inputs: dict[str, Any] | None = None,
+        outputs: tuple[str, ...] = (),
+        filename: str | None = None,
+        follow: float = 0.0,
     ) -> TaskHandle:
         """Queue Python code that finds `inputs` as variables and leaves the variables named `outputs`.
 
         It runs in this process's interpreter, folder and import path where the runtime is on this machine; `filename` is what
-        its tracebacks say. The handle's `result()` is a dict of the outputs.
+        its tracebacks say. The handle's `result()` is a dict of the outputs. With `follow`, it returns after up to that many seconds,
+        with what the task showed until then: a caller of `follow_output` saves a request.
         """
         with Parcel(self.backend) as parcel:
             parameters: dict[str, Any] = {
@@ -190,7 +199,7 @@ class Client:
                 "world": self._world(),
             }
             parameters |= {"arrays": parcel.references()} | ({"filename": filename} if filename else {})
-            return self._submit("python", parameters)
+            return self._submit("python", parameters, follow=follow)
 
     def ask(
         self,
@@ -386,19 +395,24 @@ class Client:
         options = replace(self.options, name=self.options.name or name, session=self.session_ids.get(session or "", session))
         return {"operation": operation, "parameters": parameters, "origin": self.origin, **options.request()}
 
-    def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> TaskHandle:
-        return TaskHandle(self.backend, self._send(self._request(operation, parameters, name), new_key()))
+    def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None, follow: float = 0.0) -> TaskHandle:
+        request, key = self._request(operation, parameters, name), new_key()
+        if not follow:
+            return TaskHandle(self.backend, self._send(lambda: self.backend.submit(request, key)))
+        shown = self._send(lambda: self.backend.submit_followed(request, key, follow))
+        assert shown.task is not None
+        return TaskHandle(self.backend, shown.task, shown)
 
-    def _send(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
+    def _send(self, submit: Callable[[], Submitted]) -> Submitted:
         try:
-            task = self.backend.submit(request, key, wait)
+            answer = submit()
         except SessionEnded as problem:
             self.follow_session(problem)
             raise
-        self.follow_session(task)
-        return task
+        self.follow_session(answer.task if isinstance(answer, TaskOutput) else answer)
+        return answer
 
-    def follow_session(self, answer: Task | BaseException) -> None:
+    def follow_session(self, answer: Task | BaseException | None) -> None:
         """Remember the session's id from the answer to a submission.
 
         An ended session is reported once. The next task with its name gets the session that the runtime then has.
@@ -415,7 +429,7 @@ class Client:
         refuse_deadlock(self.backend, self.options.device, "a new task")
         request, key = self._request(operation, parameters, name), new_key()
         try:
-            handle = TaskHandle(self.backend, self._send(request, key, FIRST_WAIT))
+            handle = TaskHandle(self.backend, self._send(lambda: self.backend.submit(request, key, FIRST_WAIT)))
             return handle.result()
         except KeyboardInterrupt:
             # The same key gives the same task, also where the interrupt came before its id did.

@@ -104,14 +104,18 @@ class EmbeddedBackend:
 
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
         """See `Backend.submit`."""
-        try:
-            wanted = TaskRequest.model_validate({**request, "wait": False})
-        except ValidationError as problem:
-            raise invalid(problem, known=TaskRequest.model_fields) from None
 
         async def submit(runtime: Runtime) -> Task:
-            task_id = await runtime.enqueue(wanted, _caller(), key)
+            task_id = await runtime.enqueue(_asynchronous(request), _caller(), key)
             return await (runtime.wait(task_id, wait, parameters=False) if wait > 0 else runtime.get(task_id, parameters=False))
+
+        return self._ask(submit)
+
+    def submit_followed(self, request: dict[str, Any], key: str, wait: float) -> TaskOutput:
+        """See `Backend.submit_followed`."""
+
+        async def submit(runtime: Runtime) -> TaskOutput:
+            return await runtime.output(await runtime.enqueue(_asynchronous(request), _caller(), key), 0, wait, record=True)
 
         return self._ask(submit)
 
@@ -345,6 +349,13 @@ async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiServi
 async def _stop(hosted: _Hosted, deadline: float) -> None:
     await hosted.ai.runtime.stop(deadline)
     await hosted.ai.close()
+
+
+def _asynchronous(request: dict[str, Any]) -> TaskRequest:
+    try:
+        return TaskRequest.model_validate({**request, "wait": False})
+    except ValidationError as problem:
+        raise invalid(problem, known=TaskRequest.model_fields) from None
 
 
 def _caller() -> Caller:

@@ -63,9 +63,10 @@ class TaskHandle:
     to the task when it is dropped. `status`, `progress`, `task` and `output` ask the runtime each time until the task has ended.
     """
 
-    def __init__(self, backend: Backend, task: Task) -> None:
+    def __init__(self, backend: Backend, task: Task, shown: TaskOutput | None = None) -> None:
         self._backend = backend
         self._task = task
+        self._shown = shown
         self._payload: tuple[bytes, str] | None = None
 
     @property
@@ -106,7 +107,9 @@ class TaskHandle:
 
         The answer's `task` is the record of the same moment.
         """
-        shown = self._backend.output(self.id, since, wait, record=True)
+        shown, self._shown = self._shown, None
+        if shown is None or since > 0:
+            shown = self._backend.output(self.id, since, wait, record=True)
         if shown.task is not None:
             self._task = shown.task
         return shown

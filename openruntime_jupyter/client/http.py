@@ -113,6 +113,13 @@ class HttpBackend:
         headers = {"Idempotency-Key": key, "Prefer": f"wait={math.ceil(wait)}" if wait > 0 else "respond-async"}
         return self._ask(Task, "POST", "/tasks", content=_json(request), headers=headers, wait=wait)
 
+    def submit_followed(self, request: dict[str, Any], key: str, wait: float) -> TaskOutput:
+        """See `Backend.submit_followed`."""
+        headers = {"Idempotency-Key": key}
+        return self._ask(
+            TaskOutput, "POST", "/tasks/output", params={"wait": f"{wait:g}"}, content=_json(request), headers=headers, wait=wait
+        )
+
     def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
         """See `Backend.submit_many`."""
         body = {"tasks": requests} if durable else {"tasks": requests, "durable": False}

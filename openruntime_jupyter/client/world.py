@@ -10,23 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.environment import at_start, is_secret
+from openruntime_jupyter.environment import SET_BY_KERNEL, at_start, is_secret
 
 RESERVED = ("TMPDIR", "PYTHONSAFEPATH", "GLIBC_TUNABLES")
 RESERVED_PREFIXES = ("OPENRUNTIME_", "JPY_", "JUPYTER_")
 """Variables that a worker needs with the values that the runtime gives them."""
-
-SET_BY_IPYKERNEL = {
-    b"TERM": b"xterm-color",
-    b"CLICOLOR": b"1",
-    b"CLICOLOR_FORCE": b"1",
-    b"FORCE_COLOR": b"1",
-    b"PAGER": b"cat",
-    b"GIT_PAGER": b"cat",
-    b"MPLBACKEND": b"module://matplotlib_inline.backend_inline",
-    b"PYDEVD_USE_FRAME_EVAL": b"NO",
-}
-"""Variables that ipykernel and its debugger set in the kernel at start. The user did not set them."""
 
 Variables = dict[bytes, bytes]
 
@@ -82,15 +70,16 @@ def _started() -> Variables:
 
 
 def _difference(start: Variables, now: Variables) -> dict[str, str | None]:
-    in_kernel = "ipykernel" in sys.modules
     changed: dict[str, str | None] = {}
     for raw, value in now.items():
-        if value != start.get(raw) and not (in_kernel and SET_BY_IPYKERNEL.get(raw) == value):
+        if value != start.get(raw):
             with contextlib.suppress(UnicodeDecodeError):
                 changed[raw.decode()] = value.decode()
     for raw in start.keys() - now.keys():
         with contextlib.suppress(UnicodeDecodeError):
             changed[raw.decode()] = None
+    if "ipykernel" in sys.modules:
+        changed = {name: value for name, value in changed.items() if value is None or SET_BY_KERNEL.get(name) != value}
     return {name: value for name, value in changed.items() if _travels(name)}
 
 

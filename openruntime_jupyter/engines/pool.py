@@ -185,8 +185,10 @@ class Pool:
         worker.idle_since = time.monotonic()
         if worker.fresh:
             self._idle.append(worker)
-            self._prepare_known()
-            self.keep_spares()
+            if self._timer is None:
+                self.keep_spares()
+            elif worker.variables:
+                self._prepare_known()
             if worker.variables and worker.environment is None:  # its task had another one, or was cancelled
                 self._idle.remove(worker)
                 self._dismiss(worker)
@@ -234,6 +236,7 @@ class Pool:
             self._timer.cancel()
             self._timer = None
         self._idle = [worker for worker in self._idle if worker.lives]
+        self._prepare_known()
         wanted = self._wanted_by_waiting()
         plain = sum(worker.environment is None and not worker.variables for worker in self._idle)
         wanted[()] = wanted.get((), 0) + max(0, self._spares - plain)
@@ -277,7 +280,6 @@ class Pool:
             known.modules[name] = None
         while len(self._known) > (PREPARED if self._spares else 0):
             self._drop_known(next(iter(self._known)))
-        self._prepare_known()
         self.keep_spares_soon()
 
     def forget_imports(self) -> None:

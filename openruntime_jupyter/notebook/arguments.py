@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
@@ -72,12 +73,17 @@ def _parser() -> _Parser:
     return parser
 
 
-def parse_cell(line: str) -> Arguments:
-    """The line of `%%openruntime`; raises `UsageError` that says what is wrong."""
+@cache
+def _cell_parser() -> _Parser:
     parser = _parser()
     parser.add_argument("--in", dest="inputs", nargs="+", action="extend", default=[])
     parser.add_argument("--out", dest="outputs", nargs="+", action="extend", default=[])
-    found, rest = parser.parse_known_args(tokens(line, comment=True))
+    return parser
+
+
+def parse_cell(line: str) -> Arguments:
+    """The line of `%%openruntime`; raises `UsageError` that says what is wrong."""
+    found, rest = _cell_parser().parse_known_args(tokens(line, comment=True))
     if rest:
         raise UsageError(_unexpected(rest[0], "in", "out"))
     return _arguments(vars(found), inputs=names(found.inputs), outputs=names(found.outputs))

@@ -17,7 +17,7 @@ from openruntime_jupyter.notebook.ai.shown import ShownReply
 from openruntime_jupyter.notebook.ai.watching import watch_answer
 from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.failures import bad_end, short
-from openruntime_jupyter.notebook.follow import Interrupts, Left, follow
+from openruntime_jupyter.notebook.follow import FIRST_SECONDS, Interrupts, Left, follow
 from openruntime_jupyter.notebook.help import Help
 from openruntime_jupyter.notebook.notify import LaterNotice, noticed
 from openruntime_jupyter.notebook.session import Session
@@ -61,7 +61,10 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     # The magic's own line stays a line, so that tracebacks count as the cell does; but a cell magic must be the first.
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
     filename = f"In [{session.cell_number()}]"
-    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename), arguments.notify)
+    follow_for = 0.0 if arguments.background else FIRST_SECONDS
+    handle, task = run(
+        session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename, follow_for), arguments.notify
+    )
     if task is None:
         return handle
     if arguments.outputs:
@@ -148,6 +151,8 @@ def run(session: Session, arguments: Asked, submit: Callable[[], TaskHandle], no
         raise short(
             KeyboardInterrupt(f"{handle.id} was asked to stop and is no longer watched: %openruntime wait {handle.id} watches it again")
         )
+    if task.status is TaskState.INTERRUPTED:  # its runtime is being stopped
+        session.lose()
     if left is Left.INTERRUPTED and task.status in (TaskState.CANCELLED, TaskState.COMPLETED):
         ended = "was cancelled" if task.status is TaskState.CANCELLED else "completed before it could be cancelled"
         raise short(KeyboardInterrupt(f"{handle.id} {ended}"))

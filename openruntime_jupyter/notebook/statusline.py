@@ -57,7 +57,6 @@ class StatusLine(Live):
         self._devices = devices
         self._note: str | None = None
         self._shown_at = float("-inf")
-        self.show(task)
 
     def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
         """Show `task` (None: the last one), and `note` from now on; sent at most every 0.2 s unless `final` or something was noted."""

@@ -21,7 +21,7 @@ from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
 from openruntime_jupyter.runtime import history_queries as queries
 from openruntime_jupyter.runtime import history_sweep as sweeping
 from openruntime_jupyter.runtime import locks
-from openruntime_jupyter.runtime.history_batch import write_all
+from openruntime_jupyter.runtime.history_batch import write_all, write_new
 from openruntime_jupyter.runtime.history_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.history_file import HistoryFile
 from openruntime_jupyter.runtime.history_metrics import MetricColumns, MetricsBehind, read
@@ -142,6 +142,20 @@ class History:
         before = self._behind.belongings(task.task_id)
         await self._write(lambda connection: write_or_tell(connection, record, known), before)
         self._behind.remember([record])
+
+    async def commit_new(self, task: Task, key: tuple[str, str, str]) -> tuple[str, str] | None:
+        """Write a new task under `key` (owner, idempotency key, fingerprint), and return when both are on disk.
+
+        Where the key stands for a task already, nothing is written, and its id and fingerprint are returned. Raises what `commit` raises.
+        """
+        self._check_open()
+        if self._refusal is not None:
+            raise StorageUnavailable(self._refusal, retry_after=3600.0)
+        record = record_of(task, self._me, self._settings.embedded)
+        earlier = await self._write(lambda connection: write_new(connection, record, key, now_micros()))
+        if earlier is None:
+            self._behind.remember([record])
+        return earlier
 
     async def commit_all(self, tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
         """Write new tasks in one transaction, and return when they are on disk: the ids of those whose rows are not ours to make.

@@ -1,4 +1,4 @@
-"""Many new tasks, and the idempotency key that they came under, in one piece of work of the history's writer."""
+"""New tasks, and the idempotency key that they came under, in one piece of work of the history's writer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import sqlite3
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.history_queries import remember_key
-from openruntime_jupyter.runtime.history_records import Record, write
+from openruntime_jupyter.runtime.history_records import Record, write, write_or_tell
+
+
+def write_new(connection: sqlite3.Connection, record: Record, key: tuple[str, str, str], now: int) -> tuple[str, str] | None:
+    """Write a new task under its key (owner, key, fingerprint), or return the (task id, fingerprint) that the key stands for already."""
+    owner, name, fingerprint = key
+    earlier = remember_key(connection, owner, name, record.id, fingerprint, record.runtime, now)
+    if earlier is None:
+        write_or_tell(connection, record, known=False)
+    return earlier
 
 
 def write_all(connection: sqlite3.Connection, records: list[Record], key: tuple[str, str, str] | None, now: int) -> list[Record]:

@@ -68,7 +68,8 @@ class Intake:
         """
         entry = await self.prepare(request, caller)
         if idempotency_key is None:
-            return await self._admit(entry)
+            await self._admit(entry)
+            return entry.task_id
         self.require_room(entry.lane)
         async with self.lock(caller, idempotency_key):
             return await self._once(entry, same or fingerprint(request), idempotency_key)
@@ -150,32 +151,44 @@ class Intake:
         self._recorder.announce(entry)
 
     async def _once(self, entry: Entry, same: str, key: str) -> str:
-        try:
-            earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
-        except StorageUnavailable:
-            if not entry.wait:
-                raise
-            earlier = None  # a synchronous task goes on while the disk is full; a repetition would run again
+        if entry.wait:
+            try:
+                earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
+            except StorageUnavailable:
+                earlier = None  # a synchronous task goes on while the disk is full; a repetition would run again
+            if earlier is None:
+                await self._admit(entry)
+        else:
+            try:
+                earlier = await self._admit(entry, (entry.owner or "", key, same))
+            except InvalidRequest:  # a task that was made earlier may have ended, and its arrays with it
+                earlier = await self._history.remember_key(entry.owner or "", key, None)
+                if earlier is None:
+                    raise
         if earlier is None:
-            return await self._admit(entry)
+            return entry.task_id
         task_id, known = earlier
         _must_be(known, same)
         if not await self._is_known(task_id):
             # The key was stored and the task never was: the server died, or the disk was full, in between.
             entry.task_id = task_id
-            return await self._admit(entry)
+            await self._admit(entry)
         return task_id
 
-    async def _admit(self, entry: Entry) -> str:
+    async def _admit(self, entry: Entry, key: tuple[str, str, str] | None = None) -> tuple[str, str] | None:
+        """Record and queue a task; see `Recorder.admit`."""
         self._require_open()
         self.expect(entry)
         try:
-            await self._recorder.admit(entry)
+            earlier = await self._recorder.admit(entry, key)
         except BaseException:
             self.give_up(entry)
             raise
-        self.begin(entry)
-        return entry.task_id
+        if earlier is None:
+            self.begin(entry)
+        else:
+            self.give_up(entry)
+        return earlier
 
     def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:
         self._sequence += 1

@@ -53,13 +53,19 @@ class Recorder:
         """Drop an ended task."""
         self._finished.pop(task_id, None)
 
-    async def admit(self, entry: Entry) -> None:
-        """A new task: an asynchronous one is on disk when this returns; raises `StorageUnavailable`."""
+    async def admit(self, entry: Entry, key: tuple[str, str, str] | None = None) -> tuple[str, str] | None:
+        """Record a new task: an asynchronous one is on disk when this returns, with its key; raises `StorageUnavailable`.
+
+        Returns what `History.commit_new` does where the key stands for a task already; nothing is recorded then.
+        """
         if entry.wait:
             self._history.write_behind(entry.task_id, entry.lasting)
-        else:
+        elif key is None:
             await self._history.commit(entry.lasting())
+        elif (earlier := await self._history.commit_new(entry.lasting(), key)) is not None:
+            return earlier
         self.entries[entry.task_id] = entry
+        return None
 
     async def admit_all(self, entries: list[Entry], tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
         """New asynchronous tasks, on disk as `tasks` when this returns; the ids of those that were purged. See `History.commit_all`."""

@@ -8,10 +8,19 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from openruntime_jupyter.models import Task, TaskChange, TaskPage, TaskRequest
+from openruntime_jupyter.models import Task, TaskChange, TaskOutput, TaskPage, TaskRequest
 from openruntime_jupyter.server.base import Handler
 from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, Answer, described
-from openruntime_jupyter.server.requests import DeleteQuery, PageQuery, Preference, TaskQuery, TasksQuery, read_key, read_preference
+from openruntime_jupyter.server.requests import (
+    DeleteQuery,
+    PageQuery,
+    Preference,
+    TaskQuery,
+    TasksQuery,
+    WaitQuery,
+    read_key,
+    read_preference,
+)
 from openruntime_jupyter.server.submitting import APPLIED, LOCATION, PREFER, Submitting
 
 if TYPE_CHECKING:
@@ -78,6 +87,27 @@ class TasksHandler(Submitting):
             self.reply(task)
         else:
             self.reply(task, 202, {"Location": url_path_join(self.app.url_path, "tasks", task.task_id)})
+
+
+class FollowedTaskHandler(Handler):
+    """`/tasks/output`."""
+
+    @described("Tasks", {202: TaskOutput}, body=TaskRequest, query=WaitQuery, headers=(IDEMPOTENCY_KEY,), examples=EXAMPLES)
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        """Submit an asynchronous task, and return what it shows within `wait` seconds, with its record.
+
+        The answer is that of `GET /tasks/{id}/output` with `record=true`, which goes on from there: for a short task, this saves a
+        request. `wait` of the body has no effect.
+        """
+        request = self.body(TaskRequest).model_copy(update={"wait": False})
+        query = self.query(WaitQuery)
+        key = read_key(self.request.headers.get("Idempotency-Key"))
+        runtime = await self.runtime()
+        task_id = await runtime.enqueue(request, await self.caller(request.operation), key)
+        shown = await self.while_connected(runtime.output(task_id, 0, query.wait, record=True))
+        self.reply(shown, 202, {"Location": url_path_join(self.app.url_path, "tasks", task_id)})
 
 
 class EnhancedTasksHandler(Handler):

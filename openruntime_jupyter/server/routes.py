@@ -22,7 +22,7 @@ from openruntime_jupyter.server.handlers_system import (
     RootHandler,
     WorkersHandler,
 )
-from openruntime_jupyter.server.handlers_tasks import EnhancedTasksHandler, TaskHandler, TasksHandler
+from openruntime_jupyter.server.handlers_tasks import EnhancedTasksHandler, FollowedTaskHandler, TaskHandler, TasksHandler
 from openruntime_jupyter.server.websocket import EventsSocket
 
 TASK_ID = "([^/]+)"
@@ -36,6 +36,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/workers", WorkersHandler),
     ("/operations", OperationsHandler),
     ("/tasks", TasksHandler),
+    ("/tasks/output", FollowedTaskHandler),
     ("/tasks/batch", BatchHandler),
     ("/tasks/batch/results", ResultsHandler),
     ("/tasks/enhanced", EnhancedTasksHandler),

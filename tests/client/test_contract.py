@@ -212,6 +212,31 @@ def test_output_is_seen_while_the_task_runs_and_only_once(client: Client) -> Non
     assert (handle.output.stdout, handle.output.stderr, str(handle.output)) == ("one\n", "two\n", "one\ntwo\n")
 
 
+def test_submitting_can_return_what_the_task_shows_at_once(client: Client) -> None:
+    waiting = client.submit_code("import time; time.sleep(60)", follow=0.05)
+    assert not waiting.follow_output().finished
+    waiting.cancel()
+    ended = client.submit_code("print(6 * 7); x = 1", outputs=("x",), follow=30)
+    items: list[OutputItem] = []
+    since, finished = 0, False
+    while not finished:
+        shown = ended.follow_output(since, wait=30)
+        items, since, finished = [*items, *shown.items], shown.next, shown.finished
+    assert [(item.name, item.text) for item in items] == [("stdout", "42\n")]
+    assert ended.last_seen.status is TaskState.COMPLETED
+    assert ended.result() == {"x": 1}
+
+
+def test_same_key_gives_the_same_followed_task(client: Client) -> None:
+    request = {"operation": "python", "parameters": {"code": "print(6 * 7)"}}
+    key = new_key()
+    first = client.backend.submit_followed(request, key, 30)
+    again = client.backend.submit_followed(request, key, 30)
+    assert (again.task_id, client.backend.submit(request, key).task_id) == (first.task_id, first.task_id)
+    with pytest.raises(InvalidRequest):
+        client.backend.submit_followed({**request, "priority": 9}, key, 0)
+
+
 def test_asking_for_output_returns_as_soon_as_the_task_ends(client: Client) -> None:
     handle = running(client.submit_call(sleeper(0.5)))
     started = time.monotonic()

@@ -75,8 +75,11 @@ def host(folder: Path, code: str, *, fork: bool) -> Iterator[tuple[subprocess.Po
 @pytest.mark.parametrize("fork", [False, True], ids=["alone", "with a fork that holds the sockets"])
 def test_a_worker_in_the_middle_of_an_eval_and_what_it_started_end_with_their_runtime(tmp_path: Path, fork: bool) -> None:
     with host(tmp_path, LONG_EVAL, fork=fork) as (process, children):
+        host_process = psutil.Process(process.pid)
+        wait_until(lambda: len(host_process.children(recursive=True)) >= 3 + fork, 10.0, "the busy worker, its child, and the spare")
+        children += [child for child in host_process.children(recursive=True) if child not in children]
         workers = [child for child in children if "openruntime_jupyter.worker" in child.cmdline() or child.name() == "sleep"]
-        assert len(workers) >= 3, "the busy worker, its child, and the spare"
+        assert len(workers) >= 3
         process.kill()
         wait_until(lambda: not any(alive(worker) for worker in workers), 5.0, lambda: f"the end of {[w for w in workers if alive(w)]}")
 

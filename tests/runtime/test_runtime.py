@@ -45,11 +45,11 @@ def test_a_key_whose_task_was_never_stored_is_used_for_the_next_try(tmp_path: Pa
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
 
-            async def full(task: object) -> None:
+            async def full(task: object, key: object) -> None:
                 raise StorageUnavailable("the disk is full")
 
             with monkeypatch.context() as patch:
-                patch.setattr(runtime.history, "commit", full)
+                patch.setattr(runtime.history, "commit_new", full)
                 with pytest.raises(StorageUnavailable):
                     await runtime.submit(request, ME, "key")
             task = await runtime.submit(request, ME, "key")

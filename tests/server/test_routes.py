@@ -35,6 +35,7 @@ EXPECTED = {
     "GET /tasks": 200,
     "GET /tasks/enhanced": 200,
     "POST /tasks": 400,
+    "POST /tasks/output": 400,
     "POST /tasks/batch": 400,
     "POST /tasks/batch/results": 400,
     f"GET /tasks/{NO_SUCH_TASK}": 404,
