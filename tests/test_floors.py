@@ -18,11 +18,13 @@ FLOORS = (
     *(
         "environment",
         "imports",
+        "current_task",
         "values",
         "errors",
         "models",
         "ai_models",
         "ai_models_insights",
+        "arrays",
         "operations",
         "worker",
         "engines",
@@ -126,7 +128,7 @@ def misplaced(found: Import) -> bool:
     """Whether an import of something heavy stands outside the folder that may have it."""
     here = floor(found.file)
     if found.of("mlx"):
-        return not (here == "worker" or (here == "operations" and (found.late or found.for_types)))
+        return not (here in ("arrays", "worker") or (here == "operations" and (found.late or found.for_types)))
     if found.of("tornado", "jupyter_server"):
         return here != "server"
     if found.of("ipywidgets", "IPython"):

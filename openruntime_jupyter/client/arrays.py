@@ -8,16 +8,16 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.arrays.function_pickler import Stream
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, Unavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayReference
-from openruntime_jupyter.worker.codes import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from openruntime_jupyter.worker.arrays import Array
-    from openruntime_jupyter.worker.tensorfile import Layout
+    from openruntime_jupyter.arrays.array_file import Layout
+    from openruntime_jupyter.arrays.conversion import Array
 
 PIECE = 1 << 20
 """Bytes of one piece of an upload."""
@@ -40,7 +40,7 @@ class Parcel:
 
     def keep_pickle(self, stream: Stream) -> dict[str, str]:
         """Send a large pickle; return its reference for the parameters. Raises what `keep` raises."""
-        from openruntime_jupyter.worker.tensorfile import Layout
+        from openruntime_jupyter.arrays.array_file import Layout
 
         self._pickles.append(send(self._backend, stream, Layout((stream.nbytes,), "uint8", "buffer")))
         return {"array": self._pickles[-1]}
@@ -60,9 +60,9 @@ class Parcel:
             return [self.outside(value, name) for value in parameters]
         if not _may_be_array(parameters):
             return parameters
-        from openruntime_jupyter.worker import arrays
+        from openruntime_jupyter.arrays import conversion
 
-        layout = arrays.layout_of(parameters)
+        layout = conversion.layout_of(parameters)
         if layout is None:
             numpy = sys.modules["numpy"]
             if isinstance(parameters, numpy.ndarray):
@@ -128,7 +128,7 @@ def _fill(backend: Backend, told: ArrayInfo, value: Any, layout: Layout) -> bool
     """Write into the file itself; False where it is not to be had here: behind a tunnel, in a container, of another user."""
     if not backend.local or told.path is None:
         return False
-    from openruntime_jupyter.worker import arrays, blocks
+    from openruntime_jupyter.arrays import blocks, conversion
 
     try:
         descriptor = os.open(told.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -140,7 +140,7 @@ def _fill(backend: Backend, told: ArrayInfo, value: Any, layout: Layout) -> bool
             return False
         if os.fstat(descriptor).st_uid != os.geteuid() or os.pread(descriptor, layout.offset, 0) != layout.header():
             return False
-        arrays.fill(descriptor, layout, value)
+        conversion.fill(descriptor, layout, value)
     finally:
         os.close(descriptor)
     return True
@@ -157,9 +157,9 @@ def _memory(value: Any, layout: Layout) -> memoryview:
     """Return the elements of an array as its file has them."""
     import numpy as np
 
-    from openruntime_jupyter.worker import arrays
+    from openruntime_jupyter.arrays import conversion
 
-    plain = np.ascontiguousarray(arrays.as_numpy(value), dtype=arrays.dtype_of(layout.dtype))
+    plain = np.ascontiguousarray(conversion.as_numpy(value), dtype=conversion.dtype_of(layout.dtype))
     return plain.reshape(-1).view(np.uint8).data
 
 
@@ -170,13 +170,13 @@ def receive(backend: Backend, wanted: ArrayReference) -> Array:
     """
     import numpy as np
 
-    from openruntime_jupyter.worker import arrays, tensorfile
+    from openruntime_jupyter.arrays import array_file, conversion
 
     told = backend.array(wanted.id)
     if backend.local and told.path is not None and os.access(told.path, os.R_OK):  # it may be another user's
-        return arrays.view(told.path, told.id)
-    layout = tensorfile.check_bounds(told.shape, told.dtype, told.kind)
-    array: Array = np.empty(layout.shape, arrays.dtype_of(layout.dtype))
+        return conversion.view(told.path, told.id)
+    layout = array_file.check_bounds(told.shape, told.dtype, told.kind)
+    array: Array = np.empty(layout.shape, conversion.dtype_of(layout.dtype))
     if layout.nbytes:
         target = array.reshape(-1).view(np.uint8).data
         place = -layout.offset

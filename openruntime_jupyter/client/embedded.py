@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
+from openruntime_jupyter.arrays.array_file import check_bounds
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.bus import BusEvents, Listening
 from openruntime_jupyter.client.forks import reset_in_child
@@ -49,7 +50,6 @@ from openruntime_jupyter.models import (
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.values import ArrayKind
-from openruntime_jupyter.worker.tensorfile import check_bounds
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.config import AiConfig

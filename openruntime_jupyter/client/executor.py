@@ -26,9 +26,9 @@ from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import Task
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.arrays.array_file import Layout
+    from openruntime_jupyter.arrays.function_pickler import Stream
     from openruntime_jupyter.client.client import Client
-    from openruntime_jupyter.worker.codes import Stream
-    from openruntime_jupyter.worker.tensorfile import Layout
 
 MOST_BYTES = 4_000_000
 """JSON bytes of one request's calls, beyond its first."""

@@ -159,10 +159,10 @@ class TaskHandle:
         self._task, self._payload = ended.task, ended.payload
 
     def _arrays(self, result: TaskResult) -> Any:
-        from openruntime_jupyter.worker import arrays
+        from openruntime_jupyter.arrays import conversion
 
         found = [(each, receive(self._backend, each)) for each in result.arrays]
-        values = tuple(arrays.mlx_or_numpy(array) if each.kind == "mlx" else array for each, array in found)
+        values = tuple(conversion.mlx_or_numpy(array) if each.kind == "mlx" else array for each, array in found)
         return values[0] if len(values) == 1 else values
 
     def cancel(self) -> Task:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
+from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.client.backend import LONGEST_WAIT
 from openruntime_jupyter.client.forks import reset_in_child
 from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
@@ -42,7 +43,6 @@ from openruntime_jupyter.models import (
     Worker,
 )
 from openruntime_jupyter.values import ArrayKind
-from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 
 WORDING_SECONDS = 60.0
 """How long a model may take to word insights, as the client sees it."""

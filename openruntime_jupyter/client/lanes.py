@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.current_task import current
 from openruntime_jupyter.errors import WouldDeadlock
 from openruntime_jupyter.models import Device
-from openruntime_jupyter.worker.context import current
 
 ADVICE = "submit it and let its handle be waited for outside, or do the work right here"
 

@@ -17,7 +17,7 @@ from openruntime_jupyter.client.pickling import pack_call
 from openruntime_jupyter.client.sources import sources_of
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.models import Task
-from openruntime_jupyter.worker.mapping import apply
+from openruntime_jupyter.worker.chunk import apply
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client

@@ -11,9 +11,9 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
+from openruntime_jupyter.arrays.function_pickler import pickled
 from openruntime_jupyter.client.arrays import Parcel, no_room, pickles_with_arrays
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
-from openruntime_jupyter.worker.codes import pickled
 
 LARGEST_TEXT = 1_000_000
 """Bytes up to which a pickle is text among the parameters; a larger one is sent beside the request, as arrays are."""
@@ -77,9 +77,9 @@ def _encode(value: Any, parcel: Parcel | None, codes: list[CodeType] | None = No
     if parcel is None or not pickles_with_arrays():
         stream = pickled(value, codes)
     else:
-        from openruntime_jupyter.worker import parcels
+        from openruntime_jupyter.arrays import pickling
 
-        stream = parcels.pack_stream(value, parcel.keep, codes)
+        stream = pickling.pack_stream(value, parcel.keep, codes)
     if parcel is None or stream.nbytes <= LARGEST_TEXT:
         return base64.b64encode(stream.join()).decode()
     return parcel.keep_pickle(stream)
@@ -94,9 +94,9 @@ def _travels(value: Any) -> bool:
 
 
 def _size(value: Any) -> int:
-    from openruntime_jupyter.worker import parcels
+    from openruntime_jupyter.arrays import pickling
 
-    return parcels.measure(value)
+    return pickling.measure(value)
 
 
 def _no_room(named: Iterable[tuple[str, Any]], problem: InvalidRequest | Unavailable) -> OpenRuntimeError:

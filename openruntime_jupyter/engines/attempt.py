@@ -24,7 +24,7 @@ from openruntime_jupyter.engines.base import (
 from openruntime_jupyter.engines.post_mortem import died
 from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
 from openruntime_jupyter.models import Failure, FailureKind
-from openruntime_jupyter.worker.bodies import dumps
+from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.frames import Kind
 
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}

@@ -30,7 +30,7 @@ from openruntime_jupyter.engines.base import ExecutionEnvironment
 from openruntime_jupyter.engines.output_pipe import OutputPipe
 from openruntime_jupyter.engines.unstarted import install_command, missing_package, not_started
 from openruntime_jupyter.errors import EngineError, InterpreterError
-from openruntime_jupyter.worker.bodies import dumps, loads
+from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 
 REAP_POLL = 0.05

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from openruntime_jupyter.arrays import array_file
+from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.blocks import UNFINISHED, near
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayReference, iso, timestamp
 from openruntime_jupyter.runtime.spool import SUFFIX
-from openruntime_jupyter.worker import tensorfile
-from openruntime_jupyter.worker.blocks import UNFINISHED, near
-from openruntime_jupyter.worker.tensorfile import Layout
 
 OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
 """Ids that a runtime makes: of room that was asked for, or of a task's result (task, attempt, place)."""
@@ -171,9 +171,9 @@ def near_and_fetched(records: Iterable[Record], wanted: Record, most: int) -> Re
 
 def look(path: Path, array_id: str) -> Layout:
     """The layout of an array's file; raises `ArrayNotFound` where it is gone, short or damaged. Blocks."""
-    descriptor = tensorfile.open_for_reading(path, array_id)
+    descriptor = array_file.open_for_reading(path, array_id)
     try:
-        return tensorfile.read(descriptor, array_id)
+        return array_file.read(descriptor, array_id)
     finally:
         os.close(descriptor)
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
+from openruntime_jupyter.arrays import array_file, blocks
 from openruntime_jupyter.errors import StorageUnavailable, gigabytes
 from openruntime_jupyter.runtime.array_records import QUIET_SECONDS, Record, evictable, near_and_fetched, no_room
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.spool import Spool
 from openruntime_jupyter.runtime.warm import WarmBlocks
-from openruntime_jupyter.worker import blocks, tensorfile
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class ArrayRoom:
                 continue
             record.folder = place.folder
             try:
-                os.close(await asyncio.to_thread(tensorfile.make, record.path, record.layout, room))
+                os.close(await asyncio.to_thread(array_file.make, record.path, record.layout, room))
             except StorageUnavailable as problem:  # somebody else took the room meanwhile
                 refusal = problem
                 continue

@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
@@ -27,8 +29,6 @@ from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.spool import SUFFIX, Spool
-from openruntime_jupyter.worker.blocks import UNFINISHED
-from openruntime_jupyter.worker.tensorfile import Layout
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from openruntime_jupyter.arrays import blocks
+from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.private import private_file, private_folder
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.worker import blocks
-from openruntime_jupyter.worker.blocks import UNFINISHED
 
 log = logging.getLogger(__name__)
 

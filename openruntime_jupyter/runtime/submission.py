@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.base import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable, UnknownOperation
 from openruntime_jupyter.models import TaskRequest
@@ -18,7 +19,6 @@ from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters,
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.values import ModelSource
-from openruntime_jupyter.worker.tensorfile import Layout
 
 LONGEST_KEY = 255
 

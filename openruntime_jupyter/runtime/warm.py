@@ -10,10 +10,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from openruntime_jupyter.arrays import blocks
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.spool import MEMORY_LEFT, Place, Spool
-from openruntime_jupyter.worker import blocks
 
 log = logging.getLogger(__name__)
 

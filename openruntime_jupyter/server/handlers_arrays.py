@@ -12,6 +12,8 @@ from jupyter_server.utils import url_path_join
 from pydantic_core import to_json
 from tornado import web
 
+from openruntime_jupyter.arrays import array_file
+from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.server import base
@@ -21,8 +23,6 @@ from openruntime_jupyter.server.described import BYTES, JSON, Answer, Parameter,
 from openruntime_jupyter.server.errors import envelope
 from openruntime_jupyter.server.identity import owner_of
 from openruntime_jupyter.server.uploads import Upload
-from openruntime_jupyter.worker import tensorfile
-from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.arrays import ArrayStore
@@ -32,7 +32,7 @@ BINARY = (SAFETENSORS, "application/octet-stream")
 PIECE = 1 << 20
 LET_PASS = 64 << 20
 """Bytes of a body that is read though it is refused."""
-HEADER_SLACK = tensorfile.MAX_HEADER + tensorfile.LENGTH
+HEADER_SLACK = array_file.MAX_HEADER + array_file.LENGTH
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
 LOCATION = Parameter("Location", "The address of the array.")
@@ -79,7 +79,7 @@ class ArraysHandler(_Telling):
     async def post(self) -> None:
         """Take room for an array; its bytes come by PUT, or straight into its file from a program on the same machine."""
         wanted = self.body(ArrayRequest)
-        layout = tensorfile.check_bounds(wanted.shape, wanted.dtype, wanted.kind)
+        layout = array_file.check_bounds(wanted.shape, wanted.dtype, wanted.kind)
         store = (await self.runtime()).arrays
         told = self.telling(store, await store.allocate(layout, owner_of(self.user)))
         self.reply(told, 201, {"Location": url_path_join(self.app.url_path, "arrays", told.id)})
@@ -208,9 +208,9 @@ class ArrayHandler(_Telling):
         return preferred(accepted, (JSON, *BINARY, ENVELOPE) if named else (*BINARY, JSON, ENVELOPE)) not in BINARY
 
     async def _send(self, told: ArrayInfo) -> None:
-        descriptor = await asyncio.to_thread(tensorfile.open_for_reading, str(told.path), told.id)
+        descriptor = await asyncio.to_thread(array_file.open_for_reading, str(told.path), told.id)
         try:
-            await asyncio.to_thread(tensorfile.read, descriptor, told.id)
+            await asyncio.to_thread(array_file.read, descriptor, told.id)
             state = os.fstat(descriptor)
             etag = f'"{told.id}-{state.st_mtime_ns:x}"'
             for name, value in (("Accept-Ranges", "bytes"), ("ETag", etag), ("Vary", "Accept")):

@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from openruntime_jupyter.arrays import array_file, blocks
+from openruntime_jupyter.arrays.array_file import BadTensor, Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.worker import blocks, tensorfile
-from openruntime_jupyter.worker.tensorfile import BadTensor, Layout
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.arrays import ArrayStore
@@ -58,12 +58,12 @@ class Upload:
         """What the file says it is, as soon as that has come."""
         begun = self._gathered
         try:
-            if len(begun) < tensorfile.LENGTH:
+            if len(begun) < array_file.LENGTH:
                 return None
-            length = tensorfile.LENGTH + tensorfile.header_length(bytes(begun[: tensorfile.LENGTH]))
+            length = array_file.LENGTH + array_file.header_length(bytes(begun[: array_file.LENGTH]))
             if len(begun) < length:
                 return None
-            layout = tensorfile.layout_of(bytes(begun[tensorfile.LENGTH : length]))
+            layout = array_file.layout_of(bytes(begun[array_file.LENGTH : length]))
         except BadTensor as problem:
             raise InvalidRequest.of("body", str(problem)) from None
         del self._gathered[:length]

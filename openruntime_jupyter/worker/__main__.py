@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from openruntime_jupyter.worker.blas import Blas, choose
-from openruntime_jupyter.worker.channel import Channel
 from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.imports import Imports, installed_folders, read_fresh_sources
 from openruntime_jupyter.worker.interrupts import InterruptGuard
+from openruntime_jupyter.worker.parent_watch import watch
 from openruntime_jupyter.worker.stdio import flush_output, write_whole_lines
-from openruntime_jupyter.worker.watch import watch
+from openruntime_jupyter.worker.transport import Channel
 
 CRASHED = 70
 """The exit code of a worker that can't go on (`EX_SOFTWARE`)."""
@@ -78,7 +78,7 @@ def warm(names: str, stop: Callable[[], bool] = lambda: False) -> None:
             if (prepare := operation(name).warm) is not None:
                 prepare()
     if not stop():
-        from openruntime_jupyter.worker import parcels  # noqa: F401 - it imports NumPy
+        from openruntime_jupyter.arrays import pickling  # noqa: F401 - it imports NumPy
 
 
 def main(arguments: list[str]) -> None:
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     said = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, said)
     warm(names, stop=lambda: channel.waiting)
-    from openruntime_jupyter.worker.bodies import loads
+    from openruntime_jupyter.worker.codec import loads
     from openruntime_jupyter.worker.runner import Runner
 
     runner = Runner(channel, guard, blas, display_marker(marker), imports, said["problem"])

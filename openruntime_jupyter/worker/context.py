@@ -1,4 +1,4 @@
-"""What an operation is given while it runs, and `progress()`, which any code in a task may call."""
+"""Context of a running task, as operations get it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.values import ModelSource
-from openruntime_jupyter.worker.shelf import Shelf
+from openruntime_jupyter.worker.array_io import Shelf
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.models.language_model import LanguageModel
@@ -124,26 +124,26 @@ class TaskContext:
         `kind` is `"numpy"` for a NumPy array on the file's own memory (changing it changes no one else's), `"mlx"` for an MLX array,
         a copy; by default what it was where it came from. Raises `ArrayNotFound` where its file is gone.
         """
-        from openruntime_jupyter.worker import arrays
+        from openruntime_jupyter.arrays import conversion
 
         view = self.shelf.view(array_id)
-        return arrays.as_mlx(view) if (kind or self.shelf.layout(array_id).kind) == "mlx" else view
+        return conversion.as_mlx(view) if (kind or self.shelf.layout(array_id).kind) == "mlx" else view
 
     def give(self, array: Any) -> None:
         """Leave an MLX or NumPy array as a result of its own: the task's `arrays` name it, in the order in which they are given.
 
         Raises `StorageUnavailable` where there is no room, and TypeError for what is no array.
         """
-        from openruntime_jupyter.worker import arrays
+        from openruntime_jupyter.arrays import conversion
 
-        layout = arrays.layout_of(array)
+        layout = conversion.layout_of(array)
         if layout is None:
             raise TypeError(f"{type(array).__name__} can't be given as an array")
         self.shelf.store(array, layout)
 
     def pack(self, value: Any) -> tuple[bytes, str]:
         """`value` pickled, its large arrays left on the shelf, and how that is encoded; raises what pickling it raises."""
-        from openruntime_jupyter.worker import parcels
+        from openruntime_jupyter.arrays import pickling as parcels
 
         if not self.shelf.usable:
             return parcels.pack(value, None), parcels.PLAIN
@@ -155,7 +155,7 @@ class TaskContext:
 
     def measure(self, value: Any) -> int:
         """Return the bytes that `pack` needs for `value`, its arrays included; raises what pickling it raises."""
-        from openruntime_jupyter.worker import parcels
+        from openruntime_jupyter.arrays import pickling as parcels
 
         return parcels.measure(value)
 
@@ -180,27 +180,3 @@ def _finite(value: Any) -> float | None:
     except (TypeError, ValueError):
         raise TypeError(f"progress() takes numbers, and not {type(value).__name__}") from None
     return real if math.isfinite(real) else None
-
-
-_current: TaskContext | None = None
-
-
-def current() -> TaskContext | None:
-    """Return the task that this process runs now, or None."""
-    return _current
-
-
-def set_current(context: TaskContext | None) -> None:
-    """Make `context` the one that `progress()` speaks for."""
-    global _current
-    _current = context
-
-
-def progress(n: float, total: float | None = None, message: str | None = None) -> None:
-    """Tell the notebook, the dashboard and the API how far this task is.
-
-    `n` of `total` (any unit; `total` may be unknown), with a short message. Outside of a task it does nothing, so that code
-    which calls it runs anywhere.
-    """
-    if (context := current()) is not None:
-        context.progress(n, total, message)

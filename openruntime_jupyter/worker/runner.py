@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from openruntime_jupyter.current_task import current, set_current
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
 from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.arrays import references
@@ -20,16 +21,16 @@ from openruntime_jupyter.operations.base import ModelParameters, Result, World
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker import tracebacks
+from openruntime_jupyter.worker.array_io import Shelf
 from openruntime_jupyter.worker.blas import Blas
-from openruntime_jupyter.worker.bodies import dumps
-from openruntime_jupyter.worker.channel import Channel, as_json
-from openruntime_jupyter.worker.context import TaskContext, current, set_current
+from openruntime_jupyter.worker.codec import dumps
+from openruntime_jupyter.worker.context import TaskContext
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.imports import Imports
 from openruntime_jupyter.worker.interrupts import InterruptGuard
-from openruntime_jupyter.worker.shelf import Shelf
 from openruntime_jupyter.worker.stdio import flush_output
+from openruntime_jupyter.worker.transport import Channel, as_json
 
 MLX_CACHE_KEPT = 64 << 20
 """Bytes of freed buffers that MLX may keep between tasks of one worker."""

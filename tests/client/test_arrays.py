@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from openruntime_jupyter.arrays import pickling
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.embedded import EmbeddedBackend
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, TaskFailed, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.worker import parcels
 from tests.support import Server, running_server, wait_until
 
 LARGE = 100_000
@@ -94,7 +94,7 @@ def test_arrays_go_in_and_come_back_bit_for_bit(client: Client) -> None:
 @given(data=st.data())
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_array_of_any_size_comes_back_as_it_was(client: Client, data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parcels, "SMALL", 1)
+    monkeypatch.setattr(pickling, "SMALL", 1)
     array = data.draw(
         hnp.arrays(hnp.floating_dtypes(endianness="?") | hnp.integer_dtypes(endianness="?"), hnp.array_shapes(min_dims=0, min_side=0))
     )

@@ -10,9 +10,10 @@ import pytest
 from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.lanes import in_worker, lane_of
+from openruntime_jupyter.current_task import set_current
 from openruntime_jupyter.errors import WouldDeadlock
 from openruntime_jupyter.models import Device
-from openruntime_jupyter.worker.context import TaskContext, set_current
+from openruntime_jupyter.worker.context import TaskContext
 
 
 def device(name: str, kind: str) -> Device:

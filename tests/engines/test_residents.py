@@ -49,7 +49,7 @@ def answer(how: str) -> tuple[int, int]:
     import os
     import time
 
-    from openruntime_jupyter.worker.context import current
+    from openruntime_jupyter.current_task import current
 
     context = current()
     assert context is not None

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openruntime_jupyter.arrays import blocks, conversion
+from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime import array_records, array_room
-from openruntime_jupyter.worker import arrays, blocks
-from openruntime_jupyter.worker.tensorfile import Layout
 from tests.runtime.test_arrays import MB, SMALL, put, result, store_in
 from tests.runtimes import live
 
@@ -92,7 +92,7 @@ def test_two_who_say_at_once_that_an_array_is_complete_lose_nothing(tmp_path: Pa
             first, second = await asyncio.gather(store.ready(told.id), store.ready(told.id), return_exceptions=True)
             assert isinstance(first, ArrayInfo)
             assert isinstance(second, ArrayConflict)
-            assert arrays.view(store.path_of(told.id), told.id).shape == SMALL.shape
+            assert conversion.view(store.path_of(told.id), told.id).shape == SMALL.shape
 
     live(body())
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from openruntime_jupyter.arrays import conversion
+from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.models import ArrayInfo
@@ -26,8 +28,6 @@ from openruntime_jupyter.runtime.array_records import result_name, task_of
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.worker import arrays
-from openruntime_jupyter.worker.tensorfile import Layout
 from tests.runtimes import live, until
 
 MB = 1_000_000
@@ -47,11 +47,11 @@ async def store_in(folder: Path, runtime_id: str = "rt_1", **settings: Any) -> A
 
 async def put(store: ArrayStore, array: np.ndarray[Any, Any], name: str | None = None) -> ArrayInfo:
     """Send an array the way that a client on this machine does."""
-    layout = arrays.layout_of(array)
+    layout = conversion.layout_of(array)
     assert layout is not None
     room = await store.allocate(layout, "me", name)
     descriptor = os.open(str(room.path), os.O_RDWR)
-    arrays.fill(descriptor, layout, array)
+    conversion.fill(descriptor, layout, array)
     os.close(descriptor)
     return await store.ready(room.id)
 
@@ -59,7 +59,7 @@ async def put(store: ArrayStore, array: np.ndarray[Any, Any], name: str | None =
 async def result(store: ArrayStore, task: str, array: np.ndarray[Any, Any], number: int = 0, attempt: int = 1) -> str:
     """What a worker and its engine do at the end of a task."""
     array_id = f"{result_name(task, attempt)}.{number}"
-    layout = arrays.store(array, Path(store.places()[0][0]) / f"{array_id}.part")
+    layout = conversion.store(array, Path(store.places()[0][0]) / f"{array_id}.part")
     await store.adopt("me", [StoredArray(array_id, layout.shape, layout.dtype, layout.kind, 0)])
     return array_id
 
@@ -112,7 +112,7 @@ def test_an_array_goes_in_and_comes_out(tmp_path: Path) -> None:
             sent = np.arange(12, dtype=np.int16).reshape(3, 4)
             told = await put(store, sent)
             assert (told.shape, told.dtype, told.bytes, told.state, told.owner) == ([3, 4], "int16", 24, "ready", "me")
-            back = arrays.view(str((await store.info(told.id)).path), told.id)
+            back = conversion.view(str((await store.info(told.id)).path), told.id)
             assert (back == sent).all()
             assert [each.id for each in store.page().arrays] == [told.id]
             await store.remove(told.id)
@@ -176,7 +176,7 @@ def test_what_a_small_memory_folder_can_not_hold_lies_on_disk(tmp_path: Path, sm
             small, large = await put(store, np.ones(MB, np.uint8)), await put(store, np.full(20 * MB, 7, np.uint8))
             assert str(small.path).startswith(str(small_tmpfs))
             assert str(large.path).startswith(str(tmp_path / "arrays"))
-            assert (arrays.view(str(large.path), large.id) == 7).all()
+            assert (conversion.view(str(large.path), large.id) == 7).all()
 
     live(body())
 
@@ -228,7 +228,7 @@ def test_results_that_were_fetched_make_room_and_others_do_not(tmp_path: Path, m
         async with store_in(tmp_path, array_bytes=4 * MB) as store:
             kept = await result(store, "task_a", np.zeros(MB, np.uint8))
             mapped = await result(store, "task_b", np.ones(MB, np.uint8))
-            view = arrays.view(str((await store.info(mapped)).path), mapped)
+            view = conversion.view(str((await store.info(mapped)).path), mapped)
             fetched = await result(store, "task_c", np.zeros(MB, np.uint8))
             await store.info(fetched)
             await put(store, np.zeros(MB, np.uint8))
@@ -247,7 +247,8 @@ def test_results_that_were_fetched_make_room_and_others_do_not(tmp_path: Path, m
 
 def test_a_reader_that_dies_while_it_has_an_array_mapped_lets_it_go(tmp_path: Path) -> None:
     program = (
-        "import sys; from openruntime_jupyter.worker import arrays; view = arrays.view(sys.argv[1], 'a'); print(view[0], flush=True); "
+        "import sys; from openruntime_jupyter.arrays import conversion; "
+        "view = conversion.view(sys.argv[1], 'a'); print(view[0], flush=True); "
         "sys.stdin.read()"
     )
 
@@ -326,7 +327,7 @@ def test_a_vanished_file_is_a_clear_error(tmp_path: Path) -> None:
             told = await put(store, np.zeros(10))
             Path(str(told.path)).unlink()
             with pytest.raises(ArrayNotFound, match=r"is gone.*Send it again"):
-                arrays.view(store.path_of(told.id), told.id)
+                conversion.view(store.path_of(told.id), told.id)
 
     live(body())
 
@@ -380,7 +381,7 @@ def test_who_still_has_the_old_array_of_a_name_in_mind_leaves_the_new_one_alone(
             await store._room.drop(old)  # as a sweep does that began before
             store._room.forget(old)
             assert store.known("weights") is not None
-            assert arrays.view(str(told.path), "weights").sum() == 10
+            assert conversion.view(str(told.path), "weights").sum() == 10
             assert store.used_bytes == told.size
 
     live(body())
@@ -440,7 +441,7 @@ def test_an_attempt_that_failed_leaves_nothing_and_spares_the_others(tmp_path: P
         async with store_in(tmp_path) as store:
             folder = Path(store.places()[0][0])
             for attempt in (1, 10):
-                arrays.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
+                conversion.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
             await store.discard("task_a", 1)
             assert [path.name for path in folder.iterdir()] == ["arr_a.10.0.part"]
 
@@ -486,7 +487,7 @@ def test_the_next_server_has_what_a_stopped_one_left_for_it(tmp_path: Path) -> N
             assert {each.id for each in store.page().arrays} == {unfetched, needed.id} | (
                 set() if store._spool.places[0].in_memory else {fetched}
             )
-            assert arrays.view(store.path_of(needed.id), "a").tolist() == [2.0] * 10
+            assert conversion.view(store.path_of(needed.id), "a").tolist() == [2.0] * 10
             assert store.known(loose.id) is None
             await store.remove(needed.id)
             await store.remove(unfetched)
@@ -501,7 +502,7 @@ from pathlib import Path
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.worker.tensorfile import Layout
+from openruntime_jupyter.arrays.array_file import Layout
 
 async def main():
     store = ArrayStore(Settings(data_dir=Path(sys.argv[1]), embedded=sys.argv[2] == "embedded"), "rt_" + sys.argv[2], Machine())

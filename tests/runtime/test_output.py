@@ -12,7 +12,7 @@ from openruntime_jupyter.runtime.output import OutputBuffer, Stream
 from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20
-SHOW = "from openruntime_jupyter.worker.context import current\n(lambda text: current().display({'text/plain': text}))"
+SHOW = "from openruntime_jupyter.current_task import current\n(lambda text: current().display({'text/plain': text}))"
 
 
 @asynccontextmanager
@@ -170,7 +170,7 @@ def test_what_a_task_showed_does_not_stay_in_memory_where_it_is_large(tmp_path: 
 def test_a_json_result_too_large_to_parse_on_the_loop_is_refused_with_both_figures(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
-            code = "from openruntime_jupyter.worker.context import current\ntext = 'y' * 20_000_000\n"
+            code = "from openruntime_jupyter.current_task import current\ntext = 'y' * 20_000_000\n"
             code += "for n in range(3): current().display({'text/plain': text})"
             task_id = await cell(runtime, code)
             assert (await ended(runtime, task_id)).status == "completed"

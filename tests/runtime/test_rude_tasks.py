@@ -49,7 +49,7 @@ def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_more(tm
 def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    speaks = "from openruntime_jupyter.worker.context import current\nsend = current()._send.__self__._channel.send\n"
+    speaks = "from openruntime_jupyter.current_task import current\nsend = current()._send.__self__._channel.send\n"
     nonsense = {
         "no JSON": "send(13, b'{' * 100)",
         "a field is missing": "send(13, {})",

@@ -14,11 +14,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from openruntime_jupyter.arrays import conversion, pickling
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime import spool
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
-from openruntime_jupyter.worker import arrays, parcels
 from tests.runtime.test_arrays import put
 from tests.runtimes import ME, cell, ended, live, runtime_in, says, submit, until
 
@@ -37,16 +37,16 @@ async def value(runtime: Runtime, task_id: str) -> Any:
     assert task.status == "completed", task.failure
     assert task.result is not None
     data, encoding = await runtime.payload(task_id)
-    assert encoding == (parcels.OUTSIDE if task.result.arrays else parcels.PLAIN)
-    views = [arrays.view(str((await runtime.arrays.info(each.id)).path), each.id) for each in task.result.arrays]
-    return parcels.unpack(data if isinstance(data, bytes) else data.read_bytes(), views)
+    assert encoding == (pickling.OUTSIDE if task.result.arrays else pickling.PLAIN)
+    views = [conversion.view(str((await runtime.arrays.info(each.id)).path), each.id) for each in task.result.arrays]
+    return pickling.unpack(data if isinstance(data, bytes) else data.read_bytes(), views)
 
 
 async def call(runtime: Runtime, function: Any, *args: Any, **fields: Any) -> str:
     """Queue a call whose large arguments are sent as arrays; its id."""
     sent: list[Any] = []
-    data = parcels.pack((function, args, {}), lambda array, layout: sent.append(array))
-    ids = [(await put(runtime.arrays, np.asarray(arrays.as_numpy(each)))).id for each in sent]
+    data = pickling.pack((function, args, {}), lambda array, layout: sent.append(array))
+    ids = [(await put(runtime.arrays, np.asarray(conversion.as_numpy(each)))).id for each in sent]
     parameters = {"pickled": base64.b64encode(data).decode(), "arrays": [{"array": each} for each in ids]}
     return await submit(runtime, "call", parameters, **fields)
 
@@ -103,18 +103,18 @@ def test_a_cell_finds_arrays_by_name_as_what_they_were(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             a = await put(runtime.arrays, np.ones((2, 2)))
-            layout = arrays.layout_of(mx.array([1, 2]))
+            layout = conversion.layout_of(mx.array([1, 2]))
             assert layout is not None
             room = await runtime.arrays.allocate(layout)
             descriptor = os.open(str(room.path), os.O_RDWR)
-            arrays.fill(descriptor, layout, mx.array([1, 2]))
+            conversion.fill(descriptor, layout, mx.array([1, 2]))
             os.close(descriptor)
             await runtime.arrays.ready(room.id)
             code = "a[0] = 5\nx = (type(a).__module__, type(m).__module__, a.sum(), m.sum().item(), plain)"
             inputs = {"a": {"array": a.id}, "m": {"array": room.id}, "plain": {"array": 3, "other": 1}}
             found = await value(runtime, await submit(runtime, "python", {"code": code, "inputs": inputs, "outputs": ["x"]}))
             assert found["x"] == ("numpy", "mlx.core", 12.0, 3, {"array": 3, "other": 1})
-            assert arrays.view(str(a.path), a.id).sum() == 4, "what the cell changed was its own"
+            assert conversion.view(str(a.path), a.id).sum() == 4, "what the cell changed was its own"
 
     live(body())
 

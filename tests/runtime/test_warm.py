@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from openruntime_jupyter.arrays import blocks, conversion
+from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime import array_room, warm
 from openruntime_jupyter.runtime import arrays as arrays_module
 from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.worker import arrays, blocks
-from openruntime_jupyter.worker.tensorfile import Layout
 from tests.runtime.test_arrays import put, result, store_in
 from tests.runtime.test_task_arrays import call
 from tests.runtimes import ended, live, runtime_in, says, submit, until
@@ -62,7 +62,7 @@ def test_an_array_gets_the_file_of_a_deleted_one(tmp_path: Path, spool_dir: str)
             assert store.used_bytes == 0
             second = await put(store, full(2))
             assert number(second) == inode
-            assert (arrays.view(str(second.path), "x") == 2).all()
+            assert (conversion.view(str(second.path), "x") == 2).all()
             assert store.page().warm_bytes == 0
             await store.remove(second.id)
             folder = Path(str(second.path)).parent
@@ -75,7 +75,7 @@ def test_a_view_that_outlives_its_array_keeps_its_numbers_and_its_file(tmp_path:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             first = await put(store, full(1))
-            inode, view = number(first), arrays.view(str(first.path), "x")
+            inode, view = number(first), conversion.view(str(first.path), "x")
             await store.remove(first.id)
             others = [await put(store, full(value)) for value in range(2, 6)]
             assert inode not in {number(each) for each in others}
@@ -93,8 +93,8 @@ def test_a_view_that_outlives_its_array_keeps_its_numbers_and_its_file(tmp_path:
 def test_a_reader_that_is_killed_lets_its_file_go_and_not_before(tmp_path: Path, reader: str) -> None:
     program = """
 import os, sys
-from openruntime_jupyter.worker import arrays, tensorfile
-kept = arrays.view(sys.argv[1], "a") if sys.argv[2] == "a view" else tensorfile.open_for_reading(sys.argv[1], "a")
+from openruntime_jupyter.arrays import array_file, conversion
+kept = conversion.view(sys.argv[1], "a") if sys.argv[2] == "a view" else array_file.open_for_reading(sys.argv[1], "a")
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -156,7 +156,7 @@ def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp
                 assert task.result is not None, task.error
                 (sent,) = [each for each in store.page().arrays if each.task_id is None]
                 told = await store.info(task.result.arrays[0].id)
-                assert (arrays.view(str(told.path), "x") == value + 1).all()
+                assert (conversion.view(str(told.path), "x") == value + 1).all()
                 await store.remove(sent.id)
                 await until(lambda: store.page().warm_bytes == SIZE, what="the input's file, without a sweep")
                 if value == 0:
@@ -204,7 +204,7 @@ def test_free_files_count_towards_the_quota_and_make_room_first(tmp_path: Path) 
             page = store.page()
             assert page.total_bytes + page.warm_bytes <= 3 * SIZE
             assert page.warm_bytes
-            assert (arrays.view(str(large.path), "x") == 1).all()
+            assert (conversion.view(str(large.path), "x") == 1).all()
 
     live(body())
 
@@ -216,11 +216,11 @@ def test_free_files_make_room_in_a_small_memory_folder(tmp_path: Path, small_tmp
                 await store.remove(each.id)
             assert store.page().warm_bytes == 3 * SIZE
             told = await put(store, full(1, 5 * MIB))
-            assert (arrays.view(str(told.path), "x") == 1).all()
+            assert (conversion.view(str(told.path), "x") == 1).all()
             await store.remove(told.id)
             assert store.places()[0][1] > 5 * MIB, "a result may take what is free"
             array_id = await result(store, "task_a", full(2, 7 * MIB))
-            assert (arrays.view(store.path_of(array_id), "x") == 2).all()
+            assert (conversion.view(store.path_of(array_id), "x") == 2).all()
 
     live(body())
 
@@ -355,7 +355,7 @@ for line in sys.stdin:
     value, path = line.split()
     mapped = "mapped"
     try:
-        kept[random.randrange(3)] = (int(value), arrays.view(path, "x"))
+        kept[random.randrange(3)] = (int(value), conversion.view(path, "x"))
     except ArrayNotFound:
         mapped = "too late"
     for wanted, view in kept.values():

@@ -22,14 +22,14 @@ import pytest
 import safetensors.numpy
 from jupyter_server.serverapp import ServerApp
 
+from openruntime_jupyter.arrays import blocks, conversion
+from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.submission import Caller
 from openruntime_jupyter.server import base
-from openruntime_jupyter.worker import arrays, blocks
-from openruntime_jupyter.worker.blocks import LEASE_HEADER, LEASED
-from openruntime_jupyter.worker.tensorfile import Layout
 from tests.server.conftest import error_of, started
 from tests.support import STANDALONE, Server, running_server, wait_until
 
@@ -98,7 +98,7 @@ def test_a_download_that_has_begun_ends_with_its_own_numbers_whatever_comes_afte
 
     def send(value: int) -> str:
         sent = np.full(48 * MB, value, np.uint8)
-        layout = arrays.layout_of(sent)
+        layout = conversion.layout_of(sent)
         assert layout is not None
         return client_arrays.send(backend, sent, layout)
 
@@ -222,14 +222,14 @@ def test_a_program_on_this_machine_fills_and_reads_the_file_itself(server: Serve
     told = answer.json()
     assert answer.headers["Location"] == f"/arrays/{told['id']}"
     error_of(fetch(server, told["id"]), 409)
-    layout = arrays.layout_of(sent)
+    layout = conversion.layout_of(sent)
     assert layout is not None
     descriptor = os.open(told["path"], os.O_RDWR)
-    arrays.fill(descriptor, layout, sent)
+    conversion.fill(descriptor, layout, sent)
     os.close(descriptor)
     ready = server.request("POST", f"/arrays/{told['id']}/ready").json()
     assert ready["state"] == "ready"
-    assert (arrays.view(ready["path"], "x") == sent).all()
+    assert (conversion.view(ready["path"], "x") == sent).all()
     assert not Path(ready["path"]).stat().st_mode & 0o077
     assert not Path(ready["path"]).parent.stat().st_mode & 0o077
     error_of(server.request("POST", f"/arrays/{told['id']}/ready"), 409)

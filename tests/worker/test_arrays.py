@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from openruntime_jupyter.arrays import array_file, conversion
+from openruntime_jupyter.arrays.array_file import ALIGNMENT, BadTensor, Layout
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable
 from openruntime_jupyter.values import ArrayDtype
-from openruntime_jupyter.worker import arrays, tensorfile
-from openruntime_jupyter.worker.tensorfile import ALIGNMENT, BadTensor, Layout
 
-MLX_DTYPES = {name: mx.bool_ if name == "bool" else getattr(mx, name) for name in tensorfile.SIZES}
+MLX_DTYPES = {name: mx.bool_ if name == "bool" else getattr(mx, name) for name in array_file.SIZES}
 NUMBERS = itertools.count()
 WORDS = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 
@@ -37,8 +37,8 @@ def bits(array: np.ndarray[Any, Any]) -> bytes:
 
 def there_and_back(value: Any, folder: Path) -> np.ndarray[Any, Any]:
     path = folder / f"{next(NUMBERS)}.safetensors"
-    arrays.store(value, path)
-    return arrays.view(path, "a")
+    conversion.store(value, path)
+    return conversion.view(path, "a")
 
 
 DTYPES = st.one_of(
@@ -67,26 +67,26 @@ def test_any_numpy_array_comes_back_bit_for_bit(tmp_path: Path, data: st.DataObj
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3), (1, 1, 1, 5)], ids=str)
-@pytest.mark.parametrize("name", tensorfile.SIZES)
+@pytest.mark.parametrize("name", array_file.SIZES)
 def test_every_mlx_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    size, count = tensorfile.SIZES[name], int(np.prod(shape))
+    size, count = array_file.SIZES[name], int(np.prod(shape))
     raw = np.random.default_rng(7).integers(0, 2 if name == "bool" else 256, count * size, dtype=np.uint8)
     if name in ("bfloat16", "float16", "float32", "float64"):
-        odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40], dtype=arrays.dtype_of(name)).view(np.uint8)
+        odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40], dtype=conversion.dtype_of(name)).view(np.uint8)
         raw[: min(len(raw), len(odd))] = odd[: len(raw)]
-    array = raw.view(arrays.dtype_of(name)).reshape(shape)
-    as_mlx = arrays.as_mlx(array)
+    array = raw.view(conversion.dtype_of(name)).reshape(shape)
+    as_mlx = conversion.as_mlx(array)
     assert as_mlx.dtype == MLX_DTYPES[name]
     back = there_and_back(as_mlx, tmp_path)
     assert (back.dtype.name, back.shape) == (name, shape)
     assert back.tobytes() == array.tobytes()
-    again = arrays.as_mlx(back)
+    again = conversion.as_mlx(back)
     assert (again.dtype, tuple(again.shape)) == (MLX_DTYPES[name], shape)
-    assert arrays.as_numpy(again).tobytes() == array.tobytes()
+    assert conversion.as_numpy(again).tobytes() == array.tobytes()
 
 
 def test_what_may_be_asked_for_is_what_can_be_stored() -> None:
-    assert get_args(ArrayDtype) == tuple(tensorfile.CODES)
+    assert get_args(ArrayDtype) == tuple(array_file.CODES)
 
 
 def test_a_lazy_and_transposed_mlx_array_is_evaluated_and_laid_out(tmp_path: Path) -> None:
@@ -96,19 +96,19 @@ def test_a_lazy_and_transposed_mlx_array_is_evaluated_and_laid_out(tmp_path: Pat
 
 def test_other_programs_read_our_files_and_we_read_theirs(tmp_path: Path) -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
-    arrays.store(array, tmp_path / "ours.safetensors")
+    conversion.store(array, tmp_path / "ours.safetensors")
     assert (safetensors.numpy.load_file(tmp_path / "ours.safetensors")["array"] == array).all()
     ours: Any = mx.load(str(tmp_path / "ours.safetensors"))
     assert mx.array_equal(ours["array"], mx.array(array))
     theirs = safetensors.numpy.save({"w": array})
-    length = tensorfile.header_length(theirs)
-    assert tensorfile.layout_of(theirs[8 : 8 + length]) == Layout((3, 4), "float32")
+    length = array_file.header_length(theirs)
+    assert array_file.layout_of(theirs[8 : 8 + length]) == Layout((3, 4), "float32")
 
 
 def test_the_data_lie_on_a_page_and_the_file_has_its_full_size_on_disk(tmp_path: Path) -> None:
     layout = Layout((300_000,), "float32")
     assert layout.offset % ALIGNMENT == 0
-    os.close(tensorfile.make(tmp_path / "a", layout))
+    os.close(array_file.make(tmp_path / "a", layout))
     state = (tmp_path / "a").stat()
     assert state.st_size == layout.size
     assert state.st_blocks * 512 >= layout.size, "it is sparse"
@@ -116,15 +116,15 @@ def test_the_data_lie_on_a_page_and_the_file_has_its_full_size_on_disk(tmp_path:
 
 
 def test_a_view_can_be_changed_and_changes_nobody_elses(tmp_path: Path) -> None:
-    arrays.store(np.zeros(4096, np.float32), tmp_path / "a")
-    one, other = arrays.view(tmp_path / "a", "a"), arrays.view(tmp_path / "a", "a")
+    conversion.store(np.zeros(4096, np.float32), tmp_path / "a")
+    one, other = conversion.view(tmp_path / "a", "a"), conversion.view(tmp_path / "a", "a")
     one[:] = 1
     assert other.sum() == 0
-    assert arrays.view(tmp_path / "a", "a").sum() == 0
+    assert conversion.view(tmp_path / "a", "a").sum() == 0
 
 
 def test_a_view_holds_its_file_until_its_last_slice_is_gone(tmp_path: Path) -> None:
-    arrays.store(np.arange(4096, dtype=np.float32), tmp_path / "a")
+    conversion.store(np.arange(4096, dtype=np.float32), tmp_path / "a")
 
     def free() -> bool:
         with (tmp_path / "a").open() as file:
@@ -135,13 +135,13 @@ def test_a_view_holds_its_file_until_its_last_slice_is_gone(tmp_path: Path) -> N
             return True
 
     assert free()
-    part = arrays.view(tmp_path / "a", "a")[10:20]
+    part = conversion.view(tmp_path / "a", "a")[10:20]
     gc.collect()
     assert not free()
     (tmp_path / "a").rename(tmp_path / "b")
     (tmp_path / "b").unlink()
     assert part.tolist() == list(range(10, 20)), "a removed file stays for those who have it mapped"
-    arrays.store(np.zeros(8), tmp_path / "a")
+    conversion.store(np.zeros(8), tmp_path / "a")
     del part
     gc.collect()
     assert free()
@@ -150,15 +150,15 @@ def test_a_view_holds_its_file_until_its_last_slice_is_gone(tmp_path: Path) -> N
 def test_a_file_that_is_gone_short_or_damaged_is_an_error_before_it_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with pytest.raises(ArrayNotFound, match="is gone"):
-        arrays.view(path, "a")
-    arrays.store(np.zeros(100_000), path)
+        conversion.view(path, "a")
+    conversion.store(np.zeros(100_000), path)
     os.truncate(path, 500_000)
     with pytest.raises(ArrayNotFound, match=r"damaged.*bytes"):
-        arrays.view(path, "a")
+        conversion.view(path, "a")
     for content in (b"", b"1234567", b"\xff" * 64, (2).to_bytes(8, "little") + b"{}", (5).to_bytes(8, "little") + b"[1,2]"):
         path.write_bytes(content)
         with pytest.raises(ArrayNotFound, match="damaged"):
-            arrays.view(path, "a")
+            conversion.view(path, "a")
 
 
 @pytest.mark.parametrize(
@@ -180,13 +180,13 @@ def test_a_file_that_is_gone_short_or_damaged_is_an_error_before_it_is_mapped(tm
 )
 def test_a_header_that_does_not_add_up_is_refused(entry: Any, problem: str) -> None:
     with pytest.raises(BadTensor, match=problem):
-        tensorfile.layout_of(json.dumps({"x": entry}).encode())
+        array_file.layout_of(json.dumps({"x": entry}).encode())
 
 
 def test_several_arrays_in_a_file_are_refused() -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     with pytest.raises(BadTensor, match="2 arrays"):
-        tensorfile.layout_of(json.dumps({"x": entry, "y": entry}).encode())
+        array_file.layout_of(json.dumps({"x": entry, "y": entry}).encode())
 
 
 def test_no_room_is_told_with_figures_and_leaves_nothing(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_no_room_is_told_with_figures_and_leaves_nothing(tmp_path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
         with pytest.raises(StorageUnavailable, match=r"8\.02 MB does not fit .* left"):
-            arrays.store(np.zeros(1_000_000), tmp_path / "a")
+            conversion.store(np.zeros(1_000_000), tmp_path / "a")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
@@ -202,4 +202,4 @@ def test_no_room_is_told_with_figures_and_leaves_nothing(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("value", [np.array(["text"]), np.zeros(2, np.complex128), np.array([None]), [1.0], np.float32(1), 3.0], ids=repr)
 def test_what_is_no_array_of_ours_has_no_layout(value: Any) -> None:
-    assert arrays.layout_of(value) is None
+    assert conversion.layout_of(value) is None

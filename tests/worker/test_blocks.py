@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openruntime_jupyter.arrays import array_file, blocks, conversion
+from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayNotFound
-from openruntime_jupyter.worker import arrays, blocks, tensorfile
-from openruntime_jupyter.worker.tensorfile import Layout
 
 MIB = 1 << 20
 
 
 def stored(path: Path, value: int, elements: int = 2 * MIB) -> int:
     """Store an array that is `value` all over; the number of its file."""
-    arrays.store(np.full(elements, value, np.uint8), path)
+    conversion.store(np.full(elements, value, np.uint8), path)
     return path.stat().st_ino
 
 
@@ -39,7 +39,7 @@ def test_the_next_array_of_about_that_size_gets_the_file_and_is_whole(tmp_path: 
     assert state.st_size == Layout((elements,), "uint8").size
     assert state.st_blocks * 512 >= state.st_size, "it is sparse"
     assert state.st_mode & 0o777 == 0o600
-    back = arrays.view(tmp_path / "b", "b")
+    back = conversion.view(tmp_path / "b", "b")
     assert back.shape == (elements,)
     assert (back == 2).all()
 
@@ -68,7 +68,7 @@ def test_a_file_is_not_overwritten_by_a_block(tmp_path: Path) -> None:
 
 def test_the_last_slice_of_a_view_keeps_its_file_from_being_used_again(tmp_path: Path) -> None:
     number = stored(tmp_path / "a", 1)
-    part = arrays.view(tmp_path / "a", "a")[5:10]
+    part = conversion.view(tmp_path / "a", "a")[5:10]
     gc.collect()
     assert not blocks.retire(tmp_path / "a", reuse=True)
     assert stored(tmp_path / "b", 2) != number
@@ -82,7 +82,7 @@ def test_a_view_that_only_a_forked_child_still_has_keeps_the_file(tmp_path: Path
     program = """
 import os, sys
 from openruntime_jupyter.worker import arrays
-view = arrays.view(sys.argv[1], "a")
+view = conversion.view(sys.argv[1], "a")
 child = os.fork()
 if child == 0:
     sys.stdin.read()
@@ -114,7 +114,7 @@ def test_who_opened_a_file_before_it_became_another_arrays_is_told_and_neither_r
     assert not blocks.lease(early, tmp_path / "a"), "there is a new one of the old name"
     os.close(early)
     with pytest.raises(ArrayNotFound, match="is gone"):
-        arrays.view(tmp_path / "c", "c")
+        conversion.view(tmp_path / "c", "c")
 
 
 def test_who_opened_a_file_that_came_back_under_its_name_reads_the_new_array(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_who_opened_a_file_that_came_back_under_its_name_reads_the_new_array(tmp
     blocks.retire(tmp_path / "weights", reuse=True)
     assert stored(tmp_path / "weights", 2, 2 * MIB - 4) == number
     assert blocks.lease(early, tmp_path / "weights")
-    assert tensorfile.read(early, "weights").shape == (2 * MIB - 4,)
+    assert array_file.read(early, "weights").shape == (2 * MIB - 4,)
     os.close(early)
 
 
@@ -132,7 +132,7 @@ def test_while_a_file_is_being_retired_nobody_gets_it(tmp_path: Path) -> None:
     with (tmp_path / "a").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ArrayNotFound, match="just being deleted"):
-            arrays.view(tmp_path / "a", "a")
+            conversion.view(tmp_path / "a", "a")
         assert blocks.leased(tmp_path / "a")
         assert not blocks.retire(tmp_path / "a", reuse=True)
 
@@ -147,7 +147,7 @@ def test_a_block_has_one_taker_however_many_come_at_once(tmp_path: Path) -> None
     assert len({path.stat().st_ino for path in tmp_path.glob("new*")}) == 24
     assert not blocks.free(tmp_path)
     for number in range(24):
-        assert (arrays.view(tmp_path / f"new{number}", "x") == number).all()
+        assert (conversion.view(tmp_path / f"new{number}", "x") == number).all()
 
 
 def test_blocks_are_given_back_oldest_first_until_it_is_enough(tmp_path: Path) -> None:

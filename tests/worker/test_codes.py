@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.utils
 import pytest
 
-from openruntime_jupyter.worker import codes, parcels
+from openruntime_jupyter.arrays import function_pickler, pickling
 
 nn: Any = importlib.import_module("mlx.nn")  # whose names mypy does not find
 optim: Any = importlib.import_module("mlx.optimizers")
@@ -44,7 +44,7 @@ def gradient(a: Any) -> Any:
 
 
 def there_and_back(value: Any) -> Any:
-    return parcels.unpack(parcels.pack(value, None))
+    return pickling.unpack(pickling.pack(value, None))
 
 
 def mlx_modules() -> list[Any]:
@@ -72,7 +72,7 @@ def test_everything_named_in_mlx_comes_back_as_itself() -> None:
 def test_names_of_mlx_mean_the_same_in_another_process(tmp_path: Path) -> None:
     values = {name: value for module in mlx_modules() for name, value in public(module) if module.__name__.startswith("mlx.core")}
     values |= {name: value for name, value in public(nn) if not inspect.isclass(value)}
-    (tmp_path / "values").write_bytes(parcels.pack(values, None))
+    (tmp_path / "values").write_bytes(pickling.pack(values, None))
     script = (
         "import functools, pathlib, pickle, sys\n"
         f"for name, value in pickle.loads(pathlib.Path({str(tmp_path / 'values')!r}).read_bytes()).items():\n"
@@ -245,9 +245,9 @@ def test_transforms_are_refused_wherever_they_are(name: str, place: str) -> None
     if place == "partial" and not callable(value):
         return
     with pytest.raises((pickle.PicklingError, TypeError)):
-        parcels.pack(PLACES[place](value), None)
+        pickling.pack(PLACES[place](value), None)
     with pytest.raises((pickle.PicklingError, TypeError)):
-        codes.pickled(PLACES[place](value))
+        function_pickler.pickled(PLACES[place](value))
 
 
 class Wrapper:
@@ -277,7 +277,7 @@ def _plain(number: int) -> int:
 @pytest.mark.parametrize("inside", [_plain, nn.Linear(2, 2)], ids=["function", "object"])
 def test_wrapper_that_claims_another_class_is_refused(inside: Any) -> None:
     with pytest.raises(pickle.PicklingError, match="claims to be"):
-        parcels.pack(Wrapper(inside), None)
+        pickling.pack(Wrapper(inside), None)
 
 
 def test_wrapper_that_reduces_itself_is_kept() -> None:
@@ -301,10 +301,10 @@ def test_cached_function_of_a_notebook_travels_with_an_empty_cache() -> None:
 def test_pickling_does_not_import_mlx() -> None:
     script = (
         "import sys\n"
-        "from openruntime_jupyter.worker import codes, parcels\n"
+        "from openruntime_jupyter.arrays import function_pickler, pickling\n"
         "def work(x): return x\n"
-        "codes.pickled((work, [1, b'x' * 2_000_000], {}))\n"
-        "parcels.pack((work, [1], {}), lambda array, layout: None)\n"
+        "function_pickler.pickled((work, [1, b'x' * 2_000_000], {}))\n"
+        "pickling.pack((work, [1], {}), lambda array, layout: None)\n"
         "assert not any(name.startswith('mlx') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

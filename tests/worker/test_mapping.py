@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.worker import mapping
-from openruntime_jupyter.worker.context import TaskContext, set_current
+from openruntime_jupyter.current_task import set_current
+from openruntime_jupyter.worker import chunk as mapping
+from openruntime_jupyter.worker.context import TaskContext
 
 
 def told(items: list[int], interval: float, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

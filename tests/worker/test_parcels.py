@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from openruntime_jupyter.worker import parcels
+from openruntime_jupyter.arrays import pickling
 
 
 def test_what_was_packed_is_let_go_without_waiting_for_the_garbage_collector() -> None:
@@ -17,7 +17,7 @@ def test_what_was_packed_is_let_go_without_waiting_for_the_garbage_collector() -
     gone = weakref.ref(array)
     gc.disable()
     try:
-        parcels.pack({"x": [array]}, lambda value, layout: kept.append(layout.shape))
+        pickling.pack({"x": [array]}, lambda value, layout: kept.append(layout.shape))
         del array
         assert gone() is None
     finally:
@@ -35,23 +35,23 @@ def test_stream_and_bytes_are_the_same_pickle() -> None:
         np.arange(20_000).astype("M8[s]")[::2],
     ]
     for value in (*values, values):
-        stream = parcels.pack_stream(value, None)
-        assert stream.join() == parcels.pack(value, None)
-        assert stream.nbytes == parcels.measure(value) == len(stream.join())
+        stream = pickling.pack_stream(value, None)
+        assert stream.join() == pickling.pack(value, None)
+        assert stream.nbytes == pickling.measure(value) == len(stream.join())
 
 
 def test_large_bytes_of_a_stream_are_not_copied() -> None:
     value = b"x" * 1_000_000
-    assert any(piece.obj is value for piece in parcels.pack_stream([value], None).pieces)
+    assert any(piece.obj is value for piece in pickling.pack_stream([value], None).pieces)
 
 
 def test_arrays_beyond_the_most_stay_in_the_pickle() -> None:
     kept: list[Any] = []
-    values = [np.full(40_000, number) for number in range(parcels.MOST + 3)]
-    data = parcels.pack(values, lambda array, layout: kept.append(array))
-    assert len(kept) == parcels.MOST
-    assert all((back == value).all() for back, value in zip(parcels.unpack(data, kept), values, strict=True))
+    values = [np.full(40_000, number) for number in range(pickling.MOST + 3)]
+    data = pickling.pack(values, lambda array, layout: kept.append(array))
+    assert len(kept) == pickling.MOST
+    assert all((back == value).all() for back, value in zip(pickling.unpack(data, kept), values, strict=True))
 
 
 def test_measure_counts_arrays_outside_the_pickle() -> None:
-    assert 8_000_000 <= parcels.measure({"x": np.ones(1_000_000)}) < 8_001_000
+    assert 8_000_000 <= pickling.measure({"x": np.ones(1_000_000)}) < 8_001_000

@@ -150,7 +150,7 @@ def test_a_system_that_does_not_tell_of_its_kills_is_accused_of_none() -> None:
 def test_what_a_thread_of_an_ended_task_tells_reaches_no_other_task(tmp_path: Path) -> None:
     leaves = """
 import threading, time
-from openruntime_jupyter.worker.context import current
+from openruntime_jupyter.current_task import current
 
 def go_on(mine=current(), time=time):  # the cell's variables end with it
     while True:

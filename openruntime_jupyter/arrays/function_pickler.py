@@ -86,7 +86,7 @@ def random_state(key: tuple[int, int]) -> Any:
     """Return `mx.random.state` with that key: MLX's own in a task, which starts from it; elsewhere a list with the key."""
     import mlx.core as mx
 
-    from openruntime_jupyter.worker.context import current
+    from openruntime_jupyter.current_task import current
 
     if current() is None:  # a result must not change the state of the process that reads it
         return [mx.array(key, dtype=mx.uint32)]

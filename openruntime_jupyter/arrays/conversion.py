@@ -15,9 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from openruntime_jupyter.worker import tensorfile
-from openruntime_jupyter.worker.codes import Stream
-from openruntime_jupyter.worker.tensorfile import Layout
+from openruntime_jupyter.arrays import array_file
+from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.function_pickler import Stream
 
 PIECE = 64 << 20
 """Bytes that one write takes: an interrupt is heard between two."""
@@ -41,7 +41,7 @@ def layout_of(value: Any) -> Layout | None:
     """The layout of a NumPy or MLX array; None for anything that is none, or that no such file can hold (complex128, text, objects)."""
     if is_mlx(value):
         return Layout(tuple(value.shape), str(value.dtype).rpartition(".")[2].removesuffix("_"), "mlx")
-    if type(value) is not np.ndarray or value.dtype.name not in tensorfile.SIZES or value.ndim > tensorfile.MAX_DIMENSIONS:
+    if type(value) is not np.ndarray or value.dtype.name not in array_file.SIZES or value.ndim > array_file.MAX_DIMENSIONS:
         return None
     return Layout(value.shape, value.dtype.name)
 
@@ -82,14 +82,14 @@ def mlx_or_numpy(array: Array) -> Any:
 
 
 def store(value: Any, path: Path, layout: Layout | None = None, room: int | None = None) -> Layout:
-    """Write an array into a file of its own, for which `room` is as in `tensorfile.make`.
+    """Write an array into a file of its own, for which `room` is as in `array_file.make`.
 
     Raises `StorageUnavailable`, and TypeError for what `layout_of` knows nothing of.
     """
     layout = layout or layout_of(value)
     if layout is None:
         raise TypeError(f"{type(value).__name__} can't be stored as an array")
-    descriptor = tensorfile.make(path, layout, room)
+    descriptor = array_file.make(path, layout, room)
     try:
         fill(descriptor, layout, value)
     except BaseException:
@@ -133,9 +133,9 @@ def view(path: str | Path, name: str) -> Array:
     Changing it is allowed and changes no one else's: pages that are written to are copied. Raises `ArrayNotFound` for a file that
     is gone, short or damaged.
     """
-    descriptor = tensorfile.open_for_reading(path, name)
+    descriptor = array_file.open_for_reading(path, name)
     try:
-        layout = tensorfile.read(descriptor, name)
+        layout = array_file.read(descriptor, name)
         dtype = dtype_of(layout.dtype)
         if not layout.nbytes:
             return np.empty(layout.shape, dtype)

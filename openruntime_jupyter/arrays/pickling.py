@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from openruntime_jupyter.worker import arrays
-from openruntime_jupyter.worker.codes import CodePickler, Stream
-from openruntime_jupyter.worker.tensorfile import Layout
+from openruntime_jupyter.arrays import conversion
+from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.function_pickler import CodePickler, Stream
 
 SMALL = 256 << 10
 """Bytes up to which an array stays in the pickle."""
@@ -48,8 +48,8 @@ class _Packer(CodePickler):
         if isinstance(obj, np.ndarray):
             reduced = self._numpy(obj)
             return super().reducer_override(obj) if reduced is None else reduced
-        if arrays.is_mlx(obj) and self._has_room(obj.nbytes):
-            return arrays.mlx_or_numpy, (self._outside(obj, arrays.layout_of(obj)),)
+        if conversion.is_mlx(obj) and self._has_room(obj.nbytes):
+            return conversion.mlx_or_numpy, (self._outside(obj, conversion.layout_of(obj)),)
         return super().reducer_override(obj)
 
     def _numpy(self, array: Any) -> Any:
@@ -63,7 +63,7 @@ class _Packer(CodePickler):
             return None
         fortran = array.flags.f_contiguous and not array.flags.c_contiguous
         in_order = array.T if fortran else array
-        if kind is np.ndarray and (layout := arrays.exact_layout_of(in_order)) is not None:
+        if kind is np.ndarray and (layout := conversion.exact_layout_of(in_order)) is not None:
             return (transposed if fortran else as_it_is), (self._outside(in_order, layout),)
         raw = np.ascontiguousarray(in_order.view(np.ndarray)).reshape(-1).view(np.uint8)
         mark = self._outside(raw, Layout(raw.shape, "uint8", "buffer"))

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.arrays import array_file
+from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, gigabytes
-from openruntime_jupyter.worker import tensorfile
-from openruntime_jupyter.worker.blocks import UNFINISHED
-from openruntime_jupyter.worker.tensorfile import Layout
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.worker.arrays import Array
+    from openruntime_jupyter.arrays.conversion import Array
 
 
 class Shelf:
@@ -38,21 +38,21 @@ class Shelf:
 
     def layout(self, array_id: str) -> Layout:
         """What an input is; raises `ArrayNotFound`."""
-        descriptor = tensorfile.open_for_reading(self._path(array_id), array_id)
+        descriptor = array_file.open_for_reading(self._path(array_id), array_id)
         try:
-            return tensorfile.read(descriptor, array_id)
+            return array_file.read(descriptor, array_id)
         finally:
             os.close(descriptor)
 
     def view(self, array_id: str) -> Array:
         """An input as NumPy array, mapped; changing it changes no one else's. Raises `ArrayNotFound`."""
-        from openruntime_jupyter.worker import arrays
+        from openruntime_jupyter.arrays import conversion
 
-        return arrays.view(self._path(array_id), array_id)
+        return conversion.view(self._path(array_id), array_id)
 
     def store(self, value: Any, layout: Layout) -> None:
         """Leave an array here; raises `StorageUnavailable` with figures where there is no room."""
-        from openruntime_jupyter.worker import arrays
+        from openruntime_jupyter.arrays import conversion
 
         array_id = f"{self._name}.{len(self.stored)}"
         refusal: StorageUnavailable | None = None
@@ -62,7 +62,7 @@ class Shelf:
                 continue
             try:
                 # The runtime takes the ending off once the task is done: what else has it was left by a worker that died.
-                arrays.store(value, Path(folder, f"{array_id}{UNFINISHED}"), layout, room)
+                conversion.store(value, Path(folder, f"{array_id}{UNFINISHED}"), layout, room)
             except StorageUnavailable as problem:
                 refusal = problem
                 continue
