@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from openruntime_jupyter.ai.pull import KNOWN
+from openruntime_jupyter.local_models.pull import KNOWN
 
 ADVICE = "run `make test`, or `jupyter openruntime pull --models-dir FOLDER` and set OPENRUNTIME_TEST_MODELS=FOLDER"
 

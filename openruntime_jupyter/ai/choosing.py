@@ -39,7 +39,7 @@ class RemoteProfiles(Protocol):
 
 
 class LocalModels(Protocol):
-    """The models of this machine: `runtime/model_catalog.py`."""
+    """The models of this machine: `local_models/catalog.py`."""
 
     def known(self) -> list[ModelSource]:
         """Those that anybody may ask for, the default one first."""

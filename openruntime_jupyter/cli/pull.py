@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from openruntime_jupyter.ai.pull import KNOWN, known, pull
 from openruntime_jupyter.errors import PullFailed
+from openruntime_jupyter.local_models.pull import KNOWN, known, pull
 from openruntime_jupyter.runtime.settings import Settings
 
 WIDTH = 30

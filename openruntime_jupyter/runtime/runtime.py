@@ -18,6 +18,7 @@ from openruntime_jupyter.errors import (
     StorageUnavailable,
     TaskConflict,
 )
+from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.models import (
     Device,
     Ended,
@@ -51,7 +52,6 @@ from openruntime_jupyter.runtime.instruments import Instruments
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.lanes import Lanes
 from openruntime_jupyter.runtime.machine import Machine, Memory
-from openruntime_jupyter.runtime.model_catalog import ModelCatalog
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.sessions import Sessions

@@ -16,7 +16,7 @@ from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker.array_io import Shelf
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.worker.models.language_model import LanguageModel
+    from openruntime_jupyter.local_models.language_model import LanguageModel
 
 KEPT = "language model"
 PROGRESS_INTERVAL = 0.1
@@ -109,7 +109,7 @@ class TaskContext:
 
     def language_model(self) -> LanguageModel:
         """The model of this worker, loaded unless it is in memory; raises what `worker.models.loading.load` raises."""
-        from openruntime_jupyter.worker.models.loading import load
+        from openruntime_jupyter.local_models.loading import load
 
         if KEPT not in self.resident:
             assert self.model is not None, "the runtime finds the model of an operation that is resident"

@@ -21,10 +21,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from openruntime_jupyter.ai import pull as pulling
-from openruntime_jupyter.ai.pull import KNOWN, STAGING, Fetchable, Pulled, known, pull
 from openruntime_jupyter.cli.pull import main
 from openruntime_jupyter.errors import PullFailed
+from openruntime_jupyter.local_models import pull as pulling
+from openruntime_jupyter.local_models.pull import KNOWN, STAGING, Fetchable, Pulled, known, pull
 from tests.gguf_twin import write_twin
 from tests.tiny_model import make_tiny_model
 

@@ -328,10 +328,10 @@ def test_what_can_not_be_loaded_says_so_and_leaves_no_worker_behind(stage: Stage
 def test_a_model_on_the_cpu_computes_in_float32_and_as_it_is_without_a_blas(tmp_path: Path) -> None:
     program = (
         "import sys, json, mlx.core as mx\n"
-        "from openruntime_jupyter.worker.models import loading\n"
-        "from openruntime_jupyter.worker.models.language_model import weights_of\n"
+        "from openruntime_jupyter.local_models import loading\n"
+        "from openruntime_jupyter.local_models.language_model import weights_of\n"
         "from openruntime_jupyter.worker.context import TaskContext\n"
-        "from openruntime_jupyter.runtime.model_catalog import ModelCatalog\n"
+        "from openruntime_jupyter.local_models.catalog import ModelCatalog\n"
         "from openruntime_jupyter.runtime.settings import Settings\n"
         "from pathlib import Path\n"
         "[source] = ModelCatalog(Settings(data_dir=Path(sys.argv[1]))).known()\n"
@@ -378,7 +378,7 @@ def in_a_process(program: str) -> str:
 def test_importing_mlx_lm_leaves_the_bounds_of_open_files_alone() -> None:
     program = (
         "import resource\n"
-        "from openruntime_jupyter.worker.models.importing import import_mlx_lm\n"
+        "from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm\n"
         "import_mlx_lm(offline=True)\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
@@ -390,7 +390,7 @@ def test_a_missing_mlx_lm_names_the_command_that_installs_it() -> None:
         "import sys\n"
         "sys.modules['mlx_lm'] = None\n"
         "from openruntime_jupyter.errors import EngineError\n"
-        "from openruntime_jupyter.worker.models.importing import import_mlx_lm\n"
+        "from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm\n"
         "try:\n"
         "    import_mlx_lm(offline=True)\n"
         "except EngineError as problem:\n"

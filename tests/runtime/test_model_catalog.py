@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
-from openruntime_jupyter.runtime.model_catalog import ModelCatalog
+from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
 from tests.gguf_twin import write_twin

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from openruntime_jupyter.ai.pull import KNOWN, Fetchable, Pulled, known, pull
 from openruntime_jupyter.errors import PullFailed
+from openruntime_jupyter.local_models.pull import KNOWN, Fetchable, Pulled, known, pull
 from openruntime_jupyter.notebook.ai.cards import Note
 from openruntime_jupyter.notebook.display import View, block, tag
 from openruntime_jupyter.notebook.session import Session

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai.pull import KNOWN
 from openruntime_jupyter.errors import PullFailed, Unavailable
+from openruntime_jupyter.local_models.pull import KNOWN
 from openruntime_jupyter.notebook.ai.asking import reachable
 from openruntime_jupyter.notebook.ai.pulling import pull_model
 from tests.ai.provider_server import ProviderServer

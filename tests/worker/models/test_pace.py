@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openruntime_jupyter.worker.models.pace import LARGEST, SMALLEST, STEP_SECONDS, Pace
+from openruntime_jupyter.local_models.chunking import LARGEST, SMALLEST, STEP_SECONDS, Pace
 
 LAYERS = 30
 

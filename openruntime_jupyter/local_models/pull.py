@@ -33,8 +33,8 @@ CUT_SHORT = ("incomplete-download", "DO NOT MATCH THE HASHES")
 
 LOAD = """
 import sys
-from openruntime_jupyter.worker.gguf.loading import load_gguf
-from openruntime_jupyter.worker.models.folder import NotAModel
+from openruntime_jupyter.local_models.gguf.loading import load_gguf
+from openruntime_jupyter.local_models.folder import NotAModel
 try:
     load_gguf(sys.argv[1])
 except NotAModel as problem:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.worker.gguf.header import Header, Tensor, read_header
-from openruntime_jupyter.worker.models.folder import NotAModel, Shape, cache_numbers
+from openruntime_jupyter.local_models.folder import NotAModel, Shape, cache_numbers
+from openruntime_jupyter.local_models.gguf.header import Header, Tensor, read_header
 
 ARCHITECTURE = "llama"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.worker.models.folder import NotAModel
+from openruntime_jupyter.local_models.folder import NotAModel
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.core as mx
 from mlx import nn
 
-from openruntime_jupyter.worker.gguf.conversions import Conversions
-from openruntime_jupyter.worker.gguf.header import Header, read_header
-from openruntime_jupyter.worker.gguf.llama import ATTENTION, INNER, MLP, ROPE_FACTORS, configuration, mlx_name
-from openruntime_jupyter.worker.gguf.tokenizer import build_tokenizer
-from openruntime_jupyter.worker.models.folder import NotAModel
+from openruntime_jupyter.local_models.folder import NotAModel
+from openruntime_jupyter.local_models.gguf.conversions import Conversions
+from openruntime_jupyter.local_models.gguf.header import Header, read_header
+from openruntime_jupyter.local_models.gguf.llama import ATTENTION, INNER, MLP, ROPE_FACTORS, configuration, mlx_name
+from openruntime_jupyter.local_models.gguf.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper

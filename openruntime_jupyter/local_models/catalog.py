@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
+from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
+from openruntime_jupyter.local_models.gguf.header import ENCODINGS
+from openruntime_jupyter.local_models.gguf.llama import shape_of_gguf
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.submission import Caller
 from openruntime_jupyter.values import ModelSource
-from openruntime_jupyter.worker.gguf.header import ENCODINGS
-from openruntime_jupyter.worker.gguf.llama import shape_of_gguf
-from openruntime_jupyter.worker.models.folder import NotAModel, Shape, shape_of
 
 log = logging.getLogger(__name__)
 

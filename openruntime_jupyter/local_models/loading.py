@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, OpenRuntimeError
+from openruntime_jupyter.local_models import float32
+from openruntime_jupyter.local_models.folder import NotAModel, read_config, shape_of, weight_files
+from openruntime_jupyter.local_models.gguf.conversions import Conversions
+from openruntime_jupyter.local_models.language_model import LanguageModel, weights_of
+from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm
 from openruntime_jupyter.values import ModelSource, Wishes
-from openruntime_jupyter.worker.gguf.conversions import Conversions
 from openruntime_jupyter.worker.memory import MemoryReader
-from openruntime_jupyter.worker.models import float32
-from openruntime_jupyter.worker.models.folder import NotAModel, read_config, shape_of, weight_files
-from openruntime_jupyter.worker.models.importing import import_mlx_lm
-from openruntime_jupyter.worker.models.language_model import LanguageModel, weights_of
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -85,7 +85,7 @@ def _choose(source: ModelSource, context: TaskContext) -> bool:
 def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
     path, kept = Path(source.path), Path(source.converted) if source.converted is not None else None
     if source.kind == "gguf":
-        from openruntime_jupyter.worker.gguf.loading import load_gguf
+        from openruntime_jupyter.local_models.gguf.loading import load_gguf
 
         return load_gguf(path, "float32" if wide else "stored", kept)
     from mlx_lm import utils

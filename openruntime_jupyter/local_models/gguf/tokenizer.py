@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.worker.gguf.header import Header
-from openruntime_jupyter.worker.models.folder import NotAModel
+from openruntime_jupyter.local_models.folder import NotAModel
+from openruntime_jupyter.local_models.gguf.header import Header
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper

@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from openruntime_jupyter.worker.models.folder import LONGEST_HEADER
+from openruntime_jupyter.local_models.folder import LONGEST_HEADER
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
+from openruntime_jupyter.local_models.chunking import LARGEST, Pace
+from openruntime_jupyter.local_models.stop_sequences import StopFilter
 from openruntime_jupyter.values import Wishes
 from openruntime_jupyter.worker.memory import MemoryReader
-from openruntime_jupyter.worker.models.pace import LARGEST, Pace
-from openruntime_jupyter.worker.models.stops import StopFilter
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from openruntime_jupyter.worker.gguf.conversions import Conversions
-from openruntime_jupyter.worker.models.language_model import weights_of
+from openruntime_jupyter.local_models.gguf.conversions import Conversions
+from openruntime_jupyter.local_models.language_model import weights_of
 
 
 def convert(model: Any, source: Path, conversions: Conversions | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Local language models: find, download, load and run them."""
