@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 
 from openruntime_jupyter.ai_models import Conversation, ConversationInfo, Turn
 from openruntime_jupyter.errors import ConversationNotFound, TaskConflict
-from openruntime_jupyter.runtime import history_conversations as stored
-from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.storage import conversations as stored
+from openruntime_jupyter.runtime.storage.store import History
 
 PATIENCE = 20.0
 """Seconds that a prompt for which nobody waits may be kept from being queued by the one before it in its conversation."""

@@ -17,12 +17,12 @@ from openruntime_jupyter.models import Ended, Task, TaskRequest
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.finish import wait_for_some
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.inquiry import OTHERS_POLL, Inquiry
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.slowly import AT_ONCE, MOST_IN_BATCH, slowly
+from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.submission import Caller
 
 LARGEST_PAYLOAD = 65_536

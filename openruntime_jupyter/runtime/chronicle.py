@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from openruntime_jupyter.models import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe, timestamp
-from openruntime_jupyter.runtime.history import History
-from openruntime_jupyter.runtime.history_metrics import MetricColumns
 from openruntime_jupyter.runtime.sampler import Sample
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.metrics import MetricColumns
+from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tally import Clock, Tally
 
 WRITE_SECONDS = 10.0

@@ -11,9 +11,9 @@ from openruntime_jupyter.engines.base import Stage
 from openruntime_jupyter.errors import InvalidRequest, Unavailable
 from openruntime_jupyter.models import Failure, Task, TaskRequest, TaskState, timestamp
 from openruntime_jupyter.runtime import endings
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.intake import Intake
 from openruntime_jupyter.runtime.recorder import Recorder
+from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.submission import Caller
 
 log = logging.getLogger(__name__)

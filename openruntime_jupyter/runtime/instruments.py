@@ -12,12 +12,12 @@ from openruntime_jupyter.models import Metrics, timestamp
 from openruntime_jupyter.runtime import reports
 from openruntime_jupyter.runtime.chronicle import Chronicle
 from openruntime_jupyter.runtime.events import EventBus
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.machine import Machine
 from openruntime_jupyter.runtime.probes.base import NOTHING, Gpu, GpuFigures
 from openruntime_jupyter.runtime.probes.meters import Meters
 from openruntime_jupyter.runtime.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tally import Tally
 
 

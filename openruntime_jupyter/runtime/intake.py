@@ -12,7 +12,6 @@ from openruntime_jupyter.models import Task, TaskRequest, epoch
 from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.entry import Entry, QueueKey
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.output import OutputBuffer
@@ -20,6 +19,7 @@ from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.sessions import Sessions
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.submission import Caller, Checked, FindModel, check, fingerprint, no_models
 from openruntime_jupyter.runtime.tokens import TokenLog
 

@@ -12,8 +12,8 @@ from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
 from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.runtime.entry import NEWS, Entry, TaskNews
 from openruntime_jupyter.runtime.events import EventBus
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tally import Tally
 from openruntime_jupyter.runtime.tokens import TokenPiece
 

@@ -44,7 +44,6 @@ from openruntime_jupyter.runtime.batch import BatchIntake, BatchResults
 from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.foundations import local_engine, make_folders, remote_lane, unload
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.inheritance import Inheritance
 from openruntime_jupyter.runtime.inquiry import Inquiry
@@ -56,6 +55,7 @@ from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.scheduler import Scheduler
 from openruntime_jupyter.runtime.sessions import Sessions
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.submission import Caller
 from openruntime_jupyter.runtime.tokens import TokenPiece
 from openruntime_jupyter.runtime.turns import Turns

@@ -9,7 +9,7 @@ from typing import get_args
 from openruntime_jupyter.ai.insights import courses, drafts, evidence, failures, report, statistics, wording
 from openruntime_jupyter.ai_models_insights import FindingKind, WordingChoice
 from openruntime_jupyter.models import TIMEFRAMES
-from openruntime_jupyter.runtime import history_insights
+from openruntime_jupyter.runtime.storage import insights as history_insights
 
 PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "insights.md").read_text().split())
 WORDS = {"eight": 8, "six": 6}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.models import TaskState
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.locks import DeviceSlotLock, RuntimeLock
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import as_it_is, make_task, moved
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.models import Task, TaskState, iso
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.store import History
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,10 +11,10 @@ import pytest
 
 from openruntime_jupyter.models import Metrics, MetricsHistory, epoch
 from openruntime_jupyter.runtime.chronicle import Chronicle
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.probes.base import GpuFigures
 from openruntime_jupyter.runtime.sampler import Sample
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import opened, rows
 from tests.runtime.test_tally import Clocks
 from tests.runtimes import cell, ended, live, runtime_in, submit, until

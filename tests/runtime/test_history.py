@@ -14,10 +14,10 @@ import pytest
 
 from openruntime_jupyter.errors import Stopping, TaskConflict
 from openruntime_jupyter.models import OutputItem, Payload, Progress, Task, TaskOutput, TaskResult, TaskState
-from openruntime_jupyter.runtime import history_queries, history_writer
-from openruntime_jupyter.runtime.history import History
-from openruntime_jupyter.runtime.history_schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage import queries, writer
+from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import as_it_is, make_task, moved, opened, rows, states, until
 
 PENDING, RUNNING, COMPLETED, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED, TaskState.FAILED
@@ -232,13 +232,13 @@ def test_commits_of_one_turn_share_one_transaction_and_one_call_into_the_loop(tm
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             groups: list[int] = []
-            together = history_writer.Writer._together
+            together = writer.Writer._together
 
-            def counted(self: history_writer.Writer, jobs: list[history_writer.Job]) -> list[history_writer.Outcome]:
+            def counted(self: writer.Writer, jobs: list[writer.Job]) -> list[writer.Outcome]:
                 groups.append(len(jobs))
                 return together(self, jobs)
 
-            monkeypatch.setattr(history_writer.Writer, "_together", counted)
+            monkeypatch.setattr(writer.Writer, "_together", counted)
             calls = 0
             loop = asyncio.get_running_loop()
             call = loop.call_soon_threadsafe
@@ -344,7 +344,7 @@ def test_an_idempotency_key_stands_for_the_first_task_for_a_day(tmp_path: Path, 
             assert await history.remember_key("ben", "k", "task_3", "f3") is None
             assert await history.remember_key(None, "k", "task_4", "f4") is None
             assert await history.remember_key(None, "k", "task_5", "f5") == ("task_4", "f4")
-            monkeypatch.setattr(history_queries, "KEY_MICROSECONDS", 0)
+            monkeypatch.setattr(queries, "KEY_MICROSECONDS", 0)
             assert await history.remember_key("ann", "k", "task_6", "f6") is None
 
     asyncio.run(scenario())
@@ -441,7 +441,7 @@ def test_an_older_file_is_brought_to_the_newest_schema_with_its_tasks(tmp_path: 
         async with opened(tmp_path) as history:
             await history.commit(task)
         newer = (*MIGRATIONS, "ALTER TABLE tasks ADD COLUMN colour TEXT NOT NULL DEFAULT 'red';\nCREATE TABLE more (x);")
-        monkeypatch.setattr("openruntime_jupyter.runtime.history_schema.MIGRATIONS", newer)
+        monkeypatch.setattr("openruntime_jupyter.runtime.storage.schema.MIGRATIONS", newer)
         async with opened(tmp_path) as history:
             assert await history.get(task.task_id) is not None
         assert rows(tmp_path, "PRAGMA user_version") == [(len(newer),)]

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.runtime.history_bulk import write_payloads, write_records
-from openruntime_jupyter.runtime.history_records import Record
-from openruntime_jupyter.runtime.history_schema import migrate
+from openruntime_jupyter.runtime.storage.bulk_writes import write_payloads, write_records
+from openruntime_jupyter.runtime.storage.rows import Record
+from openruntime_jupyter.runtime.storage.schema import migrate
 
 MANY = 100
 """A group of each size, and some that go alone."""

@@ -14,10 +14,10 @@ import pytest
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.models import OutputItem, TaskOutput, TaskState
-from openruntime_jupyter.runtime import history_behind
-from openruntime_jupyter.runtime.history import History
-from openruntime_jupyter.runtime.history_schema import MIGRATIONS
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage import write_behind
+from openruntime_jupyter.runtime.storage.schema import MIGRATIONS
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import Child, as_it_is, child, make_task, moved, opened, rows, states, until
 
 COMPLETED = TaskState.COMPLETED
@@ -27,8 +27,8 @@ FILLER = {"filler": "x" * 20_000}
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the real pause, which changes nothing but the time that these tests take."""
-    assert history_behind.RETRY_SECONDS == 1.0
-    monkeypatch.setattr(history_behind, "RETRY_SECONDS", 0.1)
+    assert write_behind.RETRY_SECONDS == 1.0
+    monkeypatch.setattr(write_behind, "RETRY_SECONDS", 0.1)
 
 
 async def fill(history: History) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, Task, TaskState, iso
-from openruntime_jupyter.runtime import history_insights as questions
-from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.storage import insights as questions
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import make_task, moved, opened
 from tests.runtimes import live
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openruntime_jupyter.runtime.figures import FIGURES, Kind, of_kind
-from openruntime_jupyter.runtime.history_metrics import COLUMNS, MetricColumns, prune, read, write
-from openruntime_jupyter.runtime.history_schema import MIGRATIONS, migrate
+from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, prune, read, write
+from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.tiers import TIERS, Ledger, window
 from tests.runtime.history_support import opened, rows
 from tests.runtimes import live

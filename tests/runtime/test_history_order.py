@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.models import Task, TaskState
-from openruntime_jupyter.runtime import history_behind
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.states import TRANSITIONS
+from openruntime_jupyter.runtime.storage import write_behind
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import make_task, moved, states, until
 
 TASKS = 4
@@ -82,7 +82,7 @@ def test_the_newest_state_of_every_task_gets_to_the_disk_and_no_acknowledged_one
     monkeypatch: pytest.MonkeyPatch,
     steps: list[tuple],  # type: ignore[type-arg]
 ) -> None:
-    monkeypatch.setattr(history_behind, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(history_behind, "DELAY_SECONDS", 0.002)
+    monkeypatch.setattr(write_behind, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(write_behind, "DELAY_SECONDS", 0.002)
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(Story(Path(folder)).run(steps))

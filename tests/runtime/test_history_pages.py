@@ -14,8 +14,8 @@ import pytest
 
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.models import Task, TaskState
-from openruntime_jupyter.runtime import history_queries
-from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.storage import queries
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import make_task, moved, opened
 
 FILTERS: list[dict[str, Any]] = [
@@ -171,13 +171,13 @@ def test_no_page_sorts_or_scans_the_table(tmp_path: Path, monkeypatch: pytest.Mo
     asyncio.run(scenario())
     with contextlib.closing(sqlite3.connect(tmp_path / "history.sqlite3")) as connection:
         for wanted, index in (
-            (history_queries.Filter(), "tasks_submitted"),
-            (history_queries.Filter(("completed", "failed")), "tasks_state"),
-            (history_queries.Filter(operation="compute"), "tasks_operation"),
-            (history_queries.Filter(owner="ann"), "tasks_owner"),
+            (queries.Filter(), "tasks_submitted"),
+            (queries.Filter(("completed", "failed")), "tasks_state"),
+            (queries.Filter(operation="compute"), "tasks_operation"),
+            (queries.Filter(owner="ann"), "tasks_owner"),
         ):
             for place in (None, (5, 5)):
-                query, values = history_queries._sequences(wanted, place, 100, 0)
+                query, values = queries._sequences(wanted, place, 100, 0)
                 plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
                 lines = [line for line in plan if "tasks" in line]
                 assert lines

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
-from openruntime_jupyter.runtime import history_sweep
-from openruntime_jupyter.runtime.history import History
+from openruntime_jupyter.runtime.storage import retention as history_sweep
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import make_task, moved, opened, rows, states
 
 DAY = 24 * 3600.0

@@ -12,9 +12,9 @@ from openruntime_jupyter.ai.insights.report import basis_of, data_of, drafts_of,
 from openruntime_jupyter.ai.insights.wording import Choose, word
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
 from openruntime_jupyter.models import timestamp
-from openruntime_jupyter.runtime import history_insights as questions
-from openruntime_jupyter.runtime.history import History
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.storage import insights as questions
+from openruntime_jupyter.runtime.storage.store import History
 
 
 async def insights(runtime: Runtime, request: InsightsRequest, choose: Choose) -> Insights:

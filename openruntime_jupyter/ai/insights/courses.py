@@ -13,7 +13,7 @@ from openruntime_jupyter.ai.insights.drafts import Draft, Finder, span
 from openruntime_jupyter.ai.insights.evidence import Evidence
 from openruntime_jupyter.ai.insights.statistics import LEAST_BLOCKS, Array, Line, climb, episodes, trend
 from openruntime_jupyter.ai.insights.words import amount, moment, percent, seconds, several, size
-from openruntime_jupyter.runtime.history_insights import Ran
+from openruntime_jupyter.runtime.storage.insights import Ran
 
 MOST_PEAKS = 2
 """Of one figure."""

@@ -10,7 +10,7 @@ from openruntime_jupyter.ai.insights.evidence import Evidence
 from openruntime_jupyter.ai.insights.words import called, listed, moment, seconds, size
 from openruntime_jupyter.ai_models_insights import Finding, FindingKind, Severity, TaskSeen
 from openruntime_jupyter.models import iso
-from openruntime_jupyter.runtime.history_insights import Ran
+from openruntime_jupyter.runtime.storage.insights import Ran
 
 SEVERITIES: dict[Severity, float] = {"info": 0.0, "notice": 100.0, "warning": 200.0}
 MOST_TASKS = 5

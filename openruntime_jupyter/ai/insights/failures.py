@@ -12,7 +12,7 @@ from openruntime_jupyter.ai.insights.evidence import Evidence
 from openruntime_jupyter.ai.insights.statistics import Array, burst
 from openruntime_jupyter.ai.insights.words import listed, moment, share
 from openruntime_jupyter.models import FailureKind
-from openruntime_jupyter.runtime.history_insights import Ran
+from openruntime_jupyter.runtime.storage.insights import Ran
 
 PLACES = 500
 """Into how many pieces the timeframe is cut to look for bursts."""

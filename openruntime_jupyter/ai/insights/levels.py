@@ -10,7 +10,7 @@ from openruntime_jupyter.ai.insights.drafts import Draft
 from openruntime_jupyter.ai.insights.evidence import LEAST_POINTS, Evidence
 from openruntime_jupyter.ai.insights.statistics import Array
 from openruntime_jupyter.ai.insights.words import amount, listed, number, percent, seconds, several, share, size
-from openruntime_jupyter.runtime.history_insights import MOST_FAILURES, UNCOMPLETED
+from openruntime_jupyter.runtime.storage.insights import MOST_FAILURES, UNCOMPLETED
 
 WEIGHT = 99.0
 ORDER = ("completed", "failed", "timed_out", "interrupted", "cancelled")

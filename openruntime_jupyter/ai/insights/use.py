@@ -10,7 +10,7 @@ from openruntime_jupyter.ai.insights.drafts import Draft
 from openruntime_jupyter.ai.insights.evidence import Evidence
 from openruntime_jupyter.ai.insights.statistics import CHANCE, rank_sum
 from openruntime_jupyter.ai.insights.words import called, listed, moment, number, percent, seconds, several, share, size
-from openruntime_jupyter.runtime.history_insights import Ran
+from openruntime_jupyter.runtime.storage.insights import Ran
 
 LEAST_IDLE = 0.5
 LONG_WAIT = 60.0

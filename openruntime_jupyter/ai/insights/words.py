@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import timestamp
-from openruntime_jupyter.runtime.history_insights import Ran
+from openruntime_jupyter.runtime.storage.insights import Ran
 
 DAY = 86_400
 TIMEFRAME_WORDS = {

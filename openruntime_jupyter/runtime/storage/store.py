@@ -18,18 +18,18 @@ from typing import TypeVar
 
 from openruntime_jupyter.errors import Stopping, StorageUnavailable
 from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
-from openruntime_jupyter.runtime import history_queries as queries
-from openruntime_jupyter.runtime import history_sweep as sweeping
 from openruntime_jupyter.runtime import locks
-from openruntime_jupyter.runtime.history_batch import write_all, write_new
-from openruntime_jupyter.runtime.history_behind import Describe, WriteBehind, now_micros
-from openruntime_jupyter.runtime.history_file import HistoryFile
-from openruntime_jupyter.runtime.history_metrics import MetricColumns, MetricsBehind, read
-from openruntime_jupyter.runtime.history_records import record_of, take_over, write_or_tell
-from openruntime_jupyter.runtime.history_schema import SchemaTooNew
-from openruntime_jupyter.runtime.history_writer import Job, Outcome, Reader, Writer, resolve, settle
 from openruntime_jupyter.runtime.private import private_folder
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage import queries as queries
+from openruntime_jupyter.runtime.storage import retention as sweeping
+from openruntime_jupyter.runtime.storage.connection import HistoryFile
+from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsBehind, read
+from openruntime_jupyter.runtime.storage.new_tasks import write_all, write_new
+from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write_or_tell
+from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
+from openruntime_jupyter.runtime.storage.write_behind import Describe, WriteBehind, now_micros
+from openruntime_jupyter.runtime.storage.writer import Job, Outcome, Reader, Writer, resolve, settle
 from openruntime_jupyter.runtime.tiers import Buckets, window
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.history_conversations import TURNS
+from openruntime_jupyter.runtime.storage.conversations import TURNS
 
 FIRST = """
 CREATE TABLE tasks (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.runtime.history_queries import remember_key
-from openruntime_jupyter.runtime.history_records import Record, write, write_or_tell
+from openruntime_jupyter.runtime.storage.queries import remember_key
+from openruntime_jupyter.runtime.storage.rows import Record, write, write_or_tell
 
 
 def write_new(connection: sqlite3.Connection, record: Record, key: tuple[str, str, str], now: int) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from openruntime_jupyter.runtime.history_records import micros
+from openruntime_jupyter.runtime.storage.rows import micros
 
 MOST_TASKS = 3_000
 """Ended tasks that are read of a stretch of time, at most."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.errors import OpenRuntimeError, Stopping, StorageUnavailable
-from openruntime_jupyter.runtime.history_file import HistoryFile, is_damage, is_full, is_storage, unavailable
+from openruntime_jupyter.runtime.storage.connection import HistoryFile, is_damage, is_full, is_storage, unavailable
 
 MOST_JOBS = 2_000
 """Jobs of one transaction: more would keep other runtimes from writing for too long."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from openruntime_jupyter.runtime.history_records import Record, write
+from openruntime_jupyter.runtime.storage.rows import Record, write
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from openruntime_jupyter.runtime import history_conversations
+from openruntime_jupyter.runtime.storage import conversations
 
 STEP_TASKS = 500
 STEP_ROWS = 5_000
@@ -30,7 +30,7 @@ def step(connection: sqlite3.Connection, limits: Limits) -> tuple[int, list[str]
     """Delete some of the oldest ended tasks that are beyond a limit: how many, and the payload files to remove. 0: done."""
     chosen = _too_old(connection, limits) or _too_many(connection, limits) or _too_large(connection, limits)
     if not chosen and limits.since:
-        history_conversations.expire(connection, limits.since)
+        conversations.expire(connection, limits.since)
     marks = ",".join("?" * len(chosen))
     files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN ({marks})", chosen).fetchall()  # noqa: S608
     connection.executemany("DELETE FROM tasks WHERE id = ?", [(task_id,) for task_id in chosen])

@@ -1,0 +1,1 @@
+"""Durable history of tasks, outputs, metrics and conversations in SQLite."""
