@@ -43,7 +43,7 @@ def epoch(timestamp: str | None) -> float | None:
 
 
 class TaskState(str, Enum):
-    """What a task is doing. `runtime/states.py` has the table of transitions."""
+    """What a task is doing. `runtime/tasks/states.py` has the table of transitions."""
 
     PENDING = "pending"
     RUNNING = "running"

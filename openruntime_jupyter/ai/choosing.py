@@ -9,7 +9,7 @@ from typing import Protocol
 
 from openruntime_jupyter.ai_models import LOCAL, ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.values import ModelSource
 
 NOTHING = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from openruntime_jupyter.ai.choosing import Choice
 from openruntime_jupyter.ai.insights.wording import Choose, Worder
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks.validation import Caller
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService

@@ -13,7 +13,7 @@ from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
 from openruntime_jupyter.local_models.gguf.header import ENCODINGS
 from openruntime_jupyter.local_models.gguf.llama import shape_of_gguf
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.values import ModelSource
 
 log = logging.getLogger(__name__)

@@ -109,7 +109,7 @@ class Offers:
     def _own_operations(self) -> list[OperationInfo]:
         """What the runtime of this process would offer: it need not run for that."""
         from openruntime_jupyter.operations.registry import operations
-        from openruntime_jupyter.runtime.reports import operations as described
+        from openruntime_jupyter.runtime.tasks.views import operations as described
 
         return self._remembered("own operations", lambda: described(operations()), [])
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from openruntime_jupyter.engines.base import WorkerReport
 from openruntime_jupyter.models import Metrics, timestamp
-from openruntime_jupyter.runtime import reports
 from openruntime_jupyter.runtime.chronicle import Chronicle
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.machine import Machine
@@ -19,6 +18,7 @@ from openruntime_jupyter.runtime.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tally import Tally
+from openruntime_jupyter.runtime.tasks import views
 
 
 class Instruments:
@@ -85,6 +85,6 @@ class Instruments:
     def _tell(self) -> None:
         self._watch()
         metrics = self._metrics()
-        self.chronicle.sampled(self._sampler.latest, metrics, reports.held(self._workers()))
+        self.chronicle.sampled(self._sampler.latest, metrics, views.held(self._workers()))
         if self._bus.watched("metrics"):
             self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})

@@ -37,29 +37,29 @@ from openruntime_jupyter.models import (
     timestamp,
 )
 from openruntime_jupyter.operations.registry import left_out, operations
-from openruntime_jupyter.runtime import endings, reports
-from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.runtime.batch import BatchIntake, BatchResults
-from openruntime_jupyter.runtime.entry import Entry
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.foundations import local_engine, make_folders, remote_lane, unload
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.inheritance import Inheritance
-from openruntime_jupyter.runtime.inquiry import Inquiry
 from openruntime_jupyter.runtime.instruments import Instruments
-from openruntime_jupyter.runtime.intake import Intake
-from openruntime_jupyter.runtime.lanes import Lanes
 from openruntime_jupyter.runtime.machine import Machine, Memory
-from openruntime_jupyter.runtime.recorder import Recorder
-from openruntime_jupyter.runtime.scheduler import Scheduler
-from openruntime_jupyter.runtime.sessions import Sessions
+from openruntime_jupyter.runtime.queue.admission import Admission
+from openruntime_jupyter.runtime.queue.device_discovery import Lanes
+from openruntime_jupyter.runtime.queue.device_lock import Turns
+from openruntime_jupyter.runtime.queue.scheduler import Scheduler
+from openruntime_jupyter.runtime.queue.worker_stats import Workforce
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks import failures, views
+from openruntime_jupyter.runtime.tasks.batch import BatchIntake, BatchResults
+from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.runtime.tasks.queries import Inquiry
+from openruntime_jupyter.runtime.tasks.recovery import Inheritance
+from openruntime_jupyter.runtime.tasks.registry import Recorder
+from openruntime_jupyter.runtime.tasks.sessions import Sessions
+from openruntime_jupyter.runtime.tasks.submission import Intake
+from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.runtime.tokens import TokenPiece
-from openruntime_jupyter.runtime.turns import Turns
-from openruntime_jupyter.runtime.workforce import Workforce
 
 __all__ = ["Caller", "Runtime"]
 
@@ -192,7 +192,7 @@ class Runtime:
     async def _leave_waiting(self, waiting: list[Entry]) -> None:
         for entry in waiting:
             if entry.wait or self.settings.embedded:
-                entry.failure = endings.interrupted("The runtime was stopped before it started.")
+                entry.failure = failures.interrupted("The runtime was stopped before it started.")
                 entry.finished = time.time()
                 entry.become(TaskState.INTERRUPTED)
                 await self._recorder.record(entry)
@@ -346,7 +346,7 @@ class Runtime:
 
     def devices(self) -> list[Device]:
         """What there is to compute on; empty until the first worker has said so."""
-        return reports.devices(self._scheduler.lanes.values(), self._admission, self.instruments.latest)
+        return views.devices(self._scheduler.lanes.values(), self._admission, self.instruments.latest)
 
     def metrics(self) -> Metrics:
         """The figures of now."""
@@ -354,12 +354,12 @@ class Runtime:
 
     def system_metrics(self) -> SystemMetrics:
         """The figures of now, with uptime."""
-        uptime = reports.uptime(time.monotonic() - self.started_at)
+        uptime = views.uptime(time.monotonic() - self.started_at)
         return SystemMetrics(**self._figures(), uptime=uptime, timestamp=timestamp(time.time()))
 
     def _figures(self) -> dict[str, Any]:
         self._recorder.tell_states()  # what has happened counts
-        return reports.metrics(self._scheduler, self.instruments.latest, self.instruments.tally.answered)
+        return views.metrics(self._scheduler, self.instruments.latest, self.instruments.tally.answered)
 
     async def metrics_history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
         """The figures of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""
@@ -404,4 +404,4 @@ class Runtime:
 
     def operations(self) -> list[OperationInfo]:
         """Every operation with its schema."""
-        return reports.operations(operations())
+        return views.operations(operations())

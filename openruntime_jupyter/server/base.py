@@ -159,7 +159,7 @@ class Ours(JupyterHandler):
 
     async def caller(self, operation: str | None = None) -> Caller:
         """Who asks for this operation, or for several, in the runtime's words."""
-        from openruntime_jupyter.runtime.submission import Caller, minds_execute
+        from openruntime_jupyter.runtime.tasks.validation import Caller, minds_execute
 
         trusted = not isinstance(self.user, LocalUser)
         # An authoriser may ask somebody far away.

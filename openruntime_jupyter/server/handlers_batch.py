@@ -29,7 +29,7 @@ from openruntime_jupyter.server.requests import read_key
 
 if TYPE_CHECKING:
     from openruntime_jupyter.errors import OpenRuntimeError
-    from openruntime_jupyter.runtime.batch import Answer
+    from openruntime_jupyter.runtime.tasks.batch import Answer
 
 EXAMPLES = {
     "Three sizes": {"tasks": [{"operation": "matrix_multiply", "parameters": {"size": size}} for size in (64, 128, 256)]},

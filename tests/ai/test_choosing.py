@@ -7,7 +7,7 @@ import pytest
 from openruntime_jupyter.ai.choosing import Choice, Chooser
 from openruntime_jupyter.ai_models import ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.values import ModelSource
 
 STRANGER = Caller(None, may_execute=False, trusted=False, may_spend=False)

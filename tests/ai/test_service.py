@@ -17,7 +17,7 @@ from openruntime_jupyter.ai.service import AiService
 from openruntime_jupyter.ai_models import AiRequest
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.server.token_stream import with_pauses
 from tests.ai.provider_server import ProviderServer, providing
 from tests.runtimes import ended, live, submit, until

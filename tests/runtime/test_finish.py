@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.runtime.finish import Finish
+from openruntime_jupyter.runtime.tasks.completion import Finish
 from tests.runtimes import ended, live, runtime_in, submit, until
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.runtime import inheritance
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tasks import recovery
 from tests.runtimes import cell, ended, live, runtime_in, says, submit
 
 
@@ -42,7 +42,7 @@ async def held_back(folder: Path, ready: Path) -> AsyncIterator[Runtime]:
 
 
 def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inheritance, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.1)
 
     async def body() -> None:
         first, second, third = await left_behind(tmp_path / "data", 3)
@@ -74,7 +74,7 @@ def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Path, mo
 def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inheritance, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.05)
 
     async def body() -> None:
         ids = await left_behind(tmp_path / "data", 2)
@@ -91,12 +91,12 @@ def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_after_
 def test_one_that_this_release_does_not_take_fails_and_spoils_none_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         odd, even = await left_behind(tmp_path, 2)
-        request = inheritance._request
+        request = recovery._request
 
         def refuses(task):
             return request(task.model_copy(update={"priority": 11}) if task.task_id == odd else task)
 
-        monkeypatch.setattr(inheritance, "_request", refuses)
+        monkeypatch.setattr(recovery, "_request", refuses)
         async with runtime_in(tmp_path) as runtime:
             assert (await ended(runtime, even)).status == "completed"
             task = await ended(runtime, odd)

@@ -10,8 +10,8 @@ import pytest
 
 from openruntime_jupyter.engines.base import DeviceReport
 from openruntime_jupyter.models import Progress
-from openruntime_jupyter.runtime.entry import Entry, QueueKey
-from openruntime_jupyter.runtime.lane import Lane
+from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 from tests.runtimes import live
 
 

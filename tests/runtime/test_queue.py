@@ -7,9 +7,9 @@ import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import Task, TaskState, epoch
-from openruntime_jupyter.runtime.entry import QueueKey
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.states import TRANSITIONS, follow
+from openruntime_jupyter.runtime.tasks.entry import QueueKey
+from openruntime_jupyter.runtime.tasks.states import TRANSITIONS, follow
 from tests.runtimes import cell, ended, live, runtime_in, says, submit
 
 HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"

@@ -11,8 +11,8 @@ import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskNotFound
 from openruntime_jupyter.models import Ended, Task, TaskRequest, TaskState
-from openruntime_jupyter.runtime import batch, recorder
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.tasks import batch, registry
 from tests.runtimes import ME, cell, live, pickled, runtime_in, says, until
 
 HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"
@@ -78,7 +78,7 @@ def test_collect_names_unknown_tasks(tmp_path: Path) -> None:
 
 
 def test_collect_reads_tasks_that_only_the_history_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "FINISHED_KEPT", 0)
+    monkeypatch.setattr(registry, "FINISHED_KEPT", 0)
 
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:

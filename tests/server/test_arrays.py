@@ -28,7 +28,7 @@ from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.http import HttpBackend
 from openruntime_jupyter.models import TaskRequest
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.server import base
 from tests.server.conftest import error_of, started
 from tests.support import STANDALONE, Server, running_server, wait_until

@@ -15,15 +15,15 @@ import pytest
 from openruntime_jupyter.engines.base import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.models import Device, Task
-from openruntime_jupyter.runtime import reports
 from openruntime_jupyter.runtime import sampler as sampler_module
-from openruntime_jupyter.runtime.admission import Admission
-from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.machine import Machine, Memory
 from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures
+from openruntime_jupyter.runtime.queue.admission import Admission
+from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tasks import views
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
 from tests.runtimes import cell, ended, live, pickled, submit, until
 from tests.support import wait_until
@@ -214,7 +214,7 @@ def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine
     lane = Lane("device_0", report, 1, 30.0, engine)
     admission = Admission(Machine(list), engine)
     sample = Sample(gpus={"device_0": GpuFigures(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
-    (device,) = reports.devices([lane], admission, sample)
+    (device,) = views.devices([lane], admission, sample)
     assert (device.memory_total, device.memory_available) == (24 * GIB, 7 * GIB)
     assert device.utilization == 16.0
 

@@ -9,10 +9,10 @@ import os
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.entry import Entry
-from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.locks import DeviceSlotLock
+from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tasks.entry import Entry
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from openruntime_jupyter.engines.base import DeviceReport, Engine
 from openruntime_jupyter.errors import EngineError, NoBackend, Unavailable
-from openruntime_jupyter.runtime import reports
-from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.probes.base import Gpu
-from openruntime_jupyter.runtime.scheduler import Scheduler
+from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tasks import views
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Lanes:
             raise
         if not self._scheduler.lanes:
             self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
-            self._look_at(reports.gpus(self._scheduler.lanes.values()))
+            self._look_at(views.gpus(self._scheduler.lanes.values()))
             self.problem = None
 
     def _lane(self, number: int, report: DeviceReport) -> Lane:

@@ -13,19 +13,19 @@ from openruntime_jupyter.engines.base import Completed, Died, Figures, Job, Outc
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
 from openruntime_jupyter.models import Payload as PayloadInfo
-from openruntime_jupyter.runtime import endings
-from openruntime_jupyter.runtime.admission import Admission
 from openruntime_jupyter.runtime.array_records import result_name
 from openruntime_jupyter.runtime.arrays import ArrayStore
 from openruntime_jupyter.runtime.assembly import assembled
-from openruntime_jupyter.runtime.entry import Entry
-from openruntime_jupyter.runtime.lane import Lane
 from openruntime_jupyter.runtime.probes.meters import Meters
-from openruntime_jupyter.runtime.sessions import Sessions
+from openruntime_jupyter.runtime.queue.admission import Admission
+from openruntime_jupyter.runtime.queue.device_lock import Turns
+from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.queue.observer import News, Watcher
+from openruntime_jupyter.runtime.queue.worker_stats import Workforce
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.turns import Turns
-from openruntime_jupyter.runtime.watcher import News, Watcher
-from openruntime_jupyter.runtime.workforce import Workforce
+from openruntime_jupyter.runtime.tasks import failures
+from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.runtime.tasks.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Scheduler:
         """Stop it, wherever it is; returns when it has ended."""
         if entry.state is TaskState.PENDING and self._withdraw(entry):
             entry.cancel_stage = Stage.QUEUE.value
-            await self._end(entry, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE))
+            await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
         elif not entry.state.terminal:
             entry.stop_reason = StopReason.CANCELLED
             entry.lane.engine.halt(entry.task_id, StopReason.CANCELLED)
@@ -204,7 +204,7 @@ class Scheduler:
         entry = lane.stuck(self._settings.memory_wait)
         if entry is not None and entry.needs is not None and self._withdraw(entry):
             free = self._admission.free(lane)
-            await self._end(entry, TaskState.FAILED, endings.no_memory(entry.needs, free, self._settings.memory_wait))
+            await self._end(entry, TaskState.FAILED, failures.no_memory(entry.needs, free, self._settings.memory_wait))
             return
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(lane.changed.wait(), MEMORY_POLL)
@@ -233,7 +233,7 @@ class Scheduler:
                 outcome = await self._run(entry)
         except Exception as problem:  # a fault of ours must end this task, not the lane
             log.exception("The engine failed on %s", entry.task_id)
-            outcome = Died(endings.fault(f"The engine failed: {problem!r}"), retry=False)
+            outcome = Died(failures.fault(f"The engine failed: {problem!r}"), retry=False)
         finally:
             del lane.running[entry.task_id]
             if entry.session is not None:
@@ -245,7 +245,7 @@ class Scheduler:
             log.exception("The end of %s could not be kept", entry.task_id)
             try:
                 if not entry.state.terminal:
-                    await self._end(entry, TaskState.FAILED, endings.fault(f"Its end could not be kept: {problem!r}"))
+                    await self._end(entry, TaskState.FAILED, failures.fault(f"Its end could not be kept: {problem!r}"))
             finally:
                 entry.done.reach()
 
@@ -306,7 +306,7 @@ class Scheduler:
             await self._end(entry, TaskState.FAILED, outcome.failure)
         elif isinstance(outcome, Stopped):
             entry.cancel_stage = outcome.stage.value
-            await self._end(entry, *endings.stopped(outcome, entry))
+            await self._end(entry, *failures.stopped(outcome, entry))
         elif outcome.retry and self._may_retry(entry):
             await self._again(entry, outcome)
         else:
@@ -341,7 +341,7 @@ class Scheduler:
         if not await self._record(entry):
             return
         if entry.stop_reason is not None:  # cancelled while that was written
-            await self._end(entry, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE))
+            await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
         else:
             entry.lane.add(entry)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.models import Task, TaskOutput, TaskPage, TaskState, timestamp
-from openruntime_jupyter.runtime.recorder import Recorder
-from openruntime_jupyter.runtime.scheduler import Scheduler
+from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.runtime.tasks.registry import Recorder
 from openruntime_jupyter.runtime.tokens import TokenPiece
 
 OTHERS_POLL = 0.25

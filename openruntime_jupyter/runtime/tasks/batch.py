@@ -15,15 +15,15 @@ from pydantic_core import to_json
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
 from openruntime_jupyter.models import Ended, Task, TaskRequest
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.runtime.entry import Entry
-from openruntime_jupyter.runtime.finish import wait_for_some
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
-from openruntime_jupyter.runtime.inquiry import OTHERS_POLL, Inquiry
-from openruntime_jupyter.runtime.intake import Intake
-from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.slowly import AT_ONCE, MOST_IN_BATCH, slowly
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks.completion import wait_for_some
+from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.runtime.tasks.queries import OTHERS_POLL, Inquiry
+from openruntime_jupyter.runtime.tasks.registry import Recorder
+from openruntime_jupyter.runtime.tasks.submission import Intake
+from openruntime_jupyter.runtime.tasks.validation import Caller
 
 LARGEST_PAYLOAD = 65_536
 """Bytes of a payload up to which a collected result has it: a larger one is better streamed by itself."""

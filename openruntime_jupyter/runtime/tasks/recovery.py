@@ -10,11 +10,11 @@ from typing import Any
 from openruntime_jupyter.engines.base import Stage
 from openruntime_jupyter.errors import InvalidRequest, Unavailable
 from openruntime_jupyter.models import Failure, Task, TaskRequest, TaskState, timestamp
-from openruntime_jupyter.runtime import endings
-from openruntime_jupyter.runtime.intake import Intake
-from openruntime_jupyter.runtime.recorder import Recorder
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.submission import Caller
+from openruntime_jupyter.runtime.tasks import failures
+from openruntime_jupyter.runtime.tasks.registry import Recorder
+from openruntime_jupyter.runtime.tasks.submission import Intake
+from openruntime_jupyter.runtime.tasks.validation import Caller
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Inheritance:
 
     async def cancel(self, task_id: str) -> bool:
         """Cancel it; False if it is none of these. Raises what `History.commit` raises, and it waits then as before."""
-        return await self._end(task_id, TaskState.CANCELLED, endings.cancelled(Stage.QUEUE), cancel_stage=Stage.QUEUE.value)
+        return await self._end(task_id, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE), cancel_stage=Stage.QUEUE.value)
 
     async def reprioritise(self, task_id: str, priority: int) -> bool:
         """Give it another priority; False if it is none of these. Raises what `History.commit` raises."""
@@ -68,7 +68,7 @@ class Inheritance:
                 self._intake.inherit(task, _request(task), checked, lane)
                 del self._left[task_id]
         except (InvalidRequest, Unavailable, ValueError) as problem:  # another release may have written it
-            await self._end(task_id, TaskState.FAILED, endings.not_resumed(str(problem)))
+            await self._end(task_id, TaskState.FAILED, failures.not_resumed(str(problem)))
         return True
 
     async def _lanes(self, interpreter: str | None) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedDict
 
 from openruntime_jupyter.engines.base import DeviceReport, Runs
-from openruntime_jupyter.runtime.entry import Entry, QueueKey
+from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 RECENT = 50
 """Tasks whose durations the estimates rest on."""

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from openruntime_jupyter.engines.base import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
 from openruntime_jupyter.runtime.assembly import assembled
-from openruntime_jupyter.runtime.finish import Finish
 from openruntime_jupyter.runtime.output import OutputBuffer
-from openruntime_jupyter.runtime.sessions import SessionEntry
-from openruntime_jupyter.runtime.states import follow
+from openruntime_jupyter.runtime.tasks.completion import Finish
+from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
+from openruntime_jupyter.runtime.tasks.states import follow
 from openruntime_jupyter.runtime.tokens import TokenLog
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.lane import Lane
+    from openruntime_jupyter.runtime.queue.lane import Lane
 
 
 _NO_METRICS = PerformanceMetrics()

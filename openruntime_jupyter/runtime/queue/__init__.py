@@ -1,0 +1,1 @@
+"""Device lanes, their order, and what may start."""

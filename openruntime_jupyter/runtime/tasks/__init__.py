@@ -1,0 +1,1 @@
+"""Tasks of this runtime: submission, state, results and recovery."""
