@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Events
-from openruntime_jupyter.runtime.events import EventBus, Subscription
+from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
 
 ABSENT_POLL = 0.5
 """Seconds between looks for a runtime where it was stopped."""

@@ -13,8 +13,8 @@ from openruntime_jupyter.operations.base import invalid
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
+    from openruntime_jupyter.runtime.events.tokens import TokenPiece
     from openruntime_jupyter.runtime.runtime import Caller
-    from openruntime_jupyter.runtime.tokens import TokenPiece
 
 Answer = TypeVar("Answer")
 Question = Callable[["AiService"], Coroutine[Any, Any, Any]]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.private import FILE_MODE, private_folder
+from openruntime_jupyter.runtime.permissions import FILE_MODE, private_folder
 
 SHARED_FILE_MODE = 0o666
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

@@ -37,12 +37,12 @@ from openruntime_jupyter.models import (
     timestamp,
 )
 from openruntime_jupyter.operations.registry import left_out, operations
-from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.runtime.events import EventBus
-from openruntime_jupyter.runtime.foundations import local_engine, make_folders, remote_lane, unload
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events.tokens import TokenPiece
+from openruntime_jupyter.runtime.factory import local_engine, make_folders, remote_lane, unload
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.instruments import Instruments
-from openruntime_jupyter.runtime.machine import Machine, Memory
+from openruntime_jupyter.runtime.metrics.service import Instruments
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.device_discovery import Lanes
 from openruntime_jupyter.runtime.queue.device_lock import Turns
@@ -50,6 +50,7 @@ from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.queue.worker_stats import Workforce
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.runtime.system_probe import Machine, Memory
 from openruntime_jupyter.runtime.tasks import failures, views
 from openruntime_jupyter.runtime.tasks.batch import BatchIntake, BatchResults
 from openruntime_jupyter.runtime.tasks.entry import Entry
@@ -59,7 +60,6 @@ from openruntime_jupyter.runtime.tasks.registry import Recorder
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Intake
 from openruntime_jupyter.runtime.tasks.validation import Caller
-from openruntime_jupyter.runtime.tokens import TokenPiece
 
 __all__ = ["Caller", "Runtime"]
 

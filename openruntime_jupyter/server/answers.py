@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from openruntime_jupyter.models import Device, OperationInfo, Session, Task, Timestamp, Wire, Worker
-from openruntime_jupyter.runtime.slowly import MOST_IN_BATCH
+from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
 from openruntime_jupyter.server.requests import LONGEST_WAIT
 
 

@@ -25,7 +25,7 @@ from openruntime_jupyter.server.identity import owner_of
 from openruntime_jupyter.server.uploads import Upload
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.arrays import ArrayStore
+    from openruntime_jupyter.runtime.arrays.store import ArrayStore
 
 SAFETENSORS = "application/vnd.safetensors"
 BINARY = (SAFETENSORS, "application/octet-stream")

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from tornado import web
 
 from openruntime_jupyter.models import Ended, Task
-from openruntime_jupyter.runtime.slowly import slowly
+from openruntime_jupyter.runtime.cooperative import slowly
 from openruntime_jupyter.server.answers import (
     BatchAnswer,
     BatchItem,

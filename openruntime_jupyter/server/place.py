@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jupyter_server.serverapp import ServerApp
 
-from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.permissions import private_folder
 
 ANY = ("", "0.0.0.0", "*")  # noqa: S104
 HERE = ("localhost", "ip6-localhost")

@@ -19,8 +19,8 @@ from prometheus_client.utils import floatToGoString
 from openruntime_jupyter.engines.base import WorkerState
 from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
+from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.tally import BOUNDS, Histogram
 from openruntime_jupyter.runtime.tasks.views import held
 from openruntime_jupyter.server.described import VERSIONS, TextType
 

@@ -14,7 +14,7 @@ from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequ
 from openruntime_jupyter.models import ArrayInfo
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.arrays import ArrayStore
+    from openruntime_jupyter.runtime.arrays.store import ArrayStore
 
 PIECE = 1 << 20
 """Bytes that are gathered before they are written: the most that one upload holds in memory, beside a header."""

@@ -14,7 +14,7 @@ from tornado import web, websocket
 from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.models import iso
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.runtime.events import Event, Subscription
+from openruntime_jupyter.runtime.events.bus import Event, Subscription
 from openruntime_jupyter.server.base import OTHER_PAGE, Ours
 from openruntime_jupyter.server.described import Answer, described
 from openruntime_jupyter.server.requests import SinceQuery

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from openruntime_jupyter.runtime.figures import FIGURES
-from openruntime_jupyter.runtime.tiers import TIERS
+from openruntime_jupyter.runtime.metrics.definitions import FIGURES
+from openruntime_jupyter.runtime.metrics.rollup import TIERS
 from openruntime_jupyter.server.prometheus import DEVICE_GAUGES
 from tests.support import STANDALONE, Server, running_server, wait_until
 

@@ -14,7 +14,7 @@ from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.runtime import array_records, array_room
+from openruntime_jupyter.runtime.arrays import quota, rows
 from tests.runtime.test_arrays import MB, SMALL, put, result, store_in
 from tests.runtimes import live
 
@@ -24,7 +24,7 @@ class Ages:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        monkeypatch.setattr(array_records, "now", lambda: self.seconds)
+        monkeypatch.setattr(rows, "now", lambda: self.seconds)
 
 
 def test_what_nobody_uses_goes_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_slow_writer_has_time_to_say_that_it_is_done(tmp_path: Path, monkeypat
             told = await store.allocate(SMALL)
             descriptor = os.open(str(told.path), os.O_RDWR)
             assert blocks.lease(descriptor, str(told.path))
-            ages.seconds += 10 * array_room.WRITER_SECONDS
+            ages.seconds += 10 * quota.WRITER_SECONDS
             await store.sweep()
             os.close(descriptor)
             await store.sweep()

@@ -23,11 +23,12 @@ from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.base import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.runtime import array_room, spool
-from openruntime_jupyter.runtime.array_records import result_name, task_of
-from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.arrays import quota as array_room
+from openruntime_jupyter.runtime.arrays import spool
+from openruntime_jupyter.runtime.arrays.rows import result_name, task_of
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.system_probe import Machine
 from tests.runtimes import live, until
 
 MB = 1_000_000
@@ -499,8 +500,8 @@ def test_a_killed_servers_arrays_are_taken_over_and_a_killed_notebooks_removed(t
     program = """
 import asyncio, os, sys
 from pathlib import Path
-from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.arrays.array_file import Layout
 

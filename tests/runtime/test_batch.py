@@ -18,9 +18,9 @@ from openruntime_jupyter.errors import (
     UnknownOperation,
 )
 from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
-from openruntime_jupyter.runtime.slowly import MOST_IN_BATCH
 from openruntime_jupyter.runtime.storage.writer import Writer
 from tests.runtimes import ME, cell, ended, live, runtime_in, says
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.models import Metrics, MetricsHistory, epoch
-from openruntime_jupyter.runtime.chronicle import Chronicle
-from openruntime_jupyter.runtime.probes.base import GpuFigures
-from openruntime_jupyter.runtime.sampler import Sample
+from openruntime_jupyter.runtime.metrics.gpu.base import GpuFigures
+from openruntime_jupyter.runtime.metrics.recorder import Chronicle
+from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import opened, rows

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from openruntime_jupyter.runtime.events import COALESCE_SECONDS, REPLAY_EVENTS, EventBus
+from openruntime_jupyter.runtime.events.bus import COALESCE_SECONDS, REPLAY_EVENTS, EventBus
 from tests.runtimes import live
 
 
@@ -38,7 +38,7 @@ def test_who_is_in_no_hurry_is_woken_once_for_all_that_came_meanwhile(monkeypatc
             asked.append(seconds)
             await over.wait()
 
-        monkeypatch.setattr("openruntime_jupyter.runtime.events.asyncio.sleep", sleep)
+        monkeypatch.setattr("openruntime_jupyter.runtime.events.bus.asyncio.sleep", sleep)
         bus = EventBus()
         subscription, _ = bus.subscribe(gather=0.5)
         heard: list[int] = []

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openruntime_jupyter.runtime.figures import FIGURES, Kind, of_kind
+from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Kind, of_kind
+from openruntime_jupyter.runtime.metrics.rollup import TIERS, Ledger, window
 from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, prune, read, write
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
-from openruntime_jupyter.runtime.tiers import TIERS, Ledger, window
 from tests.runtime.history_support import opened, rows
 from tests.runtimes import live
 

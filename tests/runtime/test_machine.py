@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.worker.memory import Memory, cgroup_memory, own_cgroups
 
 GIB = 1 << 30

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, TaskState
-from openruntime_jupyter.runtime.figures import ENDED_AS, FIGURES
-from openruntime_jupyter.runtime.tally import BOUNDS, Histogram, Tally
-from openruntime_jupyter.runtime.tiers import Spread
+from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram, Tally
+from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS, FIGURES
+from openruntime_jupyter.runtime.metrics.rollup import Spread
 
 NOW = 1_800_000_000.0
 

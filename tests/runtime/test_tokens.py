@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from openruntime_jupyter.runtime.tokens import TokenLog, TokenPiece
+from openruntime_jupyter.runtime.events.tokens import TokenLog, TokenPiece
 from tests.runtimes import live
 
 

@@ -18,9 +18,9 @@ import pytest
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.models import ArrayInfo
-from openruntime_jupyter.runtime import array_room, warm
-from openruntime_jupyter.runtime import arrays as arrays_module
-from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.arrays import block_cache, quota
+from openruntime_jupyter.runtime.arrays import store as arrays_module
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from tests.runtime.test_arrays import put, result, store_in
 from tests.runtime.test_task_arrays import call
 from tests.runtimes import ended, live, runtime_in, says, submit, until
@@ -47,8 +47,8 @@ async def freed(store: ArrayStore) -> bool:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is made ahead unless a test wants it, and what was fetched may go at once."""
-    monkeypatch.setattr(array_room, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(warm.WarmBlocks, "expect", lambda self, folder, size, room: None)
+    monkeypatch.setattr(quota, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(block_cache.WarmBlocks, "expect", lambda self, folder, size, room: None)
 
 
 @pytest.mark.parametrize("spool_dir", ["", "disk"])
@@ -231,12 +231,12 @@ def test_free_files_go_after_a_while_and_when_memory_is_short(tmp_path: Path, mo
             await store.remove((await put(store, full(1))).id)
             await store.sweep()
             assert store.page().warm_bytes == SIZE
-            monkeypatch.setattr(warm, "IDLE_SECONDS", 0.0)
+            monkeypatch.setattr(block_cache, "IDLE_SECONDS", 0.0)
             await store.sweep()
             assert store.page().warm_bytes == 0
-            monkeypatch.setattr(warm, "IDLE_SECONDS", 600.0)
+            monkeypatch.setattr(block_cache, "IDLE_SECONDS", 600.0)
             await store.remove((await put(store, full(1))).id)
-            monkeypatch.setattr(warm, "SHORT", 2.0)
+            monkeypatch.setattr(block_cache, "SHORT", 2.0)
             await store.sweep()
             assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
 

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from openruntime_jupyter.engines.base import WorkerReport, WorkerState
 from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.runtime.machine import Memory
-from openruntime_jupyter.runtime.tally import Tally
+from openruntime_jupyter.runtime.metrics.counters import Tally
+from openruntime_jupyter.runtime.system_probe import Memory
 from openruntime_jupyter.server.described import VERSIONS, TextType
 from openruntime_jupyter.server.prometheus import exposition
 from tests.runtime.test_tally import change, entry

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from openruntime_jupyter.engines.base import Engine
 from openruntime_jupyter.errors import MemoryRefused, gigabytes
-from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.probes.base import NOTHING, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
 from openruntime_jupyter.runtime.queue.lane import Blocked, Lane
+from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.runtime.tasks.entry import Entry
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from openruntime_jupyter.engines.base import DeviceReport, Engine
 from openruntime_jupyter.errors import EngineError, NoBackend, Unavailable
-from openruntime_jupyter.runtime.probes.base import Gpu
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings

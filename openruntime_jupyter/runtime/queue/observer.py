@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from openruntime_jupyter.engines.base import StopReason
 from openruntime_jupyter.models import Progress
-from openruntime_jupyter.runtime.output import Stream
-from openruntime_jupyter.runtime.probes.meters import Meters
+from openruntime_jupyter.runtime.events.output import Stream
+from openruntime_jupyter.runtime.events.tokens import TokenPiece
+from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
 from openruntime_jupyter.runtime.tasks.entry import Entry
-from openruntime_jupyter.runtime.tokens import TokenPiece
 
 
 class News(Protocol):

@@ -13,10 +13,9 @@ from openruntime_jupyter.engines.base import Completed, Died, Figures, Job, Outc
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
 from openruntime_jupyter.models import Payload as PayloadInfo
-from openruntime_jupyter.runtime.array_records import result_name
-from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.runtime.assembly import assembled
-from openruntime_jupyter.runtime.probes.meters import Meters
+from openruntime_jupyter.runtime.arrays.rows import result_name
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.device_lock import Turns
 from openruntime_jupyter.runtime.queue.lane import Lane
@@ -26,6 +25,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
+from openruntime_jupyter.runtime.unchecked import assembled
 
 log = logging.getLogger(__name__)
 

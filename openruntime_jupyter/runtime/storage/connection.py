@@ -12,7 +12,7 @@ from typing import Literal
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.locks import LockFile, lock_patiently
-from openruntime_jupyter.runtime.private import private_file, private_folder
+from openruntime_jupyter.runtime.permissions import private_file, private_folder
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew, migrate, refuse_newer, version
 
 log = logging.getLogger(__name__)

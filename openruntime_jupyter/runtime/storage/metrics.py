@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.figures import FIGURES, Figure, Kind, names, of_kind
+from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Figure, Kind, names, of_kind
+from openruntime_jupyter.runtime.metrics.rollup import TIERS, Buckets, Window, add_to, bound
 from openruntime_jupyter.runtime.storage.writer import Job
-from openruntime_jupyter.runtime.tiers import TIERS, Buckets, Window, add_to, bound
 
 log = logging.getLogger(__name__)
 

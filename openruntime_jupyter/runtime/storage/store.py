@@ -19,9 +19,10 @@ from typing import TypeVar
 from openruntime_jupyter.errors import Stopping, StorageUnavailable
 from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
 from openruntime_jupyter.runtime import locks
-from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.metrics.rollup import Buckets, window
+from openruntime_jupyter.runtime.permissions import private_folder
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.storage import queries as queries
+from openruntime_jupyter.runtime.storage import queries
 from openruntime_jupyter.runtime.storage import retention as sweeping
 from openruntime_jupyter.runtime.storage.connection import HistoryFile
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsBehind, read
@@ -30,7 +31,6 @@ from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
 from openruntime_jupyter.runtime.storage.write_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.storage.writer import Job, Outcome, Reader, Writer, resolve, settle
-from openruntime_jupyter.runtime.tiers import Buckets, window
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.models import Task, TaskOutput
-from openruntime_jupyter.runtime.private import close_to_others
+from openruntime_jupyter.runtime.permissions import close_to_others
 from openruntime_jupyter.runtime.storage.bulk_writes import Row, tell, write_payloads, write_records
 from openruntime_jupyter.runtime.storage.rows import Record, record_of, text_of
 from openruntime_jupyter.runtime.storage.writer import Job

@@ -15,8 +15,8 @@ from pydantic_core import to_json
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
 from openruntime_jupyter.models import Ended, Task, TaskRequest
 from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.runtime.cooperative import AT_ONCE, MOST_IN_BATCH, slowly
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
-from openruntime_jupyter.runtime.slowly import AT_ONCE, MOST_IN_BATCH, slowly
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.completion import wait_for_some
 from openruntime_jupyter.runtime.tasks.entry import Entry

@@ -9,9 +9,10 @@ from weakref import WeakValueDictionary
 
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, StorageUnavailable, Unavailable
 from openruntime_jupyter.models import Task, TaskRequest, epoch
-from openruntime_jupyter.runtime.arrays import ArrayStore
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.events.output import OutputBuffer
+from openruntime_jupyter.runtime.events.tokens import TokenLog
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.output import OutputBuffer
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
@@ -21,7 +22,6 @@ from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 from openruntime_jupyter.runtime.tasks.registry import Recorder
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.validation import Caller, Checked, FindModel, check, fingerprint, no_models
-from openruntime_jupyter.runtime.tokens import TokenLog
 
 
 class Intake:

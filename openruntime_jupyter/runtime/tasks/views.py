@@ -9,11 +9,11 @@ from typing import Any
 from openruntime_jupyter.engines.base import WorkerReport
 from openruntime_jupyter.models import Device, OperationInfo
 from openruntime_jupyter.operations.base import Operation
-from openruntime_jupyter.runtime.probes.base import NOTHING, Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
-from openruntime_jupyter.runtime.sampler import Sample
 
 
 def gpus(lanes: Iterable[Lane]) -> list[Gpu]:

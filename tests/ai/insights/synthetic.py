@@ -15,10 +15,10 @@ from openruntime_jupyter.ai.insights.evidence import Evidence, Place, gather
 from openruntime_jupyter.ai.insights.report import drafts_of
 from openruntime_jupyter.ai_models_insights import MetricType
 from openruntime_jupyter.models import TIMEFRAMES, Device, Failure, FailureKind, PerformanceMetrics, Task, TaskState, Timeframe, epoch, iso
-from openruntime_jupyter.runtime.figures import ENDED_AS
+from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
+from openruntime_jupyter.runtime.metrics.rollup import Ledger
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tiers import Ledger
 from tests.runtime.history_support import make_task, moved, opened, until
 
 DAY = 86_400.0

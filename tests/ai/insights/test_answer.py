@@ -14,7 +14,7 @@ from openruntime_jupyter.ai.insights.wording import Choose, Worder
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
 from openruntime_jupyter.errors import Stopping
 from openruntime_jupyter.models import Metrics
-from openruntime_jupyter.runtime.figures import FIGURES
+from openruntime_jupyter.runtime.metrics.definitions import FIGURES
 from tests.ai.insights.synthetic import planted
 from tests.ai.insights.test_wording import nobody
 from tests.runtime.history_support import opened

@@ -9,7 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from openruntime_jupyter.runtime.probes import iokit
+from openruntime_jupyter.runtime.metrics.gpu import iokit
 
 # As `ioreg -r -d 1 -w 0 -c IOAccelerator` printed PerformanceStatistics on an M3 Pro and on an M1 Pro, published in the tests of
 # open-source monitors.

@@ -7,10 +7,10 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter.runtime.probes import iokit
-from openruntime_jupyter.runtime.probes.apple import AppleProbe
-from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures, ProbeUnavailable
-from openruntime_jupyter.runtime.probes.iokit import Registry
+from openruntime_jupyter.runtime.metrics.gpu import iokit
+from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.iokit import Registry
 from tests.runtime.probes.fake_iokit import RECORDED, TOO_LARGE, Mac
 
 GPU = Gpu("device_0", 0, "Apple M3 Pro", ("metal", "mlx", "unified_memory"))

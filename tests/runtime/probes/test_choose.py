@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures, ProbeUnavailable
-from openruntime_jupyter.runtime.probes.choose import KINDS, Probes
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.selection import KINDS, Probes
 from tests.runtime.probes.fake_nvml import Fails, FakeGpu, FakeNvml
 
 CUDA = Gpu("device_0", 0, "NVIDIA GeForce RTX 4090", ("cuda", "mlx"))

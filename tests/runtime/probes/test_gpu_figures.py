@@ -15,14 +15,14 @@ import pytest
 from openruntime_jupyter.engines.base import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.models import Device, Task
-from openruntime_jupyter.runtime import sampler as sampler_module
-from openruntime_jupyter.runtime.machine import Machine, Memory
-from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics import sampler as sampler_module
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.system_probe import Machine, Memory
 from openruntime_jupyter.runtime.tasks import views
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
 from tests.runtimes import cell, ended, live, pickled, submit, until

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from openruntime_jupyter.runtime.probes.base import NOTHING, GpuFigures
-from openruntime_jupyter.runtime.probes.meters import SETTLE_SECONDS, Meters
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.meters import SETTLE_SECONDS, Meters
 
 
 def busy(percent: float | None, gpu: str = "device_0") -> dict[str, GpuFigures]:

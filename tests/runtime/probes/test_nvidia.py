@@ -8,8 +8,8 @@ from dataclasses import replace
 import pynvml
 import pytest
 
-from openruntime_jupyter.runtime.probes.base import NOTHING, Gpu, GpuFigures, ProbeUnavailable
-from openruntime_jupyter.runtime.probes.nvidia import NvidiaProbe
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 from tests.runtime.probes.fake_nvml import CODES, GIB, NOT_SUPPORTED, Fails, FakeGpu, FakeNvml, parted
 
 RTX = "NVIDIA GeForce RTX 4090"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from openruntime_jupyter.runtime.probes.base import GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import GpuFigures
 
 SETTLE_SECONDS = 1.0
 """A driver's utilisation is of its last window, up to a second long: what is read sooner after a start is partly of what was before."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from openruntime_jupyter.arrays import blocks
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.runtime import locks
-from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.private import private_file, private_folder
+from openruntime_jupyter.runtime.permissions import private_file, private_folder
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.environment import at_start, changed_by_now
 from openruntime_jupyter.errors import ModelNotFound, StorageUnavailable, TaskConflict
-from openruntime_jupyter.runtime.arrays import ArrayStore
-from openruntime_jupyter.runtime.private import private_folder
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.permissions import private_folder
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.settings import Settings
 

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterable
 from typing import Any
 
-from openruntime_jupyter.runtime.probes.base import ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.base import ProbeUnavailable
 
 FRAMEWORK = "/System/Library/Frameworks/{0}.framework/{0}"
 MAIN_PORT = 0

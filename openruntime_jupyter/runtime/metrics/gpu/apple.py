@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
-from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures, ProbeUnavailable, percent
-from openruntime_jupyter.runtime.probes.iokit import Registry
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable, percent
+from openruntime_jupyter.runtime.metrics.gpu.iokit import Registry
 
 SERVICE = "IOAccelerator"
 STATISTICS = "PerformanceStatistics"

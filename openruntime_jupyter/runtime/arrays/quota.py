@@ -11,11 +11,11 @@ from typing import Any
 
 from openruntime_jupyter.arrays import array_file, blocks
 from openruntime_jupyter.errors import StorageUnavailable, gigabytes
-from openruntime_jupyter.runtime.array_records import QUIET_SECONDS, Record, evictable, near_and_fetched, no_room
-from openruntime_jupyter.runtime.machine import Machine
+from openruntime_jupyter.runtime.arrays.block_cache import WarmBlocks
+from openruntime_jupyter.runtime.arrays.rows import QUIET_SECONDS, Record, evictable, near_and_fetched, no_room
+from openruntime_jupyter.runtime.arrays.spool import Spool
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.spool import Spool
-from openruntime_jupyter.runtime.warm import WarmBlocks
+from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openruntime_jupyter.runtime.probes.base import Gpu
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
 
 ByUuid = Callable[[str], "Candidate | None"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from openruntime_jupyter.arrays import blocks
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.spool import MEMORY_LEFT, Place, Spool
+from openruntime_jupyter.runtime.arrays.spool import MEMORY_LEFT, Place, Spool
+from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from openruntime_jupyter.runtime.probes.apple import AppleProbe
-from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures, Probe, ProbeUnavailable
-from openruntime_jupyter.runtime.probes.nvidia import NvidiaProbe
+from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, Probe, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures, ProbeUnavailable, percent
-from openruntime_jupyter.runtime.probes.cuda_order import Candidate, Machine, match, visible
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable, percent
+from openruntime_jupyter.runtime.metrics.gpu.cuda_order import Candidate, Machine, match, visible
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.probes.base import Gpu, GpuFigures
-from openruntime_jupyter.runtime.probes.choose import Probes
-from openruntime_jupyter.runtime.probes.meters import Meters
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
+from openruntime_jupyter.runtime.metrics.gpu.selection import Probes
+from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 
 from openruntime_jupyter.engines.base import WorkerReport
 from openruntime_jupyter.models import Metrics, timestamp
-from openruntime_jupyter.runtime.chronicle import Chronicle
-from openruntime_jupyter.runtime.events import EventBus
-from openruntime_jupyter.runtime.machine import Machine
-from openruntime_jupyter.runtime.probes.base import NOTHING, Gpu, GpuFigures
-from openruntime_jupyter.runtime.probes.meters import Meters
-from openruntime_jupyter.runtime.sampler import Sample, Sampler
+from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.metrics.counters import Tally
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
+from openruntime_jupyter.runtime.metrics.recorder import Chronicle
+from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tally import Tally
+from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.runtime.tasks import views
 
 

@@ -1,0 +1,1 @@
+"""Stored arrays: files, quota and eviction."""

@@ -1,0 +1,1 @@
+"""Publication of task events, output and tokens."""

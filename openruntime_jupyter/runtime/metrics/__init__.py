@@ -1,0 +1,1 @@
+"""Metrics of machine, devices and tasks: samples, counters, rollups."""

@@ -1,0 +1,1 @@
+"""GPU metrics by the vendors' documented interfaces."""
