@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import Row, median, within
-from openruntime_jupyter.ai.insights.answer import insights
+from openruntime_jupyter.ai.insights.response import insights
 from openruntime_jupyter.ai_models_insights import InsightsRequest
 from openruntime_jupyter.models import PerformanceMetrics, Task, TaskState, iso
 from openruntime_jupyter.runtime.ids import make_id

@@ -9,15 +9,15 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.ai import conversations, figures
+from openruntime_jupyter.ai import conversations, system_data
 from openruntime_jupyter.ai.agents import Agent, Agents
-from openruntime_jupyter.ai.checking import untold_of
-from openruntime_jupyter.ai.choosing import Choice, Chooser, RemoteProfiles
-from openruntime_jupyter.ai.composing import system_message, user_message, with_turns
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
-from openruntime_jupyter.ai.insights.wording import Choose
-from openruntime_jupyter.ai.worders import worders
+from openruntime_jupyter.ai.insights.rewriting import Choose
+from openruntime_jupyter.ai.messages import system_message, user_message, with_turns
+from openruntime_jupyter.ai.model_selection import Choice, Chooser, RemoteProfiles
+from openruntime_jupyter.ai.number_check import untold_of
+from openruntime_jupyter.ai.rewriters import worders
 from openruntime_jupyter.ai.workflows import Shared, SystemAnalysis, Told, Workflow, workflow
 from openruntime_jupyter.ai_models import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
@@ -155,9 +155,9 @@ class AiService:
         told = kind.told(parameters)
         if told is not Told.NOTHING:
             timeframe = getattr(parameters, "timeframe", SystemAnalysis().timeframe)
-            parts.append(await figures.figures(self.runtime, timeframe))
+            parts.append(await system_data.figures(self.runtime, timeframe))
         if told is Told.SETTINGS:
-            parts.append(figures.settings_told(self.runtime.settings))
+            parts.append(system_data.settings_told(self.runtime.settings))
         return system_message(agent.instructions if agent is not None else None, parameters, *parts)
 
     async def _release(self, turn: asyncio.Lock, task_id: str) -> None:

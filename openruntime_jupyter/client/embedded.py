@@ -235,7 +235,7 @@ class EmbeddedBackend:
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
         """See `Backend.insights`."""
         # Here, and not on the loop: NumPy takes its time.
-        from openruntime_jupyter.ai.insights.answer import insights
+        from openruntime_jupyter.ai.insights.response import insights
 
         try:
             request = InsightsRequest(metric_type=metric_type, timeframe=timeframe, wording=wording)
@@ -336,7 +336,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiService:
-    host: Callable[[Settings, AiConfig | None], AiService] = load("openruntime_jupyter.ai.hosting").host
+    host: Callable[[Settings, AiConfig | None], AiService] = load("openruntime_jupyter.ai.factory").host
     ai = host(settings, config)
     try:
         await ai.runtime.start()

@@ -8,7 +8,8 @@ import signal
 import time
 from typing import Any, Literal
 
-from openruntime_jupyter.engines.base import (
+from openruntime_jupyter.engines.exit_report import died
+from openruntime_jupyter.engines.protocol import (
     Completed,
     Died,
     Figures,
@@ -21,7 +22,6 @@ from openruntime_jupyter.engines.base import (
     StopReason,
     StoredArray,
 )
-from openruntime_jupyter.engines.post_mortem import died
 from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
 from openruntime_jupyter.models import Failure, FailureKind
 from openruntime_jupyter.worker.codec import dumps

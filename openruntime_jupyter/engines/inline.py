@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from openruntime_jupyter.engines.base import (
+from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,

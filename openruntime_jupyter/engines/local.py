@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openruntime_jupyter.engines.attempt import Attempt
-from openruntime_jupyter.engines.base import (
+from openruntime_jupyter.engines.exit_report import died, oom_watch
+from openruntime_jupyter.engines.model_pool import Residents
+from openruntime_jupyter.engines.pool import Pool
+from openruntime_jupyter.engines.protocol import (
     DeviceReport,
     Died,
     Figures,
@@ -28,11 +31,8 @@ from openruntime_jupyter.engines.base import (
     StopReason,
     WorkerReport,
 )
-from openruntime_jupyter.engines.environment import worker_environment
-from openruntime_jupyter.engines.pool import Pool
-from openruntime_jupyter.engines.post_mortem import died, oom_watch
-from openruntime_jupyter.engines.residents import Residents
 from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
+from openruntime_jupyter.engines.worker_environment import worker_environment
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
 from openruntime_jupyter.models import Failure, FailureKind

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from openruntime_jupyter.engines.base import ExecutionEnvironment, Job
+from openruntime_jupyter.engines.protocol import ExecutionEnvironment, Job
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.errors import EngineError
 

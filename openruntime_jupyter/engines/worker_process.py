@@ -26,9 +26,9 @@ from typing import Any, Literal, Protocol
 
 import psutil
 
-from openruntime_jupyter.engines.base import ExecutionEnvironment
 from openruntime_jupyter.engines.output_pipe import OutputPipe
-from openruntime_jupyter.engines.unstarted import install_command, missing_package, not_started
+from openruntime_jupyter.engines.protocol import ExecutionEnvironment
+from openruntime_jupyter.engines.start_errors import install_command, missing_package, not_started
 from openruntime_jupyter.errors import EngineError, InterpreterError
 from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from openruntime_jupyter.engines.base import Engine, SessionUse
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.engines.protocol import Engine, SessionUse
 from openruntime_jupyter.environment import at_start, changed_by_now
 from openruntime_jupyter.errors import ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.runtime.arrays.store import ArrayStore

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.base import Engine, ModelReport, WorkerReport
 from openruntime_jupyter.engines.inline import InlineEngine, Runner
+from openruntime_jupyter.engines.protocol import Engine, ModelReport, WorkerReport
 from openruntime_jupyter.errors import (
     InvalidRequest,
     OpenRuntimeError,

@@ -122,7 +122,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self._begun = True
         # On a thread and not at the top: it takes several times as long as all else that we add to the server's start.
         await asyncio.to_thread(import_module, "openruntime_jupyter.server.routes")
-        module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.hosting")
+        module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.factory")
         ai: AiService = module.host(settings, self.ai_config())
         self.ai, self.runtime = ai, ai.runtime
         # Before the start, which may take tasks over.

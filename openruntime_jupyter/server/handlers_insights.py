@@ -42,6 +42,6 @@ class InsightsHandler(Handler):
     async def _tell(self, runtime: Runtime, request: InsightsRequest) -> Insights:
         choose = (await self.ai()).worders(await self.caller())
         # On a thread and not at the top: most servers are never asked, and NumPy takes its time.
-        answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.answer")
+        answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.response")
         found: Insights = await answer.insights(runtime, request, choose)
         return found

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from openruntime_jupyter.engines.base import WorkerState
+from openruntime_jupyter.engines.protocol import WorkerState
 from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram

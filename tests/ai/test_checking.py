@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from openruntime_jupyter.ai.checking import faithful, figures_of, untold
+from openruntime_jupyter.ai.number_check import faithful, figures_of, untold
 from tests.ai.insights.test_wording import COMPUTED, WORDED
 
 TOLD = """Recorded figures, 2026-01-01T14:31:07.250Z, up for 3m 58s:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from openruntime_jupyter.ai.choosing import Choice, Chooser
+from openruntime_jupyter.ai.model_selection import Choice, Chooser
 from openruntime_jupyter.ai_models import ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.tasks.validation import Caller

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from openruntime_jupyter.ai.composing import system_message, tokens_of, user_message, with_turns
+from openruntime_jupyter.ai.messages import system_message, tokens_of, user_message, with_turns
 from openruntime_jupyter.ai.workflows import Shared
 from openruntime_jupyter.ai_models import Message, Turn
 

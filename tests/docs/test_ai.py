@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from openruntime_jupyter.ai.agents import parse
-from openruntime_jupyter.ai.composing import UNKNOWN_CONTEXT
 from openruntime_jupyter.ai.conversations import PATIENCE
+from openruntime_jupyter.ai.messages import UNKNOWN_CONTEXT
 from openruntime_jupyter.ai.workflows import WORKFLOWS, Shared
 from openruntime_jupyter.server.traits_ai import AiTraits
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from openruntime_jupyter.ai.insights import courses, drafts, evidence, failures, report, statistics, wording
+from openruntime_jupyter.ai.insights import dataset, failures, finding, report, rewriting, statistics, trends
 from openruntime_jupyter.ai_models_insights import FindingKind, WordingChoice
 from openruntime_jupyter.models import TIMEFRAMES
 from openruntime_jupyter.runtime.storage import insights as history_insights
@@ -26,20 +26,20 @@ def test_the_bounds_on_the_page_are_those_of_the_code() -> None:
     assert f"over {statistics.BLOCKS} medians" in PAGE
     assert statistics.CHANCE == 0.001
     assert "one in a thousand" in PAGE
-    assert courses.MEMORY[0].least(None) == 8  # type: ignore[arg-type]
-    assert {course.least(None) for course in courses.LOAD[:2]} == {30}  # type: ignore[arg-type]
+    assert trends.MEMORY[0].least(None) == 8  # type: ignore[arg-type]
+    assert {course.least(None) for course in trends.LOAD[:2]} == {30}  # type: ignore[arg-type]
     assert f"more than {history_insights.MOST_TASKS:,} tasks" in PAGE
     assert f"the newest {history_insights.MOST_FAILURES:,} of each state" in PAGE
-    assert f"A model has {wording.SECONDS:g} seconds" in PAGE
+    assert f"A model has {rewriting.SECONDS:g} seconds" in PAGE
     assert "at least eight tasks" in PAGE
-    assert evidence.LEAST_COMPARED == 8
+    assert dataset.LEAST_COMPARED == 8
     assert f"up to {'five'} tasks" in (Path(__file__).resolve().parents[2] / "docs" / "api-reference.md").read_text()
-    assert (drafts.MOST_TASKS, failures.MOST_BURSTS) == (5, 3)
+    assert (finding.MOST_TASKS, failures.MOST_BURSTS) == (5, 3)
 
 
 def test_the_resolutions_on_the_page_are_those_of_the_code() -> None:
     assert "10 seconds up to one hour, 30 seconds in six hours, a minute in a day, five in a week" in PAGE
-    assert {name: TIMEFRAMES[name] / points for name, points in evidence.POINTS.items()} == {
+    assert {name: TIMEFRAMES[name] / points for name, points in dataset.POINTS.items()} == {
         "5m": 10,
         "15m": 10,
         "1h": 10,

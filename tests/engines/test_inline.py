@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.engines.base import Completed, Died, Job, Raised, Stage, Stopped, StopReason
 from openruntime_jupyter.engines.inline import InlineContext, InlineEngine
+from openruntime_jupyter.engines.protocol import Completed, Died, Job, Raised, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import NotAllowed
 from tests.engines.test_residents import Deaf
 from tests.runtimes import live

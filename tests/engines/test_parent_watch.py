@@ -17,7 +17,7 @@ from tests.support import alive, wait_until
 
 HOST = """
 import asyncio, json, os, pathlib, sys
-from openruntime_jupyter.engines.base import Job
+from openruntime_jupyter.engines.protocol import Job
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 
 class Quiet:

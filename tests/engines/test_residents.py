@@ -13,8 +13,8 @@ import cloudpickle
 import psutil
 import pytest
 
-from openruntime_jupyter.engines.base import Completed, Died, Job, ModelUse, Raised, Stopped, StopReason
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.engines.protocol import Completed, Died, Job, ModelUse, Raised, Stopped, StopReason
 from openruntime_jupyter.values import ModelSource
 from tests.runtimes import live, pickled, until
 

@@ -20,7 +20,7 @@ import pytest
 
 from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.engines.base import StoredArray
+from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime.arrays import quota as array_room

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter.engines.base import DeviceReport
 from openruntime_jupyter.engines.local import LocalEngine
+from openruntime_jupyter.engines.protocol import DeviceReport
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
 from openruntime_jupyter.models import Session, TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from openruntime_jupyter.engines.base import WorkerReport, WorkerState
+from openruntime_jupyter.engines.protocol import WorkerReport, WorkerState
 from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import Tally

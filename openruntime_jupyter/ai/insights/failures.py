@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.drafts import Draft, Finder, span
-from openruntime_jupyter.ai.insights.evidence import Evidence
+from openruntime_jupyter.ai.insights.dataset import Evidence
+from openruntime_jupyter.ai.insights.finding import Draft, Finder, span
+from openruntime_jupyter.ai.insights.formatting import listed, moment, share
 from openruntime_jupyter.ai.insights.statistics import Array, burst
-from openruntime_jupyter.ai.insights.words import listed, moment, share
 from openruntime_jupyter.models import FailureKind
 from openruntime_jupyter.runtime.storage.insights import Ran
 

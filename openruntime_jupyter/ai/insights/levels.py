@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.drafts import Draft
-from openruntime_jupyter.ai.insights.evidence import LEAST_POINTS, Evidence
+from openruntime_jupyter.ai.insights.dataset import LEAST_POINTS, Evidence
+from openruntime_jupyter.ai.insights.finding import Draft
+from openruntime_jupyter.ai.insights.formatting import amount, listed, number, percent, seconds, several, share, size
 from openruntime_jupyter.ai.insights.statistics import Array
-from openruntime_jupyter.ai.insights.words import amount, listed, number, percent, seconds, several, share, size
 from openruntime_jupyter.runtime.storage.insights import MOST_FAILURES, UNCOMPLETED
 
 WEIGHT = 99.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from openruntime_jupyter.ai.insights import levels, use
-from openruntime_jupyter.ai.insights.courses import LOAD, MEMORY, leaks, peaks, trends
-from openruntime_jupyter.ai.insights.drafts import Draft, Finder
-from openruntime_jupyter.ai.insights.evidence import Evidence
+from openruntime_jupyter.ai.insights import levels, usage
+from openruntime_jupyter.ai.insights.dataset import Evidence
 from openruntime_jupyter.ai.insights.failures import OF_MEMORY, bursts, failures
-from openruntime_jupyter.ai.insights.words import TIMEFRAME_WORDS
+from openruntime_jupyter.ai.insights.finding import Draft, Finder
+from openruntime_jupyter.ai.insights.formatting import TIMEFRAME_WORDS
+from openruntime_jupyter.ai.insights.trends import LOAD, MEMORY, leaks, peaks, trends
 from openruntime_jupyter.ai_models_insights import Basis, Finding, InsightsData, Mark, MetricType
 from openruntime_jupyter.models import MetricsHistory, Timeframe, iso, timestamp
 
@@ -18,18 +18,18 @@ MOST_FINDINGS = 8
 FINDERS: Mapping[MetricType, tuple[Finder, ...]] = {
     "performance": (
         *(levels.performance, peaks(MEMORY), peaks(LOAD), trends(MEMORY[:1]), trends(LOAD), leaks, bursts, failures()),
-        *(use.queueing, use.underused, use.slower, use.short_tasks, use.devices),
+        *(usage.queueing, usage.underused, usage.slower, usage.short_tasks, usage.devices),
     ),
-    "memory": (levels.memory, leaks, peaks(MEMORY), trends(MEMORY), failures(OF_MEMORY), use.largest),
+    "memory": (levels.memory, leaks, peaks(MEMORY), trends(MEMORY), failures(OF_MEMORY), usage.largest),
     "efficiency": (
         levels.efficiency,
-        use.idle,
-        use.queueing,
-        use.underused,
-        use.short_tasks,
-        use.wasted,
-        use.slower,
-        use.devices,
+        usage.idle,
+        usage.queueing,
+        usage.underused,
+        usage.short_tasks,
+        usage.wasted,
+        usage.slower,
+        usage.devices,
         trends(LOAD),
     ),
     "errors": (levels.errors, bursts, failures()),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from openruntime_jupyter.ai.keys import KeyNotFound
 from openruntime_jupyter.ai.profiles import Profile, Profiles
 from openruntime_jupyter.ai.providers.clients import Client, Clients, Secrets
-from openruntime_jupyter.ai.providers.faults import Edge, one_line, told
-from openruntime_jupyter.ai.providers.reading import NoAnswer, Reading
+from openruntime_jupyter.ai.providers.errors import Edge, one_line, told
+from openruntime_jupyter.ai.providers.responses import NoAnswer, Reading
 from openruntime_jupyter.errors import InvalidRequest, KeyMissing, OpenRuntimeError, ProviderBroken, ProviderRefused
 from openruntime_jupyter.operations import chat
 

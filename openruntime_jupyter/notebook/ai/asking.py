@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from IPython.core.error import UsageError
 from IPython.display import display
 
-from openruntime_jupyter.ai.checking import untold_of
-from openruntime_jupyter.ai.choosing import NOTHING
+from openruntime_jupyter.ai.model_selection import NOTHING
+from openruntime_jupyter.ai.number_check import untold_of
 from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
 from openruntime_jupyter.client.prompting import PromptHandle
 from openruntime_jupyter.client.reply import Reply

@@ -20,7 +20,7 @@ from typing import Any
 
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
-from openruntime_jupyter.engines.base import StoredArray
+from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
 from openruntime_jupyter.runtime.arrays.quota import ArrayRoom

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from openruntime_jupyter.engines.base import WorkerReport
+from openruntime_jupyter.engines.protocol import WorkerReport
 from openruntime_jupyter.models import Metrics, timestamp
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Tally

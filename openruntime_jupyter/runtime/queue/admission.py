@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openruntime_jupyter.engines.base import Engine
+from openruntime_jupyter.engines.protocol import Engine
 from openruntime_jupyter.errors import MemoryRefused, gigabytes
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
 from openruntime_jupyter.runtime.queue.lane import Blocked, Lane

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from openruntime_jupyter.engines.base import DeviceReport, Engine
+from openruntime_jupyter.engines.protocol import DeviceReport, Engine
 from openruntime_jupyter.errors import EngineError, NoBackend, Unavailable
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
 from openruntime_jupyter.runtime.queue.lane import Lane

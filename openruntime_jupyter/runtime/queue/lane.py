@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
-from openruntime_jupyter.engines.base import DeviceReport, Runs
+from openruntime_jupyter.engines.protocol import DeviceReport, Runs
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 RECENT = 50

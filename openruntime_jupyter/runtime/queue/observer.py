@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, Protocol
 
-from openruntime_jupyter.engines.base import StopReason
+from openruntime_jupyter.engines.protocol import StopReason
 from openruntime_jupyter.models import Progress
 from openruntime_jupyter.runtime.events.output import Stream
 from openruntime_jupyter.runtime.events.tokens import TokenPiece

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
-from openruntime_jupyter.engines.base import Completed, Died, Figures, Job, Outcome, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.protocol import Completed, Died, Figures, Job, Outcome, Raised, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
 from openruntime_jupyter.models import Payload as PayloadInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openruntime_jupyter.engines.base import Engine, Figures
+from openruntime_jupyter.engines.protocol import Engine, Figures
 from openruntime_jupyter.models import Worker, timestamp
 
 FORGET_AT = 200

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openruntime_jupyter.engines.base import ExecutionEnvironment, ModelUse, StopReason
+from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
 from openruntime_jupyter.runtime.events.output import OutputBuffer
 from openruntime_jupyter.runtime.events.tokens import TokenLog

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openruntime_jupyter.engines.base import Stage, Stopped, StopReason
+from openruntime_jupyter.engines.protocol import Stage, Stopped, StopReason
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import Failure, FailureKind, TaskState
 from openruntime_jupyter.runtime.tasks.entry import Entry

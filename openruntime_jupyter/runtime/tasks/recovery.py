@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from openruntime_jupyter.engines.base import Stage
+from openruntime_jupyter.engines.protocol import Stage
 from openruntime_jupyter.errors import InvalidRequest, Unavailable
 from openruntime_jupyter.models import Failure, Task, TaskRequest, TaskState, timestamp
 from openruntime_jupyter.runtime.storage.store import History

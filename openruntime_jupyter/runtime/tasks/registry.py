@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from functools import partial
 
-from openruntime_jupyter.engines.base import Completed
+from openruntime_jupyter.engines.protocol import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
 from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.runtime.events.bus import EventBus

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from openruntime_jupyter.engines.base import Engine, SessionUse
+from openruntime_jupyter.engines.protocol import Engine, SessionUse
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
 from openruntime_jupyter.models import Failure, FailureKind, Session, SessionState, iso, timestamp
 from openruntime_jupyter.operations.base import World

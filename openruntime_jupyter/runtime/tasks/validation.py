@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.engines.base import ExecutionEnvironment, ModelUse
+from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable, UnknownOperation
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.operations.arrays import references

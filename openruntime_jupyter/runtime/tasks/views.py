@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from openruntime_jupyter.engines.base import WorkerReport
+from openruntime_jupyter.engines.protocol import WorkerReport
 from openruntime_jupyter.models import Device, OperationInfo
 from openruntime_jupyter.operations.base import Operation
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures

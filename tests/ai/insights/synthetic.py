@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.ai.insights.answer import name_tasks
-from openruntime_jupyter.ai.insights.drafts import Draft
-from openruntime_jupyter.ai.insights.evidence import Evidence, Place, gather
+from openruntime_jupyter.ai.insights.dataset import Evidence, Place, gather
+from openruntime_jupyter.ai.insights.finding import Draft
 from openruntime_jupyter.ai.insights.report import drafts_of
+from openruntime_jupyter.ai.insights.response import name_tasks
 from openruntime_jupyter.ai_models_insights import MetricType
 from openruntime_jupyter.models import TIMEFRAMES, Device, Failure, FailureKind, PerformanceMetrics, Task, TaskState, Timeframe, epoch, iso
 from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai.checking import figures_of
-from openruntime_jupyter.ai.insights.answer import insights
-from openruntime_jupyter.ai.insights.wording import Choose, Worder
+from openruntime_jupyter.ai.insights.response import insights
+from openruntime_jupyter.ai.insights.rewriting import Choose, Worder
+from openruntime_jupyter.ai.number_check import figures_of
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
 from openruntime_jupyter.errors import Stopping
 from openruntime_jupyter.models import Metrics

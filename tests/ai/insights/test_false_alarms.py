@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.ai.insights.evidence import EARLIER
+from openruntime_jupyter.ai.insights.dataset import EARLIER
 from openruntime_jupyter.models import Timeframe
 from tests.ai.insights.synthetic import DAY, Story, look, ordinary
 from tests.runtimes import live

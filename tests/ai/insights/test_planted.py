@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.ai.insights.drafts import Draft
+from openruntime_jupyter.ai.insights.finding import Draft
 from openruntime_jupyter.ai.insights.report import text_of
 from openruntime_jupyter.ai_models_insights import MetricType
 from openruntime_jupyter.models import TIMEFRAMES, FailureKind, TaskState, Timeframe, timestamp

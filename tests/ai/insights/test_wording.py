@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai.insights.wording import Choose, Worder, word
+from openruntime_jupyter.ai.insights.rewriting import Choose, Worder, word
 from tests.runtimes import live
 
 COMPUTED = """Based on the last hour of performance data:

@@ -190,7 +190,7 @@ def test_figures_that_never_come_are_not_waited_for(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_answer_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openruntime_jupyter.ai.providers.reading.LONGEST_ANSWER", 10)
+    monkeypatch.setattr("openruntime_jupyter.ai.providers.responses.LONGEST_ANSWER", 10)
     with providing(says("Hello " * 3)) as server, pytest.raises(ProviderBroken, match="more than 10 characters: give max_tokens"):
         ask(server.url)
 

@@ -13,7 +13,7 @@ from openai import _exceptions
 
 from openruntime_jupyter.ai.keys import Redactor
 from openruntime_jupyter.ai.profiles import profiles_from
-from openruntime_jupyter.ai.providers.faults import OPENAI, TRANSPORT, Edge, told
+from openruntime_jupyter.ai.providers.errors import OPENAI, TRANSPORT, Edge, told
 from openruntime_jupyter.errors import ProviderError
 
 NOT_OURS = {

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.engines.base import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.engines.protocol import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.models import Device, Task
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures

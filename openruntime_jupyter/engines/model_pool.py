@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from openruntime_jupyter.engines.base import Job, ModelReport, ModelUse
+from openruntime_jupyter.engines.protocol import Job, ModelReport, ModelUse
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.values import ModelSource
 

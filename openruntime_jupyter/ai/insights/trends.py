@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.drafts import Draft, Finder, span
-from openruntime_jupyter.ai.insights.evidence import Evidence
+from openruntime_jupyter.ai.insights.dataset import Evidence
+from openruntime_jupyter.ai.insights.finding import Draft, Finder, span
+from openruntime_jupyter.ai.insights.formatting import amount, moment, percent, seconds, several, size
 from openruntime_jupyter.ai.insights.statistics import LEAST_BLOCKS, Array, Line, climb, episodes, trend
-from openruntime_jupyter.ai.insights.words import amount, moment, percent, seconds, several, size
 from openruntime_jupyter.runtime.storage.insights import Ran
 
 MOST_PEAKS = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from openruntime_jupyter.ai.choosing import Choice
-from openruntime_jupyter.ai.insights.wording import Choose, Worder
+from openruntime_jupyter.ai.insights.rewriting import Choose, Worder
+from openruntime_jupyter.ai.model_selection import Choice
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.runtime.tasks.validation import Caller
 

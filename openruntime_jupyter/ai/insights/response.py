@@ -6,10 +6,10 @@ import asyncio
 import time
 from functools import partial
 
-from openruntime_jupyter.ai.insights.drafts import Draft
-from openruntime_jupyter.ai.insights.evidence import Place, gather
+from openruntime_jupyter.ai.insights.dataset import Place, gather
+from openruntime_jupyter.ai.insights.finding import Draft
 from openruntime_jupyter.ai.insights.report import basis_of, data_of, drafts_of, text_of
-from openruntime_jupyter.ai.insights.wording import Choose, word
+from openruntime_jupyter.ai.insights.rewriting import Choose, word
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
 from openruntime_jupyter.models import timestamp
 from openruntime_jupyter.runtime.runtime import Runtime

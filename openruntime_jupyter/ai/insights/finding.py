@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openruntime_jupyter.ai.insights.evidence import Evidence
-from openruntime_jupyter.ai.insights.words import called, listed, moment, seconds, size
+from openruntime_jupyter.ai.insights.dataset import Evidence
+from openruntime_jupyter.ai.insights.formatting import called, listed, moment, seconds, size
 from openruntime_jupyter.ai_models_insights import Finding, FindingKind, Severity, TaskSeen
 from openruntime_jupyter.models import iso
 from openruntime_jupyter.runtime.storage.insights import Ran

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from openruntime_jupyter.ai.checking import faithful
+from openruntime_jupyter.ai.number_check import faithful
 from openruntime_jupyter.ai_models_insights import WordingChoice
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from openruntime_jupyter.ai.keys import Redactor
-from openruntime_jupyter.ai.providers.faults import one_line, told
+from openruntime_jupyter.ai.providers.errors import one_line, told
 
 LONGEST_ANSWER = 10_000_000
 """Characters past which a provider is taken to be out of its mind."""

@@ -6,10 +6,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.drafts import Draft
-from openruntime_jupyter.ai.insights.evidence import Evidence
+from openruntime_jupyter.ai.insights.dataset import Evidence
+from openruntime_jupyter.ai.insights.finding import Draft
+from openruntime_jupyter.ai.insights.formatting import called, listed, moment, number, percent, seconds, several, share, size
 from openruntime_jupyter.ai.insights.statistics import CHANCE, rank_sum
-from openruntime_jupyter.ai.insights.words import called, listed, moment, number, percent, seconds, several, share, size
 from openruntime_jupyter.runtime.storage.insights import Ran
 
 LEAST_IDLE = 0.5
