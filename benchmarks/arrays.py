@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from benchmarks.rows import Row, at_most, median, seconds, within
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
 from tests.support import STANDALONE, Server, running_server
 
 SIZE = 1 << 30

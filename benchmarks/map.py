@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.rows import HEAD, Missing, Row, at_least, median
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import Home, running_server
 

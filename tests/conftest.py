@@ -12,7 +12,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-from openruntime_jupyter.client import world
+from openruntime_jupyter.client import execution_environment
 from tests import loopback
 from tests.reaper import watched
 from tests.support import alive, wait_until
@@ -80,7 +80,7 @@ def on_this_machine_alone() -> Iterator[None]:
 def current_test_is_no_variable_of_tasks() -> Iterator[None]:
     """Pytest names the running test in an environment variable: spare workers would serve one test each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world, "RESERVED", (*world.RESERVED, "PYTEST_CURRENT_TEST"))
+        patch.setattr(execution_environment, "RESERVED", (*execution_environment.RESERVED, "PYTEST_CURRENT_TEST"))
         yield
 
 

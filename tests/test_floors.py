@@ -161,7 +161,7 @@ def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
         ("errors.py", "from openruntime_jupyter.models import Task", True),
         ("errors.py", "def f():\n    from openruntime_jupyter import models", True),
         ("errors.py", "if TYPE_CHECKING:\n    from openruntime_jupyter.models import Task", False),
-        ("client/http.py", "import openruntime_jupyter.server.app", True),
+        ("client/transport/http.py", "import openruntime_jupyter.server.app", True),
         ("notebook/magics.py", "from openruntime_jupyter.server import app", True),
         ("cli/__init__.py", "from openruntime_jupyter.server import app", False),
         ("runtime/runtime.py", "from openruntime_jupyter import connect", True),
@@ -170,7 +170,7 @@ def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
         ("operations/compute.py", "import mlx.core as mx", True),
         ("operations/compute.py", "def run():\n    import mlx.core as mx", False),
         ("worker/devices.py", "from mlx import core", False),
-        ("client/http.py", "def f():\n    from tornado import web", True),
+        ("client/transport/http.py", "def f():\n    from tornado import web", True),
         ("operations/python.py", "def run():\n    import IPython", False),
         ("operations/_shell.py", "import IPython", False),  # what python.py imports late
         ("operations/call.py", "def run():\n    import IPython", True),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.arrays.function_pickler import Stream
-from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, Unavailable, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayReference
 

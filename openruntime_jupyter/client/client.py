@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
-from openruntime_jupyter.client.again import again
 from openruntime_jupyter.client.arrays import Parcel
-from openruntime_jupyter.client.backend import Backend, new_key
-from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.client.lanes import refuse_deadlock
-from openruntime_jupyter.client.mapping import run_map
-from openruntime_jupyter.client.pickling import pack_call, pack_variables
-from openruntime_jupyter.client.prompting import PromptHandle, handle_of, prompt_request
-from openruntime_jupyter.client.sources import sources_of
-from openruntime_jupyter.client.world import world
+from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
+from openruntime_jupyter.client.execution_environment import world
+from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.map import run_map
+from openruntime_jupyter.client.prompt_handle import PromptHandle, handle_of, prompt_request
+from openruntime_jupyter.client.resubmit import again
+from openruntime_jupyter.client.serialization import pack_call, pack_variables
+from openruntime_jupyter.client.source_lines import sources_of
+from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import SessionEnded, TaskNotFound
 from openruntime_jupyter.models import (
     Device,
@@ -39,10 +39,10 @@ from openruntime_jupyter.models import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from openruntime_jupyter.client.aio import AsyncClient
+    from openruntime_jupyter.client.async_client import AsyncClient
     from openruntime_jupyter.client.executor import TaskExecutor
     from openruntime_jupyter.client.session import ClientSession
-    from openruntime_jupyter.client.watch import Watch
+    from openruntime_jupyter.client.transport.watch import Watch
 
 Submitted = TypeVar("Submitted", Task, TaskOutput)
 
@@ -153,7 +153,7 @@ class Client:
     @property
     def aio(self) -> AsyncClient:
         """The same for coroutines: `await client.aio.run("compute", expression="1 + 1")`."""
-        from openruntime_jupyter.client.aio import AsyncClient
+        from openruntime_jupyter.client.async_client import AsyncClient
 
         if self._aio is None:
             self._aio = AsyncClient(self)

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
-from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import embedded
-from openruntime_jupyter.client.http import HttpBackend
-from openruntime_jupyter.client.lanes import in_worker
+from openruntime_jupyter.client.deadlock_guard import in_worker
+from openruntime_jupyter.client.transport.embedded import embedded
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, TaskNotFound, WouldDeadlock
 from openruntime_jupyter.models import Origin
 from openruntime_jupyter.runtime.settings import default_data_dir

@@ -15,13 +15,13 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import Parcel
-from openruntime_jupyter.client.backend import MOST_IN_BATCH, Backend, new_key
-from openruntime_jupyter.client.completions import Completions, TaskFuture
-from openruntime_jupyter.client.forks import reset_in_child
-from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.client.lanes import refuse_deadlock
-from openruntime_jupyter.client.pickling import pack_call
-from openruntime_jupyter.client.sources import sources_of
+from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
+from openruntime_jupyter.client.futures import Completions, TaskFuture
+from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.serialization import pack_call
+from openruntime_jupyter.client.source_lines import sources_of
+from openruntime_jupyter.client.transport.forks import reset_in_child
+from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import Task
 

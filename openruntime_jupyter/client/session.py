@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, SessionNotFound
 from openruntime_jupyter.models import Session
 

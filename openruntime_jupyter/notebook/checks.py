@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend
 
 Verdict = Literal["ok", "note", "wrong"]
 

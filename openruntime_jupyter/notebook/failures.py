@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from openruntime_jupyter.client.handle import task_error
+from openruntime_jupyter.client.handles import task_error
 from openruntime_jupyter.errors import OpenRuntimeError, TaskError
 from openruntime_jupyter.models import Failure, FailureKind, Task, TaskState
 from openruntime_jupyter.notebook.display import Html, View, block, joined, tag

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.models import OutputItem, Task, TaskOutput
 from openruntime_jupyter.notebook.replay import Replay

@@ -20,13 +20,13 @@ from openruntime_jupyter.notebook.ai.last import last_failure
 from openruntime_jupyter.notebook.display import View
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.client.handle import TaskHandle
+    from openruntime_jupyter.client.handles import TaskHandle
     from openruntime_jupyter.models import Task, TaskPage
     from openruntime_jupyter.notebook.session import Session
     from openruntime_jupyter.notebook.views import TaskCard, TaskTable
 
-HANDLE = "openruntime_jupyter.client.handle.TaskHandle"
-REPLY = "openruntime_jupyter.client.reply.Reply"
+HANDLE = "openruntime_jupyter.client.handles.TaskHandle"
+REPLY = "openruntime_jupyter.client.ai_response.Reply"
 TASK = "openruntime_jupyter.models.Task"
 PAGE = "openruntime_jupyter.models.TaskPage"
 """By name, so that handles can be shown as soon as there are any, and nothing is imported before."""

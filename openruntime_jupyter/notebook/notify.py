@@ -17,9 +17,9 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from openruntime_jupyter.client.backend import Backend
-from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.client.watch import CONNECTED, Watch
+from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.transport.protocol import Backend
+from openruntime_jupyter.client.transport.watch import CONNECTED, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.display import View, block, tag

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.ai_models import ConversationInfo
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.models import Device, OperationInfo, Task, TaskState
 
 if TYPE_CHECKING:

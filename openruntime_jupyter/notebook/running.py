@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from IPython.core.error import UsageError
 
-from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.client.prompting import PromptHandle
-from openruntime_jupyter.client.reply import Reply
+from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.ai.shown import ShownReply

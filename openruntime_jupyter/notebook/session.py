@@ -13,7 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import EMBEDDED, connect
-from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
 from openruntime_jupyter.notebook.offers import Offers

@@ -38,8 +38,8 @@ WAYS = {
 
 SET_UP = """
 from openruntime_jupyter import connect
-from openruntime_jupyter.client.backend import new_key
-from openruntime_jupyter.client.world import world
+from openruntime_jupyter.client.transport.protocol import new_key
+from openruntime_jupyter.client.execution_environment import world
 client = connect()
 def run(code):
     space = {}

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import Server, running_server
 

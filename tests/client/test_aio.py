@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.client import aio
-from openruntime_jupyter.client.aio import AsyncClient
+from openruntime_jupyter.client import async_client
+from openruntime_jupyter.client.async_client import AsyncClient
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import InvalidRequest, TaskCancelled, TaskFailed
 from tests.client.test_executor import fails, nap, square
@@ -96,7 +96,7 @@ def test_a_handle_tells_of_its_task_and_changes_it(run: Callable[[Body], None]) 
 
 
 def test_events_come_in_order_and_one_who_is_far_behind_is_told(run: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aio, "MOST_UNREAD", 5)
+    monkeypatch.setattr(async_client, "MOST_UNREAD", 5)
 
     async def body(client: AsyncClient) -> None:
         watching = client.watch()

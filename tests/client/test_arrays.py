@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from openruntime_jupyter.arrays import pickling
-from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, TaskFailed, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import Server, running_server, wait_until

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.client.backend import Backend, new_key
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import (
     InvalidRequest,
     ModelNotFound,

@@ -17,7 +17,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from openruntime_jupyter import connect
 from openruntime_jupyter.client import discovery
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, WouldDeadlock
 from tests.support import STANDALONE, TOKEN, Home, Server, free_port, ready, running_server, wait_until
 

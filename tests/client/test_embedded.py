@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.errors import NotConnected, StorageUnavailable
 from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.settings import Settings

@@ -17,8 +17,8 @@ import pytest
 from dask.delayed import delayed
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.completions import TaskFuture
-from openruntime_jupyter.client.handle import TaskHandle
+from openruntime_jupyter.client.futures import TaskFuture
+from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected, TaskFailed, TaskNotFound, UnknownDevice, WorkerDied
 from tests.support import wait_until
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from openruntime_jupyter.client.http import HttpBackend, is_loopback
-from openruntime_jupyter.client.http_errors import BAD_URL, MESSAGES, TRANSLATED, from_answer, translate
+from openruntime_jupyter.client.transport.errors import BAD_URL, MESSAGES, TRANSLATED, from_answer, translate
+from openruntime_jupyter.client.transport.http import HttpBackend, is_loopback
 from openruntime_jupyter.errors import (
     BodyTooLarge,
     InvalidRequest,

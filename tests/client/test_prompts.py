@@ -9,14 +9,14 @@ from uuid import uuid4
 import pytest
 
 from openruntime_jupyter.ai.config import AiConfig
-from openruntime_jupyter.client.aio import AsyncPromptHandle
-from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.client.ai_response import CodeBlock, Reply, Usage, code_blocks
+from openruntime_jupyter.client.async_client import AsyncPromptHandle
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.client.http import HttpBackend
-from openruntime_jupyter.client.prompting import PromptHandle
-from openruntime_jupyter.client.prompts_http import events
-from openruntime_jupyter.client.reply import CodeBlock, Reply, Usage, code_blocks
+from openruntime_jupyter.client.prompt_handle import PromptHandle
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.prompts_http import events
+from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import (
     ConversationNotFound,
     InvalidRequest,

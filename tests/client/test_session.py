@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.client.aio import AsyncClient
-from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.client.async_client import AsyncClient
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, TaskCancelled, WorkerDied
 from tests.support import TOKEN, free_port, running_server, wait_until
 

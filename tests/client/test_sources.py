@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.pickling import pack_call
-from openruntime_jupyter.client.sources import MOST, sources_of
+from openruntime_jupyter.client.serialization import pack_call
+from openruntime_jupyter.client.source_lines import MOST, sources_of
 from openruntime_jupyter.errors import MapFailed, TaskFailed
 
 CELL = """

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from openruntime_jupyter.client.backend import Backend
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, TaskFailed, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import Server, running_server, wait_until

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.client.http import HttpBackend
-from openruntime_jupyter.client.watch import Watch
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.watch import Watch
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import STANDALONE, free_port, running_server, wait_until
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from openruntime_jupyter.client.ai_response import Reply, Usage
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.reply import Reply, Usage
 from openruntime_jupyter.notebook.ai import describing, queueing
 from openruntime_jupyter.notebook.ai.options import OPTIONS
 from openruntime_jupyter.notebook.commands import COMMANDS

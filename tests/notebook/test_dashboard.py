@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.notebook.dashboard import feed
 from openruntime_jupyter.notebook.dashboard.actions import ACTIONS
 from openruntime_jupyter.notebook.dashboard.widget import Dashboard

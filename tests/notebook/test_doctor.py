@@ -15,8 +15,8 @@ import pytest
 
 from openruntime_jupyter import connect
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.embedded import EmbeddedBackend
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.notebook import checks, doctor
 from openruntime_jupyter.notebook.checks import Check
 from openruntime_jupyter.notebook.doctor import examine

@@ -26,7 +26,7 @@ from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.client import arrays as client_arrays
-from openruntime_jupyter.client.http import HttpBackend
+from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.server import base

@@ -13,8 +13,8 @@ from IPython.display import display
 from openruntime_jupyter.ai.model_selection import NOTHING
 from openruntime_jupyter.ai.number_check import untold_of
 from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
-from openruntime_jupyter.client.prompting import PromptHandle
-from openruntime_jupyter.client.reply import Reply
+from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Note, Sent
 from openruntime_jupyter.notebook.ai.describing import describe

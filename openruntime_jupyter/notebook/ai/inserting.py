@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from openruntime_jupyter.client.reply import CodeBlock, Reply
+from openruntime_jupyter.client.ai_response import CodeBlock, Reply
 from openruntime_jupyter.notebook.ai.cards import Note
 
 PYTHON = ("", "python", "py", "python3", "ipython", "pycon")

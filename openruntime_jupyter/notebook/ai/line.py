@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from openruntime_jupyter.ai_models import LOCAL
-from openruntime_jupyter.client.prompting import PromptHandle
+from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.ai.inert import inert
 from openruntime_jupyter.notebook.humanize import duration, number

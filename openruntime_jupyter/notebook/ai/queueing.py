@@ -10,9 +10,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from typing import Any
 
+from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.completions import Completions, TaskFuture
-from openruntime_jupyter.client.reply import Reply
+from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.errors import OpenRuntimeError, QueueFull, RateLimited
 from openruntime_jupyter.notebook.display import Html, View, block, joined, tag
 from openruntime_jupyter.notebook.follow import Interrupts

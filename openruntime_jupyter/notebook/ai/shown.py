@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from openruntime_jupyter.client.reply import Reply
+from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.notebook.session import Session
 
 

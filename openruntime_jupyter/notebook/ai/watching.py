@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.client.prompting import PromptHandle
+from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.models import OutputItem, Task
 from openruntime_jupyter.notebook.ai.line import AnswerLine
 from openruntime_jupyter.notebook.follow import Interrupts, Left, attend

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from openruntime_jupyter.client.again import again
-from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.client.resubmit import again
+from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.notebook.dashboard.feed import row
 
 Action = Callable[[Backend, dict[str, Any]], Any]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from openruntime_jupyter.client.backend import Backend
-from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Watch
+from openruntime_jupyter.client.transport.protocol import Backend
+from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
 from openruntime_jupyter.models import MetricsHistory, Task, TaskState, Timeframe, epoch
 

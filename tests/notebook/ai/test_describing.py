@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openruntime_jupyter.client.reply import Reply, Usage
+from openruntime_jupyter.client.ai_response import Reply, Usage
 from openruntime_jupyter.notebook.ai.describing import COLUMNS, LONGEST, describe
 from openruntime_jupyter.notebook.ai.filling import LONGEST as LONGEST_FILLED
 from openruntime_jupyter.notebook.ai.filling import fill

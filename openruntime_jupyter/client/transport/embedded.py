@@ -22,11 +22,11 @@ from pydantic import ValidationError
 
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
 from openruntime_jupyter.arrays.array_file import check_bounds
-from openruntime_jupyter.client.backend import LONGEST_WAIT
-from openruntime_jupyter.client.bus import BusEvents, Listening
-from openruntime_jupyter.client.forks import reset_in_child
-from openruntime_jupyter.client.prompts_embedded import EmbeddedPrompts
-from openruntime_jupyter.client.watch import Tell, Watch
+from openruntime_jupyter.client.transport.events import BusEvents, Listening
+from openruntime_jupyter.client.transport.forks import reset_in_child
+from openruntime_jupyter.client.transport.prompts_embedded import EmbeddedPrompts
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
+from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.models import (

@@ -18,7 +18,7 @@ from openruntime_jupyter.ai_models import (
     WorkflowInfo,
     WorkflowList,
 )
-from openruntime_jupyter.client.backend import LONGEST_WAIT
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 
 
 class HttpPrompts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from openruntime_jupyter.client.backend import Backend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.current_task import current
 from openruntime_jupyter.errors import WouldDeadlock
 from openruntime_jupyter.models import Device

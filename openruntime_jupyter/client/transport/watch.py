@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.client.forks import reset_in_child
+from openruntime_jupyter.client.transport.forks import reset_in_child
 
 if TYPE_CHECKING:
     from typing_extensions import Self

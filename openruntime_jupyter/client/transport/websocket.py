@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Events
+from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events
 from openruntime_jupyter.imports import load
 
 if TYPE_CHECKING:

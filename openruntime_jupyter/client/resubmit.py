@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openruntime_jupyter.client.backend import Backend, new_key
+from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.models import Origin, Task
 

@@ -10,11 +10,11 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import Parcel
-from openruntime_jupyter.client.backend import LONGEST_WAIT, Backend, new_key
-from openruntime_jupyter.client.handle import TaskHandle
-from openruntime_jupyter.client.lanes import lane_of
-from openruntime_jupyter.client.pickling import pack_call
-from openruntime_jupyter.client.sources import sources_of
+from openruntime_jupyter.client.deadlock_guard import lane_of
+from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.serialization import pack_call
+from openruntime_jupyter.client.source_lines import sources_of
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.models import Task
 from openruntime_jupyter.worker.chunk import apply

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import ValidationError
 
 from openruntime_jupyter.ai_models import AgentList, AiRequest, AiTask, Conversation, ConversationInfo, ModelList, WorkflowInfo
-from openruntime_jupyter.client.backend import LONGEST_WAIT
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.operations.base import invalid
 
 if TYPE_CHECKING:

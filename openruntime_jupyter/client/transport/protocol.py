@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
-from openruntime_jupyter.client.prompts import Prompts
-from openruntime_jupyter.client.watch import Tell, Watch
+from openruntime_jupyter.client.transport.prompts import Prompts
+from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import (
     ArrayInfo,

@@ -19,12 +19,12 @@ from pydantic_core import from_json
 
 from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
-from openruntime_jupyter.client.backend import LONGEST_WAIT
-from openruntime_jupyter.client.forks import reset_in_child
-from openruntime_jupyter.client.http_errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
-from openruntime_jupyter.client.prompts_http import HttpPrompts
-from openruntime_jupyter.client.watch import Tell, Watch
-from openruntime_jupyter.client.websocket import SocketEvents
+from openruntime_jupyter.client.transport.errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
+from openruntime_jupyter.client.transport.forks import reset_in_child
+from openruntime_jupyter.client.transport.prompts_http import HttpPrompts
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
+from openruntime_jupyter.client.transport.watch import Tell, Watch
+from openruntime_jupyter.client.transport.websocket import SocketEvents
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.models import (
     ArrayInfo,

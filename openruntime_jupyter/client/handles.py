@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.client.arrays import receive
-from openruntime_jupyter.client.backend import LONGEST_WAIT, Backend
-from openruntime_jupyter.client.lanes import refuse_deadlock
-from openruntime_jupyter.client.pickling import unpack
+from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
+from openruntime_jupyter.client.serialization import unpack
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend
 from openruntime_jupyter.errors import (
     OpenRuntimeError,
     TaskCancelled,

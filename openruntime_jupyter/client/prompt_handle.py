@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from openruntime_jupyter.client.backend import Backend
-from openruntime_jupyter.client.handle import TaskHandle, task_error
-from openruntime_jupyter.client.reply import Reply
+from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.handles import TaskHandle, task_error
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.models import Task, TaskState
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from openruntime_jupyter.client.watch import CONNECTED, DISCONNECTED, Events
+from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events
 from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
 
 ABSENT_POLL = 0.5

@@ -1,0 +1,1 @@
+"""Connections to a runtime: over HTTP, or within this process."""
