@@ -41,7 +41,7 @@ OpenRuntimeError
 ├── PullFailed                a model could not be fetched
 └── NotConnected              no runtime answers where one was looked for
 
-This file knows no HTTP: `server/errors.py` holds the one table from these to status codes.
+This file knows no HTTP: `server/http/errors.py` holds the one table from these to status codes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from openruntime_jupyter.server.openapi import document
+from openruntime_jupyter.server.openapi.document import document
 from openruntime_jupyter.server.routes import ROUTES
 
 Schema = dict[str, Any]

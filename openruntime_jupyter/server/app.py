@@ -21,13 +21,13 @@ from traitlets import default
 from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import Stopping, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.server.emitter import TaskEvents
-from openruntime_jupyter.server.identity import NotebookIdentity
-from openruntime_jupyter.server.late_routes import LateRoutes
-from openruntime_jupyter.server.limits import LimitsTraits
-from openruntime_jupyter.server.place import Announcement, local_url
-from openruntime_jupyter.server.traits import SettingsTraits
-from openruntime_jupyter.server.traits_ai import AiTraits
+from openruntime_jupyter.server.announcement import Announcement, local_url
+from openruntime_jupyter.server.auth.identity import NotebookIdentity
+from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
+from openruntime_jupyter.server.config.ai_traits import AiTraits
+from openruntime_jupyter.server.config.traits import SettingsTraits
+from openruntime_jupyter.server.jupyter_events import TaskEvents
+from openruntime_jupyter.server.lazy_router import LateRoutes
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService

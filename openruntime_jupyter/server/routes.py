@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from tornado import web
 
-from openruntime_jupyter.server.handlers_about import DocsHandler, OpenApiHandler
-from openruntime_jupyter.server.handlers_ai import AgentsHandler, AiTasksHandler, TokensHandler, WorkflowsHandler
-from openruntime_jupyter.server.handlers_arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
-from openruntime_jupyter.server.handlers_batch import BatchHandler, ResultsHandler
-from openruntime_jupyter.server.handlers_conversations import ConversationHandler, ConversationsHandler
-from openruntime_jupyter.server.handlers_insights import InsightsHandler
-from openruntime_jupyter.server.handlers_metrics import MetricsHandler, MetricsHistoryHandler
-from openruntime_jupyter.server.handlers_models import ModelHandler, ModelsHandler
-from openruntime_jupyter.server.handlers_results import OutputHandler, PayloadHandler
-from openruntime_jupyter.server.handlers_sessions import SessionHandler, SessionRestartHandler, SessionsHandler
-from openruntime_jupyter.server.handlers_system import (
+from openruntime_jupyter.server.handlers.ai import AgentsHandler, AiTasksHandler, TokensHandler, WorkflowsHandler
+from openruntime_jupyter.server.handlers.arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
+from openruntime_jupyter.server.handlers.batch import BatchHandler, ResultsHandler
+from openruntime_jupyter.server.handlers.conversations import ConversationHandler, ConversationsHandler
+from openruntime_jupyter.server.handlers.docs import DocsHandler, OpenApiHandler
+from openruntime_jupyter.server.handlers.insights import InsightsHandler
+from openruntime_jupyter.server.handlers.metrics import MetricsHandler, MetricsHistoryHandler
+from openruntime_jupyter.server.handlers.models import ModelHandler, ModelsHandler
+from openruntime_jupyter.server.handlers.results import OutputHandler, PayloadHandler
+from openruntime_jupyter.server.handlers.sessions import SessionHandler, SessionRestartHandler, SessionsHandler
+from openruntime_jupyter.server.handlers.system import (
     DevicesHandler,
     HealthHandler,
     NotFoundHandler,
@@ -22,7 +22,7 @@ from openruntime_jupyter.server.handlers_system import (
     RootHandler,
     WorkersHandler,
 )
-from openruntime_jupyter.server.handlers_tasks import EnhancedTasksHandler, FollowedTaskHandler, TaskHandler, TasksHandler
+from openruntime_jupyter.server.handlers.tasks import EnhancedTasksHandler, FollowedTaskHandler, TaskHandler, TasksHandler
 from openruntime_jupyter.server.websocket import EventsSocket
 
 TASK_ID = "([^/]+)"

@@ -15,9 +15,9 @@ from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.models import iso
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events.bus import Event, Subscription
-from openruntime_jupyter.server.base import OTHER_PAGE, Ours
-from openruntime_jupyter.server.described import Answer, described
-from openruntime_jupyter.server.requests import SinceQuery
+from openruntime_jupyter.server.http.base import OTHER_PAGE, Ours
+from openruntime_jupyter.server.http.requests import SinceQuery
+from openruntime_jupyter.server.openapi.decorator import Answer, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime

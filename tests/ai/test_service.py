@@ -18,7 +18,7 @@ from openruntime_jupyter.ai_models import AiRequest
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.validation import Caller
-from openruntime_jupyter.server.token_stream import with_pauses
+from openruntime_jupyter.server.http.sse import with_pauses
 from tests.ai.provider_server import ProviderServer, providing
 from tests.runtimes import ended, live, submit, until
 from tests.server.ai_support import KEY, profile, steered

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.server.emitter import SCHEMA
-from openruntime_jupyter.server.limits import MAX_CLIENTS, REFERENCE, LimitsTraits
-from openruntime_jupyter.server.traits import NO_TRAIT, SettingsTraits
+from openruntime_jupyter.server.auth.rate_limit import MAX_CLIENTS, REFERENCE, LimitsTraits
+from openruntime_jupyter.server.config.traits import NO_TRAIT, SettingsTraits
+from openruntime_jupyter.server.jupyter_events import SCHEMA
 from tests.support import STANDALONE, running_server
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text()

@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from openruntime_jupyter.runtime.metrics.definitions import FIGURES
 from openruntime_jupyter.runtime.metrics.rollup import TIERS
-from openruntime_jupyter.server.prometheus import DEVICE_GAUGES
+from openruntime_jupyter.server.handlers.prometheus import DEVICE_GAUGES
 from tests.support import STANDALONE, Server, running_server, wait_until
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -29,7 +29,7 @@ from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.tasks.validation import Caller
-from openruntime_jupyter.server import base
+from openruntime_jupyter.server.http import base
 from tests.server.conftest import error_of, started
 from tests.support import STANDALONE, Server, running_server, wait_until
 

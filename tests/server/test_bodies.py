@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from openruntime_jupyter.models import TaskChange, TaskRequest
-from openruntime_jupyter.server.base import suited
-from openruntime_jupyter.server.handlers_arrays import ArrayHandler
-from openruntime_jupyter.server.handlers_tasks import TasksHandler
+from openruntime_jupyter.server.handlers.arrays import ArrayHandler
+from openruntime_jupyter.server.handlers.tasks import TasksHandler
+from openruntime_jupyter.server.http.base import suited
 from openruntime_jupyter.server.websocket import EventsSocket
 from tests.server.conftest import error_of
 from tests.support import Server

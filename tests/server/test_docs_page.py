@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.server.docs_page import page
-from openruntime_jupyter.server.openapi import document
+from openruntime_jupyter.server.openapi.document import document
+from openruntime_jupyter.server.openapi.page import page
 from openruntime_jupyter.server.routes import ROUTES
 from tests.support import Server
 

@@ -12,7 +12,7 @@ import pytest
 from jupyter_events import EventLogger
 
 from openruntime_jupyter.runtime.events.bus import EventBus
-from openruntime_jupyter.server.emitter import SCHEMA, TaskEvents
+from openruntime_jupyter.server.jupyter_events import SCHEMA, TaskEvents
 from tests.support import JUPYTER, running_server
 
 CONFIG = """
@@ -101,7 +101,7 @@ def test_a_collector_that_fails_is_told_of_once_and_harms_nobody(caplog: pytest.
 
 
 def test_a_burst_past_the_bound_leaves_nothing_out_that_the_bus_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openruntime_jupyter.server.emitter.BOUND", 10)
+    monkeypatch.setattr("openruntime_jupyter.server.jupyter_events.BOUND", 10)
 
     async def story() -> list[str]:
         bus, sink = EventBus(), io.StringIO()

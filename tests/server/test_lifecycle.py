@@ -20,7 +20,7 @@ from jupyter_server.serverapp import ServerApp
 from websockets.sync.client import connect
 
 from openruntime_jupyter.server import app as app_module
-from openruntime_jupyter.server.place import Announcement, local_url
+from openruntime_jupyter.server.announcement import Announcement, local_url
 from tests.server.conftest import error_of, prepared, started
 from tests.support import JUPYTER, Server, alive, running_server, slowness, wait_until
 
@@ -263,4 +263,4 @@ def test_loading_the_extension_leaves_what_answers_and_what_runs_tasks_to_a_thre
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
     late = ("runtime.runtime", "runtime.history", "runtime.arrays", "engines.local", "server.routes", "server.handlers_tasks", "models")
     assert [name for name in (*(f"openruntime_jupyter.{name}" for name in late), "pydantic", "pydantic_core") if name in told] == []
-    assert "openruntime_jupyter.server.late_routes" in told
+    assert "openruntime_jupyter.server.lazy_router" in told

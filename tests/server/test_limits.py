@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from openruntime_jupyter.errors import RateLimited
 from openruntime_jupyter.server.app import OpenRuntimeApp
-from openruntime_jupyter.server.limits import MAX_CLIENTS, Limits, LimitsTraits, Window
+from openruntime_jupyter.server.auth.rate_limit import MAX_CLIENTS, Limits, LimitsTraits, Window
 from tests.server.conftest import error_of
 from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server, wait_until
 

@@ -14,9 +14,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from tornado import web
 
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.server.described import Answer, described, description_of
-from openruntime_jupyter.server.examples import EXAMPLES
-from openruntime_jupyter.server.openapi import ALWAYS, VERBS, document
+from openruntime_jupyter.server.openapi.decorator import Answer, described, description_of
+from openruntime_jupyter.server.openapi.document import ALWAYS, VERBS, document
+from openruntime_jupyter.server.openapi.examples import EXAMPLES
 from openruntime_jupyter.server.routes import ROUTES, routes
 from tests.fits import must_fit, path_of, pointed, validator
 from tests.support import STANDALONE, Server, running_server

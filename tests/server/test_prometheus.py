@@ -15,8 +15,8 @@ from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import Tally
 from openruntime_jupyter.runtime.system_probe import Memory
-from openruntime_jupyter.server.described import VERSIONS, TextType
-from openruntime_jupyter.server.prometheus import exposition
+from openruntime_jupyter.server.handlers.prometheus import exposition
+from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 from tests.runtime.test_tally import change, entry
 from tests.runtimes import cell, ended, live, runtime_in, submit
 from tests.support import Server

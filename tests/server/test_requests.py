@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
 from openruntime_jupyter.models import TaskChange, TaskRequest, TaskState
-from openruntime_jupyter.server.requests import (
+from openruntime_jupyter.server.http.requests import (
     DeleteQuery,
     OutputQuery,
     Preference,

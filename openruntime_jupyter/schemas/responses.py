@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from openruntime_jupyter.models import Device, OperationInfo, Session, Task, Timestamp, Wire, Worker
 from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
-from openruntime_jupyter.server.requests import LONGEST_WAIT
+from openruntime_jupyter.server.http.requests import LONGEST_WAIT
 
 
 class ServiceInfo(Wire):

@@ -10,8 +10,8 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import described
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.openapi.decorator import described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime

@@ -14,10 +14,10 @@ from tornado import web
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.server.answers import ErrorEnvelope
-from openruntime_jupyter.server.base import ENVELOPE
-from openruntime_jupyter.server.described import JSON, Answer, Description, Parameter, description_of
-from openruntime_jupyter.server.examples import EXAMPLES
+from openruntime_jupyter.schemas.responses import ErrorEnvelope
+from openruntime_jupyter.server.http.base import ENVELOPE
+from openruntime_jupyter.server.openapi.decorator import JSON, Answer, Description, Parameter, description_of
+from openruntime_jupyter.server.openapi.examples import EXAMPLES
 
 Schema = dict[str, Any]
 Route = tuple[str, type[web.RequestHandler]]
@@ -133,7 +133,7 @@ def _verbs(routes: Sequence[Route]) -> Iterator[tuple[str, str, list[str], type[
 def _described(handler: type[web.RequestHandler], verb: str) -> Description:
     said = description_of(handler, verb)
     if said is None:
-        raise ValueError(f"{handler.__name__}.{verb} has no @described: see server/described.py")
+        raise ValueError(f"{handler.__name__}.{verb} has no @described: see server/openapi/decorator.py")
     return said
 
 

@@ -22,7 +22,7 @@ from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.views import held
-from openruntime_jupyter.server.described import VERSIONS, TextType
+from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 
 
 def exposition(runtime: Runtime, media: TextType) -> tuple[bytes, str]:

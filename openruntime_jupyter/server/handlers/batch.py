@@ -11,7 +11,7 @@ from tornado import web
 
 from openruntime_jupyter.models import Ended, Task
 from openruntime_jupyter.runtime.cooperative import slowly
-from openruntime_jupyter.server.answers import (
+from openruntime_jupyter.schemas.responses import (
     BatchAnswer,
     BatchItem,
     BatchProblem,
@@ -22,10 +22,10 @@ from openruntime_jupyter.server.answers import (
     ResultsAnswer,
     ResultsRequest,
 )
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, KEY_IN_USE, described
-from openruntime_jupyter.server.errors import problem_of
-from openruntime_jupyter.server.requests import read_key
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.http.errors import problem_of
+from openruntime_jupyter.server.http.requests import read_key
+from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, KEY_IN_USE, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.errors import OpenRuntimeError

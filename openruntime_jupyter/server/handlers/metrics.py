@@ -9,10 +9,10 @@ from pydantic import Field
 from tornado import web
 
 from openruntime_jupyter.models import MetricsHistory, SystemMetrics, Timeframe
-from openruntime_jupyter.server.accept import preferred
-from openruntime_jupyter.server.base import ENVELOPE, Handler
-from openruntime_jupyter.server.described import JSON, VERSIONS, Answer, described
-from openruntime_jupyter.server.requests import Query
+from openruntime_jupyter.server.http.base import ENVELOPE, Handler
+from openruntime_jupyter.server.http.negotiation import preferred
+from openruntime_jupyter.server.http.requests import Query
+from openruntime_jupyter.server.openapi.decorator import JSON, VERSIONS, Answer, described
 
 TEXT: dict[str, Any] = {"type": "string"}
 
@@ -36,7 +36,7 @@ class MetricsHandler(Handler):
         runtime = await self.runtime()
         liked = preferred(self.request.headers.get("Accept"), (JSON, ENVELOPE, *VERSIONS))
         if liked in VERSIONS:
-            from openruntime_jupyter.server.prometheus import exposition
+            from openruntime_jupyter.server.handlers.prometheus import exposition
 
             text, content_type = exposition(runtime, liked)
             self.set_header("Vary", "Accept")

@@ -36,7 +36,7 @@ class LateRoutes(RuleRouter):
     def find_handler(self, request: HTTPServerRequest, **_: Any) -> HTTPMessageDelegate | None:
         """Who answers; None for the path that is left to Jupyter."""
         if not self.rules:
-            from openruntime_jupyter.server.base import suited
+            from openruntime_jupyter.server.http.base import suited
             from openruntime_jupyter.server.routes import routes
 
             self._suited = suited

@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.server.described import JSON
-from openruntime_jupyter.server.openapi import SCHEMAS, VERBS
+from openruntime_jupyter.server.openapi.decorator import JSON
+from openruntime_jupyter.server.openapi.document import SCHEMAS, VERBS
 
 Schema = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from openruntime_jupyter import ai_models_insights, models
-from openruntime_jupyter.server import answers
+from openruntime_jupyter.schemas import responses
 
 NOW = "2026-01-01T12:00:02.000000Z"
 TASK: dict[str, Any] = {
@@ -138,9 +138,9 @@ DETAIL = {"field": "priority", "problem": "Input should be less than or equal to
 TOLD = "priority: Input should be less than or equal to 10"
 
 EXAMPLES: dict[type[BaseModel], list[Any]] = {
-    answers.ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],
-    answers.ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": TOLD, "timestamp": NOW}],
-    answers.ResultsAnswer: [
+    responses.ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],
+    responses.ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": TOLD, "timestamp": NOW}],
+    responses.ResultsAnswer: [
         {
             "results": [
                 {"task_id": TASK["task_id"], "task": TASK},
@@ -148,7 +148,9 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             ]
         }
     ],
-    answers.BatchAnswer: [{"tasks": [{"task": TASK}, {"error": {"code": 422, "message": TOLD, "details": [DETAIL], "retry_after": None}}]}],
+    responses.BatchAnswer: [
+        {"tasks": [{"task": TASK}, {"error": {"code": 422, "message": TOLD, "details": [DETAIL], "retry_after": None}}]}
+    ],
     models.Task: [TASK],
     models.TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],
     models.TaskOutput: [

@@ -1,4 +1,4 @@
-"""What a handler's verb says of itself beside its code: `server/openapi.py` makes the description of the API from it."""
+"""What a handler's verb says of itself beside its code: `server/openapi/document.py` makes the description of the API from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from openruntime_jupyter.server.requests import Query
+from openruntime_jupyter.server.http.requests import Query
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 

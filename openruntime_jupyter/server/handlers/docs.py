@@ -10,15 +10,15 @@ from pydantic_core import to_json
 from tornado import web
 
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import JSON, Answer, described
-from openruntime_jupyter.server.identity import StandaloneIdentity
+from openruntime_jupyter.server.auth.identity import StandaloneIdentity
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.openapi.decorator import JSON, Answer, described
 
 
 @lru_cache(maxsize=2)
 def _document(url: str, without_token: bool, _operations: tuple[str, ...]) -> dict[str, Any]:
     """Made anew where operations have come or gone, which packages bring and take while a server runs."""
-    from openruntime_jupyter.server.openapi import document
+    from openruntime_jupyter.server.openapi.document import document
     from openruntime_jupyter.server.routes import ROUTES  # which names the handlers of this file
 
     return document(ROUTES, url, without_token=without_token)
@@ -51,7 +51,7 @@ class DocsHandler(AboutHandler):
     @property
     def content_security_policy(self) -> str:
         """Jupyter's, which lets an API show nothing; and the page's own style and script, by their hashes."""
-        from openruntime_jupyter.server.docs_page import POLICY
+        from openruntime_jupyter.server.openapi.page import POLICY
 
         return f"{super().content_security_policy}; {POLICY}"
 
@@ -60,7 +60,7 @@ class DocsHandler(AboutHandler):
     @authorized
     async def get(self) -> None:
         """This description, for people."""
-        from openruntime_jupyter.server.docs_page import page
+        from openruntime_jupyter.server.openapi.page import page
 
         base = f"{self.request.protocol}://{self.request.host}{self.app.url_path.rstrip('/')}"
         self.finish(page(self.document(), base), set_content_type="text/html; charset=UTF-8")

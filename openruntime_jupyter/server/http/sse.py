@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.server.base import Handler
+from openruntime_jupyter.server.http.base import Handler
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService

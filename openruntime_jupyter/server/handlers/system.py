@@ -7,9 +7,9 @@ from tornado import web
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.models import Health
-from openruntime_jupyter.server.answers import DeviceList, OperationList, ServiceInfo, WorkerList
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import described
+from openruntime_jupyter.schemas.responses import DeviceList, OperationList, ServiceInfo, WorkerList
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.openapi.decorator import described
 
 
 class RootHandler(Handler):

@@ -6,9 +6,9 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter.models import Session
-from openruntime_jupyter.server.answers import SessionList
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import described
+from openruntime_jupyter.schemas.responses import SessionList
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.openapi.decorator import described
 
 NOT_FOUND = {404: "There is no such session."}
 

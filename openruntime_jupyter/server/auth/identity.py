@@ -20,10 +20,10 @@ from jupyter_server.auth.identity import IdentityProvider, User
 from tornado import web
 from traitlets import Bool
 
-from openruntime_jupyter.server.peer import UNKNOWABLE, is_loopback, uid_of_peer
+from openruntime_jupyter.server.auth.peer_credentials import UNKNOWABLE, is_loopback, uid_of_peer
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.server.base import Ours
+    from openruntime_jupyter.server.http.base import Ours
 
 GENERATED = re.compile(r"[0-9a-f]{32}")
 """The name that Jupyter invents, for each request without a cookie anew, for who came with the shared token or password."""

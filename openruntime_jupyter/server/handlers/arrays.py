@@ -16,13 +16,13 @@ from openruntime_jupyter.arrays import array_file
 from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
 from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
-from openruntime_jupyter.server import base
-from openruntime_jupyter.server.accept import preferred
-from openruntime_jupyter.server.base import ENVELOPE, Handler
-from openruntime_jupyter.server.described import BYTES, JSON, Answer, Parameter, described
-from openruntime_jupyter.server.errors import envelope
-from openruntime_jupyter.server.identity import owner_of
-from openruntime_jupyter.server.uploads import Upload
+from openruntime_jupyter.server.auth.identity import owner_of
+from openruntime_jupyter.server.handlers.uploads import Upload
+from openruntime_jupyter.server.http import base
+from openruntime_jupyter.server.http.base import ENVELOPE, Handler
+from openruntime_jupyter.server.http.errors import envelope
+from openruntime_jupyter.server.http.negotiation import preferred
+from openruntime_jupyter.server.openapi.decorator import BYTES, JSON, Answer, Parameter, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.arrays.store import ArrayStore

@@ -9,9 +9,9 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 from openruntime_jupyter.models import Task, TaskChange, TaskOutput, TaskPage, TaskRequest
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, Answer, described
-from openruntime_jupyter.server.requests import (
+from openruntime_jupyter.server.handlers.waiting import APPLIED, LOCATION, PREFER, Submitting
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.http.requests import (
     DeleteQuery,
     PageQuery,
     Preference,
@@ -21,7 +21,7 @@ from openruntime_jupyter.server.requests import (
     read_key,
     read_preference,
 )
-from openruntime_jupyter.server.submitting import APPLIED, LOCATION, PREFER, Submitting
+from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, Answer, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime

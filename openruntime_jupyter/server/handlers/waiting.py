@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import Parameter
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.openapi.decorator import Parameter
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime

@@ -6,8 +6,8 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter.ai_models import ModelList, Unloaded
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import described
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.openapi.decorator import described
 
 
 class ModelsHandler(Handler):

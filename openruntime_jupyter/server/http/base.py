@@ -19,9 +19,9 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
-from openruntime_jupyter.server.errors import envelope, enveloped, problem_of
-from openruntime_jupyter.server.identity import LocalUser, OwnUser, owner_of
-from openruntime_jupyter.server.requests import read_json, read_query
+from openruntime_jupyter.server.auth.identity import LocalUser, OwnUser, owner_of
+from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
+from openruntime_jupyter.server.http.requests import read_json, read_query
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
@@ -184,7 +184,7 @@ class Ours(JupyterHandler):
         return read_query(model, {name: self.get_query_arguments(name) for name in model.model_fields})
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Every error is the envelope; see `server/errors.py`."""
+        """Every error is the envelope; see `server/http/errors.py`."""
         info = kwargs.get("exc_info")
         problem = problem_of(info[1] if info else None, status_code)
         self.set_status(problem.status)

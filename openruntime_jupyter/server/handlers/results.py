@@ -11,9 +11,9 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter.models import TaskOutput
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import BYTES, Answer, Parameter, described
-from openruntime_jupyter.server.requests import OutputQuery
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.http.requests import OutputQuery
+from openruntime_jupyter.server.openapi.decorator import BYTES, Answer, Parameter, described
 
 CHUNK = 1_048_576
 

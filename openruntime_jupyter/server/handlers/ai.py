@@ -10,11 +10,11 @@ from tornado import web
 
 from openruntime_jupyter.ai_models import AgentList, AiRequest, AiTask, WorkflowList
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
-from openruntime_jupyter.server.base import Handler
-from openruntime_jupyter.server.described import IDEMPOTENCY_KEY, Answer, Parameter, described
-from openruntime_jupyter.server.requests import Preference, TokensQuery, read_key, read_preference
-from openruntime_jupyter.server.submitting import APPLIED, LOCATION, PREFER, Submitting
-from openruntime_jupyter.server.token_stream import EVENT_STREAM, EVENTS, TokenStream
+from openruntime_jupyter.server.handlers.waiting import APPLIED, LOCATION, PREFER, Submitting
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.http.requests import Preference, TokensQuery, read_key, read_preference
+from openruntime_jupyter.server.http.sse import EVENT_STREAM, EVENTS, TokenStream
+from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, Answer, Parameter, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService

@@ -1,0 +1,1 @@
+"""Traits: the settings of the server extension."""

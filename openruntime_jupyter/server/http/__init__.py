@@ -1,0 +1,1 @@
+"""HTTP: requests, errors, content negotiation and event streams."""
