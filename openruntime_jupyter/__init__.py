@@ -13,9 +13,9 @@ _WHERE: dict[str, str] = {
     # name: the module that has it under the same name
     "Dashboard": "openruntime_jupyter.notebook.dashboard.widget",
     "connect": "openruntime_jupyter.client.discovery",
-    "load_ipython_extension": "openruntime_jupyter.notebook.magics",
+    "load_ipython_extension": "openruntime_jupyter.notebook.extension",
     "progress": "openruntime_jupyter.worker.context",
-    "unload_ipython_extension": "openruntime_jupyter.notebook.magics",
+    "unload_ipython_extension": "openruntime_jupyter.notebook.extension",
 }
 
 __all__ = ["__version__"]

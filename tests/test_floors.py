@@ -162,7 +162,7 @@ def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
         ("errors.py", "def f():\n    from openruntime_jupyter import models", True),
         ("errors.py", "if TYPE_CHECKING:\n    from openruntime_jupyter.models import Task", False),
         ("client/transport/http.py", "import openruntime_jupyter.server.app", True),
-        ("notebook/magics.py", "from openruntime_jupyter.server import app", True),
+        ("notebook/extension.py", "from openruntime_jupyter.server import app", True),
         ("cli/__init__.py", "from openruntime_jupyter.server import app", False),
         ("runtime/runtime.py", "from openruntime_jupyter import connect", True),
         ("worker/__main__.py", "from openruntime_jupyter import __version__", False),

@@ -14,19 +14,19 @@ from IPython.display import publish_display_data
 from openruntime_jupyter.ai_models_insights import MetricType, WordingChoice
 from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.models import Health, TaskState, Timeframe
-from openruntime_jupyter.notebook.ai import words
-from openruntime_jupyter.notebook.ai.inert import inert
-from openruntime_jupyter.notebook.ai.pulling import known_models
+from openruntime_jupyter.notebook.ai import line_words
+from openruntime_jupyter.notebook.ai.pull import known_models
+from openruntime_jupyter.notebook.ai.sanitize import inert
 from openruntime_jupyter.notebook.arguments import Arguments, literal, parse_line
+from openruntime_jupyter.notebook.completion_sources import LIVE, Offers
+from openruntime_jupyter.notebook.display.cards import InsightsCard, ModelTable
+from openruntime_jupyter.notebook.display.help import Help
+from openruntime_jupyter.notebook.display.tables import DeviceTable, OperationTable, SessionTable, Status, WorkerTable
+from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
 from openruntime_jupyter.notebook.doctor import Report, examine
-from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, SessionTable, Status, WorkerTable
-from openruntime_jupyter.notebook.knowing import InsightsCard, ModelTable
-from openruntime_jupyter.notebook.offers import LIVE, Offers
-from openruntime_jupyter.notebook.replay import Replay
-from openruntime_jupyter.notebook.running import completed, run_again, run_operation, shown, watch
+from openruntime_jupyter.notebook.run.cell import completed, run_again, run_operation, shown, watch
+from openruntime_jupyter.notebook.run.output import Replay
 from openruntime_jupyter.notebook.session import Session
-from openruntime_jupyter.notebook.views import TaskCard, TaskTable
 
 START_SECONDS = 10.0
 """How long `status` and `devices` wait for a runtime that has just been started to know its devices."""
@@ -35,8 +35,8 @@ START_SECONDS = 10.0
 def run_line(session: Session, line: str) -> Any:
     """Do what a line of `%openruntime` says; raises `UsageError` for what it does not understand."""
     first, _, rest_of_line = line.strip().partition(" ")
-    if first in words.PROMPTS:
-        return words.PROMPTS[first](session, rest_of_line)
+    if first in line_words.PROMPTS:
+        return line_words.PROMPTS[first](session, rest_of_line)
     arguments = parse_line(line)
     if arguments.help or arguments.words in ((), ("help",)):
         if arguments.pairs or arguments.options:
@@ -49,8 +49,8 @@ def run_line(session: Session, line: str) -> Any:
         return COMMANDS[word].run(session, arguments, rest)
     known = {entry.name: entry for entry in session.client.operations()}
     if word not in known:
-        near = get_close_matches(word, [*COMMANDS, *words.PROMPTS, *known], 3, 0.5)
-        advice = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join([*COMMANDS, *words.PROMPTS, *known])}."
+        near = get_close_matches(word, [*COMMANDS, *line_words.PROMPTS, *known], 3, 0.5)
+        advice = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join([*COMMANDS, *line_words.PROMPTS, *known])}."
         raise UsageError(f"{word!r} is neither a command nor an operation. {advice}")
     if rest:
         raise UsageError(f"{rest[0]!r} is not understood: parameters of {word} are written as name=value.")
@@ -271,12 +271,14 @@ COMMANDS: dict[str, Command] = {
     "again": RETRY,
     "models": Command(_models),
     "unload": Command(_unload, wants=(Want("the name of a model that is in memory", lambda offers: offers.resident()),)),
-    "agents": Command(lambda session, _: words.agents(session)),
-    "config": Command(lambda session, _: words.config(session)),
-    "pull": Command(lambda session, given: words.pull(session, given.pairs.get("model")), takes={"model": known_models()}, bare=("model",)),
-    "conversations": Command(lambda session, _: words.conversations(session)),
-    "conversation": Command(lambda session, _, name: words.conversation(session, str(literal(name))), wants=(CONVERSATION,)),
-    "forget": Command(lambda session, _, name: words.forget(session, str(literal(name))), wants=(CONVERSATION,)),
+    "agents": Command(lambda session, _: line_words.agents(session)),
+    "config": Command(lambda session, _: line_words.config(session)),
+    "pull": Command(
+        lambda session, given: line_words.pull(session, given.pairs.get("model")), takes={"model": known_models()}, bare=("model",)
+    ),
+    "conversations": Command(lambda session, _: line_words.conversations(session)),
+    "conversation": Command(lambda session, _, name: line_words.conversation(session, str(literal(name))), wants=(CONVERSATION,)),
+    "forget": Command(lambda session, _, name: line_words.forget(session, str(literal(name))), wants=(CONVERSATION,)),
     "insights": Command(
         _insights,
         takes={"metric": get_args(MetricType), "timeframe": TIMEFRAMES, "wording": get_args(WordingChoice)},

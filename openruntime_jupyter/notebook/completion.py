@@ -11,7 +11,7 @@ from IPython.core.error import UsageError
 
 from openruntime_jupyter.notebook.arguments import ALONE, FLAGS, OPTIONS, tokens
 from openruntime_jupyter.notebook.commands import COMMANDS
-from openruntime_jupyter.notebook.offers import Offers, assigned
+from openruntime_jupyter.notebook.completion_sources import Offers, assigned
 
 if TYPE_CHECKING:
     from openruntime_jupyter.notebook.session import Session

@@ -10,8 +10,8 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import NotAllowed, OpenRuntimeError, TaskError, Unavailable
 from openruntime_jupyter.notebook.checks import LET_IN, SIGNS, Check, Verdict, access, front_end, widgets_here
-from openruntime_jupyter.notebook.display import Html, View, block, table, tag, text_table
-from openruntime_jupyter.notebook.humanize import duration
+from openruntime_jupyter.notebook.display.format import duration
+from openruntime_jupyter.notebook.display.html import Html, View, block, table, tag, text_table
 
 PATIENCE = 30.0
 """Seconds that a small task may take before something is wrong: the first one waits for a worker."""

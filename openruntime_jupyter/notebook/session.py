@@ -16,7 +16,7 @@ from openruntime_jupyter.client.discovery import EMBEDDED, connect
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
-from openruntime_jupyter.notebook.offers import Offers
+from openruntime_jupyter.notebook.completion_sources import Offers
 
 
 class Session:

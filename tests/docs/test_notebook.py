@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.notebook.ai.words import PROMPTS
+from openruntime_jupyter.notebook.ai.line_words import PROMPTS
 from openruntime_jupyter.notebook.arguments import ALONE, FLAGS, OPTIONS, parse_cell
 from openruntime_jupyter.notebook.commands import COMMANDS
-from openruntime_jupyter.notebook.help import Help
+from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.operations.registry import operations
 
 ROOT = Path(__file__).resolve().parents[2]

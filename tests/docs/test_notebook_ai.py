@@ -8,7 +8,7 @@ from pathlib import Path
 
 from openruntime_jupyter.client.ai_response import Reply, Usage
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.notebook.ai import describing, queueing
+from openruntime_jupyter.notebook.ai import batch, context
 from openruntime_jupyter.notebook.ai.options import OPTIONS
 from openruntime_jupyter.notebook.commands import COMMANDS
 
@@ -20,10 +20,10 @@ def test_every_option_is_on_the_page_and_no_other() -> None:
 
 
 def test_the_bounds_are_those_that_hold() -> None:
-    assert f"first {describing.ROWS} rows" in PAGE
-    assert f"at most {describing.LONGEST:,} characters" in PAGE
-    assert f"room in it ({queueing.MOST_AHEAD})" in PAGE
-    assert f"After {queueing.HOPELESS} failures in a row" in PAGE
+    assert f"first {context.ROWS} rows" in PAGE
+    assert f"at most {context.LONGEST:,} characters" in PAGE
+    assert f"room in it ({batch.MOST_AHEAD})" in PAGE
+    assert f"After {batch.HOPELESS} failures in a row" in PAGE
 
 
 def test_what_an_answer_has_is_there() -> None:

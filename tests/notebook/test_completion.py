@@ -9,7 +9,7 @@ import pytest
 
 from openruntime_jupyter.notebook import completion
 from openruntime_jupyter.notebook.completion import Found, Typed, typed_in
-from openruntime_jupyter.notebook.offers import assigned
+from openruntime_jupyter.notebook.completion_sources import assigned
 from tests.notebook.conftest import Kernel, running_kernel
 from tests.support import Home
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.models import Task, TaskState
-from openruntime_jupyter.notebook import failures
-from openruntime_jupyter.notebook.failures import ErrorCard, frames, short
+from openruntime_jupyter.notebook.display import errors
+from openruntime_jupyter.notebook.display.errors import ErrorCard, frames, short
 from tests.notebook.conftest import Cell, Kernel
 
 DIVIDE = "def divide(n):\n    return n / 0\n\ndivide(1)"
@@ -143,7 +143,7 @@ def test_every_bad_end_has_a_card(status: TaskState, failure: dict[str, Any], sa
 
 @pytest.mark.parametrize(("colors", "shown"), [("nocolor", "ValueError: no"), ("linux", "\x1b[1mValueError\x1b[0m: no")])
 def test_a_terminal_without_colours_is_sent_no_escape(monkeypatch: pytest.MonkeyPatch, colors: str, shown: str) -> None:
-    monkeypatch.setattr(failures, "get_ipython", lambda: SimpleNamespace(colors=colors))
+    monkeypatch.setattr(errors, "get_ipython", lambda: SimpleNamespace(colors=colors))
     assert short(ValueError("no"))._render_traceback_() == [shown]  # type: ignore[attr-defined]
 
 

@@ -15,7 +15,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from openruntime_jupyter.notebook.follow import Interrupts
+from openruntime_jupyter.notebook.run.follow import Interrupts
 from tests.notebook.conftest import Cell, Kernel, running_kernel
 from tests.support import STANDALONE, TOKEN, Home, alive, running_server, wait_until
 

@@ -22,13 +22,13 @@ from openruntime_jupyter.models import (
     TaskState,
     Worker,
 )
-from openruntime_jupyter.notebook.display import View, tag
-from openruntime_jupyter.notebook.failures import ErrorCard
-from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.humanize import clock, duration, local_times, number, ordinal, unit_head, with_unit
-from openruntime_jupyter.notebook.inventory import DeviceTable, OperationTable, Status, WorkerTable
-from openruntime_jupyter.notebook.knowing import InsightsCard
-from openruntime_jupyter.notebook.views import ResultCard, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.notebook.display.cards import InsightsCard
+from openruntime_jupyter.notebook.display.errors import ErrorCard
+from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
+from openruntime_jupyter.notebook.display.help import Help
+from openruntime_jupyter.notebook.display.html import View, tag
+from openruntime_jupyter.notebook.display.tables import DeviceTable, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskLine, TaskTable
 
 NOW = "2026-01-01T00:00:00.000000Z"
 EVIL = '</pre></style><script>alert("1")</script>&amp; {x} \x1b[31m'

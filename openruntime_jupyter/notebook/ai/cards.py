@@ -7,10 +7,10 @@ from typing import Any
 
 from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList
 from openruntime_jupyter.models import Health, Task
-from openruntime_jupyter.notebook.ai.inert import inert
 from openruntime_jupyter.notebook.ai.options import OPTIONS
-from openruntime_jupyter.notebook.display import Html, View, block, pairs, table, tag, text_pairs, text_table
-from openruntime_jupyter.notebook.humanize import clock
+from openruntime_jupyter.notebook.ai.sanitize import inert
+from openruntime_jupyter.notebook.display.format import clock
+from openruntime_jupyter.notebook.display.html import Html, View, block, pairs, table, tag, text_pairs, text_table
 
 WRITE = (
     (

@@ -15,8 +15,8 @@ from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.models import TIMEFRAMES, Timeframe
 from openruntime_jupyter.notebook.dashboard.actions import ACTIONS
 from openruntime_jupyter.notebook.dashboard.feed import Shown, feed_of
-from openruntime_jupyter.notebook.inventory import Status
-from openruntime_jupyter.notebook.views import TaskTable
+from openruntime_jupyter.notebook.display.tables import Status
+from openruntime_jupyter.notebook.display.tasks import TaskTable
 
 STATIC = Path(__file__).parent / "static"
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.client.ai_response import Reply, Usage
-from openruntime_jupyter.notebook.ai.describing import COLUMNS, LONGEST, describe
-from openruntime_jupyter.notebook.ai.filling import LONGEST as LONGEST_FILLED
-from openruntime_jupyter.notebook.ai.filling import fill
-from openruntime_jupyter.notebook.ai.inserting import insertable
+from openruntime_jupyter.notebook.ai.context import COLUMNS, LONGEST, describe
+from openruntime_jupyter.notebook.ai.insert import insertable
+from openruntime_jupyter.notebook.ai.template import LONGEST as LONGEST_FILLED
+from openruntime_jupyter.notebook.ai.template import fill
 
 
 def test_a_data_frame_is_told_by_its_schema_and_its_head() -> None:

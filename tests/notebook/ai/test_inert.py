@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from openruntime_jupyter.notebook.ai.inert import JOINER, inert
+from openruntime_jupyter.notebook.ai.sanitize import JOINER, inert
 
 BAD = "<img src=x onerror=alert(1)>"
 

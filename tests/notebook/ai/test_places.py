@@ -14,8 +14,8 @@ import pytest
 
 from openruntime_jupyter.errors import PullFailed, Unavailable
 from openruntime_jupyter.local_models.pull import KNOWN
-from openruntime_jupyter.notebook.ai.asking import reachable
-from openruntime_jupyter.notebook.ai.pulling import pull_model
+from openruntime_jupyter.notebook.ai.magic import reachable
+from openruntime_jupyter.notebook.ai.pull import pull_model
 from tests.ai.provider_server import ProviderServer
 from tests.default_model import models_dir
 from tests.notebook.ai.test_ai import said, said_or

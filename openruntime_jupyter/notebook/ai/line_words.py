@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from openruntime_jupyter.notebook.ai.asking import ai_cell, ai_line
 from openruntime_jupyter.notebook.ai.cards import AgentTable, Config, ConversationCard, ConversationTable
-from openruntime_jupyter.notebook.ai.fixing import fix
-from openruntime_jupyter.notebook.ai.pulling import pull_model
-from openruntime_jupyter.notebook.running import CELLS
+from openruntime_jupyter.notebook.ai.fix import fix
+from openruntime_jupyter.notebook.ai.magic import ai_cell, ai_line
+from openruntime_jupyter.notebook.ai.pull import pull_model
+from openruntime_jupyter.notebook.run.cell import CELLS
 from openruntime_jupyter.notebook.session import Session
 
 

@@ -17,14 +17,14 @@ from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Note, Sent
-from openruntime_jupyter.notebook.ai.describing import describe
-from openruntime_jupyter.notebook.ai.filling import fill, own
-from openruntime_jupyter.notebook.ai.inserting import insert
+from openruntime_jupyter.notebook.ai.context import describe
+from openruntime_jupyter.notebook.ai.display import ShownReply
+from openruntime_jupyter.notebook.ai.insert import insert
+from openruntime_jupyter.notebook.ai.map import ask_rows
 from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai, wants_help
-from openruntime_jupyter.notebook.ai.rows import ask_rows
-from openruntime_jupyter.notebook.ai.shown import ShownReply
-from openruntime_jupyter.notebook.failures import short
-from openruntime_jupyter.notebook.running import run
+from openruntime_jupyter.notebook.ai.template import fill, own
+from openruntime_jupyter.notebook.display.errors import short
+from openruntime_jupyter.notebook.run.cell import run
 from openruntime_jupyter.notebook.session import Session
 
 Answer = TypeVar("Answer")

@@ -8,9 +8,9 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.display import display
 
-from openruntime_jupyter.notebook.ai.asking import ask
 from openruntime_jupyter.notebook.ai.cards import Note
-from openruntime_jupyter.notebook.ai.last import last_failure
+from openruntime_jupyter.notebook.ai.last_error import last_failure
+from openruntime_jupyter.notebook.ai.magic import ask
 from openruntime_jupyter.notebook.ai.options import parse_ai
 from openruntime_jupyter.notebook.session import Session
 

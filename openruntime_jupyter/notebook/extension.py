@@ -16,14 +16,14 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from openruntime_jupyter import environment  # noqa: F401 - notes the environment before the user's next statement
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.imports import load
-from openruntime_jupyter.notebook.ai.last import last_failure
-from openruntime_jupyter.notebook.display import View
+from openruntime_jupyter.notebook.ai.last_error import last_failure
+from openruntime_jupyter.notebook.display.html import View
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.handles import TaskHandle
     from openruntime_jupyter.models import Task, TaskPage
+    from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
     from openruntime_jupyter.notebook.session import Session
-    from openruntime_jupyter.notebook.views import TaskCard, TaskTable
 
 HANDLE = "openruntime_jupyter.client.handles.TaskHandle"
 REPLY = "openruntime_jupyter.client.ai_response.Reply"
@@ -60,15 +60,15 @@ class OpenRuntimeMagics(Magics):
         """MLX work in worker processes: `%openruntime` alone explains itself, `%%openruntime` runs a cell as a task."""
         session = self.session
         from openruntime_jupyter.notebook.commands import run_line
-        from openruntime_jupyter.notebook.failures import shortened
-        from openruntime_jupyter.notebook.running import start_cell
+        from openruntime_jupyter.notebook.display.errors import shortened
+        from openruntime_jupyter.notebook.run.cell import start_cell
 
         with shortened():
             return run_line(session, line) if cell is None else start_cell(session, line, cell)
 
     def complete(self, context: Any) -> Any:
         """What could stand at the cursor, for IPython; see `completion`."""
-        from openruntime_jupyter.notebook.ai import completing
+        from openruntime_jupyter.notebook.ai import completion as completing
         from openruntime_jupyter.notebook.completion import matches
 
         completing.register()
@@ -133,7 +133,7 @@ def _formatters(shell: InteractiveShell) -> Any:
 
 
 def _markdown(reply: Any) -> str:
-    from openruntime_jupyter.notebook.ai.inert import inert
+    from openruntime_jupyter.notebook.ai.sanitize import inert
 
     return inert(reply.text)
 
@@ -146,7 +146,7 @@ def _show(formatters: Any, kind: str, magics: OpenRuntimeMagics, view: Callable[
 
 
 def _card(session: Session, handle: TaskHandle) -> TaskCard:
-    from openruntime_jupyter.notebook.views import TaskCard
+    from openruntime_jupyter.notebook.display.tasks import TaskCard
 
     try:
         return TaskCard(handle.task, session.devices())
@@ -155,13 +155,13 @@ def _card(session: Session, handle: TaskHandle) -> TaskCard:
 
 
 def _record(session: Session, task: Task) -> TaskCard:
-    from openruntime_jupyter.notebook.views import TaskCard
+    from openruntime_jupyter.notebook.display.tasks import TaskCard
 
     return TaskCard(task, _devices(session))
 
 
 def _table(session: Session, page: TaskPage) -> TaskTable:
-    from openruntime_jupyter.notebook.views import TaskTable
+    from openruntime_jupyter.notebook.display.tasks import TaskTable
 
     return TaskTable(page, _devices(session))
 
@@ -174,6 +174,6 @@ def _devices(session: Session) -> Mapping[str, str]:
 
 
 def _way_to(error: OpenRuntimeError) -> list[str]:
-    from openruntime_jupyter.notebook.failures import way_to
+    from openruntime_jupyter.notebook.display.errors import way_to
 
     return way_to(error)

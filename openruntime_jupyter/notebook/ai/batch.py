@@ -14,10 +14,10 @@ from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.errors import OpenRuntimeError, QueueFull, RateLimited
-from openruntime_jupyter.notebook.display import Html, View, block, joined, tag
-from openruntime_jupyter.notebook.follow import Interrupts
-from openruntime_jupyter.notebook.humanize import duration, rough
-from openruntime_jupyter.notebook.statusline import Live
+from openruntime_jupyter.notebook.display.format import duration, rough
+from openruntime_jupyter.notebook.display.html import Html, View, block, joined, tag
+from openruntime_jupyter.notebook.run.follow import Interrupts
+from openruntime_jupyter.notebook.run.live_status import Live
 
 MOST_AHEAD = 32
 """Prompts that wait or run at once."""

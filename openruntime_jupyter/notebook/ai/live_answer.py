@@ -11,10 +11,10 @@ from typing import Any
 from openruntime_jupyter.ai_models import LOCAL
 from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.models import Task, TaskState
-from openruntime_jupyter.notebook.ai.inert import inert
-from openruntime_jupyter.notebook.humanize import duration, number
-from openruntime_jupyter.notebook.states import details, state_words
-from openruntime_jupyter.notebook.statusline import StatusLine
+from openruntime_jupyter.notebook.ai.sanitize import inert
+from openruntime_jupyter.notebook.display.format import duration, number
+from openruntime_jupyter.notebook.display.states import details, state_words
+from openruntime_jupyter.notebook.run.live_status import StatusLine
 
 UPDATE_SECONDS = 0.1
 """Between two updates of a short answer."""

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.models import OutputItem, Task, TaskOutput
-from openruntime_jupyter.notebook.replay import Replay
-from openruntime_jupyter.notebook.statusline import StatusLine
+from openruntime_jupyter.notebook.run.live_status import StatusLine
+from openruntime_jupyter.notebook.run.output import Replay
 
 if TYPE_CHECKING:
     from typing_extensions import Self

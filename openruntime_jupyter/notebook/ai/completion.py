@@ -8,7 +8,7 @@ from openruntime_jupyter.ai.workflows import WORKFLOWS
 from openruntime_jupyter.ai_models import LOCAL
 from openruntime_jupyter.notebook.ai.options import OPTIONS
 from openruntime_jupyter.notebook.completion import FIRST_WORDS, Found, Typed
-from openruntime_jupyter.notebook.offers import Offers
+from openruntime_jupyter.notebook.completion_sources import Offers
 
 VALUES: dict[str, Callable[[Offers], Iterable[str]]] = {
     "profile": lambda offers: (LOCAL, *offers.profiles()),

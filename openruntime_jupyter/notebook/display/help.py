@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openruntime_jupyter.notebook.display import View, block, prose, table, tag, text_table
+from openruntime_jupyter.notebook.display.html import View, block, prose, table, tag, text_table
 
 TITLE = "OpenRuntime: MLX work in worker processes, one queue for all notebooks"
 CELL = "%%openruntime [--in a,b] [--out c,d] [options]"

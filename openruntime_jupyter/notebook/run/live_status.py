@@ -11,8 +11,8 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from openruntime_jupyter.models import Task
-from openruntime_jupyter.notebook.display import View
-from openruntime_jupyter.notebook.views import TaskLine
+from openruntime_jupyter.notebook.display.html import View
+from openruntime_jupyter.notebook.display.tasks import TaskLine
 
 UPDATE_SECONDS = 0.2
 """Between two updates: five a second look alive and cost little."""

@@ -9,8 +9,8 @@ from typing import Any
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.models import Device, Health, OperationInfo, Worker
 from openruntime_jupyter.models import Session as WorkerSession
-from openruntime_jupyter.notebook.display import View, block, joined, places, prose, table, tag, text_table
-from openruntime_jupyter.notebook.humanize import clock, duration
+from openruntime_jupyter.notebook.display.format import clock, duration
+from openruntime_jupyter.notebook.display.html import View, block, joined, places, prose, table, tag, text_table
 
 
 class OperationTable(View, list[OperationInfo]):

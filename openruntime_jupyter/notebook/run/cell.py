@@ -13,15 +13,15 @@ from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.models import Task, TaskState
-from openruntime_jupyter.notebook.ai.shown import ShownReply
-from openruntime_jupyter.notebook.ai.watching import watch_answer
+from openruntime_jupyter.notebook.ai.display import ShownReply
+from openruntime_jupyter.notebook.ai.follow import watch_answer
 from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
-from openruntime_jupyter.notebook.failures import bad_end, short
-from openruntime_jupyter.notebook.follow import FIRST_SECONDS, Interrupts, Left, follow
-from openruntime_jupyter.notebook.help import Help
-from openruntime_jupyter.notebook.notify import LaterNotice, noticed
+from openruntime_jupyter.notebook.display.errors import bad_end, short
+from openruntime_jupyter.notebook.display.help import Help
+from openruntime_jupyter.notebook.display.tasks import ResultCard
+from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, Interrupts, Left, follow
+from openruntime_jupyter.notebook.run.notifications import LaterNotice, noticed
 from openruntime_jupyter.notebook.session import Session
-from openruntime_jupyter.notebook.views import ResultCard
 
 CELLS: dict[str, Callable[[Session, str, str], Any]] = {}
 """Cells that hold something else than code, by the first word of their line, such as `ai`: what does them gets the rest of the line."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from openruntime_jupyter.models import Progress, Task, TaskState, epoch
-from openruntime_jupyter.notebook.humanize import duration, memory, number, ordinal, rough
+from openruntime_jupyter.notebook.display.format import duration, memory, number, ordinal, rough
 
 WORDS: dict[TaskState, tuple[str, str, str]] = {
     # state: the sign before it, the word for it, the class of its colour

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.prompt_handle import PromptHandle
 from openruntime_jupyter.models import OutputItem, Task
-from openruntime_jupyter.notebook.ai.line import AnswerLine
-from openruntime_jupyter.notebook.follow import Interrupts, Left, attend
-from openruntime_jupyter.notebook.replay import Replay
+from openruntime_jupyter.notebook.ai.live_answer import AnswerLine
+from openruntime_jupyter.notebook.run.follow import Interrupts, Left, attend
+from openruntime_jupyter.notebook.run.output import Replay
 
 
 def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, Left]:

@@ -8,9 +8,9 @@ from typing import Any
 from openruntime_jupyter.errors import PullFailed
 from openruntime_jupyter.local_models.pull import KNOWN, Fetchable, Pulled, known, pull
 from openruntime_jupyter.notebook.ai.cards import Note
-from openruntime_jupyter.notebook.display import View, block, tag
+from openruntime_jupyter.notebook.display.html import View, block, tag
+from openruntime_jupyter.notebook.run.live_status import Live
 from openruntime_jupyter.notebook.session import Session
-from openruntime_jupyter.notebook.statusline import Live
 from openruntime_jupyter.runtime.settings import Settings
 
 EVERY = 0.2

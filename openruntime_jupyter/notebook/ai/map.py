@@ -14,13 +14,13 @@ from IPython.display import display
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import TaskError
+from openruntime_jupyter.notebook.ai.batch import Batch, watch_batch
 from openruntime_jupyter.notebook.ai.cards import Sent
-from openruntime_jupyter.notebook.ai.filling import NAME, fill
 from openruntime_jupyter.notebook.ai.options import AiArguments
-from openruntime_jupyter.notebook.ai.queueing import Batch, watch_batch
-from openruntime_jupyter.notebook.display import View, block, table, tag, text_table
-from openruntime_jupyter.notebook.failures import short
-from openruntime_jupyter.notebook.notify import Notice
+from openruntime_jupyter.notebook.ai.template import NAME, fill
+from openruntime_jupyter.notebook.display.errors import short
+from openruntime_jupyter.notebook.display.html import View, block, table, tag, text_table
+from openruntime_jupyter.notebook.run.notifications import Notice
 from openruntime_jupyter.notebook.session import Session
 
 ANSWER, TASK, ERROR = "answer", "task_id", "error"

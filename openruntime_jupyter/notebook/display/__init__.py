@@ -1,0 +1,1 @@
+"""HTML and text of tasks, tables, errors and help."""

@@ -1,0 +1,1 @@
+"""Run a cell as a task, and show it."""
