@@ -133,7 +133,7 @@ def misplaced(found: Import) -> bool:
         return here != "server"
     if found.of("ipywidgets", "IPython"):
         late_in_python = found.file == "operations/python.py" and found.late
-        return not (here == "notebook" or late_in_python or found.file == "operations/_shell.py")
+        return not (here == "notebook" or late_in_python or found.file == "operations/code/shell.py")
     return False
 
 
@@ -172,7 +172,7 @@ def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
         ("worker/devices.py", "from mlx import core", False),
         ("client/transport/http.py", "def f():\n    from tornado import web", True),
         ("operations/python.py", "def run():\n    import IPython", False),
-        ("operations/_shell.py", "import IPython", False),  # what python.py imports late
+        ("operations/code/shell.py", "import IPython", False),  # what python.py imports late
         ("operations/call.py", "def run():\n    import IPython", True),
     ],
 )

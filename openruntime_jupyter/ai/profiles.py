@@ -14,9 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from openruntime_jupyter.ai.keys import HOW, is_place, variable
 from openruntime_jupyter.ai_models import LOCAL, ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations._inputs import wrong
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.operations.chat import sendable
+from openruntime_jupyter.operations.inputs import wrong
 
 log = logging.getLogger(__name__)
 

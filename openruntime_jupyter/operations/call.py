@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.operations._sources import Source, show
-from openruntime_jupyter.operations._values import Packed, Pickled, check_pickled, dump, load, summary
 from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
+from openruntime_jupyter.operations.code.sources import Source, show
+from openruntime_jupyter.operations.code.values import Packed, Pickled, check_pickled, dump, load, summary
 from openruntime_jupyter.operations.python import shell
 
 if TYPE_CHECKING:

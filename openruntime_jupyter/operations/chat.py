@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 
 from openruntime_jupyter.ai_models import About, Message
 from openruntime_jupyter.errors import EngineError
-from openruntime_jupyter.operations._inputs import wrong
 from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.inputs import wrong
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext

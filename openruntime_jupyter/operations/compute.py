@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations import _calls, _expressions, _figures, _graph, _inputs
-from openruntime_jupyter.operations._expressions import Expression
-from openruntime_jupyter.operations._inputs import MAX_INTEGER, Generator, Value, wrong
-from openruntime_jupyter.operations._summaries import LOOKING, summary
+from openruntime_jupyter.operations import inputs as _inputs
+from openruntime_jupyter.operations import measurement
 from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.inputs import MAX_INTEGER, Generator, Value, wrong
+from openruntime_jupyter.operations.mlx import calls as _calls
+from openruntime_jupyter.operations.mlx import expressions
+from openruntime_jupyter.operations.mlx import graph as _graph
+from openruntime_jupyter.operations.mlx.expressions import Expression
+from openruntime_jupyter.operations.mlx.summaries import LOOKING, summary
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -40,9 +44,9 @@ class Params(Parameters):
         "sum(tanh(a @ b) + c)",
         description="Numbers, names of inputs, pi, e, inf, the operators + - * / // % ** @ and comparisons, and calls such as "
         "sum(a, axis=0), norm(a), fft(a), where(a > 0, a, b).",
-        max_length=_expressions.MAX_LENGTH,
+        max_length=expressions.MAX_LENGTH,
         validate_default=True,  # the inputs may lack what the default names
-        json_schema_extra=lambda schema: schema.update(functions=[*sorted(_expressions.FUNCTIONS)]),
+        json_schema_extra=lambda schema: schema.update(functions=[*sorted(expressions.FUNCTIONS)]),
     )
     iterations: int = Field(1, description="Timed evaluations; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
 
@@ -73,12 +77,12 @@ class Params(Parameters):
     @classmethod
     def _readable(cls, expression: str, info: ValidationInfo) -> str:
         if "inputs" in info.data:  # else they are wrong, and what could be said about the expression is not
-            _expressions.parse(expression, tuple(info.data["inputs"]))
+            expressions.parse(expression, tuple(info.data["inputs"]))
         return expression
 
     def parsed(self) -> Expression:
         """The expression as a checked tree."""
-        return _expressions.parse(self.expression, tuple(self.inputs))
+        return expressions.parse(self.expression, tuple(self.inputs))
 
     def used(self) -> dict[str, Any]:
         """The inputs that the expression names."""
@@ -106,7 +110,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
     used, parsed = params.used(), params.parsed()
     dtypes = [str(value.dtype) for value in used.values() if isinstance(value, Generator | ArrayRef)]
-    _figures.refuse_float64_on_gpu(context, [*dtypes, "float64" if "float64" in params.expression else ""])
+    measurement.refuse_float64_on_gpu(context, [*dtypes, "float64" if "float64" in params.expression else ""])
     context.require_memory(memory(params), "Making the inputs")
     inputs = {name: _made(mx, context, name, value, index) for index, (name, value) in enumerate(used.items())}
     inputs_size = sum(array.nbytes for array in _graph.arrays(list(inputs.values())))
@@ -116,7 +120,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     needed = max(inputs_size + planned.needed + LOOKING, memory(params))
     context.require_memory(needed, "This expression")
     del value
-    watch = _figures.Watch(context, params.iterations)
+    watch = measurement.Watch(context, params.iterations)
     result, times = watch.time(lambda: _Evaluation(mx, parsed, inputs).value(), params.iterations, "evaluating", params.iterations > 1)
     if params.return_arrays:
         context.give(result)
@@ -124,7 +128,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         "expression": params.expression,
         "inputs": {name: _calls.described([value], {}) for name, value in inputs.items()},
         "iterations": params.iterations,
-        "seconds_per_iteration": _figures.spread(times),
+        "seconds_per_iteration": measurement.spread(times),
         "memory_estimate": needed,
         **summary(result),
     }
@@ -172,7 +176,7 @@ class _Evaluation:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.Name):
-            return self._inputs[node.id] if node.id in self._inputs else _expressions.CONSTANTS[node.id]
+            return self._inputs[node.id] if node.id in self._inputs else expressions.CONSTANTS[node.id]
         if isinstance(node, ast.List | ast.Tuple):
             return [self._visit(element) for element in node.elts]
         key = ast.dump(node)
@@ -187,12 +191,12 @@ class _Evaluation:
             case ast.UnaryOp(operand=operand):
                 return self._operate(node, "negative", [self._visit(operand)])
             case ast.BinOp(left=left, op=op, right=right):
-                return self._operate(node, _expressions.BINARY[type(op)], [self._visit(left), self._visit(right)])
+                return self._operate(node, expressions.BINARY[type(op)], [self._visit(left), self._visit(right)])
             case ast.Compare(left=left, ops=[op], comparators=[right]):
-                return self._operate(node, _expressions.COMPARISONS[type(op)], [self._visit(left), self._visit(right)])
+                return self._operate(node, expressions.COMPARISONS[type(op)], [self._visit(left), self._visit(right)])
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
                 named = {str(keyword.arg): self._visit(keyword.value) for keyword in keywords}
-                return self._call(node, _expressions.FUNCTIONS[name], [self._visit(argument) for argument in args], named)
+                return self._call(node, expressions.FUNCTIONS[name], [self._visit(argument) for argument in args], named)
         raise AssertionError(f"the checker let {ast.dump(node)} through")
 
     def _operate(self, node: ast.expr, name: str, operands: list[Any]) -> Any:
@@ -217,7 +221,7 @@ class _Evaluation:
             raise self._failed(node, _calls.explained(name, problem, given, named)) from None
 
     def _failed(self, node: ast.expr, problem: str) -> InvalidRequest:
-        return InvalidRequest.of("expression", f"at {_expressions.place(self._expression.source, node)}: {problem}")
+        return InvalidRequest.of("expression", f"at {expressions.place(self._expression.source, node)}: {problem}")
 
 
 _NUMBERS: dict[str, Callable[..., Any]] = {
@@ -261,6 +265,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=_figures.warm,
+    warm=measurement.warm,
     shared=True,
 )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from openruntime_jupyter.ai_models import LOCAL, About, Answer, Message
-from openruntime_jupyter.operations._inputs import wrong
 from openruntime_jupyter.operations.base import ModelParameters, Operation
+from openruntime_jupyter.operations.inputs import wrong
 from openruntime_jupyter.values import Wishes
 
 if TYPE_CHECKING:

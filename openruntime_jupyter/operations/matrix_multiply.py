@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from openruntime_jupyter.operations import _figures
-from openruntime_jupyter.operations._inputs import Dtype, wrong
+from openruntime_jupyter.operations import measurement
 from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.inputs import Dtype, wrong
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -70,7 +70,7 @@ def memory(params: Params) -> int:
     item = Dtype(params.dtype).size
     multiplying = item * (m * k + k * n + m * n) + SAMPLED_SIDE * (item + 4) * (2 * k + n)
     drawing = max((4 + item) * m * k, item * m * k + (4 + item) * k * n)
-    return max(multiplying, drawing) + _figures.SMALL_CHANGE
+    return max(multiplying, drawing) + measurement.SMALL_CHANGE
 
 
 def seconds(params: Params) -> float:
@@ -82,23 +82,23 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     """Multiply, and compare a sample of the product with NumPy's in float64."""
     import mlx.core as mx
 
-    _figures.refuse_float64_on_gpu(context, [params.dtype])
+    measurement.refuse_float64_on_gpu(context, [params.dtype])
     context.require_memory(memory(params), "This product")
     m, n, k = params.sides
     dtype = Dtype(params.dtype).of(mx)
     keys = mx.random.split(mx.random.key(params.seed))
     a = _matrix(mx, (m, k), dtype, keys[0])
     b = _matrix(mx, (k, n), dtype, keys[1])
-    product, times = _figures.Watch(context, params.iterations).time(lambda: a @ b, params.iterations, f"{m} by {k} times {k} by {n}")
+    product, times = measurement.Watch(context, params.iterations).time(lambda: a @ b, params.iterations, f"{m} by {k} times {k} by {n}")
     return {
         "m": m,
         "n": n,
         "k": k,
         "dtype": params.dtype,
         "iterations": params.iterations,
-        "seconds_per_iteration": _figures.spread(times),
+        "seconds_per_iteration": measurement.spread(times),
         "flops_per_iteration": params.flops,
-        **_figures.rates(params.flops, times, "gflops"),
+        **measurement.rates(params.flops, times, "gflops"),
         "error": _error(mx, a, b, product),
     }
 
@@ -111,9 +111,9 @@ def _matrix(mx: Any, shape: tuple[int, int], dtype: Any, key: Any) -> Any:
 
 
 def _error(mx: Any, a: Any, b: Any, product: Any) -> dict[str, float | int | None]:
-    rows, columns = (mx.array(_figures.sample(side, SAMPLED_SIDE)) for side in product.shape)
-    expected = _figures.as_numpy(a[rows]) @ _figures.as_numpy(b[:, columns])
-    return _figures.difference(_figures.as_numpy(product[rows][:, columns]), expected)
+    rows, columns = (mx.array(measurement.sample(side, SAMPLED_SIDE)) for side in product.shape)
+    expected = measurement.as_numpy(a[rows]) @ measurement.as_numpy(b[:, columns])
+    return measurement.difference(measurement.as_numpy(product[rows][:, columns]), expected)
 
 
 operation = Operation(
@@ -123,6 +123,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=_figures.warm,
+    warm=measurement.warm,
     shared=True,
 )

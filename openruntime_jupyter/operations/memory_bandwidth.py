@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.operations import _figures
-from openruntime_jupyter.operations._inputs import Dtype, wrong
+from openruntime_jupyter.operations import measurement as _figures
 from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.inputs import Dtype, wrong
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations import _calls, _figures, _functions, _graph, _inputs
-from openruntime_jupyter.operations._inputs import Generator, Value, wrong
-from openruntime_jupyter.operations._summaries import LOOKING, summary
+from openruntime_jupyter.operations import inputs as _inputs
+from openruntime_jupyter.operations import measurement
 from openruntime_jupyter.operations.arrays import ArrayRef, references
 from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.inputs import Generator, Value, wrong
+from openruntime_jupyter.operations.mlx import calls as _calls
+from openruntime_jupyter.operations.mlx import functions as _functions
+from openruntime_jupyter.operations.mlx import graph
+from openruntime_jupyter.operations.mlx.summaries import LOOKING, summary
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -113,18 +117,18 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
     dtypes = [str(each.dtype) for value in params.values for each in _inputs.generators(value)]
     dtypes += [each.dtype for each in references(params.values)]
-    _figures.refuse_float64_on_gpu(context, [*dtypes, *(str(value) for value in params.values if isinstance(value, str))])
+    measurement.refuse_float64_on_gpu(context, [*dtypes, *(str(value) for value in params.values if isinstance(value, str))])
     context.require_memory(memory(params), "Making the arguments")
     call = _calls.function(mx, params.function)
     args, kwargs = params.given, params.kwargs
     try:
         args, kwargs = _built(mx, params, context)
         args, kwargs = _calls.prepared(mx, params.function, args, kwargs)
-        inputs = _graph.arrays([args, list(kwargs.values())])
-        needed = sum(array.nbytes for array in inputs) + _graph.needed(mx, call, args, kwargs) + LOOKING
+        inputs = graph.arrays([args, list(kwargs.values())])
+        needed = sum(array.nbytes for array in inputs) + graph.needed(mx, call, args, kwargs) + LOOKING
         needed = max(needed, memory(params))
         context.require_memory(needed, params.function)
-        watch = _figures.Watch(context, params.iterations)
+        watch = measurement.Watch(context, params.iterations)
         result, times = watch.time(lambda: _results(call(*args, **kwargs)), params.iterations, params.function, params.iterations > 1)
     except _calls.MLX_RAISES as problem:
         raise InvalidRequest.of("parameters", _calls.explained(params.function, problem, args, kwargs)) from None
@@ -136,7 +140,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         "function": params.function,
         "arguments": _calls.described(args, kwargs),
         "iterations": params.iterations,
-        "seconds_per_iteration": _figures.spread(times),
+        "seconds_per_iteration": measurement.spread(times),
         "memory_estimate": needed,
         "result": results[0] if len(results) == 1 else results,
     }
@@ -163,7 +167,7 @@ def _built(mx: Any, params: Params, context: TaskContext) -> tuple[list[Any], di
 
 
 def _results(value: Any) -> list[Any]:
-    results = _graph.arrays([value])
+    results = graph.arrays([value])
     if not 0 < len(results) <= MOST_RESULTS:
         raise ValueError(f"it gives {len(results)} arrays; 1 to {MOST_RESULTS} can be shown")
     return results
@@ -176,6 +180,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=_figures.warm,
+    warm=measurement.warm,
     shared=True,
 )

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.operations._values import Pickled, check_pickled, dump, identifier, load, no_room, stuck, summary
 from openruntime_jupyter.operations.arrays import ArrayRef, reference
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
+from openruntime_jupyter.operations.code.values import Pickled, check_pickled, dump, identifier, load, no_room, stuck, summary
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.operations._shell import TaskShell
+    from openruntime_jupyter.operations.code.shell import TaskShell
     from openruntime_jupyter.worker.context import TaskContext
 
 _shell: TaskShell | None = None
@@ -61,7 +61,7 @@ def shell() -> TaskShell:
     """This worker's IPython, made at the first use."""
     global _shell
     if _shell is None:
-        from openruntime_jupyter.operations._shell import TaskShell
+        from openruntime_jupyter.operations.code.shell import TaskShell
 
         _shell = TaskShell.instance()
     return _shell

@@ -10,8 +10,8 @@ from functools import cache
 from importlib import import_module
 
 from openruntime_jupyter.errors import UnknownOperation
-from openruntime_jupyter.operations._plugins import Plugins
 from openruntime_jupyter.operations.base import Operation
+from openruntime_jupyter.operations.plugins import Plugins
 
 BUILT_IN = ("compute", "matrix_multiply", "vector_operations", "memory_bandwidth", "mlx_operation", "python", "call", "generate", "chat")
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.operations import _figures
-from openruntime_jupyter.operations._inputs import Dtype, wrong
+from openruntime_jupyter.operations import measurement
 from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.operations.inputs import Dtype, wrong
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -95,7 +95,7 @@ def memory(params: Params) -> int:
     """
     item = Dtype(params.dtype).size
     comparing = 3 * item * params.size + 4 * min(params.size, CHUNK)
-    return max(4 * item * params.size, (2 * item + 4) * params.size, comparing) + _figures.SMALL_CHANGE
+    return max(4 * item * params.size, (2 * item + 4) * params.size, comparing) + measurement.SMALL_CHANGE
 
 
 def seconds(params: Params) -> float:
@@ -108,10 +108,10 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     """Run the operations one after the other; elementwise ones are compared with float64 on a sample, reductions in full."""
     import mlx.core as mx
 
-    _figures.refuse_float64_on_gpu(context, [params.dtype])
+    measurement.refuse_float64_on_gpu(context, [params.dtype])
     context.require_memory(memory(params), "These operations")
     x, y = (_vector(mx, params, key) for key in mx.random.split(mx.random.key(params.seed)))
-    watch = _figures.Watch(context, params.iterations * len(params.operations))
+    watch = measurement.Watch(context, params.iterations * len(params.operations))
     answers: dict[str, Any] = {}
     for name in params.operations:
         kind = _KINDS[name]
@@ -119,11 +119,11 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         moved, flops = kind.arrays * params.size * Dtype(params.dtype).size, kind.flops * params.size
         answers[name] = {
             "formula": kind.formula,
-            "seconds_per_iteration": _figures.spread(times),
+            "seconds_per_iteration": measurement.spread(times),
             "bytes_per_iteration": moved,
-            **_figures.rates(moved, times, "gb_per_second"),
+            **measurement.rates(moved, times, "gb_per_second"),
             "flops_per_iteration": flops,
-            **_figures.rates(flops, times, "gflops"),
+            **measurement.rates(flops, times, "gflops"),
             "error": _error(mx, kind, x, y, result),
         }
         del result
@@ -150,18 +150,18 @@ def _error(mx: Any, kind: _Kind, x: Any, y: Any, result: Any) -> dict[str, float
     import numpy as np
 
     if kind.join is None:
-        chosen = mx.array(_figures.sample(x.size))
-        expected = kind.reference(np, _figures.as_numpy(x[chosen]), _figures.as_numpy(y[chosen]))
-        return _figures.difference(_figures.as_numpy(result[chosen]), expected)
+        chosen = mx.array(measurement.sample(x.size))
+        expected = kind.reference(np, measurement.as_numpy(x[chosen]), measurement.as_numpy(y[chosen]))
+        return measurement.difference(measurement.as_numpy(result[chosen]), expected)
     expected = kind.join([float(kind.reference(np, *pair)) for pair in _chunks(x, y)])
     # A sum may cancel to nearly nothing: what rounding is measured by is the length of what was summed.
     scale = max(abs(expected), kind.join([float(kind.reference(np, abs(a), abs(b))) for a, b in _chunks(x, y)]))
-    return _figures.difference(_figures.as_numpy(result), expected, scale)
+    return measurement.difference(measurement.as_numpy(result), expected, scale)
 
 
 def _chunks(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
     for start in range(0, x.size, CHUNK):
-        yield _figures.as_numpy(x[start : start + CHUNK]), _figures.as_numpy(y[start : start + CHUNK])
+        yield measurement.as_numpy(x[start : start + CHUNK]), measurement.as_numpy(y[start : start + CHUNK])
 
 
 operation = Operation(
@@ -171,6 +171,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=_figures.warm,
+    warm=measurement.warm,
     shared=True,
 )

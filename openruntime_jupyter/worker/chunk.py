@@ -9,8 +9,8 @@ from typing import Any
 
 from openruntime_jupyter.current_task import current, progress
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.operations._values import Packed, load, no_room, stuck, summary
 from openruntime_jupyter.operations.arrays import ArrayRef
+from openruntime_jupyter.operations.code.values import Packed, load, no_room, stuck, summary
 from openruntime_jupyter.worker.context import PROGRESS_INTERVAL, TaskContext
 from openruntime_jupyter.worker.tracebacks import describe
 

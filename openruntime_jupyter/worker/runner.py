@@ -15,9 +15,9 @@ from typing import Any
 
 from openruntime_jupyter.current_task import current, set_current
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
-from openruntime_jupyter.operations._worlds import enter
 from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import ModelParameters, Result, World
+from openruntime_jupyter.operations.code.environment import enter
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.values import ModelSource
 from openruntime_jupyter.worker import tracebacks

@@ -106,15 +106,15 @@ def test_the_lines_of_one_task_are_not_shown_for_the_next(client: Client, cell: 
 
 
 def test_a_file_of_the_worker_is_shown_as_it_is_there(tmp_path: Path) -> None:
-    from openruntime_jupyter.operations import _sources
+    from openruntime_jupyter.operations.code import sources
 
     path = tmp_path / "module.py"
     path.write_text("one\ntwo\n")
-    _sources.show([_sources.Source(file=str(path), first=2, text="three\n")])
+    sources.show([sources.Source(file=str(path), first=2, text="three\n")])
     assert linecache.getlines(str(path)) == ["one\n", "two\n"]
-    _sources.show([_sources.Source(file="<cell>", first=3, text="c\n"), _sources.Source(file="<cell>", first=1, text="a\n")])
+    sources.show([sources.Source(file="<cell>", first=3, text="c\n"), sources.Source(file="<cell>", first=1, text="a\n")])
     assert linecache.getlines("<cell>") == ["a\n", "\n", "c\n"]
     linecache.checkcache()
     assert linecache.getline("<cell>", 3) == "c\n"
-    _sources.show([])
+    sources.show([])
     assert linecache.getlines("<cell>") == []

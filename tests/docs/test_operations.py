@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.operations._expressions import FUNCTIONS
-from openruntime_jupyter.operations._inputs import Dtype, Generator
+from openruntime_jupyter.operations.inputs import Dtype, Generator
+from openruntime_jupyter.operations.mlx.expressions import FUNCTIONS
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.worker.context import TaskContext
 

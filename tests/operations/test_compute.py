@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations import _expressions, _graph, compute
+from openruntime_jupyter.operations import compute
 from openruntime_jupyter.operations.compute import operation
+from openruntime_jupyter.operations.mlx import expressions as _expressions
+from openruntime_jupyter.operations.mlx import graph
 from openruntime_jupyter.worker.context import TaskContext
 
 RNG = np.random.default_rng(7)
@@ -157,8 +159,8 @@ def test_inputs_that_are_not_named_are_not_made(run):
 
 def test_a_part_that_stands_twice_is_computed_once(monkeypatch, run):
     measured: list[Any] = []
-    real = _graph.needed
-    monkeypatch.setattr(_graph, "needed", lambda mx, call, args, kwargs: (measured.append(call), real(mx, call, args, kwargs))[1])
+    real = graph.needed
+    monkeypatch.setattr(graph, "needed", lambda mx, call, args, kwargs: (measured.append(call), real(mx, call, args, kwargs))[1])
     run("compute", {"expression": "tanh(a) + tanh( a ) * tanh(a)", "inputs": {"a": [1.0]}})
     assert len(measured) == 3  # one tanh, one product, one sum
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations import _expressions
-from openruntime_jupyter.operations._expressions import FUNCTIONS, parse
 from openruntime_jupyter.operations.compute import operation
+from openruntime_jupyter.operations.mlx import expressions
+from openruntime_jupyter.operations.mlx.expressions import FUNCTIONS, parse
 from openruntime_jupyter.worker.context import TaskContext
 
 INPUTS = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [5.0, 6.0], "n": 3}
@@ -139,7 +139,7 @@ def see_that_it_is_harmless(expression: str) -> None:
             assert isinstance(node.func, ast.Name)
             assert node.func.id in FUNCTIONS
         elif isinstance(node, ast.Name):
-            assert node.id in {*INPUTS, *FUNCTIONS, *_expressions.CONSTANTS}
+            assert node.id in {*INPUTS, *FUNCTIONS, *expressions.CONSTANTS}
     try:
         operation.run(params, TaskContext(memory_total=10_000_000))
     except InvalidRequest:

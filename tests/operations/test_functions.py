@@ -8,8 +8,7 @@ from types import ModuleType
 import mlx.core as mx
 import pytest
 
-from openruntime_jupyter.operations import _functions
-from openruntime_jupyter.operations._expressions import FUNCTIONS
+from openruntime_jupyter.operations.mlx.expressions import FUNCTIONS
 
 UNSAFE = """
     load save save_gguf save_safetensors savez savez_compressed import_function export_function export_to_dot exporter eval async_eval
@@ -22,16 +21,18 @@ UNSAFE = """
 
 
 def test_the_list_is_what_the_installed_mlx_gives():
-    assert _functions.functions() == _functions.derive(), "run `python -m openruntime_jupyter.operations._functions` and look at the change"
+    assert functions.functions() == functions.derive(), (
+        "run `python -m openruntime_jupyter.operations.mlx.functions` and look at the change"
+    )
 
 
 @pytest.mark.parametrize("name", UNSAFE.split())
 def test_nothing_that_reads_writes_compiles_or_keeps_state_is_on_it(name):
-    assert name not in _functions.functions()
+    assert name not in functions.functions()
 
 
 def test_a_new_function_that_takes_what_is_not_plain_stays_off_it():
-    assert _functions._fits("f(a: array, axis: None | int = None) -> tuple[array, array]")
+    assert functions._fits("f(a: array, axis: None | int = None) -> tuple[array, array]")
     for text in (
         "f(a: array, file: str | Path) -> array",
         "f(fun: Callable, a: array) -> array",
@@ -41,44 +42,44 @@ def test_a_new_function_that_takes_what_is_not_plain_stays_off_it():
         "f(a: array)",
         "f() -> array",
     ):
-        assert not _functions._fits(text), text
+        assert not functions._fits(text), text
 
 
 def test_every_module_of_mlx_with_functions_is_looked_at_or_left_out_on_purpose():
     modules = {name for name, value in vars(mx).items() if isinstance(value, ModuleType)}
-    assert modules - {"cuda", "distributed", "metal"} == set(_functions.MODULES) - {""}
+    assert modules - {"cuda", "distributed", "metal"} == set(functions.MODULES) - {""}
 
 
 def test_every_signature_can_be_read_and_names_no_stream():
-    for name in _functions.functions():
-        signature = _functions.signature(name)
+    for name in functions.functions():
+        signature = functions.signature(name)
         assert signature.by_name or signature.positional, name
         assert "stream" not in signature.by_name
         assert "mlx" not in signature.text
 
 
 def test_what_compute_offers_is_on_the_list_and_takes_no_indices():
-    assert set(FUNCTIONS.values()) <= set(_functions.functions())
-    assert not set(FUNCTIONS.values()) & set(_functions.REFUSED)
+    assert set(FUNCTIONS.values()) <= set(functions.functions())
+    assert not set(FUNCTIONS.values()) & set(functions.REFUSED)
 
 
-def parameter(of: _functions.Signature, place: int) -> _functions.Parameter:
+def parameter(of: functions.Signature, place: int) -> functions.Parameter:
     found = of.at(place)
     assert found is not None
     return found
 
 
 def test_parameters_are_told_apart_by_what_they_take():
-    total = _functions.signature("sum")
+    total = functions.signature("sum")
     assert [each.name for each in total.positional] == ["a", "axis", "keepdims"]
     assert parameter(total, 0).takes_array
     assert not parameter(total, 1).takes_array
     assert total.at(3) is None
-    assert parameter(_functions.signature("concatenate"), 0).takes_arrays
-    assert parameter(_functions.signature("add"), 0).takes_number
-    assert parameter(_functions.signature("astype"), 1).takes_dtype
-    assert _functions.signature("random.normal").by_name["key"].is_key
-    assert parameter(_functions.signature("einsum"), 7).takes_array
+    assert parameter(functions.signature("concatenate"), 0).takes_arrays
+    assert parameter(functions.signature("add"), 0).takes_number
+    assert parameter(functions.signature("astype"), 1).takes_dtype
+    assert functions.signature("random.normal").by_name["key"].is_key
+    assert parameter(functions.signature("einsum"), 7).takes_array
 
 
 @pytest.mark.parametrize(
@@ -90,17 +91,17 @@ def test_parameters_are_told_apart_by_what_they_take():
     ],
 )
 def test_a_name_that_is_not_offered_is_answered_with_a_hint(name, said):
-    assert said in _functions.why_not(name)
+    assert said in functions.why_not(name)
 
 
 def test_the_script_writes_the_file_anew(tmp_path):
     script = (
         "import pathlib, sys\n"
-        "from openruntime_jupyter.operations import _functions\n"
+        "from openruntime_jupyter.operations.mlx import functions\n"
         "_functions.PATH = pathlib.Path(sys.argv[1])\n"
         "_functions.main()\n"
     )
     path = tmp_path / "functions.json"
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
-    assert f"{path}: {len(_functions.functions())} functions of mlx" in done.stdout
-    assert json.loads(path.read_text())["functions"] == _functions.functions()
+    assert f"{path}: {len(functions.functions())} functions of mlx" in done.stdout
+    assert json.loads(path.read_text())["functions"] == functions.functions()

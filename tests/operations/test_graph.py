@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 
 from openruntime_jupyter.errors import MemoryRefused
-from openruntime_jupyter.operations import _graph
-from openruntime_jupyter.operations._summaries import LOOKING
+from openruntime_jupyter.operations.mlx import graph
+from openruntime_jupyter.operations.mlx.summaries import LOOKING
 from openruntime_jupyter.worker.context import TaskContext
 
 SQUARE = {"normal": [600, 600]}
@@ -132,19 +132,19 @@ def test_a_size_that_wraps_around_64_bits_is_counted_in_full():
     b = mx.zeros((1, side))
     assert (a @ b).nbytes < 2**64
     with pytest.raises(ValueError, match="the most is 137,438,953,472"):
-        _graph.needed(mx, mx.matmul, [a, mx.broadcast_to(b, (1, side))], {})
+        graph.needed(mx, mx.matmul, [a, mx.broadcast_to(b, (1, side))], {})
     with pytest.raises(ValueError, match="the most is"):
-        _graph.needed(mx, lambda x: mx.broadcast_to(x, (side, side, side)), [mx.zeros(())], {})
+        graph.needed(mx, lambda x: mx.broadcast_to(x, (side, side, side)), [mx.zeros(())], {})
 
 
 def test_what_a_call_raises_comes_through():
     with pytest.raises(ValueError, match="Shapes"):
-        _graph.needed(mx, mx.add, [mx.zeros((2,)), mx.zeros((3,))], {})
+        graph.needed(mx, mx.add, [mx.zeros((2,)), mx.zeros((3,))], {})
 
 
 def test_measuring_leaves_no_trace_in_the_random_state():
     mx.random.seed(1)
     expected = mx.random.normal((3,)).tolist()
     mx.random.seed(1)
-    _graph.needed(mx, mx.random.normal, [], {"shape": (3,), "key": mx.random.key(5)})
+    graph.needed(mx, mx.random.normal, [], {"shape": (3,), "key": mx.random.key(5)})
     assert mx.random.normal((3,)).tolist() == expected

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations import _inputs
-from openruntime_jupyter.operations._inputs import KEY, Dtype, Generator
+from openruntime_jupyter.operations import inputs as _inputs
+from openruntime_jupyter.operations.inputs import KEY, Dtype, Generator
 from openruntime_jupyter.operations.registry import operation
 
 GENERATORS: list[dict[str, Any]] = [

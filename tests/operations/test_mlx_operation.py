@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations import _calls
+from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx_operation import operation
 from openruntime_jupyter.worker.context import TaskContext
 

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from openruntime_jupyter.operations import _summaries
-from openruntime_jupyter.operations._summaries import summary
+from openruntime_jupyter.operations.mlx import summaries
+from openruntime_jupyter.operations.mlx.summaries import summary
 
 TYPES = (mx.bool_, mx.int8, mx.int32, mx.int64, mx.uint8, mx.uint64, mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
@@ -54,7 +54,7 @@ def test_large_integers_stay_exact():
 
 
 def test_an_array_is_looked_at_chunk_by_chunk(monkeypatch):
-    monkeypatch.setattr(_summaries, "CHUNK", 7)
+    monkeypatch.setattr(summaries, "CHUNK", 7)
     told = summary(mx.transpose(mx.arange(100).reshape(4, 25)))
     assert (told["min"], told["max"], told["mean"], told["size"]) == (0, 99, 49.5, 100)
 

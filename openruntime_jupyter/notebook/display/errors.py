@@ -31,7 +31,7 @@ FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<na
 OTHERS = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+)[/\\]|^<frozen ")
 """Files that are not the user's own."""
 MOST_FRAMES = 4
-PACKAGE = str(Path(__file__).resolve().parent.parent)
+PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 def short(error: Error, line: str | None = None, above: str | None = None, card: View | None = None) -> Error:

@@ -15,8 +15,8 @@ from functools import lru_cache
 
 from pydantic_core import PydanticCustomError
 
-from openruntime_jupyter.operations import _functions
-from openruntime_jupyter.operations._inputs import wrong
+from openruntime_jupyter.operations.inputs import wrong
+from openruntime_jupyter.operations.mlx import functions as _functions
 
 MAX_LENGTH = 2000
 MAX_NODES = 200

@@ -1,7 +1,7 @@
 """Which `mlx.core` functions the operations may call, and what each parameter takes.
 
 The list is the file `_functions.json` beside this one, because the server offers it without importing MLX.
-`python -m openruntime_jupyter.operations._functions` writes it anew from the installed MLX; a test tells when that is due.
+`python -m openruntime_jupyter.operations.mlx.functions` writes it anew from the installed MLX; a test tells when that is due.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PATH = Path(__file__).with_name("_functions.json")
+PATH = Path(__file__).with_name("functions.json")
 MODULES = ("", "linalg", "fft", "random", "fast")
 
 REFUSED = {

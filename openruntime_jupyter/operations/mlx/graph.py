@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from openruntime_jupyter.operations._inputs import MAX_ELEMENTS
+from openruntime_jupyter.operations.inputs import MAX_ELEMENTS
 
 _VIEWS = frozenset(
     [

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations import _functions
-from openruntime_jupyter.operations._functions import Parameter
-from openruntime_jupyter.operations._graph import is_array
-from openruntime_jupyter.operations._inputs import Dtype
+from openruntime_jupyter.operations.inputs import Dtype
+from openruntime_jupyter.operations.mlx import functions as _functions
+from openruntime_jupyter.operations.mlx.functions import Parameter
+from openruntime_jupyter.operations.mlx.graph import is_array
 
 MLX_RAISES = (ValueError, TypeError, RuntimeError, OverflowError, IndexError, NotImplementedError, MemoryError)
 """What MLX raises for arguments that do not fit; NotImplementedError is a RuntimeError, and is named for the reader."""

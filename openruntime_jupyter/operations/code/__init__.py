@@ -1,0 +1,1 @@
+"""A caller's code in a worker: shell, values, sources and environment."""

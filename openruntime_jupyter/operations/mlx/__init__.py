@@ -1,0 +1,1 @@
+"""MLX functions, expressions and their memory needs."""
