@@ -11,8 +11,8 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.ai import conversations, system_data
 from openruntime_jupyter.ai.agents import Agent, Agents
-from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
+from openruntime_jupyter.ai.factory import AiConfig
 from openruntime_jupyter.ai.insights.rewriting import Choose
 from openruntime_jupyter.ai.messages import system_message, user_message, with_turns
 from openruntime_jupyter.ai.model_selection import Choice, Chooser, RemoteProfiles

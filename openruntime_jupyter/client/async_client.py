@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.client.futures import Completions
-from openruntime_jupyter.client.handles import Output, TaskHandle
-from openruntime_jupyter.client.prompt_handle import PromptHandle
+from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle
 from openruntime_jupyter.client.transport.watch import CONNECTED
 from openruntime_jupyter.models import Device, Health, OperationInfo, Session, SystemMetrics, Task, TaskPage, TaskState
 

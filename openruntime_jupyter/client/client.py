@@ -12,12 +12,9 @@ from openruntime_jupyter.ai_models_insights import Insights, MetricType, Wording
 from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.execution_environment import world
-from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request
 from openruntime_jupyter.client.map import run_map
-from openruntime_jupyter.client.prompt_handle import PromptHandle, handle_of, prompt_request
-from openruntime_jupyter.client.resubmit import again
-from openruntime_jupyter.client.serialization import pack_call, pack_variables
-from openruntime_jupyter.client.source_lines import sources_of
+from openruntime_jupyter.client.serialization import pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import SessionEnded, TaskNotFound
 from openruntime_jupyter.models import (

@@ -18,8 +18,7 @@ from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.client.serialization import pack_call
-from openruntime_jupyter.client.source_lines import sources_of
+from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError

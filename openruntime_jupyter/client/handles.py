@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.arrays import receive
 from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.serialization import unpack
-from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import (
+    InvalidRequest,
     OpenRuntimeError,
     TaskCancelled,
     TaskError,
@@ -19,7 +22,7 @@ from openruntime_jupyter.errors import (
     TaskTimedOut,
     WorkerDied,
 )
-from openruntime_jupyter.models import Ended, FailureKind, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
+from openruntime_jupyter.models import Ended, FailureKind, Origin, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
 ENDS: dict[TaskState, type[TaskError]] = {
     TaskState.FAILED: TaskFailed,
@@ -203,3 +206,70 @@ def task_error(task: Task) -> TaskError:
 def _plain(item: OutputItem) -> str:
     text = (item.data or {}).get("text/plain", "")
     return f"{''.join(text) if isinstance(text, list) else text}\n"
+
+
+KEPT = ("operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit", "session")
+"""What a task has from whoever submitted it."""
+
+
+def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any] | None = None) -> Task:
+    """Submit what the task `task_id` was submitted as, but for the `changes` (fields of a `TaskRequest`); returns the new task.
+
+    Raises what submitting raises: `InvalidRequest`, for one, where arrays that it worked on are gone by now.
+    """
+    before = backend.get(task_id)
+    request = {"parameters": {}, **{name: value for name in KEPT if (value := getattr(before, name)) is not None}}
+    try:
+        return backend.submit({**request, **(changes or {}), "origin": origin}, new_key())
+    except InvalidRequest as problem:
+        if not request["parameters"].get("arrays"):
+            raise
+        gone = "large arrays are let go of at a task's end, so it can't be done once more: run its cell, or make its call, again"
+        raise InvalidRequest.of("arrays", f"{gone} ({problem})") from problem
+
+
+PROMPT = "ai_task_"
+"""How the ids of AI tasks begin."""
+
+
+class PromptHandle(TaskHandle):
+    """One AI task of one runtime: a `TaskHandle` whose text can be read while it is written, `for piece in handle`.
+
+    `left_out` is how many of its conversation's oldest turns the model had no room for; None where this handle did not ask.
+    """
+
+    def __init__(self, backend: Backend, task: Task, left_out: int | None = None) -> None:
+        super().__init__(backend, task)
+        self.left_out = left_out
+
+    def result(self, timeout: float | None = None) -> Reply:
+        """The whole answer, once it is there; raises what `TaskHandle.result` raises."""
+        return Reply.of(self.id, super().result(timeout))
+
+    def pieces(self, since: int = 0) -> Iterator[tuple[int, str]]:
+        """The text after `since` characters as it is written: (characters before it, piece), until the task ends, however it ends.
+
+        A piece whose first number is 0 again begins anew: the worker died, and the task runs again. Closing it cancels nothing.
+        """
+        return self._backend.prompts.tokens(self.id, since)
+
+    def __iter__(self) -> Iterator[str]:
+        """The text piece by piece as it is written; at the end raises what `result` raises. Leaving the loop cancels nothing."""
+        for _, piece in self.pieces():
+            yield piece
+        task = self.wait()
+        if task.status is not TaskState.COMPLETED:
+            raise task_error(task)
+
+
+def handle_of(backend: Backend, task: Task) -> TaskHandle:
+    """The kind of handle that is right for a task."""
+    return (PromptHandle if task.task_id.startswith(PROMPT) else TaskHandle)(backend, task)
+
+
+def prompt_request(prompt: str, workflow: str, parameters: dict[str, Any], options: dict[str, Any], origin: str) -> dict[str, Any]:
+    """An `AiRequest` as JSON: what is None is not sent. Raises `InvalidRequest` for an option that prompts don't have."""
+    if "memory_limit" in options:
+        raise InvalidRequest.of("memory_limit", "is for tasks that run code: a model's memory is known before it is loaded")
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return {"workflow_type": workflow, "prompt": prompt, "parameters": given, "origin": origin, **options}

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.deadlock_guard import lane_of
 from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.client.serialization import pack_call
-from openruntime_jupyter.client.source_lines import sources_of
+from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.models import Task

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import inspect
+import linecache
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
 
@@ -159,3 +161,31 @@ def _named_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs
         return list(inspect.signature(function).bind(*args, **kwargs).arguments.items())
     except (TypeError, ValueError):  # no signature, or arguments that don't fit it
         return [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
+
+
+LONGEST_SOURCE = 50_000
+"""Characters of one function that go with it."""
+
+
+def sources_of(codes: Iterable[CodeType], local: bool) -> list[dict[str, Any]]:
+    """The lines of functions that travel by value, as `call` takes them; `local`: a file that is here is there too."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for code in codes:
+        first, last = code.co_firstlineno, _last_line(code)
+        known = spans.setdefault(code.co_filename, [])
+        if not any(start <= first and last <= end for start, end in known):  # as a function within a function is
+            known.append((first, last))
+    return [
+        {"file": file, "first": first, "text": text}
+        for file, found in spans.items()
+        if not (local and os.access(file, os.R_OK)) and (lines := linecache.getlines(file))
+        for first, last in found
+        if 0 < len(text := "".join(lines[first - 1 : last])) <= LONGEST_SOURCE
+    ]
+
+
+@lru_cache(maxsize=1000)
+def _last_line(code: CodeType) -> int:
+    if sys.version_info >= (3, 11):
+        return max((end for _, end, _, _ in code.co_positions() if end), default=code.co_firstlineno)
+    return max((line for _, _, line in code.co_lines() if line), default=code.co_firstlineno)

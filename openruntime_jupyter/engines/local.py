@@ -32,8 +32,7 @@ from openruntime_jupyter.engines.protocol import (
     WorkerReport,
 )
 from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
-from openruntime_jupyter.engines.worker_environment import worker_environment
-from openruntime_jupyter.engines.worker_process import WorkerProcess
+from openruntime_jupyter.engines.worker_process import WorkerProcess, worker_environment
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
 from openruntime_jupyter.models import Failure, FailureKind
 from openruntime_jupyter.values import ModelSource

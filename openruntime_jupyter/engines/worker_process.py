@@ -21,14 +21,17 @@ import sys
 import termios
 import time
 from array import array
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import psutil
 
+from openruntime_jupyter.engines.exit_report import install_command, missing_package, not_started
 from openruntime_jupyter.engines.output_pipe import OutputPipe
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment
-from openruntime_jupyter.engines.start_errors import install_command, missing_package, not_started
+from openruntime_jupyter.environment import is_secret
 from openruntime_jupyter.errors import EngineError, InterpreterError
 from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
@@ -393,3 +396,22 @@ def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int
     ours.callback(os.close, reading)
     theirs.callback(os.close, writing)
     return reading, writing
+
+
+def worker_environment(
+    base: Mapping[str, str], temporary: Path, secret: frozenset[str] = frozenset(), changes: Mapping[str, str | None] | None = None
+) -> dict[str, str]:
+    """Return the environment variables of a worker: `base` with the caller's `changes`, without secrets."""
+    merged = {**base, **(changes or {})}
+    environment: dict[str, Any] = {
+        name: value for name, value in merged.items() if value is not None and name not in secret and not is_secret(name)
+    }
+    environment["OPENRUNTIME_WORKER"] = "1"
+    environment["PYTHONSAFEPATH"] = "1"
+    environment["TMPDIR"] = str(temporary)
+    environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # plots are shown, as in a kernel
+    if sys.platform.startswith("linux"):
+        tunables = environment.get("GLIBC_TUNABLES", "")
+        if "glibc.malloc.hugetlb" not in tunables:
+            environment["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
+    return environment

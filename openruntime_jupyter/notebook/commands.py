@@ -12,7 +12,7 @@ from IPython.core.error import UsageError
 from IPython.display import publish_display_data
 
 from openruntime_jupyter.ai_models_insights import MetricType, WordingChoice
-from openruntime_jupyter.client.prompt_handle import PromptHandle
+from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.models import Health, TaskState, Timeframe
 from openruntime_jupyter.notebook.ai import line_words
 from openruntime_jupyter.notebook.ai.pull import known_models

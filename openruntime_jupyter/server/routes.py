@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from tornado import web
 
-from openruntime_jupyter.server.handlers.ai import AgentsHandler, AiTasksHandler, TokensHandler, WorkflowsHandler
+from openruntime_jupyter.server.handlers.ai import (
+    AgentsHandler,
+    AiTasksHandler,
+    ConversationHandler,
+    ConversationsHandler,
+    ModelHandler,
+    ModelsHandler,
+    TokensHandler,
+    WorkflowsHandler,
+)
 from openruntime_jupyter.server.handlers.arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
 from openruntime_jupyter.server.handlers.batch import BatchHandler, ResultsHandler
-from openruntime_jupyter.server.handlers.conversations import ConversationHandler, ConversationsHandler
 from openruntime_jupyter.server.handlers.docs import DocsHandler, OpenApiHandler
 from openruntime_jupyter.server.handlers.insights import InsightsHandler
 from openruntime_jupyter.server.handlers.metrics import MetricsHandler, MetricsHistoryHandler
-from openruntime_jupyter.server.handlers.models import ModelHandler, ModelsHandler
-from openruntime_jupyter.server.handlers.results import OutputHandler, PayloadHandler
 from openruntime_jupyter.server.handlers.sessions import SessionHandler, SessionRestartHandler, SessionsHandler
 from openruntime_jupyter.server.handlers.system import (
     DevicesHandler,
@@ -22,7 +28,14 @@ from openruntime_jupyter.server.handlers.system import (
     RootHandler,
     WorkersHandler,
 )
-from openruntime_jupyter.server.handlers.tasks import EnhancedTasksHandler, FollowedTaskHandler, TaskHandler, TasksHandler
+from openruntime_jupyter.server.handlers.tasks import (
+    EnhancedTasksHandler,
+    FollowedTaskHandler,
+    OutputHandler,
+    PayloadHandler,
+    TaskHandler,
+    TasksHandler,
+)
 from openruntime_jupyter.server.websocket import EventsSocket
 
 TASK_ID = "([^/]+)"

@@ -8,8 +8,8 @@ from types import TracebackType
 
 PACKAGE = Path(__file__).resolve().parent.parent
 MACHINERY = (
-    str(PACKAGE / "worker"),
-    *(str(PACKAGE / "operations" / name) for name in ("base.py", "call.py", "python.py", "_shell.py")),
+    *(str(PACKAGE / room) for room in ("worker", "arrays", "local_models", "current_task.py")),
+    *(str(PACKAGE / "operations" / name) for name in ("base.py", "call.py", "python.py", "code/shell.py")),
     "/IPython/core/",
 )
 MAX_CHARACTERS = 100_000

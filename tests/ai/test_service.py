@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.ai import conversations
-from openruntime_jupyter.ai.config import AiConfig
-from openruntime_jupyter.ai.factory import host
+from openruntime_jupyter.ai.factory import AiConfig, host
 from openruntime_jupyter.ai.service import AiService
 from openruntime_jupyter.ai_models import AiRequest
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict, Unavailable

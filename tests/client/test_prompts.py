@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 
-from openruntime_jupyter.ai.config import AiConfig
+from openruntime_jupyter.ai.factory import AiConfig
 from openruntime_jupyter.client.ai_response import CodeBlock, Reply, Usage, code_blocks
 from openruntime_jupyter.client.async_client import AsyncPromptHandle
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.prompt_handle import PromptHandle
+from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.prompts_http import events

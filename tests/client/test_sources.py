@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.serialization import pack_call
-from openruntime_jupyter.client.source_lines import MOST, sources_of
+from openruntime_jupyter.client.serialization import LONGEST_SOURCE, pack_call, sources_of
 from openruntime_jupyter.errors import MapFailed, TaskFailed
 
 CELL = """
@@ -76,7 +75,7 @@ def test_what_has_no_lines_or_very_long_ones_goes_without() -> None:
     space: dict[str, Any] = {"__name__": "__main__"}
     exec("def typed(number): return number", space)
     assert sent(space["typed"]) == []
-    file, text = "<long>", f"def long(number):\n    return '{'x' * MOST}'\n"
+    file, text = "<long>", f"def long(number):\n    return '{'x' * LONGEST_SOURCE}'\n"
     exec(compile(text, file, "exec"), space)
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     assert sent(space["long"]) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import compute
 from openruntime_jupyter.operations.compute import operation
-from openruntime_jupyter.operations.mlx import expressions as _expressions
+from openruntime_jupyter.operations.mlx import expressions as language
 from openruntime_jupyter.operations.mlx import graph
 from openruntime_jupyter.worker.context import TaskContext
 
@@ -279,7 +279,7 @@ ARGUMENTS = st.one_of(
     ),
 )
 KEYWORDS = st.sampled_from(["", ", axis=0", ", axis=-1", ", axis=(0, 1)", ", keepdims=True", ", axis=None"])
-CALLS = st.tuples(st.sampled_from(sorted(_expressions.FUNCTIONS)), st.lists(ARGUMENTS, min_size=1, max_size=3), KEYWORDS).map(
+CALLS = st.tuples(st.sampled_from(sorted(language.FUNCTIONS)), st.lists(ARGUMENTS, min_size=1, max_size=3), KEYWORDS).map(
     lambda call: f"{call[0]}({', '.join(call[1])}{call[2]})"
 )
 ODD_INPUTS = {"a": [[1, -2], [0, 4]], "b": {"values": [[0.5, -1.0], [3.0, 0.0]]}, "c": {"zeros": [0]}, "d": {"arange": 3, "dtype": "uint8"}}

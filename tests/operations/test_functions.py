@@ -8,6 +8,7 @@ from types import ModuleType
 import mlx.core as mx
 import pytest
 
+from openruntime_jupyter.operations.mlx import functions
 from openruntime_jupyter.operations.mlx.expressions import FUNCTIONS
 
 UNSAFE = """

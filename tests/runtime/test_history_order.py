@@ -15,7 +15,7 @@ from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import write_behind
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.states import TRANSITIONS
+from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS
 from tests.runtime.history_support import make_task, moved, states, until
 
 TASKS = 4

@@ -8,8 +8,7 @@ import pytest
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, TaskConflict, UnknownDevice
 from openruntime_jupyter.models import Task, TaskState, epoch
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.tasks.entry import QueueKey
-from openruntime_jupyter.runtime.tasks.states import TRANSITIONS, follow
+from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, QueueKey, follow
 from tests.runtimes import cell, ended, live, runtime_in, says, submit
 
 HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.engines.exit_report import OomWatch
-from openruntime_jupyter.engines.worker_environment import worker_environment
+from openruntime_jupyter.engines.worker_process import worker_environment
 from tests.runtimes import cell, ended, live, pickled, runtime_in, says, submit, value
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what only Linux has")

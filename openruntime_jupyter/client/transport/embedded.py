@@ -52,7 +52,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.values import ArrayKind
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.ai.config import AiConfig
+    from openruntime_jupyter.ai.factory import AiConfig
     from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from html import escape
 from typing import Any
 
 from openruntime_jupyter.ai_models import LOCAL
-from openruntime_jupyter.client.prompt_handle import PromptHandle
-from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
+from openruntime_jupyter.models import OutputItem, Task, TaskState
 from openruntime_jupyter.notebook.ai.sanitize import inert
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.states import details, state_words
+from openruntime_jupyter.notebook.run.follow import Interrupts, Left, attend
 from openruntime_jupyter.notebook.run.live_status import StatusLine
+from openruntime_jupyter.notebook.run.output import Replay
+from openruntime_jupyter.notebook.session import Session
 
 UPDATE_SECONDS = 0.1
 """Between two updates of a short answer."""
@@ -133,3 +138,32 @@ def _whole(task: Task) -> str | None:
         return None
     text = task.result.output.get("text")
     return text if isinstance(text, str) else None
+
+
+def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, Left]:
+    """Show an answer while it is written; see `follow`."""
+    assert isinstance(handle, PromptHandle)
+    line, replay = AnswerLine(handle, devices), Replay()
+
+    def show(items: list[OutputItem]) -> None:
+        # What a model writes is its task's output too, and the runtime gathers it to ten pieces a second.
+        line.add("".join(item.text or "" for item in items if item.name == "stdout"))
+        replay.show(item for item in items if item.name != "stdout")
+
+    return attend(handle, line, show, interrupts, cancel)
+
+
+class ShownReply(Reply):
+    """An answer that its cell has shown already: as the value of that cell it shows nothing more."""
+
+    @classmethod
+    def shown(cls, reply: Reply, session: Session) -> ShownReply:
+        """`reply`, shown by the cell that runs now."""
+        made = cls(**{field.name: getattr(reply, field.name) for field in fields(reply)})
+        object.__setattr__(made, "_shown_by", (session, session.cell_number()))
+        return made
+
+    def _ipython_display_(self) -> None:
+        session, cell = getattr(self, "_shown_by", (None, 0))
+        if session is None or session.cell_number() != cell:
+            raise NotImplementedError  # IPython then shows it as it would without this method

@@ -14,12 +14,12 @@ from openruntime_jupyter.ai.model_selection import NOTHING
 from openruntime_jupyter.ai.number_check import untold_of
 from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
 from openruntime_jupyter.client.ai_response import Reply
-from openruntime_jupyter.client.prompt_handle import PromptHandle
+from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Note, Sent
 from openruntime_jupyter.notebook.ai.context import describe
-from openruntime_jupyter.notebook.ai.display import ShownReply
 from openruntime_jupyter.notebook.ai.insert import insert
+from openruntime_jupyter.notebook.ai.live_answer import ShownReply
 from openruntime_jupyter.notebook.ai.map import ask_rows
 from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai, wants_help
 from openruntime_jupyter.notebook.ai.template import fill, own

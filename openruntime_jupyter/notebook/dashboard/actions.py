@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from openruntime_jupyter.client.resubmit import again
+from openruntime_jupyter.client.handles import again
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.notebook.dashboard.feed import row
 

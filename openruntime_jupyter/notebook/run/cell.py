@@ -9,12 +9,10 @@ from typing import Any, Protocol
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.client.ai_response import Reply
-from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.client.prompt_handle import PromptHandle
+from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.models import Task, TaskState
-from openruntime_jupyter.notebook.ai.display import ShownReply
-from openruntime_jupyter.notebook.ai.follow import watch_answer
+from openruntime_jupyter.notebook.ai.live_answer import ShownReply, watch_answer
 from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.display.errors import bad_end, short
 from openruntime_jupyter.notebook.display.help import Help

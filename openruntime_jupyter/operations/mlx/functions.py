@@ -1,6 +1,6 @@
 """Which `mlx.core` functions the operations may call, and what each parameter takes.
 
-The list is the file `_functions.json` beside this one, because the server offers it without importing MLX.
+The list is the file `functions.json` beside this one, because the server offers it without importing MLX.
 `python -m openruntime_jupyter.operations.mlx.functions` writes it anew from the installed MLX; a test tells when that is due.
 """
 
@@ -187,7 +187,7 @@ def derive() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write `_functions.json` from the installed MLX."""
+    """Write `functions.json` from the installed MLX."""
     found = derive()
     made_with = f"mlx {version('mlx')}"
     PATH.write_text(json.dumps({"made_with": made_with, "functions": found}, indent=1) + "\n", encoding="utf-8")

@@ -24,9 +24,9 @@ from openruntime_jupyter.runtime.permissions import private_folder
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import queries
 from openruntime_jupyter.runtime.storage import retention as sweeping
+from openruntime_jupyter.runtime.storage.bulk_writes import write_all, write_new
 from openruntime_jupyter.runtime.storage.connection import HistoryFile
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsBehind, read
-from openruntime_jupyter.runtime.storage.new_tasks import write_all, write_new
 from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write_or_tell
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
 from openruntime_jupyter.runtime.storage.write_behind import Describe, WriteBehind, now_micros

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
+from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
 from openruntime_jupyter.runtime.events.output import OutputBuffer
 from openruntime_jupyter.runtime.events.tokens import TokenLog
 from openruntime_jupyter.runtime.tasks.completion import Finish
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
-from openruntime_jupyter.runtime.tasks.states import follow
 from openruntime_jupyter.runtime.unchecked import assembled
 
 if TYPE_CHECKING:
@@ -221,3 +221,24 @@ class Entry:
             self.cancel_stage,
             self.changed or self.submitted,
         )
+
+
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.CANCELLED, TaskState.FAILED, TaskState.INTERRUPTED}),
+    # Back to pending: its worker died and it has retries left.
+    TaskState.RUNNING: frozenset(
+        {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMED_OUT, TaskState.INTERRUPTED, TaskState.PENDING}
+    ),
+    TaskState.COMPLETED: frozenset(),
+    TaskState.FAILED: frozenset(),
+    TaskState.CANCELLED: frozenset(),
+    TaskState.TIMED_OUT: frozenset(),
+    TaskState.INTERRUPTED: frozenset(),
+}
+
+
+def follow(state: TaskState, following: TaskState) -> TaskState:
+    """`following`, if it may follow `state`; raises `TaskConflict` otherwise."""
+    if following not in TRANSITIONS[state]:
+        raise TaskConflict(f"a task that is {state} can't become {following}")
+    return following

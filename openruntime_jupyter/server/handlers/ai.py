@@ -8,11 +8,11 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from openruntime_jupyter.ai_models import AgentList, AiRequest, AiTask, WorkflowList
+from openruntime_jupyter.ai_models import AgentList, AiRequest, AiTask, Conversation, ConversationList, ModelList, Unloaded, WorkflowList
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
 from openruntime_jupyter.server.handlers.waiting import APPLIED, LOCATION, PREFER, Submitting
 from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.http.requests import Preference, TokensQuery, read_key, read_preference
+from openruntime_jupyter.server.http.requests import ConversationsQuery, Preference, TokensQuery, read_key, read_preference
 from openruntime_jupyter.server.http.sse import EVENT_STREAM, EVENTS, TokenStream
 from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, Answer, Parameter, described
 
@@ -155,3 +155,63 @@ class TokensHandler(TokenStream):
         last = self.request.headers.get("Last-Event-ID", "")
         since = int(last) if last.isdecimal() and len(last) < 16 else query.since
         await self.while_connected(self.stream(service, task_id, since))
+
+
+class ModelsHandler(Handler):
+    """`GET /models`."""
+
+    @described("AI", ModelList)
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """The models that can be asked, and which of them are in memory."""
+        service = await self.ai()
+        self.reply(service.models(await self.caller()))
+
+
+class ModelHandler(Handler):
+    """`DELETE /models/{name}`."""
+
+    @described("AI", Unloaded, errors={404: "No such model is in memory.", 409: "It answers a prompt now."})
+    @web.authenticated
+    @authorized
+    async def delete(self, name: str) -> None:
+        """Unload a model that is in memory and idle; its memory is free when the answer comes."""
+        service = await self.ai()
+        self.reply(Unloaded(unloaded=await service.runtime.unload(name)))
+
+
+class ConversationsHandler(Handler):
+    """`GET /ai/conversations`."""
+
+    @described("AI", ConversationList, query=ConversationsQuery)
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Conversations, the last used first: everybody's, or those of one user."""
+        query = self.query(ConversationsQuery)
+        service = await self.ai()
+        found = await service.conversations.all(query.owner, everybody=query.owner is None)
+        self.reply(ConversationList(conversations=found))
+
+
+class ConversationHandler(Handler):
+    """`/ai/conversations/{name}`."""
+
+    @described("AI", Conversation, query=ConversationsQuery)
+    @web.authenticated
+    @authorized
+    async def get(self, name: str) -> None:
+        """A conversation of the caller's own, or of `owner`: its answered prompts, in their order."""
+        query = self.query(ConversationsQuery)
+        service = await self.ai()
+        self.reply(await service.conversations.get(query.owner or (await self.caller()).owner, name))
+
+    @described("AI", Conversation, query=ConversationsQuery)
+    @web.authenticated
+    @authorized
+    async def delete(self, name: str) -> None:
+        """Erase a conversation of the caller's own, or of `owner`; the answer is what it was. Its tasks stay in the history."""
+        query = self.query(ConversationsQuery)
+        service = await self.ai()
+        self.reply(await service.conversations.delete(query.owner or (await self.caller()).owner, name))
