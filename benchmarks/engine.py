@@ -17,9 +17,9 @@ from typing import Any
 from benchmarks.rows import HEAD, Row, at_least, at_most, median, seconds
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Job
-from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.tasks import TaskRequest
 
 ROUNDS = 5
 CALLS = 500

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from benchmarks.rows import Missing, Row, at_least, median
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.tasks import TaskRequest
+from openruntime_jupyter.schemas.values import ModelSource
 
 ROUNDS = 5
 TOKENS = 32

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from benchmarks.rows import Row, median, within
 from openruntime_jupyter.ai.insights.response import insights
-from openruntime_jupyter.ai_models_insights import InsightsRequest
-from openruntime_jupyter.models import PerformanceMetrics, Task, TaskState, iso
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.metrics.rollup import Ledger
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import iso
+from openruntime_jupyter.schemas.insights import InsightsRequest
+from openruntime_jupyter.schemas.tasks import PerformanceMetrics, Task, TaskState
 
 DAYS = 7
 TASKS = 20_000

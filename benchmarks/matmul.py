@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows import Missing, Row, at_least, median
-from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.tasks import TaskRequest
 
 SIZE = 2000
 ITERATIONS = 10

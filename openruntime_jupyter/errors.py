@@ -49,7 +49,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.models import Task
+    from openruntime_jupyter.schemas.tasks import Task
 
 
 class OpenRuntimeError(Exception):

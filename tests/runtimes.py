@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from openruntime_jupyter.models import Task, TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 ME = Caller("me")
 

@@ -19,13 +19,12 @@ FLOORS = (
         "environment",
         "imports",
         "current_task",
-        "values",
+        "memory",
         "errors",
-        "models",
-        "ai_models",
-        "ai_models_insights",
+        "schemas",
         "arrays",
         "operations",
+        "local_models",
         "worker",
         "engines",
         "runtime",
@@ -128,7 +127,7 @@ def misplaced(found: Import) -> bool:
     """Whether an import of something heavy stands outside the folder that may have it."""
     here = floor(found.file)
     if found.of("mlx"):
-        return not (here in ("arrays", "worker") or (here == "operations" and (found.late or found.for_types)))
+        return not (here in ("arrays", "local_models", "worker") or (here == "operations" and (found.late or found.for_types)))
     if found.of("tornado", "jupyter_server"):
         return here != "server"
     if found.of("ipywidgets", "IPython"):
@@ -157,10 +156,10 @@ def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
 @pytest.mark.parametrize(
     ("file", "source", "wrong"),
     [
-        ("models.py", "from openruntime_jupyter.errors import TaskError", False),
-        ("errors.py", "from openruntime_jupyter.models import Task", True),
-        ("errors.py", "def f():\n    from openruntime_jupyter import models", True),
-        ("errors.py", "if TYPE_CHECKING:\n    from openruntime_jupyter.models import Task", False),
+        ("schemas/tasks.py", "from openruntime_jupyter.errors import TaskError", False),
+        ("errors.py", "from openruntime_jupyter.schemas.tasks import Task", True),
+        ("errors.py", "def f():\n    from openruntime_jupyter.schemas import tasks", True),
+        ("errors.py", "if TYPE_CHECKING:\n    from openruntime_jupyter.schemas.tasks import Task", False),
         ("client/transport/http.py", "import openruntime_jupyter.server.app", True),
         ("notebook/extension.py", "from openruntime_jupyter.server import app", True),
         ("cli/__init__.py", "from openruntime_jupyter.server import app", False),
@@ -231,7 +230,7 @@ def loaded_by(module: str) -> set[str]:
     [
         (PACKAGE, {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai", "numpy"}),
         (
-            f"{PACKAGE}.client.http",
+            f"{PACKAGE}.client.transport.http",
             {"mlx", "tornado", "jupyter_server", "jupyter_core", "jupyter_client", "ipywidgets", "IPython", "openai"},
         ),
         (f"{PACKAGE}.runtime.runtime", {"mlx", "tornado", "jupyter_server", "ipywidgets", "IPython", "openai", "prometheus_client"}),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from openruntime_jupyter.ai_models import AgentInfo, AgentList
 from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.schemas.ai import AgentInfo, AgentList
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import asyncio
 from functools import partial
 from weakref import WeakValueDictionary
 
-from openruntime_jupyter.ai_models import Conversation, ConversationInfo, Turn
 from openruntime_jupyter.errors import ConversationNotFound, TaskConflict
 from openruntime_jupyter.runtime.storage import conversations as stored
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.ai import Conversation, ConversationInfo, Turn
 
 PATIENCE = 20.0
 """Seconds that a prompt for which nobody waits may be kept from being queued by the one before it in its conversation."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from openruntime_jupyter.ai.workflows import Shared
-from openruntime_jupyter.ai_models import Message, Turn
+from openruntime_jupyter.schemas.ai import Message, Turn
 
 BYTES_PER_TOKEN = 3
 """Of UTF-8, at least, in most text: what counts is that a conversation is not cut too late."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from openruntime_jupyter.ai_models import LOCAL, ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.tasks.validation import Caller
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.ai import LOCAL, ProfileInfo
+from openruntime_jupyter.schemas.values import ModelSource
 
 NOTHING = (
     "No model answers prompts here yet. Set up a remote provider (OPENAI_API_KEY in the environment, or a profile by "

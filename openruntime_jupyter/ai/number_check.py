@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
-from openruntime_jupyter.models import Task
+from openruntime_jupyter.schemas.tasks import Task
 
 LONGEST = 4.0
 """How many times as long as the computed text a wording may be."""

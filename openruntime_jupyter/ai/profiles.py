@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from openruntime_jupyter.ai.keys import HOW, is_place, variable
-from openruntime_jupyter.ai_models import LOCAL, ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.operations.chat import sendable
 from openruntime_jupyter.operations.inputs import wrong
+from openruntime_jupyter.schemas.ai import LOCAL, ProfileInfo
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.models import Device, MetricSeries, MetricsHistory, Timeframe
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.system import Device, MetricSeries, MetricsHistory, Timeframe
 
 POINTS = 60
 PRIVATE = ("data_dir", "label", "device_lock_dir", "models_dir", "spool_dir", "blas", "allowed_models")

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from openruntime_jupyter.ai_models import WorkflowInfo, WorkflowList
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.models import Timeframe
 from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.schemas.ai import WorkflowInfo, WorkflowList
+from openruntime_jupyter.schemas.system import Timeframe
 
 SYSTEM_ANALYSIS = "system_analysis"
 

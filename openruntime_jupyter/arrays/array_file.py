@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from openruntime_jupyter.arrays import blocks
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
-from openruntime_jupyter.values import ArrayKind
+from openruntime_jupyter.schemas.values import ArrayKind
 
 ALIGNMENT = 16_384
 """Where the data begin, or a multiple of it: the largest page of the machines we know (Apple silicon)."""

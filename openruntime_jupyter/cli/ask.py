@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
-from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client

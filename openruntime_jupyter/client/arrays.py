@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.arrays.function_pickler import Stream
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, Unavailable, gigabytes
-from openruntime_jupyter.models import ArrayInfo, ArrayReference
+from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayReference
 
 if TYPE_CHECKING:
     from typing_extensions import Self

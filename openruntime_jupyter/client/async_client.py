@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.client.futures import Completions
 from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle
 from openruntime_jupyter.client.transport.watch import CONNECTED
-from openruntime_jupyter.models import Device, Health, OperationInfo, Session, SystemMetrics, Task, TaskPage, TaskState
+from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Device, Health, OperationInfo, SystemMetrics
+from openruntime_jupyter.schemas.tasks import Task, TaskPage, TaskState
 
 if TYPE_CHECKING:
     from typing_extensions import Self

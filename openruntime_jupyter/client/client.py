@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
-from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.arrays import Parcel
 from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.execution_environment import world
@@ -17,21 +15,11 @@ from openruntime_jupyter.client.map import run_map
 from openruntime_jupyter.client.serialization import pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import SessionEnded, TaskNotFound
-from openruntime_jupyter.models import (
-    Device,
-    Health,
-    MetricsHistory,
-    OperationInfo,
-    Origin,
-    Session,
-    SystemMetrics,
-    Task,
-    TaskOrder,
-    TaskOutput,
-    TaskPage,
-    Timeframe,
-    Worker,
-)
+from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
+from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, SystemMetrics, Timeframe, Worker
+from openruntime_jupyter.schemas.tasks import Origin, Task, TaskOrder, TaskOutput, TaskPage
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -7,7 +7,7 @@ import os
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.current_task import current
 from openruntime_jupyter.errors import WouldDeadlock
-from openruntime_jupyter.models import Device
+from openruntime_jupyter.schemas.system import Device
 
 ADVICE = "submit it and let its handle be waited for outside, or do the work right here"
 

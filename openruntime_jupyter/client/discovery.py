@@ -21,8 +21,8 @@ from openruntime_jupyter.client.transport.embedded import embedded
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, TaskNotFound, WouldDeadlock
-from openruntime_jupyter.models import Origin
 from openruntime_jupyter.runtime.settings import default_data_dir
+from openruntime_jupyter.schemas.tasks import Origin
 
 EMBEDDED = "embedded"
 """Given as `url`, it asks for the runtime of this process."""

@@ -6,7 +6,7 @@ import builtins
 from functools import cache
 
 from openruntime_jupyter.errors import TaskFailed
-from openruntime_jupyter.models import Task
+from openruntime_jupyter.schemas.tasks import Task
 
 SPECIAL = (StopIteration, StopAsyncIteration)
 """Those that Python itself waits for: out of a future they would end a loop."""

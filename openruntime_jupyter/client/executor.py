@@ -22,7 +22,7 @@ from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import Task
+from openruntime_jupyter.schemas.tasks import Task
 
 if TYPE_CHECKING:
     from openruntime_jupyter.arrays.array_file import Layout

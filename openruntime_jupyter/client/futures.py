@@ -16,7 +16,7 @@ from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskCancelled
-from openruntime_jupyter.models import Ended, TaskState
+from openruntime_jupyter.schemas.tasks import Ended, TaskState
 
 log = logging.getLogger(__name__)
 

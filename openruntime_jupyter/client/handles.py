@@ -22,7 +22,7 @@ from openruntime_jupyter.errors import (
     TaskTimedOut,
     WorkerDied,
 )
-from openruntime_jupyter.models import Ended, FailureKind, Origin, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
+from openruntime_jupyter.schemas.tasks import Ended, FailureKind, Origin, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
 ENDS: dict[TaskState, type[TaskError]] = {
     TaskState.FAILED: TaskFailed,

@@ -15,7 +15,7 @@ from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
-from openruntime_jupyter.models import Task
+from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.worker.chunk import apply
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, SessionNotFound
-from openruntime_jupyter.models import Session
+from openruntime_jupyter.schemas.sessions import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -23,7 +23,7 @@ from openruntime_jupyter.engines.protocol import (
     StoredArray,
 )
 from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
-from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.frames import Kind
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from openruntime_jupyter.errors import EngineError, InterpreterError, gigabytes
-from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 
 if TYPE_CHECKING:
     from openruntime_jupyter.engines.worker_process import Death, WorkerProcess

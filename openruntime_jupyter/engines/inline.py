@@ -23,7 +23,7 @@ from openruntime_jupyter.engines.protocol import (
     StopReason,
 )
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import Failure, FailureKind
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from openruntime_jupyter.engines.protocol import (
 from openruntime_jupyter.engines.watchdog import Watchdog, resident_bytes
 from openruntime_jupyter.engines.worker_process import WorkerProcess, worker_environment
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
-from openruntime_jupyter.models import Failure, FailureKind
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind
+from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from openruntime_jupyter.engines.protocol import Job, ModelReport, ModelUse
 from openruntime_jupyter.engines.worker_process import WorkerProcess
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource
 
 
 @dataclass(slots=True, eq=False)

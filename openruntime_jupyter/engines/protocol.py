@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
 
-from openruntime_jupyter.models import Failure
-from openruntime_jupyter.values import ArrayKind, ModelSource
+from openruntime_jupyter.schemas.tasks import Failure
+from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
 
 
 class StopReason(str, Enum):

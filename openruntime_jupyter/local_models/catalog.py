@@ -6,15 +6,17 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
 from openruntime_jupyter.local_models.gguf.header import ENCODINGS
 from openruntime_jupyter.local_models.gguf.llama import shape_of_gguf
-from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.tasks.validation import Caller
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.settings import Settings
+    from openruntime_jupyter.runtime.tasks.validation import Caller
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from mlx.utils import tree_flatten
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.chunking import LARGEST, Pace
 from openruntime_jupyter.local_models.stop_sequences import StopFilter
-from openruntime_jupyter.values import Wishes
-from openruntime_jupyter.worker.memory import MemoryReader
+from openruntime_jupyter.memory import MemoryReader
+from openruntime_jupyter.schemas.values import Wishes
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext

@@ -18,8 +18,8 @@ from openruntime_jupyter.local_models.folder import NotAModel, read_config, shap
 from openruntime_jupyter.local_models.gguf.conversions import Conversions
 from openruntime_jupyter.local_models.language_model import LanguageModel, weights_of
 from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm
-from openruntime_jupyter.values import ModelSource, Wishes
-from openruntime_jupyter.worker.memory import MemoryReader
+from openruntime_jupyter.memory import MemoryReader
+from openruntime_jupyter.schemas.values import ModelSource, Wishes
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -117,10 +117,8 @@ def _read_weights(model: Any, name: str, context: TaskContext) -> None:
 
 def _warm(loaded: LanguageModel, context: TaskContext) -> None:
     """Write a token or two: MLX compiles some functions at their first use, which takes seconds and hears no interrupt."""
-    from openruntime_jupyter.worker.context import TaskContext as Silent
-
     started = time.perf_counter()
-    silent = Silent(context.task_id, context.device_type, context.memory_total)
+    silent = context.silent()
     with contextlib.suppress(InvalidRequest):  # a template may want something else; what it says is told to who asks
         loaded.tokens_of(None, [{"role": "user", "content": "?"}])
     loaded.write(loaded.tokens_of("? ?", []), Wishes(max_tokens=2, sampling={"temp": 1.0}), silent)

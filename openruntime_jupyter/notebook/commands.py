@@ -11,9 +11,7 @@ from typing import Any, get_args
 from IPython.core.error import UsageError
 from IPython.display import publish_display_data
 
-from openruntime_jupyter.ai_models_insights import MetricType, WordingChoice
 from openruntime_jupyter.client.handles import PromptHandle
-from openruntime_jupyter.models import Health, TaskState, Timeframe
 from openruntime_jupyter.notebook.ai import line_words
 from openruntime_jupyter.notebook.ai.pull import known_models
 from openruntime_jupyter.notebook.ai.sanitize import inert
@@ -27,6 +25,9 @@ from openruntime_jupyter.notebook.doctor import Report, examine
 from openruntime_jupyter.notebook.run.cell import completed, run_again, run_operation, shown, watch
 from openruntime_jupyter.notebook.run.output import Replay
 from openruntime_jupyter.notebook.session import Session
+from openruntime_jupyter.schemas.insights import MetricType, WordingChoice
+from openruntime_jupyter.schemas.system import Health, Timeframe
+from openruntime_jupyter.schemas.tasks import TaskState
 
 START_SECONDS = 10.0
 """How long `status` and `devices` wait for a runtime that has just been started to know its devices."""

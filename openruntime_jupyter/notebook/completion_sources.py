@@ -14,10 +14,11 @@ from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openruntime_jupyter.ai_models import ConversationInfo
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.models import Device, OperationInfo, Task, TaskState
+from openruntime_jupyter.schemas.ai import ConversationInfo
+from openruntime_jupyter.schemas.system import Device, OperationInfo
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 if TYPE_CHECKING:
     from openruntime_jupyter.notebook.session import Session

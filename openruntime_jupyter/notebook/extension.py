@@ -21,14 +21,14 @@ from openruntime_jupyter.notebook.display.html import View
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.handles import TaskHandle
-    from openruntime_jupyter.models import Task, TaskPage
     from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
     from openruntime_jupyter.notebook.session import Session
+    from openruntime_jupyter.schemas.tasks import Task, TaskPage
 
 HANDLE = "openruntime_jupyter.client.handles.TaskHandle"
 REPLY = "openruntime_jupyter.client.ai_response.Reply"
-TASK = "openruntime_jupyter.models.Task"
-PAGE = "openruntime_jupyter.models.TaskPage"
+TASK = "openruntime_jupyter.schemas.tasks.Task"
+PAGE = "openruntime_jupyter.schemas.tasks.TaskPage"
 """By name, so that handles can be shown as soon as there are any, and nothing is imported before."""
 
 

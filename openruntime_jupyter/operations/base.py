@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

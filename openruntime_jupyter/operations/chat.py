@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.ai_models import About, Message
 from openruntime_jupyter.errors import EngineError
 from openruntime_jupyter.operations.base import Operation, Parameters
 from openruntime_jupyter.operations.inputs import wrong
+from openruntime_jupyter.schemas.ai import About, Message
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from openruntime_jupyter.ai_models import LOCAL, About, Answer, Message
 from openruntime_jupyter.operations.base import ModelParameters, Operation
 from openruntime_jupyter.operations.inputs import wrong
-from openruntime_jupyter.values import Wishes
+from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, Message
+from openruntime_jupyter.schemas.values import Wishes
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext

@@ -19,23 +19,6 @@ from openruntime_jupyter.errors import (
     TaskConflict,
 )
 from openruntime_jupyter.local_models.catalog import ModelCatalog
-from openruntime_jupyter.models import (
-    Device,
-    Ended,
-    Health,
-    Metrics,
-    MetricsHistory,
-    OperationInfo,
-    SystemMetrics,
-    Task,
-    TaskOrder,
-    TaskOutput,
-    TaskPage,
-    TaskRequest,
-    TaskState,
-    Timeframe,
-    timestamp,
-)
 from openruntime_jupyter.operations.registry import left_out, operations
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events.bus import EventBus
@@ -60,6 +43,9 @@ from openruntime_jupyter.runtime.tasks.registry import Recorder
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Intake
 from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.system import Device, Health, Metrics, MetricsHistory, OperationInfo, SystemMetrics, Timeframe
+from openruntime_jupyter.schemas.tasks import Ended, Task, TaskOrder, TaskOutput, TaskPage, TaskRequest, TaskState
 
 __all__ = ["Caller", "Runtime"]
 

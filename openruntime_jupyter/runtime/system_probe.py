@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from openruntime_jupyter.worker.memory import Memory, MemoryReader, own_cgroups
+from openruntime_jupyter.memory import Memory, MemoryReader, own_cgroups
 
 __all__ = ["Machine", "Memory"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, TypeVar
 
-from openruntime_jupyter.models import Wire
+from openruntime_jupyter.schemas.base import Wire
 
 Kind = TypeVar("Kind", bound=Wire)
 

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tornado import web, websocket
 
 from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
-from openruntime_jupyter.models import iso
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events.bus import Event, Subscription
+from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.server.http.base import OTHER_PAGE, Ours
 from openruntime_jupyter.server.http.requests import SinceQuery
 from openruntime_jupyter.server.openapi.decorator import Answer, described

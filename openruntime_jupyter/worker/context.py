@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.errors import MemoryRefused
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.array_io import Shelf
 
 if TYPE_CHECKING:
@@ -106,6 +106,10 @@ class TaskContext:
         with self._speaking:
             if self._send is not None:
                 self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
+
+    def silent(self) -> TaskContext:
+        """Return a context of the same task that reports nothing."""
+        return TaskContext(self.task_id, self.device_type, self.memory_total)
 
     def language_model(self) -> LanguageModel:
         """The model of this worker, loaded unless it is in memory; raises what `worker.models.loading.load` raises."""

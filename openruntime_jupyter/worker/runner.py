@@ -19,7 +19,7 @@ from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import ModelParameters, Result, World
 from openruntime_jupyter.operations.code.environment import enter
 from openruntime_jupyter.operations.registry import operation
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker import tracebacks
 from openruntime_jupyter.worker.array_io import Shelf
 from openruntime_jupyter.worker.blas import Blas

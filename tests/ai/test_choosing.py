@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pytest
 
 from openruntime_jupyter.ai.model_selection import Choice, Chooser
-from openruntime_jupyter.ai_models import ProfileInfo
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.tasks.validation import Caller
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.ai import ProfileInfo
+from openruntime_jupyter.schemas.values import ModelSource
 
 STRANGER = Caller(None, may_execute=False, trusted=False, may_spend=False)
 ME = Caller("me")

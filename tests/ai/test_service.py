@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.ai import conversations
-from openruntime_jupyter.ai.factory import AiConfig, host
+from openruntime_jupyter.ai.config import AiConfig
+from openruntime_jupyter.ai.factory import host
 from openruntime_jupyter.ai.service import AiService
-from openruntime_jupyter.ai_models import AiRequest
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.schemas.ai import AiRequest
 from openruntime_jupyter.server.http.sse import with_pauses
 from tests.ai.provider_server import ProviderServer, providing
 from tests.runtimes import ended, live, submit, until

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 SHOW = "%load_ext openruntime_jupyter\n%openruntime tasks"
 OTHERS = ("status", "devices", "workers", "operations", "agents")
 EVERY_COLUMN = """from openruntime_jupyter import connect
-from openruntime_jupyter.models import TaskPage
+from openruntime_jupyter.schemas.tasks import TaskPage
 from openruntime_jupyter.notebook.display.tasks import TaskTable
 page = connect().tasks()
 page.tasks = [task.model_copy(update=dict(owner=owner, here=False, device_used=device, submitted_at="2020-05-05T12:00:00.000000Z"))

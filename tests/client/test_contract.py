@@ -29,7 +29,7 @@ from openruntime_jupyter.errors import (
     WorkerDied,
     WouldDeadlock,
 )
-from openruntime_jupyter.models import OutputItem, TaskState
+from openruntime_jupyter.schemas.tasks import OutputItem, TaskState
 from tests.support import Server, wait_until
 
 

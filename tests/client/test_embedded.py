@@ -18,8 +18,8 @@ import pytest
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.errors import NotConnected, StorageUnavailable
-from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.tasks import Task
 from tests.support import Home, alive, slowness, wait_until
 
 PROGRAM = """

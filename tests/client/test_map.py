@@ -17,7 +17,7 @@ from openruntime_jupyter.client import map as mapping
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, TaskFailed, TaskNotFound, UnknownDevice, UnknownOperation, WorkerDied
-from openruntime_jupyter.models import Task, TaskState
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.support import wait_until
 
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from openruntime_jupyter.ai.factory import AiConfig
+from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.client.ai_response import CodeBlock, Reply, Usage, code_blocks
 from openruntime_jupyter.client.async_client import AsyncPromptHandle
 from openruntime_jupyter.client.client import Client

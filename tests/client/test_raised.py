@@ -9,7 +9,7 @@ import pytest
 
 from openruntime_jupyter.client.exceptions import as_raised
 from openruntime_jupyter.errors import TaskFailed, WorkerDied
-from openruntime_jupyter.models import Failure, FailureKind, Task, TaskState
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskState
 
 NOW = "2026-01-01T00:00:00.000000Z"
 BUILT_IN = sorted(

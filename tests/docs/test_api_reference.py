@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from openruntime_jupyter import ai_models, ai_models_insights, models
 from openruntime_jupyter.operations.registry import BUILT_IN, operation
+from openruntime_jupyter.schemas import ai, insights
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Device, Health, Metrics, MetricsHistory, OperationInfo
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskRequest, TaskState
 from openruntime_jupyter.server.routes import ROUTES
 from openruntime_jupyter.server.websocket import EventsSocket
 from tests.support import STANDALONE, Server, running_server
@@ -26,20 +29,20 @@ ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 VERBS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 EXAMPLE_SECONDS = 60
 TYPES: list[type[BaseModel]] = [
-    models.TaskRequest,
-    models.Task,
-    models.Failure,
-    models.Session,
-    models.Device,
-    models.Metrics,
-    models.MetricsHistory,
-    models.Health,
-    models.OperationInfo,
-    ai_models.AiRequest,
-    ai_models.AiTask,
-    ai_models.Answer,
-    ai_models_insights.Insights,
-    ai_models_insights.Finding,
+    TaskRequest,
+    Task,
+    Failure,
+    Session,
+    Device,
+    Metrics,
+    MetricsHistory,
+    Health,
+    OperationInfo,
+    ai.AiRequest,
+    ai.AiTask,
+    ai.Answer,
+    insights.Insights,
+    insights.Finding,
 ]
 # curl answers 0 for a 404 unless told otherwise.
 STRICT = 'set -euo pipefail\ncurl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
@@ -120,8 +123,8 @@ def test_the_defaults_of_an_operation_are_the_ones_on_the_page(name: str) -> Non
 
 
 def test_the_states_and_failure_kinds_are_all_there() -> None:
-    assert {state for state in models.TaskState if f"`{state}`" not in section("Task")} == set()
-    assert {kind for kind in models.FailureKind if f"`{kind}`" not in section("Failure")} == set()
+    assert {state for state in TaskState if f"`{state}`" not in section("Task")} == set()
+    assert {kind for kind in FailureKind if f"`{kind}`" not in section("Failure")} == set()
 
 
 def test_the_service_answers_what_the_page_shows(server: Server) -> None:

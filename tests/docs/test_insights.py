@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from openruntime_jupyter.ai.insights import dataset, failures, finding, report, rewriting, statistics, trends
-from openruntime_jupyter.ai_models_insights import FindingKind, WordingChoice
-from openruntime_jupyter.models import TIMEFRAMES
 from openruntime_jupyter.runtime.storage import insights as history_insights
+from openruntime_jupyter.schemas.insights import FindingKind, WordingChoice
+from openruntime_jupyter.schemas.system import TIMEFRAMES
 
 PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "insights.md").read_text().split())
 WORDS = {"eight": 8, "six": 6}

@@ -15,7 +15,7 @@ import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Completed, Died, Job, ModelUse, Raised, Stopped, StopReason
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource
 from tests.runtimes import live, pickled, until
 
 LANE = "device_0"

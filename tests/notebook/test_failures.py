@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.display import errors
 from openruntime_jupyter.notebook.display.errors import ErrorCard, frames, short
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.notebook.conftest import Cell, Kernel
 
 DIVIDE = "def divide(n):\n    return n / 0\n\ndivide(1)"

@@ -8,20 +8,6 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai_models_insights import Finding, Insights
-from openruntime_jupyter.models import (
-    Device,
-    Failure,
-    FailureKind,
-    Health,
-    Metrics,
-    OperationInfo,
-    Progress,
-    Task,
-    TaskPage,
-    TaskState,
-    Worker,
-)
 from openruntime_jupyter.notebook.display.cards import InsightsCard
 from openruntime_jupyter.notebook.display.errors import ErrorCard
 from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
@@ -29,6 +15,9 @@ from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.html import View, tag
 from openruntime_jupyter.notebook.display.tables import DeviceTable, OperationTable, Status, WorkerTable
 from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.schemas.insights import Finding, Insights
+from openruntime_jupyter.schemas.system import Device, Health, Metrics, OperationInfo, Worker
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Progress, Task, TaskPage, TaskState
 
 NOW = "2026-01-01T00:00:00.000000Z"
 EVIL = '</pre></style><script>alert("1")</script>&amp; {x} \x1b[31m'

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from openruntime_jupyter.ai_models import Answer
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.models import Task
 from openruntime_jupyter.operations.generate import Params, memory
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.ai import Answer
+from openruntime_jupyter.schemas.tasks import Task
+from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.context import TaskContext
 from tests.runtimes import ended, printed, runtime_in, submit, until
 from tests.tiny_model import make_tiny_model

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.models import TaskState
 from openruntime_jupyter.runtime.locks import DeviceSlotLock, RuntimeLock
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.tasks import TaskState
 from tests.runtime.history_support import as_it_is, make_task, moved
 
 

@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.models import Task, TaskState, iso
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import iso
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ import pytest
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
-from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime.arrays import quota, rows
+from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.test_arrays import MB, SMALL, put, result, store_in
 from tests.runtimes import live
 

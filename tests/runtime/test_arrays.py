@@ -22,13 +22,13 @@ from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
-from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime.arrays import quota as array_room
 from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.arrays.rows import result_name, task_of
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.system_probe import Machine
+from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtimes import live, until
 
 MB = 1_000_000

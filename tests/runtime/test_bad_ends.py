@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed, UnknownOperation
-from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.schemas.tasks import TaskRequest
 from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until
 from tests.support import slowness
 

@@ -17,11 +17,11 @@ from openruntime_jupyter.errors import (
     UnknownDevice,
     UnknownOperation,
 )
-from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.storage.writer import Writer
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.runtimes import ME, cell, ended, live, runtime_in, says
 
 HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.models import Metrics, MetricsHistory, epoch
 from openruntime_jupyter.runtime.metrics.gpu.base import GpuFigures
 from openruntime_jupyter.runtime.metrics.recorder import Chronicle
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.system import Metrics, MetricsHistory
 from tests.runtime.history_support import opened, rows
 from tests.runtime.test_tally import Clocks
 from tests.runtimes import cell, ended, live, runtime_in, submit, until

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from openruntime_jupyter.models import Task, TaskRequest, TaskState
 from openruntime_jupyter.runtime.runtime import Caller
 from openruntime_jupyter.runtime.tasks.entry import NEWS
+from openruntime_jupyter.schemas.tasks import Task, TaskRequest, TaskState
 from tests.runtimes import live, runtime_in
 
 

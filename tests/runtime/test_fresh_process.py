@@ -14,8 +14,8 @@ import pytest
 
 import openruntime_jupyter
 from openruntime_jupyter.engines.local import LocalEngine
-from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.schemas.tasks import TaskRequest
 from openruntime_jupyter.worker.__main__ import hello
 from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, submit, until, value
 

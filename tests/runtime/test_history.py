@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import Stopping, TaskConflict
-from openruntime_jupyter.models import OutputItem, Payload, Progress, Task, TaskOutput, TaskResult, TaskState
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import queries, writer
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.tasks import OutputItem, Payload, Progress, Task, TaskOutput, TaskResult, TaskState
 from tests.runtime.history_support import as_it_is, make_task, moved, opened, rows, states, until
 
 PENDING, RUNNING, COMPLETED, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED, TaskState.FAILED

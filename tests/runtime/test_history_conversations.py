@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.ai_models import ConversationInfo, Turn
-from openruntime_jupyter.models import Task, TaskResult, TaskState
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.storage import conversations
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.ai import ConversationInfo, Turn
+from openruntime_jupyter.schemas.tasks import Task, TaskResult, TaskState
 from tests.runtime.history_support import make_task, moved, opened
 
 

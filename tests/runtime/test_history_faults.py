@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.models import OutputItem, TaskOutput, TaskState
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import write_behind
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.tasks import OutputItem, TaskOutput, TaskState
 from tests.runtime.history_support import Child, as_it_is, child, make_task, moved, opened, rows, states, until
 
 COMPLETED = TaskState.COMPLETED

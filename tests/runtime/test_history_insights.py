@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, Task, TaskState, iso
 from openruntime_jupyter.runtime.storage import insights as questions
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import iso
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, Task, TaskState
 from tests.runtime.history_support import make_task, moved, opened
 from tests.runtimes import live
 

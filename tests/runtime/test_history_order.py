@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import write_behind
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.runtime.history_support import make_task, moved, states, until
 
 TASKS = 4

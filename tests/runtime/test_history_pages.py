@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.runtime.storage import queries
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.runtime.history_support import make_task, moved, opened
 
 FILTERS: list[dict[str, Any]] = [

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
 from openruntime_jupyter.runtime.storage import retention as history_sweep
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import iso
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
 from tests.runtime.history_support import make_task, moved, opened, rows, states
 
 DAY = 24 * 3600.0

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.models import FailureKind, Task, TaskState
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.rows import record_of, write
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.tasks import FailureKind, Task, TaskState
 from tests.runtime.history_support import child, make_task, moved, opened, rows, states
 
 PENDING, RUNNING, COMPLETED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED

@@ -7,9 +7,9 @@ from datetime import datetime, timezone
 
 import pytest
 
-from openruntime_jupyter.models import epoch, timestamp
 from openruntime_jupyter.runtime.ids import make_id, make_ids, neighbour
 from openruntime_jupyter.runtime.storage.rows import micros
+from openruntime_jupyter.schemas.base import epoch, timestamp
 
 
 def test_ids_sort_by_the_order_in_which_they_were_made() -> None:

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from openruntime_jupyter.engines.protocol import DeviceReport
-from openruntime_jupyter.models import Progress
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
+from openruntime_jupyter.schemas.tasks import Progress
 from tests.runtimes import live
 
 

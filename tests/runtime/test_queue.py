@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, TaskConflict, UnknownDevice
-from openruntime_jupyter.models import Task, TaskState, epoch
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, QueueKey, follow
+from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.runtimes import cell, ended, live, runtime_in, says, submit
 
 HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskNotFound
-from openruntime_jupyter.models import Ended, Task, TaskRequest, TaskState
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks import batch, registry
+from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest, TaskState
 from tests.runtimes import ME, cell, live, pickled, runtime_in, says, until
 
 HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"

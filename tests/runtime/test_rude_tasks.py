@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.models import Task
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.schemas.tasks import Task
 from tests.runtimes import cell, ended, live, runtime_in, says, submit, until
 
 

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, Stopping, StorageUnavailable, TaskConflict, TaskNotFound
-from openruntime_jupyter.models import Task, TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
 
 

@@ -15,8 +15,9 @@ import pytest
 from openruntime_jupyter.engines.local import LocalEngine
 from openruntime_jupyter.engines.protocol import DeviceReport
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
-from openruntime_jupyter.models import Session, TaskRequest
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.tasks import TaskRequest
 from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
 
 WAIT_FOR = "import os, time\nprint('in', flush=True)\nwhile not os.path.exists({path!r}): time.sleep(0.01)"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openruntime_jupyter.models import Failure, FailureKind, PerformanceMetrics, TaskState
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram, Tally
 from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS, FIGURES
 from openruntime_jupyter.runtime.metrics.rollup import Spread
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, TaskState
 
 NOW = 1_800_000_000.0
 

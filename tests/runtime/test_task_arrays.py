@@ -16,9 +16,9 @@ import pytest
 
 from openruntime_jupyter.arrays import conversion, pickling
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
-from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.schemas.tasks import TaskRequest
 from tests.runtime.test_arrays import put
 from tests.runtimes import ME, cell, ended, live, runtime_in, says, submit, until
 

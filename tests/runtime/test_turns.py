@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.models import epoch
+from openruntime_jupyter.schemas.base import epoch
 from tests.runtimes import cell, ended, live, pickled, runtime_in, says, submit, until
 from tests.work import spin
 

@@ -17,10 +17,10 @@ import pytest
 
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.models import ArrayInfo
 from openruntime_jupyter.runtime.arrays import block_cache, quota
 from openruntime_jupyter.runtime.arrays import store as arrays_module
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.test_arrays import put, result, store_in
 from tests.runtime.test_task_arrays import call
 from tests.runtimes import ended, live, runtime_in, says, submit, until

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from openruntime_jupyter.models import TaskChange, TaskRequest
+from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest
 from openruntime_jupyter.server.handlers.arrays import ArrayHandler
 from openruntime_jupyter.server.handlers.tasks import TasksHandler
 from openruntime_jupyter.server.http.base import suited

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai_models_insights import Insights
-from openruntime_jupyter.models import TIMEFRAMES
+from openruntime_jupyter.schemas.insights import Insights
+from openruntime_jupyter.schemas.system import TIMEFRAMES
 from tests.ai.insights.synthetic import Story, planted
 from tests.runtime.history_support import opened
 from tests.runtimes import live

@@ -220,8 +220,8 @@ async def test_jupyter_is_told_of_tasks_when_it_asks_whether_to_shut_down(jp_ser
     app = await started(jp_serverapp, tmp_path / "data")
     assert app.current_activity() is None
     runtime = await app.ready()
-    from openruntime_jupyter.models import TaskRequest
     from openruntime_jupyter.runtime.runtime import Caller
+    from openruntime_jupyter.schemas.tasks import TaskRequest
 
     task = await runtime.submit(TaskRequest.model_validate(SLEEP), Caller())
     activity = app.current_activity()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.models import TIMEFRAMES, MetricsHistory
 from openruntime_jupyter.runtime.metrics.definitions import FIGURES
+from openruntime_jupyter.schemas.system import TIMEFRAMES, MetricsHistory
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Home, Server, running_server, wait_until
 

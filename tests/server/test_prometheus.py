@@ -11,10 +11,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from openruntime_jupyter.engines.protocol import WorkerReport, WorkerState
-from openruntime_jupyter.models import Device, TaskState
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import Tally
 from openruntime_jupyter.runtime.system_probe import Memory
+from openruntime_jupyter.schemas.system import Device
+from openruntime_jupyter.schemas.tasks import TaskState
 from openruntime_jupyter.server.handlers.prometheus import exposition
 from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 from tests.runtime.test_tally import change, entry

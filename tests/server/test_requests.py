@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
-from openruntime_jupyter.models import TaskChange, TaskRequest, TaskState
+from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest, TaskState
 from openruntime_jupyter.server.http.requests import (
     DeleteQuery,
     OutputQuery,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import cloudpickle
 import pytest
 
-from openruntime_jupyter.models import Task, TaskOutput, TaskPage
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
 

@@ -7,7 +7,7 @@ import pytest
 from traitlets import TraitError
 from traitlets.config import Config
 
-from openruntime_jupyter.ai.factory import AiConfig
+from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits

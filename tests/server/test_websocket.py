@@ -16,7 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from openruntime_jupyter.models import epoch
+from openruntime_jupyter.schemas.base import epoch
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, TOKEN, Server, running_server, slowness
 

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from openruntime_jupyter.arrays import array_file, conversion
 from openruntime_jupyter.arrays.array_file import ALIGNMENT, BadTensor, Layout
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable
-from openruntime_jupyter.values import ArrayDtype
+from openruntime_jupyter.schemas.values import ArrayDtype
 
 MLX_DTYPES = {name: mx.bool_ if name == "bool" else getattr(mx, name) for name in array_file.SIZES}
 NUMBERS = itertools.count()

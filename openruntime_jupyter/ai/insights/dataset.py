@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 
 from openruntime_jupyter.ai.insights.statistics import Array
-from openruntime_jupyter.models import TIMEFRAMES, Device, Timeframe
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import insights as questions
 from openruntime_jupyter.runtime.storage.insights import Ended, Ran
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.system import TIMEFRAMES, Device, Timeframe
 
 POINTS: dict[Timeframe, int] = {"5m": 30, "15m": 90, "1h": 360, "6h": 720, "24h": 1440, "7d": 2016}
 """Values that are looked at: never finer than the 10 seconds between samples that nobody watches."""

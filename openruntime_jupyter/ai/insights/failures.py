@@ -11,8 +11,8 @@ from openruntime_jupyter.ai.insights.dataset import Evidence
 from openruntime_jupyter.ai.insights.finding import Draft, Finder, span
 from openruntime_jupyter.ai.insights.formatting import listed, moment, share
 from openruntime_jupyter.ai.insights.statistics import Array, burst
-from openruntime_jupyter.models import FailureKind
 from openruntime_jupyter.runtime.storage.insights import Ran
+from openruntime_jupyter.schemas.tasks import FailureKind
 
 PLACES = 500
 """Into how many pieces the timeframe is cut to look for bursts."""

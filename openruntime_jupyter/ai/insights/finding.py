@@ -8,9 +8,9 @@ from typing import Literal
 
 from openruntime_jupyter.ai.insights.dataset import Evidence
 from openruntime_jupyter.ai.insights.formatting import called, listed, moment, seconds, size
-from openruntime_jupyter.ai_models_insights import Finding, FindingKind, Severity, TaskSeen
-from openruntime_jupyter.models import iso
 from openruntime_jupyter.runtime.storage.insights import Ran
+from openruntime_jupyter.schemas.base import iso
+from openruntime_jupyter.schemas.insights import Finding, FindingKind, Severity, TaskSeen
 
 SEVERITIES: dict[Severity, float] = {"info": 0.0, "notice": 100.0, "warning": 200.0}
 MOST_TASKS = 5

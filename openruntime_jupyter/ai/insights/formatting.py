@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.models import timestamp
 from openruntime_jupyter.runtime.storage.insights import Ran
+from openruntime_jupyter.schemas.base import timestamp
 
 DAY = 86_400
 TIMEFRAME_WORDS = {

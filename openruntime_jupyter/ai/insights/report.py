@@ -10,8 +10,9 @@ from openruntime_jupyter.ai.insights.failures import OF_MEMORY, bursts, failures
 from openruntime_jupyter.ai.insights.finding import Draft, Finder
 from openruntime_jupyter.ai.insights.formatting import TIMEFRAME_WORDS
 from openruntime_jupyter.ai.insights.trends import LOAD, MEMORY, leaks, peaks, trends
-from openruntime_jupyter.ai_models_insights import Basis, Finding, InsightsData, Mark, MetricType
-from openruntime_jupyter.models import MetricsHistory, Timeframe, iso, timestamp
+from openruntime_jupyter.schemas.base import iso, timestamp
+from openruntime_jupyter.schemas.insights import Basis, Finding, InsightsData, Mark, MetricType
+from openruntime_jupyter.schemas.system import MetricsHistory, Timeframe
 
 MOST_FINDINGS = 8
 

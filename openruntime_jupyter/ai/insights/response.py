@@ -10,11 +10,11 @@ from openruntime_jupyter.ai.insights.dataset import Place, gather
 from openruntime_jupyter.ai.insights.finding import Draft
 from openruntime_jupyter.ai.insights.report import basis_of, data_of, drafts_of, text_of
 from openruntime_jupyter.ai.insights.rewriting import Choose, word
-from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
-from openruntime_jupyter.models import timestamp
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.storage import insights as questions
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 
 
 async def insights(runtime: Runtime, request: InsightsRequest, choose: Choose) -> Insights:

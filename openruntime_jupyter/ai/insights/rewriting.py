@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from openruntime_jupyter.ai.number_check import faithful
-from openruntime_jupyter.ai_models_insights import WordingChoice
+from openruntime_jupyter.schemas.insights import WordingChoice
 
 log = logging.getLogger(__name__)
 

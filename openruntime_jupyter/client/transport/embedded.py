@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest, MetricType, WordingChoice
 from openruntime_jupyter.arrays.array_file import check_bounds
 from openruntime_jupyter.client.transport.events import BusEvents, Listening
 from openruntime_jupyter.client.transport.forks import reset_in_child
@@ -29,30 +28,17 @@ from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
 from openruntime_jupyter.imports import load
-from openruntime_jupyter.models import (
-    ArrayInfo,
-    Device,
-    Ended,
-    Health,
-    MetricsHistory,
-    OperationInfo,
-    Session,
-    SystemMetrics,
-    Task,
-    TaskOrder,
-    TaskOutput,
-    TaskPage,
-    TaskRequest,
-    TaskState,
-    Timeframe,
-    Worker,
-)
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.values import ArrayKind
+from openruntime_jupyter.schemas.arrays import ArrayInfo
+from openruntime_jupyter.schemas.insights import Insights, InsightsRequest, MetricType, WordingChoice
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, SystemMetrics, Timeframe, Worker
+from openruntime_jupyter.schemas.tasks import Ended, Task, TaskOrder, TaskOutput, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.schemas.values import ArrayKind
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.ai.factory import AiConfig
+    from openruntime_jupyter.ai.config import AiConfig
     from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
 

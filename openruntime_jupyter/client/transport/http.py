@@ -17,7 +17,6 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.client.transport.errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, of_status, translate
 from openruntime_jupyter.client.transport.forks import reset_in_child
@@ -26,23 +25,12 @@ from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.client.transport.websocket import SocketEvents
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
-from openruntime_jupyter.models import (
-    ArrayInfo,
-    Device,
-    Ended,
-    Health,
-    MetricsHistory,
-    OperationInfo,
-    Session,
-    SystemMetrics,
-    Task,
-    TaskOrder,
-    TaskOutput,
-    TaskPage,
-    Timeframe,
-    Worker,
-)
-from openruntime_jupyter.values import ArrayKind
+from openruntime_jupyter.schemas.arrays import ArrayInfo
+from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, SystemMetrics, Timeframe, Worker
+from openruntime_jupyter.schemas.tasks import Ended, Task, TaskOrder, TaskOutput, TaskPage
+from openruntime_jupyter.schemas.values import ArrayKind
 
 WORDING_SECONDS = 60.0
 """How long a model may take to word insights, as the client sees it."""

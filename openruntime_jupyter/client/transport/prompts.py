@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from openruntime_jupyter.ai_models import (
-    AgentList,
-    AiTask,
-    Conversation,
-    ConversationInfo,
-    ModelList,
-    WorkflowInfo,
-)
+from openruntime_jupyter.schemas.ai import AgentList, AiTask, Conversation, ConversationInfo, ModelList, WorkflowInfo
 
 
 class Prompts(Protocol):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
-from openruntime_jupyter.ai_models import AgentList, AiRequest, AiTask, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.schemas.ai import AgentList, AiRequest, AiTask, Conversation, ConversationInfo, ModelList, WorkflowInfo
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService

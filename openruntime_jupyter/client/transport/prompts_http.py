@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from openruntime_jupyter.ai_models import (
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
+from openruntime_jupyter.schemas.ai import (
     AgentList,
     AiTask,
     Conversation,
@@ -18,7 +19,6 @@ from openruntime_jupyter.ai_models import (
     WorkflowInfo,
     WorkflowList,
 )
-from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 
 
 class HttpPrompts:

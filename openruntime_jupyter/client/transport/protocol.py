@@ -6,27 +6,15 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from openruntime_jupyter.ai_models_insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.client.transport.prompts import Prompts
 from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import (
-    ArrayInfo,
-    Device,
-    Ended,
-    Health,
-    MetricsHistory,
-    OperationInfo,
-    Session,
-    SystemMetrics,
-    Task,
-    TaskOrder,
-    TaskOutput,
-    TaskPage,
-    Timeframe,
-    Worker,
-)
-from openruntime_jupyter.values import ArrayKind
+from openruntime_jupyter.schemas.arrays import ArrayInfo
+from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, SystemMetrics, Timeframe, Worker
+from openruntime_jupyter.schemas.tasks import Ended, Task, TaskOrder, TaskOutput, TaskPage
+from openruntime_jupyter.schemas.values import ArrayKind
 
 MOST_IN_BATCH = 1_000
 """Tasks that one `submit_many` takes; a runtime takes more, this bounds what one request holds."""

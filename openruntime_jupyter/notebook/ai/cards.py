@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openruntime_jupyter.ai_models import AgentList, Conversation, ConversationInfo, ModelList
-from openruntime_jupyter.models import Health, Task
 from openruntime_jupyter.notebook.ai.options import OPTIONS
 from openruntime_jupyter.notebook.ai.sanitize import inert
 from openruntime_jupyter.notebook.display.format import clock
 from openruntime_jupyter.notebook.display.html import Html, View, block, pairs, table, tag, text_pairs, text_table
+from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList
+from openruntime_jupyter.schemas.system import Health
+from openruntime_jupyter.schemas.tasks import Task
 
 WRITE = (
     (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from openruntime_jupyter.ai.workflows import WORKFLOWS
-from openruntime_jupyter.ai_models import LOCAL
 from openruntime_jupyter.notebook.ai.options import OPTIONS
 from openruntime_jupyter.notebook.completion import FIRST_WORDS, Found, Typed
 from openruntime_jupyter.notebook.completion_sources import Offers
+from openruntime_jupyter.schemas.ai import LOCAL
 
 VALUES: dict[str, Callable[[Offers], Iterable[str]]] = {
     "profile": lambda offers: (LOCAL, *offers.profiles()),

@@ -9,10 +9,8 @@ from dataclasses import fields
 from html import escape
 from typing import Any
 
-from openruntime_jupyter.ai_models import LOCAL
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
-from openruntime_jupyter.models import OutputItem, Task, TaskState
 from openruntime_jupyter.notebook.ai.sanitize import inert
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.states import details, state_words
@@ -20,6 +18,8 @@ from openruntime_jupyter.notebook.run.follow import Interrupts, Left, attend
 from openruntime_jupyter.notebook.run.live_status import StatusLine
 from openruntime_jupyter.notebook.run.output import Replay
 from openruntime_jupyter.notebook.session import Session
+from openruntime_jupyter.schemas.ai import LOCAL
+from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskState
 
 UPDATE_SECONDS = 0.1
 """Between two updates of a short answer."""

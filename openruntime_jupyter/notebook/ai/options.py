@@ -11,8 +11,8 @@ from typing import Any, NoReturn, get_args
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.ai.workflows import WORKFLOWS
-from openruntime_jupyter.models import Timeframe
 from openruntime_jupyter.notebook.arguments import identifier, names, tokens, unquoted
+from openruntime_jupyter.schemas.system import Timeframe
 
 PARAMETERS = (
     *("profile", "model", "agent", "conversation", "system", "temperature", "top_p", "max_tokens", "stop", "seed", "keep_alive"),

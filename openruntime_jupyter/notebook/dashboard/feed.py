@@ -13,7 +13,9 @@ from weakref import WeakKeyDictionary
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
-from openruntime_jupyter.models import MetricsHistory, Task, TaskState, Timeframe, epoch
+from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.system import MetricsHistory, Timeframe
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 RUNNING = 50
 ROWS = 20

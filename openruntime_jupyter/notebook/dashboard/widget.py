@@ -12,11 +12,11 @@ import traitlets
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import connect
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import TIMEFRAMES, Timeframe
 from openruntime_jupyter.notebook.dashboard.actions import ACTIONS
 from openruntime_jupyter.notebook.dashboard.feed import Shown, feed_of
 from openruntime_jupyter.notebook.display.tables import Status
 from openruntime_jupyter.notebook.display.tasks import TaskTable
+from openruntime_jupyter.schemas.system import TIMEFRAMES, Timeframe
 
 STATIC = Path(__file__).parent / "static"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from openruntime_jupyter.ai_models import ModelInfo, ModelList
-from openruntime_jupyter.ai_models_insights import Finding, Insights
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.notebook.display.format import clock, duration, local_times
 from openruntime_jupyter.notebook.display.html import Html, View, block, prose, table, tag, text_table
+from openruntime_jupyter.schemas.ai import ModelInfo, ModelList
+from openruntime_jupyter.schemas.insights import Finding, Insights
 
 NO_MODELS = (
     "Nothing answers prompts yet: `%openruntime pull` fetches a small model for this machine, "

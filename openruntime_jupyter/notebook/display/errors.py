@@ -19,9 +19,9 @@ from IPython.display import publish_display_data
 
 from openruntime_jupyter.client.handles import task_error
 from openruntime_jupyter.errors import OpenRuntimeError, TaskError
-from openruntime_jupyter.models import Failure, FailureKind, Task, TaskState
 from openruntime_jupyter.notebook.display.html import Html, View, block, joined, tag
 from openruntime_jupyter.notebook.display.states import WORDS, title
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskState
 
 Error = TypeVar("Error", bound=BaseException)
 

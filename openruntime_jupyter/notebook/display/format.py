@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.models import Task, epoch
+from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.tasks import Task
 
 UNITS = {"gflops": "GFLOP/s", "gb_per_second": "GB/s", "flops_per_iteration": "FLOP", "size_mb": "MB", "tokens_per_second": "tokens/s"}
 """Of figures, by the names that operations give them; `_best` behind a name is the same figure of the best iteration."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from openruntime_jupyter.models import Progress, Task, TaskState, epoch
 from openruntime_jupyter.notebook.display.format import duration, memory, number, ordinal, rough
+from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.tasks import Progress, Task, TaskState
 
 WORDS: dict[TaskState, tuple[str, str, str]] = {
     # state: the sign before it, the word for it, the class of its colour

@@ -7,10 +7,10 @@ from pathlib import PurePath
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.models import Device, Health, OperationInfo, Worker
-from openruntime_jupyter.models import Session as WorkerSession
 from openruntime_jupyter.notebook.display.format import clock, duration
 from openruntime_jupyter.notebook.display.html import View, block, joined, places, prose, table, tag, text_table
+from openruntime_jupyter.schemas.sessions import Session as WorkerSession
+from openruntime_jupyter.schemas.system import Device, Health, OperationInfo, Worker
 
 
 class OperationTable(View, list[OperationInfo]):

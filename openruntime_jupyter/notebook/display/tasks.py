@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openruntime_jupyter.models import Task, TaskPage, TaskState
 from openruntime_jupyter.notebook.display.format import clock, duration, memory, number, unit_head, with_unit
 from openruntime_jupyter.notebook.display.html import Html, View, block, joined, pairs, places, table, tag, text_pairs, text_table
 from openruntime_jupyter.notebook.display.states import USUAL_PRIORITY, WORDS, details, fraction, phrase, title
+from openruntime_jupyter.schemas.tasks import Task, TaskPage, TaskState
 
 LONGEST_CELL = 500
 """Characters of one value that a card shows."""

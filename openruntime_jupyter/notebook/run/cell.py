@@ -11,7 +11,6 @@ from IPython.core.error import UsageError
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
-from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.ai.live_answer import ShownReply, watch_answer
 from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.display.errors import bad_end, short
@@ -20,6 +19,7 @@ from openruntime_jupyter.notebook.display.tasks import ResultCard
 from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, Interrupts, Left, follow
 from openruntime_jupyter.notebook.run.notifications import LaterNotice, noticed
 from openruntime_jupyter.notebook.session import Session
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 CELLS: dict[str, Callable[[Session, str, str], Any]] = {}
 """Cells that hold something else than code, by the first word of their line, such as `ai`: what does them gets the rest of the line."""

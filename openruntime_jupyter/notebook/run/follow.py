@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
-from openruntime_jupyter.models import OutputItem, Task, TaskOutput
 from openruntime_jupyter.notebook.run.live_status import StatusLine
 from openruntime_jupyter.notebook.run.output import Replay
+from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,9 +10,9 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from openruntime_jupyter.models import Task
 from openruntime_jupyter.notebook.display.html import View
 from openruntime_jupyter.notebook.display.tasks import TaskLine
+from openruntime_jupyter.schemas.tasks import Task
 
 UPDATE_SECONDS = 0.2
 """Between two updates: five a second look alive and cost little."""

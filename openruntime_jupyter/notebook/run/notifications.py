@@ -21,9 +21,9 @@ from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, Watch
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.notebook.display.html import View, block, tag
 from openruntime_jupyter.notebook.display.states import WORDS, phrase, title
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 FRESH = 60
 """Seconds after which a page that shows this output was opened later."""

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from IPython.display import publish_display_data
 
-from openruntime_jupyter.models import OutputItem
+from openruntime_jupyter.schemas.tasks import OutputItem
 
 
 class Replay:

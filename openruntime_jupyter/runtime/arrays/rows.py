@@ -13,8 +13,9 @@ from openruntime_jupyter.arrays import array_file
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED, near
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
-from openruntime_jupyter.models import ArrayInfo, ArrayReference, iso, timestamp
 from openruntime_jupyter.runtime.arrays.spool import SUFFIX
+from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayReference
+from openruntime_jupyter.schemas.base import iso, timestamp
 
 OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
 """Ids that a runtime makes: of room that was asked for, or of a task's result (task, attempt, place)."""

@@ -22,13 +22,14 @@ from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, gigabytes
-from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayReference, timestamp
 from openruntime_jupyter.runtime.arrays.quota import ArrayRoom
 from openruntime_jupyter.runtime.arrays.rows import CHOSEN, OWN, Record, check_name, found, look, result_name, taken
 from openruntime_jupyter.runtime.arrays.spool import SUFFIX, Spool
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.system_probe import Machine
+from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayReference
+from openruntime_jupyter.schemas.base import timestamp
 
 log = logging.getLogger(__name__)
 

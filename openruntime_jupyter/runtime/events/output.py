@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from openruntime_jupyter.models import OutputItem, TaskOutput
+from openruntime_jupyter.schemas.tasks import OutputItem, TaskOutput
 
 TAIL_CHARACTERS = 20_000
 Stream = Literal["stdout", "stderr"]

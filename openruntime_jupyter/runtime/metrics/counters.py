@@ -8,10 +8,10 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from openruntime_jupyter.models import FailureKind, TaskState
 from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
 from openruntime_jupyter.runtime.metrics.rollup import Ledger, Spread
 from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.schemas.tasks import FailureKind, TaskState
 
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 """Seconds: the upper ends of the histograms' buckets but for the last, which has none."""

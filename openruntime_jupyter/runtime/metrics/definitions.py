@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from openruntime_jupyter.models import TaskState
+from openruntime_jupyter.schemas.tasks import TaskState
 
 
 class Kind(str, Enum):

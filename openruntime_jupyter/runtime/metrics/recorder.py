@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
-from openruntime_jupyter.models import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe, timestamp
 from openruntime_jupyter.runtime.metrics.counters import Clock, Tally
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.system import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe
 
 WRITE_SECONDS = 10.0
 """What is lost if the process is killed."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from openruntime_jupyter.engines.protocol import WorkerReport
-from openruntime_jupyter.models import Metrics, timestamp
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Tally
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
@@ -19,6 +18,8 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.runtime.tasks import views
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.system import Metrics
 
 
 class Instruments:

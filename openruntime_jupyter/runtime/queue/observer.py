@@ -7,11 +7,11 @@ import time
 from typing import Any, Protocol
 
 from openruntime_jupyter.engines.protocol import StopReason
-from openruntime_jupyter.models import Progress
 from openruntime_jupyter.runtime.events.output import Stream
 from openruntime_jupyter.runtime.events.tokens import TokenPiece
 from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
 from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.schemas.tasks import Progress
 
 
 class News(Protocol):

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable
 
 from openruntime_jupyter.engines.protocol import Completed, Died, Figures, Job, Outcome, Raised, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
-from openruntime_jupyter.models import ArrayReference, Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
-from openruntime_jupyter.models import Payload as PayloadInfo
 from openruntime_jupyter.runtime.arrays.rows import result_name
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
@@ -26,6 +24,9 @@ from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.unchecked import assembled
+from openruntime_jupyter.schemas.arrays import ArrayReference
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
+from openruntime_jupyter.schemas.tasks import Payload as PayloadInfo
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from openruntime_jupyter.engines.protocol import Engine, Figures
-from openruntime_jupyter.models import Worker, timestamp
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.system import Worker
 
 FORGET_AT = 200
 """Records at which those of workers that are gone are dropped."""

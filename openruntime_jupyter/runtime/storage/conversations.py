@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from openruntime_jupyter.ai_models import ConversationInfo, Turn
-from openruntime_jupyter.models import timestamp
+from openruntime_jupyter.schemas.ai import ConversationInfo, Turn
+from openruntime_jupyter.schemas.base import timestamp
 
 TURNS = """
 CREATE TABLE turns (

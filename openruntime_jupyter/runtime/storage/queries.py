@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.errors import InvalidRequest, TaskConflict
-from openruntime_jupyter.models import Task, TaskOutput
 from openruntime_jupyter.runtime.storage.rows import ROW, task_of
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput
 
 NEWEST_FIRST = "ORDER BY submitted DESC, sequence DESC"
 KEY_MICROSECONDS = 24 * 3600 * 1_000_000

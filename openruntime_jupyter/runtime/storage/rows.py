@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.models import Failure, FailureKind, Task, TaskState, iso
+from openruntime_jupyter.schemas.base import iso
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskState
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from openruntime_jupyter.errors import Stopping, StorageUnavailable
-from openruntime_jupyter.models import Task, TaskOutput, TaskState, iso
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.metrics.rollup import Buckets, window
 from openruntime_jupyter.runtime.permissions import private_folder
@@ -31,6 +30,8 @@ from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
 from openruntime_jupyter.runtime.storage.write_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.storage.writer import Job, Outcome, Reader, Writer, resolve, settle
+from openruntime_jupyter.schemas.base import iso
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.models import Task, TaskOutput
 from openruntime_jupyter.runtime.permissions import close_to_others
 from openruntime_jupyter.runtime.storage.bulk_writes import Row, tell, write_payloads, write_records
 from openruntime_jupyter.runtime.storage.rows import Record, record_of, text_of
 from openruntime_jupyter.runtime.storage.writer import Job
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput
 
 log = logging.getLogger(__name__)
 

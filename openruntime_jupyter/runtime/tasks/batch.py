@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
-from openruntime_jupyter.models import Ended, Task, TaskRequest
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.cooperative import AT_ONCE, MOST_IN_BATCH, slowly
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
@@ -24,6 +23,7 @@ from openruntime_jupyter.runtime.tasks.queries import OTHERS_POLL, Inquiry
 from openruntime_jupyter.runtime.tasks.registry import Recorder
 from openruntime_jupyter.runtime.tasks.submission import Intake
 from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest
 
 LARGEST_PAYLOAD = 65_536
 """Bytes of a payload up to which a collected result has it: a larger one is better streamed by itself."""

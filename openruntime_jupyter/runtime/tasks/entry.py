@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.models import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState, iso, timestamp
 from openruntime_jupyter.runtime.events.output import OutputBuffer
 from openruntime_jupyter.runtime.events.tokens import TokenLog
 from openruntime_jupyter.runtime.tasks.completion import Finish
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.runtime.unchecked import assembled
+from openruntime_jupyter.schemas.base import iso, timestamp
+from openruntime_jupyter.schemas.tasks import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.queue.lane import Lane

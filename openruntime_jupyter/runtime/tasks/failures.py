@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from openruntime_jupyter.engines.protocol import Stage, Stopped, StopReason
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.models import Failure, FailureKind, TaskState
 from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, TaskState
 
 HOW = {
     Stage.QUEUE: "before it started",

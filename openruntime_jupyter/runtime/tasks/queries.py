@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from openruntime_jupyter.errors import TaskNotFound
-from openruntime_jupyter.models import Task, TaskOutput, TaskPage, TaskState, timestamp
 from openruntime_jupyter.runtime.events.tokens import TokenPiece
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.registry import Recorder
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
 OTHERS_POLL = 0.25
 """Seconds between looks at a task that another runtime holds."""

@@ -9,12 +9,13 @@ from typing import Any
 
 from openruntime_jupyter.engines.protocol import Stage
 from openruntime_jupyter.errors import InvalidRequest, Unavailable
-from openruntime_jupyter.models import Failure, Task, TaskRequest, TaskState, timestamp
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.registry import Recorder
 from openruntime_jupyter.runtime.tasks.submission import Intake
 from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.tasks import Failure, Task, TaskRequest, TaskState
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from functools import partial
 
 from openruntime_jupyter.engines.protocol import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
-from openruntime_jupyter.models import Task, TaskState
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.events.tokens import TokenPiece
 from openruntime_jupyter.runtime.metrics.counters import Tally
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TaskNews
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 log = logging.getLogger(__name__)
 

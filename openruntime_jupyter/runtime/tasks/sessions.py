@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 
 from openruntime_jupyter.engines.protocol import Engine, SessionUse
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
-from openruntime_jupyter.models import Failure, FailureKind, Session, SessionState, iso, timestamp
 from openruntime_jupyter.operations.base import World
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.base import iso, timestamp
+from openruntime_jupyter.schemas.sessions import Session, SessionState
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 
 ID = re.compile(r"session_[0-9a-z]{20}")
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, Stopping, StorageUnavailable, Unavailable
-from openruntime_jupyter.models import Task, TaskRequest, epoch
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events.output import OutputBuffer
 from openruntime_jupyter.runtime.events.tokens import TokenLog
@@ -22,6 +21,8 @@ from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 from openruntime_jupyter.runtime.tasks.registry import Recorder
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.validation import Caller, Checked, FindModel, check, fingerprint, no_models
+from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 
 class Intake:

@@ -13,12 +13,12 @@ from pydantic_core import to_json
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable, UnknownOperation
-from openruntime_jupyter.models import TaskRequest
 from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.values import ModelSource
+from openruntime_jupyter.schemas.tasks import TaskRequest
+from openruntime_jupyter.schemas.values import ModelSource
 
 LONGEST_KEY = 255
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from openruntime_jupyter.engines.protocol import WorkerReport
-from openruntime_jupyter.models import Device, OperationInfo
 from openruntime_jupyter.operations.base import Operation
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
+from openruntime_jupyter.schemas.system import Device, OperationInfo
 
 
 def gpus(lanes: Iterable[Lane]) -> list[Gpu]:

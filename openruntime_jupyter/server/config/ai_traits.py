@@ -7,7 +7,7 @@ from typing import cast
 
 from traitlets import Dict, Enum, HasTraits, Unicode
 
-from openruntime_jupyter.ai.factory import AiConfig, InsightsWording
+from openruntime_jupyter.ai.config import AiConfig, InsightsWording
 
 DEFAULTS = AiConfig()
 

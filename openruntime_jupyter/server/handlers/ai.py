@@ -8,8 +8,8 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from openruntime_jupyter.ai_models import AgentList, AiRequest, AiTask, Conversation, ConversationList, ModelList, Unloaded, WorkflowList
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
+from openruntime_jupyter.schemas.ai import AgentList, AiRequest, AiTask, Conversation, ConversationList, ModelList, Unloaded, WorkflowList
 from openruntime_jupyter.server.handlers.waiting import APPLIED, LOCATION, PREFER, Submitting
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.http.requests import ConversationsQuery, Preference, TokensQuery, read_key, read_preference

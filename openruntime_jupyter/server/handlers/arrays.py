@@ -15,7 +15,7 @@ from tornado import web
 from openruntime_jupyter.arrays import array_file
 from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
-from openruntime_jupyter.models import ArrayInfo, ArrayPage, ArrayRequest
+from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.server.auth.identity import owner_of
 from openruntime_jupyter.server.handlers.uploads import Upload
 from openruntime_jupyter.server.http import base

@@ -9,9 +9,13 @@ from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
 from tornado import web
 
-from openruntime_jupyter.models import Ended, Task
 from openruntime_jupyter.runtime.cooperative import slowly
-from openruntime_jupyter.schemas.responses import (
+from openruntime_jupyter.schemas.tasks import Ended, Task
+from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.http.errors import problem_of
+from openruntime_jupyter.server.http.requests import read_key
+from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, KEY_IN_USE, described
+from openruntime_jupyter.server.responses import (
     BatchAnswer,
     BatchItem,
     BatchProblem,
@@ -22,10 +26,6 @@ from openruntime_jupyter.schemas.responses import (
     ResultsAnswer,
     ResultsRequest,
 )
-from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.http.errors import problem_of
-from openruntime_jupyter.server.http.requests import read_key
-from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, KEY_IN_USE, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.errors import OpenRuntimeError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
-from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
+from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.openapi.decorator import described
 

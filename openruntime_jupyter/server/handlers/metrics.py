@@ -8,7 +8,7 @@ from jupyter_server.auth.decorator import authorized
 from pydantic import Field
 from tornado import web
 
-from openruntime_jupyter.models import MetricsHistory, SystemMetrics, Timeframe
+from openruntime_jupyter.schemas.system import MetricsHistory, SystemMetrics, Timeframe
 from openruntime_jupyter.server.http.base import ENVELOPE, Handler
 from openruntime_jupyter.server.http.negotiation import preferred
 from openruntime_jupyter.server.http.requests import Query

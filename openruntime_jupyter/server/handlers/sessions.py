@@ -5,10 +5,10 @@ from __future__ import annotations
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
-from openruntime_jupyter.models import Session
-from openruntime_jupyter.schemas.responses import SessionList
+from openruntime_jupyter.schemas.sessions import Session
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.openapi.decorator import described
+from openruntime_jupyter.server.responses import SessionList
 
 NOT_FOUND = {404: "There is no such session."}
 

@@ -6,10 +6,10 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.models import Health
-from openruntime_jupyter.schemas.responses import DeviceList, OperationList, ServiceInfo, WorkerList
+from openruntime_jupyter.schemas.system import Health
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.openapi.decorator import described
+from openruntime_jupyter.server.responses import DeviceList, OperationList, ServiceInfo, WorkerList
 
 
 class RootHandler(Handler):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from openruntime_jupyter.arrays import array_file, blocks
 from openruntime_jupyter.arrays.array_file import BadTensor, Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
-from openruntime_jupyter.models import ArrayInfo
+from openruntime_jupyter.schemas.arrays import ArrayInfo
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.arrays.store import ArrayStore

@@ -11,7 +11,7 @@ from typing import Any
 from tornado import web
 
 from openruntime_jupyter import errors
-from openruntime_jupyter.models import timestamp
+from openruntime_jupyter.schemas.base import timestamp
 
 STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.InvalidRequest, 422),

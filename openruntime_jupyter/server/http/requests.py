@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import from_json
 
 from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
-from openruntime_jupyter.models import TaskOrder, TaskState
 from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.schemas.tasks import TaskOrder, TaskState
 
 LONGEST_WAIT = 60.0
 """Seconds that a request may wait for its answer: proxies give up on longer silence."""

@@ -14,10 +14,10 @@ from tornado import web
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.schemas.responses import ErrorEnvelope
 from openruntime_jupyter.server.http.base import ENVELOPE
 from openruntime_jupyter.server.openapi.decorator import JSON, Answer, Description, Parameter, description_of
 from openruntime_jupyter.server.openapi.examples import EXAMPLES
+from openruntime_jupyter.server.responses import ErrorEnvelope
 
 Schema = dict[str, Any]
 Route = tuple[str, type[web.RequestHandler]]

@@ -6,8 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from openruntime_jupyter import ai_models_insights, models
-from openruntime_jupyter.schemas import responses
+from openruntime_jupyter.schemas import insights as ai_models_insights
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Health, SystemMetrics, Worker
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
+from openruntime_jupyter.server import responses
 
 NOW = "2026-01-01T12:00:02.000000Z"
 TASK: dict[str, Any] = {
@@ -151,9 +154,9 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
     responses.BatchAnswer: [
         {"tasks": [{"task": TASK}, {"error": {"code": 422, "message": TOLD, "details": [DETAIL], "retry_after": None}}]}
     ],
-    models.Task: [TASK],
-    models.TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],
-    models.TaskOutput: [
+    Task: [TASK],
+    TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],
+    TaskOutput: [
         {
             "task_id": TASK["task_id"],
             "items": [{"output_type": "stream", "name": "stdout", "text": "42\n", "data": None, "metadata": None}],
@@ -163,7 +166,7 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             "task": None,
         }
     ],
-    models.Worker: [
+    Worker: [
         {
             "id": "worker_2",
             "device": "device_0",
@@ -182,10 +185,10 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             "gpu_utilization": None,
         }
     ],
-    models.Session: [SESSION],
-    models.SystemMetrics: [{**METRICS, "uptime": "2h 15m", "timestamp": NOW}],
+    Session: [SESSION],
+    SystemMetrics: [{**METRICS, "uptime": "2h 15m", "timestamp": NOW}],
     ai_models_insights.Insights: [INSIGHTS],
-    models.Health: [
+    Health: [
         {
             "status": "healthy",
             "timestamp": NOW,

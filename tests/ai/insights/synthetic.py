@@ -13,12 +13,14 @@ from openruntime_jupyter.ai.insights.dataset import Evidence, Place, gather
 from openruntime_jupyter.ai.insights.finding import Draft
 from openruntime_jupyter.ai.insights.report import drafts_of
 from openruntime_jupyter.ai.insights.response import name_tasks
-from openruntime_jupyter.ai_models_insights import MetricType
-from openruntime_jupyter.models import TIMEFRAMES, Device, Failure, FailureKind, PerformanceMetrics, Task, TaskState, Timeframe, epoch, iso
 from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
 from openruntime_jupyter.runtime.metrics.rollup import Ledger
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.base import epoch, iso
+from openruntime_jupyter.schemas.insights import MetricType
+from openruntime_jupyter.schemas.system import TIMEFRAMES, Device, Timeframe
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, Task, TaskState
 from tests.runtime.history_support import make_task, moved, opened, until
 
 DAY = 86_400.0

@@ -11,10 +11,10 @@ import pytest
 from openruntime_jupyter.ai.insights.response import insights
 from openruntime_jupyter.ai.insights.rewriting import Choose, Worder
 from openruntime_jupyter.ai.number_check import figures_of
-from openruntime_jupyter.ai_models_insights import Insights, InsightsRequest
 from openruntime_jupyter.errors import Stopping
-from openruntime_jupyter.models import Metrics
 from openruntime_jupyter.runtime.metrics.definitions import FIGURES
+from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
+from openruntime_jupyter.schemas.system import Metrics
 from tests.ai.insights.synthetic import planted
 from tests.ai.insights.test_wording import nobody
 from tests.runtime.history_support import opened

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.ai.insights.dataset import EARLIER
-from openruntime_jupyter.models import Timeframe
+from openruntime_jupyter.schemas.system import Timeframe
 from tests.ai.insights.synthetic import DAY, Story, look, ordinary
 from tests.runtimes import live
 

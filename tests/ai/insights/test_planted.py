@@ -9,8 +9,10 @@ import pytest
 
 from openruntime_jupyter.ai.insights.finding import Draft
 from openruntime_jupyter.ai.insights.report import text_of
-from openruntime_jupyter.ai_models_insights import MetricType
-from openruntime_jupyter.models import TIMEFRAMES, FailureKind, TaskState, Timeframe, timestamp
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.insights import MetricType
+from openruntime_jupyter.schemas.system import TIMEFRAMES, Timeframe
+from openruntime_jupyter.schemas.tasks import FailureKind, TaskState
 from tests.ai.insights.synthetic import CPU, GPU, Story, look, ordinary, planted
 from tests.runtimes import live
 

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from openruntime_jupyter.ai_models import Answer
 from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.schemas.ai import Answer
 from tests.ai.providers.asking import Asked, ask
 from tests.gguf_twin import write_twin
 from tests.llama_cpp import llama_cpp

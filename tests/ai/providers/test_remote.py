@@ -9,8 +9,8 @@ import pytest
 
 from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
-from openruntime_jupyter.ai_models import Answer
 from openruntime_jupyter.errors import InvalidRequest, KeyMissing, OpenRuntimeError, ProviderRefused, ProviderUnreachable
+from openruntime_jupyter.schemas.ai import Answer
 from tests.ai.provider_server import Connection, Request, chunk, providing, refuses, says, usage
 from tests.ai.providers.asking import KEY, Asked, ask
 

@@ -14,7 +14,6 @@ import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import DeviceReport, Job, Observer, Outcome
-from openruntime_jupyter.models import Device, Task
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
@@ -24,6 +23,8 @@ from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.system_probe import Machine, Memory
 from openruntime_jupyter.runtime.tasks import views
+from openruntime_jupyter.schemas.system import Device
+from openruntime_jupyter.schemas.tasks import Task
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
 from tests.runtimes import cell, ended, live, pickled, submit, until
 from tests.support import wait_until

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from openruntime_jupyter.models import Metrics, MetricsHistory, Timeframe, Timestamp, Wire
+from openruntime_jupyter.schemas.base import Timestamp, Wire
+from openruntime_jupyter.schemas.system import Metrics, MetricsHistory, Timeframe
 
 MetricType = Literal["performance", "memory", "efficiency", "errors"]
 

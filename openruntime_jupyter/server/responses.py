@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from openruntime_jupyter.models import Device, OperationInfo, Session, Task, Timestamp, Wire, Worker
 from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
+from openruntime_jupyter.schemas.base import Timestamp, Wire
+from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Device, OperationInfo, Worker
+from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.http.requests import LONGEST_WAIT
 
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from openruntime_jupyter.models import Failure, Origin, Priority, TaskState, Timestamp, Wire
+from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
+from openruntime_jupyter.schemas.tasks import Failure, Origin, TaskState
 
 DEFAULT_AI_TIMEOUT = 300.0
 """Seconds that an AI task may run, unless its request says otherwise."""
