@@ -21,7 +21,7 @@ class Conversations:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._device_lock: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def all(self, owner: str | None = None, everybody: bool = False) -> list[ConversationInfo]:
         """The conversations of this owner (None: of nobody in particular), or of everybody, the last used first."""
@@ -52,7 +52,7 @@ class Conversations:
 
         Raises `TaskConflict` after `patience` seconds.
         """
-        lock = self._turns.setdefault((owner or "", name), asyncio.Lock())
+        lock = self._device_lock.setdefault((owner or "", name), asyncio.Lock())
         try:
             await asyncio.wait_for(lock.acquire(), patience)
         except asyncio.TimeoutError:

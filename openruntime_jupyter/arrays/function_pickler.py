@@ -21,7 +21,7 @@ NAMELESS = "<dynamic-code>"
 """Name that cloudpickle gives to every file, from 3.1 on."""
 
 
-class CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
+class FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickler that keeps file names in code; `codes` collects the code of functions that are pickled by value."""
 
     def __init__(self, file: Any, codes: list[CodeType] | None = None, **options: Any) -> None:
@@ -71,7 +71,7 @@ class Stream:
 def pickled(value: Any, codes: list[CodeType] | None = None) -> Stream:
     """Pickle `value` with everything in the stream. Raises what the pickling of `value` raises."""
     stream = Stream()
-    CodePickler(stream, codes).dump(value)
+    FunctionPickler(stream, codes).dump(value)
     return stream
 
 

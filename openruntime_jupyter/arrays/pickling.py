@@ -17,7 +17,7 @@ import numpy as np
 
 from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.arrays.function_pickler import CodePickler, Stream
+from openruntime_jupyter.arrays.function_pickler import FunctionPickler, Stream
 
 SMALL = 256 << 10
 """Bytes up to which an array stays in the pickle."""
@@ -36,7 +36,7 @@ Array = np.ndarray[Any, Any]
 Keep = Callable[[Any, Layout], None]
 
 
-class _Packer(CodePickler):
+class _Packer(FunctionPickler):
     def __init__(self, file: Any, keep: Keep | None, codes: list[CodeType] | None) -> None:
         self._keep = keep
         self._kept = 0

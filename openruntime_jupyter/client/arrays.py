@@ -23,7 +23,7 @@ PIECE = 1 << 20
 """Bytes of one piece of an upload."""
 
 
-class Parcel:
+class ArrayUploads:
     """Arrays of one submission: sent as they turn up, and released once the task has been submitted.
 
     The runtime keeps the arrays of a task until the task has ended.

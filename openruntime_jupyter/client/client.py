@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openruntime_jupyter.client.arrays import Parcel
+from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.execution_environment import world
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request
@@ -94,16 +94,16 @@ class Client:
 
         Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
         """
-        with Parcel(self.backend) as parcel:
-            return self._submit(operation, parcel.outside(parameters))
+        with ArrayUploads(self.backend) as uploads:
+            return self._submit(operation, uploads.outside(parameters))
 
     def run(self, operation: str, /, **parameters: Any) -> Any:
         """Do one task of `operation` and return its output; interrupting it cancels the task.
 
         Raises what `submit` and `TaskHandle.result` raise.
         """
-        with Parcel(self.backend) as parcel:
-            return self._finish(operation, parcel.outside(parameters))
+        with ArrayUploads(self.backend) as uploads:
+            return self._finish(operation, uploads.outside(parameters))
 
     def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
         """Queue `function(*args, **kwargs)` for a worker and return at once.
@@ -111,16 +111,16 @@ class Client:
         Functions of notebooks travel by value, with the variables that they use. Raises `InvalidRequest` that names the
         argument or variable that can't travel.
         """
-        with Parcel(self.backend) as parcel:
-            return self._submit("call", self._call(parcel, function, args, kwargs), _name_of(function))
+        with ArrayUploads(self.backend) as uploads:
+            return self._submit("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`, computed by a worker: returns its value; interrupting it cancels the task.
 
         Raises what `submit_call` and `TaskHandle.result` raise.
         """
-        with Parcel(self.backend) as parcel:
-            return self._finish("call", self._call(parcel, function, args, kwargs), _name_of(function))
+        with ArrayUploads(self.backend) as uploads:
+            return self._finish("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, chunk_size: int | None = None, **options: Any) -> list[Any]:
         """`function(item)` for each item, computed by workers: the results in the order of the items.
@@ -176,14 +176,14 @@ class Client:
         its tracebacks say. The handle's `result()` is a dict of the outputs. With `follow`, it returns after up to that many seconds,
         with what the task showed until then: a caller of `follow_output` saves a request.
         """
-        with Parcel(self.backend) as parcel:
+        with ArrayUploads(self.backend) as uploads:
             parameters: dict[str, Any] = {
                 "code": code,
-                "pickled": pack_variables(inputs or {}, parcel),
+                "pickled": pack_variables(inputs or {}, uploads),
                 "outputs": list(outputs),
                 "world": self._world(),
             }
-            parameters |= {"arrays": parcel.references()} | ({"filename": filename} if filename else {})
+            parameters |= {"arrays": uploads.references()} | ({"filename": filename} if filename else {})
             return self._submit("python", parameters, follow=follow)
 
     def ask(
@@ -362,11 +362,11 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client of {self.where}>"
 
-    def _call(self, parcel: Parcel, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, uploads: ArrayUploads, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         codes: list[CodeType] = []
-        pickled = pack_call(function, args, kwargs, parcel, codes)
+        pickled = pack_call(function, args, kwargs, uploads, codes)
         sources = sources_of(codes, self.backend.local)
-        return {"pickled": pickled, "arrays": parcel.references(), "sources": sources, "world": self._world()}
+        return {"pickled": pickled, "arrays": uploads.references(), "sources": sources, "world": self._world()}
 
     def call_request(self, function: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
         """Return the request of a `call` with these parameters, with the options of this client and named after `function`."""

@@ -14,7 +14,7 @@ from hashlib import sha256
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.client.arrays import Parcel
+from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle
@@ -64,8 +64,8 @@ class TaskExecutor(Executor):
         if self._down:
             raise RuntimeError("this executor was shut down: make another one by client.executor()")
         refuse_deadlock(self._client.backend, self._client.options.device, "a new task")
-        parcel, codes = Parcel(self._client.backend), list[CodeType]()
-        pickled, same = pack_call(fn, args, kwargs, parcel, codes), self._identity(fn)
+        uploads, codes = ArrayUploads(self._client.backend), list[CodeType]()
+        pickled, same = pack_call(fn, args, kwargs, uploads, codes), self._identity(fn)
         future = TaskFuture()
         with self._lock:
             if all(each.done() for each in self._unfinished):
@@ -74,8 +74,8 @@ class TaskExecutor(Executor):
             self._unfinished.add(future)
         future.add_done_callback(self._finished)
         sources = sources_of(codes, self._client.backend.local)
-        parameters = {"pickled": pickled, "arrays": parcel.references(), "sources": sources, "burst": burst}
-        self._submissions.add(Submission(self._client.call_request(fn, parameters), parcel, future))
+        parameters = {"pickled": pickled, "arrays": uploads.references(), "sources": sources, "burst": burst}
+        self._submissions.add(Submission(self._client.call_request(fn, parameters), uploads, future))
         return future
 
     def _identity(self, function: Callable[..., Any]) -> str:
@@ -113,7 +113,7 @@ class TaskExecutor(Executor):
         self._submissions.close()
 
 
-class _CountedArrays(Parcel):
+class _CountedArrays(ArrayUploads):
     """Counts the arrays and large pickles of a function, and sends none."""
 
     def keep(self, value: Any, layout: Layout) -> None:
@@ -131,7 +131,7 @@ class Submission:
     """A call that is to be submitted."""
 
     request: dict[str, Any]
-    parcel: Parcel
+    uploads: ArrayUploads
     future: TaskFuture
 
 
@@ -187,7 +187,7 @@ class Submissions:
                 for each, answer in zip(group, answers, strict=True):
                     self._settle(each.future, answer)
             for each in group:
-                each.parcel.release()
+                each.uploads.release()
 
     def _next(self) -> list[Submission]:
         with self._lock:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.client.arrays import Parcel
+from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.deadlock_guard import lane_of
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.serialization import pack_call, sources_of
@@ -36,7 +36,7 @@ class Chunk:
     first: int
     size: int
     request: dict[str, Any]
-    parcel: Parcel
+    uploads: ArrayUploads
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Mapping:
         self._take(group, answers)
         self._sending = None
         for chunk in group:
-            chunk.parcel.release()
+            chunk.uploads.release()
         refused = next((answer for answer in answers if isinstance(answer, OpenRuntimeError)), None)
         if refused is not None:
             raise refused
@@ -128,7 +128,7 @@ class Mapping:
                 # The same key gives the same tasks, also where the interrupt came before their ids did.
                 self._take(self._sending[0], self._submit(*self._sending))
                 for chunk in self._sending[0]:
-                    chunk.parcel.release()
+                    chunk.uploads.release()
         for _, handle in reversed(self._submitted.values()):
             with contextlib.suppress(OpenRuntimeError):
                 handle.cancel()
@@ -140,13 +140,13 @@ def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any]
         raise InvalidRequest.of("chunk_size", "give a whole number of items, at least 1, or leave it away")
     if not items:
         return []
-    with Parcel(client.backend) as parcel:
-        chunks = _chunks(client, function, items, chunk_size, parcel)
+    with ArrayUploads(client.backend) as uploads:
+        chunks = _chunks(client, function, items, chunk_size, uploads)
         return Mapping(client.backend, chunks, [None] * len(items), client.follow_session).run()
 
 
 def _chunks(
-    client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: Parcel
+    client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
 ) -> Iterator[Chunk]:
     """Yield the chunks. The function is pickled once, with its large arrays in the parcel `shared`."""
     codes: list[CodeType] = []
@@ -157,14 +157,14 @@ def _chunks(
     size = chunk_size or _chunk_size(client, len(items))
     for first in range(0, len(items), size):
         some = items[first : first + size]
-        parcel, codes = Parcel(client.backend), []
+        uploads, codes = ArrayUploads(client.backend), []
         parameters = {
             **template["parameters"],
-            "pickled": pack_call(apply, (pickled, shared.ids, some, first), {}, parcel, codes),
-            "arrays": [*parcel.references(), *shared.references(), *large],
+            "pickled": pack_call(apply, (pickled, shared.ids, some, first), {}, uploads, codes),
+            "arrays": [*uploads.references(), *shared.references(), *large],
             "sources": sources + sources_of(codes, client.backend.local),
         }
-        yield Chunk(first, len(some), {**template, "parameters": parameters}, parcel)
+        yield Chunk(first, len(some), {**template, "parameters": parameters}, uploads)
 
 
 def _chunk_size(client: Client, number: int) -> int:

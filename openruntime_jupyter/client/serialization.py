@@ -14,7 +14,7 @@ from types import CodeType
 from typing import Any
 
 from openruntime_jupyter.arrays.function_pickler import pickled
-from openruntime_jupyter.client.arrays import Parcel, no_room, pickles_with_arrays
+from openruntime_jupyter.client.arrays import ArrayUploads, no_room, pickles_with_arrays
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 
 LARGEST_TEXT = 1_000_000
@@ -25,7 +25,7 @@ def pack_call(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    parcel: Parcel | None = None,
+    uploads: ArrayUploads | None = None,
     codes: list[CodeType] | None = None,
 ) -> str | dict[str, str]:
     """Pickle `function` and its arguments, large arrays into `parcel`; collect the code that travels by value in `codes`.
@@ -34,7 +34,7 @@ def pack_call(
     be pickled, and `InvalidRequest` or `Unavailable` that names the largest one where there is no room.
     """
     try:
-        return _encode((function, args, kwargs), parcel, codes)
+        return _encode((function, args, kwargs), uploads, codes)
     except (InvalidRequest, Unavailable) as problem:  # of the parcel
         named = [*_named_arguments(function, args, kwargs), *(_used_variables(function) or {_name(function): function}).items()]
         raise _no_room(named, problem) from problem
@@ -46,12 +46,12 @@ def pack_call(
         raise _stuck(_named_arguments(function, args, kwargs), problem, "the arguments") from problem
 
 
-def pack_variables(variables: dict[str, Any], parcel: Parcel | None = None) -> str | dict[str, str] | None:
+def pack_variables(variables: dict[str, Any], uploads: ArrayUploads | None = None) -> str | dict[str, str] | None:
     """Pickle variables by name, as `pack_call` does; return None where there are none."""
     if not variables:
         return None
     try:
-        return _encode(variables, parcel)
+        return _encode(variables, uploads)
     except (InvalidRequest, Unavailable) as problem:  # of the parcel
         raise _no_room(variables.items(), problem) from problem
     except OpenRuntimeError:
@@ -75,16 +75,16 @@ def unpack(payload: bytes, encoding: str, views: Iterable[Any] = ()) -> Any:
         raise OpenRuntimeError(f"the result can't be rebuilt here: {_said(problem)}") from problem
 
 
-def _encode(value: Any, parcel: Parcel | None, codes: list[CodeType] | None = None) -> str | dict[str, str]:
-    if parcel is None or not pickles_with_arrays():
+def _encode(value: Any, uploads: ArrayUploads | None, codes: list[CodeType] | None = None) -> str | dict[str, str]:
+    if uploads is None or not pickles_with_arrays():
         stream = pickled(value, codes)
     else:
         from openruntime_jupyter.arrays import pickling
 
-        stream = pickling.pack_stream(value, parcel.keep, codes)
-    if parcel is None or stream.nbytes <= LARGEST_TEXT:
+        stream = pickling.pack_stream(value, uploads.keep, codes)
+    if uploads is None or stream.nbytes <= LARGEST_TEXT:
         return base64.b64encode(stream.join()).decode()
-    return parcel.keep_pickle(stream)
+    return uploads.keep_pickle(stream)
 
 
 def _travels(value: Any) -> bool:

@@ -16,7 +16,7 @@ from openruntime_jupyter.engines.protocol import (
     Job,
     Observer,
     Outcome,
-    Raised,
+    RaisedError,
     Stage,
     Stopped,
     StopReason,
@@ -199,7 +199,7 @@ class Attempt:
         else:
             message = f"{body['type']}: {body['message']}" if body["message"] else body["type"]
             self._resolve(
-                Raised(Failure(kind=FailureKind.RAISED, message=message, type=body["type"], traceback=body["traceback"]), figures)
+                RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=body["type"], traceback=body["traceback"]), figures)
             )
 
     def _died(self, future: asyncio.Future[Death]) -> None:

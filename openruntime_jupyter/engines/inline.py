@@ -17,7 +17,7 @@ from openruntime_jupyter.engines.protocol import (
     Job,
     Observer,
     Outcome,
-    Raised,
+    RaisedError,
     Stage,
     Stopped,
     StopReason,
@@ -104,7 +104,7 @@ class InlineEngine:
         else:
             log.error("%s failed", job.task_id, exc_info=problem)
             message = f"{kind}: {problem}. This is a fault in openruntime; the log has the traceback."
-        return Raised(Failure(kind=FailureKind.RAISED, message=message, type=kind), figures)
+        return RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=kind), figures)
 
     def halt(self, task_id: str, reason: StopReason) -> None:
         """Cancel the coroutine."""

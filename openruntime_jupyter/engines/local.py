@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from openruntime_jupyter.engines.attempt import Attempt
 from openruntime_jupyter.engines.exit_report import died, oom_watch
-from openruntime_jupyter.engines.model_pool import Residents
+from openruntime_jupyter.engines.model_pool import ModelPool
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.protocol import (
     DeviceReport,
@@ -95,7 +95,7 @@ class LocalEngine:
         self._warm = {"python", "call"}
         """Operations for which new workers import ahead what takes long."""
         self._sessions: dict[str, tuple[SessionUse, WorkerProcess]] = {}
-        self._residents = Residents(options.max_models, 4 * options.cancel_grace, resident_bytes)
+        self._model_pool = ModelPool(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
         self._hearing: asyncio.TimerHandle | None = None
@@ -122,7 +122,7 @@ class LocalEngine:
                 timer.cancel()
         for pool in self._pools.values():
             pool.close()
-        self._residents.close()
+        self._model_pool.close()
         for attempt in tuple(self._attempts.values()):
             attempt.halt(StopReason.ENDED)
         for worker in tuple(self._workers):
@@ -215,14 +215,14 @@ class LocalEngine:
             self._warm.add(job.operation)
         try:
             attempt.arrays = self._arrays(job)
-            kept = self._residents.take(job) if job.model is not None else None
+            kept = self._model_pool.take(job) if job.model is not None else None
             if session is not None:
                 kept = session[1]
             worker = kept or pool.take_idle(job) or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
             if job.model is not None and kept is None:
-                self._residents.adopt(job, worker)
+                self._model_pool.adopt(job, worker)
             if job.session is not None and kept is None:
                 self._open_session(job.session, worker)
             outcome = await self._run_on(worker, pool, attempt)
@@ -303,17 +303,17 @@ class LocalEngine:
             pool.keep_spares_soon()
             return worker.signalled
         if self._stopping or attempt.spent or (job.private and job.burst is None):
-            self._residents.lost(worker)
+            self._model_pool.lost(worker)
             self._dismiss(worker)
             pool.keep_spares_soon()
             return True
         if worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
-            self._residents.lost(worker)
+            self._model_pool.lost(worker)
             worker.signal_group(signal.SIGKILL)
             pool.keep_spares_soon()
             return True
         if job.model is not None:
-            self._residents.rest(job, attempt.keeps_model)
+            self._model_pool.rest(job, attempt.keeps_model)
         else:
             pool.give_back(worker)
         return False
@@ -383,7 +383,7 @@ class LocalEngine:
     def workers(self) -> list[WorkerReport]:
         """The workers that live now."""
         busy = {id(attempt.worker): attempt.job.task_id for attempt in self._attempts.values()}
-        models = {id(worker): name for worker, name in self._residents.workers()}
+        models = {id(worker): name for worker, name in self._model_pool.workers()}
         sessions = {id(worker): use for use, worker in self._sessions.values()}
         return [
             WorkerReport(
@@ -403,19 +403,19 @@ class LocalEngine:
 
     def models(self) -> list[ModelReport]:
         """The models that workers keep now, the longest unused first."""
-        return self._residents.models()
+        return self._model_pool.models()
 
     def holds(self, lane: str, model: ModelSource) -> int:
         """Bytes that the worker which keeps this model holds already; 0 where none does."""
-        return self._residents.holds(lane, model)
+        return self._model_pool.holds(lane, model)
 
     def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
         """Begin to unload the idle model of this lane that was not used for longest, but never `keep`; its name, None without one."""
-        return self._residents.make_room(lane, keep)
+        return self._model_pool.make_room(lane, keep)
 
     async def unload(self, name: str | None) -> list[str]:
         """Unload the idle models of that name, or all; returns their names once their workers are gone."""
-        return await self._residents.unload(name)
+        return await self._model_pool.unload(name)
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)

@@ -29,7 +29,7 @@ class Resident:
     ending: bool = False
 
 
-class Residents:
+class ModelPool:
     """Which worker keeps what. `most` models stay idle at once; `grace` is how many seconds a worker has to leave."""
 
     def __init__(self, most: int, grace: float, resident_bytes: Callable[[int], int | None]) -> None:

@@ -140,7 +140,7 @@ class Completed:
 
 
 @dataclass(slots=True)
-class Raised:
+class RaisedError:
     """The task's own code raised."""
 
     failure: Failure
@@ -166,7 +166,7 @@ class Stopped:
     failure: Failure | None = None
 
 
-Outcome = Completed | Raised | Died | Stopped
+Outcome = Completed | RaisedError | Died | Stopped
 
 
 class Observer(Protocol):

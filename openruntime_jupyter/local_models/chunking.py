@@ -10,7 +10,7 @@ LARGEST = 512
 """Tokens: what a larger piece gains is small, and the memory for attention grows with it."""
 
 
-class Pace:
+class AdaptiveChunking:
     """Finds how many tokens, through how many layers, take about `STEP_SECONDS`, whatever the model and the device.
 
     A piece of the prompt that goes through all layers at once must be short to be quick, and each piece reads all weights anew: so a

@@ -15,10 +15,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.local_models.chunking import LARGEST, Pace
+from openruntime_jupyter.local_models.chunking import LARGEST, AdaptiveChunking
 from openruntime_jupyter.local_models.stop_sequences import StopFilter
 from openruntime_jupyter.memory import MemoryReader
-from openruntime_jupyter.schemas.values import Wishes
+from openruntime_jupyter.schemas.values import GenerationOptions
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -71,7 +71,7 @@ class LanguageModel:
         self._token_bytes = cache_numbers and cache_numbers * _item_size(model)
         self._heads = int(getattr(getattr(model, "args", None), "num_attention_heads", 0) or 0)
         self._memory = MemoryReader()
-        self._pace = Pace()
+        self._pace = AdaptiveChunking()
 
     # The prompt
 
@@ -124,7 +124,7 @@ class LanguageModel:
 
     # The answer
 
-    def write(self, tokens: list[int], wishes: Wishes, context: TaskContext) -> dict[str, Any]:
+    def write(self, tokens: list[int], wishes: GenerationOptions, context: TaskContext) -> dict[str, Any]:
         """Answer the prompt; each piece of text goes to `context.token` as it is certain. The output as `Answer` has it."""
         timing = _Timing(time.perf_counter())
         room = self.require_room(len(tokens), wishes.max_tokens, context)
@@ -149,7 +149,9 @@ class LanguageModel:
         pass_on(stops.flush())
         return {"text": "".join(text), "finish_reason": reason, **timing.figures(len(tokens))}
 
-    def _responses(self, tokens: list[int], room: int, wishes: Wishes, timing: _Timing, context: TaskContext) -> Generator[Any, None, None]:
+    def _responses(
+        self, tokens: list[int], room: int, wishes: GenerationOptions, timing: _Timing, context: TaskContext
+    ) -> Generator[Any, None, None]:
         """mlx-lm's responses, one a token. Nothing computes on any more once it is closed, and the buffers are given back."""
         from mlx_lm.generate import generation_stream, stream_generate
         from mlx_lm.models.cache import make_prompt_cache
@@ -195,7 +197,7 @@ class LanguageModel:
         # Before 0.32 mlx-lm's tokenizers have no length; to make the dictionary takes 30 ms.
         return len(self.tokenizer.get_vocab())
 
-    def _sampling(self, tokens: list[int], wishes: Wishes) -> dict[str, Any]:
+    def _sampling(self, tokens: list[int], wishes: GenerationOptions) -> dict[str, Any]:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
         sampling = dict(wishes.sampling)

@@ -19,7 +19,7 @@ from openruntime_jupyter.local_models.gguf.conversions import Conversions
 from openruntime_jupyter.local_models.language_model import LanguageModel, weights_of
 from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm
 from openruntime_jupyter.memory import MemoryReader
-from openruntime_jupyter.schemas.values import ModelSource, Wishes
+from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -121,5 +121,5 @@ def _warm(loaded: LanguageModel, context: TaskContext) -> None:
     silent = context.silent()
     with contextlib.suppress(InvalidRequest):  # a template may want something else; what it says is told to who asks
         loaded.tokens_of(None, [{"role": "user", "content": "?"}])
-    loaded.write(loaded.tokens_of("? ?", []), Wishes(max_tokens=2, sampling={"temp": 1.0}), silent)
+    loaded.write(loaded.tokens_of("? ?", []), GenerationOptions(max_tokens=2, sampling={"temp": 1.0}), silent)
     log.debug("%s was warm after %.2f s", loaded.name, time.perf_counter() - started)

@@ -16,7 +16,7 @@ from openruntime_jupyter.notebook.ai import line_words
 from openruntime_jupyter.notebook.ai.pull import known_models
 from openruntime_jupyter.notebook.ai.sanitize import inert
 from openruntime_jupyter.notebook.arguments import Arguments, literal, parse_line
-from openruntime_jupyter.notebook.completion_sources import LIVE, Offers
+from openruntime_jupyter.notebook.completion_sources import LIVE, CompletionSources
 from openruntime_jupyter.notebook.display.cards import InsightsCard, ModelTable
 from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.tables import DeviceTable, OperationTable, SessionTable, Status, WorkerTable
@@ -63,7 +63,7 @@ class Want:
     """One thing that must stand behind a word: what it is, and what can be offered for it."""
 
     says: str
-    offers: Callable[[Offers], Iterable[str]] = lambda _: ()
+    offers: Callable[[CompletionSources], Iterable[str]] = lambda _: ()
 
 
 @dataclass(frozen=True)

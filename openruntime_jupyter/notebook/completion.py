@@ -11,7 +11,7 @@ from IPython.core.error import UsageError
 
 from openruntime_jupyter.notebook.arguments import ALONE, FLAGS, OPTIONS, tokens
 from openruntime_jupyter.notebook.commands import COMMANDS
-from openruntime_jupyter.notebook.completion_sources import Offers, assigned
+from openruntime_jupyter.notebook.completion_sources import CompletionSources, assigned
 
 if TYPE_CHECKING:
     from openruntime_jupyter.notebook.session import Session
@@ -47,7 +47,7 @@ class Found:
         return self
 
 
-Words = Callable[[Offers, Typed], Found]
+Words = Callable[[CompletionSources, Typed], Found]
 
 FIRST_WORDS: dict[str, Words] = {}
 """Who completes a cell whose first word is this one, such as `ai`: whoever adds such a word registers here."""
@@ -82,7 +82,7 @@ def typed_in(text: str, line_number: int, column: int) -> Typed | None:
     return Typed(tuple(words), current, "\n".join(lines[line_number + 1 :]) if cell else None)
 
 
-def complete(offers: Offers, typed: Typed) -> Found:
+def complete(offers: CompletionSources, typed: Typed) -> Found:
     """What could stand where the cursor is."""
     if typed.before and typed.before[0] in FIRST_WORDS:
         return FIRST_WORDS[typed.before[0]](offers, typed)
@@ -94,7 +94,7 @@ def complete(offers: Offers, typed: Typed) -> Found:
     return _command(offers, typed) if word in COMMANDS else _operation(offers, typed)
 
 
-def _cell(offers: Offers, typed: Typed) -> Found:
+def _cell(offers: CompletionSources, typed: Typed) -> Found:
     if (found := option_value(offers, typed)) is not None:
         return found
     if not typed.before and not typed.current.startswith("-"):
@@ -108,7 +108,7 @@ def options(typed: Typed, more: Sequence[str] = ()) -> Found:
     return Found(typed.current).offer([name for name in known if name not in typed.before], "option")
 
 
-def option_value(offers: Offers, typed: Typed) -> Found | None:
+def option_value(offers: CompletionSources, typed: Typed) -> Found | None:
     """What could be the value of the option before the cursor; None where that is not a value's place."""
     if typed.current.startswith("-") or not (option := _open_option(typed.before)):
         return None
@@ -133,7 +133,7 @@ def _open_option(before: Sequence[str]) -> str | None:
     return option
 
 
-def _names(offers: Offers, typed: Typed, option: str) -> Found:
+def _names(offers: CompletionSources, typed: Typed, option: str) -> Found:
     """Variables, one after the other: what goes in is there, what comes out is set by the cell."""
     given, comma, fragment = typed.current.rpartition(",")
     start = max(place for place, word in enumerate(typed.before) if word == option)
@@ -142,7 +142,7 @@ def _names(offers: Offers, typed: Typed, option: str) -> Found:
     return Found(fragment if comma else typed.current).offer([name for name in names if name not in taken], "variable")
 
 
-def _command(offers: Offers, typed: Typed) -> Found:
+def _command(offers: CompletionSources, typed: Typed) -> Found:
     command, place = COMMANDS[typed.before[0]], 0
     if command.options and (typed.current.startswith("-") or _open_option(typed.before)):
         return option_value(offers, typed) or options(typed)
@@ -161,7 +161,7 @@ def _command(offers: Offers, typed: Typed) -> Found:
     return found.offer([f"{name}=" for name in command.takes if name not in given], "parameter")
 
 
-def _operation(offers: Offers, typed: Typed) -> Found:
+def _operation(offers: CompletionSources, typed: Typed) -> Found:
     if typed.current.startswith("-") or _open_option(typed.before):
         return option_value(offers, typed) or options(typed)
     fields = offers.parameters(typed.before[0])

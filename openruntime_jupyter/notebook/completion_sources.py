@@ -34,7 +34,7 @@ LIVE = (TaskState.PENDING, TaskState.RUNNING)
 Answer = TypeVar("Answer")
 
 
-class Offers:
+class CompletionSources:
     """The names that there are now."""
 
     def __init__(self, session: Session) -> None:

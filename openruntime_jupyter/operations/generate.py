@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from openruntime_jupyter.operations.base import ModelParameters, Operation
 from openruntime_jupyter.operations.inputs import wrong
 from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, Message
-from openruntime_jupyter.schemas.values import Wishes
+from openruntime_jupyter.schemas.values import GenerationOptions
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -63,10 +63,10 @@ class Params(ModelParameters):
         return [message.model_dump() for message in self.messages or [Message(role="user", content=GREETING)]]
 
     @property
-    def wishes(self) -> Wishes:
+    def wishes(self) -> GenerationOptions:
         """How to answer, as the model takes it."""
         sampling = {"temp": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
-        return Wishes(
+        return GenerationOptions(
             self.max_tokens,
             {name: value for name, value in sampling.items() if value is not None},
             self.repetition_penalty,

@@ -94,7 +94,7 @@ def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]
     except Exception as problem:  # pickling runs the values' own code, which may raise anything
         for name, item in outputs.items():
             dump(item, f"The output {name!r}", context)
-            context.shelf.clear()
+            context.array_io.clear()
         raise stuck(outputs, "The outputs", problem) from problem
 
 

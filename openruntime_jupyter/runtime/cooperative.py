@@ -15,7 +15,7 @@ AT_ONCE = 50
 Item = TypeVar("Item")
 
 
-async def slowly(items: Iterable[Item]) -> AsyncIterator[Item]:
+async def cooperatively(items: Iterable[Item]) -> AsyncIterator[Item]:
     """Each of `items`; the loop does other things in between."""
     for number, item in enumerate(items, 1):
         yield item

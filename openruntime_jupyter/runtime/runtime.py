@@ -25,23 +25,23 @@ from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.events.tokens import TokenPiece
 from openruntime_jupyter.runtime.factory import local_engine, make_folders, remote_lane, unload
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.service import Instruments
+from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.queue.admission import Admission
-from openruntime_jupyter.runtime.queue.device_discovery import Lanes
-from openruntime_jupyter.runtime.queue.device_lock import Turns
+from openruntime_jupyter.runtime.queue.device_discovery import DeviceDiscovery
+from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
-from openruntime_jupyter.runtime.queue.worker_stats import Workforce
+from openruntime_jupyter.runtime.queue.worker_stats import WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.system_probe import Machine, Memory
 from openruntime_jupyter.runtime.tasks import failures, views
-from openruntime_jupyter.runtime.tasks.batch import BatchIntake, BatchResults
+from openruntime_jupyter.runtime.tasks.batch import BatchResults, BatchSubmission
 from openruntime_jupyter.runtime.tasks.entry import Entry
-from openruntime_jupyter.runtime.tasks.queries import Inquiry
-from openruntime_jupyter.runtime.tasks.recovery import Inheritance
-from openruntime_jupyter.runtime.tasks.registry import Recorder
+from openruntime_jupyter.runtime.tasks.queries import TaskQueries
+from openruntime_jupyter.runtime.tasks.recovery import Recovery
+from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
-from openruntime_jupyter.runtime.tasks.submission import Intake
+from openruntime_jupyter.runtime.tasks.submission import TaskSubmission
 from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, MetricsHistory, OperationInfo, SystemMetrics, Timeframe
@@ -89,30 +89,30 @@ class Runtime:
         make_folders(self.settings)
         if self._engine is None:
             self._engine = local_engine(self.settings, self.arrays, self.sessions.worker_ended)
-        self.instruments = Instruments(self.settings, self._machine, self.history, self.bus, self.metrics, self._engine.workers)
+        self.instruments = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self._engine.workers)
         self._admission = Admission(self._machine, self._engine, self.instruments.fresh, self.arrays.give_up)
-        self.workforce = Workforce(self._engine)
-        self._recorder = Recorder(self.settings, self.history, self.bus, self.instruments.tally)
-        self._turns = Turns(self.settings, self.id)
+        self.worker_stats = WorkerStats(self._engine)
+        self._registry = TaskRegistry(self.settings, self.history, self.bus, self.instruments.counters)
+        self._device_lock = DeviceLock(self.settings, self.id)
         self._scheduler = Scheduler(
             self.settings,
             self._admission,
-            self._turns,
-            self._recorder.record,
-            self._recorder.keep_payload,
-            self._recorder,
+            self._device_lock,
+            self._registry.record,
+            self._registry.keep_payload,
+            self._registry,
             self.instruments.meters,
-            self.workforce,
+            self.worker_stats,
             self.arrays,
             self.sessions,
         )
-        self._inquiry = Inquiry(self._recorder, self.history, self._scheduler)
-        self._lanes = Lanes(self.settings, self._engine, self._scheduler, self.instruments.look_at)
-        self._intake = Intake(
+        self._queries = TaskQueries(self._registry, self.history, self._scheduler)
+        self._lanes = DeviceDiscovery(self.settings, self._engine, self._scheduler, self.instruments.set_gpus)
+        self._submission = TaskSubmission(
             self.settings,
             self.id,
             self.history,
-            self._recorder,
+            self._registry,
             self._scheduler,
             self._admission,
             self._lanes.need,
@@ -120,9 +120,9 @@ class Runtime:
             self.sessions,
             self.catalog.resolve,
         )
-        self._inheritance = Inheritance(self.history, self._recorder, self._intake)
-        self._batches = BatchIntake(self._intake, self.history, self._recorder)
-        self._results = BatchResults(self._inquiry, self.history, self._recorder)
+        self._recovery = Recovery(self.history, self._registry, self._submission)
+        self._batches = BatchSubmission(self._submission, self.history, self._registry)
+        self._results = BatchResults(self._queries, self.history, self._registry)
         if self._inline is not None:
             self._scheduler.open_remote(remote_lane(self.settings, self._inline))
         self.instruments.start()
@@ -134,9 +134,9 @@ class Runtime:
             log.warning("%s", problem)
             taken_over = []
         self._lanes.begin()
-        self._keep(self._inheritance.take(taken_over))
+        self._keep(self._recovery.take(taken_over))
         self._keep(self._sweep())
-        self._keep(self.arrays.keep_swept(self._knows))
+        self._keep(self.arrays.run_sweeper(self._knows))
 
     async def stop(self, deadline: float = 5.0) -> None:
         """Undo everything within `deadline` seconds; never raises.
@@ -148,7 +148,7 @@ class Runtime:
         if self._stopping or self._engine is None:
             return
         self._stopping = True
-        self._intake.close()
+        self._submission.close()
         ends = time.monotonic() + deadline
         waiting: list[Entry] = []
 
@@ -170,8 +170,8 @@ class Runtime:
                 await step()
             except Exception:  # a step that fails must not keep the others from being done
                 log.exception("A step of the stop failed")
-        self._recorder.close()
-        self._turns.close()
+        self._registry.close()
+        self._device_lock.close()
         self.sessions.close()
         self.bus.close()
 
@@ -180,8 +180,8 @@ class Runtime:
             if entry.wait or self.settings.embedded:
                 entry.failure = failures.interrupted("The runtime was stopped before it started.")
                 entry.finished = time.time()
-                entry.become(TaskState.INTERRUPTED)
-                await self._recorder.record(entry)
+                entry.transition(TaskState.INTERRUPTED)
+                await self._registry.record(entry)
                 self.arrays.release(entry.task_id, entry.arrays)
             entry.done.reach()
 
@@ -207,13 +207,13 @@ class Runtime:
             await asyncio.sleep(pause)
             pause = SWEEP_SECONDS
             try:
-                self._keep(self._inheritance.take(await self.history.take_over()))
+                self._keep(self._recovery.take(await self.history.take_over()))
                 await self.history.sweep()
             except StorageUnavailable as problem:  # told by /health already; the next sweep may find it mended
                 log.warning("The history could not be swept: %s", problem)
 
     async def _knows(self, task_id: str) -> bool:
-        return self._recorder.find(task_id) is not None or await self.history.get(task_id) is not None
+        return self._registry.find(task_id) is not None or await self.history.get(task_id) is not None
 
     # Tasks
 
@@ -223,20 +223,20 @@ class Runtime:
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
         `idempotency_key` of the same owner gives the same task.
         """
-        return await self._inquiry.get(await self.enqueue(request, caller, idempotency_key))
+        return await self._queries.get(await self.enqueue(request, caller, idempotency_key))
 
     async def enqueue(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None) -> str:
         """`submit` for whoever needs only the id; `same` is the fingerprint of what the request was made from, if it was made."""
-        return await self._intake.submit(request, caller, idempotency_key, same)
+        return await self._submission.submit(request, caller, idempotency_key, same)
 
     async def earlier(self, caller: Caller, idempotency_key: str, same: str) -> str | None:
         """The task that this key stands for already, None where for none; raises `InvalidRequest` where it was another request's."""
-        return await self._intake.earlier(caller, idempotency_key, same)
+        return await self._submission.earlier(caller, idempotency_key, same)
 
     async def submit_many(
         self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None, *, durable: bool = True
     ) -> list[Task | OpenRuntimeError]:
-        """Queue a task for each of `requests` (`TaskRequest`s as JSON), in one transaction; see `BatchIntake.submit`."""
+        """Queue a task for each of `requests` (`TaskRequest`s as JSON), in one transaction; see `BatchSubmission.submit`."""
         return await self._batches.submit(requests, caller, idempotency_key, durable=durable)
 
     async def collect(self, task_ids: Sequence[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
@@ -245,11 +245,11 @@ class Runtime:
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
-        return await self._inquiry.wait(task_id, timeout, parameters)
+        return await self._queries.wait(task_id, timeout, parameters)
 
     async def get(self, task_id: str, parameters: bool = True) -> Task:
         """The task, whichever runtime of this user holds it, with its parameters or without; raises `TaskNotFound`."""
-        return await self._inquiry.get(task_id, parameters)
+        return await self._queries.get(task_id, parameters)
 
     async def tasks(
         self,
@@ -266,29 +266,29 @@ class Runtime:
         Raises `InvalidRequest` where `before` names none, and for filters beside that order.
         """
         if order == "newest":
-            return await self._inquiry.tasks(limit, before, offset, states, operation, owner)
+            return await self._queries.tasks(limit, before, offset, states, operation, owner)
         if before is not None or operation is not None or owner is not None or states not in (None, [TaskState.PENDING]):
             raise InvalidRequest.of("order", "`next` lists all that wait: it goes with `limit` and `offset`, and with no filter")
-        return await self._inquiry.next_up(limit, offset)
+        return await self._queries.next_up(limit, offset)
 
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """Return what it showed after cursor `since`, after up to `wait` seconds for something new; `record` adds the task's record."""
-        shown = await self._inquiry.output(task_id, since, wait)
+        shown = await self._queries.output(task_id, since, wait)
         return shown.model_copy(update={"task": await self.get(task_id, parameters=False)}) if record else shown
 
     def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
         """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""
-        return self._inquiry.tokens(task_id, since)
+        return self._queries.tokens(task_id, since)
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
         """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
-        return await self._inquiry.payload(task_id)
+        return await self._queries.payload(task_id)
 
     async def cancel(self, task_id: str) -> Task:
         """Stop it; returns when it has ended. A terminal task is returned unchanged; another runtime's raises `TaskConflict`."""
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is None:
-            await self._inheritance.cancel(task_id)
+            await self._recovery.cancel(task_id)
             task = await self.get(task_id)
             if not task.status.terminal:
                 raise TaskConflict(f"{task_id} belongs to another runtime on this machine ({task.runtime}): cancel it there")
@@ -299,16 +299,16 @@ class Runtime:
 
     async def reprioritise(self, task_id: str, priority: int) -> Task:
         """Change a pending task's priority; raises `TaskConflict` for any other."""
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is None:
-            moved = await self._inheritance.reprioritise(task_id, priority)
+            moved = await self._recovery.reprioritise(task_id, priority)
             task = await self.get(task_id)
             if moved:
                 return task
             where = "" if task.here else " and belongs to another runtime"
             raise TaskConflict(f"{task_id} is {task.status}{where}: only a pending task's priority can be changed")
         self._scheduler.reprioritise(entry, priority)
-        await self._recorder.record(entry)
+        await self._registry.record(entry)
         return entry.record()
 
     async def purge(self, task_id: str) -> None:
@@ -316,10 +316,10 @@ class Runtime:
         task = await self.get(task_id)
         if not task.status.terminal:
             raise TaskConflict(f"{task_id} is {task.status}: cancel it first")
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is not None:
             await entry.done.wait(None)  # its end may be on its way to the disk, and would be kept after this
-        self._recorder.forget(task_id)
+        self._registry.forget(task_id)
         await self.history.delete(task_id)
         await self.arrays.forget(task_id)
 
@@ -344,12 +344,12 @@ class Runtime:
         return SystemMetrics(**self._figures(), uptime=uptime, timestamp=timestamp(time.time()))
 
     def _figures(self) -> dict[str, Any]:
-        self._recorder.tell_states()  # what has happened counts
-        return views.metrics(self._scheduler, self.instruments.latest, self.instruments.tally.answered)
+        self._registry.tell_states()  # what has happened counts
+        return views.metrics(self._scheduler, self.instruments.latest, self.instruments.counters.answered)
 
     async def metrics_history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
         """The figures of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""
-        return await self.instruments.chronicle.tell(timeframe, points, runtime)
+        return await self.instruments.metrics_recorder.tell(timeframe, points, runtime)
 
     def memory(self) -> Memory:
         """The machine's memory now, or the container's."""

@@ -46,7 +46,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class GenerationOptions:
     """How a local model is to write. What is None, or not in `sampling`, is left to mlx-lm; `sampling` has temp, top_p, top_k and min_p."""
 
     max_tokens: int

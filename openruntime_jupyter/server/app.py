@@ -27,7 +27,7 @@ from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
 from openruntime_jupyter.server.config.ai_traits import AiTraits
 from openruntime_jupyter.server.config.traits import SettingsTraits
 from openruntime_jupyter.server.jupyter_events import TaskEvents
-from openruntime_jupyter.server.lazy_router import LateRoutes
+from openruntime_jupyter.server.lazy_router import LazyRouter
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
@@ -75,7 +75,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self._activity = PeriodicCallback(self.tell_activity, ACTIVITY_SECONDS * 1000)
         application, base_url = self.server.web_app, self.server.base_url
         late = (
-            LateRoutes(application, base_url, "", SHUTDOWN_ROUTE) if self.standalone else LateRoutes(application, base_url, f"/{self.name}")
+            LazyRouter(application, base_url, "", SHUTDOWN_ROUTE) if self.standalone else LazyRouter(application, base_url, f"/{self.name}")
         )
         application.add_handlers(".*$", [(late.pattern, late)])  # type: ignore[no-untyped-call]
 

@@ -11,7 +11,7 @@ from tornado.routing import RuleRouter
 from tornado.web import Application
 
 
-class LateRoutes(RuleRouter):
+class LazyRouter(RuleRouter):
     """Leads every path below `mount` to its handler, and loads the handlers when the first is asked for.
 
     Loaded already is what was imported meanwhile. `but_for` is as for `routes`.

@@ -15,7 +15,7 @@ from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events.bus import Event, Subscription
 from openruntime_jupyter.schemas.base import iso
-from openruntime_jupyter.server.http.base import OTHER_PAGE, Ours
+from openruntime_jupyter.server.http.base import OTHER_PAGE, BaseHandler
 from openruntime_jupyter.server.http.requests import SinceQuery
 from openruntime_jupyter.server.openapi.decorator import Answer, described
 
@@ -62,7 +62,7 @@ SERVER_MESSAGES = {
 """What the server sends, by `type`."""
 
 
-class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
+class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, BaseHandler):
     """One client's connection.
 
     All that it is told goes through one bounded queue and one writer, which waits for the client to take each message. So a
@@ -96,14 +96,14 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         """None: a handshake has its own."""
 
     def admit(self) -> None:
-        """See `Ours`. Who is over a limit is told so by a close code: of a handshake that fails, browsers tell nothing."""
+        """See `BaseHandler`. Who is over a limit is told so by a close code: of a handshake that fails, browsers tell nothing."""
         try:
             super().admit()
         except RateLimited as problem:
             self._over_limit = problem
 
     def on_finish(self) -> None:
-        """See `Ours`. A handshake is the beginning."""
+        """See `BaseHandler`. A handshake is the beginning."""
         if self.get_status() != 101:
             super().on_finish()
 
@@ -148,7 +148,7 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, Ours):
         return None if headers.get("Sec-WebSocket-Version") == VERSION else web.HTTPError(426)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """See `Ours`. A client of another version is told ours."""
+        """See `BaseHandler`. A client of another version is told ours."""
         if status_code == 426:
             self.set_header("Sec-WebSocket-Version", VERSION)
         super().write_error(status_code, **kwargs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from openruntime_jupyter.arrays.conversion import Array
 
 
-class Shelf:
+class ArrayIO:
     """The arrays of one task.
 
     `said` is what the engine told: paths of `inputs` by id, `name`, and `places`: a folder, the bytes that results may have there, and

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.schemas.values import ModelSource
-from openruntime_jupyter.worker.array_io import Shelf
+from openruntime_jupyter.worker.array_io import ArrayIO
 
 if TYPE_CHECKING:
     from openruntime_jupyter.local_models.language_model import LanguageModel
@@ -45,7 +45,7 @@ class TaskContext:
         device_type: str = "cpu",
         memory_total: int | None = None,
         send: Send | None = None,
-        shelf: Shelf | None = None,
+        array_io: ArrayIO | None = None,
         model: ModelSource | None = None,
         resident: dict[str, Any] | None = None,
         fast_float32: bool = False,
@@ -54,7 +54,7 @@ class TaskContext:
         self.task_id = task_id
         self.device_type = device_type
         self.memory_total = memory_total
-        self.shelf = shelf or Shelf()
+        self.array_io = array_io or ArrayIO()
         self.model = model
         self.resident: dict[str, Any] = {} if resident is None else resident
         self.fast_float32 = fast_float32
@@ -130,8 +130,8 @@ class TaskContext:
         """
         from openruntime_jupyter.arrays import conversion
 
-        view = self.shelf.view(array_id)
-        return conversion.as_mlx(view) if (kind or self.shelf.layout(array_id).kind) == "mlx" else view
+        view = self.array_io.view(array_id)
+        return conversion.as_mlx(view) if (kind or self.array_io.layout(array_id).kind) == "mlx" else view
 
     def give(self, array: Any) -> None:
         """Leave an MLX or NumPy array as a result of its own: the task's `arrays` name it, in the order in which they are given.
@@ -143,18 +143,18 @@ class TaskContext:
         layout = conversion.layout_of(array)
         if layout is None:
             raise TypeError(f"{type(array).__name__} can't be given as an array")
-        self.shelf.store(array, layout)
+        self.array_io.store(array, layout)
 
     def pack(self, value: Any) -> tuple[bytes, str]:
         """`value` pickled, its large arrays left on the shelf, and how that is encoded; raises what pickling it raises."""
         from openruntime_jupyter.arrays import pickling as parcels
 
-        if not self.shelf.usable:
+        if not self.array_io.usable:
             return parcels.pack(value, None), parcels.PLAIN
         try:
-            return parcels.pack(value, self.shelf.store), parcels.OUTSIDE if self.shelf.stored else parcels.PLAIN
+            return parcels.pack(value, self.array_io.store), parcels.OUTSIDE if self.array_io.stored else parcels.PLAIN
         except BaseException:
-            self.shelf.clear()
+            self.array_io.clear()
             raise
 
     def measure(self, value: Any) -> int:

@@ -21,7 +21,7 @@ from openruntime_jupyter.operations.code.environment import enter
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker import tracebacks
-from openruntime_jupyter.worker.array_io import Shelf
+from openruntime_jupyter.worker.array_io import ArrayIO
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.context import TaskContext
@@ -60,7 +60,7 @@ class Runner:
         self._resident = Resident()
         self._threads = 0
         self._device: tuple[str, int] | None = None
-        self._shelf = Shelf()
+        self._array_io = ArrayIO()
         self._kept: dict[str, Any] = {}
         self._used = False
 
@@ -79,7 +79,7 @@ class Runner:
             self._channel.send(Kind.DECLINED, {"task_id": task_id, "reason": f"{changed} has changed since this worker imported it"})
             return
         self._prepare(body)
-        self._shelf = Shelf(body.get("arrays"))
+        self._array_io = ArrayIO(body.get("arrays"))
         begun, started = time.time_ns(), time.perf_counter()
         result: Result | None = None
         error: BaseException | None = None
@@ -113,7 +113,7 @@ class Runner:
         if error is None and result is not None:
             error = self._answer(result, figures, body)
         if error is not None:
-            self._shelf.clear()
+            self._array_io.clear()
             self._raised(error, figures)
             error.__traceback__ = None
             _forget_exception()
@@ -139,7 +139,15 @@ class Runner:
         model = ModelSource(**body["model"]) if body.get("model") else None
         fast = self._blas is None or self._blas.fast
         context = TaskContext(
-            body["task_id"], body["device"]["type"], body["memory_total"], self._say, self._shelf, model, self._kept, fast, body["session"]
+            body["task_id"],
+            body["device"]["type"],
+            body["memory_total"],
+            self._say,
+            self._array_io,
+            model,
+            self._kept,
+            fast,
+            body["session"],
         )
         set_current(context)
         parameters = body.get("parameters")
@@ -163,7 +171,7 @@ class Runner:
         learns = body["private"] and not self._used
         surroundings = _surroundings() if learns else None
         for named in references(checked):
-            layout = self._shelf.layout(named.array)
+            layout = self._array_io.layout(named.array)
             named.resolve(layout.shape, layout.dtype, layout.nbytes)
         answer = kind.run(checked, context)
         if learns and _surroundings() == surroundings:  # else a later import may give another result
@@ -196,7 +204,7 @@ class Runner:
                 f"the result is {len(output):,} bytes as JSON and the most is {MAX_OUTPUT_JSON:,}: return a summary, "
                 "or large data as an output of a cell or the value of a call"
             )
-        answer = {**figures, "encoding": result.encoding, "payload_size": None, "payload_file": False, "arrays": self._shelf.stored}
+        answer = {**figures, "encoding": result.encoding, "payload_size": None, "payload_file": False, "arrays": self._array_io.stored}
         payload = result.payload
         if payload is not None:
             answer["payload_size"] = len(payload)

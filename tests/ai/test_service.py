@@ -172,13 +172,13 @@ def test_with_neither_provider_nor_model_it_is_unavailable(tmp_path: Path, monke
 
 
 def test_silence_is_told_and_loses_nothing() -> None:
-    async def slowly() -> AsyncIterator[int]:
+    async def cooperatively() -> AsyncIterator[int]:
         yield 1
         await asyncio.sleep(0.1)
         yield 2
 
     async def body() -> None:
-        got = [item async for item in with_pauses(slowly(), 0.02)]
+        got = [item async for item in with_pauses(cooperatively(), 0.02)]
         assert [item for item in got if item is not None] == [1, 2]
         assert None in got
 

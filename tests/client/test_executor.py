@@ -244,13 +244,13 @@ def test_calls_made_during_a_request_go_together_with_the_next_one(client: Clien
     sending, go_on = threading.Event(), threading.Event()
     submit_many = client.backend.submit_many
 
-    def slowly(requests: list[Any], key: str) -> Any:
+    def cooperatively(requests: list[Any], key: str) -> Any:
         groups.append(len(requests))
         sending.set()
         assert go_on.wait(60)
         return submit_many(requests, key)
 
-    monkeypatch.setattr(client.backend, "submit_many", slowly)
+    monkeypatch.setattr(client.backend, "submit_many", cooperatively)
     with client.executor() as executor:
         futures = [executor.submit(square, 0)]
         assert sending.wait(60)

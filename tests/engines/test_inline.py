@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.engines.inline import InlineContext, InlineEngine
-from openruntime_jupyter.engines.protocol import Completed, Died, Job, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.protocol import Completed, Died, Job, RaisedError, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import NotAllowed
 from tests.engines.test_residents import Deaf
 from tests.runtimes import live
@@ -47,7 +47,7 @@ def test_what_a_coroutine_raises_fails_its_task_in_words(problem: Exception, sai
         raise problem
 
     outcome = live(InlineEngine({"echo": fails}).run(job(), Deaf()))
-    assert isinstance(outcome, Raised)
+    assert isinstance(outcome, RaisedError)
     assert outcome.failure.type == type(problem).__name__
     assert said in outcome.failure.message
     assert bool(caplog.records) == (said != str(problem)), "only a fault of ours is logged"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
-from openruntime_jupyter.engines.protocol import Completed, Died, Job, ModelUse, Raised, Stopped, StopReason
+from openruntime_jupyter.engines.protocol import Completed, Died, Job, ModelUse, RaisedError, Stopped, StopReason
 from openruntime_jupyter.schemas.values import ModelSource
 from tests.runtimes import live, pickled, until
 
@@ -214,7 +214,7 @@ def test_a_worker_without_its_model_does_not_stay(tmp_path: Path, how: str) -> N
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             outcome = await engine.run(job("a", how), Deaf())
-            assert isinstance(outcome, Raised)
+            assert isinstance(outcome, RaisedError)
             assert names(engine) == []
 
     live(body())

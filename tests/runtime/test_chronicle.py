@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.runtime.metrics.gpu.base import GpuFigures
-from openruntime_jupyter.runtime.metrics.recorder import Chronicle
+from openruntime_jupyter.runtime.metrics.recorder import MetricsRecorder
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
@@ -24,15 +24,15 @@ Point = tuple[float | None, float | None, float | None]
 
 
 @contextlib.asynccontextmanager
-async def chronicle(folder: Path, runtime: str = "rt_1") -> AsyncIterator[tuple[Chronicle, Clocks, History]]:
+async def metrics_recorder(folder: Path, runtime: str = "rt_1") -> AsyncIterator[tuple[MetricsRecorder, Clocks, History]]:
     """A chronicle whose clocks move when they are told, and the history that it writes."""
     clocks = Clocks()
     clocks.wall = float(math.floor(time.time()))
     async with opened(folder, runtime) as history:
-        yield Chronicle(Settings(data_dir=folder), history, lambda: clocks.monotonic, lambda: clocks.wall), clocks, history
+        yield MetricsRecorder(Settings(data_dir=folder), history, lambda: clocks.monotonic, lambda: clocks.wall), clocks, history
 
 
-def see(telling: Chronicle, clocks: Clocks, memory: float | None, gpu: float | None = None, **sample: object) -> None:
+def see(telling: MetricsRecorder, clocks: Clocks, memory: float | None, gpu: float | None = None, **sample: object) -> None:
     """A sample of this moment."""
     metrics = Metrics(gpu_utilization=gpu, memory_usage=memory, active_tasks=0, ai_tasks_processed=0)
     telling.sampled(Sample(memory_usage=memory, taken=clocks.monotonic, **sample), metrics, 1000)  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def points(told: MetricsHistory, figure: str = "memory_usage") -> dict[float, Po
 
 def test_a_sample_stands_for_the_time_since_the_one_before(tmp_path: Path) -> None:
     async def body() -> None:
-        async with chronicle(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (telling, clocks, _):
             begin = clocks.wall
             see(telling, clocks, 99.0)  # of no time at all
             for value in (10.0, 30.0):
@@ -69,7 +69,7 @@ def test_a_sample_stands_for_the_time_since_the_one_before(tmp_path: Path) -> No
 
 def test_many_samples_of_a_short_time_do_not_outweigh_few_of_a_long_one(tmp_path: Path) -> None:
     async def body() -> None:
-        async with chronicle(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (telling, clocks, _):
             clocks.wall -= clocks.wall % 300
             see(telling, clocks, 0.0)
             for _ in range(10):  # nobody looks: every ten seconds
@@ -86,7 +86,7 @@ def test_many_samples_of_a_short_time_do_not_outweigh_few_of_a_long_one(tmp_path
 
 def test_a_figure_that_cannot_be_read_leaves_a_gap_of_its_own(tmp_path: Path) -> None:
     async def body() -> None:
-        async with chronicle(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (telling, clocks, _):
             see(telling, clocks, 1.0)
             gpus = {"device_0": GpuFigures(memory_used=300), "device_1": GpuFigures(memory_used=200), "device_2": GpuFigures()}
             for memory, gpu, figures in ((1.0, None, {}), (None, 5.0, gpus)):
@@ -101,7 +101,7 @@ def test_a_figure_that_cannot_be_read_leaves_a_gap_of_its_own(tmp_path: Path) ->
 
 def test_what_was_asleep_left_a_gap_though_its_clock_went_on(tmp_path: Path) -> None:
     async def body() -> None:
-        async with chronicle(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (telling, clocks, _):
             begin = clocks.wall
             see(telling, clocks, 1.0)
             clocks.go(10, 100)  # suspended: the monotonic clock stood still
@@ -119,7 +119,7 @@ def test_what_was_asleep_left_a_gap_though_its_clock_went_on(tmp_path: Path) -> 
 @pytest.mark.parametrize("jump", [-3600.0, -86_400.0, 3600.0])
 def test_a_clock_that_is_set_leaves_the_answers_right(tmp_path: Path, jump: float) -> None:
     async def body() -> None:
-        async with chronicle(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (telling, clocks, _):
             begin = clocks.wall
             see(telling, clocks, 10.0)
             for _ in range(6):
@@ -138,11 +138,11 @@ def test_a_clock_that_is_set_leaves_the_answers_right(tmp_path: Path, jump: floa
 
 def test_a_clock_that_is_set_back_shows_both_times_at_once_and_neither_twice(tmp_path: Path) -> None:
     async def body() -> None:
-        async with chronicle(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (telling, clocks, _):
             begin = clocks.wall
             see(telling, clocks, 0.0)
             for value, jump in ((10.0, -60.0), (30.0, 0.0)):
-                telling.tally.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
+                telling.counters.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
                 for _ in range(6):
                     clocks.go(10)
                     see(telling, clocks, value)
@@ -157,7 +157,7 @@ def test_a_clock_that_is_set_back_shows_both_times_at_once_and_neither_twice(tmp
 
 def test_figures_are_written_every_ten_seconds_and_at_the_end(tmp_path: Path) -> None:
     async def body() -> None:
-        async with chronicle(tmp_path) as (telling, clocks, history):
+        async with metrics_recorder(tmp_path) as (telling, clocks, history):
             see(telling, clocks, 1.0)
             on_disk = []
             for _ in range(25):

@@ -45,6 +45,6 @@ def test_whoever_has_waited_for_a_task_finds_it_counted_in_the_figures(tmp_path:
             for number in range(1, 4):
                 await runtime.wait(await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller()))
                 runtime.metrics()
-                assert runtime.instruments.tally.ended["completed", "call"] == number
+                assert runtime.instruments.counters.ended["completed", "call"] == number
 
     live(body())

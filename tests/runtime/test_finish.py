@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.runtime.tasks.completion import Finish
+from openruntime_jupyter.runtime.tasks.completion import Completion
 from tests.runtimes import ended, live, runtime_in, submit, until
 
 
 def test_everybody_who_waits_is_woken_and_who_comes_late_need_not_wait() -> None:
     async def body() -> None:
-        finish = Finish()
+        finish = Completion()
         waiting = [asyncio.create_task(finish.wait()) for _ in range(3)]
         await asyncio.sleep(0)
         finish.reach()
@@ -27,7 +27,7 @@ def test_everybody_who_waits_is_woken_and_who_comes_late_need_not_wait() -> None
 
 def test_who_does_not_want_to_wait_any_longer_leaves_the_others_waiting() -> None:
     async def body() -> None:
-        finish = Finish()
+        finish = Completion()
         patient, leaver = asyncio.create_task(finish.wait()), asyncio.create_task(finish.wait())
         await finish.wait(0.01)
         leaver.cancel()

@@ -162,7 +162,7 @@ def test_what_a_task_showed_does_not_stay_in_memory_where_it_is_large(tmp_path: 
                 shown = "".join(item.text or (item.data or {})["text/plain"] for item in output.items)
                 assert (shown.count("x"), output.finished) == (number, True)
                 assert (await runtime.output(task_id, since=output.next)).items == []
-                assert (runtime._recorder.find(task_id) is not None) is kept
+                assert (runtime._registry.find(task_id) is not None) is kept
 
     live(body())
 

@@ -213,7 +213,7 @@ def test_a_task_that_is_moved_and_cancelled_at_once_ends_once(tmp_path: Path) ->
             subscription.close()
             ends = [event.body["data"]["task_id"] async for event in subscription if event.body["data"]["status"] == "cancelled"]
             assert sorted(ends) == sorted(waiting)
-            assert runtime.instruments.tally.ended["cancelled", "call"] == len(waiting)
+            assert runtime.instruments.counters.ended["cancelled", "call"] == len(waiting)
             await runtime.cancel(holder)
 
     live(body())
@@ -224,12 +224,12 @@ def test_no_state_is_told_before_it_is_on_disk_and_each_end_is_told_once(tmp_pat
         async with runtime_in(tmp_path) as runtime:
             commit, told, stored = runtime.history.commit, [], []
 
-            async def slowly(task: Task) -> None:
+            async def cooperatively(task: Task) -> None:
                 await asyncio.sleep(0.15)  # longer than updates are gathered
                 await commit(task)
                 stored.append((task.task_id, task.status))
 
-            monkeypatch.setattr(runtime.history, "commit", slowly)
+            monkeypatch.setattr(runtime.history, "commit", cooperatively)
             subscription, _ = runtime.bus.subscribe()
 
             async def listen() -> None:

@@ -124,7 +124,7 @@ def test_cancelled_collect_leaves_no_callbacks(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             holder = await cell(runtime, HOLD)
-            entry = runtime._recorder.find(holder)
+            entry = runtime._registry.find(holder)
             assert entry is not None
             for _ in range(3):
                 waiting = asyncio.create_task(runtime.collect([holder], wait=60))

@@ -77,7 +77,7 @@ async def told(runtime: Runtime, code: str) -> Task:
     task_id = await cell(runtime, f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}")
     task = await ended(runtime, task_id)
     await runtime.tasks()  # what was written behind is on disk by then
-    runtime._recorder.forget(task_id)
+    runtime._registry.forget(task_id)
     kept = await runtime.get(task_id)
     assert kept == task.model_copy(update={"parameters": kept.parameters})
     return kept

@@ -148,15 +148,15 @@ def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back(tmp_p
         async with runtime_in(tmp_path) as runtime:
             written, commit = asyncio.Event(), runtime.history.commit
 
-            async def slowly(task: Task) -> None:
+            async def cooperatively(task: Task) -> None:
                 if task.status.terminal:
                     await written.wait()
                 await commit(task)
 
-            monkeypatch.setattr(runtime.history, "commit", slowly)
+            monkeypatch.setattr(runtime.history, "commit", cooperatively)
             task_id = await submit(runtime, "call", wait=False)
 
-            await until(lambda: runtime._recorder.entries[task_id].state.terminal, what="the end of the task")
+            await until(lambda: runtime._registry.entries[task_id].state.terminal, what="the end of the task")
             purging = asyncio.ensure_future(runtime.purge(task_id))
             await asyncio.sleep(0)
             written.set()

@@ -142,7 +142,7 @@ def test_idle_session_holds_no_slot(tmp_path: Path) -> None:
         async with runtime_in(tmp_path, cpu_slots=1) as runtime:
             await run(runtime, "x = 1")
             assert (await ended(runtime, await cell(runtime, "1"))).status == "completed"
-            (worker,) = [each for each in runtime.workforce.report() if each.session is not None]
+            (worker,) = [each for each in runtime.worker_stats.report() if each.session is not None]
             assert (worker.session, worker.state, worker.id) == (only(runtime).id, "idle", only(runtime).worker)
             assert (only(runtime).resident_bytes or 0) > 10_000_000
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram, Tally
+from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Counters, Histogram
 from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS, FIGURES
 from openruntime_jupyter.runtime.metrics.rollup import Spread
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, TaskState
@@ -29,8 +29,8 @@ class Clocks:
         self.wall += seconds + jump
 
 
-def tally(clocks: Clocks) -> Tally:
-    return Tally(1000.0, lambda: clocks.monotonic, lambda: clocks.wall)
+def counters(clocks: Clocks) -> Counters:
+    return Counters(1000.0, lambda: clocks.monotonic, lambda: clocks.wall)
 
 
 def entry(task_id: str, state: TaskState = TaskState.PENDING, **fields: Any) -> Any:
@@ -39,7 +39,7 @@ def entry(task_id: str, state: TaskState = TaskState.PENDING, **fields: Any) -> 
     return SimpleNamespace(task_id=task_id, state=state, metrics=PerformanceMetrics(), **{**given, **fields})
 
 
-def change(counting: Tally, task: Any) -> None:
+def change(counting: Counters, task: Any) -> None:
     """It is in the state that it is in."""
     counting.changed([(task, task.state)])
 
@@ -56,7 +56,7 @@ MOVES = st.lists(
 @settings(deadline=None)
 def test_how_many_run_and_wait_is_known_exactly_for_every_second(moves: list[tuple[float, int, TaskState]]) -> None:
     clocks = Clocks()
-    counting = tally(clocks)
+    counting = counters(clocks)
     states: dict[int, TaskState] = {}
     held: list[tuple[float, float, int, int]] = []
     for seconds, task, state in [*moves, (3.0, 99, TaskState.COMPLETED)]:
@@ -80,7 +80,7 @@ def test_how_many_run_and_wait_is_known_exactly_for_every_second(moves: list[tup
 def test_a_clock_that_is_set_while_tasks_run_loses_no_time_of_theirs() -> None:
     for jump in (-3600.0, -0.5, 0.5, 3600.0):
         clocks = Clocks()
-        counting = tally(clocks)
+        counting = counters(clocks)
         change(counting, entry("task_1", TaskState.RUNNING))
         clocks.go(5.0, jump)
         counting.settle()
@@ -95,7 +95,7 @@ def test_a_clock_that_is_set_while_tasks_run_loses_no_time_of_theirs() -> None:
 
 
 def test_every_end_is_counted_by_state_and_operation_and_once() -> None:
-    counting = tally(Clocks())
+    counting = counters(Clocks())
     for number, state in enumerate(state for state in TaskState if state.terminal):
         for operation in ("call", "python"):
             change(counting, entry(f"task_{number}_{operation}", state, operation=operation))
@@ -107,7 +107,7 @@ def test_every_end_is_counted_by_state_and_operation_and_once() -> None:
 
 def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last_start_to_the_end() -> None:
     clocks = Clocks()
-    counting = tally(clocks)
+    counting = counters(clocks)
     task = entry("task_1", submitted_mono=100.0)
     change(counting, task)
     task.state, task.attempt, task.started_mono = TaskState.RUNNING, 1, 102.5
@@ -128,7 +128,7 @@ def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last
 
 
 def test_a_task_that_never_started_has_waited_for_no_start() -> None:
-    counting = tally(Clocks())
+    counting = counters(Clocks())
     change(counting, entry("task_1"))
     change(counting, entry("task_1", TaskState.CANCELLED))
     assert (sum(counting.queued.counts), sum(counting.ran.counts)) == (0, 0)
@@ -136,7 +136,7 @@ def test_a_task_that_never_started_has_waited_for_no_start() -> None:
 
 
 def test_a_task_that_another_runtime_took_neither_waits_nor_runs_here() -> None:
-    counting = tally(Clocks())
+    counting = counters(Clocks())
     change(counting, entry("task_1"))
     counting.lost("task_1")
     counting.lost("task_never_seen")
@@ -144,7 +144,7 @@ def test_a_task_that_another_runtime_took_neither_waits_nor_runs_here() -> None:
 
 
 def test_workers_that_died_under_their_task_are_counted() -> None:
-    counting = tally(Clocks())
+    counting = counters(Clocks())
     for number, kind in enumerate(FailureKind):
         failure = Failure(kind=kind, message="it ended")
         change(counting, entry(f"task_{number}", TaskState.FAILED, failure=failure))

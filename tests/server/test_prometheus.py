@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from openruntime_jupyter.engines.protocol import WorkerReport, WorkerState
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.runtime.metrics.counters import Tally
+from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.system_probe import Memory
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
@@ -69,14 +69,14 @@ def report(state: WorkerState, resident: int | None) -> WorkerReport:
 @pytest.fixture
 def runtime() -> Iterator[Any]:
     """As much of a runtime as a scrape asks: one with a GPU, that a machine of tests has not."""
-    tally = Tally(10.0)
+    counters = Counters(10.0)
     for number, state in enumerate((TaskState.COMPLETED, TaskState.COMPLETED, TaskState.FAILED)):
-        change(tally, entry(f"task_{number}", state, attempt=1, execution_time=0.05 * (number + 1)))
-    change(tally, entry("task_late", TaskState.RUNNING, attempt=1, started_mono=9.5, operation='odd "name"'))
-    change(tally, entry("task_late", TaskState.CANCELLED, operation='odd "name"'))
+        change(counters, entry(f"task_{number}", state, attempt=1, execution_time=0.05 * (number + 1)))
+    change(counters, entry("task_late", TaskState.RUNNING, attempt=1, started_mono=9.5, operation='odd "name"'))
+    change(counters, entry("task_late", TaskState.CANCELLED, operation='odd "name"'))
     return SimpleNamespace(
         version="2.0.0",
-        instruments=SimpleNamespace(tally=tally),
+        instruments=SimpleNamespace(counters=counters),
         health=lambda: SimpleNamespace(status="degraded"),
         metrics=lambda: SimpleNamespace(active_tasks=1, pending_tasks=7, cpu_utilization=12.5),
         memory=lambda: Memory(1000, 400),
@@ -92,7 +92,7 @@ def test_prometheus_reads_every_figure(runtime: Any, media: TextType) -> None:
     found = families(content, media)
     assert value(found, "openruntime_build_info", version="2.0.0") == 1
     assert value(found, "openruntime_healthy") == 0
-    assert value(found, "openruntime_start_time_seconds") == runtime.instruments.tally.began
+    assert value(found, "openruntime_start_time_seconds") == runtime.instruments.counters.began
     assert value(found, "openruntime_tasks_total", state="completed", operation="call") == 2
     assert value(found, "openruntime_tasks_total", state="failed", operation="call") == 1
     assert value(found, "openruntime_tasks_total", state="cancelled", operation='odd "name"') == 1

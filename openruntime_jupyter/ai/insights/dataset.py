@@ -97,7 +97,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Dataset:
     """Of one timeframe, which ends at `end`; times are in seconds since the epoch."""
 
     timeframe: Timeframe
@@ -126,7 +126,7 @@ class Evidence:
         return None if self.earlier is None else self.earlier.known(figure)
 
 
-async def gather(history: History, timeframe: Timeframe, now: float, place: Place) -> Evidence:
+async def gather(history: History, timeframe: Timeframe, now: float, place: Place) -> Dataset:
     """All that the history has; `now` is its end, in seconds since the epoch. Raises `StorageUnavailable` where it can't be read.
 
     Each question is one short turn of the history's reader, so that others are answered in between.
@@ -145,7 +145,7 @@ async def gather(history: History, timeframe: Timeframe, now: float, place: Plac
         for operation, number in often
         if number >= LEAST_COMPARED and (each := await _compared(history, operation, begin, now)) is not None
     ]
-    return Evidence(timeframe, begin, now, place, columns, earlier, ended, running, compared)
+    return Dataset(timeframe, begin, now, place, columns, earlier, ended, running, compared)
 
 
 async def _compared(history: History, operation: str, begin: float, end: float) -> Compared | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.dataset import Evidence
-from openruntime_jupyter.ai.insights.finding import Draft, Finder, span
+from openruntime_jupyter.ai.insights.dataset import Dataset
+from openruntime_jupyter.ai.insights.finding import Finder, FindingDraft, span
 from openruntime_jupyter.ai.insights.formatting import listed, moment, share
 from openruntime_jupyter.ai.insights.statistics import Array, burst
 from openruntime_jupyter.runtime.storage.insights import Ran
@@ -43,7 +43,7 @@ def failures(kinds: tuple[FailureKind, ...] | None = None) -> Finder:
     return lambda evidence: _failures(evidence, lambda task: kinds is None or task.kind in kinds)
 
 
-def _failures(evidence: Evidence, wanted: Callable[[Ran], bool]) -> list[Draft]:
+def _failures(evidence: Dataset, wanted: Callable[[Ran], bool]) -> list[FindingDraft]:
     found = [task for task in evidence.ended.failures if wanted(task)]
     if not found:
         return []
@@ -60,7 +60,7 @@ def _failures(evidence: Evidence, wanted: Callable[[Ran], bool]) -> list[Draft]:
     severe = ratio >= MANY or any(task.kind in OF_MEMORY for task in found)
     figures: dict[str, float | None] = {"failures": float(len(found)), "percent": 100 * ratio}
     figures |= {f"{kind}_failures": float(number) for kind, number in kinds.items()}
-    draft = Draft("failures", text, 70.0, "warning" if severe else "notice", _advice(evidence, kinds), None, figures, first, last)
+    draft = FindingDraft("failures", text, 70.0, "warning" if severe else "notice", _advice(evidence, kinds), None, figures, first, last)
     draft.tasks = found[::-1]
     return [draft]
 
@@ -83,7 +83,7 @@ def _counted(operations: Counter[str]) -> str:
     return listed([f"{number:,} `{name}`" for name, number in operations.most_common(3)])
 
 
-def _advice(evidence: Evidence, kinds: Counter[str]) -> str | None:
+def _advice(evidence: Dataset, kinds: Counter[str]) -> str | None:
     settings = evidence.place.settings
     for kind, _ in kinds.most_common():
         if kind in ADVICE:
@@ -91,12 +91,12 @@ def _advice(evidence: Evidence, kinds: Counter[str]) -> str | None:
     return None
 
 
-def bursts(evidence: Evidence) -> list[Draft]:
+def bursts(evidence: Dataset) -> list[FindingDraft]:
     """When more of the tasks that ended failed than in the rest of the time, beyond what chance makes."""
     edges = np.linspace(evidence.begin, evidence.end, PLACES + 1)
     failed = _counts(evidence.ended.failures, edges)
     ended = np.maximum(_counts(evidence.ended.tasks, edges) * evidence.ended.weight, failed)
-    found: list[Draft] = []
+    found: list[FindingDraft] = []
     while len(found) < MOST_BURSTS and (dense := burst(failed, ended)) is not None:
         inside = [task for task in evidence.ended.failures if edges[dense.first] <= (task.finished or 0.0) <= edges[dense.last + 1]]
         here = slice(dense.first, dense.last + 1)
@@ -109,7 +109,7 @@ def _counts(tasks: list[Ran], edges: Array) -> Array:
     return np.histogram([task.finished or 0.0 for task in tasks], edges)[0].astype(np.float64)
 
 
-def _burst(evidence: Evidence, inside: list[Ran], ended: int, failed_else: int, ended_else: int) -> Draft:
+def _burst(evidence: Dataset, inside: list[Ran], ended: int, failed_else: int, ended_else: int) -> FindingDraft:
     times = np.array([task.finished or 0.0 for task in inside])
     first, last, at = float(times[0]), float(times[-1]), float(np.median(times))
     kinds, operations = (Counter(getattr(task, field) or UNKNOWN for task in inside) for field in ("kind", "operation"))
@@ -125,6 +125,8 @@ def _burst(evidence: Evidence, inside: list[Ran], ended: int, failed_else: int, 
         "failures_elsewhere": float(failed_else),
         "ended_elsewhere": float(ended_else),
     }
-    draft = Draft("burst", text, 90.0, "warning", _advice(evidence, kinds), "failed_tasks", figures, first, last, at, float(len(inside)))
+    draft = FindingDraft(
+        "burst", text, 90.0, "warning", _advice(evidence, kinds), "failed_tasks", figures, first, last, at, float(len(inside))
+    )
     draft.tasks = inside
     return draft

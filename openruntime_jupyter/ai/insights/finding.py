@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openruntime_jupyter.ai.insights.dataset import Evidence
+from openruntime_jupyter.ai.insights.dataset import Dataset
 from openruntime_jupyter.ai.insights.formatting import called, listed, moment, seconds, size
 from openruntime_jupyter.runtime.storage.insights import Ran
 from openruntime_jupyter.schemas.base import iso
@@ -20,7 +20,7 @@ MOST_NAMED = 3
 
 
 @dataclass(slots=True)
-class Draft:
+class FindingDraft:
     """A finding, its times in seconds since the epoch. `weight`, 0 to 99, orders findings of one severity.
 
     `around` asks for the tasks that ran from `start` to `end`: those that took most of the time, or held most of the memory.
@@ -81,7 +81,7 @@ class Draft:
             self.text += f" Then ran {listed(named)}."
 
 
-Finder = Callable[[Evidence], list[Draft]]
+Finder = Callable[[Dataset], list[FindingDraft]]
 """Looks at the evidence for one kind of finding."""
 
 
@@ -111,7 +111,7 @@ def _seen(task: Ran) -> TaskSeen:
     )
 
 
-def span(evidence: Evidence, start: float, end: float, resolution: float = 1.0) -> str:
+def span(evidence: Dataset, start: float, end: float, resolution: float = 1.0) -> str:
     """`from 14:30:00Z to 14:31:10Z (70 s)`."""
     first, last = (moment(at, evidence.end, resolution) for at in (start, end))
     return f"at {first}" if first == last else f"from {first} to {last} ({seconds(end - start)})"

@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.dataset import LEAST_POINTS, Evidence
-from openruntime_jupyter.ai.insights.finding import Draft
+from openruntime_jupyter.ai.insights.dataset import LEAST_POINTS, Dataset
+from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.formatting import amount, listed, number, percent, seconds, several, share, size
 from openruntime_jupyter.ai.insights.statistics import Array
 from openruntime_jupyter.runtime.storage.insights import MOST_FAILURES, UNCOMPLETED
@@ -16,7 +16,7 @@ WEIGHT = 99.0
 ORDER = ("completed", "failed", "timed_out", "interrupted", "cancelled")
 
 
-def performance(evidence: Evidence) -> list[Draft]:
+def performance(evidence: Dataset) -> list[FindingDraft]:
     """How busy the devices were, and how much was done."""
     parts, figures = _utilization(evidence)
     active, pending = evidence.columns.known("active_tasks"), evidence.columns.known("pending_tasks")
@@ -27,7 +27,7 @@ def performance(evidence: Evidence) -> list[Draft]:
     return [_draft([*parts, ended], figures | counted)]
 
 
-def memory(evidence: Evidence) -> list[Draft]:
+def memory(evidence: Dataset) -> list[FindingDraft]:
     """How much memory was in use."""
     parts: list[str] = []
     figures: dict[str, float | None] = {}
@@ -48,7 +48,7 @@ def memory(evidence: Evidence) -> list[Draft]:
     return [_draft(parts, figures)]
 
 
-def efficiency(evidence: Evidence) -> list[Draft]:
+def efficiency(evidence: Dataset) -> list[FindingDraft]:
     """How much of what is there was used."""
     parts, figures = _utilization(evidence)
     active = evidence.columns.known("active_tasks")
@@ -64,14 +64,14 @@ def efficiency(evidence: Evidence) -> list[Draft]:
     return [_draft(parts or ["nothing was recorded"], figures)]
 
 
-def errors(evidence: Evidence) -> list[Draft]:
+def errors(evidence: Dataset) -> list[FindingDraft]:
     """What became of the tasks."""
     ended, figures = _ended(evidence)
     none = evidence.ended.number and not evidence.ended.failures
     return [_draft([ended, "none of them failed"] if none else [ended], figures)]
 
 
-def _utilization(evidence: Evidence) -> tuple[list[str], dict[str, float | None]]:
+def _utilization(evidence: Dataset) -> tuple[list[str], dict[str, float | None]]:
     parts: list[str] = []
     figures: dict[str, float | None] = {}
     place, gpu, cpu = evidence.place, evidence.columns.known("gpu_utilization"), evidence.columns.known("cpu_utilization")
@@ -100,7 +100,7 @@ def _figures(name: str, values: Array, highest: Array) -> dict[str, float | None
     return {f"{name}_mean": float(values.mean()), f"{name}_median": float(np.median(values)), f"{name}_max": float(highest.max())}
 
 
-def _ended(evidence: Evidence) -> tuple[str, dict[str, float | None]]:
+def _ended(evidence: Dataset) -> tuple[str, dict[str, float | None]]:
     """What became of how many tasks; estimated from those that were drawn, where there are too many to look at each."""
     ended = evidence.ended
     if not ended.number:
@@ -117,17 +117,17 @@ def _ended(evidence: Evidence) -> tuple[str, dict[str, float | None]]:
     return text, {"tasks": float(ended.number), **{f"{state}_tasks": float(round(count)) for state, count in counts.items()}}
 
 
-def _draft(parts: list[str], figures: dict[str, float | None]) -> Draft:
+def _draft(parts: list[str], figures: dict[str, float | None]) -> FindingDraft:
     text = "; ".join(parts)
-    return Draft("levels", text[0].upper() + text[1:] + ".", WEIGHT, figures=figures)
+    return FindingDraft("levels", text[0].upper() + text[1:] + ".", WEIGHT, figures=figures)
 
 
-def too_little(evidence: Evidence) -> Draft | None:
+def too_little(evidence: Dataset) -> FindingDraft | None:
     """How much there is and what would be needed; None where there is enough."""
     if evidence.enough:
         return None
     step, points = evidence.columns.step, evidence.columns.observed
-    return Draft(
+    return FindingDraft(
         "too_little",
         f"There is too little history to tell peaks and trends from chance: {several(points, 'value')} of {seconds(step)} each, where "
         f"{LEAST_POINTS} are needed ({seconds(LEAST_POINTS * step)}), and {several(evidence.ended.number, 'ended task')}.",
@@ -138,9 +138,9 @@ def too_little(evidence: Evidence) -> Draft | None:
     )
 
 
-def nothing(evidence: Evidence) -> Draft:
+def nothing(evidence: Dataset) -> FindingDraft:
     """That there is nothing to tell."""
-    return Draft(
+    return FindingDraft(
         "nothing",
         f"Nothing stands out in {seconds(evidence.columns.observed * evidence.columns.step)} of figures and "
         f"{several(evidence.ended.number, 'ended task')}: nothing of what was looked for is beyond chance.",

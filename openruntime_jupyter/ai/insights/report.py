@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from openruntime_jupyter.ai.insights import levels, usage
-from openruntime_jupyter.ai.insights.dataset import Evidence
+from openruntime_jupyter.ai.insights.dataset import Dataset
 from openruntime_jupyter.ai.insights.failures import OF_MEMORY, bursts, failures
-from openruntime_jupyter.ai.insights.finding import Draft, Finder
+from openruntime_jupyter.ai.insights.finding import Finder, FindingDraft
 from openruntime_jupyter.ai.insights.formatting import TIMEFRAME_WORDS
 from openruntime_jupyter.ai.insights.trends import LOAD, MEMORY, leaks, peaks, trends
 from openruntime_jupyter.schemas.base import iso, timestamp
@@ -38,7 +38,7 @@ FINDERS: Mapping[MetricType, tuple[Finder, ...]] = {
 """What is looked for, by what is asked about."""
 
 
-def drafts_of(evidence: Evidence, metric_type: MetricType) -> list[Draft]:
+def drafts_of(evidence: Dataset, metric_type: MetricType) -> list[FindingDraft]:
     """The findings that matter, the weightiest first. It computes for some 10 ms: not on a loop."""
     found = [draft for finder in FINDERS[metric_type] for draft in finder(evidence)]
     leaking = any(draft.kind == "leak" and draft.figure for draft in found)
@@ -65,7 +65,7 @@ def text_of(timeframe: Timeframe, metric_type: MetricType, findings: Sequence[Fi
     return "\n".join(lines)
 
 
-def data_of(drawn: MetricsHistory, drafts: Sequence[Draft]) -> InsightsData:
+def data_of(drawn: MetricsHistory, drafts: Sequence[FindingDraft]) -> InsightsData:
     """The series to draw, and where the findings are in them."""
     marks = [
         Mark(
@@ -85,7 +85,7 @@ def data_of(drawn: MetricsHistory, drafts: Sequence[Draft]) -> InsightsData:
     return InsightsData.model_construct(**dict(drawn), marks=marks)
 
 
-def basis_of(evidence: Evidence) -> Basis:
+def basis_of(evidence: Dataset) -> Basis:
     """What the findings rest on."""
     return Basis(
         start=timestamp(evidence.begin),

@@ -7,7 +7,7 @@ import time
 from functools import partial
 
 from openruntime_jupyter.ai.insights.dataset import Place, gather
-from openruntime_jupyter.ai.insights.finding import Draft
+from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.report import basis_of, data_of, drafts_of, text_of
 from openruntime_jupyter.ai.insights.rewriting import Choose, word
 from openruntime_jupyter.runtime.runtime import Runtime
@@ -46,7 +46,7 @@ async def insights(runtime: Runtime, request: InsightsRequest, choose: Choose) -
     )
 
 
-async def name_tasks(history: History, drafts: list[Draft]) -> None:
+async def name_tasks(history: History, drafts: list[FindingDraft]) -> None:
     """Add the tasks that ran then to those findings which want them."""
     for draft in drafts:
         if draft.around is not None and draft.start is not None and draft.end is not None:

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.dataset import Evidence
-from openruntime_jupyter.ai.insights.finding import Draft, Finder, span
+from openruntime_jupyter.ai.insights.dataset import Dataset
+from openruntime_jupyter.ai.insights.finding import Finder, FindingDraft, span
 from openruntime_jupyter.ai.insights.formatting import amount, moment, percent, seconds, several, size
 from openruntime_jupyter.ai.insights.statistics import LEAST_BLOCKS, Array, Line, climb, episodes, trend
 from openruntime_jupyter.runtime.storage.insights import Ran
@@ -30,34 +30,34 @@ AGAINST_LEAKS = (
 
 
 @dataclass(frozen=True)
-class Course:
+class Trend:
     """A figure that is looked at, and how much of a change of it matters, in its unit."""
 
     figure: str
     label: str
     unit: Literal["percent", "bytes", "tasks"]
     column: Literal["mean", "max"]
-    least: Callable[[Evidence], float]
+    least: Callable[[Dataset], float]
 
 
 MEMORY = (
-    Course("memory_usage", "Memory usage", "percent", "max", lambda evidence: 8.0),
-    Course("worker_memory", "The workers' memory", "bytes", "max", lambda evidence: max(200e6, 0.05 * evidence.place.memory_total)),
-    Course("gpu_memory", "The GPU's memory in use", "bytes", "max", lambda evidence: max(200e6, 0.05 * evidence.place.memory_total)),
+    Trend("memory_usage", "Memory usage", "percent", "max", lambda evidence: 8.0),
+    Trend("worker_memory", "The workers' memory", "bytes", "max", lambda evidence: max(200e6, 0.05 * evidence.place.memory_total)),
+    Trend("gpu_memory", "The GPU's memory in use", "bytes", "max", lambda evidence: max(200e6, 0.05 * evidence.place.memory_total)),
 )
 LOAD = (
-    Course("gpu_utilization", "GPU utilization", "percent", "mean", lambda evidence: 30.0),
-    Course("cpu_utilization", "CPU utilization", "percent", "mean", lambda evidence: 30.0),
-    Course("pending_tasks", "The number of tasks that wait", "tasks", "max", lambda evidence: 5.0),
+    Trend("gpu_utilization", "GPU utilization", "percent", "mean", lambda evidence: 30.0),
+    Trend("cpu_utilization", "CPU utilization", "percent", "mean", lambda evidence: 30.0),
+    Trend("pending_tasks", "The number of tasks that wait", "tasks", "max", lambda evidence: 5.0),
 )
 
 
-def peaks(courses: tuple[Course, ...]) -> Finder:
+def peaks(courses: tuple[Trend, ...]) -> Finder:
     """Finds when these figures stood out, and who ran then."""
     return lambda evidence: [draft for course in courses for draft in _peaks(evidence, course)]
 
 
-def _peaks(evidence: Evidence, course: Course) -> list[Draft]:
+def _peaks(evidence: Dataset, course: Trend) -> list[FindingDraft]:
     columns, values = evidence.columns, evidence.columns.of(course.figure, course.column)
     if not evidence.enough:
         return []
@@ -69,7 +69,7 @@ def _peaks(evidence: Evidence, course: Course) -> list[Draft]:
         start, end, at = (float(columns.times[place]) for place in (episode.first, episode.last, episode.top))
         full = course.figure == "memory_usage" and top >= FULL
         found.append(
-            Draft(
+            FindingDraft(
                 "peak",
                 f"{course.label} spiked to {amount(top, course.unit)} at {moment(at, evidence.end, columns.step)}, "
                 f"{span(evidence, start, end + columns.step, columns.step)}, where the median is {amount(median, course.unit)}.",
@@ -88,7 +88,7 @@ def _peaks(evidence: Evidence, course: Course) -> list[Draft]:
     return found
 
 
-def _less_at_once(evidence: Evidence) -> str:
+def _less_at_once(evidence: Dataset) -> str:
     limit = evidence.place.settings.memory_limit
     now = size(limit) if limit else f"nine tenths of the machine's memory, {size(0.9 * evidence.place.memory_total)}"
     return (
@@ -97,12 +97,12 @@ def _less_at_once(evidence: Evidence) -> str:
     )
 
 
-def trends(courses: tuple[Course, ...]) -> Finder:
+def trends(courses: tuple[Trend, ...]) -> Finder:
     """Finds which of these figures went one way over the whole timeframe."""
     return lambda evidence: [draft for course in courses for draft in _trend(evidence, course)]
 
 
-def _trend(evidence: Evidence, course: Course) -> list[Draft]:
+def _trend(evidence: Dataset, course: Trend) -> list[FindingDraft]:
     if not evidence.enough:
         return []
     line = trend(evidence.columns.times, evidence.columns.of(course.figure))
@@ -110,7 +110,7 @@ def _trend(evidence: Evidence, course: Course) -> list[Draft]:
         return []
     begin, end = (amount(max(0.0, value), course.unit) for value in (line.at_begin, line.at_end))
     text = f"{course.label} {'rose' if line.rise > 0 else 'fell'} steadily from {begin} to {end} {span(evidence, line.begin, line.end)}."
-    draft = Draft("trend", text, 40.0, "info", None, course.figure, _figures(line), line.begin, line.end)
+    draft = FindingDraft("trend", text, 40.0, "info", None, course.figure, _figures(line), line.begin, line.end)
     draft.value = line.at_end
     if course.figure == "memory_usage" and line.rise > 0:
         _until_full(draft, line, evidence.before("memory_usage"))
@@ -122,7 +122,7 @@ def _trend(evidence: Evidence, course: Course) -> list[Draft]:
     return [draft]
 
 
-def _until_full(draft: Draft, line: Line, before: Array | None) -> None:
+def _until_full(draft: FindingDraft, line: Line, before: Array | None) -> None:
     """Where it goes, as far as can be told: not beyond twice the time that was seen, nor where it was as high a while ago."""
     if before is not None and before.size and float(before.max()) > line.at_begin + line.rise / 2:
         draft.text += f" It was at {percent(float(before.max()))} before that, too."
@@ -136,12 +136,12 @@ def _until_full(draft: Draft, line: Line, before: Array | None) -> None:
     draft.advice = "See which program holds it: what is not the workers' memory is outside of this service."
 
 
-def leaks(evidence: Evidence) -> list[Draft]:
+def leaks(evidence: Dataset) -> list[FindingDraft]:
     """Memory of the workers that grew while tasks ran and was not given back, and operations whose tasks took more from task to task."""
     return [*_worker_leak(evidence), *_leaking_operations(evidence)]
 
 
-def _worker_leak(evidence: Evidence) -> list[Draft]:
+def _worker_leak(evidence: Dataset) -> list[FindingDraft]:
     columns, values = evidence.columns, evidence.columns.of("worker_memory")
     if not evidence.enough or not columns.known("worker_memory").size:
         return []
@@ -158,12 +158,12 @@ def _worker_leak(evidence: Evidence) -> list[Draft]:
         f"{span(evidence, line.begin, line.end)} and was not given back: {size(3600 * line.slope)} an hour{each}."
     )
     left = (evidence.place.memory_total * FULL / 100 - line.at_end) / line.slope
-    draft = Draft("leak", text, 80.0, "warning" if left < SOON else "notice", AGAINST_LEAKS, "worker_memory", figures)
+    draft = FindingDraft("leak", text, 80.0, "warning" if left < SOON else "notice", AGAINST_LEAKS, "worker_memory", figures)
     draft.start, draft.end, draft.at, draft.value, draft.around = line.begin, line.end, line.end, line.at_end, "memory"
     return [draft]
 
 
-def _leaking_operations(evidence: Evidence) -> list[Draft]:
+def _leaking_operations(evidence: Dataset) -> list[FindingDraft]:
     by_operation: dict[str, list[Ran]] = defaultdict(list)
     for task in evidence.ended.tasks:
         if task.started is not None:
@@ -171,7 +171,7 @@ def _leaking_operations(evidence: Evidence) -> list[Draft]:
     return [draft for operation, tasks in by_operation.items() for draft in _leaking(evidence, operation, tasks)[:1]]
 
 
-def _leaking(evidence: Evidence, operation: str, tasks: list[Ran]) -> list[Draft]:
+def _leaking(evidence: Dataset, operation: str, tasks: list[Ran]) -> list[FindingDraft]:
     """By what the process held or, where that tells nothing, by what MLX did, which on a GPU is not part of it."""
     found = []
     for label, measured in (
@@ -191,7 +191,7 @@ def _leaking(evidence: Evidence, operation: str, tasks: list[Ran]) -> list[Draft
             f"{span(evidence, line.begin, line.end)}: {size(line.rise / count)} a task over {several(count, 'task')}."
         )
         figures = {**_figures(line), "tasks": count, "bytes_per_task": line.rise / count}
-        draft = Draft("leak", text, 85.0, "warning", AGAINST_LEAKS, None, figures, line.begin, line.end, line.end)
+        draft = FindingDraft("leak", text, 85.0, "warning", AGAINST_LEAKS, None, figures, line.begin, line.end, line.end)
         draft.tasks = sorted(then, key=lambda task: -(task.peak_memory or task.mlx_memory or 0.0))
         found.append(draft)
     return found

@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from openruntime_jupyter.ai.insights.dataset import Evidence
-from openruntime_jupyter.ai.insights.finding import Draft
+from openruntime_jupyter.ai.insights.dataset import Dataset
+from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.formatting import called, listed, moment, number, percent, seconds, several, share, size
 from openruntime_jupyter.ai.insights.statistics import CHANCE, rank_sum
 from openruntime_jupyter.runtime.storage.insights import Ran
@@ -27,7 +27,7 @@ LEAST_SLOWER = 0.005
 LARGEST = 3
 
 
-def idle(evidence: Evidence) -> list[Draft]:
+def idle(evidence: Dataset) -> list[FindingDraft]:
     """How long nothing ran."""
     most = evidence.columns.known("active_tasks", "max")
     if not evidence.enough or not most.size or (quiet := float((most == 0).mean())) < LEAST_IDLE:
@@ -39,10 +39,10 @@ def idle(evidence: Evidence) -> list[Draft]:
         f"(now {number(keep)} s)."
     )
     figures: dict[str, float | None] = {"idle_percent": 100 * quiet, "idle_seconds": quiet * most.size * evidence.columns.step}
-    return [Draft("idle", text, 30.0, "info", advice, "active_tasks", figures)]
+    return [FindingDraft("idle", text, 30.0, "info", advice, "active_tasks", figures)]
 
 
-def queueing(evidence: Evidence) -> list[Draft]:
+def queueing(evidence: Dataset) -> list[FindingDraft]:
     """How long tasks waited, where that was long against what they took."""
     waited = [task for task in evidence.ended.tasks if task.waited is not None]
     if len(waited) < LEAST_WAITING:
@@ -65,12 +65,12 @@ def queueing(evidence: Evidence) -> list[Draft]:
         "run_median_s": typical,
     }
     advice = "What must not wait gets a higher `priority` (up to 10); what is alike goes into one task, or into one POST /tasks/batch."
-    draft = Draft("queueing", text, 60.0, "warning" if late >= LONG_WAIT else "notice", advice, "queue_time", figures)
+    draft = FindingDraft("queueing", text, 60.0, "warning" if late >= LONG_WAIT else "notice", advice, "queue_time", figures)
     draft.tasks = sorted(waited, key=lambda task: -(task.waited or 0.0))
     return [draft]
 
 
-def underused(evidence: Evidence) -> list[Draft]:
+def underused(evidence: Dataset) -> list[FindingDraft]:
     """How busy the device was while something waited for it."""
     columns, place = evidence.columns, evidence.place
     figure, label = ("gpu_utilization", "GPU utilization") if place.has_gpu else ("cpu_utilization", "CPU utilization")
@@ -91,12 +91,12 @@ def underused(evidence: Evidence) -> list[Draft]:
         "waiting_s": float(waiting.sum()) * columns.step,
         "running_mean": running,
     }
-    draft = Draft("underused", text, 65.0, "notice", _more_at_once(evidence, running), figure, figures)
+    draft = FindingDraft("underused", text, 65.0, "notice", _more_at_once(evidence, running), figure, figures)
     draft.start, draft.end, draft.value = float(times[0]), float(times[-1]) + columns.step, level
     return [draft]
 
 
-def _more_at_once(evidence: Evidence, running: float) -> str:
+def _more_at_once(evidence: Dataset, running: float) -> str:
     settings = evidence.place.settings
     if running < evidence.place.slots - 0.5:
         return (
@@ -108,7 +108,7 @@ def _more_at_once(evidence: Evidence, running: float) -> str:
     return f"Let more tasks compute at once: OpenRuntimeApp.cpu_slots (now {settings.cpu_slot_count})."
 
 
-def short_tasks(evidence: Evidence) -> list[Draft]:
+def short_tasks(evidence: Dataset) -> list[FindingDraft]:
     """Many tasks that are over at once: sending each costs more than running it."""
     times: dict[str, list[float]] = defaultdict(list)
     for task in evidence.completed:
@@ -121,11 +121,11 @@ def short_tasks(evidence: Evidence) -> list[Draft]:
             text = f"{several(count, 'task')} of `{operation}` took {seconds(typical)} each (median)."
             advice = "Put many of them into one request by POST /tasks/batch, or into fewer and larger tasks by client.map()."
             figures: dict[str, float | None] = {"tasks": float(count), "run_median_s": typical}
-            found.append(Draft("short_tasks", text, 45.0, "notice", advice, "run_time", figures))
+            found.append(FindingDraft("short_tasks", text, 45.0, "notice", advice, "run_time", figures))
     return sorted(found, key=lambda draft: -(draft.figures["tasks"] or 0.0))[:2]
 
 
-def wasted(evidence: Evidence) -> list[Draft]:
+def wasted(evidence: Dataset) -> list[FindingDraft]:
     """Time on a device for tasks that came to nothing."""
     ran = [task for task in evidence.ended.tasks if task.seconds is not None]
     lost = [task for task in ran if task.state != "completed"]
@@ -138,12 +138,12 @@ def wasted(evidence: Evidence) -> list[Draft]:
     parts = listed([f"{seconds(time)} {state}" for state, time in sorted(states.items(), key=lambda each: -each[1])])
     text = f"{seconds(gone)} of {seconds(total)} on the devices ({share(gone, total)}) went to tasks that did not complete: {parts}."
     advice = "A `timeout` ends what hangs earlier, and what is only tried can be tried on less data first."
-    draft = Draft("wasted", text, 50.0, "notice", advice, None, {"wasted_s": gone, "run_s": total, "percent": 100 * gone / total})
+    draft = FindingDraft("wasted", text, 50.0, "notice", advice, None, {"wasted_s": gone, "run_s": total, "percent": 100 * gone / total})
     draft.tasks = sorted(lost, key=lambda task: -(task.seconds or 0.0))
     return [draft]
 
 
-def slower(evidence: Evidence) -> list[Draft]:
+def slower(evidence: Dataset) -> list[FindingDraft]:
     """Operations that took longer than before the timeframe, with the same name and parameters."""
     found = []
     for each in evidence.compared:
@@ -161,14 +161,14 @@ def slower(evidence: Evidence) -> list[Draft]:
             "its `advice`."
         )
         figures: dict[str, float | None] = {"run_median_s": now, "before_median_s": before, "ratio": now / before}
-        found.append(Draft("slower", text, 75.0, "notice", advice, "run_time", figures))
+        found.append(FindingDraft("slower", text, 75.0, "notice", advice, "run_time", figures))
     return found
 
 
-def devices(evidence: Evidence) -> list[Draft]:
+def devices(evidence: Dataset) -> list[FindingDraft]:
     """What would make a device work, or work faster, as its workers say; and a GPU that is left aside."""
     found = [
-        Draft("device", f"{device.name} ({device.id}) is not at its best.", 55.0, "notice", device.advice)
+        FindingDraft("device", f"{device.name} ({device.id}) is not at its best.", 55.0, "notice", device.advice)
         for device in evidence.place.devices
         if device.advice
     ]
@@ -182,13 +182,13 @@ def devices(evidence: Evidence) -> list[Draft]:
             f"{share(beside, total)} of the time that tasks took ({seconds(beside * evidence.ended.weight)}) was on the CPU, beside a GPU."
         )
         advice = "Leave `device_preference` at `auto`, or set it to `gpu`."
-        draft = Draft("device", text, 50.0, "notice", advice, None, {"cpu_seconds": beside * evidence.ended.weight})
+        draft = FindingDraft("device", text, 50.0, "notice", advice, None, {"cpu_seconds": beside * evidence.ended.weight})
         draft.tasks = sorted(aside, key=lambda task: -(task.seconds or 0.0))
         found.append(draft)
     return found
 
 
-def largest(evidence: Evidence) -> list[Draft]:
+def largest(evidence: Dataset) -> list[FindingDraft]:
     """The tasks that held most memory."""
 
     def held(task: Ran) -> float:
@@ -200,6 +200,6 @@ def largest(evidence: Evidence) -> list[Draft]:
     total = evidence.place.memory_total
     parts = [f"{called(task)[:-1]}; {size(held(task))}, {share(held(task), total)} of the machine's)" for task in tasks]
     kind = "task that held most memory was" if len(parts) == 1 else "tasks that held most memory were"
-    draft = Draft("largest", f"The {kind} {listed(parts)}.", 40.0, "info", None, None, {"peak_bytes": held(tasks[0])})
+    draft = FindingDraft("largest", f"The {kind} {listed(parts)}.", 40.0, "info", None, None, {"peak_bytes": held(tasks[0])})
     draft.tasks = tasks
     return [draft]

@@ -188,7 +188,7 @@ class EmbeddedBackend:
 
     def workers(self) -> list[Worker]:
         """See `Backend.workers`."""
-        return self._ask(_said(lambda runtime: runtime.workforce.report()))
+        return self._ask(_said(lambda runtime: runtime.worker_stats.report()))
 
     def sessions(self) -> list[Session]:
         """See `Backend.sessions`."""

@@ -89,7 +89,7 @@ class Sent(View):
         return "\n\n".join([self._head, *(f"[{each['role']}]\n{each['content']}" for each in self.messages)])
 
 
-class Nobody(View):
+class NoProvider(View):
     """Nobody answers prompts: both ways out."""
 
     WAYS = (

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from openruntime_jupyter.ai.workflows import WORKFLOWS
 from openruntime_jupyter.notebook.ai.options import OPTIONS
 from openruntime_jupyter.notebook.completion import FIRST_WORDS, Found, Typed
-from openruntime_jupyter.notebook.completion_sources import Offers
+from openruntime_jupyter.notebook.completion_sources import CompletionSources
 from openruntime_jupyter.schemas.ai import LOCAL
 
-VALUES: dict[str, Callable[[Offers], Iterable[str]]] = {
+VALUES: dict[str, Callable[[CompletionSources], Iterable[str]]] = {
     "profile": lambda offers: (LOCAL, *offers.profiles()),
     "model": lambda offers: offers.models(),
     "agent": lambda offers: offers.agents(),
@@ -27,12 +27,12 @@ def register() -> None:
     FIRST_WORDS.update(ai=_ai, fix=_options)
 
 
-def _ai(offers: Offers, typed: Typed) -> Found:
+def _ai(offers: CompletionSources, typed: Typed) -> Found:
     found = _options(offers, typed)
     return found.offer(WORKFLOWS, "workflow") if len(typed.before) == 1 and not typed.current.startswith("-") else found
 
 
-def _options(offers: Offers, typed: Typed) -> Found:
+def _options(offers: CompletionSources, typed: Typed) -> Found:
     option = OPTIONS.get(typed.before[-1])
     if option is None or not option.kind or typed.current.startswith("-"):
         given = {word for word in typed.before if word in OPTIONS}

@@ -24,7 +24,7 @@ class Failed:
     traceback: str
 
 
-class LastFailure:
+class LastError:
     """Remembers the last cell that raised; `heard` is called after each cell."""
 
     def __init__(self) -> None:
@@ -52,5 +52,5 @@ def told(error: BaseException) -> str:
     return text if len(text) <= LONGEST else f"…{text[-LONGEST:]}"
 
 
-last_failure = LastFailure()
+last_failure = LastError()
 """Of this kernel."""

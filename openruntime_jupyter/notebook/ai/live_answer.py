@@ -14,7 +14,7 @@ from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.notebook.ai.sanitize import inert
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.states import details, state_words
-from openruntime_jupyter.notebook.run.follow import Interrupts, Left, attend
+from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, attend
 from openruntime_jupyter.notebook.run.live_status import StatusLine
 from openruntime_jupyter.notebook.run.output import Replay
 from openruntime_jupyter.notebook.session import Session
@@ -140,7 +140,7 @@ def _whole(task: Task) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, Left]:
+def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
     """Show an answer while it is written; see `follow`."""
     assert isinstance(handle, PromptHandle)
     line, replay = AnswerLine(handle, devices), Replay()

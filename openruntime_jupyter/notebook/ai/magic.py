@@ -16,7 +16,7 @@ from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
-from openruntime_jupyter.notebook.ai.cards import AiHelp, Nobody, Note, Sent
+from openruntime_jupyter.notebook.ai.cards import AiHelp, NoProvider, Note, Sent
 from openruntime_jupyter.notebook.ai.context import describe
 from openruntime_jupyter.notebook.ai.insert import insert
 from openruntime_jupyter.notebook.ai.live_answer import ShownReply
@@ -107,5 +107,5 @@ def reachable(ask: Callable[[], Answer]) -> Answer:
         raise short(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
     except Unavailable as problem:
         if str(problem) == NOTHING:  # over HTTP a full queue is the same type
-            raise short(problem, "No model answers prompts here yet: the card above has the ways out.", card=Nobody()) from None
+            raise short(problem, "No model answers prompts here yet: the card above has the ways out.", card=NoProvider()) from None
         raise

@@ -16,8 +16,8 @@ from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
 from openruntime_jupyter.notebook.display.errors import bad_end, short
 from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.tasks import ResultCard
-from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, Interrupts, Left, follow
-from openruntime_jupyter.notebook.run.notifications import LaterNotice, noticed
+from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, FollowEnd, Interrupts, follow
+from openruntime_jupyter.notebook.run.notifications import BackgroundNotice, noticed
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -34,7 +34,7 @@ def start_cell(session: Session, line: str, cell: str) -> Any:
     return Help() if arguments.help else run_cell(session, arguments, cell)
 
 
-class Asked(Protocol):
+class RunOptions(Protocol):
     """What a line asks of any task."""
 
     @property
@@ -114,7 +114,7 @@ def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     """Show a task that was started elsewhere until it ends; Ctrl-C leaves it alone. Raises its error."""
     with Interrupts() as interrupts, noticed(handle, arguments.notify):
         task, left = _show(handle, session.devices(), interrupts, cancel=False)
-    if left is Left.DETACHED:
+    if left is FollowEnd.DETACHED:
         raise short(KeyboardInterrupt(f"{handle.id} goes on: %openruntime cancel {handle.id} stops it"))
     return completed(session, task, arguments.verbose)
 
@@ -126,11 +126,11 @@ def completed(session: Session, task: Task, verbose: bool = False, watched: bool
     return task
 
 
-def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, Left]:
+def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
     return (watch_answer if isinstance(handle, PromptHandle) else follow)(handle, devices, interrupts, cancel)
 
 
-def run(session: Session, arguments: Asked, submit: Callable[[], TaskHandle], notify: bool = False) -> tuple[TaskHandle, Task | None]:
+def run(session: Session, arguments: RunOptions, submit: Callable[[], TaskHandle], notify: bool = False) -> tuple[TaskHandle, Task | None]:
     """Submit, and unless it runs in the background, watch; returns the record of a completed task."""
     try:
         with Interrupts() as interrupts:
@@ -138,20 +138,20 @@ def run(session: Session, arguments: Asked, submit: Callable[[], TaskHandle], no
             session.remember(handle, arguments.variable)
             if arguments.background and not interrupts.count:
                 if notify:
-                    LaterNotice(session.client.backend, handle)
+                    BackgroundNotice(session.client.backend, handle)
                 return handle, None
             with noticed(handle, notify):
                 task, left = _show(handle, session.devices(), interrupts)
     except NotConnected:
         session.lose()
         raise
-    if left is Left.DETACHED:
+    if left is FollowEnd.DETACHED:
         raise short(
             KeyboardInterrupt(f"{handle.id} was asked to stop and is no longer watched: %openruntime wait {handle.id} watches it again")
         )
     if task.status is TaskState.INTERRUPTED:  # its runtime is being stopped
         session.lose()
-    if left is Left.INTERRUPTED and task.status in (TaskState.CANCELLED, TaskState.COMPLETED):
+    if left is FollowEnd.INTERRUPTED and task.status in (TaskState.CANCELLED, TaskState.COMPLETED):
         ended = "was cancelled" if task.status is TaskState.CANCELLED else "completed before it could be cancelled"
         raise short(KeyboardInterrupt(f"{handle.id} {ended}"))
     return handle, completed(session, task, arguments.verbose)

@@ -35,7 +35,7 @@ CANCEL_SECONDS = 15.0
 """How long a cell waits for the end of a task that it cancelled."""
 
 
-class Left(Enum):
+class FollowEnd(Enum):
     """How a cell came to stop watching."""
 
     ENDED = "the task ended"
@@ -110,7 +110,7 @@ class Follower(threading.Thread):
         return task
 
 
-def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, Left]:
+def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
     """Show `handle`'s task until it ends; returns its record and how the watching ended.
 
     Ctrl-C cancels the task, and a second one leaves it alone; with `cancel` False the first one leaves it alone already.
@@ -121,7 +121,7 @@ def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupt
 
 def attend(
     handle: TaskHandle, line: StatusLine, show: Callable[[list[OutputItem]], None], interrupts: Interrupts, cancel: bool = True
-) -> tuple[Task, Left]:
+) -> tuple[Task, FollowEnd]:
     """What `follow` does, with a line and a way to `show` output of the caller's own."""
     news: SimpleQueue[Any] = SimpleQueue()
     interrupts.wake = lambda: news.put(None)
@@ -146,14 +146,14 @@ def _watch(
     show: Callable[[list[OutputItem]], None],
     interrupts: Interrupts,
     cancel: bool,
-) -> tuple[Task, Left]:
+) -> tuple[Task, FollowEnd]:
     finished, deadline = False, float("inf")
     while not (finished and line.task.status.terminal):
         if interrupts.count > (1 if cancel else 0) or time.monotonic() > deadline:
             line.show(
                 note="no longer watched: it goes on" if deadline == float("inf") else "being cancelled, no longer watched", final=True
             )
-            return line.task, Left.DETACHED
+            return line.task, FollowEnd.DETACHED
         if interrupts.count and deadline == float("inf"):
             deadline = time.monotonic() + CANCEL_SECONDS
             line.show(note="cancelling")
@@ -170,7 +170,7 @@ def _watch(
         elif isinstance(heard, Task):
             line.show(heard)
     line.show(final=True)
-    return line.task, Left.INTERRUPTED if deadline != float("inf") else Left.ENDED
+    return line.task, FollowEnd.INTERRUPTED if deadline != float("inf") else FollowEnd.ENDED
 
 
 def _cancel(handle: TaskHandle, news: SimpleQueue[Any]) -> None:

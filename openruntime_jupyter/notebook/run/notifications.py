@@ -134,7 +134,7 @@ def noticed(handle: TaskHandle, wanted: bool) -> Iterator[None]:
         notice.tell_of(handle.last_seen)
 
 
-class LaterNotice:
+class BackgroundNotice:
     """Tells of the end of a task that no cell waits for, as long as this kernel lives."""
 
     def __init__(self, backend: Backend, handle: TaskHandle) -> None:

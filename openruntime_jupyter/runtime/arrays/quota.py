@@ -29,7 +29,7 @@ WARM_PART = 8
 """The part of the machine's memory that warm blocks may take, unless told otherwise: an eighth."""
 
 
-class ArrayRoom:
+class ArrayQuota:
     """The room that `records` share. Called on the runtime's loop. Sizes are in bytes."""
 
     def __init__(self, settings: Settings, spool: Spool, machine: Machine, records: dict[str, Record]) -> None:

@@ -22,7 +22,7 @@ from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, gigabytes
-from openruntime_jupyter.runtime.arrays.quota import ArrayRoom
+from openruntime_jupyter.runtime.arrays.quota import ArrayQuota
 from openruntime_jupyter.runtime.arrays.rows import CHOSEN, OWN, Record, check_name, found, look, result_name, taken
 from openruntime_jupyter.runtime.arrays.spool import SUFFIX, Spool
 from openruntime_jupyter.runtime.ids import make_id
@@ -45,7 +45,7 @@ class ArrayStore:
         self._settings = settings
         self._spool = Spool(settings, runtime_id)
         self._records: dict[str, Record] = {}
-        self._room = ArrayRoom(settings, self._spool, machine, self._records)
+        self._room = ArrayQuota(settings, self._spool, machine, self._records)
         self._writers: Counter[str] = Counter()
 
     # Life
@@ -288,7 +288,7 @@ class ArrayStore:
         return str(path)
 
     def places(self) -> list[tuple[str, int, int]]:
-        """For an engine: see `ArrayRoom.places`."""
+        """For an engine: see `ArrayQuota.places`."""
         return self._room.places()
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:
@@ -343,7 +343,7 @@ class ArrayStore:
         """
         await self._room.sweep(self._writers, exists)
 
-    async def keep_swept(self, exists: Callable[[str], Awaitable[bool]]) -> None:
+    async def run_sweeper(self, exists: Callable[[str], Awaitable[bool]]) -> None:
         """Sweep every few seconds, for as long as the runtime lives."""
         for rounds in itertools.count(1):
             await asyncio.sleep(SWEEP_SECONDS)

@@ -103,7 +103,7 @@ class Levels:
         self._ran, self._waited = Spread(), Spread()
 
 
-class Tally:
+class Counters:
     """Of one runtime since its start. `longest` is how many seconds a figure is taken to stay as it was last seen."""
 
     def __init__(self, longest: float, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from openruntime_jupyter.runtime.metrics.counters import Clock, Tally
+from openruntime_jupyter.runtime.metrics.counters import Clock, Counters
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
@@ -17,14 +17,14 @@ WRITE_SECONDS = 10.0
 LEAST_SECONDS = 10.0
 
 
-class Chronicle:
+class MetricsRecorder:
     """Of one runtime. A sample stands for the time since the one before it; what tasks do is known without any.
 
     A figure that was not looked at for three times the longest interval between samples is a gap.
     """
 
     def __init__(self, settings: Settings, history: History, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:
-        self.tally = Tally(max(LEAST_SECONDS, 3 * settings.idle_sample_interval), monotonic, wall)
+        self.counters = Counters(max(LEAST_SECONDS, 3 * settings.idle_sample_interval), monotonic, wall)
         self._history = history
         self._monotonic = monotonic
         self._wall = wall
@@ -35,7 +35,7 @@ class Chronicle:
         """A new sample, and what `metrics` it makes; `worker_memory` is what all workers hold, in bytes."""
         if self._sampled is not None and sample.taken > self._sampled:
             end = self._wall() - (self._monotonic() - sample.taken)
-            self.tally.ledger.lasted(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
+            self.counters.ledger.lasted(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
         self._sampled = sample.taken
         # A wait may end a little early.
         if self._monotonic() - self._written >= 0.95 * WRITE_SECONDS:
@@ -44,8 +44,8 @@ class Chronicle:
     def write(self) -> None:
         """Give the history all until now."""
         self._written = self._monotonic()
-        self.tally.settle()
-        self._history.put_metrics(self.tally.ledger.take())
+        self.counters.settle()
+        self._history.put_metrics(self.counters.ledger.take())
 
     async def tell(self, timeframe: Timeframe, points: int, runtime: str | None = None) -> MetricsHistory:
         """The last `timeframe` in at most `points` points: of the runtime of that id, or of all together."""

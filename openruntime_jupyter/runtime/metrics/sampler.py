@@ -90,7 +90,7 @@ class Sampler:
         self._asked = True
         self._wake.set()
 
-    def look_at(self, gpus: Sequence[Gpu]) -> None:
+    def set_gpus(self, gpus: Sequence[Gpu]) -> None:
         """Read these GPUs too. Their probes are opened on the sampler's thread, since a driver may take seconds to wake up."""
         if gpus:
             self._gpus = tuple(gpus)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 from openruntime_jupyter.engines.protocol import WorkerReport
 from openruntime_jupyter.runtime.events.bus import EventBus
-from openruntime_jupyter.runtime.metrics.counters import Tally
+from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
 from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
-from openruntime_jupyter.runtime.metrics.recorder import Chronicle
+from openruntime_jupyter.runtime.metrics.recorder import MetricsRecorder
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
@@ -22,7 +22,7 @@ from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import Metrics
 
 
-class Instruments:
+class MetricsService:
     """Made on the runtime's loop, where all but the sampling itself happens.
 
     `metrics()` makes figures of the newest sample, `workers()` tells of the workers that there are.
@@ -38,7 +38,7 @@ class Instruments:
         workers: Callable[[], Sequence[WorkerReport]],
     ) -> None:
         self.meters = Meters()
-        self.chronicle = Chronicle(settings, history)
+        self.metrics_recorder = MetricsRecorder(settings, history)
         self._bus = bus
         self._metrics = metrics
         self._workers = workers
@@ -46,9 +46,9 @@ class Instruments:
         self._sampler = Sampler(machine, settings.sample_interval, settings.idle_sample_interval, self._call_tell, self.meters)
 
     @property
-    def tally(self) -> Tally:
+    def counters(self) -> Counters:
         """What became of the runtime's tasks since its start."""
-        return self.chronicle.tally
+        return self.metrics_recorder.counters
 
     @property
     def latest(self) -> Sample:
@@ -67,14 +67,14 @@ class Instruments:
             self._sampler.refresh()
         return self.latest.gpus.get(device, NOTHING)
 
-    def look_at(self, gpus: Sequence[Gpu]) -> None:
+    def set_gpus(self, gpus: Sequence[Gpu]) -> None:
         """Read these GPUs too."""
-        self._sampler.look_at(gpus)
+        self._sampler.set_gpus(gpus)
 
     async def stop(self, deadline: float = 1.0) -> None:
         """End within `deadline` seconds; the history has everything then."""
         await self._loop.run_in_executor(None, self._sampler.stop, deadline)
-        self.chronicle.write()
+        self.metrics_recorder.write()
 
     def _watch(self) -> None:
         self._sampler.watch(self._bus.watched("metrics"))
@@ -86,6 +86,6 @@ class Instruments:
     def _tell(self) -> None:
         self._watch()
         metrics = self._metrics()
-        self.chronicle.sampled(self._sampler.latest, metrics, views.held(self._workers()))
+        self.metrics_recorder.sampled(self._sampler.latest, metrics, views.held(self._workers()))
         if self._bus.watched("metrics"):
             self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})

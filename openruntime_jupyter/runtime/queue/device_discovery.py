@@ -18,10 +18,10 @@ from openruntime_jupyter.runtime.tasks import views
 log = logging.getLogger(__name__)
 
 
-class Lanes:
+class DeviceDiscovery:
     """`look_at(gpus)` is told which GPUs there are."""
 
-    def __init__(self, settings: Settings, engine: Engine, scheduler: Scheduler, look_at: Callable[[Sequence[Gpu]], None]) -> None:
+    def __init__(self, settings: Settings, engine: Engine, scheduler: Scheduler, set_gpus: Callable[[Sequence[Gpu]], None]) -> None:
         self.problem: EngineError | None = None
         """Why there are none."""
         self.coming: list[asyncio.Task[Any]] = []
@@ -29,7 +29,7 @@ class Lanes:
         self._settings = settings
         self._engine = engine
         self._scheduler = scheduler
-        self._look_at = look_at
+        self._look_at = set_gpus
 
     def begin(self) -> None:
         """Begin to open them, for nobody waits yet."""

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 0.25
 
 
-class Turns:
+class DeviceLock:
     """A lock for each slot of each shared device; a lane that waits says for whom."""
 
     def __init__(self, settings: Settings, runtime_id: str) -> None:

@@ -9,21 +9,21 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
-from openruntime_jupyter.engines.protocol import Completed, Died, Figures, Job, Outcome, Raised, Stage, Stopped, StopReason
+from openruntime_jupyter.engines.protocol import Completed, Died, Figures, Job, Outcome, RaisedError, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
 from openruntime_jupyter.runtime.arrays.rows import result_name
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
 from openruntime_jupyter.runtime.queue.admission import Admission
-from openruntime_jupyter.runtime.queue.device_lock import Turns
+from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.queue.observer import News, Watcher
-from openruntime_jupyter.runtime.queue.worker_stats import Workforce
+from openruntime_jupyter.runtime.queue.worker_stats import WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
-from openruntime_jupyter.runtime.unchecked import assembled
+from openruntime_jupyter.runtime.unchecked import construct_unchecked
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, TaskResult, TaskState
 from openruntime_jupyter.schemas.tasks import Payload as PayloadInfo
@@ -45,12 +45,12 @@ class Scheduler:
         self,
         settings: Settings,
         admission: Admission,
-        turns: Turns,
+        turns: DeviceLock,
         record: Callable[[Entry], Awaitable[bool]],
         payload: PayloadSink,
         news: News,
         meters: Meters,
-        workforce: Workforce,
+        worker_stats: WorkerStats,
         arrays: ArrayStore,
         sessions: Sessions,
     ) -> None:
@@ -60,12 +60,12 @@ class Scheduler:
         """Of what is done elsewhere."""
         self._settings = settings
         self._admission = admission
-        self._turns = turns
+        self._device_lock = turns
         self._record = record
         self._payload = payload
         self._news = news
         self._meters = meters
-        self._workforce = workforce
+        self._worker_stats = worker_stats
         self._arrays = arrays
         self._sessions = sessions
         self._slots: list[asyncio.Task[None]] = []
@@ -185,19 +185,19 @@ class Scheduler:
                 await asyncio.sleep(MEMORY_POLL)
 
     async def _take_turn(self, lane: Lane, slot: int) -> None:
-        shared = self._turns.shared(lane)
+        shared = self._device_lock.shared(lane)
         lane.changed.clear()
         if shared:
-            await self._turns.begin(lane, slot)
+            await self._device_lock.begin(lane, slot)
         try:
             entry = lane.take(self._admission.why_not) if not self._stopping else None
             if entry is not None:
                 if shared:
-                    self._turns.tell(lane, slot, entry)
+                    self._device_lock.tell(lane, slot, entry)
                 await self._execute(entry)
         finally:
             if shared:
-                self._turns.end(lane, slot)
+                self._device_lock.end(lane, slot)
         if entry is None:
             await self._wait_for_memory(lane)
 
@@ -220,7 +220,7 @@ class Scheduler:
             entry.started, entry.started_mono = time.time(), time.monotonic()
             entry.waiting_for = None
             entry.device_used = lane.id
-            entry.become(TaskState.RUNNING)
+            entry.transition(TaskState.RUNNING)
             if not await self._record(entry):
                 return
             # A cancel may have come while the state was written.
@@ -290,9 +290,9 @@ class Scheduler:
             entry.lane.ran(entry.execution_time)
             payload = None
             if outcome.payload is not None or outcome.payload_stored:
-                payload = assembled(PayloadInfo, {"size": outcome.payload_size, "encoding": outcome.encoding})
+                payload = construct_unchecked(PayloadInfo, {"size": outcome.payload_size, "encoding": outcome.encoding})
                 self._payload(entry, outcome)
-            entry.result = assembled(
+            entry.result = construct_unchecked(
                 TaskResult,
                 {
                     "execution_time": outcome.figures.execution_time,
@@ -303,7 +303,7 @@ class Scheduler:
                 },
             )
             await self._end(entry, TaskState.COMPLETED, None)
-        elif isinstance(outcome, Raised):
+        elif isinstance(outcome, RaisedError):
             await self._end(entry, TaskState.FAILED, outcome.failure)
         elif isinstance(outcome, Stopped):
             entry.cancel_stage = outcome.stage.value
@@ -330,7 +330,7 @@ class Scheduler:
             return await self._arrays.adopt(entry.owner, outcome.arrays), outcome
         except (StorageUnavailable, ArrayNotFound, OSError) as problem:
             message = f"Its result can't be kept. {problem}"
-            return [], Raised(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
+            return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
 
     async def _again(self, entry: Entry, outcome: Died) -> None:
         entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
@@ -338,7 +338,7 @@ class Scheduler:
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         if entry.tokens is not None:
             entry.tokens.restart()
-        entry.become(TaskState.PENDING)
+        entry.transition(TaskState.PENDING)
         if not await self._record(entry):
             return
         if entry.stop_reason is not None:  # cancelled while that was written
@@ -351,8 +351,8 @@ class Scheduler:
         ran = entry.execution_time or 0.0
         measured = self._meters.end(entry.task_id)
         if entry.worker is not None:
-            self._workforce.ran(entry.worker, ran, figures, measured)
-        entry.metrics = assembled(
+            self._worker_stats.ran(entry.worker, ran, figures, measured)
+        entry.metrics = construct_unchecked(
             PerformanceMetrics,
             {
                 "execution_time_ms": round(1000 * ran, 3),
@@ -366,7 +366,7 @@ class Scheduler:
     async def _end(self, entry: Entry, state: TaskState, failure: Failure | None) -> None:
         entry.failure = failure
         entry.waiting_for = None
-        entry.become(state)
+        entry.transition(state)
         entry.finished = entry.changed
         if entry.wait:  # recorded before the loop gets to who waits, since its disk is not waited for
             entry.done.reach()

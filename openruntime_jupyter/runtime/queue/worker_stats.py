@@ -22,7 +22,7 @@ class _Record:
     metered: float = 0.0
 
 
-class Workforce:
+class WorkerStats:
     """Adds up the figures of tasks by worker."""
 
     def __init__(self, engine: Engine) -> None:

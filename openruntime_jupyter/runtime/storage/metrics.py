@@ -194,7 +194,7 @@ class MetricsBehind:
         self._runtime = runtime
         self._submit = submit
         self._waiting: Buckets = {}
-        self._flights: set[asyncio.Future[None]] = set()
+        self._batches: set[asyncio.Future[None]] = set()
         self._pruned = -PRUNE_SECONDS
 
     def add(self, buckets: Buckets) -> None:
@@ -206,12 +206,12 @@ class MetricsBehind:
 
     async def flush(self, seconds: float) -> None:
         """Wait up to `seconds` until the disk has taken or refused what was handed over."""
-        if self._flights:
-            await asyncio.wait(tuple(self._flights), timeout=seconds)
+        if self._batches:
+            await asyncio.wait(tuple(self._batches), timeout=seconds)
 
     def _fly(self, buckets: Buckets) -> Job:
         future = asyncio.get_running_loop().create_future()
-        self._flights.add(future)
+        self._batches.add(future)
         due = time.monotonic() - self._pruned >= PRUNE_SECONDS
         if due:
             self._pruned = time.monotonic()
@@ -222,7 +222,7 @@ class MetricsBehind:
                 prune(connection, time.time())
 
         def done(_: object, error: BaseException | None) -> None:
-            self._flights.discard(future)
+            self._batches.discard(future)
             if isinstance(error, StorageUnavailable):
                 add_to(self._waiting, buckets)
                 bound(self._waiting, time.time())

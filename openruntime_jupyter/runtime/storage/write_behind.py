@@ -36,18 +36,18 @@ Payload = tuple[str, "bytes | Path"]
 Item = TypeVar("Item")
 
 
-class Pile(Generic[Item]):
+class PendingWrites(Generic[Item]):
     """The things of one kind that are not on disk yet, by task."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, Item] = {}
-        self.flying: list[dict[str, Item]] = []
+        self.in_flight: list[dict[str, Item]] = []
         self.refused: set[str] = set()
         """Those that the disk did not take the last time."""
 
     def find(self, task_id: str) -> Item | None:
         """The newest version that is not on disk yet."""
-        for place in (self.waiting, *reversed(self.flying)):
+        for place in (self.waiting, *reversed(self.in_flight)):
             if task_id in place:
                 return place[task_id]
         return None
@@ -59,18 +59,18 @@ class Pile(Generic[Item]):
             del self.waiting[task_id]
         return taken
 
-    def landed(self, flight: dict[str, Item], *, kept: bool) -> None:
+    def committed(self, batch: dict[str, Item], *, kept: bool) -> None:
         """A flight's end; what the disk refused waits again, unless something newer does."""
-        self.flying = [other for other in self.flying if other is not flight]
+        self.in_flight = [other for other in self.in_flight if other is not batch]
         if kept:
-            self.refused.difference_update(flight)
+            self.refused.difference_update(batch)
         else:
-            self.refused.update(flight)
-            self.waiting = {**flight, **self.waiting}
+            self.refused.update(batch)
+            self.waiting = {**batch, **self.waiting}
 
     def drop(self, task_id: str) -> None:
         """Forget what is there of a task."""
-        for place in (self.waiting, *self.flying):
+        for place in (self.waiting, *self.in_flight):
             place.pop(task_id, None)
         self.refused.discard(task_id)
 
@@ -82,35 +82,35 @@ class WriteBehind:
     """
 
     def __init__(self, runtime: str, embedded: bool, submit: Callable[[list[Job]], None], failing: Callable[[], bool]) -> None:
-        self.records: Pile[Describe] = Pile()
-        self.outputs: Pile[TaskOutput] = Pile()
-        self.payloads: Pile[Payload] = Pile()
+        self.records: PendingWrites[Describe] = PendingWrites()
+        self.outputs: PendingWrites[TaskOutput] = PendingWrites()
+        self.payloads: PendingWrites[Payload] = PendingWrites()
         self.known: set[str] = set()
         self._runtime = runtime
         self._embedded = embedded
         self._submit = submit
         self._failing = failing
-        self._flights: set[asyncio.Future[None]] = set()
+        self._batches: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def piles(self) -> tuple[Pile[Any], ...]:
+    def pending_writes(self) -> tuple[PendingWrites[Any], ...]:
         """In the order in which they are written: a task's end comes no earlier than what belongs to it."""
         return self.payloads, self.outputs, self.records
 
     @property
     def waiting(self) -> int:
         """How many things wait to be handed over."""
-        return sum(len(pile.waiting) for pile in self.piles)
+        return sum(len(pending.waiting) for pending in self.pending_writes)
 
     @property
     def refused(self) -> bool:
         """Whether there is something that the disk did not take."""
-        return any(pile.refused for pile in self.piles)
+        return any(pending.refused for pending in self.pending_writes)
 
-    def add(self, pile: Pile[Item], task_id: str, item: Item) -> None:
+    def add(self, pending: PendingWrites[Item], task_id: str, item: Item) -> None:
         """Write `item` soon, in place of what waits of that task."""
-        pile.waiting[task_id] = item
+        pending.waiting[task_id] = item
         self.schedule()
 
     def schedule(self) -> None:
@@ -128,8 +128,8 @@ class WriteBehind:
 
     def drop(self, task_id: str) -> None:
         """Forget a task that was deleted."""
-        for pile in self.piles:
-            pile.drop(task_id)
+        for pending in self.pending_writes:
+            pending.drop(task_id)
         self.known.discard(task_id)
 
     def remember(self, records: Iterable[Record]) -> None:
@@ -155,8 +155,8 @@ class WriteBehind:
         for _ in range(rounds):
             self._hand_over()
             await asyncio.sleep(0)
-        if self._flights:
-            await asyncio.wait(tuple(self._flights), timeout=seconds)
+        if self._batches:
+            await asyncio.wait(tuple(self._batches), timeout=seconds)
 
     def _fire(self) -> None:
         self._timer = None
@@ -164,7 +164,7 @@ class WriteBehind:
             self._touch_files()
             if not self.waiting:
                 self._submit([Job(probe, lambda result, error: None)])
-        if len(self._flights) >= MOST_FLIGHTS:
+        if len(self._batches) >= MOST_FLIGHTS:
             # The first of them that lands goes on.
             return
         self._hand_over()
@@ -183,8 +183,8 @@ class WriteBehind:
                 log.exception("The record of %s can't be written: describing it failed", task_id)
         if described:
             tasks = [(task, known) for _, task, known in described.values()]
-            flight = {task_id: describe for task_id, (describe, _, _) in described.items()}
-            jobs.append(self._fly(self.records, flight, lambda connection, _: self._write_records(connection, tasks)))
+            batch = {task_id: describe for task_id, (describe, _, _) in described.items()}
+            jobs.append(self._fly(self.records, batch, lambda connection, _: self._write_records(connection, tasks)))
         if jobs:
             self._submit(jobs)
 
@@ -197,19 +197,19 @@ class WriteBehind:
                 tell(task.task_id, error)
         return write_records(connection, records)
 
-    def _fly(self, pile: Pile[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]) -> Job:
+    def _fly(self, pending: PendingWrites[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]) -> Job:
         """A job for `items`, which wait again if it fails."""
         future = asyncio.get_running_loop().create_future()
-        self._flights.add(future)
+        self._batches.add(future)
         # The thread has a copy of its own: `drop` changes this one.
-        flight = dict(items)
-        pile.flying.append(flight)
+        batch = dict(items)
+        pending.in_flight.append(batch)
 
         def done(result: Any, error: BaseException | None) -> None:
-            self._flights.discard(future)
+            self._batches.discard(future)
             if error is not None and not isinstance(error, StorageUnavailable):
                 log.error("What was written behind is lost", exc_info=error)
-            pile.landed(flight, kept=not isinstance(error, StorageUnavailable))
+            pending.committed(batch, kept=not isinstance(error, StorageUnavailable))
             if error is None and isinstance(result, list):
                 self.remember(result)
             if self.waiting or self._failing():

@@ -14,14 +14,14 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.runtime.cooperative import AT_ONCE, MOST_IN_BATCH, slowly
+from openruntime_jupyter.runtime.cooperative import AT_ONCE, MOST_IN_BATCH, cooperatively
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.completion import wait_for_some
 from openruntime_jupyter.runtime.tasks.entry import Entry
-from openruntime_jupyter.runtime.tasks.queries import OTHERS_POLL, Inquiry
-from openruntime_jupyter.runtime.tasks.registry import Recorder
-from openruntime_jupyter.runtime.tasks.submission import Intake
+from openruntime_jupyter.runtime.tasks.queries import OTHERS_POLL, TaskQueries
+from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
+from openruntime_jupyter.runtime.tasks.submission import TaskSubmission
 from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest
 
@@ -35,13 +35,13 @@ Answer = Task | OpenRuntimeError
 Key = tuple[str, str, str]
 
 
-class BatchIntake:
-    """Takes in many tasks, by what `Intake` does with one."""
+class BatchSubmission:
+    """Takes in many tasks, by what `TaskSubmission` does with one."""
 
-    def __init__(self, intake: Intake, history: History, recorder: Recorder) -> None:
-        self._intake = intake
+    def __init__(self, submission: TaskSubmission, history: History, registry: TaskRegistry) -> None:
+        self._submission = submission
         self._history = history
-        self._recorder = recorder
+        self._registry = registry
 
     async def submit(
         self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None, *, durable: bool = True
@@ -59,7 +59,7 @@ class BatchIntake:
             raise InvalidRequest.of("tasks", f"{len(requests):,} are too many for one batch: send at most {MOST_IN_BATCH:,} at once")
         if idempotency_key is None:
             return await self._take(requests, caller, durable, make_ids("task", len(requests)), {})
-        async with self._intake.lock(caller, idempotency_key):
+        async with self._submission.lock(caller, idempotency_key):
             return await self._once(requests, caller, durable, idempotency_key)
 
     async def _once(self, requests: Sequence[Any], caller: Caller, durable: bool, name: str) -> list[Answer]:
@@ -86,7 +86,7 @@ class BatchIntake:
         return found
 
     async def _find(self, task_id: str) -> Task | None:
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is not None:
             return entry.record(parameters=False)
         task = await self._history.get(task_id)
@@ -102,7 +102,7 @@ class BatchIntake:
         key: Key | None = None,
     ) -> list[Answer]:
         taken: dict[int, Entry] = {}
-        async for index, request in slowly(enumerate(requests)):
+        async for index, request in cooperatively(enumerate(requests)):
             if index in answers:
                 continue
             try:
@@ -113,7 +113,7 @@ class BatchIntake:
                 answers[index] = problem
         # Whatever becomes of who asked: what is on disk has its turn.
         taken = await asyncio.shield(self._record(taken, answers, key))
-        async for index, entry in slowly(taken.items()):
+        async for index, entry in cooperatively(taken.items()):
             answers[index] = entry.record(parameters=False)
         return [answers[index] for index in range(len(requests))]
 
@@ -123,30 +123,30 @@ class BatchIntake:
         except ValidationError as problem:
             raise invalid(problem, known=TaskRequest.model_fields) from None
         wanted.wait = not durable
-        return await self._intake.prepare(wanted, caller, task_id)
+        return await self._submission.prepare(wanted, caller, task_id)
 
     async def _record(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> dict[int, Entry]:
         """Write what there is room for, let it wait for its turn, and give it; what is wrong with the rest is told in `answers`."""
         room: dict[int, Entry] = {}
         try:
-            async for index, entry in slowly(taken.items()):
+            async for index, entry in cooperatively(taken.items()):
                 try:
-                    self._intake.expect(entry)
+                    self._submission.expect(entry)
                     room[index] = entry
                 except OpenRuntimeError as problem:
                     answers[index] = problem
             refused = await self._write(room, key)
         except BaseException:
             for entry in room.values():
-                self._intake.give_up(entry)
+                self._submission.give_up(entry)
             raise
-        async for index, entry in slowly(list(room.items())):
+        async for index, entry in cooperatively(list(room.items())):
             if entry.task_id in refused:
-                self._intake.give_up(entry)
+                self._submission.give_up(entry)
                 del room[index]
                 answers[index] = TaskConflict(f"{entry.task_id} was purged, and is not made again: take a new Idempotency-Key")
             else:
-                self._intake.begin(entry)
+                self._submission.begin(entry)
         return room
 
     async def _write(self, taken: dict[int, Entry], key: Key | None) -> set[str]:
@@ -157,16 +157,16 @@ class BatchIntake:
             # What leads from the first that was taken to the others is kept with it.
             key = (*key[:2], f"{key[2]}@{next(iter(taken))}")
         entries = list(taken.values())
-        return await self._recorder.admit_all(entries, [entry.snapshot(live=False) async for entry in slowly(entries)], key)
+        return await self._registry.admit_all(entries, [entry.snapshot(live=False) async for entry in cooperatively(entries)], key)
 
 
 class BatchResults:
     """Collects the results of many tasks."""
 
-    def __init__(self, inquiry: Inquiry, history: History, recorder: Recorder) -> None:
-        self._inquiry = inquiry
+    def __init__(self, inquiry: TaskQueries, history: History, registry: TaskRegistry) -> None:
+        self._queries = inquiry
         self._history = history
-        self._recorder = recorder
+        self._registry = registry
 
     async def collect(self, task_ids: Sequence[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
         """Return the tasks among `task_ids` that have ended, in that order, once `at_least` of them have.
@@ -176,7 +176,7 @@ class BatchResults:
         `TaskNotFound`.
         """
         deadline = time.monotonic() + wait
-        entries = {task_id: self._recorder.find(task_id) for task_id in task_ids}
+        entries = {task_id: self._registry.find(task_id) for task_id in task_ids}
         needed = min(at_least, len(entries))
         elsewhere: dict[str, Answer] = {}
         while True:
@@ -200,7 +200,7 @@ class BatchResults:
         found: dict[str, Answer] = {}
         for start in range(0, len(task_ids), AT_ONCE):
             some = task_ids[start : start + AT_ONCE]
-            tasks = await asyncio.gather(*(self._inquiry.get(task_id, parameters=False) for task_id in some), return_exceptions=True)
+            tasks = await asyncio.gather(*(self._queries.get(task_id, parameters=False) for task_id in some), return_exceptions=True)
             for task_id, task in zip(some, tasks, strict=True):
                 if isinstance(task, TaskNotFound) or (isinstance(task, Task) and task.status.terminal):
                     found[task_id] = task

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 
-class Finish:
+class Completion:
     """One-shot event. Waiters resume in the same loop iteration and may be cancelled before that."""
 
     __slots__ = ("_callbacks", "reached")
@@ -42,7 +42,7 @@ class Finish:
             await wait_for_some([self], 1, timeout)
 
 
-async def wait_for_some(events: list[Finish], number: int, timeout: float | None = None) -> None:
+async def wait_for_some(events: list[Completion], number: int, timeout: float | None = None) -> None:
     """Wait until `number` of `events` are set, or for `timeout` seconds. One future serves all of them."""
     pending = [event for event in events if not event.reached]
     left = min(number, len(events)) - (len(events) - len(pending))

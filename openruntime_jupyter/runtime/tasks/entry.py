@@ -11,9 +11,9 @@ from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse,
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.events.output import OutputBuffer
 from openruntime_jupyter.runtime.events.tokens import TokenLog
-from openruntime_jupyter.runtime.tasks.completion import Finish
+from openruntime_jupyter.runtime.tasks.completion import Completion
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
-from openruntime_jupyter.runtime.unchecked import assembled
+from openruntime_jupyter.runtime.unchecked import construct_unchecked
 from openruntime_jupyter.schemas.base import iso, timestamp
 from openruntime_jupyter.schemas.tasks import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState
 
@@ -124,13 +124,13 @@ class Entry:
     result: TaskResult | None = None
     failure: Failure | None = None
     metrics: PerformanceMetrics = field(default_factory=lambda: _NO_METRICS)
-    done: Finish = field(default_factory=Finish)
+    done: Completion = field(default_factory=Completion)
     news: asyncio.Event | None = None
     """Set at the next output, and at the end; only there while somebody waits for it."""
     told: int = 0
     _last: Task | None = None
 
-    def become(self, state: TaskState) -> None:
+    def transition(self, state: TaskState) -> None:
         """Change state; raises `TaskConflict` if the table forbids it."""
         self.state = follow(self.state, state)
         self.changed = time.time()
@@ -164,7 +164,7 @@ class Entry:
             return self.snapshot(parameters)
         if self._last is None:
             self._last = self.snapshot(live=False)
-        return self._last if parameters else assembled(Task, {**self._last.__dict__, "parameters": None})
+        return self._last if parameters else construct_unchecked(Task, {**self._last.__dict__, "parameters": None})
 
     def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
         """This task's record now; `live` adds what is true of this moment alone: position, estimate, how long it has run so far."""
@@ -204,7 +204,7 @@ class Entry:
             "here": True,
             "parameters": self.given if parameters else None,
         }
-        return assembled(Task, now)
+        return construct_unchecked(Task, now)
 
     def news_item(self) -> TaskNews:
         """What an event says of it now."""

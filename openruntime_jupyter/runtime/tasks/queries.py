@@ -12,7 +12,7 @@ from openruntime_jupyter.errors import TaskNotFound
 from openruntime_jupyter.runtime.events.tokens import TokenPiece
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.registry import Recorder
+from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
@@ -20,17 +20,17 @@ OTHERS_POLL = 0.25
 """Seconds between looks at a task that another runtime holds."""
 
 
-class Inquiry:
+class TaskQueries:
     """Reads; changes nothing."""
 
-    def __init__(self, recorder: Recorder, history: History, scheduler: Scheduler) -> None:
-        self._recorder = recorder
+    def __init__(self, registry: TaskRegistry, history: History, scheduler: Scheduler) -> None:
+        self._registry = registry
         self._history = history
         self._scheduler = scheduler
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is not None:
             await entry.done.wait(timeout)
             return entry.record(parameters) if entry.over else await self.get(task_id, parameters)
@@ -46,7 +46,7 @@ class Inquiry:
 
         Without its parameters, which may be megabytes, it costs little, however often it is asked for.
         """
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is not None:
             if entry.state.terminal:  # which is being recorded
                 await entry.done.wait()
@@ -80,12 +80,12 @@ class Inquiry:
         return TaskPage(tasks=[*tasks, *others], total_count=here + elsewhere, next_before=None, timestamp=timestamp(time.time()))
 
     def _newest(self, stored: Task) -> Task:
-        entry = self._recorder.entries.get(stored.task_id)
+        entry = self._registry.entries.get(stored.task_id)
         return stored if entry is None or entry.state.terminal else entry.record(parameters=False)
 
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0) -> TaskOutput:
         """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is None:
             return await self._others_output(task_id, since, wait)
         ends = time.monotonic() + wait
@@ -112,7 +112,7 @@ class Inquiry:
 
     async def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
         """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""
-        entry = self._recorder.find(task_id)
+        entry = self._registry.find(task_id)
         if entry is not None and entry.tokens is not None:
             async for piece in entry.tokens.read(since):
                 yield piece

@@ -11,8 +11,8 @@ from openruntime_jupyter.engines.protocol import Stage
 from openruntime_jupyter.errors import InvalidRequest, Unavailable
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks import failures
-from openruntime_jupyter.runtime.tasks.registry import Recorder
-from openruntime_jupyter.runtime.tasks.submission import Intake
+from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
+from openruntime_jupyter.runtime.tasks.submission import TaskSubmission
 from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.tasks import Failure, Task, TaskRequest, TaskState
@@ -23,13 +23,13 @@ AGAIN_SECONDS = 30.0
 """How long tasks wait before it is asked again whether there is anything to compute on."""
 
 
-class Inheritance:
+class Recovery:
     """Every method is called on the runtime's loop."""
 
-    def __init__(self, history: History, recorder: Recorder, intake: Intake) -> None:
+    def __init__(self, history: History, registry: TaskRegistry, submission: TaskSubmission) -> None:
         self._history = history
-        self._recorder = recorder
-        self._intake = intake
+        self._registry = registry
+        self._submission = submission
         self._left: dict[str, Task] = {}
 
     async def take(self, tasks: list[Task]) -> None:
@@ -60,13 +60,13 @@ class Inheritance:
         if task is None:  # cancelled by now
             return True
         try:
-            checked = self._intake.check(_request(task), Caller(task.owner))
+            checked = self._submission.check(_request(task), Caller(task.owner))
             if not checked.operation.inline and not await self._lanes(checked.interpreter):
                 return False
-            lane = await self._intake.place(checked, task.device_preference)
+            lane = await self._submission.place(checked, task.device_preference)
             task = self._left.get(task_id)
             if task is not None:
-                self._intake.inherit(task, _request(task), checked, lane)
+                self._submission.inherit(task, _request(task), checked, lane)
                 del self._left[task_id]
         except (InvalidRequest, Unavailable, ValueError) as problem:  # another release may have written it
             await self._end(task_id, TaskState.FAILED, failures.not_resumed(str(problem)))
@@ -74,7 +74,7 @@ class Inheritance:
 
     async def _lanes(self, interpreter: str | None) -> bool:
         try:
-            await self._intake.need_lanes(interpreter)
+            await self._submission.need_lanes(interpreter)
         except Unavailable as problem:
             log.warning("The tasks of a runtime that ended wait: %s", problem)
             return False
@@ -92,7 +92,7 @@ class Inheritance:
         except BaseException:
             self._left[task_id] = task
             raise
-        self._recorder.tell_of(ended)
+        self._registry.tell_of(ended)
         return True
 
 

@@ -11,7 +11,7 @@ from openruntime_jupyter.engines.protocol import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.events.tokens import TokenPiece
-from openruntime_jupyter.runtime.metrics.counters import Tally
+from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TaskNews
@@ -31,16 +31,16 @@ OUTPUT_INTERVAL = 0.1
 """Seconds in which output is gathered before it is told."""
 
 
-class Recorder:
+class TaskRegistry:
     """Knows every task of this runtime: the living ones, and the last that ended."""
 
-    def __init__(self, settings: Settings, history: History, bus: EventBus, tally: Tally) -> None:
+    def __init__(self, settings: Settings, history: History, bus: EventBus, counters: Counters) -> None:
         self.entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Entry] = OrderedDict()
         self._settings = settings
         self._history = history
         self._bus = bus
-        self._tally = tally
+        self._counters = counters
         self._dirty: set[Entry] = set()
         self._untold: list[tuple[Entry, TaskState]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -84,7 +84,7 @@ class Recorder:
         if not self._untold:
             return
         untold, self._untold = self._untold, []
-        self._tally.changed(untold)
+        self._counters.changed(untold)
         for entry, state in untold:
             if entry.state is state:
                 self._bus.task_update(entry.task_id, partial(_news, entry, state), state.terminal)
@@ -128,7 +128,7 @@ class Recorder:
     def _lose(self, entry: Entry) -> None:
         """Forget a task that is another's: whoever asks for it is told by the history from here on."""
         self.entries.pop(entry.task_id, None)
-        self._tally.lost(entry.task_id)
+        self._counters.lost(entry.task_id)
         if entry.tokens is not None:
             entry.tokens.close()
         entry.done.reach()

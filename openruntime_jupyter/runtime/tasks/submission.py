@@ -18,14 +18,14 @@ from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
-from openruntime_jupyter.runtime.tasks.registry import Recorder
+from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.validation import Caller, Checked, FindModel, check, fingerprint, no_models
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 
-class Intake:
+class TaskSubmission:
     """Checks, records and queues. `need_lanes(interpreter)` waits until it is known what there is to compute on."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Intake:
         settings: Settings,
         runtime_id: str,
         history: History,
-        recorder: Recorder,
+        registry: TaskRegistry,
         scheduler: Scheduler,
         admission: Admission,
         need_lanes: Callable[[str | None], Awaitable[None]],
@@ -44,7 +44,7 @@ class Intake:
         self._settings = settings
         self._runtime = runtime_id
         self._history = history
-        self._recorder = recorder
+        self._registry = registry
         self._scheduler = scheduler
         self._admission = admission
         self.need_lanes = need_lanes
@@ -88,7 +88,7 @@ class Intake:
         return task_id if await self._is_known(task_id) else None
 
     async def _is_known(self, task_id: str) -> bool:
-        return self._recorder.find(task_id) is not None or await self._history.get(task_id) is not None
+        return self._registry.find(task_id) is not None or await self._history.get(task_id) is not None
 
     def lock(self, caller: Caller, key: str) -> asyncio.Lock:
         """For one at a time with each key: the second finds what the first has stored."""
@@ -149,7 +149,7 @@ class Intake:
         """Let a task that was expected, and is recorded, wait for its turn."""
         self._coming -= 1
         self._scheduler.enqueue(entry)
-        self._recorder.announce(entry)
+        self._registry.announce(entry)
 
     async def _once(self, entry: Entry, same: str, key: str) -> str:
         if entry.wait:
@@ -177,11 +177,11 @@ class Intake:
         return task_id
 
     async def _admit(self, entry: Entry, key: tuple[str, str, str] | None = None) -> tuple[str, str] | None:
-        """Record and queue a task; see `Recorder.admit`."""
+        """Record and queue a task; see `TaskRegistry.admit`."""
         self._require_open()
         self.expect(entry)
         try:
-            earlier = await self._recorder.admit(entry, key)
+            earlier = await self._registry.admit(entry, key)
         except BaseException:
             self.give_up(entry)
             raise
@@ -238,9 +238,9 @@ class Intake:
         entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
         entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self._settings.aging_seconds, entry.key.sequence)
         entry.attempt = task.attempt
-        self._recorder.entries[entry.task_id] = entry
+        self._registry.entries[entry.task_id] = entry
         self._scheduler.enqueue(entry)
-        self._recorder.announce(entry)
+        self._registry.announce(entry)
 
 
 def _must_be(known: str, same: str) -> None:

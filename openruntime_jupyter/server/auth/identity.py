@@ -23,7 +23,7 @@ from traitlets import Bool
 from openruntime_jupyter.server.auth.peer_credentials import UNKNOWABLE, is_loopback, uid_of_peer
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.server.http.base import Ours
+    from openruntime_jupyter.server.http.base import BaseHandler
 
 GENERATED = re.compile(r"[0-9a-f]{32}")
 """The name that Jupyter invents, for each request without a cookie anew, for who came with the shared token or password."""
@@ -136,7 +136,7 @@ class StandaloneIdentity(IdentityProvider):
         kind = OwnUser if self._uids.get(handler.request.connection.context) == os.getuid() else LocalUser  # type: ignore[union-attr]
         return kind("local", "a program on this machine")
 
-    def objection(self, handler: Ours | web.RequestHandler) -> str | None:
+    def objection(self, handler: BaseHandler | web.RequestHandler) -> str | None:
         """What keeps a request without a token out; None if nothing does."""
         headers = handler.request.headers
         address = getattr(getattr(handler.request.connection, "context", None), "address", None)

@@ -9,7 +9,7 @@ from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
 from tornado import web
 
-from openruntime_jupyter.runtime.cooperative import slowly
+from openruntime_jupyter.runtime.cooperative import cooperatively
 from openruntime_jupyter.schemas.tasks import Ended, Task
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.http.errors import problem_of
@@ -60,7 +60,7 @@ class BatchHandler(Handler):
         runtime = await self.runtime()
         answers = await runtime.submit_many(batch.tasks, await self.caller(), key, durable=batch.durable)
         # One after the other, with turns for others in between: of a few thousand, all at once would be felt.
-        items = [to_json(_item(answer), inf_nan_mode="null") async for answer in slowly(answers)]
+        items = [to_json(_item(answer), inf_nan_mode="null") async for answer in cooperatively(answers)]
         self.send(b'{"tasks":[%b]}' % b",".join(items), 202)
 
 
@@ -81,7 +81,7 @@ class ResultsHandler(Handler):
         ended = await self.while_connected(runtime.collect(wanted.tasks, wanted.at_least, wanted.wait))
         items: list[bytes] = []
         size = 0
-        async for each in slowly(ended):
+        async for each in cooperatively(ended):
             items.append(to_json(_result(each), inf_nan_mode="null"))
             size += len(items[-1])
             if size >= MOST_BYTES:

@@ -51,22 +51,22 @@ class RuntimeCollector(Collector):
     def _about(self) -> Iterator[Metric]:
         runtime = self._runtime
         yield InfoMetricFamily("openruntime_build", "The version of OpenRuntime.", {"version": runtime.version})
-        yield _gauge("openruntime_start_time_seconds", "When the runtime was started, since the epoch.", runtime.instruments.tally.began)
+        yield _gauge("openruntime_start_time_seconds", "When the runtime was started, since the epoch.", runtime.instruments.counters.began)
         healthy = runtime.health().status == "healthy"
         yield _gauge("openruntime_healthy", "1 where /health says that all is well, else 0.", float(healthy))
 
     def _tasks(self) -> Iterator[Metric]:
-        tally, now = self._runtime.instruments.tally, self._runtime.metrics()
+        counters, now = self._runtime.instruments.counters, self._runtime.metrics()
         ended = CounterMetricFamily("openruntime_tasks", "Tasks that have ended since the start.", labels=("state", "operation"))
         # Those at zero too: otherwise the first one of a kind would be no increase.
         known = {(state.value, name): 0 for name in operations() for state in TaskState if state.terminal}
-        for labels, number in {**known, **tally.ended}.items():
+        for labels, number in {**known, **counters.ended}.items():
             ended.add_metric(labels, number)
         yield ended
         yield _gauge("openruntime_tasks_running", "Tasks that run.", now.active_tasks)
         yield _gauge("openruntime_tasks_pending", "Tasks that wait.", now.pending_tasks)
-        yield _histogram("openruntime_task_queue_seconds", "How long tasks waited from submission to their first start.", tally.queued)
-        yield _histogram("openruntime_task_run_seconds", "How long tasks ran, from their last start to their end.", tally.ran)
+        yield _histogram("openruntime_task_queue_seconds", "How long tasks waited from submission to their first start.", counters.queued)
+        yield _histogram("openruntime_task_run_seconds", "How long tasks ran, from their last start to their end.", counters.ran)
 
     def _machine(self) -> Iterator[Metric]:
         memory, load = self._runtime.memory(), self._runtime.metrics().cpu_utilization
@@ -85,7 +85,7 @@ class RuntimeCollector(Collector):
         if (resident := held(workers)) is not None:
             yield _gauge("openruntime_worker_memory_bytes", "Resident memory of all workers together.", resident)
         deaths = CounterMetricFamily("openruntime_worker_deaths", "Tasks that ended because their worker died, or took too much memory.")
-        deaths.add_metric((), self._runtime.instruments.tally.deaths)
+        deaths.add_metric((), self._runtime.instruments.counters.deaths)
         yield deaths
 
 

@@ -56,7 +56,7 @@ class WorkersHandler(Handler):
     async def get(self) -> None:
         """The worker processes that there are, with what each has done."""
         runtime = await self.runtime()
-        self.reply({"workers": runtime.workforce.report()})
+        self.reply({"workers": runtime.worker_stats.report()})
 
 
 class OperationsHandler(Handler):

@@ -21,7 +21,7 @@ LOCATION = Parameter("Location", "The address of the task.")
 Value = TypeVar("Value")
 
 
-class Submitting(Handler):
+class WaitingMixin(Handler):
     """Waits for tasks as long as somebody wants them."""
 
     async def while_wanted(self, runtime: Runtime, task_id: str, work: Coroutine[Any, Any, Value]) -> Value:

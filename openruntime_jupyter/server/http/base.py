@@ -47,7 +47,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 
 
-class Ours(JupyterHandler):
+class BaseHandler(JupyterHandler):
     """A handler of this extension: a notebook of this server may come with the secret that it inherited from it."""
 
     auth_resource = RESOURCE
@@ -215,7 +215,7 @@ class Ours(JupyterHandler):
         ]
 
 
-class Handler(Ours, APIHandler):
+class Handler(BaseHandler, APIHandler):
     """The base of the REST handlers.
 
     Large bodies are taken in pieces (see `suited`), so that one which is too large, or which nobody may send, costs no memory. It is read
@@ -262,7 +262,7 @@ class Handler(Ours, APIHandler):
             self._body += chunk
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """See `Ours`. What is wrong with the very first line is answered before the body is read, and tornado closes after that."""
+        """See `BaseHandler`. What is wrong with the very first line is answered before the body is read, and tornado closes after that."""
         if not self._prepared:
             self.set_header("Connection", "close")
         super().write_error(status_code, **kwargs)
@@ -304,7 +304,7 @@ class Handler(Ours, APIHandler):
     async def pass_on(self, piece: bytes = b"") -> None:
         """Write a piece of the answer, and wait until its client has taken it, but not for ever.
 
-        Raises tornado's `Finish` once nobody listens any more.
+        Raises tornado's `Completion` once nobody listens any more.
         """
         self.write(piece)
         patience = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._hang_up)
@@ -323,7 +323,7 @@ class Handler(Ours, APIHandler):
     async def while_connected(self, work: Coroutine[Any, Any, Value], gone: Callable[[], Any] | None = None) -> Value:
         """The outcome of `work`, which ends with the client's connection; `gone()` is called then.
 
-        Raises tornado's `Finish` once nobody listens any more.
+        Raises tornado's `Completion` once nobody listens any more.
         """
         # The request's own task is what ends: one for the work alone would cost every request turns of the loop.
         request = asyncio.current_task()

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.ai.insights.dataset import Evidence, Place, gather
-from openruntime_jupyter.ai.insights.finding import Draft
+from openruntime_jupyter.ai.insights.dataset import Dataset, Place, gather
+from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.report import drafts_of
 from openruntime_jupyter.ai.insights.response import name_tasks
 from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
@@ -40,7 +40,7 @@ CPU = Device(
 )
 GPU = CPU.model_copy(update={"id": "device_0", "name": "A chip", "type": "gpu", "slots": 1})
 
-Course = Callable[[float], float]
+Trend = Callable[[float], float]
 """What a figure is at a time."""
 
 
@@ -50,7 +50,7 @@ class Story:
 
     timeframe: Timeframe
     now: float
-    courses: dict[str, Course] = field(default_factory=dict)
+    courses: dict[str, Trend] = field(default_factory=dict)
     tasks: list[Task] = field(default_factory=list)
     seed: int = 0
     spans: float = 1.0
@@ -71,10 +71,10 @@ class Story:
         """The moment at that share of the timeframe."""
         return self.begin + share * self.span
 
-    def noise(self, level: float, deviation: float) -> Course:
+    def noise(self, level: float, deviation: float) -> Trend:
         return lambda at: max(0.0, self.dice.gauss(level, deviation))
 
-    def daily(self, level: float, swing: float, deviation: float) -> Course:
+    def daily(self, level: float, swing: float, deviation: float) -> Trend:
         """Once up and down a day, at any hour."""
         hour = self.dice.random() * 2 * math.pi
         return lambda at: max(0.0, level + swing * math.sin(2 * math.pi * at / DAY + hour) + self.dice.gauss(0, deviation))
@@ -163,7 +163,9 @@ def planted(timeframe: Timeframe, now: float, seed: int = 1) -> Story:
     return story
 
 
-async def look(story: Story, folder: Path, *kinds: MetricType, devices: tuple[Device, ...] = (CPU,)) -> tuple[Evidence, list[list[Draft]]]:
+async def look(
+    story: Story, folder: Path, *kinds: MetricType, devices: tuple[Device, ...] = (CPU,)
+) -> tuple[Dataset, list[list[FindingDraft]]]:
     """What is found in the story, once it is written, by what was asked about."""
     async with opened(folder) as history:
         await story.tell(history)

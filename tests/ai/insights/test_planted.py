@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.ai.insights.finding import Draft
+from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.report import text_of
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.insights import MetricType
@@ -19,13 +19,13 @@ from tests.runtimes import live
 METRICS: tuple[MetricType, ...] = ("performance", "memory", "efficiency", "errors")
 
 
-def one(drafts: list[Draft], kind: str, figure: str | None = "any") -> Draft:
+def one(drafts: list[FindingDraft], kind: str, figure: str | None = "any") -> FindingDraft:
     found = [draft for draft in drafts if draft.kind == kind and figure in ("any", draft.figure)]
     assert len(found) == 1, [(draft.kind, draft.figure, draft.text) for draft in drafts]
     return found[0]
 
 
-def told(story: Story, drafts: list[Draft]) -> str:
+def told(story: Story, drafts: list[FindingDraft]) -> str:
     return text_of(story.timeframe, "performance", [draft.finding() for draft in drafts])
 
 

@@ -24,7 +24,7 @@ class Listener:
         self.pieces.append(text)
 
 
-class Asked:
+class RunOptions:
     """One provider with one profile, `p`."""
 
     def __init__(self, url: str, environ: Mapping[str, str] = ENVIRON, **fields: Any) -> None:
@@ -40,7 +40,7 @@ def ask(url: str, *, fields: Mapping[str, Any] | None = None, environ: Mapping[s
     """The answer to one prompt."""
 
     async def body() -> dict[str, Any]:
-        asked = Asked(url, environ, **(fields or {}))
+        asked = RunOptions(url, environ, **(fields or {}))
         try:
             answer = await asked.run(**request)
         finally:

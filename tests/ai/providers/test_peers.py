@@ -18,7 +18,7 @@ import pytest
 
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.ai import Answer
-from tests.ai.providers.asking import Asked, ask
+from tests.ai.providers.asking import RunOptions, ask
 from tests.gguf_twin import write_twin
 from tests.llama_cpp import llama_cpp
 from tests.support import free_port, wait_until
@@ -110,7 +110,7 @@ def test_a_parameter_that_it_refuses_fails_in_words(peer: Peer) -> None:
 
 def test_a_question_that_is_given_up_leaves_the_server_free(peer: Peer) -> None:
     async def body() -> None:
-        asked = Asked(peer.url, model=peer.model)
+        asked = RunOptions(peer.url, model=peer.model)
         asking = asyncio.ensure_future(asked.run("x", parameters={"max_tokens": CONTEXT - 100, "temperature": 1.0}))
         while not asked.listener.pieces and not asking.done():
             await asyncio.sleep(0.002)

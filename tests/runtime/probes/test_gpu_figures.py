@@ -152,7 +152,7 @@ def test_a_gpu_that_is_lost_while_it_is_watched_becomes_null(nvml: FakeNvml) -> 
     sampler.start()
     try:
         assert sampler.latest.gpus == {}, "a driver that takes seconds to answer must not keep the start waiting"
-        sampler.look_at([gpu])
+        sampler.set_gpus([gpu])
         sampler.watch(True)
         wait_until(lambda: sampler.latest.gpus.get("device_0"), what="the first figures")
         assert sampler.latest.gpus["device_0"].utilization == 87.0
@@ -179,7 +179,7 @@ def test_while_a_driver_hangs_old_figures_are_not_told_for_long(nvml: FakeNvml, 
     sampler = Sampler(Machine(), 0.02, 0.02, lambda: None)
     sampler.start()
     try:
-        sampler.look_at([Gpu("device_0", 0, NAME, ("cuda",))])
+        sampler.set_gpus([Gpu("device_0", 0, NAME, ("cuda",))])
         wait_until(lambda: sampler.latest.gpus, what="the first figures")
         hangs.set()
         wait_until(lambda: sampler.latest.memory_usage is None and not sampler.latest.gpus, what="the end of what was known")
@@ -198,7 +198,7 @@ def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml,
         monkeypatch.setattr(FakeNvml, name, lambda self, *rest, real=real: (threads.add(threading.get_ident()), real(self, *rest))[1])
     sampler = Sampler(Machine(), 0.02, 600.0, lambda: None)
     sampler.start()
-    sampler.look_at([Gpu("device_0", 0, NAME, ("cuda",))])
+    sampler.set_gpus([Gpu("device_0", 0, NAME, ("cuda",))])
     wait_until(lambda: sampler.latest.gpus, what="the first figures")
     sampler.stop(5.0)
     assert nvml.opened == 0
@@ -247,7 +247,7 @@ def test_workers_are_told_of_with_what_they_have_done(tmp_path: Path, nvml: Fake
         async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
             await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
             await ended(runtime, await submit(runtime, "call", {**pickled(spin, 0.05), "burst": "one"}))
-            (worker,) = [worker for worker in runtime.workforce.report() if worker.tasks]
+            (worker,) = [worker for worker in runtime.worker_stats.report() if worker.tasks]
             assert (worker.device, worker.state, worker.task_id, worker.tasks) == ("device_0", "idle", None, 2)
             assert 1.65 <= worker.device_time_s < 10
             assert worker.gpu_utilization == 87.0, "of the task that could be metered"

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openruntime_jupyter.local_models.chunking import LARGEST, SMALLEST, STEP_SECONDS, Pace
+from openruntime_jupyter.local_models.chunking import LARGEST, SMALLEST, STEP_SECONDS, AdaptiveChunking
 
 LAYERS = 30
 
 
-def settle(seconds_of: Callable[[int, int], float]) -> Pace:
+def settle(seconds_of: Callable[[int, int], float]) -> AdaptiveChunking:
     """The pace on a device that needs `seconds_of(tokens, layers)` for a step."""
-    pace = Pace()
+    pace = AdaptiveChunking()
     for _ in range(20):
         tokens = pace.tokens
         layers = min(pace.layers(tokens), LAYERS)
@@ -35,7 +35,7 @@ def test_where_each_layer_costs_much_it_does_not_shrink_to_single_tokens() -> No
 
 
 def test_a_fast_device_gets_whole_pieces_by_and_by() -> None:
-    pace = Pace()
+    pace = AdaptiveChunking()
     before = pace.tokens
     pace.took(before, 1, 1e-9)
     assert pace.tokens == 4 * before
@@ -45,7 +45,7 @@ def test_a_fast_device_gets_whole_pieces_by_and_by() -> None:
 
 
 def test_a_few_tokens_tell_as_much_as_a_small_piece_would() -> None:
-    few, small = Pace(), Pace()
+    few, small = AdaptiveChunking(), AdaptiveChunking()
     few.took(2, LAYERS, 0.1)
     small.took(SMALLEST, LAYERS, 0.1)
     assert (few.tokens, few.layers(2)) == (small.tokens, small.layers(SMALLEST))
