@@ -65,9 +65,9 @@ async def round_trips(engine: LocalEngine) -> float:
 async def burst(runtime: Runtime) -> float:
     """Tasks a second, with states, events and history, all submitted at once."""
     before = time.perf_counter()
-    ids = [await runtime.enqueue(TaskRequest(operation="call", parameters={"burst": "benchmark"}), Caller()) for _ in range(BURST)]
+    ids = [await runtime.submission.submit(TaskRequest(operation="call", parameters={"burst": "benchmark"}), Caller()) for _ in range(BURST)]
     for task_id in ids:
-        await runtime.wait(task_id)
+        await runtime.tasks.wait(task_id)
     return BURST / (time.perf_counter() - before)
 
 

@@ -79,7 +79,7 @@ def plain(source: ModelSource, form: str, blas: str) -> Iterator[Plain]:
 async def ours(runtime: Runtime) -> Speeds:
     """The same of one task."""
     request = TaskRequest(operation="generate", parameters={"prompt": PROMPT, "max_tokens": TOKENS})
-    task = await runtime.wait((await runtime.submit(request, Caller())).task_id)
+    task = await runtime.tasks.wait((await runtime.submit(request, Caller())).task_id)
     assert task.result is not None, task.failure
     return task.result.output["prompt_tokens_per_second"], task.result.output["tokens_per_second"]
 

@@ -49,7 +49,7 @@ async def _rounds(folder: Path) -> tuple[list[float], list[float], str | None]:
     ours, loops = [], []
     request = TaskRequest(operation="matrix_multiply", parameters={"size": SIZE, "iterations": ITERATIONS})
     for _ in range(ROUNDS):
-        task = await runtime.wait((await runtime.submit(request, Caller())).task_id)
+        task = await runtime.tasks.wait((await runtime.submit(request, Caller())).task_id)
         assert task.result is not None, task.failure
         ours.append(float(task.result.output["gflops"]))
         loops.append(await asyncio.to_thread(plain, ""))

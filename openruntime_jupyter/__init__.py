@@ -1,6 +1,6 @@
 """One shared, visible, killable queue for MLX work inside Jupyter.
 
-Every worker process imports this file, so it imports nothing: what it offers is looked up when it is asked for.
+Every worker process imports this file, so it imports nothing itself. Attributes are imported on first access.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "2.0.0"
 
 _WHERE: dict[str, str] = {
-    # name: the module that has it under the same name
+    # attribute: the module that defines it under the same name
     "Dashboard": "openruntime_jupyter.notebook.dashboard.widget",
     "connect": "openruntime_jupyter.client.discovery",
     "load_ipython_extension": "openruntime_jupyter.notebook.extension",
@@ -36,7 +36,7 @@ def __dir__() -> list[str]:
 
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
-    """What Jupyter Server looks up to load the extension."""
+    """Return the extension points that Jupyter Server loads."""
     from openruntime_jupyter.server.app import OpenRuntimeApp
 
     return [{"module": "openruntime_jupyter.server.app", "app": OpenRuntimeApp}]

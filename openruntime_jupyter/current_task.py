@@ -16,16 +16,21 @@ def current() -> TaskContext | None:
 
 
 def set_current(context: TaskContext | None) -> None:
-    """Make `context` the one that `progress()` speaks for."""
+    """Set the task for which `progress()` reports."""
     global _current
     _current = context
 
 
 def progress(n: float, total: float | None = None, message: str | None = None) -> None:
-    """Tell the notebook, the dashboard and the API how far this task is.
+    """Report the progress of this task to the notebook, the dashboard and the API.
 
-    `n` of `total` (any unit; `total` may be unknown), with a short message. Outside of a task it does nothing, so that code
-    which calls it runs anywhere.
+    Does nothing outside of a task.
+
+    Parameters
+    ----------
+    n : work done so far, in any unit
+    total : total work in the same unit; None if unknown
+    message : short status text
     """
     if (context := current()) is not None:
         context.progress(n, total, message)

@@ -1,4 +1,4 @@
-"""Environment variables: which are secrets, and what this process was started with."""
+"""Environment variables: secrets, and the environment at the start of this process."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SECRETS = (
 SECRET_ENDINGS = ("_API_KEY", "_API_TOKEN")
 
 AT_IMPORT = dict(os.environ)
-"""The environment when this module was imported, which is the first statement of a notebook that uses the package."""
+"""The environment when this module was imported, which is normally the first statement of a notebook."""
 
 
 def is_secret(name: str) -> bool:
-    """Return whether the variable `name` is kept from tasks."""
+    """Return whether the variable `name` is withheld from tasks."""
     return name in SECRETS or name.endswith(SECRET_ENDINGS)
 
 
@@ -33,8 +33,8 @@ def is_secret(name: str) -> bool:
 def at_start() -> dict[str, str]:
     """Return the environment that this process was started with.
 
-    Where the operating system does not tell, or the process's title has overwritten it, return the environment at the first
-    import of this package.
+    Fall back to the environment at the first import of this package if the operating system does not report it or the
+    process title has overwritten it.
     """
     import psutil  # 44 ms, once
 
@@ -47,7 +47,7 @@ def at_start() -> dict[str, str]:
 
 
 def _plausible(started: dict[str, str]) -> bool:
-    """Return whether these variables can be this process's own: PATH would not be lost."""
+    """Return whether `started` looks intact: a damaged environment has lost PATH."""
     return bool(started) and ("PATH" in started or "PATH" not in AT_IMPORT)
 
 
@@ -65,7 +65,7 @@ SET_BY_KERNEL = {
 
 
 def changed_by_now() -> tuple[tuple[str, str | None], ...]:
-    """Return the variables that differ from those at the start of this process, as sorted pairs; None for one that was removed."""
+    """Return the variables changed since the start of this process as sorted pairs; removed ones have the value None."""
     start, now = at_start(), dict(os.environ)
     names = (name for name in start.keys() | now.keys() if name not in SET_BY_KERNEL and start.get(name) != now.get(name))
     return tuple((name, now.get(name)) for name in sorted(names))

@@ -1,47 +1,47 @@
-"""Every error this package raises on purpose.
+"""Errors that this package raises deliberately.
 
 OpenRuntimeError
-├── InvalidRequest            a value, field, operation or device that is wrong
+├── InvalidRequest            invalid value, field, operation or device
 │   ├── UnknownOperation
 │   ├── UnknownDevice
 │   ├── MemoryRefused         needs more memory than the device has
-│   └── SessionEnded          the session has ended: its variables are gone
-├── MalformedRequest          not JSON, or not the content type that is needed
-├── BodyTooLarge              a body above the configured bound
-├── NotAllowed                the caller may not do this
-├── TaskNotFound              no task of that id
-├── SessionNotFound           no session of that id
-├── TaskConflict              the task is not in a state that allows this
-├── ModelNotFound             no model of that name on this machine, or none in memory
-├── ConversationNotFound      no conversation of that name
-├── ArrayNotFound             no array of that id, or its file is gone or damaged
-├── ArrayConflict             the array is not in a state that allows this
-├── Unavailable               not now: carries `retry_after` in seconds
+│   └── SessionEnded          the session has ended and its variables are lost
+├── MalformedRequest          not JSON, or a wrong content type
+├── BodyTooLarge              body larger than the configured limit
+├── NotAllowed                the caller lacks the permission
+├── TaskNotFound              unknown task id
+├── SessionNotFound           unknown session id
+├── TaskConflict              the state of the task does not allow this
+├── ModelNotFound             unknown model, or model not in memory
+├── ConversationNotFound      unknown conversation
+├── ArrayNotFound             unknown array id, or its file is missing or damaged
+├── ArrayConflict             the state of the array does not allow this
+├── Unavailable               temporary; has `retry_after` in seconds
 │   ├── QueueFull
-│   ├── RateLimited           the caller asks more often, or has more open, than one may
+│   ├── RateLimited           too many requests or open connections of one caller
 │   ├── Stopping
-│   └── StorageUnavailable    the history cannot be written, so nothing durable is accepted; or there is no room for an array
+│   └── StorageUnavailable    the history is not writable, or an array does not fit on the disk
 ├── EngineError               a worker could not be started
-│   ├── InterpreterError      the interpreter is missing, or lacks this package
-│   └── NoBackend             MLX is installed without anything to compute on
-├── TaskError                 raised by `result()` when a task did not complete; carries the `Task`
+│   ├── InterpreterError      the interpreter or this package in it is missing
+│   └── NoBackend             MLX is installed without a backend
+├── TaskError                 raised by `result()` for an incomplete task; has the `Task`
 │   ├── TaskFailed            the task itself raised
-│   ├── WorkerDied            its worker process ended under it
+│   ├── WorkerDied            its worker process died
 │   ├── TaskTimedOut
 │   ├── TaskCancelled
-│   └── TaskInterrupted       its runtime ended under it
-├── MapFailed                 raised by `map()`: which items failed, and the results of the others
-├── ProviderError             a remote provider gave no answer to a prompt
-│   ├── KeyMissing            its key is not where the profile says
-│   ├── ProviderUnreachable   no connection, or it broke, or it was silent for too long
-│   ├── ProviderRefused       it does not take this key, model, parameter or prompt
-│   ├── ProviderBusy          too many requests, or no credit left
-│   └── ProviderBroken        it failed itself, or what it sent is no whole answer
-├── WouldDeadlock             a task waits for its own lane
-├── PullFailed                a model could not be fetched
-└── NotConnected              no runtime answers where one was looked for
+│   └── TaskInterrupted       its runtime ended while it ran
+├── MapFailed                 raised by `map()`; has the failures and the other results
+├── ProviderError             a remote provider did not answer a prompt
+│   ├── KeyMissing            the API key is missing
+│   ├── ProviderUnreachable   connection failed, lost or timed out
+│   ├── ProviderRefused       rejected key, model, parameter or prompt
+│   ├── ProviderBusy          rate limit exceeded, or credit used up
+│   └── ProviderBroken        server error, or an incomplete response
+├── WouldDeadlock             a task waits for a task of its own lane
+├── PullFailed                a model download failed
+└── NotConnected              no runtime responds at the address
 
-This file knows no HTTP: `server/http/errors.py` holds the one table from these to status codes.
+`server/http/errors.py` maps these errors to HTTP status codes.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ if TYPE_CHECKING:
 
 
 class OpenRuntimeError(Exception):
-    """The root of the tree."""
+    """Base class of the errors of this package."""
 
     retry_after: float | None = None
-    """Seconds after which trying again makes sense; None where it does not."""
+    """Seconds after which a retry makes sense; None where it does not."""
 
 
 class InvalidRequest(OpenRuntimeError):
-    """A request whose values are wrong.
+    """Invalid values in a request.
 
-    `details` lists `{"field": dotted name, "problem": what is wrong with it}`.
+    `details` lists `{"field": dotted name, "problem": description}`.
     """
 
     def __init__(self, message: str, details: list[dict[str, str]] | None = None) -> None:
@@ -71,20 +71,20 @@ class InvalidRequest(OpenRuntimeError):
 
     @classmethod
     def of(cls, field: str, problem: str) -> InvalidRequest:
-        """One wrong field."""
+        """Return the error for one field."""
         return cls(f"{field}: {problem}", [{"field": field, "problem": problem}])
 
 
 class UnknownOperation(InvalidRequest):
-    """No operation has that name."""
+    """Unknown operation."""
 
 
 class UnknownDevice(InvalidRequest):
-    """No device has that id."""
+    """Unknown device."""
 
 
 class MemoryRefused(InvalidRequest):
-    """The work needs more memory than the device has; both figures are in bytes."""
+    """Work that needs more memory than the device has; both sizes are in bytes."""
 
     def __init__(self, needed: int, available: int, what: str = "This task") -> None:
         problem = f"{what} needs {gigabytes(needed)} of memory, and the device has {gigabytes(available)}: make it smaller"
@@ -97,57 +97,57 @@ class MemoryRefused(InvalidRequest):
 
 
 class SessionEnded(InvalidRequest):
-    """The session that a request names has ended, or its id is unknown: its variables are gone."""
+    """Session that has ended or is unknown; its variables are lost."""
 
     @classmethod
     def because(cls, name: str, reason: str, advice: str) -> SessionEnded:
-        """Return the error for the session `name`, with what to do."""
+        """Return the error for the session `name` with advice."""
         problem = f"the session {name!r} has ended: {reason}. {advice}"
         return cls(f"session: {problem}", [{"field": "session", "problem": problem}])
 
 
 class MalformedRequest(OpenRuntimeError):
-    """The request could not be read at all."""
+    """Unreadable request."""
 
 
 class BodyTooLarge(OpenRuntimeError):
-    """The body is above the configured bound."""
+    """Body larger than the configured limit."""
 
 
 class NotAllowed(OpenRuntimeError):
-    """The caller may not do this."""
+    """Missing permission."""
 
 
 class TaskNotFound(OpenRuntimeError):
-    """No task has that id."""
+    """Unknown task id."""
 
 
 class SessionNotFound(OpenRuntimeError):
-    """No session has that id."""
+    """Unknown session id."""
 
 
 class ModelNotFound(OpenRuntimeError):
-    """No model has that name, or none of that name is in memory."""
+    """Unknown model, or a model that is not in memory."""
 
 
 class ConversationNotFound(OpenRuntimeError):
-    """Its owner has no conversation of that name."""
+    """Unknown conversation of this user."""
 
 
 class TaskConflict(OpenRuntimeError):
-    """The task's state does not allow this."""
+    """Request that the state of the task does not allow."""
 
 
 class ArrayNotFound(OpenRuntimeError):
-    """No array has that id, or its file is gone, short or damaged."""
+    """Unknown array id, or an array whose file is missing, truncated or damaged."""
 
 
 class ArrayConflict(OpenRuntimeError):
-    """The array's state does not allow this: it is there already, or not complete yet."""
+    """Request that the state of the array does not allow: it exists already, or is not complete yet."""
 
 
 class Unavailable(OpenRuntimeError):
-    """Not now; `retry_after` says in how many seconds to ask again."""
+    """Temporary failure; retry after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -155,35 +155,35 @@ class Unavailable(OpenRuntimeError):
 
 
 class QueueFull(Unavailable):
-    """As many tasks wait as may."""
+    """Queue with the maximum number of pending tasks."""
 
 
 class RateLimited(Unavailable):
-    """The caller asks more often, or has more open at once, than one user or address may."""
+    """Caller that exceeds the limit of requests or open connections of one user or address."""
 
 
 class Stopping(Unavailable):
-    """The runtime is being stopped."""
+    """Runtime that is shutting down."""
 
 
 class StorageUnavailable(Unavailable):
-    """The history cannot be written now, or there is no room for an array."""
+    """History that cannot be written at present, or an array that does not fit on the disk."""
 
 
 class EngineError(OpenRuntimeError):
-    """A worker could not be started."""
+    """Worker that could not be started."""
 
 
 class InterpreterError(EngineError):
-    """The interpreter of a task does not exist, or does not have this package in the needed version."""
+    """Interpreter that does not exist or lacks the required version of this package."""
 
 
 class NoBackend(EngineError):
-    """MLX has nothing to compute on: the message says what to install."""
+    """MLX without a backend to compute on; the message names the package to install."""
 
 
 class TaskError(OpenRuntimeError):
-    """A task that did not complete; `task` is its record."""
+    """Task that did not complete; `task` is its record."""
 
     def __init__(self, message: str, task: Task | None = None) -> None:
         super().__init__(message)
@@ -191,29 +191,29 @@ class TaskError(OpenRuntimeError):
 
 
 class TaskFailed(TaskError):
-    """The task raised; `task.failure.traceback` is the remote traceback."""
+    """Task that raised an exception; `task.failure.traceback` is the remote traceback."""
 
 
 class WorkerDied(TaskError):
-    """The worker process ended under the task; `task.failure` has signal, peak memory and last output."""
+    """Task whose worker process died; `task.failure` has signal, peak memory and last output."""
 
 
 class TaskTimedOut(TaskError):
-    """The task ran longer than its timeout."""
+    """Task that ran longer than its timeout."""
 
 
 class TaskCancelled(TaskError):
-    """The task was cancelled; `task.cancel_stage` says which stage stopped it."""
+    """Cancelled task; `task.cancel_stage` is the stage that stopped it."""
 
 
 class TaskInterrupted(TaskError):
-    """The runtime ended under the task."""
+    """Task whose runtime ended while it ran."""
 
 
 class MapFailed(OpenRuntimeError):
-    """Items of a `map` that failed.
+    """Failed items of a `map`.
 
-    `failures` has the `TaskError` of each by its place; `results` what the others gave, None in the places of those that failed.
+    `failures` maps the index of each failed item to its `TaskError`. `results` has the results of the others, and None for failed items.
     """
 
     def __init__(self, message: str, failures: dict[int, TaskError], results: list[Any]) -> None:
@@ -226,43 +226,43 @@ class MapFailed(OpenRuntimeError):
 
 
 class ProviderError(OpenRuntimeError):
-    """A remote provider gave no answer to a prompt: the message names the profile, the host and what to do, and never a key."""
+    """Prompt that a remote provider did not answer. The message names the profile, the host and what to do, and never a key."""
 
 
 class KeyMissing(ProviderError):
-    """The key is not where the profile says that it is."""
+    """API key that is missing from the location named by the profile."""
 
 
 class ProviderUnreachable(ProviderError):
-    """There is no connection to it, or the connection broke, or nothing came for too long."""
+    """Connection to a provider that failed, was lost or timed out."""
 
 
 class ProviderRefused(ProviderError):
-    """It does not take this key, model, parameter or prompt."""
+    """Key, model, parameter or prompt that the provider rejected."""
 
 
 class ProviderBusy(ProviderError):
-    """It has too much to do, or its account no credit; `retry_after` is what it says itself, in seconds."""
+    """Provider that is overloaded, or an account without credit; `retry_after` is the delay in seconds that the provider sent."""
 
 
 class ProviderBroken(ProviderError):
-    """It failed itself, or what it sent is no whole answer."""
+    """Server error of a provider, or an incomplete response."""
 
 
 class WouldDeadlock(OpenRuntimeError):
-    """A task must not wait for a task of its own lane: it holds the slot that the other needs."""
+    """Deadlock: a task waits for a task of its own lane while it holds the slot that the other needs."""
 
 
 class PullFailed(OpenRuntimeError):
-    """A model could not be fetched; the message says why and what to do."""
+    """Failed model download; the message says why and what to do."""
 
 
 class NotConnected(OpenRuntimeError):
-    """No runtime answers at the given place."""
+    """No runtime responds at the given address."""
 
 
 def gigabytes(size: float) -> str:
-    """`size` bytes as a person reads them, in three figures: `"2.31 GB"`, `"500 MB"` (powers of ten)."""
+    """Format `size` in bytes with three significant digits and decimal units: `"2.31 GB"`, `"500 MB"`."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if (scaled := size / factor) >= 0.9995:
             return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"

@@ -1,4 +1,4 @@
-"""Imports on several threads, one at a time, and never in the middle of a fork."""
+"""Serialized imports on several threads, which never overlap with a fork."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from importlib import import_module
 from types import ModuleType
 
 PATIENCE = 10.0
-"""Seconds that a fork waits for an import on another thread."""
+"""Maximum seconds that a fork waits for an import on another thread."""
 
-# A thread that imports holds locks of the interpreter, one for each module. A fork copies them, and nothing in the child frees those of
-# the parent's other threads: the child's next import of that module would hang. So a fork waits until no import runs.
+# An importing thread holds one interpreter lock for each module. A fork copies these locks, and the child never releases those of the
+# parent's other threads, so the child's next import of that module would hang. A fork therefore waits until no import runs.
 _lock = threading.RLock()
 _held_by_fork = False
 
@@ -19,8 +19,8 @@ _held_by_fork = False
 def load(module: str) -> ModuleType:
     """Import and return `module`.
 
-    Other packages have import cycles, which fail if two threads enter them at different modules. All imports that this package
-    makes on threads, or for a name that is looked up later, come here.
+    Other packages have import cycles, which fail if two threads enter them at different modules. This package therefore makes all
+    imports on threads, and all lazy imports, through this function.
     """
     with _lock:
         return import_module(module)

@@ -1,4 +1,4 @@
-"""Memory of the machine, where a container's limit counts as the machine's."""
+"""Memory of the machine, or of the container if its limit is lower."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import psutil
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 UNLIMITED = 1 << 60
-"""cgroup v1 says 'no limit' by a number near 2**63."""
+"""Limits in bytes from here on mean "no limit": cgroup v1 reports a number near 2**63."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes."""
+    """Total and available memory in bytes."""
 
     total: int
     available: int
 
     @property
     def percent_used(self) -> float:
-        """0 to 100."""
+        """Return the used share of the memory, 0 to 100."""
         return round(100 * (1 - self.available / self.total), 1) if self.total else 0.0
 
 
@@ -47,9 +47,9 @@ def _inactive_file(path: Path, key: str) -> int:
 
 
 def own_cgroups(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> list[tuple[Path, bool]]:
-    """The folders of this process's memory cgroups, innermost first, each with whether it is version 2.
+    """Return the folders of this process's memory cgroups, innermost first, each with True for cgroup version 2.
 
-    In a container the root shows the container's own; the path that `membership` gives may not exist there.
+    In a container `root` is the container's cgroup, and the path from `membership` may not exist.
     """
     found: list[tuple[Path, bool]] = []
     try:
@@ -74,7 +74,7 @@ def own_cgroups(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cg
 
 
 def cgroup_memory(folder: Path, second: bool) -> Memory | None:
-    """What one cgroup may use and has left; None where it has no limit. Pages of files that can be dropped count as left."""
+    """Return the limit of one cgroup and the memory left in it, or None without a limit. Reclaimable file pages count as left."""
     limit = _number(folder / ("memory.max" if second else "memory.limit_in_bytes"))
     used = _number(folder / ("memory.current" if second else "memory.usage_in_bytes"))
     if limit is None or used is None or limit >= UNLIMITED:
@@ -84,16 +84,16 @@ def cgroup_memory(folder: Path, second: bool) -> Memory | None:
 
 
 class MemoryReader:
-    """Remembers which cgroups limit this process."""
+    """Reader of the memory within the cgroups that limit this process."""
 
     def __init__(self, cgroups: Callable[[], list[tuple[Path, bool]]] = own_cgroups) -> None:
         folders = cgroups() if sys.platform.startswith("linux") else []
         self._cgroups = [(folder, second) for folder, second in folders if cgroup_memory(folder, second) is not None]
 
     def read(self) -> Memory:
-        """Total and available now: the tightest of the machine and the cgroups."""
-        whole = psutil.virtual_memory()
-        total, available = whole.total, whole.available
+        """Return the total and available memory: the minimum over the machine and the cgroups."""
+        machine = psutil.virtual_memory()
+        total, available = machine.total, machine.available
         for folder, second in self._cgroups:
             memory = cgroup_memory(folder, second)
             if memory is not None:

@@ -59,7 +59,7 @@ def pickled(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
 async def ended(runtime: Runtime, task_id: str, seconds: float = 90.0) -> Task:
     """The task once it is terminal; fails after `seconds`."""
-    task = await runtime.wait(task_id, seconds)
+    task = await runtime.tasks.wait(task_id, seconds)
     assert task.status.terminal, f"{task_id} is still {task.status} after {seconds} s"
     return task
 
@@ -68,13 +68,13 @@ async def value(runtime: Runtime, task_id: str) -> Any:
     """What a completed `call` returned, or a cell's outputs."""
     task = await ended(runtime, task_id)
     assert task.status == "completed", task.failure
-    data, _ = await runtime.payload(task_id)
+    data, _ = await runtime.tasks.payload(task_id)
     return cloudpickle.loads(data if isinstance(data, bytes) else data.read_bytes())
 
 
 async def printed(runtime: Runtime, task_id: str, name: str = "stdout") -> str:
     """All that the task wrote so far to that stream."""
-    output = await runtime.output(task_id)
+    output = await runtime.tasks.output(task_id)
     return "".join(item.text or "" for item in output.items if item.name == name)
 
 

@@ -39,7 +39,7 @@ def worders(service: AiService, caller: Caller) -> Choose:
 
 
 def _resident(service: AiService) -> Choice | None:
-    loaded = {report.name for report in service.runtime.models()}
+    loaded = {report.name for report in service.runtime.engine.models()}
     return next((Choice(None, each.name, each.context_length) for each in service.runtime.catalog.known() if each.name in loaded), None)
 
 

@@ -57,7 +57,7 @@ class AiService:
         choice = self.chooser.choose(parameters.profile, parameters.model, caller)
         same = _fingerprint(request)
         if idempotency_key is not None:
-            earlier = await self.runtime.earlier(caller, idempotency_key, same)
+            earlier = await self.runtime.submission.earlier(caller, idempotency_key, same)
             if earlier is not None:
                 return earlier
         system = await self._system(kind, parameters, agent)
@@ -70,7 +70,7 @@ class AiService:
                 left_out=left_out,
             )
             task = _task(request, parameters, choice, messages, about)
-            return await self.runtime.enqueue(task, caller, idempotency_key, same)
+            return await self.runtime.submission.submit(task, caller, idempotency_key, same)
 
         user = user_message(request.prompt, parameters)
         if parameters.conversation is None:
@@ -87,16 +87,16 @@ class AiService:
 
     async def get(self, task_id: str, wait: float | None = 0.0) -> AiTask:
         """An AI task at its end (`wait` None), or as it is after `wait` seconds; raises `TaskNotFound`."""
-        return answer_of(await (self.runtime.get(task_id) if wait == 0 else self.runtime.wait(task_id, wait)))
+        return answer_of(await (self.runtime.tasks.get(task_id) if wait == 0 else self.runtime.tasks.wait(task_id, wait)))
 
     async def ask(self, prompt: str, choice: Choice, caller: Caller) -> str | None:
         """A model's answer to a prompt of the runtime's own; None where it gave none. The task ends with who waits for it."""
         request = AiRequest(workflow_type="model_inference", prompt=prompt, parameters={})
         about = About(workflow="model_inference")
         task = _task(request, Shared(), choice, [Message(role="user", content=prompt)], about)
-        task_id = await self.runtime.enqueue(task, caller)
+        task_id = await self.runtime.submission.submit(task, caller)
         try:
-            ended = await self.runtime.wait(task_id)
+            ended = await self.runtime.tasks.wait(task_id)
         except asyncio.CancelledError:
             self._keep(self.runtime.cancel(task_id))
             raise
@@ -118,7 +118,7 @@ class AiService:
             )
             for source in self.runtime.catalog.known()
         }
-        for report in self.runtime.models():
+        for report in self.runtime.engine.models():
             info = found.setdefault(report.name, ModelInfo(name=report.name))
             info.resident.append(
                 ResidentInfo(
@@ -162,7 +162,7 @@ class AiService:
 
     async def _release(self, turn: asyncio.Lock, task_id: str) -> None:
         try:
-            await self.runtime.wait(task_id, parameters=False)
+            await self.runtime.tasks.wait(task_id, parameters=False)
         except OpenRuntimeError:
             pass  # it is gone, and whoever comes next need not wait for it
         finally:

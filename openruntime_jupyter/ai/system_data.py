@@ -19,7 +19,7 @@ COUNTS = ("completed_tasks", "failed_tasks", "cancelled_tasks", "timed_out_tasks
 async def figures(runtime: Runtime, timeframe: Timeframe) -> str:
     """Devices, figures of now, and what was recorded over `timeframe`, as lines of text; raises `StorageUnavailable`."""
     now = runtime.system_metrics()
-    history = await runtime.metrics_history(timeframe, POINTS)
+    history = await runtime.metrics_service.history(timeframe, POINTS)
     use = f"memory in use {_number(now.memory_usage, 'percent')}; CPU {_number(now.cpu_utilization, 'percent')}"
     lines = [
         f"Recorded figures of this OpenRuntime (a queue for compute tasks), {now.timestamp}, up for {now.uptime}:",

@@ -1,1 +1,1 @@
-"""Array files, conversion between NumPy and MLX, and pickles with arrays outside: used by client, runtime and worker."""
+"""Array files, conversion between NumPy and MLX, and pickles with out-of-band arrays; used by client, runtime and worker."""

@@ -1,7 +1,7 @@
-"""The file of one array: safetensors, with the data on a page boundary so that it can be mapped.
+"""Array files: safetensors with one array, whose data begin on a page boundary so that they can be memory-mapped.
 
-Plain Python, without NumPy: the server reads headers and never an array. A file has its full size on disk before it has content
-(never sparse), and is not changed once it is ready, for as long as anybody leases it: what is mapped can then never fault.
+The module does not import NumPy, because the server reads only headers. A file has its full size on disk before its content is written
+(it is never sparse), and does not change after that while a process leases it. So accessing the mapped file can never fault.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, StorageUna
 from openruntime_jupyter.schemas.values import ArrayKind
 
 ALIGNMENT = 16_384
-"""Where the data begin, or a multiple of it: the largest page of the machines we know (Apple silicon)."""
+"""The data begin at a multiple of this many bytes, the largest page size of supported machines (Apple silicon)."""
 LENGTH = 8
-"""Bytes of the header's length, little-endian."""
+"""Bytes of the little-endian number that holds the length of the header."""
 MAX_HEADER = 1 << 20
-"""Bytes of the longest header that is read: one array's has a hundred."""
+"""Maximum length of a header in bytes; the header of one array has about a hundred."""
 MAX_DIMENSIONS = 32
 MAX_SIDE = 2**48
 MAX_BYTES = 2**48
 NAME = "array"
 RETRY_SECONDS = (0.01, 0.1)
-"""When to try again where free blocks were given back for it."""
+"""Delays in seconds before each retry after free blocks were deleted."""
 
 CODES = {
     "bool": "BOOL",
@@ -48,20 +48,20 @@ CODES = {
     "float64": "F64",
     "complex64": "C64",
 }
-"""The element types of MLX, and what safetensors calls them."""
+"""The element types of MLX, and their names in safetensors."""
 SIZES = {name: 1 if name == "bool" else int("".join(filter(str.isdigit, name))) // 8 for name in CODES}
-"""Bytes of an element."""
+"""Bytes of one element."""
 NAMES = {code: name for name, code in CODES.items()}
 KINDS: tuple[ArrayKind, ...] = get_args(ArrayKind)
 
 
 class BadTensor(ValueError):
-    """This is no safetensors file of one array that we can hold; the message says why."""
+    """Invalid or unsupported safetensors data; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What an array's file holds: little-endian elements in C order, from `offset` on. Sizes are in bytes."""
+    """Layout of an array file: little-endian elements in C order, starting at `offset`. Sizes are in bytes."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -69,33 +69,33 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.dtype not in SIZES:
-            raise BadTensor(f"the dtype is {self.dtype!r}; there are {', '.join(SIZES)}")
+            raise BadTensor(f"unknown dtype {self.dtype!r}; supported: {', '.join(SIZES)}")
         if self.kind not in KINDS:
-            raise BadTensor(f"the kind is {self.kind!r}; there are {', '.join(KINDS)}")
+            raise BadTensor(f"unknown kind {self.kind!r}; supported: {', '.join(KINDS)}")
         if len(self.shape) > MAX_DIMENSIONS:
-            raise BadTensor(f"{len(self.shape)} dimensions; the most is {MAX_DIMENSIONS}")
+            raise BadTensor(f"{len(self.shape)} dimensions exceed the maximum of {MAX_DIMENSIONS}")
         if any(type(side) is not int or not 0 <= side <= MAX_SIDE for side in self.shape):
-            raise BadTensor(f"the shape is {list(self.shape)}: whole numbers from 0 to {MAX_SIDE} make one")
+            raise BadTensor(f"invalid shape {list(self.shape)}: use integers from 0 to {MAX_SIDE}")
         if self.nbytes > MAX_BYTES:
-            raise BadTensor(f"{gigabytes(self.nbytes)}; the most is {gigabytes(MAX_BYTES)}")
+            raise BadTensor(f"{gigabytes(self.nbytes)} exceed the maximum of {gigabytes(MAX_BYTES)}")
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements."""
+        """Return the size of the elements in bytes."""
         return math.prod(self.shape) * SIZES[self.dtype]
 
     @property
     def offset(self) -> int:
-        """Where the elements begin."""
+        """Return the position of the first element in bytes."""
         return len(self.header())
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Return the size of the file in bytes."""
         return self.offset + self.nbytes
 
     def header(self) -> bytes:
-        """What stands before the elements; padded with spaces, as safetensors allows."""
+        """Return everything before the elements, padded with spaces as safetensors allows."""
         described = {
             "__metadata__": {"openruntime": self.kind},
             NAME: {"dtype": CODES[self.dtype], "shape": list(self.shape), "data_offsets": [0, self.nbytes]},
@@ -106,72 +106,72 @@ class Layout:
 
 
 def header_length(prefix: bytes) -> int:
-    """How long the JSON is whose length the first 8 bytes tell; raises `BadTensor` for more than we read."""
+    """Return the length of the JSON header from the first 8 bytes; raise `BadTensor` if it is invalid or over `MAX_HEADER`."""
     length = int.from_bytes(prefix[:LENGTH], "little")
     if len(prefix) < LENGTH or not 2 <= length <= MAX_HEADER:
-        raise BadTensor("this is no safetensors file: its first 8 bytes are no length of a header")
+        raise BadTensor("not a safetensors file: the first 8 bytes are not a valid header length")
     return length
 
 
 def layout_of(text: bytes) -> Layout:
-    """What a safetensors header says; raises `BadTensor` unless it is of exactly one array, whose elements begin right after it."""
+    """Parse a safetensors header; raise `BadTensor` unless it has exactly one array that begins right after the header."""
     try:
         described: dict[str, Any] = json.loads(text)
         metadata = described.pop("__metadata__", None) or {}
         if len(described) != 1:
-            raise BadTensor(f"there are {len(described)} arrays in this file: send one file for each")
+            raise BadTensor(f"the file has {len(described)} arrays: send one file for each array")
         (entry,) = described.values()
         shape, code, (begin, end) = tuple(entry["shape"]), str(entry["dtype"]), entry["data_offsets"]
         kind = metadata.get("openruntime", "numpy")
     except BadTensor:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-        raise BadTensor(f"the safetensors header can't be read ({type(problem).__name__}: {problem})") from None
+        raise BadTensor(f"unreadable safetensors header ({type(problem).__name__}: {problem})") from None
     if code not in NAMES:
-        raise BadTensor(f"the dtype is {code!r}; there are {', '.join(NAMES)}")
+        raise BadTensor(f"unknown dtype {code!r}; supported: {', '.join(NAMES)}")
     layout = Layout(shape, NAMES[code], kind if kind in KINDS else "numpy")
     if begin != 0 or end != layout.nbytes:
-        raise BadTensor(f"the header says bytes {begin} to {end}, and this shape and dtype take {layout.nbytes}")
+        raise BadTensor(f"the header declares bytes {begin} to {end}, but this shape and dtype need {layout.nbytes}")
     return layout
 
 
 def read(descriptor: int, name: str) -> Layout:
-    """The layout of an open file of ours, whose size is checked: what is mapped after this can't be short.
+    """Read the layout of an open array file and check the size of the file.
 
-    Raises `ArrayNotFound` where the file is damaged.
+    Raises `ArrayNotFound` if the file is damaged or truncated.
     """
     try:
-        found = layout_of(os.pread(descriptor, header_length(os.pread(descriptor, LENGTH, 0)), LENGTH))
+        layout = layout_of(os.pread(descriptor, header_length(os.pread(descriptor, LENGTH, 0)), LENGTH))
     except BadTensor as problem:
         raise ArrayNotFound(f"The array {name} is damaged: {problem}") from None
     size = os.fstat(descriptor).st_size
-    if size < found.size:
-        raise ArrayNotFound(f"The array {name} is damaged: its file has {size:,} of {found.size:,} bytes")
-    return found
+    if size < layout.size:
+        raise ArrayNotFound(f"The array {name} is damaged: its file has {size:,} of {layout.size:,} bytes")
+    return layout
 
 
 def open_for_reading(path: str | Path, name: str) -> int:
-    """A descriptor of an array's file, which stays as it is while that, or a mapping made of it, is open.
+    """Open and lease an array file; return the descriptor. The file does not change while the descriptor or a mapping of it is open.
 
-    Raises `ArrayNotFound` where it has gone.
+    Raises `ArrayNotFound` if the file no longer exists.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as problem:
         raise ArrayNotFound(
-            f"The array {name} is gone ({problem.strerror}): it was deleted, it was too old, or its folder was emptied. Send it again."
+            f"The array {name} no longer exists ({problem.strerror}): it was deleted, has expired, or its folder was emptied. Send it again."
         ) from None
     if not blocks.lease(descriptor, path):
         os.close(descriptor)
-        raise ArrayNotFound(f"The array {name} is just being deleted. Send it again.")
+        raise ArrayNotFound(f"The array {name} is being deleted. Send it again.")
     return descriptor
 
 
 def make(path: Path, layout: Layout, room: int | None = None) -> int:
-    """A file of `layout` in its full size, readable by its owner alone; its descriptor. A free block is used where one does.
+    """Create a file for `layout` in its full size, readable only by its owner; return its descriptor. Reuse a free block if one fits.
 
-    `room` is how many bytes a new file may have without free blocks being given back for it, None for any. Raises `StorageUnavailable`
-    with figures where there is no room, and leaves nothing then; FileExistsError if it exists.
+    `room` is the maximum size in bytes of a new file for which no free blocks are deleted; None for no limit. Raises
+    `StorageUnavailable` with the sizes if the disk is full, and removes the file. Raises FileExistsError if it exists.
     """
     try:
         descriptor = blocks.take(path, layout.size)
@@ -203,29 +203,29 @@ def _take_room(descriptor: int, size: int, folder: Path) -> None:
         except OSError as problem:
             if problem.errno != errno.ENOSPC or not blocks.give_back(folder, size):
                 raise
-            time.sleep(pause)  # whoever is just making a block takes a moment to see that it is wanted
+            time.sleep(pause)  # a process that is preparing a block takes a moment to notice that the block was deleted
     return blocks.take_room(descriptor, os.fstat(descriptor).st_size, size)
 
 
 def no_room(size: int, folder: Path, problem: OSError) -> StorageUnavailable:
-    """Why a file of that size could not be made there."""
+    """Return the error for a file of `size` bytes that could not be created in `folder`."""
     if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
-        return StorageUnavailable(f"An array can't be stored in {folder} ({problem.strerror}): make that folder usable for this user.")
+        return StorageUnavailable(f"Array can't be stored in {folder} ({problem.strerror}): make that folder writable for this user.")
     left = ""
     try:
-        found = os.statvfs(folder)
-        left = f", which has {gigabytes(found.f_bavail * found.f_frsize)} left"
+        disk = os.statvfs(folder)
+        left = f", which has {gigabytes(disk.f_bavail * disk.f_frsize)} left"
     except OSError:
         pass
     return StorageUnavailable(
         f"An array of {gigabytes(size)} does not fit into {folder}{left} ({problem.strerror}): delete arrays that are no longer needed, "
-        "or choose a larger folder by the setting spool_dir.",
+        "or choose a folder on a larger disk with the setting spool_dir.",
         retry_after=10.0,
     )
 
 
 def check_bounds(shape: list[int] | tuple[int, ...], dtype: str, kind: ArrayKind = "numpy") -> Layout:
-    """`Layout(...)`, whose complaints become `InvalidRequest`."""
+    """Return `Layout(...)`; raise `InvalidRequest` if it is invalid."""
     try:
         return Layout(tuple(shape), dtype, kind)
     except BadTensor as problem:

@@ -1,10 +1,10 @@
-"""Files whose memory stays allocated between two arrays: copying into it costs a fraction of what new memory costs.
+"""Free blocks: files whose memory stays allocated between two arrays, because copying into new memory is several times slower.
 
-A free block is a file in a folder beside the arrays, and belongs to whoever renames it first. It is the file of an array that nobody
-leases any more. Every reader and writer leases a file by a shared flock, and looks once it has the lock whether the array's name still
-means that file; a block is freed under the exclusive lock, and renamed before that is let go. So nobody's array becomes another one's
-under their eyes, however they end: the kernel keeps the lock for as long as the file is open or mapped anywhere, and frees it with the
-last process. Nothing here knows what is in a file.
+A free block is the file of an array that no process leases any more, in a folder beside the arrays. The first process that renames it
+owns it. Every reader and writer leases a file with a shared flock, and checks under the lock that the array's name still refers to
+that file. A block is freed under the exclusive lock, and renamed before the lock is released. So a file never changes under a process
+that uses it, even after crashes: the kernel holds the lock while the file is open or mapped anywhere, and releases it with the last
+process. This module does not depend on the content of a file.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 UNFINISHED = ".part"
-"""What a file ends with that is not complete; whoever finds one that is nobody's removes it."""
+"""Suffix of incomplete files; abandoned ones are removed."""
 FREE = "free"
-"""The folder of free blocks, in that of the arrays."""
+"""Folder of free blocks, inside the folder of arrays."""
 COMING = ".coming"
-"""What the file ends with of which a free block is just being made."""
+"""Suffix of a free block that is being prepared."""
 SMALLEST = 1 << 20
-"""Bytes of the smallest file that is worth keeping."""
+"""Minimum size in bytes of a file that is kept as a free block."""
 NEAR = 4
-"""A block is used for an array whose size differs by no more than this part (a quarter) of the array's."""
+"""A block is used for an array if their sizes differ by at most 1/NEAR (a quarter) of the array's size."""
 PIECE = 4 << 20
 
 LEASE_HEADER = "OpenRuntime-Lease"
 LEASED = "flock"
-"""What a program sends over HTTP that leases, as told above, each file which it opens by its path."""
+"""Value that HTTP clients send if they lease each file that they open by its path, as described above."""
 
 _numbers = itertools.count()
 _NAME = re.compile(r"(?P<since>\d{20})-(?P<size>\d+)-\d+-\d+")
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 def lease(descriptor: int, path: str | Path) -> bool:
-    """Keep an open file as it is for as long as it is open, or mapped; False where `path` does not mean it any more."""
+    """Lease an open file while it is open or mapped; return False if `path` no longer refers to it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         named = os.stat(path, follow_symlinks=False)
@@ -58,7 +58,7 @@ def lease(descriptor: int, path: str | Path) -> bool:
 
 
 def leased(path: Path) -> bool:
-    """Whether somebody has the file mapped or is writing it; not where it is gone."""
+    """Return whether a process has the file mapped or is writing it; False for a missing file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -73,7 +73,7 @@ def leased(path: Path) -> bool:
 
 
 def retire(path: Path, reuse: bool) -> bool:
-    """Remove a file, or make a free block of it; False, and nothing is done, while somebody leases it."""
+    """Delete a file or turn it into a free block; do nothing and return False while a process leases it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -81,10 +81,10 @@ def retire(path: Path, reuse: bool) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        found = os.fstat(descriptor)
-        if reuse and found.st_size >= SMALLEST and found.st_blocks * 512 >= found.st_size:
+        status = os.fstat(descriptor)
+        if reuse and status.st_size >= SMALLEST and status.st_blocks * 512 >= status.st_size:
             os.fchmod(descriptor, 0o600)
-            path.rename(_name(path.parent, found.st_size))
+            path.rename(_name(path.parent, status.st_size))
         else:
             path.unlink()
     except BlockingIOError:
@@ -98,12 +98,12 @@ def retire(path: Path, reuse: bool) -> bool:
 
 def _name(folder: Path, size: int) -> Path:
     (folder / FREE).mkdir(mode=0o700, exist_ok=True)
-    # Sorted by name they are sorted by age; the process and a number make them different.
+    # Sorting by name sorts by age; process id and counter make the name unique.
     return folder / FREE / f"{time.time_ns():020d}-{size}-{os.getpid()}-{next(_numbers)}"
 
 
 def free(folder: str | Path) -> list[Block]:
-    """The free blocks beside the arrays of a folder, oldest first."""
+    """Return the free blocks of a folder of arrays, oldest first."""
     return _blocks(folder, "")
 
 
@@ -112,34 +112,34 @@ def _blocks(folder: str | Path, ending: str) -> list[Block]:
         names = sorted(entry.name for entry in Path(folder, FREE).iterdir())
     except OSError:
         return []
-    found = [(name, said) for name in names if (said := _NAME.fullmatch(name.removesuffix(ending))) is not None and name.endswith(ending)]
-    return [Block(Path(folder, FREE, name), int(said["size"]), int(said["since"]) / 1e9) for name, said in found]
+    matches = [(name, _NAME.fullmatch(name.removesuffix(ending))) for name in names if name.endswith(ending)]
+    return [Block(Path(folder, FREE, name), int(match["size"]), int(match["since"]) / 1e9) for name, match in matches if match is not None]
 
 
 def near(size: int, wanted: int) -> bool:
-    """Whether a file of `size` bytes does for one of `wanted`."""
+    """Return whether a block of `size` bytes is usable for a file of `wanted` bytes."""
     return abs(size - wanted) * NEAR <= wanted
 
 
 def fits(folder: str | Path, size: int) -> bool:
-    """Whether a free block does for a file of `size` bytes."""
+    """Return whether a free block is usable for a file of `size` bytes."""
     return size >= SMALLEST and any(near(block.size, size) for block in free(folder))
 
 
 def take(path: Path, size: int) -> int | None:
-    """Make a free block the file `path`, of at most `size` bytes; its descriptor, or None where there is no block of about that size.
+    """Rename a free block to `path` and return its descriptor, or None without a block of about `size` bytes.
 
-    What it has less is the caller's to add (`take_room`). Raises FileExistsError if there is such a file.
+    The file has at most `size` bytes; the caller allocates the rest with `take_room`. Raises FileExistsError if `path` exists.
     """
     if size < SMALLEST:
         return None
     if os.path.lexists(path):
         raise FileExistsError(path)
-    fitting = [block for block in reversed(free(path.parent)) if near(block.size, size)]  # the youngest first: caches know it best
+    fitting = [block for block in reversed(free(path.parent)) if near(block.size, size)]  # youngest first: most likely still in the CPU caches
     for block in sorted(fitting, key=lambda block: abs(block.size - size)):
         try:
             block.path.rename(path)
-        except FileNotFoundError:  # somebody else was faster
+        except FileNotFoundError:  # another process took it first
             continue
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         if block.size > size:
@@ -149,42 +149,42 @@ def take(path: Path, size: int) -> int | None:
 
 
 def take_room(descriptor: int, start: int, end: int) -> None:
-    """Give a file its room on disk or in memory from byte `start` up to `end`; raises OSError where there is none."""
+    """Allocate disk space or memory for a file from byte `start` up to `end`; raise OSError if there is too little."""
     if start >= end:
         return
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, start, end - start)
         return
-    _write_zeros(descriptor, start, end, lambda: False)  # macOS: room that is written is room that is there
+    _write_zeros(descriptor, start, end, lambda: False)  # macOS has no posix_fallocate; writing allocates
 
 
 def held(folder: str | Path) -> int:
-    """Bytes that `give_back` can give back."""
+    """Return the number of bytes that `give_back` can free."""
     return sum(block.size for ending in ("", COMING) for block in _blocks(folder, ending))
 
 
 def give_back(folder: str | Path, wanted: int) -> int:
-    """Remove free blocks, the oldest first and then those that are coming, until at least `wanted` bytes are; how many that were."""
-    given = 0
+    """Delete free blocks, oldest first and those being prepared last, until `wanted` bytes are freed; return the bytes freed."""
+    freed = 0
     for block in free(folder) + _blocks(folder, COMING):
-        if given >= wanted:
+        if freed >= wanted:
             break
         try:
             block.path.unlink()
         except FileNotFoundError:
             continue
-        given += block.size
-    return given
+        freed += block.size
+    return freed
 
 
 def prepare(folder: Path, size: int, stopped: Callable[[], bool]) -> bool:
-    """Make a free block of `size` bytes whose memory is there already.
+    """Prepare a free block of `size` bytes with allocated memory.
 
-    False where there is no room, `stopped()` says so, or somebody who needs the room has removed the file.
+    Return False if there is too little space, `stopped()` returns True, or another process that needs the space deletes the file.
     """
     try:
         name = _name(folder, size)
-    except OSError:  # the folder is gone
+    except OSError:  # the folder no longer exists
         return False
     path = name.with_suffix(COMING)
     try:
@@ -196,7 +196,7 @@ def prepare(folder: Path, size: int, stopped: Callable[[], bool]) -> bool:
                 return True
         finally:
             os.close(descriptor)
-    except OSError:  # no room: an array that comes will be told
+    except OSError:  # no space: storing the next array reports it
         pass
     path.unlink(missing_ok=True)
     return False
@@ -210,7 +210,7 @@ def _write_zeros(descriptor: int, start: int, end: int, stopped: Callable[[], bo
 
 
 def leases_hold(folder: Path) -> bool:
-    """Whether a lock on a file there belongs to who has it open: on some network folders it belongs to the process, and ends too early."""
+    """Return whether locks in `folder` belong to the open file. On some network file systems they belong to the process and end too early."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, suffix=UNFINISHED) as probe:
             fcntl.flock(probe.fileno(), fcntl.LOCK_SH)

@@ -1,7 +1,7 @@
-"""Between NumPy and MLX arrays and their files: stored by one copy, read by none.
+"""Conversion between NumPy or MLX arrays and array files: one copy to store, no copy to read.
 
-A view leases its file (see `blocks`) through its mapping: the kernel gives the lease back when the last view is garbage-collected, or
-when the process ends, however it ends.
+A view leases its file (see `blocks`) through its mapping. The kernel releases the lease when the last view is garbage-collected or
+the process ends for any reason.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.function_pickler import Stream
 
 PIECE = 64 << 20
-"""Bytes that one write takes: an interrupt is heard between two."""
+"""Bytes of one write; interrupts are handled between two writes."""
 
 Array = np.ndarray[Any, Any]
 
 
 def is_mlx(value: Any) -> bool:
-    """Whether it is an MLX array; MLX is not imported to tell."""
+    """Return whether `value` is an MLX array, without importing MLX."""
     kind = type(value)
     return kind.__module__ == "mlx.core" and kind.__name__ == "array"
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """Return NumPy's dtype for a name of ours: little-endian, and marked as native where this machine is."""
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(np.dtype(name).newbyteorder("<").str)
-    return found
+    """Return the little-endian NumPy dtype for an element type of `array_file`, marked as native on little-endian machines."""
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(np.dtype(name).newbyteorder("<").str)
+    return dtype
 
 
 def layout_of(value: Any) -> Layout | None:
-    """The layout of a NumPy or MLX array; None for anything that is none, or that no such file can hold (complex128, text, objects)."""
+    """Return the layout of a NumPy or MLX array; None for other values and unsupported dtypes (complex128, text, objects)."""
     if is_mlx(value):
         return Layout(tuple(value.shape), str(value.dtype).rpartition(".")[2].removesuffix("_"), "mlx")
     if type(value) is not np.ndarray or value.dtype.name not in array_file.SIZES or value.ndim > array_file.MAX_DIMENSIONS:
@@ -47,34 +47,34 @@ def layout_of(value: Any) -> Layout | None:
 
 
 def exact_layout_of(array: Array) -> Layout | None:
-    """Return the layout of a NumPy array; None where its file would not give back the same dtype, byte order included."""
+    """Return the layout of a NumPy array; None if its file would not restore the same dtype and byte order."""
     layout = layout_of(array)
     same = layout is not None and array.dtype == dtype_of(layout.dtype) and array.dtype.metadata is None
     return layout if same else None
 
 
 def as_numpy(value: Any) -> Array:
-    """An array as NumPy sees it, without a copy where there is none needed; an MLX array is evaluated."""
+    """Return an array as a NumPy array, without a copy where possible. MLX arrays are evaluated."""
     if not is_mlx(value):
         array: Array = value
         return array
     mx = sys.modules["mlx.core"]
-    if value.dtype == mx.bfloat16:  # which NumPy does not know by itself
+    if value.dtype == mx.bfloat16:  # NumPy has no bfloat16
         return np.array(value.view(mx.uint16), copy=False).view(ml_dtypes.bfloat16)
     return np.array(value, copy=False)
 
 
 def as_mlx(array: Array) -> Any:
-    """A NumPy array as MLX's, of the same dtype; MLX copies it."""
+    """Return a copy of a NumPy array as an MLX array of the same dtype."""
     import mlx.core as mx
 
     if array.dtype == np.float64:
-        return mx.array(array, dtype=mx.float64)  # MLX would make float32 of it
+        return mx.array(array, dtype=mx.float64)  # without dtype MLX converts to float32
     return mx.array(array)
 
 
 def mlx_or_numpy(array: Array) -> Any:
-    """`as_mlx`, or the array itself where this environment has no MLX that works."""
+    """Return `as_mlx(array)`, or the array itself without a working MLX."""
     try:
         return as_mlx(array)
     except ImportError:
@@ -82,9 +82,9 @@ def mlx_or_numpy(array: Array) -> Any:
 
 
 def store(value: Any, path: Path, layout: Layout | None = None, room: int | None = None) -> Layout:
-    """Write an array into a file of its own, for which `room` is as in `array_file.make`.
+    """Write an array to a new file and return its layout; `room` as in `array_file.make`.
 
-    Raises `StorageUnavailable`, and TypeError for what `layout_of` knows nothing of.
+    Raises `StorageUnavailable`, and TypeError for a value without a layout (see `layout_of`).
     """
     layout = layout or layout_of(value)
     if layout is None:
@@ -101,12 +101,12 @@ def store(value: Any, path: Path, layout: Layout | None = None, room: int | None
 
 
 def fill(descriptor: int, layout: Layout, value: Any) -> None:
-    """Write an array, or a pickle's stream, into the open file that was made for it: little-endian and in C order."""
+    """Write an array or the stream of a pickle to the open file that was created for it, little-endian and in C order."""
     if isinstance(value, Stream):
-        place = layout.offset
+        position = layout.offset
         for piece in value.pieces:
-            _write(descriptor, piece, place)
-            place += piece.nbytes
+            _write(descriptor, piece, position)
+            position += piece.nbytes
         return
     array = as_numpy(value)
     if not layout.nbytes:
@@ -121,17 +121,16 @@ def fill(descriptor: int, layout: Layout, value: Any) -> None:
         del target
 
 
-def _write(descriptor: int, data: memoryview, place: int) -> None:
+def _write(descriptor: int, data: memoryview, position: int) -> None:
     while data:
-        written = os.pwrite(descriptor, data[:PIECE], place)
-        data, place = data[written:], place + written
+        written = os.pwrite(descriptor, data[:PIECE], position)
+        data, position = data[written:], position + written
 
 
 def view(path: str | Path, name: str) -> Array:
-    """The array in a file, mapped: nothing is read before it is looked at.
+    """Return the memory-mapped array of a file; pages are read on first access.
 
-    Changing it is allowed and changes no one else's: pages that are written to are copied. Raises `ArrayNotFound` for a file that
-    is gone, short or damaged.
+    Changes are private (copy-on-write). Raises `ArrayNotFound` if the file is missing, truncated or damaged.
     """
     descriptor = array_file.open_for_reading(path, name)
     try:
@@ -148,6 +147,6 @@ def view(path: str | Path, name: str) -> Array:
 
 
 def read(path: str | Path, name: str, kind: str | None = None) -> Any:
-    """`view`, or an MLX array with a copy of it where `kind` is `mlx`."""
+    """Return `view(path, name)`, or a copy of it as an MLX array if `kind` is `mlx`."""
     array = view(path, name)
     return mlx_or_numpy(array) if kind == "mlx" else array

@@ -1,7 +1,8 @@
-"""Pickler for values and functions: cloudpickle, with file names kept in code and with the objects of MLX.
+"""Pickler for values and functions: cloudpickle that also keeps file names in code and supports MLX objects.
 
-MLX's functions, dtypes and devices are pickled by name. A function that `mx.compile` returned is compiled again where it arrives. What
-`mx.grad`, `mx.vmap` and their like return is rejected: it claims to be the plain function inside, and cloudpickle would send that one.
+MLX functions, dtypes and devices are pickled by name. Functions returned by `mx.compile` are compiled again when they are unpickled.
+Functions returned by `mx.grad`, `mx.vmap` and similar transforms are rejected: their `__class__` is that of a plain function, and
+cloudpickle would send only the function inside.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import cloudpickle
 
 NAMELESS = "<dynamic-code>"
-"""Name that cloudpickle gives to every file, from 3.1 on."""
+"""File name that cloudpickle 3.1 and later gives to all code."""
 
 
 class FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -29,7 +30,7 @@ class FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._codes = codes
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce code, the objects of MLX and wrappers; leave the rest to cloudpickle. See `pickle`."""
+        """Reduce code, MLX objects and wrappers; leave the rest to cloudpickle. See `pickle`."""
         kind = type(obj)
         if kind is CodeType:
             return self._code(obj)
@@ -69,7 +70,7 @@ class Stream:
 
 
 def pickled(value: Any, codes: list[CodeType] | None = None) -> Stream:
-    """Pickle `value` with everything in the stream. Raises what the pickling of `value` raises."""
+    """Pickle `value` with everything in the stream. Exceptions of the pickling propagate."""
     stream = Stream()
     FunctionPickler(stream, codes).dump(value)
     return stream
@@ -83,7 +84,7 @@ def mlx(name: str) -> Any:
 
 
 def random_state(key: tuple[int, int]) -> Any:
-    """Return `mx.random.state` with that key: MLX's own in a task, which starts from it; elsewhere a list with the key."""
+    """Return `mx.random.state` with that key. In a task, set and return MLX's state; elsewhere return a list with the key."""
     import mlx.core as mx
 
     from openruntime_jupyter.current_task import current
@@ -102,23 +103,23 @@ def compiled(function: Any) -> Any:
 
 
 def _named(obj: Any) -> str | None:
-    """Return the qualified name under which the module of `obj` has it; None where another process would not find it there."""
+    """Return the qualified name of `obj` in its module; None if another process could not import it by that name."""
     module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__" or module not in sys.modules:
         return None
     if any(module == each or module.startswith(f"{each}.") for each in cloudpickle.list_registry_pickle_by_value()):
         return None
     try:
-        found = functools.reduce(getattr, name.split("."), sys.modules[module])
+        target = functools.reduce(getattr, name.split("."), sys.modules[module])
     except AttributeError:
         return None
-    return name if found is obj else None
+    return name if target is obj else None
 
 
 def _by_name(obj: Any) -> str:
     name = _named(obj)
     if name is None:
-        raise pickle.PicklingError(f"no module has this {type(obj).__name__} under a name")
+        raise pickle.PicklingError(f"this {type(obj).__name__} can't be imported by name from a module")
     return name
 
 
@@ -136,7 +137,7 @@ def _limits(limits: Any) -> Any:
 
 
 def _device(device: Any) -> Any:
-    index = int(str(device).rpartition(",")[2].strip(" )"))  # which MLX shows in the text alone
+    index = int(str(device).rpartition(",")[2].strip(" )"))  # MLX exposes the index only in the text
     if (made := type(device)(device.type, index)) != device:
         raise pickle.PicklingError(f"{device} is not {made}")
     return type(device), (device.type, index)
@@ -155,16 +156,16 @@ def _random_state(state: Any) -> Any:
 
 
 def _transform(obj: Any) -> Any:
-    """Reduce what MLX's function transforms return: by name, or compiled again where it certainly comes from `mx.compile`.
+    """Reduce the result of an MLX function transform by name, or by compiling again if it certainly comes from `mx.compile`.
 
-    A compiled function without states refers to None, None and the function. `mx.vmap` has its axes there, of which neither can be None.
+    A compiled function without states refers to None, None and the function. `mx.vmap` has its axes there, which are never None.
     """
     if (name := _named(obj)) is not None:
         return name
     kind, *parts = gc.get_referents(obj)
     if kind is type(obj) and len(parts) == 3 and parts[0] is None and parts[1] is None and _layout_is_known():
         return compiled, (parts[2],)
-    raise pickle.PicklingError("what mx.grad, mx.vmap and the other transforms of MLX return can't be pickled, nor mx.compile with states")
+    raise pickle.PicklingError("functions returned by mx.grad, mx.vmap, other MLX transforms, or mx.compile with states can't be pickled")
 
 
 @functools.cache
@@ -192,7 +193,7 @@ def _layout_is_known() -> bool:
 
 
 def _cached(function: Any) -> Any:
-    """Reduce what `functools.lru_cache` returned: by name, or as an empty cache around the function where it has no module."""
+    """Reduce a `functools.lru_cache` wrapper by name, or as an empty cache around the function if it is not importable."""
     return _named(function) or (_cache, (function.__wrapped__, function.cache_parameters()))
 
 
@@ -201,13 +202,13 @@ def _cache(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
 
 
 def _disguised(obj: Any) -> Any:
-    """Reduce an object whose `__class__` is not its type: by name or by its type's own method, and never as what it claims to be."""
+    """Reduce an object whose `__class__` is not its type, by name or by the method of its real type."""
     if (name := _named(obj)) is not None:
         return name
     kind: Any = type(obj)
     if any(getattr(kind, name) is not getattr(object, name) for name in ("__reduce__", "__reduce_ex__")):
         return kind.__reduce_ex__(obj, 5)
-    raise pickle.PicklingError(f"this {kind.__qualname__} claims to be of type {obj.__class__.__qualname__}")
+    raise pickle.PicklingError(f"this {kind.__qualname__} has the __class__ {obj.__class__.__qualname__} of another type and can't be pickled")
 
 
 _REDUCERS: dict[tuple[str, str], Callable[[Any], Any]] = {
@@ -223,4 +224,4 @@ _REDUCERS: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("mlx.core.random", "_RandomState"): _random_state,
     ("functools", "_lru_cache_wrapper"): _cached,
 }
-"""Reducers by the module and name of a type: MLX need not be imported to look one up."""
+"""Reducers by module and name of the type, so that a look-up does not import MLX."""

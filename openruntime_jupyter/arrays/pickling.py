@@ -1,8 +1,8 @@
-"""Pickles with large arrays outside: functions by value (cloudpickle), arrays and other large buffers by files.
+"""Pickles with out-of-band arrays: functions by value (cloudpickle), large arrays and other large buffers in files.
 
 In place of each large array the pickle has an out-of-band buffer (protocol 5). The caller of `pack` keeps the arrays in order and passes
-them to `unpack` in that order. Arrays that no file format describes (dates, records, big-endian numbers) travel as raw bytes, with type,
-shape and order in the pickle. Objects that expose their memory as large buffers, such as data frames, travel in the same way.
+them to `unpack` in that order. Arrays without a file format (dates, records, big-endian numbers) are sent as raw bytes, with type, shape
+and order in the pickle. Objects that expose their memory as large buffers, such as data frames, are sent in the same way.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.function_pickler import FunctionPickler, Stream
 
 SMALL = 256 << 10
-"""Bytes up to which an array stays in the pickle."""
+"""Smaller arrays, in bytes, stay in the pickle."""
 MOST = 256
-"""Arrays of one pickle that are kept outside: each one in use takes a file descriptor."""
+"""Maximum number of out-of-band arrays of one pickle; each one in use takes a file descriptor."""
 
 PLAIN, OUTSIDE = "cloudpickle", "cloudpickle+arrays"
-"""Encodings of a payload: all in it, or with arrays beside it."""
+"""Encodings of a payload: everything inside, or with out-of-band arrays."""
 
 _SCALARS = (type(None), bool, int, float, str)
-"""Types without arrays and functions: a plain pickle is the same, at a tenth of the cost."""
+"""Types without arrays and functions, for which a plain pickle is equivalent and ten times faster."""
 _RAW_KINDS = "biufcmMSUV"
 """Kinds of dtypes whose elements are plain bytes; the others refer to memory elsewhere."""
 
@@ -44,7 +44,7 @@ class _Packer(FunctionPickler):
         super().__init__(file, codes, buffer_callback=self._buffer)
 
     def reducer_override(self, obj: Any) -> Any:
-        """Leave a large array out."""
+        """Reduce a large array to an out-of-band buffer."""
         if isinstance(obj, np.ndarray):
             reduced = self._numpy(obj)
             return super().reducer_override(obj) if reduced is None else reduced
@@ -53,7 +53,7 @@ class _Packer(FunctionPickler):
         return super().reducer_override(obj)
 
     def _numpy(self, array: Any) -> Any:
-        """Reduce a large array to a buffer outside; None where it stays in the pickle."""
+        """Reduce a large array to an out-of-band buffer; None if it stays in the pickle."""
         if not self._has_room(array.nbytes):
             return None
         kind: Any = type(array)
@@ -83,7 +83,7 @@ class _Packer(FunctionPickler):
         return self._keep is not None and size >= SMALL and self._kept < MOST
 
     def _outside(self, array: Any, layout: Layout | None) -> pickle.PickleBuffer:
-        """Keep the array; return the mark that stands for it, which must be pickled next."""
+        """Keep the array; return the buffer that represents it, which must be pickled next."""
         assert self._keep is not None
         assert layout is not None
         self._kept += 1
@@ -93,13 +93,13 @@ class _Packer(FunctionPickler):
 
 
 def _plain_class(kind: type) -> bool:
-    """Return whether the class leaves its pickling to NumPy, which stores nothing but the array."""
+    """Return whether the class uses the pickling of NumPy, which stores only the array."""
     names = ("__reduce__", "__reduce_ex__", "__setstate__")
     return all(getattr(kind, name) is getattr(np.ndarray, name) for name in names)
 
 
 def as_it_is(array: Any) -> Any:
-    """Return the array; a pickle calls this to put it in its place."""
+    """Return the array; called while unpickling."""
     return array
 
 
@@ -123,10 +123,10 @@ def pack(value: Any, keep: Keep | None, codes: list[CodeType] | None = None) -> 
 
     Parameters
     ----------
-    keep : called as `keep(array, layout)` with each large array, in the order in which `unpack` takes them; None leaves all in the pickle
+    keep : called as `keep(array, layout)` with each large array, in the order in which `unpack` takes them; None keeps all in the pickle
     codes : collects the code of each function that is pickled by value
 
-    Raises whatever the pickling of `value` raises.
+    Exceptions of the pickling propagate.
     """
     if type(value) in _SCALARS:
         return pickle.dumps(value, protocol=5)
@@ -136,14 +136,14 @@ def pack(value: Any, keep: Keep | None, codes: list[CodeType] | None = None) -> 
 
 
 def pack_stream(value: Any, keep: Keep | None, codes: list[CodeType] | None = None) -> Stream:
-    """Pickle `value` as a stream, whose large pieces are not copied; see `pack`."""
+    """Pickle `value` as a stream without copying large pieces; see `pack`."""
     stream = Stream()
     _dump(value, stream, keep, codes)
     return stream
 
 
 def measure(value: Any) -> int:
-    """Return the size in bytes of the pickle of `value` with its arrays; raises whatever the pickling raises."""
+    """Return the size in bytes of the pickle of `value` with its arrays. Exceptions of the pickling propagate."""
     counter = _Counter()
     _dump(value, counter, counter.keep, None)
     return counter.nbytes
@@ -167,9 +167,9 @@ def _dump(value: Any, file: Any, keep: Keep | None, codes: list[CodeType] | None
     try:
         packer.dump(value)
     finally:
-        packer.clear_memo()  # it refers to itself, and would keep every array of `value` until the garbage is collected
+        packer.clear_memo()  # the memo has a reference cycle, which would keep every array of `value` until garbage collection
 
 
 def unpack(data: Any, outside: Iterable[Any] = ()) -> Any:
-    """Return the value of a pickle in any buffer; `outside` has the arrays that `pack` kept, as NumPy arrays."""
-    return pickle.loads(data, buffers=iter(outside))  # noqa: S301 - only those unpickle who trust the sender
+    """Return the value of a pickle in any buffer; `outside` yields the arrays that `pack` kept, as NumPy arrays."""
+    return pickle.loads(data, buffers=iter(outside))  # noqa: S301 - callers unpickle only data of trusted senders

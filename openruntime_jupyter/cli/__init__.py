@@ -1,4 +1,4 @@
-"""`jupyter openruntime`: serve, or ask a server that runs. What a command does not need it does not import."""
+"""The command `jupyter openruntime`: start a server, or query a running one. Each command imports only what it needs."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from typing import Any
 
 from openruntime_jupyter import __version__
 
-ASKING = ("status", "tasks", "cancel")
-"""Commands that ask a server which runs."""
+QUERIES = ("status", "tasks", "cancel")
+"""Commands that need a running server."""
 
-DESCRIPTION = "One shared, visible, killable queue for MLX work. Without a command it serves the API on http://localhost:8000."
+DESCRIPTION = "One shared, visible, killable queue for MLX work. Without a command, it serves the API on http://localhost:8000."
 EPILOG = """\
 commands:
   jupyter openruntime                serve, until Ctrl-C
-  jupyter openruntime status         health, devices and figures of the server
-  jupyter openruntime tasks          the newest tasks
+  jupyter openruntime status         show server health, devices and metrics
+  jupyter openruntime tasks          list the newest tasks
   jupyter openruntime cancel ID      cancel a task
-  jupyter openruntime pull           fetch a small model that answers prompts here, without any account
-  Each has a --help of its own.
+  jupyter openruntime pull           download a small local model; no account is needed
+  Use --help with a command for its options.
 
-Programs of this machine need no token, but to run code of their own (the operations python and call): the token for
-that is printed at the start. Every setting of the runtime can be given too, such as --OpenRuntimeApp.cpu_slots=4;
---help-all lists them.
+Local programs need the token only to run their own code (the operations python and call). The server prints the token
+when it starts. Every runtime setting is also an option, such as --OpenRuntimeApp.cpu_slots=4; --help-all lists them.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return its exit code."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it flushes at its end
+    except BrokenPipeError:  # the reader, such as `| head`, has exited; without dup2, Python fails again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in ASKING:
+    if arguments and arguments[0] in QUERIES:
         from openruntime_jupyter.cli.ask import ask
 
         return ask(arguments)
@@ -55,7 +54,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What `jupyter openruntime` itself takes."""
+    """Return the parser for `jupyter openruntime` without a command."""
     made = argparse.ArgumentParser(
         "jupyter openruntime",
         description=DESCRIPTION,
@@ -63,31 +62,31 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--port", type=_port, metavar="N", help="port to listen on; 0 takes any that is free (default: 8000)")
+    made.add_argument("--port", type=_port, metavar="N", help="port to listen on; 0 picks a free port (default: 8000)")
     made.add_argument(
-        "--ip", metavar="ADDRESS", help="address to listen on; beyond the loopback a token of your own is needed (default: localhost)"
+        "--ip", metavar="ADDRESS", help="address to listen on; addresses other than loopback require --token (default: localhost)"
     )
     made.add_argument(
         "--token",
         metavar="SECRET",
-        help="the token; $JUPYTER_TOKEN keeps it out of the list of processes (default: made and printed at each start)",
+        help="access token; set $JUPYTER_TOKEN instead to hide it from the process list (default: a new token, printed at each start)",
     )
-    made.add_argument("--require-token", action="store_true", help="let no request in without the token, not even from this machine")
+    made.add_argument("--require-token", action="store_true", help="require the token for every request, including local ones")
     made.add_argument(
         "--production",
         action="store_true",
         help="limit each user or address to 1,000 requests a minute, 100 connections and 10 WebSockets (--help-all has the settings)",
     )
-    made.add_argument("--data-dir", metavar="FOLDER", help="where the history lies (default: $OPENRUNTIME_DATA_DIR, or your data folder)")
-    made.add_argument("--debug", action="store_true", help="log everything")
+    made.add_argument("--data-dir", metavar="FOLDER", help="folder for the task and metric history (default: $OPENRUNTIME_DATA_DIR, or your data folder)")
+    made.add_argument("--debug", action="store_true", help="enable debug logging")
     made.add_argument("--version", action="version", version=__version__)
-    made.add_argument("--help-all", action="store_true", help="list every setting")
+    made.add_argument("--help-all", action="store_true", help="list all settings")
     return made
 
 
 def _port(text: str) -> int:
     if not (text.isdecimal() and int(text) < 65_536):
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port: use 0 to 65535")
     return int(text)
 
 
@@ -95,10 +94,10 @@ def _serve(arguments: list[str]) -> int:
     options, others = parser().parse_known_args(arguments)
     stray = [argument for argument in others if not (argument.startswith("--") and "." in argument.split("=")[0])]
     if stray:
-        near = get_close_matches(stray[0].partition("=")[0], [*ASKING, "pull", *re.findall(r"--[a-z-]+", parser().format_usage())], 1)
-        advice = f"did you mean {near[0]}?" if near else "settings are given as --Class.name=value"
-        parser().error(f"{' '.join(stray)} is not understood; {advice}")
-    # Jupyter's schemas would load this one, which takes over a second, to check a kind of address that we never use.
+        near = get_close_matches(stray[0].partition("=")[0], [*QUERIES, "pull", *re.findall(r"--[a-z-]+", parser().format_usage())], 1)
+        advice = f"did you mean {near[0]}?" if near else "write settings as --Class.name=value"
+        parser().error(f"unknown argument {' '.join(stray)}; {advice}")
+    # jupyter_events' schemas would import rfc3987_syntax (over 1 s) to check a format that we never use.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from openruntime_jupyter.server.standalone import every_setting, serve
 
@@ -109,7 +108,7 @@ def _serve(arguments: list[str]) -> int:
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
-    """The options in traitlets' words."""
+    """Return the options as a traitlets config dict."""
     server = {"port": options.port, "ip": options.ip, "log_level": "DEBUG" if options.debug else None}
     identity = {"token": options.token, "allow_local": False if options.require_token else None}
     return {

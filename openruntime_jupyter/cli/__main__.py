@@ -1,4 +1,4 @@
-"""`python -m openruntime_jupyter.cli`: the same as `jupyter openruntime`, with this Python."""
+"""Entry point of `python -m openruntime_jupyter.cli`, which runs `jupyter openruntime` with this interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`jupyter openruntime status`, `tasks`, `cancel`: questions to a server that runs, in a few lines for a terminal."""
+"""The commands `jupyter openruntime status`, `tasks` and `cancel`, which query a running server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from openruntime_jupyter.schemas.tasks import Task, TaskState
 if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client
 
-NOWHERE = (
-    "No OpenRuntime server of yours was found: start one (`jupyter openruntime`, or JupyterLab with OpenRuntime installed), or name one "
+NOT_FOUND = (
+    "No OpenRuntime server found for this user: start one (`jupyter openruntime`, or JupyterLab with OpenRuntime installed), or specify one "
     "(--url=http://127.0.0.1:8888/ --token=SECRET)"
 )
 STATES = tuple(str(state) for state in TaskState)
 
 
 def ask(arguments: Sequence[str]) -> int:
-    """Run `status`, `tasks` or `cancel`; the exit code, which is 1 after an error that is told on stderr."""
+    """Run `status`, `tasks` or `cancel` and return the exit code: 1 after an error, which is printed to stderr."""
     options = parser().parse_args(arguments)
     try:
         client = _connect(options.url, options.token)
@@ -37,34 +37,34 @@ def ask(arguments: Sequence[str]) -> int:
         finally:
             client.close()
     except OpenRuntimeError as problem:
-        here = " (here: --token=SECRET)" if isinstance(problem, NotAllowed) else ""
-        print(f"jupyter openruntime: {problem}{here}", file=sys.stderr)
+        hint = " (pass --token=SECRET)" if isinstance(problem, NotAllowed) else ""
+        print(f"jupyter openruntime: {problem}{hint}", file=sys.stderr)
         return 1
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the commands take."""
+    """Return the parser for the three commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--url",
-        help="the server (default: the one that this terminal belongs to, else your stand-alone one, else your newest Jupyter Server)",
+        help="server URL (default: this terminal's server, else your stand-alone server, else your newest Jupyter Server)",
     )
-    common.add_argument("--token", metavar="SECRET", help="its token, where it is not found by itself")
+    common.add_argument("--token", metavar="SECRET", help="server token, if it cannot be detected")
     common.add_argument("--json", action="store_true", help="print JSON")
     made = argparse.ArgumentParser("jupyter openruntime")
     commands = made.add_subparsers(required=True)
-    command = _command(commands, common, "status", "health, devices and figures of the server")
+    command = _command(commands, common, "status", "show server health, devices and metrics")
     command.set_defaults(answer=_status)
-    command = _command(commands, common, "tasks", "the newest tasks")
-    command.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
+    command = _command(commands, common, "tasks", "list the newest tasks")
+    command.add_argument("--limit", type=int, default=20, metavar="N", help="maximum number of tasks (default: %(default)s)")
     command.add_argument(
-        "states", nargs="*", type=_state, metavar="STATE", help=f"only those that are {', '.join(STATES[:-1])} or {STATES[-1]}"
+        "states", nargs="*", type=_state, metavar="STATE", help=f"only tasks in this state: {', '.join(STATES[:-1])} or {STATES[-1]}"
     )
-    command.add_argument("--state", action="append", type=_state, default=[], metavar="STATE", help="the same; may be repeated")
+    command.add_argument("--state", action="append", type=_state, default=[], metavar="STATE", help="same as STATE; repeatable")
     command.set_defaults(answer=_tasks)
-    command = _command(commands, common, "cancel", "cancel a task, whether it waits or runs")
-    command.add_argument("id", help="the task's id, as `tasks` shows it")
+    command = _command(commands, common, "cancel", "cancel a pending or running task")
+    command.add_argument("id", help="task id, as shown by `tasks`")
     command.set_defaults(answer=_cancel)
     return made
 
@@ -78,7 +78,7 @@ def _state(text: str) -> str:
     if text not in STATES:
         near = get_close_matches(text, STATES, 1)
         raise argparse.ArgumentTypeError(
-            f"there is no state {text!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(STATES)}")
+            f"unknown state {text!r}; " + (f"did you mean {near[0]}?" if near else f"use one of {', '.join(STATES)}")
         )
     return text
 
@@ -87,17 +87,17 @@ def _connect(url: str | None, token: str | None) -> Client:
     from openruntime_jupyter.client.discovery import EMBEDDED, connect, of_user
 
     if url is None:
-        # A terminal of JupyterLab inherits where its server is.
+        # A JupyterLab terminal inherits its server's address.
         around = os.environ.get("OPENRUNTIME_SERVER_PID", "")
         if around.isdecimal() and psutil.pid_exists(int(around)):
             url, token = os.environ.get("OPENRUNTIME_URL"), token or os.environ.get("OPENRUNTIME_TOKEN")
     if url is None and token is not None:
-        raise NotConnected("--token belongs to a --url: give that too")
+        raise NotConnected("--token requires --url")
     client = connect(url, token)
     if client.where != EMBEDDED:
         return client
     if (found := of_user()) is None:
-        raise NotConnected(NOWHERE)
+        raise NotConnected(NOT_FOUND)
     return found
 
 
@@ -123,8 +123,8 @@ def _status(client: Client, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _percent(figure: float | None) -> str:
-    return "unknown" if figure is None else f"{figure:.0f} %"
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0f} %"
 
 
 def _tasks(client: Client, options: argparse.Namespace) -> str:
@@ -133,7 +133,7 @@ def _tasks(client: Client, options: argparse.Namespace) -> str:
     if options.json:
         return _json(page)
     if not page.tasks:
-        return f"No tasks that are {' or '.join(states)}." if states else "No tasks."
+        return f"No tasks in state {' or '.join(states)}" if states else "No tasks"
     rows = [("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", "")] + [_row(task) for task in page.tasks]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
@@ -147,7 +147,7 @@ def _row(task: Task) -> tuple[str, str, str, str, str, str]:
 
 
 def _about(task: Task) -> str:
-    """What matters most of it now: of one that has ended that is no longer how far it was."""
+    """Return the name, and the error, the reason for waiting, or the progress message, depending on the state."""
     step = task.progress.message if task.progress is not None else None
     return ": ".join(part for part in (task.name, task.error if task.status.terminal else task.waiting_for or step) if part)
 
@@ -157,6 +157,6 @@ def _cancel(client: Client, options: argparse.Namespace) -> str:
     if options.json:
         return _json(task)
     if task.status != TaskState.CANCELLED:
-        return f"{task.task_id} is {task.status}: there was nothing to cancel"
+        return f"{task.task_id} is already {task.status}: nothing to cancel"
     how = f" ({task.cancel_stage})" if task.cancel_stage else ""
     return f"{task.task_id} is {task.status}{how}"

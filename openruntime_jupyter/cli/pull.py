@@ -1,4 +1,4 @@
-"""`jupyter openruntime pull`: fetch the default model, with a bar on a terminal and a line each elsewhere."""
+"""The command `jupyter openruntime pull`, which downloads a local model."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from openruntime_jupyter.local_models.pull import KNOWN, known, pull
 from openruntime_jupyter.runtime.settings import Settings
 
 WIDTH = 30
-"""Characters of a bar."""
+"""Width of the progress bar, in characters."""
 EVERY = 0.1
-"""Seconds between two drawings of it."""
+"""Minimum interval between redraws, in seconds."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """Return the parser for the command."""
     made = argparse.ArgumentParser(
-        "jupyter openruntime pull", description="Fetch a model that answers prompts on this machine, without any account."
+        "jupyter openruntime pull", description="Download a local model for prompts. No account is needed."
     )
-    made.add_argument("name", nargs="?", help=f"which one (default: {KNOWN[0].name})")
-    made.add_argument("--list", action="store_true", help="list what can be fetched, and what is there")
-    made.add_argument("--force", action="store_true", help="fetch it again though it is there")
+    made.add_argument("name", nargs="?", help=f"model name (default: {KNOWN[0].name})")
+    made.add_argument("--list", action="store_true", help="list the available models and whether each is downloaded")
+    made.add_argument("--force", action="store_true", help="download again even if the model exists")
     made.add_argument(
-        "--models-dir", type=Path, metavar="FOLDER", help="where to (default: where servers look, `models` in the data folder)"
+        "--models-dir", type=Path, metavar="FOLDER", help="target folder (default: `models` in the data folder, where servers look)"
     )
     return made
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; the exit code, which is 1 after an error that is told on stderr."""
+    """Run the command and return the exit code: 1 after an error, which is printed to stderr."""
     options = parser().parse_args(arguments)
     folder = (options.models_dir or Settings().models).expanduser().absolute()
     if options.list:
@@ -49,24 +49,24 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         bar.end()
-        print("jupyter openruntime pull: stopped; a wheel that had come whole is kept, and used when you pull again", file=sys.stderr)
+        print("jupyter openruntime pull: interrupted; completely downloaded wheels are kept and reused by the next pull", file=sys.stderr)
         return 130
     bar.end()
-    print(f"{model.name} is {'there now' if pulled.fetched else 'there already'}: {pulled.path}")
+    print(f"{model.name} {'downloaded' if pulled.fetched else 'already exists'}: {pulled.path}")
     return 0
 
 
 def _listed(folder: Path) -> str:
     lines = []
     for model in KNOWN:
-        there = folder / model.file
-        where = str(there) if there.exists() else f"not fetched ({model.wheel_size / 1e6:.0f} MB)"
+        path = folder / model.file
+        where = str(path) if path.exists() else f"not downloaded ({model.wheel_size / 1e6:.0f} MB)"
         lines.append(f"{model.name}: {model.summary}\n  {where}")
     return "\n".join(lines)
 
 
 class Bar:
-    """Draws how far it is; where nobody watches a terminal, only what is said is written."""
+    """Progress bar on a terminal. Without a terminal, only the messages are printed."""
 
     def __init__(self, terminal: bool) -> None:
         self._terminal = terminal
@@ -74,23 +74,23 @@ class Bar:
         self._drawn = False
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a message on a separate line."""
         self.end()
         print(text, file=sys.stderr, flush=True)
 
-    def show(self, doing: str, done: int, total: int) -> None:
-        """`done` of `total` bytes."""
+    def show(self, step: str, done: int, total: int) -> None:
+        """Draw the progress: `done` of `total` bytes."""
         now = time.monotonic()
         if not self._terminal or (now - self._drawn_at < EVERY and done < total):
             return
         filled = WIDTH * done // max(1, total)
         bar = "█" * filled + "░" * (WIDTH - filled)
-        sys.stderr.write(f"\r{doing:<10} {bar} {done / 1e6:6.1f} of {total / 1e6:.1f} MB")
+        sys.stderr.write(f"\r{step:<10} {bar} {done / 1e6:6.1f} of {total / 1e6:.1f} MB")
         sys.stderr.flush()
         self._drawn_at, self._drawn = now, True
 
     def end(self) -> None:
-        """Leave the line."""
+        """End the line of the bar."""
         if self._drawn:
             sys.stderr.write("\n")
             self._drawn = False

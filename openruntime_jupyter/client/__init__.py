@@ -1,1 +1,1 @@
-"""How Python reaches a runtime: over HTTP, or hosted in this process."""
+"""Python client of a runtime, over HTTP or embedded in this process."""

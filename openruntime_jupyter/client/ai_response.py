@@ -1,4 +1,4 @@
-"""What a model answered, as a program takes it: the text, the code in it, and the figures."""
+"""Response of a model as the client returns it: text, code blocks and token usage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<marks>`{3,}|~{3,})(?P<info>[^`\n]*)$
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """A fenced block of an answer; `language` is empty where it names none."""
+    """Fenced code block of a response. `language` is empty if the fence names none."""
 
     language: str
     source: str
@@ -21,47 +21,47 @@ class CodeBlock:
 
 @dataclass(frozen=True)
 class Usage:
-    """The figures of an answer; None where whoever answered gives none."""
+    """Token counts and timings of a response. Values that the provider does not report are None."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     tokens_used: int | None = None
-    """Of prompt and answer together."""
+    """Prompt and completion tokens together."""
     tokens_per_second: float | None = None
     prompt_tokens_per_second: float | None = None
     time_to_first_token_s: float | None = None
     load_time_s: float | None = None
-    """Seconds that loading a local model took."""
+    """Seconds spent on loading a local model."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. `str()` of it is its text, and a notebook shows it as Markdown."""
+    """Response of a model. `str()` returns its text; notebooks render it as Markdown."""
 
     text: str
     model: str | None
-    """The model, as whoever answered calls it."""
+    """The model's name as the provider reports it."""
     provider: str
     """`local`, or the name of the profile."""
     finish_reason: str | None
-    """Such as `stop`, or `length` where it was cut at `max_tokens`."""
+    """For example `stop`, or `length` if the text was cut at `max_tokens`."""
     usage: Usage
     task_id: str
 
     @classmethod
     def of(cls, task_id: str, output: dict[str, Any]) -> Reply:
-        """From what an AI task returned."""
+        """Return the reply for the output of an AI task."""
         usage = Usage(**{name: output.get(name) for name in Usage.__dataclass_fields__})
         return cls(output["text"], output.get("model_used"), output.get("provider", ""), output.get("finish_reason"), usage, task_id)
 
     @cached_property
     def code_blocks(self) -> tuple[CodeBlock, ...]:
-        """The fenced blocks of the text, in order."""
+        """Return the fenced blocks of the text, in order."""
         return tuple(code_blocks(self.text))
 
     @property
     def code(self) -> str:
-        """The source of all its blocks, one after the other; empty where there is none."""
+        """Return the source of all blocks, separated by blank lines, or an empty string."""
         return "\n\n".join(block.source for block in self.code_blocks)
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Reply:
 
 
 def code_blocks(text: str) -> Iterator[CodeBlock]:
-    """The fenced blocks of a Markdown text; one that is never closed goes to the end."""
+    """Yield the fenced blocks of a Markdown text. An unclosed block extends to the end."""
     opened: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.splitlines():
@@ -86,12 +86,12 @@ def code_blocks(text: str) -> Iterator[CodeBlock]:
 
 
 def closes(mark: re.Match[str], opened: re.Match[str]) -> bool:
-    """Whether a fence ends the block that another one began."""
+    """Return whether the fence `mark` closes the block that `opened` began."""
     return mark["marks"].startswith(opened["marks"]) and not mark["info"].strip()
 
 
 def _block(opened: re.Match[str], lines: list[str]) -> CodeBlock:
-    # A block in a list is indented as its fence is.
+    # Blocks in lists are indented like their fence.
     indent = opened["indent"]
     source = "\n".join(line.removeprefix(indent) for line in lines)
     return CodeBlock((opened["info"].split() or [""])[0].strip("{}.").lower(), source.strip("\n"))

@@ -1,4 +1,4 @@
-"""Transfer of large arrays and pickles to and from tasks: by files on the same machine, by HTTP from another."""
+"""Transfer of large arrays and pickles to and from tasks: through files on the same machine, otherwise over HTTP."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from openruntime_jupyter.arrays.conversion import Array
 
 PIECE = 1 << 20
-"""Bytes of one piece of an upload."""
+"""Size in bytes of an upload chunk."""
 
 
 class ArrayUploads:
-    """Arrays of one submission: sent as they turn up, and released once the task has been submitted.
+    """Arrays of one submission, sent during serialization and released after the submission.
 
-    The runtime keeps the arrays of a task until the task has ended.
+    The runtime keeps the arrays of a task until the task ends.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -35,11 +35,11 @@ class ArrayUploads:
         self._pickles: list[str] = []
 
     def keep(self, value: Any, layout: Layout) -> None:
-        """Send a NumPy or MLX array; raises what the runtime raises, such as `StorageUnavailable` where there is no room."""
+        """Send a NumPy or MLX array. Raises the runtime's errors, for example `StorageUnavailable` if there is not enough space."""
         self.ids.append(send(self._backend, value, layout))
 
     def keep_pickle(self, stream: Stream) -> dict[str, str]:
-        """Send a large pickle; return its reference for the parameters. Raises what `keep` raises."""
+        """Send a large pickle and return its reference for the parameters. Raises the errors of `keep`."""
         from openruntime_jupyter.arrays.array_file import Layout
 
         self._pickles.append(send(self._backend, stream, Layout((stream.nbytes,), "uint8", "buffer")))
@@ -50,9 +50,9 @@ class ArrayUploads:
         return [{"array": array_id} for array_id in self.ids]
 
     def outside(self, parameters: Any, name: str = "parameters") -> Any:
-        """Return JSON-like `parameters` with each NumPy or MLX array in them sent, and its reference in its place.
+        """Send each NumPy or MLX array in JSON-like `parameters`; return the parameters with references in their place.
 
-        Raises what `keep` raises, with the name of the array and its size.
+        Raises the errors of `keep`, with the name and size of the array.
         """
         if isinstance(parameters, dict):
             return {key: self.outside(value, f"{name}.{key}") for key, value in parameters.items()}
@@ -67,8 +67,8 @@ class ArrayUploads:
             numpy = sys.modules["numpy"]
             if isinstance(parameters, numpy.ndarray):
                 kind = f"{type(parameters).__name__} of dtype {parameters.dtype}"
-                raise InvalidRequest.of(name, f"a {kind} can't be a parameter of an operation: give it to call() or submit_code()")
-            # NumPy's own numbers are numbers to JSON.
+                raise InvalidRequest.of(name, f"a {kind} can't be a parameter of an operation: pass it to call() or submit_code()")
+            # NumPy scalars become JSON numbers.
             return parameters.item() if isinstance(parameters, numpy.generic) else parameters
         try:
             self.keep(parameters, layout)
@@ -77,7 +77,7 @@ class ArrayUploads:
         return {"array": self.ids[-1]}
 
     def release(self) -> None:
-        """Delete what was sent, unless a task uses it; never raises."""
+        """Delete the sent arrays that no task uses. Never raises."""
         ids = self.ids + self._pickles
         self.ids, self._pickles = [], []
         for array_id in ids:
@@ -100,43 +100,43 @@ def no_room(name: str, kind: str, size: int, problem: InvalidRequest | Unavailab
 
 
 def _may_be_array(value: Any) -> bool:
-    """Whether it is worth to load NumPy for a closer look."""
+    """Return whether `value` may be an array, without importing NumPy."""
     return type(value).__module__ in ("numpy", "mlx.core")
 
 
 def pickles_with_arrays() -> bool:
-    """Whether there can be arrays in anything: not as long as nobody has loaded NumPy or MLX."""
+    """Return whether values can contain arrays, which needs NumPy or MLX to be imported."""
     return "numpy" in sys.modules or "mlx.core" in sys.modules
 
 
 def send(backend: Backend, value: Any, layout: Layout) -> str:
-    """Send an array, or a pickle's stream, to the runtime; return its id there."""
-    told = backend.allocate(list(layout.shape), layout.dtype, layout.kind)
+    """Send an array or the stream of a pickle to the runtime and return its id."""
+    info = backend.allocate(list(layout.shape), layout.dtype, layout.kind)
     try:
-        if _fill(backend, told, value, layout):
-            backend.array_ready(told.id)
+        if _fill(backend, info, value, layout):
+            backend.array_ready(info.id)
         else:
-            backend.put_array(told.id, _pieces(value, layout), layout.size)
+            backend.put_array(info.id, _pieces(value, layout), layout.size)
     except BaseException:
         with contextlib.suppress(OpenRuntimeError):
-            backend.delete_array(told.id)
+            backend.delete_array(info.id)
         raise
-    return told.id
+    return info.id
 
 
-def _fill(backend: Backend, told: ArrayInfo, value: Any, layout: Layout) -> bool:
-    """Write into the file itself; False where it is not to be had here: behind a tunnel, in a container, of another user."""
-    if not backend.local or told.path is None:
+def _fill(backend: Backend, info: ArrayInfo, value: Any, layout: Layout) -> bool:
+    """Write the array's file directly. Return False if it is not accessible (SSH tunnel, container, another user)."""
+    if not backend.local or info.path is None:
         return False
     from openruntime_jupyter.arrays import blocks, conversion
 
     try:
-        descriptor = os.open(told.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(info.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        # As long as we lease it nobody takes it for abandoned, and none but us writes what we do.
-        if not blocks.lease(descriptor, told.path):
+        # The lease marks the file as in use and keeps other processes from writing it.
+        if not blocks.lease(descriptor, info.path):
             return False
         if os.fstat(descriptor).st_uid != os.geteuid() or os.pread(descriptor, layout.offset, 0) != layout.header():
             return False
@@ -154,7 +154,7 @@ def _pieces(value: Any, layout: Layout) -> Iterator[bytes]:
 
 
 def _memory(value: Any, layout: Layout) -> memoryview:
-    """Return the elements of an array as its file has them."""
+    """Return the elements of an array in file layout."""
     import numpy as np
 
     from openruntime_jupyter.arrays import conversion
@@ -164,29 +164,29 @@ def _memory(value: Any, layout: Layout) -> memoryview:
 
 
 def receive(backend: Backend, wanted: ArrayReference) -> Array:
-    """An array of the runtime: mapped where its file is at hand, else fetched. Raises `ArrayNotFound`.
+    """Return an array of the runtime, memory-mapped if its file is accessible, else downloaded. Raises `ArrayNotFound`.
 
-    Changing it changes nobody else's. The file stays as long as it, or a slice of it, is in use.
+    Changes to the array are private. The file exists until the array and its slices are released.
     """
     import numpy as np
 
     from openruntime_jupyter.arrays import array_file, conversion
 
-    told = backend.array(wanted.id)
-    if backend.local and told.path is not None and os.access(told.path, os.R_OK):  # it may be another user's
-        return conversion.view(told.path, told.id)
-    layout = array_file.check_bounds(told.shape, told.dtype, told.kind)
+    info = backend.array(wanted.id)
+    if backend.local and info.path is not None and os.access(info.path, os.R_OK):  # it may belong to another user
+        return conversion.view(info.path, info.id)
+    layout = array_file.check_bounds(info.shape, info.dtype, info.kind)
     array: Array = np.empty(layout.shape, conversion.dtype_of(layout.dtype))
     if layout.nbytes:
         target = array.reshape(-1).view(np.uint8).data
         place = -layout.offset
-        for piece in backend.get_array(told.id):
+        for piece in backend.get_array(info.id):
             part = piece[max(0, -place) :]
             at = max(0, place)
             if at + len(part) > layout.nbytes:
-                raise ArrayNotFound(f"The array {told.id} is longer than it was said to be")
+                raise ArrayNotFound(f"The array {info.id} is longer than its metadata says")
             target[at : at + len(part)] = part
             place += len(piece)
         if place != layout.nbytes:
-            raise ArrayNotFound(f"The array {told.id} ended {layout.nbytes - place:,} bytes early: fetch it again")
+            raise ArrayNotFound(f"The array {info.id} ended {layout.nbytes - place:,} bytes early: fetch it again")
     return array

@@ -1,4 +1,4 @@
-"""The Python face of a runtime for coroutines: questions go through threads, waits through one watch for all tasks."""
+"""Asynchronous client. Requests run in threads; one event subscription serves the waits of all tasks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Answer = TypeVar("Answer")
 
 
 MOST_UNREAD = 10_000
-"""Messages that wait for one who watches."""
+"""Buffered messages per watcher."""
 
 
 class AsyncTaskHandle:
-    """One task of one runtime, for coroutines. Awaiting it gives its result."""
+    """Handle of a task for coroutines. Awaiting it returns the result."""
 
     def __init__(self, handle: TaskHandle, completions: Completions) -> None:
         self._handle = handle
@@ -38,13 +38,13 @@ class AsyncTaskHandle:
 
     @property
     def id(self) -> str:
-        """The task's id."""
+        """Return the task's id."""
         return self._handle.id
 
     async def result(self, timeout: float | None = None) -> Any:
-        """What the task returned, once it has ended; see `TaskHandle.result`.
+        """Wait for the task and return its result; see `TaskHandle.result`.
 
-        Cancelling the wait does nothing to the task. Raises `asyncio.TimeoutError` if it has not ended after `timeout` seconds.
+        Cancelling the wait does not cancel the task. Raises `asyncio.TimeoutError` if the task has not ended after `timeout` seconds.
         """
         future = self._completions.future(self._handle)
         loop = asyncio.get_running_loop()
@@ -57,23 +57,23 @@ class AsyncTaskHandle:
         return self.result().__await__()
 
     async def task(self) -> Task:
-        """The record as it is now."""
+        """Return the current record."""
         return await asyncio.to_thread(lambda: self._handle.task)
 
     async def status(self) -> TaskState:
-        """Its state as it is now."""
+        """Return the current state."""
         return (await self.task()).status
 
     async def output(self) -> Output:
-        """What it printed and displayed so far."""
+        """Return the output so far."""
         return await asyncio.to_thread(lambda: self._handle.output)
 
     async def cancel(self) -> Task:
-        """Stop it; returns its record once it has ended."""
+        """Cancel the task and return its final record."""
         return await asyncio.to_thread(self._handle.cancel)
 
     async def set_priority(self, priority: int) -> Task:
-        """Change the priority while it waits; raises `TaskConflict` once it was started."""
+        """Change the priority of the pending task. Raises `TaskConflict` once it has started."""
         return await asyncio.to_thread(self._handle.set_priority, priority)
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ class AsyncTaskHandle:
 
 
 class AsyncPromptHandle(AsyncTaskHandle):
-    """One AI task, for coroutines. Awaiting it gives its `Reply`; `async for piece in handle` the text as it is written."""
+    """Handle of an AI task for coroutines. Awaiting it returns the `Reply`; `async for piece in handle` streams the text."""
 
     def __init__(self, handle: PromptHandle, completions: Completions) -> None:
         super().__init__(handle, completions)
@@ -89,11 +89,11 @@ class AsyncPromptHandle(AsyncTaskHandle):
 
     @property
     def left_out(self) -> int | None:
-        """See `PromptHandle`."""
+        """Return the number of conversation turns that did not fit the context; see `PromptHandle`."""
         return self._prompt.left_out
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """The text piece by piece; at the end raises what `result` raises. Leaving the loop cancels nothing."""
+        """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
         loop = asyncio.get_running_loop()
         heard: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
         left = threading.Event()
@@ -109,7 +109,7 @@ class AsyncPromptHandle(AsyncTaskHandle):
                 end = problem
             _on(loop, heard.put_nowait, end)
 
-        # A daemon: the end of the program does not wait for a model that is silent.
+        # A daemon thread: a stalled model must not block interpreter exit.
         threading.Thread(target=read, name=f"openruntime-read-{self.id}", daemon=True).start()
         try:
             while (piece := await heard.get()) is not None:
@@ -121,7 +121,7 @@ class AsyncPromptHandle(AsyncTaskHandle):
 
 
 def _on(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], argument: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed and has no waiters
         loop.call_soon_threadsafe(call, argument)
 
 
@@ -131,56 +131,56 @@ def _settle(done: asyncio.Future[None]) -> None:
 
 
 class AsyncClient:
-    """`client.aio`: what `Client` does, for coroutines. One that is cancelled while it waits in `run` or `call` cancels its task."""
+    """Asynchronous counterpart of `Client`, available as `client.aio`. Cancelling `run` or `call` cancels the task."""
 
     def __init__(self, client: Client, completions: Completions | None = None) -> None:
         self.client = client
         self._completions = completions or Completions(client.backend)
 
     def with_options(self, **changes: Any) -> AsyncClient:
-        """The same runtime with other options for what is submitted; see `Client.with_options`."""
+        """Return a client with other submission options; see `Client.with_options`."""
         return AsyncClient(self.client.with_options(**changes), self._completions)
 
     async def submit(self, operation: str, /, **parameters: Any) -> AsyncTaskHandle:
-        """Queue one task; see `Client.submit`."""
+        """Submit a task; see `Client.submit`."""
         return await self._submitted(partial(self.client.submit, operation, **parameters))
 
     async def run(self, operation: str, /, **parameters: Any) -> Any:
-        """Do one task and return its output; see `Client.run`."""
+        """Run a task and return its output; see `Client.run`."""
         return await self._finish(await self.submit(operation, **parameters))
 
     async def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncTaskHandle:
-        """Queue a call; see `Client.submit_call`."""
+        """Submit a function call; see `Client.submit_call`."""
         return await self._submitted(partial(self.client.submit_call, function, *args, **kwargs))
 
     async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Have a worker compute `function(*args, **kwargs)`; see `Client.call`."""
+        """Run `function(*args, **kwargs)` in a worker and return its value; see `Client.call`."""
         return await self._finish(await self.submit_call(function, *args, **kwargs))
 
     async def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, **options: Any) -> list[Any]:
-        """`function(item)` for each item, in order; see `Client.map`."""
+        """Return `function(item)` for each item, in order; see `Client.map`."""
         return await asyncio.to_thread(partial(self.client.map, function, iterable, **options))
 
     async def task(self, task_id: str) -> AsyncTaskHandle:
-        """The task of that id; an AI task is an `AsyncPromptHandle`. Raises `TaskNotFound`."""
+        """Return the handle of a task, an `AsyncPromptHandle` for AI tasks. Raises `TaskNotFound`."""
         return self._handle(await asyncio.to_thread(self.client.task, task_id))
 
     async def ask(self, prompt: str, /, workflow: str = "model_inference", **parameters: Any) -> AsyncPromptHandle:
-        """Ask a model; see `Client.ask`."""
+        """Submit a prompt; see `Client.ask`."""
         await asyncio.to_thread(self._completions.open)
         handle = await asyncio.to_thread(partial(self.client.ask, prompt, workflow, **parameters))
         return AsyncPromptHandle(handle, self._completions)
 
     async def agents(self) -> AgentList:
-        """The roles that a model can be given."""
+        """Return the available agents."""
         return await asyncio.to_thread(self.client.agents)
 
     async def workflows(self) -> list[WorkflowInfo]:
-        """What a prompt can be for."""
+        """Return the available workflows."""
         return await asyncio.to_thread(self.client.workflows)
 
     async def models(self) -> ModelList:
-        """The models that can be asked, and the remote providers."""
+        """Return the available models and remote providers."""
         return await asyncio.to_thread(self.client.models)
 
     async def unload(self, name: str) -> list[str]:
@@ -188,31 +188,31 @@ class AsyncClient:
         return await asyncio.to_thread(self.client.unload, name)
 
     async def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
-        """Conversations; see `Client.conversations`."""
+        """Return the conversations; see `Client.conversations`."""
         return await asyncio.to_thread(self.client.conversations, owner)
 
     async def conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """What was said in one; see `Client.conversation`."""
+        """Return a conversation with its turns; see `Client.conversation`."""
         return await asyncio.to_thread(self.client.conversation, name, owner)
 
     async def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """Erase one; see `Client.delete_conversation`."""
+        """Delete a conversation; see `Client.delete_conversation`."""
         return await asyncio.to_thread(self.client.delete_conversation, name, owner)
 
     async def tasks(self, **filters: Any) -> TaskPage:
-        """A page of tasks; see `Client.tasks`."""
+        """Return a page of tasks; see `Client.tasks`."""
         return await asyncio.to_thread(partial(self.client.tasks, **filters))
 
     async def cancel(self, task_id: str) -> Task:
-        """Stop the task of that id; returns its record once it has ended."""
+        """Cancel a task and return its final record."""
         return await asyncio.to_thread(self.client.cancel, task_id)
 
     async def again(self, task_id: str, **options: Any) -> AsyncTaskHandle:
-        """Queue the same work as that task's once more; see `Client.again`."""
+        """Submit the work of a task again; see `Client.again`."""
         return await self._submitted(partial(self.client.again, task_id, **options))
 
     async def sessions(self) -> list[Session]:
-        """Return every session of the runtime, the last used first; `with_options(session=NAME)` runs tasks in one."""
+        """Return all sessions, most recently used first. `with_options(session=NAME)` runs tasks in one."""
         return await asyncio.to_thread(self.client.sessions)
 
     async def restart_session(self, session: str) -> Session:
@@ -220,27 +220,27 @@ class AsyncClient:
         return await asyncio.to_thread(self.client.restart_session, session)
 
     async def free_session(self, session: str) -> Session:
-        """End a session (name or id) and give its memory back; return what it was."""
+        """End a session (name or id), free its memory and return its last record."""
         return await asyncio.to_thread(self.client.free_session, session)
 
     async def devices(self) -> list[Device]:
-        """What MLX computes on."""
+        """Return the compute devices."""
         return await asyncio.to_thread(self.client.devices)
 
     async def metrics(self) -> SystemMetrics:
-        """The figures of now."""
+        """Return the current metrics."""
         return await asyncio.to_thread(self.client.metrics)
 
     async def health(self) -> Health:
-        """Whether all is well."""
+        """Return the health report."""
         return await asyncio.to_thread(self.client.health)
 
     async def operations(self) -> list[OperationInfo]:
-        """The kinds of work there are."""
+        """Return the available operations."""
         return await asyncio.to_thread(self.client.operations)
 
     async def watch(self, topics: Iterable[str] = ("task_update",)) -> AsyncIterator[dict[str, Any]]:
-        """What happens, as it happens; see `Client.watch`. One who is `MOST_UNREAD` messages behind gets `connected` with `gap` instead."""
+        """Yield events; see `Client.watch`. A watcher `MOST_UNREAD` messages behind gets `connected` with `gap` instead."""
         loop = asyncio.get_running_loop()
         heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
@@ -259,12 +259,12 @@ class AsyncClient:
             watch.close()
 
     async def close(self) -> None:
-        """Let go of the connection; tasks go on."""
+        """Close the connection. Tasks keep running."""
         self.let_go()
         await asyncio.to_thread(self.client.close)
 
     def let_go(self) -> None:
-        """Hear of no more ends than those that are waited for."""
+        """Unsubscribe from events once all waits have ended."""
         self._completions.close()
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The Python face of a runtime: submit work, run it, call functions, find tasks again."""
+"""Synchronous client: submit work, run it, call functions, look up tasks."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ if TYPE_CHECKING:
 Submitted = TypeVar("Submitted", Task, TaskOutput)
 
 FIRST_WAIT = 15.0
-"""Seconds that `run` and `call` wait with the submission itself, which saves a question for most tasks."""
+"""Seconds that `run` and `call` wait within the submission itself, which saves a request for most tasks."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a task is to be run, beside what it does."""
+    """Submission options of a task."""
 
     priority: int = 5
     """1 to 10; 10 is the most urgent."""
     device: str = "auto"
     """`auto`, `gpu`, `cpu`, or the id of a device."""
     timeout: float | None = None
-    """Seconds of running after which it is stopped; None for no limit."""
+    """Run time limit in seconds; None for no limit."""
     retries: int = 0
-    """How often it is run again if its worker process dies; never for an error that it raised."""
+    """Number of retries if the worker process dies. Exceptions raised by the task are not retried."""
     name: str | None = None
-    """What people call it."""
+    """Display name."""
     memory_limit: int | None = None
-    """Bytes of resident memory past which its worker is stopped; None for the runtime's own limit."""
+    """Limit of the worker's resident memory in bytes; None for the runtime's default."""
     session: str | None = None
-    """Name of the session of this notebook in which cells and calls run; None for a process of their own."""
+    """Name of this notebook's session in which cells and calls run; None for a separate process."""
 
     def request(self) -> dict[str, Any]:
-        """These options as fields of a `TaskRequest`, those left at their defaults left out."""
+        """Return the options as fields of a `TaskRequest`, without those at their defaults."""
         fields = asdict(self)
         return {_field(name): value for name, value in fields.items() if value is not None}
 
 
 class Client:
-    """A runtime, wherever it is; `connect()` makes one.
+    """Client of a local or remote runtime, created by `connect()`.
 
-    It may be used from several threads. Everything here raises the errors of `openruntime_jupyter.errors` alone:
-    `InvalidRequest` for a wrong parameter, `NotConnected` if the runtime has gone away.
+    Thread-safe. All methods raise only the errors of `openruntime_jupyter.errors`: `InvalidRequest` for an invalid parameter,
+    `NotConnected` if the runtime is unreachable.
     """
 
     def __init__(
@@ -72,25 +72,25 @@ class Client:
     ) -> None:
         self.backend = backend
         self.session_ids = {} if session_ids is None else session_ids
-        """Ids of the sessions that were used here, by name: a name alone would start an empty session once that one is gone."""
+        """Ids of the sessions in use, by name. After a session ends, its name alone would start an empty one."""
         self.options = options or Options()
         self.origin: Origin = origin
         self._aio: AsyncClient | None = None
 
     @property
     def where(self) -> str:
-        """The runtime's URL, or `embedded` where this process hosts it."""
+        """Return the runtime's URL, or `embedded` if this process hosts it."""
         return self.backend.where
 
     def with_options(self, **changes: Any) -> Client:
-        """The same runtime with other options for what is submitted: `client.with_options(priority=9, device="gpu")`.
+        """Return a client of the same runtime with other options: `client.with_options(priority=9, device="gpu")`.
 
-        The names are those of `Options`; another one raises `TypeError`.
+        Raises `TypeError` for a name that is not a field of `Options`.
         """
         return Client(self.backend, replace(self.options, **changes), self.origin, self.session_ids)
 
     def submit(self, operation: str, /, **parameters: Any) -> TaskHandle:
-        """Queue one task of `operation` and return at once; it outlives this process where a server runs it.
+        """Submit a task of `operation` and return immediately. On a server, the task outlives this process.
 
         Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
         """
@@ -98,38 +98,52 @@ class Client:
             return self._submit(operation, uploads.outside(parameters))
 
     def run(self, operation: str, /, **parameters: Any) -> Any:
-        """Do one task of `operation` and return its output; interrupting it cancels the task.
+        """Run a task of `operation` and return its output. Interrupting the call cancels the task.
 
-        Raises what `submit` and `TaskHandle.result` raise.
+        Raises the errors of `submit` and `TaskHandle.result`.
         """
         with ArrayUploads(self.backend) as uploads:
             return self._finish(operation, uploads.outside(parameters))
 
     def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
-        """Queue `function(*args, **kwargs)` for a worker and return at once.
+        """Submit `function(*args, **kwargs)` to a worker and return immediately.
 
-        Functions of notebooks travel by value, with the variables that they use. Raises `InvalidRequest` that names the
-        argument or variable that can't travel.
+        Functions defined in a notebook are pickled by value, with the variables they use. Raises `InvalidRequest` with the name of
+        the argument or variable that can't be pickled.
         """
         with ArrayUploads(self.backend) as uploads:
             return self._submit("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """`function(*args, **kwargs)`, computed by a worker: returns its value; interrupting it cancels the task.
+        """Run `function(*args, **kwargs)` in a worker and return its value. Interrupting the call cancels the task.
 
-        Raises what `submit_call` and `TaskHandle.result` raise.
+        Raises the errors of `submit_call` and `TaskHandle.result`.
         """
         with ArrayUploads(self.backend) as uploads:
             return self._finish("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, chunk_size: int | None = None, **options: Any) -> list[Any]:
-        """`function(item)` for each item, computed by workers: the results in the order of the items.
+        """Return `function(item)` for each item, computed by workers, in the order of the items.
 
-        A task works on `chunk_size` items; by default so many that each slot of the device gets about four tasks. Give 1 where one
-        item takes seconds, so that progress and cancelling are fine-grained; the default where items are quick. `options` are those
-        of `with_options`. Items that fail keep no other from being done; `MapFailed` tells of them at the end, by their places, and
-        has the other results. Interrupting it cancels the tasks that are left. They end with the server, unlike those of `submit_call`.
-        Raises what `submit_call` raises.
+        A failed item does not stop the others. Interrupting the call cancels the remaining tasks. Unlike tasks of `submit_call`, they
+        end with the server.
+
+        Parameters
+        ----------
+        function, iterable
+            The function and its items.
+        chunk_size
+            Items per task. The default gives each slot of the device about four tasks. Use 1 if an item takes seconds, for
+            fine-grained progress and cancellation.
+        **options
+            Those of `with_options`.
+
+        Raises
+        ------
+        MapFailed
+            After all items have run: the failed items by index, and the other results.
+
+        Also raises the errors of `submit_call`.
         """
         client = self.with_options(**options) if options else self
         refuse_deadlock(self.backend, client.options.device, "a new task")
@@ -137,7 +151,7 @@ class Client:
 
     @property
     def aio(self) -> AsyncClient:
-        """The same for coroutines: `await client.aio.run("compute", expression="1 + 1")`."""
+        """Return the asynchronous client: `await client.aio.run("compute", expression="1 + 1")`."""
         from openruntime_jupyter.client.async_client import AsyncClient
 
         if self._aio is None:
@@ -145,20 +159,20 @@ class Client:
         return self._aio
 
     def executor(self, **options: Any) -> TaskExecutor:
-        """This runtime as a `concurrent.futures.Executor`, for code that takes one; `options` are those of `with_options`.
+        """Return the runtime as a `concurrent.futures.Executor`. `options` are those of `with_options`.
 
-        Calls become tasks as with `submit_call`, and their futures can be cancelled while they run.
+        Calls become tasks as with `submit_call`. Running futures can be cancelled.
         """
         from openruntime_jupyter.client.executor import TaskExecutor
 
         return TaskExecutor(self.with_options(**options) if options else self)
 
     def watch(self, topics: Iterable[str], tell: Callable[[dict[str, Any]], None]) -> Watch:
-        """Have `tell(message)` called with what happens, until the watch is closed.
+        """Subscribe to events: call `tell(message)` for each until the watch is closed.
 
-        Topics are `task_update`, `task_progress`, `task_output`, `metrics` and `ai_token`, the messages those of the API's WebSocket;
-        besides there are `connected` (whose `gap` says that something may have been missed) and `disconnected`. `tell` is called on a
-        thread that all who watch share: it must be quick. Raises ValueError for a topic that there is not.
+        Topics are `task_update`, `task_progress`, `task_output`, `metrics` and `ai_token`, with the messages of the API's WebSocket.
+        There are also `connected` (its `gap` is true if events may have been missed) and `disconnected`. All watchers share the
+        thread that calls `tell`, so it must return quickly. Raises ValueError for an unknown topic.
         """
         return self.backend.watch(topics, tell)
 
@@ -170,11 +184,20 @@ class Client:
         filename: str | None = None,
         follow: float = 0.0,
     ) -> TaskHandle:
-        """Queue Python code that finds `inputs` as variables and leaves the variables named `outputs`.
+        """Submit Python code. The handle's `result()` is a dict of the output variables.
 
-        It runs in this process's interpreter, folder and import path where the runtime is on this machine; `filename` is what
-        its tracebacks say. The handle's `result()` is a dict of the outputs. With `follow`, it returns after up to that many seconds,
-        with what the task showed until then: a caller of `follow_output` saves a request.
+        On a local runtime the code uses this process's interpreter, working directory and import path.
+
+        Parameters
+        ----------
+        inputs
+            Variables that are set before the code runs.
+        outputs
+            Names of the variables to return.
+        filename
+            File name in tracebacks.
+        follow
+            Wait up to this many seconds for output, which saves a request for callers of `follow_output`.
         """
         with ArrayUploads(self.backend) as uploads:
             parameters: dict[str, Any] = {
@@ -198,14 +221,28 @@ class Client:
         conversation: str | None = None,
         **parameters: Any,
     ) -> PromptHandle:
-        """Ask a model, and return at once: the handle's `result()` is the answer, `for piece in handle` gives it as it is written.
+        """Submit a prompt and return immediately. `result()` of the handle is the response; `for piece in handle` streams it.
 
-        `workflow` is one of `workflows()`; the default gives the prompt as it is. `parameters` are the workflow's, such as
-        `temperature` or `max_tokens`; what is None or not given is not sent. Without a `profile` or `model` the runtime's default
-        answers. A prompt waits until the one before it in its `conversation` has ended.
+        Without a `profile` or `model` the runtime's default model responds. A prompt waits for the previous prompt of its
+        `conversation`.
 
-        Raises `InvalidRequest` for a wrong value, `Unavailable` where nobody answers prompts, and `TaskConflict` where the
-        conversation still waits for its last answer.
+        Parameters
+        ----------
+        prompt
+            The prompt.
+        workflow
+            One of `workflows()`. The default sends the prompt unchanged.
+        **parameters
+            Parameters of the workflow, for example `temperature` or `max_tokens`. Values that are None are not sent.
+
+        Raises
+        ------
+        InvalidRequest
+            For an invalid value.
+        Unavailable
+            If no model is available.
+        TaskConflict
+            If the conversation's previous prompt is still pending.
         """
         told = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
         request = prompt_request(prompt, workflow, told, self.options.request(), self.origin)
@@ -213,9 +250,9 @@ class Client:
         return PromptHandle(self.backend, self.backend.get(asked.task_id, parameters=False), asked.left_out)
 
     def task(self, task_id: str) -> TaskHandle:
-        """The task of that id, from any notebook, today or earlier; an AI task is a `PromptHandle`. Raises `TaskNotFound`."""
+        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`."""
         if not task_id:
-            raise TaskNotFound("a task's id is needed; tasks() lists them")
+            raise TaskNotFound("a task id is required: tasks() lists them")
         return handle_of(self.backend, self.backend.get(task_id, parameters=False))
 
     def tasks(
@@ -229,37 +266,37 @@ class Client:
         offset: int = 0,
         order: TaskOrder = "newest",
     ) -> TaskPage:
-        """A page of at most `limit` tasks, newest first, those older than the task `before`, filtered where asked.
+        """Return a page of at most `limit` tasks, newest first, optionally filtered or older than the task `before`.
 
-        With `order="next"` it is what waits, the next to run first, without the first `offset`: no filter goes with it.
+        With `order="next"`, return the pending tasks in run order, without the first `offset`. This order takes no filters.
         """
         return self.backend.tasks(limit, before, states, operation, owner, offset=offset, order=order)
 
     def cancel(self, task_id: str) -> Task:
-        """Stop the task of that id; returns its record once it has ended."""
+        """Cancel a task and return its final record."""
         return self.backend.cancel(task_id)
 
     def again(self, task_id: str, **options: Any) -> TaskHandle:
-        """Queue the same work as that task's once more, with its options but for `options`, which are those of `with_options`.
+        """Submit the work of a task again. `options`, those of `with_options`, override the options of the task.
 
-        Raises `TaskNotFound`, and what submitting raises: `InvalidRequest` where arrays that it worked on are gone by now.
+        Raises `TaskNotFound` and the errors of a submission: `InvalidRequest` if arrays of the task have been deleted.
         """
         given = replace(Options(), **options).request()
         changes = {name: given[name] for name in map(_field, options) if name in given}
         return handle_of(self.backend, again(self.backend, task_id, self.origin, changes))
 
     def session(self, name: str, *, reload: bool = False) -> ClientSession:
-        """Return the session `name` of this notebook: a worker whose variables stay between cells and calls.
+        """Return the session `name` of this notebook: a worker that keeps its variables between cells and calls.
 
-        Its first task starts the worker. A session gives up what other tasks have: it sees modules as they were when it imported them,
-        and what its earlier tasks left behind.
+        The first task starts the worker. Tasks of a session are not isolated: they see modules as first imported, and the state
+        that earlier tasks left.
 
         Parameters
         ----------
         name
             Its name in this notebook, or the id of any session.
         reload
-            Whether modules are reloaded before each cell when their files have changed (IPython's `%autoreload 2`).
+            Reload changed modules before each cell (IPython's `%autoreload 2`).
         """
         from openruntime_jupyter.client.session import RELOAD, ClientSession
 
@@ -269,7 +306,7 @@ class Client:
         return session
 
     def sessions(self) -> list[Session]:
-        """Return every session of the runtime, the last used first."""
+        """Return all sessions of the runtime, most recently used first."""
         return self.backend.sessions()
 
     def restart_session(self, session: str) -> Session:
@@ -279,7 +316,7 @@ class Client:
         return self.backend.restart_session(find_session(self, session).id)
 
     def free_session(self, session: str) -> Session:
-        """End a session (name or id) and give its memory back; return what it was. Raises `SessionNotFound`."""
+        """End a session (name or id), free its memory and return its last record. Raises `SessionNotFound`."""
         from openruntime_jupyter.client.session import find_session
 
         found = find_session(self, session)
@@ -287,68 +324,68 @@ class Client:
         return self.backend.free_session(found.id)
 
     def caller(self) -> tuple[str | None, str | None]:
-        """Return the path of this process's notebook and the process's random id, as sessions are told apart by them."""
+        """Return the path of this process's notebook and the process's random id, which identify its sessions."""
         here: dict[str, Any] = self._world() or {}
         return here.get("notebook"), here.get("kernel")
 
     def devices(self) -> list[Device]:
-        """What MLX computes on."""
+        """Return the compute devices."""
         return self.backend.devices()
 
     def workers(self) -> list[Worker]:
-        """The worker processes that there are, with what each has done."""
+        """Return the worker processes with their statistics."""
         return self.backend.workers()
 
     def metrics(self) -> SystemMetrics:
-        """The figures of now."""
+        """Return the current metrics."""
         return self.backend.metrics()
 
     def health(self) -> Health:
-        """Whether all is well, and what to do about what is not."""
+        """Return the health report, with advice for each problem."""
         return self.backend.health()
 
     def models(self) -> ModelList:
-        """The models that can be asked, those in memory marked, and the remote providers."""
+        """Return the available models (marking those in memory) and the remote providers."""
         return self.backend.prompts.models()
 
     def unload(self, name: str) -> list[str]:
-        """Free the memory of an idle model; raises `ModelNotFound`, and `TaskConflict` while it answers a prompt."""
+        """Free the memory of an idle model. Raises `ModelNotFound`, and `TaskConflict` while the model is in use."""
         return self.backend.prompts.unload(name)
 
     def agents(self) -> AgentList:
-        """The roles that a model can be given, and what is wrong with files of the configured folder."""
+        """Return the available agents and the problems of files in the configured folder."""
         return self.backend.prompts.agents()
 
     def workflows(self) -> list[WorkflowInfo]:
-        """What a prompt can be for, with the schemas of the parameters."""
+        """Return the available workflows with their parameter schemas."""
         return self.backend.prompts.workflows()
 
     def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
-        """Everybody's conversations, or those of one user, the last used first."""
+        """Return the conversations of all users or of `owner`, most recently used first."""
         return self.backend.prompts.conversations(owner)
 
     def conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """What was said in a conversation of yours, or of `owner`; raises `ConversationNotFound`."""
+        """Return a conversation of the caller, or of `owner`, with its turns. Raises `ConversationNotFound`."""
         return self.backend.prompts.conversation(name, owner)
 
     def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """Erase a conversation, and return what it was; raises `ConversationNotFound`."""
+        """Delete a conversation and return it. Raises `ConversationNotFound`."""
         return self.backend.prompts.delete_conversation(name, owner)
 
     def metrics_history(self, timeframe: Timeframe = "5m", points: int = 300) -> MetricsHistory:
-        """The figures of the last `timeframe` (`5m`, `15m`, `1h`, `6h`, `24h`, `7d`) in at most `points` points."""
+        """Return the metrics of the last `timeframe` (`5m`, `15m`, `1h`, `6h`, `24h`, `7d`) in at most `points` points."""
         return self.backend.metrics_history(timeframe, points)
 
     def insights(self, metric_type: MetricType = "performance", timeframe: Timeframe = "1h", wording: WordingChoice = "none") -> Insights:
-        """What the recorded history tells about `performance`, `memory`, `efficiency` or `errors`; `wording` says whether by a model."""
+        """Return findings about `performance`, `memory`, `efficiency` or `errors`. `wording` selects a model to rewrite them."""
         return self.backend.insights(metric_type, timeframe, wording)
 
     def operations(self) -> list[OperationInfo]:
-        """The kinds of work there are, with the schemas of their parameters."""
+        """Return the available operations with their parameter schemas."""
         return self.backend.operations()
 
     def close(self) -> None:
-        """Let go of the connection, that of `aio` too; tasks go on."""
+        """Close the connection, including that of `aio`. Tasks keep running."""
         if self._aio is not None:
             self._aio.let_go()
         self.backend.close()
@@ -369,7 +406,7 @@ class Client:
         return {"pickled": pickled, "arrays": uploads.references(), "sources": sources, "world": self._world()}
 
     def call_request(self, function: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
-        """Return the request of a `call` with these parameters, with the options of this client and named after `function`."""
+        """Return the request of a `call` with the options of this client, named after `function`."""
         return self._request("call", {**parameters, "world": self._world()}, _name_of(function))
 
     def _world(self) -> dict[str, Any] | None:
@@ -398,9 +435,9 @@ class Client:
         return answer
 
     def follow_session(self, answer: Task | BaseException | None) -> None:
-        """Remember the session's id from the answer to a submission.
+        """Store the session's id from the response to a submission.
 
-        An ended session is reported once. The next task with its name gets the session that the runtime then has.
+        An ended session is reported once. The next task with its name uses the runtime's current session of that name.
         """
         name = self.options.session
         if name is None:
@@ -417,17 +454,17 @@ class Client:
             handle = TaskHandle(self.backend, self._send(lambda: self.backend.submit(request, key, FIRST_WAIT)))
             return handle.result()
         except KeyboardInterrupt:
-            # The same key gives the same task, also where the interrupt came before its id did.
+            # The same key returns the same task, even if the interrupt came before its id.
             self.backend.cancel(self.backend.submit(request, key).task_id)
             raise
 
 
 def _field(option: str) -> str:
-    """What a `TaskRequest` calls an option."""
+    """Return the `TaskRequest` field of an option."""
     return "device_preference" if option == "device" else option
 
 
 def _name_of(function: Callable[..., Any]) -> str | None:
-    """What to call a task of `function`; None for one that has no name."""
+    """Return the task name for `function`, or None if it has no name."""
     name = str(getattr(function, "__name__", ""))
     return name[:200] if name.isidentifier() else None

@@ -1,7 +1,7 @@
-"""Which runtime this process belongs to: `connect()`.
+"""Discovery of the runtime of this process: `connect()`.
 
-The order: what the caller names; the server that started this kernel, by the environment that it left or by its runtime
-file; a stand-alone server of this user; else a runtime of this process's own. Never a bare port, which anyone may own.
+The order is: an explicit URL; the server that started this kernel, found by environment variables or its runtime file; a
+stand-alone server of this user; an embedded runtime. Well-known ports are never tried, because any user may listen on them.
 """
 
 from __future__ import annotations
@@ -25,19 +25,31 @@ from openruntime_jupyter.runtime.settings import default_data_dir
 from openruntime_jupyter.schemas.tasks import Origin
 
 EMBEDDED = "embedded"
-"""Given as `url`, it asks for the runtime of this process."""
+"""Value of `url` that selects the runtime of this process."""
 
 
 def connect(url: str | None = None, token: str | None = None) -> Client:
-    """A client of the runtime at `url`, or of the one that this process belongs to.
+    """Return a client of the runtime at `url`, or of the runtime of this process.
 
-    `url` may be a stand-alone runtime (`http://127.0.0.1:8000`), a Jupyter Server (`http://127.0.0.1:8888/`, also with
-    `?token=…` as Jupyter prints it), or `"embedded"` for a runtime inside this process. Without it the server that started this
-    kernel is taken, else a stand-alone server of this user, else the runtime of this process, which is started at first use. The
-    `token` of a stand-alone server of this user is known without being given.
+    Parameters
+    ----------
+    url
+        A stand-alone runtime (`http://127.0.0.1:8000`), a Jupyter Server (`http://127.0.0.1:8888/`, also with `?token=…` as
+        Jupyter prints it), or `"embedded"` for a runtime inside this process. The default is the server that started this
+        kernel, else a stand-alone server of this user, else an embedded runtime, which starts at first use.
+    token
+        Access token of the server. The token of this user's stand-alone server is found automatically.
 
-    Raises `NotConnected` if nothing answers at `url`, `NotAllowed` if it wants a token or another one, `InvalidRequest` for what
-    is no URL, and `WouldDeadlock` inside a task that no server could take work from.
+    Raises
+    ------
+    NotConnected
+        If `url` does not respond.
+    NotAllowed
+        If the token is missing or invalid.
+    InvalidRequest
+        If `url` is not a valid URL.
+    WouldDeadlock
+        Inside a task, if no server is available.
     """
     return Client(_find(url, token), origin=_origin())
 
@@ -46,13 +58,13 @@ def _find(url: str | None, token: str | None) -> Backend:
     if url is not None and url != EMBEDDED:
         return _named(url, token)
     if token is not None:
-        raise InvalidRequest.of("token", "it belongs to a url: give connect() that too")
+        raise InvalidRequest.of("token", "`token` requires `url`")
     if url is None and (found := _of_kernel() or _stand_alone()) is not None:
         return found
     if in_worker():
         raise WouldDeadlock(
-            "this code runs in a task, and there is no server that could take further tasks; a runtime of its own would wait for the "
-            "device that this task holds: do the work right here, or submit it from the notebook"
+            "Deadlock: this code runs in a task and no server is available; an embedded runtime would wait for the device that this "
+            "task holds. Run the work directly in this task, or submit it from the notebook"
         )
     return embedded()
 
@@ -69,7 +81,7 @@ def _named(url: str, token: str | None) -> HttpBackend:
     if token is None and not path:
         renew = partial(_own_token, f"{parts.scheme}://{parts.netloc.replace('localhost', '127.0.0.1')}")
         token = renew()
-    for end in ("/lab", "/tree"):  # where Jupyter's own pages are
+    for end in ("/lab", "/tree"):  # paths of Jupyter's pages
         path = path.removesuffix(end)
     plain = HttpBackend(urlunsplit((parts.scheme, parts.netloc, path, "", "")), token, renew=renew)
     if path.endswith("/openruntime"):
@@ -92,19 +104,19 @@ def _named(url: str, token: str | None) -> HttpBackend:
 
 
 def _of_kernel() -> HttpBackend | None:
-    """The server that started this kernel, by what it left in the environment, else by its runtime file."""
+    """Return the server that started this kernel, found by environment variables or its runtime file."""
     parent = os.environ.get("JPY_PARENT_PID", "")
     if not parent.isdecimal():
         return None
     url, token = os.environ.get("OPENRUNTIME_URL"), os.environ.get("OPENRUNTIME_TOKEN")
-    # A server that was started from a kernel of another one inherits that one's environment.
+    # A server started from a kernel of another server inherits that server's variables.
     if url and os.environ.get("OPENRUNTIME_SERVER_PID") == parent:
         backend = HttpBackend(url, token, local=True)
         try:
             backend.health()
         except NotConnected as problem:
-            # It was there when this kernel started: silently computing elsewhere would hide its tasks.
-            raise NotConnected(f"{problem}; connect('embedded') computes inside this process instead") from problem
+            # The server existed when this kernel started. A silent fallback would hide its tasks.
+            raise NotConnected(f"{problem}; connect('embedded') uses a runtime inside this process instead") from problem
         return backend
     from jupyter_core.paths import jupyter_runtime_dir
 
@@ -120,13 +132,13 @@ def _from_jupyter_file(path: Path) -> HttpBackend | None:
     if not port:
         return None
     base = str(described.get("base_url") or "/").strip("/")
-    # The url there may name a host that does not resolve.
+    # The host in the file's url may not resolve.
     url = f"{parts.scheme or 'http'}://127.0.0.1:{port}/{base}".rstrip("/")
     return HttpBackend(f"{url}/openruntime", str(described.get("token") or "") or None, patience=5.0, local=True)
 
 
 def of_user() -> Client | None:
-    """The newest Jupyter Server of this user that answers: for a terminal that belongs to none, where a person looks at the result."""
+    """Return a client of this user's newest responding Jupyter Server, for terminals outside a kernel."""
     from jupyter_core.paths import jupyter_runtime_dir
 
     for path in _newest_first(Path(jupyter_runtime_dir()), "jpserver-*.json"):
@@ -145,7 +157,7 @@ def _stand_alone() -> HttpBackend | None:
 
 
 def _own_stand_alone() -> Iterator[tuple[str, str | None]]:
-    """Address and token of each stand-alone server of this user, the newest first."""
+    """Yield URL and token of each stand-alone server of this user, newest first."""
     for path in _newest_first(default_data_dir() / "standalone"):
         described = _read_private(path)
         if described is not None and _alive(described.get("pid")) and described.get("url"):
@@ -153,12 +165,12 @@ def _own_stand_alone() -> Iterator[tuple[str, str | None]]:
 
 
 def _own_token(url: str) -> str | None:
-    """The token of this user's stand-alone server at `url`; None where there is none."""
+    """Return the token of this user's stand-alone server at `url`, or None."""
     return next((token for found, token in _own_stand_alone() if found == url), None)
 
 
 def _answering(backend: HttpBackend | None) -> HttpBackend | None:
-    """`backend` if OpenRuntime answers there and lets us in, else None."""
+    """Return `backend` if OpenRuntime responds and accepts the token, else None."""
     if backend is None:
         return None
     try:
@@ -178,7 +190,7 @@ def _newest_first(folder: Path, pattern: str = "*.json") -> Iterator[Path]:
 
 
 def _read_private(path: Path) -> dict[str, object] | None:
-    """The JSON object in a file that its owner alone, who is us, could have written; None for any other file."""
+    """Return the JSON object in a file that only this user can read or write, or None for any other file."""
     try:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
@@ -197,6 +209,6 @@ def _alive(pid: object) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's process took the number: the server is gone
+    except PermissionError:  # another user's process reuses the pid: the server has exited
         return False
     return True

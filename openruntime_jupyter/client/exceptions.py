@@ -1,4 +1,4 @@
-"""What a task raised, for code that knows nothing of tasks and has an `except ZeroDivisionError`."""
+"""Exceptions of tasks as built-in exceptions, so that callers can write `except ZeroDivisionError`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from openruntime_jupyter.errors import TaskFailed
 from openruntime_jupyter.schemas.tasks import Task
 
 SPECIAL = (StopIteration, StopAsyncIteration)
-"""Those that Python itself waits for: out of a future they would end a loop."""
+"""Exceptions that control iteration: raised from a future they would end a loop."""
 
 
 def as_raised(problem: BaseException) -> BaseException:
-    """`problem`, which is caught as the built-in exception that its task raised too, where it is a `TaskFailed` of one.
+    """Return a `TaskFailed` as an exception that is also an instance of the built-in exception that the task raised.
 
-    Only the class and the message are the task's: attributes such as `errno` stayed in the worker.
+    Other exceptions are returned unchanged. Only class and message are kept, not attributes such as `errno`.
     """
     if type(problem) is not TaskFailed or problem.task is None or problem.task.failure is None:
         return problem
@@ -28,7 +28,7 @@ def _made(name: str, message: str, task: Task | None) -> TaskFailed:
 
 @cache
 def _both(name: str) -> type[TaskFailed]:
-    """`TaskFailed`, and the built-in exception of that name where there is one that can be both."""
+    """Return a subclass of `TaskFailed` and of the built-in exception `name`, or `TaskFailed` if none can be made."""
     raised = getattr(builtins, name, None)
     if not isinstance(raised, type) or not issubclass(raised, Exception) or issubclass(raised, SPECIAL):
         return TaskFailed
@@ -36,13 +36,13 @@ def _both(name: str) -> type[TaskFailed]:
     both = type(TaskFailed.__name__, (TaskFailed, raised), members)
     try:
         both("", None)
-    except TypeError:  # some, such as UnicodeDecodeError, must be made of what stayed in the worker
+    except TypeError:  # some, such as UnicodeDecodeError, need arguments that stayed in the worker
         return TaskFailed
     return both
 
 
 def _said(problem: TaskFailed) -> str:
-    return str(problem.args[0])  # some, such as KeyError, would show its repr
+    return str(problem.args[0])  # some, such as KeyError, format the message with repr
 
 
 def _reduced(name: str) -> object:

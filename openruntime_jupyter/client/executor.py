@@ -1,4 +1,4 @@
-"""A runtime as a `concurrent.futures.Executor`, for code that takes one."""
+"""Runtime as a `concurrent.futures.Executor`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client
 
 MOST_BYTES = 4_000_000
-"""JSON bytes of one request's calls, beyond its first."""
+"""JSON bytes of the calls in one request, not counting the first call."""
 
 
 class TaskExecutor(Executor):
-    """Each call is a task, with the options of `client`; its future can be cancelled while it runs."""
+    """Executor whose calls are tasks with the options of `client`. Running futures can be cancelled."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -47,7 +47,7 @@ class TaskExecutor(Executor):
         reset_in_child(self)
 
     def after_fork(self) -> None:
-        """Forget the parent's calls; see `Forkable`."""
+        """Drop the parent's calls; see `Forkable`."""
         self._lock = threading.Lock()
         inherited, self._unfinished = self._unfinished, set()
         self._bursts.clear()
@@ -55,14 +55,14 @@ class TaskExecutor(Executor):
             future.abandon()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
-        """Queue `fn(*args, **kwargs)`; the future's `handle` is its task.
+        """Submit `fn(*args, **kwargs)`. The future's `handle` is the task.
 
-        The request is sent by a thread, together with other calls that come meanwhile: a refusal by the runtime, such as `QueueFull`, is
-        the future's exception. Raises RuntimeError after `shutdown`, `WouldDeadlock` in a task of the same lane, and `InvalidRequest`
-        that names the argument or variable that can't be pickled.
+        A thread sends the request, batched with other pending calls. Errors of the submission, such as `QueueFull`, become the
+        future's exception. Raises RuntimeError after `shutdown`, `WouldDeadlock` in a task of the same lane, and `InvalidRequest`
+        with the name of the argument or variable that can't be pickled.
         """
         if self._down:
-            raise RuntimeError("this executor was shut down: make another one by client.executor()")
+            raise RuntimeError("This executor was shut down: create another one with client.executor()")
         refuse_deadlock(self._client.backend, self._client.options.device, "a new task")
         uploads, codes = ArrayUploads(self._client.backend), list[CodeType]()
         pickled, same = pack_call(fn, args, kwargs, uploads, codes), self._identity(fn)
@@ -79,7 +79,7 @@ class TaskExecutor(Executor):
         return future
 
     def _identity(self, function: Callable[..., Any]) -> str:
-        """Return what is equal for two calls of one function if its pickle is: the variables that it uses are then the same too."""
+        """Return a key that is equal for two calls if the function's pickle, including the variables it uses, is equal."""
         arrays = _CountedArrays(self._client.backend)
         pickled = pack_call(function, (), {}, arrays)
         # Large data is not compared.
@@ -91,9 +91,9 @@ class TaskExecutor(Executor):
             self._unfinished.discard(future)
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[Any]:
-        """`fn` of the items of all `iterables` together, in order; a task works on `chunksize` of them. See `Executor.map`."""
+        """Yield `fn` of the zipped items, in order. A task works on `chunksize` items. See `Executor.map`."""
         if chunksize < 1:
-            raise ValueError(f"chunksize is {chunksize}, and must be 1 or more")
+            raise ValueError(f"chunksize is {chunksize}, but must be at least 1")
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout)
         items = zip(*iterables, strict=False)
@@ -101,7 +101,7 @@ class TaskExecutor(Executor):
         return itertools.chain.from_iterable(super().map(_each, itertools.repeat(fn), chunks, timeout=timeout))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more; with `wait`, return when all tasks have ended. `cancel_futures` stops them, those that run too."""
+        """Accept no more calls; with `wait`, wait until all tasks have ended. `cancel_futures` cancels them, also running ones."""
         self._down = True
         with self._lock:
             futures = list(self._unfinished)
@@ -114,7 +114,7 @@ class TaskExecutor(Executor):
 
 
 class _CountedArrays(ArrayUploads):
-    """Counts the arrays and large pickles of a function, and sends none."""
+    """Counter of a function's arrays and large pickles that sends nothing."""
 
     def keep(self, value: Any, layout: Layout) -> None:
         """Count an array."""
@@ -128,7 +128,7 @@ class _CountedArrays(ArrayUploads):
 
 @dataclass
 class Submission:
-    """A call that is to be submitted."""
+    """Call to submit."""
 
     request: dict[str, Any]
     uploads: ArrayUploads
@@ -136,14 +136,14 @@ class Submission:
 
 
 class Submissions:
-    """Submits calls in batches: those that come while a request is under way go together with the next one.
+    """Sender that submits calls in batches: calls that arrive during a request are sent with the next one.
 
-    `told` is called with the answer to each.
+    `on_response` is called with each response.
     """
 
-    def __init__(self, backend: Backend, completions: Completions, told: Callable[[Task | BaseException], None]) -> None:
+    def __init__(self, backend: Backend, completions: Completions, on_response: Callable[[Task | BaseException], None]) -> None:
         self._backend = backend
-        self._told = told
+        self._on_response = on_response
         self._completions = completions
         self._lock = threading.Lock()
         self._waiting: deque[Submission] = deque()
@@ -153,14 +153,14 @@ class Submissions:
         reset_in_child(self)
 
     def after_fork(self) -> None:
-        """Forget the parent's thread and what it has to send; see `Forkable`."""
+        """Drop the parent's thread and unsent calls; see `Forkable`."""
         self._lock = threading.Lock()
         self._waiting.clear()
         self._sending = False
         self._sender = ThreadPoolExecutor(1, "openruntime-submissions")
 
     def add(self, submission: Submission) -> None:
-        """Submit a call soon."""
+        """Enqueue a call for submission."""
         with self._lock:
             self._waiting.append(submission)
             if self._sending:
@@ -169,7 +169,7 @@ class Submissions:
         self._sender.submit(self._send)
 
     def close(self) -> None:
-        """Send what waits, and close the completions after it."""
+        """Send the remaining calls, then close the completions."""
         if not self._closed:
             self._closed = True
             self._sender.submit(self._completions.close)
@@ -200,7 +200,7 @@ class Submissions:
             return group
 
     def _settle(self, future: TaskFuture, answer: Task | OpenRuntimeError) -> None:
-        self._told(answer)
+        self._on_response(answer)
         if isinstance(answer, OpenRuntimeError):
             future.refuse(answer)
         else:

@@ -1,4 +1,4 @@
-"""Futures of tasks: one thread hears of all their ends, however many there are."""
+"""Futures of tasks. One thread watches the completion of all of them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from openruntime_jupyter.schemas.tasks import Ended, TaskState
 log = logging.getLogger(__name__)
 
 EARLY_KEPT = 10_000
-"""States that are remembered of unknown tasks: one may start and end before its submitter knows its id."""
+"""Stored states of unknown tasks: a task may start and end before its submitter receives the id."""
 
 FETCHERS = 4
-"""Large results that are fetched at the same time. Small ones come many at a time, by one request."""
+"""Number of concurrent fetches of large results. Small results are fetched in batches."""
 
 
 OF_THE_PARENT = (
-    "this future belongs to the process that this one was forked from: its handle may have the result, by future.handle.result(); "
-    "make the child's futures in the child"
+    "This future belongs to the parent process. Get the result with future.handle.result() if it was submitted, "
+    "or create the future in the child"
 )
 
 
 class TaskFuture(Future[Any]):
-    """The future of a task. Unlike a thread's, it can be cancelled while it runs."""
+    """Future of a task. Unlike a thread's future, it can be cancelled while running."""
 
     def __init__(self, handle: TaskHandle | None = None) -> None:
         super().__init__()
@@ -47,45 +47,45 @@ class TaskFuture(Future[Any]):
 
     @property
     def handle(self) -> TaskHandle:
-        """The task, once it is submitted; raises what its submission raised."""
+        """Wait for the submission and return the task's handle. Raises the errors of the submission."""
         self._submitted.wait()
         if self._handle is None:
             raise self.exception(0) or CancelledError
         return self._handle
 
     def submitted(self, handle: TaskHandle) -> None:
-        """Note that the task is queued."""
+        """Store the handle of the queued task."""
         self._handle = handle
         self._submitted.set()
 
     def refuse(self, problem: BaseException) -> None:
-        """Note that the task could not be submitted."""
+        """Fail with the error of the submission."""
         self._try(self.set_exception, problem)
         self._submitted.set()
 
     def begin(self) -> None:
-        """The task runs."""
+        """Mark the task as running."""
         self._began = True
 
     def running(self) -> bool:
-        """Whether the task was started and has not ended."""
+        """Return whether the task is running."""
         return self._began and not self.done()
 
     def cancel(self) -> bool:
-        """Stop the task; returns once it has ended: False where it ended otherwise before that."""
+        """Cancel the task and wait for its end. Return False if it ended before the cancellation."""
         self._submitted.wait()
         if self._handle is not None and not self.done():
             self.settle_with(self._handle.cancel().status)
         return self.cancelled()
 
     def settle_with(self, status: TaskState) -> None:
-        """Note that it was cancelled, if it was."""
-        with self._one_at_a_time:  # who cancels it and who hears of that come here both
+        """Mark the future as cancelled if `status` is."""
+        with self._one_at_a_time:  # reached from the cancelling thread and the event thread
             if status is TaskState.CANCELLED and not self.done() and super().cancel():
                 self.set_running_or_notify_cancel()
 
     def settle(self, ended: Ended | None = None) -> bool:
-        """Take the result of the ended task, or fetch it. Return False where the runtime can't be reached for it now."""
+        """Set the result of the ended task, fetching it if needed. Return False if the runtime is unreachable."""
         try:
             if ended is not None:
                 self.handle.take(ended)
@@ -101,20 +101,20 @@ class TaskFuture(Future[Any]):
         return True
 
     def abandon(self) -> None:
-        """Fail, in a forked child: what would settle it runs in the parent. Callbacks are the parent's, and are not called."""
-        super().__init__()  # a thread of the parent's may have held its lock
+        """Fail in a forked child, because the settling thread runs in the parent. Callbacks, also the parent's, are not called."""
+        super().__init__()  # a thread of the parent may have held the lock
         self._submitted = threading.Event()
         self._submitted.set()
         self._one_at_a_time = threading.Lock()
         self.set_exception(NotConnected(OF_THE_PARENT))
 
     def _try(self, conclude: Callable[[Any], None], outcome: Any) -> None:
-        with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
+        with contextlib.suppress(InvalidStateError):  # it was cancelled concurrently
             conclude(outcome)
 
 
 class Completions:
-    """Watches a runtime while there are futures that wait. Close it once no more are wanted; those that wait are still served."""
+    """Watcher of a runtime while futures are pending. After `close`, pending futures are still settled."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -122,7 +122,7 @@ class Completions:
         self._waiting: dict[str, TaskFuture] = {}
         self._early: OrderedDict[str, str] = OrderedDict()
         self._ready: dict[str, TaskFuture] = {}
-        """Those whose tasks have ended and whose results are not asked for yet."""
+        """Futures of ended tasks whose results are not requested yet."""
         self._collecting = False
         self._watch: Watch | None = None
         self._fetchers: ThreadPoolExecutor | None = None
@@ -130,7 +130,7 @@ class Completions:
         reset_in_child(self)
 
     def after_fork(self) -> None:
-        """See `Forkable`."""
+        """Reset the state in a forked child; see `Forkable`."""
         inherited = list(self._waiting.values())
         self._lock = threading.Lock()
         self._waiting, self._early, self._ready = {}, OrderedDict(), {}
@@ -140,19 +140,19 @@ class Completions:
             future.abandon()
 
     def open(self) -> None:
-        """Begin to hear; called before a task is submitted, so that its end is not missed."""
+        """Subscribe to events. Called before a submission so that the task's end is not missed."""
         with self._lock:
             if self._watch is None:
                 self._fetchers = ThreadPoolExecutor(FETCHERS, "openruntime-results")
-                self._watch = self._backend.watch(("task_update",), self._heard)
+                self._watch = self._backend.watch(("task_update",), self._on_event)
 
     def future(self, handle: TaskHandle) -> TaskFuture:
-        """Return the future of a task's result; the same one to all callers while the task has not ended."""
+        """Return the future of a task's result, shared by all callers until the task has ended."""
         self.open()
         return self.add(TaskFuture(handle))
 
     def add(self, future: TaskFuture) -> TaskFuture:
-        """Settle this future of a submitted task when the task ends. Return the one that is there already, if there is one."""
+        """Register a submitted task's future. Return the task's existing future if there is one."""
         handle = future.handle
         with self._lock:
             future = self._waiting.setdefault(handle.id, future)
@@ -161,16 +161,16 @@ class Completions:
         return future
 
     def waiting(self) -> list[TaskFuture]:
-        """The futures of tasks that have not ended."""
+        """Return the futures of tasks that have not ended."""
         with self._lock:
             return list(self._waiting.values())
 
     def close(self) -> None:
-        """Let go once the last one has ended."""
+        """Unsubscribe once the last task has ended."""
         self._closed = True
         self._let_go()
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _on_event(self, message: dict[str, Any]) -> None:
         if message["type"] == CONNECTED:
             if message.get("gap"):
                 self._work(self._look_again)
@@ -199,18 +199,18 @@ class Completions:
                 self._collecting = self._work(self._collect_ready)
 
     def _work(self, function: Callable[..., None], *arguments: Any) -> bool:
-        """Have a fetcher call a function. Return False where there are none, or the interpreter is shutting down."""
+        """Call a function in a fetcher thread. Return False if there are none or the interpreter is shutting down."""
         fetchers = self._fetchers
         if fetchers is None:
             return False
         try:
             fetchers.submit(function, *arguments)
-        except RuntimeError:  # it takes no more work
+        except RuntimeError:  # the executor was shut down
             return False
         return True
 
     def _collect_ready(self) -> None:
-        """Collect until nothing is left: tasks that end during one request are collected together by the next."""
+        """Collect the results of ended tasks in batches until none are left."""
         while True:
             with self._lock:
                 ready, self._ready = self._ready, {}
@@ -218,7 +218,7 @@ class Completions:
             if not ready:
                 break
             for task_id, future in self._collect(ready).items():
-                self._settle(task_id, future)  # and where the runtime can't be reached, the next connection looks again
+                self._settle(task_id, future)  # if the runtime is unreachable, the next connection retries
         self._let_go()
 
     def _look_again(self) -> None:
@@ -227,7 +227,7 @@ class Completions:
         self._collect(waiting)
 
     def _collect(self, futures: dict[str, TaskFuture]) -> dict[str, TaskFuture]:
-        """Settle those whose tasks have ended. Return the others, and those whose results could not be collected."""
+        """Settle the futures of ended tasks. Return those that are still pending or could not be collected."""
         left = dict(futures)
         for start in range(0, len(futures), MOST_IN_BATCH):
             asked = list(futures)[start : start + MOST_IN_BATCH]
@@ -270,7 +270,7 @@ class Completions:
 
 
 def _complete(ended: Ended) -> bool:
-    """Whether everything of the result is there, or it is an error."""
+    """Return whether the result is complete or an error."""
     if isinstance(ended.task, OpenRuntimeError) or ended.task.result is None:
         return True
     result = ended.task.result

@@ -1,4 +1,4 @@
-"""A task, as whoever submitted it or found it again holds it."""
+"""Handles of tasks."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ ENDS: dict[TaskState, type[TaskError]] = {
 
 @dataclass(frozen=True)
 class Output:
-    """What a task showed so far; `str()` of it is its text, stdout and stderr as they came."""
+    """Output of a task so far. `str()` returns its text, stdout and stderr in order."""
 
     items: tuple[OutputItem, ...]
     truncated: bool
-    """Whether some was left out at the runtime's cap."""
+    """True if the output was truncated at the runtime's limit."""
     finished: bool
-    """Whether no more will come."""
+    """True if the output is complete."""
 
     @property
     def stdout(self) -> str:
-        """What it printed."""
+        """Return the text of stdout."""
         return self._stream("stdout")
 
     @property
     def stderr(self) -> str:
-        """What it wrote to stderr, warnings and progress bars among it."""
+        """Return the text of stderr, including warnings and progress bars."""
         return self._stream("stderr")
 
     def _stream(self, name: str) -> str:
@@ -60,10 +60,10 @@ class Output:
 
 
 class TaskHandle:
-    """One task of one runtime.
+    """Handle of a task.
 
-    It is only an address: it can be made again from the task's id, in any process (`connect().task(id)`), and nothing happens
-    to the task when it is dropped. `status`, `progress`, `task` and `output` ask the runtime each time until the task has ended.
+    A handle is only a reference: any process can create it from the task's id (`connect().task(id)`), and dropping it does not
+    affect the task. `status`, `progress`, `task` and `output` query the runtime each time until the task has ended.
     """
 
     def __init__(self, backend: Backend, task: Task, shown: TaskOutput | None = None) -> None:
@@ -74,41 +74,41 @@ class TaskHandle:
 
     @property
     def id(self) -> str:
-        """The task's id."""
+        """Return the task's id."""
         return self._task.task_id
 
     @property
     def last_seen(self) -> Task:
-        """The record as it was when it was last asked for, here or by another method."""
+        """Return the record of the last query, without a new request."""
         return self._task
 
     @property
     def task(self) -> Task:
-        """The record as it is now, without the parameters: they may be large, and `connect().backend.get(id)` has them."""
+        """Return the current record without its parameters, which may be large (`connect().backend.get(id)` includes them)."""
         if not self._task.status.terminal:
             self._task = self._backend.get(self.id, parameters=False)
         return self._task
 
     @property
     def status(self) -> TaskState:
-        """`pending`, `running`, `completed`, `failed`, `cancelled`, `timed_out` or `interrupted`."""
+        """Return `pending`, `running`, `completed`, `failed`, `cancelled`, `timed_out` or `interrupted`."""
         return self.task.status
 
     @property
     def progress(self) -> Progress | None:
-        """How far the task last said it is; None if it never did."""
+        """Return the last reported progress, or None."""
         return self.task.progress
 
     @property
     def output(self) -> Output:
-        """What the task printed and displayed so far."""
+        """Return the output so far."""
         shown = self._backend.output(self.id)
         return Output(tuple(shown.items), shown.truncated, shown.finished)
 
     def follow_output(self, since: int = 0, wait: float = 0.0) -> TaskOutput:
-        """Return what the task showed after `since`, the `next` of an earlier answer; wait for it for up to `wait` seconds.
+        """Return the output after `since`, the `next` of an earlier response, waiting up to `wait` seconds for it.
 
-        The answer's `task` is the record of the same moment.
+        The `task` of the response is the record at that time.
         """
         shown, self._shown = self._shown, None
         if shown is None or since > 0:
@@ -118,9 +118,9 @@ class TaskHandle:
         return shown
 
     def wait(self, timeout: float | None = None) -> Task:
-        """The record at the task's end, or as it is after `timeout` seconds (None: however long it takes).
+        """Wait for the task's end, at most `timeout` seconds (None: no limit), and return the record.
 
-        Interrupting the wait does nothing to the task. Raises `WouldDeadlock` inside a task that would wait for its own lane.
+        Interrupting the wait does not cancel the task. Raises `WouldDeadlock` inside a task that would block its own lane.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.task.status.terminal:
@@ -132,21 +132,22 @@ class TaskHandle:
         return self._task
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the task returned, once it has ended.
+        """Wait for the task and return its result.
 
-        For `call` that is the function's value, for `python` a dict of the outputs by name, for an operation that was asked for whole
-        arrays (`return_arrays`) the array or a tuple of them, else the operation's output dict. Large arrays in it are memory-mapped
-        where the runtime is on this machine; MLX arrays come back as such where MLX is installed.
-        Raises `TaskFailed`, `WorkerDied`, `TaskTimedOut`, `TaskCancelled` or `TaskInterrupted` with the task's own traceback in
-        the message, and `TimeoutError` if it has not ended after `timeout` seconds; it goes on then.
+        The result is the function's value for `call`, a dict of the outputs by name for `python`, an array or a tuple of arrays for
+        operations with `return_arrays`, and otherwise the operation's output dict. Large arrays are memory-mapped on a local
+        runtime. MLX arrays are returned as MLX arrays if MLX is installed.
+
+        Raises `TaskFailed`, `WorkerDied`, `TaskTimedOut`, `TaskCancelled` or `TaskInterrupted` with the task's traceback in the
+        message, and `TimeoutError` if the task has not ended after `timeout` seconds. The task then keeps running.
         """
         task = self.wait(timeout)
         if not task.status.terminal:
-            raise TimeoutError(f"{self.id} is still {task.status} after {timeout:g} s; it goes on: ask again, or cancel() it")
+            raise TimeoutError(f"{self.id} is still {task.status} after {timeout:g} s and keeps running: wait again, or cancel() it")
         if task.status is not TaskState.COMPLETED:
             raise task_error(task)
         if task.result is None:
-            raise OpenRuntimeError(f"{self.id} is completed but its result is gone")
+            raise OpenRuntimeError(f"{self.id} is completed, but its result was deleted")
         if task.operation not in ("python", "call"):
             return self._arrays(task.result) if task.result.arrays else task.result.output
         if task.result.payload is None:
@@ -156,7 +157,7 @@ class TaskHandle:
         return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
 
     def take(self, ended: Ended) -> None:
-        """Have `result()` return what `Backend.collect` brought, without further requests; raises `TaskNotFound` for an unknown task."""
+        """Store a result of `Backend.collect`, so that `result()` needs no request. Raises `TaskNotFound` for an unknown task."""
         if isinstance(ended.task, OpenRuntimeError):
             raise ended.task
         self._task, self._payload = ended.task, ended.payload
@@ -169,17 +170,17 @@ class TaskHandle:
         return values[0] if len(values) == 1 else values
 
     def cancel(self) -> Task:
-        """Stop the task; returns its record once it has ended, with the stage that worked in `cancel_stage`."""
+        """Cancel the task and return its final record. `cancel_stage` is the stage that stopped it."""
         self._task = self._backend.cancel(self.id)
         return self._task
 
     def set_priority(self, priority: int) -> Task:
-        """Change the priority (1 to 10; 10 is the most urgent) while it waits; raises `TaskConflict` once it was started."""
+        """Change the priority (1 to 10; 10 is the most urgent) of the pending task. Raises `TaskConflict` once it has started."""
         self._task = self._backend.reprioritise(self.id, priority)
         return self._task
 
     def purge(self) -> None:
-        """Erase the ended task with its output and result; raises `TaskConflict` while it has not ended."""
+        """Delete the ended task with its output and result. Raises `TaskConflict` before the task has ended."""
         self._backend.purge(self.id)
 
     def __repr__(self) -> str:
@@ -188,7 +189,7 @@ class TaskHandle:
 
 
 def task_error(task: Task) -> TaskError:
-    """The exception for a task that ended without completing; `task` is on it."""
+    """Return the exception for a task that ended without completing. Its `task` is the record."""
     kind, failure = ENDS[task.status], task.failure
     if failure is None:
         return kind(task.error or f"{task.task_id} {task.status}", task)
@@ -199,7 +200,7 @@ def task_error(task: Task) -> TaskError:
     if failure.traceback:
         lines += ["", "In the worker:", failure.traceback.rstrip()]
     elif failure.last_output:
-        lines += ["", "The last it wrote:", failure.last_output.rstrip()]
+        lines += ["", "Last output:", failure.last_output.rstrip()]
     return kind("\n".join(lines), task)
 
 
@@ -209,13 +210,13 @@ def _plain(item: OutputItem) -> str:
 
 
 KEPT = ("operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit", "session")
-"""What a task has from whoever submitted it."""
+"""Fields of a task that a resubmission copies."""
 
 
 def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any] | None = None) -> Task:
-    """Submit what the task `task_id` was submitted as, but for the `changes` (fields of a `TaskRequest`); returns the new task.
+    """Resubmit the task `task_id` with `changes` (fields of a `TaskRequest`) and return the new task.
 
-    Raises what submitting raises: `InvalidRequest`, for one, where arrays that it worked on are gone by now.
+    Raises the errors of a submission: `InvalidRequest` if arrays of the task have been deleted.
     """
     before = backend.get(task_id)
     request = {"parameters": {}, **{name: value for name in KEPT if (value := getattr(before, name)) is not None}}
@@ -224,18 +225,19 @@ def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any
     except InvalidRequest as problem:
         if not request["parameters"].get("arrays"):
             raise
-        gone = "large arrays are let go of at a task's end, so it can't be done once more: run its cell, or make its call, again"
+        gone = "the task can't be resubmitted, because its large arrays are deleted when it ends: run its cell or call again"
         raise InvalidRequest.of("arrays", f"{gone} ({problem})") from problem
 
 
 PROMPT = "ai_task_"
-"""How the ids of AI tasks begin."""
+"""Prefix of the ids of AI tasks."""
 
 
 class PromptHandle(TaskHandle):
-    """One AI task of one runtime: a `TaskHandle` whose text can be read while it is written, `for piece in handle`.
+    """Handle of an AI task. `for piece in handle` streams the text.
 
-    `left_out` is how many of its conversation's oldest turns the model had no room for; None where this handle did not ask.
+    `left_out` is the number of oldest conversation turns that did not fit the model's context. It is None if this handle did not
+    submit the prompt.
     """
 
     def __init__(self, backend: Backend, task: Task, left_out: int | None = None) -> None:
@@ -243,18 +245,19 @@ class PromptHandle(TaskHandle):
         self.left_out = left_out
 
     def result(self, timeout: float | None = None) -> Reply:
-        """The whole answer, once it is there; raises what `TaskHandle.result` raises."""
+        """Wait for the task and return the response. Raises the errors of `TaskHandle.result`."""
         return Reply.of(self.id, super().result(timeout))
 
     def pieces(self, since: int = 0) -> Iterator[tuple[int, str]]:
-        """The text after `since` characters as it is written: (characters before it, piece), until the task ends, however it ends.
+        """Stream the text after `since` characters as (offset, piece) until the task ends in any state.
 
-        A piece whose first number is 0 again begins anew: the worker died, and the task runs again. Closing it cancels nothing.
+        An offset of 0 after the first piece restarts the text: the worker died and the task is retried. Closing the iterator does
+        not cancel the task.
         """
         return self._backend.prompts.tokens(self.id, since)
 
     def __iter__(self) -> Iterator[str]:
-        """The text piece by piece as it is written; at the end raises what `result` raises. Leaving the loop cancels nothing."""
+        """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
         for _, piece in self.pieces():
             yield piece
         task = self.wait()
@@ -263,13 +266,13 @@ class PromptHandle(TaskHandle):
 
 
 def handle_of(backend: Backend, task: Task) -> TaskHandle:
-    """The kind of handle that is right for a task."""
+    """Return a `PromptHandle` for an AI task, else a `TaskHandle`."""
     return (PromptHandle if task.task_id.startswith(PROMPT) else TaskHandle)(backend, task)
 
 
 def prompt_request(prompt: str, workflow: str, parameters: dict[str, Any], options: dict[str, Any], origin: str) -> dict[str, Any]:
-    """An `AiRequest` as JSON: what is None is not sent. Raises `InvalidRequest` for an option that prompts don't have."""
+    """Return an `AiRequest` as JSON without None values. Raises `InvalidRequest` for an option that does not apply to prompts."""
     if "memory_limit" in options:
-        raise InvalidRequest.of("memory_limit", "is for tasks that run code: a model's memory is known before it is loaded")
+        raise InvalidRequest.of("memory_limit", "applies only to tasks that run code: a model's memory is known before it is loaded")
     given = {name: value for name, value in parameters.items() if value is not None}
     return {"workflow_type": workflow, "prompt": prompt, "parameters": given, "origin": origin, **options}

@@ -1,4 +1,4 @@
-"""`Client.map`: one function on many items, a task for each chunk of them."""
+"""`Client.map`: one function applied to many items, with a task per chunk."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client
 
 CHUNKS_A_SLOT = 4
-"""Enough that slots which end early find more to do, few enough that the cost of a task does not show."""
+"""Tasks per slot: enough to balance the load, few enough to keep the overhead of tasks small."""
 MOST_AHEAD = 200
-"""Chunks that are submitted and not yet fetched: what waits in the queue leaves room for others."""
+"""Maximum number of submitted chunks that are not fetched yet, which leaves queue space for other tasks."""
 MOST_BYTES = 4_000_000
-"""JSON bytes of one request's chunks, beyond its first."""
+"""JSON bytes of the chunks in one request, not counting the first chunk."""
 
 
 @dataclass
 class Chunk:
-    """Items that one task works on: `size` of them, beginning with the item `first`."""
+    """Items of one task: `size` items, starting at index `first`."""
 
     first: int
     size: int
@@ -41,20 +41,20 @@ class Chunk:
 
 @dataclass
 class Mapping:
-    """One `map` in progress."""
+    """State of one `map` call."""
 
     backend: Backend
     chunks: Iterator[Chunk]
     results: list[Any]
     told: Callable[[Task | BaseException], None] = lambda answer: None
-    """Called with the answer to each submission."""
+    """Called with the response to each submission."""
     failures: dict[int, TaskError] = field(default_factory=dict)
     _submitted: dict[str, tuple[Chunk, TaskHandle]] = field(default_factory=dict)
     _sending: tuple[list[Chunk], str] | None = None
     _all_sent: bool = False
 
     def run(self) -> list[Any]:
-        """Return the results in order; raises `MapFailed`. Any other error, Ctrl-C included, cancels the remaining tasks."""
+        """Return the results in order. Raises `MapFailed`. Any other error, including Ctrl-C, cancels the remaining tasks."""
         try:
             while self._send() or self._submitted:
                 self._collect()
@@ -92,7 +92,7 @@ class Mapping:
         return True
 
     def _submit(self, group: list[Chunk], key: str) -> list[Task | OpenRuntimeError]:
-        # Not durable: the results reach this process or nobody, and small tasks run three times as fast (`benchmarks/map.py`).
+        # Not durable: only this process uses the results, and small tasks run three times as fast (`benchmarks/map.py`).
         return self.backend.submit_many([chunk.request for chunk in group], key, durable=False)
 
     def _take(self, group: list[Chunk], answers: list[Task | OpenRuntimeError]) -> None:
@@ -102,7 +102,7 @@ class Mapping:
                 self._submitted[answer.task_id] = chunk, TaskHandle(self.backend, answer)
 
     def _collect(self) -> None:
-        """Fetch the results of ended tasks, in one request: of so many that more can be submitted, or of all that are left."""
+        """Fetch results of ended tasks in one request: enough to submit more chunks, or all remaining ones."""
         wanted = len(self._submitted) - (0 if self._all_sent else MOST_AHEAD // 2)
         for ended in self.backend.collect(list(self._submitted), max(1, wanted), LONGEST_WAIT):
             chunk, handle = self._submitted[ended.task_id]
@@ -122,10 +122,10 @@ class Mapping:
             self.failures[index] = TaskFailed(message, handle.last_seen)
 
     def _cancel(self) -> None:
-        """Cancel the remaining tasks, the last one first: otherwise tasks would start that are about to be cancelled."""
+        """Cancel the remaining tasks, last one first, so that freed slots do not start tasks that are about to be cancelled."""
         with contextlib.suppress(OpenRuntimeError):
             if self._sending is not None:
-                # The same key gives the same tasks, also where the interrupt came before their ids did.
+                # The same key returns the same tasks, even if the interrupt came before their ids.
                 self._take(self._sending[0], self._submit(*self._sending))
                 for chunk in self._sending[0]:
                     chunk.uploads.release()
@@ -137,7 +137,7 @@ class Mapping:
 def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None) -> list[Any]:
     """Return `function(item)` for each item, in order; see `Client.map`."""
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
-        raise InvalidRequest.of("chunk_size", "give a whole number of items, at least 1, or leave it away")
+        raise InvalidRequest.of("chunk_size", "must be a whole number of items, at least 1, or None")
     if not items:
         return []
     with ArrayUploads(client.backend) as uploads:
@@ -148,7 +148,7 @@ def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any]
 def _chunks(
     client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
 ) -> Iterator[Chunk]:
-    """Yield the chunks. The function is pickled once, with its large arrays in the parcel `shared`."""
+    """Yield the chunks. The function is pickled once, with its large arrays in `shared`."""
     codes: list[CodeType] = []
     pickled = pack_call(function, (), {}, shared, codes)
     large = [pickled] if isinstance(pickled, dict) else []
@@ -168,7 +168,7 @@ def _chunks(
 
 
 def _chunk_size(client: Client, number: int) -> int:
-    """Return the size with which each slot of the lane gets a few chunks."""
+    """Return the chunk size that gives each slot of the lane a few chunks."""
     devices = client.devices()
     lane = lane_of(client.options.device, devices)
     slots = next((device.slots for device in devices if device.id == client.options.device or device.type == lane), 1)

@@ -18,7 +18,7 @@ from openruntime_jupyter.client.arrays import ArrayUploads, no_room, pickles_wit
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 
 LARGEST_TEXT = 1_000_000
-"""Bytes up to which a pickle is text among the parameters; a larger one is sent beside the request, as arrays are."""
+"""Maximum bytes of a pickle inside the parameters. Larger pickles are sent separately, like arrays."""
 
 
 def pack_call(
@@ -28,51 +28,51 @@ def pack_call(
     uploads: ArrayUploads | None = None,
     codes: list[CodeType] | None = None,
 ) -> str | dict[str, str]:
-    """Pickle `function` and its arguments, large arrays into `parcel`; collect the code that travels by value in `codes`.
+    """Pickle `function` and its arguments, large arrays into `uploads`; append code pickled by value to `codes`.
 
-    Returns base64 text, or the reference of a pickle that was too large for that. Raises `InvalidRequest` that names the value that can't
-    be pickled, and `InvalidRequest` or `Unavailable` that names the largest one where there is no room.
+    Returns base64 text, or the reference of a larger pickle. Raises `InvalidRequest` with the name of the value that can't be
+    pickled, and `InvalidRequest` or `Unavailable` with the name of the largest value if there is not enough space.
     """
     try:
         return _encode((function, args, kwargs), uploads, codes)
-    except (InvalidRequest, Unavailable) as problem:  # of the parcel
+    except (InvalidRequest, Unavailable) as problem:  # raised by the uploads
         named = [*_named_arguments(function, args, kwargs), *(_used_variables(function) or {_name(function): function}).items()]
         raise _no_room(named, problem) from problem
     except OpenRuntimeError:
         raise
     except Exception as problem:  # an object's own __reduce__ may raise anything
-        if not _travels(function):
-            raise _stuck_function(function, problem) from problem
-        raise _stuck(_named_arguments(function, args, kwargs), problem, "the arguments") from problem
+        if not _picklable(function):
+            raise _unpicklable_function(function, problem) from problem
+        raise _unpicklable(_named_arguments(function, args, kwargs), problem, "the arguments") from problem
 
 
 def pack_variables(variables: dict[str, Any], uploads: ArrayUploads | None = None) -> str | dict[str, str] | None:
-    """Pickle variables by name, as `pack_call` does; return None where there are none."""
+    """Pickle variables by name, like `pack_call`. Return None if there are none."""
     if not variables:
         return None
     try:
         return _encode(variables, uploads)
-    except (InvalidRequest, Unavailable) as problem:  # of the parcel
+    except (InvalidRequest, Unavailable) as problem:  # raised by the uploads
         raise _no_room(variables.items(), problem) from problem
     except OpenRuntimeError:
         raise
     except Exception as problem:  # as above
-        raise _stuck(variables.items(), problem, "the variables") from problem
+        raise _unpicklable(variables.items(), problem, "the variables") from problem
 
 
 def unpack(payload: bytes, encoding: str, views: Iterable[Any] = ()) -> Any:
-    """What a task returned, `views` being its large arrays.
+    """Return the result of a task from its pickle and `views`, its large arrays.
 
-    Raises `OpenRuntimeError` where this process can't rebuild it, and says why.
+    Raises `OpenRuntimeError` with the reason if this process can't unpickle it.
     """
     if encoding not in ("cloudpickle", "cloudpickle+arrays"):
-        raise OpenRuntimeError(f"the result is encoded as {encoding!r}, which this version can't read: update openruntime-jupyter here")
+        raise OpenRuntimeError(f"Unknown encoding {encoding!r} of the result: update openruntime-jupyter here")
     try:
-        return pickle.loads(payload, buffers=iter(views))  # noqa: S301 - it is the caller's own code that made it
+        return pickle.loads(payload, buffers=iter(views))  # noqa: S301 - the pickle comes from the caller's own code
     except ModuleNotFoundError as problem:
-        raise OpenRuntimeError(f"the result needs the package {problem.name!r}: install it for {sys.executable}") from problem
+        raise OpenRuntimeError(f"The result needs the package {problem.name!r}: install it for {sys.executable}") from problem
     except Exception as problem:  # an object's own __setstate__ may raise anything
-        raise OpenRuntimeError(f"the result can't be rebuilt here: {_said(problem)}") from problem
+        raise OpenRuntimeError(f"The result can't be unpickled here: {_describe(problem)}") from problem
 
 
 def _encode(value: Any, uploads: ArrayUploads | None, codes: list[CodeType] | None = None) -> str | dict[str, str]:
@@ -87,7 +87,7 @@ def _encode(value: Any, uploads: ArrayUploads | None, codes: list[CodeType] | No
     return uploads.keep_pickle(stream)
 
 
-def _travels(value: Any) -> bool:
+def _picklable(value: Any) -> bool:
     try:
         _size(value)
     except Exception:  # as above
@@ -103,34 +103,34 @@ def _size(value: Any) -> int:
 
 def _no_room(named: Iterable[tuple[str, Any]], problem: InvalidRequest | Unavailable) -> OpenRuntimeError:
     """Return `problem` with the name, type and size of the largest value."""
-    sizes = [(_size(value), name, type(value).__name__) for name, value in named if _travels(value)]
+    sizes = [(_size(value), name, type(value).__name__) for name, value in named if _picklable(value)]
     if not sizes:
         return problem
     size, name, kind = max(sizes)
     return no_room(name, kind, size, problem)
 
 
-def _said(problem: BaseException) -> str:
+def _describe(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}"
 
 
-def _stuck(named: Iterable[tuple[str, Any]], problem: Exception, together: str) -> InvalidRequest:
-    """The error that names the first value which can't be pickled by itself."""
+def _unpicklable(named: Iterable[tuple[str, Any]], problem: Exception, together: str) -> InvalidRequest:
+    """Return an error with the name of the first value that can't be pickled by itself."""
     for name, value in named:
-        if not _travels(value):
+        if not _picklable(value):
             return InvalidRequest.of(
-                name, f"this {type(value).__name__} can't travel to a worker ({_said(problem)}): make it inside the task instead"
+                name, f"this {type(value).__name__} can't be pickled for a worker ({_describe(problem)}): create it inside the task instead"
             )
-    return InvalidRequest.of(together, f"they can't travel to a worker together ({_said(problem)})")
+    return InvalidRequest.of(together, f"can't be pickled together for a worker ({_describe(problem)})")
 
 
-def _stuck_function(function: Callable[..., Any], problem: Exception) -> InvalidRequest:
+def _unpicklable_function(function: Callable[..., Any], problem: Exception) -> InvalidRequest:
     name = _name(function)
     for variable, value in _used_variables(function).items():
-        if not _travels(value):
-            stuck = f"the function {name} uses it, and this {type(value).__name__} can't travel to a worker ({_said(problem)})"
-            return InvalidRequest.of(variable, f"{stuck}: make it inside the function instead")
-    return InvalidRequest.of(name, f"this function can't travel to a worker ({_said(problem)}): make it inside the task instead")
+        if not _picklable(value):
+            stuck = f"the function {name} uses this {type(value).__name__}, which can't be pickled for a worker ({_describe(problem)})"
+            return InvalidRequest.of(variable, f"{stuck}: create it inside the function instead")
+    return InvalidRequest.of(name, f"this function can't be pickled for a worker ({_describe(problem)}): create it inside the task instead")
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -146,7 +146,7 @@ def _used_variables(function: Callable[..., Any]) -> Mapping[str, Any]:
         }
     try:
         used = inspect.getclosurevars(function)
-    except (TypeError, ValueError):  # a callable object, or a closure that is not filled yet
+    except (TypeError, ValueError):  # a callable object, or a closure with an unset variable
         return getattr(function, "__dict__", {})
     defaults = inspect.signature(function).parameters
     return {
@@ -159,21 +159,21 @@ def _used_variables(function: Callable[..., Any]) -> Mapping[str, Any]:
 def _named_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
     try:
         return list(inspect.signature(function).bind(*args, **kwargs).arguments.items())
-    except (TypeError, ValueError):  # no signature, or arguments that don't fit it
+    except (TypeError, ValueError):  # no signature, or arguments that don't match it
         return [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
 
 
 LONGEST_SOURCE = 50_000
-"""Characters of one function that go with it."""
+"""Maximum characters of source sent with a function."""
 
 
 def sources_of(codes: Iterable[CodeType], local: bool) -> list[dict[str, Any]]:
-    """The lines of functions that travel by value, as `call` takes them; `local`: a file that is here is there too."""
+    """Return the source lines of functions pickled by value, as `call` takes them. `local`: the runtime can read this machine's files."""
     spans: dict[str, list[tuple[int, int]]] = {}
     for code in codes:
         first, last = code.co_firstlineno, _last_line(code)
         known = spans.setdefault(code.co_filename, [])
-        if not any(start <= first and last <= end for start, end in known):  # as a function within a function is
+        if not any(start <= first and last <= end for start, end in known):  # a nested function is part of the outer one
             known.append((first, last))
     return [
         {"file": file, "first": first, "text": text}

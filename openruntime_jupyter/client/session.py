@@ -1,4 +1,4 @@
-"""A session as a client holds it: a worker of one's own, whose variables and modules stay between cells and calls."""
+"""Sessions: dedicated workers that keep variables and modules between cells and calls."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ RELOAD = "%load_ext autoreload\n%autoreload 2"
 
 
 class ClientSession:
-    """A session of this notebook; `Client.session` makes one.
+    """Session of this notebook, created by `Client.session`.
 
-    Its tasks run one after the other in one worker process, which keeps its variables, modules and settings from task to task. It
-    holds memory but no slot of the device while it is idle. As a context manager it frees the session at the end.
+    Its tasks run sequentially in one worker process, which keeps variables, modules and settings between tasks. While idle, it
+    holds memory but no device slot. As a context manager it frees the session on exit.
 
-    Raises `SessionEnded` once the worker has ended, with the reason: `restart()` then starts an empty one.
+    Raises `SessionEnded` with the reason once the worker has ended. `restart()` then starts an empty session.
     """
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
         self.client = client.with_options(session=name)
-        """A client all of whose cells and calls run in the session."""
+        """Client that runs all cells and calls in the session."""
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call `function(*args, **kwargs)` in the session and return its value; see `Client.call`.
 
-        The function finds variables of the session that its own notebook does not set.
+        The function can use the session's variables that its own notebook does not define.
         """
         return self.client.call(function, *args, **kwargs)
 
     def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
-        """Queue `function(*args, **kwargs)` in the session; see `Client.submit_call`."""
+        """Submit `function(*args, **kwargs)` to the session; see `Client.submit_call`."""
         return self.client.submit_call(function, *args, **kwargs)
 
     def submit_code(self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = ()) -> TaskHandle:
-        """Queue Python code in the session; see `Client.submit_code`."""
+        """Submit Python code to the session; see `Client.submit_code`."""
         return self.client.submit_code(code, inputs, outputs)
 
     def run_code(self, code: str, inputs: dict[str, Any] | None = None, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class ClientSession:
 
     @property
     def info(self) -> Session:
-        """The session as it is now. Raises `SessionNotFound` before its first task and after its end."""
+        """Return the current record. Raises `SessionNotFound` before the session's first task and after its end."""
         return find_session(self.client, self.name)
 
     def restart(self) -> Session:
@@ -61,7 +61,7 @@ class ClientSession:
         return self.client.restart_session(self.name)
 
     def free(self) -> None:
-        """End the session and give its memory back; does nothing if it has not begun or was freed."""
+        """End the session and free its memory. Does nothing if it has not started or was freed."""
         try:
             self.client.free_session(self.name)
         except SessionNotFound:
@@ -78,9 +78,9 @@ class ClientSession:
 
 
 def find_session(client: Client, word: str) -> Session:
-    """Return the session of that id, or of that name in this notebook or process.
+    """Return a session by id, or by name within this notebook or process.
 
-    A name never means the session of another notebook. Raises `SessionNotFound`, and `InvalidRequest` if several have the name.
+    A name never means the session of another notebook. Raises `SessionNotFound`, and `InvalidRequest` if the name is ambiguous.
     """
     sessions = client.sessions()
     exact = [each for each in sessions if each.id in (word, client.session_ids.get(word))]

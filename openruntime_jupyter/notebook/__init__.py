@@ -1,1 +1,1 @@
-"""The notebook's face: magics, and how tasks look in a cell."""
+"""Notebook integration: magics, and the display of tasks in cells."""

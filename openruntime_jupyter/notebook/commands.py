@@ -14,7 +14,7 @@ from IPython.display import publish_display_data
 from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.notebook.ai import line_words
 from openruntime_jupyter.notebook.ai.pull import known_models
-from openruntime_jupyter.notebook.ai.sanitize import inert
+from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.arguments import Arguments, literal, parse_line
 from openruntime_jupyter.notebook.completion_sources import LIVE, CompletionSources
 from openruntime_jupyter.notebook.display.cards import InsightsCard, ModelTable
@@ -221,7 +221,7 @@ def _output(session: Session, _arguments: Arguments, word: str) -> None:
     handle = session.handle(word)
     output = handle.output
     if isinstance(handle, PromptHandle):
-        publish_display_data({"text/markdown": inert(output.stdout), "text/plain": output.stdout})
+        publish_display_data({"text/markdown": sanitize(output.stdout), "text/plain": output.stdout})
     else:
         Replay().show(output.items)
 

@@ -39,12 +39,12 @@ class Report(View, list[Check]):
         return [[sign(check.verdict), check.name, check.says] for check in self]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         rows = self._rows(lambda verdict: tag("span", SIGNS[verdict][0], class_=SIGNS[verdict][1], role="img", aria_label=verdict))
         return block("OpenRuntime doctor", table(self._head, self.COLUMNS, rows, wide=(2,), plain=(1, 2)), kind="ort-c")
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return f"{self._head}\n{text_table(self.COLUMNS, self._rows(lambda verdict: SIGNS[verdict][0]))}"
 
 

@@ -86,7 +86,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = OpenRuntimeMagics(shell)
     shell.register_magics(magics)
     _add_matcher(shell, magics)
-    shell.events.register("post_run_cell", last_failure.heard)
+    shell.events.register("post_run_cell", last_failure.record)
     formatters = _formatters(shell)
     for kind, view in ((HANDLE, _card), (TASK, _record), (PAGE, _table)):
         _show(formatters, kind, magics, view)
@@ -105,7 +105,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     for magic in loaded:
         magic.__self__.forget()
     with suppress(ValueError):  # it was not loaded
-        shell.events.unregister("post_run_cell", last_failure.heard)
+        shell.events.unregister("post_run_cell", last_failure.record)
     matchers = shell.Completer.custom_matchers
     matchers[:] = [each for each in matchers if not _is_ours(each)]
     for mime in ("text/html", "text/plain", "text/markdown"):
@@ -133,9 +133,9 @@ def _formatters(shell: InteractiveShell) -> Any:
 
 
 def _markdown(reply: Any) -> str:
-    from openruntime_jupyter.notebook.ai.sanitize import inert
+    from openruntime_jupyter.notebook.ai.sanitize import sanitize
 
-    return inert(reply.text)
+    return sanitize(reply.text)
 
 
 def _show(formatters: Any, kind: str, magics: OpenRuntimeMagics, view: Callable[[Session, Any], View]) -> None:

@@ -1,4 +1,4 @@
-"""The wire types of prompts and models: what `models.py` is to tasks."""
+"""Wire types of AI tasks, conversations and language models."""
 
 from __future__ import annotations
 
@@ -10,198 +10,198 @@ from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
 from openruntime_jupyter.schemas.tasks import Failure, Origin, TaskState
 
 DEFAULT_AI_TIMEOUT = 300.0
-"""Seconds that an AI task may run, unless its request says otherwise."""
+"""Default time limit of an AI task in seconds."""
 LOCAL = "local"
-"""What stands for this machine where a provider or profile is named."""
+"""Name of the local provider, where a provider or profile is expected."""
 
 Role = Literal["system", "user", "assistant"]
 
 
 class Message(Wire):
-    """One message to a model, or of it."""
+    """Message to or from a model."""
 
     role: Role
     content: str
 
 
 class About(Wire):
-    """What an AI task was made from; part of the parameters of its operation."""
+    """Origin of an AI task; part of the parameters of its operation."""
 
-    workflow: str | None = Field(None, description="The workflow.")
-    agent: str | None = Field(None, description="The role of the agent whose instructions it has; null: none.")
-    conversation: str | None = Field(None, description="The name of the conversation that it goes on with.")
-    left_out: int = Field(0, description="How many of the conversation's oldest turns were left out, as the model has no room for them.")
+    workflow: str | None = Field(None, description="Name of the workflow.")
+    agent: str | None = Field(None, description="Role of the agent whose instructions the model gets; null without an agent.")
+    conversation: str | None = Field(None, description="Name of the conversation that the prompt continues.")
+    left_out: int = Field(0, description="Number of the conversation's oldest turns that were omitted because they exceed the model's context.")
 
 
 class Answer(Wire):
-    """What a model answered: the `output` of a completed AI task. Figures are null where the provider does not give them."""
+    """Response of a model: the `output` of a completed AI task. Metrics that the provider does not report are null."""
 
     text: str
-    model_used: str | None = Field(None, description="The model, as whoever answered calls it.")
-    provider: str = Field(description="`local`, or the name of the profile.")
-    finish_reason: str | None = Field(None, description="Such as `stop`, or `length` where it was cut at `max_tokens`.")
+    model_used: str | None = Field(None, description="Name of the model as reported by the provider.")
+    provider: str = Field(description="`local`, or the name of a profile.")
+    finish_reason: str | None = Field(None, description="For example `stop`, or `length` if the response was truncated at `max_tokens`.")
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    tokens_used: int | None = Field(None, description="Of prompt and answer together.")
-    tokens_per_second: float | None = Field(None, description="Of the answer.")
-    prompt_tokens_per_second: float | None = Field(None, description="Of the prompt.")
+    tokens_used: int | None = Field(None, description="Tokens of prompt and response together.")
+    tokens_per_second: float | None = Field(None, description="Generation speed of the response.")
+    prompt_tokens_per_second: float | None = Field(None, description="Processing speed of the prompt.")
     time_to_first_token_s: float | None = Field(
-        None, description="Seconds from the start to the first token; for a local model from when it is in memory."
+        None, description="Seconds from the start to the first token. For a local model, loading time is not included."
     )
-    load_time_s: float | None = Field(None, description="Seconds that loading a local model took; null where it was in memory already.")
+    load_time_s: float | None = Field(None, description="Seconds to load the local model; null if it was already in memory.")
 
 
 class AiRequest(Wire):
-    """What is asked of a model: the body of `POST /ai/tasks`."""
+    """Prompt and its options: the body of `POST /ai/tasks`."""
 
-    workflow_type: str = Field(description="The name of a workflow; `GET /ai/workflows` lists them.", min_length=1, max_length=100)
-    prompt: str = Field(description="What is asked.", min_length=1)
-    parameters: dict[str, Any] = Field(default_factory=dict, description="The workflow's parameters; what is not given is not sent.")
+    workflow_type: str = Field(description="Name of a workflow; `GET /ai/workflows` lists them.", min_length=1, max_length=100)
+    prompt: str = Field(description="Text of the prompt.", min_length=1)
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters of the workflow. Omitted parameters are not sent to the model.")
     timeout: float = Field(
-        DEFAULT_AI_TIMEOUT, description="Seconds of running after which the task is stopped.", gt=0, le=31_536_000, allow_inf_nan=False
+        DEFAULT_AI_TIMEOUT, description="Maximum run time in seconds. The task is stopped when it is exceeded.", gt=0, le=31_536_000, allow_inf_nan=False
     )
-    stream: bool = Field(False, description="true: answer by server-sent events, as the text is written.", strict=True)
-    wait: bool = Field(True, description="false: answer 202 at once, and let the task outlive this connection.", strict=True)
+    stream: bool = Field(False, description="true: send the text as server-sent events while the model generates it.", strict=True)
+    wait: bool = Field(True, description="false: respond with 202 immediately; the task continues if the client disconnects.", strict=True)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
     device_preference: str = Field(
-        "auto", description="For a local model: `auto`, `gpu`, `cpu`, or the id of a device.", min_length=1, max_length=100
+        "auto", description="Device of a local model: `auto`, `gpu`, `cpu`, or a device id.", min_length=1, max_length=100
     )
-    retries: int = Field(0, description="How often to run it again if its worker process dies.", ge=0, le=10, strict=True)
-    name: str | None = Field(None, description="What people call it; null: the name of its workflow.", max_length=200)
-    origin: Origin = Field("rest", description="Where it comes from.")
+    retries: int = Field(0, description="Maximum number of retries if the worker process dies.", ge=0, le=10, strict=True)
+    name: str | None = Field(None, description="Display name; null for the name of the workflow.", max_length=200)
+    origin: Origin = Field("rest", description="Interface that submitted the task.")
 
 
 class AiTask(Wire):
-    """An AI task as `POST /ai/tasks` answers it; `GET /tasks/{id}` has its whole record."""
+    """AI task as returned by `POST /ai/tasks`; `GET /tasks/{id}` returns the full record."""
 
-    task_id: str = Field(description="Begins with `ai_task_`; ids sort by time.")
+    task_id: str = Field(description="Id of the task. It begins with `ai_task_`; ids sort by submission time.")
     status: TaskState
-    result: str | None = Field(description="The text, of a completed task.")
-    model_used: str | None = Field(description="The model, as whoever answered calls it.")
-    tokens_used: int | None = Field(description="Of prompt and answer together; null where the provider does not say.")
-    execution_time: float | None = Field(description="Seconds from start to end; while it runs, until now.")
-    workflow_type: str | None = Field(None, description="The workflow.")
-    agent: str | None = Field(None, description="The role of the agent whose instructions it had.")
-    conversation: str | None = Field(None, description="The conversation that it is part of.")
-    left_out: int = Field(0, description="How many of the conversation's oldest turns were left out, as the model has no room for them.")
+    result: str | None = Field(description="Text of the response, for a completed task.")
+    model_used: str | None = Field(description="Name of the model as reported by the provider.")
+    tokens_used: int | None = Field(description="Tokens of prompt and response together; null if the provider does not report them.")
+    execution_time: float | None = Field(description="Seconds since the start, until the task finished or until now.")
+    workflow_type: str | None = Field(None, description="Name of the workflow.")
+    agent: str | None = Field(None, description="Role of the agent whose instructions the model got.")
+    conversation: str | None = Field(None, description="Name of the conversation that contains the prompt.")
+    left_out: int = Field(0, description="Number of the conversation's oldest turns that were omitted because they exceed the model's context.")
     untold: list[str] = Field(
         default_factory=list,
-        description="Of a `system_analysis`: figures in `result` that its model was not told. It computed them, or made them up.",
+        description="For `system_analysis`: numbers in `result` that are not in the model's input. The model computed or invented them.",
     )
-    answer: Answer | None = Field(None, description="The text with all its figures, of a completed task.")
-    error: str | None = Field(None, description="One line, where it did not complete.")
-    failure: Failure | None = Field(None, description="The post-mortem, where it did not complete.")
-    position: int | None = Field(None, description="1 is next; only while it waits.")
-    waiting_for: str | None = Field(None, description="What a waiting task waits for, where it is not only its turn.")
-    timestamp: Timestamp = Field(description="When its state last changed.")
+    answer: Answer | None = Field(None, description="Text and metrics of the response, for a completed task.")
+    error: str | None = Field(None, description="One-line error message, unless the task completed.")
+    failure: Failure | None = Field(None, description="Details of the failure, unless the task completed.")
+    position: int | None = Field(None, description="Position in the queue while the task is pending; 1 is next.")
+    waiting_for: str | None = Field(None, description="Reason why a pending task cannot start, other than its position in the queue.")
+    timestamp: Timestamp = Field(description="Time of the last state change.")
 
 
 class AgentInfo(Wire):
-    """A role that a model is given."""
+    """Agent: a role with instructions for the model."""
 
-    role: str = Field(description="By which `parameters.agent` names it.")
+    role: str = Field(description="Value of `parameters.agent` that selects this agent.")
     name: str
     description: str
     capabilities: list[str]
-    source: Literal["built-in", "configured"] = Field("built-in", description="Whether it is ours, or of the configured folder.")
+    source: Literal["built-in", "configured"] = Field("built-in", description="`configured` for an agent from the configured folder.")
 
 
 class AgentList(Wire):
-    """`GET /ai/agents`."""
+    """Response of `GET /ai/agents`."""
 
     agents: list[AgentInfo]
     problems: list[str] = Field(
-        default_factory=list, description="Files of the configured folder that were left out, each with what to do."
+        default_factory=list, description="Files in the configured folder that could not be used, each with a suggested fix."
     )
 
 
 class WorkflowInfo(Wire):
-    """What an AI task can be for."""
+    """Workflow: a purpose of AI tasks."""
 
-    name: str = Field(description="What `POST /ai/tasks` takes as `workflow_type`.")
-    summary: str = Field(description="One line.")
-    agent: str | None = Field(description="The agent that it has unless another is named; null: none.")
-    context: str = Field(description="What the model is told beside the prompt.")
-    parameters_schema: dict[str, Any] = Field(description="The JSON schema of its parameters.")
+    name: str = Field(description="Value of `workflow_type` in `POST /ai/tasks`.")
+    summary: str = Field(description="One-line summary.")
+    agent: str | None = Field(description="Default agent; null without an agent.")
+    context: str = Field(description="Information that the model gets in addition to the prompt.")
+    parameters_schema: dict[str, Any] = Field(description="JSON schema of the parameters.")
 
 
 class WorkflowList(Wire):
-    """`GET /ai/workflows`."""
+    """Response of `GET /ai/workflows`."""
 
     workflows: list[WorkflowInfo]
 
 
 class Turn(Wire):
-    """A prompt of a conversation, and its answer."""
+    """Prompt of a conversation and its response."""
 
     task_id: str
     prompt: str
     answer: str
     model_used: str | None = None
-    timestamp: Timestamp = Field(description="When it was answered.")
+    timestamp: Timestamp = Field(description="Time of the response.")
 
 
 class ConversationInfo(Wire):
-    """A conversation of somebody's, without what was said."""
+    """Summary of a conversation, without its messages."""
 
     name: str
-    owner: str | None = Field(None, description="Whose it is; null without a login.")
-    turns: int = Field(description="How many prompts were answered.")
-    started_at: Timestamp = Field(description="When its first prompt was submitted.")
-    timestamp: Timestamp = Field(description="When its last prompt was answered.")
+    owner: str | None = Field(None, description="User who owns the conversation; null without a login.")
+    turns: int = Field(description="Number of prompts with a response.")
+    started_at: Timestamp = Field(description="Submission time of the first prompt.")
+    timestamp: Timestamp = Field(description="Time of the last response.")
 
 
 class Conversation(ConversationInfo):
-    """A conversation."""
+    """Conversation with its messages."""
 
-    messages: list[Turn] = Field(description="In the order in which the prompts were submitted.")
+    messages: list[Turn] = Field(description="Messages in the order in which the prompts were submitted.")
 
 
 class ConversationList(Wire):
-    """`GET /ai/conversations`, the last used first."""
+    """Response of `GET /ai/conversations`, most recently used first."""
 
     conversations: list[ConversationInfo]
 
 
 class ResidentInfo(Wire):
-    """A worker that has a model in memory."""
+    """Worker that keeps a model in memory."""
 
-    lane: str = Field(description="The id of the device.")
+    lane: str = Field(description="Id of the device.")
     state: Literal["starting", "idle", "busy"]
-    resident_bytes: int | None = Field(None, description="The worker's memory, where it is known.")
-    idle_seconds: float | None = Field(None, description="Since its last prompt; null while it is busy.")
-    keep_alive_seconds: float = Field(description="How long it stays without work.")
-    task_id: str | None = Field(None, description="What it answers now.")
+    resident_bytes: int | None = Field(None, description="Resident memory of the worker in bytes; null if unknown.")
+    idle_seconds: float | None = Field(None, description="Seconds since the last prompt; null while the worker is busy.")
+    keep_alive_seconds: float = Field(description="Seconds that the model stays in memory without a prompt.")
+    task_id: str | None = Field(None, description="Id of the task that the worker runs.")
 
 
 class ModelInfo(Wire):
-    """A model of this machine, and whether it is in memory."""
+    """Local model, and the workers that keep it in memory."""
 
-    name: str = Field(description="What `parameters.model` takes.")
-    kind: Literal["mlx", "gguf", "hub"] | None = Field(None, description="null: its files are not among those that are known now.")
-    path: str | None = Field(None, description="Where it lies; left to callers who may execute code.")
-    bytes: int | None = Field(None, description="Of its weights on disk.")
-    context_length: int | None = Field(None, description="Tokens of prompt and answer together.")
-    default: bool = Field(False, description="Whether it answers where no model is named.")
-    resident: list[ResidentInfo] = Field(default_factory=list, description="The workers that have it in memory.")
+    name: str = Field(description="Value of `parameters.model` that selects this model.")
+    kind: Literal["mlx", "gguf", "hub"] | None = Field(None, description="Format of the model; null if its files are no longer available.")
+    path: str | None = Field(None, description="Path of the files; only for callers who have the permission to execute code.")
+    bytes: int | None = Field(None, description="Size of the weights on disk in bytes.")
+    context_length: int | None = Field(None, description="Maximum number of tokens of prompt and response together.")
+    default: bool = Field(False, description="true for the model that is used if a prompt names no model.")
+    resident: list[ResidentInfo] = Field(default_factory=list, description="Workers that keep the model in memory.")
 
 
 class ProfileInfo(Wire):
-    """A remote provider; its key is never told."""
+    """Remote provider. Its API key is never included."""
 
-    name: str = Field(description="What `parameters.profile` takes.")
-    model: str | None = Field(None, description="The model that it asks for, unless the prompt names another.")
-    default: bool = Field(False, description="Whether it answers where nothing is named.")
+    name: str = Field(description="Value of `parameters.profile` that selects this provider.")
+    model: str | None = Field(None, description="Default model of the provider.")
+    default: bool = Field(False, description="true for the provider that is used if a prompt names neither a profile nor a model.")
 
 
 class ModelList(Wire):
-    """`GET /models`."""
+    """Response of `GET /models`."""
 
-    models: list[ModelInfo] = Field(description="Of this machine.")
+    models: list[ModelInfo] = Field(description="Local models.")
     profiles: list[ProfileInfo] = Field(default_factory=list, description="Remote providers.")
 
 
 class Unloaded(Wire):
-    """`DELETE /models/{name}`."""
+    """Response of `DELETE /models/{name}`."""
 
-    unloaded: list[str] = Field(description="The names of the models whose memory is free now.")
+    unloaded: list[str] = Field(description="Names of the models that were unloaded.")

@@ -11,43 +11,43 @@ from openruntime_jupyter.schemas.values import ArrayDtype, ArrayKind
 
 
 class ArrayReference(Wire):
-    """An array in the spool."""
+    """Reference to an array in the spool."""
 
     id: str
     shape: list[int]
-    dtype: str = Field(description="As MLX calls it: `float32`, `bfloat16`, `bool` and so on.")
-    bytes: int = Field(description="Bytes of its elements.")
+    dtype: str = Field(description="MLX name of the element type, for example `float32`, `bfloat16` or `bool`.")
+    bytes: int = Field(description="Size of the elements in bytes.")
     kind: ArrayKind = "numpy"
 
 
 class ArrayRequest(Wire):
-    """Room that is asked for: the body of `POST /arrays`."""
+    """Request to allocate an array: the body of `POST /arrays`."""
 
-    shape: list[Annotated[int, Field(ge=0, strict=True)]] = Field(description="May be empty, for a single number.", max_length=32)
-    dtype: ArrayDtype = Field(description="As MLX calls it.")
-    kind: ArrayKind = Field("numpy", description="What it is to be where it is used.")
+    shape: list[Annotated[int, Field(ge=0, strict=True)]] = Field(description="Shape of the array; empty for a scalar.", max_length=32)
+    dtype: ArrayDtype = Field(description="MLX name of the element type.")
+    kind: ArrayKind = Field("numpy", description="Type of the array when a task or client loads it.")
 
 
 class ArrayInfo(ArrayReference):
-    """An array, and what becomes of it."""
+    """Array with its state and expiry."""
 
     state: Literal["writing", "ready"]
-    size: int = Field(description="Bytes of its file.")
+    size: int = Field(description="Size of the file in bytes.")
     owner: str | None = None
-    task_id: str | None = Field(None, description="The task whose result it is.")
+    task_id: str | None = Field(None, description="Id of the task whose result contains the array.")
     created_at: Timestamp
     expires_at: Timestamp | None = Field(
-        None, description="When it is deleted unless it is used before; null: never, or not while it is written or tasks use it."
+        None, description="Time at which the array is deleted unless it is used before. null if it never expires, is being written, or is in use by tasks."
     )
-    leases: int = Field(0, description="How many tasks that wait or run use it.")
-    path: str | None = Field(None, description="Its file, for programs of the same user on the same machine.")
+    leases: int = Field(0, description="Number of pending and running tasks that use the array.")
+    path: str | None = Field(None, description="Path of the file, for programs of the same user on the same machine.")
 
 
 class ArrayPage(Wire):
-    """Every array of a runtime."""
+    """All arrays of a runtime."""
 
     arrays: list[ArrayInfo]
-    total_bytes: int = Field(description="Bytes of all files, those that are just being deleted included.")
-    warm_bytes: int = Field(0, description="Bytes of free files beside them, kept so that new arrays are written faster.")
-    quota_bytes: int = Field(description="Bytes that they may have together.")
+    total_bytes: int = Field(description="Size of all array files in bytes, including files that are being deleted.")
+    warm_bytes: int = Field(0, description="Size of the free files in bytes, which are kept so that new arrays can be written faster.")
+    quota_bytes: int = Field(description="Maximum size of all array files in bytes.")
     timestamp: Timestamp

@@ -16,29 +16,29 @@ Priority = Annotated[int, Field(ge=1, le=10, strict=True)]
 """1 to 10; 10 is the most urgent."""
 
 
-@lru_cache(maxsize=256)  # each moment of a task is told several times: in its records, its row, its events
+@lru_cache(maxsize=256)  # the same time is formatted several times: in records, rows and events of a task
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch as a `Timestamp`."""
+    """Format seconds since the epoch as a `Timestamp`."""
     whole, micros = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_to_the_second(whole)}.{micros:06d}Z"
 
 
-@lru_cache(maxsize=64)  # most of them lie within the last seconds
+@lru_cache(maxsize=64)  # most timestamps are from the last seconds
 def _to_the_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None).isoformat()
 
 
 def iso(seconds: float | None) -> str | None:
-    """`timestamp`, where None stays None."""
+    """Format seconds since the epoch as a `Timestamp`; return None for None."""
     return None if seconds is None else timestamp(seconds)
 
 
 def epoch(timestamp: str | None) -> float | None:
-    """A `Timestamp` as seconds since the epoch; the inverse of `iso`."""
+    """Convert a `Timestamp` to seconds since the epoch: the inverse of `iso`."""
     return None if timestamp is None else datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
 
 
 class Wire(BaseModel):
-    """What every wire type has in common."""
+    """Base class of the wire types."""
 
     model_config = ConfigDict(extra="forbid", defer_build=True)

@@ -1,4 +1,4 @@
-"""The wire types of insights: what `POST /ai/insights` takes and gives."""
+"""Wire types of insights: request and response of `POST /ai/insights`."""
 
 from __future__ import annotations
 
@@ -36,87 +36,87 @@ FindingKind = Literal[
 
 
 class InsightsRequest(Wire):
-    """What is asked about the past: the body of `POST /ai/insights`."""
+    """Request to analyse recorded metrics: the body of `POST /ai/insights`."""
 
-    metric_type: MetricType = Field(description="What to look at: `performance` is everything that matters, the others are a part of it.")
-    timeframe: Timeframe = Field(description="How far back from now.")
+    metric_type: MetricType = Field(description="Area to analyse: `performance` covers all important findings, the other values a part of them.")
+    timeframe: Timeframe = Field(description="Length of the analysed period, which ends now.")
     wording: WordingChoice = Field(
         "auto",
-        description="Who puts the findings into words: `none` no model; `local` one of this machine, loaded if need be; "
-        "`remote` a model elsewhere, only where the settings allow it; `auto` a local model if one is loaded already, else a remote one "
-        "where the settings allow it.",
+        description="Model that rewrites the findings: `none` uses no model; `local` uses a local model and loads it if necessary; "
+        "`remote` uses a remote model if the settings allow it; `auto` uses a local model if one is loaded, otherwise a remote model "
+        "if the settings allow it.",
     )
 
 
 class TaskSeen(Wire):
-    """A task that has to do with a finding."""
+    """Task related to a finding."""
 
     task_id: str
-    operation: str = Field(description="What kind of work it is.")
-    name: str | None = Field(None, description="What people call it.")
-    owner: str | None = Field(None, description="The user who submitted it; null without a login.")
-    status: str = Field(description="Its state.")
-    started_at: Timestamp | None = Field(None, description="When it was last started.")
-    finished_at: Timestamp | None = Field(None, description="When it ended; null while it runs.")
+    operation: str = Field(description="Name of the operation.")
+    name: str | None = Field(None, description="Display name.")
+    owner: str | None = Field(None, description="User who submitted the task; null without a login.")
+    status: str = Field(description="State of the task.")
+    started_at: Timestamp | None = Field(None, description="Time of the last start.")
+    finished_at: Timestamp | None = Field(None, description="Time of completion; null while the task runs.")
 
 
 class Finding(Wire):
-    """One thing that the recorded figures tell."""
+    """Finding in the recorded metrics."""
 
-    kind: FindingKind = Field(description="What it is.")
-    severity: Severity = Field(description="`warning` asks for something to be done, `notice` to be known, `info` describes.")
-    text: str = Field(description="In a sentence or a few, with its figures, times and tasks.")
-    advice: str | None = Field(None, description="What to do about it; null where nothing needs to be done.")
-    figure: str | None = Field(None, description="The series of `data` that it is about; null where it is about tasks or several.")
-    figures: dict[str, float | None] = Field(default_factory=dict, description="Its figures by name, in the units that the names say.")
-    start: Timestamp | None = Field(None, description="From when; null for the whole time.")
-    end: Timestamp | None = Field(None, description="Until when; null for the whole time.")
-    at: Timestamp | None = Field(None, description="Its highest moment, where it has one.")
-    tasks: list[TaskSeen] = Field(default_factory=list, description="Tasks that have to do with it, the weightiest first.")
+    kind: FindingKind = Field(description="Type of the finding.")
+    severity: Severity = Field(description="`warning` needs action, `notice` needs attention, `info` is descriptive.")
+    text: str = Field(description="Description of the finding with its numbers, times and tasks.")
+    advice: str | None = Field(None, description="Recommended action; null if no action is needed.")
+    figure: str | None = Field(None, description="Name of the affected series of `data`; null if the finding is about tasks or several series.")
+    figures: dict[str, float | None] = Field(default_factory=dict, description="Numbers of the finding by name; the name includes the unit.")
+    start: Timestamp | None = Field(None, description="Start of the finding; null for the whole period.")
+    end: Timestamp | None = Field(None, description="End of the finding; null for the whole period.")
+    at: Timestamp | None = Field(None, description="Time of the maximum, if there is one.")
+    tasks: list[TaskSeen] = Field(default_factory=list, description="Related tasks, most important first.")
 
 
 class Mark(Wire):
-    """Where in the drawn series a finding is."""
+    """Position of a finding in the plotted series."""
 
-    finding: int = Field(description="Its number in the text; the first is 1.")
+    finding: int = Field(description="Number of the finding in the text, starting at 1.")
     kind: FindingKind
     severity: Severity
-    figure: str | None = Field(None, description="The series that it is about; null for all.")
+    figure: str | None = Field(None, description="Name of the affected series; null for all series.")
     start: Timestamp
     end: Timestamp
-    at: Timestamp | None = Field(None, description="Its highest moment, where it has one.")
-    value: float | None = Field(None, description="The figure then, in the unit of its series.")
+    at: Timestamp | None = Field(None, description="Time of the maximum, if there is one.")
+    value: float | None = Field(None, description="Value at that time, in the unit of the series.")
 
 
 class InsightsData(MetricsHistory):
-    """What to draw: the series of `GET /metrics/history`, and where the findings are in them."""
+    """Data to plot: the series of `GET /metrics/history` and the positions of the findings."""
 
     marks: list[Mark]
 
 
 class Basis(Wire):
-    """What the findings rest on."""
+    """Amount of data behind the findings."""
 
     start: Timestamp
     end: Timestamp
-    span_s: float = Field(description="Seconds of the timeframe.")
-    observed_s: float = Field(description="Seconds of it for which there are figures, in whole values of `resolution_s`.")
-    resolution_s: int = Field(description="Seconds from one value that was looked at to the next.")
-    tasks: int = Field(description="How many tasks ended.")
-    tasks_examined: int = Field(description="How many of them were looked at one by one, drawn evenly where there are too many.")
-    enough: bool = Field(description="Whether there is enough to tell peaks and trends from chance.")
+    span_s: float = Field(description="Length of the timeframe in seconds.")
+    observed_s: float = Field(description="Seconds of the timeframe with recorded metrics, a multiple of `resolution_s`.")
+    resolution_s: int = Field(description="Seconds between two analysed values.")
+    tasks: int = Field(description="Number of finished tasks.")
+    tasks_examined: int = Field(description="Number of finished tasks that were analysed individually. If there are too many, an even sample is used.")
+    enough: bool = Field(description="true if there is enough data to distinguish peaks and trends from noise.")
 
 
 class Insights(Wire):
-    """`POST /ai/insights`."""
+    """Response of `POST /ai/insights`."""
 
-    insights: str = Field(description="The findings as a text, the weightiest first.")
-    metrics: Metrics = Field(description="The figures of now.")
+    insights: str = Field(description="Text of all findings, most important first.")
+    metrics: Metrics = Field(description="Current metrics.")
     timestamp: Timestamp
     metric_type: MetricType
     timeframe: Timeframe
-    findings: list[Finding] = Field(description="In the order of the text, all computed: no model has a part in them.")
+    findings: list[Finding] = Field(description="Findings in the order of the text. They are computed without a model.")
     data: InsightsData
     basis: Basis
-    worded_by: str = Field(description="`none`, or the model that put the findings into words.")
-    notice: str | None = Field(None, description="Why it was not worded as was asked.")
+    worded_by: str = Field(description="`none`, or the name of the model that rewrote the findings.")
+    notice: str | None = Field(None, description="Reason why the requested `wording` was not used.")

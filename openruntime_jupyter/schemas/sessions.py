@@ -10,7 +10,7 @@ from openruntime_jupyter.schemas.base import Timestamp, Wire
 
 
 class SessionState(str, Enum):
-    """What a session does now."""
+    """State of a session."""
 
     IDLE = "idle"
     BUSY = "busy"
@@ -21,22 +21,22 @@ class SessionState(str, Enum):
 
 
 class Session(Wire):
-    """A worker whose variables and modules stay from one task to the next."""
+    """Worker whose variables and modules persist between tasks."""
 
     id: str
-    name: str = Field(description="What tasks call it; unique for one user and notebook.")
-    state: SessionState = Field(description="`ended`: its variables are gone, and it takes no task until it is restarted.")
-    owner: str | None = Field(None, description="The user who started it; null without a login.")
-    notebook: str | None = Field(None, description="Path of the notebook that started it.")
-    kernel: str | None = Field(None, description="Random id of the process that started it.")
-    interpreter: str | None = Field(None, description="Path of its Python; null for the runtime's own.")
-    directory: str | None = Field(None, description="Working directory of its caller.")
-    worker: str | None = Field(None, description="Its worker; null before its first task and after its end.")
-    resident_bytes: int | None = Field(None, description="Resident memory of its worker, in bytes.")
-    task_id: str | None = Field(None, description="The task that it runs.")
-    tasks: int = Field(0, description="Tasks that have ended in it since it was started.")
+    name: str = Field(description="Name by which tasks refer to the session; unique for a user and notebook.")
+    state: SessionState = Field(description="`ended`: the variables are lost, and the session accepts no task until it is restarted.")
+    owner: str | None = Field(None, description="User who started the session; null without a login.")
+    notebook: str | None = Field(None, description="Path of the notebook that started the session.")
+    kernel: str | None = Field(None, description="Random id of the process that started the session.")
+    interpreter: str | None = Field(None, description="Path of the Python interpreter; null for the interpreter of the runtime.")
+    directory: str | None = Field(None, description="Working directory of the process that started the session.")
+    worker: str | None = Field(None, description="Id of the worker; null before the first task and after the session has ended.")
+    resident_bytes: int | None = Field(None, description="Resident memory of the worker in bytes.")
+    task_id: str | None = Field(None, description="Id of the running task.")
+    tasks: int = Field(0, description="Number of finished tasks since the session was started.")
     created_at: Timestamp
-    used_at: Timestamp = Field(description="When its last task ended, or it was created or restarted.")
-    expires_at: Timestamp | None = Field(None, description="When it ends unless it is used before.")
-    ended_at: Timestamp | None = Field(None, description="When it ended.")
-    reason: str | None = Field(None, description="Why it has ended.")
+    used_at: Timestamp = Field(description="Time at which the last task finished or the session was created or restarted.")
+    expires_at: Timestamp | None = Field(None, description="Time at which the session ends unless it is used before.")
+    ended_at: Timestamp | None = Field(None, description="Time at which the session ended.")
+    reason: str | None = Field(None, description="Reason why the session ended.")

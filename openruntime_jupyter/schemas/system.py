@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema
 from openruntime_jupyter.schemas.base import Timestamp, Wire
 
 AbsentFigure = Annotated[float | None, WithJsonSchema({"type": "number"})]
-"""A figure that is left out of answers where it is not known, and so is never null there."""
+"""Metric that is omitted from responses if unknown, and is therefore never null."""
 
 
 def _absent(description: str) -> Any:
@@ -21,63 +21,63 @@ def _without_default(schema: dict[str, Any]) -> None:
 
 
 class Device(Wire):
-    """Something MLX computes on, as a worker reported it."""
+    """Compute device of MLX, as reported by a worker."""
 
-    id: str = Field(description="`device_0`, `device_1` and so on; GPUs first.")
-    name: str = Field(description="The model of the chip or processor.")
+    id: str = Field(description="Id such as `device_0` or `device_1`; GPUs come first.")
+    name: str = Field(description="Model name of the chip or processor.")
     type: Literal["gpu", "cpu"]
     status: Literal["available", "busy", "starting", "unavailable"]
-    capabilities: list[str] = Field(description="Such as `mlx`, `metal`, `unified_memory`.")
-    memory_total: int = Field(description="Bytes.")
-    memory_available: int = Field(description="Bytes.")
-    utilization: AbsentFigure = _absent("Percent, by all programs together; absent where it can't be read.")
-    temperature_celsius: AbsentFigure = _absent("Degrees Celsius; absent where it can't be read.")
-    power_watts: AbsentFigure = _absent("Watts; absent where they can't be read.")
-    slots: int = Field(1, description="How many tasks may compute on it at once.")
-    running: int = Field(0, description="How many do.")
-    pending: int = Field(0, description="How many wait for it.")
-    mlx_version: str | None = Field(None, description="The version of MLX that computes.")
-    blas: str | None = Field(None, description="The BLAS that MLX uses on the CPU; null on a GPU.")
-    advice: str | None = Field(None, description="What would make it work, or work faster.")
+    capabilities: list[str] = Field(description="Capabilities, for example `mlx`, `metal`, `unified_memory`.")
+    memory_total: int = Field(description="Total memory in bytes.")
+    memory_available: int = Field(description="Available memory in bytes.")
+    utilization: AbsentFigure = _absent("Utilization by all programs in percent; absent if it cannot be read.")
+    temperature_celsius: AbsentFigure = _absent("Temperature in degrees Celsius; absent if it cannot be read.")
+    power_watts: AbsentFigure = _absent("Power consumption in watts; absent if it cannot be read.")
+    slots: int = Field(1, description="Maximum number of tasks that run on the device at once.")
+    running: int = Field(0, description="Number of running tasks.")
+    pending: int = Field(0, description="Number of tasks that wait for the device.")
+    mlx_version: str | None = Field(None, description="Version of MLX.")
+    blas: str | None = Field(None, description="BLAS library that MLX uses on the CPU; null for a GPU.")
+    advice: str | None = Field(None, description="How to make the device available or faster.")
 
 
 class Worker(Wire):
-    """A worker process, and what it has done since it started."""
+    """Worker process and its statistics since its start."""
 
     id: str
-    device: str | None = Field(None, description="The id of the device that it computes on; null before that is known.")
+    device: str | None = Field(None, description="Id of the worker's device; null before it is known.")
     state: Literal["starting", "idle", "busy"]
-    interpreter: str = Field(description="The Python that it runs.")
+    interpreter: str = Field(description="Path of the Python interpreter.")
     started_at: Timestamp
-    task_id: str | None = Field(None, description="What it runs now.")
-    model: str | None = Field(None, description="The model that it keeps in memory.")
-    session: str | None = Field(None, description="The id of the session whose variables it keeps.")
-    session_name: str | None = Field(None, description="The name of that session.")
-    tasks: int = Field(description="How many tasks it has ended.")
-    device_time_s: float = Field(description="Seconds that tasks held it, all together.")
-    resident_bytes: int | None = Field(None, description="Its memory now; null where that can't be read.")
-    resident_peak_bytes: int | None = Field(None, description="The largest seen.")
-    mlx_peak_bytes: int | None = Field(None, description="The peak of MLX's own allocations; null before its first task.")
+    task_id: str | None = Field(None, description="Id of the running task.")
+    model: str | None = Field(None, description="Name of the model in memory.")
+    session: str | None = Field(None, description="Id of the session that the worker serves.")
+    session_name: str | None = Field(None, description="Name of that session.")
+    tasks: int = Field(description="Number of finished tasks.")
+    device_time_s: float = Field(description="Total seconds that tasks occupied the worker.")
+    resident_bytes: int | None = Field(None, description="Resident memory in bytes; null if it cannot be read.")
+    resident_peak_bytes: int | None = Field(None, description="Largest observed resident memory in bytes.")
+    mlx_peak_bytes: int | None = Field(None, description="Peak of MLX allocations in bytes; null before the first task.")
     gpu_utilization: float | None = Field(
-        None, description="Percent: the mean of its GPU's utilisation over those of its tasks that could be metered; null without one."
+        None, description="Mean GPU utilization in percent over all tasks that could be measured; null if there are none."
     )
 
 
 class Metrics(Wire):
-    """The figures of now."""
+    """Current metrics."""
 
-    gpu_utilization: float | None = Field(description="Percent; 0.0 where there is no GPU, null where it can't be read.")
-    memory_usage: float | None = Field(description="Percent of the machine's memory; a container's limit counts as the machine's.")
-    active_tasks: int = Field(description="How many run.")
-    ai_tasks_processed: int = Field(description="AI tasks completed since the start.")
-    cpu_utilization: float | None = Field(None, description="Percent.")
-    pending_tasks: int = Field(0, description="How many wait.")
+    gpu_utilization: float | None = Field(description="GPU utilization in percent; 0.0 without a GPU, null if it cannot be read.")
+    memory_usage: float | None = Field(description="Used memory in percent of the machine's memory, or of the container's limit.")
+    active_tasks: int = Field(description="Number of running tasks.")
+    ai_tasks_processed: int = Field(description="Number of AI tasks completed since the start of the runtime.")
+    cpu_utilization: float | None = Field(None, description="CPU utilization in percent.")
+    pending_tasks: int = Field(0, description="Number of pending tasks.")
 
 
 class SystemMetrics(Metrics):
-    """`GET /metrics`."""
+    """Response of `GET /metrics`."""
 
-    uptime: str = Field(description="Such as `2h 15m`.")
+    uptime: str = Field(description="Uptime of the runtime, for example `2h 15m`.")
     timestamp: Timestamp
 
 
@@ -85,11 +85,11 @@ Timeframe = Literal["5m", "15m", "1h", "6h", "24h", "7d"]
 
 
 TIMEFRAMES: dict[Timeframe, int] = {"5m": 300, "15m": 900, "1h": 3_600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
-"""In seconds."""
+"""Lengths of the timeframes in seconds."""
 
 
 class MetricSeries(Wire):
-    """One figure over time: a value for each timestamp, null where there is none."""
+    """Time series of one metric: a value for each timestamp, null where no value was recorded."""
 
     unit: Literal["percent", "bytes", "tasks", "seconds"]
     min: list[float | None]
@@ -98,33 +98,33 @@ class MetricSeries(Wire):
 
 
 class MetricsHistory(Wire):
-    """`GET /metrics/history`."""
+    """Response of `GET /metrics/history`."""
 
     timeframe: Timeframe
-    start: Timestamp = Field(description="The first of the timestamps.")
-    end: Timestamp = Field(description="The end of the last point, which may still be going on.")
-    resolution_s: int = Field(description="Seconds from one point to the next.")
-    timestamps: list[Timestamp] = Field(description="When each point begins.")
-    series: dict[str, MetricSeries] = Field(description="By the name of the figure.")
+    start: Timestamp = Field(description="First timestamp.")
+    end: Timestamp = Field(description="End of the last point, which may be in the future.")
+    resolution_s: int = Field(description="Seconds between two points.")
+    timestamps: list[Timestamp] = Field(description="Start of each point.")
+    series: dict[str, MetricSeries] = Field(description="Time series by metric name.")
 
 
 class Health(Wire):
-    """`GET /health`."""
+    """Response of `GET /health`."""
 
     status: Literal["healthy", "degraded", "starting", "stopping"]
     timestamp: Timestamp
     service: str = "OpenRuntime"
-    version: str = Field(description="Of this package.")
-    devices: int = Field(description="How many there are.")
+    version: str = Field(description="Version of this package.")
+    devices: int = Field(description="Number of devices.")
     metrics: Metrics
-    problems: list[str] = Field(default_factory=list, description="What is wrong, each with what to do.")
-    runtime: str = Field("", description="The id of this runtime.")
+    problems: list[str] = Field(default_factory=list, description="Problems, each with a suggested fix.")
+    runtime: str = Field("", description="Id of this runtime.")
 
 
 class OperationInfo(Wire):
-    """One entry of `GET /operations`."""
+    """Entry of `GET /operations`."""
 
-    name: str = Field(description="What `POST /tasks` takes as `operation`.")
-    summary: str = Field(description="One line.")
-    needs_execute: bool = Field(description="Whether it runs the caller's own code, and so needs that permission.")
-    parameters_schema: dict[str, Any] = Field(description="The JSON schema of its parameters.")
+    name: str = Field(description="Value of `operation` in `POST /tasks`.")
+    summary: str = Field(description="One-line summary.")
+    needs_execute: bool = Field(description="true if the operation runs the caller's code and needs the permission to execute code.")
+    parameters_schema: dict[str, Any] = Field(description="JSON schema of the parameters.")

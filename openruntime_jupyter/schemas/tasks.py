@@ -14,7 +14,7 @@ from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
 
 
 class TaskState(str, Enum):
-    """What a task is doing. `runtime/tasks/states.py` has the table of transitions."""
+    """State of a task. `runtime/tasks/states.py` has the table of transitions."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -25,7 +25,7 @@ class TaskState(str, Enum):
     INTERRUPTED = "interrupted"
 
     terminal: bool
-    """Whether the task is at its end; a terminal state never changes."""
+    """True for final states, which never change."""
 
     def __init__(self, value: str) -> None:
         self.terminal = value not in ("pending", "running")
@@ -37,66 +37,66 @@ class TaskState(str, Enum):
 Origin = Literal["notebook", "python", "rest", "cli"]
 
 
-TaskOrder = Literal["newest", "next"]  # the newest first, or of those that wait the one that is next
+TaskOrder = Literal["newest", "next"]  # newest task first, or only pending tasks with the next to run first
 
 
 class TaskRequest(Wire):
-    """What is asked for: the body of `POST /tasks`."""
+    """Task to submit: the body of `POST /tasks`."""
 
-    operation: str = Field(description="The name of an operation; `GET /operations` lists them.", min_length=1, max_length=200)
-    parameters: dict[str, Any] = Field(description="The operation's parameters; `{}` takes its defaults.")
-    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.", min_length=1, max_length=100)
+    operation: str = Field(description="Name of an operation; `GET /operations` lists them.", min_length=1, max_length=200)
+    parameters: dict[str, Any] = Field(description="Parameters of the operation; `{}` for the defaults.")
+    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or a device id.", min_length=1, max_length=100)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
-    timeout: float | None = Field(None, description="Seconds of running after which it is stopped; null for no limit.", gt=0, le=31_536_000)
-    retries: int = Field(0, description="How often to run it again if its worker dies; never for what it raised.", ge=0, le=10, strict=True)
-    name: str | None = Field(None, description="What people call it.", max_length=200)
+    timeout: float | None = Field(None, description="Maximum run time in seconds, after which the task is stopped; null for no limit.", gt=0, le=31_536_000)
+    retries: int = Field(0, description="Maximum number of retries if the worker process dies. A task that raised an exception is never retried.", ge=0, le=10, strict=True)
+    name: str | None = Field(None, description="Display name.", max_length=200)
     memory_limit: int | None = Field(
-        None, description="Bytes of resident memory past which its worker is stopped; null for the runtime's own.", ge=1_000_000, le=2**53
+        None, description="Maximum resident memory of the worker in bytes; null for the default of the runtime.", ge=1_000_000, le=2**53
     )
     session: str | None = Field(
         None,
-        description="Name or id of the session whose variables it uses; `python` and `call` only. A new name starts a session.",
+        description="Name or id of the session in which the task runs; for `python` and `call` only. A new name starts a session.",
         min_length=1,
         max_length=100,
     )
-    origin: Origin = Field("rest", description="Where it comes from.")
-    wait: bool = Field(True, description="false: answer 202 at once, and let the task outlive this connection.", strict=True)
+    origin: Origin = Field("rest", description="Interface that submitted the task.")
+    wait: bool = Field(True, description="false: respond with 202 immediately; the task continues if the client disconnects.", strict=True)
 
 
 class TaskChange(Wire):
-    """What can be changed about a task that waits: the body of `PATCH /tasks/{id}`."""
+    """Change of a pending task: the body of `PATCH /tasks/{id}`."""
 
     priority: Priority = Field(description="1 to 10; 10 is the most urgent.")
 
 
 class Progress(Wire):
-    """How far a task says it is."""
+    """Progress reported by a task."""
 
-    n: float = Field(description="How much is done, in any unit.")
-    total: float | None = Field(None, description="Of how much.")
-    message: str | None = Field(None, description="In words.")
-    remaining: float | None = Field(None, description="Estimated seconds left, from the pace so far.")
+    n: float = Field(description="Completed amount, in any unit.")
+    total: float | None = Field(None, description="Total amount, in the same unit.")
+    message: str | None = Field(None, description="Progress message.")
+    remaining: float | None = Field(None, description="Estimated remaining seconds, based on the progress so far.")
 
 
 class Payload(Wire):
-    """An opaque result that is fetched on its own: `GET /tasks/{id}/payload`."""
+    """Opaque result, which `GET /tasks/{id}/payload` returns."""
 
-    size: int = Field(description="Bytes.")
-    encoding: str = Field(description="`cloudpickle`: load it only if you trust the task's code.")
+    size: int = Field(description="Size in bytes.")
+    encoding: str = Field(description="`cloudpickle`; load it only if you trust the code of the task.")
 
 
 class TaskResult(Wire):
-    """What a completed task gives."""
+    """Result of a completed task."""
 
-    execution_time: float = Field(description="Seconds the operation ran.")
-    device_used: str = Field(description="The id of the device.")
-    output: dict[str, Any] = Field(description="What the operation returned.")
-    payload: Payload | None = Field(None, description="Where there is an opaque result.")
-    arrays: list[ArrayReference] = Field(default_factory=list, description="The large arrays in it, in the order of the payload.")
+    execution_time: float = Field(description="Run time of the operation in seconds.")
+    device_used: str = Field(description="Id of the device.")
+    output: dict[str, Any] = Field(description="Return value of the operation.")
+    payload: Payload | None = Field(None, description="Opaque result, if there is one.")
+    arrays: list[ArrayReference] = Field(default_factory=list, description="Large arrays of the result, in the order of the payload.")
 
 
 class FailureKind(str, Enum):
-    """Why a task did not complete."""
+    """Reason why a task did not complete."""
 
     RAISED = "raised"
     WORKER_DIED = "worker_died"
@@ -111,84 +111,84 @@ class FailureKind(str, Enum):
 
 
 class Failure(Wire):
-    """The post-mortem of a task that did not complete."""
+    """Details of a task that did not complete."""
 
     kind: FailureKind
-    message: str = Field(description="One line that says what happened and, where there is something, what to do.")
-    type: str | None = Field(None, description="The exception's class, where the task raised.")
-    traceback: str | None = Field(None, description="The remote traceback, where the task raised.")
-    signal: int | None = Field(None, description="The signal that ended the worker.")
-    exit_code: int | None = Field(None, description="The worker's exit code, where it left by itself.")
-    peak_memory: int | None = Field(None, description="Bytes: the largest resident memory of the worker's life.")
-    last_output: str | None = Field(None, description="The last lines that the worker wrote.")
+    message: str = Field(description="One-line description of the failure, with a suggested fix where possible.")
+    type: str | None = Field(None, description="Class of the exception, if the task raised one.")
+    traceback: str | None = Field(None, description="Remote traceback, if the task raised an exception.")
+    signal: int | None = Field(None, description="Signal that terminated the worker.")
+    exit_code: int | None = Field(None, description="Exit code of the worker, if it exited on its own.")
+    peak_memory: int | None = Field(None, description="Peak resident memory of the worker in bytes.")
+    last_output: str | None = Field(None, description="Last lines of the worker's output.")
 
 
 class PerformanceMetrics(Wire):
-    """A task's figures, as the reference names them; null where there is none."""
+    """Performance metrics of a task, with the names of the reference; null if not available."""
 
     execution_time_ms: float | None = None
-    memory_used_mb: float | None = Field(None, description="Peak of MLX's own allocations while the task ran, in MB (10^6 bytes).")
+    memory_used_mb: float | None = Field(None, description="Peak of MLX allocations while the task ran, in MB (10^6 bytes).")
     gpu_utilization: float | None = Field(
         None,
-        description="Percent: the mean of its GPU's utilisation while it ran; 0.0 where there is no GPU, null where it was not alone on "
-        "one, ran too short for a sample, or ran on the CPU beside one.",
+        description="Mean GPU utilization in percent while the task ran. 0.0 without a GPU; null if other tasks used the GPU at the same time, "
+        "if the task was too short for a sample, or if it ran on the CPU of a machine with a GPU.",
     )
     peak_memory_mb: float | None = Field(
         None,
-        description="Largest resident memory of the worker seen while the task ran (ten looks a second, one at its end), in MB.",
+        description="Peak resident memory of the worker while the task ran, in MB. It is sampled 10 times per second and at the end.",
     )
-    device_time_s: float | None = Field(None, description="Seconds that it ran on its device, all attempts together.")
+    device_time_s: float | None = Field(None, description="Total seconds on the device over all attempts.")
 
 
 class Task(Wire):
-    """The record of a task."""
+    """Record of a task."""
 
-    task_id: str = Field(description="Ids sort by time.")
+    task_id: str = Field(description="Id of the task; ids sort by submission time.")
     status: TaskState
-    operation: str = Field(description="What kind of work it is.")
-    name: str | None = Field(None, description="What people call it.")
-    owner: str | None = Field(None, description="The user who submitted it; null without a login.")
-    origin: Origin = Field("rest", description="Where it comes from.")
+    operation: str = Field(description="Name of the operation.")
+    name: str | None = Field(None, description="Display name.")
+    owner: str | None = Field(None, description="User who submitted the task; null without a login.")
+    origin: Origin = Field("rest", description="Interface that submitted the task.")
     priority: int = Field(5, description="1 to 10; 10 is the most urgent.")
-    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or the id of a device.")
-    device_used: str | None = Field(None, description="The id of the device on which it was started.")
-    session: str | None = Field(None, description="The id of the session whose variables it uses.")
-    session_name: str | None = Field(None, description="The name of that session.")
-    timeout: float | None = Field(None, description="Seconds of running after which it is stopped; null for no limit.")
-    retries: int = Field(0, description="How often it may be run again if its worker dies.")
-    attempt: int = Field(0, description="How often it was started.")
-    wait: bool = Field(True, description="false: the task is asynchronous and outlives its submitter.")
-    memory_limit: int | None = Field(None, description="Bytes of resident memory past which its worker is stopped.")
-    timestamp: Timestamp = Field(description="When its state last changed.")
-    submitted_at: Timestamp = Field(description="When it was submitted.")
-    started_at: Timestamp | None = Field(None, description="When it was last started.")
-    finished_at: Timestamp | None = Field(None, description="When it ended.")
-    execution_time: float | None = Field(None, description="Seconds from start to end; while it runs, until now.")
-    position: int | None = Field(None, description="1 is next; only while it waits.")
+    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or a device id.")
+    device_used: str | None = Field(None, description="Id of the device on which the task was started.")
+    session: str | None = Field(None, description="Id of the session in which the task runs.")
+    session_name: str | None = Field(None, description="Name of that session.")
+    timeout: float | None = Field(None, description="Maximum run time in seconds, after which the task is stopped; null for no limit.")
+    retries: int = Field(0, description="Maximum number of retries if the worker process dies.")
+    attempt: int = Field(0, description="Number of times the task was started.")
+    wait: bool = Field(True, description="false: the task is asynchronous and continues if the client disconnects.")
+    memory_limit: int | None = Field(None, description="Maximum resident memory of the worker in bytes.")
+    timestamp: Timestamp = Field(description="Time of the last state change.")
+    submitted_at: Timestamp = Field(description="Time of submission.")
+    started_at: Timestamp | None = Field(None, description="Time of the last start.")
+    finished_at: Timestamp | None = Field(None, description="Time at which the task finished.")
+    execution_time: float | None = Field(None, description="Seconds since the start, until the task finished or until now.")
+    position: int | None = Field(None, description="Position in the queue while the task is pending; 1 is next.")
     estimated_start: Timestamp | None = Field(
-        None, description="By how long recent tasks took and what the running ones say; null where nothing is known."
+        None, description="Estimated start time, from the durations of recent tasks and the progress of running tasks; null if unknown."
     )
-    waiting_for: str | None = Field(None, description="What a waiting task waits for, where it is not only its turn.")
-    progress: Progress | None = Field(None, description="How far it is, as it last told.")
-    cancel_stage: str | None = Field(None, description="`queue`, `interrupt`, `terminate` or `kill`: the stage that worked.")
-    result: TaskResult | None = Field(None, description="Of a completed task.")
-    error: str | None = Field(None, description="One line, where it did not complete.")
-    failure: Failure | None = Field(None, description="The post-mortem, where it did not complete.")
+    waiting_for: str | None = Field(None, description="Reason why a pending task cannot start, other than its position in the queue.")
+    progress: Progress | None = Field(None, description="Last progress report.")
+    cancel_stage: str | None = Field(None, description="Stage that cancelled the task: `queue`, `interrupt`, `terminate` or `kill`.")
+    result: TaskResult | None = Field(None, description="Result, for a completed task.")
+    error: str | None = Field(None, description="One-line error message, unless the task completed.")
+    failure: Failure | None = Field(None, description="Details of the failure, unless the task completed.")
     performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics)
-    runtime: str = Field("", description="The id of the runtime that holds it.")
-    here: bool = Field(True, description="false: it belongs to another runtime on this machine.")
-    parameters: dict[str, Any] | None = Field(None, description="As submitted; left out of lists, and of what submitting answers.")
+    runtime: str = Field("", description="Id of the runtime that owns the task.")
+    here: bool = Field(True, description="false: the task belongs to another runtime on the same machine.")
+    parameters: dict[str, Any] | None = Field(None, description="Parameters as submitted; omitted from lists and from the response to a submission.")
 
     def __repr_args__(self) -> Any:
-        """What is not as usual, without code and results: it has to fit below a cell."""
+        """Return the non-default fields without code and results, so that the text fits below a cell."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude={"parameters", "result", "failure"}, warnings=False).items()
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An ended task: its record without parameters, or the error of looking for it.
+    """Finished task: its record without parameters, or the error of the lookup.
 
-    `payload` is its opaque result with the encoding where that is small enough to come along; the task's result says whether it has one.
+    `payload` is the opaque result and its encoding if the result is small enough to be included. `task.result` has the size in any case.
     """
 
     task_id: str
@@ -197,16 +197,16 @@ class Ended:
 
 
 class TaskPage(Wire):
-    """Some tasks, in the order that was asked for."""
+    """Page of tasks in the requested order."""
 
     tasks: list[Task]
-    total_count: int = Field(description="Of all that the filters let through.")
-    next_before: str | None = Field(None, description="Give it as `before` for the next page; null on the last.")
+    total_count: int = Field(description="Number of all tasks that match the filters.")
+    next_before: str | None = Field(None, description="Value of `before` for the next page; null on the last page.")
     timestamp: Timestamp
 
 
 class OutputItem(Wire):
-    """One thing that a task showed, in nbformat's words: `stream`, `display_data` or `execute_result`."""
+    """Output of a task in nbformat's format: `stream`, `display_data` or `execute_result`."""
 
     output_type: Literal["stream", "display_data", "execute_result"]
     name: Literal["stdout", "stderr"] | None = None
@@ -216,11 +216,11 @@ class OutputItem(Wire):
 
 
 class TaskOutput(Wire):
-    """What a task showed so far. `next` is what to give as `since` to get only what is new."""
+    """Output of a task so far. Pass `next` as `since` to get only newer output."""
 
     task_id: str
     items: list[OutputItem]
-    next: int = Field(description="What to give as `since` next time.")
-    truncated: bool = Field(False, description="Whether output was left out at the cap.")
-    finished: bool = Field(False, description="Whether no more will come.")
-    task: Task | None = Field(None, description="The task's record, where the question asks for it.")
+    next: int = Field(description="Value of `since` for the next request.")
+    truncated: bool = Field(False, description="true if output was omitted because of the size limit.")
+    finished: bool = Field(False, description="true if there will be no more output.")
+    task: Task | None = Field(None, description="Record of the task, if the request asks for it.")

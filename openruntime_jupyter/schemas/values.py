@@ -1,4 +1,4 @@
-"""What workers and the wire types both speak of, in plain Python: a worker starts in half the time without the wire types."""
+"""Types shared by workers and wire types, without pydantic: importing the wire types would double the start time of a worker."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ ArrayDtype = Literal[
     "float64",
     "complex64",
 ]
-"""The element types of MLX."""
+"""Element types of MLX."""
 
 ArrayKind = Literal["numpy", "mlx", "buffer"]
-"""What an array was where it came from; a buffer is part of something that was pickled."""
+"""Original type of an array; a buffer is part of a pickled object."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model's files as the runtime's catalogue found them; what is None can't be told before it is loaded.
+    """Files of a model as found by the runtime's catalogue. A field is None if its value is unknown until the model is loaded.
 
-    `bytes` are those of its weights as they lie on disk, `float32_bytes` as 32-bit numbers; `context_length` is in tokens, and
-    `cache_numbers` is how many numbers its key-value cache keeps for each. `converted` is the folder for weights in another form.
+    `bytes` is the size of the weights on disk, `float32_bytes` their size as 32-bit numbers. `context_length` is in tokens, and
+    `cache_numbers` is the number of values per token in the key-value cache. `converted` is the folder for converted weights.
     """
 
     name: str
@@ -47,7 +47,10 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How a local model is to write. What is None, or not in `sampling`, is left to mlx-lm; `sampling` has temp, top_p, top_k and min_p."""
+    """Generation options of a local model. mlx-lm sets the default of options that are None or not in `sampling`.
+
+    The keys of `sampling` are temp, top_p, top_k and min_p.
+    """
 
     max_tokens: int
     sampling: dict[str, Any] = field(default_factory=dict)

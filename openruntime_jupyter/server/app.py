@@ -1,4 +1,4 @@
-"""The extension: what Jupyter Server loads, starts and stops."""
+"""Jupyter Server extension: configuration, start and stop."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
 
 STOP_SECONDS = 5.0
-"""What all of stopping may take."""
+"""Time limit of stopping."""
 HEADSTART_SECONDS = 0.5
-"""How long the runtime's start leaves the processor to Jupyter's, unless somebody asks for the runtime before."""
+"""Delay of the runtime's start, in which Jupyter's own start has the processor; a request ends it."""
 START_SECONDS = 20.0
-"""How long a request waits for the runtime's start."""
+"""Time that a request waits for the runtime's start."""
 ACTIVITY_SECONDS = 5.0
 SHUTDOWN_ROUTE = "api/shutdown"
 """The one route of Jupyter's that a stand-alone server keeps, for `jupyter server stop`."""
 
 
 class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
-    """One shared queue for MLX work. Every setting below can also stand in jupyter_openruntime_config.py."""
+    """One shared queue for MLX work. Every setting below may also be set in jupyter_openruntime_config.py."""
 
     name = "openruntime"
     version = __version__
@@ -57,22 +57,25 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
     def _no_browser(self) -> bool:
         return False
 
-    def initialize_handlers(self) -> None:
-        """Put our routes below `openruntime/`, or at the root where the server is ours alone."""
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.runtime: Runtime | None = None
         self.ai: AiService | None = None
-        self.notebooks = NotebookIdentity(parent=self)
-        self.limits = self.limits_of()
         self.waiters: Counter[str] = Counter()
-        self._announcement: Announcement | None = None
         self.known_host: str | None = None
-        """The `Host` that was last found to be a local name: what is local does not change while a server runs."""
+        """The `Host` header that was last found to be a local name: which names are local does not change while a server runs."""
+        self._announcement: Announcement | None = None
         self._starting: asyncio.Task[Runtime] | None = None
         self._wanted = asyncio.Event()
         self._begun = False
         self._stopped = False
         self._background: set[asyncio.Task[Any]] = set()
-        self._activity = PeriodicCallback(self.tell_activity, ACTIVITY_SECONDS * 1000)
+
+    def initialize_handlers(self) -> None:
+        """Put our routes below `openruntime/`, or at the root of a stand-alone server. The configuration is loaded by now."""
+        self.notebooks = NotebookIdentity(parent=self)
+        self.limits = self.limits_of()
+        self._activity = PeriodicCallback(self.report_activity, ACTIVITY_SECONDS * 1000)
         application, base_url = self.server.web_app, self.server.base_url
         late = (
             LazyRouter(application, base_url, "", SHUTDOWN_ROUTE) if self.standalone else LazyRouter(application, base_url, f"/{self.name}")
@@ -81,7 +84,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
 
     @property
     def standalone(self) -> bool:
-        """Whether the server is there for us alone."""
+        """Whether the server is stand-alone."""
         return self.server.starter_app is self
 
     @property
@@ -96,9 +99,9 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         return self.server.base_url if self.standalone else str(url_path_join(self.server.base_url, self.name))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
-        """Start the runtime beside the server, which answers meanwhile; and tell the kernels to come where they find us.
+        """Start the runtime in the background, and announce the server to kernels and clients.
 
-        Not earlier: until now the port could still change.
+        Jupyter calls this once the port is final.
         """
         url = local_url(serverapp, self.url_path)
         settings = self.settings_of()
@@ -112,7 +115,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
                 try:
                     self._announcement.to_clients(settings.data_dir, serverapp.identity_provider.token)
                 except OSError as problem:
-                    self.log.warning("Other programs will not find this server by themselves: %s", problem)
+                    self.log.warning("Other programs will not find this server automatically: %s", problem)
         self._activity.start()
 
     async def _start(self, settings: Settings) -> Runtime:
@@ -120,16 +123,16 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), HEADSTART_SECONDS)
         self._begun = True
-        # On a thread and not at the top: it takes several times as long as all else that we add to the server's start.
+        # Imported on a thread: it takes several times as long as the rest of the extension's start.
         await asyncio.to_thread(import_module, "openruntime_jupyter.server.routes")
         module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.factory")
         ai: AiService = module.host(settings, self.ai_config())
         self.ai, self.runtime = ai, ai.runtime
-        # Before the start, which may take tasks over.
+        # Subscribed before the start, which may recover tasks of dead runtimes.
         if self.server.event_logger is not None:
             self.in_background(TaskEvents(self.server.event_logger).follow(self.runtime.bus))
         await self.runtime.start()
-        # What is there by now stays. Looking through it for garbage, again and again as tasks come and go, holds the loop for 100 ms.
+        # Jupyter's and our modules stay. A full collection over them takes 100 ms, in which the loop is blocked.
         gc.freeze()
         return self.runtime
 
@@ -138,7 +141,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
             self.log.error("OpenRuntime did not start", exc_info=starting.exception())
 
     async def ready(self) -> Runtime:
-        """The runtime, once it is started; raises `Unavailable` where it could not be, with the reason, and `Stopping` at the end."""
+        """Return the started runtime; raise `Unavailable` with the reason if it could not start, and `Stopping` at the end."""
         if self._stopped:
             raise Stopping("The server is stopping: ask again once it runs", retry_after=5.0)
         if self._starting is None:
@@ -154,11 +157,11 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
             raise Stopping("The server is stopping: ask again once it runs", retry_after=5.0) from None
         except Exception as problem:
             raise Unavailable(
-                f"OpenRuntime could not be started: {problem}. Mend that and start the server again", retry_after=60.0
+                f"OpenRuntime could not be started: {problem}. Fix this and restart the server", retry_after=60.0
             ) from problem
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `work` beside the requests, until the end of the server at most; a failure is logged."""
+        """Run `work` in the background until the server stops at the latest; log a failure."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._done)
@@ -170,24 +173,24 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
             self.log.error("A background task of OpenRuntime failed", exc_info=task.exception())
 
     def current_activity(self) -> dict[str, int] | None:
-        """What Jupyter asks before it shuts an idle server down."""
+        """Return the numbers of tasks; Jupyter asks for them before it shuts down an idle server."""
         if self.runtime is None or not self.runtime.active:
             return None
         metrics = self.runtime.metrics()
         return {"running": metrics.active_tasks, "pending": metrics.pending_tasks}
 
-    def tell_activity(self) -> None:
-        """While tasks run or wait, the server is in use: a culler that looks at its last activity must let it be."""
+    def report_activity(self) -> None:
+        """Count pending and running tasks as activity, so that no culler stops the server."""
         if self.runtime is not None and self.runtime.active:
             from jupyter_server._tz import utcnow
 
             self.server.web_app.settings["openruntime_last_activity"] = utcnow()
 
     async def stop_extension(self) -> None:
-        """Undo everything, within one deadline, and without raising: Jupyter has more to stop.
+        """Stop the extension within one deadline, without raising: Jupyter has more to stop.
 
-        The order: nobody finds us any more; no request gets to the runtime; the runtime stops, which ends its tasks and
-        processes, lets whoever waits know, and closes the event bus, and by that the WebSockets; what is left is cancelled.
+        Order: withdraw the announcement, reject requests, stop the runtime (which ends tasks and processes, wakes waiters, and closes the
+        event bus and with it the WebSockets), cancel background tasks.
         """
         if self._stopped:
             return
@@ -210,7 +213,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
             self.log.exception("OpenRuntime did not stop cleanly")
 
     async def _end_background(self, seconds: float) -> None:
-        """Give what runs beside the requests a moment to say goodbye."""
+        """Wait up to `seconds` for the background tasks, then cancel them."""
         if self._background:
             await asyncio.wait(set(self._background), timeout=seconds)
         left = set(self._background)

@@ -76,7 +76,7 @@ def test_who_stops_waiting_for_the_conversation_leaves_no_task_and_no_lock(tmp_p
             await service.runtime.cancel(first)
             third = await service.submit(prompt("third", conversation="x"), ME)
             assert (await service.get(third, None)).status == "completed"
-            assert (await service.runtime.tasks()).total_count == 2
+            assert (await service.runtime.list_tasks()).total_count == 2
 
     with providing(steered) as provider:
         live(body(provider))

@@ -15,7 +15,7 @@ DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
 
 def idle(runtime: Runtime) -> list[str]:
-    return [worker.name for worker in runtime.workers() if worker.state == "idle"]
+    return [worker.name for worker in runtime.engine.workers() if worker.state == "idle"]
 
 
 @pytest.mark.parametrize("spares", [1, 3])
@@ -25,7 +25,7 @@ def test_as_many_as_are_set_stand_by_beside_the_one_that_works(tmp_path: Path, s
             busy = await cell(runtime, WAITS)
             await says(runtime, busy, "in")
             await until(lambda: len(idle(runtime)) == spares, what="the spares")
-            assert len(runtime.workers()) == spares + 1
+            assert len(runtime.engine.workers()) == spares + 1
             await runtime.cancel(busy)
 
     live(body())
@@ -40,7 +40,7 @@ def test_built_in_operations_share_a_worker(tmp_path: Path) -> None:
         async with runtime_in(tmp_path, spare_workers=0) as runtime:
             for _ in range(3):
                 assert (await ended(runtime, await submit(runtime, "compute"))).status == "completed"
-                assert [worker.name for worker in runtime.workers()] == ["worker_1"]
+                assert [worker.name for worker in runtime.engine.workers()] == ["worker_1"]
 
     live(body())
 

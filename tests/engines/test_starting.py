@@ -55,10 +55,10 @@ def test_where_no_more_files_can_be_opened_a_task_fails_with_what_to_do_and_noth
         async with runtime_in(tmp_path, cpu_slots=8, spare_workers=1) as runtime:
             holders = [await cell(runtime, waits)]
             await says(runtime, holders[0], "in")
-            await until(lambda: sum(worker.state == "idle" for worker in runtime.workers()) == 1, 20, "a spare")
+            await until(lambda: sum(worker.state == "idle" for worker in runtime.engine.workers()) == 1, 20, "a spare")
             with no_more_descriptors_than(spare):
                 before = descriptors()
-                while not (failed := [task for task in [await runtime.get(each) for each in holders] if task.status == "failed"]):
+                while not (failed := [task for task in [await runtime.tasks.get(each) for each in holders] if task.status == "failed"]):
                     holders.append(await cell(runtime, waits))
                     await asyncio.sleep(0.05)
                     assert len(holders) < 200
@@ -93,8 +93,8 @@ def test_a_worker_that_died_idle_is_given_to_nobody(tmp_path: Path) -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await submit(runtime, "compute"))
             for _ in range(10):
-                await until(lambda: any(worker.state == "idle" for worker in runtime.workers()), 20, "an idle worker")
-                dead = list(runtime._engine._workers)  # type: ignore[union-attr]
+                await until(lambda: any(worker.state == "idle" for worker in runtime.engine.workers()), 20, "an idle worker")
+                dead = list(runtime.engine._workers)  # type: ignore[attr-defined]
                 for worker in dead:
                     os.kill(worker.pid, signal.SIGKILL)
                 while any(worker.lives for worker in dead):
@@ -111,7 +111,7 @@ def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path) -> None:
             await ended(runtime, await submit(runtime, "call"))
             large = {"code": "n = len(text)", "inputs": {"text": "x" * 2_000_000}}
             for parameters in ({"code": "1"}, large, {"code": "1", "isolate": True}):
-                await until(lambda: all(worker.state == "idle" for worker in runtime.workers()), 20, "idle workers")
+                await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 20, "idle workers")
                 shutil.rmtree(tmp_path / "tmp")
                 task = await ended(runtime, await submit(runtime, "python", parameters))
                 assert task.status == "completed", task.failure
@@ -122,8 +122,8 @@ def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path) -> None:
 def test_parameters_that_cannot_be_handed_over_cost_no_worker(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, spare_workers=1) as runtime:
-            await until(lambda: [worker.state for worker in runtime.workers()] == ["idle"], 20, "a spare")
-            before = {worker.name for worker in runtime.workers()}
+            await until(lambda: [worker.state for worker in runtime.engine.workers()] == ["idle"], 20, "a spare")
+            before = {worker.name for worker in runtime.engine.workers()}
             folder = tmp_path / "tmp"
             shutil.rmtree(folder)
             folder.write_text("no folder")
@@ -131,7 +131,7 @@ def test_parameters_that_cannot_be_handed_over_cost_no_worker(tmp_path: Path) ->
                 task = await ended(runtime, await submit(runtime, "python", {"code": "1", "inputs": {"text": "x" * 2_000_000}}))
                 assert task.status == "failed"
                 assert str(folder) in (task.error or "")
-            assert {worker.name for worker in runtime.workers()} == before
+            assert {worker.name for worker in runtime.engine.workers()} == before
             folder.unlink()
             assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
@@ -180,7 +180,7 @@ def test_what_a_worker_said_before_its_first_task_tells_why_that_failed(tmp_path
 
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
-            engine = runtime._engine
+            engine = runtime.engine
             assert isinstance(engine, LocalEngine)
             await until(lambda: any("half of it" in worker.stderr.tail for worker in engine._workers), 30, "the worker to speak")
             task = await ended(runtime, await submit(runtime, "call"))

@@ -129,14 +129,14 @@ async def same_as_mlx_lm(runtime: Runtime) -> None:
 def test_tokens_come_as_they_are_written_and_are_the_answer_together(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         task_id = await prompt(runtime, max_tokens=100)
-        told = "".join([piece.text async for piece in runtime.tokens(task_id)])
+        told = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
         task = await ended(runtime, task_id)
         assert task.result is not None
         assert told == task.result.output["text"] == await printed(runtime, task_id)
         endless = await prompt(runtime, **ENDLESS)
-        async for _ in runtime.tokens(endless):
+        async for _ in runtime.tasks.tokens(endless):
             break
-        assert (await runtime.get(endless)).status == "running", "the first of them came before the last was written"
+        assert (await runtime.tasks.get(endless)).status == "running", "the first of them came before the last was written"
         await runtime.cancel(endless)
 
     stage.play(body)
@@ -158,7 +158,7 @@ def test_a_stop_text_ends_the_answer_before_it_and_was_never_told(stage: Stage) 
         whole = (await answer(runtime, max_tokens=60)).text
         stop = whole[20:24]
         task_id = await prompt(runtime, max_tokens=60, stop=["no such text", stop])
-        told = "".join([piece.text async for piece in runtime.tokens(task_id)])
+        told = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
         task = await ended(runtime, task_id)
         assert task.result is not None
         assert told == task.result.output["text"] == whole[: whole.index(stop)]
@@ -200,7 +200,7 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
         task = await runtime.cancel(task_id)
         took.append(time.monotonic() - asked)
         assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
-        assert [model.state for model in runtime.models() if model.name == "tiny"] == ["idle"]
+        assert [model.state for model in runtime.engine.models() if model.name == "tiny"] == ["idle"]
         assert (await answer(runtime, max_tokens=5)).load_time_s is None, "the model is still in memory"
     assert min(took) < 1.0, took
 
@@ -220,7 +220,7 @@ def test_a_prompt_cancelled_as_it_is_answered_leaves_the_model_in_memory_from_th
 
 
 async def says_more_than(runtime: Runtime, task_id: str, characters: int) -> bool:
-    assert not (task := await runtime.get(task_id)).status.terminal, task.failure
+    assert not (task := await runtime.tasks.get(task_id)).status.terminal, task.failure
     return len(await printed(runtime, task_id)) > characters
 
 
@@ -240,7 +240,7 @@ def test_a_prompt_cancelled_as_it_is_read_leaves_the_model_in_memory(stage: Stag
 
 
 async def reading(runtime: Runtime, task_id: str) -> bool:
-    task = await runtime.get(task_id)
+    task = await runtime.tasks.get(task_id)
     assert not task.status.terminal, task.failure
     return task.progress is not None and task.progress.message == "reading the prompt" and task.progress.n > 0
 
@@ -271,7 +271,7 @@ def test_prompts_of_other_models_and_other_tasks_do_not_disturb_each_other(stage
             one,
             other,
         ] * 2
-        assert {model.name for model in runtime.models()} == {"tiny", "other"}
+        assert {model.name for model in runtime.engine.models()} == {"tiny", "other"}
 
     stage.play(body)
 
@@ -319,7 +319,7 @@ def test_what_can_not_be_loaded_says_so_and_leaves_no_worker_behind(stage: Stage
             assert task.status == "failed"
             assert f"{name} can't be loaded" in str(task.error)
             assert said in str(task.error)
-        assert not {"strange", "code"} & {model.name for model in runtime.models()}
+        assert not {"strange", "code"} & {model.name for model in runtime.engine.models()}
         assert not (stage.folder / "run").exists(), "a model's own code is never run"
 
     stage.play(body)

@@ -50,7 +50,7 @@ def test_a_plot_is_shown_as_a_picture(tmp_path: Path) -> None:
         async with runtime_in(tmp_path) as runtime:
             task_id = await cell(runtime, "import matplotlib.pyplot as plt\nplt.plot([1, 2, 4])\nplt.show()")
             assert (await ended(runtime, task_id, 60)).status == "completed"
-            output = await runtime.output(task_id)
+            output = await runtime.tasks.output(task_id)
             pictures = [item.data["image/png"] for item in output.items if item.data and "image/png" in item.data]
             assert len(pictures) == 1
             assert base64.b64decode(pictures[0]).startswith(b"\x89PNG")
@@ -65,7 +65,7 @@ def test_a_notebooks_first_line_does_no_harm_and_a_semicolon_hides_a_value(tmp_p
                 task_id = await cell(runtime, code)
                 task = await ended(runtime, task_id, 60)
                 assert task.status == "completed", task.error
-                output = await runtime.output(task_id)
+                output = await runtime.tasks.output(task_id)
                 assert [item.data["text/plain"] for item in output.items if item.data] == shown
 
     live(body())

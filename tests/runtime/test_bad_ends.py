@@ -55,7 +55,7 @@ def test_kill_9_of_a_worker_fails_its_task_alone_with_signal_peak_memory_and_las
             assert "likely out of memory" in task.failure.message
             assert 10e6 < (task.failure.peak_memory or 0) < 2e9
             assert "these are my last words" in (task.failure.last_output or "")
-            assert (await runtime.get(neighbour)).status == "running"
+            assert (await runtime.tasks.get(neighbour)).status == "running"
             await runtime.cancel(neighbour)
             assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
@@ -147,7 +147,7 @@ def test_what_grows_past_its_limit_is_stopped_with_figures_and_its_neighbour_liv
             assert task.failure.kind == "memory"
             assert 400e6 < (task.failure.peak_memory or 0) < 3e9
             assert "400 MB" in task.failure.message
-            assert (await runtime.get(neighbour)).status == "running"
+            assert (await runtime.tasks.get(neighbour)).status == "running"
             await runtime.cancel(neighbour)
 
     live(body())
@@ -172,16 +172,16 @@ def test_it_waits_for_memory_says_so_and_smaller_tasks_pass_it(tmp_path: Path) -
             holder = await cell(runtime, LAST_WORDS)
             await says(runtime, holder, "worker")
             # What is free is the machine's: hold nearly all of it by an estimate, not by using it.
-            runtime._scheduler.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
+            runtime.scheduler.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
             waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
             passes = await submit(runtime, "call")
             assert (await ended(runtime, passes)).status == "completed"
 
             async def told() -> bool:
-                return "memory" in ((await runtime.get(waits)).waiting_for or "")
+                return "memory" in ((await runtime.tasks.get(waits)).waiting_for or "")
 
             await until(told, what="waiting_for tells of the memory")
-            assert (await runtime.get(waits)).status == "pending"
+            assert (await runtime.tasks.get(waits)).status == "pending"
             await runtime.cancel(holder)
             assert (await ended(runtime, waits)).status == "completed"
 

@@ -187,7 +187,7 @@ def test_a_cancel_while_large_parameters_are_handed_over_spares_the_worker(tmp_p
             await ended(runtime, await submit(runtime, "call"))
             for _ in range(20):
                 task_id = await submit(runtime, "python", {"code": "text = len(text)", "inputs": {"text": "x" * 3_000_000}})
-                while (await runtime.get(task_id, parameters=False)).status == "pending":
+                while (await runtime.tasks.get(task_id, parameters=False)).status == "pending":
                     await asyncio.sleep(0)
                 task = await runtime.cancel(task_id)
                 assert task.status in ("cancelled", "completed")

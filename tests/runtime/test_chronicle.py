@@ -179,10 +179,10 @@ def test_a_real_runtime_remembers_what_it_did_over_a_restart(tmp_path: Path) -> 
             await ended(first, await cell(first, "1 / 0"))
             waiting = await submit(first, "call")
             await ended(first, waiting)
-            before = first.instruments.latest
-            await until(lambda: first.instruments.latest is not before, what="another sample")
+            before = first.metrics_service.latest
+            await until(lambda: first.metrics_service.latest is not before, what="another sample")
         async with runtime_in(tmp_path, idle_sample_interval=600.0) as second:
-            told = await second.metrics_history("5m", 300, first.id)
+            told = await second.metrics_service.history("5m", 300, first.id)
             series = told.series
             assert sum(value or 0 for value in series["completed_tasks"].mean) == 4
             assert sum(value or 0 for value in series["failed_tasks"].mean) == 1
@@ -196,7 +196,7 @@ def test_a_real_runtime_remembers_what_it_did_over_a_restart(tmp_path: Path) -> 
             assert any(value is not None for value in series["memory_usage"].mean)
             assert {value for value in series["gpu_utilization"].mean if value is not None} == {0.0}
             assert max(value or 0 for value in series["worker_memory"].max) > 1e6
-            here = await second.metrics_history("5m", 300, second.id)
+            here = await second.metrics_service.history("5m", 300, second.id)
             assert sum(value or 0 for value in here.series["completed_tasks"].mean) == 0
 
     live(body())

@@ -15,7 +15,7 @@ def test_a_record_has_every_field_and_is_what_validating_it_gives(tmp_path: Path
         async with runtime_in(tmp_path) as runtime:
             request = TaskRequest(operation="call", parameters={}, name="a name", wait=False)
             records = [await runtime.submit(request, Caller(owner="somebody"))]
-            records += [await runtime.wait(records[0].task_id), await runtime.wait(records[0].task_id, parameters=False)]
+            records += [await runtime.tasks.wait(records[0].task_id), await runtime.tasks.wait(records[0].task_id, parameters=False)]
             assert records[1].status is TaskState.COMPLETED
             for record in records:
                 assert set(vars(record)) == record.model_fields_set == set(Task.model_fields)
@@ -30,8 +30,8 @@ def test_an_event_says_of_a_task_what_its_record_says(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             subscription, _ = runtime.bus.subscribe()
-            task_id = await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller())
-            record = await runtime.wait(task_id)
+            task_id = await runtime.submission.submit(TaskRequest(operation="call", parameters={}), Caller())
+            record = await runtime.tasks.wait(task_id)
             last = await anext(event.body async for event in subscription if event.body["data"]["status"] == "completed")
             subscription.close()
             assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
@@ -43,8 +43,8 @@ def test_whoever_has_waited_for_a_task_finds_it_counted_in_the_figures(tmp_path:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             for number in range(1, 4):
-                await runtime.wait(await runtime.enqueue(TaskRequest(operation="call", parameters={}), Caller()))
+                await runtime.tasks.wait(await runtime.submission.submit(TaskRequest(operation="call", parameters={}), Caller()))
                 runtime.metrics()
-                assert runtime.instruments.counters.ended["completed", "call"] == number
+                assert runtime.metrics_service.counters.ended["completed", "call"] == number
 
     live(body())

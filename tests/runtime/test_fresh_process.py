@@ -75,8 +75,8 @@ def test_process_of_a_burst_ends_with_it(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await burst(runtime, "one", pid)
-            assert [worker.state for worker in runtime.workers()] == ["idle"]
-            await until(lambda: not runtime.workers(), 20, "the end of the worker")
+            assert [worker.state for worker in runtime.engine.workers()] == ["idle"]
+            await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
 
     live(body())
 
@@ -120,7 +120,7 @@ USES_IT = "import installed_one\nr = installed_one.VERSION"
 
 async def prepared(runtime: Runtime) -> None:
     """Wait for a spare that has imported what tasks of its kernel imported."""
-    engine = runtime._engine
+    engine = runtime.engine
     assert isinstance(engine, LocalEngine)
     await until(
         lambda: any("installed_one" in worker.imports and worker.prepared.done() and worker.fresh for worker in engine._workers),
@@ -199,8 +199,8 @@ def test_kernels_with_changed_variables_leave_few_workers(tmp_path: Path) -> Non
             for number in range(6):
                 changed = {"environment": {"NUMBER": str(number)}, "kernel": f"kernel {number}"}
                 assert await found(runtime, "import os, calendar\nr = os.environ['NUMBER']", world=changed) == str(number)
-            await until(lambda: all(worker.state == "idle" for worker in runtime.workers()), 60, "idle workers")
-            await until(lambda: len(runtime.workers()) <= 3, 60, "one spare, and one for each of two kernels")
+            await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 60, "idle workers")
+            await until(lambda: len(runtime.engine.workers()) <= 3, 60, "one spare, and one for each of two kernels")
 
     live(body())
 
@@ -213,7 +213,7 @@ def test_threads_of_a_task_end_with_it_and_are_named(tmp_path: Path) -> None:
             task_id = await cell(runtime, code)
             assert (await ended(runtime, task_id)).status == "completed"
             assert "mine" in await printed(runtime, task_id, "stderr")
-            await until(lambda: not runtime.workers(), 20, "the end of the worker")
+            await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
 
     live(body())
 

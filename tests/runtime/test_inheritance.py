@@ -48,7 +48,7 @@ def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Path, mo
         first, second, third = await left_behind(tmp_path / "data", 3)
         async with held_back(tmp_path, tmp_path / "ready") as runtime:
             subscription, _ = runtime.bus.subscribe()
-            assert [(await runtime.get(task_id)).status for task_id in (first, second, third)] == ["pending"] * 3
+            assert [(await runtime.tasks.get(task_id)).status for task_id in (first, second, third)] == ["pending"] * 3
             cancelled = await asyncio.wait_for(runtime.cancel(first), 10)
             assert (cancelled.status, cancelled.cancel_stage, cancelled.here) == ("cancelled", "queue", True)
             assert cancelled.failure is not None
@@ -81,7 +81,7 @@ def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_after_
         async with held_back(tmp_path, tmp_path / "never") as runtime:
             await asyncio.sleep(0.5)
             assert runtime.health().status == "degraded"
-            assert [(await runtime.get(task_id)).status for task_id in ids] == ["pending"] * 2
+            assert [(await runtime.tasks.get(task_id)).status for task_id in ids] == ["pending"] * 2
         async with runtime_in(tmp_path / "data") as later:
             assert [(await ended(later, task_id)).status for task_id in ids] == ["completed"] * 2
 

@@ -40,7 +40,7 @@ def test_what_a_task_shows_comes_in_its_order(tmp_path: Path) -> None:
         async with runtime_in(tmp_path) as runtime:
             task_id = await cell(runtime, code)
             await ended(runtime, task_id)
-            output = await runtime.output(task_id)
+            output = await runtime.tasks.output(task_id)
             shown = [
                 (item.output_type, item.text or (item.data or {}).get("text/html") or (item.data or {}).get("text/plain"))
                 for item in output.items
@@ -74,12 +74,12 @@ def test_a_cursor_gives_only_what_is_new_and_a_wait_ends_when_it_comes(tmp_path:
         async with runtime_in(tmp_path) as runtime:
             task_id = await cell(runtime, code)
             await says(runtime, task_id, "first")
-            read = await runtime.output(task_id)
-            fresh = await runtime.output(task_id, since=read.next, wait=10)
+            read = await runtime.tasks.output(task_id)
+            fresh = await runtime.tasks.output(task_id, since=read.next, wait=10)
             assert [item.text for item in fresh.items] == ["second\n"]
-            assert (await runtime.output(task_id, since=fresh.next)).items == []
+            assert (await runtime.tasks.output(task_id, since=fresh.next)).items == []
             await runtime.cancel(task_id)
-            assert (await runtime.output(task_id, since=fresh.next, wait=10)).finished
+            assert (await runtime.tasks.output(task_id, since=fresh.next, wait=10)).finished
 
     live(body())
 
@@ -130,7 +130,7 @@ def test_a_worker_that_floods_output_does_not_hold_up_the_loop_nor_its_neighbour
                 await asyncio.sleep(0.5)
             assert blocked[0] < BLOCKED_MS
             assert (await runtime.cancel(task_id)).status == "cancelled"
-            assert (await runtime.output(task_id)).truncated
+            assert (await runtime.tasks.output(task_id)).truncated
 
     live(body())
 
@@ -158,11 +158,11 @@ def test_what_a_task_showed_does_not_stay_in_memory_where_it_is_large(tmp_path: 
             for how, number, kept in (("print", 1000, True), ("print", 900_000, False), (SHOW, 2_000_000, False)):
                 task_id = await cell(runtime, f"{how}('x' * {number})")
                 await ended(runtime, task_id)
-                output = await runtime.output(task_id)
+                output = await runtime.tasks.output(task_id)
                 shown = "".join(item.text or (item.data or {})["text/plain"] for item in output.items)
                 assert (shown.count("x"), output.finished) == (number, True)
-                assert (await runtime.output(task_id, since=output.next)).items == []
-                assert (runtime._registry.find(task_id) is not None) is kept
+                assert (await runtime.tasks.output(task_id, since=output.next)).items == []
+                assert (runtime.tasks.find(task_id) is not None) is kept
 
     live(body())
 
@@ -174,7 +174,7 @@ def test_a_json_result_too_large_to_parse_on_the_loop_is_refused_with_both_figur
             code += "for n in range(3): current().display({'text/plain': text})"
             task_id = await cell(runtime, code)
             assert (await ended(runtime, task_id)).status == "completed"
-            output = await runtime.output(task_id)
+            output = await runtime.tasks.output(task_id)
             assert all("20,0" in (item.data or {})["text/plain"] for item in output.items)
 
     live(body())

@@ -33,7 +33,7 @@ def test_with_one_slot_busy_tasks_of_1_5_10_5_run_as_10_5_5_1(tmp_path: Path) ->
         async with runtime_in(tmp_path) as runtime:
             holder = await busy(runtime)
             one, five, ten, other_five = [await submit(runtime, "call", priority=priority) for priority in (1, 5, 10, 5)]
-            positions = [(await runtime.get(task_id)).position for task_id in (one, five, ten, other_five)]
+            positions = [(await runtime.tasks.get(task_id)).position for task_id in (one, five, ten, other_five)]
             assert positions == [4, 2, 1, 3]
             await runtime.cancel(holder)
             assert await order_of(runtime, [one, five, ten, other_five]) == [ten, five, other_five, one]
@@ -47,14 +47,14 @@ def test_what_is_next_is_listed_first_and_paged_and_no_filter_goes_with_it(tmp_p
             holder = await busy(runtime)
             ids = [await submit(runtime, "call", priority=priority) for priority in (1, 5, 10, 5, 9)]
             wanted = [ids[index] for index in (2, 4, 1, 3, 0)]
-            pages = [await runtime.tasks(2, offset=offset, order="next") for offset in (0, 2, 4, 6)]
+            pages = [await runtime.list_tasks(2, offset=offset, order="next") for offset in (0, 2, 4, 6)]
             assert [task.task_id for page in pages for task in page.tasks] == wanted
             assert [task.position for page in pages for task in page.tasks] == [1, 2, 3, 4, 5]
             assert {page.total_count for page in pages} == {5}
-            assert (await runtime.tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
+            assert (await runtime.list_tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
             for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
                 with pytest.raises(InvalidRequest, match="no filter"):
-                    await runtime.tasks(order="next", **unfit)
+                    await runtime.list_tasks(order="next", **unfit)
             await runtime.cancel(holder)
 
     live(body())
@@ -65,7 +65,7 @@ def test_a_changed_priority_changes_the_order_and_keeps_the_submission_time(tmp_
         async with runtime_in(tmp_path) as runtime:
             holder = await busy(runtime)
             first, second, third = [await submit(runtime, "call", priority=5) for _ in range(3)]
-            before = (await runtime.get(third)).submitted_at
+            before = (await runtime.tasks.get(third)).submitted_at
             moved = await runtime.reprioritise(third, 9)
             assert (moved.priority, moved.position, moved.submitted_at) == (9, 1, before)
             await runtime.reprioritise(first, 1)
@@ -95,11 +95,11 @@ def test_a_task_of_priority_1_gets_through_a_steady_stream_of_tens(tmp_path: Pat
             stream = [await submit(runtime, "call", priority=10) for _ in range(20)]
             low = await submit(runtime, "call", priority=1)
             await runtime.cancel(holder)
-            while not (await runtime.get(low)).status.terminal:
+            while not (await runtime.tasks.get(low)).status.terminal:
                 stream.append(await submit(runtime, "call", priority=10))
-                await runtime.wait(stream[-10])
+                await runtime.tasks.wait(stream[-10])
                 assert len(stream) < 5000, "5,000 tasks of priority 10 passed the one of priority 1"
-            started = epoch((await runtime.get(low)).started_at) or 0
+            started = epoch((await runtime.tasks.get(low)).started_at) or 0
             others = [await ended(runtime, task_id) for task_id in stream]
             passed = [task for task in others if (epoch(task.submitted_at) or 0) < started < (epoch(task.started_at) or 0)]
             assert passed, "no task of priority 10 was waiting when it started, so nothing was shown"
@@ -148,7 +148,7 @@ def test_a_waiting_task_has_an_estimate_once_something_has_run(tmp_path: Path) -
             # It says itself how long it will take, so that it can't outrun the one before on a slow machine.
             holder = await cell(runtime, f"import openruntime_jupyter as o; o.progress(1, 1000)\n{HOLD}")
             await says(runtime, holder, "holding")
-            waiting = [await runtime.get(await submit(runtime, "call")) for _ in range(3)]
+            waiting = [await runtime.tasks.get(await submit(runtime, "call")) for _ in range(3)]
             starts = [epoch(task.estimated_start) for task in waiting]
             assert all(starts)
             assert starts == sorted(starts, key=lambda start: start or 0)
@@ -189,7 +189,7 @@ def test_a_fault_of_ours_at_a_tasks_end_costs_neither_its_waiter_nor_the_lane_it
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await submit(runtime, "call"))
-            for owner, name in ((runtime.arrays, "release"), (runtime._scheduler, "_record"), (runtime._admission, "why_not")):
+            for owner, name in ((runtime.arrays, "release"), (runtime.scheduler, "_record"), (runtime._admission, "why_not")):
                 with monkeypatch.context() as patch:
                     task_id = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
                     await says(runtime, task_id, "in")
@@ -213,7 +213,7 @@ def test_a_task_that_is_moved_and_cancelled_at_once_ends_once(tmp_path: Path) ->
             subscription.close()
             ends = [event.body["data"]["task_id"] async for event in subscription if event.body["data"]["status"] == "cancelled"]
             assert sorted(ends) == sorted(waiting)
-            assert runtime.instruments.counters.ended["cancelled", "call"] == len(waiting)
+            assert runtime.metrics_service.counters.ended["cancelled", "call"] == len(waiting)
             await runtime.cancel(holder)
 
     live(body())
@@ -241,10 +241,10 @@ def test_no_state_is_told_before_it_is_on_disk_and_each_end_is_told_once(tmp_pat
             listening = asyncio.ensure_future(listen())
             ids = [await submit(runtime, "call", wait=False) for _ in range(5)]
             for task_id in ids:
-                while not (task := await runtime.get(task_id)).status.terminal:
+                while not (task := await runtime.tasks.get(task_id)).status.terminal:
                     await asyncio.sleep(0)
                 assert (task_id, task.status) in stored, "who asks is told no sooner"
-                assert (await runtime.output(task_id)).finished
+                assert (await runtime.tasks.output(task_id)).finished
             subscription.close()
             await listening
             assert sorted(each for each in told if each[1] == "completed") == sorted((task_id, "completed") for task_id in ids)

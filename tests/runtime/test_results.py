@@ -27,7 +27,7 @@ def calls(*arguments: tuple[str, int]) -> list[dict[str, Any]]:
 
 
 async def submit_many(runtime: Runtime, requests: list[dict[str, Any]], **options: Any) -> list[str]:
-    answers = await runtime.submit_many(requests, ME, **options)
+    answers = await runtime.batches.submit(requests, ME, **options)
     assert all(isinstance(answer, Task) for answer in answers), answers
     return [answer.task_id for answer in answers if isinstance(answer, Task)]
 
@@ -40,7 +40,7 @@ def test_collect_returns_ended_tasks_in_the_order_of_the_request(tmp_path: Path)
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             ids = await submit_many(runtime, calls(("a", 1), ("b", 2), ("c", 3)))
-            collected = await runtime.collect([*reversed(ids), ids[0]], at_least=3, wait=60)
+            collected = await runtime.results.collect([*reversed(ids), ids[0]], at_least=3, wait=60)
             assert [each.task_id for each in collected] == list(reversed(ids))
             assert values(collected) == ["ccc", "bb", "a"]
             assert all(isinstance(each.task, Task) and each.task.parameters is None for each in collected)
@@ -54,9 +54,9 @@ def test_collect_answers_once_enough_tasks_have_ended(tmp_path: Path) -> None:
             ids = await submit_many(runtime, calls(("a", 1), ("b", 1)))
             holder = await cell(runtime, HOLD)
             late = await submit_many(runtime, calls(("c", 1)))
-            assert values(await runtime.collect([*ids, holder, *late], at_least=2, wait=60)) == ["a", "b"]
-            assert values(await runtime.collect([holder, *late], at_least=2, wait=0)) == []
-            waiting = asyncio.create_task(runtime.collect([holder, *late], at_least=99, wait=60))
+            assert values(await runtime.results.collect([*ids, holder, *late], at_least=2, wait=60)) == ["a", "b"]
+            assert values(await runtime.results.collect([holder, *late], at_least=2, wait=0)) == []
+            waiting = asyncio.create_task(runtime.results.collect([holder, *late], at_least=99, wait=60))
             await says(runtime, holder, "holding")
             assert not waiting.done()
             await runtime.cancel(holder)
@@ -70,7 +70,7 @@ def test_collect_names_unknown_tasks(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             (known,) = await submit_many(runtime, calls(("a", 1)))
-            unknown, found = await runtime.collect(["task_0", known], at_least=2, wait=60)
+            unknown, found = await runtime.results.collect(["task_0", known], at_least=2, wait=60)
             assert isinstance(unknown.task, TaskNotFound)
             assert values([found]) == ["a"]
 
@@ -83,8 +83,8 @@ def test_collect_reads_tasks_that_only_the_history_knows(tmp_path: Path, monkeyp
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             ids = await submit_many(runtime, calls(("a", 1), ("b", 1)))
-            await runtime.collect(ids, at_least=2, wait=60)
-            assert values(await runtime.collect(ids, at_least=2, wait=60)) == ["a", "b"]
+            await runtime.results.collect(ids, at_least=2, wait=60)
+            assert values(await runtime.results.collect(ids, at_least=2, wait=60)) == ["a", "b"]
 
     live(body())
 
@@ -96,7 +96,7 @@ def test_collect_waits_for_a_task_of_another_runtime(tmp_path: Path, monkeypatch
         async with runtime_in(tmp_path) as runtime, runtime_in(tmp_path) as other:
             holder = await cell(other, HOLD, wait=False)
             (known,) = await submit_many(runtime, calls(("a", 1)))
-            waiting = asyncio.create_task(runtime.collect([holder, known], at_least=2, wait=60))
+            waiting = asyncio.create_task(runtime.results.collect([holder, known], at_least=2, wait=60))
             await says(other, holder, "holding")
             await other.cancel(holder)
             collected = await waiting
@@ -112,8 +112,8 @@ def test_collect_bounds_the_payloads_of_one_answer(tmp_path: Path, monkeypatch: 
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             ids = await submit_many(runtime, calls(("a", 3000), ("b", 1000), ("c", 1000), ("d", 1000)))
-            await runtime.collect(ids, at_least=4, wait=60)
-            collected = await runtime.collect(ids)
+            await runtime.results.collect(ids, at_least=4, wait=60)
+            collected = await runtime.results.collect(ids)
             assert [each.task_id for each in collected] == ids[:3], "the third fills the answer"
             assert values(collected) == [None, "b" * 1000, "c" * 1000], "the first is fetched by itself"
 
@@ -124,10 +124,10 @@ def test_cancelled_collect_leaves_no_callbacks(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             holder = await cell(runtime, HOLD)
-            entry = runtime._registry.find(holder)
+            entry = runtime.tasks.find(holder)
             assert entry is not None
             for _ in range(3):
-                waiting = asyncio.create_task(runtime.collect([holder], wait=60))
+                waiting = asyncio.create_task(runtime.results.collect([holder], wait=60))
                 await until(lambda: entry.done._callbacks, what="the wait")
                 waiting.cancel()
                 await asyncio.gather(waiting, return_exceptions=True)
@@ -142,11 +142,11 @@ def test_tasks_that_are_not_durable_end_with_their_runtime(tmp_path: Path) -> No
             await cell(runtime, HOLD)
             lasting = await submit_many(runtime, calls(("a", 1)))
             passing = await submit_many(runtime, calls(("b", 1)), durable=False)
-            assert [(await runtime.get(each)).wait for each in (*lasting, *passing)] == [False, True]
+            assert [(await runtime.tasks.get(each)).wait for each in (*lasting, *passing)] == [False, True]
             assert await runtime.history.get(passing[0]) is not None, "it is on disk, but for its later states"
         async with runtime_in(tmp_path) as runtime:
-            await runtime.collect(lasting, wait=60)
-            states = [(await runtime.get(each)).status for each in (*lasting, *passing)]
+            await runtime.results.collect(lasting, wait=60)
+            states = [(await runtime.tasks.get(each)).status for each in (*lasting, *passing)]
             assert states == [TaskState.COMPLETED, TaskState.INTERRUPTED]
 
     live(body())
@@ -173,7 +173,7 @@ def test_a_failure_of_the_history_is_raised(tmp_path: Path, monkeypatch: pytest.
 
             monkeypatch.setattr(runtime.history, "get", fail)
             with pytest.raises(OpenRuntimeError, match="unreadable"):
-                await runtime.collect(["task_0"])
+                await runtime.results.collect(["task_0"])
 
     live(body())
 

@@ -41,7 +41,7 @@ def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_more(tm
                 await says(runtime, task_id, "in")
             for task_id in at_once:
                 await runtime.cancel(task_id)
-            await until(lambda: len(runtime.workers()) <= 1, 30, "the end of the workers beyond one")
+            await until(lambda: len(runtime.engine.workers()) <= 1, 30, "the end of the workers beyond one")
 
     live(body())
 
@@ -76,9 +76,9 @@ async def told(runtime: Runtime, code: str) -> Task:
     """The task of a cell that tells its progress, as the history has it."""
     task_id = await cell(runtime, f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}")
     task = await ended(runtime, task_id)
-    await runtime.tasks()  # what was written behind is on disk by then
-    runtime._registry.forget(task_id)
-    kept = await runtime.get(task_id)
+    await runtime.list_tasks()  # what was written behind is on disk by then
+    runtime.tasks.forget(task_id)
+    kept = await runtime.tasks.get(task_id)
     assert kept == task.model_copy(update={"parameters": kept.parameters})
     return kept
 

@@ -34,7 +34,7 @@ def test_the_same_key_gives_the_same_task_also_at_the_same_moment_and_another_re
             assert (await runtime.submit(request, Caller("another"), "key")).task_id != tasks[0].task_id
             with pytest.raises(InvalidRequest, match="Idempotency-Key"):
                 await runtime.submit(TaskRequest(operation="call", parameters={}, priority=9), ME, "key")
-            assert (await runtime.tasks()).total_count == 2
+            assert (await runtime.list_tasks()).total_count == 2
 
     live(body())
 
@@ -70,9 +70,9 @@ def test_an_asynchronous_task_waits_for_the_next_runtime_and_a_synchronous_one_i
             task = await ended(second, later)
             assert (task.status, task.priority, task.name, task.owner, task.runtime) == ("completed", 7, "later", "me", second.id)
             assert await value(second, later) == "answer"
-            assert (await second.get(running)).status == "interrupted"
+            assert (await second.tasks.get(running)).status == "interrupted"
             assert await printed(second, running) == "in\n"
-            assert (await second.get(gone)).status == "interrupted"
+            assert (await second.tasks.get(gone)).status == "interrupted"
 
     live(body())
 
@@ -89,7 +89,7 @@ def test_an_embedded_runtimes_tasks_end_with_it_and_nobody_takes_them_over(tmp_p
             waiting = await submit(kernel, "call", wait=False)
         async with runtime_in(tmp_path) as server:
             await ended(server, await submit(server, "call"))
-            assert [(await server.get(task_id)).status for task_id in (holder, waiting)] == ["interrupted"] * 2
+            assert [(await server.tasks.get(task_id)).status for task_id in (holder, waiting)] == ["interrupted"] * 2
 
     live(body())
 
@@ -137,7 +137,7 @@ def test_an_ended_task_is_found_by_id_with_output_and_payload_until_it_is_purged
             assert len(list((tmp_path / "payloads").iterdir())) == 1
             await second.purge(task_id)
             with pytest.raises(TaskNotFound):
-                await second.get(task_id)
+                await second.tasks.get(task_id)
             assert not list((tmp_path / "payloads").iterdir())
 
     live(body())
@@ -156,13 +156,16 @@ def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back(tmp_p
             monkeypatch.setattr(runtime.history, "commit", cooperatively)
             task_id = await submit(runtime, "call", wait=False)
 
-            await until(lambda: runtime._registry.entries[task_id].state.terminal, what="the end of the task")
+            await until(
+                lambda: [entry.state.terminal for entry in runtime.tasks.live if entry.task_id == task_id] == [True],
+                what="the end of the task",
+            )
             purging = asyncio.ensure_future(runtime.purge(task_id))
             await asyncio.sleep(0)
             written.set()
             await purging
             with pytest.raises(TaskNotFound):
-                await runtime.get(task_id)
+                await runtime.tasks.get(task_id)
 
     live(body())
 
@@ -171,12 +174,12 @@ def test_what_is_not_there_is_told_apart_from_what_has_not_ended(tmp_path: Path)
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             with pytest.raises(TaskNotFound, match="task_nope"):
-                await runtime.get("task_nope")
+                await runtime.tasks.get("task_nope")
             busy = await cell(runtime, "import time; time.sleep(600)")
             with pytest.raises(TaskConflict, match="cancel it first"):
                 await runtime.purge(busy)
             with pytest.raises(TaskNotFound, match="no payload"):
-                await runtime.payload(busy)
+                await runtime.tasks.payload(busy)
             await runtime.cancel(busy)
 
     live(body())
@@ -192,7 +195,7 @@ def test_a_failing_step_of_the_stop_keeps_no_other_from_being_done(tmp_path: Pat
         async def breaks() -> None:
             raise RuntimeError("broken")
 
-        monkeypatch.setattr(runtime._scheduler, "stop", breaks)
+        monkeypatch.setattr(runtime.scheduler, "stop", breaks)
         await runtime.stop()
         await until(lambda: not since(others), 5, "the end of the workers")
 
@@ -232,7 +235,7 @@ def _allocate(size: int) -> int:
 def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody_does(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, sample_interval=0.05, idle_sample_interval=600.0) as runtime:
-            before = runtime.instruments._sampler.latest
+            before = runtime.metrics_service._sampler.latest
             subscription, _ = runtime.bus.subscribe(("metrics",))
             heard = []
             async for event in subscription:
@@ -240,8 +243,8 @@ def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody
                 if len(heard) == 3:
                     subscription.close()
             assert all(heard)
-            assert runtime.instruments._sampler.latest is not before
-            await until(lambda: not runtime.instruments._sampler._watched, 5, "the sampler rests again")
+            assert runtime.metrics_service._sampler.latest is not before
+            await until(lambda: not runtime.metrics_service._sampler._watched, 5, "the sampler rests again")
 
     live(body())
 

@@ -124,7 +124,7 @@ def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
             beside, other = await cell(runtime, "1"), await cell(runtime, "1", session="other")
             assert (await ended(runtime, beside)).status == "completed"
             assert (await ended(runtime, other)).status == "completed"
-            waiting = await runtime.get(second)
+            waiting = await runtime.tasks.get(second)
             assert waiting.status == "pending"
             assert waiting.waiting_for == f"the session 'train', which runs {first}"
             assert [(each.name, each.state, each.task_id) for each in runtime.sessions.list() if each.name == "train"] == [

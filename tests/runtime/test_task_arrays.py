@@ -36,7 +36,7 @@ async def value(runtime: Runtime, task_id: str) -> Any:
     task = await ended(runtime, task_id)
     assert task.status == "completed", task.failure
     assert task.result is not None
-    data, encoding = await runtime.payload(task_id)
+    data, encoding = await runtime.tasks.payload(task_id)
     assert encoding == (pickling.OUTSIDE if task.result.arrays else pickling.PLAIN)
     views = [conversion.view(str((await runtime.arrays.info(each.id)).path), each.id) for each in task.result.arrays]
     return pickling.unpack(data if isinstance(data, bytes) else data.read_bytes(), views)
@@ -148,7 +148,7 @@ def test_arrays_anywhere_in_arguments_and_results_travel_outside_the_pickle(tmp_
             assert (found["complex128"] == first).all()
             assert found["complex128"].dtype == np.complex128
             assert (found["small"].tolist(), found["text"]) == ([0, 1, 2], "kept")
-            task = await runtime.get(task_id)
+            task = await runtime.tasks.get(task_id)
             assert task.result is not None
             assert task.result.payload is not None
             assert task.result.payload.size < 10_000
@@ -235,7 +235,7 @@ def test_a_worker_that_is_killed_while_it_stores_its_result_leaves_nothing(tmp_p
             task_id = await call(runtime, work)
             await says(runtime, task_id, "stored half")
             assert [name.removeprefix(task_id.replace("task", "arr")) for name in files(runtime)] == [".1.0.part", ".1.1.part"]
-            output = await runtime.output(task_id)
+            output = await runtime.tasks.output(task_id)
             pid = int("".join(item.text or "" for item in output.items).split()[1])
             os.kill(pid, signal.SIGKILL)
             assert (await ended(runtime, task_id)).status == "failed"

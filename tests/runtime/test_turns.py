@@ -41,21 +41,21 @@ def test_who_waits_is_told_who_has_the_device_and_each_sees_the_others_tasks_as_
             waits = await submit(two, "call", name="quick")
 
             async def told() -> bool:
-                return "http://one runs long training" in ((await two.get(waits)).waiting_for or "")
+                return "http://one runs long training" in ((await two.tasks.get(waits)).waiting_for or "")
 
             await until(told, 10, "waiting_for names the holder")
-            seen = await two.get(holder)
+            seen = await two.tasks.get(holder)
             assert (seen.here, seen.runtime, seen.status) == (False, one.id, "running")
-            assert {task.task_id: task.here for task in (await two.tasks()).tasks} == {holder: False, waits: True}
+            assert {task.task_id: task.here for task in (await two.list_tasks()).tasks} == {holder: False, waits: True}
             with pytest.raises(TaskConflict, match=one.id):
                 await two.cancel(holder)
             behind = [await submit(one, "call", wait=False) for _ in range(2)]
             for limit, offset, wanted in ((10, 0, [waits, *behind]), (1, 0, [waits]), (1, 1, behind[:1]), (5, 2, behind[1:])):
-                page = await two.tasks(limit, offset=offset, order="next")
+                page = await two.list_tasks(limit, offset=offset, order="next")
                 assert ([task.task_id for task in page.tasks], page.total_count) == (wanted, 3), "those of the other runtime come last"
             await one.cancel(holder)
             assert (await ended(two, waits)).status == "completed"
-            assert (await two.wait(holder, 5)).status == "cancelled"
+            assert (await two.tasks.wait(holder, 5)).status == "cancelled"
 
     live(body())
 

@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_while_it_has_a_view_lets_its_file_go_and_not_be
             inode = number(told)
             await store.remove(told.id)
             assert number(await put(store, full(2))) != inode
-            output = await runtime.output(task_id)
+            output = await runtime.tasks.output(task_id)
             os.kill(int("".join(item.text or "" for item in output.items).split()[1]), signal.SIGKILL)
             assert (await ended(runtime, task_id)).status == "failed"
             await until(lambda: store.page().warm_bytes == SIZE, what="the free block")

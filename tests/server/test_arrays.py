@@ -385,8 +385,8 @@ async def test_a_download_that_nobody_takes_is_ended_and_gives_its_file_back(
     runtime = await app.ready()
     pickled = base64.b64encode(cloudpickle.dumps((lambda: b"x" * 64 * MB, (), {}))).decode()
     task = await runtime.submit(TaskRequest(operation="call", parameters={"pickled": pickled}), Caller())
-    await runtime.wait(task.task_id)
-    payload, _ = await runtime.payload(task.task_id)
+    await runtime.tasks.wait(task.task_id)
+    payload, _ = await runtime.tasks.payload(task.task_id)
     room = await runtime.arrays.allocate(Layout((64 * MB,), "uint8", "numpy"), None)
     array = await runtime.arrays.ready(room.id)
 

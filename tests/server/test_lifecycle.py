@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -245,6 +246,25 @@ async def test_stopping_undoes_all_and_stopping_again_does_nothing(jp_serverapp:
         await app.ready()
 
 
+async def test_activity_is_reported_after_refused_data_folder(jp_serverapp: ServerApp, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    app = prepared(jp_serverapp, tmp_path / "file" / "data")
+    returned: list[object] = []
+    app._activity.callback, app._activity.callback_time = lambda: returned.append(app.report_activity()), 10
+    await jp_serverapp.extension_manager.start_all_extensions()
+    from openruntime_jupyter.errors import Unavailable
+
+    with pytest.raises(Unavailable, match="OPENRUNTIME_DATA_DIR"):
+        await app.ready()
+    before = len(returned)
+    deadline = time.monotonic() + 10
+    while len(returned) < before + 3 and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert len(returned) >= before + 3, "the periodic callback raises"
+    assert app.current_activity() is None
+    await app.stop_extension()
+
+
 @pytest.mark.parametrize("asked", [True, False])
 async def test_the_runtime_starts_behind_jupyter_but_at_once_for_who_asks(
     jp_serverapp: ServerApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
@@ -261,6 +281,9 @@ async def test_the_runtime_starts_behind_jupyter_but_at_once_for_who_asks(
 def test_loading_the_extension_leaves_what_answers_and_what_runs_tasks_to_a_thread() -> None:
     code = "import sys, openruntime_jupyter.server.app\nprint(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    late = ("runtime.runtime", "runtime.history", "runtime.arrays", "engines.local", "server.routes", "server.handlers_tasks", "models")
+    late = (
+        *("runtime.runtime", "runtime.storage", "runtime.arrays", "engines.local", "server.routes", "server.handlers.tasks"),
+        "schemas.tasks",
+    )
     assert [name for name in (*(f"openruntime_jupyter.{name}" for name in late), "pydantic", "pydantic_core") if name in told] == []
     assert "openruntime_jupyter.server.lazy_router" in told

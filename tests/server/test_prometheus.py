@@ -76,12 +76,12 @@ def runtime() -> Iterator[Any]:
     change(counters, entry("task_late", TaskState.CANCELLED, operation='odd "name"'))
     return SimpleNamespace(
         version="2.0.0",
-        instruments=SimpleNamespace(counters=counters),
+        metrics_service=SimpleNamespace(counters=counters),
         health=lambda: SimpleNamespace(status="degraded"),
         metrics=lambda: SimpleNamespace(active_tasks=1, pending_tasks=7, cpu_utilization=12.5),
         memory=lambda: Memory(1000, 400),
         devices=lambda: [GPU, CPU],
-        workers=lambda: [report("idle", 100), report("busy", 250), report("starting", None)],
+        engine=SimpleNamespace(workers=lambda: [report("idle", 100), report("busy", 250), report("starting", None)]),
     )
 
 
@@ -92,7 +92,7 @@ def test_prometheus_reads_every_figure(runtime: Any, media: TextType) -> None:
     found = families(content, media)
     assert value(found, "openruntime_build_info", version="2.0.0") == 1
     assert value(found, "openruntime_healthy") == 0
-    assert value(found, "openruntime_start_time_seconds") == runtime.instruments.counters.began
+    assert value(found, "openruntime_start_time_seconds") == runtime.metrics_service.counters.began
     assert value(found, "openruntime_tasks_total", state="completed", operation="call") == 2
     assert value(found, "openruntime_tasks_total", state="failed", operation="call") == 1
     assert value(found, "openruntime_tasks_total", state="cancelled", operation='odd "name"') == 1
@@ -152,7 +152,7 @@ def test_names_and_units_are_those_of_the_field_and_no_label_grows_with_the_task
 @pytest.mark.parametrize("media", VERSIONS)
 def test_a_figure_that_cannot_be_read_is_not_there(runtime: Any, media: TextType) -> None:
     runtime.devices = lambda: [CPU]
-    runtime.workers = lambda: [report("idle", None)]
+    runtime.engine = SimpleNamespace(workers=lambda: [report("idle", None)])
     runtime.metrics = lambda: SimpleNamespace(active_tasks=0, pending_tasks=0, cpu_utilization=None)
     found = families(exposition(runtime, media)[0], media)
     for name in (

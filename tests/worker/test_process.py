@@ -167,7 +167,7 @@ threading.Thread(target=go_on, daemon=True).start()
             following = await cell(runtime, "import time; time.sleep(0.5)")
             task = await ended(runtime, following)
             assert task.progress is None
-            assert (await runtime.output(following)).items == []
+            assert (await runtime.tasks.output(following)).items == []
 
     live(body())
 

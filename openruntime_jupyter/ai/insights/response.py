@@ -25,7 +25,7 @@ async def insights(runtime: Runtime, request: InsightsRequest, choose: Choose) -
     """
     loop = asyncio.get_running_loop()
     place = Place(runtime.devices(), runtime.settings, runtime.memory().total)
-    drawn = await runtime.metrics_history(request.timeframe)
+    drawn = await runtime.metrics_service.history(request.timeframe)
     evidence = await gather(runtime.history, request.timeframe, time.time(), place)
     drafts = await loop.run_in_executor(None, drafts_of, evidence, request.metric_type)
     await name_tasks(runtime.history, drafts)

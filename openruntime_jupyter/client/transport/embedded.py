@@ -92,8 +92,8 @@ class EmbeddedBackend:
         """See `Backend.submit`."""
 
         async def submit(runtime: Runtime) -> Task:
-            task_id = await runtime.enqueue(_asynchronous(request), _caller(), key)
-            return await (runtime.wait(task_id, wait, parameters=False) if wait > 0 else runtime.get(task_id, parameters=False))
+            task_id = await runtime.submission.submit(_asynchronous(request), _caller(), key)
+            return await (runtime.tasks.wait(task_id, wait, parameters=False) if wait > 0 else runtime.tasks.get(task_id, parameters=False))
 
         return self._ask(submit)
 
@@ -101,25 +101,25 @@ class EmbeddedBackend:
         """See `Backend.submit_followed`."""
 
         async def submit(runtime: Runtime) -> TaskOutput:
-            return await runtime.output(await runtime.enqueue(_asynchronous(request), _caller(), key), 0, wait, record=True)
+            return await runtime.tasks.output(await runtime.submission.submit(_asynchronous(request), _caller(), key), 0, wait, record=True)
 
         return self._ask(submit)
 
     def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
         """See `Backend.submit_many`."""
-        return self._ask(lambda runtime: runtime.submit_many(requests, _caller(), key, durable=durable))
+        return self._ask(lambda runtime: runtime.batches.submit(requests, _caller(), key, durable=durable))
 
     def collect(self, task_ids: list[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
         """See `Backend.collect`."""
-        return self._ask(lambda runtime: runtime.collect(task_ids, at_least, max(0.0, min(wait, LONGEST_WAIT))))
+        return self._ask(lambda runtime: runtime.results.collect(task_ids, at_least, max(0.0, min(wait, LONGEST_WAIT))))
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
         """See `Backend.get`."""
-        return self._ask(lambda runtime: runtime.get(task_id, parameters))
+        return self._ask(lambda runtime: runtime.tasks.get(task_id, parameters))
 
     def wait(self, task_id: str, seconds: float) -> Task:
         """See `Backend.wait`."""
-        return self._ask(lambda runtime: runtime.wait(task_id, max(0.0, min(seconds, LONGEST_WAIT)), parameters=False))
+        return self._ask(lambda runtime: runtime.tasks.wait(task_id, max(0.0, min(seconds, LONGEST_WAIT)), parameters=False))
 
     def cancel(self, task_id: str) -> Task:
         """See `Backend.cancel`."""
@@ -135,11 +135,11 @@ class EmbeddedBackend:
 
     def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """See `Backend.output`."""
-        return self._ask(lambda runtime: runtime.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT)), record))
+        return self._ask(lambda runtime: runtime.tasks.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT)), record))
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
         """See `Backend.payload`."""
-        data, encoding = self._ask(lambda runtime: runtime.payload(task_id))
+        data, encoding = self._ask(lambda runtime: runtime.tasks.payload(task_id))
         return data.read_bytes() if isinstance(data, Path) else data, encoding
 
     def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
@@ -180,7 +180,7 @@ class EmbeddedBackend:
     ) -> TaskPage:
         """See `Backend.tasks`."""
         wanted = [TaskState(state) for state in states] if states is not None else None
-        return self._ask(lambda runtime: runtime.tasks(limit, before, offset, wanted, operation, owner, order))
+        return self._ask(lambda runtime: runtime.list_tasks(limit, before, offset, wanted, operation, owner, order))
 
     def devices(self) -> list[Device]:
         """See `Backend.devices`."""
@@ -216,7 +216,7 @@ class EmbeddedBackend:
 
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
         """See `Backend.metrics_history`."""
-        return self._ask(lambda runtime: runtime.metrics_history(timeframe, points))
+        return self._ask(lambda runtime: runtime.metrics_service.history(timeframe, points))
 
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
         """See `Backend.insights`."""

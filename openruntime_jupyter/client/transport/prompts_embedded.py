@@ -44,8 +44,8 @@ class EmbeddedPrompts:
         """See `Prompts.tokens`."""
 
         async def begin(service: AiService) -> AsyncGenerator[TokenPiece, None]:
-            await service.runtime.get(task_id, parameters=False)
-            return cast("AsyncGenerator[TokenPiece, None]", service.runtime.tokens(task_id, since))
+            await service.runtime.tasks.get(task_id, parameters=False)
+            return cast("AsyncGenerator[TokenPiece, None]", service.runtime.tasks.tokens(task_id, since))
 
         pieces: AsyncGenerator[TokenPiece, None] = self._ask(begin)
 

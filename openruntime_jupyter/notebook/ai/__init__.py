@@ -1,1 +1,1 @@
-"""Prompts in a notebook: `%%openruntime ai`, `%openruntime ai`, `fix`, and what is beside them."""
+"""Prompts in a notebook: `%%openruntime ai`, `%openruntime ai`, `%openruntime fix` and related commands."""

@@ -1,4 +1,4 @@
-"""Many prompts through the queue: so many ahead that it never runs dry, and so few that others find room in it."""
+"""Batch of prompts, submitted with a bounded number in flight so that other users' tasks still get a turn."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from openruntime_jupyter.notebook.run.follow import Interrupts
 from openruntime_jupyter.notebook.run.live_status import Live
 
 MOST_AHEAD = 32
-"""Prompts that wait or run at once."""
+"""Maximum number of prompts in flight (pending or running)."""
 HOPELESS = 10
-"""Failures in a row, with nothing answered between them, after which no more is asked."""
-LOOK_SECONDS = 0.2
-"""Between two looks at how far it is."""
+"""Number of consecutive failures after which the batch stops."""
+POLL_SECONDS = 0.2
+"""Interval between progress updates."""
 CANCEL_SECONDS = 15.0
-"""How long the end of what was cancelled is waited for."""
+"""Time to wait for cancelled prompts to finish."""
 
 
 class Batch(View):
-    """Asks `prompts`, but for those at the places that are `done` already, and shows itself as a line with a bar.
+    """Batch of prompts, displayed as a status line with a progress bar.
 
-    `answers` and `task_ids` are in the order of the prompts, `failures` are by place. `problem` is what ended it before its time.
+    `done` maps the index of each prompt answered earlier to its answer and task id; these are not submitted again. `answers` and
+    `task_ids` are in the order of the prompts. `failures` maps an index to an error message. `problem` is the error that aborted the
+    batch.
     """
 
     def __init__(
@@ -43,54 +45,54 @@ class Batch(View):
         self.failures: dict[int, str] = {}
         self.problem: OpenRuntimeError | None = None
         self.then: Callable[[], Any] = lambda: None
-        """Called at the end, on the thread that asks."""
+        """Callback on completion, called on the batch's thread."""
         self.tokens = 0
         self.answered = 0
         self.known = len(done)
-        """How many were answered before."""
+        """Number of prompts answered by earlier runs."""
         self._client, self._workflow, self._parameters, self._prompts = client, workflow, parameters, prompts
         self._left = deque(place for place in range(len(prompts)) if place not in done)
-        self._flying: dict[Future[Any], int] = {}
-        self._in_a_row = 0
-        self._rests_until = 0.0
+        self._in_flight: dict[Future[Any], int] = {}
+        self._consecutive_failures = 0
+        self._paused_until = 0.0
         self._began = time.monotonic()
         self._ended: float | None = None
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="openruntime-prompts", daemon=True)
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start submitting prompts on a background thread."""
         self._thread.start()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Whether it has ended within so many seconds; None: however long it takes."""
+        """Wait for the batch to end, for at most `timeout` seconds (None: no limit), and return whether it has ended."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def cancel(self) -> None:
-        """Ask nothing more, and stop what is under way; what was answered stays."""
+        """Stop submitting and cancel the prompts in flight. Answers so far are kept."""
         self._cancelled.set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody stopped it."""
+        """True after a call to `cancel`."""
         return self._cancelled.is_set()
 
     @property
     def gave_up(self) -> bool:
-        """Whether it stopped asking, as nothing but failures came back."""
-        return self._in_a_row >= HOPELESS
+        """True if the batch stopped after `HOPELESS` consecutive failures."""
+        return self._consecutive_failures >= HOPELESS
 
     def _run(self) -> None:
         completions = Completions(self._client.backend)
         try:
             completions.open()
-            while (self._left and not self.gave_up) or self._flying:
+            while (self._left and not self.gave_up) or self._in_flight:
                 if self._cancelled.is_set():
                     self._stop()
                     break
                 self._send(completions)
-                self._take(LOOK_SECONDS)
+                self._take(POLL_SECONDS)
         except OpenRuntimeError as problem:
             self.problem = problem
             self._stop()
@@ -100,30 +102,30 @@ class Batch(View):
             self.then()
 
     def _send(self, completions: Completions) -> None:
-        while self._left and len(self._flying) < MOST_AHEAD and not self.gave_up and time.monotonic() >= self._rests_until:
+        while self._left and len(self._in_flight) < MOST_AHEAD and not self.gave_up and time.monotonic() >= self._paused_until:
             place = self._left[0]
             try:
                 handle = self._client.ask(self._prompts[place], self._workflow, **self._parameters)
             except (QueueFull, RateLimited) as problem:
-                self._rests_until = time.monotonic() + (problem.retry_after or 1.0)
+                self._paused_until = time.monotonic() + (problem.retry_after or 1.0)
                 return
             except OpenRuntimeError as problem:
-                if not self.answered and not self._flying:
-                    raise  # what is wrong with the first is most likely wrong with all
+                if not self.answered and not self._in_flight:
+                    raise  # if the first prompt is rejected, the others very likely are too
                 self._left.popleft()
                 self._failed(place, str(problem))
                 continue
             self._left.popleft()
             self.task_ids[place] = handle.id
-            self._flying[completions.future(handle)] = place
-        if not self._flying:
-            self._cancelled.wait(LOOK_SECONDS)
+            self._in_flight[completions.future(handle)] = place
+        if not self._in_flight:
+            self._cancelled.wait(POLL_SECONDS)
 
     def _take(self, seconds: float) -> None:
-        if not self._flying:
+        if not self._in_flight:
             return
-        for future in wait(self._flying, seconds, FIRST_COMPLETED).done:
-            place = self._flying.pop(future)
+        for future in wait(self._in_flight, seconds, FIRST_COMPLETED).done:
+            place = self._in_flight.pop(future)
             problem = None if future.cancelled() else future.exception()
             if future.cancelled() or problem is not None:
                 self._failed(place, _first_line(problem) if problem is not None else "cancelled")
@@ -134,27 +136,27 @@ class Batch(View):
         self.answers[place] = reply.text
         self.tokens += reply.usage.completion_tokens or 0
         self.answered += 1
-        self._in_a_row = 0
+        self._consecutive_failures = 0
 
     def _failed(self, place: int, why: str) -> None:
         self.failures[place] = why
-        self._in_a_row += 1
+        self._consecutive_failures += 1
 
     def _stop(self) -> None:
-        """The last first, so that nothing is started that is about to be cancelled."""
-        for future in reversed(list(self._flying)):
+        """Cancel the prompts in flight, newest first, so that no pending prompt starts in between."""
+        for future in reversed(list(self._in_flight)):
             assert isinstance(future, TaskFuture)
             with suppress(OpenRuntimeError):
                 future.cancel()
-        for future, place in self._flying.items():
+        for future, place in self._in_flight.items():
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._answered(place, future.result())
-        self._flying.clear()
+        self._in_flight.clear()
 
     @property
     def _words(self) -> tuple[str, str, str]:
         if self._ended is None:
-            return ("●", "cancelling" if self.cancelled else "asking", "go")
+            return ("●", "cancelling" if self.cancelled else "running", "go")
         if self.cancelled:
             return ("■", "stopped", "m")
         if self.problem is not None or self.gave_up:
@@ -164,22 +166,22 @@ class Batch(View):
     @property
     def _parts(self) -> list[str]:
         spent = (self._ended or time.monotonic()) - self._began
-        had = self.answered + len(self.failures)
-        left = spent / had * (len(self._left) + len(self._flying)) if had and self._ended is None else None
-        said = [
+        ended = self.answered + len(self.failures)
+        left = spent / ended * (len(self._left) + len(self._in_flight)) if ended and self._ended is None else None
+        parts = [
             f"{self.known + self.answered:,} of {len(self._prompts):,} rows",
-            f"{self.known:,} known already" if self.known else None,
+            f"{self.known:,} from earlier runs" if self.known else None,
             f"{len(self.failures):,} failed" if self.failures else None,
             f"{self.tokens:,} tokens" if self.tokens else None,
             duration(spent),
             f"about {rough(left)} left" if left else None,
-            f"{HOPELESS} failures in a row" if self.gave_up else None,
+            f"{HOPELESS} consecutive failures" if self.gave_up else None,
             _first_line(self.problem) if self.problem is not None else None,
         ]
-        return [part for part in said if part]
+        return [part for part in parts if part]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         sign, words, colour = self._words
         state = Html(f"{tag('span', sign, class_=colour, aria_hidden='true')} {tag('span', words)}")
         line = tag("div", tag("span", state), " ", tag("span", joined(self._parts), class_="m"), class_="ort-h")
@@ -188,7 +190,7 @@ class Batch(View):
         return block(f"Prompts: {words}", line, tag("div", filled, class_="ort-b", role="progressbar", aria_valuenow=round(done * 100)))
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return " · ".join([" ".join(self._words[:2]), *self._parts])
 
     def __repr__(self) -> str:
@@ -196,12 +198,12 @@ class Batch(View):
 
 
 def watch_batch(batch: Batch) -> bool:
-    """Run it to its end and show how far it is; whether Ctrl-C stopped it. A second Ctrl-C waits no longer."""
+    """Run the batch with a live progress display, and return whether Ctrl-C cancelled it. A second Ctrl-C returns at once."""
     live = Live()
     with Interrupts() as interrupts:
         batch.start()
         deadline = float("inf")
-        while not batch.wait(LOOK_SECONDS) and interrupts.count < 2 and time.monotonic() < deadline:
+        while not batch.wait(POLL_SECONDS) and interrupts.count < 2 and time.monotonic() < deadline:
             if interrupts.count and not batch.cancelled:
                 deadline = time.monotonic() + CANCEL_SECONDS
                 batch.cancel()

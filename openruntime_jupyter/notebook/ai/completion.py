@@ -1,4 +1,4 @@
-"""What Tab offers behind `ai` and `fix`: workflows, options, and the values of options."""
+"""Tab completion for `ai` and `fix`: workflows, options and option values."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ VALUES: dict[str, Callable[[CompletionSources], Iterable[str]]] = {
     "variables": lambda offers: offers.variables(),
     "device": lambda offers: ("auto", "gpu", "cpu", *offers.devices()),
 }
-"""By the kind of an option."""
+"""Completion source for each kind of option."""
 
 
 def register() -> None:
-    """Have completion ask here about cells and lines whose first word is ours."""
+    """Register the completers for `ai` and `fix`."""
     FIRST_WORDS.update(ai=_ai, fix=_options)
 
 

@@ -1,4 +1,4 @@
-"""What a model is told of a variable: its type, its schema and its beginning, within bounds."""
+"""Descriptions of variables for prompts: type, schema and first values, with size limits."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROWS = 5
-"""Rows of a table that are told."""
+"""Maximum number of table rows in a description."""
 COLUMNS = 50
-"""Columns of a table that are told."""
+"""Maximum number of table columns in a description."""
 CELL = 80
-"""Characters of one value in a table."""
+"""Maximum length of a table value, in characters."""
 LONGEST = 2_000
-"""Characters of the repr of anything else."""
+"""Maximum length of the repr of other values, in characters."""
 
 
 def describe(variables: Mapping[str, Any]) -> str:
-    """All of them, one after the other."""
+    """Return the descriptions of `variables`, separated by blank lines."""
     return "\n\n".join(f"Variable `{name}`: {_described(value)}" for name, value in variables.items())
 
 
 def _described(value: Any) -> str:
-    pandas = sys.modules.get("pandas")  # who holds a data frame has imported it
+    pandas = sys.modules.get("pandas")  # if the value is a data frame, pandas has been imported
     if pandas is not None and isinstance(value, pandas.DataFrame):
         return _frame(value)
     if pandas is not None and isinstance(value, pandas.Series):

@@ -1,4 +1,4 @@
-"""An answer's code in the next cell."""
+"""Insertion of an answer's code into the next cell."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from openruntime_jupyter.notebook.ai.cards import Note
 
 PYTHON = ("", "python", "py", "python3", "ipython", "pycon")
 MAGICS = {"bash": "bash", "sh": "bash", "shell": "bash", "zsh": "bash", "html": "html", "javascript": "javascript", "js": "javascript"}
-"""Languages that a cell of a Python notebook can hold, and the cell magic for each."""
+"""Cell magic for each language other than Python that a notebook cell can hold."""
 
 
 def insert(shell: Any, reply: Reply) -> Note:
-    """Put the code of an answer into the next cell, where it runs only if somebody runs it; returns what is to be said about it.
+    """Put an answer's code into the next cell without running it, and return a note for the user.
 
-    A front end takes it with the end of the cell: JupyterLab, Notebook 7 and VS Code make a cell of it, a terminal fills in its
-    next prompt, and programs that run notebooks leave it.
+    The front end inserts the code when the cell ends: JupyterLab, Notebook 7 and VS Code create a cell, and a terminal fills in its
+    next prompt. Programs that run notebooks ignore it.
     """
     code = insertable(reply)
     if not code:
-        return Note("The answer has no code for a cell: nothing was inserted.")
+        return Note("The answer contains no code that a cell can run: nothing was inserted.")
     shell.set_next_input(code, replace=False)
     return Note(
-        "The code is in the next cell, not run. If none appeared below, this front end does not take it; you have it by", "print(_.code)"
+        "The code was inserted into the next cell, not run. If no cell appeared, this front end does not support insertion. Get the code with",
+        "print(_.code)",
     )
 
 
 def insertable(reply: Reply) -> str:
-    """The code that a cell can hold: what is Python, else the first block of a language that has a cell magic; empty for none."""
+    """Return the code for a cell: all Python blocks, else the first block whose language has a cell magic, else an empty string."""
     python = [block.source for block in reply.code_blocks if block.language in PYTHON and block.source.strip()]
     if python:
         return "\n\n".join(python)
@@ -42,7 +43,7 @@ def _by_magic(block: CodeBlock) -> str:
 
 
 def _is_python(text: str) -> bool:
-    """Whether a text without any block is code all the same: a word or a sentence is none, though the one or other could be parsed."""
+    """Return whether a text without code blocks is code. Single words and sentences are not, even if they can be parsed."""
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError):

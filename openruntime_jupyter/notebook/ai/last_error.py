@@ -1,4 +1,4 @@
-"""The last cell of this kernel that raised. It is loaded with the extension, so it imports little."""
+"""The last cell of this kernel that raised. Loaded with the extension, so it imports little."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from IPython.core.error import UsageError
 from openruntime_jupyter.errors import TaskError
 
 LONGEST = 8_000
-"""Characters of a traceback that are kept: its end, which says most."""
-OURS = ("%openruntime fix", "%%openruntime ai", "%openruntime ai")
-"""Cells whose own errors nobody wants mended."""
+"""Maximum length of a stored traceback, in characters. The end is kept."""
+IGNORED = ("%openruntime fix", "%%openruntime ai", "%openruntime ai")
+"""Cells whose errors are ignored."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A cell that raised: its source, and the traceback as text."""
+    """Source and traceback of a cell that raised."""
 
     source: str
     traceback: str
 
 
 class LastError:
-    """Remembers the last cell that raised; `heard` is called after each cell."""
+    """Storage for the last cell that raised."""
 
     def __init__(self) -> None:
         self.failed: Failed | None = None
 
-    def heard(self, result: Any) -> None:
-        """`result` is IPython's, of a cell that ended."""
+    def record(self, result: Any) -> None:
+        """Store the error of a finished cell. `result` is IPython's `ExecutionResult`."""
         error = result.error_in_exec or result.error_before_exec
         source = str(getattr(result.info, "raw_cell", "") or "")
-        if isinstance(error, Exception) and not isinstance(error, UsageError) and not source.lstrip().startswith(OURS):
-            self.failed = Failed(source, told(error))
+        if isinstance(error, Exception) and not isinstance(error, UsageError) and not source.lstrip().startswith(IGNORED):
+            self.failed = Failed(source, format_error(error))
 
 
-def told(error: BaseException) -> str:
-    """The traceback without IPython's own frames, and without ours around a task that failed elsewhere."""
+def format_error(error: BaseException) -> str:
+    """Return the traceback without IPython's frames. For a failed task, return only the task's error, which includes the worker's traceback."""
     if isinstance(error, TaskError):
         text = f"{type(error).__name__}: {error}"
     else:
@@ -53,4 +53,4 @@ def told(error: BaseException) -> str:
 
 
 last_failure = LastError()
-"""Of this kernel."""
+"""The last error of this kernel."""

@@ -1,4 +1,4 @@
-"""The words of `%openruntime` that are about prompts."""
+"""Subcommands of `%openruntime` for prompts."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from openruntime_jupyter.notebook.session import Session
 
 
 def agents(session: Session) -> AgentTable:
-    """`%openruntime agents`."""
+    """Run `%openruntime agents`."""
     return AgentTable(session.client.agents())
 
 
 def config(session: Session) -> Config:
-    """`%openruntime config`."""
+    """Run `%openruntime config`."""
     client = session.client
     return Config(client.where, client.health(), client.models(), client.agents())
 
 
 def conversations(session: Session) -> ConversationTable:
-    """`%openruntime conversations`."""
+    """Run `%openruntime conversations`."""
     return ConversationTable(session.client.conversations())
 
 
 def conversation(session: Session, name: str) -> ConversationCard:
-    """`%openruntime conversation NAME`."""
+    """Run `%openruntime conversation NAME`."""
     return ConversationCard(session.client.conversation(name))
 
 
 def forget(session: Session, name: str) -> ConversationCard:
-    """`%openruntime forget NAME`."""
+    """Run `%openruntime forget NAME`."""
     return ConversationCard(session.client.delete_conversation(name), erased=True)
 
 
 def pull(session: Session, name: str | None = None) -> Any:
-    """`%openruntime pull`."""
+    """Run `%openruntime pull`."""
     return pull_model(session, name)
 
 
 PROMPTS: dict[str, Callable[[Session, str], Any]] = {"ai": ai_line, "fix": fix}
-"""Words of a line magic behind which free text stands: each gets the rest of the line."""
+"""Subcommands followed by free text. Each gets the rest of the line."""
 
 CELLS["ai"] = ai_cell

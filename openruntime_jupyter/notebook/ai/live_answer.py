@@ -1,4 +1,4 @@
-"""An answer in a cell while it is written: one display of Markdown, whose first line says how it stands."""
+"""Live display of an answer: Markdown with a status line at the top."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
-from openruntime_jupyter.notebook.ai.sanitize import inert
+from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.states import details, state_words
 from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, attend
@@ -22,13 +22,13 @@ from openruntime_jupyter.schemas.ai import LOCAL
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskState
 
 UPDATE_SECONDS = 0.1
-"""Between two updates of a short answer."""
+"""Interval between updates of a short answer."""
 CHARACTERS_A_SECOND = 200_000
-"""What a page is sent at most, so that a long answer is updated less often."""
+"""Maximum rate at which text is sent to the page: long answers are updated less often."""
 
 
 class AnswerLine(StatusLine):
-    """A display that follows a prompt. In a terminal the text is printed as it comes, and the line stands on stderr."""
+    """Live display of a prompt. In a terminal, the text is printed as it arrives, with the status line on stderr."""
 
     def __init__(self, handle: PromptHandle, devices: Mapping[str, str]) -> None:
         self.text = ""
@@ -39,7 +39,7 @@ class AnswerLine(StatusLine):
         super().__init__(handle.last_seen, devices)
 
     def add(self, piece: str) -> None:
-        """More of the text."""
+        """Append a piece of text and update the display."""
         if not piece:
             return
         if self._first_at is None:
@@ -48,12 +48,12 @@ class AnswerLine(StatusLine):
         self.show()
 
     def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
-        """See `StatusLine.show`; sent about ten times a second."""
+        """Update the display, about ten times a second. The arguments are those of `StatusLine.show`."""
         if task is not None and task.attempt > max(1, self.task.attempt):
-            self.text = ""  # the worker died, and the answer begins anew
+            self.text = ""  # the worker died and the answer starts over
         self.task, self._note = task or self.task, note or self._note
-        if (whole := _whole(self.task)) is not None:
-            self.text = whole
+        if (final_text := _final_text(self.task)) is not None:
+            self.text = final_text
         interval = max(UPDATE_SECONDS, len(self.text) / CHARACTERS_A_SECOND)
         urgent = final or note is not None or self.task.status.terminal
         if not urgent and time.monotonic() - self._shown_at < interval:
@@ -65,13 +65,13 @@ class AnswerLine(StatusLine):
         self._shown_at = time.monotonic()
 
     def bundle(self) -> dict[str, Any]:
-        """What a page is sent."""
+        """Return the display as Markdown and as plain text."""
         sign, words, colour = state_words(self.task)
         parts = self._parts()
         head = f'<small><span style="color:var(--jp-{COLOURS[colour]}, inherit)">{sign} {escape(words)}</span>'
         rest = [*(escape(part) for part in parts), f"<code>{escape(self.task.task_id)}</code>"]
         head += f' · <span style="color:var(--jp-{COLOURS["m"]}, inherit)">{" · ".join(rest)}</span></small>'
-        return {"text/markdown": f"{head}\n\n{inert(self.text)}", "text/plain": f"{self._plain()}\n\n{self.text}".rstrip()}
+        return {"text/markdown": f"{head}\n\n{sanitize(self.text)}", "text/plain": f"{self._plain()}\n\n{self.text}".rstrip()}
 
     def _plain(self) -> str:
         sign, words, _ = state_words(self.task)
@@ -79,7 +79,7 @@ class AnswerLine(StatusLine):
 
     @property
     def _tokens(self) -> float | None:
-        """How many were written so far, where whoever writes them says so."""
+        """Number of tokens so far, if the model reports them."""
         progress = self.task.progress
         return progress.n if progress is not None and progress.message == WRITING else None
 
@@ -87,12 +87,12 @@ class AnswerLine(StatusLine):
         task = self.task
         note = [self._note] if self._note and not task.status.terminal else []
         if task.status is TaskState.COMPLETED and task.result is not None:
-            return [*note, *figures(task.result.output), *self._about_turns()]
+            return [*note, *statistics(task.result.output), *self._about_turns()]
         if task.status is TaskState.RUNNING and self.text:
             written = self._tokens
-            # A remote provider tells of tokens only at the end.
-            said = [f"{number(written)} tokens" if written else f"{len(self.text):,} characters", self._speed(written)]
-            return [*note, *(part for part in said if part), duration(task.execution_time), *self._about_turns()]
+            # Remote providers report the number of tokens only at the end.
+            progress = [f"{number(written)} tokens" if written else f"{len(self.text):,} characters", self._speed(written)]
+            return [*note, *(part for part in progress if part), duration(task.execution_time), *self._about_turns()]
         return [*note, *details(task, self._devices), *self._about_turns()]
 
     def _speed(self, written: float | None) -> str | None:
@@ -101,7 +101,7 @@ class AnswerLine(StatusLine):
         return f"{(written - self._first_tokens) / seconds:.1f} tokens/s"
 
     def _about_turns(self) -> list[str]:
-        return [f"{self._left_out} oldest turns left out: the model has no room for them"] if self._left_out else []
+        return [f"{self._left_out} oldest turns omitted: they exceed the context window"] if self._left_out else []
 
     def _print(self, final: bool) -> None:
         if len(self.text) > self._printed:
@@ -115,25 +115,25 @@ class AnswerLine(StatusLine):
 
 
 COLOURS = {"ok": "success-color1", "no": "error-color1", "go": "brand-color1", "wa": "warn-color1", "m": "ui-font-color2"}
-"""JupyterLab's own, by the class that a state has in other views."""
+"""JupyterLab colour variable for each state class."""
 WRITING = "writing"
-"""What a local model says of its progress when it counts tokens."""
+"""Progress message of a local model that counts tokens."""
 
 
-def figures(output: Mapping[str, Any]) -> list[str]:
-    """An answer's figures, those that there are."""
+def statistics(output: Mapping[str, Any]) -> list[str]:
+    """Return the available statistics of an answer: tokens, speed, model, finish reason."""
     tokens, speed, model, provider = (output.get(name) for name in ("completion_tokens", "tokens_per_second", "model_used", "provider"))
-    said = [
+    parts = [
         f"{tokens:,} tokens" if tokens is not None else None,
         f"{speed:,.{1 if speed < 1000 else 0}f} tokens/s" if speed is not None else None,
         f"{model or 'a model'}{'' if provider in (LOCAL, None) else f' of {provider}'}",
-        "cut at max_tokens" if output.get("finish_reason") == "length" else None,
+        "truncated at max_tokens" if output.get("finish_reason") == "length" else None,
     ]
-    return [part for part in said if part]
+    return [part for part in parts if part]
 
 
-def _whole(task: Task) -> str | None:
-    """The answer of a task that completed."""
+def _final_text(task: Task) -> str | None:
+    """Return the answer of a completed task, else None."""
     if task.status is not TaskState.COMPLETED or task.result is None:
         return None
     text = task.result.output.get("text")
@@ -141,12 +141,12 @@ def _whole(task: Task) -> str | None:
 
 
 def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
-    """Show an answer while it is written; see `follow`."""
+    """Show an answer while it is generated. Arguments and return value are those of `follow`."""
     assert isinstance(handle, PromptHandle)
     line, replay = AnswerLine(handle, devices), Replay()
 
     def show(items: list[OutputItem]) -> None:
-        # What a model writes is its task's output too, and the runtime gathers it to ten pieces a second.
+        # The answer is also the task's stdout. The runtime batches it into about ten pieces a second.
         line.add("".join(item.text or "" for item in items if item.name == "stdout"))
         replay.show(item for item in items if item.name != "stdout")
 
@@ -154,11 +154,11 @@ def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Int
 
 
 class ShownReply(Reply):
-    """An answer that its cell has shown already: as the value of that cell it shows nothing more."""
+    """Answer already displayed by its cell, and therefore not displayed again as the value of that cell."""
 
     @classmethod
     def shown(cls, reply: Reply, session: Session) -> ShownReply:
-        """`reply`, shown by the cell that runs now."""
+        """Return `reply`, marked as displayed by the running cell."""
         made = cls(**{field.name: getattr(reply, field.name) for field in fields(reply)})
         object.__setattr__(made, "_shown_by", (session, session.cell_number()))
         return made
@@ -166,4 +166,4 @@ class ShownReply(Reply):
     def _ipython_display_(self) -> None:
         session, cell = getattr(self, "_shown_by", (None, 0))
         if session is None or session.cell_number() != cell:
-            raise NotImplementedError  # IPython then shows it as it would without this method
+            raise NotImplementedError  # makes IPython use the other formatters

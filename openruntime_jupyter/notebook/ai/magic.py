@@ -1,4 +1,4 @@
-"""From a cell's text to a model's answer: fill in, ask, watch, and bring home what was asked for."""
+"""The magic `%openruntime ai`: fill in variables, submit the prompt, show the answer, and store the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openruntime_jupyter.notebook.ai.insert import insert
 from openruntime_jupyter.notebook.ai.live_answer import ShownReply
 from openruntime_jupyter.notebook.ai.map import ask_rows
 from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai, wants_help
-from openruntime_jupyter.notebook.ai.template import fill, own
+from openruntime_jupyter.notebook.ai.template import fill, user_variables
 from openruntime_jupyter.notebook.display.errors import short
 from openruntime_jupyter.notebook.run.cell import run
 from openruntime_jupyter.notebook.session import Session
@@ -30,21 +30,21 @@ from openruntime_jupyter.notebook.session import Session
 Answer = TypeVar("Answer")
 
 PARAMETER = re.compile(r"\bparameters\.(\w+)(?=:)")
-"""How the runtime calls what stands on a line as an option."""
+"""Runtime parameter name in an error message, replaced by the name of the option."""
 
 
 def ai_cell(session: Session, line: str, cell: str) -> Any:
-    """`%%openruntime ai`: the cell is the prompt."""
+    """Run `%%openruntime ai` with the cell as the prompt."""
     if wants_help(line):
         return AiHelp()
     arguments = parse_ai(line, cell=True)
     if not cell.strip():
-        raise UsageError("the cell is empty: write the prompt below the magic.")
+        raise UsageError("the cell is empty: write the prompt below the magic")
     return ask(session, arguments, cell.strip("\n"))
 
 
 def ai_line(session: Session, line: str) -> Any:
-    """`%openruntime ai "…"`."""
+    """Run `%openruntime ai "…"`."""
     if wants_help(line):
         return AiHelp()
     arguments = parse_ai(line, cell=False)
@@ -52,16 +52,16 @@ def ai_line(session: Session, line: str) -> Any:
 
 
 def ask(session: Session, arguments: AiArguments, prompt: str, context: str | None = None) -> Any:
-    """Ask, and show the answer while it is written; returns it, or the handle of what runs in the background.
+    """Submit the prompt and show the answer while it is generated. Return the answer, or the handle of a background task.
 
-    `context` is told beside what the arguments describe.
+    `context` is added to the descriptions of the `--with` variables.
     """
-    told = "\n\n".join(part for part in (context, described(session, arguments)) if part)
-    parameters = {**arguments.parameters, **({"context": told} if told else {})}
+    context = "\n\n".join(part for part in (context, describe_variables(session, arguments)) if part)
+    parameters = {**arguments.parameters, **({"context": context} if context else {})}
     client = session.client.with_options(**{"name": session.cell_name(), **arguments.options})
-    variables = own(session.namespace, session.shell.user_ns_hidden)
+    variables = user_variables(session.namespace, session.shell.user_ns_hidden)
     if arguments.rows is not None:
-        return reachable(lambda: ask_rows(session, client, arguments, parameters, prompt, variables))
+        return with_readable_errors(lambda: ask_rows(session, client, arguments, parameters, prompt, variables))
     text = prompt if arguments.raw else fill(prompt, variables)
 
     def submit() -> PromptHandle:
@@ -70,19 +70,19 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
             display(Sent.of(client.backend.get(handle.id)))
         return handle
 
-    handle, task = reachable(lambda: run(session, arguments, submit, arguments.notify))
-    return handle if task is None else _taken(session, arguments, handle.result())
+    handle, task = with_readable_errors(lambda: run(session, arguments, submit, arguments.notify))
+    return handle if task is None else _deliver(session, arguments, handle.result())
 
 
-def described(session: Session, arguments: AiArguments) -> str:
-    """What the model is told of variables; raises `UsageError` for those that there are not."""
+def describe_variables(session: Session, arguments: AiArguments) -> str:
+    """Return the description of the `--with` variables. Raises `UsageError` for undefined variables."""
     missing = [name for name in arguments.described if name not in session.namespace]
     if missing:
-        raise UsageError(f"--with: nothing is called {' or '.join(missing)} here: run the cell that sets it first.")
+        raise UsageError(f"--with: undefined variable {', '.join(map(repr, missing))}: run the cell that defines it first")
     return describe({name: session.namespace[name] for name in arguments.described})
 
 
-def _taken(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
+def _deliver(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
     if arguments.out is not None:
         session.namespace[arguments.out] = reply
     if arguments.insert:
@@ -93,19 +93,19 @@ def _taken(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
 
 
 def _warn(session: Session, reply: Reply) -> None:
-    """Name the figures of an analysis that its model was not told."""
-    with contextlib.suppress(OpenRuntimeError):  # the answer is there, whatever became of its record
+    """List the numbers in an analysis that are not in the data given to the model."""
+    with contextlib.suppress(OpenRuntimeError):  # the answer is complete even if its task record is gone
         if made := untold_of(session.client.backend.get(reply.task_id)):
-            display(Note(f"Figures here that the runtime did not give the model: {', '.join(made)}. It computed them, or made them up."))
+            display(Note(f"Numbers in this answer that are not in the data given to the model: {', '.join(made)}. The model computed or invented them."))
 
 
-def reachable(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns; what was wrong is told by its option, and where nobody answers prompts the error says both ways out."""
+def with_readable_errors(ask: Callable[[], Answer]) -> Answer:
+    """Return `ask()`. Errors name options instead of parameters, and explain how to set up a model if none is available."""
     try:
         return ask()
     except InvalidRequest as problem:
         raise short(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
     except Unavailable as problem:
         if str(problem) == NOTHING:  # over HTTP a full queue is the same type
-            raise short(problem, "No model answers prompts here yet: the card above has the ways out.", card=NoProvider()) from None
+            raise short(problem, "No model is available for prompts: see the card above for how to set one up", card=NoProvider()) from None
         raise

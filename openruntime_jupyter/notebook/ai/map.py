@@ -1,4 +1,4 @@
-"""`--map`: one prompt for each row of a list or data frame. What was answered is kept, and not asked again."""
+"""The option `--map`: one prompt for each row of a list or data frame. Rows answered by an earlier run are skipped."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from openruntime_jupyter.notebook.run.notifications import Notice
 from openruntime_jupyter.notebook.session import Session
 
 ANSWER, TASK, ERROR = "answer", "task_id", "error"
-"""Columns that a data frame gets."""
+"""Columns added to a data frame."""
 ATTRIBUTE = "openruntime"
-"""Where a data frame keeps which prompt each task answered."""
+"""Key in `DataFrame.attrs` that maps task ids to prompt keys."""
 SHOWN = 10
-"""Rows that the result shows."""
+"""Maximum number of displayed rows."""
 LONGEST = 120
-"""Characters of a row or an answer in it."""
+"""Maximum length of a displayed row or answer, in characters."""
 
 
 class Answers(View, list[Any]):
-    """The answers in the order of the rows, None where there is none (yet): a list that shows itself as a table.
+    """Answers in the order of the rows, None for missing ones: a list that is displayed as a table.
 
-    `failures` says by place why there is none, `task_ids` which task answered.
+    `failures` maps a row's index to its error message, and `task_ids` has the task of each row.
     """
 
     COLUMNS = ("", "row", "answer")
@@ -50,11 +50,11 @@ class Answers(View, list[Any]):
 
     @property
     def missing(self) -> list[int]:
-        """The places of rows that have no answer."""
+        """Indices of the rows without an answer."""
         return [place for place, answer in enumerate(self) if answer is None]
 
     def earlier(self) -> dict[str, tuple[str, str]]:
-        """What was answered, by the key of its prompt."""
+        """Return the answers and task ids by prompt key."""
         known = zip(self.keys, self, self.task_ids, strict=True)
         return {key: (answer, task) for key, answer, task in known if answer is not None and task is not None}
 
@@ -67,27 +67,27 @@ class Answers(View, list[Any]):
 
     def _table(self) -> list[list[Any]]:
         places = [*list(self.failures)[:SHOWN], *(place for place in range(len(self)) if place not in self.failures)][:SHOWN]
-        told = {place: f"✕ {_cut(why)}" for place, why in self.failures.items()}
-        return [[place, self._rows[place], told.get(place) or _cut(self[place] or "—")] for place in sorted(places)]
+        errors = {place: f"✕ {_cut(why)}" for place, why in self.failures.items()}
+        return [[place, self._rows[place], errors.get(place) or _cut(self[place] or "—")] for place in sorted(places)]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         more = tag("div", f"and {len(self) - SHOWN:,} more", class_="m") if len(self) > SHOWN else ""
         return block("Answers", table(self._caption, self.COLUMNS, self._table(), numeric=(0,), wide=(1, 2), plain=(1, 2)), more)
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return f"{self._caption}\n{text_table(self.COLUMNS, self._table())}"
 
 
 def ask_rows(
     session: Session, client: Client, arguments: AiArguments, parameters: dict[str, Any], prompt: str, variables: Mapping[str, Any]
 ) -> Any:
-    """Ask about each row that has no answer yet; the result is in the variable `--out`, also where Ctrl-C came before the end."""
+    """Submit a prompt for each row without an answer. The result is stored in the `--out` variable, even after Ctrl-C."""
     assert arguments.rows is not None
     assert arguments.out is not None
     if arguments.rows not in session.namespace:
-        raise UsageError(f"--map: nothing is called {arguments.rows} here: run the cell that sets it first.")
+        raise UsageError(f"--map: undefined variable {arguments.rows!r}: run the cell that defines it first")
     source, out = session.namespace[arguments.rows], arguments.out
     rows = rows_of(source, arguments.rows)
     prompts = [fill(prompt, {**variables, **row}) for row in rows]
@@ -129,36 +129,36 @@ def ask_rows(
 
 
 def rows_of(source: Any, name: str) -> list[dict[str, Any]]:
-    """What can be put into the prompt for each row, by name; raises `UsageError` for what has no rows."""
+    """Return the template values of each row by name. Raises `UsageError` for values without rows."""
     if _is_frame(source):
         taken = [column for column in (ANSWER, TASK, ERROR) if column in source.columns]
         if taken:
-            raise UsageError(f"--map: {name} has a column {taken[0]!r} already, where the result would go: rename it, or leave it out.")
+            raise UsageError(f"--map: {name} already has a column {taken[0]!r}, which is needed for the result: rename or drop it")
         names = [str(column) for column in source.columns]
         rows = [dict(zip(names, row, strict=True)) for row in source.itertuples(index=False, name=None)]
         return [{**row, "item": row} for row in rows]
     if isinstance(source, (str, bytes, Mapping)) or not hasattr(source, "__iter__") or not hasattr(source, "__len__"):
-        raise UsageError(f"--map: {name} is {type(source).__name__}, and has no rows: give a list or a data frame.")
+        raise UsageError(f"--map: {name} is of type {type(source).__name__}, which has no rows: use a list or a data frame")
     return [{**item, "item": item} if isinstance(item, Mapping) else {"item": item} for item in source]
 
 
 def _require_a_name(prompt: str, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
-        raise UsageError("--map: there are no rows to ask about.")
+        raise UsageError("--map: there are no rows")
     known = list(rows[0])
     if not any(found in known for found in NAME.findall(prompt)):
         others = f", or {', '.join(f'{{{name}}}' for name in known if name != 'item')}" if len(known) > 1 else ""
-        raise UsageError(f"the prompt says nothing of its row: write {{item}}{others} where the row belongs.")
+        raise UsageError(f"the prompt does not refer to the row: use {{item}}{others} as a placeholder for the row")
 
 
 def _key(workflow: str, prompt: str, parameters: Mapping[str, Any]) -> str:
-    """What makes two prompts the same."""
-    told = json.dumps([workflow, prompt, parameters], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    """Return a hash that identifies a prompt with its workflow and parameters."""
+    content = json.dumps([workflow, prompt, parameters], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _earlier(kept: Any) -> dict[str, tuple[str, str]]:
-    """What an earlier run has answered."""
+    """Return the answers and task ids of an earlier run by prompt key."""
     if isinstance(kept, Answers):
         return kept.earlier()
     if not _is_frame(kept) or not {ANSWER, TASK} <= set(kept.columns):
@@ -170,12 +170,12 @@ def _earlier(kept: Any) -> dict[str, tuple[str, str]]:
 
 
 def _is_frame(value: Any) -> bool:
-    pandas = sys.modules.get("pandas")  # who holds a data frame has imported it
+    pandas = sys.modules.get("pandas")  # if the value is a data frame, pandas has been imported
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
 def _frame(source: Any, answers: Answers) -> Any:
-    """The rows with their answers beside them."""
+    """Return a copy of the data frame with columns for answers, task ids and errors."""
     frame = source.copy()
     frame[ANSWER] = list(answers)
     frame[TASK] = answers.task_ids
@@ -189,7 +189,7 @@ def _ended(batch: Batch, found: Any, stopped: bool, out: str) -> Any:
     if batch.problem is not None:
         raise batch.problem
     if stopped:
-        raise short(KeyboardInterrupt(f"stopped; what was answered is in {out}: run the cell again to go on with the rest"))
+        raise short(KeyboardInterrupt(f"cancelled; the answers so far are in {out}: run the cell again to continue with the rest"))
     if batch.failures and not batch.answered:
         place = min(batch.failures)
         raise short(TaskError(f"No row was answered. The first, row {place}: {batch.failures[place]}"))

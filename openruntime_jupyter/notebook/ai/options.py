@@ -1,4 +1,4 @@
-"""What stands on the line of `%%openruntime ai`, and what an option's value can be."""
+"""Options of `%%openruntime ai` and their parser."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PARAMETERS = (
     *("profile", "model", "agent", "conversation", "system", "temperature", "top_p", "max_tokens", "stop", "seed", "keep_alive"),
     *("language", "style", "timeframe", "target"),
 )
-"""Options that are parameters of workflows; the runtime says which workflow has which."""
+"""Options that are workflow parameters. The runtime validates which workflow accepts which."""
 
 TASK_OPTIONS = ("priority", "device", "timeout", "retries", "name")
-"""Options of the task, as `Client.with_options` calls them."""
+"""Task options, named as in `Client.with_options`."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option. `kind` says what its value is, for whoever completes it; empty: it takes none."""
+    """One option. `kind` is the kind of its value, used for completion; an empty string marks a flag."""
 
     kind: str
     does: str
@@ -35,43 +35,43 @@ class Option:
 
 
 OPTIONS: dict[str, Option] = {
-    "--profile": Option("profile", "the remote provider to ask; `local`: a model of this machine"),
-    "--model": Option("model", "the model to ask"),
-    "--agent": Option("agent", "the role whose instructions the model gets"),
-    "--conversation": Option("conversation", "go on with what was said under this name, or begin it"),
-    "--with": Option("variables", "tell the model of these variables: type, shape, columns, first rows", str),
-    "--out": Option("variable", "keep the answer in this variable: text, code, usage, model", identifier),
+    "--profile": Option("profile", "remote provider to use; `local` selects a local model"),
+    "--model": Option("model", "model to use"),
+    "--agent": Option("agent", "role whose instructions the model gets"),
+    "--conversation": Option("conversation", "continue the conversation with this name, or start it"),
+    "--with": Option("variables", "describe these variables to the model: type, shape, columns, first rows", str),
+    "--out": Option("variable", "store the answer in this variable: text, code, usage, model", identifier),
     "--map": Option("variable", "one prompt for each row of this list or data frame; needs --out", identifier),
-    "--insert": Option("", "put the answer's code into the next cell"),
-    "--raw": Option("", "send the text as it is: no {name} is replaced"),
-    "--show-prompt": Option("", "show what the model is given, word for word"),
-    "--bg": Option("", "do not wait: the cell's value is the task's handle"),
-    "--notify": Option("", "tell when it ends: a notification where the browser allows it, else the page's title"),
-    "--verbose": Option("", "show an error's whole traceback at once, and not a card"),
-    "--as": Option("variable", "also keep the handle in this variable", identifier),
-    "--temperature": Option("number", "0 to 2; 0 takes the likeliest word each time", float),
+    "--insert": Option("", "insert the answer's code into the next cell"),
+    "--raw": Option("", "send the text unchanged, without replacing {name}"),
+    "--show-prompt": Option("", "show the exact text sent to the model"),
+    "--bg": Option("", "run in the background; the cell's value is the task's handle"),
+    "--notify": Option("", "notify on completion: a browser notification if allowed, else the page title"),
+    "--verbose": Option("", "show the full traceback of an error instead of a card"),
+    "--as": Option("variable", "also store the handle in this variable", identifier),
+    "--temperature": Option("number", "0 to 2; 0 always picks the most likely token", float),
     "--top-p": Option("number", "above 0, up to 1", float),
-    "--max-tokens": Option("number", "tokens that the answer may have", int),
-    "--stop": Option("text", "a text before which the answer ends"),
-    "--seed": Option("number", "the same seed gives the same answer, as far as the model allows that", int),
-    "--system": Option("text", "instructions of your own, in place of the agent's"),
-    "--language": Option("text", "the programming language"),
-    "--style": Option("text", "how code is to be written, such as functional"),
-    "--timeframe": Option("choice", "how far back the runtime's figures go", choices=get_args(Timeframe)),
+    "--max-tokens": Option("number", "maximum number of tokens in the answer", int),
+    "--stop": Option("text", "text at which the answer stops"),
+    "--seed": Option("number", "random seed, for repeatable answers if the model supports it", int),
+    "--system": Option("text", "custom instructions that replace the agent's"),
+    "--language": Option("text", "programming language"),
+    "--style": Option("text", "code style, such as functional"),
+    "--timeframe": Option("choice", "time range of the runtime's metrics", choices=get_args(Timeframe)),
     "--target": Option("choice", "what to optimize", choices=("code", "settings")),
-    "--keep-alive": Option("number", "seconds that a model of this machine stays in memory", float),
-    "--timeout": Option("number", "stop it after so many seconds of running; default 300", float),
+    "--keep-alive": Option("number", "seconds that a local model stays in memory when idle", float),
+    "--timeout": Option("number", "maximum run time in seconds; default 300", float),
     "--priority": Option("number", "1 to 10, default 5; 10 is the most urgent", int),
     "--device": Option("device", "auto, gpu, cpu, or the id of a device"),
-    "--retries": Option("number", "run it again so often if its worker dies", int),
-    "--name": Option("text", "what to call it"),
+    "--retries": Option("number", "retries if the worker process dies", int),
+    "--name": Option("text", "task name"),
 }
-"""In the order in which help tells of them."""
+"""Options by name, in the order of the help."""
 
 
 @dataclass(frozen=True)
 class AiArguments:
-    """A line, understood. What was not given is None, False or empty."""
+    """Parsed line. Values that were not given are None, False or empty."""
 
     workflow: str
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -79,36 +79,36 @@ class AiArguments:
     options: dict[str, Any] = field(default_factory=dict)
     """For `Client.with_options`."""
     described: tuple[str, ...] = ()
-    """Variables that the model is told of."""
+    """Variables to describe to the model."""
     out: str | None = None
     rows: str | None = None
-    """The variable whose rows are asked about."""
+    """Name of the `--map` variable."""
     insert: bool = False
     raw: bool = False
     show_prompt: bool = False
     background: bool = False
     notify: bool = False
-    """Whether the page is to tell of the end."""
+    """Notify on completion."""
     verbose: bool = False
-    """Whether an error shows the whole traceback at once."""
+    """Show the full traceback of an error."""
     variable: str | None = None
-    """Where the handle is to be kept, beside `_openruntime`."""
+    """Variable for the handle, in addition to `_openruntime`."""
     prompt: str = ""
-    """Of a line magic."""
+    """Prompt of a line magic."""
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. `%openruntime ai` alone shows the options.")
+        raise UsageError(f"{message}. See `%openruntime ai` for the options")
 
 
 def wants_help(line: str) -> bool:
-    """Whether a line asks for the options alone."""
+    """Return whether a line only asks for help."""
     return line.strip() in ("--help", "-h")
 
 
 def parse_ai(line: str, cell: bool) -> AiArguments:
-    """What stands behind `ai`: on a cell's line options alone, on a line magic's the prompt too. Raises `UsageError`."""
+    """Parse the line after `ai`. With `cell`, the line has only options; a line magic also has the prompt. Raises `UsageError`."""
     parser = _Parser(prog="ai", add_help=False, allow_abbrev=False)
     for name, option in OPTIONS.items():
         if not option.kind:
@@ -131,11 +131,11 @@ def parse_ai(line: str, cell: bool) -> AiArguments:
 
 def _words(line: str, cell: bool) -> list[str]:
     try:
-        return tokens(line, comment=cell)  # in a prompt `#` is a word like others
+        return tokens(line, comment=cell)  # in a prompt, `#` does not begin a comment
     except UsageError:
         if cell:
             raise
-        return line.split()  # a prompt may hold a quote or bracket that never closes
+        return line.split()  # a prompt may contain an unclosed quote or bracket
 
 
 def _checked(found: dict[str, Any], workflow: str | None, prompt: str) -> AiArguments:
@@ -143,7 +143,6 @@ def _checked(found: dict[str, Any], workflow: str | None, prompt: str) -> AiArgu
     if len(parameters.get("stop", [])) == 1:
         parameters["stop"] = parameters["stop"][0]
     arguments = AiArguments(
-        # Who wants code in the next cell wants code.
         workflow=workflow or ("code_generation" if found["insert"] else "model_inference"),
         parameters=parameters,
         options={name: found[name] for name in TASK_OPTIONS if found[name] is not None},
@@ -159,32 +158,32 @@ def _checked(found: dict[str, Any], workflow: str | None, prompt: str) -> AiArgu
         variable=found["as"],
         prompt=prompt,
     )
-    _refuse_contradictions(arguments)
+    _reject_conflicts(arguments)
     return arguments
 
 
-def _refuse_contradictions(given: AiArguments) -> None:
+def _reject_conflicts(given: AiArguments) -> None:
     if given.rows is not None:
         if given.out is None:
-            raise UsageError("--map needs --out NAME: there the answers are kept, and what is there is not asked again.")
+            raise UsageError("--map requires --out NAME, which stores the answers and skips rows already answered")
         others = {"--conversation": "conversation" in given.parameters, "--insert": given.insert, "--raw": given.raw}
         for name, wrong in others.items():
             if wrong:
-                raise UsageError(f"{name} does not go with --map: each row is a prompt of its own.")
+                raise UsageError(f"{name} cannot be combined with --map, which sends a separate prompt for each row")
     elif given.background:
         for name, wrong in (("--out", given.out is not None), ("--insert", given.insert)):
             if wrong:
-                raise UsageError(f"{name} does not go with --bg: keep the handle by --as NAME; its result() is the answer.")
+                raise UsageError(f"{name} cannot be combined with --bg: store the handle with --as NAME and get the answer from its result()")
 
 
 def _unexpected(word: str, cell: bool) -> str:
     near = get_close_matches(word, OPTIONS, 1)
-    advice = f"Did you mean {near[0]}?" if near else f"The options are {', '.join(OPTIONS)}."
-    return f"{word!r} is not understood here. {advice}" + ("" if cell else " A prompt that holds it needs quotes around it.")
+    advice = f"Did you mean {near[0]}?" if near else f"The options are {', '.join(OPTIONS)}"
+    return f"unknown option {word!r}. {advice}" + ("" if cell else ". Quote the prompt if it contains this text")
 
 
 def _no_workflow(word: str) -> str:
     near = get_close_matches(word, WORKFLOWS, 1, 0.4)
-    advice = f"Did you mean {near[0]}? The others are" if near else "There are"
+    advice = f"Did you mean {near[0]}? Other workflows:" if near else "The workflows are"
     others = ", ".join(name for name in WORKFLOWS if name not in near)
-    return f"{word!r} is no workflow. {advice} {others}. The prompt stands below the magic's line."
+    return f"unknown workflow {word!r}. {advice} {others}. The prompt belongs below the magic's line"

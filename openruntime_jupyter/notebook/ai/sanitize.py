@@ -1,7 +1,7 @@
-"""A model's Markdown made inert: a front end trusts what a cell shows, and would run the HTML in it.
+"""Sanitizer for a model's Markdown. Front ends trust cell output and would run HTML in it.
 
-A model may be talked into anything by the text that it is given, so no tag of an answer may reach the page as one, no picture may be
-fetched (its address can carry what the model knows), and no link may be a script. What is code is shown as it is written.
+Prompt injection can make a model emit anything. Therefore HTML tags are escaped, images are not loaded (their URL can leak data from
+the prompt), and script links are disabled. Code is displayed unchanged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from html import unescape
 
 OPENING = re.compile(r"(?P<marks>`{3,}|~{3,})[^`\n]*$")
-"""A fence at the line's beginning: one that is indented may belong to a list, and end sooner than it seems."""
+"""A fence at the beginning of a line. Indented fences are not matched, since they may belong to a list and end earlier."""
 SPAN = re.compile(r"(?<!`)(?P<marks>`+)(?!`)(?P<code>[^\n]*?[^`\n])(?P=marks)(?!`)")
 TAG = re.compile(r"<(?=[A-Za-z/!?])")
 BARE_TAG = re.compile(r"</?(?P<name>[A-Za-z][\w.-]*)\s*/?>")
@@ -21,26 +21,26 @@ RISKY = frozenset(
         *("textarea", "title", "noscript", "noembed", "noframes", "template", "form", "body", "html", "head"),
     }
 )
-"""Elements that do something though they have no attributes."""
+"""Elements that have an effect even without attributes."""
 LINK = re.compile(r"\](?P<gap>\s*)\((?P<target>\s*<?[^)\s>]*)")
 DEFINITION = re.compile(r"^(?P<indent>[ >]*)\[(?=(?:\\.|[^\]\\])*\]:)", re.MULTILINE | re.DOTALL)
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 HARMLESS = ("http:", "https:", "mailto:")
 EATS_LINES = re.compile(r"\$|\\[(\[]|\\begin")
-"""What a front end takes for mathematics, which may swallow a fence."""
+"""Delimiters of mathematics, which may hide a code fence from the front end."""
 JOINER = "\u2060"
-"""Invisible, and no letter: a `<` before it begins no tag."""
+"""Word joiner, an invisible character: `<` followed by it does not begin a tag."""
 
 
-def inert(markdown: str) -> str:
-    """`markdown` with nothing in it that a page would run, fetch or follow as a script."""
+def sanitize(markdown: str) -> str:
+    """Return `markdown` without active HTML, images and script links."""
     parts = list(_parts(markdown))
     certain = not any(EATS_LINES.search(text) for text, is_code in parts if not is_code)
-    return "".join((text if certain else _disarmed(text)) if is_code else _text(text) for text, is_code in parts)
+    return "".join((text if certain else _neutralized(text)) if is_code else _text(text) for text, is_code in parts)
 
 
 def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
-    """The text, and the contents of fenced blocks, one after the other: (text, whether it is code)."""
+    """Yield text and contents of fenced blocks in order, as (text, is_code)."""
     marks, held = "", ""
     for line in markdown.splitlines(keepends=True):
         bare = line.rstrip("\r\n")
@@ -58,10 +58,10 @@ def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
 
 
 def _text(text: str) -> str:
-    """What is not in a block: code between backticks may reach over lines, so that nothing in it is taken for certain."""
+    """Return sanitized text outside fenced blocks. Inline code may span lines, so its tags are neutralized too."""
     done, last = [], 0
     for span in SPAN.finditer(text):
-        done += [_prose(text[last : span.start()]), _disarmed(span[0])]
+        done += [_prose(text[last : span.start()]), _neutralized(span[0])]
         last = span.end()
     return DEFINITION.sub(r"\g<indent>\\[", "".join([*done, _prose(text[last:])]))
 
@@ -78,8 +78,8 @@ def _link(found: re.Match[str]) -> str:
     return f"]{found['gap']}\\({found['target']}"
 
 
-def _disarmed(code: str) -> str:
-    """Code in which a tag that could do something is none any more, and looks the same."""
+def _neutralized(code: str) -> str:
+    """Return code that looks the same but in which active tags are disabled."""
 
     def tag(found: re.Match[str]) -> str:
         bare = BARE_TAG.match(code, found.start())

@@ -45,7 +45,7 @@ class ModelTable(View, list[ModelInfo]):
         return [*local, *remote]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         rows = self._rows()
         return block(
             "OpenRuntime models",
@@ -53,7 +53,7 @@ class ModelTable(View, list[ModelInfo]):
         )
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         rows = self._rows()
         return text_table(self.COLUMNS, rows) if rows else NO_MODELS
 
@@ -96,12 +96,12 @@ class InsightsCard(View):
         return tag("div", said, " ", self._prose(finding.text), advice)
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         findings = [self._finding(finding) for finding in self.findings]
         worded = self.insights.worded_by != "none"
         text = [tag("div", self._prose(line)) for line in self.insights.insights.splitlines() if line.strip()] if worded else []
         return block("OpenRuntime insights", tag("strong", self._head), *(text or findings), kind="ort-c")
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return f"{self._head}\n{local_times(self.insights.insights, self.insights.timestamp)}"

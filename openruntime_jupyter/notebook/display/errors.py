@@ -151,7 +151,7 @@ class ErrorCard(View):
         return [*found, f"%openruntime output {self.task.task_id}"] if self._last else found
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         sign, _, colour = WORDS[self.task.status]
         kind, colon, message = self._message.partition(": ")
         said = tag("span", tag("strong", kind), colon, message) if colon and kind.isidentifier() else tag("strong", self._message)
@@ -172,7 +172,7 @@ class ErrorCard(View):
         return found
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         lines = [f"{WORDS[self.task.status][0]} {self._message} ({self.task.task_id})"]
         for frame in self._frames:
             lines += [f"    {frame.where}", *([f"        {frame.source}"] if frame.source else [])]

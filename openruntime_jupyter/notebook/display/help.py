@@ -60,13 +60,13 @@ class Help(View):
     """The manual, on half a page."""
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         commands = table(TITLE, ("write", "to"), _coded(ROWS), wide=(1,))
         options = table("Options", ("option", "to"), _coded(OPTIONS), wide=(1,))
         return block("OpenRuntime help", commands, options, tag("div", TASK, class_="m"), kind="ort-c")
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return "\n\n".join([text_table(("write", "to"), ROWS), text_table(("option", "to"), OPTIONS), TASK])
 
 

@@ -22,12 +22,12 @@ class OperationTable(View, list[OperationInfo]):
         return [[entry.name, entry.summary, _parameters(entry.parameters_schema)] for entry in self]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         rows = [[tag("code", name), summary, parameters] for name, summary, parameters in self._rows()]
         return block("OpenRuntime operations", table("Operations", self.COLUMNS, rows, wide=(1, 2), plain=(0, 1)))
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return text_table(self.COLUMNS, self._rows())
 
 
@@ -65,7 +65,7 @@ class Status(View):
         return [*self.health.problems, *(f"{device.id}: {device.advice}" for device in self.devices if device.advice)]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         lines = [tag("strong", self._head), tag("div", joined(self._figures), class_="m")]
         lines += [tag("div", f"! {problem}", class_="wa") for problem in self._advice]
         return block(
@@ -76,7 +76,7 @@ class Status(View):
         )
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         lines = [self._head, " · ".join(self._figures), *(f"! {problem}" for problem in self._advice)]
         return "\n".join([*lines, *([text_table(self.COLUMNS, self._rows())] if self.devices else [])])
 
@@ -100,7 +100,7 @@ class DeviceTable(View, list[Device]):
         ]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         if not self:
             return block("OpenRuntime devices", tag("div", NO_DEVICES, class_="m"))
         columns, rows = _filled(self.COLUMNS, self._rows())
@@ -110,7 +110,7 @@ class DeviceTable(View, list[Device]):
         return block("OpenRuntime devices", table("Devices", columns, rows, numeric, wide, plain), *advice)
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         columns, rows = _filled(self.COLUMNS, self._rows())
         advice = [f"! {device.id}: {device.advice}" for device in self if device.advice]
         return "\n".join([text_table(columns, rows), *advice]) if self else NO_DEVICES
@@ -157,7 +157,7 @@ class WorkerTable(View, list[Worker]):
         ]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         if not self:
             return block("OpenRuntime workers", tag("div", NO_WORKERS, class_="m"))
         columns, rows = _filled(self.COLUMNS, self._rows())
@@ -169,7 +169,7 @@ class WorkerTable(View, list[Worker]):
         return block("OpenRuntime workers", table(self._caption, columns, rows, numeric, wide, plain))
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return f"{self._caption}\n{text_table(*_filled(self.COLUMNS, self._rows()))}" if self else NO_WORKERS
 
 
@@ -220,7 +220,7 @@ class SessionTable(View, list[WorkerSession]):
         ]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         if not self:
             return block("OpenRuntime sessions", tag("div", prose(NO_SESSIONS), class_="m"))
         columns, rows = self._rows(lambda text: tag("code", text))
@@ -230,7 +230,7 @@ class SessionTable(View, list[WorkerSession]):
         return block("OpenRuntime sessions", table(self._caption, columns, rows, numeric, wide, plain), *advice)
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return "\n".join([self._caption, text_table(*self._rows(str)), *self._advice]) if self else NO_SESSIONS
 
 

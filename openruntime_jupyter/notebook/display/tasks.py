@@ -37,7 +37,7 @@ class TaskLine(View):
         self._parts = [*([note] if note else []), *details(task, devices)]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         task = self.task
         parts = tag("span", joined(self._parts), class_="m s", title=" · ".join(self._parts))
         line = tag("div", *_head(task), parts, " ", tag("code", task.task_id, class_="m r"), class_="ort-h ort-l")
@@ -61,7 +61,7 @@ class TaskLine(View):
         )
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return " · ".join([state_text(self.task), title(self.task), *self._parts, self.task.task_id])
 
 
@@ -81,7 +81,7 @@ class TaskCard(View):
         return [f"%openruntime {verb} {self.task.task_id}" for verb in verbs]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         task = self.task
         head = tag("div", *_head(task), tag("code", task.task_id, class_="m r"), class_="ort-h")
         rest = [part for part in (joined(self._details), task.error) if part]
@@ -90,7 +90,7 @@ class TaskCard(View):
         return block(f"OpenRuntime task {title(task)}: {phrase(task)}", head, *lines, advice, kind="ort-c")
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         known = [state_text(self.task), title(self.task), *self._details, self.task.task_id]
         lines = [" · ".join(known), self.task.error or "", " · ".join(self._next)]
         return "\n".join(line for line in lines if line)
@@ -165,7 +165,7 @@ class TaskTable(View, list[Task]):
         return " · ".join([f"{number} {'task' if self.total_count == 1 else 'tasks'}, newest first", *shared])
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         if not self:
             return block("OpenRuntime tasks", tag("div", self._caption, class_="m"))
         columns, rows = self._rows(lambda task: state_mark(task, WORDS[task.status][1]), lambda text: tag("code", text))
@@ -173,7 +173,7 @@ class TaskTable(View, list[Task]):
         return block("OpenRuntime tasks", table(self._caption, columns, rows, numeric, wide, plain))
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         columns, rows = self._rows(lambda task: f"{WORDS[task.status][0]} {WORDS[task.status][1]}", str)
         return f"{self._caption}\n{text_table(columns, rows)}" if self else self._caption
 
@@ -194,14 +194,14 @@ class ResultCard(View, dict[str, Any]):
         return [(_spaced(name), *_rows_of(value)) for name, value in self.items() if _is_table(value)]
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         figures = joined([duration(self.task.execution_time), memory(self.task)])
         head = tag("div", tag("strong", title(self.task)), " ", tag("span", figures, class_="m"), class_="ort-h")
         tables = [table(name, columns, rows, numeric=_numeric(rows)) for name, columns, rows in self._tables]
         return block(f"Result of {title(self.task)}", head, pairs("", self._plain), *tables, kind="ort-c")
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         tables = [f"{name}\n{text_table(columns, rows)}" for name, columns, rows in self._tables]
         return "\n".join([f"{title(self.task)}: {phrase(self.task)}", text_pairs(self._plain), *tables])
 

@@ -182,10 +182,10 @@ class _Script(View):
         self._code = f"(() => {{{set_up}{code}}})();"
 
     def html(self) -> str:
-        """See `View.html`."""
+        """Return the view as HTML."""
         line = tag("div", self._otherwise, class_="m", id=self._place, role="status")
         return block("Notice of the end", line) + f"<script>{self._code}</script>"
 
     def text(self) -> str:
-        """See `View.text`."""
+        """Return the view as plain text."""
         return self._otherwise

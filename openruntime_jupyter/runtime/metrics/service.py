@@ -19,7 +19,7 @@ from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.runtime.tasks import views
 from openruntime_jupyter.schemas.base import timestamp
-from openruntime_jupyter.schemas.system import Metrics
+from openruntime_jupyter.schemas.system import Metrics, MetricsHistory, Timeframe
 
 
 class MetricsService:
@@ -70,6 +70,10 @@ class MetricsService:
     def set_gpus(self, gpus: Sequence[Gpu]) -> None:
         """Read these GPUs too."""
         self._sampler.set_gpus(gpus)
+
+    async def history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
+        """Return the metrics of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""
+        return await self.metrics_recorder.tell(timeframe, points, runtime)
 
     async def stop(self, deadline: float = 1.0) -> None:
         """End within `deadline` seconds; the history has everything then."""

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
 
 from openruntime_jupyter.engines.protocol import Completed, Died, Figures, Job, Outcome, RaisedError, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
@@ -17,11 +16,12 @@ from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
 from openruntime_jupyter.runtime.queue.lane import Lane
-from openruntime_jupyter.runtime.queue.observer import News, Watcher
+from openruntime_jupyter.runtime.queue.observer import Watcher
 from openruntime_jupyter.runtime.queue.worker_stats import WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.unchecked import construct_unchecked
 from openruntime_jupyter.schemas.arrays import ArrayReference
@@ -35,20 +35,16 @@ CORES = os.cpu_count() or 1
 MEMORY_POLL = 0.25
 """Seconds between looks at the free memory while a task waits for it."""
 
-PayloadSink = Callable[[Entry, Completed], None]
-
 
 class Scheduler:
-    """Owns the lanes. `record(entry)` is awaited at each change of state; `payload(entry, outcome)` keeps an opaque result."""
+    """Lanes, their slots, and the tasks in them. The registry records each change of a task's state."""
 
     def __init__(
         self,
         settings: Settings,
         admission: Admission,
-        turns: DeviceLock,
-        record: Callable[[Entry], Awaitable[bool]],
-        payload: PayloadSink,
-        news: News,
+        device_lock: DeviceLock,
+        registry: TaskRegistry,
         meters: Meters,
         worker_stats: WorkerStats,
         arrays: ArrayStore,
@@ -60,10 +56,8 @@ class Scheduler:
         """Of what is done elsewhere."""
         self._settings = settings
         self._admission = admission
-        self._device_lock = turns
-        self._record = record
-        self._payload = payload
-        self._news = news
+        self._device_lock = device_lock
+        self._registry = registry
         self._meters = meters
         self._worker_stats = worker_stats
         self._arrays = arrays
@@ -221,7 +215,7 @@ class Scheduler:
             entry.waiting_for = None
             entry.device_used = lane.id
             entry.transition(TaskState.RUNNING)
-            if not await self._record(entry):
+            if not await self._registry.record(entry):
                 return
             # A cancel may have come while the state was written.
             refused = self._sessions.refusal(entry.session, entry.session_number) if entry.session is not None else None
@@ -251,7 +245,7 @@ class Scheduler:
                 entry.done.reach()
 
     async def _run(self, entry: Entry) -> Outcome:
-        watcher = Watcher(entry, self._news, self._meters)
+        watcher = Watcher(entry, self._registry, self._meters)
         try:
             return await entry.lane.engine.run(self._job(entry), watcher)
         finally:
@@ -291,7 +285,7 @@ class Scheduler:
             payload = None
             if outcome.payload is not None or outcome.payload_stored:
                 payload = construct_unchecked(PayloadInfo, {"size": outcome.payload_size, "encoding": outcome.encoding})
-                self._payload(entry, outcome)
+                self._registry.keep_payload(entry, outcome)
             entry.result = construct_unchecked(
                 TaskResult,
                 {
@@ -334,12 +328,12 @@ class Scheduler:
 
     async def _again(self, entry: Entry, outcome: Died) -> None:
         entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
-        self._news.output_changed(entry)
+        self._registry.output_changed(entry)
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         if entry.tokens is not None:
             entry.tokens.restart()
         entry.transition(TaskState.PENDING)
-        if not await self._record(entry):
+        if not await self._registry.record(entry):
             return
         if entry.stop_reason is not None:  # cancelled while that was written
             await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
@@ -370,7 +364,7 @@ class Scheduler:
         entry.finished = entry.changed
         if entry.wait:  # recorded before the loop gets to who waits, since its disk is not waited for
             entry.done.reach()
-        await self._record(entry)
+        await self._registry.record(entry)
         self._arrays.release(entry.task_id, entry.arrays)
         if entry.tokens is not None:
             entry.tokens.close()

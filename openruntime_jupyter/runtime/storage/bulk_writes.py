@@ -1,7 +1,7 @@
-"""Many rows by one statement.
+"""Writes of many rows in one statement.
 
-While SQLite works, Python's other threads run; between two statements the writer waits for the interpreter's lock, and then the
-loop waits for the writer. A statement for each row would cost the loop about as much as all else that it does for a short task.
+While SQLite works, Python's other threads run. Between two statements the writer waits for the interpreter lock, and then the loop
+waits for the writer. One statement per row would cost the loop about as much as all its other work for a short task.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.storage.queries import remember_key
-from openruntime_jupyter.runtime.storage.rows import Record, write, write_or_tell
+from openruntime_jupyter.runtime.storage.rows import Record, write, write_or_raise
 
 log = logging.getLogger(__name__)
 
-SIZES = (64, 8) if sqlite3.sqlite_version_info >= (3, 33) else ()  # UPDATE ... FROM is as old as that
-"""Rows of one statement; what is left over goes one by one. Only so many forms of each statement are prepared, once."""
+SIZES = (64, 8) if sqlite3.sqlite_version_info >= (3, 33) else ()  # the first version with UPDATE ... FROM
+"""Rows of one statement; the remainder is written row by row. Few sizes, because each is prepared and cached as one statement."""
 
 INSERT = """
 INSERT OR IGNORE INTO tasks
@@ -37,13 +37,13 @@ Item = TypeVar("Item")
 
 
 def write_records(connection: sqlite3.Connection, records: Sequence[tuple[Record, bool]]) -> list[Record]:
-    """Write records of different tasks, each with whether its row is there; those that were written."""
+    """Write records of different tasks, each given with whether its row exists. Return the written ones."""
     prepared: dict[bool, list[tuple[Record, Row]]] = {True: [], False: []}
     for record, known in records:
         try:
             prepared[known].append((record, record.change if known else record.row))
         except Exception as error:
-            tell(record.id, error)
+            log_data_error(record.id, error)
     written: list[Record] = []
     for known, template in ((True, UPDATE), (False, INSERT)):
         for group in _groups(prepared[known]):
@@ -55,7 +55,7 @@ def write_records(connection: sqlite3.Connection, records: Sequence[tuple[Record
                     if write(connection, record, known):
                         written.append(record)
                 except Exception as error:
-                    tell(record.id, error)
+                    log_data_error(record.id, error)
     return written
 
 
@@ -68,22 +68,22 @@ def write_payloads(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
             try:
                 _execute(connection, PAYLOADS, [row])
             except Exception as error:
-                tell(row[0], error)
+                log_data_error(row[0], error)
 
 
-def tell(task_id: str, error: Exception) -> None:
-    """One record that can't be encoded must not keep the others waiting for ever; what is the disk's fault is raised again."""
-    if not _is_its_own_fault(error):
+def log_data_error(task_id: str, error: Exception) -> None:
+    """Log the error of a record that cannot be encoded, so that it does not block the others; raise errors of the disk again."""
+    if not _is_data_error(error):
         raise error
-    log.error("The record of %s can't be written", task_id, exc_info=error)
+    log.error("Cannot write the record of %s", task_id, exc_info=error)
 
 
-def _is_its_own_fault(error: Exception) -> bool:
+def _is_data_error(error: Exception) -> bool:
     return not isinstance(error, sqlite3.DatabaseError) or isinstance(error, (sqlite3.DataError, sqlite3.ProgrammingError))
 
 
 def _groups(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """The items in their order, in groups of `SIZES`, and the rest each for itself."""
+    """Yield the items in order in groups of `SIZES`, then the remaining ones individually."""
     start = 0
     for size in (*SIZES, 1):
         while len(items) - start >= size:
@@ -92,12 +92,12 @@ def _groups(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def _at_once(connection: sqlite3.Connection, template: str, rows: Sequence[Row]) -> bool:
-    """Whether all of these were written; otherwise none is: a guard kept a row, or one has a value that SQLite does not take."""
+    """Write all of these rows, or none if a guard rejects one or SQLite does not accept a value. Return whether they were written."""
     connection.execute("SAVEPOINT together")
     try:
         done = _execute(connection, template, rows) == len(rows)
     except Exception as error:
-        if not _is_its_own_fault(error):
+        if not _is_data_error(error):
             raise
         done = False
     if not done:
@@ -118,21 +118,21 @@ def _statement(template: str, rows: int, columns: int) -> str:
 
 
 def write_new(connection: sqlite3.Connection, record: Record, key: tuple[str, str, str], now: int) -> tuple[str, str] | None:
-    """Write a new task under its key (owner, key, fingerprint), or return the (task id, fingerprint) that the key stands for already."""
+    """Write a new task under its key (owner, key, fingerprint), or return the (task id, fingerprint) that the key already belongs to."""
     owner, name, fingerprint = key
     earlier = remember_key(connection, owner, name, record.id, fingerprint, record.runtime, now)
     if earlier is None:
-        write_or_tell(connection, record, known=False)
+        write_or_raise(connection, record, known=False)
     return earlier
 
 
 def write_all(connection: sqlite3.Connection, records: list[Record], key: tuple[str, str, str] | None, now: int) -> list[Record]:
-    """Write records that are not there yet; those that were written. A row that a guard keeps spoils none of the others.
+    """Write new records. Return the written ones; a record that a guard rejects does not affect the others.
 
-    `key` is (owner, key, fingerprint); raises `TaskConflict`, before anything is changed, where it stands for other tasks by now.
+    `key` is (owner, key, fingerprint). Raises `TaskConflict`, before anything changes, if it already belongs to other tasks.
     """
     if key is not None and records:
         owner, name, fingerprint = key
         if remember_key(connection, owner, name, records[0].id, fingerprint, records[0].runtime, now) is not None:
-            raise TaskConflict("This Idempotency-Key is just being used by another server: ask again for what became of it")
+            raise TaskConflict("Another server is using this Idempotency-Key: repeat the request to get its tasks")
     return [record for record in records if write(connection, record, known=False)]

@@ -1,4 +1,4 @@
-"""The history's file: opened, found damaged, set aside, replaced by somebody else, and what to tell people when it fails."""
+"""SQLite file of the task history: opening, damage, replacement by other processes, and error messages."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 NAME = "history.sqlite3"
 COMPANIONS = ("-wal", "-shm")
 BUSY_SECONDS = 5.0
-"""How long a write waits for another process's before it counts as locked."""
+"""Maximum wait of a write for another process's transaction before the file counts as locked."""
 WAL_BYTES = 64 * 1024 * 1024
-"""Size to which the write-ahead log is cut back after it was larger."""
+"""Size to which the write-ahead log is truncated."""
 CACHE_KIB = 8 * 1024
 
 
 class HistoryFile:
     """One SQLite file that several runtimes of a user write at once.
 
-    `notice` is what people should be told of what happened to it, None if nothing did. `volatile` is true when the file is of a
-    newer release: then connections are to a database in memory, which ends with its connection.
+    `notice` describes damage or replacement of the file for users, None if neither happened. `volatile` is true if a newer release
+    wrote the file: connections then use an in-memory database, which ends with its connection.
     """
 
     def __init__(self, folder: Path, durability: Literal["normal", "full"]) -> None:
@@ -38,14 +38,14 @@ class HistoryFile:
         self.notice: str | None = None
         self.volatile = False
         self.page_bound = 0
-        """Pages that the file may have; 0 for SQLite's own bound. Tests fill the disk by it."""
+        """Maximum number of pages of the file; 0 for SQLite's limit. Tests use it to simulate a full disk."""
         self.busy_seconds = BUSY_SECONDS
         self._durability = durability
 
     def connect(self) -> sqlite3.Connection:
-        """A connection that writes; makes the file, brings its schema up to date, and sets a damaged one aside.
+        """Return a writing connection; create the file, migrate its schema, and move a damaged file aside.
 
-        Raises `SchemaTooNew` once, after which it connects to memory; otherwise `sqlite3.Error` and OSError as they come.
+        Raises `SchemaTooNew` once, after which it connects to memory; passes on `sqlite3.Error` and `OSError`.
         """
         if self.volatile:
             return self._prepared(sqlite3.connect(":memory:", isolation_level=None))
@@ -63,12 +63,12 @@ class HistoryFile:
                 return self._open()
 
     def connect_for_reading(self) -> sqlite3.Connection:
-        """A connection that can't write; the file must be there."""
+        """Return a read-only connection; the file must exist."""
         with self._alone():
             connection = self._raw()
             try:
                 connection.execute("PRAGMA query_only = ON")
-                # SQLite opens the companions at the first read: that must not happen while somebody sets them aside.
+                # SQLite opens the companion files at the first read, which must not happen while a process moves them aside.
                 version(connection)
             except BaseException:
                 connection.close()
@@ -76,23 +76,23 @@ class HistoryFile:
         return connection
 
     def heal(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:
-        """Set the file aside if it is damaged for good, and not only as `connection` saw it; `connect()` comes next."""
+        """Move the file aside if a new connection finds the damage as well; call `connect()` next."""
         with self._alone():
             mine = self.identity() == self.identity_of(connection)
             connection.close()
             if not mine:
-                self.tell_replaced()
+                self.notice_replaced()
             elif not self._sound():
                 self._set_aside(error)
 
-    def tell_replaced(self) -> None:
-        """Another process removed or replaced the file that was open here."""
+    def notice_replaced(self) -> None:
+        """Set and log the notice that another process removed or replaced the open file."""
         if self.notice is None:
-            self.notice = f"The history {self.path} was removed or replaced while it was in use: earlier tasks are not listed."
+            self.notice = f"The history {self.path} was removed or replaced while it was in use: earlier tasks are not listed"
             log.warning(self.notice)
 
     def identity(self) -> tuple[int, int] | None:
-        """Which file lies at the path now."""
+        """Return device and inode of the file at the path, or None if it is missing."""
         try:
             found = self.path.stat()
         except OSError:
@@ -100,11 +100,11 @@ class HistoryFile:
         return found.st_dev, found.st_ino
 
     def identity_of(self, connection: sqlite3.Connection) -> tuple[int, int] | None:
-        """Which file `connection` has open."""
+        """Return device and inode of the file that `connection` has open."""
         return connection.identity if isinstance(connection, _Connection) else None
 
     def in_place(self, connection: sqlite3.Connection) -> bool:
-        """Whether `connection` still writes to the file at the path, and not to one that was set aside or removed."""
+        """Return whether `connection` still uses the file at the path, not one that was moved or removed."""
         return self.volatile or self.identity() == self.identity_of(connection)
 
     def check(self, connection: sqlite3.Connection) -> None:
@@ -126,7 +126,7 @@ class HistoryFile:
     def _raw(self) -> _Connection:
         while True:
             before = self.identity()
-            # By URI, so that SQLite never makes the file itself, with the umask's permissions.
+            # The URI's mode keeps SQLite from creating the file with the umask's permissions.
             connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode=rw",
                 uri=True,
@@ -142,9 +142,9 @@ class HistoryFile:
     def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         try:
             if not self.volatile:
-                # First of all: the next statement would already change a newer file.
+                # Must be first: the next statement would already change a newer file.
                 refuse_newer(connection, self.path)
-                # Only an empty file takes it; it lets the sweep give room back to the disk.
+                # Effective only on an empty file. Allows the sweep to return free pages to the disk.
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA synchronous = {self._durability}")
@@ -184,13 +184,13 @@ class HistoryFile:
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{ending}").rename(f"{aside}{ending}")
         self.notice = (
-            f"The history was damaged ({error}). It was set aside as {aside}, and a new one was begun: earlier tasks are not listed."
+            f"The history was damaged ({error}). It was moved to {aside} and a new one was created: earlier tasks are not listed."
         )
         log.error(self.notice)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Opening and setting aside exclude each other, in all processes: no new file ever gets an old one's companions."""
+        """Exclude other processes while opening or moving the file, so that a new file never gets the companions of an old one."""
         lock = LockFile(self.path.with_suffix(".lock"))
         try:
             if not lock_patiently(lock, self.busy_seconds):
@@ -201,23 +201,23 @@ class HistoryFile:
 
 
 class _Connection(sqlite3.Connection):
-    """Knows which file it has open: SQLite goes on writing to a file that was renamed or removed."""
+    """Connection that records its file's identity, because SQLite continues to write to a file that was renamed or removed."""
 
     identity: tuple[int, int] | None = None
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether SQLite says that the file's content is wrong."""
+    """Return whether SQLite reports a damaged file."""
     return isinstance(error, sqlite3.DatabaseError) and any(text in str(error) for text in ("malformed", "not a database"))
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether there is no room: then what is smaller may still fit."""
+    """Return whether the disk is full; smaller writes may still succeed then."""
     return isinstance(error, sqlite3.OperationalError) and "full" in str(error)
 
 
 def is_storage(error: BaseException) -> bool:
-    """Whether the trouble lies with the file or its disk, and not with what was to be written."""
+    """Return whether the file or its disk caused the error, not the data to write."""
     if is_damage(error) or isinstance(error, (OSError, SchemaTooNew)):
         return True
     texts = ("full", "locked", "readonly", "disk I/O", "unable to open", "no such table")
@@ -225,16 +225,16 @@ def is_storage(error: BaseException) -> bool:
 
 
 def unavailable(error: BaseException, path: Path) -> StorageUnavailable:
-    """`error` in words for people, with what to do."""
+    """Return `error` as a message for users that says how to fix it."""
     if isinstance(error, StorageUnavailable):
         return error
     text = str(error)
     if "full" in text or "No space" in text:
         advice = f"The disk that holds the history ({path}) is full: free some space"
     elif "locked" in text:
-        advice = f"Another process keeps the history ({path}) locked: end it, or wait until it is done"
+        advice = f"Another process keeps the history ({path}) locked: end it, or wait until it has finished"
     elif "readonly" in text or "unable to open" in text or isinstance(error, PermissionError):
-        advice = f"The history ({path}) can't be opened for writing ({text}): make the file and its folder writable for this user"
+        advice = f"Cannot open the history ({path}) for writing ({text}): make the file and its folder writable for this user"
     else:
-        advice = f"The history ({path}) can't be written ({text}): check the disk that holds it"
-    return StorageUnavailable(f"{advice}. Until then asynchronous tasks are refused, and the others go on.")
+        advice = f"Cannot write the history ({path}): {text}. Check the disk that holds it"
+    return StorageUnavailable(f"{advice}. Until then asynchronous tasks are rejected; synchronous tasks still run.")

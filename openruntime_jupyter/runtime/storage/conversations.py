@@ -1,7 +1,7 @@
 """Conversations in the history: the answered prompts of each, by owner and name.
 
-A turn is made by the database itself, in the transaction that records its task as completed: it is there if and only if the task
-is, whichever runtime ended it. Each function is one snapshot's or transaction's work on a connection.
+A trigger inserts the turn in the transaction that records its task as completed, so that a turn exists for every completed prompt,
+whichever runtime finished it. Each function runs on a connection within one transaction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from openruntime_jupyter.schemas.base import timestamp
 TURNS = """
 CREATE TABLE turns (
     task_id TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,         -- empty for nobody: no name is
+    owner TEXT NOT NULL,         -- empty for no owner: no name is empty
     conversation TEXT NOT NULL,
     submitted INTEGER NOT NULL,  -- microseconds since the epoch
     finished INTEGER NOT NULL,
@@ -45,18 +45,18 @@ GROUPS = "SELECT conversation, owner, count(*), min(submitted), max(finished) FR
 
 
 def page(connection: sqlite3.Connection, owner: str | None, limit: int) -> list[ConversationInfo]:
-    """Up to `limit` conversations, the last used first: of this owner (empty for nobody), or with None of all."""
+    """Return up to `limit` conversations, last used first: of this owner (empty for no owner), or of all if None."""
     mine, values = ("WHERE owner = ?", [owner]) if owner is not None else ("", [])
     query = f"{GROUPS} {mine} GROUP BY owner, conversation ORDER BY max(finished) DESC, conversation LIMIT ?"
     return [_info(row) for row in connection.execute(query, [*values, limit])]
 
 
 def one(connection: sqlite3.Connection, owner: str, name: str) -> tuple[ConversationInfo, list[Turn]] | None:
-    """A conversation and its turns, in the order in which their prompts were submitted; None if there is none."""
+    """Return a conversation and its turns in the order of submission, or None if it is unknown."""
     row = connection.execute(f"{GROUPS} WHERE owner = ? AND conversation = ? GROUP BY owner, conversation", (owner, name)).fetchone()
     if row is None:
         return None
-    # As bytes: a model may have written what is no UTF-8.
+    # As bytes, because a model may have written invalid UTF-8.
     turns = connection.execute(
         "SELECT task_id, CAST(prompt AS BLOB), CAST(answer AS BLOB), model, finished FROM turns WHERE owner = ? AND conversation = ? "
         "ORDER BY submitted, task_id",
@@ -75,12 +75,12 @@ def one(connection: sqlite3.Connection, owner: str, name: str) -> tuple[Conversa
 
 
 def delete(connection: sqlite3.Connection, owner: str, name: str) -> int:
-    """Erase a conversation; how many turns it had. Its tasks stay."""
+    """Delete a conversation but not its tasks. Return the number of its turns."""
     return connection.execute("DELETE FROM turns WHERE owner = ? AND conversation = ?", (owner, name)).rowcount
 
 
 def expire(connection: sqlite3.Connection, since: int) -> None:
-    """Erase the conversations whose last prompt was answered before `since`, in microseconds since the epoch."""
+    """Delete the conversations whose last prompt was answered before `since`, in microseconds since the epoch."""
     connection.execute(
         "DELETE FROM turns WHERE (owner, conversation) IN "
         "(SELECT owner, conversation FROM turns GROUP BY owner, conversation HAVING max(finished) < ?)",

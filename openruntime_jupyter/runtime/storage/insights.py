@@ -1,7 +1,6 @@
-"""What insights ask of the history: the tasks of a stretch of time, as narrow rows, and evenly sampled where they are too many.
+"""History queries for insights: the tasks of a time range as narrow rows, sampled evenly if there are too many.
 
-Every question here is bounded in the rows that it reads, however long the history is. Times are in seconds since the epoch, sizes in
-bytes.
+Every query reads a bounded number of rows, however long the history is. Times are in seconds since the epoch, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ from typing import Any, NamedTuple
 from openruntime_jupyter.runtime.storage.rows import micros
 
 MOST_TASKS = 3_000
-"""Ended tasks that are read of a stretch of time, at most."""
+"""Maximum number of finished tasks read from a time range."""
 MOST_FAILURES = 2_000
 MOST_AROUND = 300
 LOOK_BACK = 7 * 24 * 3600.0
-"""Seconds that a failed task may have been submitted before the stretch in which it ended."""
+"""Seconds that a failed task may have been submitted before the time range in which it ended."""
 PARAMETER_BYTES = 4_000_000
-"""Parameters that are read to tell like from unlike, at most."""
+"""Maximum bytes of parameters read to group similar tasks."""
 LONGEST_ERROR = 300
 
 UNCOMPLETED = ("failed", "timed_out", "interrupted")
-"""The states of a task that nobody stopped on purpose and that did not complete."""
+"""States of tasks that neither completed nor were cancelled."""
 
 
 class Ran(NamedTuple):
-    """What is asked of a task; None where it does not apply or is not known."""
+    """Fields of a task that insights use; None if not applicable or unknown."""
 
     task_id: str
     operation: str
@@ -48,16 +47,16 @@ class Ran(NamedTuple):
 
     @property
     def waited(self) -> float | None:
-        """Seconds from its submission to its last start."""
+        """Seconds from submission to the last start."""
         return None if self.started is None else max(0.0, self.started - self.submitted)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The tasks that ended within a stretch of time.
+    """Tasks that ended within a time range.
 
-    `tasks` stand for `weight` each, and there were `number`. `failures` are all that did not complete, the newest
-    `MOST_FAILURES` of each state at most.
+    Each of `tasks` is a sample that represents `weight` of the `number` tasks. `failures` holds all tasks in a state of `UNCOMPLETED`,
+    at most the newest `MOST_FAILURES` of each state.
     """
 
     tasks: list[Ran]
@@ -76,16 +75,16 @@ _PATHS = (
     "performance_metrics.memory_used_mb",
     "performance_metrics.peak_memory_mb",
 )
-# A record that is no JSON, which only damage makes, must not spoil the others.
+# A damaged record, which is not valid JSON, must not fail the query.
 _TEXT = "CASE WHEN json_valid(document) THEN document ELSE '{}' END"
 _ROW = "id, operation, owner, state, submitted, finished, " + ", ".join(f"json_extract({_TEXT}, '$.{path}')" for path in _PATHS)
-# Knuth's multiplicative hash spreads any neighbours evenly, also where every second task is of one kind.
+# Knuth's multiplicative hash samples neighbours evenly, even if two types of tasks alternate.
 _DRAWN = "((sequence * 2654435761) & 4294967295) < ?"
 _ALL = 1 << 32
 
 
 def ended(connection: sqlite3.Connection, begin: float, end: float) -> Ended:
-    """The tasks that ended from `begin` to `end`, in the order of their ends."""
+    """Return the tasks that ended from `begin` to `end`, by end time."""
     span = _micros(begin), _micros(end)
     number = int(connection.execute("SELECT count(*) FROM tasks WHERE finished BETWEEN ? AND ?", span).fetchone()[0])
     weight = max(1.0, number / MOST_TASKS)
@@ -108,18 +107,18 @@ def _failures(connection: sqlite3.Connection, state: str, begin: float, end: flo
 
 
 def running(connection: sqlite3.Connection) -> list[Ran]:
-    """The tasks that run now, of all runtimes."""
+    """Return the running tasks of all runtimes."""
     query = f"SELECT {_ROW} FROM tasks WHERE state = 'running' ORDER BY submitted DESC LIMIT ?"  # noqa: S608 - constants
     return _rows(connection, query, (MOST_AROUND,))
 
 
 def around(connection: sqlite3.Connection, begin: float, end: float) -> list[Ran]:
-    """Tasks that ran between `begin` and `end`: of those that ended within it or soon after it, and of those that run still."""
+    """Return tasks that ran between `begin` and `end`, from those that ended within it or soon after it and from running ones."""
     span = _micros(begin), _micros(end)
     number = int(connection.execute("SELECT count(*) FROM tasks WHERE finished BETWEEN ? AND ?", span).fetchone()[0])
     within = f"SELECT {_ROW} FROM tasks WHERE finished BETWEEN ? AND ? AND {_DRAWN} ORDER BY finished LIMIT ?"  # noqa: S608 - constants
     found = _rows(connection, within, (*span, _ALL * min(1.0, MOST_AROUND / max(1, number)), 2 * MOST_AROUND))
-    # The limit is inside, so that what lies between is not read to the history's end.
+    # The inner limit keeps the query from reading to the end of the history.
     later = (
         f"SELECT {_ROW} FROM tasks WHERE submitted <= ?2 AND sequence IN "  # noqa: S608 - constants
         "(SELECT sequence FROM tasks WHERE finished > ?2 ORDER BY finished LIMIT ?3) LIMIT ?1"
@@ -130,9 +129,9 @@ def around(connection: sqlite3.Connection, begin: float, end: float) -> list[Ran
 
 
 def durations(connection: sqlite3.Connection, operation: str, begin: float, end: float, most: int) -> dict[int, list[float]]:
-    """How long completed tasks of the operation ran that were submitted from `begin` to `end`, newest first, `most` at most.
+    """Return the run times of up to `most` completed tasks of the operation submitted from `begin` to `end`, newest first.
 
-    By what tells like from unlike: a number made of the name and the parameters.
+    They are grouped by a checksum of name and parameters, so that each group holds similar tasks.
     """
     query = (
         f"SELECT json_extract({_TEXT}, '$.execution_time'), json_extract({_TEXT}, '$.name'), parameters FROM tasks "  # noqa: S608 - constants

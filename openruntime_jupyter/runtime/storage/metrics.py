@@ -1,4 +1,4 @@
-"""The figures of all runtimes on disk: written behind in the tiers of `tiers.py`, and read as columns of equal length."""
+"""Metrics of all runtimes on disk, written behind in the tiers of `metrics/rollup.py` and read as columns of equal length."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 
 PRUNE_SECONDS = 60.0
 DIGITS = 6
-"""Decimals that are told: microseconds, or a millionth of a percent."""
+"""Decimals of returned values: microseconds, or a millionth of a percent."""
 
 Number = float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One figure: a value a point in each column, None where there is none.
+    """Columns of one metric, with one value per point, None where no value exists.
 
-    Of a figure that counts tasks all three are how many there were within the point.
+    For a metric that counts tasks all three columns hold the number of tasks within the point.
     """
 
     figure: Figure
@@ -39,7 +39,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class MetricColumns:
-    """Figures over time. All columns are as long as `starts`: when each point starts, in seconds since the epoch.
+    """Metrics over time. All columns have the length of `starts`, the start of each point in seconds since the epoch.
 
     `resolution` is the length of a point in seconds.
     """
@@ -49,7 +49,7 @@ class MetricColumns:
     series: dict[str, Series]
 
 
-# Machine figures and those of tasks: the spread of all rows together. Counts and levels: the sum of all rows.
+# Machine and task metrics use the spread over all rows; counts and levels use the sum of all rows.
 _MACHINE = of_kind(Kind.MACHINE)
 _SPREADS = of_kind(Kind.MACHINE, Kind.TASK)
 _LEVELS = of_kind(Kind.LEVEL)
@@ -78,7 +78,7 @@ _ADD = (
 
 
 def write(connection: sqlite3.Connection, runtime: str, buckets: Buckets) -> None:
-    """Add these to what is there of the runtime."""
+    """Add these buckets to the stored ones of the runtime."""
     rows = []
     for (tier, start), bucket in buckets.items():
         row: list[object] = [tier, start, runtime, bucket.began, bucket.ended]
@@ -93,9 +93,9 @@ def write(connection: sqlite3.Connection, runtime: str, buckets: Buckets) -> Non
 
 
 def prune(connection: sqlite3.Connection, now: float) -> None:
-    """Delete what is beyond each tier's number of buckets, the farthest from `now` first.
+    """Delete the buckets that exceed each tier's maximum number, farthest from `now` first.
 
-    By number and not by age: a clock that shows a wrong year for a minute costs a minute's buckets, and not all there are.
+    The limit is a number, not an age: a clock that shows a wrong year for a minute loses the buckets of that minute, not all of them.
     """
     for tier in TIERS:
         found = connection.execute("SELECT count(DISTINCT start) FROM metrics WHERE tier = ?", (tier.seconds,)).fetchone()[0]
@@ -111,7 +111,7 @@ _FROM = "FROM metrics WHERE tier = :tier AND start >= :first AND start < :last A
 
 
 def _by_point(spreads: Sequence[Figure], sums: Sequence[Figure]) -> str:
-    """Low, mean and high of each of `spreads`, and the total of each of `sums`."""
+    """Return the query for the low, mean and high of each of `spreads`, and the total of each of `sums`."""
     columns = [f"min({name}_low), sum({name}_total) / nullif(sum({name}_weight), 0), max({name}_high)" for name in names(spreads)]
     columns += [f"total({name}_total)" for name in names(sums)]
     return f"SELECT (start - :first) / :step, {', '.join(columns)} {_FROM} GROUP BY 1"
@@ -120,8 +120,8 @@ def _by_point(spreads: Sequence[Figure], sums: Sequence[Figure]) -> str:
 _READ = _by_point(_SPREADS, (*_COUNTS, *_LEVELS))
 _READ_SAMPLED = _by_point(_MACHINE, _LEVELS)
 
-# Levels of runtimes that were there together add up, those of one after the other do not. `min` and `max` of the sum are not known
-# exactly in the first case: no level falls below the lowest of a runtime, none rises above the sum of the highest.
+# Levels of runtimes that ran at the same time are added; levels of consecutive runtimes are not. In the first case the `min` and `max`
+# of the sum are bounds: it is never below the lowest level of a runtime, and never above the sum of the highest levels.
 _SPAN = "max(ended) - min(began)"
 _TOGETHER = f"sum(ended - began) > {_SPAN} + 0.01"
 _BUCKET_LEVELS = (
@@ -138,7 +138,7 @@ _READ_LEVELS = (
     + ", ".join(f"min({name}_low), max({name}_high), sum({name}_weight)" for name in names(_LEVELS))
     + f" FROM ({_BUCKET_LEVELS}) GROUP BY 1"
 )
-# Where a point is one bucket there is nothing to group again, which would take as long as all the rest.
+# If a point is one bucket, the second grouping is skipped: it would take as long as the rest of the query.
 _READ_BUCKET_LEVELS = (
     "SELECT (start - :first) / :step, "  # noqa: S608 - constants
     + ", ".join(f"{name}_low, {name}_high, {name}_weight" for name in names(_LEVELS))
@@ -147,7 +147,7 @@ _READ_BUCKET_LEVELS = (
 
 
 def read(connection: sqlite3.Connection, window: Window, runtime: str | None, sampled_only: bool = False) -> MetricColumns:
-    """The figures of one runtime, or of all, within a window; `sampled_only` leaves out those of tasks, which saves time."""
+    """Return the metrics of one runtime, or of all, within a window; `sampled_only` omits task metrics, which saves time."""
     asked = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
     spreads, counts = (_MACHINE, ()) if sampled_only else (_SPREADS, _COUNTS)
     found = _Columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, asked).fetchall())
@@ -167,7 +167,7 @@ def read(connection: sqlite3.Connection, window: Window, runtime: str | None, sa
 
 
 class _Columns:
-    """The columns of an answer of SQLite's one after the other, each as long as the window; the first one says which points they are."""
+    """Iterator over the columns of a query result, each padded to the length of the window; the first column holds the points."""
 
     def __init__(self, count: int, rows: list[tuple[Any, ...]]) -> None:
         columns: Iterator[tuple[Any, ...]] = zip(*rows, strict=True)
@@ -176,7 +176,7 @@ class _Columns:
         self._count = count
 
     def next(self) -> list[Number]:
-        """The next one, with None where there is no row."""
+        """Return the next column, with None for points without a row."""
         column: list[Number] = [None] * self._count
         for point, value in zip(self._points, next(self._columns, ()), strict=True):
             column[point] = value
@@ -188,7 +188,7 @@ def _rounded(column: list[Number]) -> list[Number]:
 
 
 class MetricsBehind:
-    """What is not on disk yet. What the disk refuses is kept, as much of it as the disk would keep, and goes with the next."""
+    """Write-behind buffer of metrics. Buckets of a failed write are kept, up to the tiers' limits, and written with the next ones."""
 
     def __init__(self, runtime: str, submit: Callable[[list[Job]], None]) -> None:
         self._runtime = runtime
@@ -198,18 +198,18 @@ class MetricsBehind:
         self._pruned = -PRUNE_SECONDS
 
     def add(self, buckets: Buckets) -> None:
-        """Take these, and hand over all that waits."""
+        """Submit these buckets together with those of failed writes."""
         add_to(self._waiting, buckets)
         if self._waiting:
             buckets, self._waiting = self._waiting, {}
-            self._submit([self._fly(buckets)])
+            self._submit([self._start_batch(buckets)])
 
     async def flush(self, seconds: float) -> None:
-        """Wait up to `seconds` until the disk has taken or refused what was handed over."""
+        """Wait up to `seconds` until every submitted write has succeeded or failed."""
         if self._batches:
             await asyncio.wait(tuple(self._batches), timeout=seconds)
 
-    def _fly(self, buckets: Buckets) -> Job:
+    def _start_batch(self, buckets: Buckets) -> Job:
         future = asyncio.get_running_loop().create_future()
         self._batches.add(future)
         due = time.monotonic() - self._pruned >= PRUNE_SECONDS
@@ -227,7 +227,7 @@ class MetricsBehind:
                 add_to(self._waiting, buckets)
                 bound(self._waiting, time.time())
             elif error is not None:
-                log.error("Figures of the last seconds are lost", exc_info=error)
+                log.error("The metrics of the last seconds are lost", exc_info=error)
             if not future.done():
                 future.set_result(None)
 

@@ -1,4 +1,4 @@
-"""What is asked of the history. Each function is one snapshot's work on a connection."""
+"""Queries of the task history. Each function runs on a connection within one transaction."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from openruntime_jupyter.schemas.tasks import Task, TaskOutput
 
 NEWEST_FIRST = "ORDER BY submitted DESC, sequence DESC"
 KEY_MICROSECONDS = 24 * 3600 * 1_000_000
-"""How long an idempotency key is remembered."""
+"""Lifetime of an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which tasks are asked for; None does not filter."""
+    """Filter of a task list; None matches everything."""
 
     states: tuple[str, ...] | None = None
     operation: str | None = None
     owner: str | None = None
 
     def rest(self) -> tuple[str, list[Any]]:
-        """The SQL of everything but the states, beginning with AND, and its values."""
+        """Return the SQL of all conditions except the states, starting with AND, and its values."""
         conditions = [(name, value) for name, value in (("operation", self.operation), ("owner", self.owner)) if value is not None]
         return "".join(f" AND {name} = ?" for name, _ in conditions), [value for _, value in conditions]
 
 
 def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
-    """The task of that id, with its parameters."""
+    """Return the task with its parameters, or None if it is unknown."""
     row = connection.execute(f"SELECT {ROW}, parameters FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
     return None if row is None else task_of(row[:-1], me, row[-1])
 
@@ -40,7 +40,10 @@ def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
 def page(
     connection: sqlite3.Connection, me: str, wanted: Filter, limit: int, before: str | None, offset: int
 ) -> tuple[list[Task], int, str | None]:
-    """Up to `limit` tasks, newest first, after the task `before` and `offset` more; how many match in all; the next `before`."""
+    """Return up to `limit` tasks, newest first, after the task `before` and `offset` more.
+
+    Also return the number of all matching tasks and the `before` of the next page.
+    """
     if wanted.states == ():
         return [], 0, None
     total = count(connection, wanted)
@@ -53,9 +56,9 @@ def page(
 
 
 def waiting_elsewhere(connection: sqlite3.Connection, me: str, here: int, limit: int, offset: int) -> tuple[list[Task], int]:
-    """Up to `limit` tasks that other runtimes than `me` hold and have not started, the oldest first; and how many there are.
+    """Return up to `limit` pending tasks of runtimes other than `me`, oldest first, and the number of all of them.
 
-    They are looked for among all that wait only where those are more than the `here` of this runtime.
+    The query runs only if the counters show more pending tasks than the `here` of this runtime.
     """
     if count(connection, Filter(("pending",))) <= here:
         return [], 0
@@ -66,7 +69,7 @@ def waiting_elsewhere(connection: sqlite3.Connection, me: str, here: int, limit:
 
 
 def count(connection: sqlite3.Connection, wanted: Filter) -> int:
-    """How many tasks match: a sum over the counters, of which there are few whatever the number of tasks."""
+    """Return the number of matching tasks, from the counter table, which stays small however many tasks are stored."""
     rest, values = wanted.rest()
     query = f"SELECT ifnull(sum(number), 0) FROM counters WHERE 1{rest}"  # noqa: S608 - constants
     if wanted.states is None:
@@ -83,7 +86,10 @@ def _place(connection: sqlite3.Connection, task_id: str) -> tuple[int, int]:
 
 
 def _sequences(wanted: Filter, place: tuple[int, int] | None, number: int, offset: int) -> tuple[str, list[Any]]:
-    """The query for a page's rows, and its values. It reads narrow indexes alone, each state's newest merged: flat in cost."""
+    """Return the query for a page's rows and its values.
+
+    It merges the newest rows of each state from narrow indexes, so every page costs the same.
+    """
     rest, values = wanted.rest()
     if place is not None:
         rest += " AND (submitted, sequence) < (?, ?)"
@@ -99,13 +105,13 @@ def _sequences(wanted: Filter, place: tuple[int, int] | None, number: int, offse
 
 
 def output(connection: sqlite3.Connection, task_id: str) -> TaskOutput | None:
-    """What the task showed."""
+    """Return the output of the task, or None if none is stored."""
     row = connection.execute("SELECT document FROM outputs WHERE task_id = ?", (task_id,)).fetchone()
     return None if row is None else TaskOutput.model_validate_json(row[0])
 
 
 def payloads(connection: sqlite3.Connection, task_ids: Sequence[str], folder: Path) -> dict[str, tuple[bytes | Path, str]]:
-    """Read the opaque results of these tasks, as bytes or as the file that holds it, and their encodings; missing ones are left out."""
+    """Return the opaque results of these tasks, each as bytes or as its file, with the encoding; omit missing ones."""
     found: dict[str, tuple[bytes | Path, str]] = {}
     for task_id in task_ids:
         row = connection.execute("SELECT encoding, file, data FROM payloads WHERE task_id = ?", (task_id,)).fetchone()
@@ -122,9 +128,9 @@ def payloads(connection: sqlite3.Connection, task_ids: Sequence[str], folder: Pa
 def remember_key(
     connection: sqlite3.Connection, owner: str, key: str, task_id: str | None, fingerprint: str, runtime: str, now: int
 ) -> tuple[str, str] | None:
-    """Store an idempotency key (unless `task_id` is None), or give what it stands for already: (task id, fingerprint).
+    """Store an idempotency key (unless `task_id` is None), or return the (task id, fingerprint) it already belongs to.
 
-    A key is free again if its task was purged, or if another runtime stored it and never recorded the task: it died half way.
+    A key becomes free again if its task was purged, or if another runtime stored it and died before recording the task.
     """
     row = connection.execute(
         "SELECT task_id, fingerprint, runtime, stored, EXISTS (SELECT 1 FROM tasks WHERE id = keys.task_id), "
@@ -142,12 +148,15 @@ def remember_key(
 
 
 def delete(connection: sqlite3.Connection, task_id: str) -> list[str]:
-    """Erase a task with all that belongs to it; the payload files to remove. Raises `TaskConflict` if it is not terminal."""
+    """Delete a task with its output, payload and turns. Return the payload files to remove.
+
+    Raises `TaskConflict` if the task is not terminal.
+    """
     row = connection.execute("SELECT state, finished FROM tasks WHERE id = ?", (task_id,)).fetchone()
     if row is None:
         return []
     if row[1] is None:
-        raise TaskConflict(f"{task_id} is {row[0]}: cancel it first.")
+        raise TaskConflict(f"{task_id} is {row[0]}: cancel it first")
     files = connection.execute("SELECT file FROM payloads WHERE task_id = ? AND file IS NOT NULL", (task_id,)).fetchall()
     connection.execute("DELETE FROM tasks WHERE id = ?", (task_id,))
     connection.execute("DELETE FROM turns WHERE task_id = ?", (task_id,))

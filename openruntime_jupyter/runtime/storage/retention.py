@@ -1,4 +1,4 @@
-"""What retention deletes, in steps that are short enough for everyone else to write in between."""
+"""Deletion of expired tasks, in steps that are short enough for other writes in between."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ STEP_TASKS = 500
 STEP_ROWS = 5_000
 STEP_PAGES = 500
 KEPT_PAGES = 1_000
-"""Free pages that stay in the file, to be used again."""
+"""Free pages that stay in the file for reuse."""
 DAY = 24 * 3600 * 1_000_000
 HOUR = 3600 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is kept: ended tasks that ended after `since` (microseconds), at most `tasks`, with `payload_bytes`; 0 is no bound."""
+    """Retention limits: finished tasks are kept if they ended after `since` (microseconds), at most `tasks` of them with
+    `payload_bytes` in total; 0 means no limit."""
 
     since: int
     tasks: int
@@ -27,7 +28,10 @@ class Limits:
 
 
 def step(connection: sqlite3.Connection, limits: Limits) -> tuple[int, list[str]]:
-    """Delete some of the oldest ended tasks that are beyond a limit: how many, and the payload files to remove. 0: done."""
+    """Delete some of the oldest finished tasks that exceed a limit.
+
+    Return their number, which is 0 once nothing is left to delete, and the payload files to remove.
+    """
     chosen = _too_old(connection, limits) or _too_many(connection, limits) or _too_large(connection, limits)
     if not chosen and limits.since:
         conversations.expire(connection, limits.since)
@@ -74,13 +78,13 @@ def _too_large(connection: sqlite3.Connection, limits: Limits) -> list[str]:
 
 
 def forget(connection: sqlite3.Connection, now: int) -> None:
-    """Delete idempotency keys and traces of deleted tasks that are over a day old."""
+    """Delete idempotency keys and traces of deleted tasks that are older than a day."""
     connection.execute("DELETE FROM keys WHERE stored < ?", (now - DAY,))
     connection.execute("DELETE FROM gone WHERE deleted < ?", (now - DAY,))
 
 
 def orphans(connection: sqlite3.Connection, table: str, after: str) -> tuple[list[str], str | None]:
-    """Rows of `table` whose task never came, among the next ones after the id `after`; where to go on, None at the end."""
+    """Return the rows of `table` without a task among the next ones after the id `after`, and the next `after`, None at the end."""
     query = f"SELECT task_id FROM {table} WHERE task_id > ? ORDER BY task_id LIMIT ?"  # noqa: S608 - constants
     ids = [task_id for (task_id,) in connection.execute(query, (after, STEP_ROWS))]
     lone = [task_id for task_id in ids if connection.execute("SELECT 1 FROM tasks WHERE id = ?", (task_id,)).fetchone() is None]
@@ -88,7 +92,7 @@ def orphans(connection: sqlite3.Connection, table: str, after: str) -> tuple[lis
 
 
 def remove_orphans(connection: sqlite3.Connection, table: str, ids: list[str], now: int) -> None:
-    """Delete those that are over an hour old: a younger one's task may be on its way. Their files go with the stray ones."""
+    """Delete those older than an hour; the task of a younger one may not be written yet. `strays` finds their files."""
     connection.executemany(
         f"DELETE FROM {table} WHERE task_id = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608
         [(task_id, now - HOUR) for task_id in ids],
@@ -96,7 +100,7 @@ def remove_orphans(connection: sqlite3.Connection, table: str, ids: list[str], n
 
 
 def strays(connection: sqlite3.Connection, folder: Path, now: int) -> list[str]:
-    """Files of the payload folder that no task references and that are over an hour old."""
+    """Return the files of the payload folder that no task references and that are older than an hour."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         try:
@@ -109,13 +113,13 @@ def strays(connection: sqlite3.Connection, folder: Path, now: int) -> list[str]:
 
 
 def remove_files(folder: Path, names: list[str]) -> None:
-    """Remove files of the payload folder; those that are gone already are fine."""
+    """Remove files of the payload folder; missing ones are ignored."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
 
 
 def give_back(connection: sqlite3.Connection) -> bool:
-    """Give some free pages back to the disk; whether there are more."""
+    """Return some free pages to the disk. Return whether a further call is needed."""
     free = int(connection.execute("PRAGMA freelist_count").fetchone()[0])
     if free <= KEPT_PAGES:
         return False

@@ -1,4 +1,4 @@
-"""A Task as a row, and a row as a Task. The guards that keep a row right are here, in SQL."""
+"""Conversion between Task objects and rows, and the SQL guards that protect a row from invalid changes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskSt
 log = logging.getLogger(__name__)
 
 OF_THE_MOMENT = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
-"""Not in the document: it has a column, or is true only while its runtime says so."""
+"""Fields left out of the document: they have a column, or are valid only while the runtime runs."""
 
-# A terminal state never changes, and a row that another runtime took over is that runtime's.
+# A terminal state never changes, and a row that another runtime took over may only be changed by that runtime.
 UPDATE = "UPDATE tasks SET state = ?, finished = ?, attempt = ?, document = ? WHERE id = ? AND runtime = ? AND finished IS NULL"
-# What was purged stays away. OR IGNORE and a second statement cost less than an upsert.
+# Purged tasks are not inserted again. OR IGNORE and a second statement cost less than an upsert.
 INSERT = """
 INSERT OR IGNORE INTO tasks
     (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, document, parameters)
@@ -34,12 +34,12 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 def encode(parameters: dict[str, Any] | None) -> str | None:
-    """Parameters as JSON: also what UTF-8 can't hold, and NaN, survive it."""
+    """Return parameters as JSON, including NaN and text that UTF-8 cannot encode."""
     return None if parameters is None else "{}" if not parameters else _encode(parameters)
 
 
 ROW = "id, runtime, state, operation, submitted, document"
-"""The columns that `task_of` reads."""
+"""Columns that `task_of` reads."""
 
 
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - both sides of the difference are UTC, and naive ones subtract faster
@@ -47,12 +47,12 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 def micros(timestamp: str) -> int:
-    """A `Timestamp` as the history keeps it: microseconds since the epoch."""
+    """Return a `Timestamp` in microseconds since the epoch."""
     return (datetime.fromisoformat(timestamp.removesuffix("Z")) - EPOCH) // MICROSECOND
 
 
 class Record(NamedTuple):
-    """A task as it was at one moment, ready to be written; the fields are the columns of `INSERT` in their order."""
+    """Snapshot of a task, ready to be written; its fields are the columns of `INSERT` in order."""
 
     id: str
     runtime: str
@@ -70,25 +70,25 @@ class Record(NamedTuple):
 
     @property
     def change(self) -> tuple[Any, ...]:
-        """The values of `UPDATE`."""
+        """Values of `UPDATE`."""
         return self.state, self.finished, self.attempt, self.document, self.id, self.runtime
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """The values of `INSERT`."""
+        """Values of `INSERT`."""
         return (*self[:-1], encode(self.parameters))
 
     def update(self, connection: sqlite3.Connection) -> bool:
-        """Change the row, if it is there and the guards allow it."""
+        """Update the row if it exists and the guards allow it. Return whether it changed."""
         return bool(connection.execute(UPDATE, self.change).rowcount)
 
     def insert(self, connection: sqlite3.Connection) -> bool:
-        """Make the row, if it is not there."""
+        """Insert the row if it is missing and was not purged. Return whether it was inserted."""
         return bool(connection.execute(INSERT, self.row).rowcount)
 
 
 def record_of(task: Task, runtime: str, embedded: bool) -> Record:
-    """The row of `task`, whose parameters are encoded only if they must be written."""
+    """Return the row of `task`; its parameters are encoded only if they must be written."""
     state = task.status
     return Record(
         task.task_id,
@@ -108,38 +108,41 @@ def record_of(task: Task, runtime: str, embedded: bool) -> Record:
 
 
 def text_of(model: BaseModel, leave_out: set[str] | None = None) -> str:
-    """A model as JSON text, whatever a task has put into it: what JSON or UTF-8 can't hold is replaced."""
+    """Return a model as JSON text, replacing values that JSON or UTF-8 cannot represent."""
     try:
         return model.model_dump_json(exclude=leave_out, exclude_none=True, warnings=False)
     except Exception:
-        # pydantic and UTF-8 raise different ones, and a record must not be lost to either.
+        # pydantic and UTF-8 raise different types, and neither may lose a record.
         content = model.model_dump(mode="python", exclude=leave_out, exclude_none=True, warnings=False)
         text = json.dumps(content, ensure_ascii=False, default=str, skipkeys=True)
         return text.encode("utf-8", "replace").decode()
 
 
 def write(connection: sqlite3.Connection, record: Record, known: bool) -> bool:
-    """Write a record; false where a guard kept the row as it is. `known`: the row is there, which saves encoding the parameters."""
+    """Write a record. Return False if a guard rejected it.
+
+    `known` means that the row exists, which avoids encoding the parameters.
+    """
     if known and record.update(connection):
         return True
     return record.insert(connection) or (not known and record.update(connection))
 
 
-def write_or_tell(connection: sqlite3.Connection, record: Record, known: bool) -> None:
-    """Write a record; raises `TaskConflict` where the row is not this runtime's to change."""
+def write_or_raise(connection: sqlite3.Connection, record: Record, known: bool) -> None:
+    """Write a record; raise `TaskConflict` if this runtime may not change the row."""
     if write(connection, record, known):
         return
     row = connection.execute("SELECT runtime, state FROM tasks WHERE id = ?", (record.id,)).fetchone()
     if row is None:
-        raise TaskConflict(f"{record.id} was purged, and is not recorded again.")
+        raise TaskConflict(f"{record.id} was purged and is not recorded again")
     if row[0] != record.runtime:
-        raise TaskConflict(f"{record.id} was taken over by the runtime {row[0]}: it must not run here.")
+        raise TaskConflict(f"{record.id} was taken over by the runtime {row[0]}: it must not run here")
     if row[1] != record.state:
-        raise TaskConflict(f"{record.id} is {row[1]}, and that does not change any more.")
+        raise TaskConflict(f"{record.id} is {row[1]}, which is final")
 
 
 def task_of(row: tuple[Any, ...], me: str, parameters: str | None = None) -> Task:
-    """The Task of a row of `ROW`; `me` is the runtime that reads it."""
+    """Return the Task of a row of `ROW`; `me` is the reading runtime."""
     task_id, runtime, state, operation, submitted, document = row
     try:
         task = Task.model_validate_json(document)
@@ -153,7 +156,7 @@ def task_of(row: tuple[Any, ...], me: str, parameters: str | None = None) -> Tas
 
 
 def _task_of_another_release(document: str) -> Task | None:
-    """A record with fields that this release does not know, without them; None if that is not what is wrong."""
+    """Return the task of a record without the fields unknown to this release, or None if the record has other errors."""
     content = json.loads(document)
     try:
         return Task.model_validate(content)
@@ -173,7 +176,7 @@ def _task_of_another_release(document: str) -> Task | None:
 
 
 def _unreadable(task_id: str, state: str, operation: str, submitted: int) -> Task:
-    """What the columns alone tell: one bad record must not hide the page that it is on."""
+    """Return a task built from the columns alone, so that one unreadable record does not fail its whole page."""
     moment = iso(submitted / 1e6)
     assert moment is not None
     return Task(
@@ -182,15 +185,15 @@ def _unreadable(task_id: str, state: str, operation: str, submitted: int) -> Tas
         operation=operation,
         timestamp=moment,
         submitted_at=moment,
-        error="This task's record can't be read by this release: upgrade openruntime-jupyter to see the rest of it.",
+        error="This release cannot read the record of this task: upgrade openruntime-jupyter to see all of it",
     )
 
 
 def take_over(connection: sqlite3.Connection, me: str, embedded: bool, lives: Callable[[str], bool], now: float) -> list[Task]:
-    """Make the tasks of dead runtimes ours, or tell that they were interrupted; the ones to queue again, oldest first.
+    """Take over the tasks of dead runtimes or mark them as interrupted. Return the tasks to queue again, oldest first.
 
-    Part of one transaction that nobody else's runs beside. An embedded runtime takes nothing, since a task that must outlive its
-    server would end with the kernel; it leaves them for a server.
+    Runs within one exclusive transaction. An embedded runtime takes over no task, because the task would end with the kernel; it
+    leaves them for a server.
     """
     rows = connection.execute(
         f"SELECT {ROW}, parameters, durable, embedded, attempt, retries FROM tasks "  # noqa: S608 - a constant
@@ -234,16 +237,16 @@ def _queued_again(task: Task, now: float) -> Task:
 
 def _interrupted(task: Task, durable: bool, hosted: bool, now: float) -> Task:
     if hosted:
-        message = "The kernel that hosted this task ended before the task was done: run it again."
+        message = "The kernel that hosted this task ended before the task finished: run it again"
     elif durable:
         message = (
-            "The runtime ended while this task ran. It may have done part of its work, so it is not run again by itself: "
-            "submit it again, or with `retries`."
+            "The runtime ended while this task ran. It may have done part of its work, so it is not restarted automatically: "
+            "submit it again, or use `retries`."
         )
     else:
         message = (
-            "The runtime ended before this task was done, and nobody waits for its result any more: submit it again, "
-            'or with `"wait": false` if it should outlive the server.'
+            "The runtime ended before this task finished, and its client is disconnected. Submit it again, "
+            'with `"wait": false` if it should outlive the server.'
         )
     return task.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""What the history's file looks like inside, and how an older one becomes a newer one."""
+"""Database schema of the task history, and its migrations."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CREATE TABLE tasks (
     submitted INTEGER NOT NULL,  -- microseconds since the epoch, as all times here
     finished INTEGER,            -- NULL until the state is terminal
     durable INTEGER NOT NULL,    -- asynchronous: another runtime may take it over
-    embedded INTEGER NOT NULL,   -- hosted by a kernel: none may
+    embedded INTEGER NOT NULL,   -- hosted by a kernel: no other runtime may take it over
     attempt INTEGER NOT NULL,
     retries INTEGER NOT NULL,
-    document TEXT NOT NULL,      -- the Task as JSON, without its parameters and without what is true only for a moment
+    document TEXT NOT NULL,      -- the Task as JSON, without its parameters and its transient fields
     parameters TEXT              -- JSON; written once
 );
 CREATE INDEX tasks_submitted ON tasks (submitted);
@@ -34,7 +34,7 @@ CREATE INDEX tasks_finished ON tasks (finished) WHERE finished IS NOT NULL;
 CREATE TABLE counters (
     state TEXT NOT NULL,
     operation TEXT NOT NULL,
-    owner NOT NULL,              -- the number 0 for nobody: no name equals it
+    owner NOT NULL,              -- the number 0 for no owner: no name equals it
     number INTEGER NOT NULL,
     PRIMARY KEY (state, operation, owner)
 ) WITHOUT ROWID;
@@ -52,7 +52,7 @@ CREATE TABLE payloads (
 CREATE INDEX payloads_size ON payloads (size);
 CREATE INDEX payloads_file ON payloads (file) WHERE file IS NOT NULL;
 
--- What was deleted a short while ago: so that it stays deleted, and a list that is being paged through goes on behind it.
+-- Tasks deleted recently: they are not inserted again, and a list that is being paged continues after them.
 CREATE TABLE gone (id TEXT PRIMARY KEY, submitted INTEGER NOT NULL, sequence INTEGER NOT NULL, deleted INTEGER NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE keys (
@@ -65,7 +65,7 @@ CREATE TABLE keys (
     PRIMARY KEY (owner, key)
 ) WITHOUT ROWID;
 
--- Stays empty: what writes here and deletes it again learns whether there is room.
+-- Always empty: writing and deleting a row here checks that the disk has space.
 CREATE TABLE probe (filler BLOB);
 
 CREATE TRIGGER tasks_inserted AFTER INSERT ON tasks BEGIN
@@ -86,13 +86,13 @@ END;
 """
 
 SECOND = """
--- Figures over time, in buckets of `tier` seconds: one row a bucket and runtime. Mean: total / weight. Weights are seconds, or tasks
--- where a figure has one value a task.
+-- Metrics over time, in buckets of `tier` seconds, one row per bucket and runtime. The mean is total / weight. Weights are seconds, or
+-- tasks for metrics with one value per task.
 CREATE TABLE metrics (
     tier INTEGER NOT NULL,
     start INTEGER NOT NULL,      -- seconds since the epoch, a multiple of `tier`
     runtime TEXT NOT NULL,
-    began REAL NOT NULL,         -- the first and last moment within the bucket that the runtime looked at
+    began REAL NOT NULL,         -- the first and last moment within the bucket that the runtime measured
     ended REAL NOT NULL,
     gpu_utilization_low REAL, gpu_utilization_total REAL, gpu_utilization_high REAL, gpu_utilization_weight REAL,
     gpu_memory_low REAL, gpu_memory_total REAL, gpu_memory_high REAL, gpu_memory_weight REAL,
@@ -118,30 +118,30 @@ MIGRATIONS: Sequence[str] = (FIRST, SECOND, TURNS)
 
 
 class SchemaTooNew(StorageUnavailable):
-    """The file was written by a newer release, and this one must not touch it."""
+    """Error for a file that a newer release wrote and this release must not change."""
 
     def __init__(self, found: int, known: int, path: object) -> None:
         super().__init__(
-            f"The history {path} has schema version {found}, and this release of openruntime-jupyter knows versions up to {known}: "
-            "upgrade it, or choose another `data_dir`. Until then nothing that runs here is recorded, and asynchronous tasks are refused.",
+            f"The history {path} has schema version {found}, and this release of openruntime-jupyter supports versions up to {known}: "
+            "upgrade it, or choose another `data_dir`. Until then tasks are not recorded, and asynchronous tasks are rejected.",
             retry_after=3600.0,
         )
 
 
 def version(connection: sqlite3.Connection) -> int:
-    """The schema version of a file; 0 for an empty one."""
+    """Return the schema version of a file; 0 for an empty one."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def refuse_newer(connection: sqlite3.Connection, path: object) -> None:
-    """Raise `SchemaTooNew` if a newer release has made or changed the file."""
+    """Raise `SchemaTooNew` if a newer release wrote the file."""
     found = version(connection)
     if found > len(MIGRATIONS):
         raise SchemaTooNew(found, len(MIGRATIONS), path)
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str] | None = None) -> None:
-    """Bring a file that is not newer to the newest version, in one transaction."""
+    """Migrate the file to the newest version in one transaction."""
     steps = MIGRATIONS if migrations is None else migrations
     if version(connection) == len(steps):
         return
@@ -159,7 +159,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] | None = N
 
 
 def statements(script: str) -> list[str]:
-    """The statements of a script one by one: `executescript` would commit before the first."""
+    """Split a script into statements. `executescript` cannot be used because it commits before the first one."""
     found, text = [], ""
     for line in script.splitlines(keepends=True):
         text += line

@@ -1,7 +1,7 @@
-"""The history: what happened to every task of this user, on disk, shared by all runtimes of this machine.
+"""Task history of a user on disk, shared by all runtimes on the machine.
 
-One thread writes and one reads; everything here runs on the runtime's loop and blocks it never. The file, its damage and its
-permissions are in `history_file.py`, the threads in `history_writer.py`, rows and guards in `history_records.py`.
+One thread writes and one reads; the code here runs on the runtime's loop and never blocks it. See `connection.py` for the file, its
+damage and its permissions, `writer.py` for the threads, and `rows.py` for rows and guards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from openruntime_jupyter.runtime.storage import retention as sweeping
 from openruntime_jupyter.runtime.storage.bulk_writes import write_all, write_new
 from openruntime_jupyter.runtime.storage.connection import HistoryFile
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsBehind, read
-from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write_or_tell
+from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write_or_raise
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
 from openruntime_jupyter.runtime.storage.write_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.storage.writer import Job, Outcome, Reader, Writer, resolve, settle
@@ -36,20 +36,20 @@ from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
 log = logging.getLogger(__name__)
 
 READ_AFTER_SECONDS = 2.0
-"""How long a list waits for what is being written: a slow disk makes it late, not dead."""
+"""Maximum wait of a list for pending writes; with a slow disk the list is stale rather than blocked."""
 MOST_LISTED = 10_000
 VOLATILE_TASKS = 10_000
-"""Ended tasks kept in memory where there is no file to keep them in."""
+"""Finished tasks kept in memory if no file can be used."""
 
 Answer = TypeVar("Answer")
 
 
 class History:
-    """The tasks of this user, those of other runtimes included.
+    """Tasks of this user, including those of other runtimes.
 
-    `open()` once, then everything on one loop, then `close()`; what comes later raises `Stopping`. While the disk fails,
-    `problem` says why and what to do; it clears by itself. Where the file is of a newer release it stays, nothing is on disk, and
-    the history lives in memory.
+    Call `open()` once, then all methods on one loop, then `close()`; later calls raise `Stopping`. While writing fails, `problem`
+    holds the reason and the fix; it is cleared once writing works again. If a newer release wrote the file, `problem` stays set and the
+    history is kept in memory only.
     """
 
     def __init__(self, settings: Settings, runtime_id: str) -> None:
@@ -57,16 +57,16 @@ class History:
         self._me = runtime_id
         self._payload_folder = settings.payloads
         self._runtimes = settings.data_dir / "runtimes"
-        told = {
+        facts = {
             "runtime": runtime_id,
             "pid": os.getpid(),
             "label": settings.label,
             "embedded": settings.embedded,
             "started": iso(time.time()),
         }
-        self._lock = locks.RuntimeLock(self._runtimes, runtime_id, told)
+        self._lock = locks.RuntimeLock(self._runtimes, runtime_id, facts)
         self._file = HistoryFile(settings.data_dir, settings.history_durability)
-        # Before anything of ours is on disk we must be known to live, or somebody would take it over.
+        # The lock must be held before the first write, or another runtime would take the tasks over.
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
         self._reader = Reader(self._file, partial(self._deliver, settle))
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
@@ -79,39 +79,39 @@ class History:
 
     @property
     def problem(self) -> str | None:
-        """Why writing fails now, with what to do; None when it works."""
+        """Why writing fails and how to fix it; None if it works."""
         return self._refusal or self._problem
 
     @property
     def notice(self) -> str | None:
-        """What happened to the file since it was opened, such as damage; None if nothing did."""
+        """Message about damage or replacement of the file since it was opened; None if neither happened."""
         return self._file.notice
 
     def open(self) -> list[Task]:
-        """Open the file and take over what dead runtimes left; the tasks that are ours now and wait to be queued, oldest first.
+        """Open the file and take over the tasks of dead runtimes. Return the tasks to queue here, oldest first.
 
-        Blocks, and is called once, before anything else. Raises `StorageUnavailable` where the file can't be written; the history
-        is usable nevertheless: `problem` is set, asynchronous commits are refused, and writing begins when it can.
+        Blocks; called once, before any other method. Raises `StorageUnavailable` if the file cannot be written. The history is usable
+        even then: `problem` is set, asynchronous commits are rejected, and writing starts once it works.
         """
         self._writer.start()
         self._reader.start()
         try:
             private_folder(self._payload_folder)
-            # What has this runtime's own id is of an earlier run of it: it has just begun.
+            # Tasks with this runtime's id are from an earlier run, because this one has just started.
             ours: list[Task] = self._writer.call(partial(self._take_over, lives=self._lives_besides_me))
             locks.bury_the_dead(self._runtimes)
         except OSError as error:
             self._fail(
-                StorageUnavailable(f"The data folder {self._settings.data_dir} can't be used ({error}): make it writable for this user.")
+                StorageUnavailable(f"Cannot use the data folder {self._settings.data_dir} ({error}): make it writable for this user")
             )
             raise StorageUnavailable(str(self._problem)) from error
         self._behind.known.update(task.task_id for task in ours)
         return ours
 
     async def take_over(self) -> list[Task]:
-        """Take over what runtimes that died since have left, as `open` does; the tasks that wait to be queued here.
+        """Take over the tasks of runtimes that died since `open`. Return the tasks to queue here.
 
-        A runtime that lives for weeks calls it now and then: otherwise the tasks of a dead kernel would be listed as running.
+        A runtime calls it periodically; otherwise the tasks of a dead kernel would stay listed as running.
         """
         self._check_open()
         ours = await self._write(partial(self._take_over, lives=self._lives))
@@ -130,24 +130,24 @@ class History:
         return runtime != self._me and locks.lives(self._runtimes, runtime)
 
     async def commit(self, task: Task) -> None:
-        """Write the task, and return when it is on disk, with the output and payload that were put before.
+        """Write the task with its pending output and payload, and return when they are on disk.
 
-        Raises `StorageUnavailable` where the disk does not take it, and `TaskConflict` where the row is not ours to change: another
-        runtime has taken the task over, it was purged, or it is at another end already.
+        Raises `StorageUnavailable` if the write fails, and `TaskConflict` if this runtime may not change the row: another runtime has
+        taken the task over, it was purged, or it already has another final state.
         """
         self._check_open()
         if self._refusal is not None:
             raise StorageUnavailable(self._refusal, retry_after=3600.0)
         record = record_of(task, self._me, self._settings.embedded)
         known = task.task_id in self._behind.known
-        before = self._behind.belongings(task.task_id)
-        await self._write(lambda connection: write_or_tell(connection, record, known), before)
+        before = self._behind.attachment_jobs(task.task_id)
+        await self._write(lambda connection: write_or_raise(connection, record, known), before)
         self._behind.remember([record])
 
     async def commit_new(self, task: Task, key: tuple[str, str, str]) -> tuple[str, str] | None:
         """Write a new task under `key` (owner, idempotency key, fingerprint), and return when both are on disk.
 
-        Where the key stands for a task already, nothing is written, and its id and fingerprint are returned. Raises what `commit` raises.
+        If the key already belongs to a task, write nothing and return its id and fingerprint. Raises the errors of `commit`.
         """
         self._check_open()
         if self._refusal is not None:
@@ -159,10 +159,10 @@ class History:
         return earlier
 
     async def commit_all(self, tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
-        """Write new tasks in one transaction, and return when they are on disk: the ids of those whose rows are not ours to make.
+        """Write new tasks in one transaction and wait until they are on disk. Return the ids of the tasks that a guard rejected.
 
-        `key` is (owner, idempotency key, fingerprint), stored with them for the first of them. Raises `StorageUnavailable` where the
-        disk does not take them, and `TaskConflict` where the key stands for others; nothing is written then.
+        `key` is (owner, idempotency key, fingerprint) and is stored for the first task. Raises `StorageUnavailable` if the write fails,
+        and `TaskConflict` if the key belongs to other tasks; nothing is written then.
         """
         self._check_open()
         if self._refusal is not None:
@@ -173,27 +173,27 @@ class History:
         return {task.task_id for task in tasks}.difference(record.id for record in written)
 
     def write_behind(self, task_id: str, describe: Describe) -> None:
-        """Write the task within 50 ms, as `describe()` tells it then; never raises, and never gives up while the disk fails."""
+        """Write the task as `describe()` returns it within 50 ms; never raises, and retries while the disk fails."""
         if not self._closed:
             self._behind.add(self._behind.records, task_id, describe)
 
     def put_output(self, task_id: str, output: TaskOutput) -> None:
-        """Write what the task showed, soon, and no later than its end if that is committed."""
+        """Write the task's output soon, and no later than a committed final record."""
         if not self._closed:
             self._behind.add(self._behind.outputs, task_id, output)
 
     def put_payload(self, task_id: str, encoding: str, data: bytes | Path) -> None:
-        """Write the task's opaque result, soon, and no later than its end if that is committed.
+        """Write the task's opaque result soon, and no later than a committed final record.
 
-        A Path is a file in the folder `payloads` of the data folder, which the history owns from now on; ValueError elsewhere.
+        A Path must be a file in the folder `payloads` of the data folder, otherwise `ValueError` is raised. The history then owns it.
         """
         if isinstance(data, Path) and data.parent != self._payload_folder:
-            raise ValueError(f"{data} does not lie in {self._payload_folder}")
+            raise ValueError(f"{data} is not in {self._payload_folder}")
         if not self._closed:
             self._behind.add(self._behind.payloads, task_id, (encoding, data))
 
     async def get(self, task_id: str) -> Task | None:
-        """The task with its parameters, as it is now; None if there is none. Raises `StorageUnavailable` where it can't be read."""
+        """Return the current task with its parameters, or None if it is unknown. Raises `StorageUnavailable` if reading fails."""
         self._check_open()
         describe = self._behind.records.find(task_id)
         if describe is not None:
@@ -201,16 +201,16 @@ class History:
         return await self._read(lambda connection: queries.one(connection, task_id, self._me))
 
     async def get_output(self, task_id: str) -> TaskOutput | None:
-        """What the task showed; None if nothing was recorded."""
+        """Return the task's output, or None if none is recorded."""
         self._check_open()
         return self._behind.outputs.find(task_id) or await self._read(lambda connection: queries.output(connection, task_id))
 
     async def get_payload(self, task_id: str) -> tuple[bytes | Path, str] | None:
-        """The task's payload, as bytes or as the file that has it, and its encoding; None if there is none."""
+        """Return the task's payload as bytes or as its file, with its encoding, or None if it has none."""
         return (await self.get_payloads([task_id])).get(task_id)
 
     async def get_payloads(self, task_ids: Sequence[str]) -> dict[str, tuple[bytes | Path, str]]:
-        """Return the payloads of these tasks, each as bytes or as its file, and their encodings; missing ones are left out."""
+        """Return the payloads of these tasks, each as bytes or as its file, with its encoding; omit missing ones."""
         self._check_open()
         found: dict[str, tuple[bytes | Path, str]] = {}
         for task_id in task_ids:
@@ -230,37 +230,38 @@ class History:
         operation: str | None = None,
         owner: str | None = None,
     ) -> tuple[list[Task], int, str | None]:
-        """Up to `limit` tasks without parameters, newest first; how many match in all; and the next page's `before`, None on the last.
+        """Return up to `limit` tasks without parameters, newest first, the number of matches, and the next `before`, None at the end.
 
-        `before` costs the same on every page, also after its task was deleted; an id that is not known raises `InvalidRequest`.
+        A page costs the same for every `before`, which works even after its task was deleted. Unknown ids raise `InvalidRequest`.
         """
         wanted = queries.Filter(None if states is None else tuple(dict.fromkeys(str(state) for state in states)), operation, owner)
         most = min(max(limit, 0), MOST_LISTED)
         return await self.look(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
 
     async def waiting_elsewhere(self, here: int, limit: int, offset: int = 0) -> tuple[list[Task], int]:
-        """Up to `limit` tasks that wait in other runtimes, the oldest first, and how many there are; `here` wait in this one."""
+        """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is the number in this one."""
         return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, here, limit, offset))
 
     async def look(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """What `work`, which must not write, reads of all that was recorded until now; it runs on the reader's thread."""
+        """Run `work`, which must not write, on the reader's thread after flushing pending writes, and return its result."""
         self._check_open()
         if self._problem is None:
             await self._behind.flush(READ_AFTER_SECONDS)
         return await self._read(work)
 
     def put_metrics(self, buckets: Buckets) -> None:
-        """Add these to the figures of this runtime, soon; what the disk refuses goes with the next ones. Never raises."""
+        """Add these to the metrics of this runtime soon; buckets of a failed write are written with the next ones. Never raises."""
         if not self._closed:
             self._metrics.add(buckets)
 
     async def metrics(
         self, start: float, end: float, points: int, runtime: str | None = None, now: float | None = None, *, sampled_only: bool = False
     ) -> MetricColumns:
-        """Figures from `start` to `end`, in seconds since the epoch, as at most `points` points: of one runtime, or of all together.
+        """Return the metrics from `start` to `end`, in seconds since the epoch, in at most `points` points.
 
-        What was put before is in it. `now` is what the clock shows, which tells how fine the figures of `start` still are. With
-        `sampled_only` the figures of tasks are left out. Raises ValueError where `end` is not after `start`.
+        They are of one runtime or, without `runtime`, of all together, and include buckets that were put before. `now` is the current
+        time, which determines the resolution still stored for `start`. `sampled_only` omits task metrics. Raises `ValueError` unless
+        `end` is after `start`.
         """
         self._check_open()
         wanted = window(start, end, points, time.time() if now is None else now)
@@ -268,7 +269,7 @@ class History:
         return await self._read(lambda connection: read(connection, wanted, runtime, sampled_only))
 
     async def delete(self, task_id: str) -> None:
-        """Erase a task, its output and payload; nothing if it is not there. Raises `TaskConflict` if it is not at its end."""
+        """Delete a task, its output and payload; unknown ids are ignored. Raises `TaskConflict` if the task is not finished."""
         self._check_open()
         await self._behind.flush(READ_AFTER_SECONDS)
         files = await self._write(lambda connection: queries.delete(connection, task_id))
@@ -276,20 +277,20 @@ class History:
         await self._remove(files)
 
     async def change(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Do `work` on the writer's thread, after all that was recorded until now; on disk when this returns."""
+        """Run `work` on the writer's thread after flushing pending writes; its changes are on disk when this returns."""
         self._check_open()
         await self._behind.flush(READ_AFTER_SECONDS)
         return await self._write(work)
 
     async def remember_key(self, owner: str | None, key: str, task_id: str | None, fingerprint: str = "") -> tuple[str, str] | None:
-        """Store an idempotency key for a day (None as `task_id`: only look), or give the (task id, fingerprint) it stands for already."""
+        """Store an idempotency key for a day, or return the (task id, fingerprint) it belongs to; with None as `task_id` only look."""
         self._check_open()
         return await self._write(
             lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
         )
 
     async def sweep(self) -> int:
-        """Delete ended tasks beyond the settings' age, number and payload bytes, and files that no task references; how many tasks."""
+        """Delete finished tasks that exceed the retention settings, and files that no task references. Return the number of tasks."""
         self._check_open()
         settings, now = self._settings, now_micros()
         most = settings.retention_tasks
@@ -321,14 +322,13 @@ class History:
 
     async def _remove(self, files: list[str]) -> None:
         if files:
-            # In the reader's thread: a large file takes a while to go.
+            # In the reader's thread, because removing a large file takes a while.
             await self._read(lambda connection: sweeping.remove_files(self._payload_folder, files))
 
     async def close(self, deadline: float = 5.0) -> None:
-        """Write what waits, stop the threads and say that this runtime is at its end, within `deadline` seconds; never raises.
+        """Flush pending writes, stop the threads and release the runtime lock within `deadline` seconds; never raises.
 
-        Order: nothing new is taken; what waits is written; the threads end; only then does the lock file go, since without it
-        another runtime may take over what is still pending.
+        The lock file is removed last, because without it another runtime may take over the tasks that are still pending.
         """
         if self._closed:
             return
@@ -340,19 +340,19 @@ class History:
         self._behind.stop()
         self._post()
         if self._behind.waiting:
-            log.warning("The history is closed with %d things unwritten: %s", self._behind.waiting, self.problem)
+            log.warning("The history is closed with %d unwritten items: %s", self._behind.waiting, self.problem)
         self._writer.close()
         self._reader.close()
         while (self._writer.alive or self._reader.alive) and time.monotonic() < until:  # noqa: ASYNC110 - threads know no asyncio
             await asyncio.sleep(0.002)
         if self._writer.alive:
-            log.warning("The history's writer is still busy: its lock stays until this process ends")
+            log.warning("The history's writer is still busy: the runtime lock is held until this process ends")
             return
         self._lock.release()
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Stopping("The history is closed: its runtime has been stopped.")
+            raise Stopping("The history is closed because its runtime has stopped")
 
     async def _write(self, work: Callable[[sqlite3.Connection], Answer], before: list[Job] | None = None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -368,7 +368,7 @@ class History:
         return await future
 
     def _submit(self, jobs: list[Job]) -> None:
-        """Write these at the end of this turn of the loop, with all others of the turn."""
+        """Write these at the end of this loop iteration, together with all others of the iteration."""
         self._loop = asyncio.get_running_loop()
         if not self._outbox:
             self._loop.call_soon(self._post)
@@ -384,15 +384,15 @@ class History:
             settle([(job, None, error) for job in jobs])
 
     def _deliver(self, settle: Callable[[list[Outcome]], None], outcomes: list[Outcome]) -> None:
-        """Called in the threads: bring a whole group home at once."""
+        """Pass a group of outcomes to the loop; called in the threads."""
         if self._loop is None:
             settle(outcomes)
             return
         try:
             self._loop.call_soon_threadsafe(settle, outcomes)
         except RuntimeError:
-            # The loop was closed before we were: nobody waits for these.
-            log.debug("%d outcomes of the history came after the loop's end", len(outcomes))
+            # The loop was closed before the history: nothing awaits these.
+            log.debug("Dropping %d outcomes of the history: the loop is closed", len(outcomes))
 
     def _settle_written(self, outcomes: list[Outcome]) -> None:
         failed = next((error for _, _, error in outcomes if isinstance(error, StorageUnavailable)), None)
@@ -401,7 +401,7 @@ class History:
         settle(outcomes)
         if failed is None and self._problem is not None and not self._behind.refused:
             self._problem = None
-            log.info("The history is written again")
+            log.info("Writing the history works again")
         if self._problem is not None and self._loop is not None and not self._closed:
             self._behind.schedule()
 
@@ -409,7 +409,7 @@ class History:
         if self.problem is None:
             log.warning("%s", error)
         if isinstance(error, SchemaTooNew):
-            # From now on everything goes to memory, which works.
+            # From now on everything is written to memory, which works.
             self._refusal = str(error)
         else:
             self._problem = str(error)

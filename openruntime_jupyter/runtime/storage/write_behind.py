@@ -1,4 +1,4 @@
-"""What is written behind: the newest of each task's record, output and payload, kept until it is on disk."""
+"""Write-behind buffer: the newest record, output and payload of each task, kept until they are on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.permissions import close_to_others
-from openruntime_jupyter.runtime.storage.bulk_writes import Row, tell, write_payloads, write_records
+from openruntime_jupyter.runtime.storage.bulk_writes import Row, log_data_error, write_payloads, write_records
 from openruntime_jupyter.runtime.storage.rows import Record, record_of, text_of
 from openruntime_jupyter.runtime.storage.writer import Job
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 DELAY_SECONDS = 0.05
 RETRY_SECONDS = 1.0
 MOST_RECORDS = 500
-"""Tasks described in one turn of the loop: a few milliseconds."""
+"""Tasks described in one loop iteration, which takes a few milliseconds."""
 SMALL_PAYLOAD = 4096
-"""Bytes of a payload that is written together with others."""
-MOST_FLIGHTS = 4
-"""Groups on their way to the disk at once. While it is slow the rest waits here, where newer versions replace older ones."""
+"""Largest payload in bytes that is written together with others."""
+MOST_BATCHES = 4
+"""Batches in flight at once. If the disk is slow, further items stay in this buffer, where newer versions replace older ones."""
 
 Describe = Callable[[], Task]
 Payload = tuple[str, "bytes | Path"]
@@ -37,30 +37,30 @@ Item = TypeVar("Item")
 
 
 class PendingWrites(Generic[Item]):
-    """The things of one kind that are not on disk yet, by task."""
+    """Items of one type that are not on disk yet, by task."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, Item] = {}
         self.in_flight: list[dict[str, Item]] = []
         self.refused: set[str] = set()
-        """Those that the disk did not take the last time."""
+        """Tasks whose last write failed."""
 
     def find(self, task_id: str) -> Item | None:
-        """The newest version that is not on disk yet."""
+        """Return the newest version that is not on disk yet, or None."""
         for place in (self.waiting, *reversed(self.in_flight)):
             if task_id in place:
                 return place[task_id]
         return None
 
     def take(self, most: int | None = None) -> dict[str, Item]:
-        """Take the first of what waits."""
+        """Remove and return the oldest waiting items, at most `most`."""
         taken = dict(islice(self.waiting.items(), most))
         for task_id in taken:
             del self.waiting[task_id]
         return taken
 
     def committed(self, batch: dict[str, Item], *, kept: bool) -> None:
-        """A flight's end; what the disk refused waits again, unless something newer does."""
+        """End a batch. If the write failed, its items wait again, unless a newer version already does."""
         self.in_flight = [other for other in self.in_flight if other is not batch]
         if kept:
             self.refused.difference_update(batch)
@@ -69,16 +69,16 @@ class PendingWrites(Generic[Item]):
             self.waiting = {**batch, **self.waiting}
 
     def drop(self, task_id: str) -> None:
-        """Forget what is there of a task."""
+        """Discard all items of a task."""
         for place in (self.waiting, *self.in_flight):
             place.pop(task_id, None)
         self.refused.discard(task_id)
 
 
 class WriteBehind:
-    """Gathers on the loop and hands jobs to `submit`; what fails is kept and tried again each second.
+    """Write-behind buffer that runs on the loop and passes jobs to `submit`; failed writes are retried every second.
 
-    `known` has the tasks that are on disk and not at their end; `failing()` says whether writing fails now.
+    `known` holds the unfinished tasks that have a row on disk. `failing()` returns whether writing fails now.
     """
 
     def __init__(self, runtime: str, embedded: bool, submit: Callable[[list[Job]], None], failing: Callable[[], bool]) -> None:
@@ -95,62 +95,62 @@ class WriteBehind:
 
     @property
     def pending_writes(self) -> tuple[PendingWrites[Any], ...]:
-        """In the order in which they are written: a task's end comes no earlier than what belongs to it."""
+        """The buffers in the order in which they are written: a task's output and payload never come after its final record."""
         return self.payloads, self.outputs, self.records
 
     @property
     def waiting(self) -> int:
-        """How many things wait to be handed over."""
+        """Number of items that are not submitted yet."""
         return sum(len(pending.waiting) for pending in self.pending_writes)
 
     @property
     def refused(self) -> bool:
-        """Whether there is something that the disk did not take."""
+        """Whether any item's last write failed."""
         return any(pending.refused for pending in self.pending_writes)
 
     def add(self, pending: PendingWrites[Item], task_id: str, item: Item) -> None:
-        """Write `item` soon, in place of what waits of that task."""
+        """Write `item` soon, in place of an older one of the same task."""
         pending.waiting[task_id] = item
         self.schedule()
 
     def schedule(self) -> None:
-        """See to it that what waits is written: soon or, while writing fails, within a second."""
+        """Schedule the next write: soon or, while writing fails, within a second."""
         if self._timer is None:
             many = len(self.records.waiting) >= MOST_RECORDS
             delay = RETRY_SECONDS if self._failing() else 0.0 if many else DELAY_SECONDS
             self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
 
     def stop(self) -> None:
-        """Do nothing more by itself."""
+        """Cancel the scheduled write."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def drop(self, task_id: str) -> None:
-        """Forget a task that was deleted."""
+        """Discard everything about a deleted task."""
         for pending in self.pending_writes:
             pending.drop(task_id)
         self.known.discard(task_id)
 
     def remember(self, records: Iterable[Record]) -> None:
-        """Keep in mind which tasks have a row that may still change."""
+        """Update `known` from records that were written."""
         for record in records:
             if record.finished is not None:
                 self.known.discard(record.id)
             else:
                 self.known.add(record.id)
 
-    def belongings(self, task_id: str) -> list[Job]:
-        """The jobs for a task's output and payload, which must be on disk no later than its end."""
+    def attachment_jobs(self, task_id: str) -> list[Job]:
+        """Return the jobs for a task's output and payload, which must be on disk no later than its final record."""
         jobs = []
         if task_id in self.payloads.waiting:
-            jobs.append(self._fly(self.payloads, {task_id: self.payloads.waiting.pop(task_id)}, _write_payloads))
+            jobs.append(self._start_batch(self.payloads, {task_id: self.payloads.waiting.pop(task_id)}, _write_payloads))
         if task_id in self.outputs.waiting:
-            jobs.append(self._fly(self.outputs, {task_id: self.outputs.waiting.pop(task_id)}, _write_outputs))
+            jobs.append(self._start_batch(self.outputs, {task_id: self.outputs.waiting.pop(task_id)}, _write_outputs))
         return jobs
 
     async def flush(self, seconds: float) -> None:
-        """Hand over all that waits now, and wait up to `seconds` until the disk has taken or refused it."""
+        """Submit everything that waits, and wait up to `seconds` until each write has succeeded or failed."""
         rounds = 1 + len(self.records.waiting) // MOST_RECORDS
         for _ in range(rounds):
             self._hand_over()
@@ -164,27 +164,27 @@ class WriteBehind:
             self._touch_files()
             if not self.waiting:
                 self._submit([Job(probe, lambda result, error: None)])
-        if len(self._batches) >= MOST_FLIGHTS:
-            # The first of them that lands goes on.
+        if len(self._batches) >= MOST_BATCHES:
+            # The first batch that ends schedules the next write.
             return
         self._hand_over()
         if self._failing() or self.waiting:
             self.schedule()
 
     def _hand_over(self) -> None:
-        jobs = [self._fly(self.payloads, some, _write_payloads) for some in _parted(self.payloads.take())]
+        jobs = [self._start_batch(self.payloads, some, _write_payloads) for some in _parted(self.payloads.take())]
         if outputs := self.outputs.take():
-            jobs.append(self._fly(self.outputs, outputs, _write_outputs))
+            jobs.append(self._start_batch(self.outputs, outputs, _write_outputs))
         described: dict[str, tuple[Describe, Task, bool]] = {}
         for task_id, describe in self.records.take(MOST_RECORDS).items():
             try:
                 described[task_id] = describe, describe(), task_id in self.known
             except Exception:
-                log.exception("The record of %s can't be written: describing it failed", task_id)
+                log.exception("Cannot write the record of %s: describing it failed", task_id)
         if described:
             tasks = [(task, known) for _, task, known in described.values()]
             batch = {task_id: describe for task_id, (describe, _, _) in described.items()}
-            jobs.append(self._fly(self.records, batch, lambda connection, _: self._write_records(connection, tasks)))
+            jobs.append(self._start_batch(self.records, batch, lambda connection, _: self._write_records(connection, tasks)))
         if jobs:
             self._submit(jobs)
 
@@ -194,21 +194,21 @@ class WriteBehind:
             try:
                 records.append((record_of(task, self._runtime, self._embedded), known))
             except Exception as error:
-                tell(task.task_id, error)
+                log_data_error(task.task_id, error)
         return write_records(connection, records)
 
-    def _fly(self, pending: PendingWrites[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]) -> Job:
-        """A job for `items`, which wait again if it fails."""
+    def _start_batch(self, pending: PendingWrites[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]) -> Job:
+        """Return a job that writes `items`; they wait again if it fails."""
         future = asyncio.get_running_loop().create_future()
         self._batches.add(future)
-        # The thread has a copy of its own: `drop` changes this one.
+        # `drop` changes this copy; the writer thread uses the other.
         batch = dict(items)
         pending.in_flight.append(batch)
 
         def done(result: Any, error: BaseException | None) -> None:
             self._batches.discard(future)
             if error is not None and not isinstance(error, StorageUnavailable):
-                log.error("What was written behind is lost", exc_info=error)
+                log.error("Buffered records are lost: writing them failed", exc_info=error)
             pending.committed(batch, kept=not isinstance(error, StorageUnavailable))
             if error is None and isinstance(result, list):
                 self.remember(result)
@@ -220,7 +220,7 @@ class WriteBehind:
         return Job(lambda connection: work(connection, items), done)
 
     def _touch_files(self) -> None:
-        # Another runtime's sweep must not take a payload for an orphan because the disk was full for an hour.
+        # Otherwise another runtime's sweep would delete a payload as an orphan after the disk was full for an hour.
         for _, data in self.payloads.waiting.values():
             if isinstance(data, Path):
                 with contextlib.suppress(OSError):
@@ -228,19 +228,19 @@ class WriteBehind:
 
 
 def _parted(payloads: dict[str, Payload]) -> list[dict[str, Payload]]:
-    """Small payloads together, and each large one for itself: where the disk has no room for it, it takes no other with it."""
+    """Group small payloads, and put each large one in a group alone, so that a full disk fails only that one."""
     small = {task_id: item for task_id, item in payloads.items() if isinstance(item[1], bytes) and len(item[1]) <= SMALL_PAYLOAD}
     large = [{task_id: item} for task_id, item in payloads.items() if task_id not in small]
     return [small, *large] if small else large
 
 
 def now_micros() -> int:
-    """Now, as the history keeps it."""
+    """Return the current time in microseconds since the epoch."""
     return time.time_ns() // 1000
 
 
 def probe(connection: sqlite3.Connection) -> None:
-    """Learn whether there is room, and leave nothing behind."""
+    """Write and delete a row, to check that the disk has space."""
     connection.execute("INSERT INTO probe VALUES (zeroblob(65536))")
     connection.execute("DELETE FROM probe")
 
@@ -252,7 +252,7 @@ def _write_outputs(connection: sqlite3.Connection, outputs: dict[str, TaskOutput
                 "INSERT OR REPLACE INTO outputs (task_id, stored, document) VALUES (?, ?, ?)", (task_id, now_micros(), text_of(output))
             )
         except Exception as error:
-            tell(task_id, error)
+            log_data_error(task_id, error)
 
 
 def _write_payloads(connection: sqlite3.Connection, payloads: dict[str, Payload]) -> None:
@@ -265,5 +265,5 @@ def _write_payloads(connection: sqlite3.Connection, payloads: dict[str, Payload]
             else:
                 rows.append((task_id, now_micros(), len(data), encoding, None, data))
         except Exception as error:
-            tell(task_id, error)
+            log_data_error(task_id, error)
     write_payloads(connection, rows)

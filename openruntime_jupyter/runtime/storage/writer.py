@@ -1,6 +1,6 @@
-"""The two threads of a history, each with its own connection: one writes, grouping what waits into one transaction, one reads.
+"""Writer and reader threads of the task history, each with one connection. The writer groups waiting jobs into one transaction.
 
-Nothing here knows an event loop: `deliver` is called in the thread, once for each group, and its owner brings it home.
+The threads are independent of the event loop: they call `deliver` once per group, and its owner passes the outcomes to the loop.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from openruntime_jupyter.errors import OpenRuntimeError, Stopping, StorageUnavai
 from openruntime_jupyter.runtime.storage.connection import HistoryFile, is_damage, is_full, is_storage, unavailable
 
 MOST_JOBS = 2_000
-"""Jobs of one transaction: more would keep other runtimes from writing for too long."""
+"""Maximum number of jobs in one transaction; more would block the writes of other runtimes for too long."""
 
 
 @dataclass(slots=True)
 class Job:
-    """`work(connection)` is done in the thread, and `done(result, error)` where `deliver` brings it.
+    """Database job: `work(connection)` runs in the thread, and `done(result, error)` where `deliver` passes the outcome.
 
-    Work may be done again after a failure, so it changes nothing but the database. An `OpenRuntimeError` that it raises is its
-    own answer and must come before its first change; any other error undoes the transaction.
+    Work may run again after a failure, so it must change only the database. An `OpenRuntimeError` that it raises is the job's result
+    and must come before its first change; any other error rolls the transaction back.
     """
 
     work: Callable[[sqlite3.Connection], Any]
@@ -39,7 +39,7 @@ Deliver = Callable[[list[Outcome]], None]
 
 
 class DatabaseThread(ABC):
-    """A thread that does jobs in their order until it is closed."""
+    """Thread that runs jobs in order until it is closed."""
 
     def __init__(self, name: str, file: HistoryFile, deliver: Deliver) -> None:
         self._file = file
@@ -47,21 +47,21 @@ class DatabaseThread(ABC):
         self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         self._closed = False
         self._connection: sqlite3.Connection | None = None
-        # A daemon: a write that another process blocks must not keep the interpreter from ending.
+        # A daemon, so that a write blocked by another process does not delay the interpreter's exit.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin; called once."""
+        """Start the thread; called once."""
         self._thread.start()
 
     def put(self, jobs: list[Job]) -> None:
-        """Do these jobs, in one group if there is room; raises `Stopping` after `close()`."""
+        """Queue these jobs, as one group if it is not too large; raise `Stopping` after `close()`."""
         if self._closed:
-            raise Stopping("The history is closed: its runtime has been stopped.")
+            raise Stopping("The history is closed because its runtime has stopped")
         self._queue.put(jobs)
 
     def call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Do `work` and block until it is done; raises what it raised. Not for use once a loop takes the deliveries."""
+        """Run `work`, block until it has finished, and raise its error. Not for use once outcomes are delivered to a loop."""
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self.put([Job(work, lambda result, error: answer.put((result, error)))])
         result, error = answer.get()
@@ -70,19 +70,19 @@ class DatabaseThread(ABC):
         return result
 
     def close(self) -> None:
-        """Do what was put so far, then end."""
+        """End the thread after the queued jobs."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     @abstractmethod
     def run(self, jobs: list[Job]) -> list[Outcome]:
-        """Do a group of jobs; never raises."""
+        """Run a group of jobs; never raises."""
 
     def _main(self) -> None:
         last = False
@@ -93,7 +93,7 @@ class DatabaseThread(ABC):
         self.disconnect()
 
     def _next(self) -> tuple[list[Job], bool]:
-        """All that waits, and whether it is the last; blocks while nothing does."""
+        """Return the queued jobs and whether they are the last ones; block while none is queued."""
         jobs = self._queue.get()
         if jobs is None:
             return [], True
@@ -108,7 +108,7 @@ class DatabaseThread(ABC):
         return jobs, False
 
     def disconnect(self) -> None:
-        """Close the connection, in this thread."""
+        """Close the connection; must run in this thread."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):
@@ -116,7 +116,7 @@ class DatabaseThread(ABC):
 
 
 class Writer(DatabaseThread):
-    """Writes. `prepare()` comes before each connecting, and raises OSError where writing would be wrong."""
+    """Writer thread. It calls `prepare()` before each connect, which raises `OSError` if this runtime must not write."""
 
     def __init__(self, file: HistoryFile, prepare: Callable[[], None], deliver: Deliver) -> None:
         super().__init__("openruntime-history-writer", file, deliver)
@@ -124,7 +124,7 @@ class Writer(DatabaseThread):
         self._page_bound = 0
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
-        """One transaction for all; where one of them is at fault, each on its own, so that it takes no other with it."""
+        """Run all jobs in one transaction. If one of them causes an error, run each alone, so that the others succeed."""
         try:
             return self._together(jobs)
         except Exception as error:
@@ -141,8 +141,8 @@ class Writer(DatabaseThread):
         if outside and "locked" not in str(error):
             self.disconnect()
         if outside or len(jobs) == 1:
-            told = unavailable(error, self._file.path) if is_storage(error) else error
-            return [(job, None, told) for job in jobs]
+            raised = unavailable(error, self._file.path) if is_storage(error) else error
+            return [(job, None, raised) for job in jobs]
         return [outcome for job in jobs for outcome in self.run([job])]
 
     def _together(self, jobs: list[Job]) -> list[Outcome]:
@@ -151,9 +151,9 @@ class Writer(DatabaseThread):
             outcomes = self._transaction(connection, jobs)
             if self._file.in_place(connection):
                 return outcomes
-            # What was just written went into a file that nobody will open again: write it once more.
+            # The transaction went to a file that is no longer at the path: write it again to the new one.
             self.disconnect()
-            self._file.tell_replaced()
+            self._file.notice_replaced()
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -173,7 +173,7 @@ class Writer(DatabaseThread):
             outcomes = [_outcome(connection, job) for job in jobs]
             connection.execute("COMMIT")
         except BaseException:
-            # A full disk may have undone it already.
+            # A full disk may have rolled it back already.
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
@@ -188,13 +188,13 @@ class Writer(DatabaseThread):
 
 
 class Reader(DatabaseThread):
-    """Reads, each job in one snapshot."""
+    """Reader thread, which runs each job in one snapshot."""
 
     def __init__(self, file: HistoryFile, deliver: Deliver) -> None:
         super().__init__("openruntime-history-reader", file, deliver)
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
-        """Each job on its own; a damaged file is set aside and the job done on the new one."""
+        """Run each job alone. A damaged file is moved aside and the job runs on the new one."""
         return [self._run_one(job) for job in jobs]
 
     def _run_one(self, job: Job) -> Outcome:
@@ -227,7 +227,7 @@ class Reader(DatabaseThread):
         connection, self._connection = self._connection, None
         if connection is not None:
             self._file.heal(connection, error)
-            # The writer makes the new file when it writes next; a reader needs it now.
+            # The writer creates the new file at its next write; the reader needs it now.
             self._file.connect().close()
 
 
@@ -241,13 +241,13 @@ def _outcome(connection: sqlite3.Connection, job: Job) -> Outcome:
 
 
 def settle(outcomes: list[Outcome]) -> None:
-    """Give each outcome to who waits for it."""
+    """Call `done` of each job."""
     for job, result, error in outcomes:
         job.done(result, error)
 
 
 def resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    """End `future`, unless who waited was cancelled by now."""
+    """Set the result or exception of `future`, unless it was cancelled."""
     if future.done():
         return
     if error is None:

@@ -19,8 +19,7 @@ from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.completion import wait_for_some
 from openruntime_jupyter.runtime.tasks.entry import Entry
-from openruntime_jupyter.runtime.tasks.queries import OTHERS_POLL, TaskQueries
-from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
+from openruntime_jupyter.runtime.tasks.registry import OTHERS_POLL, TaskRegistry
 from openruntime_jupyter.runtime.tasks.submission import TaskSubmission
 from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest
@@ -163,8 +162,7 @@ class BatchSubmission:
 class BatchResults:
     """Collects the results of many tasks."""
 
-    def __init__(self, inquiry: TaskQueries, history: History, registry: TaskRegistry) -> None:
-        self._queries = inquiry
+    def __init__(self, history: History, registry: TaskRegistry) -> None:
         self._history = history
         self._registry = registry
 
@@ -200,7 +198,7 @@ class BatchResults:
         found: dict[str, Answer] = {}
         for start in range(0, len(task_ids), AT_ONCE):
             some = task_ids[start : start + AT_ONCE]
-            tasks = await asyncio.gather(*(self._queries.get(task_id, parameters=False) for task_id in some), return_exceptions=True)
+            tasks = await asyncio.gather(*(self._registry.get(task_id, parameters=False) for task_id in some), return_exceptions=True)
             for task_id, task in zip(some, tasks, strict=True):
                 if isinstance(task, TaskNotFound) or (isinstance(task, Task) and task.status.terminal):
                     found[task_id] = task

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 
 from openruntime_jupyter.engines.protocol import Completed
-from openruntime_jupyter.errors import StorageUnavailable, TaskConflict
+from openruntime_jupyter.errors import StorageUnavailable, TaskConflict, TaskNotFound
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.events.tokens import TokenPiece
 from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TaskNews
-from openruntime_jupyter.schemas.tasks import Task, TaskState
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +32,21 @@ LARGEST_KEPT = 65_536
 LARGEST_OUTPUT_KEPT = 262_144
 """Characters of what it showed, likewise: pictures of a hundred tasks can be a gigabyte."""
 
+OTHERS_POLL = 0.25
+"""Seconds between reads of a task that another runtime holds."""
+
 OUTPUT_INTERVAL = 0.1
 """Seconds in which output is gathered before it is told."""
 
 
 class TaskRegistry:
-    """Knows every task of this runtime: the living ones, and the last that ended."""
+    """Tasks by id: their state changes, which go to disk and then to subscribers, and queries.
+
+    It holds the live tasks of this runtime and the last ones that ended. The history has all others.
+    """
 
     def __init__(self, settings: Settings, history: History, bus: EventBus, counters: Counters) -> None:
-        self.entries: dict[str, Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Entry] = OrderedDict()
         self._settings = settings
         self._history = history
@@ -47,7 +58,16 @@ class TaskRegistry:
 
     def find(self, task_id: str) -> Entry | None:
         """The task, if it lives or has just ended here."""
-        return self.entries.get(task_id) or self._finished.get(task_id)
+        return self._entries.get(task_id) or self._finished.get(task_id)
+
+    @property
+    def live(self) -> list[Entry]:
+        """The tasks of this runtime that have not ended."""
+        return list(self._entries.values())
+
+    def inherit(self, entry: Entry) -> None:
+        """Add a task of a dead runtime, which the history has already."""
+        self._entries[entry.task_id] = entry
 
     def forget(self, task_id: str) -> None:
         """Drop an ended task."""
@@ -64,13 +84,13 @@ class TaskRegistry:
             await self._history.commit(entry.lasting())
         elif (earlier := await self._history.commit_new(entry.lasting(), key)) is not None:
             return earlier
-        self.entries[entry.task_id] = entry
+        self._entries[entry.task_id] = entry
         return None
 
     async def admit_all(self, entries: list[Entry], tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
         """New asynchronous tasks, on disk as `tasks` when this returns; the ids of those that were purged. See `History.commit_all`."""
         refused = await self._history.commit_all(tasks, key)
-        self.entries.update((entry.task_id, entry) for entry in entries if entry.task_id not in refused)
+        self._entries.update((entry.task_id, entry) for entry in entries if entry.task_id not in refused)
         return refused
 
     def announce(self, entry: Entry) -> None:
@@ -116,7 +136,7 @@ class TaskRegistry:
         if entry.state is not state:
             return True  # it went on meanwhile, as when it is moved and cancelled at once: whoever records that tells of it
         if state.terminal:
-            self.entries.pop(entry.task_id, None)
+            self._entries.pop(entry.task_id, None)
             if len(entry.parameters) <= LARGEST_KEPT and entry.output.size <= LARGEST_OUTPUT_KEPT:
                 self._finished[entry.task_id] = entry
             entry.parameters = b""
@@ -127,7 +147,7 @@ class TaskRegistry:
 
     def _lose(self, entry: Entry) -> None:
         """Forget a task that is another's: whoever asks for it is told by the history from here on."""
-        self.entries.pop(entry.task_id, None)
+        self._entries.pop(entry.task_id, None)
         self._counters.lost(entry.task_id)
         if entry.tokens is not None:
             entry.tokens.close()
@@ -187,8 +207,115 @@ class TaskRegistry:
             data = {"task_id": entry.task_id, "index": piece.index, "text": piece.text}
             self._bus.publish("ai_token", {"type": "ai_token", "data": data})
 
+    # Queries
+
+    async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
+        """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
+        entry = self.find(task_id)
+        if entry is not None:
+            await entry.done.wait(timeout)
+            return entry.record(parameters) if entry.over else await self.get(task_id, parameters)
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            task = await self.get(task_id, parameters)
+            if task.status.terminal or (ends is not None and time.monotonic() >= ends):
+                return task
+            await asyncio.sleep(OTHERS_POLL)
+
+    async def get(self, task_id: str, parameters: bool = True) -> Task:
+        """The task, whichever runtime of this user holds it; raises `TaskNotFound`.
+
+        Without its parameters, which may be megabytes, it costs little, however often it is asked for.
+        """
+        entry = self.find(task_id)
+        if entry is not None:
+            if entry.state.terminal:  # which is being recorded
+                await entry.done.wait()
+            return entry.record(parameters)
+        task = await self._history.get(task_id)
+        if task is None:
+            raise TaskNotFound(f"There is no task {task_id}: it never was, or it is older than what the history keeps.")
+        if not parameters:
+            task.parameters = None
+        return task
+
+    async def page(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        offset: int = 0,
+        states: list[TaskState] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+    ) -> TaskPage:
+        """Tasks of all this user's runtimes, newest first."""
+        found, total, following = await self._history.page(limit, before, offset, states, operation, owner)
+        live = [self._newest(task) for task in found]
+        return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
+
+    def _newest(self, stored: Task) -> Task:
+        entry = self._entries.get(stored.task_id)
+        return stored if entry is None or entry.state.terminal else entry.record(parameters=False)
+
+    async def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
+        """Return the output after cursor `since`, after up to `wait` seconds for something new; `record` adds the task's record."""
+        shown = await self._output(task_id, since, wait)
+        return shown.model_copy(update={"task": await self.get(task_id, parameters=False)}) if record else shown
+
+    async def _output(self, task_id: str, since: int, wait: float) -> TaskOutput:
+        """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
+        entry = self.find(task_id)
+        if entry is None:
+            return await self._others_output(task_id, since, wait)
+        ends = time.monotonic() + wait
+        while True:
+            items, following = entry.output.read(since)
+            left = ends - time.monotonic()
+            if items or left <= 0 or entry.over:
+                return TaskOutput.model_construct(
+                    task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.over
+                )
+            news = entry.news = entry.news or asyncio.Event()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(news.wait(), left)
+
+    async def _others_output(self, task_id: str, since: int, wait: float) -> TaskOutput:
+        """What is on disk of a task that ended, or that another runtime runs, which tells us of no news."""
+        ends = time.monotonic() + wait
+        while True:
+            task = await self.get(task_id)
+            stored = await self._history.get_output(task_id) or TaskOutput(task_id=task_id, items=[], next=0)
+            if stored.items[since:] or task.status.terminal or time.monotonic() >= ends:
+                return stored.model_copy(update={"items": stored.items[since:], "finished": task.status.terminal})
+            await asyncio.sleep(OTHERS_POLL)
+
+    async def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
+        """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""
+        entry = self.find(task_id)
+        if entry is not None and entry.tokens is not None:
+            async for piece in entry.tokens.read(since):
+                yield piece
+            return
+        task = await self.wait(task_id, parameters=False)
+        if task.result is not None:
+            text = str(task.result.output.get("text") or "")
+        else:
+            output = await self.output(task_id)
+            text = "".join(item.text or "" for item in output.items if item.name == "stdout")
+        if text[since:]:
+            yield TokenPiece(since, text[since:])
+
+    async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
+        """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
+        task = await self.get(task_id)
+        found = await self._history.get_payload(task_id)
+        if found is None:
+            why = "gave none" if task.status is TaskState.COMPLETED else f"is {task.status}"
+            raise TaskNotFound(f"There is no payload of {task_id}: it {why}, or the payload is older than what is kept.")
+        return found
+
     def close(self) -> None:
-        """Tell what is left."""
+        """Publish what is left."""
         self.tell_states()
         if self._timer is not None:
             self._timer.cancel()

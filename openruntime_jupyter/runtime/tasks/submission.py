@@ -238,7 +238,7 @@ class TaskSubmission:
         entry.submitted_mono -= max(0.0, time.time() - entry.submitted)
         entry.key = QueueKey.of(entry.submitted_mono, entry.priority, self._settings.aging_seconds, entry.key.sequence)
         entry.attempt = task.attempt
-        self._registry.entries[entry.task_id] = entry
+        self._registry.inherit(entry)
         self._scheduler.enqueue(entry)
         self._registry.announce(entry)
 

@@ -149,7 +149,7 @@ class TokensHandler(TokenStream):
         """The text of an AI task as it is written, from `since` on, and the task at its end; also of one that has ended."""
         query = self.query(TokensQuery)
         service = await self.ai()
-        await service.runtime.get(task_id, parameters=False)
+        await service.runtime.tasks.get(task_id, parameters=False)
         if not task_id.startswith(AI_ID):
             raise TaskNotFound(f"{task_id} is no AI task: GET /tasks/{task_id}/output tells what it shows")
         last = self.request.headers.get("Last-Event-ID", "")

@@ -58,7 +58,7 @@ class BatchHandler(Handler):
         batch = self.body(BatchRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         runtime = await self.runtime()
-        answers = await runtime.submit_many(batch.tasks, await self.caller(), key, durable=batch.durable)
+        answers = await runtime.batches.submit(batch.tasks, await self.caller(), key, durable=batch.durable)
         # One after the other, with turns for others in between: of a few thousand, all at once would be felt.
         items = [to_json(_item(answer), inf_nan_mode="null") async for answer in cooperatively(answers)]
         self.send(b'{"tasks":[%b]}' % b",".join(items), 202)
@@ -78,7 +78,7 @@ class ResultsHandler(Handler):
         """
         wanted = self.body(ResultsRequest)
         runtime = await self.runtime()
-        ended = await self.while_connected(runtime.collect(wanted.tasks, wanted.at_least, wanted.wait))
+        ended = await self.while_connected(runtime.results.collect(wanted.tasks, wanted.at_least, wanted.wait))
         items: list[bytes] = []
         size = 0
         async for each in cooperatively(ended):

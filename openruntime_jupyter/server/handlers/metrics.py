@@ -55,4 +55,4 @@ class MetricsHistoryHandler(Handler):
         """The figures of the last minutes, hours or days, as columns of equal length."""
         query = self.query(HistoryQuery)
         runtime = await self.runtime()
-        self.reply(await self.while_connected(runtime.metrics_history(query.timeframe, query.points, query.runtime)))
+        self.reply(await self.while_connected(runtime.metrics_service.history(query.timeframe, query.points, query.runtime)))

@@ -51,12 +51,12 @@ class RuntimeCollector(Collector):
     def _about(self) -> Iterator[Metric]:
         runtime = self._runtime
         yield InfoMetricFamily("openruntime_build", "The version of OpenRuntime.", {"version": runtime.version})
-        yield _gauge("openruntime_start_time_seconds", "When the runtime was started, since the epoch.", runtime.instruments.counters.began)
+        yield _gauge("openruntime_start_time_seconds", "When the runtime was started, since the epoch.", runtime.metrics_service.counters.began)
         healthy = runtime.health().status == "healthy"
         yield _gauge("openruntime_healthy", "1 where /health says that all is well, else 0.", float(healthy))
 
     def _tasks(self) -> Iterator[Metric]:
-        counters, now = self._runtime.instruments.counters, self._runtime.metrics()
+        counters, now = self._runtime.metrics_service.counters, self._runtime.metrics()
         ended = CounterMetricFamily("openruntime_tasks", "Tasks that have ended since the start.", labels=("state", "operation"))
         # Those at zero too: otherwise the first one of a kind would be no increase.
         known = {(state.value, name): 0 for name in operations() for state in TaskState if state.terminal}
@@ -76,7 +76,7 @@ class RuntimeCollector(Collector):
             yield _gauge("openruntime_cpu_utilization_ratio", "How busy the machine's cores are, 0 to 1.", load / 100)
 
     def _workers(self) -> Iterator[Metric]:
-        workers = self._runtime.workers()
+        workers = self._runtime.engine.workers()
         numbers = Counter(worker.state for worker in workers)
         by_state = GaugeMetricFamily("openruntime_workers", "Worker processes.", labels=("state",))
         for state in get_args(WorkerState):
@@ -85,7 +85,7 @@ class RuntimeCollector(Collector):
         if (resident := held(workers)) is not None:
             yield _gauge("openruntime_worker_memory_bytes", "Resident memory of all workers together.", resident)
         deaths = CounterMetricFamily("openruntime_worker_deaths", "Tasks that ended because their worker died, or took too much memory.")
-        deaths.add_metric((), self._runtime.instruments.counters.deaths)
+        deaths.add_metric((), self._runtime.metrics_service.counters.deaths)
         yield deaths
 
 

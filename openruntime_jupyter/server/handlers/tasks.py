@@ -55,7 +55,7 @@ class TasksHandler(WaitingMixin):
         """Tasks, newest first, filtered and paged; or those that wait, the next to run first."""
         query = self.query(TasksQuery)
         runtime = await self.runtime()
-        self.reply(await runtime.tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order))
+        self.reply(await runtime.list_tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order))
 
     @described("Tasks", SUBMITTED, body=TaskRequest, headers=(PREFER, IDEMPOTENCY_KEY), examples=EXAMPLES)
     @web.authenticated
@@ -74,19 +74,19 @@ class TasksHandler(WaitingMixin):
         if preference.applied is not None:
             self.set_header("Preference-Applied", preference.applied)
             request = request.model_copy(update={"wait": False})
-        task_id = await runtime.enqueue(request, caller, key)
+        task_id = await runtime.submission.submit(request, caller, key)
         # Its client has the parameters, which may be megabytes.
         if request.wait:
-            self.reply(await self.while_wanted(runtime, task_id, runtime.wait(task_id, parameters=False)))
+            self.reply(await self.while_wanted(runtime, task_id, runtime.tasks.wait(task_id, parameters=False)))
         else:
             await self._accepted(runtime, task_id, preference)
 
     async def _accepted(self, runtime: Runtime, task_id: str, preference: Preference) -> None:
         """202 for what goes on by itself; 200 if it ended within the time that its client grants."""
         if preference.wait:
-            task = await self.while_connected(runtime.wait(task_id, preference.wait, parameters=False))
+            task = await self.while_connected(runtime.tasks.wait(task_id, preference.wait, parameters=False))
         else:
-            task = await runtime.get(task_id, parameters=False)
+            task = await runtime.tasks.get(task_id, parameters=False)
         if preference.wait is not None and task.status.terminal:
             self.reply(task)
         else:
@@ -109,8 +109,8 @@ class FollowedTaskHandler(Handler):
         query = self.query(WaitQuery)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         runtime = await self.runtime()
-        task_id = await runtime.enqueue(request, await self.caller(request.operation), key)
-        shown = await self.while_connected(runtime.output(task_id, 0, query.wait, record=True))
+        task_id = await runtime.submission.submit(request, await self.caller(request.operation), key)
+        shown = await self.while_connected(runtime.tasks.output(task_id, 0, query.wait, record=True))
         self.reply(shown, 202, {"Location": url_path_join(self.app.url_path, "tasks", task_id)})
 
 
@@ -124,7 +124,7 @@ class EnhancedTasksHandler(Handler):
         """Tasks, newest first, each with its performance figures."""
         query = self.query(PageQuery)
         runtime = await self.runtime()
-        self.reply(await runtime.tasks(query.limit, query.before, query.offset))
+        self.reply(await runtime.list_tasks(query.limit, query.before, query.offset))
 
 
 class TaskHandler(Handler):
@@ -137,9 +137,9 @@ class TaskHandler(Handler):
         """The task, at its end if that comes within `wait` seconds."""
         query = self.query(TaskQuery)
         runtime = await self.runtime()
-        task = await runtime.get(task_id, query.parameters)
+        task = await runtime.tasks.get(task_id, query.parameters)
         if query.wait and not task.status.terminal:
-            task = await self.while_connected(runtime.wait(task_id, query.wait, query.parameters))
+            task = await self.while_connected(runtime.tasks.wait(task_id, query.wait, query.parameters))
         self.reply(task)
 
     @described("Tasks", Task, body=TaskChange, errors={409: "It does not wait any more."}, examples={"More urgent": {"priority": 9}})
@@ -159,7 +159,7 @@ class TaskHandler(Handler):
         query = self.query(DeleteQuery)
         runtime = await self.runtime()
         if query.purge:
-            task = await runtime.get(task_id)
+            task = await runtime.tasks.get(task_id)
             await runtime.purge(task_id)
         else:
             task = await runtime.cancel(task_id)
@@ -185,7 +185,7 @@ class OutputHandler(Handler):
         """What the task showed from `since` on; with `wait`, as soon as there is something."""
         query = self.query(OutputQuery)
         runtime = await self.runtime()
-        self.reply(await self.while_connected(runtime.output(task_id, query.since, query.wait, query.record)))
+        self.reply(await self.while_connected(runtime.tasks.output(task_id, query.since, query.wait, query.record)))
 
 
 class PayloadHandler(Handler):
@@ -197,7 +197,7 @@ class PayloadHandler(Handler):
     async def get(self, task_id: str) -> None:
         """The bytes, as they are; how they are encoded stands in the task's result."""
         runtime = await self.runtime()
-        payload, encoding = await runtime.payload(task_id)
+        payload, encoding = await runtime.tasks.payload(task_id)
         self.set_header("X-OpenRuntime-Encoding", encoding)
         self.set_header("Content-Disposition", f'attachment; filename="{task_id}"')
         if isinstance(payload, Path):

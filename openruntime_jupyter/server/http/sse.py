@@ -68,7 +68,7 @@ class TokenStream(Handler):
         if self.request.method == "HEAD":
             self.finish(set_content_type=EVENT_STREAM)
             return
-        async for piece in with_pauses(service.runtime.tokens(task_id, since), HEARTBEAT_SECONDS):
+        async for piece in with_pauses(service.runtime.tasks.tokens(task_id, since), HEARTBEAT_SECONDS):
             if piece is None:
                 await self.pass_on(HEARTBEAT)
             else:

@@ -78,7 +78,7 @@ def busy_percent(task: Task) -> float | None:
 def test_devices_and_metrics_tell_what_the_driver_tells(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, gpus=2) as runtime:
-            await until(lambda: runtime.instruments._sampler.latest.gpus, 10, "the first figures")
+            await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
             first, second, cpu = runtime.devices()
             assert (first.utilization, first.temperature_celsius, first.power_watts) == (87.0, 61.0, 312.45)
             assert (first.memory_total, first.memory_available) == (24 * GIB, 18 * GIB)
@@ -103,7 +103,7 @@ def test_a_task_is_told_how_busy_its_gpu_was_while_it_ran_alone(tmp_path: Path, 
             assert busy_percent(short) is None, "no sample is of its run alone"
             beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
             assert busy_percent(beside) is None, "it ran on the CPU"
-            assert not runtime.instruments._sampler._due(), "nobody watches, and nothing runs on the GPU"
+            assert not runtime.metrics_service._sampler._due(), "nobody watches, and nothing runs on the GPU"
 
     live(body())
 
@@ -136,7 +136,7 @@ def test_a_gpu_that_can_not_be_read_is_null_and_its_device_says_why(tmp_path: Pa
 
     async def body() -> None:
         async with runtime_with_gpus(tmp_path) as runtime:
-            await until(lambda: runtime.instruments._sampler.latest.problems, 10, "the probes to be tried")
+            await until(lambda: runtime.metrics_service._sampler.latest.problems, 10, "the probes to be tried")
             gpu = runtime.devices()[0]
             assert runtime.metrics().gpu_utilization is None
             assert "restart the machine" in (gpu.advice or "")
@@ -225,15 +225,15 @@ def test_a_task_waits_while_other_programs_hold_the_gpus_memory(tmp_path: Path, 
 
     async def body() -> None:
         async with runtime_with_gpus(tmp_path) as runtime:
-            await until(lambda: runtime.instruments._sampler.latest.gpus, 10, "the first figures")
+            await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
             size = int((10 * GIB / 4 / 3) ** 0.5)  # three float32 matrices of it
             waiting = await submit(runtime, "matrix_multiply", {"size": size, "iterations": 1}, wait=False)
 
             async def told() -> bool:
-                return "are free" in ((await runtime.get(waiting)).waiting_for or "")
+                return "are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
 
             await until(told, 10, "what it waits for")
-            assert "4.29 GB are free" in ((await runtime.get(waiting)).waiting_for or "")
+            assert "4.29 GB are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
             await runtime.cancel(waiting)
             nvml.gpus[0].used = 6 * GIB
             small = await ended(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
