@@ -39,7 +39,7 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check format frontend pictures notebooks clean
+.PHONY: help lab test bench check docs format frontend pictures notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -65,6 +65,7 @@ check: $(VENV)/.dev ## format, lint, types and layout
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_floors.py tests/test_repository.py
 	tools/build-frontend $(VENV)/bin/python --check
+	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 format: $(VENV)/.dev ## put the sources into the form that `make check` asks for
 	$(RUN) ruff format
@@ -72,6 +73,9 @@ format: $(VENV)/.dev ## put the sources into the form that `make check` asks for
 
 frontend: $(VENV)/.dev ## bundle the dashboard's page after a change in its sources
 	tools/build-frontend $(VENV)/bin/python
+
+docs: $(VENV)/.dev ## build the documentation as a site
+	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 pictures: $(VENV)/.test ## make the README's pictures anew, from a real run of some minutes
 	@tools/install-blas

@@ -14,7 +14,7 @@ _WHERE: dict[str, str] = {
     "Dashboard": "openruntime_jupyter.notebook.dashboard.widget",
     "connect": "openruntime_jupyter.client.discovery",
     "load_ipython_extension": "openruntime_jupyter.notebook.extension",
-    "progress": "openruntime_jupyter.worker.context",
+    "progress": "openruntime_jupyter.current_task",
     "unload_ipython_extension": "openruntime_jupyter.notebook.extension",
 }
 
