@@ -1,5 +1,5 @@
-# `make lab` and `make test` are all one needs: each installs what it lacks. `make help` lists the rest.
-# Written for GNU make 3.81, which macOS has.
+# `make lab` and `make test` install what they need. `make help` lists the other commands.
+# Compatible with GNU make 3.81, the version of macOS.
 
 VENV := .venv
 PYTHON ?=
@@ -8,10 +8,10 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 NOTEBOOKS ?=
 TEST_MODELS := $(VENV)/models
-# Tests wait for processes most of the time, so four keep two cores busy. Which run together, and when, tests/conftest.py says.
+# Tests mostly wait for processes, so four workers keep two cores busy. tests/conftest.py defines their order and grouping.
 PARALLEL ?= -n 4 --no-loadscope-reorder
 
-# What MLX computes with. Never both: mlx-cpu and mlx-cuda-12 install the same file.
+# The backend of MLX. Never install both: mlx-cpu and mlx-cuda-12 install the same file.
 ifeq ($(shell uname -s),Darwin)
 BACKEND := metal
 AND :=
@@ -20,34 +20,34 @@ BACKEND := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 AND := $(BACKEND),
 endif
 
-# Hundreds of processes import the same modules: none may compile them anew.
+# Hundreds of processes import the same modules: keep the bytecode cache enabled.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Through `python -m`, so that no script's first line has to hold the path of the folder.
+# Use `python -m`, because shebang lines of scripts contain the absolute path of the environment.
 RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip install --quiet --disable-pip-version-check
-# From 4.25 on jsonschema builds 39 grammars at its import, for formats (`iri`) that no schema here has: that takes 1.6 of the 2.2 seconds
-# in which Jupyter Server is loaded.
+# Since 4.25, importing jsonschema builds 39 grammars for formats (`iri`) that are unused here. This takes 1.6 s of the 2.2 s import time of
+# Jupyter Server.
 QUICK := 'jsonschema<4.25'
-# pip would compile all that it installs, one file after another, for 40 seconds; the tests import a fifth of it. They are compiled by two
-# at once before there are four that each would do it all. What does not even import, the tests themselves will tell.
+# pip would compile all installed files sequentially in 40 s, while the tests import a fifth of them. Two processes compile these files before
+# four test workers would each do it. Import errors are ignored here, because the tests report them.
 COLLECT := $(RUN) pytest --collect-only -qqq
 COMPILE := ($(COLLECT) tests/[a-m]*/ & $(COLLECT) tests/[n-z]*/; wait) >/dev/null 2>&1
 PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 
-# Jupyter refuses to run as root unless told; without a display it only prints its address.
+# Jupyter runs as root only with this option. Without a display it only prints its address.
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check docs format frontend pictures notebooks clean
+.PHONY: help lab test bench check format frontend docs pictures notebooks clean
 .DEFAULT_GOAL := help
 
-help: ## list the commands
+help: ## list all commands
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1	/'
 	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  PARALLEL= (one test at a time)  CHROMIUM=/path/to/chromium"
 
-lab: $(VENV)/.lab ## fetch the default model, and open JupyterLab on the quick-start notebook
-	@$(RUN) openruntime_jupyter.cli pull || echo "Going on without a model of this machine: prompts need another provider."
+lab: $(VENV)/.lab ## download the default model and open JupyterLab on the quick-start notebook
+	@$(RUN) openruntime_jupyter.cli pull || echo "Continuing without a local model. Prompts need a remote provider."
 	$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks/quickstart.ipynb $(ROOT_ARG) $(DISPLAY_ARG) $(LAB_ARGS)
 
 test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
@@ -55,11 +55,11 @@ test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) $(TEST_ARGS)
 
-bench: $(VENV)/.bench ## compare speed with peers; run it alone (BENCH_ARGS='engine http' for some)
+bench: $(VENV)/.bench ## compare speed with similar tools, on an idle machine (BENCH_ARGS='engine http' for some)
 	@tools/install-blas
 	$(RUN) benchmarks $(BENCH_ARGS)
 
-check: $(VENV)/.dev ## format, lint, types and layout
+check: $(VENV)/.dev ## check format, lint, types and layout
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 	$(RUN) mypy
@@ -67,54 +67,53 @@ check: $(VENV)/.dev ## format, lint, types and layout
 	tools/build-frontend $(VENV)/bin/python --check
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
-format: $(VENV)/.dev ## put the sources into the form that `make check` asks for
+format: $(VENV)/.dev ## format the sources and fix lint errors
 	$(RUN) ruff format
 	$(RUN) ruff check --fix
 
-frontend: $(VENV)/.dev ## bundle the dashboard's page after a change in its sources
+frontend: $(VENV)/.dev ## build the dashboard bundle after a change of its sources
 	tools/build-frontend $(VENV)/bin/python
 
 docs: $(VENV)/.dev ## build the documentation as a site
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
-pictures: $(VENV)/.test ## make the README's pictures anew, from a real run of some minutes
+pictures: $(VENV)/.test ## update the README's pictures from a real run of several minutes
 	@tools/install-blas
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && $(RUN) tests.browser.pictures
 
-notebooks: $(VENV)/.test ## run the notebooks and keep what they show, on a machine that is idle (NOTEBOOKS='arrays' for some)
+notebooks: $(VENV)/.test ## run the notebooks and save their outputs, on an idle machine (NOTEBOOKS='arrays' for some)
 	@tools/install-blas
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	$(RUN) tests.rerun_notebooks $(NOTEBOOKS)
 
-clean: ## remove what the other commands made here
+clean: ## remove the files created by other commands
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps: what is installed is installed again only when the package's description changes, and the environment is made
-# anew only when the backend changes.
+# Stamp files: packages are reinstalled only if the project metadata changes, and the environment is recreated only if the backend changes.
 $(VENV)/.made-$(BACKEND):
-	@python="$$(PYTHON='$(PYTHON)' tools/find-python)" && echo "Making $(VENV) with $$python for the backend $(BACKEND) ..." && \
+	@python="$$(PYTHON='$(PYTHON)' tools/find-python)" && echo "Creating $(VENV) with $$python for the backend $(BACKEND) ..." && \
 	rm -rf $(VENV) && "$$python" -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.made-$(BACKEND) $(PACKAGE)
-	@echo "Installing OpenRuntime and JupyterLab, which takes a minute or more ..."
+	@echo "Installing OpenRuntime and JupyterLab (a minute or more) ..."
 	@$(PIP) -e '.[$(AND)local]' jupyterlab ipykernel matplotlib $(QUICK)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made-$(BACKEND) $(PACKAGE)
-	@echo "Installing OpenRuntime and what its tests need ..."
+	@echo "Installing OpenRuntime and its test dependencies ..."
 	@$(PIP) --no-compile -e '.[$(AND)test]' $(QUICK)
 	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made-$(BACKEND) $(PACKAGE)
-	@echo "Installing OpenRuntime and the peers that it is measured beside ..."
+	@echo "Installing OpenRuntime and the peers of the benchmarks ..."
 	@$(PIP) -e '.[$(AND)test,bench]' $(QUICK)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made-$(BACKEND) $(PACKAGE)
-	@echo "Installing OpenRuntime and the tools of its developers ..."
+	@echo "Installing OpenRuntime and the development tools ..."
 	@$(PIP) -e '.[$(AND)test,dev]' $(QUICK)
 	@touch $@

@@ -1,6 +1,6 @@
-"""`python -m benchmarks [NAME ...]`: runs the benchmarks one after the other and prints their rows.
+"""Command line of the benchmarks: `python -m benchmarks [NAME ...]`.
 
-Each runs its peers in the same run, in turns, and prints ratios of medians. Nothing else should run on the machine.
+Each benchmark alternates with its peers in one run and prints ratios of medians. Run them on an idle machine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ NAMES = ("arrays", "engine", "generate", "http", "insights", "magics", "map", "m
 
 
 def main(names: list[str]) -> int:
-    """Print the rows of the named benchmarks, or of all; 1 if one was not met, 2 for a name that there is not."""
+    """Print the rows of the named benchmarks, or of all. Return 1 if a row missed its target, 2 for an unknown name."""
     if unknown := sorted(set(names) - set(NAMES)):
-        print(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
+        print(f"Unknown benchmark {', '.join(unknown)}; known: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     print(HEAD, flush=True)
     met = True

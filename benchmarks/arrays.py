@@ -1,4 +1,4 @@
-"""1 GiB of float32 into a task and out again, beside a pickled pipe, plain files and plain copies; what it costs the server meanwhile."""
+"""1 GiB of float32 into a task and back, compared with a pickled pipe, plain files and plain copies, and its cost for the server."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.support import STANDALONE, Server, running_server
 SIZE = 1 << 30
 ROUNDS = 3
 WARM_UP = 6
-"""Calls after which the files of earlier ones are used again."""
+"""Calls until files of earlier calls are reused."""
 MOST_MEMORY = 50.0
 MOST_LAG = 20.0
 PROBES_A_SECOND = 200
 
 
 def back(array: Any) -> Any:
-    """The task: what comes in goes out."""
+    """Return the argument: the task that is measured."""
     return array
 
 
 def through_mlx(array: Any) -> Any:
-    """The same by way of an MLX array."""
+    """Return the argument, converted to an MLX array and back."""
     import mlx.core as mx
     import numpy as np
 
@@ -44,19 +44,19 @@ def through_mlx(array: Any) -> Any:
 
 
 def echo(pipe: Connection) -> None:
-    """The same behind a pipe."""
+    """Send each received array back through the pipe."""
     while (array := pipe.recv()) is not None:
         pipe.send(array)
 
 
 def through_pipe(array: Any) -> list[float]:
-    """Seconds there and back through a pickled pipe to another process."""
+    """Measure the seconds of round trips through a pickled pipe to another process."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=echo, args=(theirs,))
     process.start()
     try:
         ours.send(array[:1])
-        ours.recv()  # it has started
+        ours.recv()  # the process has started
 
         def once() -> None:
             ours.send(array)
@@ -69,7 +69,7 @@ def through_pipe(array: Any) -> list[float]:
 
 
 def copies(array: Any) -> list[float]:
-    """Seconds to copy it twice within one process, into memory that is there: what sharing it by one copy each way costs at least."""
+    """Measure two copies within one process, into allocated memory: the lower bound for one copy in each direction."""
     target = np.ones_like(array)
 
     def once() -> None:
@@ -80,7 +80,7 @@ def copies(array: Any) -> list[float]:
 
 
 def through_files(array: Any, folder: Path) -> list[float]:
-    """Seconds to write it, read it, write that, and read it again, all by plain files."""
+    """Measure writing and reading the array twice with plain files."""
 
     def once() -> None:
         for name in ("there", "back"):
@@ -92,7 +92,7 @@ def through_files(array: Any, folder: Path) -> list[float]:
 
 
 class Watch:
-    """Asks a server for its name all the time: how late it answers, and how much memory it has at most."""
+    """Monitor of a server that requests `/` continuously, for response times and peak memory."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -120,22 +120,22 @@ class Watch:
 
     @property
     def lag(self) -> float:
-        """Milliseconds: the 99th percentile of an answer, less the median."""
+        """99th percentile minus median of the response times, in milliseconds."""
         late = sorted(self.late)
         return late[int(0.99 * len(late))] - median(late)
 
 
 def rows() -> list[Row]:
-    """All of them."""
+    """Return all rows."""
     array = np.random.default_rng(1).random(SIZE // 4, dtype=np.float32)
-    memory = Path("/dev/shm")  # where the spool lies, too
+    memory = Path("/dev/shm")  # the spool is there too
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), STANDALONE) as server:
         files = median(through_files(array, memory if memory.is_dir() else Path(folder)))
         return mapped_rows(server, array, files) + http_rows(server, array, files)
 
 
 def mapped_rows(server: Server, array: Any, files: float) -> list[Row]:
-    """By files that are mapped; `files` are the seconds of plain ones."""
+    """Measure mapped files; `files` are the seconds with plain files."""
     pipe, plain = median(through_pipe(array)), median(copies(array))
     with closing(HttpBackend(server.url, server.token)) as backend:
         client = Client(backend)
@@ -146,17 +146,17 @@ def mapped_rows(server: Server, array: Any, files: float) -> list[Row]:
         by_mlx = median(seconds(lambda: client.call(through_mlx, array), ROUNDS))
     what = "1 GiB float32 in and out of a task, mapped"
     return [
-        at_most(f"{what}, beside a pickled pipe", ours, pipe, 0.1, "s"),
-        at_most(f"{what}, beside plain files in memory", ours, files, 0.6, "s"),
-        at_most(f"{what}, beside two plain copies of it", ours, plain, 4.0, "s"),
-        at_most(f"{what}, the first {WARM_UP}, beside plain files in memory", median(new), files, 3.0, "s"),
-        at_most(f"{what}, through an MLX array, beside plain files in memory", by_mlx, files, 3.0, "s"),
+        at_most(f"{what}, compared with a pickled pipe", ours, pipe, 0.1, "s"),
+        at_most(f"{what}, compared with plain files in memory", ours, files, 0.6, "s"),
+        at_most(f"{what}, compared with two plain copies", ours, plain, 4.0, "s"),
+        at_most(f"{what}, the first {WARM_UP}, compared with plain files in memory", median(new), files, 3.0, "s"),
+        at_most(f"{what}, through an MLX array, compared with plain files in memory", by_mlx, files, 3.0, "s"),
         *cost(what, watch),
     ]
 
 
 def http_rows(server: Server, array: Any, files: float) -> list[Row]:
-    """By upload and download, as from another machine."""
+    """Measure upload and download, as from another machine."""
     with closing(HttpBackend(server.url, server.token)) as backend:
         backend.local = False
         client = Client(backend)
@@ -164,11 +164,11 @@ def http_rows(server: Server, array: Any, files: float) -> list[Row]:
         with Watch(server) as watch:
             ours = median(seconds(lambda: client.call(back, array), ROUNDS))
     what = "1 GiB float32 in and out of a task, over HTTP"
-    return [at_most(f"{what}, beside plain files in memory", ours, files, 5.0, "s"), *cost(what, watch)]
+    return [at_most(f"{what}, compared with plain files in memory", ours, files, 5.0, "s"), *cost(what, watch)]
 
 
 def cost(what: str, watch: Watch) -> list[Row]:
-    """What it cost the server."""
+    """Return the rows of the cost for the server."""
     return [
         within(f"{what}: growth of the server's memory", (watch.most - watch.start) / 1e6, MOST_MEMORY, "MB"),
         within(f"{what}: lag of the server's loop, p99", watch.lag, MOST_LAG, "ms"),

@@ -1,6 +1,6 @@
-"""Empty tasks through the engine and the whole runtime, beside `concurrent.futures.ProcessPoolExecutor`.
+"""Empty tasks through the engine and the complete runtime, compared with `concurrent.futures.ProcessPoolExecutor`.
 
-`python -m benchmarks.engine ROUNDS` runs this one alone, for as many rounds; one takes two seconds.
+`python -m benchmarks.engine ROUNDS` runs only this benchmark. A round takes two seconds.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ BURST = 2000
 WORKERS = 2
 
 
-class Deaf:
-    """An observer that hears nothing, as an empty task says nothing."""
+class NullObserver:
+    """Observer that ignores all events."""
 
     def started(self, worker: str) -> None:
-        """Nothing."""
+        """Ignore the event."""
 
     def progressed(self, progress: dict[str, Any]) -> None:
-        """Nothing."""
+        """Ignore the event."""
 
     def printed(self, stream: str, text: str) -> None:
-        """Nothing."""
+        """Ignore the event."""
 
     def displayed(self, item: dict[str, Any]) -> None:
-        """Nothing."""
+        """Ignore the event."""
 
     def generated(self, text: str) -> None:
-        """Nothing."""
+        """Ignore the event."""
 
 
 def job(number: int) -> Job:
@@ -53,38 +53,40 @@ def job(number: int) -> Job:
 
 
 async def round_trips(engine: LocalEngine) -> float:
-    """Median seconds from a job to its outcome, one at a time."""
-    deaf, found = Deaf(), []
+    """Return the median seconds from a job to its outcome, one at a time."""
+    observer, found = NullObserver(), []
     for number in range(CALLS):
         before = time.perf_counter()
-        await engine.run(job(number), deaf)
+        await engine.run(job(number), observer)
         found.append(time.perf_counter() - before)
     return median(found)
 
 
 async def burst(runtime: Runtime) -> float:
-    """Tasks a second, with states, events and history, all submitted at once."""
+    """Return the tasks per second of a burst, with states, events and history."""
     before = time.perf_counter()
-    ids = [await runtime.submission.submit(TaskRequest(operation="call", parameters={"burst": "benchmark"}), Caller()) for _ in range(BURST)]
+    ids = [
+        await runtime.submission.submit(TaskRequest(operation="call", parameters={"burst": "benchmark"}), Caller()) for _ in range(BURST)
+    ]
     for task_id in ids:
         await runtime.tasks.wait(task_id)
     return BURST / (time.perf_counter() - before)
 
 
 def pool_round_trips(pool: ProcessPoolExecutor) -> float:
-    """The same of the peer."""
+    """Return the median seconds of a call of the pool."""
     return median(seconds(lambda: pool.submit(abs, 1).result(), CALLS))
 
 
 def pool_burst(pool: ProcessPoolExecutor) -> float:
-    """The same of the peer, which keeps no states, events or history."""
+    """Return the calls per second of a burst in the pool, which has no states, events or history."""
     before = time.perf_counter()
     for future in [pool.submit(abs, 1) for _ in range(BURST)]:
         future.result()
     return BURST / (time.perf_counter() - before)
 
 
-async def _ours_beside(pool: ProcessPoolExecutor, folder: Path, rounds: int) -> tuple[list[float], list[float], list[float], list[float]]:
+async def _measure(pool: ProcessPoolExecutor, folder: Path, rounds: int) -> tuple[list[float], list[float], list[float], list[float]]:
     engine = LocalEngine(LocalOptions(folder, folder))
     await engine.start()
     await engine.devices()
@@ -95,7 +97,7 @@ async def _ours_beside(pool: ProcessPoolExecutor, folder: Path, rounds: int) -> 
     await round_trips(engine)
     await burst(runtime)
     pool_round_trips(pool)
-    for _ in range(rounds):  # in turns, so that a change of the machine's speed meets both
+    for _ in range(rounds):  # alternate, so that a change of the machine's speed affects both
         trips.append(await round_trips(engine))
         pool_trips.append(pool_round_trips(pool))
         bursts.append(await burst(runtime))
@@ -106,9 +108,9 @@ async def _ours_beside(pool: ProcessPoolExecutor, folder: Path, rounds: int) -> 
 
 
 def rows(rounds: int = ROUNDS) -> list[Row]:
-    """Both rows."""
+    """Return both rows."""
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        trips, pool_trips, bursts, pool_bursts = asyncio.run(_ours_beside(pool, Path(folder), rounds))
+        trips, pool_trips, bursts, pool_bursts = asyncio.run(_measure(pool, Path(folder), rounds))
     return [
         at_most("engine: submit → result of an empty task, p50", 1e6 * median(trips), 1e6 * median(pool_trips), 0.6, "µs"),
         at_least("runtime: empty tasks, states, events and history on", median(bursts), median(pool_bursts), 1.0, "tasks/s"),

@@ -1,4 +1,4 @@
-"""What the default model reads and writes a second, beside a plain mlx-lm loop on the same weights, and beside stock mlx-lm."""
+"""Tokens per second of the default model, compared with a plain mlx-lm loop on the same weights and with stock mlx-lm."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ for _ in sys.stdin:
 """
 
 Speeds = tuple[float, float]
-"""Tokens a second: of the prompt up to the first token of the answer, and of the answer after that."""
+"""Tokens per second of the prompt, up to the first token of the answer, and of the answer after that."""
 
 
 class Plain:
-    """mlx-lm's own loop in a process of its own, with its model in memory."""
+    """Loop of mlx-lm in a separate process, with its model loaded."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def turn(self) -> Speeds:
-        """Read the prompt and answer it once, by its own clock: mlx-lm counts the first token among those that follow it."""
+        """Process the prompt once. The loop measures its own time, because mlx-lm includes the first token in the rate of the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
@@ -66,7 +66,7 @@ class Plain:
 
 @contextlib.contextmanager
 def plain(source: ModelSource, form: str, blas: str) -> Iterator[Plain]:
-    """A loop that is ready for its first turn within it."""
+    """Start a loop and yield it when its process runs."""
     arguments = [source.path, form, source.converted or "", blas, PROMPT, str(TOKENS)]
     process = subprocess.Popen([sys.executable, "-c", PLAIN, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -77,7 +77,7 @@ def plain(source: ModelSource, form: str, blas: str) -> Iterator[Plain]:
 
 
 async def ours(runtime: Runtime) -> Speeds:
-    """The same of one task."""
+    """Measure one task."""
     request = TaskRequest(operation="generate", parameters={"prompt": PROMPT, "max_tokens": TOKENS})
     task = await runtime.tasks.wait((await runtime.submit(request, Caller())).task_id)
     assert task.result is not None, task.failure
@@ -85,8 +85,8 @@ async def ours(runtime: Runtime) -> Speeds:
 
 
 async def _measure(runtime: Runtime, source: ModelSource) -> list[Speeds]:
-    """Ours, the plain loop's and stock mlx-lm's, as medians; in turns, so that all meet the same machine."""
-    await ours(runtime)  # loads the model, and leaves its converted weights to the loop
+    """Return the medians of the runtime, the plain loop and stock mlx-lm, which alternate."""
+    await ours(runtime)  # loads the model, and writes the converted weights for the loop
     with plain(source, "float32", "") as loop, plain(source, "stored", "none") as stock:
         found = [[await ours(runtime), *[await asyncio.to_thread(peer.turn) for peer in (loop, stock)]] for _ in range(ROUNDS)]
     return [(median([read for read, _ in of]), median([written for _, written in of])) for of in zip(*found, strict=True)]
@@ -105,14 +105,14 @@ async def _compare(folder: Path, models: Path) -> list[Row]:
     finally:
         await runtime.stop()
     return [
-        at_least(f"{what}: prompt, beside a plain loop", read, loop_read, 0.97, "tokens/s"),
-        at_least(f"{what}: answer, beside a plain loop", written, loop_written, 0.97, "tokens/s"),
-        at_least(f"{what}: prompt, beside stock mlx-lm as quantised", read, stock_read, 8.0, "tokens/s"),
-        at_least(f"{what}: answer, beside stock mlx-lm as quantised", written, stock_written, 1.8, "tokens/s"),
+        at_least(f"{what}: prompt, compared with a plain loop", read, loop_read, 0.97, "tokens/s"),
+        at_least(f"{what}: answer, compared with a plain loop", written, loop_written, 0.97, "tokens/s"),
+        at_least(f"{what}: prompt, compared with stock mlx-lm, quantised", read, stock_read, 8.0, "tokens/s"),
+        at_least(f"{what}: answer, compared with stock mlx-lm, quantised", written, stock_written, 1.8, "tokens/s"),
     ]
 
 
 def rows() -> list[Row]:
-    """On the models of this user; `jupyter openruntime pull` fetches the default one."""
+    """Measure the default model of this user, fetched by `jupyter openruntime pull`."""
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(_compare(Path(folder), Settings().models))

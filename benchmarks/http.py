@@ -1,4 +1,4 @@
-"""Requests to a real Jupyter Server, beside a bare authenticated `APIHandler` of the same server."""
+"""Requests to a real Jupyter Server, compared with a bare authenticated `APIHandler` of the same server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 7
 CALLS = 150
 
 NAME = "openruntime_bare"
-"""Of the peer's extension: Jupyter adds routes by name and looks for one after the other, so this one stands right before ours."""
+"""Name of the peer's extension. Jupyter adds and searches routes in the order of names, so its route comes just before ours."""
 
 BARE = """
 import json
@@ -48,7 +48,7 @@ def _jupyter_server_extension_points():
 
 
 def in_turns(server: Server, one: Callable[[httpx.Client], object], other: Callable[[httpx.Client], object]) -> tuple[float, float]:
-    """Median seconds of each, on one kept connection."""
+    """Return the median milliseconds of both, on one keep-alive connection."""
     ours, peers = [], []
     with httpx.Client(trust_env=False, headers=server.headers, timeout=60.0) as client:
         for each in (one, other):
@@ -60,7 +60,7 @@ def in_turns(server: Server, one: Callable[[httpx.Client], object], other: Calla
 
 
 def rows() -> list[Row]:
-    """`POST /tasks` of an empty task and `GET /metrics`."""
+    """Measure `POST /tasks` with an empty task, and `GET /metrics`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / f"{NAME}.py").write_text(BARE)
@@ -81,6 +81,6 @@ def rows() -> list[Row]:
                 lambda client: client.get(f"{server.root}/bare").raise_for_status(),
             )
     return [
-        at_most("POST /tasks, empty work, p50, beside a bare handler", post, bare_post, 1.35, "ms"),
-        at_most("GET /metrics, p50, beside a bare handler", get, bare_get, 1.1, "ms"),
+        at_most("POST /tasks, empty work, p50, compared with a bare handler", post, bare_post, 1.35, "ms"),
+        at_most("GET /metrics, p50, compared with a bare handler", get, bare_get, 1.1, "ms"),
     ]

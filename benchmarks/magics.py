@@ -1,6 +1,6 @@
-"""What the notebook's face costs: `%load_ext`, and an empty `%%openruntime` cell, beside `%%px` of ipyparallel.
+"""Overhead of `%load_ext` and of an empty `%%openruntime` cell, compared with `%%px` of ipyparallel.
 
-Both are measured in a real kernel, in turns: the milliseconds of a cell with the magic less those of an empty one.
+Both alternate in a real kernel. The overhead of a magic is the time of a cell with it minus that of an empty cell.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from tests.support import TOKEN, Home, running_server
 KERNELS = 5
 CELLS = 30
 PAUSE = 1.0
-"""Seconds before each cell that is measured warm: what a person needs at least, and enough for a spare worker to start."""
+"""Seconds before each warm cell: the minimum for a person, and enough for a spare worker to start."""
 PATIENCE = 120.0
 TIMED = "import time\nbefore = time.perf_counter()\n{}\nprint(1000 * (time.perf_counter() - before))"
 OURS, THEIRS = "%load_ext openruntime_jupyter", "import ipyparallel"
-"""ipyparallel's magics come with a client, not with an extension: what corresponds is its import."""
+"""ipyparallel's magics need a client, not an extension, so its import is compared."""
 CLUSTER = "import ipyparallel; cluster = ipyparallel.Cluster(n=1, log_level=40); view = cluster.start_and_connect_sync(activate=True)"
 
 
 class Kernel:
-    """A kernel that runs cells one after the other."""
+    """Kernel that runs cells one after the other."""
 
     def __init__(self, client: BlockingKernelClient) -> None:
         self._client = client
 
     def run(self, code: str) -> str:
-        """What a cell prints; raises RuntimeError where it fails."""
-        told: list[str] = []
+        """Run a cell and return its output. Raise RuntimeError if it fails."""
+        output: list[str] = []
 
-        def hear(message: dict[str, Any]) -> None:
+        def collect(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
-                told.append(message["content"]["text"])
+                output.append(message["content"]["text"])
 
-        reply = self._client.execute_interactive(code, timeout=PATIENCE, output_hook=hear)
+        reply = self._client.execute_interactive(code, timeout=PATIENCE, output_hook=collect)
         if reply["content"]["status"] != "ok":
             raise RuntimeError("\n".join(reply["content"]["traceback"]))
-        return "".join(told)
+        return "".join(output)
 
     def milliseconds(self, code: str) -> float:
-        """From the request to the idle kernel."""
+        """Measure the time from the request to the idle kernel."""
         before = time.perf_counter()
         self.run(code)
         return 1000 * (time.perf_counter() - before)
 
 
 @contextlib.contextmanager
-def kernel(home: Home, told: dict[str, str]) -> Iterator[Kernel]:
-    """A fresh kernel of this Python."""
+def kernel(home: Home, environment: dict[str, str]) -> Iterator[Kernel]:
+    """Start a kernel of this Python."""
     manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(env=home.environment(told), cwd=os.fspath(home.path), stderr=-3)
+    manager.start_kernel(env=home.environment(environment), cwd=os.fspath(home.path), stderr=-3)
     client = manager.blocking_client()
     client.start_channels()
     try:
@@ -73,14 +73,14 @@ def kernel(home: Home, told: dict[str, str]) -> Iterator[Kernel]:
         manager.cleanup_resources()
 
 
-def load(home: Home, told: dict[str, str], line: str) -> float:
-    """Milliseconds of a line in a fresh kernel that has done nothing else."""
-    with kernel(home, told) as fresh:
+def load(home: Home, environment: dict[str, str], line: str) -> float:
+    """Measure a line in a fresh kernel, in milliseconds."""
+    with kernel(home, environment) as fresh:
         return float(fresh.run(TIMED.format(line)))
 
 
 def added(running: Kernel, magic: str) -> tuple[float, float]:
-    """Return the median milliseconds that the magic adds to an empty cell: after a pause, and right after such a cell."""
+    """Return the median milliseconds that the magic adds to an empty cell: after a pause, and directly after such a cell."""
     warm, next_one, without = [], [], []
     for _ in range(CELLS):
         time.sleep(PAUSE)
@@ -91,22 +91,22 @@ def added(running: Kernel, magic: str) -> tuple[float, float]:
 
 
 def bounded(what: str, ours: float, peer: float, bound: float) -> Row:
-    """A row of milliseconds whose bound is fixed, with a peer's to compare."""
+    """Return a row in milliseconds with a fixed bound and a peer for comparison."""
     return Row(what, f"{ours:,.4g} ms", f"{peer:,.4g} ms", ours / peer, f"≤ {bound:g} ms", ours <= bound)
 
 
 def rows() -> list[Row]:
-    """Loading, and a warm cell with a server's runtime and with the kernel's own."""
+    """Measure loading, and a warm cell with the runtime of a server and of the kernel."""
     if find_spec("ipyparallel") is None:
-        raise Missing("ipyparallel is not here: pip install 'openruntime-jupyter[bench]'")
+        raise Missing("ipyparallel is missing: pip install 'openruntime-jupyter[bench]'")
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder))
         with running_server(home) as server:
-            told = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
-            load(home, told, OURS)  # the first writes the caches of compiled files
-            load(home, told, THEIRS)
-            loads = [(load(home, told, OURS), load(home, told, THEIRS)) for _ in range(KERNELS)]
-            with kernel(home, told) as running:
+            environment = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
+            load(home, environment, OURS)  # the first call writes the bytecode caches
+            load(home, environment, THEIRS)
+            loads = [(load(home, environment, OURS), load(home, environment, THEIRS)) for _ in range(KERNELS)]
+            with kernel(home, environment) as running:
                 running.run(OURS)
                 running.run("%%openruntime\npass")
                 running.run(CLUSTER)
@@ -119,9 +119,9 @@ def rows() -> list[Row]:
                 hosted = added(running, "%%openruntime")
     ours, peers = (median([pair[place] for pair in loads]) for place in (0, 1))
     return [
-        bounded("%load_ext openruntime_jupyter, beside `import ipyparallel`", ours, peers, 150.0),
-        at_most("a warm empty %%openruntime cell adds with a server, beside %%px", served[0], theirs[0], 2.0, "ms"),
-        at_most("a warm empty %%openruntime cell adds in the kernel alone, beside %%px", hosted[0], theirs[0], 2.0, "ms"),
-        within("a cell right after another adds more, with a server", served[1] - served[0], 300.0, "ms"),
-        within("a cell right after another adds more, in the kernel alone", hosted[1] - hosted[0], 300.0, "ms"),
+        bounded("%load_ext openruntime_jupyter, compared with `import ipyparallel`", ours, peers, 150.0),
+        at_most("overhead of a warm empty %%openruntime cell with a server, compared with %%px", served[0], theirs[0], 2.0, "ms"),
+        at_most("overhead of a warm empty %%openruntime cell without a server, compared with %%px", hosted[0], theirs[0], 2.0, "ms"),
+        within("additional overhead of a cell directly after another, with a server", served[1] - served[0], 300.0, "ms"),
+        within("additional overhead of a cell directly after another, without a server", hosted[1] - hosted[0], 300.0, "ms"),
     ]

@@ -1,6 +1,6 @@
-"""`client.map` of many small calls, beside the pools that people use for that.
+"""`client.map` of many small calls, compared with common process pools.
 
-`python -m benchmarks.map ROUNDS` runs this one alone.
+`python -m benchmarks.map ROUNDS` runs only this benchmark.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS = 5
 WORKERS = 2
 ITEMS = 10_000
 SINGLE_ITEMS = 2_000
-"""Items of a round in which each item is a task: 10,000 would take the slowest peer 20 s a round and give the same rate."""
+"""Items per round with one task per item: 10,000 would take the slowest peer 20 s per round and give the same rate."""
 PAUSE = 1.5
 """Seconds before each round."""
 PEERS = ("joblib", "distributed", "ipyparallel")
@@ -70,12 +70,12 @@ def rows(rounds: int = ROUNDS) -> list[Row]:
         contestants = {**_ours(stack), **_peers(stack)}
         for contestant in contestants.values():
             contestant.run(100)  # starts the workers and imports what they need
-        for _ in range(rounds):  # in turns, so that a change in the machine's speed affects all of them
+        for _ in range(rounds):  # alternate, so that a change in the machine's speed affects all of them
             for contestant in contestants.values():
                 contestant.measure()
     rate = {name: median(contestant.rates) for name, contestant in contestants.items()}
     return [
-        at_least(f"map, {what}, beside {peer}", rate[ours], rate[theirs], reach, "calls/s")
+        at_least(f"map, {what}, compared with {peer}", rate[ours], rate[theirs], reach, "calls/s")
         for what, ours, peer, theirs, reach in (
             ("automatic chunks", "server, automatic", "joblib", "joblib", 0.5),
             ("automatic chunks, embedded", "embedded, automatic", "joblib", "joblib", 0.5),
@@ -83,8 +83,8 @@ def rows(rounds: int = ROUNDS) -> list[Row]:
             ("automatic chunks", "server, automatic", "ipyparallel", "ipyparallel", 0.0),
             ("chunk_size=1", "server, 1", "distributed", "distributed", 2.0),
             ("chunk_size=1, embedded", "embedded, 1", "distributed", "distributed", 2.0),
-            ("chunk_size=1", "server, 1", "ProcessPoolExecutor, one a task", "pool, 1", 0.25),
-            ("chunk_size=1", "server, 1", "ipyparallel, one a task", "ipyparallel, 1", 0.0),
+            ("chunk_size=1", "server, 1", "ProcessPoolExecutor, one item per task", "pool, 1", 0.25),
+            ("chunk_size=1", "server, 1", "ipyparallel, one item per task", "ipyparallel, 1", 0.0),
         )
     ]
 
@@ -107,7 +107,7 @@ def _mapped(client: Client, chunk_size: int | None) -> Map:
     def small(number: int) -> int:
         return number + 1
 
-    # A function of a notebook is pickled by value. The peers import theirs from this module once, at their start.
+    # Functions of notebooks are pickled by value. The peers import the function of this module once.
     return lambda items: client.map(small, range(items), chunk_size)
 
 

@@ -1,4 +1,4 @@
-"""GFLOP/s that `matrix_multiply` reports, beside a plain MLX loop with the same BLAS, and beside stock MLX."""
+"""GFLOP/s of `matrix_multiply`, compared with a plain MLX loop with the same BLAS and with stock MLX."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(json.dumps(2 * size**3 / found[len(found) // 2] / 1e9))
 
 
 def plain(blas: str, iterations: int = ITERATIONS) -> float:
-    """GFLOP/s of a plain loop in a process of its own."""
+    """Return the GFLOP/s of a plain loop in a separate process."""
     answer = subprocess.run([sys.executable, "-c", PLAIN, blas, str(SIZE), str(iterations)], capture_output=True, check=True)
     return float(json.loads(answer.stdout))
 
@@ -59,11 +59,11 @@ async def _rounds(folder: Path) -> tuple[list[float], list[float], str | None]:
 
 
 def rows() -> Iterator[Row]:
-    """The first row everywhere; the second where a real BLAS is there."""
+    """Yield the row of the plain loop and, with a fast BLAS, that of stock MLX."""
     with tempfile.TemporaryDirectory() as folder:
         ours, loops, blas = asyncio.run(_rounds(Path(folder)))
-    yield at_least(f"matrix_multiply of {SIZE}, beside a plain loop", median(ours), median(loops), 0.97, "GFLOP/s")
+    yield at_least(f"matrix_multiply of {SIZE}, compared with a plain loop", median(ours), median(loops), 0.97, "GFLOP/s")
     if blas is None or "reference" in blas:
-        raise Missing(f"matrix_multiply beside stock MLX, which is what runs here ({blas}): tools/install-blas brings a real BLAS")
+        raise Missing(f"matrix_multiply compared with stock MLX needs a fast BLAS, not that of stock MLX ({blas}): run tools/install-blas")
     stock = median([plain("none", 2) for _ in range(3)])
-    yield at_least("… beside stock mlx[cpu]", median(ours), stock, 20.0, "GFLOP/s")
+    yield at_least("… compared with stock mlx[cpu]", median(ours), stock, 20.0, "GFLOP/s")

@@ -1,4 +1,4 @@
-"""`POST /ai/tasks` of a real Jupyter Server, beside a direct call of the `openai` package to the same provider."""
+"""`POST /ai/tasks` of a real Jupyter Server, compared with a direct call of the `openai` package to the same provider."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import JUPYTER, Home, running_server
 
 ROUNDS = 5
 CALLS = 40
-SAID = "All is well."
+ANSWER = "All is well."
 
 PROVIDER = """
 import asyncio, json
@@ -30,26 +30,26 @@ def chunk(text, finish=None):
     choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
     return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices}
 
-FIGURES = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
 
 class Completions(web.RequestHandler):
     async def post(self):
-        asked = json.loads(self.request.body)
-        if not asked.get("stream"):
-            message = {"role": "assistant", "content": SAID}
+        request = json.loads(self.request.body)
+        if not request.get("stream"):
+            message = {"role": "assistant", "content": ANSWER}
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-            self.finish({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": FIGURES})
+            self.finish({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": USAGE})
             return
         self.set_header("Content-Type", "text/event-stream")
-        for word in SAID.split(" "):
-            await self.tell(chunk(word + " "))
-            if "slowly" in asked["messages"][-1]["content"]:
+        for word in ANSWER.split(" "):
+            await self.send(chunk(word + " "))
+            if "slowly" in request["messages"][-1]["content"]:
                 await asyncio.sleep(0.02)
-        await self.tell(chunk("", "stop"))
-        await self.tell({**chunk(""), "choices": [], "usage": FIGURES})
+        await self.send(chunk("", "stop"))
+        await self.send({**chunk(""), "choices": [], "usage": USAGE})
         self.finish("data: [DONE]\\n\\n")
 
-    async def tell(self, data):
+    async def send(self, data):
         self.write(f"data: {json.dumps(data)}\\n\\n")
         await self.flush()
 
@@ -66,8 +66,8 @@ asyncio.run(main())
 
 @contextlib.contextmanager
 def provider() -> Iterator[str]:
-    """The address of one that answers at once, in a process of its own."""
-    program = f"SAID = {SAID!r}\n{PROVIDER}"
+    """Start a provider that answers immediately, in a separate process, and yield its address."""
+    program = f"ANSWER = {ANSWER!r}\n{PROVIDER}"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -78,14 +78,14 @@ def provider() -> Iterator[str]:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Milliseconds that it takes."""
+    """Return the milliseconds of a call."""
     began = time.perf_counter()
     call()
     return 1000 * (time.perf_counter() - began)
 
 
 def in_turns(ours: Callable[[], float], direct: Callable[[], float]) -> tuple[float, float]:
-    """The median of each; both are asked by turns, after some that do not count."""
+    """Return the median of each; both alternate, after a warm-up."""
     for _ in range(CALLS):
         ours()
         direct()
@@ -94,8 +94,8 @@ def in_turns(ours: Callable[[], float], direct: Callable[[], float]) -> tuple[fl
     return median(mine), median(theirs)
 
 
-class Asking:
-    """The same questions to the server and to its provider, each on one kept connection."""
+class Prompts:
+    """Equal prompts to the server and to its provider, each on one keep-alive connection."""
 
     def __init__(self, server: httpx.Client, url: str, direct: openai.OpenAI) -> None:
         self._server = server
@@ -107,25 +107,25 @@ class Asking:
         return {"workflow_type": "model_inference", "prompt": f"{prompt} {next(self._number)}", "stream": stream}
 
     def whole(self) -> float:
-        """A whole answer of the server."""
+        """Measure a complete answer of the server."""
 
         def call() -> None:
             answer = self._server.post(self._url, json=self._body("How are you?", stream=False)).raise_for_status().json()
-            assert (answer["result"].strip(), answer["tokens_used"]) == (SAID, 13), answer
+            assert (answer["result"].strip(), answer["tokens_used"]) == (ANSWER, 13), answer
 
         return timed(call)
 
     def whole_direct(self) -> float:
-        """The same of the provider, as the package gives it."""
+        """Measure a complete answer of the provider with the `openai` package."""
 
         def call() -> None:
             answer = self._direct.chat.completions.create(model="m", messages=[{"role": "user", "content": "How are you?"}])
-            assert answer.choices[0].message.content == SAID, answer
+            assert answer.choices[0].message.content == ANSWER, answer
 
         return timed(call)
 
     def first(self) -> float:
-        """Until the first word of a streamed answer is there."""
+        """Measure the time to the first token of a streamed answer of the server."""
         began = time.perf_counter()
         with self._server.stream("POST", self._url, json=self._body("Tell me slowly.", stream=True)) as response:
             lines = response.iter_lines()
@@ -135,7 +135,7 @@ class Asking:
         return 1000 * took
 
     def first_direct(self) -> float:
-        """The same of the provider."""
+        """Measure the time to the first token of a streamed answer of the provider."""
         began = time.perf_counter()
         messages: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me slowly."}]
         with self._direct.chat.completions.create(model="m", messages=messages, stream=True) as chunks:
@@ -147,7 +147,7 @@ class Asking:
 
 
 def rows() -> list[Row]:
-    """A whole answer, and the first word of a streamed one."""
+    """Return the rows of a complete answer and of the first token of a streamed one."""
     with tempfile.TemporaryDirectory() as folder, provider() as url:
         config = {"OpenRuntimeApp": {"profiles": {"here": {"base_url": url, "model": "m"}}, "default_profile": "here"}}
         with (
@@ -155,9 +155,9 @@ def rows() -> list[Row]:
             httpx.Client(trust_env=False, headers=server.headers, timeout=60.0) as client,
             openai.DefaultHttpxClient(trust_env=False) as transport,
         ):
-            asking = Asking(client, f"{server.url}/ai/tasks", openai.OpenAI(api_key="none", base_url=url, http_client=transport))
-            whole = in_turns(asking.whole, asking.whole_direct)
-            first = in_turns(asking.first, asking.first_direct)
+            prompts = Prompts(client, f"{server.url}/ai/tasks", openai.OpenAI(api_key="none", base_url=url, http_client=transport))
+            whole = in_turns(prompts.whole, prompts.whole_direct)
+            first = in_turns(prompts.first, prompts.first_direct)
     return [
         added("POST /ai/tasks, p50, over a direct openai call", *whole, 5.0, "ms"),
         added("POST /ai/tasks, first streamed token, p50, over a direct openai call", *first, 5.0, "ms"),

@@ -1,7 +1,7 @@
-"""How long after a reload of JupyterLab's page the dashboard is live again, beside a plain widget of ipywidgets in the same page.
+"""Time from a page reload in JupyterLab until the dashboard is live again, compared with a plain ipywidgets widget in the same page.
 
-Both show a number that their kernel counts up ten times a second: ours is the progress of a task. Each is live again when its number is
-another one than the first that the new page showed. Times count from the beginning of the reload, and so have Lab's own start in them.
+Both show a number that the kernel increments ten times per second; in the dashboard it is the progress of a task. A widget is live once its
+number differs from the first one on the new page. Times start with the reload, so they include the start of JupyterLab.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RELOADS = 7
 LONGEST = 120_000.0
 """Milliseconds."""
 REACH = 1.2
-"""3 s where the plain widget takes 2.5 s, as it does on a machine that has nothing else to do: the rest is Lab's, whatever the machine."""
+"""3 s if the plain widget takes 2.5 s, as on an idle machine. Most of it is the start of JupyterLab."""
 
 PEER = """import threading, time
 from ipywidgets import Label
@@ -54,7 +54,7 @@ LOOK = """(() => {
 
 
 async def reloads(server: Server) -> list[tuple[float, float]]:
-    """Seconds of ours and of the peer, for each reload."""
+    """Measure the seconds of the dashboard and of the peer for each reload."""
     found = []
     async with opened(server, "reload.ipynb") as notebook:
         page = notebook.page
@@ -70,17 +70,17 @@ async def reloads(server: Server) -> list[tuple[float, float]]:
 
 
 async def saved(notebook: Notebook) -> None:
-    """Keep the outputs in the file, from which a page that is loaded again has them."""
+    """Save the outputs in the notebook file, so that a reloaded page shows them."""
     async with notebook.page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
         await notebook.page.keyboard.press("Control+s")
 
 
 def rows() -> list[Row]:
-    """One row: seconds until both are live again, in the same page."""
+    """Return the row of the seconds until both are live again."""
     if find_spec("playwright") is None:
-        raise Missing("playwright is not here: pip install 'openruntime-jupyter[test]'")
+        raise Missing("playwright is missing: pip install 'openruntime-jupyter[test]'")
     if not (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")):
-        raise Missing("there is no Chromium: CHROMIUM=/path/to/chromium names one")
+        raise Missing("Chromium is missing: set CHROMIUM=/path/to/chromium")
     with tempfile.TemporaryDirectory() as folder, running_server(home := Home(Path(folder)), LAB) as server:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (PEER, OURS)])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -88,5 +88,5 @@ def rows() -> list[Row]:
         server.submit("python", {"code": TASK}, name="counts", wait=False)
         pairs = asyncio.run(reloads(server))
     ours, peer = (median([pair[place] for pair in pairs]) for place in (0, 1))
-    what = "the dashboard is live again after a reload of JupyterLab, beside a Label of ipywidgets"
+    what = "reload of JupyterLab until the dashboard is live, compared with a Label of ipywidgets"
     return [at_most(what, ours, peer, REACH, "s")]

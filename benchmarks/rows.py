@@ -1,4 +1,4 @@
-"""What a benchmark returns: a figure of ours beside one of a peer's from the same run, and the ratio that is aimed at."""
+"""Rows of the benchmarks: our value, that of a peer from the same run, and the target of their ratio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """`ratio` is ours to the peer's; `reach` says what it should be, and `met` whether it is."""
+    """Comparison of a value with that of a peer. `ratio` is ours divided by the peer's, `reach` the target, `met` true if it is reached."""
 
     what: str
     ours: str
@@ -24,40 +24,42 @@ class Row:
 
 
 class Missing(Exception):
-    """This machine lacks what a benchmark needs; the message says what, and how to get it."""
+    """Missing requirement of a benchmark; the message says how to install it."""
 
 
 def not_measured(what: str, problem: object) -> str:
-    """The line in place of what could not be measured."""
+    """Return the line of a benchmark that could not run."""
     return f"| {what} | not measured: {problem} | | | | |"
 
 
-HEAD = "| what | ours (median) | peer (median) | ratio | reach | met |\n| --- | --- | --- | --- | --- | --- |"
+HEAD = "| benchmark | ours (median) | peer (median) | ratio | target | met |\n| --- | --- | --- | --- | --- | --- |"
 
 
 def at_most(what: str, ours: float, peer: float, reach: float, unit: str) -> Row:
-    """A row where less is better."""
+    """Return a row in which less is better."""
     return Row(what, f"{ours:,.4g} {unit}", f"{peer:,.4g} {unit}", ours / peer, f"≤ {reach:g}", ours / peer <= reach)
 
 
 def at_least(what: str, ours: float, peer: float, reach: float, unit: str) -> Row:
-    """A row where more is better."""
+    """Return a row in which more is better."""
     return Row(what, f"{ours:,.4g} {unit}", f"{peer:,.4g} {unit}", ours / peer, f"≥ {reach:g}", ours / peer >= reach)
 
 
 def added(what: str, ours: float, peer: float, reach: float, unit: str) -> Row:
-    """A row where what is between the two counts."""
-    more = ours - peer
-    return Row(what, f"{ours:,.4g} {unit}", f"{peer:,.4g} {unit}", ours / peer, f"{more:+,.3g} {unit}, ≤ {reach:g}", more <= reach)
+    """Return a row whose target applies to the difference."""
+    difference = ours - peer
+    return Row(
+        what, f"{ours:,.4g} {unit}", f"{peer:,.4g} {unit}", ours / peer, f"{difference:+,.3g} {unit}, ≤ {reach:g}", difference <= reach
+    )
 
 
-def within(what: str, figure: float, bound: float, unit: str) -> Row:
-    """A row against a fixed bound."""
-    return Row(what, f"{figure:,.4g} {unit}", "", figure / bound, f"≤ {bound:g} {unit}", figure <= bound)
+def within(what: str, value: float, bound: float, unit: str) -> Row:
+    """Return a row with a fixed bound."""
+    return Row(what, f"{value:,.4g} {unit}", "", value / bound, f"≤ {bound:g} {unit}", value <= bound)
 
 
 def seconds(work: Callable[[], object], times: int) -> list[float]:
-    """How long each of `times` calls took."""
+    """Return the seconds of each of `times` calls."""
     found = []
     for _ in range(times):
         before = time.perf_counter()
@@ -66,6 +68,6 @@ def seconds(work: Callable[[], object], times: int) -> list[float]:
     return found
 
 
-def median(figures: Sequence[float]) -> float:
-    """The figure to quote: these machines are shared, so neither the best nor the mean says much."""
-    return statistics.median(figures)
+def median(values: Sequence[float]) -> float:
+    """Return the median, which is robust on shared machines."""
+    return statistics.median(values)

@@ -1,4 +1,4 @@
-"""What an idle runtime that is watched costs: the sampler at 1 Hz, the history on."""
+"""CPU use of an idle runtime with a metrics subscriber: sampler at 1 Hz, history on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def _percent(folder: Path) -> float:
     runtime = Runtime(Settings(data_dir=folder))
     await runtime.start()
     subscription, _ = runtime.bus.subscribe(("metrics",))
-    await asyncio.sleep(3.0)  # the start is not what is measured
+    await asyncio.sleep(3.0)  # exclude the start
     cpu, wall = time.process_time(), time.perf_counter()
     ends = wall + SECONDS
     async for _ in subscription:
@@ -30,6 +30,6 @@ async def _percent(folder: Path) -> float:
 
 
 def rows() -> list[Row]:
-    """Percent of one core."""
+    """Return the CPU use in percent of one core."""
     with tempfile.TemporaryDirectory() as folder:
         return [within("sampler at 1 Hz, watched, history on", asyncio.run(_percent(Path(folder))), 0.5, "% of one core")]

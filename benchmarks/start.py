@@ -1,4 +1,4 @@
-"""What the extension adds to the start and the memory of Jupyter Server."""
+"""Additional start time and memory of Jupyter Server with the extension."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PATIENCE = 60.0
 
 
 def start(folder: Path, enabled: bool, bytecode: Path) -> tuple[float, float]:
-    """Milliseconds to the first answer of `/api`, and resident MB two seconds later.
+    """Measure the milliseconds to the first response of `/api`, and the resident MB two seconds later.
 
-    Compiled modules are kept in `bytecode`: a package that is installed has them, and sources that are run where they lie may not.
+    Bytecode is cached in `bytecode`, because an installed package has it and a source tree may not.
     """
     port, home = free_port(), Home(folder)
     extensions = f"--ServerApp.jpserver_extensions={{'openruntime_jupyter': {enabled}}}"
@@ -47,7 +47,7 @@ def start(folder: Path, enabled: bool, bytecode: Path) -> tuple[float, float]:
 
 
 def rows() -> list[Row]:
-    """Time and memory, with the extension and without, in turns."""
+    """Measure time and memory with and without the extension, alternating."""
     with_ours, without = [], []
     with tempfile.TemporaryDirectory() as name:
         for number in range(ROUNDS + 1):
@@ -62,6 +62,6 @@ def rows() -> list[Row]:
         (plain := median([pair[i] for pair in without]), median([pair[i] for pair in with_ours]) - plain) for i in (0, 1)
     )
     return [
-        within(f"added to Jupyter Server's start, which takes {bare:,.0f} ms here without", milliseconds, 150.0, "ms"),
-        within("added to its resident memory", megabytes, 30.0, "MB"),
+        within(f"additional start time of Jupyter Server, which takes {bare:,.0f} ms without the extension", milliseconds, 150.0, "ms"),
+        within("additional resident memory", megabytes, 30.0, "MB"),
     ]

@@ -37,7 +37,7 @@ OpenRuntimeError
 │   ├── ProviderRefused       rejected key, model, parameter or prompt
 │   ├── ProviderBusy          rate limit exceeded, or credit used up
 │   └── ProviderBroken        server error, or an incomplete response
-├── WouldDeadlock             a task waits for a task of its own lane
+├── WouldDeadlock             a task waits for another task in its lane
 ├── PullFailed                a model download failed
 └── NotConnected              no runtime responds at the address
 
@@ -250,7 +250,7 @@ class ProviderBroken(ProviderError):
 
 
 class WouldDeadlock(OpenRuntimeError):
-    """Deadlock: a task waits for a task of its own lane while it holds the slot that the other needs."""
+    """Deadlock: a task waits for another task in its lane while it holds the slot that the other needs."""
 
 
 class PullFailed(OpenRuntimeError):

@@ -1,4 +1,4 @@
-"""What every test has: a home of its own, away from the user's, and its turn."""
+"""Fixtures and order of all tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import loopback
 from tests.reaper import watched
 from tests.support import alive, wait_until
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+# Background jobs of a shell ignore SIGINT, and child processes of the tests would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FOREIGN = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
@@ -29,7 +29,7 @@ LONG = ("tests/browser/", "tests/test_notebooks_", "tests/acceptance/")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Nothing is garbage while tests are collected, nor is what they are made of later: looking for it takes a third of the time."""
+    """Disable the garbage collector during collection, of which it takes a third, and freeze the collected objects."""
     gc.disable()
     try:
         return (yield)
@@ -39,13 +39,13 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One by one, the quick answers come first; side by side, the long ones, so that no worker stands alone with them at the end."""
-    beside = "PYTEST_XDIST_WORKER" in os.environ
-    items.sort(key=lambda item: item.nodeid.startswith(LONG) != beside)
+    """Run short tests first in one process, and long tests first in parallel, so that no worker runs them alone at the end."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=lambda item: item.nodeid.startswith(LONG) != parallel)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
-    """What one worker does: a file, since its tests share servers, or all of the browser's tests, since two browsers want four cores."""
+    """Group tests by file, because they share servers, and all browser tests, because two browsers need four cores."""
     return _Files(config, log)
 
 
@@ -56,20 +56,20 @@ class _Files(LoadFileScheduling):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """Whatever a test started has ended when the last one has, also where the run is killed."""
+    """Check that no child process is left at the end, and kill all of them if the run is killed."""
     with watched():
         yield
     me = psutil.Process()
     wait_until(
         lambda: not [child for child in me.children(recursive=True) if alive(child)],
         10,
-        lambda: f"the end of {me.children(recursive=True)}",
+        lambda: f"end of {me.children(recursive=True)}",
     )
 
 
 @pytest.fixture(scope="session", autouse=True)
-def on_this_machine_alone() -> Iterator[None]:
-    """No test connects to another machine, and what tests start fetches no model from a hub."""
+def only_local_connections() -> Iterator[None]:
+    """Reject connections to other machines, and disable model downloads in child processes."""
     with pytest.MonkeyPatch.context() as patch:
         loopback.guard(patch)
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -77,16 +77,16 @@ def on_this_machine_alone() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def current_test_is_no_variable_of_tasks() -> Iterator[None]:
-    """Pytest names the running test in an environment variable: spare workers would serve one test each."""
+def current_test_is_not_passed_to_tasks() -> Iterator[None]:
+    """Exclude pytest's variable with the running test: with it, a spare worker could serve only one test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution_environment, "RESERVED", (*execution_environment.RESERVED, "PYTEST_CURRENT_TEST"))
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
-def away_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes what belongs to whoever runs it, nor reaches a runtime that they have open."""
+def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Isolate tests from the files and running runtimes of the current user."""
     with pytest.MonkeyPatch.context() as patch:
         for name in FOREIGN:
             patch.delenv(name, raising=False)

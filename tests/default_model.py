@@ -1,4 +1,4 @@
-"""The embedded default model, as `make test` has fetched it."""
+"""Default model, downloaded by `make test`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADVICE = "run `make test`, or `jupyter openruntime pull --models-dir FOLDER` and
 
 
 def models_dir() -> Path:
-    """The folder that has it; fails with what to do where it is missing."""
+    """Return the folder of the model. Raise AssertionError with advice if it is missing."""
     folder = Path(os.environ.get("OPENRUNTIME_TEST_MODELS", ".venv/models")).absolute()
     assert (folder / KNOWN[0].file).exists(), f"{KNOWN[0].file} is not in {folder}: {ADVICE}"
     return folder

@@ -1,4 +1,4 @@
-"""Holding answers against the description of the API."""
+"""Validation of responses against the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from openruntime_jupyter.server.routes import ROUTES
 Schema = dict[str, Any]
 
 UNDESCRIBED = ("options",)
-"""Verbs of which nothing is said: the answer to them is Jupyter's own."""
+"""Methods outside of the document, which Jupyter handles."""
 
 
 def _items(validator: Any, items: Any, instance: Any, schema: Schema) -> Iterator[ValidationError]:
-    """Of equal scalars one stands for all: an hour of metrics is a hundred thousand of them, and each costs tens of microseconds."""
+    """Validate only one of equal scalars: an hour of metrics has a hundred thousand, at tens of microseconds each."""
     if isinstance(instance, list) and "prefixItems" not in schema and not any(isinstance(item, list | dict) for item in instance):
         instance = list({(type(item), item): item for item in instance}.values())
     yield from Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
@@ -33,24 +33,25 @@ Validator = extend(Draft202012Validator, {"items": _items})
 
 @cache
 def description() -> Schema:
+    """Return the OpenAPI document."""
     return document(ROUTES)
 
 
 @cache
 def validator(pointer: str) -> Any:
-    """Of the schema that lies at `pointer` in the description."""
+    """Return a validator of the schema at `pointer` in the document."""
     return Validator({"$ref": f"#{pointer}", **description()}, format_checker=FormatChecker())
 
 
 @cache
 def _paths() -> dict[str, re.Pattern[str]]:
-    """Those of the description, and what their instances look like; those without parameters first."""
+    """Return the paths of the document with patterns of their instances; paths without parameters come first."""
     paths = sorted(description()["paths"], key=lambda known: known.count("{"))
     return {known: re.compile(re.sub(r"\{\w+\}", "[^/]+", known)) for known in paths}
 
 
 def path_of(path: str) -> str | None:
-    """The path of the description that `path` is an instance of."""
+    """Return the path in the document that matches `path`."""
     return next((known for known, pattern in _paths().items() if pattern.fullmatch(path or "/")), None)
 
 
@@ -59,29 +60,31 @@ def pointed(*keys: str) -> str:
 
 
 def must_fit(base: str, response: httpx.Response) -> None:
-    """Raise AssertionError for an answer of the server at the URL `base` that the description does not allow.
+    """Raise AssertionError for a response of the server at the URL `base` that violates the document.
 
-    What lies beside `base` is somebody else's. A path or verb that there is not must be answered by the envelope of errors.
+    Responses outside of `base` are ignored. Unknown paths and methods must be answered with the error envelope.
     """
-    asked, verb = response.request.url, response.request.method.lower()
+    url, verb = response.request.url, response.request.method.lower()
     root = httpx.URL(base)
-    if (asked.host, asked.port) != (root.host, root.port) or verb in UNDESCRIBED:
+    if (url.host, url.port) != (root.host, root.port) or verb in UNDESCRIBED:
         return
-    mount, raw = root.raw_path.decode().rstrip("/"), asked.raw_path.decode().partition("?")[0]
+    mount, raw = root.raw_path.decode().rstrip("/"), url.raw_path.decode().partition("?")[0]
     if raw != mount and not raw.startswith(f"{mount}/"):
         return
     kind = response.headers.get("Content-Type", "").split(";")[0]
     known = path_of(raw.removeprefix(mount))
-    said = description()["paths"].get(known, {}).get(verb)
+    entry = description()["paths"].get(known, {}).get(verb)
     where = f"{response.request.method} {raw}: {response.status_code} as {kind}"
-    if said is None:
-        assert response.status_code in (403, 404, 405, 400, 413, 429, 503), f"{where}, on what is not in the description"
+    if entry is None:
+        assert response.status_code in (403, 404, 405, 400, 413, 429, 503), f"{where} for an undocumented path or method"
         pointer = pointed("components", "schemas", "ErrorEnvelope")
     else:
         status = str(response.status_code)
-        assert status in said["responses"], f"{where} is not in the description"
+        assert status in entry["responses"], f"{where} is undocumented"
         keys = (
-            ("components", "responses", status) if "$ref" in said["responses"][status] else ("paths", str(known), verb, "responses", status)
+            ("components", "responses", status)
+            if "$ref" in entry["responses"][status]
+            else ("paths", str(known), verb, "responses", status)
         )
         if verb == "head":
             return

@@ -1,4 +1,4 @@
-"""GGUF files for tests: the twin of a tiny model's folder, in any type, written by the `gguf` package."""
+"""GGUF files for tests: a tiny model in any quantisation, written by the `gguf` package."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def write_twin(
     tensors: Mapping[str, np.ndarray] | None = None,
     exact: bool = False,
 ) -> Path:
-    """The model of `folder` as a GGUF file whose matrices are of `kind`; norms stay F32.
+    """Write the model of `folder` as a GGUF file with matrices of `kind` and norms in F32.
 
-    `values` replace or add keys, None leaves one out; `tensors` are added.
-    `exact` stores, as F32, the numbers that `kind` makes of the weights.
+    `values` replace or add metadata; None removes a key. `tensors` are added.
+    With `exact`, the quantised weights are stored dequantised as F32.
     """
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
-    said = {**_described(config), **_tokenizer(folder), **(values or {})}
-    for key, value in said.items():
+    metadata = {**_metadata(config), **_tokenizer(folder), **(values or {})}
+    for key, value in metadata.items():
         if value is not None:
-            _say(writer, key, value)
+            _add(writer, key, value)
     stored = gguf.GGMLQuantizationType[kind]
     for name, weight in {**_weights(folder, config), **(tensors or {})}.items():
         type_of = stored if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
@@ -50,7 +50,7 @@ def write_twin(
     return path
 
 
-def _say(writer: Any, key: str, value: Any) -> None:
+def _add(writer: Any, key: str, value: Any) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -63,7 +63,7 @@ def _say(writer: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
 
 
-def _described(config: dict[str, Any]) -> dict[str, Any]:
+def _metadata(config: dict[str, Any]) -> dict[str, Any]:
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return {
         "llama.context_length": config["max_position_embeddings"],
@@ -85,7 +85,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     ids = whole["model"]["vocab"]
     special = {token["content"] for token in whole["added_tokens"] if token["special"]}
     tokens = sorted(ids, key=ids.__getitem__)
-    said = {
+    metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
@@ -96,12 +96,12 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": False,
     }
     if "chat_template" in settings:
-        said["tokenizer.chat_template"] = settings["chat_template"]
-    return said
+        metadata["tokenizer.chat_template"] = settings["chat_template"]
+    return metadata
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """By GGUF's names; llama.cpp wants the halves of each head of q and k interleaved."""
+    """Return the weights by GGUF names, with the halves of each head of q and k interleaved as llama.cpp requires."""
     from safetensors.numpy import load_file
 
     theirs = {ours: name for name, ours in {**OUTER, **INNER}.items()}

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, which nobody here wrote, in a process of its own: `python llama_cpp.py MODEL` prints its address."""
+"""llama.cpp server in a separate process, as an independent reference: `python llama_cpp.py MODEL` prints its address."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LIMIT = 60.0
 
 @contextmanager
 def llama_cpp(model: Path) -> Iterator[httpx.Client]:
-    """A client of a server of this model; ended at the end."""
+    """Start a server for this model, yield a client, and stop it at the end."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
         assert process.stdout is not None
         address = next((line.removeprefix(FOUND).strip() for line in process.stdout if line.startswith(FOUND)), None)
-        assert address is not None, f"llama.cpp did not take {model}"
+        assert address is not None, f"llama.cpp did not load {model}"
         with httpx.Client(base_url=address, trust_env=False, timeout=LIMIT) as client:
             yield client
     finally:
@@ -33,13 +33,13 @@ def llama_cpp(model: Path) -> Iterator[httpx.Client]:
 
 
 def tokens_of(client: httpx.Client, text: str, *, special: bool = True) -> list[int]:
-    """What llama.cpp makes of a text, with what it puts before every one if `special`."""
+    """Return the tokens of a text, with the leading special tokens if `special`."""
     body = {"content": text, "add_special": special, "parse_special": True}
     return list(client.post("/tokenize", json=body).raise_for_status().json()["tokens"])
 
 
 def greedy(client: httpx.Client, prompt: list[int], count: int) -> list[int]:
-    """The likeliest tokens after a prompt."""
+    """Return the most likely tokens after a prompt."""
     body: dict[str, Any] = {
         "prompt": prompt, "n_predict": count, "temperature": 0.0, "top_k": 1, "return_tokens": True, "cache_prompt": False,
     }  # fmt: skip
@@ -62,7 +62,7 @@ def _serve(model: str) -> None:
     server = xllamacpp.Server(params)
     sys.stdout.write(f"{FOUND}{server.listening_address}\n")
     sys.stdout.flush()
-    sys.stdin.read()  # until whoever started it is gone
+    sys.stdin.read()  # until the parent process exits
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A guard that keeps the tests' own process on this machine. The servers that they start have no other address than the tests give them."""
+"""Guard against network connections of the test process. The servers under test only get local addresses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from openruntime_jupyter.server.auth.peer_credentials import is_loopback
 
 
-class ReachedBeyond(AssertionError):
-    """A test was about to connect to another machine."""
+class RemoteConnection(AssertionError):
+    """Error for a test that tries to connect to another machine."""
 
 
-def stays_here(connection: socket.socket, address: Any) -> bool:
-    """Whether `address` is one of this machine: a path, a loopback address, or `localhost`."""
+def is_local(connection: socket.socket, address: Any) -> bool:
+    """Return True for a local address: a path, a loopback address, or `localhost`."""
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
         return True
     host = str(address[0])
@@ -23,17 +23,17 @@ def stays_here(connection: socket.socket, address: Any) -> bool:
 
 
 def guard(patch: pytest.MonkeyPatch) -> None:
-    """Have every connection to another machine raise `ReachedBeyond` before anything is sent."""
+    """Make every connection to another machine raise `RemoteConnection` before any data is sent."""
     for name in ("connect", "connect_ex"):
         patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
 
 
 def _guarded(connect: Any) -> Any:
-    """`connect`, looked at first."""
+    """Return `connect` with a check of the address."""
 
     def guarded(self: socket.socket, address: Any) -> Any:
-        if not stays_here(self, address):
-            raise ReachedBeyond(f"a test was about to connect to {address}: tests stay on this machine")
+        if not is_local(self, address):
+            raise RemoteConnection(f"Blocked a connection to {address}: tests may only use local addresses")
         return connect(self, address)
 
     return guarded

@@ -1,4 +1,4 @@
-"""Ends what a run of the tests leaves behind that was killed: servers, kernels, workers that a test has stopped."""
+"""Cleanup of the child processes of a killed test run: servers, kernels, stopped workers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import uuid
 from collections.abc import Iterator
 
 MARK = "TESTS_REAPER_MARK"
-"""The variable that everything inherits which such a run starts."""
+"""Environment variable that marks all processes of a test run."""
 DONE = b"done"
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Should this process end within this context, all ends that it has started, and what that has started."""
+    """Kill all descendants of this process if it dies within this context."""
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "tests.reaper", mark]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as start:
@@ -32,7 +32,7 @@ def watched() -> Iterator[None]:
 
 
 def main(mark: str) -> None:
-    """Wait for the end of whoever holds the other end of stdin; not as a child of theirs, since tests look at these."""
+    """Wait until stdin is closed, then kill the marked processes. Run as an orphan, because tests inspect their children."""
     if os.fork() or sys.stdin.buffer.read() == DONE:
         return
     import psutil

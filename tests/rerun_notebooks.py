@@ -1,6 +1,6 @@
-"""`make notebooks`: run the notebooks under a real server, and keep what they show. Names behind it run those alone.
+"""Update of the notebooks' outputs (`make notebooks`): run them with a real server and save the outputs.
 
-What stands in the files is what a reader without a machine sees, so this is for a machine that does nothing else.
+Arguments select notebooks by name. Run this on an idle machine, because readers see the measured times.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tests.support import TOKEN, Home, Server, running_server
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PORT = 8888
-"""Jupyter's own, since it stands in what is shown."""
+"""Jupyter's default port, because outputs contain it."""
 CELL_SECONDS = 600
 
 
 def rerun(path: Path, server: Server) -> None:
-    """Run one notebook in a kernel that belongs to `server`, and write it with its outputs."""
+    """Run one notebook in a kernel of `server`, and save it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     ours = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
     os.environ.update(server.home.environment({**ours, "JPY_SESSION_NAME": path.name}))
@@ -37,14 +37,14 @@ def rerun(path: Path, server: Server) -> None:
     ).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            # Without its kernel a widget shows nothing, and hides the text beside it.
+            # A widget without its kernel is empty and hides the text output.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
 
 
 def main(names: list[str]) -> None:
-    """Each notebook under a server of its own, so that its tables hold its own tasks."""
+    """Run each notebook with a separate server, so that its tables contain only its tasks."""
     paths = [FOLDER / f"{name.removesuffix('.ipynb')}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
     models = str(models_dir())
     for path in paths:

@@ -1,4 +1,4 @@
-"""A real runtime with real workers on the test's own loop."""
+"""Real runtime with real workers on the event loop of the test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 @asynccontextmanager
 async def runtime_in(folder: Path, **settings: Any) -> AsyncIterator[Runtime]:
-    """A started runtime whose data lie in `folder`, stopped at the end; unless told otherwise it has one slot, and no worker in reserve."""
+    """Start a runtime with its data in `folder` and stop it at the end. By default it has one slot and no spare workers."""
     settings.setdefault("cpu_slots", 1)
     settings.setdefault("spare_workers", 0)
     runtime = Runtime(Settings(data_dir=folder, **settings))
@@ -35,22 +35,22 @@ async def runtime_in(folder: Path, **settings: Any) -> AsyncIterator[Runtime]:
 
 
 def live(body: Coroutine[Any, Any, Value]) -> Value:
-    """Run a test's coroutine; nothing may be left running on the loop."""
+    """Run the coroutine of a test in a new event loop."""
     return asyncio.run(body)
 
 
 async def submit(runtime: Runtime, operation: str, parameters: dict[str, Any] | None = None, **fields: Any) -> str:
-    """Queue a task; its id."""
+    """Submit a task and return its id."""
     return (await runtime.submit(TaskRequest(operation=operation, parameters=parameters or {}, **fields), ME)).task_id
 
 
 async def cell(runtime: Runtime, code: str, **fields: Any) -> str:
-    """Queue a `python` task; its id."""
+    """Submit a `python` task and return its id."""
     return await submit(runtime, "python", {"code": code}, **fields)
 
 
 def pickled(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """The parameters of a `call`. The function travels by value: a worker need not be able to import the tests."""
+    """Return the parameters of a `call`. The function is pickled by value, so workers need not import the tests."""
     module = sys.modules[function.__module__]
     if module.__name__.startswith("tests."):
         cloudpickle.register_pickle_by_value(module)
@@ -58,14 +58,14 @@ def pickled(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
 
 async def ended(runtime: Runtime, task_id: str, seconds: float = 90.0) -> Task:
-    """The task once it is terminal; fails after `seconds`."""
+    """Wait for the end of a task and return it. Raise AssertionError after `seconds`."""
     task = await runtime.tasks.wait(task_id, seconds)
     assert task.status.terminal, f"{task_id} is still {task.status} after {seconds} s"
     return task
 
 
 async def value(runtime: Runtime, task_id: str) -> Any:
-    """What a completed `call` returned, or a cell's outputs."""
+    """Return the result of a completed `call`, or the outputs of a cell."""
     task = await ended(runtime, task_id)
     assert task.status == "completed", task.failure
     data, _ = await runtime.tasks.payload(task_id)
@@ -73,13 +73,13 @@ async def value(runtime: Runtime, task_id: str) -> Any:
 
 
 async def printed(runtime: Runtime, task_id: str, name: str = "stdout") -> str:
-    """All that the task wrote so far to that stream."""
+    """Return the output of a task so far in this stream."""
     output = await runtime.tasks.output(task_id)
     return "".join(item.text or "" for item in output.items if item.name == name)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition") -> Any:
-    """The first true value of `condition()` (a function, or one that gives an awaitable)."""
+    """Poll and return the first true value of `condition()`, a function or coroutine function."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         found = condition()
@@ -92,7 +92,7 @@ async def until(condition: Callable[[], Any], seconds: float = 60.0, what: str =
 
 
 async def says(runtime: Runtime, task_id: str, text: str, seconds: float = 60.0) -> None:
-    """Wait until the task has printed `text`: it is inside its code by then."""
+    """Wait until the task has printed `text`, so that its code is running."""
 
     async def there() -> bool:
         return text in await printed(runtime, task_id)

@@ -1,4 +1,4 @@
-"""Real servers as real processes, and waiting for a condition instead of sleeping. For every test that needs either."""
+"""Real servers in real processes, and polling for a condition instead of sleeping."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
 JUPYTER = (sys.executable, "-m", "jupyter_server")
-"""Jupyter Server with this package's extension alone; `(sys.executable, "-m", "jupyterlab")` has the others too."""
+"""Jupyter Server with only this package's extension; `(sys.executable, "-m", "jupyterlab")` loads the others too."""
 STANDALONE = (sys.executable, "-c", "import sys; from openruntime_jupyter.cli import main; sys.exit(main())")
-"""What the console script `jupyter-openruntime` runs, with this interpreter."""
+"""The console script `jupyter-openruntime` with this interpreter."""
 
-NOT_ASKED = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
-"""What else Jupyter Server would load here, for pages that only a browser asks for: half of what its start costs."""
+OTHER_EXTENSIONS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
+"""Other extensions of Jupyter Server, which only browsers need. They take half of its start-up time."""
 
-UNASKED = {"page_config_data": {"buildAvailable": False, "buildCheck": False}}
-"""With each page JupyterLab asks Node.js whether its own bundle is up to date, which costs half a second."""
+NO_BUILD_CHECK = {"page_config_data": {"buildAvailable": False, "buildCheck": False}}
+"""Disable JupyterLab's check of its bundle with Node.js, which takes half a second per page."""
 
 FOREIGN = ("OPENRUNTIME_", "JUPYTER_", "JPY_", "JUPYTERHUB_", "OPENAI_")
 
@@ -46,9 +46,9 @@ Value = TypeVar("Value")
 
 
 def slowness() -> float:
-    """How many times as long as alone this process takes now, since others want the processor too; at least 1.
+    """Return the current slowdown of this process by others, at least 1.
 
-    What must be done within some time on a machine of its own is given that much more.
+    Tests multiply time limits that hold on an idle machine by this factor.
     """
     begun, used = time.perf_counter(), time.thread_time()
     while (spent := time.thread_time() - used) < 0.05:
@@ -57,7 +57,7 @@ def slowness() -> float:
 
 
 def wait_until(condition: Callable[[], Value | None], seconds: float = 60.0, what: str | Callable[[], str] = "the condition") -> Value:
-    """The first true value of `condition()`, polled; an AssertionError that says `what` was missing after `seconds`."""
+    """Poll and return the first true value of `condition()`. Raise AssertionError with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     pause = 0.005
     while True:
@@ -71,20 +71,20 @@ def wait_until(condition: Callable[[], Value | None], seconds: float = 60.0, wha
 
 
 def ready(kernel: BlockingKernelClient, seconds: float = 120.0) -> None:
-    """Wait until a kernel answers that somebody else has started."""
+    """Wait until a kernel that is already started responds."""
 
     def answers() -> bool:
         try:
             kernel.wait_for_ready(timeout=seconds)
-        except RuntimeError:  # a slow machine's kernel, whose heart misses a beat, is taken for dead
+        except RuntimeError:  # on a slow machine, a missed heartbeat looks like a dead kernel
             return False
         return True
 
-    wait_until(answers, seconds, "the kernel's answer")
+    wait_until(answers, seconds, "response of the kernel")
 
 
 def free_port() -> int:
-    """A port of the loopback that is free now, and that no connection takes by chance: the system gives those from 32768 on."""
+    """Return a free port of the loopback interface below 32768, where the system's ephemeral ports begin."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -94,25 +94,25 @@ def free_port() -> int:
 
 @dataclass
 class Home:
-    """A user's folders, of their own: what two servers share when they belong to one user."""
+    """Folders of a user. Servers with the same home belong to one user."""
 
     path: Path
 
     @property
     def data_dir(self) -> Path:
-        """Where the runtime keeps its history."""
+        """Folder of the runtime's history."""
         return self.path / "openruntime"
 
     @property
     def runtime_dir(self) -> Path:
-        """Where Jupyter tells of its servers."""
+        """Folder in which Jupyter announces its servers."""
         return self.path / "jupyter-runtime"
 
     def environment(self, extra: Mapping[str, str] | None = None, paths: Sequence[Path] = ()) -> dict[str, str]:
-        """The environment of a process that lives here; nothing of the surrounding Jupyter leaks in."""
+        """Return the environment of a process in this home, without variables of the surrounding Jupyter."""
         for folder in ("jupyter-config", "jupyter-data", "jupyter-runtime", "ipython"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
-        # Else Lab asks whether it may fetch Jupyter's news, in an alert over the page.
+        # Otherwise JupyterLab shows an alert that asks for permission to fetch Jupyter's news.
         notifications = self.path / "jupyter-config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
         notifications.mkdir(parents=True, exist_ok=True)
         (notifications / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
@@ -135,7 +135,7 @@ class Home:
 
 @dataclass
 class Server:
-    """A server process. `url` is the place whose `/health` answers, `root` that of the server around it."""
+    """Server process. `url` is the base URL of the API, `root` that of the surrounding server."""
 
     process: subprocess.Popen[bytes]
     home: Home
@@ -146,45 +146,45 @@ class Server:
     client: httpx.Client = field(
         default_factory=lambda: httpx.Client(trust_env=False, cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())))
     )
-    """Of any thread; it sends no token by itself, and keeps no cookie: Jupyter logs in by one whoever came with the token once."""
+    """Thread-safe client without a default token. It rejects cookies, because Jupyter sets a login cookie after a request with a token."""
     seen: dict[int, psutil.Process] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Every answer that any test sees is what the description of the API says."""
+        """Check each response against the OpenAPI document."""
         self.client.event_hooks = {"response": [lambda response: must_fit(self.url, response)]}
 
     @property
     def pid(self) -> int:
-        """The process id of the server."""
+        """Process id of the server."""
         return self.process.pid
 
     @property
     def ws_url(self) -> str:
-        """The address of the WebSocket."""
+        """Address of the WebSocket."""
         return "ws" + self.url.removeprefix("http") + "/ws"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request needs to be let in."""
+        """Authorization headers."""
         return {"Authorization": f"token {self.token}"} if self.token else {}
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Ask for `path` below `url`, with the token unless `headers` says otherwise."""
+        """Request `path` below `url`, with the token unless `headers` overrides it."""
         options.setdefault("timeout", 60.0)
         options["headers"] = {**self.headers, **options.get("headers", {})}
         return self.client.request(method, self.url + path, **options)
 
     def get(self, path: str, **options: Any) -> Any:
-        """The JSON of a GET that must succeed."""
+        """Return the JSON of a GET, which must succeed."""
         return self._json(self.request("GET", path, **options))
 
     def submit(self, operation: str, parameters: Mapping[str, Any] | None = None, **fields: Any) -> Any:
-        """The Task that `POST /tasks` answers; `wait=False` among `fields` makes it asynchronous."""
+        """Return the Task from `POST /tasks`; `wait=False` in `fields` makes it asynchronous."""
         body = {"operation": operation, "parameters": dict(parameters or {}), **fields}
         return self._json(self.request("POST", "/tasks", json=body))
 
     def finished(self, task_id: str, seconds: float = 90.0) -> Any:
-        """The Task once it is terminal."""
+        """Wait for the end of a task and return it."""
         deadline = time.monotonic() + seconds
         while True:
             task = self.get(f"/tasks/{task_id}", params={"wait": "5"})
@@ -197,41 +197,41 @@ class Server:
         return response.json()
 
     def tail(self, size: int = 4000) -> str:
-        """The end of what the server wrote."""
+        """Return the end of the server's log."""
         return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
 
     def descendants(self) -> list[psutil.Process]:
-        """The living processes that it started, and theirs; those seen earlier are remembered and told while they live."""
+        """Return all running descendants, including orphans seen by earlier calls."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.pid).children(recursive=True):
                 self.seen.setdefault(child.pid, child)
         return [process for process in self.seen.values() if alive(process)]
 
     def stop(self, seconds: float = STOP_SECONDS) -> int:
-        """Ask it to stop (SIGTERM), by its own pid; its exit code. An AssertionError if it, or a child of it, outlives that."""
+        """Stop the server with SIGTERM and return its exit code. Raise AssertionError if it or a child survives."""
         self.descendants()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.ended(seconds)
 
     def ended(self, seconds: float = STOP_SECONDS) -> int:
-        """Its exit code, once it has ended and left no process behind."""
+        """Wait until the server and its children have ended, and return its exit code."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"the server did not stop within {seconds} s\n{self.tail()}") from None
-        wait_until(lambda: not self.descendants(), 30.0, lambda: f"the end of {self.descendants()}")
+        wait_until(lambda: not self.descendants(), 30.0, lambda: f"end of {self.descendants()}")
         return code
 
     def kill(self) -> None:
-        """SIGKILL, as the out-of-memory killer would; its workers see it and end by themselves."""
+        """Send SIGKILL, as the out-of-memory killer does. The workers then exit."""
         self.descendants()
         self.process.kill()
         self.process.wait()
 
     def clean_up(self) -> None:
-        """End whatever is left, so that a test that failed leaves no process either."""
+        """Kill all remaining processes, also after a failed test."""
         self.client.close()
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
@@ -242,7 +242,7 @@ class Server:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return True if a process is running and not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -263,12 +263,12 @@ def running_server(
     healthy: bool = True,
     ready: int = 200,
 ) -> Iterator[Server]:
-    """A real server of its own user on a free port, ready to answer; stopped by its own pid at the end, which must be clean.
+    """Start a real server on a free port, yield it once it responds, and stop it at the end, which must succeed.
 
-    `folder` is where its home is made, or the `Home` that it shares with an earlier server. `config` is traitlets' JSON, such as
-    `{"OpenRuntimeApp": {"cpu_slots": 1}}`. With `command=STANDALONE` the API lies at the root; `token=None` then lets the server make
-    its own, and requests go without one. `paths` are further folders of Python modules. `healthy` waits until `/health` says so,
-    else only until it answers with the status `ready`.
+    `folder` is the parent of a new home, or the `Home` of an earlier server. `config` is traitlets' JSON, such as
+    `{"OpenRuntimeApp": {"cpu_slots": 1}}`. With `command=STANDALONE` the API is at the root; with `token=None` the server then creates a
+    token, and requests are sent without one. `paths` are additional folders of Python modules. With `healthy`, wait until `/health`
+    reports `healthy`, otherwise only for a response with the status `ready`.
     """
     home = folder if isinstance(folder, Home) else Home(folder / f"home-{free_port()}")
     port = port or free_port()
@@ -288,9 +288,9 @@ def running_server(
             f"--ServerApp.root_dir={home.path}",
         ]
         given = settings.get("ServerApp", {})
-        others = dict.fromkeys(NOT_ASKED, False) if command == JUPYTER else {}
+        others = dict.fromkeys(OTHER_EXTENSIONS, False) if command == JUPYTER else {}
         extensions = {"openruntime_jupyter": True, **others, **given.get("jpserver_extensions", {})}
-        settings["ServerApp"] = {"tornado_settings": UNASKED, **given, "jpserver_extensions": extensions}
+        settings["ServerApp"] = {"tornado_settings": NO_BUILD_CHECK, **given, "jpserver_extensions": extensions}
     name = "jupyter_openruntime_config.json" if standalone else "jupyter_server_config.json"
     (home.path / "jupyter-config" / name).write_text(json.dumps(settings))
     with log.open("wb") as sink:
@@ -300,7 +300,7 @@ def running_server(
     root = f"http://127.0.0.1:{port}{base_url.rstrip('/')}"
     server = Server(process, home, root, root if standalone else f"{root}/openruntime", token, log)
     try:
-        wait_until(lambda: _ready(server, healthy, ready), START_SECONDS, lambda: f"the server's answer\n{server.tail()}")
+        wait_until(lambda: _ready(server, healthy, ready), START_SECONDS, lambda: f"response of the server\n{server.tail()}")
         yield server
         if process.poll() is None:
             server.stop()

@@ -1,4 +1,4 @@
-"""Imports of the package from two threads, and around a fork."""
+"""Test imports of the package from two threads and around a fork."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ P = "openruntime_jupyter"
 
 
 class Pause:
-    '''Stop one thread where it begins a module.'''
+    '''Import hook that pauses one thread at the start of a module.'''
 
-    def __init__(self, thread_name, module, reached, go_on):
-        self.thread_name, self.module, self.reached, self.go_on = thread_name, module, reached, go_on
+    def __init__(self, thread_name, module, reached, proceed):
+        self.thread_name, self.module, self.reached, self.proceed = thread_name, module, reached, proceed
 
     def find_spec(self, name, path=None, target=None):
         if name != self.module or threading.current_thread().name != self.thread_name:
@@ -25,7 +25,7 @@ class Pause:
 
         def begin(module):
             self.reached.set()
-            self.go_on.wait()
+            self.proceed.wait()
             run(module)
 
         spec.loader.exec_module = begin
@@ -38,15 +38,15 @@ def forget():
 
 
 def waits(thread):
-    '''Whether a thread waits for a module that another one imports.'''
+    '''Return True if a thread waits for an import of another one.'''
     frame = sys._current_frames().get(thread.ident)
     return frame is not None and frame.f_code.co_filename == "<frozen importlib._bootstrap>" and frame.f_code.co_name == "acquire"
 
 
 def order(first, pause, second):
-    '''What goes wrong if a thread that imports `first` begins `pause`, and only then another imports `second`.'''
+    '''Return the errors if one thread imports `first` and pauses at `pause` while another imports `second`.'''
     forget()
-    problems, reached, go_on = [], threading.Event(), threading.Event()
+    problems, reached, proceed = [], threading.Event(), threading.Event()
 
     def load(module):
         try:
@@ -56,7 +56,7 @@ def order(first, pause, second):
         finally:
             reached.set()
 
-    hook = Pause("first", pause, reached, go_on)
+    hook = Pause("first", pause, reached, proceed)
     sys.meta_path.insert(0, hook)
     try:
         one = threading.Thread(target=load, args=(first,), name="first")
@@ -66,7 +66,7 @@ def order(first, pause, second):
         two.start()
         while two.is_alive() and not waits(two):
             time.sleep(0.0005)
-        go_on.set()
+        proceed.set()
         one.join()
         two.join()
     finally:
@@ -94,21 +94,21 @@ WHILE_ANOTHER_IMPORTS = """
 import importlib, os, sys, threading
 from openruntime_jupyter import imports
 
-begun, go_on = threading.Event(), threading.Event()
+begun, proceed = threading.Event(), threading.Event()
 
 
 class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == "colorsys":
             begun.set()
-            go_on.wait()
+            proceed.wait()
 
 
 sys.meta_path.insert(0, Slow())
 thread = threading.Thread(target=imports.load, args=("colorsys",))
 thread.start()
 begun.wait()
-os.register_at_fork(before=go_on.set)  # handlers before a fork run last registered first
+os.register_at_fork(before=proceed.set)  # handlers before a fork run last registered first
 child = os.fork()
 if child == 0:
     import colorsys

@@ -1,3 +1,5 @@
+"""Test the guard against connections to other machines."""
+
 from __future__ import annotations
 
 import asyncio
@@ -5,26 +7,26 @@ import socket
 
 import pytest
 
-from tests.loopback import ReachedBeyond
+from tests.loopback import RemoteConnection
 
 ELSEWHERE = "192.0.2.1"
-"""An address that RFC 5737 keeps for documentation: nobody has it."""
+"""Unassigned address, reserved for documentation by RFC 5737."""
 
 
 @pytest.mark.parametrize("way", ["connect", "connect_ex"])
-def test_a_test_that_connects_to_another_machine_fails_before_it_does(way: str) -> None:
-    with socket.socket() as connection, pytest.raises(ReachedBeyond, match=ELSEWHERE):
+def test_connection_to_another_machine_is_rejected(way: str) -> None:
+    with socket.socket() as connection, pytest.raises(RemoteConnection, match=ELSEWHERE):
         getattr(connection, way)((ELSEWHERE, 9))
 
 
-def test_so_does_one_whose_event_loop_connects() -> None:
+def test_connection_of_event_loop_is_rejected() -> None:
     async def reach() -> None:
         await asyncio.open_connection(ELSEWHERE, 9)
 
-    with pytest.raises(ReachedBeyond):
+    with pytest.raises(RemoteConnection):
         asyncio.run(asyncio.wait_for(reach(), 30))
 
 
-def test_this_machine_can_be_reached() -> None:
+def test_local_connection_is_allowed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=30):
         pass

@@ -1,4 +1,4 @@
-"""What is installed: the wheel, what it holds, and that installing is enabling."""
+"""Test the wheel: its content, metadata, and installation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, built without the network."""
+    """Build the wheel of this tree without network access."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", os.fspath(folder), os.fspath(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -41,9 +41,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a fresh environment with the wheel in it.
+    """Install the wheel into a fresh environment and return its folder of programs.
 
-    What the wheel depends on is read from this environment by a .pth file, so that nothing is downloaded.
+    A .pth file adds the dependencies of this environment, so that nothing is downloaded.
     """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
@@ -60,7 +60,7 @@ def names(wheel: Path) -> list[str]:
 
 
 def run(*command: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program as a user without any configuration would."""
+    """Run a program as a user without configuration."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "PYTHON", "OPENRUNTIME"))}
     env = {**kept, "HOME": os.fspath(home), "JUPYTER_NO_CONFIG": ""}
     return subprocess.run(
@@ -68,65 +68,65 @@ def run(*command: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_wheel_holds_what_enables_the_server_extension(wheel: Path) -> None:
+def test_wheel_contains_server_extension_config(wheel: Path) -> None:
     assert f"openruntime_jupyter-{PROJECT['version']}.data/data/{CONFIG}" in names(wheel)
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_exactly_the_package_files(wheel: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "openruntime_jupyter"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     inside = {name for name in names(wheel) if not re.match(r"openruntime_jupyter-[^/]*\.(data|dist-info)/", name)}
     assert set(listed.stdout.split()) <= inside
     assert not [name for name in inside if not name.startswith("openruntime_jupyter/") or "/test" in name]
 
 
-def test_the_allowed_functions_travel_with_the_wheel(wheel: Path) -> None:
+def test_wheel_contains_allowed_functions(wheel: Path) -> None:
     assert [name for name in names(wheel) if name.startswith("openruntime_jupyter/operations/") and name.endswith(".json")]
 
 
-def test_the_version_is_the_same_everywhere() -> None:
+def test_versions_match() -> None:
     changelog = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert changelog is not None
     assert openruntime_jupyter.__version__ == PROJECT["version"] == changelog[1]
 
 
-def test_the_extras_are_there_by_their_names() -> None:
+def test_extras_have_these_names() -> None:
     assert set(PROJECT["optional-dependencies"]) == {"cpu", "cuda", "local", "blas", "keyring", "dask", "test", "bench", "dev"}
 
 
-def test_every_package_that_is_imported_is_a_dependency() -> None:
-    """A package that only another one happens to bring would be missed one day."""
+def test_imported_packages_are_dependencies() -> None:
+    """Imports must not rely on transitive dependencies."""
     ours = {re.split(r"[<>=\[; ]", line)[0].lower().replace("-", "_") for line in PROJECT["dependencies"]}
     imported = {found.module.split(".", maxsplit=1)[0].lower() for found in all_imports() if not found.for_types}
     known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server"}
     foreign = {known_as.get(name, name) for name in imported if name not in sys.stdlib_module_names} - {"openruntime_jupyter"}
-    # Imported where they are asked for, and an error says how to get them; the last three are what mlx-lm stands on.
+    # Optional imports with an installation hint in the error; the last three are dependencies of mlx-lm.
     optional = {"keyring", "mlx_lm", "huggingface_hub", "tokenizers", "transformers"}
     assert foreign <= ours | optional
 
 
-def test_installing_enables_the_server_extension_and_it_is_valid(environment: Path, tmp_path: Path) -> None:
+def test_installation_enables_valid_server_extension(environment: Path, tmp_path: Path) -> None:
     done = run(environment / "python", "-m", "jupyter_server", "extension", "list", home=tmp_path)
     shown = done.stdout + done.stderr
     assert done.returncode == 0, shown
     assert re.search(r"openruntime_jupyter.*enabled", shown), shown
     assert re.search(rf"openruntime_jupyter {re.escape(PROJECT['version'])}.*OK", shown), shown
-    assert os.fspath(environment.parent) in shown, "it is enabled by this environment's own file"
+    assert os.fspath(environment.parent) in shown, "enabled by the config file of this environment"
 
 
-def test_installing_brings_the_jupyter_subcommand(environment: Path, tmp_path: Path) -> None:
+def test_installation_adds_jupyter_subcommand(environment: Path, tmp_path: Path) -> None:
     done = run(environment / "jupyter-openruntime", "--version", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert PROJECT["version"] in done.stdout
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX needs no backend")
-def test_without_a_backend_the_server_starts_and_says_what_to_install(environment: Path, tmp_path: Path) -> None:
-    """MLX as pip leaves it where neither `cpu` nor `cuda` was asked for: all of it but the library that computes."""
+@pytest.mark.skipif(sys.platform != "linux", reason="MLX needs a separate backend on Linux only")
+def test_server_without_backend_reports_what_to_install(environment: Path, tmp_path: Path) -> None:
+    """MLX installed without `cpu` or `cuda` lacks its compute library."""
     bare = next(environment.parent.glob("lib/python*/site-packages")) / "mlx"
     shutil.copytree(Path(sysconfig.get_path("platlib")) / "mlx", bare, ignore=shutil.ignore_patterns("lib", "include", "share"))
     try:
         with running_server(tmp_path, (os.fspath(environment / "python"), "-m", "jupyter_server"), healthy=False) as server:
-            health = wait_until(lambda: (found := server.get("/health"))["problems"] and found, 30, "the problem is told")
+            health = wait_until(lambda: (found := server.get("/health"))["problems"] and found, 30, "report of the problem")
             assert health["status"] == "degraded"
             assert "openruntime-jupyter[cpu]" in health["problems"][0]
             answer = server.request("POST", "/tasks", json={"operation": "matrix_multiply", "parameters": {}})

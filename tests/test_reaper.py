@@ -1,4 +1,4 @@
-"""A run of the tests that is killed leaves no process behind, and one that is not kills none."""
+"""Test that a killed test run leaves no processes behind, and a completed one kills none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with watched():
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_what_a_run_started_ends_with_it_if_it_is_killed(killed: bool) -> None:
+def test_killed_run_leaves_no_processes(killed: bool) -> None:
     root = Path(__file__).parents[1]
     with subprocess.Popen([sys.executable, "-c", RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as run:
         assert run.stdout is not None
@@ -36,7 +36,7 @@ def test_what_a_run_started_ends_with_it_if_it_is_killed(killed: bool) -> None:
         run.communicate()
     assert run.returncode == (-signal.SIGKILL if killed else 0)
     if killed:
-        wait_until(lambda: not alive(child), what="the child's end")
+        wait_until(lambda: not alive(child), what="end of the child")
     else:
         assert alive(child)
         child.kill()

@@ -1,4 +1,4 @@
-"""What is committed: that it holds nothing of one machine, and that its papers say what is so."""
+"""Committed files: no paths of a machine, valid links, complete notebooks and make help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_ONE_MACHINE = re.compile(
+MACHINE_PATHS = re.compile(
     r"/work/(main|venv|shared)\b|/tmp/team\b|(?<![\w./~])/(root|Users/\w+|home/(?!me\b|jovyan\b|secret\b)\w+)/|/opt/(wheels|pypi)"
 )
 REGISTRY_HOSTS = re.compile(r"(pypi|pythonhosted|npmjs|debian)\.(org|com)\b")
@@ -20,12 +20,12 @@ FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def committed() -> list[Path]:
-    """Every file that git keeps here and that is still there."""
+    """Return all existing files that git tracks."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     return [path for path in (ROOT / name for name in listed.split("\0") if name) if path.is_file()]
 
 
-def lines_that_hold(pattern: re.Pattern[str]) -> list[str]:
+def matching_lines(pattern: re.Pattern[str]) -> list[str]:
     found = []
     for path in committed():
         if path == Path(__file__).resolve():
@@ -40,58 +40,58 @@ def notebooks() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def papers() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+def documents() -> list[Path]:
+    return [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that a Markdown file's headings make, by GitHub's rule."""
+    """Return the anchors of a Markdown file's headings by GitHub's rule."""
     headings = HEADING.findall(FENCED.sub("", path.read_text()))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_no_committed_file_holds_a_path_of_one_machine() -> None:
-    assert not lines_that_hold(OF_ONE_MACHINE)
+def test_no_committed_file_contains_machine_paths() -> None:
+    assert not matching_lines(MACHINE_PATHS)
 
 
 def test_no_committed_file_names_a_package_registry() -> None:
-    assert not lines_that_hold(REGISTRY_HOSTS)
+    assert not matching_lines(REGISTRY_HOSTS)
 
 
 @pytest.mark.parametrize("text", ["see /work/venv/bin", "File /root/x.py", "cd /Users/ann/x", "'/home/ann/x'"])
-def test_paths_of_one_machine_are_found(text: str) -> None:
-    assert OF_ONE_MACHINE.search(text)
+def test_machine_paths_are_detected(text: str) -> None:
+    assert MACHINE_PATHS.search(text)
 
 
 @pytest.mark.parametrize("text", ["~/root/x", "/home/jovyan/work", "docs/home/x", "/user/x/openruntime/", "/usr/bin/python3"])
-def test_other_paths_are_left_alone(text: str) -> None:
-    assert not OF_ONE_MACHINE.search(text)
+def test_other_paths_are_allowed(text: str) -> None:
+    assert not MACHINE_PATHS.search(text)
 
 
-def test_there_is_a_quick_start_notebook() -> None:
+def test_quick_start_notebook_exists() -> None:
     assert ROOT / "notebooks" / "quickstart.ipynb" in notebooks()
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.name)
-def test_a_notebook_is_committed_with_the_outputs_of_one_clean_run(path: Path) -> None:
+def test_notebook_has_outputs_of_one_clean_run(path: Path) -> None:
     notebook = json.loads(path.read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
-    assert outputs, "nothing is shown"
+    assert outputs, "no outputs"
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    assert "token=" not in json.dumps(outputs), "an address with a secret"
+    assert "token=" not in json.dumps(outputs), "URL with a token"
 
 
-def test_the_readme_opens_with_the_two_commands() -> None:
+def test_readme_begins_with_the_two_commands() -> None:
     first = re.search(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert first is not None
     assert [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make lab", "make test"]
 
 
-@pytest.mark.parametrize("path", papers(), ids=lambda path: path.name)
-def test_every_link_in_the_papers_leads_somewhere(path: Path) -> None:
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_links_of_documents_are_valid(path: Path) -> None:
     broken = []
     for target in LINK.findall(FENCED.sub("", path.read_text())):
         if target.startswith(("https://", "http://")):
@@ -103,7 +103,7 @@ def test_every_link_in_the_papers_leads_somewhere(path: Path) -> None:
     assert not broken
 
 
-def test_make_help_lists_every_command() -> None:
+def test_make_help_lists_all_commands() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
     assert phony is not None
@@ -113,18 +113,22 @@ def test_make_help_lists_every_command() -> None:
 
 def test_continuous_integration_runs_make_test() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    assert script.rstrip().endswith("make test")
+    assert script.rstrip().endswith("make check\nmake test")
     assert "set -euo pipefail" in script
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tools").iterdir()), ids=lambda path: path.name)
-def test_a_tool_is_a_shell_script_that_can_be_run(path: Path) -> None:
+def test_tool_is_executable_script(path: Path) -> None:
     assert path.stat().st_mode & 0o111
-    assert path.read_text().startswith("#!/bin/sh\n# ")
-    subprocess.run(["sh", "-n", path], check=True, timeout=60)
+    source = path.read_text()
+    if source.startswith("#!/usr/bin/env python3\n"):
+        compile(source, path, "exec")
+    else:
+        assert source.startswith("#!/bin/sh\n# ")
+        subprocess.run(["sh", "-n", path], check=True, timeout=60)
 
 
-def test_find_python_says_what_to_do_where_there_is_none() -> None:
+def test_find_python_advises_how_to_install_python() -> None:
     done = subprocess.run(
         ["tools/find-python"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""A language model of 30,000 random weights: what it writes means nothing, but it is loaded and run as any other is."""
+"""Language model with 30,000 random weights for tests of loading and generating."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT = (
 def make_tiny_model(
     folder: Path, *, seed: int = 0, context: int = 512, template: bool = True, dtype: str = "float32", **config: Any
 ) -> Path:
-    """Write it into `folder`, in the layout that mlx-lm and transformers read. Vocabulary 300, `context` tokens of context."""
+    """Write the model into `folder` in the layout of mlx-lm and transformers, with a vocabulary of 300 and `context` tokens of context."""
     folder.mkdir(parents=True)
     vocabulary = _tokenizer(folder, template)
     described = {

@@ -1,4 +1,4 @@
-"""What tests let workers do."""
+"""Work for tasks in tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 def spin(seconds: float) -> None:
-    """Be busy for that long."""
+    """Use the CPU for this many seconds."""
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends:
         pass

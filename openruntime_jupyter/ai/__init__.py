@@ -1,1 +1,1 @@
-"""Prompts and what is told about the past."""
+"""Prompts to models and insights into the recorded history."""

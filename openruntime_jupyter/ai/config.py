@@ -1,4 +1,4 @@
-"""What a host can be told about AI, beside the runtime's own settings."""
+"""AI settings of a host, in addition to the runtime's settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ InsightsWording = Literal["none", "local", "remote"]
 
 @dataclass(slots=True)
 class AiConfig:
-    """The server's traits mirror these one to one. Times are in seconds."""
+    """AI settings, mirrored by the server's traits. Times are in seconds."""
 
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Remote providers by name; see `ai/profiles.py` for what each may say. Never a key, only where it is found."""
+    """Remote providers by name; see `ai/profiles.py` for the fields. Contains references to keys, never the keys."""
     default_profile: str = ""
-    """The profile that answers where a prompt names none; empty: the environment's, else a local model. `local`: always a local model."""
+    """Default profile of prompts. Empty: the environment's profile, else a local model. `local`: always a local model."""
     default_model: str = ""
-    """The local model that answers where a prompt names none; empty: the only or the pulled one."""
+    """Default local model of prompts. Empty: the only or the pulled model."""
     agents_dir: Path | None = None
-    """Folder of agents' files, which override and add to ours; None: ours alone."""
+    """Folder of agent files that override and extend the built-in agents; None: only built-in agents."""
     insights_wording: InsightsWording = "local"
-    """Who may put insights into words unasked: no model; a local one that is in memory; or a remote one too, which is sent the findings."""
+    """Models that rewrite insights by default: none, a local one in memory, or also a remote one, which then receives the findings."""

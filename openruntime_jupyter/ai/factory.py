@@ -1,4 +1,4 @@
-"""A runtime with its AI: what both hosts, a server and a kernel, start."""
+"""Factory for a runtime with AI, used by both hosts: the server and the kernel."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def host(settings: Settings, config: AiConfig | None = None, environ: Mapping[str, str] = os.environ) -> AiService:
-    """The service, around a runtime that is not started yet.
+    """Return the AI service with a runtime that is not started yet.
 
-    A configured profile that is wrong leaves all of them out, which `/health` tells: the queue has other work to do.
+    One invalid profile disables all configured profiles, which `/health` reports. The queue works without them.
     """
     config = config or AiConfig()
     notices: list[str] = []
     try:
         profiles = profiles_from(config.profiles, environ, config.default_profile)
     except InvalidRequest as problem:
-        notices.append(f"The configured profiles were left out, so no remote provider is asked by them: {problem}")
+        notices.append(f"The configured profiles are disabled because of an error: {problem}")
         log.warning("%s", notices[0])
         profiles = profiles_from({}, environ)
     provider = RemoteProvider(profiles, environ)

@@ -1,4 +1,4 @@
-"""Where keys are found, and how they are kept out of everything that is told."""
+"""Lookup of API keys, and their redaction from all output."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import quote
 
-PLACE = re.compile(r"env:(?P<variable>[A-Za-z_][A-Za-z0-9_]*)|keyring:(?P<service>[^/\s][^/]*)/(?P<user>.*\S)")
-HOW = "write where it is, `env:NAME` for an environment variable or `keyring:SERVICE/USER` for the keyring, and never the key itself"
+REFERENCE = re.compile(r"env:(?P<variable>[A-Za-z_][A-Za-z0-9_]*)|keyring:(?P<service>[^/\s][^/]*)/(?P<user>.*\S)")
+HOW = "use a reference, `env:NAME` for an environment variable or `keyring:SERVICE/USER` for the keyring, never the key itself"
 
 SHORTEST = 8
-"""Characters of what is taken for a secret. Local servers take any key, and `EMPTY` or `ollama` may stand in an answer."""
+"""Minimum length of a secret. Local servers accept any key, and values such as `EMPTY` or `ollama` may occur in responses."""
 MASK = "[key]"
 
 
 class KeyNotFound(LookupError):
-    """Nothing usable is there; the message says what to do and never has the key."""
+    """Missing or invalid key. The message has advice and never contains the key."""
 
 
-def is_place(text: str) -> bool:
-    """Whether it says where a key is."""
-    return PLACE.fullmatch(text) is not None
+def is_reference(text: str) -> bool:
+    """Return whether `text` is a reference to a key."""
+    return REFERENCE.fullmatch(text) is not None
 
 
-def variable(place: str) -> str | None:
-    """The environment variable that a place names, if it is one."""
-    found = PLACE.fullmatch(place)
+def variable(reference: str) -> str | None:
+    """Return the environment variable of a reference, or None for a keyring entry."""
+    found = REFERENCE.fullmatch(reference)
     return found["variable"] if found else None
 
 
-def look_up(place: str, environ: Mapping[str, str]) -> str:
-    """The key at that place; raises `KeyNotFound`. A keyring may take long, or ask the user: call this in a thread."""
-    found = PLACE.fullmatch(place)
+def look_up(reference: str, environ: Mapping[str, str]) -> str:
+    """Return the key of a reference. Raises `KeyNotFound`. A keyring may be slow or prompt the user, so call this in a thread."""
+    found = REFERENCE.fullmatch(reference)
     if found is None:
-        raise KeyNotFound(f"that is no place of a key: {HOW}")
+        raise KeyNotFound(f"invalid key reference: {HOW}")
     if found["variable"]:
         where, key = f"the environment variable {found['variable']}", environ.get(found["variable"])
-        advice = "set it where Jupyter is started"
+        advice = "set it in the environment that starts Jupyter"
     else:
         where, key = f"the keyring's entry {found['user']} of {found['service']}", _from_keyring(found["service"], found["user"])
-        advice = f"store it by `keyring set {found['service']} {found['user']}`"
+        advice = f"store it with `keyring set {found['service']} {found['user']}`"
     key = (key or "").strip()
     if not key:
-        raise KeyNotFound(f"there is no key in {where}: {advice}")
+        raise KeyNotFound(f"no key in {where}: {advice}")
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise KeyNotFound(f"what is in {where} is no key (it has spaces, line breaks or letters that no key has): {advice}")
+        raise KeyNotFound(f"invalid key in {where} (spaces, line breaks or non-ASCII characters): {advice}")
     return key
 
 
@@ -55,35 +55,35 @@ def _from_keyring(service: str, user: str) -> str | None:
         raise KeyNotFound("the package keyring is missing: `pip install keyring`, or use an environment variable") from None
     try:
         return keyring.get_password(service, user)
-    except Exception as problem:  # every backend has errors of its own
-        raise KeyNotFound(f"the keyring does not answer ({type(problem).__name__}): unlock it, or use an environment variable") from None
+    except Exception as problem:  # backends raise their own exception types
+        raise KeyNotFound(f"the keyring does not respond ({type(problem).__name__}): unlock it, or use an environment variable") from None
 
 
 class Redactor:
-    """Takes secrets out of what is told. Whoever writes text piece by piece uses `stream`."""
+    """Redactor of secrets in text. Use `stream` for text in pieces."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         long = {secret for secret in secrets if len(secret) >= SHORTEST}
-        # What was echoed may have been quoted on the way. The longest first: one may be a part of another.
+        # Echoed secrets may be URL-quoted. Longest first, because one secret may contain another.
         self._forms = sorted({form for secret in long for form in (secret, quote(secret, safe=""))}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self._forms))) if self._forms else None
 
     def clean(self, text: str) -> str:
-        """`text` without any secret."""
+        """Return `text` without secrets."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
     def stream(self, tell: Callable[[str], None]) -> RedactedStream:
-        """Tells `tell` the pieces that it is given, without secrets that lie across them."""
+        """Return a stream that passes pieces to `tell` without secrets, including those split across pieces."""
         return RedactedStream(self, tell)
 
     def held_back(self, text: str) -> int:
-        """How many characters at the end of `text` may be the beginning of a secret."""
+        """Return the number of characters at the end of `text` that may be the start of a secret."""
         most = min(len(text), len(self._forms[0]) - 1) if self._forms else 0
         return next((size for size in range(most, 0, -1) if any(form.startswith(text[-size:]) for form in self._forms)), 0)
 
 
 class RedactedStream:
-    """Text that comes in pieces: what may be the beginning of a secret waits for the next piece."""
+    """Redaction of text in pieces. Holds back a possible start of a secret until the next piece."""
 
     def __init__(self, redactor: Redactor, tell: Callable[[str], None]) -> None:
         self._redactor = redactor
@@ -91,7 +91,7 @@ class RedactedStream:
         self._rest = ""
 
     def add(self, piece: str) -> None:
-        """One more piece."""
+        """Redact the next piece."""
         text = self._redactor.clean(self._rest + piece)
         held = self._redactor.held_back(text)
         self._rest = text[len(text) - held :]
@@ -99,7 +99,7 @@ class RedactedStream:
             self._tell(text[: len(text) - held])
 
     def end(self) -> None:
-        """No more will come."""
+        """Flush the remaining text."""
         if self._rest:
             self._tell(self._rest)
             self._rest = ""

@@ -1,4 +1,4 @@
-"""Which model answers a prompt: the one that is named, else a remote provider that is set up, else one of this machine."""
+"""Selection of the model for a prompt: the requested one, else a configured remote provider, else a local model."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from openruntime_jupyter.schemas.ai import LOCAL, ProfileInfo
 from openruntime_jupyter.schemas.values import ModelSource
 
 NOTHING = (
-    "No model answers prompts here yet. Set up a remote provider (OPENAI_API_KEY in the environment, or a profile by "
-    "OpenRuntimeApp.profiles), or fetch a model for this machine: jupyter openruntime pull"
+    "No model is available. Configure a remote provider (OPENAI_API_KEY in the environment, or a profile in "
+    "OpenRuntimeApp.profiles), or download a local model: jupyter openruntime pull"
 )
-NOBODY = (
-    "The remote provider {!r} costs its owner money, and you are not logged in: log in or send the server's token, or ask a model of this "
-    "machine (`profile` `local`; `jupyter openruntime pull` fetches one)"
+LOGIN_REQUIRED = (
+    "The remote provider {!r} costs its owner money and requires a login: log in or send the server's token, or use a local "
+    "model (`profile` `local`; `jupyter openruntime pull` downloads one)"
 )
 
 
 class RemoteProfiles(Protocol):
-    """The remote providers that are set up: `ai/profiles.py`."""
+    """Configured remote providers; see `ai/profiles.py`."""
 
     default: str | None
-    """The one that answers where none is named; `local`: a model of this machine."""
+    """Default provider; `local`: a local model."""
 
     def __iter__(self) -> Iterator[str]:
-        """Their names."""
+        """Yield their names."""
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is one of that name."""
+        """Return whether a profile has this name."""
 
     def info(self) -> list[ProfileInfo]:
-        """What may be told of them."""
+        """Return their public data."""
 
 
 class LocalModels(Protocol):
-    """The models of this machine: `local_models/catalog.py`."""
+    """Local models; see `local_models/catalog.py`."""
 
     def known(self) -> list[ModelSource]:
-        """Those that anybody may ask for, the default one first."""
+        """Return the models that all users may use, default first."""
 
     def named(self, name: str) -> ModelSource | None:
-        """The one of those that a name stands for."""
+        """Return the known model of a name, or None."""
 
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
-        """What a name or a path stands for; None: the default one."""
+        """Return the model of a name or path, or the default model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Who answers: a profile, or with None a model of this machine. `model` None is the default one; `context_length` is in tokens."""
+    """Selected model. `profile` None is a local model, `model` None the default one; `context_length` is in tokens."""
 
     profile: str | None
     model: str | None
@@ -61,7 +61,7 @@ class Choice:
 
 
 class Chooser:
-    """Decides by what is set up and what is there now. Where no local model is named, `default_model` is asked; empty: the first."""
+    """Selector of models among the configured and available ones. `default_model` is the default local model; empty: the first."""
 
     def __init__(self, remote: RemoteProfiles, local: LocalModels, default_model: str = "") -> None:
         self._remote = remote
@@ -69,50 +69,50 @@ class Chooser:
         self._default_model = default_model
 
     def choose(self, profile: str | None, model: str | None, caller: Caller) -> Choice:
-        """Who answers this caller; raises `InvalidRequest`, `NotAllowed`, and `Unavailable` where there is nobody."""
+        """Return the model for this caller. Raises `InvalidRequest`, `NotAllowed`, and `Unavailable` without a model."""
         if profile == LOCAL:
             return self.local(model, caller)
         if profile is not None:
-            return self._asked(profile, model, caller)
+            return self._remote_choice(profile, model, caller)
         default = self.default
         if default is None or (model is not None and self._is_local(model)):
             return self.local(model, caller)
         if model is not None or caller.may_spend:
-            return self._asked(default, model, caller)
-        # Nobody asked for the provider by name: who may not spend gets what costs nothing.
+            return self._remote_choice(default, model, caller)
+        # No provider was requested: callers without permission to spend get a free local model.
         if not self._local.known():
-            raise NotAllowed(NOBODY.format(default))
+            raise NotAllowed(LOGIN_REQUIRED.format(default))
         return self.local(None, caller)
 
     def local(self, model: str | None, caller: Caller) -> Choice:
-        """A model of this machine."""
+        """Return a local model."""
         name = model or self._default_model or None
         if name is None and not self._local.known():
-            raise self._nothing()
+            raise self._no_model()
         return Choice(None, name, self._local.resolve(name, caller).context_length)
 
     @property
     def default(self) -> str | None:
-        """The provider that answers where none is named; None: a model of this machine does."""
+        """Return the default provider, or None for a local model."""
         return None if self._remote.default == LOCAL else self._remote.default
 
-    def _asked(self, profile: str, model: str | None, caller: Caller) -> Choice:
+    def _remote_choice(self, profile: str, model: str | None, caller: Caller) -> Choice:
         if profile not in self._remote:
             there = ", ".join([LOCAL, *self._remote])
-            problem = f"there is no profile {profile!r}; there are {there}: OpenRuntimeApp.profiles sets up more"
+            problem = f"unknown profile {profile!r}; available: {there}. OpenRuntimeApp.profiles adds more"
             raise InvalidRequest.of("parameters.profile", problem)
         if not caller.may_spend:
-            raise NotAllowed(NOBODY.format(profile))
+            raise NotAllowed(LOGIN_REQUIRED.format(profile))
         if model is None and all(each.model is None for each in self._remote.info() if each.name == profile):
-            raise InvalidRequest.of("parameters.model", f"name one: the profile {profile!r} has none")
+            raise InvalidRequest.of("parameters.model", f"is required: the profile {profile!r} has no default model")
         return Choice(profile, model, None)
 
-    def _nothing(self) -> InvalidRequest | Unavailable:
+    def _no_model(self) -> InvalidRequest | Unavailable:
         profiles = ", ".join(self._remote)
         if profiles:
-            return InvalidRequest.of("parameters.profile", f"name one of {profiles}: none is the default (OpenRuntimeApp.default_profile)")
+            return InvalidRequest.of("parameters.profile", f"is required: {profiles} (set a default in OpenRuntimeApp.default_profile)")
         return Unavailable(NOTHING, retry_after=60.0)
 
     def _is_local(self, model: str) -> bool:
-        """Whether a name without a profile is one of this machine's: names of remote models are the provider's business."""
+        """Return whether a model name without a profile is local. Names of remote models are not checked."""
         return Path(model).is_absolute() or model.startswith("~") or self._local.named(model) is not None

@@ -1,4 +1,4 @@
-"""Whether a text keeps to the figures of another: a model may make up what it was not told."""
+"""Comparison of the numbers in two texts, because models may invent numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
 from openruntime_jupyter.schemas.tasks import Task
 
 LONGEST = 4.0
-"""How many times as long as the computed text a wording may be."""
+"""Maximum length of the rewritten text, relative to the computed text."""
 
-# Times and ids whole, then numbers; what stands in a word, as in `float32`, is part of the word.
+# Complete times and ids, then numbers. Digits in a word, as in `float32`, are part of the word.
 _TOKEN = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?|\d\d:\d\d(?::\d\d)?Z?|\b(?:ai_)?task_\w+|(?<![\w.])\d[\d,]*(?:\.\d+)?"
 )
@@ -18,21 +18,21 @@ _ORDINAL = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
 
 
 def figures_of(text: str) -> list[str]:
-    """Each number, time and task id of a text once, as they are compared: without thousands' commas and the points' own numbers."""
+    """Return the unique numbers, times and task ids of a text, without thousands separators and list ordinals."""
     found = (token.replace(",", "").rstrip("Z") for token in _TOKEN.findall(_ORDINAL.sub("", text)))
     return list(dict.fromkeys(found))
 
 
-def faithful(worded: str, computed: str) -> bool:
-    """Whether a wording has every figure of the computed text, and none that is not there."""
-    return set(figures_of(worded)) == set(figures_of(computed)) and len(worded) <= LONGEST * len(computed)
+def faithful(rewritten: str, computed: str) -> bool:
+    """Return whether the rewritten text has exactly the numbers of the computed text."""
+    return set(figures_of(rewritten)) == set(figures_of(computed)) and len(rewritten) <= LONGEST * len(computed)
 
 
-def untold(answer: str, told: str) -> list[str]:
-    """The figures of an answer that are not among those that its model was told, rounded or not, in the order in which they come."""
-    known = figures_of(told)
+def untold(answer: str, source: str) -> list[str]:
+    """Return the numbers of a response that are not in the model's input, rounded or not, in order of appearance."""
+    known = figures_of(source)
     numbers = [number for each in known if (number := _number(each)) is not None]
-    # A part of a time, as 14:30 of 2026-01-01T14:30:10, was told with it.
+    # A part of a time, as 14:30 of 2026-01-01T14:30:10, counts as given.
     times = [each for each in known if ":" in each]
     return [
         each
@@ -42,7 +42,7 @@ def untold(answer: str, told: str) -> list[str]:
 
 
 def untold_of(task: Task) -> list[str]:
-    """Those of a task's answer, by its record with the parameters; none where it is no analysis, or did not complete."""
+    """Return the unsupported numbers in the response of an analysis task; empty for other workflows and incomplete tasks."""
     given = task.parameters or {}
     if task.result is None or (given.get("about") or {}).get("workflow") != SYSTEM_ANALYSIS:
         return []

@@ -1,11 +1,11 @@
-"""Which model may put insights into words, for whom."""
+"""Selection of the model that rewrites insights, by caller."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from openruntime_jupyter.ai.insights.rewriting import Choose, Worder
+from openruntime_jupyter.ai.insights.rewriting import Choose, Rewriter
 from openruntime_jupyter.ai.model_selection import Choice
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.runtime.tasks.validation import Caller
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
 
 
-def worders(service: AiService, caller: Caller) -> Choose:
-    """How `insights` finds a model: unasked only what `insights_wording` allows, a remote one only where it allows that.
+def rewriters(service: AiService, caller: Caller) -> Choose:
+    """Return the model selection for `insights`. By default it uses only models that `insights_wording` allows; remote ones always need it.
 
-    One whose words could not be used is not asked unasked again: every answer would wait for it, and be the computed text all the same.
+    A model whose last text was unusable is skipped by default, because each response would wait for it in vain.
     """
 
-    def choose(which: Literal["resident", "local", "remote"]) -> Worder | None:
+    def choose(which: Literal["resident", "local", "remote"]) -> Rewriter | None:
         allowed = service.config.insights_wording
         if which == "local":
             choice = _local(service, caller)
@@ -33,7 +33,7 @@ def worders(service: AiService, caller: Caller) -> Choose:
         model = choice.model or choice.profile or "the default model"
         if which == "resident" and model in service.unfit:
             return None
-        return Worder(model, partial(service.ask, choice=choice, caller=caller), partial(_learn, service.unfit, model))
+        return Rewriter(model, partial(service.ask, choice=choice, caller=caller), partial(_learn, service.unfit, model))
 
     return choose
 
@@ -46,7 +46,7 @@ def _resident(service: AiService) -> Choice | None:
 def _local(service: AiService, caller: Caller) -> Choice | None:
     try:
         choice = service.chooser.local(None, caller)
-    except OpenRuntimeError:  # there is none, or it is not for this caller
+    except OpenRuntimeError:  # unavailable, or not permitted for this caller
         return None
     known = service.runtime.catalog.known()
     return choice if choice.model is not None or not known else Choice(None, known[0].name, choice.context_length)

@@ -1,4 +1,4 @@
-"""AI tasks: from what is asked to a task of the runtime, and from its record to the answer. Both hosts of a runtime have one of these."""
+"""AI tasks: conversion of requests to tasks of the runtime, and of task records to responses. Used by both hosts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from openruntime_jupyter.ai.insights.rewriting import Choose
 from openruntime_jupyter.ai.messages import system_message, user_message, with_turns
 from openruntime_jupyter.ai.model_selection import Choice, Chooser, RemoteProfiles
 from openruntime_jupyter.ai.number_check import untold_of
-from openruntime_jupyter.ai.rewriters import worders
-from openruntime_jupyter.ai.workflows import Shared, SystemAnalysis, Told, Workflow, workflow
+from openruntime_jupyter.ai.rewriters import rewriters
+from openruntime_jupyter.ai.workflows import RuntimeData, Shared, SystemAnalysis, Workflow, workflow
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
-"""Parameters that every provider takes, as they are."""
+"""Parameters that are passed to all providers unchanged."""
 
 
 class AiService:
-    """What `runtime` can do with prompts. Every method is called on the runtime's loop."""
+    """AI interface of a runtime. All methods are called on the runtime's loop."""
 
     def __init__(
         self, runtime: Runtime, config: AiConfig, remote: RemoteProfiles, hang_up: Callable[[], Awaitable[None]] | None = None
@@ -40,16 +40,16 @@ class AiService:
         self.chooser = Chooser(remote, runtime.catalog, config.default_model)
         self.config = config
         self.unfit: set[str] = set()
-        """Models whose words for insights could not be used when they were last asked for."""
+        """Models whose last rewritten insights were unusable."""
         self._remote = remote
         self._hang_up = hang_up
         self._background: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: AiRequest, caller: Caller, idempotency_key: str | None = None) -> str:
-        """Queue a task and return its id; an asynchronous one (`request.wait` false) is on disk by then.
+        """Submit a task and return its id. An asynchronous task (`request.wait` false) is then stored on disk.
 
-        A prompt of a conversation is queued once the one before it has ended. Raises what `Runtime.submit` raises; `Unavailable` with
-        what to do where nobody answers prompts; `TaskConflict` where an asynchronous one would have to wait for its conversation.
+        A prompt is queued once the previous prompt of its conversation has ended. Raises the errors of `TaskSubmission.submit`,
+        `Unavailable` with advice if no model is available, and `TaskConflict` if an asynchronous prompt waits for too long.
         """
         kind = workflow(request.workflow_type)
         parameters = kind.read(request.parameters)
@@ -77,8 +77,8 @@ class AiService:
             return await enqueue([*system, user])
         turn = await self.conversations.turn(caller.owner, parameters.conversation, None if request.wait else conversations.PATIENCE)
         try:
-            said = await self.conversations.turns(caller.owner, parameters.conversation)
-            task_id = await enqueue(*with_turns(system, said, user, choice.context_length, parameters.max_tokens))
+            turns = await self.conversations.turns(caller.owner, parameters.conversation)
+            task_id = await enqueue(*with_turns(system, turns, user, choice.context_length, parameters.max_tokens))
         except BaseException:
             turn.release()
             raise
@@ -86,11 +86,11 @@ class AiService:
         return task_id
 
     async def get(self, task_id: str, wait: float | None = 0.0) -> AiTask:
-        """An AI task at its end (`wait` None), or as it is after `wait` seconds; raises `TaskNotFound`."""
+        """Return an AI task at its end (`wait` None), or after `wait` seconds. Raises `TaskNotFound`."""
         return answer_of(await (self.runtime.tasks.get(task_id) if wait == 0 else self.runtime.tasks.wait(task_id, wait)))
 
     async def ask(self, prompt: str, choice: Choice, caller: Caller) -> str | None:
-        """A model's answer to a prompt of the runtime's own; None where it gave none. The task ends with who waits for it."""
+        """Return a model's response to an internal prompt, or None. Cancelling the call cancels the task."""
         request = AiRequest(workflow_type="model_inference", prompt=prompt, parameters={})
         about = About(workflow="model_inference")
         task = _task(request, Shared(), choice, [Message(role="user", content=prompt)], about)
@@ -103,11 +103,11 @@ class AiService:
         return answer_of(ended).result
 
     def worders(self, caller: Caller) -> Choose:
-        """The models that may word insights for this caller."""
-        return worders(self, caller)
+        """Return the selection of models that may rewrite insights for this caller."""
+        return rewriters(self, caller)
 
     def models(self, caller: Caller) -> ModelList:
-        """The models of this machine, those in memory marked, and the remote providers."""
+        """Return the local models (marking those in memory) and the remote providers."""
         found = {
             source.name: ModelInfo(
                 name=source.name,
@@ -138,7 +138,7 @@ class AiService:
         return ModelList(models=local, profiles=self._remote.info())
 
     async def close(self) -> None:
-        """End what still waits, and hang up on remote providers; after the runtime's stop."""
+        """Cancel background work and close connections to providers. Called after the runtime has stopped."""
         left = tuple(self._background)
         for task in left:
             task.cancel()
@@ -151,20 +151,20 @@ class AiService:
         return None if role is None else self.agents.find(role)
 
     async def _system(self, kind: Workflow, parameters: Shared, agent: Agent | None) -> list[Message]:
-        parts = kind.wishes(parameters)
-        told = kind.told(parameters)
-        if told is not Told.NOTHING:
+        parts = kind.requirements(parameters)
+        data = kind.runtime_data(parameters)
+        if data is not RuntimeData.NOTHING:
             timeframe = getattr(parameters, "timeframe", SystemAnalysis().timeframe)
-            parts.append(await system_data.figures(self.runtime, timeframe))
-        if told is Told.SETTINGS:
-            parts.append(system_data.settings_told(self.runtime.settings))
+            parts.append(await system_data.metrics_text(self.runtime, timeframe))
+        if data is RuntimeData.SETTINGS:
+            parts.append(system_data.settings_text(self.runtime.settings))
         return system_message(agent.instructions if agent is not None else None, parameters, *parts)
 
     async def _release(self, turn: asyncio.Lock, task_id: str) -> None:
         try:
             await self.runtime.tasks.wait(task_id, parameters=False)
         except OpenRuntimeError:
-            pass  # it is gone, and whoever comes next need not wait for it
+            pass  # the task was deleted, so the next prompt need not wait
         finally:
             turn.release()
 
@@ -175,14 +175,14 @@ class AiService:
 
 
 def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list[Message], about: About) -> TaskRequest:
-    """The task of the runtime that answers it: `chat` where a profile does, else `generate`."""
+    """Return the task request: `chat` for a remote profile, else `generate`."""
     given = {name: value for name in SAMPLING if (value := getattr(parameters, name)) is not None}
     sent: dict[str, Any] = {"messages": [message.model_dump() for message in messages], "about": about.model_dump()}
     if choice.model is not None:
         sent["model"] = choice.model
     if choice.profile is not None:
         if parameters.keep_alive is not None:
-            raise InvalidRequest.of("parameters.keep_alive", f"is for models of this machine, and {choice.profile!r} is a remote provider")
+            raise InvalidRequest.of("parameters.keep_alive", f"applies only to local models, but {choice.profile!r} is a remote provider")
         sent |= {"profile": choice.profile, "parameters": given}
     else:
         sent |= given
@@ -202,11 +202,11 @@ def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list
 
 
 def answer_of(task: Task) -> AiTask:
-    """A task's record as `POST /ai/tasks` tells it."""
+    """Return a task record in the format of `POST /ai/tasks`."""
     given = (task.parameters or {}).get("about") or {}
     output = task.result.output if task.result is not None else None
-    told: dict[str, Any] = {name: output.get(name) for name in Answer.model_fields} if output is not None else {}
-    answer = Answer.model_construct(**told) if told else None
+    fields: dict[str, Any] = {name: output.get(name) for name in Answer.model_fields} if output is not None else {}
+    answer = Answer.model_construct(**fields) if fields else None
     return AiTask.model_construct(
         task_id=task.task_id,
         status=task.status,
@@ -229,5 +229,5 @@ def answer_of(task: Task) -> AiTask:
 
 
 def _fingerprint(request: AiRequest) -> str:
-    """What makes two requests the same: what was asked, not what the figures or the conversation were by then."""
+    """Return a hash of the request, independent of current metrics and conversation turns."""
     return hashlib.sha256(to_json(request.model_dump(exclude={"wait", "stream"}), inf_nan_mode="constants")).hexdigest()

@@ -1,4 +1,4 @@
-"""What a model is told of the runtime: figures as they were recorded, and settings. Nothing that a task printed, raised or was given."""
+"""Data about the runtime for models: recorded metrics and settings. Contains no output, errors or parameters of tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from openruntime_jupyter.schemas.system import Device, MetricSeries, MetricsHist
 
 POINTS = 60
 PRIVATE = ("data_dir", "label", "device_lock_dir", "models_dir", "spool_dir", "blas", "allowed_models")
-"""Settings that tell of the user's folders."""
+"""Settings that contain private paths."""
 COUNTS = ("completed_tasks", "failed_tasks", "cancelled_tasks", "timed_out_tasks", "interrupted_tasks")
 
 
-async def figures(runtime: Runtime, timeframe: Timeframe) -> str:
-    """Devices, figures of now, and what was recorded over `timeframe`, as lines of text; raises `StorageUnavailable`."""
+async def metrics_text(runtime: Runtime, timeframe: Timeframe) -> str:
+    """Return devices, current metrics and recorded metrics of `timeframe` as lines of text. Raises `StorageUnavailable`."""
     now = runtime.system_metrics()
     history = await runtime.metrics_service.history(timeframe, POINTS)
     use = f"memory in use {_number(now.memory_usage, 'percent')}; CPU {_number(now.cpu_utilization, 'percent')}"
@@ -32,8 +32,8 @@ async def figures(runtime: Runtime, timeframe: Timeframe) -> str:
     return "\n".join(lines)
 
 
-def settings_told(settings: Settings) -> str:
-    """The settings but for the user's folders, as lines of text."""
+def settings_text(settings: Settings) -> str:
+    """Return the settings without private paths, as lines of text."""
     lines = ["Settings of this OpenRuntime (times in seconds, sizes in bytes):"]
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -63,8 +63,8 @@ def _levels(history: MetricsHistory) -> list[str]:
 
 
 def _ends(history: MetricsHistory) -> list[str]:
-    told = [f"{int(total)} {name.removesuffix('_tasks')}" for name in COUNTS if (total := _total(history.series.get(name)))]
-    return [f"tasks that ended: {', '.join(told) or 'none'}"]
+    counts = [f"{int(total)} {name.removesuffix('_tasks')}" for name in COUNTS if (total := _total(history.series.get(name)))]
+    return [f"tasks that ended: {', '.join(counts) or 'none'}"]
 
 
 def _total(series: MetricSeries | None) -> float:

@@ -1,4 +1,4 @@
-"""Workflows: what an AI task can be for. Each says its agent, its parameters, and what its model is told beside the prompt."""
+"""Workflows of AI tasks: agent, parameters, and data for the model in addition to the prompt."""
 
 from __future__ import annotations
 
@@ -18,66 +18,66 @@ SYSTEM_ANALYSIS = "system_analysis"
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f\x7f]+$")]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
-SETTINGS_WISH = (
-    "It is settings that are to be made better here, and no code: name each one that should change, its new value and the figure that "
-    "speaks for it, and say how to measure that it got better."
+SETTINGS_REQUIREMENT = (
+    "Improve settings, not code: name each setting that should change, its new value and the figure that "
+    "supports it, and say how to measure the improvement."
 )
 
 
 class Shared(BaseModel):
-    """The parameters that every workflow has. One that is not given, or null, is not sent."""
+    """Parameters of all workflows. Missing and null values are not sent."""
 
     model_config = ConfigDict(extra="forbid")
 
-    profile: Short | None = Field(None, description="The remote provider to ask, by its name; `local`: a model of this machine.")
-    model: str | None = Field(
-        None, min_length=1, max_length=4096, description="The model to ask, as `GET /models` or the provider calls it."
-    )
-    agent: Short | None = Field(None, description="The role of the agent whose instructions the model gets; `GET /ai/agents` lists them.")
-    system: str | None = Field(None, description="Instructions of your own, in place of the agent's; empty: none.", max_length=1_000_000)
-    context: str | None = Field(None, description="Text that belongs to the prompt, such as a file or the head of a table.", min_length=1)
-    conversation: Name | None = Field(None, description="The name of the conversation to go on with, or to begin.")
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0 takes the likeliest word each time.")
+    profile: Short | None = Field(None, description="Name of the remote provider; `local`: a local model.")
+    model: str | None = Field(None, min_length=1, max_length=4096, description="Name of the model, as in `GET /models` or at the provider.")
+    agent: Short | None = Field(None, description="Role of the agent for the instructions; `GET /ai/agents` lists them.")
+    system: str | None = Field(None, description="Custom instructions that replace the agent's; empty: none.", max_length=1_000_000)
+    context: str | None = Field(None, description="Context of the prompt, such as a file or the head of a table.", min_length=1)
+    conversation: Name | None = Field(None, description="Name of the conversation to continue or start.")
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0 selects the most likely token each time.")
     top_p: float | None = Field(
-        None, gt=0, le=1, allow_inf_nan=False, description="Only the likeliest words that together have this probability."
+        None, gt=0, le=1, allow_inf_nan=False, description="Sample only from the most likely tokens with this total probability."
     )
-    max_tokens: int | None = Field(None, ge=1, le=10_000_000, description="Tokens that the answer may have.")
-    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=16)] | None = Field(None, description="Text before which it ends.")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same answer, as far as the model allows that.")
+    max_tokens: int | None = Field(None, ge=1, le=10_000_000, description="Maximum tokens of the response.")
+    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=16)] | None = Field(
+        None, description="Text before which the response ends."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same response, if the model supports it.")
     keep_alive: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="Seconds that a local model stays in memory after this prompt; not for remote ones."
+        None, ge=0, allow_inf_nan=False, description="Seconds that a local model stays in memory after this prompt."
     )
 
 
 class CodeGeneration(Shared):
-    """`code_generation`."""
+    """Parameters of `code_generation`."""
 
     language: Short | None = Field(None, description="The programming language.")
-    style: Short | None = Field(None, description="How it is to be written, such as `functional`.")
+    style: Short | None = Field(None, description="Coding style, such as `functional`.")
 
 
 class SystemAnalysis(Shared):
-    """`system_analysis`."""
+    """Parameters of `system_analysis`."""
 
-    timeframe: Timeframe = Field("1h", description="How far back the figures go that the model is told.")
+    timeframe: Timeframe = Field("1h", description="Period of the metrics that are sent to the model.")
 
 
 class Optimization(Shared):
-    """`optimization`."""
+    """Parameters of `optimization`."""
 
     target: Literal["code", "settings"] = Field(
-        "code", description="What is to be made better: the code in the prompt, or the settings of this runtime."
+        "code", description="Target of the optimization: the code in the prompt, or the settings of this runtime."
     )
     language: Short | None = Field(None, description="The programming language of the code.")
-    timeframe: Timeframe = Field("1h", description="With `settings`: how far back the figures go that the model is told.")
+    timeframe: Timeframe = Field("1h", description="With `settings`: period of the metrics that are sent to the model.")
 
 
 class ModelInference(Shared):
-    """`model_inference`."""
+    """Parameters of `model_inference`."""
 
 
-class Told(Enum):
-    """What of the runtime's own a model is told."""
+class RuntimeData(Enum):
+    """Data of the runtime that is sent to a model."""
 
     NOTHING = "nothing"
     FIGURES = "figures"
@@ -86,7 +86,7 @@ class Told(Enum):
 
 @dataclass(frozen=True)
 class Workflow:
-    """One of them. `agent` is a role; `context` says in words what the model is told beside the prompt."""
+    """Workflow of AI tasks. `agent` is a role; `context` describes the data sent in addition to the prompt."""
 
     name: str
     summary: str
@@ -95,31 +95,31 @@ class Workflow:
     parameters: type[Shared]
 
     def read(self, given: dict[str, Any]) -> Shared:
-        """The parameters of a request; raises `InvalidRequest`, which for an unknown one names those that there are."""
+        """Validate the parameters of a request. Raises `InvalidRequest`, which lists the valid names for an unknown one."""
         try:
             return self.parameters.model_validate(given)
         except ValidationError as problem:
             raise invalid(problem, "parameters", self.parameters.model_fields) from None
 
-    def told(self, parameters: Shared) -> Told:
-        """Which of the runtime's own the model is told."""
+    def runtime_data(self, parameters: Shared) -> RuntimeData:
+        """Return which data of the runtime is sent to the model."""
         if isinstance(parameters, SystemAnalysis):
-            return Told.FIGURES
-        return Told.SETTINGS if isinstance(parameters, Optimization) and parameters.target == "settings" else Told.NOTHING
+            return RuntimeData.FIGURES
+        return RuntimeData.SETTINGS if isinstance(parameters, Optimization) and parameters.target == "settings" else RuntimeData.NOTHING
 
-    def wishes(self, parameters: Shared) -> list[str]:
-        """What the parameters ask of the answer, as sentences."""
-        wishes = []
+    def requirements(self, parameters: Shared) -> list[str]:
+        """Return the requirements of the parameters as sentences."""
+        requirements = []
         if isinstance(parameters, (CodeGeneration, Optimization)) and parameters.language is not None:
-            wishes.append(f"Programming language: {parameters.language}.")
+            requirements.append(f"Programming language: {parameters.language}.")
         if isinstance(parameters, CodeGeneration) and parameters.style is not None:
-            wishes.append(f"Style: {parameters.style}.")
-        if self.told(parameters) is Told.SETTINGS and parameters.system is None:
-            wishes.append(SETTINGS_WISH)
-        return wishes
+            requirements.append(f"Style: {parameters.style}.")
+        if self.runtime_data(parameters) is RuntimeData.SETTINGS and parameters.system is None:
+            requirements.append(SETTINGS_REQUIREMENT)
+        return requirements
 
     def info(self) -> WorkflowInfo:
-        """What `GET /ai/workflows` tells of it."""
+        """Return the entry of `GET /ai/workflows`."""
         return WorkflowInfo(
             name=self.name,
             summary=self.summary,
@@ -136,45 +136,45 @@ WORKFLOWS = {
             "code_generation",
             "Generate code.",
             "DEVELOPER",
-            "The agent's instructions; `language` and `style`, where they are given.",
+            "The agent's instructions; `language` and `style`, if given.",
             CodeGeneration,
         ),
         Workflow(
             SYSTEM_ANALYSIS,
             "Analyze the state of this runtime.",
             "ANALYST",
-            "The agent's instructions; devices, load, memory, queueing and tasks by state over `timeframe`, as they were recorded. "
-            "A remote model is sent these figures.",
+            "The agent's instructions; devices, load, memory, queueing and tasks by state over `timeframe`, as recorded. "
+            "Remote models receive these metrics.",
             SystemAnalysis,
         ),
         Workflow(
             "optimization",
             "Optimize the code in the prompt, or the settings of this runtime.",
             "OPTIMIZER",
-            "The agent's instructions; `language`; with `target` `settings` the runtime's settings but for paths, and its figures over "
-            "`timeframe`. A remote model is sent these.",
+            "The agent's instructions; `language`; with `target` `settings` the runtime's settings except paths, and its metrics over "
+            "`timeframe`. Remote models receive these.",
             Optimization,
         ),
         Workflow(
             "model_inference",
-            "Give the prompt to a model as it is.",
+            "Send the prompt to a model unchanged.",
             None,
             "Nothing, unless `agent`, `system`, `context` or `conversation` is given.",
             ModelInference,
         ),
     )
 }
-"""By name, in the order in which they are told."""
+"""Workflows by name, in display order."""
 
 
 def workflow(name: str) -> Workflow:
-    """The workflow of that name; raises `InvalidRequest`, which names those that there are."""
+    """Return a workflow by name. Raises `InvalidRequest`, which lists the available workflows."""
     found = WORKFLOWS.get(name)
     if found is None:
-        raise InvalidRequest.of("workflow_type", f"there is no workflow {name!r}; there are {', '.join(WORKFLOWS)}")
+        raise InvalidRequest.of("workflow_type", f"unknown workflow {name!r}; available: {', '.join(WORKFLOWS)}")
     return found
 
 
 def workflows() -> WorkflowList:
-    """All of them."""
+    """Return all workflows."""
     return WorkflowList(workflows=[each.info() for each in WORKFLOWS.values()])

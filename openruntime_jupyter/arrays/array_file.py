@@ -159,7 +159,7 @@ def open_for_reading(path: str | Path, name: str) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as problem:
         raise ArrayNotFound(
-            f"The array {name} no longer exists ({problem.strerror}): it was deleted, has expired, or its folder was emptied. Send it again."
+            f"The array {name} no longer exists ({problem.strerror}): deleted, expired, or its folder was emptied. Send it again."
         ) from None
     if not blocks.lease(descriptor, path):
         os.close(descriptor)

@@ -135,7 +135,8 @@ def take(path: Path, size: int) -> int | None:
         return None
     if os.path.lexists(path):
         raise FileExistsError(path)
-    fitting = [block for block in reversed(free(path.parent)) if near(block.size, size)]  # youngest first: most likely still in the CPU caches
+    # Youngest first: its memory is most likely still in the CPU caches.
+    fitting = [block for block in reversed(free(path.parent)) if near(block.size, size)]
     for block in sorted(fitting, key=lambda block: abs(block.size - size)):
         try:
             block.path.rename(path)
@@ -210,7 +211,7 @@ def _write_zeros(descriptor: int, start: int, end: int, stopped: Callable[[], bo
 
 
 def leases_hold(folder: Path) -> bool:
-    """Return whether locks in `folder` belong to the open file. On some network file systems they belong to the process and end too early."""
+    """Return whether locks in `folder` belong to the open file; on some network file systems they belong to the process."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, suffix=UNFINISHED) as probe:
             fcntl.flock(probe.fileno(), fcntl.LOCK_SH)

@@ -208,7 +208,7 @@ def _disguised(obj: Any) -> Any:
     kind: Any = type(obj)
     if any(getattr(kind, name) is not getattr(object, name) for name in ("__reduce__", "__reduce_ex__")):
         return kind.__reduce_ex__(obj, 5)
-    raise pickle.PicklingError(f"this {kind.__qualname__} has the __class__ {obj.__class__.__qualname__} of another type and can't be pickled")
+    raise pickle.PicklingError(f"this {kind.__qualname__} can't be pickled: its __class__ is {obj.__class__.__qualname__}")
 
 
 _REDUCERS: dict[tuple[str, str], Callable[[Any], Any]] = {

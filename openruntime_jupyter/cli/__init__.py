@@ -63,13 +63,11 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--port", type=_port, metavar="N", help="port to listen on; 0 picks a free port (default: 8000)")
-    made.add_argument(
-        "--ip", metavar="ADDRESS", help="address to listen on; addresses other than loopback require --token (default: localhost)"
-    )
+    made.add_argument("--ip", metavar="ADDRESS", help="address to listen on; a non-loopback address requires --token (default: localhost)")
     made.add_argument(
         "--token",
         metavar="SECRET",
-        help="access token; set $JUPYTER_TOKEN instead to hide it from the process list (default: a new token, printed at each start)",
+        help="access token; $JUPYTER_TOKEN hides it from the process list (default: a new token, printed at each start)",
     )
     made.add_argument("--require-token", action="store_true", help="require the token for every request, including local ones")
     made.add_argument(
@@ -77,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="limit each user or address to 1,000 requests a minute, 100 connections and 10 WebSockets (--help-all has the settings)",
     )
-    made.add_argument("--data-dir", metavar="FOLDER", help="folder for the task and metric history (default: $OPENRUNTIME_DATA_DIR, or your data folder)")
+    made.add_argument(
+        "--data-dir", metavar="FOLDER", help="folder of the task history (default: $OPENRUNTIME_DATA_DIR, or your data folder)"
+    )
     made.add_argument("--debug", action="store_true", help="enable debug logging")
     made.add_argument("--version", action="version", version=__version__)
     made.add_argument("--help-all", action="store_true", help="list all settings")

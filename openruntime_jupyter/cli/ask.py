@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openruntime_jupyter.client.client import Client
 
 NOT_FOUND = (
-    "No OpenRuntime server found for this user: start one (`jupyter openruntime`, or JupyterLab with OpenRuntime installed), or specify one "
+    "No OpenRuntime server of this user found: start one (`jupyter openruntime`, or JupyterLab with OpenRuntime installed), or give "
     "(--url=http://127.0.0.1:8888/ --token=SECRET)"
 )
 STATES = tuple(str(state) for state in TaskState)
@@ -69,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _command(commands: Any, common: argparse.ArgumentParser, name: str, does: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(name, parents=[common], help=does, description=f"{does[0].upper()}{does[1:]}.")
+def _command(commands: Any, common: argparse.ArgumentParser, name: str, about: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(name, parents=[common], help=about, description=f"{about[0].upper()}{about[1:]}")
     return made
 
 

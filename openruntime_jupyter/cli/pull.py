@@ -20,9 +20,7 @@ EVERY = 0.1
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser for the command."""
-    made = argparse.ArgumentParser(
-        "jupyter openruntime pull", description="Download a local model for prompts. No account is needed."
-    )
+    made = argparse.ArgumentParser("jupyter openruntime pull", description="Download a local model for prompts. No account is needed.")
     made.add_argument("name", nargs="?", help=f"model name (default: {KNOWN[0].name})")
     made.add_argument("--list", action="store_true", help="list the available models and whether each is downloaded")
     made.add_argument("--force", action="store_true", help="download again even if the model exists")

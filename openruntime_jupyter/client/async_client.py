@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from openruntime_jupyter.client.client import Client
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 MOST_UNREAD = 10_000
@@ -95,7 +95,7 @@ class AsyncPromptHandle(AsyncTaskHandle):
     async def __aiter__(self) -> AsyncIterator[str]:
         """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
         loop = asyncio.get_running_loop()
-        heard: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+        received: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
         left = threading.Event()
 
         def read() -> None:
@@ -104,15 +104,15 @@ class AsyncPromptHandle(AsyncTaskHandle):
                 for piece in self._prompt:
                     if left.is_set():
                         return
-                    _on(loop, heard.put_nowait, piece)
+                    _on(loop, received.put_nowait, piece)
             except BaseException as problem:
                 end = problem
-            _on(loop, heard.put_nowait, end)
+            _on(loop, received.put_nowait, end)
 
         # A daemon thread: a stalled model must not block interpreter exit.
         threading.Thread(target=read, name=f"openruntime-read-{self.id}", daemon=True).start()
         try:
-            while (piece := await heard.get()) is not None:
+            while (piece := await received.get()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
                 yield piece
@@ -242,19 +242,19 @@ class AsyncClient:
     async def watch(self, topics: Iterable[str] = ("task_update",)) -> AsyncIterator[dict[str, Any]]:
         """Yield events; see `Client.watch`. A watcher `MOST_UNREAD` messages behind gets `connected` with `gap` instead."""
         loop = asyncio.get_running_loop()
-        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
-        def hear(message: dict[str, Any]) -> None:
-            if heard.qsize() >= MOST_UNREAD:
-                while not heard.empty():
-                    heard.get_nowait()
-                heard.put_nowait({"type": CONNECTED, "gap": True})
-            heard.put_nowait(message)
+        def receive(message: dict[str, Any]) -> None:
+            if received.qsize() >= MOST_UNREAD:
+                while not received.empty():
+                    received.get_nowait()
+                received.put_nowait({"type": CONNECTED, "gap": True})
+            received.put_nowait(message)
 
-        watch = self.client.watch(topics, lambda message: _on(loop, hear, message))
+        watch = self.client.watch(topics, lambda message: _on(loop, receive, message))
         try:
             while True:
-                yield await heard.get()
+                yield await received.get()
         finally:
             watch.close()
 

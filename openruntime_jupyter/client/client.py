@@ -244,8 +244,8 @@ class Client:
         TaskConflict
             If the conversation's previous prompt is still pending.
         """
-        told = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
-        request = prompt_request(prompt, workflow, told, self.options.request(), self.origin)
+        given = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
+        request = prompt_request(prompt, workflow, given, self.options.request(), self.origin)
         asked = self.backend.prompts.ask(request, new_key())
         return PromptHandle(self.backend, self.backend.get(asked.task_id, parameters=False), asked.left_out)
 

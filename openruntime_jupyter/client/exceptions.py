@@ -23,25 +23,25 @@ def as_raised(problem: BaseException) -> BaseException:
 
 
 def _made(name: str, message: str, task: Task | None) -> TaskFailed:
-    return _both(name)(message, task)
+    return _combined(name)(message, task)
 
 
 @cache
-def _both(name: str) -> type[TaskFailed]:
+def _combined(name: str) -> type[TaskFailed]:
     """Return a subclass of `TaskFailed` and of the built-in exception `name`, or `TaskFailed` if none can be made."""
     raised = getattr(builtins, name, None)
     if not isinstance(raised, type) or not issubclass(raised, Exception) or issubclass(raised, SPECIAL):
         return TaskFailed
-    members = {"__doc__": TaskFailed.__doc__, "__reduce__": _reduced(name), "__str__": _said}
-    both = type(TaskFailed.__name__, (TaskFailed, raised), members)
+    members = {"__doc__": TaskFailed.__doc__, "__reduce__": _reduced(name), "__str__": _message}
+    combined = type(TaskFailed.__name__, (TaskFailed, raised), members)
     try:
-        both("", None)
+        combined("", None)
     except TypeError:  # some, such as UnicodeDecodeError, need arguments that stayed in the worker
         return TaskFailed
-    return both
+    return combined
 
 
-def _said(problem: TaskFailed) -> str:
+def _message(problem: TaskFailed) -> str:
     return str(problem.args[0])  # some, such as KeyError, format the message with repr
 
 

@@ -199,7 +199,7 @@ class Completions:
                 self._collecting = self._work(self._collect_ready)
 
     def _work(self, function: Callable[..., None], *arguments: Any) -> bool:
-        """Call a function in a fetcher thread. Return False if there are none or the interpreter is shutting down."""
+        """Call a function in a fetcher thread. Return False without fetchers or during interpreter shutdown."""
         fetchers = self._fetchers
         if fetchers is None:
             return False

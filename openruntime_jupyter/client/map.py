@@ -46,7 +46,7 @@ class Mapping:
     backend: Backend
     chunks: Iterator[Chunk]
     results: list[Any]
-    told: Callable[[Task | BaseException], None] = lambda answer: None
+    on_response: Callable[[Task | BaseException], None] = lambda answer: None
     """Called with the response to each submission."""
     failures: dict[int, TaskError] = field(default_factory=dict)
     _submitted: dict[str, tuple[Chunk, TaskHandle]] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Mapping:
 
     def _take(self, group: list[Chunk], answers: list[Task | OpenRuntimeError]) -> None:
         for chunk, answer in zip(group, answers, strict=True):
-            self.told(answer)
+            self.on_response(answer)
             if isinstance(answer, Task):
                 self._submitted[answer.task_id] = chunk, TaskHandle(self.backend, answer)
 

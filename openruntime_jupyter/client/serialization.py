@@ -47,7 +47,7 @@ def pack_call(
 
 
 def pack_variables(variables: dict[str, Any], uploads: ArrayUploads | None = None) -> str | dict[str, str] | None:
-    """Pickle variables by name, like `pack_call`. Return None if there are none."""
+    """Pickle variables by name, like `pack_call`. Return None for an empty dict or None."""
     if not variables:
         return None
     try:
@@ -168,7 +168,7 @@ LONGEST_SOURCE = 50_000
 
 
 def sources_of(codes: Iterable[CodeType], local: bool) -> list[dict[str, Any]]:
-    """Return the source lines of functions pickled by value, as `call` takes them. `local`: the runtime can read this machine's files."""
+    """Return the source lines of functions pickled by value, as `call` takes them. `local`: the runtime can read the local files."""
     spans: dict[str, list[tuple[int, int]]] = {}
     for code in codes:
         first, last = code.co_firstlineno, _last_line(code)

@@ -1,1 +1,1 @@
-"""How tasks reach workers."""
+"""Engines, which run tasks in workers."""

@@ -1,4 +1,4 @@
-"""One attempt at one job on one worker: the frames in, the outcome out, and the staged stop between."""
+"""One attempt at a job on a worker: it handles the worker's frames, the outcome, and stopping in stages."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ from openruntime_jupyter.worker.frames import Kind
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
 
 STAGE_OF = {int(number): stage for stage, number in NEXT_STAGE.values()}
-"""Which stage a signal that ended a worker belongs to."""
+"""Stage by the signal that ended a worker."""
 
 
 WHY = {
     StopReason.CANCELLED: "was cancelled and did not answer the interrupt",
     StopReason.TIMED_OUT: "ran longer than its timeout and did not answer the interrupt",
-    StopReason.MEMORY: "grew past its memory limit",
+    StopReason.MEMORY: "exceeded its memory limit",
     StopReason.ENDED: "was stopped with the runtime",
 }
-"""Why a task's worker gets a signal."""
+"""Reason for a signal to a task's worker."""
 
 
 class Attempt:
-    """Resolves `outcome` exactly once."""
+    """Attempt at a job; its future `outcome` is resolved exactly once."""
 
     def __init__(self, job: Job, observer: Observer, grace: float, check: bool = True) -> None:
         self.job = job
         self._check = check and job.private
         self.worker: WorkerProcess | None = None
         self.arrays: dict[str, Any] | None = None
-        """What the worker is told of arrays."""
+        """Array files and folders for the worker."""
         self.resident_peak = 0
         self.keeps_model = False
-        """Whether the worker still has the model that it was given."""
+        """The worker still has the model loaded."""
         self.spent = False
-        """Whether the worker must not be used again."""
+        """The worker must not be used again."""
         self.never_begun = False
-        """Whether the worker ended before it knew of the task: another one may have it."""
+        """The worker ended before it read the job, so another worker may run it."""
         self.declined = False
-        """The worker rejected the task, because files that it had imported have changed."""
+        """The worker rejected the task because files that it had imported have changed."""
         self.imported: list[str] = []
         """Installed modules that the task imported."""
         self._observer = observer
@@ -70,13 +70,13 @@ class Attempt:
         self._stage = Stage.QUEUE
         self._timer: asyncio.TimerHandle | None = None
         self._given = 0.0
-        self._heard = False
+        self._acknowledged = False
 
     def begin(self, worker: WorkerProcess, parameters_file: str | None, payload_file: str) -> None:
-        """Give the job to `worker`."""
+        """Send the job to `worker`."""
         job = self.job
         self.worker = worker
-        if not worker.fresh:  # what a new one has said already may be why it ends
+        if not worker.fresh:  # the earlier output of a new worker may explain its end
             worker.stdout.begin()
             worker.stderr.begin()
         worker.fresh, worker.burst = False, job.burst
@@ -100,30 +100,30 @@ class Attempt:
             encoded = dumps({**body, "parameters_file": parameters_file})
         else:
             encoded = dumps(body)[:-1] + b',"parameters":' + job.parameters + b"}"
-        self._observer.started(worker.name)  # first, so that no task is told to have run shorter than it did
+        self._observer.started(worker.name)  # before sending, so that the measured run time is not too short
         worker.send(Kind.RUN, encoded)
         self._given = time.monotonic()
 
-    def unheard(self, seconds: float) -> bool:
-        """Whether the worker was given the job that long ago, and it is not known yet that it has taken it."""
-        if self.worker is None or self.outcome.done() or self._reason is not None or self._heard:
+    def is_unacknowledged(self, seconds: float) -> bool:
+        """Return whether the job was sent at least `seconds` ago and the worker has not responded to it yet."""
+        if self.worker is None or self.outcome.done() or self._reason is not None or self._acknowledged:
             return False
         return time.monotonic() - self._given >= seconds
 
     def look(self) -> None:
-        """End a worker that was stopped before it had the task, which would wait for it for ever; one that is only slow has its time."""
+        """Kill a worker that was stopped by a signal or debugger before it read the job; a worker that is only slow is not affected."""
         worker = self.worker
         assert worker is not None
         unread = worker.unread
         if unread is not False and worker.stopped:
             self.never_begun = bool(unread)
-            worker.killed_by_us = "something had stopped it (SIGSTOP, or a debugger)"
+            worker.killed_by_us = "it was suspended (SIGSTOP, or a debugger)"
             worker.signal_group(signal.SIGKILL)
         elif not unread:
-            self._heard = True
+            self._acknowledged = True
 
     def release(self) -> None:
-        """Stop hearing the worker; called once the outcome is known."""
+        """Detach from the worker; called once the outcome is known."""
         if self._timer is not None:
             self._timer.cancel()
         if self.worker is not None:
@@ -138,7 +138,7 @@ class Attempt:
             self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False))
 
     def halt(self, reason: StopReason) -> None:
-        """Stop it: by an interrupt, after a grace by SIGTERM, after another by SIGKILL; what outgrows memory at once."""
+        """Stop the task by an interrupt, then SIGTERM, then SIGKILL, each after a grace period; over the memory limit kill at once."""
         if self._reason is not None or self.outcome.done():
             return
         self._reason = reason
@@ -165,15 +165,15 @@ class Attempt:
         worker.signal_group(number)
 
     def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """The task wrote something."""
-        self._heard = True
+        """Pass output of the task to the observer."""
+        self._acknowledged = True
         self._observer.printed(stream, text)
 
     def frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
-        """The worker said something."""
+        """Handle a frame of the worker."""
         if self.outcome.done():
             return
-        self._heard = True
+        self._acknowledged = True
         if kind is Kind.PROGRESS:
             self._observer.progressed(body)
         elif kind is Kind.TOKEN:
@@ -184,9 +184,9 @@ class Attempt:
             self.declined = self.never_begun = self.spent = True
             self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=body["reason"])))
         elif body["task_id"] == self.job.task_id:
-            self._answered(kind, body, payload)
+            self._finish(kind, body, payload)
 
-    def _answered(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+    def _finish(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
         self.spent, self.keeps_model, self.imported = body["spent"], body["keeps"], body["imported"]
         figures = Figures(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
@@ -219,5 +219,7 @@ class Attempt:
             self.outcome.set_result(outcome)
 
 
-def _stored(told: list[dict[str, Any]]) -> tuple[StoredArray, ...]:
-    return tuple(StoredArray(each["id"], tuple(each["shape"]), each["dtype"], each["kind"], each["place"]) for each in told) if told else ()
+def _stored(arrays: list[dict[str, Any]]) -> tuple[StoredArray, ...]:
+    if not arrays:
+        return ()
+    return tuple(StoredArray(each["id"], tuple(each["shape"]), each["dtype"], each["kind"], each["place"]) for each in arrays)

@@ -1,4 +1,4 @@
-"""Why a worker ended, in words and figures."""
+"""Failure reports of workers that died or could not be started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def oom_kills() -> int | None:
-    """How many processes Linux has killed for want of memory since it started; None where it does not say."""
+    """Return the number of processes that Linux killed for lack of memory since boot; None if unknown."""
     try:
         with open("/proc/vmstat", encoding="ascii") as lines:
             for line in lines:
@@ -29,11 +29,11 @@ def oom_kills() -> int | None:
 
 
 class OomWatch:
-    """Tells whether the kernel's out-of-memory killer struck within the last seconds: an hour ago it was somebody else's end."""
+    """Detector of kills by the out-of-memory killer within the last seconds; older ones are unrelated."""
 
     LOOKS = 4
     EVERY = 1.0
-    """Seconds between two looks."""
+    """Seconds between two readings."""
 
     def __init__(self, count: Callable[[], int | None] = oom_kills, clock: Callable[[], float] = time.monotonic) -> None:
         self._count = count
@@ -41,7 +41,7 @@ class OomWatch:
         self._seen: deque[tuple[float, int | None]] = deque(maxlen=self.LOOKS)
 
     def look(self) -> None:
-        """Remember the count of now; to be called often while tasks run, on one thread."""
+        """Record the current count; must be called frequently while tasks run, on one thread."""
         now = self._clock()
         if self._seen and now - self._seen[-1][0] < self.EVERY:
             return
@@ -50,7 +50,7 @@ class OomWatch:
         self._seen.append((now, self._count()))
 
     def struck(self) -> bool:
-        """Whether the count rose since the earliest look that is remembered."""
+        """Return whether the count has increased since the oldest reading."""
         seen, now = tuple(self._seen), self._count()
         return bool(seen) and seen[0][1] is not None and now is not None and now > seen[0][1]
 
@@ -59,7 +59,7 @@ oom_watch = OomWatch()
 
 
 def signal_name(number: int) -> str:
-    """`SIGKILL` for 9."""
+    """Return the name of a signal, such as `SIGKILL` for 9."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -67,14 +67,14 @@ def signal_name(number: int) -> str:
 
 
 def died(worker: WorkerProcess, death: Death, peak: int | None) -> Failure:
-    """The post-mortem of a worker that ended under a task; `peak` is in bytes."""
+    """Return the failure of a task whose worker died; `peak` is in bytes."""
     figures = f", peak memory {gigabytes(peak)}" if peak else ""
     if worker.killed_by_us:
         how = f"The worker was stopped: {worker.killed_by_us}{figures}"
     elif death.signal is not None:
         how = f"The worker was killed by signal {death.signal} ({signal_name(death.signal)}){figures}{_likely(death.signal)}"
     else:
-        how = f"The worker left with exit code {death.exit_code}{figures}"
+        how = f"The worker exited with code {death.exit_code}{figures}"
     return Failure(
         kind=FailureKind.WORKER_DIED,
         message=how,
@@ -89,44 +89,44 @@ def _likely(number: int) -> str:
     if number == signal.SIGKILL and oom_watch.struck():
         return ": the system's out-of-memory killer ended it; make the task smaller"
     if number == signal.SIGKILL:
-        return ": likely out of memory, or killed by hand"
+        return ": likely out of memory, or killed manually"
     if number in (signal.SIGSEGV, signal.SIGBUS):
-        return ": native code crashed, which is also how MLX ends when an allocation fails"
+        return ": native code crashed, which also happens when an MLX allocation fails"
     if number == signal.SIGABRT:
-        return ": native code gave up, see the last output"
+        return ": native code aborted, see the last output"
     return ""
 
 
 NO_INTERPRETER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP, errno.ENAMETOOLONG)
-FEWER_FILES = "Raise the limit of open files (`ulimit -n`) of whatever hosts the runtime, or close what holds them"
+FEWER_FILES = "Raise the limit of open files (`ulimit -n`) for the runtime's process, or close open files"
 SHORTAGE = {
     errno.EMFILE: FEWER_FILES,
     errno.ENFILE: FEWER_FILES,
-    errno.ENOMEM: "Close what holds the memory, and try again",
+    errno.ENOMEM: "Free memory by closing other programs, and try again",
     errno.EAGAIN: "End other processes of this user, or raise their limit (`ulimit -u`)",
 }
-CHECK = "See what the system says of it, and try again"
+CHECK = "Check the system log, and try again"
 
 
 def not_started(interpreter: str, problem: OSError) -> EngineError:
-    """Tell why a worker could not be started, and what to do."""
+    """Return the error for a worker that could not be started, with the fix."""
     if problem.errno in NO_INTERPRETER:
         return InterpreterError(
             f"The interpreter {interpreter} can't be started: {problem.strerror}. Give the path of a Python that exists on this machine."
         )
-    return EngineError(f"A worker of {interpreter} can't be started: {problem.strerror}. {SHORTAGE.get(problem.errno or 0, CHECK)}")
+    return EngineError(f"Cannot start a worker of {interpreter}: {problem.strerror}. {SHORTAGE.get(problem.errno or 0, CHECK)}")
 
 
 def install_command(interpreter: str) -> str:
-    """What brings this package to that interpreter, in this version."""
+    """Return the command that installs this version of the package for that interpreter."""
     from openruntime_jupyter import __version__
 
     return f"{interpreter} -m pip install openruntime-jupyter=={__version__}"
 
 
 def missing_package(interpreter: str) -> str:
-    """Tell whose environment lacks what, and the command that mends it."""
+    """Return the message for an environment without this package, with the command that installs it."""
     return (
-        f"The environment of {interpreter} has no openruntime_jupyter, so it can't run tasks. "
+        f"The environment of {interpreter} has no openruntime_jupyter, so it cannot run tasks. "
         f"Install it there: {install_command(interpreter)}"
     )

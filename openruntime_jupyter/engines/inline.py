@@ -1,4 +1,4 @@
-"""The inline engine: coroutines on the runtime's own loop, for work that waits for others rather than computes."""
+"""Inline engine, which runs coroutines on the runtime's loop, for I/O-bound work."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 log = logging.getLogger(__name__)
 
 LANE = "remote"
-"""The lane of this engine: it computes nothing here, so it is no device."""
+"""Lane of this engine; it is not a device, because nothing is computed locally."""
 
 REPORT = DeviceReport(type="remote", index=0, name="remote models", memory=None, capabilities=(), mlx_version="")
 
 
 class InlineContext:
-    """What a coroutine is given while it runs."""
+    """Context of a running coroutine."""
 
     def __init__(self, task_id: str, observer: Observer) -> None:
         self.task_id = task_id
         self._observer = observer
 
     def token(self, text: str) -> None:
-        """Tell a piece of generated text."""
+        """Report a piece of generated text."""
         if text:
             self._observer.generated(text)
 
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
-        """Say how far it is."""
+        """Report progress."""
         self._observer.progressed({"n": n, "total": total, "message": message})
 
 
 Runner = Callable[[dict[str, Any], InlineContext], Awaitable[dict[str, Any]]]
-"""Does the work of an operation: parameters in, JSON-able output out. It is cancelled as any coroutine is."""
+"""Implementation of an operation, from parameters to JSON-serializable output. It may be cancelled like any coroutine."""
 
 
 class InlineEngine:
-    """Runs each operation of `runners`. A coroutine that ignores its cancel is cancelled again every `grace` seconds."""
+    """Engine for the operations of `runners`. A coroutine that ignores its cancellation is cancelled again every `grace` seconds."""
 
     def __init__(self, runners: Mapping[str, Runner], grace: float = 0.5) -> None:
         self._runners = runners
@@ -65,7 +65,7 @@ class InlineEngine:
         self._stopping = False
 
     async def stop(self, deadline: float) -> None:
-        """Cancel what runs, and wait for its end."""
+        """Cancel all running coroutines and wait for them."""
         self._stopping = True
         for task_id in tuple(self._running):
             self.halt(task_id, StopReason.ENDED)
@@ -73,12 +73,12 @@ class InlineEngine:
             await asyncio.wait(set(self._running.values()), timeout=deadline)
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
-        """Run the coroutine to its end."""
+        """Run the coroutine and return its outcome."""
         if self._stopping:
             return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
         runner = self._runners.get(job.operation)
         if runner is None:
-            message = f"Nothing here runs the operation {job.operation!r}: it belongs to another release of openruntime-jupyter."
+            message = f"Unknown operation {job.operation!r}: it belongs to another release of openruntime-jupyter"
             return Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False)
         observer.started(LANE)
         began = time.perf_counter()

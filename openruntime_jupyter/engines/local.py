@@ -1,4 +1,4 @@
-"""The local engine: worker processes on this machine."""
+"""Local engine, which runs tasks in worker processes on the same machine."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 log = logging.getLogger(__name__)
 
 LARGE = 512 << 20
-"""Bytes of a task's peak memory above which its slot stays taken until its process has ended and given the memory back."""
+"""Peak memory in bytes above which a task's slot is released only after its process has ended and freed the memory."""
 
-HEARING_SECONDS = 1.0
-"""How often it is looked whether the workers have taken the jobs that they were given as long ago as that."""
+ACK_SECONDS = 1.0
+"""Time after which workers are checked for jobs that they have not read, and interval of that check."""
 
 
 class ArrayFiles(Protocol):
-    """Where arrays lie on this machine."""
+    """Files of stored arrays on this machine."""
 
     def path_of(self, array_id: str) -> str:
-        """The file of an array; raises `ArrayNotFound`."""
+        """Return the file of an array; raise `ArrayNotFound` if it is unknown."""
 
     def places(self) -> list[tuple[str, int, int]]:
-        """Folders for results, the best first: the bytes that may be written there now, and those without giving back free blocks."""
+        """Return the folders for results, best first, each with its free bytes and its free bytes without releasing free blocks."""
 
 
 @dataclass(slots=True)
 class LocalOptions:
-    """What a local engine needs to know: seconds, and folders that exist and are private."""
+    """Options of a local engine. Times are in seconds; the folders must exist and be private."""
 
     payloads: Path
     temporary: Path
@@ -74,15 +74,15 @@ class LocalOptions:
     secret_variables: frozenset[str] = frozenset()
     interpreter: str = field(default_factory=lambda: sys.executable)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    """Environment variables of workers, without those that a task's caller changed."""
+    """Environment variables of workers, before the changes of a task's caller."""
     own_variables: tuple[tuple[str, str | None], ...] = ()
-    """Changes to `environment` for tasks whose caller names none, as sorted pairs."""
+    """Changes to `environment` for tasks whose caller specifies none, as sorted pairs."""
     session_ended: Callable[[SessionUse, str], None] = lambda use, reason: None
     """Called with the reason when a session's worker ends without `end_session`."""
 
 
 class LocalEngine:
-    """Keeps a pool of workers a lane and interpreter, and runs jobs on them."""
+    """Engine with a pool of worker processes per lane and interpreter."""
 
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
@@ -93,17 +93,15 @@ class LocalEngine:
         self._reports: dict[str, asyncio.Task[list[DeviceReport]]] = {}
         self._generation = 0
         self._warm = {"python", "call"}
-        """Operations for which new workers import ahead what takes long."""
+        """Operations whose slow imports new workers run in advance."""
         self._sessions: dict[str, tuple[SessionUse, WorkerProcess]] = {}
         self._model_pool = ModelPool(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
-        self._hearing: asyncio.TimerHandle | None = None
-
-    # Life
+        self._ack_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Begin to start the first worker, and the watchdog."""
+        """Start the watchdog, and the first worker without waiting for it."""
         self._loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(self._past_limit, oom_watch.look)
         self._watchdog.start()
@@ -113,11 +111,11 @@ class LocalEngine:
     async def stop(self, deadline: float) -> None:
         """End every worker within `deadline` seconds.
 
-        Order: no new workers; idle ones leave and busy ones are interrupted; what lives at half the deadline is killed; the
-        watchdog last, since it watches until then.
+        No new workers start. Idle workers leave and busy ones are interrupted; those still running at half the deadline are killed. The
+        watchdog stops last, because it is needed until then.
         """
         self._stopping = True
-        for timer in (self._reaper, self._hearing):
+        for timer in (self._reaper, self._ack_timer):
             if timer is not None:
                 timer.cancel()
         for pool in self._pools.values():
@@ -146,18 +144,18 @@ class LocalEngine:
     # Devices
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
-        """What the workers of this interpreter compute on; raises `EngineError` and its kinds."""
+        """Return the devices of this interpreter's workers; raise `EngineError` or a subclass if none starts."""
         return await asyncio.shield(self._scout(interpreter or self._options.interpreter))
 
     def _scout(self, interpreter: str) -> asyncio.Task[list[DeviceReport]]:
         task = self._reports.get(interpreter)
         if task is None or (task.done() and not task.cancelled() and task.exception() is not None):
-            task = self._loop.create_task(self._look_around(interpreter))
+            task = self._loop.create_task(self._discover(interpreter))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._reports[interpreter] = task
         return task
 
-    async def _look_around(self, interpreter: str) -> list[DeviceReport]:
+    async def _discover(self, interpreter: str) -> list[DeviceReport]:
         worker = self._start_worker(interpreter, {}, describe=True)
         try:
             hello = await asyncio.wait_for(asyncio.shield(worker.hello), self._options.start_timeout)
@@ -181,37 +179,37 @@ class LocalEngine:
             for device in hello["devices"]
         ]
         if any("cuda" in report.capabilities for report in reports):
-            worker.leave()  # asking for devices made a CUDA context, which holds half a gigabyte of the GPU
+            worker.leave()  # querying the devices created a CUDA context, which holds half a gigabyte of GPU memory
         else:
             self._pool("device_0", interpreter).adopt(worker)
         return reports
 
     def prepare(self, lane: str, workers: int) -> None:
-        """Have the spares of this lane ready."""
+        """Start the spares of this lane."""
         self._pool(lane, self._options.interpreter).keep_spares()
 
     # Running
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
-        """Run the job to its end; a worker that can't be started is an outcome too."""
+        """Run the job and return its outcome; a worker that cannot be started is an outcome as well."""
         outcome, check = None, True
         while outcome is None:
-            # A worker that declines is replaced by a new one, which has nothing old to check.
+            # A worker that declines is replaced by a new one, which has no old imports to check.
             outcome, check = await self._try(job, observer, check), False
         return outcome
 
     async def _try(self, job: Job, observer: Observer, check: bool) -> Outcome | None:
-        """Return the outcome of one attempt, None where its worker ended before it began or declined the job."""
+        """Return the outcome of one attempt, or None if its worker ended before it started the job or declined it."""
         if self._stopping:
             return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
         session = self._sessions.get(job.session.id) if job.session is not None else None
-        # A session keeps the modules that it has imported: its worker is checked only before its first task.
+        # A session keeps its imported modules, so its worker is checked only before its first task.
         attempt = Attempt(job, observer, self._options.cancel_grace, check and session is None)
         self._attempts[job.task_id] = attempt
-        if self._hearing is None:
-            self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts)
+        if self._ack_timer is None:
+            self._ack_timer = self._loop.call_later(ACK_SECONDS, self._check_attempts)
         pool = self._pool(job.lane, job.interpreter or self._options.interpreter)
-        if job.model is None:  # what a model needs takes long to import, and most workers never need it
+        if job.model is None:  # imports for models are slow, and most workers never need them
             self._warm.add(job.operation)
         try:
             attempt.arrays = self._arrays(job)
@@ -235,15 +233,15 @@ class LocalEngine:
         finally:
             del self._attempts[job.task_id]
 
-    def _look_at_attempts(self) -> None:
-        # One timer for all: most attempts are over long before it.
-        self._hearing = self._loop.call_later(HEARING_SECONDS, self._look_at_attempts) if self._attempts else None
+    def _check_attempts(self) -> None:
+        # One timer for all attempts, because most end long before it fires.
+        self._ack_timer = self._loop.call_later(ACK_SECONDS, self._check_attempts) if self._attempts else None
         for attempt in tuple(self._attempts.values()):
-            if attempt.unheard(HEARING_SECONDS):
+            if attempt.is_unacknowledged(ACK_SECONDS):
                 attempt.look()
 
     async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
-        """A worker that starts for this attempt; None if the attempt was stopped before it was there."""
+        """Return the next worker for this attempt, or None if the attempt was stopped before."""
         taking = self._loop.create_task(pool.take(attempt.job))
         waited: set[asyncio.Future[Any]] = {taking, attempt.outcome}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -264,7 +262,7 @@ class LocalEngine:
             except OSError:
                 self._hand_back(worker, pool, attempt)
                 raise
-            if attempt.outcome.done():  # stopped meanwhile: the worker never had it
+            if attempt.outcome.done():  # stopped in between, before the worker got the job
                 parameters_file.unlink(missing_ok=True)
                 self._hand_back(worker, pool, attempt)
                 return attempt.outcome.result()
@@ -285,7 +283,7 @@ class LocalEngine:
         return outcome
 
     def _hand_back(self, worker: WorkerProcess, pool: Pool, attempt: Attempt) -> bool:
-        """Keep the worker for other tasks, or end it; return whether it ends."""
+        """Keep the worker for other tasks or end it. Return whether it ends."""
         job = attempt.job
         if worker.fresh and not worker.signalled and not self._stopping:  # it never got the job
             self._forget_session(worker)
@@ -294,10 +292,10 @@ class LocalEngine:
         if attempt.declined:
             pool.forget_imports()
             self._forget_session(worker)
-        elif job.private and job.environment.kernel is not None:  # callers that are not told apart share no imports
+        elif job.private and job.environment.kernel is not None:  # callers without a kernel id cannot be distinguished
             pool.learn(job.environment, attempt.imported)
         if job.session is not None and not (self._stopping or attempt.declined):
-            if worker.signalled and (use := self._forget_session(worker)) is not None:  # a signal may still be on its way to it
+            if worker.signalled and (use := self._forget_session(worker)) is not None:  # it may still receive a signal
                 self._options.session_ended(use, f"The worker was stopped: {worker.killed_by_us}")
                 worker.signal_group(signal.SIGKILL)
             pool.keep_spares_soon()
@@ -307,7 +305,7 @@ class LocalEngine:
             self._dismiss(worker)
             pool.keep_spares_soon()
             return True
-        if worker.signalled:  # a signal may still be on its way to it: nobody else gets this one
+        if worker.signalled:  # it may still receive a signal, so it is not reused
             self._model_pool.lost(worker)
             worker.signal_group(signal.SIGKILL)
             pool.keep_spares_soon()
@@ -335,14 +333,14 @@ class LocalEngine:
         return use
 
     def session_worker(self, session_id: str) -> tuple[str | None, int | None]:
-        """Return the name of the session's worker and its resident bytes; None for what is unknown."""
+        """Return the name of the session's worker and its resident bytes; None for unknown values."""
         if session_id not in self._sessions:
             return None, None
         worker = self._sessions[session_id][1]
         return worker.name, resident_bytes(worker.pid)
 
     def end_session(self, session_id: str, reason: str) -> None:
-        """End the worker of a session, and the task that it runs; `reason` completes "the worker was stopped: …"."""
+        """End the worker of a session, and the task that it runs; `reason` completes "The worker was stopped: …"."""
         for attempt in tuple(self._attempts.values()):
             if attempt.job.session is not None and attempt.job.session.id == session_id:
                 attempt.refuse(f"The task did not start: {reason}")
@@ -356,12 +354,12 @@ class LocalEngine:
             worker.signal_group(signal.SIGKILL)
 
     def _dismiss(self, worker: WorkerProcess) -> None:
-        """Let an idle worker go; what a task has left in it, such as a thread, may not keep it."""
+        """End an idle worker; kill it if something that a task left behind, such as a thread, keeps it running."""
         worker.leave()
         self._loop.call_later(self._options.cancel_grace * 4, worker.signal_group, signal.SIGKILL)
 
     def _arrays(self, job: Job) -> dict[str, Any] | None:
-        """What the worker is told of arrays; raises `ArrayNotFound`."""
+        """Return the array files and folders for the worker; raise `ArrayNotFound` for an unknown input."""
         files = self._options.arrays
         if files is None:
             return None
@@ -374,14 +372,14 @@ class LocalEngine:
             attempt.halt(reason)
 
     def resident(self, task_id: str) -> int | None:
-        """Resident bytes of the worker that runs this task, at the watchdog's last look."""
+        """Return the resident bytes of the worker that runs this task, as last read by the watchdog."""
         attempt = self._attempts.get(task_id)
         return self._watchdog.resident(attempt.worker.pid) if attempt is not None and attempt.worker is not None else None
 
     # Workers
 
     def workers(self) -> list[WorkerReport]:
-        """The workers that live now."""
+        """Return the running workers."""
         busy = {id(attempt.worker): attempt.job.task_id for attempt in self._attempts.values()}
         models = {id(worker): name for worker, name in self._model_pool.workers()}
         sessions = {id(worker): use for use, worker in self._sessions.values()}
@@ -402,19 +400,19 @@ class LocalEngine:
         ]
 
     def models(self) -> list[ModelReport]:
-        """The models that workers keep now, the longest unused first."""
+        """Return the models that workers keep, least recently used first."""
         return self._model_pool.models()
 
     def holds(self, lane: str, model: ModelSource) -> int:
-        """Bytes that the worker which keeps this model holds already; 0 where none does."""
+        """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
         return self._model_pool.holds(lane, model)
 
     def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
-        """Begin to unload the idle model of this lane that was not used for longest, but never `keep`; its name, None without one."""
+        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
         return self._model_pool.make_room(lane, keep)
 
     async def unload(self, name: str | None) -> list[str]:
-        """Unload the idle models of that name, or all; returns their names once their workers are gone."""
+        """Unload the idle models of that name, or all; return their names once their workers have ended."""
         return await self._model_pool.unload(name)
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
@@ -438,20 +436,20 @@ class LocalEngine:
 
     def _start_worker(self, interpreter: str, variables: Mapping[str, str | None], describe: bool = False) -> WorkerProcess:
         if self._stopping:
-            raise EngineError("The runtime is being stopped.")
+            raise EngineError("The runtime is stopping")
         self._generation += 1
         try:
-            self._options.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have cleared it away
+            self._options.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # another program may have removed it
         except OSError as problem:
-            raise EngineError(f"The folder {self._options.temporary}, which workers need, can't be made: {problem.strerror}") from problem
+            raise EngineError(f"Cannot create the folder {self._options.temporary} for workers: {problem.strerror}") from problem
         environment = worker_environment(self._options.environment, self._options.temporary, self._options.secret_variables, variables)
         arguments = [self._options.blas, "describe" if describe else "", ",".join(sorted(self._warm))]
         worker = WorkerProcess(interpreter, self._generation, environment, str(self._options.temporary), arguments)
         self._workers.add(worker)
-        worker.dead.add_done_callback(lambda _: self._buried(worker))
+        worker.dead.add_done_callback(lambda _: self._on_worker_ended(worker))
         return worker
 
-    def _buried(self, worker: WorkerProcess) -> None:
+    def _on_worker_ended(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
         attempt = next((attempt for attempt in self._attempts.values() if attempt.worker is worker), None)
         if attempt is not None:
@@ -472,7 +470,7 @@ class LocalEngine:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file; nothing is left of one for which there is no room."""
+    """Write a file; remove it if the write fails."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_bytes(data)

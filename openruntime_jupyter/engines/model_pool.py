@@ -1,6 +1,6 @@
-"""Workers that each keep one model between its tasks: idle they hold no slot, only memory, until something else needs it.
+"""Pool of workers that each keep one model between tasks. Idle ones hold memory, but no slot.
 
-To unload a model is to end its worker: that alone gives back all of its memory for certain.
+A model is unloaded by ending its worker, because only that reliably frees all of its memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from openruntime_jupyter.schemas.values import ModelSource
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
-    """One of them; `task_id` is what it is busy with."""
+class ResidentModel:
+    """Worker with its model; `task_id` is None while it is idle."""
 
     worker: WorkerProcess
     lane: str
@@ -30,16 +30,16 @@ class Resident:
 
 
 class ModelPool:
-    """Which worker keeps what. `most` models stay idle at once; `grace` is how many seconds a worker has to leave."""
+    """Pool of loaded models. At most `most` models stay idle; `grace` is the time in seconds for a worker to exit."""
 
     def __init__(self, most: int, grace: float, resident_bytes: Callable[[int], int | None]) -> None:
         self._most = most
         self._grace = grace
         self._resident_bytes = resident_bytes
-        self._all: list[Resident] = []
+        self._all: list[ResidentModel] = []
 
     def take(self, job: Job) -> WorkerProcess | None:
-        """The idle worker that keeps the job's model; None without one."""
+        """Return the idle worker that keeps the job's model, or None."""
         assert job.model is not None
         found = self._find(job.lane, job.model.source)
         if found is None or found.task_id is not None:
@@ -49,15 +49,15 @@ class ModelPool:
         return found.worker
 
     def adopt(self, job: Job, worker: WorkerProcess) -> None:
-        """This worker is the job's model's from now on."""
+        """Assign a worker to the job's model."""
         assert job.model is not None
-        resident = Resident(worker, job.lane, job.model, job.task_id)
+        resident = ResidentModel(worker, job.lane, job.model, job.task_id)
         self._all.append(resident)
         worker.dead.add_done_callback(lambda _: self._gone(resident))
         self._keep_bound(1)
 
     def rest(self, job: Job, keeps: bool) -> None:
-        """The job is over; `keeps` says whether its worker still has the model."""
+        """Mark the job's worker as idle, or end it unless it `keeps` the model."""
         resident = next((each for each in self._all if each.task_id == job.task_id), None)
         if resident is None:
             return
@@ -69,13 +69,13 @@ class ModelPool:
         self._keep_bound(0)
 
     def lost(self, worker: WorkerProcess) -> None:
-        """The worker is being ended elsewhere."""
+        """Mark a worker as ending because other code ends it."""
         for resident in self._all:
             if resident.worker is worker:
                 resident.task_id, resident.ending = None, True
 
     def models(self) -> list[ModelReport]:
-        """What is kept now, the longest unused first."""
+        """Return the loaded models, least recently used first."""
         now = time.monotonic()
         return [
             ModelReport(
@@ -91,16 +91,16 @@ class ModelPool:
         ]
 
     def workers(self) -> list[tuple[WorkerProcess, str]]:
-        """Each worker that keeps a model, and the model's name."""
+        """Return each worker that keeps a model, with the model's name."""
         return [(each.worker, each.use.source.name) for each in self._all]
 
     def holds(self, lane: str, model: ModelSource) -> int:
-        """Bytes of the worker that keeps this model; 0 where none does."""
+        """Return the bytes of the worker that keeps this model; 0 if it is not loaded."""
         found = self._find(lane, model)
         return (self._resident_bytes(found.worker.pid) or 0) if found is not None else 0
 
     def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
-        """Begin to unload the one idle for longest; while one is leaving already, that one's name."""
+        """Start unloading the model that is idle the longest and return its name; if one is already being unloaded, return its name."""
         leaving = next((each for each in self._all if each.ending and each.lane == lane), None)
         if leaving is not None:
             return leaving.use.source.name
@@ -111,7 +111,7 @@ class ModelPool:
         return idle[0].use.source.name
 
     async def unload(self, name: str | None) -> list[str]:
-        """End the idle ones of that name, or all, and wait until their processes are gone."""
+        """Unload the idle models of that name, or all, and wait until their processes have ended."""
         chosen = [each for each in self._idle() if name is None or each.use.source.name == name]
         for resident in chosen:
             self._end(resident)
@@ -120,17 +120,17 @@ class ModelPool:
         return [each.use.source.name for each in chosen]
 
     def close(self) -> None:
-        """Forget every time to end one: the engine ends all."""
+        """Cancel all timers; the engine ends the workers."""
         for resident in self._all:
             self._wake(resident)
 
-    def _living(self) -> list[Resident]:
+    def _living(self) -> list[ResidentModel]:
         return [each for each in self._all if not each.ending]
 
-    def _idle(self) -> list[Resident]:
+    def _idle(self) -> list[ResidentModel]:
         return sorted((each for each in self._living() if each.task_id is None), key=lambda each: each.idle_since)
 
-    def _find(self, lane: str, model: ModelSource) -> Resident | None:
+    def _find(self, lane: str, model: ModelSource) -> ResidentModel | None:
         return next((each for each in self._living() if each.lane == lane and each.use.source == model), None)
 
     def _keep_bound(self, coming: int) -> None:
@@ -138,12 +138,12 @@ class ModelPool:
         for resident in idle[: max(0, len(idle) + coming - max(self._most, coming))]:
             self._end(resident)
 
-    def _wake(self, resident: Resident) -> None:
+    def _wake(self, resident: ResidentModel) -> None:
         if resident.timer is not None:
             resident.timer.cancel()
             resident.timer = None
 
-    def _end(self, resident: Resident) -> None:
+    def _end(self, resident: ResidentModel) -> None:
         self._wake(resident)
         if resident.ending:
             return
@@ -151,6 +151,6 @@ class ModelPool:
         resident.worker.leave()
         asyncio.get_running_loop().call_later(self._grace, resident.worker.signal_group, signal.SIGKILL)
 
-    def _gone(self, resident: Resident) -> None:
+    def _gone(self, resident: ResidentModel) -> None:
         self._wake(resident)
         self._all.remove(resident)

@@ -1,7 +1,7 @@
-"""What a worker writes to a descriptor, read as it comes and at a bounded pace.
+"""Reader of a worker's standard output or error, at a bounded rate.
 
-Rich output travels by another way. To keep its place in the text, the worker writes a marker where it belongs, and text behind
-a marker waits until `go_on` says that the rich output has been told.
+Rich output uses another channel. To keep its position in the text, the worker writes a marker there, and text after a marker waits until
+`skip_marker` is called once the rich output has been handled.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 CHUNK = 65536
 BUDGET = 1 << 20
-"""Bytes read of one pipe in one `REFILL`; a writer that is faster waits, so that it can't keep the loop busy."""
+"""Maximum bytes read from one pipe per `REFILL` seconds; a faster writer waits, so that it cannot keep the loop busy."""
 REFILL = 0.1
 TAIL_CHARACTERS = 2000
 
 
 class OutputPipe:
-    """Reads one end of a pipe. `on_text` gets what comes; `tail` keeps the last of it all."""
+    """Reader of a pipe. It passes text to `on_text` and keeps its end in `tail`."""
 
     def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
         self.tail = ""
@@ -54,7 +54,7 @@ class OutputPipe:
             self._loop.add_reader(self._descriptor, self._readable)
 
     def _read(self) -> bool:
-        """Read one chunk; False where there is none."""
+        """Read one chunk. Return False if none is available."""
         try:
             data = os.read(self._descriptor, CHUNK)
         except BlockingIOError:
@@ -71,7 +71,7 @@ class OutputPipe:
         return True
 
     def _advance(self) -> None:
-        """Give the text up to the next marker, or all of it but what may be the beginning of one."""
+        """Emit the text up to the next marker, or all except a possible beginning of a marker."""
         end = self._raw.find(self._marker)
         if end < 0:
             end = len(self._raw)
@@ -79,37 +79,37 @@ class OutputPipe:
             if start >= 0 and self._marker.startswith(self._raw[start:]):
                 end = start
         text, self._raw = self._raw[:end], self._raw[end:]
-        self._give(self._decoder.decode(text))
+        self._emit(self._decoder.decode(text))
 
-    def go_on(self) -> None:
-        """The rich output that the marker stands for has been told: what follows it may come."""
+    def skip_marker(self) -> None:
+        """Emit the text after the current marker, once its rich output has been handled."""
         if self._raw.startswith(self._marker):
             self._raw = self._raw[len(self._marker) :]
             self._advance()
 
-    def _give(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         if text:
             self.tail = (self.tail + text)[-TAIL_CHARACTERS:]
             self._on_text(text)
 
     def begin(self) -> None:
-        """What comes from here on is another task's."""
+        """Clear `tail` at the start of a task."""
         self.tail = ""
 
     def drain(self, everything: bool = False) -> None:
-        """Read what lies in the pipe now: what its task wrote before it answered."""
+        """Read the text that is available now, which the task wrote before its result."""
         most = BUDGET if everything else 4 * CHUNK
         read = 0
         while self._open and read < most and self._read():
             read += CHUNK
 
     def finish_text(self) -> None:
-        """Give what is left, also of a character that was cut, at a task's end."""
+        """Emit the remaining text at a task's end, including an incomplete character."""
         if not self._unfinished:
             return
         self._unfinished = False
         rest, self._raw = self._raw.replace(self._marker, b""), b""
-        self._give(self._decoder.decode(rest, final=True))
+        self._emit(self._decoder.decode(rest, final=True))
         self._decoder.reset()
 
     def close(self) -> None:

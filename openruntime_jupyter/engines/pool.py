@@ -28,20 +28,20 @@ BURST_SECONDS = 2.0
 """Time that a worker waits for the next call of its burst: longer than a client takes to send more."""
 
 SPARE_SECONDS = 0.25
-"""Quiet time after which a spare that a task has taken is replaced: its start takes the processor from short tasks. With a start at
-once, an empty cell took three times as long."""
+"""Idle time after which a used spare is replaced. Starting one slows short tasks down: with an immediate start, an empty cell took
+three times as long."""
 
 LATEST_SPARE_SECONDS = 2.0
-"""Time after which it is replaced in any case."""
+"""Time after which a used spare is replaced even without idle time."""
 
 WAITING_BURST_SECONDS = 0.1
 """Time that a call of a burst waits for a worker of that burst before another one is started for it."""
 
 PREPARED = 2
-"""Kernels for which a spare is kept prepared: those that ran a task last. Each spare holds 60 MB and what it imported."""
+"""Number of kernels with a prepared spare, most recently used first. Each spare holds 60 MB and its imports."""
 
 NO_ENVIRONMENT = ExecutionEnvironment()
-"""Environment of tasks whose caller describes none."""
+"""Environment of tasks whose caller specifies none."""
 
 MAX_IMPORTS = 3_000
 """Module names remembered for a kernel."""
@@ -70,17 +70,17 @@ class Pool:
     Parameters
     ----------
     start
-        `start(interpreter, variables)` begins a worker process with these environment variables changed.
+        `start(interpreter, variables)` starts a worker process with these environment variables changed.
     dismiss
         Ends an idle worker.
     start_timeout
-        Seconds that a worker may take to say hello.
+        Seconds that a worker may take until it is ready.
     spares
-        Spares to keep beside the prepared ones.
+        Number of spares besides the prepared ones.
     busy
-        Gives the workers that run tasks now.
+        Returns the workers that are running tasks.
     own
-        Changed environment variables of tasks that bring none.
+        Changed environment variables of tasks that specify none.
     """
 
     def __init__(
@@ -115,35 +115,35 @@ class Pool:
         self._closed = False
 
     def adopt(self, worker: WorkerProcess) -> None:
-        """Take over a worker that was started elsewhere."""
+        """Add a worker that was started elsewhere."""
         worker.lane = self.lane
         self.give_back(worker)
 
     # Handing out
 
     def take_idle(self, job: Job) -> WorkerProcess | None:
-        """Return an idle worker that suits the job, or None."""
-        found = self._take_living(job)
+        """Return an idle suitable worker for the job, or None."""
+        found = self._take_alive(job)
         if found is not None:
             self._forget_idle(found)
             if found.fresh:
                 self.keep_spares_soon()
         return found
 
-    def _take_living(self, job: Job) -> WorkerProcess | None:
+    def _take_alive(self, job: Job) -> WorkerProcess | None:
         if job.burst is not None:
             for worker in reversed(self._bursts.get(job.burst, ())):
-                if worker.lives:
+                if worker.alive:
                     return worker
         if not job.private:
             for worker in reversed(self._shared):
-                if worker.lives:
+                if worker.alive:
                     return worker
-        suited = [worker for worker in self._idle if worker.lives and self._suits(worker, job)]
+        suited = [worker for worker in self._idle if worker.alive and self._suits(worker, job)]
         return max(suited, key=lambda worker: worker.environment is not None, default=None)
 
     def _suits(self, worker: WorkerProcess, job: Job) -> bool:
-        """Return whether the job may run on this worker."""
+        """Return whether this worker may run the job."""
         if not worker.fresh:
             return worker.burst == job.burst if worker.burst is not None else not job.private
         if worker.environment is not None:
@@ -151,11 +151,11 @@ class Pool:
         return worker.variables == self._variables_of(job)
 
     def _variables_of(self, job: Job) -> Variables:
-        """Return the changed environment variables that the job's worker has to be started with."""
+        """Return the changed environment variables for starting the job's worker."""
         return self._own if not job.private or job.environment == NO_ENVIRONMENT else job.environment.variables
 
     async def take(self, job: Job) -> WorkerProcess:
-        """Return the next worker that suits the job; raise `EngineError` if none can be started."""
+        """Return the next suitable worker for the job; raise `EngineError` if none can be started."""
         if (worker := self.take_idle(job)) is not None:
             return worker
         waiter = _Waiter(job, asyncio.get_running_loop().create_future())
@@ -172,8 +172,8 @@ class Pool:
             raise
 
     def give_back(self, worker: WorkerProcess) -> None:
-        """Keep an idle worker, or hand it to a task that waits for one."""
-        if not worker.lives:
+        """Return an idle worker to the pool, or pass it to a waiting task."""
+        if not worker.alive:
             self.keep_spares()
             return
         self._waiting = deque(each for each in self._waiting if not each.future.done())
@@ -189,7 +189,7 @@ class Pool:
                 self.keep_spares()
             elif worker.variables:
                 self._prepare_known()
-            if worker.variables and worker.environment is None:  # its task had another one, or was cancelled
+            if worker.variables and worker.environment is None:  # its task got another worker or was cancelled
                 self._idle.remove(worker)
                 self._dismiss(worker)
         elif worker.burst is not None:
@@ -220,7 +220,7 @@ class Pool:
     # Spares
 
     def keep_spares_soon(self) -> None:
-        """Start the missing spares once no task has begun or ended here for `SPARE_SECONDS`."""
+        """Start the missing spares once no task of this pool has started or ended for `SPARE_SECONDS`."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()
@@ -235,7 +235,7 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._idle = [worker for worker in self._idle if worker.lives]
+        self._idle = [worker for worker in self._idle if worker.alive]
         self._prepare_known()
         wanted = self._wanted_by_waiting()
         plain = sum(worker.environment is None and not worker.variables for worker in self._idle)
@@ -258,7 +258,7 @@ class Pool:
         return wanted
 
     def _start_missing(self, wanted: dict[Variables, int]) -> None:
-        """Start processes with these environment variables until so many are starting."""
+        """Start processes until the wanted number with each set of environment variables is starting."""
         if self._closed:
             return
         for variables, number in wanted.items():
@@ -268,7 +268,7 @@ class Pool:
                 task.add_done_callback(lambda done: self._starting.pop(done, None))
 
     def learn(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
-        """Note that a task in this environment imported installed modules, and keep a spare that has them."""
+        """Record the installed modules that a task in this environment imported, and keep a spare that has imported them."""
         known = self._known.get(environment)
         if known is None:
             if not self._spares or not (modules or environment.variables):
@@ -283,7 +283,7 @@ class Pool:
         self.keep_spares_soon()
 
     def forget_imports(self) -> None:
-        """Dismiss every spare: files of modules that one of them imported have changed."""
+        """Dismiss every spare, because files of imported modules have changed."""
         for environment in tuple(self._known):
             self._drop_known(environment)
         for worker in self._idle:
@@ -316,10 +316,10 @@ class Pool:
                 spare.prepared.add_done_callback(partial(self._prepared, spare))
 
     def _prepared(self, worker: WorkerProcess, done: asyncio.Future[None]) -> None:
-        """A spare has imported, or ended while it did: then its environment gets plain spares until its tasks import again."""
+        """Return a spare to the pool after its imports. If it ended while importing, forget the imports of its environment."""
         if self._preparing.pop(worker, None) is None or self._closed:
             return
-        if worker.lives and not done.cancelled():
+        if worker.alive and not done.cancelled():
             self.give_back(worker)
         else:
             self._drop_known(worker.environment)
@@ -337,12 +337,12 @@ class Pool:
                 raise EngineError(f"The worker of {self.interpreter} was not ready after {self._start_timeout:g} s") from None
         except EngineError as problem:
             self._failed(problem)
-        except Exception as problem:  # a fault of ours must not leave anybody waiting
-            log.exception("A worker could not be started")
-            self._failed(EngineError(f"A worker of {self.interpreter} can't be started: {problem!r}. This is a fault in openruntime."))
+        except Exception as problem:  # a bug here must not leave tasks waiting
+            log.exception("Starting a worker failed")
+            self._failed(EngineError(f"Cannot start a worker of {self.interpreter}: {problem!r}. This is a fault in openruntime."))
         else:
             if (task := asyncio.current_task()) is not None:
-                self._starting.pop(task, None)  # it is there now, which counts for the spares
+                self._starting.pop(task, None)  # it has started and counts as a spare
             self.give_back(worker)
 
     def _failed(self, problem: EngineError) -> None:
@@ -369,12 +369,12 @@ class Pool:
             self._dismiss(worker)
 
     def close(self) -> None:
-        """Start nothing more, and fail the waiting tasks."""
+        """Stop starting workers, and fail the waiting tasks."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         for waiter in self._waiting:
             if not waiter.future.done():
-                waiter.future.set_exception(EngineError("The runtime is being stopped."))
+                waiter.future.set_exception(EngineError("The runtime is stopping"))
         for task in self._starting:
             task.cancel()

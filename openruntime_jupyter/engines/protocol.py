@@ -1,6 +1,6 @@
-"""What a scheduler asks of whatever runs its tasks: the protocol that every engine keeps.
+"""Protocol between the scheduler and the engines that run its tasks.
 
-It speaks of task ids, lanes, payload names and worker names, never of paths or pids, so that a cluster fits behind it.
+It uses task ids, lanes, payload names and worker names, but no paths or pids, so that a cluster can implement it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
 
 
 class StopReason(str, Enum):
-    """Why a running task is stopped."""
+    """Reason for stopping a running task."""
 
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
@@ -23,7 +23,7 @@ class StopReason(str, Enum):
 
 
 class Stage(str, Enum):
-    """What ended a stopped task: each follows the one before it after a grace."""
+    """Stage of a stop that ended the task; each stage follows the previous one after a grace period."""
 
     QUEUE = "queue"
     INTERRUPT = "interrupt"
@@ -33,7 +33,7 @@ class Stage(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """A device as a worker's MLX described it; `memory` is in bytes, None where MLX does not say."""
+    """Device as reported by a worker's MLX; `memory` is in bytes, None if MLX does not report it."""
 
     type: str
     index: int
@@ -47,7 +47,7 @@ class DeviceReport:
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """An array that a task gave back, which its engine has stored in one of the places that it was given, by number."""
+    """Result array that the engine has stored; `place` is the index of its folder among those given to the task."""
 
     id: str
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class StoredArray:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionEnvironment:
-    """What the caller's own code finds around it: part of what decides which prepared worker a task may have.
+    """Execution environment of the caller's code, which restricts the prepared workers that a task may use.
 
     `variables` are environment variables that differ from the runtime's, as sorted pairs; None removes one. `kernel` identifies the
     calling process: tasks of different kernels never share a worker that was prepared by imports.
@@ -72,7 +72,7 @@ class ExecutionEnvironment:
 
 @dataclass(frozen=True, slots=True)
 class ModelUse:
-    """The model that a job runs, in a worker of its own, which stays for `keep_alive` seconds after the last one."""
+    """Model that a job uses. Its worker is not shared with other models and stays for `keep_alive` seconds after the last job."""
 
     source: ModelSource
     keep_alive: float
@@ -80,7 +80,7 @@ class ModelUse:
 
 @dataclass(frozen=True, slots=True)
 class SessionUse:
-    """The session that a job runs in: its worker stays with its variables. `number` counts restarts."""
+    """Session that a job runs in, whose worker keeps its variables between jobs. `number` counts restarts."""
 
     id: str
     number: int
@@ -89,9 +89,9 @@ class SessionUse:
 
 @dataclass(slots=True)
 class Job:
-    """One attempt at a task, as a lane hands it to an engine. `parameters` is JSON; sizes are in bytes.
+    """One attempt at a task, as a lane passes it to an engine. `parameters` is JSON; sizes are in bytes.
 
-    `arrays` are the ids of those that the parameters name; ids of those that it gives back begin with `array_name`.
+    `arrays` are the ids of the input arrays named in the parameters; ids of result arrays begin with `array_name`.
 
     A `private` job runs code of its caller, so it gets a worker process that no other task has used. Jobs with the same `burst` may
     follow each other in one process.
@@ -119,7 +119,7 @@ class Job:
 
 @dataclass(slots=True)
 class Figures:
-    """What was measured: seconds, and bytes."""
+    """Measurements of an attempt, in seconds and bytes."""
 
     execution_time: float = 0.0
     mlx_peak: int | None = None
@@ -128,7 +128,7 @@ class Figures:
 
 @dataclass(slots=True)
 class Completed:
-    """The operation returned. A payload is inline, or stored under the job's `payload_name`."""
+    """Outcome of an operation that returned. Its payload is inline, or stored under the job's `payload_name`."""
 
     output: dict[str, Any]
     figures: Figures
@@ -141,7 +141,7 @@ class Completed:
 
 @dataclass(slots=True)
 class RaisedError:
-    """The task's own code raised."""
+    """Outcome of a task whose code raised an exception."""
 
     failure: Failure
     figures: Figures
@@ -149,7 +149,7 @@ class RaisedError:
 
 @dataclass(slots=True)
 class Died:
-    """The worker ended under the task, or none could be started for it; `retry` says whether another try makes sense."""
+    """Outcome of a task whose worker died or could not be started; `retry` is False if another attempt would fail as well."""
 
     failure: Failure
     figures: Figures = field(default_factory=Figures)
@@ -158,7 +158,7 @@ class Died:
 
 @dataclass(slots=True)
 class Stopped:
-    """The engine stopped the task because it was asked to; its worker has answered or is dead."""
+    """Outcome of a task that the engine stopped on request; its worker has responded or is dead."""
 
     reason: StopReason
     stage: Stage
@@ -170,22 +170,22 @@ Outcome = Completed | RaisedError | Died | Stopped
 
 
 class Observer(Protocol):
-    """Hears of a job while it runs; called on the loop."""
+    """Receiver of a running job's events; called on the loop."""
 
     def started(self, worker: str) -> None:
-        """A worker has the job now."""
+        """Handle the start of the job on a worker."""
 
     def progressed(self, progress: dict[str, Any]) -> None:
-        """The task said how far it is."""
+        """Handle a progress report of the task."""
 
     def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """The task wrote to `stdout` or `stderr`."""
+        """Handle text that the task wrote to `stdout` or `stderr`."""
 
     def displayed(self, item: dict[str, Any]) -> None:
-        """The task showed a MIME bundle."""
+        """Handle a MIME bundle that the task displayed."""
 
     def generated(self, text: str) -> None:
-        """A piece of the text that a model writes."""
+        """Handle a piece of text that a model generated."""
 
 
 WorkerState = Literal["starting", "idle", "busy"]
@@ -193,9 +193,9 @@ WorkerState = Literal["starting", "idle", "busy"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """A worker as it is now: `resident` is its memory in bytes, None where that can't be read; `started` in seconds since the epoch.
+    """Current state of a worker: `resident` is its memory in bytes, None if unreadable; `started` is in seconds since the epoch.
 
-    `lane` is None before it is known what it is for, `task_id` while it runs none.
+    `lane` is None until the worker is assigned to one, `task_id` while it is idle.
     """
 
     name: str
@@ -211,7 +211,7 @@ class WorkerReport:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """A model that a worker keeps: `resident` is that worker's memory in bytes, times are in seconds.
+    """Model that a worker keeps: `resident` is that worker's memory in bytes, times are in seconds.
 
     `idle_seconds` is None while it is busy with `task_id`.
     """
@@ -226,50 +226,50 @@ class ModelReport:
 
 
 class Runs(Protocol):
-    """Runs jobs. Every method is called on the runtime's loop."""
+    """Runner of jobs. Every method is called on the runtime's loop."""
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
-        """Run the job to its end. Never raises for anything that the task or its worker does."""
+        """Run the job and return its outcome. Never raises for errors of the task or its worker."""
 
     def halt(self, task_id: str, reason: StopReason) -> None:
-        """Stop a task that `run` has, in stages; its `run` then returns `Stopped`, or what it ended as before."""
+        """Stop a running task in stages; its `run` returns `Stopped`, or its outcome if it has already ended."""
 
 
 class Engine(Runs, Protocol):
-    """Owns workers."""
+    """Engine that owns workers."""
 
     async def start(self) -> None:
-        """Begin to start workers, without waiting for them."""
+        """Start the first workers without waiting for them."""
 
     async def stop(self, deadline: float) -> None:
         """End every worker within `deadline` seconds; never raises."""
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
-        """What the workers of this interpreter compute on; waits for the first hello; raises `EngineError`."""
+        """Return the devices of this interpreter's workers once the first one is ready; raise `EngineError` if none starts."""
 
     def prepare(self, lane: str, workers: int) -> None:
-        """Have workers of this lane ready before anybody asks."""
+        """Start workers of this lane in advance."""
 
     def resident(self, task_id: str) -> int | None:
-        """Resident bytes of the worker that runs this task now; None if none does."""
+        """Return the resident bytes of the worker that runs this task, or None."""
 
     def workers(self) -> list[WorkerReport]:
-        """The workers that live now."""
+        """Return the running workers."""
 
     def models(self) -> list[ModelReport]:
-        """The models that workers keep now, the longest unused first."""
+        """Return the models that workers keep, least recently used first."""
 
     def holds(self, lane: str, model: ModelSource) -> int:
-        """Bytes that the worker which keeps this model holds already; 0 where none does."""
+        """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
 
     def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
-        """Begin to unload the idle model of this lane that was not used for longest, but never `keep`; its name, None without one."""
+        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
 
     def session_worker(self, session_id: str) -> tuple[str | None, int | None]:
-        """Return the name of the session's worker and its resident bytes; None for what is unknown."""
+        """Return the name of the session's worker and its resident bytes; None for unknown values."""
 
     def end_session(self, session_id: str, reason: str) -> None:
-        """End the worker of a session, and the task that it runs; `reason` completes "the worker was stopped: …"."""
+        """End the worker of a session, and the task that it runs; `reason` completes "The worker was stopped: …"."""
 
     async def unload(self, name: str | None) -> list[str]:
-        """Unload the idle models of that name, or all; returns their names once their workers are gone."""
+        """Unload the idle models of that name, or all; return their names once their workers have ended."""

@@ -1,6 +1,6 @@
-"""One thread that reads the resident memory of every busy worker ten times a second and tells of those past their limit.
+"""Watchdog thread that reads the resident memory of every busy worker ten times a second and reports those above their limit.
 
-No rlimits: MLX answers them with a segmentation fault.
+Rlimits are not used, because MLX crashes with a segmentation fault when it reaches one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Watched:
 
 
 def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
-    """How to read that process's resident bytes (1.5 µs by a kept descriptor on Linux), and how to end that."""
+    """Return functions that read a process's resident bytes (1.5 µs with an open descriptor on Linux) and close the reader."""
     try:
         descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -38,7 +38,7 @@ def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Resident bytes of a process now; None if it is gone, or can't be read."""
+    """Return the resident bytes of a process; None if it has ended or cannot be read."""
     try:
         read, close = _reader(pid)
         try:
@@ -50,7 +50,7 @@ def resident_bytes(pid: int) -> int | None:
 
 
 class Watchdog:
-    """`on_excess(task_id)` is called on the watchdog's own thread, once a task; `on_look()` too, at every look while tasks run."""
+    """Memory watchdog. Its thread calls `on_excess(task_id)` once per task, and `on_look()` at every reading while tasks run."""
 
     def __init__(self, on_excess: Callable[[str], None], on_look: Callable[[], None] = lambda: None) -> None:
         self._on_excess = on_excess
@@ -62,11 +62,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="openruntime-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, deadline: float) -> None:
-        """End within `deadline` seconds."""
+        """Stop the thread within `deadline` seconds."""
         self._closed = True
         self._work.set()
         self._thread.join(deadline)
@@ -74,12 +74,12 @@ class Watchdog:
             self.forget(pid)
 
     def watch(self, pid: int, task_id: str, limit: int) -> None:
-        """That process runs this task now, and may grow to `limit` bytes."""
+        """Watch a process that runs a task and may use up to `limit` bytes."""
         watched = self._watched.get(pid)
         if watched is None:
             try:
                 watched = _Watched(*_reader(pid))
-            except (OSError, psutil.Error):  # it is gone already, which its owner learns by other ways
+            except (OSError, psutil.Error):  # it has ended, which its owner notices independently
                 return
             with self._lock:
                 self._watched[pid] = watched
@@ -88,7 +88,7 @@ class Watchdog:
             self._work.set()
 
     def rest(self, pid: int) -> int:
-        """That process has no task now; returns the peak in bytes that was seen, 0 if none was."""
+        """Stop watching an idle process. Return its peak in bytes, 0 if it was never read."""
         watched = self._watched.get(pid)
         if watched is None:
             return 0
@@ -96,14 +96,14 @@ class Watchdog:
         return watched.peak
 
     def forget(self, pid: int) -> None:
-        """That process is gone."""
+        """Remove a process that has ended."""
         with self._lock:
             watched = self._watched.pop(pid, None)
             if watched is not None:
                 watched.close()
 
     def resident(self, pid: int) -> int | None:
-        """Its resident bytes at the last look."""
+        """Return the resident bytes at the last reading, or None."""
         watched = self._watched.get(pid)
         return watched.resident or None if watched is not None else None
 
@@ -111,7 +111,7 @@ class Watchdog:
         while not self._closed:
             if not self._look():
                 self._work.clear()
-                # A task that came between the look and the clearing is not missed: look again.
+                # Check again, for tasks that started between the reading and the clearing.
                 if not any(watched.task_id for watched in tuple(self._watched.values())):
                     self._work.wait()
             time.sleep(INTERVAL)

@@ -1,7 +1,7 @@
-"""One worker process as the runtime sees it: its start, its frames, its output, and its end.
+"""Worker process as seen by the runtime: its start, frames, output, and end.
 
-The loop is never held up by a worker: frames are read as they come, a body is bounded, a payload is never opened here, and
-output is read at a bounded pace (a worker that prints faster waits).
+A worker cannot block the loop: frames are read as they arrive, bodies are bounded, payloads are not unpickled here, and output is read
+at a bounded rate (a worker that prints faster waits).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 
 REAP_POLL = 0.05
-"""Seconds between looks at a child where the system has no pidfd."""
+"""Seconds between checks of a child process on systems without pidfd."""
 
 TAIL_CHARACTERS = 2000
 
 
 class Listener(Protocol):
-    """Hears what a worker says while it has a job."""
+    """Receiver of a worker's frames and output while it has a job."""
 
     def frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
-        """A frame has come."""
+        """Handle a frame."""
 
     def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """Text was written to `stdout` or `stderr`."""
+        """Handle text written to `stdout` or `stderr`."""
 
 
 class _Reader(asyncio.BufferedProtocol):
-    """Assembles frames from the data channel: small ones several at a time, a large one in a buffer of its own."""
+    """Protocol that assembles frames from the data channel: several small ones per buffer, a large one in a separate buffer."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker
@@ -64,13 +64,13 @@ class _Reader(asyncio.BufferedProtocol):
         self._broken = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """Return the buffer for the next bytes."""
         if self._large is not None:
             return memoryview(self._large)[self._filled :]
         return self._room[self._filled :] if self._filled else self._room
 
     def buffer_updated(self, nbytes: int) -> None:
-        """More has come."""
+        """Process received bytes."""
         if self._broken:
             return
         self._filled += nbytes
@@ -80,7 +80,7 @@ class _Reader(asyncio.BufferedProtocol):
             elif self._filled == len(self._large):
                 whole, self._large, self._filled = self._large, None, 0
                 self._take(whole, 0, *decode_header(whole))
-        except Exception as problem:  # a task may have made its worker say anything
+        except Exception as problem:  # a task may have corrupted the stream
             self._broken, self._large, self._filled = True, None, 0
             self._worker.broken(problem)
 
@@ -107,16 +107,16 @@ class _Reader(asyncio.BufferedProtocol):
     def _take(self, data: bytearray, start: int, kind: Kind, generation: int, body: int, payload: int) -> None:
         if generation == self._worker.generation:
             middle = start + HEADER.size + body
-            told = loads(data[start + HEADER.size : middle])
-            self._worker.said(kind, told, bytes(data[middle : middle + payload]) if payload else b"")
+            content = loads(data[start + HEADER.size : middle])
+            self._worker.on_frame(kind, content, bytes(data[middle : middle + payload]) if payload else b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end of the stream."""
-        self._worker.hung_up()
+        """Report the end of the stream."""
+        self._worker.on_disconnect()
 
 
 class Death:
-    """How a process ended: `signal` or `exit_code`, and the peak of its resident memory in bytes."""
+    """End of a process: `signal` or `exit_code`, and the peak of its resident memory in bytes."""
 
     def __init__(self, status: int, peak: int | None) -> None:
         self.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -125,7 +125,7 @@ class Death:
 
 
 class WorkerProcess:
-    """A worker. `hello` is a future of what it said first; `dead` one of its `Death`."""
+    """Worker process. `hello` is a future of its first message, `dead` one of its `Death`."""
 
     def __init__(self, interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str]) -> None:
         self.interpreter = interpreter
@@ -133,26 +133,26 @@ class WorkerProcess:
         self.name = f"worker_{generation}"
         self.started = time.time()
         self.lane: str | None = None
-        """What it was handed out for, or kept for."""
+        """Lane of its pool."""
         self.idle_since = time.monotonic()
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.dead: asyncio.Future[Death] = loop.create_future()
         self.listener: Listener | None = None
         self.fresh = True
-        """Whether it has never had a task."""
+        """True until it gets its first task."""
         self.variables: tuple[tuple[str, str | None], ...] = ()
-        """Environment variables that it was started with beside the runtime's."""
+        """Environment variables changed at its start."""
         self.environment: ExecutionEnvironment | None = None
-        """The only environment whose tasks it may run, once it was prepared for that."""
+        """Only environment whose tasks it may run, set when it is prepared for one."""
         self.imports: frozenset[str] = frozenset()
         """Modules of its `PREPARE` frames."""
         self.prepared: asyncio.Future[None] = loop.create_future()
         """Done when it has imported the modules of its last `PREPARE` frame; cancelled when it has ended."""
         self.burst: str | None = None
-        """The burst of calls that it serves."""
+        """Burst of calls that it serves."""
         self.burst_timer: asyncio.TimerHandle | None = None
-        """Ends it where no further call of its burst comes."""
+        """Timer that ends it if no further call of its burst arrives."""
         self.killed_by_us: str | None = None
         self.signalled = False
         self._loop = loop
@@ -161,7 +161,7 @@ class WorkerProcess:
         self._ending = select.poll()
         self._reaped = False
         self._lost = asyncio.Event()
-        # Linux counts the parent's memory at a vfork towards the child's peak: below this figure the peak says nothing.
+        # At a vfork Linux counts the parent's memory towards the child's peak, so a peak below this value is meaningless.
         self._parent_peak = _max_resident(resource.getrusage(resource.RUSAGE_SELF))
         self._spawn(environment, folder, arguments)
 
@@ -203,10 +203,10 @@ class WorkerProcess:
         transport, _ = await self._loop.create_unix_connection(lambda: _Reader(self), sock=ours)
         self._transport = transport
 
-    # What the worker says
+    # Frames from the worker
 
-    def said(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
-        """A whole frame has come."""
+    def on_frame(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
+        """Handle a complete frame."""
         if kind is Kind.HELLO:
             if body.get("protocol") != PROTOCOL:
                 raise BrokenFrame(f"protocol {body.get('protocol')} instead of {PROTOCOL}")
@@ -221,20 +221,20 @@ class WorkerProcess:
                 self.stderr.drain()
             self.listener.frame(kind, body, payload)
             if kind is Kind.DISPLAY:
-                self.stdout.go_on()
-                self.stderr.go_on()
+                self.stdout.skip_marker()
+                self.stderr.skip_marker()
 
     def _printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         if self.listener is not None:
             self.listener.printed(stream, text)
 
     def broken(self, problem: Exception) -> None:
-        """What came makes no sense: nothing that this process says can be used any more."""
+        """Kill the process after an invalid frame, because no further frame can be trusted."""
         self.killed_by_us = self.killed_by_us or f"it broke the protocol ({problem})"
         self.signal_group(signal.SIGKILL)
 
-    def hung_up(self) -> None:
-        """The data channel is closed: the process is ending, or it closed what it must not."""
+    def on_disconnect(self) -> None:
+        """Handle the end of the data channel: the process is ending, or a task closed the channel."""
         self._lost.set()
         self._loop.call_later(1.0, self._end_silent)
 
@@ -243,16 +243,16 @@ class WorkerProcess:
             self.killed_by_us = self.killed_by_us or "it closed its connection to the runtime"
             self.signal_group(signal.SIGKILL)
 
-    # What it is told
+    # Frames and signals to the worker
 
     def send(self, kind: Kind, body: bytes) -> None:
-        """Write a frame; what the worker does not read yet is kept, nobody waits."""
+        """Send a frame without waiting; it is buffered until the worker reads it."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(kind, self.generation, body))
 
     @property
     def unread(self) -> bool | None:
-        """Whether it has not read yet all that it was sent; None where the system does not tell."""
+        """True if sent frames are still unread; None if the system cannot report it."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return None
@@ -266,50 +266,52 @@ class WorkerProcess:
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody has stopped the process, by a signal or a debugger."""
+        """True if a signal or a debugger has stopped the process."""
         try:
             return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
         except psutil.Error:
             return False
 
     def interrupt(self, task_id: str) -> None:
-        """Ask the worker to raise KeyboardInterrupt in that task, if it is the one that runs."""
-        with contextlib.suppress(OSError):  # full or closed: the next stage of the cancel follows
+        """Request a KeyboardInterrupt in that task; ignored unless the worker is running it."""
+        with contextlib.suppress(OSError):  # full or closed; the next stage of the cancel follows
             self._control.send(json.dumps({"interrupt": task_id}).encode() + b"\n")
 
     def signal_group(self, number: int) -> None:
-        """Signal the worker and everything that its tasks started."""
+        """Send a signal to the worker and all processes that its tasks started."""
         if not self._reaped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
                 self.signalled = True
 
     @property
-    def lives(self) -> bool:
-        """Whether the process runs now: the system is asked, since the loop may not have heard of its end yet."""
+    def alive(self) -> bool:
+        """True while the process is running, according to the operating system: the loop may not have processed its end yet."""
         return not self._reaped and not (self._pidfd is not None and self._ending.poll(0))
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone; `dead` follows once its last words are read."""
+        """True if the process has ended; `dead` follows after its last output is read."""
         return self._reaped
 
     def prepare(self, environment: ExecutionEnvironment, modules: list[str]) -> bool:
-        """Have it import these modules in that environment, for tasks of that environment alone; False if it has them all."""
+        """Import these modules in the worker, which from then on runs only tasks of that environment.
+
+        Return False if all of them are already imported.
+        """
         new = [name for name in modules if name not in self.imports]
         if self.environment == environment and not new:
             return False
         self.environment, self.imports = environment, self.imports.union(new)
         self.prepared = self._loop.create_future()
-        told = {"directory": environment.directory, "path": environment.path, "modules": new}
-        self.send(Kind.PREPARE, dumps(told))
+        self.send(Kind.PREPARE, dumps({"directory": environment.directory, "path": environment.path, "modules": new}))
         return True
 
     def leave(self) -> None:
-        """Ask it to go once it is done."""
+        """Request the worker to exit when it is idle."""
         self.send(Kind.LEAVE, b"{}")
 
-    # Its end
+    # End of the process
 
     def _watch_death(self) -> None:
         if hasattr(os, "pidfd_open"):
@@ -330,7 +332,7 @@ class WorkerProcess:
     def _reap(self) -> bool:
         try:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-        except ChildProcessError:  # somebody else in this process reaped it
+        except ChildProcessError:  # other code in this process reaped it
             pid, status, usage = self.pid, 0, None
         if pid == 0:
             return False
@@ -338,17 +340,17 @@ class WorkerProcess:
         self._reaped = True
         peak = _max_resident(usage) if usage is not None else 0
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # what its tasks started must not live on, nor hold our pipes
+            os.killpg(self.pid, signal.SIGKILL)  # processes that its tasks started must not survive, nor keep the pipes open
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
-        self._loop.create_task(self._bury(Death(status, peak if peak > self._parent_peak else None)))
+        self._loop.create_task(self._close(Death(status, peak if peak > self._parent_peak else None)))
         return True
 
-    async def _bury(self, death: Death) -> None:
+    async def _close(self, death: Death) -> None:
         await self._connecting
-        with contextlib.suppress(asyncio.TimeoutError):  # frames that it sent before its end are read first
+        with contextlib.suppress(asyncio.TimeoutError):  # read the frames that it sent before its end
             await asyncio.wait_for(self._lost.wait(), 1.0)
         self.stdout.drain(everything=True)
         self.stderr.drain(everything=True)
@@ -359,7 +361,7 @@ class WorkerProcess:
             self._transport.close()
         if not self.hello.done():
             self.hello.set_exception(self._why_no_hello())
-            self.hello.exception()  # whoever waits gets it; nobody may be waiting
+            self.hello.exception()  # marks it as retrieved, in case nothing awaits it
         self.prepared.cancel()
         if not self.dead.done():
             self.dead.set_result(death)
@@ -373,10 +375,10 @@ class WorkerProcess:
                 f"The worker of {self.interpreter} was stopped: {self.killed_by_us}. "
                 f"Install the same openruntime-jupyter there: {install_command(self.interpreter)}"
             )
-        return EngineError(f"The worker of {self.interpreter} ended before it was ready. It said: {text[-800:] or 'nothing'}")
+        return EngineError(f"The worker of {self.interpreter} ended before it was ready. Its output: {text[-800:] or 'none'}")
 
     def last_output(self) -> str:
-        """The last that it wrote, standard error last."""
+        """Return the end of its output, with standard error last."""
         return "\n".join(part for part in (self.stdout.tail, self.stderr.tail) if part)[-TAIL_CHARACTERS:]
 
 
@@ -385,13 +387,13 @@ def _max_resident(usage: resource.struct_rusage) -> int:
 
 
 def _connection(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """Our end and the worker's."""
+    """Return the parent's and the worker's end of a connection."""
     here, there = socket.socketpair()
     return ours.enter_context(here), theirs.enter_context(there)
 
 
 def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
-    """The reading end, which is ours, and the writing end, which is the worker's."""
+    """Return the reading end for the parent and the writing end for the worker."""
     reading, writing = os.pipe()
     ours.callback(os.close, reading)
     theirs.callback(os.close, writing)

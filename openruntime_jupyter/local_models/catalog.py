@@ -1,4 +1,4 @@
-"""Which models this runtime has, and who may ask for which."""
+"""Catalog of the models of this runtime, and the permissions to use them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FETCHED = "SmolLM2-135M-Instruct"
-"""How the name of the model begins that `jupyter openruntime pull` fetches: what answers where no model is named."""
+"""Prefix of the name of the default model, which `jupyter openruntime pull` downloads."""
 CONVERTED = ".converted"
-"""The folder, within that of the models, of weights in another form."""
+"""Folder of converted weights, inside the folder of models."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 NO_MODEL = (
-    "There is no model on this machine. Fetch one by `jupyter openruntime pull`, or set up a remote provider: "
+    "No local model is installed. Download one with `jupyter openruntime pull`, or set up a remote provider: "
     "a profile in the configuration, or OPENAI_API_KEY in the server's environment."
 )
 
@@ -36,16 +36,16 @@ Stamp = tuple[int, int]
 
 
 def _plain(source: ModelSource) -> str:
-    """A file's name without the kind of numbers that it ends with by custom."""
+    """Return the name of a source without the conventional suffix for its quantisation."""
     plain, _, kind = source.name.rpartition(".")
     return plain if source.kind == "gguf" and kind.upper() in KINDS else source.name
 
 
 class ModelCatalog:
-    """Looks into the folder of models, and at what the settings allow, each time that it is asked.
+    """Catalog that reads the folder of models and the settings on every request.
 
-    A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. What lies in the folder of models goes by the name of
-    its folder or file, without `.gguf`; names are compared, never joined to a path.
+    A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in the folder of models has the name of its folder
+    or file, without `.gguf`. Names are compared, never joined to a path.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -53,21 +53,21 @@ class ModelCatalog:
         self._shapes: dict[Path, tuple[Stamp, Shape | str]] = {}
 
     def known(self) -> list[ModelSource]:
-        """Every model that anybody who may submit tasks may ask for, the default one first."""
-        found = {source.name: source for source in self._listed()}
-        return sorted(found.values(), key=lambda source: not source.name.startswith(FETCHED))
+        """Return the models that every user with permission to submit tasks may use, the default one first."""
+        sources = {source.name: source for source in self._listed()}
+        return sorted(sources.values(), key=lambda source: not source.name.startswith(FETCHED))
 
     def named(self, name: str) -> ModelSource | None:
-        """The one of those of that name, or of that name before its kind of numbers (`.Q4_1`) where only one is so called."""
+        """Return the known model with that name. A name without the quantisation (`.Q4_1`) works if it is unambiguous."""
         known = self.known()
         found = [source for source in known if source.name == name] or [source for source in known if _plain(source) == name]
         return found[0] if len(found) == 1 else None
 
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
-        """The model that a name or path stands for; None is the default one.
+        """Return the model with that name or path; None means the default one.
 
-        Raises `InvalidRequest` where there is no such model, `NotAllowed` where this caller may not ask for it, and `Unavailable`
-        where there is no model at all.
+        Raises `InvalidRequest` if the model is unknown, `NotAllowed` if this caller may not use it, and `Unavailable` if no model is
+        installed.
         """
         known = self.known()
         if name is None:
@@ -81,64 +81,64 @@ class ModelCatalog:
             return self._at(path, known, caller)
         if HUB_NAME.fullmatch(name):
             return self._on_hub(name, caller)
-        names = ", ".join(source.name for source in known) or "none yet: `jupyter openruntime pull` fetches one"
-        raise InvalidRequest.of("parameters.model", f"there is no model {name!r}; there are {names}")
+        names = ", ".join(source.name for source in known) or "none, install one with `jupyter openruntime pull`"
+        raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}")
 
     def _at(self, path: Path, known: list[ModelSource], caller: Caller) -> ModelSource:
-        place = os.path.realpath(path)
+        resolved = os.path.realpath(path)
         for source in known:
-            if source.path == place:
+            if source.path == resolved:
                 return source
-        if not caller.may_execute:  # before looking: whether a file is there is nobody's business
+        if not caller.may_execute:  # before any access: other callers must not learn whether the file exists
             raise NotAllowed(
-                "A model by its path is for who may execute code here: name one of `GET /models`, or let the owner add the path to "
+                "A model path requires the permission to execute code: use a name from `GET /models`, or ask the owner to add the path to "
                 "allowed_models."
             )
         try:
-            return self._described(Path(place))
+            return self._described(Path(resolved))
         except NotAModel as problem:
             raise InvalidRequest.of("parameters.model", str(problem)) from None
 
     def _on_hub(self, name: str, caller: Caller) -> ModelSource:
         if not self._settings.allow_hub:
-            raise NotAllowed(f"The model {name!r} would be fetched from the Hugging Face hub, which is off here: see allow_hub.")
+            raise NotAllowed(f"Model {name!r} requires a download from the Hugging Face hub, which is disabled: see allow_hub.")
         if name not in self._settings.allowed_models and not caller.may_execute:
-            raise NotAllowed(f"The model {name!r} is not in allowed_models: let the owner add it there, or name one of `GET /models`.")
+            raise NotAllowed(f"Model {name!r} is not in allowed_models: ask the owner to add it, or use a name from `GET /models`.")
         return ModelSource(name, name, "hub", converted=str(self._settings.models / CONVERTED))
 
     def _listed(self) -> list[ModelSource]:
-        """What the settings allow, then what was fetched: of two with one name the latter counts."""
-        found = []
+        """Return the allowed models, then the downloaded ones, which take precedence over allowed ones of the same name."""
+        sources = []
         for given in self._settings.allowed_models:
             path = Path(given).expanduser()
             if path.is_absolute() or not HUB_NAME.fullmatch(given):
-                found += self._if_model(path, given)
+                sources += self._if_model(path, given)
             elif self._settings.allow_hub:
-                found.append(ModelSource(given, given, "hub", converted=str(self._settings.models / CONVERTED)))
+                sources.append(ModelSource(given, given, "hub", converted=str(self._settings.models / CONVERTED)))
         try:
             entries = sorted(self._settings.models.iterdir())
-        except OSError:  # nothing was fetched yet
+        except OSError:  # no model was downloaded yet
             entries = []
         for entry in entries:
             if not entry.name.startswith(".") and (entry.suffix == ".gguf" or entry.is_dir()):
-                found += self._if_model(entry, str(entry))
-        return found
+                sources += self._if_model(entry, str(entry))
+        return sources
 
     def _if_model(self, path: Path, given: str) -> list[ModelSource]:
         try:
             return [self._described(Path(os.path.realpath(path)), path)]
         except NotAModel as problem:
-            log.debug("%s is no model: %s", given, problem)
+            log.debug("%s is not a model: %s", given, problem)
             return []
 
-    def _described(self, place: Path, called: Path | None = None) -> ModelSource:
-        """The model at a place without links, named as it is `called`; raises `NotAModel`."""
-        name = (called or place).name
-        kind: Literal["mlx", "gguf"] = "gguf" if place.suffix == ".gguf" else "mlx"
-        shape = self._shape(place, kind)
+    def _described(self, path: Path, called: Path | None = None) -> ModelSource:
+        """Return the model at a resolved path, with the name from `called`; raise `NotAModel`."""
+        name = (called or path).name
+        kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" else "mlx"
+        shape = self._shape(path, kind)
         return ModelSource(
             name.removesuffix(".gguf"),
-            str(place),
+            str(path),
             kind,
             shape.bytes,
             shape.context_length,
@@ -147,20 +147,20 @@ class ModelCatalog:
             str(self._settings.models / CONVERTED),
         )
 
-    def _shape(self, place: Path, kind: Literal["mlx", "gguf"]) -> Shape:
-        """Of a file or folder that has not changed since the last look, what was seen then."""
+    def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
+        """Return the shape of a model, cached while its file or folder is unchanged."""
         try:
-            looked_at = place.stat()
+            status = path.stat()
         except OSError as problem:
-            raise NotAModel(f"{place} can't be read: {problem.strerror}") from None
-        stamp = (looked_at.st_mtime_ns, looked_at.st_size)
-        before, seen = self._shapes.get(place, (None, None))
-        if before != stamp or seen is None:
+            raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
+        stamp = (status.st_mtime_ns, status.st_size)
+        cached_stamp, shape = self._shapes.get(path, (None, None))
+        if cached_stamp != stamp or shape is None:
             try:
-                seen = shape_of(place) if kind == "mlx" else shape_of_gguf(place)
+                shape = shape_of(path) if kind == "mlx" else shape_of_gguf(path)
             except NotAModel as problem:
-                seen = str(problem)
-            self._shapes[place] = stamp, seen
-        if isinstance(seen, str):
-            raise NotAModel(seen)
-        return seen
+                shape = str(problem)
+            self._shapes[path] = stamp, shape
+        if isinstance(shape, str):
+            raise NotAModel(shape)
+        return shape

@@ -1,4 +1,4 @@
-"""Weights as 32-bit numbers: on a CPU only they go through BLAS, which is several times as fast as quantised or half precision."""
+"""Conversion of weights to float32. On a CPU only float32 uses BLAS, which is several times faster than quantised or half precision."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from openruntime_jupyter.local_models.language_model import weights_of
 
 
 def convert(model: Any, source: Path, conversions: Conversions | None = None) -> None:
-    """Turn the lazily loaded `model` into float32, still lazy.
+    """Convert the lazily loaded `model` to float32 without evaluating it.
 
-    A quantised one takes seconds to convert, so what becomes of it is kept by `conversions` under the file `source` of its weights.
+    Converting a quantised model takes seconds, so `conversions` caches the result for the weight file `source`.
     """
     packed = [module for _, module in model.named_modules() if "scales" in module]
     for module in packed:

@@ -1,4 +1,4 @@
-"""What a model's folder tells of it without loading it; it imports no MLX, so that the server can ask too."""
+"""Properties of a model folder, read without loading the model. The module does not import MLX, because the server uses it too."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_HEADER = 100_000_000
-"""Bytes: what safetensors itself takes for a header."""
+"""Maximum length in bytes of a header, as in safetensors."""
 GROUP_SIZE = 64
-"""Weights that share a scale, where the model's configuration does not say."""
+"""Default number of weights that share a scale."""
 
 
 class NotAModel(ValueError):
-    """The folder or file holds no model that can be loaded; the message says what is missing."""
+    """Folder or file without a loadable model; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model's sizes; None for what its files do not tell. See `ModelSource`."""
+    """Sizes of a model; None for unknown ones. See `ModelSource`."""
 
     bytes: int
     context_length: int | None = None
@@ -31,11 +31,11 @@ class Shape:
 
 
 def shape_of(folder: Path) -> Shape:
-    """The sizes of the model in this folder, by its configuration and the headers of its weights; raises `NotAModel`."""
+    """Return the sizes of the model in `folder` from its configuration and weight headers; raise `NotAModel`."""
     config = read_config(folder)
     files = weight_files(folder)
     if not files:
-        raise NotAModel(f"{folder} has no model*.safetensors: it needs the weights in that form")
+        raise NotAModel(f"{folder} has no model*.safetensors: convert the weights to that format")
     try:
         size = sum(file.stat().st_size for file in files)
         inner = config.get("text_config")
@@ -46,28 +46,30 @@ def shape_of(folder: Path) -> Shape:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The model's config.json; raises `NotAModel`."""
+    """Return the contents of config.json; raise `NotAModel`."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError:
-        raise NotAModel(f"{folder} has no config.json: an MLX model is a folder with it, model*.safetensors and a tokenizer") from None
+        raise NotAModel(
+            f"{folder} has no config.json: an MLX model is a folder with that file, model*.safetensors and a tokenizer"
+        ) from None
     except (OSError, ValueError) as problem:
         raise NotAModel(f"{folder / 'config.json'} can't be read: {problem}") from None
     if not isinstance(config, dict):
-        raise NotAModel(f"{folder / 'config.json'} holds no object")
+        raise NotAModel(f"{folder / 'config.json'} is not a JSON object")
     return config
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that mlx-lm loads."""
+    """Return the weight files that mlx-lm loads."""
     return sorted(folder.glob("model*.safetensors"))
 
 
 def cache_numbers(config: dict[str, Any]) -> int | None:
-    """How many numbers the key-value cache grows by with each token: a key and a value for every head of every layer.
+    """Return the growth of the key-value cache per token, in numbers: a key and a value for each head of each layer.
 
-    Layers with a sliding window or a state of fixed size do not grow, and are left out. None where the configuration is of a kind
-    that this does not hold for.
+    Layers with a sliding window or a state of fixed size do not grow and are not counted. Return None for configurations to which this
+    does not apply.
     """
     if "kv_lora_rank" in config:  # keys and values are kept in a compressed form
         return None
@@ -88,7 +90,7 @@ def _whole(config: dict[str, Any], name: str) -> int | None:
 
 
 def _float32_bytes(files: list[Path], config: dict[str, Any]) -> int:
-    """Quantised weights are packed into whole numbers, and have a scale for each group of so many."""
+    """Return the size of the weights in float32. Quantised weights are packed into integers and have one scale per group."""
     quantization = config.get("quantization")
     settings: dict[str, Any] = quantization if isinstance(quantization, dict) else {}
     usual = _whole(settings, "group_size") or GROUP_SIZE
@@ -104,13 +106,13 @@ def _float32_bytes(files: list[Path], config: dict[str, Any]) -> int:
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, int, bool]]:
-    """Name, number of elements, and whether they are packed."""
+    """Yield name, number of elements, and True for packed elements."""
     for file in files:
         with file.open("rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
             if length > LONGEST_HEADER:
-                raise ValueError(f"{file.name} is no safetensors file")
+                raise ValueError(f"{file.name} is not a safetensors file")
             header = json.loads(stream.read(length))
         for name, tensor in header.items():
             if name != "__metadata__":

@@ -1,4 +1,4 @@
-"""A model in memory, and the text that it writes."""
+"""Loaded language model and text generation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
 
 CACHE_KEPT = 256 << 20
-"""Bytes of freed buffers that MLX may keep while a prompt is read."""
+"""Maximum bytes of freed buffers that MLX keeps while a prompt is processed."""
 PENALISED = 20
-"""Tokens before the next one that a repetition penalty looks at: mlx-lm's own number."""
+"""Number of previous tokens for a repetition penalty, as in mlx-lm."""
 
 
 @dataclass(slots=True)
 class _Timing:
-    """When what happened, by `time.perf_counter`."""
+    """Times of one generation, by `time.perf_counter`."""
 
     began: float
     read: float = 0.0
@@ -40,12 +40,12 @@ class _Timing:
     written: int = 0
 
     def token(self, written: int) -> None:
-        """So many are written."""
+        """Record that `written` tokens are generated."""
         self.last, self.written = time.perf_counter(), written
         self.first = self.first or self.last
 
-    def figures(self, prompt: int) -> dict[str, Any]:
-        """As `Answer` has them; the speed of writing is that after the first token."""
+    def statistics(self, prompt: int) -> dict[str, Any]:
+        """Return the statistics fields of `Answer`. The generation speed counts from the first token on."""
         first = self.first or self.last
         return {
             "prompt_tokens": prompt,
@@ -60,7 +60,7 @@ class _Timing:
 class LanguageModel:
     """One model and its tokenizer.
 
-    `context_length` is in tokens and `cache_numbers` what its key-value cache keeps for each; both None where that is not known.
+    `context_length` is in tokens, and `cache_numbers` is the growth of the key-value cache per token; None if unknown.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Any, context_length: int | None, cache_numbers: int | None) -> None:
@@ -76,45 +76,44 @@ class LanguageModel:
     # The prompt
 
     def tokens_of(self, prompt: str | None, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The prompt as the model reads it: plain text, or messages by its template; raises `InvalidRequest`."""
+        """Tokenize a plain prompt, or messages with the chat template; raise `InvalidRequest`."""
         if prompt is not None:
             bos = self.tokenizer.bos_token
             tokens = self.tokenizer.encode(prompt, add_special_tokens=bos is None or not prompt.startswith(bos))
         else:
             tokens = self._templated(list(messages))
         if not tokens:
-            raise InvalidRequest.of("parameters.prompt", "there is not a single token in it")
+            raise InvalidRequest.of("parameters.prompt", "has no tokens: give a prompt that is not empty")
         return list(tokens)
 
     def _templated(self, messages: list[dict[str, str]]) -> Any:
         if not self.tokenizer.has_chat_template:
             raise InvalidRequest.of(
-                "parameters.messages", f"{self.name} has no chat template, so it takes no messages: give a plain prompt"
+                "parameters.messages", f"{self.name} has no chat template and does not accept messages: give a plain prompt"
             )
         try:
             return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        except Exception as problem:  # a template is a program of the model's, and raises what it likes
-            said = f"the chat template of {self.name} does not take them: {problem}"
-            raise InvalidRequest.of("parameters.messages", said) from problem
+        except Exception as problem:  # a template is a program and may raise anything
+            raise InvalidRequest.of("parameters.messages", f"rejected by the chat template of {self.name}: {problem}") from problem
 
     def require_room(self, prompt: int, max_tokens: int, context: TaskContext) -> int:
-        """How many tokens may be written after `prompt` of them, `max_tokens` at most.
+        """Return the maximum number of tokens to generate after `prompt` tokens, at most `max_tokens`.
 
         Raises `InvalidRequest` for a prompt that fills the context of the model, and `MemoryRefused` for one whose key-value cache does
-        not fit into the memory that is free now: MLX answers a failed allocation with a segmentation fault.
+        not fit into the free memory: a failed allocation in MLX is a segmentation fault.
         """
         room = max_tokens if self._context_length is None else min(max_tokens, self._context_length - prompt)
         if room < 1:
-            problem = f"the prompt has {prompt:,} tokens, and {self.name} takes {self._context_length:,} with its answer: shorten it"
+            problem = f"has {prompt:,} tokens, but {self.name} has a context of {self._context_length:,} including the response: shorten it"
             raise InvalidRequest.of("parameters.prompt", problem)
         if self._token_bytes:
             total = prompt + room
             needed = total * self._token_bytes
-            if context.device_type == "cpu":  # attention is computed there piece by piece, all heads at once
+            if context.device_type == "cpu":  # the CPU computes attention per piece, for all heads at once
                 needed += 4 * total * self._heads * min(LARGEST, prompt)
             free = self._free(context)
             if needed > free:
-                raise MemoryRefused(needed, free, f"A prompt of {prompt:,} tokens with {room:,} to be written (max_tokens)")
+                raise MemoryRefused(needed, free, f"A prompt of {prompt:,} tokens with up to {room:,} tokens to generate (max_tokens)")
         return room
 
     def _free(self, context: TaskContext) -> int:
@@ -124,12 +123,12 @@ class LanguageModel:
 
     # The answer
 
-    def write(self, tokens: list[int], wishes: GenerationOptions, context: TaskContext) -> dict[str, Any]:
-        """Answer the prompt; each piece of text goes to `context.token` as it is certain. The output as `Answer` has it."""
+    def write(self, tokens: list[int], options: GenerationOptions, context: TaskContext) -> dict[str, Any]:
+        """Generate the response and return the fields of `Answer`. Each piece of text is passed to `context.token` once it is final."""
         timing = _Timing(time.perf_counter())
-        room = self.require_room(len(tokens), wishes.max_tokens, context)
-        mx.random.seed(secrets.randbits(63) if wishes.seed is None else wishes.seed)
-        stops = StopFilter(wishes.stop)
+        room = self.require_room(len(tokens), options.max_tokens, context)
+        mx.random.seed(secrets.randbits(63) if options.seed is None else options.seed)
+        stops = StopFilter(options.stop)
         text: list[str] = []
 
         def pass_on(piece: str) -> None:
@@ -138,7 +137,7 @@ class LanguageModel:
                 context.token(piece)
 
         reason = None
-        with _quiet(), contextlib.closing(self._responses(tokens, room, wishes, timing, context)) as responses:
+        with _quiet(), contextlib.closing(self._responses(tokens, room, options, timing, context)) as responses:
             for response in responses:
                 timing.token(response.generation_tokens)
                 pass_on(stops.feed(response.text))
@@ -147,12 +146,12 @@ class LanguageModel:
                 if reason is not None:
                     break
         pass_on(stops.flush())
-        return {"text": "".join(text), "finish_reason": reason, **timing.figures(len(tokens))}
+        return {"text": "".join(text), "finish_reason": reason, **timing.statistics(len(tokens))}
 
     def _responses(
-        self, tokens: list[int], room: int, wishes: GenerationOptions, timing: _Timing, context: TaskContext
+        self, tokens: list[int], room: int, options: GenerationOptions, timing: _Timing, context: TaskContext
     ) -> Generator[Any, None, None]:
-        """mlx-lm's responses, one a token. Nothing computes on any more once it is closed, and the buffers are given back."""
+        """Yield one mlx-lm response per token. Closing the generator stops the computation and frees the buffers."""
         from mlx_lm.generate import generation_stream, stream_generate
         from mlx_lm.models.cache import make_prompt_cache
 
@@ -162,7 +161,7 @@ class LanguageModel:
             with mx.stream(generation_stream):
                 self._read(tokens, cache, context)
             yield from stream_generate(
-                self.model, self.tokenizer, mx.array(tokens[-1:]), max_tokens=room, prompt_cache=cache, **self._sampling(tokens, wishes)
+                self.model, self.tokenizer, mx.array(tokens[-1:]), max_tokens=room, prompt_cache=cache, **self._sampling(tokens, options)
             )
         finally:
             mx.synchronize(generation_stream)
@@ -170,12 +169,12 @@ class LanguageModel:
             mx.clear_cache()
 
     def _read(self, tokens: list[int], cache: list[Any], context: TaskContext) -> None:
-        """All but the last token, in steps so short that an interrupt is heard soon."""
+        """Process all tokens except the last one, in short steps between which interrupts are handled."""
         done, total = 0, len(tokens)
         context.progress(done, total, "reading the prompt")
         while done < total - 1:
             piece = tokens[done : min(done + self._pace.tokens, total - 1)]
-            self.model(mx.array(piece)[None], cache=cache)  # computes nothing yet
+            self.model(mx.array(piece)[None], cache=cache)  # lazy
             layer = 0
             while layer < len(cache):
                 layer = self._step(len(piece), cache, layer)
@@ -185,7 +184,7 @@ class LanguageModel:
                 mx.clear_cache()
 
     def _step(self, tokens: int, cache: list[Any], first: int) -> int:
-        """Compute a piece of the prompt from layer `first` on, as far as there is time for; returns the next layer."""
+        """Compute a piece of the prompt from layer `first` for one step; return the next layer."""
         started = time.perf_counter()
         step = cache[first : first + self._pace.layers(tokens)]
         mx.eval([layer.state for layer in step])
@@ -194,24 +193,24 @@ class LanguageModel:
 
     @cached_property
     def _vocabulary(self) -> int:
-        # Before 0.32 mlx-lm's tokenizers have no length; to make the dictionary takes 30 ms.
+        # Before mlx-lm 0.32 tokenizers have no length. Building the dictionary takes 30 ms.
         return len(self.tokenizer.get_vocab())
 
-    def _sampling(self, tokens: list[int], wishes: GenerationOptions) -> dict[str, Any]:
+    def _sampling(self, tokens: list[int], options: GenerationOptions) -> dict[str, Any]:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-        sampling = dict(wishes.sampling)
-        if "top_k" in sampling and sampling["top_k"] >= self._vocabulary:  # no restriction; mlx-lm refuses it
+        sampling = dict(options.sampling)
+        if "top_k" in sampling and sampling["top_k"] >= self._vocabulary:  # no restriction; mlx-lm rejects it
             del sampling["top_k"]
         chosen: dict[str, Any] = {"sampler": make_sampler(**sampling)} if sampling else {}
-        if wishes.repetition_penalty is not None:
-            processors = make_logits_processors(repetition_penalty=wishes.repetition_penalty, repetition_context_size=PENALISED)
+        if options.repetition_penalty is not None:
+            processors = make_logits_processors(repetition_penalty=options.repetition_penalty, repetition_context_size=PENALISED)
             chosen["logits_processors"] = [_remembering(processor, tokens[:-1]) for processor in processors]
         return chosen
 
 
 def _remembering(processor: Callable[[Any, Any], Any], before: list[int]) -> Callable[[Any, Any], Any]:
-    """mlx-lm tells it only of the tokens that mlx-lm itself has read; this adds those `before` them."""
+    """Return `processor` with the tokens `before` added: mlx-lm passes it only the tokens that mlx-lm has processed."""
     earlier = mx.array(before[-PENALISED:], dtype=mx.int32)
 
     def process(tokens: Any, logits: Any) -> Any:
@@ -221,18 +220,18 @@ def _remembering(processor: Callable[[Any, Any], Any], before: list[int]) -> Cal
 
 
 def weights_of(model: Any) -> dict[str, Any]:
-    """Every array of a model by its name."""
+    """Return the arrays of a model by name."""
     weights: Any = tree_flatten(model.parameters(), destination={})
     return dict(weights)
 
 
 def _item_size(model: Any) -> int:
-    """Bytes of a number that the model computes with: that of its widest weights, scales of packed ones among them."""
+    """Return the size in bytes of the model's activations: that of its widest weights or scales."""
     return max((weight.dtype.size for weight in weights_of(model).values() if mx.issubdtype(weight.dtype, mx.floating)), default=4)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What is printed goes to stderr: a task's stdout is what the model writes."""
+    """Redirect stdout to stderr: the stdout of a task is only the generated text."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

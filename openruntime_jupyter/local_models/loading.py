@@ -1,4 +1,4 @@
-"""From a model's files to a model that answers."""
+"""Loading of local models."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLOAT32_SHARE = 0.7
-"""Of the memory that is free, what float32 weights may take: the rest is for prompts, and for whatever else comes."""
+"""Share of the free memory that float32 weights may take; the rest is for prompts and other uses."""
 PIECE = 256 << 20
-"""Bytes of weights that are read at once, so that an interrupt is heard in between."""
+"""Bytes of weights that are read in one step; interrupts are handled between steps."""
 
 
 def load(source: ModelSource, context: TaskContext) -> LanguageModel:
-    """The model, ready to answer at full speed.
+    """Load a model and warm it up.
 
-    On a CPU with a good BLAS it computes in float32 where that fits into the memory, else as its files are. Raises `InvalidRequest`
-    for what can't be loaded, `MemoryRefused` for what does not fit, and `EngineError` where mlx-lm is missing.
+    On a CPU with a fast BLAS the model computes in float32 if that fits into memory, otherwise in the precision of its files. Raises
+    `InvalidRequest` if it can't be loaded, `MemoryRefused` if it does not fit, and `EngineError` without mlx-lm.
     """
     context.progress(0, None, f"loading {source.name}")
     context.flush_progress()
@@ -51,7 +51,7 @@ def load(source: ModelSource, context: TaskContext) -> LanguageModel:
         raise
     except NotAModel as problem:
         raise InvalidRequest.of("parameters.model", str(problem)) from None
-    except Exception as problem:  # damaged files and unknown kinds show in many ways; each must reach the user in words
+    except Exception as problem:  # damaged files and unknown types cause many exceptions; each needs a message for the user
         raise InvalidRequest.of("parameters.model", f"{source.name} can't be loaded: {type(problem).__name__}: {problem}") from problem
     loaded = LanguageModel(source.name, model, tokenizer, source.context_length, source.cache_numbers)
     _warm(loaded, context)
@@ -59,25 +59,25 @@ def load(source: ModelSource, context: TaskContext) -> LanguageModel:
 
 
 def _at_hand(source: ModelSource) -> ModelSource:
-    """The source with files on this machine: `load` of mlx-lm itself would ask the hub for a path that is not there."""
+    """Return the source with local files, because mlx-lm's `load` would request a missing path from the hub."""
     if source.kind == "hub":
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(source.path, allow_patterns=["*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model"]))
         return replace(source, path=str(folder), kind="mlx", **asdict(shape_of(folder)))
     if not Path(source.path).exists():
-        raise InvalidRequest.of("parameters.model", f"{source.path} is not there any more")
+        raise InvalidRequest.of("parameters.model", f"{source.path} no longer exists")
     return source
 
 
 def _choose(source: ModelSource, context: TaskContext) -> bool:
-    """Whether to compute in float32; raises `MemoryRefused` where the model does not fit in any way."""
+    """Return whether to compute in float32; raise `MemoryRefused` if the model does not fit in either form."""
     free = MemoryReader().read().available
     if context.device_type == "cpu" or mx.metal.is_available():
         if (source.bytes or 0) > free:
-            raise MemoryRefused(source.bytes or 0, free, f"The model {source.name}")
+            raise MemoryRefused(source.bytes or 0, free, f"Model {source.name}")
     else:
-        context.require_memory(source.bytes or 0, f"The model {source.name}")
+        context.require_memory(source.bytes or 0, f"Model {source.name}")
     wide = source.float32_bytes
     return context.fast_float32 and context.device_type == "cpu" and wide is not None and wide <= FLOAT32_SHARE * free
 
@@ -90,8 +90,8 @@ def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
         return load_gguf(path, "float32" if wide else "stored", kept)
     from mlx_lm import utils
 
-    if "model_file" in read_config(path):  # mlx-lm refuses that too from 0.32 on, and runs it before
-        raise NotAModel(f"{source.name} can't be loaded: it is a custom module, and the code of a model is never run")
+    if "model_file" in read_config(path):  # mlx-lm before 0.32 runs it; later versions reject it too
+        raise NotAModel(f"{source.name} can't be loaded: it needs a custom module, and the code of a model is never run")
     model, config = utils.load_model(path, lazy=True)
     tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     if wide:
@@ -100,7 +100,7 @@ def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
 
 
 def _read_weights(model: Any, name: str, context: TaskContext) -> None:
-    """Into memory, with progress in bytes."""
+    """Read the weights into memory; report progress in bytes."""
     weights = list(weights_of(model).values())
     total, done, waiting = sum(weight.nbytes for weight in weights), 0, 0
     pending: list[Any] = []
@@ -116,10 +116,10 @@ def _read_weights(model: Any, name: str, context: TaskContext) -> None:
 
 
 def _warm(loaded: LanguageModel, context: TaskContext) -> None:
-    """Write a token or two: MLX compiles some functions at their first use, which takes seconds and hears no interrupt."""
+    """Generate two tokens: MLX compiles some functions on first use, which takes seconds and can't be interrupted."""
     started = time.perf_counter()
     silent = context.silent()
-    with contextlib.suppress(InvalidRequest):  # a template may want something else; what it says is told to who asks
+    with contextlib.suppress(InvalidRequest):  # a template may reject this message; real prompts report it
         loaded.tokens_of(None, [{"role": "user", "content": "?"}])
     loaded.write(loaded.tokens_of("? ?", []), GenerationOptions(max_tokens=2, sampling={"temp": 1.0}), silent)
-    log.debug("%s was warm after %.2f s", loaded.name, time.perf_counter() - started)
+    log.debug("Warmed up %s in %.2f s", loaded.name, time.perf_counter() - started)

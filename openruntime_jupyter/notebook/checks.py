@@ -1,4 +1,4 @@
-"""What the doctor finds without giving a runtime work to do: who is let in, and whether pages can show widgets."""
+"""Diagnostic checks that submit no task: access control, and packages for widgets."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Verdict = Literal["ok", "note", "wrong"]
 
 SIGNS: dict[Verdict, tuple[str, str]] = {"ok": ("✓", "ok"), "note": ("!", "wa"), "wrong": ("✗", "no")}
 
-LET_IN = "Restart this kernel, which gets a token from its server, or write `%openruntime connect URL?token=…`"
+TOKEN_ADVICE = "Restart this kernel to get a token from its server, or use `%openruntime connect URL?token=…`"
 
 FOREIGN = "http://another-site.invalid"
-"""Where a page that means harm would come from."""
+"""Origin of a simulated malicious page."""
 
 PACKAGES = ("ipywidgets", "anywidget")
 PAGE = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
-"""What JupyterLab and Notebook need to show widgets, and which package brings it."""
+"""Front-end extension that JupyterLab and Notebook need for widgets, and the package that provides each."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One part: `ok`, a `note` about what could be better, or what is `wrong`, each with what to do."""
+    """Result of one check: `ok`, a `note` with a suggestion, or `wrong` with a fix."""
 
     name: str
     verdict: Verdict
@@ -37,7 +37,7 @@ class Check:
 
 
 def widgets_here() -> Iterator[Check]:
-    """Whether this kernel has what makes widgets."""
+    """Check that the kernel has the packages for widgets."""
     found, missing = [], []
     for package in PACKAGES:
         try:
@@ -51,20 +51,20 @@ def widgets_here() -> Iterator[Check]:
 
 
 def front_end(client: Client) -> Iterator[Check]:
-    """Whether the pages of the server show widgets: that is decided by its environment, which is not always the kernel's."""
+    """Check that the server's front end can show widgets. Its environment may differ from the kernel's."""
     if client.where == "embedded" or not client.backend.local:
         yield Check(
-            "front end", "ok", "not to be seen from here: where a page shows text instead of the dashboard, it lacks widgets of its own"
+            "front end", "ok", "cannot be checked from here: if pages show text instead of the dashboard, they lack the widget packages"
         )
         return
     prefixes = {Path(worker.interpreter).parent.parent for worker in client.workers()}
     missing = [package for name, package in PAGE.items() if not _installed(name, prefixes)]
     if missing:
         python = min((worker.interpreter for worker in client.workers()), default=sys.executable)
-        what = f"the server's pages lack {' and '.join(missing)}, and show text instead of the dashboard"
-        yield Check("front end", "note", f"{what}: {python} -m pip install {' '.join(missing)}, and reload the page")
+        problem = f"the server lacks {' and '.join(missing)}, so pages show text instead of the dashboard"
+        yield Check("front end", "note", f"{problem}: {python} -m pip install {' '.join(missing)}, and reload the page")
     else:
-        yield Check("front end", "ok", "the server's pages have what shows widgets")
+        yield Check("front end", "ok", "the server has the extensions for widgets")
 
 
 def _installed(name: str, prefixes: Iterable[Path]) -> bool:
@@ -75,15 +75,15 @@ def _installed(name: str, prefixes: Iterable[Path]) -> bool:
 
 
 def access(backend: Backend) -> Iterator[Check]:
-    """Who is let in: this kernel, and not the page of a stranger that is open in the user's browser."""
+    """Check that the runtime accepts this kernel and rejects cross-site requests from the user's browser."""
     if not isinstance(backend, HttpBackend):
-        yield Check("token", "ok", "none is needed: the runtime is in this kernel")
+        yield Check("token", "ok", "not needed: the runtime is in this kernel")
         return
-    how = "by its token" if backend.has_token else "without a token"
-    yield Check("token", "ok", f"this kernel is let in {how}")
+    how = "with a token" if backend.has_token else "without a token"
+    yield Check("token", "ok", f"this kernel is accepted {how}")
     status = backend.knock(FOREIGN)
     if status in (401, 403, 404):
-        yield Check("XSRF", "ok", f"another site's page is refused (status {status}); what carries a token is not asked for a cookie")
+        yield Check("XSRF", "ok", f"cross-site requests are rejected (status {status}); requests with a token need no XSRF cookie")
     else:
-        advice = "give the server a token or password, and leave ServerApp.disable_check_xsrf off"
-        yield Check("XSRF", "wrong", f"another site's page could submit tasks here (status {status}): {advice}")
+        advice = "set a token or password for the server, and keep ServerApp.disable_check_xsrf off"
+        yield Check("XSRF", "wrong", f"cross-site requests can submit tasks (status {status}): {advice}")

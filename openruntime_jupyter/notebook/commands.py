@@ -1,4 +1,4 @@
-"""The words of `%openruntime`: each a function from the session and the line's arguments to something that shows itself."""
+"""Subcommands of `%openruntime`. Each is a function from the session and the parsed line to a displayable value."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from openruntime_jupyter.schemas.system import Health, Timeframe
 from openruntime_jupyter.schemas.tasks import TaskState
 
 START_SECONDS = 10.0
-"""How long `status` and `devices` wait for a runtime that has just been started to know its devices."""
+"""Time that `status` and `devices` wait for a new runtime to detect its devices."""
 
 
 def run_line(session: Session, line: str) -> Any:
-    """Do what a line of `%openruntime` says; raises `UsageError` for what it does not understand."""
+    """Run a line of `%openruntime`. Raises `UsageError` for an invalid line."""
     first, _, rest_of_line = line.strip().partition(" ")
     if first in line_words.PROMPTS:
         return line_words.PROMPTS[first](session, rest_of_line)
@@ -42,7 +42,7 @@ def run_line(session: Session, line: str) -> Any:
     if arguments.help or arguments.words in ((), ("help",)):
         if arguments.pairs or arguments.options:
             raise UsageError(
-                "say first what to do, such as `%openruntime matrix_multiply size=1000`; `%openruntime` alone shows what there is."
+                "a command or operation is missing, such as `%openruntime matrix_multiply size=1000`; see `%openruntime` for help"
             )
         return Help()
     word, *rest = arguments.words
@@ -51,74 +51,74 @@ def run_line(session: Session, line: str) -> Any:
     known = {entry.name: entry for entry in session.client.operations()}
     if word not in known:
         near = get_close_matches(word, [*COMMANDS, *line_words.PROMPTS, *known], 3, 0.5)
-        advice = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join([*COMMANDS, *line_words.PROMPTS, *known])}."
+        advice = f"Did you mean {' or '.join(near)}?" if near else f"Use one of {', '.join([*COMMANDS, *line_words.PROMPTS, *known])}"
         raise UsageError(f"{word!r} is neither a command nor an operation. {advice}")
     if rest:
-        raise UsageError(f"{rest[0]!r} is not understood: parameters of {word} are written as name=value.")
+        raise UsageError(f"unexpected argument {rest[0]!r}: write parameters of {word} as name=value")
     return run_operation(session, arguments, word)
 
 
 @dataclass(frozen=True)
-class Want:
-    """One thing that must stand behind a word: what it is, and what can be offered for it."""
+class Operand:
+    """Required positional argument of a subcommand: its description and its completions."""
 
-    says: str
-    offers: Callable[[CompletionSources], Iterable[str]] = lambda _: ()
+    description: str
+    complete: Callable[[CompletionSources], Iterable[str]] = lambda _: ()
 
 
 @dataclass(frozen=True)
 class Command:
-    """One word, and what may stand behind it."""
+    """One subcommand and its arguments."""
 
-    does: Callable[..., Any]
-    wants: tuple[Want, ...] = ()
-    takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Which `name=value`, with the values that there are; none are listed where any will do."""
-    bare: tuple[str, ...] = ()
-    """Those whose value may stand there without its name."""
-    lists: tuple[str, ...] = ()
-    """Those that take several values, with commas between them."""
+    function: Callable[..., Any]
+    operands: tuple[Operand, ...] = ()
+    keywords: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Keyword arguments (`name=value`) with their allowed values. An empty tuple allows any value."""
+    unnamed: tuple[str, ...] = ()
+    """Keyword arguments that may be given without their name."""
+    multiple: tuple[str, ...] = ()
+    """Keyword arguments that accept several comma-separated values."""
     options: bool = False
-    """Whether it takes the options of a task."""
-    watches: bool = False
-    """Whether it waits for a task, whose end it can give notice of."""
+    """True if the subcommand accepts task options."""
+    follows: bool = False
+    """True if the subcommand waits for a task, and so accepts `--notify`."""
 
     def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
-        """Check what stands behind the word, and do it; raises `UsageError` for what does not belong there."""
+        """Validate the arguments and run the subcommand. Raises `UsageError` for invalid arguments."""
         word = arguments.words[0]
         if not self.options and (arguments.options or arguments.background or arguments.variable):
-            raise UsageError(f"{word} takes no options: they belong to operations and cells.")
-        if arguments.notify and not self.watches:
-            raise UsageError(f"{word} waits for nothing that --notify could tell the end of.")
-        wrong = [name for name in arguments.pairs if name not in self.takes]
+            raise UsageError(f"{word} takes no options: only operations and cells do")
+        if arguments.notify and not self.follows:
+            raise UsageError(f"{word} does not wait for a task, so it does not support --notify")
+        wrong = [name for name in arguments.pairs if name not in self.keywords]
         if wrong:
-            taken = ", ".join(f"{name}=…" for name in self.takes) or "nothing of that kind"
-            raise UsageError(f"{word} does not know {wrong[0]!r}: it takes {taken}.")
-        wanted, more = rest[: len(self.wants)], rest[len(self.wants) :]
-        if len(wanted) < len(self.wants) or len(more) > len(self.bare):
-            raise UsageError(f"{word} wants {' and '.join(want.says for want in self.wants) or 'nothing more'} behind it.")
+            taken = ", ".join(f"{name}=…" for name in self.keywords) or "no named arguments"
+            raise UsageError(f"{word} has no argument {wrong[0]!r}: it takes {taken}")
+        wanted, more = rest[: len(self.operands)], rest[len(self.operands) :]
+        if len(wanted) < len(self.operands) or len(more) > len(self.unnamed):
+            raise UsageError(f"{word} takes {' and '.join(operand.description for operand in self.operands) or 'no further arguments'}")
         for text in more:
-            arguments.pairs.setdefault(self._meant(text, arguments.pairs), text)
+            arguments.pairs.setdefault(self._name_of(text, arguments.pairs), text)
         for name, value in arguments.pairs.items():
             self._check(name, value)
-        return self.does(session, arguments, *wanted)
+        return self.function(session, arguments, *wanted)
 
-    def _meant(self, text: str, given: Mapping[str, Any]) -> str:
-        """Which of those that stand without a name `text` is: the first whose values have it."""
-        free = [name for name in self.bare if name not in given]
-        fitting = (name for name in free if self._parts(name, text)[0] in self.takes[name])
-        return next(fitting, free[0] if free else self.bare[-1])
+    def _name_of(self, text: str, given: Mapping[str, Any]) -> str:
+        """Return the name of an unnamed value: the first argument that allows it."""
+        free = [name for name in self.unnamed if name not in given]
+        fitting = (name for name in free if self._parts(name, text)[0] in self.keywords[name])
+        return next(fitting, free[0] if free else self.unnamed[-1])
 
     def _parts(self, name: str, value: Any) -> list[str]:
-        return [part.strip() for part in str(value).split(",")] if name in self.lists else [str(value)]
+        return [part.strip() for part in str(value).split(",")] if name in self.multiple else [str(value)]
 
     def _check(self, name: str, value: Any) -> None:
-        known = self.takes[name]
+        known = self.keywords[name]
         unknown = [part for part in self._parts(name, value) if known and part not in known]
         if unknown:
             near = get_close_matches(unknown[0], known, 1)
-            advice = f"did you mean {near[0]}? There are" if near else "there are"
-            raise UsageError(f"there is no {name} {unknown[0]!r}; {advice} {', '.join(known)}.")
+            advice = f"did you mean {near[0]}? The values are" if near else "the values are"
+            raise UsageError(f"unknown {name} {unknown[0]!r}; {advice} {', '.join(known)}")
 
 
 def _status(session: Session, _arguments: Arguments) -> Status:
@@ -126,7 +126,7 @@ def _status(session: Session, _arguments: Arguments) -> Status:
 
 
 def _started(session: Session) -> Health:
-    """The runtime's health, once it has started and knows its devices."""
+    """Return the runtime's health once it has started and detected its devices."""
     deadline = time.monotonic() + START_SECONDS
     while (health := session.client.health()).status == "starting" and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -142,7 +142,7 @@ def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     wanted: Mapping[str, Any] = {"limit": 20, **arguments.pairs}
     states = [part.strip() for part in str(wanted["state"]).split(",")] if "state" in wanted else None
     if not isinstance(wanted["limit"], int) or not 1 <= wanted["limit"] <= 1000:
-        raise UsageError("limit is a number from 1 to 1000.")
+        raise UsageError("limit must be a whole number from 1 to 1000")
     page = session.client.tasks(limit=wanted["limit"], states=states, operation=wanted.get("operation"), owner=wanted.get("owner"))
     return TaskTable(page, session.devices(), {name: str(value) for name, value in arguments.pairs.items() if name != "limit"})
 
@@ -172,7 +172,7 @@ def _free(session: Session, _arguments: Arguments, word: str) -> SessionTable:
 
 def _priority(session: Session, _arguments: Arguments, word: str, level: str) -> TaskCard:
     if not level.isdecimal() or not 1 <= int(level) <= 10:
-        raise UsageError(f"{level!r} is no priority: 1 to 10, and 10 is the most urgent.")
+        raise UsageError(f"{level!r} is not a valid priority: use 1 to 10, where 10 is the most urgent")
     return TaskCard(session.handle(word).set_priority(int(level)), session.devices())
 
 
@@ -212,7 +212,7 @@ def _result(session: Session, arguments: Arguments, word: str) -> Any:
     handle = session.handle(word)
     task = handle.task
     if not task.status.terminal:
-        raise UsageError(f"{handle.id} is still {task.status}: `%openruntime wait {word}` waits for it.")
+        raise UsageError(f"{handle.id} is still {task.status}: use `%openruntime wait {word}` to wait for it")
     completed(session, task, arguments.verbose, watched=False)
     return shown(task, handle.result())
 
@@ -233,20 +233,20 @@ def _wait(session: Session, arguments: Arguments, word: str) -> None:
 def _retry(session: Session, arguments: Arguments, word: str) -> Any:
     handle = session.handle(word)
     if not handle.status.terminal:
-        raise UsageError(f"{handle.id} is still {handle.last_seen.status}: `%openruntime wait {word}` waits for it.")
+        raise UsageError(f"{handle.id} is still {handle.last_seen.status}: use `%openruntime wait {word}` to wait for it")
     return run_again(session, arguments, handle)
 
 
-def _task(*states: TaskState) -> Want:
-    return Want("the id of one task, or the variable with its handle", lambda offers: offers.tasks(*states))
+def _task(*states: TaskState) -> Operand:
+    return Operand("the id of one task or a variable with its handle", lambda sources: sources.tasks(*states))
 
 
-RETRY = Command(_retry, wants=(_task(),), options=True, watches=True)
+RETRY = Command(_retry, operands=(_task(),), options=True, follows=True)
 TIMEFRAMES = get_args(Timeframe)
-SESSION = Want("the name or id of a session", lambda offers: offers.sessions())
-CONVERSATION = Want("the name of a conversation", lambda offers: offers.conversations())
-PLACE = Want(
-    "the URL of a runtime, or `embedded` for one inside this kernel, or `auto` for the one that this kernel belongs to,",
+SESSION = Operand("the name or id of a session", lambda sources: sources.sessions())
+CONVERSATION = Operand("the name of a conversation", lambda sources: sources.conversations())
+PLACE = Operand(
+    "the URL of a runtime, or `embedded` (a runtime inside this kernel), or `auto` (the default runtime of this kernel)",
     lambda _: ("embedded", "auto"),
 )
 
@@ -255,42 +255,42 @@ COMMANDS: dict[str, Command] = {
     "devices": Command(_devices),
     "workers": Command(_workers),
     "sessions": Command(_sessions),
-    "restart": Command(_restart, wants=(SESSION,)),
-    "free": Command(_free, wants=(SESSION,)),
-    "connect": Command(_connect, wants=(PLACE,)),
+    "restart": Command(_restart, operands=(SESSION,)),
+    "free": Command(_free, operands=(SESSION,)),
+    "connect": Command(_connect, operands=(PLACE,)),
     "tasks": Command(
         _tasks,
-        takes={"limit": (), "state": tuple(str(state) for state in TaskState), "operation": (), "owner": ()},
-        bare=("state",),
-        lists=("state",),
+        keywords={"limit": (), "state": tuple(str(state) for state in TaskState), "operation": (), "owner": ()},
+        unnamed=("state",),
+        multiple=("state",),
     ),
     "operations": Command(_operations),
-    "wait": Command(_wait, wants=(_task(*LIVE),), watches=True),
-    "output": Command(_output, wants=(_task(),)),
-    "result": Command(_result, wants=(_task(TaskState.COMPLETED, TaskState.FAILED),)),
+    "wait": Command(_wait, operands=(_task(*LIVE),), follows=True),
+    "output": Command(_output, operands=(_task(),)),
+    "result": Command(_result, operands=(_task(TaskState.COMPLETED, TaskState.FAILED),)),
     "retry": RETRY,
     "again": RETRY,
     "models": Command(_models),
-    "unload": Command(_unload, wants=(Want("the name of a model that is in memory", lambda offers: offers.resident()),)),
+    "unload": Command(_unload, operands=(Operand("the name of a loaded model", lambda sources: sources.resident()),)),
     "agents": Command(lambda session, _: line_words.agents(session)),
     "config": Command(lambda session, _: line_words.config(session)),
     "pull": Command(
-        lambda session, given: line_words.pull(session, given.pairs.get("model")), takes={"model": known_models()}, bare=("model",)
+        lambda session, given: line_words.pull(session, given.pairs.get("model")), keywords={"model": known_models()}, unnamed=("model",)
     ),
     "conversations": Command(lambda session, _: line_words.conversations(session)),
-    "conversation": Command(lambda session, _, name: line_words.conversation(session, str(literal(name))), wants=(CONVERSATION,)),
-    "forget": Command(lambda session, _, name: line_words.forget(session, str(literal(name))), wants=(CONVERSATION,)),
+    "conversation": Command(lambda session, _, name: line_words.conversation(session, str(literal(name))), operands=(CONVERSATION,)),
+    "forget": Command(lambda session, _, name: line_words.forget(session, str(literal(name))), operands=(CONVERSATION,)),
     "insights": Command(
         _insights,
-        takes={"metric": get_args(MetricType), "timeframe": TIMEFRAMES, "wording": get_args(WordingChoice)},
-        bare=("metric", "timeframe"),
+        keywords={"metric": get_args(MetricType), "timeframe": TIMEFRAMES, "wording": get_args(WordingChoice)},
+        unnamed=("metric", "timeframe"),
     ),
-    "dashboard": Command(_dashboard, takes={"timeframe": TIMEFRAMES}, bare=("timeframe",)),
+    "dashboard": Command(_dashboard, keywords={"timeframe": TIMEFRAMES}, unnamed=("timeframe",)),
     "doctor": Command(_doctor),
     "priority": Command(
         _priority,
-        wants=(_task(TaskState.PENDING), Want("a number from 1 to 10", lambda _: map(str, range(10, 0, -1)))),
+        operands=(_task(TaskState.PENDING), Operand("a number from 1 to 10", lambda _: map(str, range(10, 0, -1)))),
     ),
-    "cancel": Command(_cancel, wants=(_task(*LIVE),)),
+    "cancel": Command(_cancel, operands=(_task(*LIVE),)),
 }
-"""Whoever adds a word adds it here; completion and the list of an unknown word's neighbours come with it."""
+"""Subcommands by name, also used for completion and for suggestions on typing errors."""

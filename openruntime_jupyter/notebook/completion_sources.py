@@ -1,6 +1,6 @@
-"""What can be offered to someone who types: names that this kernel and its runtime know.
+"""Completion candidates: names known to the kernel and its runtime.
 
-Nothing here raises, starts a runtime or waits for long: somebody has pressed Tab.
+Nothing here raises, starts a runtime or blocks for long, since completion must respond quickly.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from openruntime_jupyter.notebook.session import Session
 
 PATIENCE = 1.0
-"""Seconds that a runtime may take to answer; what comes later is there at the next Tab."""
+"""Maximum wait for the runtime, in seconds. Later results are available at the next Tab."""
 KEPT = 30.0
-"""Seconds for which operations, devices and models are taken to be as they were."""
+"""Lifetime of cached operations, devices and models, in seconds."""
 NEWEST = 30
-"""Tasks that are offered."""
+"""Maximum number of offered tasks."""
 LIVE = (TaskState.PENDING, TaskState.RUNNING)
 
 Answer = TypeVar("Answer")
 
 
 class CompletionSources:
-    """The names that there are now."""
+    """Cached names from the kernel and its runtime."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._kept: dict[str, tuple[float, Any]] = {}
 
     def variables(self) -> list[str]:
-        """The user's own variables, modules left out."""
+        """Return the user's variables, without modules."""
         hidden = self._session.shell.user_ns_hidden
         return sorted(
             name
@@ -51,55 +51,55 @@ class CompletionSources:
         )
 
     def handles(self) -> list[str]:
-        """Variables that hold a task."""
+        """Return the variables that hold a task handle."""
         return [name for name, value in self._session.namespace.items() if isinstance(value, TaskHandle)]
 
     def tasks(self, *states: TaskState) -> list[str]:
-        """Ids of the newest tasks in one of `states` (none: in any), after the variables that hold one."""
+        """Return the variables that hold a handle, then the ids of the newest tasks in `states` (default: all states)."""
         wanted = [str(state) for state in states] or None
         found: list[Task] = self._ask(f"tasks {wanted}", lambda client: client.tasks(NEWEST, states=wanted).tasks, [], kept=0.0)
         return [*self.handles(), *(task.task_id for task in found)]
 
     def operations(self) -> dict[str, OperationInfo]:
-        """The kinds of work by name, with the schemas of their parameters."""
+        """Return the operations by name."""
         found: list[OperationInfo] = self._ask("operations", lambda client: client.operations(), [])
         return {entry.name: entry for entry in found or self._own_operations()}
 
     def parameters(self, operation: str) -> dict[str, Any]:
-        """The schemas of an operation's parameters by name."""
+        """Return the schemas of an operation's parameters by name."""
         known = self.operations().get(operation)
         return {} if known is None else known.parameters_schema.get("properties", {})
 
     def devices(self) -> list[str]:
-        """Ids of devices."""
+        """Return the ids of the devices."""
         found: list[Device] = self._ask("devices", lambda client: client.devices(), [])
         return [device.id for device in found]
 
     def resident(self) -> list[str]:
-        """Models that are in memory."""
+        """Return the names of the loaded models."""
         return [model.name for model in self._models() if model.resident]
 
     def models(self) -> list[str]:
-        """Models of the machine."""
+        """Return the names of the local models."""
         return [model.name for model in self._models()]
 
     def profiles(self) -> list[str]:
-        """Profiles of remote providers."""
+        """Return the profiles of remote providers."""
         found = self._ask("models", lambda client: client.models(), None)
         return [] if found is None else [profile.name for profile in found.profiles]
 
     def agents(self) -> list[str]:
-        """Roles that a model can be given."""
+        """Return the roles of the agents."""
         found = self._ask("agents", lambda client: client.agents(), None)
         return [] if found is None else [agent.role for agent in found.agents]
 
     def sessions(self) -> list[str]:
-        """Names of sessions."""
+        """Return the names of the sessions."""
         found = self._ask("sessions", lambda client: client.sessions(), None, kept=2.0)
         return [] if found is None else [each.name for each in found]
 
     def conversations(self) -> list[str]:
-        """Names of conversations."""
+        """Return the names of the conversations."""
         found: list[ConversationInfo] = self._ask("conversations", lambda client: client.conversations(), [], kept=2.0)
         return [each.name for each in found]
 
@@ -108,36 +108,36 @@ class CompletionSources:
         return [] if found is None else found.models
 
     def _own_operations(self) -> list[OperationInfo]:
-        """What the runtime of this process would offer: it need not run for that."""
+        """Return the operations of an embedded runtime, without starting it."""
         from openruntime_jupyter.operations.registry import operations
         from openruntime_jupyter.runtime.tasks.views import operations as described
 
-        return self._remembered("own operations", lambda: described(operations()), [])
+        return self._cached("own operations", lambda: described(operations()), [])
 
-    def _ask(self, what: str, question: Callable[[Client], Answer], otherwise: Answer, kept: float = KEPT) -> Answer:
+    def _ask(self, what: str, query: Callable[[Client], Answer], default: Answer, kept: float = KEPT) -> Answer:
         def ask() -> Answer:
             client = self._session.client
-            return otherwise if getattr(client.backend, "started", True) is False else question(client)
+            return default if getattr(client.backend, "started", True) is False else query(client)
 
-        return self._remembered(what, ask, otherwise, kept)
+        return self._cached(what, ask, default, kept)
 
-    def _remembered(self, what: str, find: Callable[[], Answer], otherwise: Answer, kept: float = KEPT) -> Answer:
+    def _cached(self, what: str, find: Callable[[], Answer], default: Answer, kept: float = KEPT) -> Answer:
         found = self._kept.get(what)
         if found is None or not found[1] or time.monotonic() - found[0] > kept:
 
-            def look() -> None:
-                with suppress(Exception):  # a runtime that is gone, or a package that does not load: there is nothing to offer
+            def refresh() -> None:
+                with suppress(Exception):  # an unreachable runtime or a package that cannot be imported has no candidates
                     self._kept[what] = time.monotonic(), find()
 
-            looking = threading.Thread(target=look, name="openruntime-offers", daemon=True)
-            looking.start()
-            looking.join(PATIENCE)
+            thread = threading.Thread(target=refresh, name="openruntime-offers", daemon=True)
+            thread.start()
+            thread.join(PATIENCE)
         found = self._kept.get(what)
-        return otherwise if found is None else found[1]
+        return default if found is None else found[1]
 
 
 def assigned(code: str) -> list[str]:
-    """Names that a cell sets at its top level; what can't be parsed yet is searched line by line."""
+    """Return the names that a cell assigns at top level. Code with syntax errors is searched line by line."""
     try:
         return list(dict.fromkeys(_stored(ast.parse(code))))
     except SyntaxError:

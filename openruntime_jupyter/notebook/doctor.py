@@ -1,4 +1,4 @@
-"""`%openruntime doctor`: looks at each part that a task needs, from this kernel to a worker and back, and says what to do about it."""
+"""The magic `%openruntime doctor`, which checks each component that a task needs and suggests fixes."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from collections.abc import Callable, Iterator
 from openruntime_jupyter import __version__
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import NotAllowed, OpenRuntimeError, TaskError, Unavailable
-from openruntime_jupyter.notebook.checks import LET_IN, SIGNS, Check, Verdict, access, front_end, widgets_here
+from openruntime_jupyter.notebook.checks import SIGNS, TOKEN_ADVICE, Check, Verdict, access, front_end, widgets_here
 from openruntime_jupyter.notebook.display.format import duration
 from openruntime_jupyter.notebook.display.html import Html, View, block, table, tag, text_table
 
 PATIENCE = 30.0
-"""Seconds that a small task may take before something is wrong: the first one waits for a worker."""
+"""Timeout of a small task, in seconds. The first task also waits for a worker to start."""
 
 ARRAY = 1 << 20
-"""Bytes of the array that is sent there and back: large enough to go by the spool."""
+"""Size of the test array, in bytes: large enough to go through the spool."""
 
 
 class Report(View, list[Check]):
-    """What the doctor found: a list of checks that shows itself as a table."""
+    """Results of the doctor: a list of checks that is displayed as a table."""
 
-    COLUMNS = ("", "part", "what was found")
+    COLUMNS = ("", "check", "result")
 
     @property
     def well(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if no check failed."""
         return all(check.verdict != "wrong" for check in self)
 
     @property
     def _head(self) -> str:
         wrong = sum(check.verdict == "wrong" for check in self)
-        return "All parts work." if self.well else f"{wrong} of {len(self)} parts {'is' if wrong == 1 else 'are'} wrong."
+        return "All checks passed" if self.well else f"{wrong} of {len(self)} checks failed"
 
     def _rows(self, sign: Callable[[Verdict], str | Html]) -> list[list[str | Html]]:
         return [[sign(check.verdict), check.name, check.says] for check in self]
@@ -49,15 +49,15 @@ class Report(View, list[Check]):
 
 
 def examine(connect: Callable[[], Client]) -> Report:
-    """Look at every part; one that fails does not keep the others from being looked at, but what needs a runtime needs one."""
+    """Run all checks. Without a connection to a runtime, the checks that need one are skipped."""
     report = Report(widgets_here())
     try:
         client = connect()
         report += [_runtime(client), *access(client.backend)]
     except NotAllowed as problem:
-        return Report([*report, Check("token", "wrong", f"{problem}. {LET_IN}")])
+        return Report([*report, Check("token", "wrong", f"{problem}. {TOKEN_ADVICE}")])
     except OpenRuntimeError as problem:
-        advice = "Start Jupyter with openruntime-jupyter installed in its environment, or `%openruntime connect embedded`"
+        advice = "Start Jupyter from an environment with openruntime-jupyter, or use `%openruntime connect embedded`"
         return Report([*report, Check("runtime", "wrong", f"{problem}. {advice}")])
     for name, look in (
         ("versions", _versions),
@@ -72,15 +72,15 @@ def examine(connect: Callable[[], Client]) -> Report:
         try:
             report += look(client)
         except (OpenRuntimeError, TimeoutError) as problem:
-            report.append(Check(name, "wrong", _told(problem)))
+            report.append(Check(name, "wrong", _describe(problem)))
     return report
 
 
-def _told(problem: Exception) -> str:
-    """The first line of an error, with the last words of a worker that died."""
+def _describe(problem: Exception) -> str:
+    """Return the first line of an error, with the last output line of a dead worker."""
     failure = problem.task.failure if isinstance(problem, TaskError) and problem.task is not None else None
     last = (failure.last_output or "").strip().splitlines()[-1:] if failure is not None else []
-    return f"{str(problem).splitlines()[0]}{f'; it wrote last: {last[0]}' if last else ''}"
+    return f"{str(problem).splitlines()[0]}{f'; last output: {last[0]}' if last else ''}"
 
 
 def _runtime(client: Client) -> Check:
@@ -89,7 +89,7 @@ def _runtime(client: Client) -> Check:
     while health.status == "starting" and time.monotonic() < deadline:
         time.sleep(0.1)
         health = client.health()
-    place = "inside this kernel: its tasks end with it" if client.where == "embedded" else f"at {client.where}"
+    place = "inside this kernel, so its tasks end with the kernel" if client.where == "embedded" else f"at {client.where}"
     if health.problems:
         return Check("runtime", "note" if health.status == "healthy" else "wrong", f"{health.status}, {place}. {' '.join(health.problems)}")
     return Check("runtime", "ok", f"{health.status}, {place}")
@@ -98,12 +98,12 @@ def _runtime(client: Client) -> Check:
 def _versions(client: Client) -> Iterator[Check]:
     theirs = client.health().version
     if theirs == __version__:
-        yield Check("versions", "ok", f"{__version__} here and there")
+        yield Check("versions", "ok", f"{__version__} in the kernel and the runtime")
     else:
         yield Check(
             "versions",
             "wrong",
-            f"{__version__} in this kernel, {theirs} in the runtime: install one of them in both, such as "
+            f"{__version__} in this kernel, {theirs} in the runtime: install the same version in both, for example "
             f"{sys.executable} -m pip install openruntime-jupyter=={theirs}",
         )
 
@@ -111,19 +111,17 @@ def _versions(client: Client) -> Iterator[Check]:
 def _environments(client: Client) -> Iterator[Check]:
     theirs = {worker.interpreter for worker in client.workers()} - {sys.executable}
     if not theirs:
-        yield Check("environments", "ok", f"this kernel and the runtime's workers run {sys.executable}")
+        yield Check("environments", "ok", f"this kernel and the runtime's workers use {sys.executable}")
     elif client.backend.local:
         yield Check("environments", "ok", f"cells run with this kernel's {sys.executable}, operations with {', '.join(sorted(theirs))}")
     else:
-        yield Check(
-            "environments", "note", f"the runtime is elsewhere: cells run there with {', '.join(sorted(theirs))}, not with this kernel's"
-        )
+        yield Check("environments", "note", f"the runtime is elsewhere: cells run with {', '.join(sorted(theirs))}, not with this kernel's")
 
 
 def _devices(client: Client) -> Iterator[Check]:
     found = client.devices()
     if not found:
-        yield Check("devices", "wrong", "no worker has said yet what there is to compute on; `%openruntime status` says why")
+        yield Check("devices", "wrong", "no worker has reported a device yet; `%openruntime status` shows why")
     for device in found:
         what = f"{device.name}, MLX {device.mlx_version}" + (f", {device.blas}" if device.blas else "")
         yield Check(device.id, "note" if device.advice else "ok", f"{what}. {device.advice}" if device.advice else what)
@@ -136,18 +134,18 @@ def _task(client: Client) -> Iterator[Check]:
     except Unavailable as problem:
         if client.health().status != "degraded":
             raise
-        yield Check("history", "wrong", f"no task can be stored, and so none is taken that should outlive its notebook: {problem}")
+        yield Check("history", "wrong", f"tasks cannot be stored, so persistent tasks are rejected: {problem}")
         return
     value = handle.result(PATIENCE)["value"]
     yield Check("a task", "ok" if value == 2 else "wrong", f"1 + 1 = {value:g}, by a worker, in {duration(time.monotonic() - began)}")
     known = client.tasks(limit=1).total_count
-    yield Check("history", "ok", f"{client.task(handle.id).id} is found again, and {known - 1:,} other{'' if known == 2 else 's'}")
+    yield Check("history", "ok", f"{client.task(handle.id).id} is stored, with {known - 1:,} other{'' if known == 2 else 's'}")
 
 
 def _cell(client: Client) -> Iterator[Check]:
     began = time.monotonic()
     found = client.submit_code("import sys\nwhere = sys.executable", outputs=("where",)).result(PATIENCE)["where"]
-    yield Check("a cell", "ok", f"code runs with {found}, in {duration(time.monotonic() - began)}")
+    yield Check("a cell", "ok", f"code runs with {found} in {duration(time.monotonic() - began)}")
 
 
 def _arrays(client: Client) -> Iterator[Check]:
@@ -157,9 +155,9 @@ def _arrays(client: Client) -> Iterator[Check]:
     began = time.monotonic()
     back = client.submit_call(np.negative, there).result(PATIENCE)
     same = bool(np.array_equal(back, -there))
-    way = "by mapped files" if client.backend.local else "over HTTP"
+    way = "through mapped files" if client.backend.local else "over HTTP"
     took = duration(time.monotonic() - began)
-    says = f"1 MiB there and back in {took}, {way}" if same else "an array came back changed: please report that"
+    says = f"1 MiB there and back in {took}, {way}" if same else "an array was corrupted in transfer: please report this bug"
     yield Check("spool", "ok" if same else "wrong", says)
 
 
@@ -172,5 +170,5 @@ def _models(client: Client) -> Iterator[Check]:
         yield Check(
             "models",
             "note",
-            "nothing answers prompts yet: `jupyter openruntime pull` fetches a small model, OPENAI_API_KEY or a profile sets up a provider",
+            "no model is available: `jupyter openruntime pull` downloads a small one, OPENAI_API_KEY or a profile sets up a provider",
         )

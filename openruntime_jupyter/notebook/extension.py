@@ -1,6 +1,6 @@
-"""`%load_ext openruntime_jupyter`: the magics `%openruntime` and `%%openruntime`, their completion, and how handles look.
+"""The IPython extension: the magics `%openruntime` and `%%openruntime`, their completion, and the display of handles.
 
-Loading imports little. What runs tasks takes half a second to import: that comes on a thread, which the first use waits for.
+Loading imports little. The code that runs tasks takes half a second to import, so a thread imports it and the first use waits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from openruntime_jupyter import environment  # noqa: F401 - notes the environment before the user's next statement
+from openruntime_jupyter import environment  # noqa: F401 - records the environment before the user's next statement
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.notebook.ai.last_error import last_failure
@@ -29,12 +29,12 @@ HANDLE = "openruntime_jupyter.client.handles.TaskHandle"
 REPLY = "openruntime_jupyter.client.ai_response.Reply"
 TASK = "openruntime_jupyter.schemas.tasks.Task"
 PAGE = "openruntime_jupyter.schemas.tasks.TaskPage"
-"""By name, so that handles can be shown as soon as there are any, and nothing is imported before."""
+"""Displayed types, by name so that registering their formatters imports nothing."""
 
 
 @magics_class
 class OpenRuntimeMagics(Magics):
-    """`%openruntime` alone explains both."""
+    """The magics `%openruntime` and `%%openruntime`."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
@@ -44,9 +44,9 @@ class OpenRuntimeMagics(Magics):
 
     @property
     def session(self) -> Session:
-        """What the magics of this kernel share."""
+        """Shared state of this kernel's magics."""
         if self._session is None:
-            # Two threads that import the same files at once see each other's halves.
+            # Two threads that import the same modules at once see partially initialized modules.
             self._loading.join()
             from openruntime_jupyter.notebook.session import Session
 
@@ -57,61 +57,61 @@ class OpenRuntimeMagics(Magics):
     @no_var_expand
     @line_cell_magic
     def openruntime(self, line: str, cell: str | None = None) -> Any:
-        """MLX work in worker processes: `%openruntime` alone explains itself, `%%openruntime` runs a cell as a task."""
+        """Run MLX work in worker processes. `%openruntime` shows the help, `%%openruntime` runs a cell as a task."""
         session = self.session
         from openruntime_jupyter.notebook.commands import run_line
-        from openruntime_jupyter.notebook.display.errors import shortened
+        from openruntime_jupyter.notebook.display.errors import one_line_errors
         from openruntime_jupyter.notebook.run.cell import start_cell
 
-        with shortened():
+        with one_line_errors():
             return run_line(session, line) if cell is None else start_cell(session, line, cell)
 
     def complete(self, context: Any) -> Any:
-        """What could stand at the cursor, for IPython; see `completion`."""
-        from openruntime_jupyter.notebook.ai import completion as completing
+        """Return the completions at the cursor as an IPython matcher."""
+        from openruntime_jupyter.notebook.ai import completion as ai_completion
         from openruntime_jupyter.notebook.completion import matches
 
-        completing.register()
+        ai_completion.register()
         return matches(context, lambda: self.session)
 
     def forget(self) -> None:
-        """Let go of the runtime; tasks go on."""
+        """Close the connection to the runtime. Tasks continue."""
         if self._session is not None:
             self._session.forget()
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """What `%load_ext openruntime_jupyter` does; doing it twice does no harm."""
+    """Load the extension. Loading it again replaces the earlier instance."""
     unload_ipython_extension(shell)
     magics = OpenRuntimeMagics(shell)
     shell.register_magics(magics)
     _add_matcher(shell, magics)
     shell.events.register("post_run_cell", last_failure.record)
     formatters = _formatters(shell)
-    for kind, view in ((HANDLE, _card), (TASK, _record), (PAGE, _table)):
+    for kind, view in ((HANDLE, _card), (TASK, _task_card), (PAGE, _table)):
         _show(formatters, kind, magics, view)
-    # IPython asks an error itself how it is shown, if it has this.
-    setattr(OpenRuntimeError, "_render_traceback_", _way_to)  # noqa: B010  no exception declares it
+    # IPython uses this method of an exception to render it.
+    setattr(OpenRuntimeError, "_render_traceback_", _render_error)  # noqa: B010  not declared by any exception
     module, _, name = REPLY.rpartition(".")
     formatters["text/markdown"].for_type_by_name(module, name, _markdown)
     formatters["text/plain"].for_type_by_name(module, name, lambda reply, printer, _cycle: printer.text(reply.text))
-    # IPython has ways of its own for the lists and dicts that views are too.
+    # Some views are lists or dicts, for which IPython has its own formatters.
     formatters["text/plain"].for_type(View, lambda view, printer, _cycle: printer.text(view.text()))
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """What `%unload_ext openruntime_jupyter` does; tasks go on."""
+    """Unload the extension. Tasks continue."""
     loaded = {shell.magics_manager.magics[kind].pop("openruntime", None) for kind in ("line", "cell")} - {None}
     for magic in loaded:
         magic.__self__.forget()
-    with suppress(ValueError):  # it was not loaded
+    with suppress(ValueError):  # the extension was not loaded
         shell.events.unregister("post_run_cell", last_failure.record)
     matchers = shell.Completer.custom_matchers
     matchers[:] = [each for each in matchers if not _is_ours(each)]
     for mime in ("text/html", "text/plain", "text/markdown"):
         for shown in (HANDLE, REPLY, TASK, PAGE, View):
             _formatters(shell)[mime].pop(shown, None)
-    with suppress(AttributeError):  # it was not loaded
+    with suppress(AttributeError):  # the extension was not loaded
         delattr(OpenRuntimeError, "_render_traceback_")
 
 
@@ -119,7 +119,7 @@ def _add_matcher(shell: InteractiveShell, magics: OpenRuntimeMagics) -> None:
     from IPython.core.completer import context_matcher
 
     ours = context_matcher(identifier="openruntime", priority=100)
-    # A method can't hold the marks that the decorator makes.
+    # The decorator sets attributes, which a bound method does not allow.
     shell.Completer.custom_matchers.append(ours(lambda context: magics.complete(context)))  # noqa: PLW0108
 
 
@@ -139,7 +139,7 @@ def _markdown(reply: Any) -> str:
 
 
 def _show(formatters: Any, kind: str, magics: OpenRuntimeMagics, view: Callable[[Session, Any], View]) -> None:
-    """Have what is of that type, which needs no HTML and no IPython itself, shown as a view."""
+    """Register the formatters that display a type as a view."""
     module, _, name = kind.rpartition(".")
     formatters["text/html"].for_type_by_name(module, name, lambda shown: view(magics.session, shown).html())
     formatters["text/plain"].for_type_by_name(module, name, lambda shown, printer, _cycle: printer.text(view(magics.session, shown).text()))
@@ -150,11 +150,11 @@ def _card(session: Session, handle: TaskHandle) -> TaskCard:
 
     try:
         return TaskCard(handle.task, session.devices())
-    except OpenRuntimeError:  # a view must show something, also of a runtime that is gone
+    except OpenRuntimeError:  # show the last known state if the runtime is unreachable
         return TaskCard(handle.last_seen, {}, seen=False)
 
 
-def _record(session: Session, task: Task) -> TaskCard:
+def _task_card(session: Session, task: Task) -> TaskCard:
     from openruntime_jupyter.notebook.display.tasks import TaskCard
 
     return TaskCard(task, _devices(session))
@@ -169,11 +169,11 @@ def _table(session: Session, page: TaskPage) -> TaskTable:
 def _devices(session: Session) -> Mapping[str, str]:
     try:
         return session.devices()
-    except OpenRuntimeError:  # as above
+    except OpenRuntimeError:
         return {}
 
 
-def _way_to(error: OpenRuntimeError) -> list[str]:
-    from openruntime_jupyter.notebook.display.errors import way_to
+def _render_error(error: OpenRuntimeError) -> list[str]:
+    from openruntime_jupyter.notebook.display.errors import client_traceback
 
-    return way_to(error)
+    return client_traceback(error)

@@ -1,6 +1,6 @@
-"""Named kinds of work with typed parameters: one file an operation.
+"""Operations: named kinds of work with typed parameters, one file each.
 
-What a package that brings an operation of its own imports is offered here, and stays: see `docs/operations.md`.
+The names here are the stable API for packages with their own operations; see `docs/operations.md`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayRef", "Operation", "Parameters", "Result", "World"]
 
-# Not imported here: each submodule imports this package first, so an import of a submodule would be a cycle, and two threads that
-# enter a cycle at different modules get modules that are not complete.
+# Not imported here, because every submodule imports this package first. The resulting cycle would give incomplete modules to two threads
+# that enter it at different modules.
 _WHERE = {name: f"{__name__}.{'arrays' if name == 'ArrayRef' else 'base'}" for name in __all__}
 
 

@@ -27,9 +27,9 @@ class Params(Parameters):
     arrays: list[ArrayRef] = Field(default_factory=list, description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
     world: World | None = None
-    isolate: bool = Field(False, description="Has no effect: each task of the caller's own code has a process of its own.")
+    isolate: bool = Field(False, description="Has no effect: each task with the caller's code runs in a new process.")
     burst: str | None = Field(
-        None, description="Tasks of one owner with the same value may follow each other in a process.", max_length=100
+        None, description="Tasks of one owner with the same value may run one after the other in one process.", max_length=100
     )
 
     @field_validator("pickled")
@@ -40,7 +40,7 @@ class Params(Parameters):
 
 
 def run(params: Params, context: TaskContext) -> Result:
-    """Call it. The value is the payload; `output` says its type and a bounded repr."""
+    """Call the function; return its value as payload, and its type and a bounded repr as `output`."""
     show(params.sources)
     value = None
     if params.pickled:
@@ -57,7 +57,7 @@ def run(params: Params, context: TaskContext) -> Result:
 
 
 def offer_variables(function: Any) -> None:
-    """Let a function that came by value find variables of its session which its own notebook does not set."""
+    """Add variables of the session to the globals of a function pickled by value, unless its notebook sets them."""
     space = getattr(function, "__globals__", None)
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if space is not None and space is not getattr(module, "__dict__", None):

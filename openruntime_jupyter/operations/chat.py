@@ -1,4 +1,4 @@
-"""`chat`: a prompt to a remote provider that speaks OpenAI's protocol."""
+"""`chat`: a prompt to a remote provider with an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -15,47 +15,49 @@ from openruntime_jupyter.schemas.ai import About, Message
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
 
-OURS = {
-    "messages": "give messages beside parameters, not among them",
-    "model": "give model beside parameters, not among them",
-    "stream": "the text always comes as it is written",
-    "stream_options": "the text always comes as it is written",
-    "n": "a task has one answer: submit as many as you want",
-    "tools": "nothing here runs tools",
-    "tool_choice": "nothing here runs tools",
-    "functions": "nothing here runs tools",
-    "function_call": "nothing here runs tools",
-    "api_key": "a task is written to the history: say in the profile where the key is",
-    "base_url": "say it in the profile",
-    "extra_headers": "say them in the profile, as headers",
-    "extra_query": "say it in the profile's base_url",
-    "extra_body": "give what is in it among parameters",
-    "timeout": "give timeout beside operation: it is the task's",
+REJECTED = {
+    "messages": "set messages beside parameters, not inside",
+    "model": "set model beside parameters, not inside",
+    "stream": "the text is always streamed",
+    "stream_options": "the text is always streamed",
+    "n": "a task has one response: submit several tasks",
+    "tools": "tools are not supported",
+    "tool_choice": "tools are not supported",
+    "functions": "tools are not supported",
+    "function_call": "tools are not supported",
+    "api_key": "tasks are stored in the history: set the location of the key in the profile",
+    "base_url": "set it in the profile",
+    "extra_headers": "set them in the profile, as headers",
+    "extra_query": "set it in the profile's base_url",
+    "extra_body": "set its contents in parameters",
+    "timeout": "set the timeout of the task, beside operation",
 }
-"""Parameters that can't be given here, each with what to do instead."""
+"""Rejected parameters, and what to do instead."""
 
 
 class Params(Parameters):
-    """A prompt; what is not given is not sent."""
+    """A prompt; missing fields are not sent."""
 
-    profile: str | None = Field(None, description="The name of a profile; null for the default one.", max_length=100)
-    model: str | None = Field(None, description="As the provider calls it; null for the profile's.", min_length=1, max_length=500)
-    messages: list[Message] = Field([], description="What is said, in order; at least one.", max_length=10_000, validate_default=True)
-    parameters: dict[str, Any] = Field(
-        {}, description="What the provider takes, such as `temperature` and `max_tokens`; null takes away what the profile sets."
+    profile: str | None = Field(None, description="Name of a profile; null for the default one.", max_length=100)
+    model: str | None = Field(
+        None, description="Model name of the provider; null for the one in the profile.", min_length=1, max_length=500
     )
-    about: About | None = Field(None, description="What the prompt was made from.")
+    messages: list[Message] = Field([], description="Messages in order; at least one.", max_length=10_000, validate_default=True)
+    parameters: dict[str, Any] = Field(
+        {}, description="Parameters of the provider, such as `temperature` and `max_tokens`; null removes one that the profile sets."
+    )
+    about: About | None = Field(None, description="Source of the prompt.")
 
     @field_validator("messages")
     @classmethod
-    def _something_is_said(cls, messages: list[Message]) -> list[Message]:
+    def _not_empty(cls, messages: list[Message]) -> list[Message]:
         if not messages:
             raise wrong("give at least one")
         for message in messages:
             try:
                 message.content.encode()
             except UnicodeEncodeError:
-                raise wrong("half of a character, which can't be sent: it was cut in the middle of a surrogate pair") from None
+                raise wrong("has half of a surrogate pair, which can't be encoded: the text was cut inside a character") from None
         return messages
 
     @field_validator("parameters")
@@ -65,10 +67,10 @@ class Params(Parameters):
 
 
 def sendable(parameters: dict[str, Any]) -> dict[str, Any]:
-    """`parameters` as they are; raises pydantic's error for what can't go among them, or is no JSON."""
-    for name, instead in OURS.items():
+    """Return `parameters`; raise a pydantic error for rejected ones and for values that are not JSON."""
+    for name, instead in REJECTED.items():
         if parameters.get(name) is not None:
-            raise wrong(f"{name} can't be given here: {instead}")
+            raise wrong(f"{name} is not allowed here: {instead}")
     try:
         json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as problem:
@@ -77,10 +79,10 @@ def sendable(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(_params: Params, _context: TaskContext) -> NoReturn:
-    """Not here: the inline engine runs it."""
-    raise EngineError("A chat waits for others, so no worker runs it: the runtime does.")
+    """Raise `EngineError`, because the inline engine runs this operation."""
+    raise EngineError("chat runs in the runtime, not in a worker")
 
 
 operation = Operation(
-    name="chat", summary="Ask a model of a remote provider that speaks OpenAI's protocol.", params=Params, run=run, inline=True
+    name="chat", summary="Send a prompt to a remote provider with an OpenAI-compatible API.", params=Params, run=run, inline=True
 )

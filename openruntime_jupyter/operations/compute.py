@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 SECONDS_PER_ELEMENT = 1e-9
-"""What an operation such as `+` took an element on two x86-64 cores, rounded up, as measured: functions such as exp take ten."""
+"""Measured time per element of an operation such as `+` on two x86-64 cores, rounded up; functions such as exp take ten times longer."""
 
 Input = Annotated[Value, Field(description="A number, an inline list of numbers, a generator, or an array.")]
 
 
 class Params(Parameters):
-    """An expression and what its names stand for."""
+    """An expression and its inputs."""
 
     inputs: dict[str, Input] = Field(
         {"a": {"normal": [256, 256]}, "b": {"normal": [256, 256]}, "c": {"random": [256]}},
-        description="What each name stands for; those that the expression does not name are not made.",
+        description="Values by name; inputs that the expression does not use are not built.",
         max_length=50,
         validate_default=True,
     )
@@ -45,13 +45,13 @@ class Params(Parameters):
         description="Numbers, names of inputs, pi, e, inf, the operators + - * / // % ** @ and comparisons, and calls such as "
         "sum(a, axis=0), norm(a), fft(a), where(a > 0, a, b).",
         max_length=expressions.MAX_LENGTH,
-        validate_default=True,  # the inputs may lack what the default names
+        validate_default=True,  # the inputs may lack names of the default expression
         json_schema_extra=lambda schema: schema.update(functions=[*sorted(expressions.FUNCTIONS)]),
     )
-    iterations: int = Field(1, description="Timed evaluations; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
+    iterations: int = Field(1, description="Timed evaluations; above 1, after an untimed warm-up.", ge=1, le=10_000, strict=True)
 
     return_arrays: bool = Field(
-        False, description="true: the value comes along whole, as an array of the task's result, and not only summarised.", strict=True
+        False, description="true: return the complete value as an array of the task's result, not only the summary.", strict=True
     )
 
     @field_validator("inputs", mode="before")
@@ -64,11 +64,11 @@ class Params(Parameters):
     def _arrays(cls, inputs: dict[str, Any]) -> dict[str, Any]:
         for name, value in inputs.items():
             if not name.isidentifier() or len(name) > 100:
-                raise wrong(f"{name[:100]!r} cannot be a name: letters, digits and _ make one")
+                raise wrong(f"{name[:100]!r} is not a valid name: use letters, digits and _")
             if value is None or isinstance(value, str):
-                raise wrong(f"{name}: a number, a list of numbers or a generator is wanted")
+                raise wrong(f"{name}: give a number, a list of numbers or a generator")
             if isinstance(value, int) and abs(value) > MAX_INTEGER:
-                raise wrong(f"{name}: a whole number of more than 64 bits")
+                raise wrong(f"{name}: an integer of more than 64 bits")
             if isinstance(value, list):
                 _inputs.check_numbers(value)
         return inputs
@@ -76,42 +76,42 @@ class Params(Parameters):
     @field_validator("expression")
     @classmethod
     def _readable(cls, expression: str, info: ValidationInfo) -> str:
-        if "inputs" in info.data:  # else they are wrong, and what could be said about the expression is not
+        if "inputs" in info.data:  # otherwise the inputs are invalid, and errors of the expression would be misleading
             expressions.parse(expression, tuple(info.data["inputs"]))
         return expression
 
     def parsed(self) -> Expression:
-        """The expression as a checked tree."""
+        """Return the checked syntax tree of the expression."""
         return expressions.parse(self.expression, tuple(self.inputs))
 
     def used(self) -> dict[str, Any]:
-        """The inputs that the expression names."""
+        """Return the inputs that the expression uses."""
         names = self.parsed().names
         return {name: value for name, value in self.inputs.items() if name in names}
 
 
 def memory(params: Params) -> int:
-    """Bytes that the inputs need; what is computed from them is known in the worker only."""
+    """Estimate the bytes of the inputs; only the worker knows the needs of the computation."""
     return _inputs.needed(list(params.used().values()))
 
 
 def seconds(params: Params) -> float:
-    """Seconds at the least: every operation once over the elements of all inputs, at `SECONDS_PER_ELEMENT`, each iteration.
+    """Estimate a lower bound in seconds: each operation once over the elements of all inputs per iteration, at `SECONDS_PER_ELEMENT`.
 
-    A product or a factorisation takes more than that; what turns out too long meets the task's timeout.
+    Products and factorisations take longer; the task's timeout limits them.
     """
     elements = _inputs.elements(list(params.used().values()))
     return elements * params.parsed().operations * (params.iterations + 1) * SECONDS_PER_ELEMENT
 
 
 def run(params: Params, context: TaskContext) -> dict[str, Any]:
-    """Make the inputs, see that the whole graph fits the memory, evaluate it and summarise what comes out."""
+    """Build the inputs, check that the graph fits into memory, evaluate it and summarise the result."""
     import mlx.core as mx
 
     used, parsed = params.used(), params.parsed()
     dtypes = [str(value.dtype) for value in used.values() if isinstance(value, Generator | ArrayRef)]
     measurement.refuse_float64_on_gpu(context, [*dtypes, "float64" if "float64" in params.expression else ""])
-    context.require_memory(memory(params), "Making the inputs")
+    context.require_memory(memory(params), "Building the inputs")
     inputs = {name: _made(mx, context, name, value, index) for index, (name, value) in enumerate(used.items())}
     inputs_size = sum(array.nbytes for array in _graph.arrays(list(inputs.values())))
 
@@ -135,7 +135,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
 
 def _made(mx: Any, context: TaskContext, name: str, value: Any, index: int) -> Any:
-    """An input as MLX computes with it; a number stays one, so that it takes the type of the array beside it."""
+    """Return an input for MLX. Numbers stay numbers, so that they take the dtype of the array they are combined with."""
     if isinstance(value, int | float):
         return value
     if isinstance(value, ArrayRef):
@@ -149,10 +149,10 @@ def _made(mx: Any, context: TaskContext, name: str, value: Any, index: int) -> A
 
 
 class _Evaluation:
-    """Builds the lazy graph of an expression; a part that stands in it twice is built once.
+    """Builder of the lazy graph of an expression, which builds repeated parts once.
 
-    With `measure`, `needed` is the bytes of everything that the graph makes. Whatever MLX or Python's arithmetic refuses becomes
-    `InvalidRequest` with the place in the expression.
+    With `measure`, `needed` is the size in bytes of all arrays of the graph. Errors of MLX and of Python's arithmetic become
+    `InvalidRequest` with the position in the expression.
     """
 
     def __init__(self, mx: Any, expression: Expression, inputs: dict[str, Any], measure: bool = False) -> None:
@@ -164,7 +164,7 @@ class _Evaluation:
         self.needed = 0
 
     def value(self) -> Any:
-        """The value of the whole expression as an array, not evaluated yet."""
+        """Return the value of the expression as a lazy array."""
         tree = self._expression.tree
         value = self._visit(tree)
         try:
@@ -197,7 +197,7 @@ class _Evaluation:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
                 named = {str(keyword.arg): self._visit(keyword.value) for keyword in keywords}
                 return self._call(node, expressions.FUNCTIONS[name], [self._visit(argument) for argument in args], named)
-        raise AssertionError(f"the checker let {ast.dump(node)} through")
+        raise AssertionError(f"unchecked node {ast.dump(node)}")
 
     def _operate(self, node: ast.expr, name: str, operands: list[Any]) -> Any:
         if any(_graph.is_array(operand) for operand in operands):
@@ -208,17 +208,17 @@ class _Evaluation:
             raise self._failed(node, str(problem.args[-1])) from None
 
     def _call(self, node: ast.expr, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        given, named = args, kwargs
+        values, named = args, kwargs
         try:
-            given, named = _calls.prepared(self._mx, name, args, kwargs)
+            values, named = _calls.prepared(self._mx, name, args, kwargs)
             function = _calls.function(self._mx, name)
             if self._measure:
-                self.needed += _graph.needed(self._mx, function, given, named)
-            return function(*given, **named)
+                self.needed += _graph.needed(self._mx, function, values, named)
+            return function(*values, **named)
         except InvalidRequest as problem:
             raise self._failed(node, str(problem)) from None
         except _calls.MLX_RAISES as problem:
-            raise self._failed(node, _calls.explained(name, problem, given, named)) from None
+            raise self._failed(node, _calls.explained(name, problem, values, named)) from None
 
     def _failed(self, node: ast.expr, problem: str) -> InvalidRequest:
         return InvalidRequest.of("expression", f"at {expressions.place(self._expression.source, node)}: {problem}")
@@ -242,9 +242,9 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
 
 
 def _number(name: str, operands: list[Any]) -> Any:
-    """Arithmetic of plain numbers, as Python does it, but none that grows without bound."""
+    """Compute with plain numbers as Python does, within 64 bits."""
     if name == "matmul":
-        raise TypeError("@ multiplies arrays, and these are numbers")
+        raise TypeError("@ multiplies arrays, not numbers")
     if name == "power":
         base, exponent = operands
         small = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 and base.bit_length() * exponent <= 63
@@ -254,7 +254,7 @@ def _number(name: str, operands: list[Any]) -> Any:
     if type(result) is complex:
         raise ArithmeticError("the result is a complex number")
     if isinstance(result, int) and abs(result) > MAX_INTEGER:
-        raise ArithmeticError("the result is a whole number of more than 64 bits: write a factor with a point, as in 2.0")
+        raise ArithmeticError("the result is an integer of more than 64 bits: write a factor with a decimal point, as in 2.0")
     return result
 
 

@@ -1,4 +1,4 @@
-"""`generate`: text from a language model on this machine, token by token."""
+"""`generate`: text from a local language model, token by token."""
 
 from __future__ import annotations
 
@@ -16,55 +16,53 @@ if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
 
 GREETING = "Say hello in one sentence."
-"""What is asked where nothing is, to see that all works."""
+"""Default prompt, to check that everything works."""
 CHARACTERS_PER_TOKEN = 4
-"""Of English, about; the worker counts."""
+"""Approximate value for English; the worker counts exactly."""
 SMALLEST_NUMBER = 2
-"""Bytes of a number in the key-value cache: more where the model computes in float32, which the worker decides."""
+"""Minimum bytes of a number in the key-value cache; more if the worker decides to compute in float32."""
 
 StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Params(ModelParameters):
-    """A prompt and how to answer it. What is null is left to mlx-lm: without a temperature the likeliest token is taken."""
+    """A prompt and generation options. For null, mlx-lm's defaults apply: without a temperature the most likely token is chosen."""
 
-    prompt: str | None = Field(None, description="Plain text that the model goes on with; or give messages.", min_length=1)
-    messages: list[Message] | None = Field(
-        None, description="A conversation, which the model's chat template makes a prompt.", min_length=1
-    )
-    max_tokens: int = Field(512, description="The most that is written, in tokens.", ge=1, le=1_000_000, strict=True)
-    temperature: float | None = Field(None, description="0 takes the likeliest token always.", ge=0, le=10, allow_inf_nan=False)
-    top_p: float | None = Field(None, description="Take only from the likeliest tokens that have this share together.", gt=0, le=1)
-    top_k: int | None = Field(None, description="Take only from so many of the likeliest tokens.", ge=1, le=2**31 - 1, strict=True)
-    min_p: float | None = Field(None, description="Take only tokens of at least this share of the likeliest one's probability.", ge=0, le=1)
+    prompt: str | None = Field(None, description="Plain text that the model continues; or give messages.", min_length=1)
+    messages: list[Message] | None = Field(None, description="A conversation, formatted with the model's chat template.", min_length=1)
+    max_tokens: int = Field(512, description="Maximum number of tokens to generate.", ge=1, le=1_000_000, strict=True)
+    temperature: float | None = Field(None, description="0 always chooses the most likely token.", ge=0, le=10, allow_inf_nan=False)
+    top_p: float | None = Field(None, description="Choose from the most likely tokens with this total probability.", gt=0, le=1)
+    top_k: int | None = Field(None, description="Choose from this number of most likely tokens.", ge=1, le=2**31 - 1, strict=True)
+    min_p: float | None = Field(None, description="Choose from tokens with at least this fraction of the highest probability.", ge=0, le=1)
     repetition_penalty: float | None = Field(
-        None, description="Above 1: what was among the last tokens becomes less likely.", gt=0, le=10, allow_inf_nan=False
+        None, description="Above 1: makes recent tokens less likely.", gt=0, le=10, allow_inf_nan=False
     )
-    seed: int | None = Field(None, description="Of the random choices; null: another one each time.", ge=0, le=2**63 - 1, strict=True)
-    stop: StopString | list[StopString] | None = Field(None, description="Text, or up to 16 texts, before which the answer ends.")
-    about: About | None = Field(None, description="What the AI service made it from.")
+    seed: int | None = Field(None, description="Seed of the random choices; null: a new one each time.", ge=0, le=2**63 - 1, strict=True)
+    stop: StopString | list[StopString] | None = Field(None, description="Text, or up to 16 texts, before which the response ends.")
+    about: About | None = Field(None, description="Source of the prompt, set by the AI service.")
 
     @field_validator("stop")
     @classmethod
     def _few(cls, stop: Any) -> Any:
         if isinstance(stop, list) and len(stop) > 16:
-            raise wrong(f"{len(stop)} stop texts, and the most is 16")
+            raise wrong(f"{len(stop)} stop texts exceed the maximum of 16")
         return stop
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Params:
         if self.prompt is not None and self.messages is not None:
-            raise wrong("give a prompt or messages: not both")
+            raise wrong("give a prompt or messages, not both")
         return self
 
     @property
     def conversation(self) -> list[dict[str, str]]:
-        """The messages; the greeting where nothing is asked."""
+        """Return the messages, or the default prompt."""
         return [message.model_dump() for message in self.messages or [Message(role="user", content=GREETING)]]
 
     @property
-    def wishes(self) -> GenerationOptions:
-        """How to answer, as the model takes it."""
+    def options(self) -> GenerationOptions:
+        """Return the generation options for the model."""
         sampling = {"temp": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
         return GenerationOptions(
             self.max_tokens,
@@ -76,9 +74,9 @@ class Params(ModelParameters):
 
 
 def memory(params: Params) -> int | None:
-    """Bytes at the least: the weights as they lie on disk, and the key-value cache of the prompt and its answer.
+    """Estimate a lower bound in bytes: the weights as on disk, and the key-value cache of prompt and response.
 
-    The worker, which counts the tokens, refuses what does not fit before it reads the prompt.
+    The worker counts the tokens, and rejects a prompt that does not fit before processing it.
     """
     source = params.source
     if source is None or source.bytes is None:
@@ -91,19 +89,19 @@ def memory(params: Params) -> int | None:
 
 
 def run(params: Params, context: TaskContext) -> dict[str, Any]:
-    """Load the model unless it is in memory, and let it write; the output is an `Answer`."""
+    """Load the model unless it is in memory, and generate; the output is an `Answer`."""
     started = time.perf_counter()
     resident = bool(context.resident)
     model = context.language_model()
     load_time = None if resident else time.perf_counter() - started
     tokens = model.tokens_of(params.prompt, params.conversation)
-    answer = model.write(tokens, params.wishes, context)
+    answer = model.write(tokens, params.options, context)
     return Answer(model_used=model.name, provider=LOCAL, load_time_s=load_time, **answer).model_dump()
 
 
 operation = Operation(
     name="generate",
-    summary="Let a language model on this machine answer a prompt, token by token.",
+    summary="Answer a prompt with a local language model, token by token.",
     params=Params,
     run=run,
     memory=memory,

@@ -1,4 +1,4 @@
-"""What a parameter may hold where an array is meant: a number, an inline list, or a generator; read in the server, built in a worker."""
+"""Array parameters: numbers, inline lists and generators, which the server reads and a worker builds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, mo
 from pydantic_core import PydanticCustomError
 
 from openruntime_jupyter.operations.arrays import ArrayRef, references
-from openruntime_jupyter.operations.base import Parameters, told
+from openruntime_jupyter.operations.base import Parameters, describe_error
 
 INLINE_NUMBERS = 20_000
-"""Numbers of all inline lists of a parameter: the server's event loop reads them, and ten milliseconds are enough to hold it up."""
+"""Maximum numbers in all inline lists of a parameter. Reading them blocks the server's event loop, for up to 10 ms."""
 INLINE_DEPTH = 8
 MAX_DIMENSIONS = 8
 MAX_SIDE = 2**31 - 1
-"""MLX counts along an axis in 32 bits, and ends the process where one is given more."""
+"""MLX uses 32-bit sizes along an axis, and crashes the process for larger ones."""
 MAX_INTEGER = 2**63
 MAX_ELEMENTS = 2**37
-"""Elements of one array, views included: above what any memory holds, below where a view makes endless work."""
+"""Maximum elements of one array, views included: more than fits into any memory, but too few for endless work on a view."""
 
 
 KEY = 100
-"""Bytes of a random generator's key and of what comes with it."""
+"""Bytes of the key of a random generator and its overhead."""
 
 
 class Dtype(str, Enum):
@@ -51,16 +51,16 @@ class Dtype(str, Enum):
 
     @property
     def size(self) -> int:
-        """Bytes of one element."""
+        """Return the size of one element in bytes."""
         return _SIZES[self]
 
     @property
     def floating(self) -> bool:
-        """Whether it holds real fractions."""
+        """Return whether it is a real floating type."""
         return self in (Dtype.FLOAT16, Dtype.BFLOAT16, Dtype.FLOAT32, Dtype.FLOAT64)
 
     def of(self, mx: Any) -> Any:
-        """MLX's own object for it."""
+        """Return the MLX dtype."""
         return mx.bool_ if self is Dtype.BOOL else getattr(mx, self.value)
 
 
@@ -71,50 +71,52 @@ Shape = Annotated[list[Side], Field(max_length=MAX_DIMENSIONS)]
 
 
 def wrong(problem: str) -> PydanticCustomError:
-    """A validation error whose text is `problem`, without pydantic's "Value error" before it."""
-    return PydanticCustomError("wrong", "{problem}", {"problem": problem})  # as context, so that braces in it stay as they are
+    """Return a validation error with the text `problem`, without pydantic's prefix "Value error"."""
+    return PydanticCustomError("wrong", "{problem}", {"problem": problem})  # as context, because the template would interpret braces
 
 
 class Generator(Parameters):
-    """An array that is made in the worker, so that it need not travel: exactly one of the first seven fields says how."""
+    """An array that the worker creates, by exactly one of the first seven fields."""
 
     random: Shape | None = Field(None, description="Shape; uniform in [0, 1).")
-    normal: Shape | None = Field(None, description="Shape; normally distributed, mean 0, deviation 1.")
+    normal: Shape | None = Field(None, description="Shape; normally distributed, mean 0, standard deviation 1.")
     zeros: Shape | None = Field(None, description="Shape.")
     ones: Shape | None = Field(None, description="Shape.")
-    arange: Side | None = Field(None, description="0, 1, 2 … below this.")
+    arange: Side | None = Field(None, description="0, 1, 2 … below this number.")
     eye: Side | None = Field(None, description="The identity matrix of that size.")
-    values: Annotated[list[Any] | int | float | bool | None, Field(description="The numbers themselves, for a `dtype` of your choice.")] = (
-        None
-    )
-    dtype: Dtype | None = Field(None, description="Default float32; int32 for `arange`; what MLX makes of them for `values`.")
+    values: Annotated[list[Any] | int | float | bool | None, Field(description="The numbers, to combine with `dtype`.")] = None
+    dtype: Dtype | None = Field(None, description="Default: float32; int32 for `arange`; MLX's choice for `values`.")
     seed: int | None = Field(
-        None, description="For `random` and `normal`; default: the input's place, so that a task repeats.", ge=0, le=2**63 - 1, strict=True
+        None,
+        description="For `random` and `normal`; default: the index of the input, so that a task is reproducible.",
+        ge=0,
+        le=2**63 - 1,
+        strict=True,
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> Generator:
         ways = [name for name in _WAYS if getattr(self, name) is not None]
         if len(ways) != 1:
-            raise wrong(f"a generator says one of {', '.join(_WAYS)}, and this one {' and '.join(ways) or 'none'}")
+            raise wrong(f"a generator needs exactly one of {', '.join(_WAYS)}, but has {' and '.join(ways) or 'none'}")
         if self.seed is not None and self.way not in ("random", "normal"):
-            raise wrong(f"seed: only random and normal take one, not {self.way}")
+            raise wrong(f"seed: only for random and normal, not for {self.way}")
         if self.way in ("random", "normal") and self.dtype is not None and not self.dtype.floating:
-            raise wrong(f"dtype: {self.way} makes float16, bfloat16, float32 or float64, not {self.dtype}")
+            raise wrong(f"dtype: {self.way} supports float16, bfloat16, float32 and float64, not {self.dtype}")
         if self.way == "values":
             check_numbers(self.values)
         if self.elements > MAX_ELEMENTS:
-            raise wrong(f"{self.way}: {self.elements:,} elements; the most is {MAX_ELEMENTS:,}")
+            raise wrong(f"{self.way}: {self.elements:,} elements exceed the maximum of {MAX_ELEMENTS:,}")
         return self
 
     @property
     def way(self) -> str:
-        """Which of its fields says how to make it."""
+        """Return the name of the field that defines the array."""
         return next(name for name in _WAYS if getattr(self, name) is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array."""
+        """Return the shape of the array."""
         if self.way == "values":
             return shape_of(self.values)
         if self.arange is not None:
@@ -125,36 +127,36 @@ class Generator(Parameters):
 
     @property
     def elements(self) -> int:
-        """How many elements the array has."""
+        """Return the number of elements of the array."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
+        """Return the size of the array in bytes."""
         return self.elements * (8 if self.way == "values" and self.dtype is None else (self.dtype or Dtype.FLOAT32).size)
 
     @property
     def making(self) -> int:
-        """Bytes that making it needs, the array included.
+        """Return the peak bytes while the array is built, including the array.
 
-        Measured on MLX 0.32: random numbers are drawn as 32 bits and then converted, and no third copy is alive.
+        Measured on MLX 0.32: random numbers are drawn in 32 bits and then converted, without a third copy.
         """
         if self.way not in ("random", "normal"):
             return self.nbytes
         return self.nbytes + KEY + (0 if self.dtype in (None, Dtype.FLOAT32) else 4 * self.elements)
 
-    def build(self, mx: Any, place: int) -> Any:
-        """The array, not evaluated yet; `place` seeds it where no seed was given."""
+    def build(self, mx: Any, index: int) -> Any:
+        """Build the lazy array; `index` is the default seed."""
         dtype = (self.dtype or (Dtype.INT32 if self.way == "arange" else Dtype.FLOAT32)).of(mx)
         if self.way == "values":
             return mx.array(self.values) if self.dtype is None else mx.array(self.values, dtype=dtype)
         if self.way in ("random", "normal"):
-            key = mx.random.key(place if self.seed is None else self.seed)
+            key = mx.random.key(index if self.seed is None else self.seed)
             draw = mx.random.uniform if self.way == "random" else mx.random.normal
-            drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX draws no float64
+            drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX can't draw float64
             return draw(shape=self.shape, dtype=drawn, key=key).astype(dtype)
         if self.arange is not None:
-            return mx.arange(self.arange).astype(dtype)  # its own dtype argument takes no bool
+            return mx.arange(self.arange).astype(dtype)  # its dtype argument does not support bool
         return mx.eye(self.eye, dtype=dtype) if self.eye is not None else getattr(mx, self.way)(self.shape, dtype=dtype)
 
 
@@ -162,7 +164,7 @@ _WAYS = ("random", "normal", "zeros", "ones", "arange", "eye", "values")
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of nested lists, which `check_numbers` has found to be even."""
+    """Return the shape of nested lists by their first elements; `check_numbers` checks that they are regular."""
     shape: list[int] = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -173,58 +175,60 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def check_amount(value: Any) -> Any:
-    """`value`, unless its lists are too long to be looked at in the server: the first thing that is done with any."""
+    """Return `value`; raise if its lists are too long to be processed in the server. Runs before any other validation."""
     left, waiting = INLINE_NUMBERS, [value]
     while waiting:
         each = waiting.pop()
         inside = list(each.values()) if isinstance(each, dict) else each
         left -= len(inside)
         if left < 0:
-            raise wrong(f"inline lists may have {INLINE_NUMBERS:,} numbers in all: use a generator such as {{'random': [1024, 1024]}}")
+            raise wrong(
+                f"inline lists may have at most {INLINE_NUMBERS:,} numbers in total: use a generator such as {{'random': [1024, 1024]}}"
+            )
         waiting += [item for item in inside if isinstance(item, list | dict)]
     return value
 
 
 def check_numbers(value: Any) -> None:
-    """Raise unless `value` is a number or nested lists of numbers that make an array."""
+    """Raise unless `value` is a number or regular nested lists of numbers."""
     shape = shape_of(value)
     if len(shape) > INLINE_DEPTH:
-        raise wrong(f"an inline list may have {INLINE_DEPTH} dimensions")
+        raise wrong(f"an inline list may have at most {INLINE_DEPTH} dimensions")
     level = [value]
     for side in shape:
         if not all(isinstance(each, list) and len(each) == side for each in level):
-            raise wrong("an inline list must be even: every row as long as the first")
+            raise wrong("an inline list must be regular: all rows must have the same length")
         level = [each for row in level for each in row]
     if not all(isinstance(each, int | float) for each in level):
-        raise wrong("an inline list holds numbers and lists of them only")
+        raise wrong("an inline list may contain only numbers and lists of numbers")
     if any(isinstance(each, int) and not -MAX_INTEGER <= each < MAX_INTEGER for each in level):
-        raise wrong("a whole number of more than 64 bits")
+        raise wrong("an integer of more than 64 bits")
 
 
 def read(value: Any, depth: int = 0) -> Any:
-    """A value as it came in JSON, with generators and references read; raises what pydantic turns into a validation error."""
+    """Parse generators and references in a JSON value; raise an error for pydantic if it is invalid."""
     if isinstance(value, dict):
         kind = ArrayRef if "array" in value else Generator
         try:
             return kind.model_validate(value)
         except ValidationError as problem:
             first = problem.errors(include_url=False, include_input=False)[0]
-            said = told(first, list(kind.model_fields))
-            place = ".".join(str(part) for part in first["loc"])
-            raise wrong(f"{place}: {said}" if place else said) from None
+            message = describe_error(first, list(kind.model_fields))
+            field = ".".join(str(part) for part in first["loc"])
+            raise wrong(f"{field}: {message}" if field else message) from None
     if isinstance(value, list):
         if depth >= INLINE_DEPTH:
-            raise wrong(f"lists may be nested {INLINE_DEPTH} deep")
+            raise wrong(f"lists may be nested at most {INLINE_DEPTH} deep")
         if not any(isinstance(each, list | dict) for each in value):
             return value
         return [read(each, depth + 1) for each in value]
     if isinstance(value, Generator | ArrayRef | str | int | float | None):
         return value
-    raise wrong(f"{type(value).__name__} is none of number, string, list, generator, array")
+    raise wrong(f"unsupported type {type(value).__name__}: give a number, string, list, generator or array")
 
 
 def generators(value: Any) -> Iterator[Generator]:
-    """Every generator in a value that `read` gave."""
+    """Yield the generators in a value returned by `read`."""
     if isinstance(value, Generator):
         yield value
     elif isinstance(value, list) and any(isinstance(each, list | Generator) for each in value):
@@ -233,7 +237,7 @@ def generators(value: Any) -> Iterator[Generator]:
 
 
 def elements(value: Any) -> int:
-    """How many elements the arrays of a value have: generators, and the numbers of inline lists."""
+    """Return the number of elements in the arrays, generators and inline lists of a value."""
     if isinstance(value, Generator | ArrayRef):
         return value.elements
     if not isinstance(value, list):
@@ -243,7 +247,7 @@ def elements(value: Any) -> int:
 
 
 def needed(values: list[Any]) -> int:
-    """Bytes that building all of `values`, one after the other, needs at its worst moment."""
+    """Return the peak bytes while all of `values` are built one after the other."""
     worst = made = sum(each.nbytes for each in references(values))  # MLX copies them
     for generator in (each for value in values for each in generators(value)):
         worst = max(worst, made + generator.making)
@@ -253,7 +257,7 @@ def needed(values: list[Any]) -> int:
 
 _GENERATORS = {
     "description": "A number, an inline list, or a generator: an object with one of random, normal, zeros, ones (a shape), arange, eye "
-    '(a size), values (numbers), and optionally dtype and seed; or an array that was sent before, {"array": id}.',
+    '(a size), values (numbers), and optionally dtype and seed; or an uploaded array, {"array": id}.',
 }
 Value = Annotated[Any, BeforeValidator(read), WithJsonSchema(_GENERATORS)]
 """A number, string, inline list, generator or array."""

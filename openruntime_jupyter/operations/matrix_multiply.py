@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 FLOPS_PER_SECOND = 180e9
-"""float32 with OpenBLAS on two x86-64 cores, as measured; MLX's own BLAS there is 40 times slower, and a GPU faster."""
+"""Measured for float32 with OpenBLAS on two x86-64 cores; MLX's bundled BLAS is 40 times slower there, and a GPU is faster."""
 SAMPLED_SIDE = 32
-"""Rows and columns of the product that are compared with the reference."""
+"""Number of rows and columns of the product that are compared with the reference."""
 
 MatrixSide = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 
@@ -29,25 +29,25 @@ class Params(Parameters):
     m: MatrixSide | None = Field(None, description="Rows of the first matrix and of the product.")
     n: MatrixSide | None = Field(None, description="Columns of the second matrix and of the product.")
     k: MatrixSide | None = Field(None, description="Columns of the first matrix and rows of the second.")
-    iterations: int = Field(5, description="Timed products; one more before them is not timed.", ge=1, le=100_000, strict=True)
+    iterations: int = Field(5, description="Timed products, after an untimed warm-up.", ge=1, le=100_000, strict=True)
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
-        "float32", description="Of both matrices and the product; float64 on the CPU only."
+        "float32", description="Dtype of both matrices and the product; float64 on the CPU only."
     )
-    seed: int = Field(0, description="Of the random matrices, which are uniform in [-1, 1).", ge=0, le=2**63 - 1, strict=True)
+    seed: int = Field(0, description="Seed of the random matrices, which are uniform in [-1, 1).", ge=0, le=2**63 - 1, strict=True)
 
     @model_validator(mode="after")
     def _one_way(self) -> Params:
         sides = {"m": self.m, "n": self.n, "k": self.k}
         given = [name for name, side in sides.items() if side is not None]
         if given and self.size is not None:
-            raise wrong(f"give size, or m, n and k: not both (size and {' and '.join(given)} are here)")
+            raise wrong(f"give either size, or m, n and k (found size and {' and '.join(given)})")
         if given and len(given) < 3:
-            raise wrong(f"m, n and k go together: {' and '.join(name for name in sides if name not in given)} missing")
+            raise wrong(f"give all of m, n and k: {' and '.join(name for name in sides if name not in given)} missing")
         return self
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """m, n and k."""
+        """Return m, n and k."""
         if self.m is not None and self.n is not None and self.k is not None:
             return self.m, self.n, self.k
         side = 512 if self.size is None else self.size
@@ -55,16 +55,16 @@ class Params(Parameters):
 
     @property
     def flops(self) -> int:
-        """Floating point operations of one product: a multiplication and an addition for each of m times n times k."""
+        """Return the floating point operations of one product: m n k multiplications and as many additions."""
         m, n, k = self.sides
         return 2 * m * n * k
 
 
 def memory(params: Params) -> int:
-    """Bytes at the worst moment.
+    """Estimate the peak bytes.
 
-    That is both matrices and the product, with the rows and columns that are compared; or the second matrix while it is drawn
-    in float32.
+    The peak is either both matrices and the product with the compared rows and columns, or the second matrix while it is drawn in
+    float32.
     """
     m, n, k = params.sides
     item = Dtype(params.dtype).size
@@ -74,7 +74,7 @@ def memory(params: Params) -> int:
 
 
 def seconds(params: Params) -> float:
-    """Seconds of all products at `FLOPS_PER_SECOND`, whatever the dtype: what is slower than that meets the task's timeout."""
+    """Estimate the seconds of all products at `FLOPS_PER_SECOND` for any dtype; the task's timeout limits slower ones."""
     return params.flops * (params.iterations + 1) / FLOPS_PER_SECOND
 
 
@@ -104,7 +104,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
 
 def _matrix(mx: Any, shape: tuple[int, int], dtype: Any, key: Any) -> Any:
-    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX draws no float64
+    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX can't draw float64
     matrix = mx.random.uniform(-1, 1, shape, dtype=drawn, key=key).astype(dtype)
     mx.eval(matrix)
     return matrix

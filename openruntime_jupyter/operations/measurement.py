@@ -1,4 +1,4 @@
-"""Figures that a person can check: how long each iteration took, how fast that is, and how far off the numbers are."""
+"""Measurement of duration, rate and numerical error of operations."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 SAMPLE = 1000
-"""How many elements of an output are compared with the reference."""
+"""Number of elements of an output that are compared with the reference."""
 SMALL_CHANGE = 100_000
-"""Bytes that indices, keys and samples of that size need beside what an operation computes on."""
+"""Bytes of indices, keys and samples of that size, in addition to the operands."""
 
 
 def warm() -> None:
-    """Import what the operations compute with."""
+    """Import MLX and NumPy."""
     import mlx.core  # noqa: F401
     import numpy as np  # noqa: F401
 
 
 class Watch:
-    """Times iterations of one or more kinds of work and tells the progress over all of them.
+    """Timer for iterations of one or more kinds of work, with progress over all of them.
 
-    `total` is the number of timed iterations that there will be.
+    `total` is the total number of timed iterations.
     """
 
     def __init__(self, context: TaskContext, total: int) -> None:
@@ -37,15 +37,15 @@ class Watch:
         self._done = 0
 
     def time(self, work: Callable[[], Any], iterations: int, message: str, warm_up: bool = True) -> tuple[Any, list[float]]:
-        """Run `work` so often; gives its last result, evaluated, and the seconds of each timed run.
+        """Run `work` for `iterations`; return its last result, evaluated, and the seconds of each timed run.
 
-        A run before the first fills caches and, on a GPU, compiles kernels; it is not timed. An interrupt is heard between runs.
+        The untimed warm-up run fills caches and, on a GPU, compiles kernels. Interrupts are handled between runs.
         """
         import mlx.core as mx
 
         result, seconds = None, []
         for index in range(-1 if warm_up else 0, iterations):
-            result = None  # its memory serves the next run
+            result = None  # frees memory for the next run
             started = time.perf_counter()
             result = work()
             mx.eval(result)
@@ -58,18 +58,18 @@ class Watch:
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Seconds of iterations as `min`, `median` and `max`."""
+    """Return `min`, `median` and `max` of the seconds of iterations."""
     return {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
 
 
 def rates(amount: int, seconds: list[float], unit: str) -> dict[str, float]:
-    """How many thousand millions of `amount` a second: `unit` at the median iteration, `<unit>_best` at the fastest."""
+    """Return the rate in 10^9 of `amount` per second: `unit` for the median iteration, `<unit>_best` for the fastest."""
     times = spread(seconds)
     return {unit: amount / times["median"] / 1e9, f"{unit}_best": amount / times["min"] / 1e9}
 
 
 def as_numpy(array: Any) -> Any:
-    """An MLX array as NumPy's: float64 for every floating type, complex128 for complex, integers as they are."""
+    """Convert an MLX array to NumPy: float64 for floating types, complex128 for complex, integers unchanged."""
     import mlx.core as mx
     import numpy as np
 
@@ -82,17 +82,17 @@ def as_numpy(array: Any) -> Any:
 
 
 def sample(count: int, most: int = SAMPLE) -> list[int]:
-    """At most `most` indices below `count`, spread evenly, the first and the last among them."""
+    """Return at most `most` evenly spread indices below `count`, including the first and the last."""
     if count <= most:
         return list(range(count))
     return sorted({round(step * (count - 1) / (most - 1)) for step in range(most)})
 
 
 def difference(actual: Any, expected: Any, scale: float | None = None) -> dict[str, float | int | None]:
-    """How far `actual` is from the float64 reference `expected` (both NumPy): the largest absolute error, and that error over `scale`.
+    """Compare `actual` with the float64 reference `expected` (both NumPy): the largest absolute error, and that error over `scale`.
 
-    `scale` is the largest absolute expected value unless given. Null where a number is not finite; `sampled` says how many
-    elements were compared.
+    `scale` defaults to the largest absolute expected value. The errors are None if a number is not finite; `sampled` is the number of
+    compared elements.
     """
     import numpy as np
 
@@ -105,6 +105,6 @@ def difference(actual: Any, expected: Any, scale: float | None = None) -> dict[s
 
 
 def refuse_float64_on_gpu(context: TaskContext, dtypes: list[str]) -> None:
-    """Raise `InvalidRequest` where float64 is asked of a GPU, which MLX does not offer on any."""
+    """Raise `InvalidRequest` for float64 on a GPU, which MLX does not support."""
     if context.device_type == "gpu" and "float64" in dtypes:
-        raise InvalidRequest.of("dtype", "MLX has float64 on the CPU only: ask for device_preference 'cpu', or for float32")
+        raise InvalidRequest.of("dtype", "MLX supports float64 only on the CPU: set device_preference to 'cpu', or use float32")

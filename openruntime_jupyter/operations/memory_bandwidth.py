@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.operations import measurement as _figures
+from openruntime_jupyter.operations import measurement
 from openruntime_jupyter.operations.base import Operation, Parameters
 from openruntime_jupyter.operations.inputs import Dtype, wrong
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 BYTES_PER_SECOND = 20e9
-"""What MLX's copy, scale and add reach at the least on two x86-64 cores with warm pages, as measured: 26 to 41 GB/s."""
+"""Lower bound for MLX's copy, scale and add on two x86-64 cores with warm pages; measured are 26 to 41 GB/s."""
 DRAWING_SECONDS = 7e-9
-"""Seconds that a random float32 took there to be drawn."""
+"""Measured time to draw a random float32 on the same cores."""
 SCALAR = 3.0
 
 Kernel = Literal["copy", "scale", "add", "triad"]
@@ -35,31 +35,33 @@ class _Kernel:
 
 
 _KERNELS: dict[str, _Kernel] = {
-    # MLX shares what it need not copy: joining the halves makes it move every byte.
+    # MLX avoids plain copies; joining two halves makes it move every byte.
     "copy": _Kernel("c = a", 2, lambda mx, a, b: mx.concatenate([a[: a.size // 2], a[a.size // 2 :]]), lambda a, b: a),
     "scale": _Kernel("c = 3 a", 2, lambda mx, a, b: a * SCALAR, lambda a, b: SCALAR * a),
     "add": _Kernel("c = a + b", 3, lambda mx, a, b: a + b, lambda a, b: a + b),
     "triad": _Kernel("c = a + 3 b", 3, lambda mx, a, b: a + b * SCALAR, lambda a, b: a + SCALAR * b),
 }
 COUNTING = (
-    "Each array is counted once for being read or written, as STREAM does: 2 for copy and scale, 3 for add and triad. "
-    "MLX runs triad as two kernels, which move 5."
+    "Each array counts once for each read or write, as in STREAM: 2 for copy and scale, 3 for add and triad. "
+    "MLX runs triad as two kernels, which move 5 arrays."
 )
 
 
 class Params(Parameters):
-    """STREAM over arrays of one size."""
+    """Parameters of STREAM over arrays of one size."""
 
     size_mb: int = Field(
         32,
-        description="Size of each of the arrays in MB (10^6 bytes). Far above the caches, or it measures those.",
+        description="Size of each array in MB (10^6 bytes); must be far larger than the caches to measure memory.",
         ge=1,
         le=1_000_000,
         strict=True,
     )
-    iterations: int = Field(5, description="Timed runs of each kernel; one more before them is not timed.", ge=1, le=100_000, strict=True)
-    kernels: list[Kernel] = Field(["copy", "scale", "add", "triad"], description="Which to run.", min_length=1, max_length=4)
-    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field("float32", description="Of the arrays; float64 on the CPU only.")
+    iterations: int = Field(5, description="Timed runs of each kernel, after an untimed warm-up.", ge=1, le=100_000, strict=True)
+    kernels: list[Kernel] = Field(["copy", "scale", "add", "triad"], description="Kernels to run.", min_length=1, max_length=4)
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
+        "float32", description="Dtype of the arrays; float64 on the CPU only."
+    )
 
     @field_validator("kernels")
     @classmethod
@@ -70,35 +72,35 @@ class Params(Parameters):
 
     @property
     def count(self) -> int:
-        """Elements of each array."""
+        """Return the number of elements of each array."""
         return self.size_mb * 1_000_000 // Dtype(self.dtype).size
 
 
 def memory(params: Params) -> int:
-    """Bytes at the worst moment: a, b, c and triad's scaled b; or b while it is drawn in float32."""
+    """Estimate the peak bytes: a, b, c and the scaled b of triad; or b while it is drawn in float32."""
     item = Dtype(params.dtype).size
-    return params.count * max(4 * item, 2 * item + 4) + _figures.SMALL_CHANGE
+    return params.count * max(4 * item, 2 * item + 4) + measurement.SMALL_CHANGE
 
 
 def seconds(params: Params) -> float:
-    """Seconds of all kernels at `BYTES_PER_SECOND`, and of drawing the arrays."""
+    """Estimate the seconds of all kernels at `BYTES_PER_SECOND`, plus drawing the arrays."""
     moved = sum(_KERNELS[name].arrays for name in params.kernels) * params.size_mb * 1e6 * (params.iterations + 1)
     return moved / BYTES_PER_SECOND + 2 * params.count * DRAWING_SECONDS
 
 
 def run(params: Params, context: TaskContext) -> dict[str, Any]:
-    """Run the kernels one after the other; a sample of each result is compared with NumPy's in float64."""
+    """Run the kernels one after the other; compare a sample of each result with NumPy in float64."""
     import mlx.core as mx
 
-    _figures.refuse_float64_on_gpu(context, [params.dtype])
+    measurement.refuse_float64_on_gpu(context, [params.dtype])
     context.require_memory(memory(params), "This measurement")
     dtype = Dtype(params.dtype).of(mx)
-    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX draws no float64
+    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX can't draw float64
     a, b = (mx.random.uniform(shape=(params.count,), dtype=drawn, key=mx.random.key(seed)).astype(dtype) for seed in (1, 2))
     mx.eval(a)
     mx.eval(b)
-    watch = _figures.Watch(context, params.iterations * len(params.kernels))
-    chosen = mx.array(_figures.sample(params.count))
+    watch = measurement.Watch(context, params.iterations * len(params.kernels))
+    chosen = mx.array(measurement.sample(params.count))
     kernels: dict[str, Any] = {}
     for name in params.kernels:
         kernel = _KERNELS[name]
@@ -107,10 +109,10 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         kernels[name] = {
             "formula": kernel.formula,
             "bytes_per_iteration": moved,
-            "seconds_per_iteration": _figures.spread(times),
-            **_figures.rates(moved, times, "gb_per_second"),
-            "error": _figures.difference(
-                _figures.as_numpy(result[chosen]), kernel.reference(_figures.as_numpy(a[chosen]), _figures.as_numpy(b[chosen]))
+            "seconds_per_iteration": measurement.spread(times),
+            **measurement.rates(moved, times, "gb_per_second"),
+            "error": measurement.difference(
+                measurement.as_numpy(result[chosen]), kernel.reference(measurement.as_numpy(a[chosen]), measurement.as_numpy(b[chosen]))
             ),
         }
         del result
@@ -131,6 +133,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=_figures.warm,
+    warm=measurement.warm,
     shared=True,
 )

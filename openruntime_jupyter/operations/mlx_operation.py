@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 SECONDS_PER_ELEMENT = 10e-9
-"""What exp, among the slower of MLX's functions, took an element on two x86-64 cores, as measured."""
+"""Measured time per element of exp, one of the slower functions, on two x86-64 cores."""
 MOST_RESULTS = 100
 
 Argument = Annotated[Value, Field(description="A number, string, list, generator or array.")]
@@ -39,21 +39,21 @@ class Params(Parameters):
     )
     args: list[Argument] | None = Field(
         None,
-        description="Arguments by position; none by default, and two random 256 by 256 matrices where no function is named. A list is an "
-        "array where the function takes one, else a list (axes, shapes); names of dtypes are strings.",
+        description="Positional arguments; none by default, but two random 256 by 256 matrices if no function is named. A list becomes an "
+        "array where the function takes one, otherwise it stays a list (axes, shapes); dtypes are given by name.",
         max_length=100,
     )
-    kwargs: dict[str, Argument] = Field({}, description="Arguments by name. `key` may be a whole number; its default is 0.", max_length=100)
-    iterations: int = Field(1, description="Timed calls; above 1, one more before them is not timed.", ge=1, le=10_000, strict=True)
+    kwargs: dict[str, Argument] = Field({}, description="Keyword arguments. `key` may be an integer; its default is 0.", max_length=100)
+    iterations: int = Field(1, description="Timed calls; above 1, after an untimed warm-up.", ge=1, le=10_000, strict=True)
     return_arrays: bool = Field(
-        False, description="true: the results come along whole, as arrays of the task's result, and not only summarised.", strict=True
+        False, description="true: return the complete results as arrays of the task's result, not only the summary.", strict=True
     )
 
     @field_validator("function")
     @classmethod
     def _allowed(cls, name: str) -> str:
         if name not in _functions.functions():
-            raise wrong(_functions.why_not(name))
+            raise wrong(_functions.rejection(name))
         return name
 
     @field_validator("args", "kwargs", mode="before")
@@ -67,7 +67,7 @@ class Params(Parameters):
         if args and "function" in info.data:
             signature = _functions.signature(info.data["function"])
             if signature.at(len(args) - 1) is None:
-                raise wrong(f"{len(args)} are given; it is {signature.text}")
+                raise wrong(f"{len(args)} arguments are too many; the signature is {signature.text}")
         return args
 
     @field_validator("kwargs")
@@ -77,7 +77,7 @@ class Params(Parameters):
             signature = _functions.signature(info.data["function"])
             unknown = [name for name in kwargs if name not in signature.by_name]
             if unknown:
-                raise wrong(f"{info.data['function']} has no {unknown[0][:100]!r}; it is {signature.text}")
+                raise wrong(f"{info.data['function']} has no parameter {unknown[0][:100]!r}; the signature is {signature.text}")
         return kwargs
 
     @model_validator(mode="after")
@@ -89,36 +89,36 @@ class Params(Parameters):
 
     @property
     def given(self) -> list[Any]:
-        """The arguments by position."""
+        """Return the positional arguments."""
         return self.args or []
 
     @property
     def values(self) -> list[Any]:
-        """Every argument."""
+        """Return all arguments."""
         return [*self.given, *self.kwargs.values()]
 
 
 def memory(params: Params) -> int:
-    """Bytes that the arguments need at the least; what the function needs beside them is known in the worker only."""
+    """Estimate the bytes of the arguments; only the worker knows the needs of the function."""
     return _inputs.needed(params.values)
 
 
 def seconds(params: Params) -> float:
-    """Seconds at the least: every element of the arguments once at `SECONDS_PER_ELEMENT`, each iteration.
+    """Estimate a lower bound in seconds: each element of the arguments once per iteration, at `SECONDS_PER_ELEMENT`.
 
-    A product or a factorisation takes more than that; what turns out too long meets the task's timeout.
+    Products and factorisations take longer; the task's timeout limits them.
     """
     return _inputs.elements(params.values) * (params.iterations + 1) * SECONDS_PER_ELEMENT
 
 
 def run(params: Params, context: TaskContext) -> dict[str, Any]:
-    """Build the arguments, see that the call fits the memory, time it and summarise what it gives."""
+    """Build the arguments, check that the call fits into memory, time it and summarise the results."""
     import mlx.core as mx
 
     dtypes = [str(each.dtype) for value in params.values for each in _inputs.generators(value)]
     dtypes += [each.dtype for each in references(params.values)]
     measurement.refuse_float64_on_gpu(context, [*dtypes, *(str(value) for value in params.values if isinstance(value, str))])
-    context.require_memory(memory(params), "Making the arguments")
+    context.require_memory(memory(params), "Building the arguments")
     call = _calls.function(mx, params.function)
     args, kwargs = params.given, params.kwargs
     try:
@@ -147,14 +147,14 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
 
 def _built(mx: Any, params: Params, context: TaskContext) -> tuple[list[Any], dict[str, Any]]:
-    """Every argument with its generators made and evaluated, one after the other."""
-    place = 0
+    """Return the arguments with their generators built and evaluated one after the other."""
+    index = 0
 
     def build(value: Any) -> Any:
-        nonlocal place
+        nonlocal index
         if isinstance(value, Generator):
-            place += 1
-            array = value.build(mx, place)
+            index += 1
+            array = value.build(mx, index)
             mx.eval(array)
             return array
         if isinstance(value, ArrayRef):
@@ -169,7 +169,7 @@ def _built(mx: Any, params: Params, context: TaskContext) -> tuple[list[Any], di
 def _results(value: Any) -> list[Any]:
     results = graph.arrays([value])
     if not 0 < len(results) <= MOST_RESULTS:
-        raise ValueError(f"it gives {len(results)} arrays; 1 to {MOST_RESULTS} can be shown")
+        raise ValueError(f"the function returned {len(results)} arrays; supported are 1 to {MOST_RESULTS}")
     return results
 
 

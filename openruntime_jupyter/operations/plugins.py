@@ -1,4 +1,4 @@
-"""Operations of other packages: found by their entry points, looked at before they are offered, left out where they don't fit."""
+"""Operations of other packages, discovered by entry points; invalid ones are excluded."""
 
 from __future__ import annotations
 
@@ -19,112 +19,113 @@ if TYPE_CHECKING:
 
 GROUP = "openruntime.operations"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
-"""What an operation may be called: one word on the line of a magic, in a URL and in a label of a metric."""
+"""Valid names: usable as one word in the line of a magic, in a URL and in a metric label."""
 
 SETTLED = 3_000_000_000
-"""Nanoseconds without a change after which an import path is taken to be complete."""
+"""Nanoseconds without changes after which an import path counts as complete."""
 
 log = logging.getLogger(__name__)
 
-Places = tuple[tuple[str, int], ...]
+FolderTimes = tuple[tuple[str, int], ...]
+"""Folders and their modification times in nanoseconds."""
 
 
 class Plugins:
-    """What the entry points of this interpreter bring. `taken(name)` tells whether a name is no longer free.
+    """Operations from the entry points of this interpreter; `taken(name)` returns whether a name is in use. Thread-safe.
 
-    They are looked for again once a folder of the import path has changed, so that what is installed while a server runs is found
-    without a restart. A module that was imported once stays as it is, as in any Python process. Safe to use from several threads.
+    Entry points are searched again when a folder of the import path has changed, so that packages installed while a server runs are found
+    without a restart. Modules that were imported already are not reloaded.
     """
 
     def __init__(self, taken: Callable[[str], bool]) -> None:
         self._taken = taken
         self._lock = RLock()
-        self._seen: Places | None = None
-        self._looked = False
+        self._seen: FolderTimes | None = None
+        self._searched = False
         self._found: dict[str, Operation] = {}
         self._left_out: dict[str, str] = {}
 
     @property
     def found(self) -> dict[str, Operation]:
-        """Every operation that fits, by name, as of now."""
+        """Return the current valid operations by name."""
         with self._lock:
-            places = _places()
-            if places != self._seen:
-                # An installer that is still at work writes into folders that are there by now: look once more when it has ended.
-                newest = max((changed for _, changed in places), default=0)
-                self._seen = places if time.time_ns() - newest > SETTLED else None
-                self._looked = True
-                from importlib.metadata import entry_points  # a fifth of what a worker's start imports, for what few need
+            times = _folder_times()
+            if times != self._seen:
+                # A running installer may still write into these folders: search again when they have settled.
+                newest = max((changed for _, changed in times), default=0)
+                self._seen = times if time.time_ns() - newest > SETTLED else None
+                self._searched = True
+                from importlib.metadata import entry_points  # slow: a fifth of the import time of a worker, and rarely needed
 
                 importlib.invalidate_caches()
-                self._look(entry_points(group=GROUP))
+                self._search(entry_points(group=GROUP))
             return self._found
 
     def known(self, name: str) -> Operation | None:
-        """The operation of that name; looks for it where it was not there the last time."""
+        """Return the operation with that name, after another search if it was unknown."""
         return self._found.get(name) or self.found.get(name)
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Why an entry point is not offered, in a sentence, by the entry point's name; as of the last look."""
-        if not self._looked:
-            self.found  # noqa: B018 - nobody has looked yet
+        """Return the reasons for excluded entry points by name, as of the last search."""
+        if not self._searched:
+            self.found  # noqa: B018 - first search
         return self._left_out
 
-    def _look(self, points: Iterable[EntryPoint]) -> None:
+    def _search(self, points: Iterable[EntryPoint]) -> None:
         found: dict[str, Operation] = {}
         left_out: dict[str, str] = {}
         for point in points:
             try:
                 operation = _load(point)
                 if self._taken(operation.name) or found.get(operation.name, operation) is not operation:
-                    raise ValueError(f"the name {operation.name!r} is taken")
-            except (Exception, SystemExit) as problem:  # somebody else's package must not keep ours from starting
-                left_out[point.name] = f"The operation {point.name} of {_whose(point)} was left out: {type(problem).__name__}: {problem}"
+                    raise ValueError(f"the name {operation.name!r} is already in use")
+            except (Exception, SystemExit) as problem:  # a broken package must not prevent the start
+                left_out[point.name] = f"Operation {point.name} of {_origin(point)} is excluded: {type(problem).__name__}: {problem}"
             else:
                 found[operation.name] = operation
-        # What a worker logs would stand in the output of whatever task it runs; its runtime has said the same.
+        # The log of a worker would appear in the output of its task, and its runtime logs the same message.
         level = logging.DEBUG if "OPENRUNTIME_WORKER" in os.environ else logging.WARNING
-        for name, sentence in left_out.items():
-            if self._left_out.get(name) != sentence:
-                log.log(level, "%s", sentence)
+        for name, message in left_out.items():
+            if self._left_out.get(name) != message:
+                log.log(level, "%s", message)
         self._found, self._left_out = found, left_out
 
 
 def _load(point: EntryPoint) -> Operation:
     operation = point.load()
     if not isinstance(operation, Operation):
-        raise TypeError(f"{point.value} is {type(operation).__name__}, no Operation")
+        raise TypeError(f"{point.value} is {type(operation).__name__}, not an Operation")
     if not (isinstance(operation.name, str) and NAME.fullmatch(operation.name)):
-        raise ValueError(f"{operation.name!r} is no name: letters, digits, '_', '.' and '-', and a letter or '_' first")
+        raise ValueError(f"{operation.name!r} is not a valid name: use letters, digits, '_', '.' and '-', beginning with a letter or '_'")
     if not (isinstance(operation.params, type) and issubclass(operation.params, Parameters)):
-        raise TypeError(f"params is {operation.params!r}, no subclass of openruntime_jupyter.operations.Parameters")
+        raise TypeError(f"params is {operation.params!r}, not a subclass of openruntime_jupyter.operations.Parameters")
     if not isinstance(operation.summary, str):
-        raise TypeError(f"summary is {operation.summary!r}, no text")
+        raise TypeError(f"summary is {operation.summary!r}, not a str")
     for flag in ("needs_execute", "inline", "resident", "shared"):
         if not isinstance(getattr(operation, flag), bool):
-            raise TypeError(f"{flag} is {getattr(operation, flag)!r}, neither True nor False")
+            raise TypeError(f"{flag} is {getattr(operation, flag)!r}, not a bool")
     if operation.inline:
-        raise ValueError("inline is for the runtime's own prompts: nothing would run it")
+        raise ValueError("inline is reserved for built-in operations")
     if operation.resident and not issubclass(operation.params, ModelParameters):
-        raise TypeError(f"resident needs params that are a subclass of ModelParameters, and {operation.params.__name__} is none")
+        raise TypeError(f"resident requires params to be a subclass of ModelParameters, which {operation.params.__name__} is not")
     hooks = {"run": operation.run, "memory": operation.memory, "seconds": operation.seconds}
     wrong = [name for name, hook in hooks.items() if not callable(hook)]
     if wrong or not (operation.warm is None or callable(operation.warm)):
-        raise TypeError(f"{(*wrong, 'warm')[0]} is no function")
-    operation.params.model_json_schema()  # GET /operations shows it, so it must be there to show
+        raise TypeError(f"{(*wrong, 'warm')[0]} is not callable")
+    operation.params.model_json_schema()  # GET /operations returns it, so it must not raise
     return operation
 
 
-def _whose(point: EntryPoint) -> str:
+def _origin(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version} ({point.value})" if point.dist is not None else point.value
 
 
-def _places() -> Places:
-    places = []
+def _folder_times() -> FolderTimes:
+    times = []
     for folder in dict.fromkeys(sys.path):
         try:
-            places.append((folder, os.stat(folder or ".").st_mtime_ns))
+            times.append((folder, os.stat(folder or ".").st_mtime_ns))
         except OSError:
-            places.append((folder, 0))  # not there yet
-    return tuple(places)
+            times.append((folder, 0))  # does not exist yet
+    return tuple(times)

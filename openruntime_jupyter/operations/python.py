@@ -1,4 +1,4 @@
-"""`python`: a cell's code, run as IPython would run it, with inputs and outputs by name."""
+"""`python`: code of a cell, run by IPython, with named inputs and outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.operations.arrays import ArrayRef, reference
 from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
-from openruntime_jupyter.operations.code.values import Pickled, check_pickled, dump, identifier, load, no_room, stuck, summary
+from openruntime_jupyter.operations.code.values import Pickled, check_pickled, dump, identifier, load, no_room, not_picklable, summary
 
 if TYPE_CHECKING:
     from openruntime_jupyter.operations.code.shell import TaskShell
@@ -21,7 +21,7 @@ Input = Annotated[Any, BeforeValidator(reference), WithJsonSchema({"description"
 
 
 class Params(Parameters):
-    """Code, and what goes in and comes out."""
+    """Code with its inputs and outputs."""
 
     code: str = Field("", description="Python source, as in a notebook cell.")
     inputs: dict[str, Input] = Field({}, description='Variables for the code, as JSON; `{"array": id}` is an array.')
@@ -29,10 +29,10 @@ class Params(Parameters):
         None, description="base64 of `cloudpickle.dumps({name: value})`, or an array of its bytes: more variables for the code."
     )
     arrays: list[ArrayRef] = Field([], description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
-    outputs: list[str] = Field([], description="Names of variables to give back.")
+    outputs: list[str] = Field([], description="Names of variables to return.")
     world: World | None = None
-    isolate: bool = Field(False, description="Has no effect: each task of the caller's own code has a process of its own.")
-    filename: str = Field("<cell>", description="What tracebacks call the code.", max_length=200)
+    isolate: bool = Field(False, description="Has no effect: each task with the caller's code runs in a new process.")
+    filename: str = Field("<cell>", description="File name of the code in tracebacks.", max_length=200)
 
     @field_validator("inputs")
     @classmethod
@@ -54,11 +54,11 @@ class Params(Parameters):
 
 
 class OutputNotSet(NameError):
-    """The code ended without setting a variable that it was to give back."""
+    """Code that ended without setting one of its outputs."""
 
 
 def shell() -> TaskShell:
-    """This worker's IPython, made at the first use."""
+    """Return the IPython shell of this worker, created on first use."""
     global _shell
     if _shell is None:
         from openruntime_jupyter.operations.code.shell import TaskShell
@@ -68,7 +68,7 @@ def shell() -> TaskShell:
 
 
 def run(params: Params, context: TaskContext) -> Result:
-    """Run the code in a fresh namespace. The payload holds the outputs; `output` describes them."""
+    """Run the code in a new namespace; return the outputs as payload, and their descriptions as `output`."""
     space = {name: context.array(value.array) if isinstance(value, ArrayRef) else value for name, value in params.inputs.items()}
     if params.pickled is not None:
         space.update(load(params.pickled, params.arrays, "An input", context))
@@ -76,7 +76,7 @@ def run(params: Params, context: TaskContext) -> Result:
         value, space = shell().run_task(params.code, params.filename, space, context)
         missing = [name for name in params.outputs if name not in space]
         if missing:
-            raise OutputNotSet(f"the code ended without setting {', '.join(map(repr, missing))}, which it was to give back")
+            raise OutputNotSet(f"the code ended without setting {', '.join(map(repr, missing))}, listed in outputs")
         outputs = {name: space[name] for name in params.outputs}
         described = {name: summary(item) for name, item in outputs.items()}
         payload, encoding = _pickled(outputs, context) if outputs else (None, "cloudpickle")
@@ -95,11 +95,11 @@ def _pickled(outputs: dict[str, Any], context: TaskContext) -> tuple[bytes, str]
         for name, item in outputs.items():
             dump(item, f"The output {name!r}", context)
             context.array_io.clear()
-        raise stuck(outputs, "The outputs", problem) from problem
+        raise not_picklable(outputs, "The outputs", problem) from problem
 
 
 def warm() -> None:
-    """Make the shell before the first cell waits for it, and run an empty one: the first run of a shell imports more."""
+    """Create the shell and run an empty cell, because the first run imports more modules."""
     Params.model_validate({})
     shell().run_cell("pass", store_history=False)  # type: ignore[no-untyped-call]
 

@@ -1,6 +1,6 @@
-"""Which operations there are: ours, and those that other packages plug in.
+"""Registry of the built-in operations and those of other packages.
 
-A package adds one by an entry point of the group `openruntime.operations` whose value is an `Operation`.
+A package adds an operation with an entry point of the group `openruntime.operations` whose value is an `Operation`.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ def _built_in(name: str) -> Operation:
 
 
 def operations() -> dict[str, Operation]:
-    """Every operation by name, ours first; one that does not load is logged, told by `left_out`, and never replaces ours."""
+    """Return all operations by name, built-in ones first. Others that fail to load are logged and listed by `left_out`."""
     return {**{name: _built_in(name) for name in BUILT_IN}, **_plugins.found}
 
 
 def left_out() -> list[str]:
-    """The entry points that are not offered, each in a sentence that says whose it is and what is wrong with it."""
+    """Return a message for each excluded entry point with its origin and the reason."""
     return list(_plugins.left_out.values())
 
 
 def operation(name: str) -> Operation:
-    """The operation of that name; raises `UnknownOperation`, which lists the known, or says why this one was left out."""
-    if name in BUILT_IN:  # a worker that runs one operation loads that one
+    """Return the operation with that name; raise `UnknownOperation` with the known names, or the reason for its exclusion."""
+    if name in BUILT_IN:  # loads only that operation in a worker
         return _built_in(name)
-    found = _plugins.known(name)
-    if found is None:
-        why = _plugins.left_out.get(name)
-        advice = why or f"there are {', '.join(operations())}; one of another package must be installed for {sys.executable}"
-        problem = f"there is no operation {name!r}; {advice}"
+    plugin = _plugins.known(name)
+    if plugin is None:
+        reason = _plugins.left_out.get(name)
+        advice = reason or f"available: {', '.join(operations())}; packages with other operations must be installed for {sys.executable}"
+        problem = f"unknown operation {name!r}; {advice}"
         raise UnknownOperation(f"operation: {problem}", [{"field": "operation", "problem": problem}])
-    return found
+    return plugin

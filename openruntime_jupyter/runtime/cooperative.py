@@ -1,4 +1,4 @@
-"""What is done for thousands at once: in pieces, so that nobody else has to wait for it."""
+"""Iteration over thousands of items in small steps, so that it does not block the loop."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TypeVar
 
 MOST_IN_BATCH = 5_000
-"""Tasks of one batch: above that, what is done in one piece would be felt by others."""
+"""Maximum number of tasks in one batch; the steps that cannot be split would take noticeably long for more."""
 
 AT_ONCE = 50
-"""Tasks that are looked at in one turn of the loop: a few milliseconds."""
+"""Tasks handled in one loop iteration, which takes a few milliseconds."""
 
 Item = TypeVar("Item")
 
 
 async def cooperatively(items: Iterable[Item]) -> AsyncIterator[Item]:
-    """Each of `items`; the loop does other things in between."""
+    """Yield each of `items`; the loop runs other work in between."""
     for number, item in enumerate(items, 1):
         yield item
         if number % AT_ONCE == 0:

@@ -1,4 +1,4 @@
-"""What a runtime stands on: its folders, the engine on this machine, and the lane of what is done elsewhere."""
+"""Factory of a runtime's folders, local engine and remote lane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openruntime_jupyter.runtime.settings import Settings
 
 
 def make_folders(settings: Settings) -> None:
-    """Make them, readable by their owner alone; raises `StorageUnavailable`."""
+    """Create the data folders with mode 0700; raise `StorageUnavailable`."""
     try:
         for folder in (settings.data_dir, settings.payloads, settings.temporary):
             private_folder(folder)
@@ -30,7 +30,7 @@ def make_folders(settings: Settings) -> None:
 
 
 def local_engine(settings: Settings, arrays: ArrayStore, session_ended: Callable[[SessionUse, str], None]) -> LocalEngine:
-    """The engine that these settings ask for."""
+    """Return the engine of worker processes for these settings."""
     return LocalEngine(
         LocalOptions(
             payloads=settings.payloads,
@@ -43,7 +43,7 @@ def local_engine(settings: Settings, arrays: ArrayStore, session_ended: Callable
             start_timeout=settings.start_timeout,
             max_models=settings.max_models,
             secret_variables=frozenset(settings.secret_variables),
-            # A kernel's tasks bring what changed since its start.
+            # A kernel's tasks bring the variables that changed since its start.
             session_ended=session_ended,
             environment=at_start() if settings.embedded else dict(os.environ),
             own_variables=changed_by_now() if settings.embedded else (),
@@ -52,17 +52,17 @@ def local_engine(settings: Settings, arrays: ArrayStore, session_ended: Callable
 
 
 def remote_lane(settings: Settings, engine: InlineEngine) -> Lane:
-    """The lane of what is done elsewhere."""
+    """Return the lane of operations that need no device."""
     return Lane(LANE, REPORT, settings.remote_slots, settings.aging_seconds, engine)
 
 
 async def unload(engine: Engine, name: str | None) -> list[str]:
-    """`Engine.unload`; raises `TaskConflict` where the model answers a prompt now, and `ModelNotFound` where it is not in memory."""
+    """Unload a model; raise `TaskConflict` if it is answering a prompt, and `ModelNotFound` if it is not in memory."""
     unloaded = await engine.unload(name)
     if name is None or unloaded:
         return unloaded
     busy = next((each.task_id for each in engine.models() if each.name == name and each.task_id is not None), None)
     if busy is not None:
-        raise TaskConflict(f"The model {name} answers {busy} now: cancel that, or wait for its end")
-    there = ", ".join(each.name for each in engine.models()) or "none is"
-    raise ModelNotFound(f"The model {name} is not in memory: {there}")
+        raise TaskConflict(f"The model {name!r} is answering {busy}: cancel that task or wait for it")
+    there = ", ".join(each.name for each in engine.models()) or "none"
+    raise ModelNotFound(f"The model {name!r} is not in memory. Models in memory: {there}")

@@ -1,4 +1,4 @@
-"""Ids that sort by time, also within one millisecond of one process."""
+"""Ids that sort by time, even within one millisecond of one process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 import time
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Crockford's base 32: its order is that of the numbers, and no two letters look alike."""
+"""Crockford's base 32: it sorts like the numbers, and no two letters look alike."""
 
 RANDOM_DIGITS = 10
-"""As many as the time has."""
+"""The same number of digits as the time."""
 RANDOM_BITS = 5 * RANDOM_DIGITS
 
 
@@ -18,7 +18,7 @@ _PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 
 
 def _text(number: int) -> str:
-    """The last ten digits of a number."""
+    """Return the last ten digits of a number."""
     pairs = _PAIRS
     return (
         pairs[number >> 40 & 1023]
@@ -30,7 +30,7 @@ def _text(number: int) -> str:
 
 
 class IdMaker:
-    """Makes ids of 48 bits of milliseconds and 50 random bits that count up within a millisecond."""
+    """Generator of ids with 48 bits of milliseconds and 50 random bits, which are incremented within a millisecond."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +39,7 @@ class IdMaker:
         self._prefix = ""
 
     def make(self, prefix: str) -> str:
-        """A new id such as `task_01kq…`; it sorts after every id made before."""
+        """Return a new id such as `task_01kq…` that sorts after all earlier ones."""
         with self._lock:
             now = max(time.time_ns() // 1_000_000, self._millisecond)
             if now != self._millisecond or self._random + 1 >= 1 << RANDOM_BITS:
@@ -51,7 +51,7 @@ class IdMaker:
             return f"{prefix}_{self._prefix}{_text(self._random)}"
 
     def make_many(self, prefix: str, number: int) -> list[str]:
-        """`number` new ids of one millisecond that follow one another: `neighbour` leads from each to the others."""
+        """Return `number` consecutive new ids of one millisecond; `neighbour` computes one from another."""
         with self._lock:
             self._millisecond = max(time.time_ns() // 1_000_000, self._millisecond + 1)
             first = secrets.randbits(RANDOM_BITS - 1)
@@ -61,7 +61,7 @@ class IdMaker:
 
 
 def neighbour(known: str, steps: int) -> str:
-    """The id that lies `steps` after `known` (before it, where negative) among those that were made together."""
+    """Return the id `steps` after `known` (before it if negative) among ids that were made together."""
     number = 0
     for letter in known[-RANDOM_DIGITS:]:
         number = number * 32 + ALPHABET.index(letter)

@@ -1,7 +1,7 @@
-"""Locks between processes: who lives, and whose turn it is on a device.
+"""Locks between processes: runtime locks, which show that a runtime is alive, and locks on device slots.
 
-All of them are flocks. The kernel frees a flock when its holder dies, however it dies, so there is no stale lock to clear, no
-process id to trust, and no clock to compare.
+All of them are flocks. The kernel frees a flock when its holder dies for any reason, so no lock can be stale, and neither process ids
+nor clocks are needed.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from openruntime_jupyter.runtime.permissions import FILE_MODE, private_folder
 SHARED_FILE_MODE = 0o666
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ATTEMPTS = 100
-"""How often a lock file may be replaced under us before we give up; each replacement needs another process to do it."""
+"""Maximum number of attempts if other processes keep replacing the lock file."""
 
 HOLDER_BYTES = 4096
-"""A holder's JSON is padded to that, so that one write replaces the one before as a whole."""
+"""Size to which a holder's JSON is padded, so that each write replaces the previous one completely."""
 LONGEST_TEXT = 100
 FIRST_PAUSE = 0.002
 LONGEST_PAUSE = 0.05
-"""Seconds between two looks at a busy slot; the first looks come sooner, for tasks that are short."""
+"""Maximum seconds between two attempts to lock a busy slot; the pause starts short, for short tasks."""
 
 _open_locks: weakref.WeakSet[LockFile] = weakref.WeakSet()
 
 
 class LockFile:
-    """One lock file, kept open between uses. Never blocks.
+    """Lock file that is kept open between uses. No method blocks.
 
-    A file that was removed or replaced since it was opened is opened anew, so that two processes never hold what they take for
-    the same lock on two files.
+    A file that was removed or replaced is opened again, so that two processes never hold the same lock on two different files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +50,7 @@ class LockFile:
         _open_locks.add(self)
 
     def try_lock(self) -> bool:
-        """Take the lock if nobody holds it; raises OSError where the file can't be opened."""
+        """Acquire the lock if it is free and return whether it is held; raise `OSError` if the file cannot be opened."""
         for _ in range(ATTEMPTS):
             if self._descriptor < 0:
                 self._open()
@@ -65,31 +64,31 @@ class LockFile:
                     self.held = True
                     return True
             self.close()
-        raise OSError(f"{self.path} is replaced all the time")
+        raise OSError(f"{self.path} is replaced continuously by other processes")
 
     def unlock(self) -> None:
-        """Free the lock, and keep the file open for the next time."""
+        """Release the lock and keep the file open."""
         if self.held:
             self.held = False
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def write(self, content: bytes) -> None:
-        """Replace the beginning of the file. It is for people to read: that a disk is full takes nobody's lock away."""
+        """Replace the beginning of the file. The content is informational, so errors such as a full disk are ignored."""
         with contextlib.suppress(OSError):
             os.pwrite(self._descriptor, content, 0)
 
     def read(self) -> bytes:
-        """The file's content, whoever holds the lock; empty if it is not open."""
+        """Return the file's content, which may be another holder's; empty if the file is not open."""
         return os.pread(self._descriptor, HOLDER_BYTES, 0) if self._descriptor >= 0 else b""
 
     def close(self) -> None:
-        """Close the file, which frees the lock. Also for a fork's copy: closing that leaves the parent its lock."""
+        """Close the file, which releases the lock. Closing a fork's copy does not release the parent's lock."""
         descriptor, self._descriptor, self.held = self._descriptor, -1, False
         if descriptor >= 0:
             os.close(descriptor)
 
     def _open(self) -> None:
-        # Not simply O_CREAT: in a folder like /tmp Linux refuses that for another user's file.
+        # Not simply O_CREAT, which Linux rejects for another user's file in a folder like /tmp.
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._descriptor = os.open(self.path, flags)
@@ -110,18 +109,18 @@ class LockFile:
         return (found.st_dev, found.st_ino) == self._identity
 
 
-def _leave_to_the_parent() -> None:
-    # A fork shares the lock with its parent, and would hold it beyond the parent's death.
+def _close_in_child() -> None:
+    # A fork shares the lock with its parent and would hold it after the parent's death.
     for lock in tuple(_open_locks):
         with contextlib.suppress(OSError):
             lock.close()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
-def lock_patiently(lock: LockFile, seconds: float) -> bool:
-    """Take `lock`, blocking this thread for up to `seconds`."""
+def lock_within(lock: LockFile, seconds: float) -> bool:
+    """Acquire `lock`, blocking this thread for up to `seconds`; return whether it is held."""
     deadline = time.monotonic() + seconds
     while not lock.try_lock():
         if time.monotonic() >= deadline:
@@ -131,7 +130,7 @@ def lock_patiently(lock: LockFile, seconds: float) -> bool:
 
 
 class RuntimeLock:
-    """The file that a runtime holds locked as long as it lives; `facts` are for people and other runtimes to read."""
+    """Lock that a runtime holds while it runs; `facts` is information for users and other runtimes."""
 
     PATIENCE = 5.0
 
@@ -141,33 +140,33 @@ class RuntimeLock:
         self._lock = LockFile(folder / f"{runtime}.lock")
 
     def acquire(self) -> None:
-        """Say that this runtime lives; blocks for a moment at most. Raises OSError where the file can't be made."""
+        """Acquire the lock, which marks this runtime as alive. May block briefly. Raises `OSError` if the file cannot be created."""
         if self._lock.held:
             return
         private_folder(self._folder)
-        # Somebody who looks whether we live holds it for microseconds: hence the patience.
-        if not lock_patiently(self._lock, self.PATIENCE):
+        # A process that checks whether this runtime is alive holds the lock for microseconds, so retry.
+        if not lock_within(self._lock, self.PATIENCE):
             raise OSError(f"another process holds {self._lock.path}")
         self._lock.write(json.dumps(self._facts).encode())
 
     def release(self) -> None:
-        """Say that this runtime is at its end: the file goes first, so that nobody ever finds it unlocked."""
+        """Release the lock. The file is removed first, so that no process finds it unlocked."""
         if self._lock.held:
             self._lock.path.unlink(missing_ok=True)
         self._lock.close()
 
 
-def lives(folder: Path, runtime: str) -> bool:
-    """Whether a runtime holds its lock. Neither a process id nor the file's existence counts."""
+def is_alive(folder: Path, runtime: str) -> bool:
+    """Return whether the runtime is alive, i.e. holds its lock. An existing file or process id alone does not count."""
     try:
         descriptor = os.open(folder / f"{runtime}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     except OSError:
-        # Not ours to open: better a task that nobody takes over than one that runs twice.
+        # No permission: leaving a task pending is better than running it twice.
         return True
     try:
-        # Shared, so that two who look at once don't take each other for the living.
+        # Shared, so that two concurrent checks do not mistake each other for the runtime.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -176,11 +175,11 @@ def lives(folder: Path, runtime: str) -> bool:
     return False
 
 
-def bury_the_dead(folder: Path) -> None:
-    """Remove the lock files of runtimes that no longer live."""
+def remove_dead_locks(folder: Path) -> None:
+    """Remove the lock files of dead runtimes."""
     for path in folder.glob("*.lock"):
         lock = LockFile(path)
-        # A runtime that has made its file and not locked it yet sees that it is gone, and makes another.
+        # A starting runtime that has not locked its file yet notices the removal and creates another.
         with contextlib.suppress(OSError):
             if lock.try_lock():
                 path.unlink(missing_ok=True)
@@ -188,11 +187,11 @@ def bury_the_dead(folder: Path) -> None:
 
 
 class DeviceSlotLock:
-    """The right of this runtime, among all on this machine, to compute on one slot of a device.
+    """Lock on one slot of a device between all runtimes on the machine.
 
-    Two files: the slot, and a turnstile before it. Who wants the slot first takes the turnstile, then the slot, then leaves the
-    turnstile: a busy runtime that frees the slot and wants it back at once finds the turnstile taken by whoever waits, so that
-    nobody starves. Not for use by two tasks of one runtime at the same time.
+    It uses two files, the slot and a turnstile. A runtime acquires the turnstile, then the slot, then releases the turnstile. A busy
+    runtime that releases the slot and needs it again finds the turnstile held by a waiting one, so no runtime starves. Two tasks of one
+    runtime must not use it at the same time.
     """
 
     def __init__(self, folder: Path, device: str, slot: int) -> None:
@@ -205,10 +204,10 @@ class DeviceSlotLock:
         self._own: dict[str, Any] | None = None
 
     async def acquire(self, holder: dict[str, Any]) -> None:
-        """Wait for the slot and hold it; cancelling the wait leaves nothing held.
+        """Wait for the slot and acquire it; a cancelled wait leaves nothing locked.
 
-        `holder` ({runtime, label, pid, task_id, name}) is what the others are told. Raises `StorageUnavailable` where the lock
-        files can't be used.
+        `holder` ({runtime, label, pid, task_id, name}) is shown to other runtimes. Raises `StorageUnavailable` if the lock files cannot
+        be used.
         """
         pause = FIRST_PAUSE
         self._waiting = True
@@ -221,30 +220,30 @@ class DeviceSlotLock:
             self._turnstile.unlock()
 
     def try_acquire(self, holder: dict[str, Any]) -> bool:
-        """Hold the slot if it is free and nobody waits for it; raises `StorageUnavailable` as `acquire` does."""
+        """Acquire the slot if it is free and no runtime waits for it; raise `StorageUnavailable` as `acquire` does."""
         try:
             return self._step(holder)
         finally:
             self._turnstile.unlock()
 
     def retell(self, holder: dict[str, Any]) -> None:
-        """Tell the others something new of who holds the slot; nothing if it is not held."""
+        """Update the holder shown to other runtimes, if the slot is held."""
         if self._slot.held:
             self._own = holder
             self._slot.write(self._encode(holder))
 
     def release(self) -> None:
-        """Free the slot; nothing if it is not held."""
+        """Release the slot if it is held."""
         if self._slot.held:
             self._own = None
             self._slot.write(b" " * HOLDER_BYTES)
             self._slot.unlock()
 
     def holder(self) -> dict[str, Any] | None:
-        """Who has the slot, in the words given to `acquire`; None if nobody has it, or if it is not known."""
+        """Return the holder of the slot as given to `acquire`; None if the slot is free or the holder unknown."""
         if self._own is not None:
             return self._own
-        # Who waits has just found it taken; anybody else must look, since a dead holder leaves its words behind.
+        # While waiting, the slot is known to be held; otherwise check, because a dead holder's data stays in the file.
         if not self._waiting:
             try:
                 self._prepare()
@@ -259,7 +258,7 @@ class DeviceSlotLock:
             return None
 
     def close(self) -> None:
-        """Free everything and close the files. They stay: removing a lock file takes it away from those who wait at it."""
+        """Release everything and close the files. They are not removed, because other runtimes may be waiting for them."""
         self.release()
         self._slot.close()
         self._turnstile.close()
@@ -274,8 +273,8 @@ class DeviceSlotLock:
             self._slot.unlock()
             self._prepared = False
             raise StorageUnavailable(
-                f"The device lock {self._slot.path} can't be used ({error.strerror or error}): make its folder writable for this user, "
-                "choose another `device_lock_dir`, or set `device_lock` to `none`."
+                f"Cannot use the device lock {self._slot.path} ({error.strerror or error}): make its folder writable for this user, "
+                "choose another `device_lock_dir`, or set `device_lock` to `none`"
             ) from error
         self._turnstile.unlock()
         self._own = holder
@@ -292,10 +291,10 @@ class DeviceSlotLock:
         self._prepared = True
 
     def _encode(self, holder: dict[str, Any]) -> bytes:
-        # Other users may read a shared folder: what a task is called is not for them.
-        told = {
+        # Other users may read a shared folder, so task names are omitted there.
+        shown = {
             key: value[:LONGEST_TEXT] if isinstance(value, str) else value
             for key, value in holder.items()
             if not (self._shared and key == "name")
         }
-        return json.dumps(told, ensure_ascii=False).encode(errors="replace").ljust(HOLDER_BYTES)
+        return json.dumps(shown, ensure_ascii=False).encode(errors="replace").ljust(HOLDER_BYTES)

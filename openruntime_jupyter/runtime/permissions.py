@@ -1,4 +1,4 @@
-"""Files and folders that only their owner reads, whatever the umask says."""
+"""Files and folders that only their owner can access, independent of the umask."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ FILE_MODE = 0o600
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path` if it is missing, and close it to everyone else where it is ours; raises OSError where it can't be made.
+    """Create the folder if it is missing, and remove the permissions of others if this user owns it.
 
-    Folders above it that are missing are made private too: with an odd umask nobody could go through them.
+    Missing parent folders are created private as well, because an unusual umask could make them inaccessible. Raises `OSError` if it
+    cannot be created.
     """
     if not path.parent.exists():
         private_folder(path.parent)
@@ -28,9 +29,9 @@ def private_folder(path: Path) -> Path:
 
 
 def private_file(path: Path) -> None:
-    """Make an empty `path` if it is missing, and close it to everyone else where it is ours.
+    """Create an empty file if it is missing, and remove the permissions of others if this user owns it.
 
-    An existing file is never opened: closing a descriptor would drop the locks that SQLite holds on it in this process.
+    An existing file is never opened, because closing a descriptor would release SQLite's locks on it in this process.
     """
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)
@@ -44,7 +45,7 @@ def private_file(path: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Take every permission on `path` from everyone but its owner, where that is this user; what the owner may do stays."""
+    """Remove all permissions of others on `path` if this user owns it; the owner's permissions do not change."""
     found = path.stat()
     if found.st_uid == os.geteuid() and found.st_mode & 0o077:
         path.chmod(found.st_mode & 0o700)

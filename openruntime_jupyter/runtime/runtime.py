@@ -1,4 +1,4 @@
-"""The runtime: queue, workers, history, figures and events, composed; what a server or a kernel hosts."""
+"""Runtime: composition of queue, workers, history, metrics and events, hosted by a server or a kernel."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 FIRST_SWEEP_SECONDS = 60.0
 SWEEP_SECONDS = 600.0
-"""How often ended tasks past the retention are deleted, and the tasks of runtimes that died meanwhile are taken over."""
+"""Seconds between deletions of expired tasks and recoveries of dead runtimes' tasks."""
 
 
 class Runtime:
@@ -144,11 +144,11 @@ class Runtime:
         self._keep(self.arrays.run_sweeper(self._knows))
 
     async def stop(self, deadline: float = 5.0) -> None:
-        """Undo everything within `deadline` seconds; never raises.
+        """Stop within `deadline` seconds, without raising.
 
-        Order: refuse what is new; take what waits out of the lanes; end the workers and prompts, and with them what runs; the slots; record
-        what waited (asynchronous tasks stay pending on disk, for the next runtime); instruments; arrays; history; turns; events. Each step
-        that fails is logged, and the next one is done all the same.
+        Order: reject submissions; remove pending tasks from the lanes; end workers and prompts; close the slots; record the pending tasks
+        (asynchronous ones stay pending on disk, for the next runtime); metrics; arrays; history; registry; device locks; sessions; events.
+        A failing step is logged, and the next one runs.
         """
         if self._stopping or not self._started:
             return
@@ -173,7 +173,7 @@ class Runtime:
         for step in steps:
             try:
                 await step()
-            except Exception:  # a step that fails must not keep the others from being done
+            except Exception:  # a failing step must not prevent the others
                 log.exception("A step of the stop failed")
         self.tasks.close()
         self._device_lock.close()
@@ -213,7 +213,7 @@ class Runtime:
             try:
                 self._keep(self._recovery.take(await self.history.take_over()))
                 await self.history.sweep()
-            except StorageUnavailable as problem:  # told by /health already; the next sweep may find it mended
+            except StorageUnavailable as problem:  # /health reports it already
                 log.warning("The history could not be swept: %s", problem)
 
     async def _knows(self, task_id: str) -> bool:
@@ -250,7 +250,7 @@ class Runtime:
         return TaskPage(tasks=[*tasks, *others], total_count=here + elsewhere, next_before=None, timestamp=timestamp(time.time()))
 
     async def cancel(self, task_id: str) -> Task:
-        """Stop it; returns when it has ended. A terminal task is returned unchanged; another runtime's raises `TaskConflict`."""
+        """Cancel a task and return its record at the end. An ended task is returned unchanged; another runtime's raises `TaskConflict`."""
         entry = self.tasks.find(task_id)
         if entry is None:
             await self._recovery.cancel(task_id)
@@ -263,7 +263,7 @@ class Runtime:
         return await self.tasks.get(task_id)
 
     async def reprioritise(self, task_id: str, priority: int) -> Task:
-        """Change a pending task's priority; raises `TaskConflict` for any other."""
+        """Change the priority of a pending task; raise `TaskConflict` for any other."""
         entry = self.tasks.find(task_id)
         if entry is None:
             moved = await self._recovery.reprioritise(task_id, priority)
@@ -277,47 +277,47 @@ class Runtime:
         return entry.record()
 
     async def purge(self, task_id: str) -> None:
-        """Erase an ended task with its output and payload; raises `TaskConflict` for one that has not ended."""
+        """Delete an ended task with its output and payload; raise `TaskConflict` for any other."""
         task = await self.tasks.get(task_id)
         if not task.status.terminal:
             raise TaskConflict(f"{task_id} is {task.status}: cancel it first")
         entry = self.tasks.find(task_id)
         if entry is not None:
-            await entry.done.wait(None)  # its end may be on its way to the disk, and would be kept after this
+            await entry.done.wait(None)  # a write of its end may be pending
         self.tasks.forget(task_id)
         await self.history.delete(task_id)
         await self.arrays.forget(task_id)
 
-    # Figures
+    # State
 
     @property
     def active(self) -> bool:
-        """Whether tasks run or wait."""
+        """True while tasks are running or pending."""
         return bool(self.scheduler.running or self.scheduler.pending)
 
     def devices(self) -> list[Device]:
-        """What there is to compute on; empty until the first worker has said so."""
+        """Return the devices; empty until the first worker has reported them."""
         return views.devices(self.scheduler.lanes.values(), self._admission, self.metrics_service.latest)
 
     def metrics(self) -> Metrics:
-        """The figures of now."""
-        return Metrics(**self._figures())
+        """Return the current metrics."""
+        return Metrics(**self._metrics_fields())
 
     def system_metrics(self) -> SystemMetrics:
-        """The figures of now, with uptime."""
+        """Return the current metrics, with uptime."""
         uptime = views.uptime(time.monotonic() - self.started_at)
-        return SystemMetrics(**self._figures(), uptime=uptime, timestamp=timestamp(time.time()))
+        return SystemMetrics(**self._metrics_fields(), uptime=uptime, timestamp=timestamp(time.time()))
 
-    def _figures(self) -> dict[str, Any]:
-        self.tasks.tell_states()  # what has happened counts
+    def _metrics_fields(self) -> dict[str, Any]:
+        self.tasks.tell_states()  # so that the counters include all changes
         return views.metrics(self.scheduler, self.metrics_service.latest, self.metrics_service.counters.answered)
 
     def memory(self) -> Memory:
-        """The machine's memory now, or the container's."""
+        """Return the memory of the machine, or of the container."""
         return self._machine.memory()
 
     async def unload(self, name: str | None = None) -> list[str]:
-        """Unload the model of that name, or all that are idle; returns their names once their memory is free.
+        """Unload the model `name`, or all idle models, and return their names once their memory is free.
 
         Raises `TaskConflict` where that model answers a prompt now, and `ModelNotFound` where it is not in memory.
         """
@@ -325,8 +325,8 @@ class Runtime:
         return await unload(self.engine, name if source is None else source.name)
 
     def health(self) -> Health:
-        """Whether all is well, and what is not."""
-        # A notice tells what happened and is over: it does not make the runtime worse.
+        """Return the health status and the problems."""
+        # A notice reports a past event: it does not degrade the status.
         wrong = [problem for problem in (self.history.problem, self._devices.problem, self.arrays.problem) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self.scheduler.lanes else "healthy"
@@ -341,5 +341,5 @@ class Runtime:
         )
 
     def operations(self) -> list[OperationInfo]:
-        """Every operation with its schema."""
+        """Return every operation with its schema."""
         return views.operations(operations())

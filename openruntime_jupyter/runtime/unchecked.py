@@ -1,4 +1,4 @@
-"""Wire types made of values that the runtime itself has put there."""
+"""Construction of wire types without validation, from values that the runtime created itself."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 
 from openruntime_jupyter.schemas.base import Wire
 
-Kind = TypeVar("Kind", bound=Wire)
+Model = TypeVar("Model", bound=Wire)
 
 
-def construct_unchecked(kind: type[Kind], fields: dict[str, Any]) -> Kind:
-    """A `kind` of all its fields, which are what they should be: four are made for every task, and checking takes ten times as long."""
+def construct_unchecked(kind: type[Model], fields: dict[str, Any]) -> Model:
+    """Return a `kind` with these fields, all of which must be given and valid.
+
+    Four are created for every task, and validation takes ten times as long.
+    """
     made = kind.__new__(kind)
     put = object.__setattr__
     put(made, "__dict__", fields)
@@ -21,6 +24,6 @@ def construct_unchecked(kind: type[Kind], fields: dict[str, Any]) -> Kind:
     return made
 
 
-@cache  # all of a kind share one
+@cache  # one set per type
 def _names(kind: type[Wire]) -> set[str]:
     return set(kind.model_fields)

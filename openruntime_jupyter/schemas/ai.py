@@ -30,7 +30,7 @@ class About(Wire):
     workflow: str | None = Field(None, description="Name of the workflow.")
     agent: str | None = Field(None, description="Role of the agent whose instructions the model gets; null without an agent.")
     conversation: str | None = Field(None, description="Name of the conversation that the prompt continues.")
-    left_out: int = Field(0, description="Number of the conversation's oldest turns that were omitted because they exceed the model's context.")
+    left_out: int = Field(0, description="Number of oldest turns that were omitted because they exceed the model's context.")
 
 
 class Answer(Wire):
@@ -46,7 +46,7 @@ class Answer(Wire):
     tokens_per_second: float | None = Field(None, description="Generation speed of the response.")
     prompt_tokens_per_second: float | None = Field(None, description="Processing speed of the prompt.")
     time_to_first_token_s: float | None = Field(
-        None, description="Seconds from the start to the first token. For a local model, loading time is not included."
+        None, description="Seconds from the start to the first token, without the load time of a local model."
     )
     load_time_s: float | None = Field(None, description="Seconds to load the local model; null if it was already in memory.")
 
@@ -56,9 +56,15 @@ class AiRequest(Wire):
 
     workflow_type: str = Field(description="Name of a workflow; `GET /ai/workflows` lists them.", min_length=1, max_length=100)
     prompt: str = Field(description="Text of the prompt.", min_length=1)
-    parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters of the workflow. Omitted parameters are not sent to the model.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Parameters of the workflow. Omitted parameters are not sent to the model."
+    )
     timeout: float = Field(
-        DEFAULT_AI_TIMEOUT, description="Maximum run time in seconds. The task is stopped when it is exceeded.", gt=0, le=31_536_000, allow_inf_nan=False
+        DEFAULT_AI_TIMEOUT,
+        description="Maximum run time in seconds, after which the task is stopped.",
+        gt=0,
+        le=31_536_000,
+        allow_inf_nan=False,
     )
     stream: bool = Field(False, description="true: send the text as server-sent events while the model generates it.", strict=True)
     wait: bool = Field(True, description="false: respond with 202 immediately; the task continues if the client disconnects.", strict=True)
@@ -83,7 +89,7 @@ class AiTask(Wire):
     workflow_type: str | None = Field(None, description="Name of the workflow.")
     agent: str | None = Field(None, description="Role of the agent whose instructions the model got.")
     conversation: str | None = Field(None, description="Name of the conversation that contains the prompt.")
-    left_out: int = Field(0, description="Number of the conversation's oldest turns that were omitted because they exceed the model's context.")
+    left_out: int = Field(0, description="Number of oldest turns that were omitted because they exceed the model's context.")
     untold: list[str] = Field(
         default_factory=list,
         description="For `system_analysis`: numbers in `result` that are not in the model's input. The model computed or invented them.",

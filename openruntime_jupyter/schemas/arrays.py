@@ -37,7 +37,8 @@ class ArrayInfo(ArrayReference):
     task_id: str | None = Field(None, description="Id of the task whose result contains the array.")
     created_at: Timestamp
     expires_at: Timestamp | None = Field(
-        None, description="Time at which the array is deleted unless it is used before. null if it never expires, is being written, or is in use by tasks."
+        None,
+        description="Time at which the unused array is deleted; null if it never expires, is being written, or is in use by tasks.",
     )
     leases: int = Field(0, description="Number of pending and running tasks that use the array.")
     path: str | None = Field(None, description="Path of the file, for programs of the same user on the same machine.")

@@ -38,7 +38,9 @@ FindingKind = Literal[
 class InsightsRequest(Wire):
     """Request to analyse recorded metrics: the body of `POST /ai/insights`."""
 
-    metric_type: MetricType = Field(description="Area to analyse: `performance` covers all important findings, the other values a part of them.")
+    metric_type: MetricType = Field(
+        description="Area to analyse: `performance` covers all important findings, the other values a part of them."
+    )
     timeframe: Timeframe = Field(description="Length of the analysed period, which ends now.")
     wording: WordingChoice = Field(
         "auto",
@@ -67,8 +69,12 @@ class Finding(Wire):
     severity: Severity = Field(description="`warning` needs action, `notice` needs attention, `info` is descriptive.")
     text: str = Field(description="Description of the finding with its numbers, times and tasks.")
     advice: str | None = Field(None, description="Recommended action; null if no action is needed.")
-    figure: str | None = Field(None, description="Name of the affected series of `data`; null if the finding is about tasks or several series.")
-    figures: dict[str, float | None] = Field(default_factory=dict, description="Numbers of the finding by name; the name includes the unit.")
+    figure: str | None = Field(
+        None, description="Name of the affected series of `data`; null if the finding is about tasks or several series."
+    )
+    figures: dict[str, float | None] = Field(
+        default_factory=dict, description="Numbers of the finding by name; the name includes the unit."
+    )
     start: Timestamp | None = Field(None, description="Start of the finding; null for the whole period.")
     end: Timestamp | None = Field(None, description="End of the finding; null for the whole period.")
     at: Timestamp | None = Field(None, description="Time of the maximum, if there is one.")
@@ -103,7 +109,9 @@ class Basis(Wire):
     observed_s: float = Field(description="Seconds of the timeframe with recorded metrics, a multiple of `resolution_s`.")
     resolution_s: int = Field(description="Seconds between two analysed values.")
     tasks: int = Field(description="Number of finished tasks.")
-    tasks_examined: int = Field(description="Number of finished tasks that were analysed individually. If there are too many, an even sample is used.")
+    tasks_examined: int = Field(
+        description="Number of finished tasks that were analysed individually. If there are too many, an even sample is used."
+    )
     enough: bool = Field(description="true if there is enough data to distinguish peaks and trends from noise.")
 
 

@@ -59,7 +59,7 @@ class Worker(Wire):
     resident_peak_bytes: int | None = Field(None, description="Largest observed resident memory in bytes.")
     mlx_peak_bytes: int | None = Field(None, description="Peak of MLX allocations in bytes; null before the first task.")
     gpu_utilization: float | None = Field(
-        None, description="Mean GPU utilization in percent over all tasks that could be measured; null if there are none."
+        None, description="Mean GPU utilization in percent over all measured tasks; null without one."
     )
 
 

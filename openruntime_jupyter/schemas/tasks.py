@@ -47,8 +47,16 @@ class TaskRequest(Wire):
     parameters: dict[str, Any] = Field(description="Parameters of the operation; `{}` for the defaults.")
     device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or a device id.", min_length=1, max_length=100)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
-    timeout: float | None = Field(None, description="Maximum run time in seconds, after which the task is stopped; null for no limit.", gt=0, le=31_536_000)
-    retries: int = Field(0, description="Maximum number of retries if the worker process dies. A task that raised an exception is never retried.", ge=0, le=10, strict=True)
+    timeout: float | None = Field(
+        None, description="Maximum run time in seconds, after which the task is stopped; null for no limit.", gt=0, le=31_536_000
+    )
+    retries: int = Field(
+        0,
+        description="Maximum number of retries if the worker process dies. A task that raised an exception is never retried.",
+        ge=0,
+        le=10,
+        strict=True,
+    )
     name: str | None = Field(None, description="Display name.", max_length=200)
     memory_limit: int | None = Field(
         None, description="Maximum resident memory of the worker in bytes; null for the default of the runtime.", ge=1_000_000, le=2**53
@@ -130,8 +138,8 @@ class PerformanceMetrics(Wire):
     memory_used_mb: float | None = Field(None, description="Peak of MLX allocations while the task ran, in MB (10^6 bytes).")
     gpu_utilization: float | None = Field(
         None,
-        description="Mean GPU utilization in percent while the task ran. 0.0 without a GPU; null if other tasks used the GPU at the same time, "
-        "if the task was too short for a sample, or if it ran on the CPU of a machine with a GPU.",
+        description="Mean GPU utilization in percent while the task ran; 0.0 without a GPU. null if other tasks used the GPU at the same "
+        "time, the task was too short for a sample, or it ran on the CPU of a machine with a GPU.",
     )
     peak_memory_mb: float | None = Field(
         None,
@@ -177,7 +185,9 @@ class Task(Wire):
     performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics)
     runtime: str = Field("", description="Id of the runtime that owns the task.")
     here: bool = Field(True, description="false: the task belongs to another runtime on the same machine.")
-    parameters: dict[str, Any] | None = Field(None, description="Parameters as submitted; omitted from lists and from the response to a submission.")
+    parameters: dict[str, Any] | None = Field(
+        None, description="Parameters as submitted; omitted from lists and from the response to a submission."
+    )
 
     def __repr_args__(self) -> Any:
         """Return the non-default fields without code and results, so that the text fits below a cell."""

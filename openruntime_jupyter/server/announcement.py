@@ -1,4 +1,4 @@
-"""Where the server is to be found, and how its kernels and its user's programs are told."""
+"""Announcement of the server's address to its kernels and to other programs of the same user."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ HERE = ("localhost", "ip6-localhost")
 
 
 def local_url(server: ServerApp, path: str) -> str | None:
-    """The address of `path` for a program of this machine; None for a server on a UNIX socket, which has none."""
+    """Return the local URL of `path`, or None for a server on a UNIX socket."""
     if server.sock:
         return None
-    # Numbers: what `localhost` is, or the host's name, depends on files that not every container has.
+    # An IP address, because resolving `localhost` or the host name depends on files that some containers lack.
     host = "127.0.0.1" if server.ip in (*ANY, *HERE) else "::1" if server.ip == "::" else server.ip
     scheme = "https" if server.certfile else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}{path.rstrip('/')}"
 
 
 class Announcement:
-    """Tells of a server that runs, and withdraws that.
+    """Published address of a running server.
 
-    Kernels inherit it by their environment, with a secret that only our handlers accept; the user's other programs find a
-    stand-alone server by a file that nobody else can read.
+    Kernels inherit the address in their environment, with a secret that only the extension's handlers accept. Other programs find
+    a stand-alone server by a file that only the same user can read.
     """
 
     def __init__(self, url: str, secret: str) -> None:
@@ -38,15 +38,15 @@ class Announcement:
         self._file: Path | None = None
 
     def to_kernels(self) -> None:
-        """Put it into this process's environment, which kernels inherit, restarted ones too."""
+        """Set the environment variables of this process, which kernels inherit at every start."""
         os.environ.update(self._variables)
 
     def to_clients(self, data_dir: Path, token: str) -> None:
-        """Write it, with the server's own token, where this user's programs look; raises `OSError`."""
+        """Write the announcement file with the server's token for the user's programs; raises `OSError`."""
         folder = data_dir / "standalone"
         for each in (data_dir, folder):
             private_folder(each)
-        for stale in _of_the_dead(folder):
+        for stale in _stale_files(folder):
             stale.unlink(missing_ok=True)
         self._file = folder / f"{os.getpid()}.json"
         unfinished = self._file.with_suffix(".part")
@@ -56,7 +56,7 @@ class Announcement:
         unfinished.replace(self._file)
 
     def withdraw(self) -> None:
-        """Undo both; what another server has put there meanwhile stays."""
+        """Remove the variables and the file, except variables that another server has set since."""
         if os.environ.get("OPENRUNTIME_TOKEN") == self._variables["OPENRUNTIME_TOKEN"]:
             for name in self._variables:
                 os.environ.pop(name, None)
@@ -64,8 +64,8 @@ class Announcement:
             self._file.unlink(missing_ok=True)
 
 
-def _of_the_dead(folder: Path) -> Iterator[Path]:
-    """Files of servers that were killed."""
+def _stale_files(folder: Path) -> Iterator[Path]:
+    """Yield the announcement files of servers that were killed."""
     import psutil
 
     for file in folder.glob("*.json"):

@@ -1,4 +1,4 @@
-"""Jupyter Events: what becomes of tasks, for whoever runs the server to collect."""
+"""Jupyter Events: changes of task states, for the administrator's event handlers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 SCHEMA = Path(__file__).with_name("events") / "task.v1.json"
 BOUND = 100_000
-"""States that may wait for the log to be written."""
+"""Maximum number of queued state changes."""
 GATHER_SECONDS = 0.05
-"""Whoever waits for a task's end is answered first: nobody waits for these."""
+"""Delay before events are emitted, so that responses to waiting clients are sent first."""
 FINAL = ("completed", "failed", "cancelled", "timed_out", "interrupted")
 
 log = logging.getLogger(__name__)
 
 
 class TaskEvents:
-    """Emits an event for each change of a task's state through the server's event logger, which makes nothing of it for nobody."""
+    """Emitter of an event for each change of a task's state. The event logger does nothing if no handler is registered."""
 
     def __init__(self, logger: EventLogger) -> None:
         schema: dict[str, Any] = json.loads(SCHEMA.read_text())
@@ -35,27 +35,27 @@ class TaskEvents:
         self._failed = False
 
     async def follow(self, bus: EventBus) -> None:
-        """Emit until the bus closes."""
+        """Emit events until the bus closes."""
         since: int | None = None
         while True:
             subscription, gap = bus.subscribe(("task_update",), since, BOUND, GATHER_SECONDS)
             if gap:
-                log.warning("Tasks change faster than their events can be written: some were left out")
+                log.warning("Task states change faster than their events can be written: some events were dropped")
             try:
                 async for event in subscription:
                     since = event.id
-                    if self.tell(event.body["data"]):
-                        # A handler of events writes to its disk while the loop waits: others get their turn in between.
+                    if self.emit(event.body["data"]):
+                        # An event handler may block the loop with disk writes, so other coroutines run between two events.
                         await asyncio.sleep(0)
             finally:
                 subscription.close()
             if not subscription.overflowed:
                 return
 
-    def tell(self, data: dict[str, Any]) -> bool:
-        """Emit what an update says, if it is about a new state; whether somebody got it.
+    def emit(self, data: dict[str, Any]) -> bool:
+        """Emit an event if the update has a new state. Return True if a handler received it.
 
-        Never raises: what others do with events is not the tasks' concern.
+        Never raises: failing event handlers must not affect tasks.
         """
         task_id, state = data["task_id"], (data["status"], data["attempt"])
         if self._states.get(task_id) == state:
@@ -67,14 +67,14 @@ class TaskEvents:
         try:
             return self._logger.emit(schema_id=self._schema_id, data=_event(data)) is not None
         except Exception:
-            # Once is enough: the next one fails for the same reason, most likely.
+            # The next event probably fails for the same reason.
             if not self._failed:
-                log.exception("Events of tasks can't be emitted; this is told once")
+                log.exception("Task events cannot be emitted; further failures are not logged")
             self._failed = True
             return False
 
 
 def _event(data: dict[str, Any]) -> dict[str, Any]:
-    """An update of the bus in the words of the schema."""
+    """Convert an update of the bus to an event of the schema."""
     same = {name: data[name] for name in ("task_id", "operation", "owner", "priority", "execution_time")}
     return {**same, "state": data["status"], "device": data["device_used"]}

@@ -1,4 +1,4 @@
-"""Our place in Jupyter's web application, before our handlers are loaded: they need pydantic, which takes longer than all else."""
+"""Router that imports the request handlers on first use, because importing pydantic dominates the start time of the extension."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tornado.web import Application
 
 
 class LazyRouter(RuleRouter):
-    """Leads every path below `mount` to its handler, and loads the handlers when the first is asked for.
+    """Router for all paths below `mount`, which imports the handlers for the first request.
 
-    Loaded already is what was imported meanwhile. `but_for` is as for `routes`.
+    `but_for` has the same meaning as for `routes`.
     """
 
     SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = ()
-    """Jupyter warns of methods that ask for no login; a test holds that those of our handlers do."""
+    """Empty, because Jupyter warns about methods without authentication. A test checks that all handlers require it."""
 
     def __init__(self, application: Application, base_url: str, mount: str, but_for: str = "") -> None:
         super().__init__()
@@ -30,11 +30,11 @@ class LazyRouter(RuleRouter):
 
     @property
     def pattern(self) -> str:
-        """The paths that it is to be asked about, and some that it knows nothing of."""
+        """Regular expression that matches every routed path, and possibly others."""
         return f"{url_path_join(self._base_url, self._mount).rstrip('/')}.*"
 
     def find_handler(self, request: HTTPServerRequest, **_: Any) -> HTTPMessageDelegate | None:
-        """Who answers; None for the path that is left to Jupyter."""
+        """Return the delegate for a request, or None for the path that Jupyter handles."""
         if not self.rules:
             from openruntime_jupyter.server.http.base import suited
             from openruntime_jupyter.server.routes import routes
@@ -44,6 +44,6 @@ class LazyRouter(RuleRouter):
         return super().find_handler(request)
 
     def get_target_delegate(self, target: Any, request: HTTPServerRequest, **params: Any) -> HTTPMessageDelegate | None:
-        """What takes the request to a handler."""
+        """Return the delegate that passes the request to a handler."""
         limited = self._application.settings["openruntime"].limits.on
         return self._application.get_handler_delegate(request, self._suited(target, request, limited), **params)

@@ -1,4 +1,4 @@
-"""The shapes that only HTTP has: what lists are wrapped in, the envelope, and batches."""
+"""Wire types that only HTTP needs: lists, the error envelope and batches."""
 
 from __future__ import annotations
 
@@ -15,87 +15,87 @@ from openruntime_jupyter.server.http.requests import LONGEST_WAIT
 
 
 class ServiceInfo(Wire):
-    """`GET /`."""
+    """Response of `GET /`."""
 
     name: Literal["OpenRuntime"]
-    version: str = Field(description="Of the package, which is that of the API.")
+    version: str = Field(description="Version of the package and of the API.")
     status: Literal["running"]
 
 
 class DeviceList(Wire):
-    """`GET /devices`."""
+    """Response of `GET /devices`."""
 
-    devices: list[Device] = Field(description="GPUs first.")
+    devices: list[Device] = Field(description="Devices, GPUs first.")
 
 
 class WorkerList(Wire):
-    """`GET /workers`."""
+    """Response of `GET /workers`."""
 
-    workers: list[Worker] = Field(description="The oldest first.")
+    workers: list[Worker] = Field(description="Workers, oldest first.")
 
 
 class SessionList(Wire):
-    """`GET /sessions`."""
+    """Response of `GET /sessions`."""
 
-    sessions: list[Session] = Field(description="The last used first.")
+    sessions: list[Session] = Field(description="Sessions, most recently used first.")
 
 
 class OperationList(Wire):
-    """`GET /operations`."""
+    """Response of `GET /operations`."""
 
     operations: list[OperationInfo]
 
 
 class Detail(Wire):
-    """One thing that is wrong with a request."""
+    """Problem with one field of a request."""
 
-    field: str = Field(description="Its dotted name.")
-    problem: str = Field(description="What is wrong with it.")
+    field: str = Field(description="Dotted name of the field.")
+    problem: str = Field(description="Description of the problem.")
 
 
 class ErrorData(Wire):
-    """What an error's envelope carries."""
+    """Data of an error envelope."""
 
     details: list[Detail]
 
 
 class ErrorEnvelope(Wire):
-    """Every error of every route."""
+    """Response for every error of every route."""
 
     status: Literal["error"]
-    data: ErrorData | None = Field(description="Where single fields are wrong.")
-    error: str = Field(description="What happened, and what to do about it.")
+    data: ErrorData | None = Field(description="Problems with individual fields, if any.")
+    error: str = Field(description="Error message with a suggested fix.")
     timestamp: Timestamp
 
 
 class BatchRequest(Wire):
-    """Many tasks: the body of `POST /tasks/batch`."""
+    """Tasks to submit: the body of `POST /tasks/batch`."""
 
-    # Each is read as a TaskRequest later, so that a wrong one is told in its place and spoils no other.
+    # Each item is validated as a TaskRequest later, so that an invalid one does not affect the others.
     tasks: list[Annotated[Any, WithJsonSchema({"$ref": "#/components/schemas/TaskRequest"})]] = Field(
-        description="What `POST /tasks` takes, each; all of them are asynchronous, whatever their `wait` says.",
+        description="Bodies of `POST /tasks`. All tasks are asynchronous; `wait` is ignored.",
         min_length=1,
         max_length=MOST_IN_BATCH,
     )
     durable: bool = Field(
         True,
-        description="false: the tasks end as `interrupted` if the server ends before they do. Small ones run about three times as fast, "
-        "because their states are written to disk together, within 50 ms, and not one by one.",
+        description="false: unfinished tasks become `interrupted` if the server stops. Small tasks run about three times as fast, "
+        "because their states are written to disk in batches within 50 ms instead of one by one.",
         strict=True,
     )
 
 
 class BatchProblem(Wire):
-    """Why a task of a batch was not taken."""
+    """Reason why a task of a batch was rejected."""
 
-    code: int = Field(description="The status with which `POST /tasks` would have answered.")
-    message: str = Field(description="What is wrong, and what to do about it.")
-    details: list[Detail] | None = Field(None, description="Where single fields are wrong.")
-    retry_after: int | None = Field(None, description="Seconds after which to try again, where that makes sense.")
+    code: int = Field(description="Status that `POST /tasks` would have returned.")
+    message: str = Field(description="Error message with a suggested fix.")
+    details: list[Detail] | None = Field(None, description="Problems with individual fields, if any.")
+    retry_after: int | None = Field(None, description="Seconds to wait before a retry, if a retry can succeed.")
 
 
 def _never_null(schema: dict[str, Any]) -> None:
-    """The schema of a field that is left out where it is None."""
+    """Adapt the schema of a field that is omitted if it is None."""
     schema.pop("default", None)
     schema.update(schema.pop("anyOf")[0])
 
@@ -105,47 +105,47 @@ def _or_absent(description: str) -> Any:
 
 
 class BatchItem(Wire):
-    """What became of one task of a batch: it has either of the two."""
+    """Outcome of one task of a batch: either a task or an error."""
 
-    task: Task | None = _or_absent("Its record, without its parameters.")
-    error: BatchProblem | None = _or_absent("Why it was not taken.")
+    task: Task | None = _or_absent("Record of the task, without parameters.")
+    error: BatchProblem | None = _or_absent("Reason why the task was rejected.")
 
 
 class BatchAnswer(Wire):
-    """What became of the tasks of a batch."""
+    """Outcomes of the tasks of a batch."""
 
-    tasks: list[BatchItem] = Field(description="In the order of the request.")
+    tasks: list[BatchItem] = Field(description="Outcomes in the order of the request.")
 
 
 class ResultsRequest(Wire):
-    """Tasks whose results are wanted: the body of `POST /tasks/batch/results`."""
+    """Tasks whose results are requested: the body of `POST /tasks/batch/results`."""
 
     tasks: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         description="Ids of tasks.", min_length=1, max_length=MOST_IN_BATCH
     )
-    at_least: int = Field(1, description="Answer once so many of them have ended, or all.", ge=1, strict=True)
-    wait: float = Field(0.0, description="Answer after so many seconds in any case.", ge=0, le=LONGEST_WAIT, allow_inf_nan=False)
+    at_least: int = Field(1, description="Respond when at least this many of the tasks, or all of them, have finished.", ge=1, strict=True)
+    wait: float = Field(0.0, description="Respond after this many seconds in any case.", ge=0, le=LONGEST_WAIT, allow_inf_nan=False)
 
 
 class ResultPayload(Wire):
-    """The opaque result of a task, as `GET /tasks/{id}/payload` answers it."""
+    """Opaque result of a task, as returned by `GET /tasks/{id}/payload`."""
 
-    encoding: str = Field(description="`cloudpickle`: load it only if you trust the task's code.")
-    base64: str = Field(description="The bytes, in base64.")
+    encoding: str = Field(description="`cloudpickle`; load it only if you trust the code of the task.")
+    base64: str = Field(description="Bytes of the result in base64.")
 
 
 class ResultItem(Wire):
-    """A task that has ended."""
+    """Finished task."""
 
     task_id: str
-    task: Task | None = _or_absent("Its record, without its parameters.")
-    payload: ResultPayload | None = _or_absent("Its opaque result, if it has one of at most 64 KiB: larger ones are fetched one by one.")
-    error: BatchProblem | None = _or_absent("Why there is no record: the task is unknown.")
+    task: Task | None = _or_absent("Record of the task, without parameters.")
+    payload: ResultPayload | None = _or_absent("Opaque result, if there is one of at most 64 KiB. Fetch larger results individually.")
+    error: BatchProblem | None = _or_absent("Error of the lookup, if the task is unknown.")
 
 
 class ResultsAnswer(Wire):
-    """The ended ones of some tasks."""
+    """Finished tasks among the requested ones."""
 
     results: list[ResultItem] = Field(
-        description="In the order of the request. An answer ends after about 4 MB: ask again for the tasks that it leaves out."
+        description="Finished tasks in the order of the request. A response is limited to about 4 MB; request the remaining tasks again."
     )

@@ -1,4 +1,4 @@
-"""The route table."""
+"""Route table."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     ("/openapi.json", OpenApiHandler),
     ("/docs", DocsHandler),
 )
-"""Each path below the mount, as a regular expression, and who answers there."""
+"""Paths below the mount as regular expressions, and their handlers."""
 
 
 def routes(mount: str, but_for: str = "") -> list[tuple[str, type[web.RequestHandler]]]:
-    """The table below `mount` (`/openruntime`, or empty for the root), with the 404 of every other path at its end.
+    """Return the routes below `mount` (`/openruntime`, or empty for the root), with a final route that returns 404 for other paths.
 
-    `but_for` is a path below the mount that is left to Jupyter.
+    `but_for` is a path below the mount that Jupyter handles.
     """
-    spared = f"(?!{but_for}$)" if but_for else ""
-    return [*((mount + path, handler) for path, handler in ROUTES), (f"{mount}/{spared}.*", NotFoundHandler)]
+    exception = f"(?!{but_for}$)" if but_for else ""
+    return [*((mount + path, handler) for path, handler in ROUTES), (f"{mount}/{exception}.*", NotFoundHandler)]

@@ -1,4 +1,4 @@
-"""`jupyter openruntime`: a lean server that is there for the runtime alone, at the root of port 8000."""
+"""Stand-alone server of `jupyter openruntime`, which serves only the runtime, by default at the root of port 8000."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from openruntime_jupyter.server.config.traits import SettingsTraits
 PROGRAM = "jupyter openruntime"
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Tell whoever started the server; nobody may listen any more."""
+def print_message(text: str, stream: TextIO | None = None) -> None:
+    """Print a message for the user. Ignore a closed stream."""
     with contextlib.suppress(OSError, ValueError):
         (stream or sys.stdout).write(f"{text}\n")
         (stream or sys.stdout).flush()
 
 
 class StandaloneServer(ServerApp):
-    """Jupyter Server without its notebooks."""
+    """Jupyter Server without notebooks."""
 
     name = "jupyter-openruntime"
     version = __version__
-    description = "The OpenRuntime service on its own. Its settings can also stand in jupyter_openruntime_config.py."
+    description = "The OpenRuntime service without Jupyter's notebooks. The settings can also be set in jupyter_openruntime_config.py."
     classes = [OpenRuntimeApp, StandaloneIdentity]  # noqa: RUF012  # traitlets' way
     flags = Dict()
     aliases = Dict()
@@ -64,7 +64,7 @@ class StandaloneServer(ServerApp):
 
     @default("allow_root")
     def _root_may(self) -> bool:
-        # Containers run as root; nothing here needs another user's rights.
+        # Containers often run as root, and the server does not need to change users.
         return True
 
     @default("no_browser_open_file")
@@ -72,40 +72,40 @@ class StandaloneServer(ServerApp):
         return True
 
     def refuse(self, message: str) -> NoReturn:
-        """Say why it does not start, and what to do, and leave."""
-        say(f"{PROGRAM}: {message}", sys.stderr)
+        """Print why the server cannot start and how to fix that, then exit."""
+        print_message(f"{PROGRAM}: {message}", sys.stderr)
         sys.exit(1)
 
     @property
     def reachable_from_elsewhere(self) -> bool:
-        """Whether other machines reach the address that it listens on."""
+        """True if other machines can reach the listening address."""
         if self.sock:
             return False
         try:
             found = socket.getaddrinfo(self.ip or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except socket.gaierror as problem:
-            self.refuse(f"There is no address {self.ip!r} here ({problem.strerror}): give an address of this machine, or leave --ip away")
-        return not all(is_loopback(str(place[0])) for *_, place in found)
+            self.refuse(f"Unknown address {self.ip!r} ({problem.strerror}): use an address of a local interface, or omit --ip")
+        return not all(is_loopback(str(address[0])) for *_, address in found)
 
     def init_httpserver(self) -> None:
-        """Jupyter's, with an answer for a port that is taken which says what to do."""
+        """Bind the port, and explain how to fix a port that is in use."""
         try:
             for probe in [] if self.sock else bind_sockets(self.port, self.ip):
                 probe.close()
         except OSError as problem:
             if problem.errno == errno.EADDRINUSE and not self.port_retries:
                 self.refuse(
-                    f"Port {self.port} is taken, maybe by another OpenRuntime (`{PROGRAM} status` tells): "
-                    f"start with --port={self.port + 1}, or with --port=0 for any that is free"
+                    f"Port {self.port} is in use, maybe by another OpenRuntime (check with `{PROGRAM} status`): "
+                    f"start with --port={self.port + 1}, or with --port=0 for any free port"
                 )
             if problem.errno == errno.EACCES:
-                self.refuse(f"You may not listen on port {self.port}: choose one above 1023, such as --port=8000")
+                self.refuse(f"No permission to listen on port {self.port}: choose a port above 1023, for example --port=8000")
             if problem.errno == errno.EADDRNOTAVAIL:
-                self.refuse(f"This machine does not have the address {self.ip}: leave --ip away to listen on the loopback")
+                self.refuse(f"The address {self.ip!r} does not belong to this machine: omit --ip to listen on the loopback interface")
         super().init_httpserver()
 
     def init_signal(self) -> None:
-        """Stop at the first Ctrl-C, without a question: nothing is lost that the history does not keep."""
+        """Install handlers that stop the server at the first Ctrl-C without confirmation."""
         super().init_signal()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.stop_at)
@@ -113,46 +113,46 @@ class StandaloneServer(ServerApp):
     def stop_at(self, number: int, _frame: Any) -> None:
         """Stop cleanly; a second signal ends the process at once."""
         signal.signal(number, signal.SIG_DFL)
-        # Said by the loop: a print that is interrupted right here would not take a second one.
-        self.io_loop.add_callback_from_signal(say, "Stopping (once more: at once)")
+        # Printed by the event loop, because a signal handler may interrupt a print call, which is not reentrant.
+        self.io_loop.add_callback_from_signal(print_message, "Stopping (press Ctrl-C again to stop immediately)")
         self.stop(from_signal=True)
 
     def start_app(self) -> None:
-        """Jupyter's; then tell where it is, once it listens there."""
+        """Start the server and print its address once it listens."""
         super().start_app()
         self.io_loop.add_callback(self.greet)
 
     def greet(self) -> None:
-        """Tell where it is and what it wants."""
+        """Print the address of the server and how to authenticate."""
         provider = self.identity_provider
         lines = [f"OpenRuntime {__version__} listens on {self._get_urlparts().geturl().rstrip('/')}"]
-        generated = isinstance(provider, StandaloneIdentity) and provider.token_is_ours
-        token = f"Authorization: token {provider.token if generated else '<the one you chose>'}"
+        generated = isinstance(provider, StandaloneIdentity) and provider.has_generated_token
+        token = f"Authorization: token {provider.token if generated else '<your token>'}"
         local = isinstance(provider, StandaloneIdentity) and provider.allow_local and not self.allow_remote_access
         if local:
-            lines.append("Programs of this machine need no token, but to run code of their own (python, call). The token:")
+            lines.append("Local programs need the token only to run their own code (python, call):")
         else:
             lines.append("Every request needs the token:")
-        say("\n    ".join([*lines, token]) + "\nCtrl-C stops it.")
+        print_message("\n    ".join([*lines, token]) + "\nPress Ctrl-C to stop it.")
 
 
 def every_setting() -> str:
-    """Help for each setting of the runtime and of who is let in."""
-    ours: list[tuple[type[Configurable], str]] = [
+    """Return the help of all settings of the runtime and of authentication."""
+    settings: list[tuple[type[Configurable], str]] = [
         (OpenRuntimeApp, name) for group in (SettingsTraits, AiTraits, LimitsTraits) for name in group.class_own_traits(config=True)
     ]
-    ours += [(StandaloneIdentity, name) for name in StandaloneIdentity.class_own_traits(config=True)]
-    told = [kind.class_get_trait_help(kind.class_traits()[name]) for kind, name in ours]
-    told.append(
-        "The settings of Jupyter Server itself apply too, such as --ServerApp.certfile=FILE: `jupyter server --help-all` lists them."
+    settings += [(StandaloneIdentity, name) for name in StandaloneIdentity.class_own_traits(config=True)]
+    sections = [kind.class_get_trait_help(kind.class_traits()[name]) for kind, name in settings]
+    sections.append(
+        "The settings of Jupyter Server apply as well, for example --ServerApp.certfile=FILE: `jupyter server --help-all` lists them."
     )
-    return "\n".join(told)
+    return "\n".join(sections)
 
 
 def serve(arguments: Sequence[str], config: dict[str, Any]) -> int:
-    """Run the server until it is stopped; the exit code.
+    """Run the server until it is stopped, and return the exit code.
 
-    `arguments` are traitlets' own (`--Class.trait=value`), `config` holds what the command line gave by shorter names.
+    `arguments` have the format of traitlets (`--Class.trait=value`); `config` has the settings from short command-line options.
     """
     server = StandaloneServer.instance(config=Config(config), jpserver_extensions={"openruntime_jupyter": True})
     server.initialize(argv=list(arguments), find_extensions=False, starter_extension=OpenRuntimeApp.name)

@@ -1,1 +1,1 @@
-"""What happens inside a worker process."""
+"""Code that runs only inside a worker process."""

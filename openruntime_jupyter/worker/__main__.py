@@ -1,6 +1,7 @@
 """A worker process: `python -m openruntime_jupyter.worker DATA_FD CONTROL_FD GENERATION PARENT MARKER BLAS DESCRIBE WARM`.
 
-Only the local engine starts it. It says hello, then runs tasks until it is told to leave: one task if that is its caller's own code.
+Only the local engine starts it. The worker sends a hello frame, then runs tasks until it receives a leave frame; a task with the caller's
+code is its only one.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from openruntime_jupyter.worker.stdio import flush_output, write_whole_lines
 from openruntime_jupyter.worker.transport import Channel
 
 CRASHED = 70
-"""The exit code of a worker that can't go on (`EX_SOFTWARE`)."""
+"""Exit code of a worker after an internal error (`EX_SOFTWARE`)."""
 OOM_SCORE = "800"
-"""When memory runs out, the kernel takes a worker and spares the server and the notebooks."""
+"""Out-of-memory score with which the kernel kills workers before the server and the notebooks."""
 
 
 def prefer_as_victim() -> None:
-    """Tell Linux's out-of-memory killer to choose this process first."""
+    """Make Linux's out-of-memory killer choose this process first."""
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
             score.write(OOM_SCORE)
@@ -39,11 +40,11 @@ def prefer_as_victim() -> None:
 
 
 def hello(blas: Blas | None, devices: bool) -> dict[str, Any]:
-    """Return what the runtime must know of this worker, `problem` if its MLX can't compute.
+    """Return the body of the hello frame; `problem` is set if MLX can't compute.
 
-    `devices` asks MLX what it computes on. That makes a context on an NVIDIA GPU, which a spare worker must not hold.
+    `devices` adds the devices of MLX. Listing them creates a context on an NVIDIA GPU, which a spare worker must not hold.
     """
-    said: dict[str, Any] = {
+    body: dict[str, Any] = {
         "protocol": PROTOCOL,
         "interpreter": sys.executable,
         "python": platform.python_version(),
@@ -54,26 +55,26 @@ def hello(blas: Blas | None, devices: bool) -> dict[str, Any]:
         "problem": None,
     }
     try:
-        import mlx.core as mx  # a broken installation shows here
+        import mlx.core as mx
 
-        said["mlx"] = mx.__version__  # type: ignore[attr-defined] # the stubs leave it out
+        body["mlx"] = mx.__version__  # type: ignore[attr-defined] # missing in the stubs
         if devices:
             from openruntime_jupyter.worker.devices import describe
 
-            said["devices"] = describe()
-    except Exception as problem:  # a broken installation shows in many ways; each must reach the user in words
-        said["problem"] = f"{type(problem).__name__}: {problem}"
-    return said
+            body["devices"] = describe()
+    except Exception as problem:  # a broken installation can raise anything
+        body["problem"] = f"{type(problem).__name__}: {problem}"
+    return body
 
 
 def warm(names: str, stop: Callable[[], bool] = lambda: False) -> None:
-    """Import what the first task would have to wait for, until `stop()` says that it has come."""
+    """Run the slow imports of the first task ahead of time, until `stop()` returns True."""
     from openruntime_jupyter.operations.registry import operation
 
     for name in filter(None, names.split(",")):
         if stop():
             return
-        # The runtime's environment may have more than this one, and what is wrong with an operation its first task tells.
+        # This environment may lack operations of the runtime's environment. The first task reports errors.
         with contextlib.suppress(Exception, SystemExit):
             if (prepare := operation(name).warm) is not None:
                 prepare()
@@ -82,11 +83,11 @@ def warm(names: str, stop: Callable[[], bool] = lambda: False) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until the runtime says leave or is gone."""
-    gc.disable()  # until all is loaded that stays: looking through modules as they come finds nothing
+    """Run tasks until the runtime sends a leave frame or ends."""
+    gc.disable()  # during start-up, when collections would find nothing
     data_fd, control_fd, generation, parent, marker, blas_path, devices, names = arguments
-    os.environ.pop("PYTHONSAFEPATH", None)  # ours alone: a task's own subprocesses keep Python's usual path
-    if not getattr(sys.flags, "safe_path", False):  # Python 3.10 knows nothing of that variable
+    os.environ.pop("PYTHONSAFEPATH", None)  # only for this process: subprocesses of a task keep Python's usual path
+    if not getattr(sys.flags, "safe_path", False):  # Python 3.10 ignores that variable
         sys.path[:] = [folder for folder in sys.path if folder not in ("", os.getcwd())]
     prefer_as_victim()
     data = socket.socket(fileno=int(data_fd))
@@ -100,16 +101,16 @@ def main(arguments: list[str]) -> None:
     installed = installed_folders()
     imports = Imports(installed)
     blas = choose(blas_path)
-    said = hello(blas, devices == "describe")
-    channel.send(Kind.HELLO, said)
+    hello_body = hello(blas, devices == "describe")
+    channel.send(Kind.HELLO, hello_body)
     warm(names, stop=lambda: channel.waiting)
     from openruntime_jupyter.worker.codec import loads
     from openruntime_jupyter.worker.runner import Runner
 
-    runner = Runner(channel, guard, blas, display_marker(marker), imports, said["problem"])
+    runner = Runner(channel, guard, blas, display_marker(marker), imports, hello_body["problem"])
     read_fresh_sources(installed)
     imports.ready()
-    # Nor will it, after a task or at the end: both collections pass by what is there now.
+    # Exclude the loaded modules from later collections, which are fast then.
     gc.freeze()
     gc.enable()
     while True:
@@ -121,12 +122,12 @@ def main(arguments: list[str]) -> None:
             return
         try:
             if kind is Kind.PREPARE:
-                warm(names)  # which stopped where this frame came early
+                warm(names)  # warm-up stopped if this frame came early
                 runner.prepare(loads(body))
             else:
                 runner.run(loads(body))
         except BaseException:
-            # A fault of ours, or of a task that broke Python itself. No thread of a task may keep the process from reporting it.
+            # A bug here, or a task that broke the interpreter. Exit even if threads of the task still run.
             try:
                 traceback.print_exc()
                 flush_output()

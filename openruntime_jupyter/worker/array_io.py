@@ -1,4 +1,4 @@
-"""Where a task finds the arrays that it was given, and leaves those that it gives back."""
+"""Input and result arrays of a task."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ if TYPE_CHECKING:
 
 
 class ArrayIO:
-    """The arrays of one task.
+    """Input and result arrays of one task.
 
-    `said` is what the engine told: paths of `inputs` by id, `name`, and `places`: a folder, the bytes that results may have there, and
-    how many of these without free blocks being given back.
+    Parameters
+    ----------
+    arrays : description from the engine: paths of `inputs` by id, prefix `name` of result ids, and `places`, a list of folder, maximum
+        bytes of results there, and the part of these for which no free blocks are deleted
     """
 
-    def __init__(self, said: dict[str, Any] | None = None) -> None:
-        said = said or {}
-        self._inputs: dict[str, str] = said.get("inputs", {})
-        self._name: str = said.get("name", "")
-        self._places: list[list[Any]] = [[folder, most, room] for folder, most, room in said.get("places", ())]
+    def __init__(self, arrays: dict[str, Any] | None = None) -> None:
+        arrays = arrays or {}
+        self._inputs: dict[str, str] = arrays.get("inputs", {})
+        self._name: str = arrays.get("name", "")
+        self._places: list[list[Any]] = [[folder, most, room] for folder, most, room in arrays.get("places", ())]
         self.stored: list[dict[str, Any]] = []
-        """What was left here, in the words of the result frame."""
+        """Stored results, as in the result frame."""
 
     @property
     def usable(self) -> bool:
-        """Whether arrays can be left here at all: an operation that is called by hand has no runtime around it."""
+        """Return whether results can be stored; not for operations that run without a runtime."""
         return bool(self._places)
 
     def layout(self, array_id: str) -> Layout:
-        """What an input is; raises `ArrayNotFound`."""
+        """Return the layout of an input; raise `ArrayNotFound`."""
         descriptor = array_file.open_for_reading(self._path(array_id), array_id)
         try:
             return array_file.read(descriptor, array_id)
@@ -45,13 +47,13 @@ class ArrayIO:
             os.close(descriptor)
 
     def view(self, array_id: str) -> Array:
-        """An input as NumPy array, mapped; changing it changes no one else's. Raises `ArrayNotFound`."""
+        """Return an input as a memory-mapped NumPy array with private changes; raise `ArrayNotFound`."""
         from openruntime_jupyter.arrays import conversion
 
         return conversion.view(self._path(array_id), array_id)
 
     def store(self, value: Any, layout: Layout) -> None:
-        """Leave an array here; raises `StorageUnavailable` with figures where there is no room."""
+        """Store a result array; raise `StorageUnavailable` with sizes if it does not fit."""
         from openruntime_jupyter.arrays import conversion
 
         array_id = f"{self._name}.{len(self.stored)}"
@@ -61,27 +63,27 @@ class ArrayIO:
             if layout.size > most:
                 continue
             try:
-                # The runtime takes the ending off once the task is done: what else has it was left by a worker that died.
+                # The runtime removes the suffix when the task is done. Remaining files with it are from crashed workers.
                 conversion.store(value, Path(folder, f"{array_id}{UNFINISHED}"), layout, room)
             except StorageUnavailable as problem:
                 refusal = problem
                 continue
             self._take(layout.size)
-            told = {"id": array_id, "shape": layout.shape, "dtype": layout.dtype, "kind": layout.kind, "place": number}
-            self.stored.append(told)
+            entry = {"id": array_id, "shape": layout.shape, "dtype": layout.dtype, "kind": layout.kind, "place": number}
+            self.stored.append(entry)
             return
         most = max((most for _, most, _ in self._places), default=0)
         raise refusal or StorageUnavailable(
-            f"A result array of {gigabytes(layout.size)} does not fit: results may have {gigabytes(max(0, most))} now. Delete arrays that "
-            "are no longer needed, raise the setting array_bytes, or return less."
+            f"A result array of {gigabytes(layout.size)} does not fit: the current limit is {gigabytes(max(0, most))}. Delete arrays "
+            "that are no longer needed, raise the setting array_bytes, or return less data."
         )
 
     def clear(self) -> None:
-        """Delete the results that were left here."""
-        for told in self.stored:
+        """Delete the stored results."""
+        for entry in self.stored:
             with contextlib.suppress(OSError):
-                Path(self._places[told["place"]][0], f"{told['id']}{UNFINISHED}").unlink()
-            self._take(-Layout(tuple(told["shape"]), told["dtype"], told["kind"]).size)
+                Path(self._places[entry["place"]][0], f"{entry['id']}{UNFINISHED}").unlink()
+            self._take(-Layout(tuple(entry["shape"]), entry["dtype"], entry["kind"]).size)
         self.stored = []
 
     def _take(self, size: int) -> None:
@@ -90,5 +92,5 @@ class ArrayIO:
 
     def _path(self, array_id: str) -> str:
         if array_id not in self._inputs:
-            raise ArrayNotFound(f"The array {array_id} is none of this task's.")
+            raise ArrayNotFound(f"Array {array_id} is not an input of this task")
         return self._inputs[array_id]

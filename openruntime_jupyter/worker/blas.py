@@ -1,7 +1,7 @@
-"""Which BLAS MLX uses on the CPU, chosen before `import mlx.core`.
+"""Choice of the BLAS that MLX uses on the CPU, before `import mlx.core`.
 
-The `mlx-cpu` wheel bundles the reference BLAS, some 40 times slower in float32 than a tuned one. A library loaded with
-`RTLD_GLOBAL` before MLX takes its place. Only Linux needs it: on macOS MLX uses Accelerate.
+The `mlx-cpu` wheel bundles the reference BLAS, about 40 times slower in float32 than an optimised one. A library loaded
+with `RTLD_GLOBAL` before MLX replaces it. This is only for Linux: on macOS MLX uses Accelerate.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ADVICE = (
-    "MLX computes on its slow built-in BLAS. For float32 up to 40 times as fast: `apt-get install libopenblas0-pthread` "
+    "MLX uses its slow bundled BLAS. For up to 40 times faster float32: `apt-get install libopenblas0-pthread` "
     "(or your system's OpenBLAS), or `pip install 'openruntime-jupyter[blas]'`."
 )
 
 
 @dataclass(frozen=True)
 class Blas:
-    """The BLAS in use, and how to bound its threads."""
+    """BLAS in use, with a function to limit its threads."""
 
     name: str
     advice: str | None = None
     set_threads: Callable[[int], None] = lambda count: None
     fast: bool = True
-    """Whether float32 gains by it: then a model computes faster in float32 than quantised."""
+    """True if it is optimised for float32, so that models compute faster in float32 than quantised."""
 
 
 def _candidates() -> Iterator[str]:
@@ -42,7 +42,7 @@ def _candidates() -> Iterator[str]:
 
 
 def _described(library: ctypes.CDLL, path: str) -> Blas | None:
-    """What `library` is; None for one that MLX must not use (no CBLAS, or 64-bit integers, which LAPACK calls answer wrongly)."""
+    """Return the BLAS in `library`; None for an unusable one (no CBLAS, or 64-bit integers, which give wrong LAPACK results)."""
     if not hasattr(library, "cblas_sgemm"):
         return None
     if hasattr(library, "openblas_get_config"):
@@ -59,7 +59,7 @@ def _described(library: ctypes.CDLL, path: str) -> Blas | None:
 def choose(configured: str) -> Blas | None:
     """Load a BLAS for MLX: `configured` is a path, `none`, or empty for the best one found.
 
-    Returns None where MLX brings a good one of its own. A configured path that does not load is told in `advice`.
+    Returns None on platforms where MLX has a fast one. An unusable configured path is reported in `advice`.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -73,9 +73,9 @@ def choose(configured: str) -> Blas | None:
         except OSError as error:
             problem = str(error)
             continue
-        if (found := _described(library, path)) is not None:
-            return found
-        problem = f"{path} is no CBLAS with 32-bit integers"
+        if (blas := _described(library, path)) is not None:
+            return blas
+        problem = f"{path} is not a CBLAS with 32-bit integers"
     if configured:
         return Blas(built_in.name, f"The configured BLAS can't be used: {problem}. {ADVICE}", fast=False)
     return built_in

@@ -1,4 +1,4 @@
-"""What a worker does for `map`: a function on each item of a chunk, where an item that fails spoils no other."""
+"""Execution of a chunk of `map` in a worker; failed items do not affect the others."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Any
 from openruntime_jupyter.current_task import current, progress
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.operations.arrays import ArrayRef
-from openruntime_jupyter.operations.code.values import Packed, load, no_room, stuck, summary
+from openruntime_jupyter.operations.code.values import Packed, load, no_room, not_picklable, summary
 from openruntime_jupyter.worker.context import PROGRESS_INTERVAL, TaskContext
 from openruntime_jupyter.worker.tracebacks import describe
 
 Outcomes = tuple[list[Any], dict[int, Any]]
-"""The values of a chunk, None for an item that failed, and the descriptions of the failures by the index among all items."""
+"""Values of a chunk, None for failed items, and descriptions of the failures by index among all items."""
 
 
 def apply(function: str | dict[str, str], arrays: Sequence[str], items: Sequence[Any], first: int) -> Packed:
     """Call a function on each of `items`, in order, and pack the `Outcomes`.
 
-    `function` is a pickled call without arguments, as base64 or as the reference of an array of bytes, and `arrays` the ids of its
-    out-of-band buffers: it is pickled once for all chunks. `first` is the index of the first item among all.
+    Parameters
+    ----------
+    function : call without arguments, pickled once for all chunks, as base64 or as a reference to an array of bytes
+    arrays : ids of the out-of-band buffers of `function`
+    first : index of the first item among all items
     """
     context = current()
     assert context is not None
@@ -38,10 +41,10 @@ def apply(function: str | dict[str, str], arrays: Sequence[str], items: Sequence
     for index, item in enumerate(items):
         try:
             values.append(call(item))
-        except (Exception, SystemExit) as problem:  # the caller's function may raise anything, but what stops the task stops it
+        except (Exception, SystemExit) as problem:  # KeyboardInterrupt propagates and stops the task
             values.append(None)
             failures[first + index] = _failed(first + index, problem)
-        # `progress` itself costs several times a small call: for 10,000 of them it was a fifth of the time.
+        # Calling `progress` for every item costs a fifth of the time of 10,000 small calls.
         if (now := time.monotonic()) - shown >= PROGRESS_INTERVAL:
             shown = now
             progress(index + 1, len(items))
@@ -50,12 +53,12 @@ def apply(function: str | dict[str, str], arrays: Sequence[str], items: Sequence
 
 
 def _described(values: list[Any], failures: dict[int, Any]) -> dict[str, Any]:
-    """Return the task's output: the repr of the first values, and how many there are."""
+    """Return the task's output: the repr of the first values, and the numbers of values and failures."""
     return {"type": "list", "repr": summary(values[:7])["repr"], "items": len(values), "failed": len(failures)}
 
 
 def _pack(outcomes: Outcomes, first: int, context: TaskContext) -> tuple[bytes, str]:
-    """Pickle all in one; only where that fails each value is tried by itself, and those that can't be pickled become failures."""
+    """Pickle all values together; if that fails, test each value, and turn those that can't be pickled into failures."""
     try:
         return context.pack(outcomes)
     except StorageUnavailable as problem:
@@ -67,11 +70,11 @@ def _pack(outcomes: Outcomes, first: int, context: TaskContext) -> tuple[bytes, 
                 context.measure(value)
             except Exception as problem:
                 values[index] = None
-                failures[first + index] = _failed(first + index, stuck(value, "The function's result", problem))
+                failures[first + index] = _failed(first + index, not_picklable(value, "The function's result", problem))
         return context.pack(outcomes)
 
 
 def _failed(index: int, problem: BaseException) -> dict[str, Any]:
     described = describe(problem)
-    print(f"Item {index} failed:\n{described['traceback']}", file=sys.stderr, flush=True)  # noqa: T201 - it is the task's output
+    print(f"Item {index} failed:\n{described['traceback']}", file=sys.stderr, flush=True)  # noqa: T201 - output of the task
     return described

@@ -1,4 +1,4 @@
-"""Context of a running task, as operations get it."""
+"""Context of a running task for its operation."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ if TYPE_CHECKING:
 
 KEPT = "language model"
 PROGRESS_INTERVAL = 0.1
-"""Seconds between two progress messages of one task: ten a second are enough for any eye."""
+"""Minimum seconds between two progress messages of one task."""
 LARGEST_EXACT = 2**53
-"""The largest integer up to which every reader of JSON tells one from the next."""
+"""Largest integer that every JSON parser represents exactly."""
 LONGEST_MESSAGE = 1000
-"""Characters of what a task says beside its figures."""
+"""Maximum characters of a progress message."""
 
 Send = Callable[[str, dict[str, Any]], None]
 
 
 class TaskContext:
-    """The task that this worker runs now.
+    """Context of the task that this worker runs.
 
-    `device_type` is `"gpu"` or `"cpu"` (MLX's default device is set to it already), `memory_total` the device's memory in
-    bytes (None where unknown). `send(kind, body)` reaches the runtime; a context made without it reports to nobody, which is
-    what calling an operation by hand needs. `model` is what the runtime's catalogue found for an operation with a model, and
-    `resident` what such an operation keeps in its worker from one task to the next: a worker has one model. `fast_float32` says
-    that the CPU computes best in float32, `session` that variables stay for the next task.
+    Parameters
+    ----------
+    device_type : `"gpu"` or `"cpu"`, which is already MLX's default device
+    memory_total : memory of the device in bytes; None if unknown
+    send : called as `send(kind, body)` to report to the runtime; without it nothing is reported, for operations called directly
+    model : entry of the model catalog, for an operation with a model
+    resident : state that such an operation keeps in its worker between tasks; a worker has one model
+    fast_float32 : the CPU computes fastest in float32
+    session : variables are kept for the next task
     """
 
     def __init__(
@@ -60,50 +64,50 @@ class TaskContext:
         self.fast_float32 = fast_float32
         self.session = session
         self.modules = len(sys.modules)
-        """How many were imported when the task began, or its model was loaded: an interrupt may have left half of a later one behind."""
+        """Number of modules imported when the task began or its model was loaded; an interrupt may leave later ones incomplete."""
         self.imported: list[str] = []
-        """Installed modules that the task imported, where importing them ahead of another task gives the same."""
+        """Installed modules that the task imported and that can be imported ahead of other tasks."""
         self._send = send
-        # Held while a message leaves, so that none of an ended task's is on its way. Reentrant: a task's signal handler may speak too.
-        self._speaking = threading.RLock()
+        # Held while a message is sent, so that no message follows the end of the task. Reentrant, because signal handlers may send too.
+        self._send_lock = threading.RLock()
         self._progress: dict[str, Any] | None = None
         self._sent_at = float("-inf")
 
     def end(self) -> None:
-        """The task is over: what a thread of its still says reaches nobody, least of all the next task's watchers."""
-        with self._speaking:
+        """End the task: messages from its remaining threads are dropped."""
+        with self._send_lock:
             self._send = None
 
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
-        """Say how far the task is; more than ten a second are coalesced, the last one always arrives.
+        """Report progress. At most ten messages a second are sent; the last one is always sent.
 
-        Any kind of number will do, NumPy's and MLX's too. One that is not finite tells nothing: such an `n` is passed over, and such a
-        `total` is unknown. Raises TypeError for what is no number.
+        Numbers may be of any type, including NumPy and MLX scalars. A non-finite `n` is ignored, and a non-finite `total` counts as
+        unknown. Raises TypeError for other types.
         """
-        done, whole = _finite(n), None if total is None else _finite(total)
+        done, limit = _finite(n), None if total is None else _finite(total)
         if done is None:
             return
-        self._progress = {"n": done, "total": whole, "message": None if message is None else str(message)[:LONGEST_MESSAGE]}
+        self._progress = {"n": done, "total": limit, "message": None if message is None else str(message)[:LONGEST_MESSAGE]}
         if time.monotonic() - self._sent_at >= PROGRESS_INTERVAL:
             self.flush_progress()
 
     def flush_progress(self) -> None:
-        """Send what `progress` held back."""
-        with self._speaking:
+        """Send the pending progress message."""
+        with self._send_lock:
             if self._progress is not None and self._send is not None:
                 self._send("progress", self._progress)
                 self._sent_at = time.monotonic()
             self._progress = None
 
     def token(self, text: str) -> None:
-        """Send a piece of generated text, at once: somebody reads along."""
-        with self._speaking:
+        """Send a piece of generated text immediately."""
+        with self._send_lock:
             if text and self._send is not None:
                 self._send("token", {"text": text})
 
     def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
-        """Show a MIME bundle where the task is watched, after everything printed so far."""
-        with self._speaking:
+        """Send a MIME bundle to the watchers, after everything printed so far."""
+        with self._send_lock:
             if self._send is not None:
                 self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
 
@@ -112,21 +116,21 @@ class TaskContext:
         return TaskContext(self.task_id, self.device_type, self.memory_total)
 
     def language_model(self) -> LanguageModel:
-        """The model of this worker, loaded unless it is in memory; raises what `worker.models.loading.load` raises."""
+        """Return the model of this worker, loaded on first use; raise the errors of `local_models.loading.load`."""
         from openruntime_jupyter.local_models.loading import load
 
         if KEPT not in self.resident:
-            assert self.model is not None, "the runtime finds the model of an operation that is resident"
+            assert self.model is not None, "the runtime resolves the model of a resident operation"
             self.resident[KEPT] = load(self.model, self)
             self.modules = len(sys.modules)
         kept: LanguageModel = self.resident[KEPT]
         return kept
 
     def array(self, array_id: str, kind: str | None = None) -> Any:
-        """An array that the parameters name.
+        """Return an array that the parameters refer to.
 
-        `kind` is `"numpy"` for a NumPy array on the file's own memory (changing it changes no one else's), `"mlx"` for an MLX array,
-        a copy; by default what it was where it came from. Raises `ArrayNotFound` where its file is gone.
+        `kind` is `"numpy"` for a memory-mapped NumPy array with private changes, or `"mlx"` for an MLX array (a copy); the default is the
+        caller's type. Raises `ArrayNotFound` if the file no longer exists.
         """
         from openruntime_jupyter.arrays import conversion
 
@@ -134,53 +138,53 @@ class TaskContext:
         return conversion.as_mlx(view) if (kind or self.array_io.layout(array_id).kind) == "mlx" else view
 
     def give(self, array: Any) -> None:
-        """Leave an MLX or NumPy array as a result of its own: the task's `arrays` name it, in the order in which they are given.
+        """Store an MLX or NumPy array as a separate result, which the task's `arrays` list in order.
 
-        Raises `StorageUnavailable` where there is no room, and TypeError for what is no array.
+        Raises `StorageUnavailable` if it does not fit, and TypeError for other types.
         """
         from openruntime_jupyter.arrays import conversion
 
         layout = conversion.layout_of(array)
         if layout is None:
-            raise TypeError(f"{type(array).__name__} can't be given as an array")
+            raise TypeError(f"{type(array).__name__} can't be stored as an array")
         self.array_io.store(array, layout)
 
     def pack(self, value: Any) -> tuple[bytes, str]:
-        """`value` pickled, its large arrays left on the shelf, and how that is encoded; raises what pickling it raises."""
-        from openruntime_jupyter.arrays import pickling as parcels
+        """Pickle `value` with large arrays out of band; return pickle and encoding. Exceptions of the pickling propagate."""
+        from openruntime_jupyter.arrays import pickling
 
         if not self.array_io.usable:
-            return parcels.pack(value, None), parcels.PLAIN
+            return pickling.pack(value, None), pickling.PLAIN
         try:
-            return parcels.pack(value, self.array_io.store), parcels.OUTSIDE if self.array_io.stored else parcels.PLAIN
+            return pickling.pack(value, self.array_io.store), pickling.OUTSIDE if self.array_io.stored else pickling.PLAIN
         except BaseException:
             self.array_io.clear()
             raise
 
     def measure(self, value: Any) -> int:
-        """Return the bytes that `pack` needs for `value`, its arrays included; raises what pickling it raises."""
-        from openruntime_jupyter.arrays import pickling as parcels
+        """Return the bytes that `pack` needs for `value`, its arrays included. Exceptions of the pickling propagate."""
+        from openruntime_jupyter.arrays import pickling
 
-        return parcels.measure(value)
+        return pickling.measure(value)
 
     def require_memory(self, needed: int, what: str = "This task") -> None:
-        """Raise `MemoryRefused` with both figures if `needed` bytes are more than the device has.
+        """Raise `MemoryRefused` with both sizes if `needed` bytes are more than the device has.
 
-        MLX answers a failed allocation with a segmentation fault, so this comes before the evaluation.
+        Call it before the evaluation, because a failed allocation in MLX is a segmentation fault.
         """
         if self.memory_total is not None and needed > self.memory_total:
             raise MemoryRefused(needed, self.memory_total, what)
 
 
 def _finite(value: Any) -> float | None:
-    """`value` as a finite number that JSON holds, an int where it is one; None if it is infinite, NaN or too large; raises TypeError."""
-    with contextlib.suppress(TypeError):  # no integer, nor an array of one
+    """Convert `value` to an int or a finite float for JSON; None if it is infinite, NaN or too large; raise TypeError for other types."""
+    with contextlib.suppress(TypeError):  # not an integer or an integer array scalar
         if -LARGEST_EXACT <= (number := operator.index(value)) <= LARGEST_EXACT:
             return number
     try:
-        real = math.fsum((value,))  # unlike float(), it takes no text
+        real = math.fsum((value,))  # unlike float(), it rejects text
     except OverflowError:
         return None
     except (TypeError, ValueError):
-        raise TypeError(f"progress() takes numbers, and not {type(value).__name__}") from None
+        raise TypeError(f"progress() takes numbers, not {type(value).__name__}") from None
     return real if math.isfinite(real) else None

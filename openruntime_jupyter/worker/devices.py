@@ -1,4 +1,4 @@
-"""What this worker's MLX computes on, as its hello tells it."""
+"""Devices of this worker's MLX."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from typing import Any
 
 
-def called(brand: str) -> str:
-    """What a processor says that it is, as a person would call it: `Intel Core i7-8700K 3.70 GHz`."""
+def readable_name(brand: str) -> str:
+    """Return a readable name for the brand string of a processor: `Intel Core i7-8700K 3.70 GHz`."""
     name = re.sub(r"\((?:R|TM|C)\)", "", brand, flags=re.IGNORECASE)
     name = re.sub(r"\s+(?:CPU|Processor)(?=\s*(?:@|$)|\s+\S*\d)", "", name)
     name = re.sub(r"\s*@\s*([\d.]+)\s*([GM]Hz)", r" \1 \2", name)
@@ -18,32 +18,32 @@ def called(brand: str) -> str:
 
 
 def processor_name() -> str:
-    """The processor's model."""
+    """Return the model of the processor."""
     if sys.platform == "darwin":
-        answer = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        if answer.stdout.strip():
-            return called(answer.stdout)
+        done = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        if done.stdout.strip():
+            return readable_name(done.stdout)
     else:
         try:
             with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
                 for line in lines:
                     if line.startswith("model name"):
-                        return called(line.partition(":")[2])
+                        return readable_name(line.partition(":")[2])
         except OSError:
             pass
     return platform.processor() or platform.machine() or "CPU"
 
 
 def describe() -> list[dict[str, Any]]:
-    """The devices of MLX, GPUs first: `type`, `index`, `name`, `memory` (bytes, or None where MLX does not say), `capabilities`."""
+    """Return the devices of MLX, GPUs first: `type`, `index`, `name`, `memory` (bytes, None if unknown), `capabilities`."""
     import mlx.core as mx
 
-    found: list[dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for index in range(mx.device_count(mx.gpu)):
         info = mx.device_info(mx.Device(mx.gpu, index))
         metal = mx.metal.is_available()
         memory = info.get("memory_size") or info.get("total_memory")
-        found.append(
+        devices.append(
             {
                 "type": "gpu",
                 "index": index,
@@ -52,19 +52,19 @@ def describe() -> list[dict[str, Any]]:
                 "capabilities": ["metal", "mlx", "unified_memory"] if metal else ["cuda", "mlx"],
             }
         )
-    found.append({"type": "cpu", "index": 0, "name": processor_name(), "memory": None, "capabilities": ["mlx", "cpu"]})
-    return found
+    devices.append({"type": "cpu", "index": 0, "name": processor_name(), "memory": None, "capabilities": ["mlx", "cpu"]})
+    return devices
 
 
 def select(device_type: str, index: int) -> None:
-    """Make this the device of everything that MLX does from here on."""
+    """Set the default device of MLX."""
     import mlx.core as mx
 
     mx.set_default_device(mx.Device(mx.gpu if device_type == "gpu" else mx.cpu, index))
 
 
 def no_backend(interpreter: str, problem: str) -> str:
-    """What to install where MLX has nothing to compute on."""
+    """Return the message for an MLX without a backend, with the install command."""
     command = f"{interpreter} -m pip install 'openruntime-jupyter[cpu]'"
     return (
         f"MLX can't compute in the environment of {interpreter} ({problem}). Install a backend there: {command} "

@@ -1,7 +1,7 @@
-"""The frames between a runtime and a worker: a small header, a JSON body, and an opaque payload.
+"""Frames between a runtime and a worker: a small header, a JSON body, and an opaque payload.
 
 Header (network order): kind (1 byte), generation of the worker (4), length of the body (4), length of the payload (8).
-Both sides use this file; a worker of another `PROTOCOL` is refused at its hello.
+Both sides use this module. The runtime rejects the hello frame of a worker with another `PROTOCOL`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ PROTOCOL = 3
 HEADER = struct.Struct("!BIIQ")
 
 INLINE_PAYLOAD = 1 << 20
-"""Bytes up to which a payload travels in its frame; a larger one goes through a file."""
+"""Maximum bytes of a payload inside a frame; larger ones are sent in a file."""
 
 READ_BYTES = 65_536
 
 MAX_BODY = 16 << 20
-"""Bytes of the largest JSON body that is read: a bound on what one frame can make the reader hold."""
+"""Maximum bytes of a JSON body, which limits the memory of the reader."""
 
 MAX_OUTPUT_JSON = 1 << 20
-"""Bytes of the largest JSON result: parsing more would hold up the reader's loop."""
+"""Maximum bytes of a JSON result; parsing more would block the event loop of the reader."""
 
 MAX_DISPLAY_JSON = 8 << 20
-"""Bytes of the largest rich output."""
+"""Maximum bytes of a rich output."""
 
 
 class Kind(IntEnum):
-    """What a frame says; those below 10 are the runtime's, the others the worker's."""
+    """Type of a frame; the runtime sends those below 10, and the worker the others."""
 
     RUN = 1
     LEAVE = 2
@@ -48,21 +48,21 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 
 class BrokenFrame(Exception):
-    """The other side does not speak this protocol."""
+    """Frame that violates the protocol."""
 
 
 def display_marker(secret: str) -> bytes:
-    """What a worker writes to its output where rich output belongs; `secret` keeps a task from writing one by chance."""
+    """Return the marker that a worker prints at the position of rich output; `secret` prevents accidental matches."""
     return b"\x1e" + secret.encode("ascii") + b"\x1e"
 
 
 def encode(kind: Kind, generation: int, body: bytes, payload: bytes = b"") -> bytes:
-    """One frame as bytes."""
+    """Encode a frame."""
     return HEADER.pack(kind, generation, len(body), len(payload)) + body + payload
 
 
 def decode_header(data: bytes | bytearray, start: int = 0) -> tuple[Kind, int, int, int]:
-    """Kind, generation, body length, payload length of the frame that starts there; raises `BrokenFrame`."""
+    """Return kind, generation, body length and payload length of the frame at `start`; raise `BrokenFrame`."""
     kind, generation, body, payload = HEADER.unpack_from(data, start)
     if body > MAX_BODY or payload > INLINE_PAYLOAD:
         raise BrokenFrame(f"a frame of {body} + {payload} bytes")
@@ -72,20 +72,20 @@ def decode_header(data: bytes | bytearray, start: int = 0) -> tuple[Kind, int, i
 
 
 class Receiver:
-    """Takes frames from a blocking socket, most of them by one read."""
+    """Reader of frames from a blocking socket, usually with one read per frame."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._data = b""
 
     def receive(self) -> tuple[Kind, bytes]:
-        """Kind and body of the next frame; raises `EOFError` at the end and `BrokenFrame`."""
+        """Return kind and body of the next frame; raise `EOFError` at the end, or `BrokenFrame`."""
         self._need(HEADER.size)
         kind, _, body, payload = decode_header(self._data)
         end = HEADER.size + body
         self._need(end + payload)
-        found, self._data = self._data[HEADER.size : end], self._data[end + payload :]
-        return kind, found
+        content, self._data = self._data[HEADER.size : end], self._data[end + payload :]
+        return kind, content
 
     def _need(self, size: int) -> None:
         while len(self._data) < size:

@@ -1,7 +1,7 @@
 """Modules of a worker: imported ahead of its task, checked against the disk, and read from source where bytecode may be stale.
 
-A task sees code as it is on disk now. A worker is new for each task, so what can be stale is what it imported before the task came:
-this package's own needs, modules that a spare imported ahead, and, within a burst of calls, modules of the calls before.
+A task must run the code that is on disk now. A worker is new for each task, so only modules imported before the task can be stale: those
+of this package, those that a spare worker imported ahead, and, within a burst of calls, those of earlier calls.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ State = tuple[int, int]
 def installed_folders() -> tuple[str, ...]:
     """Return the folders of the standard library and of installed packages, each with a trailing separator."""
     named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    found = [*named, *site.getsitepackages(), site.getusersitepackages()]
-    return tuple(dict.fromkeys(os.path.join(os.path.realpath(folder), "") for folder in found if folder))
+    folders = [*named, *site.getsitepackages(), site.getusersitepackages()]
+    return tuple(dict.fromkeys(os.path.join(os.path.realpath(folder), "") for folder in folders if folder))
 
 
 class FreshSourceLoader(SourceFileLoader):
     """Loader that ignores bytecode which is not newer than its source.
 
-    Python takes bytecode for current if the source has the recorded size and the recorded modification time in whole seconds. A file
-    that is edited twice within a second, without a change of its size, would run as it was before.
+    Python considers bytecode current if the source has the recorded size and the recorded modification time in whole seconds. After two
+    edits within a second that keep the size, Python would run the older version.
     """
 
     def get_code(self, fullname: str) -> CodeType | None:
-        """Return the module's code; see `SourceFileLoader`."""
+        """Return the code of the module; see `SourceFileLoader`."""
         source = self.get_filename(fullname)
         try:
             cached = os.stat(importlib.util.cache_from_source(source)).st_mtime_ns
@@ -57,14 +57,14 @@ class FreshSourceLoader(SourceFileLoader):
 
 
 def read_fresh_sources(installed: tuple[str, ...]) -> None:
-    """Have modules outside the installed folders loaded by `FreshSourceLoader`."""
+    """Use `FreshSourceLoader` for modules outside of the installed folders."""
     make = FileFinder.path_hook(
         (ExtensionFileLoader, EXTENSION_SUFFIXES), (FreshSourceLoader, SOURCE_SUFFIXES), (SourcelessFileLoader, BYTECODE_SUFFIXES)
     )
 
     def find(folder: str) -> Any:
         if os.path.join(os.path.realpath(folder), "").startswith(installed):
-            raise ImportError("installed: the default finder serves it", path=folder)
+            raise ImportError("installed: left to the default finder", path=folder)
         return make(folder)
 
     sys.path_hooks.insert(0, find)
@@ -72,7 +72,7 @@ def read_fresh_sources(installed: tuple[str, ...]) -> None:
 
 
 class Imports:
-    """Modules that this process has imported, and the state of their files at that time.
+    """Imported modules of this process, and the state of their files at import time.
 
     Parameters
     ----------
@@ -91,30 +91,30 @@ class Imports:
         self._unsure: str | None = None
 
     def ready(self) -> None:
-        """Take what was imported until now for the worker's own needs."""
+        """Mark all modules imported so far as those of the worker itself."""
         self._seen = set(sys.modules)
 
     def import_ahead(self, modules: Iterable[str]) -> None:
-        """Import installed modules for tasks to come; modules that fail, or that are not installed, are left to the task."""
+        """Import installed modules for future tasks; skip modules that fail or are not installed."""
         begun, before = time.time_ns(), set(self._seen)
         for name in modules:
             if name not in sys.modules and self._is_installed_package(name.partition(".")[0]):
                 try:
                     importlib.import_module(name)
-                except BaseException:  # noqa: S112 - the task that imports it gets the error
+                except BaseException:  # noqa: S112 - the task that imports it reports the error
                     continue
         self._note(begun)
         self._ahead_packages |= {name.partition(".")[0] for name in self._seen - before}
         self._folders = {folder: _modified(folder) for folder in self._early_folders()}
 
     def changed(self, reused: bool) -> str | None:
-        """Return the first file that changed since it was imported, None if all are as they were.
+        """Return the first file that changed since it was imported, or None.
 
         Parameters
         ----------
         reused
-            Whether the process has run a call of the same burst: then installed packages are not checked, which would cost each call
-            as much as all else that a worker does for it.
+            True if the process has run a call of the same burst. Installed packages are then not checked, which would double the
+            overhead of each call.
         """
         if self._unsure is not None:
             return self._unsure
@@ -130,13 +130,13 @@ class Imports:
         return next((file for file, state in self._ahead.items() if _state(file) != state), None)
 
     def end_task(self, begun: int) -> bool:
-        """Note what a task imported, which began at `begun` (nanoseconds since the epoch); False if the process can't be reused."""
+        """Record the imports of a task that began at `begun` (ns since the epoch); return False if the process can't be reused."""
         if len(sys.modules) != len(self._seen):
             self._note(begun)
         return self._unsure is None
 
     def new_installed(self) -> list[str]:
-        """Return the installed modules that a task has imported, in their order."""
+        """Return the installed modules that a task has imported, in order."""
         new = [(name, module) for name, module in tuple(sys.modules.items()) if name not in self._seen]
         return [name for name, module in new if self._is_installed(_file_of(module))]
 
@@ -165,23 +165,23 @@ class Imports:
             return False
         if spec is None:
             return False
-        places = [spec.origin] if spec.origin not in (None, "namespace") else list(spec.submodule_search_locations or ())
-        return bool(places) and all(self._is_installed(place) for place in places)
+        paths = [spec.origin] if spec.origin not in (None, "namespace") else list(spec.submodule_search_locations or ())
+        return bool(paths) and all(self._is_installed(path) for path in paths)
 
     def _early_folders(self) -> list[str]:
-        """Entries of the import path that come before all installed packages."""
-        found = []
+        """Return the entries of the import path before the installed packages."""
+        folders = []
         for entry in sys.path:
             folder = os.path.join(os.path.realpath(entry or os.curdir), "")
             if folder.startswith(self._installed):
                 if "-packages" in folder:
                     break
                 continue
-            found.append(folder)
-        return found
+            folders.append(folder)
+        return folders
 
     def _shadow(self) -> str | None:
-        """Return a new file of the caller's that has the name of a package which was imported ahead."""
+        """Return a new file of the caller that has the name of a package imported ahead."""
         for folder in self._early_folders() if self._ahead_packages else ():
             if _modified(folder) == self._folders.get(folder, -1):
                 continue
@@ -196,7 +196,7 @@ class Imports:
         return None
 
     def _comes_from(self, folder: str, top: str) -> bool:
-        """Whether the module of that name was imported from this folder."""
+        """Return whether the module `top` was imported from `folder`."""
         file = _file_of(sys.modules.get(top))
         return file is not None and os.path.realpath(file).startswith(folder)
 
@@ -208,10 +208,10 @@ def _file_of(module: ModuleType | None) -> str | None:
 
 def _state(file: str) -> State | None:
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
 def _modified(folder: str) -> int | None:

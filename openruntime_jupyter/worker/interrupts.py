@@ -1,8 +1,8 @@
-"""An interrupt reaches the task it names, inside that task's own code, or nobody.
+"""Interrupts of tasks, which are raised only in the code of the requested task.
 
-The control thread asks with `request(task_id)`; the signal handler, on the main thread, raises `KeyboardInterrupt` only while
-that very task's body runs and no frame is being written. It raises at most once a task: code that swallows the interrupt is
-left to the next stage of the cancel.
+The control thread calls `request(task_id)`. The signal handler on the main thread raises `KeyboardInterrupt` only while the body of that
+task runs and no frame is being written. It raises at most once per task: if the code swallows the interrupt, the next stage of the cancel
+stops it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import Any
 
-# What `signal` is made of, without its making an enum of each answer: that takes ten times as long, and every task needs several.
+# The C functions behind `signal`, which do not convert results to enums: ten times faster, and every task calls several.
 _system: Any = sys.modules.get("_signal", signal)
 handler_of: Callable[[int], Any] = _system.getsignal
 _handle_by: Callable[[int, Any], Any] = _system.signal
@@ -23,7 +23,7 @@ _SIGINT, _SIGTERM, _DEFAULT = int(signal.SIGINT), int(signal.SIGTERM), int(signa
 
 
 class InterruptGuard:
-    """Owns SIGINT in a worker. Made on the main thread."""
+    """Owner of SIGINT in a worker, created on the main thread."""
 
     def __init__(self) -> None:
         self._main = threading.main_thread()
@@ -33,43 +33,43 @@ class InterruptGuard:
         self._shielding = _Shield(self)
         self._held_back = False
         self.delivered = False
-        """Whether the running task was interrupted."""
+        """True if the running task was interrupted."""
         self.install()
 
     def install(self) -> None:
-        """Take SIGINT and SIGTERM back from whatever a task did with them."""
+        """Restore the handlers of SIGINT and SIGTERM, which a task may have changed."""
         _handle_by(_SIGINT, self._handle)
         _handle_by(_SIGTERM, _DEFAULT)
 
     def request(self, task_id: str) -> None:
-        """Interrupt `task_id` if it is the one that runs; called on the control thread."""
+        """Interrupt `task_id` if it is running; called on the control thread."""
         self._requested = task_id
         if self._running == task_id and self._main.ident is not None:
             signal.pthread_kill(self._main.ident, signal.SIGINT)
 
     def enter(self, task_id: str) -> None:
-        """The body of `task_id` begins."""
+        """Begin the body of `task_id`."""
         self.delivered = False
         self._held_back = False
         self._running = task_id
-        if self._requested == task_id:  # asked for between the frame's arrival and here
+        if self._requested == task_id:  # requested since the frame arrived
             self._raise()
 
     def leave(self) -> None:
-        """The body is over: no interrupt is raised from here on."""
+        """End the body; later interrupts are ignored."""
         self._running = None
         self._held_back = False
 
     def shielded(self) -> AbstractContextManager[None]:
-        """Hold an interrupt back while a frame is written; it is raised at the end."""
+        """Return a context that delays interrupts while a frame is written."""
         return self._shielding if threading.get_ident() == self._main.ident else _NOT_INTERRUPTED
 
     def hold(self) -> None:
-        """From here on an interrupt is held back."""
+        """Begin to delay interrupts."""
         self._shield += 1
 
-    def let_go(self) -> None:
-        """Raise what was held back, if this was the last that held."""
+    def release(self) -> None:
+        """Raise a delayed interrupt after the last `hold` is released."""
         self._shield -= 1
         if self._held_back and not self._shield and self._running is not None:
             self._raise()
@@ -90,7 +90,7 @@ class InterruptGuard:
 
 
 _NOT_INTERRUPTED = nullcontext()
-"""The shield of every other thread: signals are handled on the main one."""
+"""Context for other threads; signals are handled on the main thread."""
 
 
 class _Shield(AbstractContextManager[None]):
@@ -101,4 +101,4 @@ class _Shield(AbstractContextManager[None]):
         self._guard.hold()
 
     def __exit__(self, *raised: object) -> None:
-        self._guard.let_go()
+        self._guard.release()

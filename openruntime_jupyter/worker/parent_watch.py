@@ -1,8 +1,7 @@
-"""The control thread of a worker: takes interrupts, and ends the process group when its runtime is gone.
+"""Control thread of a worker: receives interrupts, and kills the process group when its runtime has ended.
 
-It polls the control channel for messages and hang-up, and the parent's pid once a second: that works in the middle of an
-evaluation, and also where a fork of the parent still holds the sockets. (`PR_SET_PDEATHSIG` would kill healthy workers when
-the thread that started them ends.)
+It polls the control channel for messages and hang-up, and the parent's pid once a second. This works during an evaluation, and if a fork
+of the parent still holds the sockets. (`PR_SET_PDEATHSIG` would kill healthy workers when the thread that started them ends.)
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ PARENT_POLL_MS = 1000
 
 
 def leave_now() -> None:
-    """End this process and everything that its tasks started."""
+    """Kill this process and all processes that its tasks started."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
 def watch(control: socket.socket, guard: InterruptGuard, parent: int) -> threading.Thread:
-    """Start the control thread; `parent` is the pid whose end is ours."""
+    """Start the control thread; the worker ends when the process `parent` ends."""
     thread = threading.Thread(target=_watch, args=(control, guard, parent), name="openruntime-control", daemon=True)
     thread.start()
     return thread

@@ -1,4 +1,4 @@
-"""Runs one task at a time on the main thread, and answers for it."""
+"""Runner of tasks, one at a time on the main thread."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from openruntime_jupyter.worker.stdio import flush_output
 from openruntime_jupyter.worker.transport import Channel, as_json
 
 MLX_CACHE_KEPT = 64 << 20
-"""Bytes of freed buffers that MLX may keep between tasks of one worker."""
+"""Maximum bytes of freed buffers that MLX keeps between tasks of one worker."""
 
-WITHOUT_PLACE = {"progress": Kind.PROGRESS, "token": Kind.TOKEN}
-"""What is not shown between the lines that a task prints."""
+UNPOSITIONED = {"progress": Kind.PROGRESS, "token": Kind.TOKEN}
+"""Messages without a position among the printed lines of a task."""
 
 
 class Runner:
-    """Turns a `RUN` body into a `RESULT` or `RAISED` frame; never lets a task's exception out."""
+    """Runner that executes `RUN` frames and sends `RESULT` or `RAISED` frames; exceptions of tasks never propagate."""
 
     def __init__(
         self,
@@ -65,15 +65,15 @@ class Runner:
         self._used = False
 
     def prepare(self, body: dict[str, Any]) -> None:
-        """Import the modules of a `PREPARE` frame where their caller would find them."""
-        with contextlib.suppress(OSError):  # a folder that is gone: the task that needs it reports that
+        """Import the modules of a `PREPARE` frame with the caller's folder and import path."""
+        with contextlib.suppress(OSError):  # the folder may not exist; the task that needs it reports that
             enter(World(directory=body["directory"], path=body["path"]))
             self._imports.import_ahead(body["modules"])
         flush_output()
         self._channel.send(Kind.PREPARED, {})
 
     def run(self, body: dict[str, Any]) -> None:
-        """Run the task of a `RUN` frame, answer, and clean up behind it."""
+        """Run the task of a `RUN` frame, send its result, and clean up."""
         task_id = body["task_id"]
         if body["check"] and (changed := self._imports.changed(self._used)) is not None:
             self._channel.send(Kind.DECLINED, {"task_id": task_id, "reason": f"{changed} has changed since this worker imported it"})
@@ -89,34 +89,34 @@ class Runner:
                 result = self._operate(body)
             finally:
                 self._guard.leave()
-        except BaseException as problem:  # SystemExit and KeyboardInterrupt are a task's end too, not the worker's
+        except BaseException as problem:  # SystemExit and KeyboardInterrupt end the task too, not the worker
             self._guard.leave()
             error = problem
             if self._guard.delivered:
                 _finish_computing()
-        # An import that was interrupted leaves half of a package behind, which no later task must meet.
+        # An interrupted import leaves an incomplete package, so no other task may run in this process.
         context = current()
         spent = self._guard.delivered and context is not None and len(sys.modules) != context.modules
         if context is not None:
             context.end()
-        figures = {
+        report = {
             "task_id": task_id,
             "execution_time": time.perf_counter() - started,
             "keeps": bool(self._kept),
             "imported": context.imported if context is not None else [],
             **self._memory(),
         }
-        figures["spent"] = spent or (body["burst"] and not self._imports.end_task(begun))
+        report["spent"] = spent or (body["burst"] and not self._imports.end_task(begun))
         if body["private"] and not (body["burst"] or body["session"]):
-            _tell_threads()
+            _warn_about_threads()
         flush_output()
         if error is None and result is not None:
-            error = self._answer(result, figures, body)
+            error = self._send_result(result, report, body)
         if error is not None:
             self._array_io.clear()
-            self._raised(error, figures)
+            self._send_error(error, report)
             error.__traceback__ = None
-            _forget_exception()
+            _release_exception()
         del result, error
         set_current(None)
         self._guard.install()
@@ -142,7 +142,7 @@ class Runner:
             body["task_id"],
             body["device"]["type"],
             body["memory_total"],
-            self._say,
+            self._send,
             self._array_io,
             model,
             self._kept,
@@ -156,36 +156,36 @@ class Runner:
         try:
             kind = operation(body["operation"])
         except UnknownOperation as problem:
-            raise UnknownOperation(f"The runtime has this operation, but its worker has not: {problem}", problem.details) from None
+            raise UnknownOperation(f"The runtime has this operation, but its worker does not: {problem}", problem.details) from None
         if self._problem is not None:
             advice = no_backend(sys.executable, self._problem)
             if not kind.needs_execute:
                 raise NoBackend(advice)
-            sys.stderr.write(f"{advice}\n")  # the caller's own code may do without MLX
+            sys.stderr.write(f"{advice}\n")  # the caller's code may not need MLX
         checked = kind.validate(parameters)
         if model is not None and isinstance(checked, ModelParameters):
             checked.use(model)
-        if not (body["session"] and self._used):  # a session keeps the folder and the import path that its tasks have set
+        if not (body["session"] and self._used):  # a session keeps the folder and import path set by its tasks
             enter(getattr(checked, "world", None))
-        # Later tasks of a burst import what its first one did, and looking costs 200 µs.
-        learns = body["private"] and not self._used
-        surroundings = _surroundings() if learns else None
-        for named in references(checked):
-            layout = self._array_io.layout(named.array)
-            named.resolve(layout.shape, layout.dtype, layout.nbytes)
-        answer = kind.run(checked, context)
-        if learns and _surroundings() == surroundings:  # else a later import may give another result
+        # Only for the first task of a burst: later ones import the same modules, and the check costs 200 µs.
+        records_imports = body["private"] and not self._used
+        environment = _import_environment() if records_imports else None
+        for reference in references(checked):
+            layout = self._array_io.layout(reference.array)
+            reference.resolve(layout.shape, layout.dtype, layout.nbytes)
+        returned = kind.run(checked, context)
+        if records_imports and _import_environment() == environment:  # otherwise a later import may differ
             context.imported = self._imports.new_installed()
         context.flush_progress()
-        return _result(kind.name, answer if isinstance(answer, Result) else Result(answer))
+        return _result(kind.name, returned if isinstance(returned, Result) else Result(returned))
 
-    def _say(self, kind: str, body: dict[str, Any]) -> None:
+    def _send(self, kind: str, body: dict[str, Any]) -> None:
         message = as_json(body)
-        if kind in WITHOUT_PLACE:
-            self._channel.send(WITHOUT_PLACE[kind], message)
+        if kind in UNPOSITIONED:
+            self._channel.send(UNPOSITIONED[kind], message)
             return
         if len(message) > MAX_DISPLAY_JSON:
-            text = f"[a rich output of {len(message):,} bytes was left out: the most is {MAX_DISPLAY_JSON:,}]"
+            text = f"[rich output of {len(message):,} bytes omitted: the maximum is {MAX_DISPLAY_JSON:,}]"
             message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
         with self._guard.shielded():
             flush_output()
@@ -194,32 +194,33 @@ class Runner:
                     os.write(descriptor, self._marker)
             self._channel.send(Kind.DISPLAY, message)
 
-    def _answer(self, result: Result, figures: dict[str, Any], body: dict[str, Any]) -> BaseException | None:
+    def _send_result(self, result: Result, report: dict[str, Any], body: dict[str, Any]) -> BaseException | None:
+        """Send the result; return an error if it can't be sent."""
         try:
             output = as_json(result.output) if result.output else b"{}"
         except (TypeError, ValueError) as problem:
-            return TypeError(f"the operation {body['operation']} returned what JSON can't hold: {problem}")
+            return TypeError(f"the output of the operation {body['operation']} is not JSON: {problem}")
         if len(output) > MAX_OUTPUT_JSON:
             return ValueError(
-                f"the result is {len(output):,} bytes as JSON and the most is {MAX_OUTPUT_JSON:,}: return a summary, "
-                "or large data as an output of a cell or the value of a call"
+                f"the result has {len(output):,} bytes as JSON, but the maximum is {MAX_OUTPUT_JSON:,}: return a summary, "
+                "or return large data as an output of a cell or as the value of a call"
             )
-        answer = {**figures, "encoding": result.encoding, "payload_size": None, "payload_file": False, "arrays": self._array_io.stored}
+        frame = {**report, "encoding": result.encoding, "payload_size": None, "payload_file": False, "arrays": self._array_io.stored}
         payload = result.payload
         if payload is not None:
-            answer["payload_size"] = len(payload)
+            frame["payload_size"] = len(payload)
             if len(payload) > INLINE_PAYLOAD:
                 try:
                     _write_private(Path(body["payload_file"]), payload)
                 except OSError as problem:
                     return OSError(f"the result of {len(payload):,} bytes could not be stored: {problem}")
-                answer["payload_file"], payload = True, b""
-        encoded = dumps(answer)[:-1] + b',"output":' + output + b"}"
+                frame["payload_file"], payload = True, b""
+        encoded = dumps(frame)[:-1] + b',"output":' + output + b"}"
         self._channel.send(Kind.RESULT, encoded, payload or b"")
         return None
 
-    def _raised(self, error: BaseException, figures: dict[str, Any]) -> None:
-        self._channel.send(Kind.RAISED, {**figures, **tracebacks.describe(error), "interrupted": self._guard.delivered})
+    def _send_error(self, error: BaseException, report: dict[str, Any]) -> None:
+        self._channel.send(Kind.RAISED, {**report, **tracebacks.describe(error), "interrupted": self._guard.delivered})
 
     def _memory(self) -> dict[str, int | None]:
         mx = sys.modules.get("mlx.core")
@@ -229,7 +230,7 @@ class Runner:
 class Resident:
     """Reader of this process's resident memory.
 
-    On Linux it keeps a descriptor, since opening the file costs ten times the reading.
+    On Linux it keeps a descriptor, because opening the file takes ten times longer than reading it.
     """
 
     PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -241,7 +242,7 @@ class Resident:
             self._statm = None
 
     def bytes(self) -> int:
-        """Return the bytes now; where only the peak can be read cheaply, the peak."""
+        """Return the current bytes, or the peak if only that can be read cheaply."""
         if self._statm is not None:
             with contextlib.suppress(OSError, IndexError, ValueError):  # a task may have closed it
                 return int(os.pread(self._statm, 200, 0).split()[1]) * self.PAGE
@@ -250,17 +251,17 @@ class Resident:
 
 
 def _result(name: str, result: Result) -> Result:
-    """`result` if it is what its type promises, which another package's operation may not have kept; raises TypeError otherwise."""
+    """Return `result` after checking its types, which operations of other packages may violate; raise TypeError."""
     output: Any = result.output
     payload: Any = result.payload
     if isinstance(output, dict) and isinstance(payload, bytes | None):
         return result
     kinds = f"{type(output).__name__} as output, {type(payload).__name__} as payload"
-    raise TypeError(f"the operation {name} gave {kinds}: it may return a dict, or a Result of a dict and bytes")
+    raise TypeError(f"the operation {name} returned {kinds}: it must return a dict, or a Result of a dict and bytes")
 
 
 def _find_directory() -> None:
-    """Make the working directory again where somebody has removed it."""
+    """Recreate the working directory if it was deleted."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -269,8 +270,8 @@ def _find_directory() -> None:
         os.chdir(folder)
 
 
-def _surroundings() -> tuple[dict[str, str], list[str], str]:
-    """Return what an import may depend on: environment variables, import path and working directory."""
+def _import_environment() -> tuple[dict[str, str], list[str], str]:
+    """Return environment variables, import path and working directory, on which imports may depend."""
     try:
         directory = os.getcwd()
     except FileNotFoundError:
@@ -278,22 +279,22 @@ def _surroundings() -> tuple[dict[str, str], list[str], str]:
     return dict(os.environ), list(sys.path), directory
 
 
-def _tell_threads() -> None:
-    """Say which threads end with the task, since in a notebook's own kernel they would go on."""
+def _warn_about_threads() -> None:
+    """Print the threads that end with the task, because in a kernel they would continue."""
     running = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if running:
-        sys.stderr.write(f"[stopped at the end of the task, since it ends its process: the threads {', '.join(running[:10])}]\n")
+        sys.stderr.write(f"[threads stopped, because the process ends with the task: {', '.join(running[:10])}]\n")
 
 
 def _drop_caches() -> None:
-    """Give back what MLX keeps of a large task."""
+    """Free the buffers that MLX keeps after a large task."""
     mx = sys.modules.get("mlx.core")
     if mx is not None and mx.get_cache_memory() > MLX_CACHE_KEPT:
         mx.clear_cache()
 
 
-def _forget_exception() -> None:
-    """Drop what keeps a failed task's frames, and so its arrays, alive."""
+def _release_exception() -> None:
+    """Release the frames of a failed task and the arrays in them."""
     for name in ("last_exc", "last_type", "last_value", "last_traceback"):
         if hasattr(sys, name):
             delattr(sys, name)
@@ -301,7 +302,7 @@ def _forget_exception() -> None:
 
 
 def _finish_computing() -> None:
-    """Wait for what an interrupted task left computing, so that the next one has the device to itself."""
+    """Wait for computations of an interrupted task, so that they do not compete with the next one."""
     if (mx := sys.modules.get("mlx.core")) is not None:
         mx.synchronize()
 

@@ -1,4 +1,4 @@
-"""Standard output and error of a worker: each printed line is one write, and nothing is held back at a task's end."""
+"""Standard output and error of a worker: one write per printed line, flushed at the end of each task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _open(descriptor: int, encoding: str) -> TextIO:
 
 
 def write_whole_lines() -> None:
-    """Make one write of each printed line, also where PYTHONUNBUFFERED asks for one of every piece of it."""
+    """Write each printed line at once, even if PYTHONUNBUFFERED requests a write per fragment."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = _open(descriptor, getattr(sys, name).encoding)
         setattr(sys, name, stream)
@@ -23,7 +23,7 @@ def write_whole_lines() -> None:
 
 
 def flush_output() -> None:
-    """Write out what Python and C hold back, so that it belongs to this task and survives a crash."""
+    """Flush the buffers of Python and C, so that the output belongs to this task and survives a crash."""
     for shown, own in (("stdout", "__stdout__"), ("stderr", "__stderr__")):
         stream = getattr(sys, shown, None)
         _flush(stream)

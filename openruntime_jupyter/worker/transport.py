@@ -1,4 +1,4 @@
-"""The worker's side of the data channel."""
+"""Worker side of the data channel."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def as_json(body: dict[str, Any]) -> bytes:
-    """`body` as JSON. Half a surrogate pair, which a task may have in its text and no file or HTTP answer can hold, becomes `?`."""
+    """Encode `body` as JSON. Unpaired surrogates, which UTF-8 can't represent, become `?`."""
     return _encode(body).encode(errors="replace")
 
 
 class Channel:
-    """Sends frames whole: one at a time, whichever thread sends, and with interrupts held back."""
+    """Data channel that sends complete frames from any thread and delays interrupts while it sends."""
 
     def __init__(self, connection: socket.socket, generation: int, guard: InterruptGuard) -> None:
         self._connection = connection
@@ -32,22 +32,22 @@ class Channel:
         os.register_at_fork(after_in_child=self._abandon)
 
     def receive(self) -> tuple[Kind, bytes]:
-        """Kind and body of the runtime's next frame; raises `EOFError`."""
+        """Return kind and body of the next frame from the runtime; raise `EOFError`."""
         return self._receiver.receive()
 
     @property
     def waiting(self) -> bool:
-        """Whether the runtime has sent something that was not read yet."""
+        """Return whether an unread frame is waiting."""
         poller = select.poll()
         poller.register(self._connection, select.POLLIN)
         return bool(poller.poll(0))
 
     def send(self, kind: Kind, body: dict[str, Any] | bytes, payload: bytes = b"") -> None:
-        """Write one frame."""
+        """Send one frame."""
         encoded = body if isinstance(body, bytes) else as_json(body)
         with self._guard.shielded(), self._lock:
             self._connection.sendall(encode(kind, self._generation, encoded, payload))
 
     def _abandon(self) -> None:
-        # A fork that a task makes must neither speak for the worker nor keep its socket open.
+        # A forked child of a task must neither send frames nor keep the socket open.
         self._connection.close()

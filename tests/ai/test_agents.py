@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.ai.agents import LARGEST_FILE, Agents, BadAgent, parse
+from openruntime_jupyter.ai.agents import LARGEST_FILE, Agents, InvalidAgent, parse
 from openruntime_jupyter.errors import InvalidRequest
 
 GOOD = "---\nrole: {role}\nname: {name}\ndescription: Does it\ncapabilities: one, two\n---\nBe {name}.\n"
@@ -60,27 +60,27 @@ def test_a_changed_file_counts_without_a_restart_and_a_removed_one_no_more(tmp_p
     os.utime(folder / "mine.md", ns=(1, 1))
     assert agents.find("poet").info.name == "Second"
     (folder / "mine.md").unlink()
-    with pytest.raises(InvalidRequest, match=r"there is no agent 'poet'; there are .*DEVELOPER"):
+    with pytest.raises(InvalidRequest, match=r"unknown agent 'poet'; available: .*DEVELOPER"):
         agents.find("poet")
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "does not begin with ---"),
-        ("Be good.", "does not begin with ---"),
-        ("---\nrole: X\nname: X\nBe good.", "that ends its first part is missing"),
-        ("---\nrole: X\nname: X\n", "that ends its first part is missing"),
+        ("", "does not start with ---"),
+        ("Be good.", "does not start with ---"),
+        ("---\nrole: X\nname: X\nBe good.", "--- that ends the front matter is missing"),
+        ("---\nrole: X\nname: X\n", "--- that ends the front matter is missing"),
         ("---\nname: X\n---\nBe good.", "`role: ...` is missing"),
         ("---\nrole: X\n---\nBe good.", "`name: ...` is missing"),
-        ("---\nrole: X\nrole: Y\nname: X\n---\nBe good.", "`role` is there twice"),
-        ("---\nrole: X\nname: X\ncolour: red\n---\nBe good.", "'colour: red' is none of"),
-        ("---\nrole: two words\nname: X\n---\nBe good.", "the role 'two words' is not of"),
+        ("---\nrole: X\nrole: Y\nname: X\n---\nBe good.", "duplicate key `role`"),
+        ("---\nrole: X\nname: X\ncolour: red\n---\nBe good.", "invalid line 'colour: red'"),
+        ("---\nrole: two words\nname: X\n---\nBe good.", "invalid role 'two words'"),
         ("---\nrole: X\nname: X\n---\n \n", "has no instructions"),
     ],
 )
 def test_a_bad_file_is_told_with_what_to_do_and_the_others_work(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(BadAgent) as raised:
+    with pytest.raises(InvalidAgent) as raised:
         parse(text)
     assert told in str(raised.value)
     agents = Agents(folder_of(tmp_path, bad=text, good=GOOD.format(role="POET", name="Poet")))
@@ -97,9 +97,9 @@ def test_a_file_that_is_no_text_or_too_large_is_left_out(tmp_path: Path) -> None
     (tmp_path / "folder.md").mkdir()
     problems = Agents(tmp_path).all().problems
     assert [problem.partition(": ")[2][:20] for problem in problems] == [
-        "it is no UTF-8 text:",
-        "it can't be read (Is",
-        "it has 100,074 bytes",
+        "not UTF-8 text: save",
+        "can't be read (Is a ",
+        "has 100,074 bytes, b",
     ]
 
 
@@ -112,7 +112,7 @@ def test_an_override_that_is_bad_leaves_ours_as_it_is(tmp_path: Path) -> None:
 def test_of_two_files_with_one_role_the_first_counts_and_the_second_is_told(tmp_path: Path) -> None:
     agents = Agents(folder_of(tmp_path, a=GOOD.format(role="POET", name="A"), b=GOOD.format(role="poet", name="B")))
     assert agents.find("POET").info.name == "A"
-    assert "a.md has the role POET already" in agents.all().problems[0]
+    assert "a.md already has the role POET" in agents.all().problems[0]
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

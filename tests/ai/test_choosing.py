@@ -73,7 +73,7 @@ def test_where_nothing_is_named_the_default_provider_answers_and_without_one_a_l
 
 
 def test_several_providers_without_a_default_and_without_a_model_here_are_to_be_named() -> None:
-    with pytest.raises(InvalidRequest, match=r"parameters\.profile: name one of a, b: none is the default"):
+    with pytest.raises(InvalidRequest, match=r"parameters\.profile: is required: a, b .*default_profile"):
         chooser(Profiles("a", "b"), Models()).choose(None, None, ME)
 
 
@@ -83,13 +83,13 @@ def test_with_neither_the_message_names_both_ways_out() -> None:
 
 
 def test_an_unknown_profile_names_those_that_there_are() -> None:
-    with pytest.raises(InvalidRequest, match=r"parameters\.profile: there is no profile 'x'; there are local, cloud, env"):
+    with pytest.raises(InvalidRequest, match=r"parameters\.profile: unknown profile 'x'; available: local, cloud, env"):
         chooser().choose("x", None, ME)
 
 
 def test_a_profile_without_a_model_wants_one_named() -> None:
     bare = chooser(Profiles("bare"))
-    with pytest.raises(InvalidRequest, match=r"parameters\.model: name one: the profile 'bare' has none"):
+    with pytest.raises(InvalidRequest, match=r"parameters\.model: is required: the profile 'bare'"):
         bare.choose("bare", None, ME)
     assert bare.choose("bare", "m", ME) == Choice("bare", "m", None)
 

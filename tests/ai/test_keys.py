@@ -24,7 +24,7 @@ def test_a_key_is_found_in_the_environment() -> None:
 
 @pytest.mark.parametrize("wrong", ["", "  ", "two words", "two\nlines", "schlüssel-0123"])
 def test_what_is_no_key_is_refused_without_showing_it(wrong: str) -> None:
-    with pytest.raises(KeyNotFound, match=r"THE_KEY.*: set it where Jupyter is started") as raised:
+    with pytest.raises(KeyNotFound, match=r"THE_KEY.*: set it in the environment") as raised:
         look_up("env:THE_KEY", {"THE_KEY": wrong})
     assert not wrong.strip() or wrong not in str(raised.value)
 
@@ -50,7 +50,7 @@ def test_a_key_is_found_in_the_keyring_of_the_user(monkeypatch: pytest.MonkeyPat
     keyring.set_keyring(InMemory())
     try:
         assert look_up("keyring:openai/me/at work", {}) == KEY
-        with pytest.raises(KeyNotFound, match="no key in the keyring's entry you of openai: store it by `keyring set openai you`"):
+        with pytest.raises(KeyNotFound, match="no key in the keyring's entry you of openai: store it with `keyring set openai you`"):
             look_up("keyring:openai/you", {})
     finally:
         keyring.set_keyring(before)
@@ -61,7 +61,7 @@ def test_a_keyring_that_does_not_answer_is_told_without_what_it_said(monkeypatch
         raise RuntimeError(KEY)
 
     ring(monkeypatch, fails)
-    with pytest.raises(KeyNotFound, match="does not answer \\(RuntimeError\\): unlock it") as raised:
+    with pytest.raises(KeyNotFound, match="does not respond \\(RuntimeError\\): unlock it") as raised:
         look_up("keyring:openai/me", {})
     assert raised.value.__suppress_context__
 

@@ -14,23 +14,23 @@ KEY = "sk-0123456789abcdef"
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"base_url": "localhost:8080"}, "base_url: give the address below which /chat/completions lies"),
-        ({"base_url": "ftp://x/v1"}, "base_url: give the address"),
+        ({"base_url": "localhost:8080"}, "base_url: use the parent URL of /chat/completions"),
+        ({"base_url": "ftp://x/v1"}, "base_url: use the parent URL"),
         ({"base_url": "http://x:99999/v1"}, "base_url: "),
-        ({"base_url": f"https://me:{KEY}@x/v1"}, "base_url: no name or password belongs in it"),
-        ({"base_url": f"https://x/v1?key={KEY}"}, "base_url: nothing may follow its path"),
-        ({"api_key": KEY}, "api_key: write where it is, `env:NAME`"),
-        ({"headers": {"api-key": KEY}}, "headers: for api-key, write where it is"),
-        ({"headers": {"Authorization": f"Bearer {KEY}"}}, "headers: for Authorization, write where it is"),
-        ({"headers": {"Bad Name": "x"}}, "headers: 'Bad Name' is no name of a header"),
+        ({"base_url": f"https://me:{KEY}@x/v1"}, "base_url: must not contain a user name or password"),
+        ({"base_url": f"https://x/v1?key={KEY}"}, "base_url: must not have a query"),
+        ({"api_key": KEY}, "api_key: use a reference, `env:NAME`"),
+        ({"headers": {"api-key": KEY}}, "headers: for api-key, use a reference"),
+        ({"headers": {"Authorization": f"Bearer {KEY}"}}, "headers: for Authorization, use a reference"),
+        ({"headers": {"Bad Name": "x"}}, "headers: 'Bad Name' is not a valid header name"),
         ({"headers": {"X-Title": "a\nb"}}, "headers: the value of X-Title"),
-        ({"headers": {"Host": "x"}}, "headers: Host is not yours to set"),
-        ({"parameters": {"stream": False}}, "parameters: stream can't be given here"),
-        ({"parameters": {"api_key": KEY}}, "parameters: api_key can't be given here"),
+        ({"headers": {"Host": "x"}}, "headers: Host can't be set"),
+        ({"parameters": {"stream": False}}, "parameters: stream is not allowed here"),
+        ({"parameters": {"api_key": KEY}}, "parameters: api_key is not allowed here"),
         ({"timeout": 0}, "timeout: "),
         ({"max_retries": 100}, "max_retries: "),
         ({"modell": "x"}, "modell: "),
-        ({"name": "q"}, "name: its name is the key"),
+        ({"name": "q"}, "name: must not be set"),
     ],
 )
 def test_what_is_wrong_is_named_and_no_key_is_shown(fields: dict[str, Any], said: str) -> None:
@@ -43,7 +43,7 @@ def test_what_is_wrong_is_named_and_no_key_is_shown(fields: dict[str, Any], said
 
 @pytest.mark.parametrize("name", ["local", "", "a b", "../x", "x" * 100])
 def test_what_is_no_name_is_refused(name: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no name"):
+    with pytest.raises(InvalidRequest, match="invalid name"):
         profiles_from({name: {}}, {})
 
 
@@ -109,9 +109,9 @@ def test_the_default_is_the_chosen_the_one_of_that_name_the_environments_or_the_
     assert profiles_from({"a": {}}, {}).default == "a"
     several = profiles_from({"a": {}, "b": {}}, {})
     assert several.default is None
-    with pytest.raises(InvalidRequest, match="name one; there are a, b"):
+    with pytest.raises(InvalidRequest, match="is required; available: a, b"):
         several.find()
-    with pytest.raises(InvalidRequest, match="no profile 'c', there are: a"):
+    with pytest.raises(InvalidRequest, match="unknown profile 'c'; available: a"):
         profiles_from({"a": {}}, {}, "c")
 
 

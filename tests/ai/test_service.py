@@ -51,11 +51,11 @@ def test_an_asynchronous_prompt_is_refused_after_a_while_where_its_conversation_
     async def body(provider: ProviderServer) -> None:
         async with serving(tmp_path, provider.url) as service:
             first = await service.submit(prompt("hold", conversation="x"), ME)
-            with pytest.raises(TaskConflict, match=r"conversation 'x' still waits for an answer.*ask again"):
+            with pytest.raises(TaskConflict, match=r"conversation 'x' is still pending.*try again"):
                 await service.submit(prompt("next", wait=False, conversation="x"), ME)
             other = await service.submit(prompt("another's", wait=False, conversation="x"), Caller("you"))
             assert (await service.get(other, None)).status == "completed"
-            # A turn that ends badly holds nobody up.
+            # A cancelled turn does not block later ones.
             await service.runtime.cancel(first)
             after = await service.submit(prompt("next", wait=False, conversation="x"), ME)
             assert (await service.get(after, None)).result == "You said: next"
@@ -124,10 +124,10 @@ def test_a_remote_model_words_insights_only_where_that_is_allowed(tmp_path: Path
         async with serving(tmp_path, provider.url) as service:
             assert [service.worders(ME)(which) for which in ("resident", "local", "remote")] == [None, None, None]
         async with serving(tmp_path, provider.url, insights_wording="remote") as service:
-            worder = service.worders(ME)("remote")
-            assert worder is not None
-            assert await worder.ask("word it") == "You said: word it"
-            asking = asyncio.ensure_future(worder.ask("hold it"))
+            rewriter = service.worders(ME)("remote")
+            assert rewriter is not None
+            assert await rewriter.ask("word it") == "You said: word it"
+            asking = asyncio.ensure_future(rewriter.ask("hold it"))
             await until(lambda: "hold it" in str(provider.requests[-1].body), what="the provider is asked")
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -142,7 +142,7 @@ def test_a_remote_model_words_insights_only_where_that_is_allowed(tmp_path: Path
     ("config", "said"),
     [
         (AiConfig(profiles={"cloud": {"base_url": "ftp://x"}}), "profiles.cloud"),
-        (AiConfig(default_profile="x"), "default_profile: there is no profile 'x'"),
+        (AiConfig(default_profile="x"), "default_profile: unknown profile 'x'"),
     ],
     ids=["a wrong address", "a default that is not there"],
 )

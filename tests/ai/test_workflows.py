@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.ai.agents import Agents
-from openruntime_jupyter.ai.workflows import WORKFLOWS, Told, workflow, workflows
+from openruntime_jupyter.ai.workflows import WORKFLOWS, RuntimeData, workflow, workflows
 from openruntime_jupyter.errors import InvalidRequest
 
 
@@ -23,7 +23,7 @@ def test_the_references_workflows_are_there_and_each_tells_agent_context_and_par
 
 
 def test_an_unknown_workflow_names_those_that_there_are() -> None:
-    with pytest.raises(InvalidRequest, match="no workflow 'poetry'; there are code_generation, system_analysis, optimization, model_inf"):
+    with pytest.raises(InvalidRequest, match="unknown workflow 'poetry'; available: code_generation, system_analysis, optimization, model_inf"):
         workflow("poetry")
 
 
@@ -32,8 +32,8 @@ def test_an_unknown_parameter_names_those_that_there_are() -> None:
         workflow("model_inference").read({"temprature": 1, "poetry": 2, "seed": -1})
     problems = {detail["field"]: detail["problem"] for detail in raised.value.details}
     assert problems.keys() == {"parameters.temprature", "parameters.poetry", "parameters.seed"}
-    assert problems["parameters.temprature"] == "there is no such field: did you mean temperature?"
-    assert problems["parameters.poetry"].startswith("there is no such field; there are profile, model, agent")
+    assert problems["parameters.temprature"] == "unknown field: did you mean temperature?"
+    assert problems["parameters.poetry"].startswith("unknown field; known fields: profile, model, agent")
 
 
 @pytest.mark.parametrize(
@@ -60,20 +60,23 @@ def test_a_wrong_value_is_refused_by_its_name(given: dict[str, Any]) -> None:
 
 def test_language_and_style_become_sentences_and_are_not_there_where_they_are_not_given() -> None:
     code = WORKFLOWS["code_generation"]
-    assert code.wishes(code.read({"language": "python", "style": "functional"})) == ["Programming language: python.", "Style: functional."]
-    assert code.wishes(code.read({})) == []
+    assert code.requirements(code.read({"language": "python", "style": "functional"})) == [
+        "Programming language: python.",
+        "Style: functional.",
+    ]
+    assert code.requirements(code.read({})) == []
 
 
 def test_who_optimizes_settings_is_told_so_unless_there_are_instructions_of_ones_own() -> None:
     kind = workflow("optimization")
-    (wish,) = kind.wishes(kind.read({"target": "settings"}))
-    assert wish.startswith("It is settings")
-    assert kind.wishes(kind.read({"target": "settings", "system": "Be brief."})) == []
-    assert kind.wishes(kind.read({})) == []
+    (wish,) = kind.requirements(kind.read({"target": "settings"}))
+    assert wish.startswith("Improve settings, not code")
+    assert kind.requirements(kind.read({"target": "settings", "system": "Be brief."})) == []
+    assert kind.requirements(kind.read({})) == []
 
 
 def test_only_an_analysis_and_an_optimization_of_the_settings_tell_a_model_of_the_runtime() -> None:
-    told = {name: kind.told(kind.read({})) for name, kind in WORKFLOWS.items()}
-    assert [name for name, what in told.items() if what is not Told.NOTHING] == ["system_analysis"]
+    told = {name: kind.runtime_data(kind.read({})) for name, kind in WORKFLOWS.items()}
+    assert [name for name, what in told.items() if what is not RuntimeData.NOTHING] == ["system_analysis"]
     optimization = WORKFLOWS["optimization"]
-    assert optimization.told(optimization.read({"target": "settings"})) is Told.SETTINGS
+    assert optimization.runtime_data(optimization.read({"target": "settings"})) is RuntimeData.SETTINGS

@@ -1,4 +1,4 @@
-"""One headless Chromium for all tests of a process: to start one takes as long as a test."""
+"""One headless Chromium for all tests of a process, since starting one takes as long as a test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-componen
 
 
 class _Chromium:
-    """The browser and the loop that it is spoken to on; both are made when they are first wanted."""
+    """Browser and its event loop, created on first use."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -29,7 +29,7 @@ class _Chromium:
     async def started(self) -> Browser:
         if self.playwright is None:
             self.playwright = await async_playwright().start()
-        if self.browser is None or not self.browser.is_connected():  # a page may have brought it down
+        if self.browser is None or not self.browser.is_connected():  # a page may have crashed it
             flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
             self.browser = await self.playwright.chromium.launch(executable_path=executable(), args=flags)
         return self.browser
@@ -52,25 +52,25 @@ _CHROMIUM = _Chromium()
 
 
 def executable() -> str:
-    """The browser: what `make test` found or installed, else Debian's."""
+    """Return the path of the browser: the one found or installed by `make test`, else Debian's."""
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     assert found, "there is no Chromium: `make test` installs one, CHROMIUM=/path/to/chromium names one"
     return found
 
 
 def run(story: Coroutine[object, object, None]) -> None:
-    """Run what a test does with pages, on the loop that the browser is spoken to on."""
+    """Run a coroutine on the event loop of the browser."""
     _CHROMIUM.run(story)
 
 
 def close() -> None:
-    """End the browser, if there is one."""
+    """Close the browser if it is running."""
     _CHROMIUM.close()
 
 
 @asynccontextmanager
 async def new_page(width: int, height: int) -> AsyncIterator[Page]:
-    """A page that shares nothing with others: no login, no storage, no cache."""
+    """Open a page with its own login, storage and cache."""
     browser = await _CHROMIUM.started()
     context = await browser.new_context(viewport={"width": width, "height": height})
     try:

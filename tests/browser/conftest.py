@@ -1,4 +1,4 @@
-"""The browser that all tests of this folder share ends with them."""
+"""Fixture that closes the shared browser after the last test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.browser import chromium
 
 @pytest.fixture(scope="session", autouse=True)
 def one_browser() -> Iterator[None]:
-    """Started by the first page that a test opens, ended after the last test."""
+    """Close the browser after the last test; the first page starts it."""
     yield
     chromium.close()

@@ -1,4 +1,4 @@
-"""JupyterLab and Notebook 7 in a real, headless Chromium: what the browser tests have in common."""
+"""Common helpers for browser tests of JupyterLab and Notebook 7 in headless Chromium."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ ERRORS = """() => ['stderr', 'error'].flatMap(kind =>
     [...document.querySelectorAll(`.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.${kind}"]`)]
 ).map(node => node.innerText.trim())"""
 MILLISECONDS = 120_000
-"""That anything may take on a slow machine."""
+"""Timeout of any step on a slow machine."""
 expect.set_options(timeout=MILLISECONDS)
 OURS = re.compile("openruntime|or-dashboard|blob:", re.IGNORECASE)
-"""What says that an error of the page is ours: our addresses, and the dashboard's module, which is loaded from a blob."""
+"""Parts of URLs that identify our own errors. The dashboard's module is loaded from a blob."""
 
 App = Literal["lab", "notebook7"]
 APPS: tuple[App, ...] = ("lab", "notebook7")
 
 
 def new_notebook(server: Server, name: str, *cells: str) -> None:
-    """Write a notebook of these cells into the server's folder."""
+    """Write a notebook with these cells into the server's folder."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, server.home.path / name)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, looking at it every now and then."""
+    """Poll until a condition holds."""
     deadline = asyncio.get_running_loop().time() + MILLISECONDS / 1000
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, what
@@ -53,19 +53,19 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 @dataclass
 class Notebook:
-    """A notebook that is open in JupyterLab or Notebook 7."""
+    """A notebook opened in JupyterLab or Notebook 7."""
 
     page: Page
     server: Server
     session: str
-    """The id of Jupyter's session, which is the notebook and its kernel."""
+    """Id of the Jupyter session of the notebook and its kernel."""
     console: list[str] = field(default_factory=list)
-    """Errors of the page and its console, with where they come from."""
+    """Errors of the page and its console, with their sources."""
     expected: list[str] = field(default_factory=list)
-    """Parts of errors that a test provokes."""
+    """Parts of expected errors."""
 
     def listen(self) -> None:
-        """Remember what the page complains about."""
+        """Record the errors of the page."""
 
         def heard(message: ConsoleMessage) -> None:
             if message.type == "error":
@@ -75,13 +75,13 @@ class Notebook:
         self.page.on("pageerror", lambda problem: self.console.append(f"{problem} {problem.stack or ''}"))
 
     def ours(self) -> list[str]:
-        """The errors of the page that are ours, and that no test has provoked."""
+        """Return the unexpected errors of our own code."""
         return [line for line in self.console if OURS.search(line) and not any(part in line for part in self.expected)]
 
     async def idle(self) -> None:
-        """Wait until the kernel has the page as its client and is idle.
+        """Wait until the page is connected to the kernel and the kernel is idle.
 
-        The page alone does not tell: it shows a kernel as idle that is only starting, and loses what that is asked to run.
+        The page is not sufficient: it shows a starting kernel as idle, and loses cells that are run then.
         """
         await until(self._kernel_is_idle, "the kernel is idle")
         await self.page.wait_for_function(IDLE, timeout=MILLISECONDS)
@@ -98,42 +98,42 @@ class Notebook:
             await self.page.click(f".lm-Menu-itemLabel:text-is('{label}')")
 
     async def done(self) -> None:
-        """Wait until every cell that was started has ended."""
+        """Wait until all running cells have finished."""
         await self.page.wait_for_timeout(500)
         await self.page.wait_for_function(DONE, timeout=3 * MILLISECONDS)
 
     async def start_all(self) -> None:
-        """Run every cell; returns once the first one runs or has run."""
+        """Run all cells and return when the first one has started."""
         for seconds in (10, 20, 40, 80):
             try:
                 await self.menu("Run", "Run All Cells")
                 await self.page.wait_for_function(STARTED, timeout=1000 * seconds)
                 return
-            except TookTooLong:  # Lab loses one that comes while the connection to the kernel is made, and empties the prompts
+            except TookTooLong:  # Lab loses the command while it connects to the kernel, and clears the prompts
                 continue
         raise AssertionError("the page did not run the cells")
 
     async def run_all(self) -> None:
-        """Run every cell, to the end."""
+        """Run all cells and wait for them."""
         await self.start_all()
         await self.done()
 
     async def text(self, cell: int) -> str:
-        """What a code cell shows, counted from 0."""
+        """Return the output of a code cell, counted from 0."""
         return await self.page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea").inner_text()
 
     async def errors(self) -> list[str]:
-        """Everything that stands in an error or stderr output."""
+        """Return all error and stderr outputs."""
         return list(await self.page.evaluate(ERRORS))
 
 
 @asynccontextmanager
 async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[Notebook]:
-    """A notebook of the server's folder, in Lab in a workspace of its own, with a kernel that ends with it.
+    """Open a notebook in a new Lab workspace or in Notebook 7, and stop its kernel at the end.
 
-    At its end there was no error of ours in the page or its console. A picture is left beside it if the test fails.
+    Fails on errors of our own code in the page or its console. Saves a screenshot if the test fails.
     """
-    # A page that starts the kernel itself asks on a slow machine which one to start, while it is starting one.
+    # On a slow machine, a page that starts the kernel itself also asks which kernel to start.
     wanted = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
     sessions = f"{server.root}/api/sessions"
     made = server.client.post(sessions, headers=server.headers, json=wanted, timeout=MILLISECONDS / 1000).raise_for_status().json()
@@ -152,5 +152,5 @@ async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[N
             except BaseException:
                 await page.screenshot(path=server.home.path / f"{name}.png")
                 raise
-    finally:  # if it was not shut down in the page
+    finally:  # unless it was shut down in the page
         server.client.delete(f"{sessions}/{made['id']}", headers=server.headers, timeout=MILLISECONDS / 1000)

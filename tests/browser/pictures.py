@@ -1,7 +1,7 @@
-"""The pictures of the README, of a real run: the dashboard in both themes, and a cell at work. `make pictures` runs it.
+"""Screenshots for the README from a real run: the dashboard in both themes, and a running cell. Run by `make pictures`.
 
-Everything in them happens: tasks that train, fail, die and wait, and a model of this machine that answers. That takes its time: the
-charts are of what was, and it is told what is waited for.
+All tasks are real: some train, fail, crash or wait, and a local model answers. This takes several minutes because the charts show the
+recorded metrics. The script prints what it waits for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 MOST_BYTES = 200_000
 SECONDS = 120
-"""How much of the charts' five minutes is to be filled."""
+"""Fraction of the charts' five minutes that must have data."""
 
 TRAIN = """%%openruntime --name "train the classifier" --in steps
 import mlx.core as mx
@@ -54,12 +54,12 @@ RAISE = "print('opening the table')\nopen('measurements.csv')"
 
 
 def submit(server: Server, operation: str, name: str, parameters: dict[str, Any], **fields: Any) -> Any:
-    """Queue a task as a notebook does."""
+    """Submit a task like a notebook."""
     return server.submit(operation, parameters, name=name, origin="notebook", **fields)
 
 
 def fill(server: Server) -> None:
-    """Something of everything."""
+    """Submit one task of every kind."""
     submit(server, "matrix_multiply", "warm up", {"size": 1024, "iterations": 20})
     submit(server, "python", "load measurements", {"code": RAISE})
     submit(server, "python", "extract features", {"code": DIE})
@@ -73,17 +73,17 @@ def fill(server: Server) -> None:
 
 
 def say(what: str) -> None:
-    """What happens now, and when that is."""
+    """Print a message with the time."""
     sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {what}\n")
     sys.stdout.flush()
 
 
 async def dashboard(server: Server, started: float) -> None:
-    """The dashboard, down to the tasks that have ended, in both themes, when its charts have something to show since `started`."""
+    """Take screenshots of the dashboard in both themes, once its charts have enough data since `started`."""
     new_notebook(server, "dashboard.ipynb", "%load_ext openruntime_jupyter\n%openruntime dashboard")
     async with opened(server, "dashboard.ipynb") as notebook:
         page = notebook.page
-        await page.keyboard.press("Control+b")  # without the file browser
+        await page.keyboard.press("Control+b")  # hide the file browser
         say("tasks that end, fail and die, and a prompt")
         await asyncio.to_thread(fill, server)
         await notebook.run_all()
@@ -111,7 +111,7 @@ async def dashboard(server: Server, started: float) -> None:
 
 
 async def cell(server: Server) -> None:
-    """A cell in the middle of its work."""
+    """Take a screenshot of a running cell."""
     new_notebook(server, "cell.ipynb", "%load_ext openruntime_jupyter\nsteps = 20_000", TRAIN)
     async with opened(server, "cell.ipynb") as notebook:
         page = notebook.page
@@ -125,13 +125,13 @@ async def cell(server: Server) -> None:
 
 
 async def stop(notebook: Notebook) -> None:
-    """End what its cell waits for."""
+    """Cancel the task of the cell."""
     await notebook.page.click("[data-command='notebook:interrupt-kernel']")
     await notebook.done()
 
 
 def main() -> int:
-    """Make them all; 1 if one is too large for a README."""
+    """Take all screenshots. Return 1 if one is too large for a README."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     models = os.environ.get("OPENRUNTIME_TEST_MODELS", str(ROOT / ".venv" / "models"))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A prompt in JupyterLab and in Notebook 7: its text grows in the page, the stop button ends it, and nothing in it is run."""
+"""Prompts in JupyterLab and Notebook 7: streaming, cancelling, and no execution of scripts in answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVIL = "<img src=x onerror=\"document.title='run'\"> ![p](x.png) [link](javascri
 CODE = "Here:\n\n```python\nanswer = 6 * 7\n```\n"
 
 go_on = threading.Event()
-"""The provider's second half waits for it."""
+"""Event that releases the second half of the provider's answer."""
 
 
 def answer(connection: Connection, request: Request) -> None:
@@ -32,7 +32,7 @@ def answer(connection: Connection, request: Request) -> None:
     else:
         connection.text("The **first** part.\n\n", finish=None)
         if "for ever" in asked:
-            assert connection.gone(200), "nobody closed the stream"
+            assert connection.gone(200), "the stream was not closed"
             return
         assert go_on.wait(200)
         connection.text(f"The second part. {EVIL}")
@@ -61,7 +61,7 @@ async def upper_edge(place: Locator) -> float:
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_the_text_grows_in_the_page_and_nothing_in_it_is_run(server: Server, app: App) -> None:
+def test_answer_streams_into_page_without_running_scripts(server: Server, app: App) -> None:
     new_notebook(server, f"grow-{app}.ipynb", LOAD, "%%openruntime ai --name growing\ntell me")
     go_on.clear()
 
@@ -78,20 +78,20 @@ def test_the_text_grows_in_the_page_and_nothing_in_it_is_run(server: Server, app
             await expect(shown).to_contain_text("The second part.")
             await expect(shown).to_contain_text("completed in")
             await expect(shown).to_contain_text("5 tokens")
-            assert await upper_edge(shown) == top, "nothing jumps"
+            assert await upper_edge(shown) == top, "the layout does not shift"
             assert await shown.count() == 1
             assert await shown.locator("img").count() == 0
             await expect(shown).to_contain_text("<img src=x")
             assert await shown.locator("a[href^='javascript']").count() == 0
             await notebook.done()
             assert await notebook.page.title() != "run"
-            assert [line for line in notebook.console if "x.png" in line] == [], "no picture was asked for"
+            assert [line for line in notebook.console if "x.png" in line] == [], "no image was requested"
 
     run(story())
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_the_stop_button_ends_a_prompt_and_what_was_written_stays(server: Server, app: App) -> None:
+def test_stop_button_cancels_prompt_and_keeps_text(server: Server, app: App) -> None:
     new_notebook(
         server, f"stop-ai-{app}.ipynb", LOAD, f"%%openruntime ai --name held-{app}\ntalk for ever", "print('the kernel is', 'usable')"
     )
@@ -115,7 +115,7 @@ def test_the_stop_button_ends_a_prompt_and_what_was_written_stays(server: Server
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_code_of_an_answer_comes_into_a_new_cell_and_is_not_run(server: Server, app: App) -> None:
+def test_insert_creates_cell_without_running_it(server: Server, app: App) -> None:
     new_notebook(server, f"insert-{app}.ipynb", LOAD, "%%openruntime ai --insert\ngive me code", "print('answer' in globals())")
 
     async def story() -> None:

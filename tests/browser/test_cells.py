@@ -1,4 +1,4 @@
-"""Cells in JupyterLab and Notebook 7: what a page bears, what it tells, and how an error looks there."""
+"""Cells in JupyterLab and Notebook 7: large output, notifications and error cards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORD = """(permission) => {
   window.Notification.permission = permission;
   document.hasFocus = () => false;
 }"""
-"""A stand-in for the desktop's notices, which a headless browser has none of; the page is not the one that is looked at."""
+"""Fake desktop notifications, which a headless browser lacks. The page pretends to be in the background."""
 LONG = """%%openruntime --notify --name long
 import time
 from pathlib import Path
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def test_a_million_printed_lines_leave_the_page_usable_and_the_cap_is_said(server: Server) -> None:
+def test_million_lines_keep_page_usable(server: Server) -> None:
     new_notebook(server, "flood.ipynb", LOAD, FLOOD, "print('the page', 'lives')")
 
     async def story() -> None:
@@ -58,10 +58,10 @@ def test_a_million_printed_lines_leave_the_page_usable_and_the_cap_is_said(serve
             shown = await notebook.text(1)
             assert "line 0\n" in shown
             assert f"line {LINES - 1}" in shown, "the end is kept"
-            assert "left out" in shown, "and what is between is said"
+            assert "left out" in shown, "the omission is reported"
             assert len(shown) < 2_000_000
             assert "the page lives" in await notebook.text(2)
-            # It answers: typing shows what was typed.
+            # The page responds to typing.
             editor = notebook.page.locator(".jp-CodeCell").nth(2).locator(".cm-content")
             await editor.click()
             await notebook.page.keyboard.type("# typed")
@@ -72,7 +72,7 @@ def test_a_million_printed_lines_leave_the_page_usable_and_the_cap_is_said(serve
 
 
 @pytest.mark.parametrize(("permission", "app"), [("granted", "lab"), ("granted", "notebook7"), ("default", "lab"), ("denied", "notebook7")])
-def test_the_page_tells_that_a_cell_has_ended_by_what_it_may(server: Server, permission: str, app: App) -> None:
+def test_notify_for_cell_respects_permission(server: Server, permission: str, app: App) -> None:
     name = f"{permission}-{app}.ipynb"
     new_notebook(server, name, LOAD, LONG)
     (server.home.path / "go").unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def test_the_page_tells_that_a_cell_has_ended_by_what_it_may(server: Server, per
             await page.evaluate(RECORD, permission)
             await notebook.start_all()
             output = page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea")
-            asked = {"granted": "notifies you", "default": "Allow notifications", "denied": "its title says so"}[permission]
+            asked = {"granted": "notifies you", "default": "Allow notifications", "denied": "its title shows it"}[permission]
             await expect(output).to_contain_text(asked)
             if permission == "default":
                 await output.get_by_role("button", name="Allow notifications").click()
@@ -99,13 +99,13 @@ def test_the_page_tells_that_a_cell_has_ended_by_what_it_may(server: Server, per
                 assert [head[:16] for head, _ in told] == ["✓ long completed"]
                 await expect(output).to_contain_text("Notified.")
             await page.evaluate("() => window.dispatchEvent(new Event('focus'))")
-            assert permission in await page.title(), "whoever comes back sees the page's own title"
+            assert permission in await page.title(), "the page title is restored on return"
 
     run(story())
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_the_page_tells_that_a_task_in_the_background_has_ended_though_the_kernel_is_busy(server: Server, app: App) -> None:
+def test_notify_for_background_task_while_kernel_is_busy(server: Server, app: App) -> None:
     name = f"later-{app}.ipynb"
     busy = "import time\nfrom pathlib import Path\nwhile not Path('over').exists():\n    time.sleep(0.05)"
     new_notebook(server, name, LOAD, LONG.replace("--notify", "--bg --notify"), busy)
@@ -131,7 +131,7 @@ def test_the_page_tells_that_a_task_in_the_background_has_ended_though_the_kerne
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_an_error_is_a_card_whose_traceback_is_a_click_away_and_run_all_stops(server: Server, app: App) -> None:
+def test_error_card_collapses_traceback_and_stops_run_all(server: Server, app: App) -> None:
     name = f"error-{app}.ipynb"
     new_notebook(server, name, LOAD, "%%openruntime\ndef divide(n):\n    return n / 0\n\ndivide(1)", "print('never', 'reached')")
 

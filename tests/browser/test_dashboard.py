@@ -1,4 +1,4 @@
-"""The dashboard in JupyterLab and Notebook 7: live while a cell computes, its buttons work while one blocks, and it comes back."""
+"""The dashboard in JupyterLab and Notebook 7: updates and buttons while a cell runs, and reconnection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OVERFLOW = """() => {
 
 DRAWN = """() => [...document.querySelectorAll('.or-dashboard .uplot')].every(plot =>
     !plot.parentElement.clientWidth || Math.abs(plot.offsetWidth - plot.parentElement.clientWidth) < 2)"""
-"""Whether the charts are as wide as their places."""
+"""Script that checks that the charts are as wide as their containers."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 async def changes(chart: Locator, what: str) -> None:
-    """Wait until the pixels of a chart are others."""
+    """Wait until the pixels of a chart change."""
     before = await drawn(chart)
     deadline = asyncio.get_running_loop().time() + 90
     while await drawn(chart) == before:
@@ -54,14 +54,14 @@ async def changes(chart: Locator, what: str) -> None:
 
 
 async def drawn(chart: Locator) -> bytes:
-    """The pixels of a chart; a page that is still loading may put another one into its place meanwhile."""
+    """Return the pixels of a chart. A loading page may replace the chart, so retry."""
     for _ in range(5):
         try:
             return await chart.screenshot()
         except Error as problem:
             if "not attached" not in problem.message:
                 raise
-    raise AssertionError("the chart is made anew all the time")
+    raise AssertionError("the chart is replaced continuously")
 
 
 def queue(page: Page) -> Locator:
@@ -73,25 +73,25 @@ def rows(page: Page, name: str) -> Locator:
 
 
 def alert(page: Page) -> Locator:
-    """What the dashboard says about itself; Lab has alerts of its own."""
+    """Locate the alert of the dashboard, as opposed to Lab's alerts."""
     return page.locator(".or-dashboard").get_by_role("alert").first
 
 
 async def live(page: Page) -> None:
-    """Wait until the dashboard shows the runtime as it is."""
+    """Wait until the dashboard shows the runtime."""
     await expect(page.locator(".or-header")).to_contain_text("healthy")
     await expect(page.locator(".or-cards .or-card").first).to_contain_text("memory")
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_it_is_live_and_its_buttons_work_while_a_cell_blocks(server: Server, app: App) -> None:
+def test_dashboard_is_live_while_a_cell_blocks(server: Server, app: App) -> None:
     new_notebook(server, f"live-{app}.ipynb", SHOW, "")
 
     async def story() -> None:
         async with opened(server, f"live-{app}.ipynb", app) as notebook:
             page = notebook.page
             await notebook.run_all()
-            # Not with Run All: on a slow machine Lab loses the second of two cells that come while it connects to the kernel.
+            # Not with Run All: on a slow machine, Lab loses the second cell while it connects to the kernel.
             await page.locator(".jp-CodeCell").nth(1).locator(".cm-content").fill(BLOCK.replace("endless", f"endless-{app}"))
             await notebook.menu("Run", "Run Selected Cell")
             await until(lambda: bool(named(server, f"endless-{app}", "running")), "the task runs")
@@ -113,7 +113,7 @@ def test_it_is_live_and_its_buttons_work_while_a_cell_blocks(server: Server, app
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_it_comes_back_after_a_reload_and_says_when_the_server_or_the_kernel_is_gone(server: Server, app: App) -> None:
+def test_dashboard_survives_reload_and_reports_lost_server_or_kernel(server: Server, app: App) -> None:
     new_notebook(server, f"reload-{app}.ipynb", SHOW, "print('ready')")
 
     async def story() -> None:
@@ -129,7 +129,7 @@ def test_it_comes_back_after_a_reload_and_says_when_the_server_or_the_kernel_is_
             os.kill(server.pid, signal.SIGSTOP)
             try:
                 await expect(page.locator(".or-header")).to_contain_text("no answer")
-                await expect(alert(page)).to_contain_text("server does not answer")
+                await expect(alert(page)).to_contain_text("from Jupyter's server")
             finally:
                 os.kill(server.pid, signal.SIGCONT)
             await live(page)
@@ -143,7 +143,7 @@ def test_it_comes_back_after_a_reload_and_says_when_the_server_or_the_kernel_is_
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_it_fits_a_wide_page_and_a_narrow_panel_with_everything_open(server: Server, dark: bool) -> None:
+def test_dashboard_fits_wide_and_narrow_pages(server: Server, dark: bool) -> None:
     new_notebook(server, f"narrow{dark}.ipynb", SHOW)
     server.submit("python", {"code": "print('x' * 200)\n{}['a key that is not there']"}, name="a task with a long name " * 4)
 
@@ -160,7 +160,7 @@ def test_it_fits_a_wide_page_and_a_narrow_panel_with_everything_open(server: Ser
             await page.get_by_text("Run an operation", exact=True).click()
             await page.get_by_text("Insights", exact=True).click()
             await expect(page.locator(".or-findings li").first).to_be_visible()
-            await page.keyboard.press("Control+b")  # without the file browser
+            await page.keyboard.press("Control+b")  # hide the file browser
             for width in (1280, 800, 480):
                 await page.set_viewport_size({"width": width, "height": 1600})
                 await expect(page.locator(".or-header")).to_be_visible()
@@ -171,12 +171,12 @@ def test_it_fits_a_wide_page_and_a_narrow_panel_with_everything_open(server: Ser
 
 
 async def settled(page: Page) -> None:
-    """Wait until what is drawn has followed a change of the page's width."""
+    """Wait until the charts have adapted to the page's width."""
     await page.wait_for_timeout(500)
     await page.wait_for_function(DRAWN)
 
 
-def test_the_form_runs_an_operation_and_shows_what_is_wrong_beside_its_field(server: Server) -> None:
+def test_form_runs_operation_and_shows_field_errors(server: Server) -> None:
     new_notebook(server, "form.ipynb", SHOW)
 
     async def story() -> None:
@@ -213,7 +213,7 @@ def test_the_form_runs_an_operation_and_shows_what_is_wrong_beside_its_field(ser
     assert (task["operation"], task["priority"], task["origin"]) == ("matrix_multiply", 7, "notebook")
 
 
-def test_a_dead_worker_has_a_post_mortem_and_its_task_is_run_again_by_the_keyboard(server: Server) -> None:
+def test_dead_worker_has_post_mortem_and_keyboard_retry(server: Server) -> None:
     new_notebook(server, "dead.ipynb", SHOW)
     server.submit("python", {"code": DIE}, name="it dies")
 
@@ -228,7 +228,7 @@ def test_a_dead_worker_has_a_post_mortem_and_its_task_is_run_again_by_the_keyboa
             await page.keyboard.press("Enter")
             await expect(row.locator(".or-post-mortem")).to_contain_text("9 (SIGKILL)")
             await expect(row.locator("pre", has_text="last words")).to_be_visible()
-            assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
+            assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is visible"
             await page.keyboard.press("Escape")
             await expect(row.locator(".or-post-mortem")).to_be_hidden()
             await expect(opens).to_be_focused()
@@ -243,7 +243,7 @@ def test_a_dead_worker_has_a_post_mortem_and_its_task_is_run_again_by_the_keyboa
 
 
 async def jupyter_keeps_its_hands_off(notebook: Notebook) -> None:
-    """Letters that are shortcuts of a cell, and arrows, do in the dashboard what they do in a page."""
+    """Check that Jupyter's single-key shortcuts and arrow keys do not act on the cell."""
     page = notebook.page
     await page.get_by_role("radio", name="5 min", exact=True).focus()
     await page.keyboard.press("ArrowRight")
@@ -258,8 +258,8 @@ async def jupyter_keeps_its_hands_off(notebook: Notebook) -> None:
     await expect(page.locator(".or-dashboard > .or-hidden[role=status]")).to_contain_text(re.compile(r"\d\d:\d\d:\d\d: in use"))
 
 
-def test_through_the_kernel_buttons_work_too_and_a_runtime_that_is_lost_is_told(server: Server) -> None:
-    """Where the page's server is not the runtime's: here the runtime is the kernel's own."""
+def test_buttons_work_through_kernel_and_lost_runtime_is_reported(server: Server) -> None:
+    """Use an embedded runtime, which the page cannot reach through its server."""
     show = "from openruntime_jupyter import Dashboard, connect\nclient = connect('embedded')\nDashboard(client)"
     submit = "handle = client.with_options(name='mine').submit_code('import time; time.sleep(600)')"
     new_notebook(server, "embedded.ipynb", show, submit)
@@ -276,12 +276,12 @@ def test_through_the_kernel_buttons_work_too_and_a_runtime_that_is_lost_is_told(
             await page.locator(".jp-CodeCell").nth(1).locator(".cm-content").fill("client.backend.stop()")
             await notebook.menu("Run", "Run Selected Cell")
             await expect(page.locator(".or-header")).to_contain_text("reconnecting")
-            await expect(alert(page)).to_contain_text("is asked again")
+            await expect(alert(page)).to_contain_text("retrying")
 
     run(story())
 
 
-def test_a_long_queue_shows_what_is_next_and_more_of_it_when_asked(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_long_queue_can_be_paged(tmp_path_factory: pytest.TempPathFactory) -> None:
     numbers = list(range(120))
     with running_server(Home(tmp_path_factory.mktemp("long")), LAB) as server:
         new_notebook(server, "long.ipynb", SHOW)
@@ -296,7 +296,7 @@ def test_a_long_queue_shows_what_is_next_and_more_of_it_when_asked(tmp_path_fact
                 await live(page)
                 await expect(rows(page, "before")).to_contain_text("completed")
                 pager = page.locator(".or-more")
-                await expect(pager).to_contain_text("20 of 120 waiting, the next to run first")
+                await expect(pager).to_contain_text("20 of 120 waiting, next to run first")
                 await waits(page, numbers[:20])
                 for shown in (70, 120):
                     await pager.get_by_role("button", name="Show 50 more").click()
@@ -321,12 +321,12 @@ def slots(server: Server) -> int:
 
 
 async def waits(page: Page, numbers: list[int]) -> None:
-    """Wait until the page has these tasks that wait, in this order."""
+    """Wait until the page shows these waiting tasks in this order."""
     names = page.locator(".or-tasks .or-line[data-state=pending] strong")
     await expect(names).to_have_text([f"waits {number}" for number in numbers])
 
 
-def test_a_runtime_without_tasks_says_what_to_do(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_empty_dashboard_explains_first_steps(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = Home(tmp_path_factory.mktemp("empty"))
     with running_server(home, LAB) as server:
         new_notebook(server, "empty.ipynb", SHOW)
@@ -338,6 +338,6 @@ def test_a_runtime_without_tasks_says_what_to_do(tmp_path_factory: pytest.TempPa
                 await live(page)
                 await expect(page.get_by_text("No tasks yet.")).to_be_visible()
                 await expect(page.locator("table.or-tasks")).to_be_hidden()
-                await expect(page.get_by_text("A prompt loads the model that answers it.")).to_be_visible()
+                await expect(page.get_by_text("a prompt loads the model")).to_be_visible()
 
         run(story())

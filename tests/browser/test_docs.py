@@ -1,4 +1,4 @@
-"""The page of the API in a real browser: its policy lets it work, it reaches out to nobody, and a keyboard is enough."""
+"""The API page in a real browser: content security policy, no external requests, keyboard operation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @asynccontextmanager
 async def docs(server: Server, anchor: str = "") -> AsyncIterator[Page]:
-    """The page; at its end nothing was wrong on it, and nothing else was asked for."""
+    """Open the page, and check for errors and external requests at the end."""
     asked: list[str] = []
     wrong: list[str] = []
     async with new_page(1280, 900) as page:
@@ -50,7 +50,7 @@ def test_a_keyboard_opens_a_route_and_copies_its_example(server: Server) -> None
     run(body())
 
 
-def test_a_link_opens_what_it_leads_to(server: Server) -> None:
+def test_link_opens_its_target(server: Server) -> None:
     async def body() -> None:
         async with docs(server, anchor="#post_tasks") as page:
             route = page.locator("#post_tasks")
@@ -62,7 +62,7 @@ def test_a_link_opens_what_it_leads_to(server: Server) -> None:
     run(body())
 
 
-def test_the_filter_leaves_what_fits(server: Server) -> None:
+def test_filter_keeps_matches(server: Server) -> None:
     async def body() -> None:
         async with docs(server) as page:
             await page.get_by_label("Filter").fill("batch/results")
@@ -75,7 +75,7 @@ def test_the_filter_leaves_what_fits(server: Server) -> None:
     run(body())
 
 
-def test_nothing_is_wider_than_the_window(server: Server) -> None:
+def test_page_fits_the_window(server: Server) -> None:
     async def body() -> None:
         async with docs(server) as page:
             await page.get_by_role("button", name="Open all").click()

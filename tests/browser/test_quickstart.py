@@ -1,4 +1,4 @@
-"""What `make lab` shows: the quick-start notebook, run by its menu; and a cell that is stopped and found again."""
+"""The quick-start notebook of `make lab`, and a task that is cancelled or found again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def named(server: Server, name: str, *states: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_the_quick_start_notebook_runs_without_an_error(server: Server, app: App) -> None:
+def test_quickstart_notebook_runs_without_errors(server: Server, app: App) -> None:
     name = f"{app}-{QUICKSTART.name}"
     shutil.copy(QUICKSTART, server.home.path / name)
 
@@ -48,7 +48,7 @@ def test_the_quick_start_notebook_runs_without_an_error(server: Server, app: App
     assert server.get("/tasks")["total_count"] > 0, "the notebook's tasks ran on the server"
 
 
-def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server) -> None:
+def test_interrupt_cancels_task_and_keeps_kernel(server: Server) -> None:
     new_notebook(server, "stop.ipynb", "%load_ext openruntime_jupyter", LOOP, "print('the kernel is', 'usable')")
 
     async def story() -> None:
@@ -61,7 +61,7 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server)
             await notebook.page.click("[data-command='notebook:interrupt-kernel']")
             await until(lambda: bool(named(server, "endless", "cancelled")), "the task is cancelled")
             await expect(line).to_contain_text("cancelled after")
-            assert await place(line) == before, "nothing jumps"
+            assert await place(line) == before, "the layout does not shift"
             await notebook.idle()
             await select(notebook, 2)
             await notebook.menu("Run", "Run Selected Cell")
@@ -72,7 +72,7 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(server: Server)
 
 
 async def place(line: Locator) -> FloatRect:
-    """Where it stands; while it is updated, it is nowhere for a moment."""
+    """Return the position of an element. During an update it has none for a moment, so retry."""
     for _ in range(50):
         if (box := await line.bounding_box()) is not None:
             return box

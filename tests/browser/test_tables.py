@@ -1,4 +1,4 @@
-"""What `%openruntime tasks` and its like show fits the cell: beside Lab's file browser, in Notebook 7, and on a narrow page."""
+"""Tables fit their cell: beside Lab's file browser, in Notebook 7, and on a narrow page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ page = connect().tasks()
 page.tasks = [task.model_copy(update=dict(owner=owner, here=False, device_used=device, submitted_at="2020-05-05T12:00:00.000000Z"))
               for task in page.tasks for owner, device in (("somebody@example.org", "device_0"), (None, "device_1"))]
 TaskTable(page, {"device_0": "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", "device_1": "Apple M3 Ultra"})"""
-"""A table in which tasks differ in everything: several users and devices, and another day."""
+"""A table with every column: several users and devices, and another day."""
 TOO_WIDE = """() => [...document.querySelectorAll('.ort-t')].filter(each => each.scrollWidth > each.clientWidth + 1)
     .map(each => `${each.querySelector('caption').textContent}: ${each.scrollWidth} in ${each.clientWidth}`)"""
 CARDS = """() => [...document.querySelectorAll('.ort-k tbody tr')].every(row => getComputedStyle(row).display === 'flex')"""
@@ -51,7 +51,9 @@ def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
             await notebook.run_all()
             assert await notebook.errors() == []
             assert await page.locator(".ort-t").count() >= len(OTHERS)
-            assert await page.evaluate(HEADS) == ["state", "task", "ran", "submitted", "priority", "id"], "one device and one user: above"
+            assert await page.evaluate(HEADS) == ["state", "task", "ran", "submitted", "priority", "id"], (
+                "a single device and user have no column"
+            )
             assert await page.evaluate(TOO_WIDE) == [], "beside the file browser"
             if app == "lab":
                 await page.keyboard.press("Control+b")
@@ -63,6 +65,6 @@ def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
 
 
 async def narrow(page: Page) -> None:
-    """The width of a telephone, or of a panel at the side."""
+    """Set the page width to that of a phone or a side panel."""
     await page.set_viewport_size({"width": 480, "height": 1600})
     await page.wait_for_function("document.querySelector('.jp-Notebook').clientWidth <= 480")

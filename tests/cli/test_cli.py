@@ -1,4 +1,4 @@
-"""`jupyter openruntime` as a person types it."""
+"""The command `jupyter openruntime`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support import JUPYTER, STANDALONE, TOKEN, Home, Server, free_port, r
 
 
 def run(home: Home, *arguments: str, code: int = 0, **environment: str) -> str:
-    """What the command prints; its stderr if it must fail."""
+    """Run a command and return its stdout, or its stderr if it must fail."""
     ended = subprocess.run(
         [*STANDALONE, *arguments], env=home.environment(environment), cwd=home.path, capture_output=True, text=True, timeout=60, check=False
     )
@@ -61,7 +61,7 @@ def test_help_all_lists_every_setting(home: Home) -> None:
         assert setting in told
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(home: Home) -> None:
+def test_closed_pipe_is_not_an_error(home: Home) -> None:
     told = subprocess.run(
         ["bash", "-c", f"{shlex.join(STANDALONE)} --help-all | head -1"], env=home.environment(), capture_output=True, text=True, check=True
     )
@@ -69,7 +69,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(home: Home) -> None:
     assert told.stderr == ""
 
 
-def test_version_is_the_packages(home: Home) -> None:
+def test_version_matches_package(home: Home) -> None:
     assert run(home, "--version").strip() == __version__
 
 
@@ -78,7 +78,7 @@ def test_version_is_the_packages(home: Home) -> None:
     [["--prot=1"], ["start"], ["--port=many"], ["--port=99999"], ["--port=-1"], ["cancel"], ["tasks", "--limit=x"], ["tasks", "zzz"]],
     ids=str,
 )
-def test_what_is_not_understood_is_told(home: Home, arguments: list[str]) -> None:
+def test_invalid_arguments_are_reported(home: Home, arguments: list[str]) -> None:
     told = run(home, *arguments, code=2)
     assert "usage:" in told
     assert "error:" in told
@@ -88,11 +88,11 @@ def test_what_is_not_understood_is_told(home: Home, arguments: list[str]) -> Non
     ("typed", "meant"),
     [("stauts", "status"), ("pul", "pull"), ("--prot=8001", "--port"), ("--tokn", "--token"), ("tasks runing", "running")],
 )
-def test_what_was_meant_is_told(home: Home, typed: str, meant: str) -> None:
+def test_typing_errors_get_suggestions(home: Home, typed: str, meant: str) -> None:
     assert f"did you mean {meant}?" in run(home, *typed.split(), code=2)
 
 
-def test_a_wrong_value_of_a_setting_is_told_by_its_name(home: Home) -> None:
+def test_invalid_setting_is_named(home: Home) -> None:
     told = run(home, "--OpenRuntimeApp.gpu_slots=0", "--port=0", code=1)
     assert "gpu_slots" in told
 
@@ -104,7 +104,7 @@ def test_settings_reach_the_runtime(tmp_path: Path) -> None:
         assert (data / "standalone" / f"{server.pid}.json").exists()
 
 
-def test_a_free_port_is_taken_if_asked_for(tmp_path: Path) -> None:
+def test_port_0_uses_a_free_port(tmp_path: Path) -> None:
     home = Home(tmp_path)
     process = subprocess.Popen(
         [*STANDALONE, "--port=0"], env=home.environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -122,7 +122,7 @@ def test_a_free_port_is_taken_if_asked_for(tmp_path: Path) -> None:
 
 
 def hangs(process: subprocess.Popen[str], port: int) -> bool:
-    """Whether it listens, and neither works nor answers."""
+    """Return whether the server listens but does not respond."""
     before = psutil.Process(process.pid).cpu_times()
     try:
         return not httpx.get(f"http://127.0.0.1:{port}/health", timeout=0.5, trust_env=False)
@@ -133,18 +133,18 @@ def hangs(process: subprocess.Popen[str], port: int) -> bool:
 
 
 def catches(process: subprocess.Popen[str], number: int) -> bool:
-    """Whether the process has a handler for that signal: ours takes itself away when it is called."""
+    """Return whether the process has a handler for the signal. Our handler removes itself when called."""
     found = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="sees by /proc whether the signal has come")
-def test_a_signal_in_the_middle_of_the_greeting_stops_it_as_cleanly(home: Home) -> None:
+def test_signal_during_startup_message_stops_cleanly(home: Home) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
-        while True:  # until it is full: whoever prints waits for a reader then
+        while True:  # fill the pipe, so that the next print blocks
             os.write(writing, b"." * 512)
     os.set_blocking(writing, True)
     port = free_port()
@@ -164,7 +164,7 @@ def test_a_signal_in_the_middle_of_the_greeting_stops_it_as_cleanly(home: Home) 
         process.wait()
 
 
-def test_status_finds_the_users_own_server(server: Server) -> None:
+def test_status_finds_the_users_server(server: Server) -> None:
     told = run(server.home, "status")
     assert server.url in told
     assert "healthy" in told
@@ -193,11 +193,11 @@ def test_tasks_are_listed_and_cancelled(server: Server) -> None:
     assert server.get(f"/tasks/{task_id}")["status"] == "cancelled"
     assert "task_0nosuch" in run(server.home, "cancel", "task_0nosuch", code=1)
     done = server.submit("matrix_multiply", {"size": 16})["task_id"]
-    assert f"{done} is completed: there was nothing to cancel" in run(server.home, "cancel", done)
-    assert "No tasks that are interrupted or timed_out." in run(server.home, "tasks", "interrupted", "timed_out")
+    assert f"{done} is already completed" in run(server.home, "cancel", done)
+    assert "interrupted or timed_out" in run(server.home, "tasks", "interrupted", "timed_out")
 
 
-def test_of_a_task_that_has_ended_its_name_or_error_is_listed_and_not_how_far_it_was(server: Server) -> None:
+def test_ended_tasks_are_listed_with_name_or_error(server: Server) -> None:
     for code, name, shown in (
         ("", "a third of it", "a third of it"),
         ("\nraise ValueError('no more')", "failing", "failing: ValueError: no more"),
@@ -210,13 +210,13 @@ def test_of_a_task_that_has_ended_its_name_or_error_is_listed_and_not_how_far_it
         assert f"{task['execution_time']:.2f}" in line
 
 
-def test_where_there_is_no_server_it_says_how_to_start_one(home: Home) -> None:
+def test_missing_server_error_explains_how_to_start_one(home: Home) -> None:
     told = run(home, "status", code=1)
     assert "jupyter openruntime" in told
     assert "--url" in told
 
 
-def test_a_terminal_of_jupyterlab_finds_its_server(tmp_path: Path) -> None:
+def test_jupyterlab_terminal_finds_its_server(tmp_path: Path) -> None:
     with running_server(tmp_path, JUPYTER) as jupyter:
         made = jupyter.client.post(f"{jupyter.root}/api/kernels", headers=jupyter.headers, json={"name": "python3"}, timeout=60)
         assert made.status_code == 201
@@ -233,14 +233,14 @@ def test_a_terminal_of_jupyterlab_finds_its_server(tmp_path: Path) -> None:
         assert jupyter.url in run(Home(tmp_path / "other"), "status", code=0, **environment)
 
 
-def test_a_terminal_that_belongs_to_no_server_finds_the_users_jupyter_server(tmp_path: Path) -> None:
+def test_other_terminal_finds_the_users_jupyter_server(tmp_path: Path) -> None:
     with running_server(tmp_path, JUPYTER) as jupyter:
         assert jupyter.url in run(jupyter.home, "status")
         assert "No OpenRuntime server" in run(Home(tmp_path / "other"), "status", code=1)
         (told,) = jupyter.home.runtime_dir.glob("jpserver-*.json")
         told.chmod(0o644)
-        assert "No OpenRuntime server" in run(jupyter.home, "status", code=1), "what others may have written is not believed"
+        assert "No OpenRuntime server" in run(jupyter.home, "status", code=1), "files writable by other users are ignored"
 
 
-def test_a_wrong_token_is_told_with_the_option_for_it(server: Server) -> None:
+def test_wrong_token_error_names_the_option(server: Server) -> None:
     assert "--token=" in run(server.home, "status", "--url", server.url, "--token=wrong", code=1)

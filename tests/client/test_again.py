@@ -45,7 +45,7 @@ def test_coroutines_have_it_too(client: Client) -> None:
 def test_arrays_that_are_gone_are_told_with_what_to_do(client: Client) -> None:
     handle = client.submit_call(np.negative, np.ones(500_000))
     handle.result(timeout=60)
-    with pytest.raises(InvalidRequest, match="run its cell, or make its call, again"):
+    with pytest.raises(InvalidRequest, match="run its cell or call again"):
         client.again(handle.id)
 
 

@@ -165,7 +165,7 @@ def test_a_result_stays_readable_after_its_task_is_erased_and_as_long_as_a_slice
     gc.collect()
     handle.purge()
     assert part.tolist() == [LARGE * 4 - 3, LARGE * 4 - 2, LARGE * 4 - 1]
-    with pytest.raises(ArrayNotFound, match="There is no array"):
+    with pytest.raises(ArrayNotFound, match=gone):
         client.backend.array(gone)
 
 
@@ -174,7 +174,7 @@ def test_a_submission_that_is_refused_leaves_no_array(client: Client) -> None:
     large = np.ones(LARGE, np.float32)
     with pytest.raises(InvalidRequest, match="no_such"):
         client.run("mlx_operation", function="no_such", args=[large])
-    with pytest.raises(InvalidRequest, match="can't travel"):
+    with pytest.raises(InvalidRequest, match="can't be pickled"):
         client.call(lambda *values: None, large, threading.Lock())
     with pytest.raises(TaskFailed):
         client.call(lambda value: 1 / 0, large)
@@ -229,7 +229,7 @@ def test_a_result_whose_file_is_gone_is_a_clear_error(client: Client) -> None:
     path = client.backend.array(task.result.arrays[0].id).path
     assert path is not None
     Path(path).unlink()
-    with pytest.raises(ArrayNotFound, match=r"is gone|There is no array"):
+    with pytest.raises(ArrayNotFound, match=r"array .*(deleted|never existed)"):
         handle.result()
 
 

@@ -43,9 +43,9 @@ def test_its_end_is_told_and_leaves_nobody_subscribed(loop: asyncio.AbstractEven
     listening = Listening(loop, bus, frozenset({"metrics"}))
     if begun:
         turn(loop)
-        assert listening.heard.get(timeout=1) == {"type": "connected", "gap": True}
+        assert listening.received.get(timeout=1) == {"type": "connected", "gap": True}
     listening.end()
-    assert listening.heard.get(timeout=1) is None
+    assert listening.received.get(timeout=1) is None
     turn(loop)
     assert not bus.watched("metrics")
     listening.change(frozenset({"metrics"}))

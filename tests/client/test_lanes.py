@@ -66,7 +66,7 @@ def test_a_task_waits_for_another_lane(client: Client, in_a_task_on: Any) -> Non
 def test_a_task_does_not_even_submit_what_it_would_wait_for_in_vain(client: Client, in_a_task_on: Any) -> None:
     before = client.tasks().total_count
     in_a_task_on("cpu")
-    with pytest.raises(WouldDeadlock, match="task_me holds a slot"):
+    with pytest.raises(WouldDeadlock, match="block a new task, because task_me holds"):
         client.run("matrix_multiply", size=8)
     assert client.tasks().total_count == before
 

@@ -84,7 +84,7 @@ def test_conversations_are_listed_read_and_erased(backend: Backend) -> None:
     assert name in {each.name for each in backend.prompts.conversations()}
     assert [turn.prompt for turn in backend.prompts.conversation(name).messages] == ["one"]
     assert backend.prompts.delete_conversation(name).turns == 1
-    with pytest.raises(ConversationNotFound, match="There is no conversation"):
+    with pytest.raises(ConversationNotFound, match="Unknown conversation"):
         backend.prompts.conversation(name)
     assert backend.prompts.conversations("nobody of that name") == []
 
@@ -96,7 +96,7 @@ def test_agents_workflows_and_models_are_told(backend: Backend) -> None:
 
 
 def test_what_is_wrong_is_the_same_error(backend: Backend) -> None:
-    with pytest.raises(InvalidRequest, match="there is no workflow 'poetry'"):
+    with pytest.raises(InvalidRequest, match="unknown workflow 'poetry'"):
         backend.prompts.ask({"workflow_type": "poetry", "prompt": "x"}, new_key())
     with pytest.raises(InvalidRequest, match="prompt"):
         backend.prompts.ask({"workflow_type": "model_inference"}, new_key())
@@ -163,13 +163,13 @@ def test_what_can_be_asked_is_told(client: Client) -> None:
 
 
 def test_a_wrong_question_names_what_is_wrong(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match="there is no workflow 'poetry'"):
+    with pytest.raises(InvalidRequest, match="unknown workflow 'poetry'"):
         client.ask("x", "poetry")
     with pytest.raises(InvalidRequest, match="temperature"):
         client.ask("x", temperature=9)
     with pytest.raises(InvalidRequest, match="memory_limit"):
         client.with_options(memory_limit=10**9).ask("x")
-    with pytest.raises(InvalidRequest, match="there is no profile 'nobody'"):
+    with pytest.raises(InvalidRequest, match="unknown profile 'nobody'"):
         client.ask("x", profile="nobody")
 
 

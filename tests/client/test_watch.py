@@ -78,7 +78,7 @@ def test_one_who_fails_keeps_no_other_from_hearing(client: Client, caplog: pytes
 
 
 def test_a_topic_that_there_is_not_is_refused(client: Client) -> None:
-    with pytest.raises(ValueError, match=r"no topic weather; there are ai_token, metrics"):
+    with pytest.raises(ValueError, match=r"topics: weather. Available topics: ai_token, metrics"):
         client.watch(["weather"], lambda message: None)
 
 

@@ -1,4 +1,4 @@
-"""The API reference says what is so: its examples run against a real server, its tables are the models' fields."""
+"""Run the examples of the API reference against a real server, and compare its tables with the schemas."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ TYPES: list[type[BaseModel]] = [
     insights.Insights,
     insights.Finding,
 ]
-# curl answers 0 for a 404 unless told otherwise.
+# By default curl returns 0 for HTTP errors.
 STRICT = 'set -euo pipefail\ncurl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
 
 
 def blocks(*languages: str) -> list[tuple[int, str, str]]:
-    """Line, language and text of the page's examples in `languages`."""
+    """Return line, language and text of the examples in `languages`."""
     found = [(PAGE[: match.start()].count("\n") + 1, match[1], match[2]) for match in BLOCK.finditer(PAGE)]
     return [block for block in found if block[1] in languages]
 
 
 def section(title: str) -> str:
-    """The text under a heading of the third level, up to the next heading."""
+    """Return the text under a heading of level 3, up to the next heading."""
     found = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^#{{2,3}} |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    assert found is not None, f"there is no section {title}"
+    assert found is not None, f"section {title} is missing"
     return found[1]
 
 
@@ -70,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize(
     ("line", "language", "text"), blocks("python", "bash"), ids=lambda value: str(value) if isinstance(value, int) else ""
 )
-def test_an_example_runs_as_it_is(server: Server, tmp_path: Path, line: int, language: str, text: str) -> None:
+def test_example_runs(server: Server, tmp_path: Path, line: int, language: str, text: str) -> None:
     code = text.replace("http://localhost:8000", server.url).replace("ws://localhost:8000", server.ws_url.removesuffix("/ws"))
     assert "localhost" not in code
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", STRICT + code]
@@ -87,33 +87,33 @@ def test_an_example_runs_as_it_is(server: Server, tmp_path: Path, line: int, lan
     assert done.returncode == 0, f"line {line}: {done.stdout}{done.stderr}\n{server.tail()}"
 
 
-def test_the_routes_on_the_page_are_the_routes_that_there_are() -> None:
+def test_page_lists_all_routes() -> None:
     served = set()
     for pattern, handler in ROUTES:
         path = pattern.replace("([^/]+)", "{id}").replace("/?", "/")
         verbs = {"WS"} if handler is EventsSocket else {verb for verb in VERBS if verb.lower() in vars(handler)}
         served |= {(verb, path) for verb in verbs}
     assert set(ROUTE.findall(PAGE)) == served
-    assert len(ROUTE.findall(PAGE)) == len(served), "a route stands on the page twice"
+    assert len(ROUTE.findall(PAGE)) == len(served), "duplicate route on the page"
 
 
-def test_every_json_example_is_json() -> None:
+def test_json_examples_are_valid() -> None:
     for line, _, text in blocks("json"):
         assert json.loads(text), f"line {line}"
 
 
 @pytest.mark.parametrize("model", TYPES, ids=lambda model: model.__name__)
-def test_a_table_of_fields_is_the_model(model: type[BaseModel]) -> None:
+def test_field_table_matches_schema(model: type[BaseModel]) -> None:
     assert ROW.findall(section(model.__name__)) == list(model.model_fields)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_a_table_of_parameters_is_the_operations(name: str) -> None:
+def test_parameter_table_matches_operation(name: str) -> None:
     assert ROW.findall(section(name)) == list(operation(name).params.model_fields)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_the_defaults_of_an_operation_are_the_ones_on_the_page(name: str) -> None:
+def test_operation_defaults_match_page(name: str) -> None:
     for line in section(name).splitlines():
         for shown in re.findall(r"default (?:`([^`]+)`|([\d,]+\d|\d))", line):
             field = ROW.findall(line)[0]
@@ -122,11 +122,11 @@ def test_the_defaults_of_an_operation_are_the_ones_on_the_page(name: str) -> Non
             assert "".join(shown).replace(",", "") == str(512 if default is None else default)
 
 
-def test_the_states_and_failure_kinds_are_all_there() -> None:
+def test_page_lists_states_and_failure_kinds() -> None:
     assert {state for state in TaskState if f"`{state}`" not in section("Task")} == set()
     assert {kind for kind in FailureKind if f"`{kind}`" not in section("Failure")} == set()
 
 
-def test_the_service_answers_what_the_page_shows(server: Server) -> None:
+def test_service_response_matches_page(server: Server) -> None:
     shown = next(json.loads(text) for _, language, text in blocks("json") if '"running"' in text)
     assert server.get("/") == shown

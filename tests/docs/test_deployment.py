@@ -1,4 +1,4 @@
-"""The deployment page lists every setting, with the default that it has."""
+"""Compare docs/deployment.md with the settings, limits, events and files of a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import STANDALONE, running_server
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 TABLE = PAGE.split("## Settings", 1)[1].split("## ", 1)[0]
-DISK = PAGE.split("## What lies on disk", 1)[1].split("## ", 1)[0]
+DISK = PAGE.split("## Files on disk", 1)[1].split("## ", 1)[0]
 IN_WORDS = {"": "empty", (): "none"}
 FOLDERS = {"device_lock_dir": "`locks` in `data_dir`", "models_dir": "`models` in `data_dir`"}
 
@@ -26,16 +26,16 @@ FOLDERS = {"device_lock_dir": "`locks` in `data_dir`", "models_dir": "`models` i
 SETTINGS = [field for field in fields(Settings) if field.name not in NO_TRAIT]
 
 
-def test_every_setting_is_in_the_table_and_no_other() -> None:
+def test_table_lists_all_settings() -> None:
     assert [name for name, _, _ in ROW.findall(TABLE)] == [field.name for field in SETTINGS]
 
 
-def test_every_setting_is_a_trait_that_can_be_configured() -> None:
+def test_settings_are_configurable_traits() -> None:
     assert set(SettingsTraits.class_trait_names(config=True)) == {field.name for field in SETTINGS}
 
 
 @pytest.mark.parametrize("field", [field for field in SETTINGS if field.name not in ("data_dir", "label")], ids=lambda field: field.name)
-def test_a_default_in_the_table_is_the_one_in_the_code(field: Field[object]) -> None:
+def test_default_in_table_matches_code(field: Field[object]) -> None:
     assert field.default is not MISSING
     shown = next(default for name, default, _ in ROW.findall(TABLE) if name == field.name).strip()
     if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
@@ -44,7 +44,7 @@ def test_a_default_in_the_table_is_the_one_in_the_code(field: Field[object]) -> 
         assert shown == FOLDERS.get(field.name, IN_WORDS.get(field.default, f"`{field.default}`"))  # type: ignore[call-overload]
 
 
-def test_what_lies_on_disk_is_what_the_page_lists(tmp_path: Path) -> None:
+def test_page_lists_files_on_disk(tmp_path: Path) -> None:
     listed = set(re.findall(r"`([\w.-]+?)(?:/[\w.*]*)?`", DISK))
     with running_server(tmp_path, STANDALONE) as server:
         server.finished(server.submit("matrix_multiply", {"size": 16}, wait=False)["task_id"])
@@ -54,19 +54,19 @@ def test_what_lies_on_disk_is_what_the_page_lists(tmp_path: Path) -> None:
     assert {name for name in found if not re.search(r"-(wal|shm)$", name)} <= listed
 
 
-def test_every_limit_is_listed_with_its_figures() -> None:
+def test_page_lists_limits_with_values() -> None:
     limits = PAGE.split("## Limits", 1)[1].split("\n## ", 1)[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*) \|", limits, re.MULTILINE))
     assert sorted(rows) == sorted(LimitsTraits.class_own_traits(config=True))
-    assert {name: int(told.replace(" ", "")) for name, told in rows.items() if name in REFERENCE} == REFERENCE
-    assert f"{MAX_CLIENTS:,} clients" in limits
+    assert {name: int(value.replace(" ", "")) for name, value in rows.items() if name in REFERENCE} == REFERENCE
+    assert f"{MAX_CLIENTS:,}" in limits
 
 
-def test_an_event_has_the_fields_that_the_page_lists() -> None:
-    told = PAGE.split("## Events", 1)[1].split("\n## ", 1)[0]
+def test_page_lists_event_fields() -> None:
+    section = PAGE.split("## Events", 1)[1].split("\n## ", 1)[0]
     schema = json.loads(SCHEMA.read_text())
-    fields = {name for row in re.findall(r"^\| (`.*?`) \|", told, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    fields = {name for row in re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert fields == set(schema["properties"])
-    assert schema["$id"] in told
+    assert schema["$id"] in section
     for state in schema["properties"]["state"]["enum"]:
-        assert f"`{state}`" in told
+        assert f"`{state}`" in section

@@ -1,4 +1,4 @@
-"""`docs/insights.md` says what is so."""
+"""Compare docs/insights.md with the code: kinds, authors of the text, resolutions, and limits."""
 
 from __future__ import annotations
 
@@ -6,44 +6,61 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from openruntime_jupyter.ai.insights import dataset, failures, finding, report, rewriting, statistics, trends
+import pytest
+
+from openruntime_jupyter.ai.insights import dataset, report, rewriting, statistics
 from openruntime_jupyter.runtime.storage import insights as history_insights
 from openruntime_jupyter.schemas.insights import FindingKind, WordingChoice
 from openruntime_jupyter.schemas.system import TIMEFRAMES
 
-PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "insights.md").read_text().split())
-WORDS = {"eight": 8, "six": 6}
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "insights.md").read_text()
+NUMBERS = {8: "eight"}
 
 
-def test_the_kinds_and_the_wordings_on_the_page_are_those_that_there_are() -> None:
-    kinds = re.findall(r"\| `(\w+)` \|", PAGE.split("## What is looked for")[1].split("## How far")[0])
-    assert sorted(kinds) == sorted(get_args(FindingKind))
-    assert sorted(re.findall(r"\| `(\w+)` \|", PAGE.split("| `wording` | who |")[1])) == sorted(get_args(WordingChoice))
+def section(title: str) -> str:
+    """Return the text under a heading of level 2."""
+    return PAGE.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
 
 
-def test_the_bounds_on_the_page_are_those_of_the_code() -> None:
-    assert f"At most {next(word for word, number in WORDS.items() if number == report.MOST_FINDINGS)} are told" in PAGE
-    assert f"over {statistics.BLOCKS} medians" in PAGE
-    assert statistics.CHANCE == 0.001
-    assert "one in a thousand" in PAGE
-    assert trends.MEMORY[0].least(None) == 8  # type: ignore[arg-type]
-    assert {course.least(None) for course in trends.LOAD[:2]} == {30}  # type: ignore[arg-type]
-    assert f"more than {history_insights.MOST_TASKS:,} tasks" in PAGE
-    assert f"the newest {history_insights.MOST_FAILURES:,} of each state" in PAGE
-    assert f"A model has {rewriting.SECONDS:g} seconds" in PAGE
-    assert "at least eight tasks" in PAGE
-    assert dataset.LEAST_COMPARED == 8
-    assert f"up to {'five'} tasks" in (Path(__file__).resolve().parents[2] / "docs" / "api-reference.md").read_text()
-    assert (finding.MOST_TASKS, failures.MOST_BURSTS) == (5, 3)
+def table(title: str, head: str) -> list[list[str]]:
+    """Return the rows of the table in a section whose header begins with `head`."""
+    found = re.search(rf"^\| {re.escape(head)} \|.*\n\|[ -|]+\n((?:\|.*\n?)+)", section(title), re.MULTILINE)
+    assert found, head
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
 
 
-def test_the_resolutions_on_the_page_are_those_of_the_code() -> None:
-    assert "10 seconds up to one hour, 30 seconds in six hours, a minute in a day, five in a week" in PAGE
-    assert {name: TIMEFRAMES[name] / points for name, points in dataset.POINTS.items()} == {
-        "5m": 10,
-        "15m": 10,
-        "1h": 10,
-        "6h": 30,
-        "24h": 60,
-        "7d": 300,
+def test_page_lists_finding_kinds() -> None:
+    assert sorted(row[0].strip("`") for row in table("Kinds of findings", "kind")) == sorted(get_args(FindingKind))
+
+
+def test_page_lists_wordings() -> None:
+    assert sorted(row[0].strip("`") for row in table("In words", "`wording`")) == sorted(get_args(WordingChoice))
+
+
+def test_resolutions_match_code() -> None:
+    shown = {
+        name: float(resolution.removesuffix(" s"))
+        for names, resolution in table("Kinds of findings", "timeframe")
+        for name in re.findall(r"`(\w+)`", names)
     }
+    assert shown == {name: TIMEFRAMES[name] / points for name, points in dataset.POINTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("title", "number", "noun"),
+    [
+        ("Kinds of findings", report.MOST_FINDINGS, "findings"),
+        ("Methods and reliability", statistics.BLOCKS, "medians"),
+        ("Methods and reliability", dataset.LEAST_COMPARED, "tasks"),
+        ("Methods and reliability", history_insights.MOST_TASKS, "tasks"),
+        ("Methods and reliability", history_insights.MOST_FAILURES, "of each state"),
+        ("In words", rewriting.SECONDS, "seconds"),
+    ],
+)
+def test_limit_matches_code(title: str, number: float, noun: str) -> None:
+    shown = f"(?:{number:,g}|{NUMBERS.get(int(number), number)})"
+    assert re.search(rf"\b{shown} {noun}", " ".join(section(title).split()))
+
+
+def test_trend_probability_matches_code() -> None:
+    assert f"below {statistics.CHANCE:g} " in " ".join(section("Methods and reliability").split())

@@ -1,4 +1,4 @@
-"""`docs/metrics.md` says what is so: its tables, and its examples, which are run."""
+"""Run the examples of docs/metrics.md, and compare its tables with the code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def table(head: str) -> list[list[str]]:
-    """The cells of the rows below a heading row."""
+    """Return the cells of the rows of the table with this header."""
     found = re.search(rf"^\| {re.escape(head)} \|.*\n\|[ -|]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     assert found, head
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
@@ -43,7 +43,7 @@ def span(words: str) -> int:
 
 
 def scraped(server: Server) -> dict[str, Any]:
-    """What it tells once it has looked at the machine's load, which takes a moment after its start."""
+    """Return the metrics by name, once the first CPU sample is available."""
     return wait_until(lambda: found if "openruntime_cpu_utilization_ratio" in (found := _scraped(server)) else None)
 
 
@@ -52,31 +52,31 @@ def _scraped(server: Server) -> dict[str, Any]:
     return {family.name + SUFFIX.get(family.type, ""): family for family in text_string_to_metric_families(answer.text)}
 
 
-def test_the_tiers_on_the_page_are_those_that_are_kept() -> None:
+def test_page_lists_resolutions_and_retention() -> None:
     assert [(span(each), span(kept)) for kept, each in table("kept for")] == [(tier.seconds, tier.keep) for tier in TIERS]
 
 
-def test_the_series_on_the_page_are_those_that_there_are() -> None:
+def test_page_lists_series_with_units() -> None:
     assert [(name, unit) for name, unit, _ in table("series")] == [(figure.name, figure.unit) for figure in FIGURES]
 
 
-def test_the_metrics_on_the_page_are_those_that_prometheus_gets(server: Server) -> None:
-    told = scraped(server)
-    # This machine has no GPU, so what only one has is not told.
-    elsewhere = {f"openruntime_device_{name}" for name, _, _ in DEVICE_GAUGES} - set(told)
+def test_page_lists_prometheus_metrics(server: Server) -> None:
+    found = scraped(server)
+    # Without a GPU, its metrics are missing.
+    elsewhere = {f"openruntime_device_{name}" for name, _, _ in DEVICE_GAUGES} - set(found)
     listed = {name: kind for name, kind, _ in table("metric")}
-    assert set(listed) == set(told) | elsewhere
-    assert {name: family.type for name, family in told.items()} == {name: listed[name] for name in told}
+    assert set(listed) == set(found) | elsewhere
+    assert {name: family.type for name, family in found.items()} == {name: listed[name] for name in found}
 
 
-def test_what_alerts_rest_on_is_there(server: Server) -> None:
+def test_metrics_of_suggested_alerts_exist(server: Server) -> None:
     samples = {sample.name for family in scraped(server).values() for sample in family.samples}
     named = set(re.findall(r"\bopenruntime_\w+", DEPLOYMENT.split("## Monitoring", 1)[1].split("\n## ", 1)[0]))
     assert named
     assert named <= samples
 
 
-def test_the_examples_run(server: Server) -> None:
+def test_examples_run(server: Server) -> None:
     (python,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (bash,) = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     server.submit("matrix_multiply", {"size": 16})

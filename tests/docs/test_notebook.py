@@ -1,4 +1,4 @@
-"""docs/notebook.md and the magics' own help tell of the words and options that there are, and of no others."""
+"""Compare docs/notebook.md and the help of the magics with the commands and options."""
 
 from __future__ import annotations
 
@@ -22,32 +22,26 @@ def page() -> str:
 
 
 def words(text: str) -> set[str]:
-    """What stands behind `%openruntime`, those that share one with commas too."""
+    """Return the commands after `%openruntime`, including comma-separated lists of them."""
     found = re.findall(r"(?<!%)%openruntime ([a-z_]+)", text)
     shared = re.findall(r"`%openruntime [a-z]+`((?:, `[a-z]+`)+)", text)
     return {*found, *(word for group in shared for word in re.findall(r"[a-z]+", group))}
 
 
 @pytest.mark.parametrize("name", ["docs/notebook.md", "README.md"])
-def test_every_word_and_option_that_is_told_of_is_there(name: str) -> None:
+def test_documented_commands_and_options_exist(name: str) -> None:
     text = (ROOT / name).read_text()
-    told = words(text)
-    assert told - set(COMMANDS) - set(PROMPTS) - set(operations()) == set()
+    assert words(text) - set(COMMANDS) - set(PROMPTS) - set(operations()) == set()
     assert set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", page())) <= EVERY_OPTION
 
 
-def test_every_word_is_told_of() -> None:
-    told = {word for path in (ROOT / "docs").glob("*.md") for word in words(path.read_text())}
-    assert {*COMMANDS, *PROMPTS} - told - {"again"} == set()
+def test_all_commands_are_documented() -> None:
+    documented = {word for path in (ROOT / "docs").glob("*.md") for word in words(path.read_text())}
+    assert {*COMMANDS, *PROMPTS} - documented - {"again"} == set()
 
 
-def test_every_option_is_in_the_help_and_is_understood() -> None:
+def test_options_are_in_help_and_accepted() -> None:
     assert EVERY_OPTION - set(re.findall(r"--[a-z-]+", Help().text())) == set()
     given = {"--priority": "1", "--timeout": "1", "--retries": "1", "--memory-limit": "1GB"}
     for option in EVERY_OPTION:
         parse_cell(option if option in ALONE else f"{option} {given.get(option, 'name')}")
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/notebook.md", "notebooks/quickstart.ipynb"])
-def test_first_pages_state_the_promise(name: str) -> None:
-    assert "a task sees the code as it is on disk now, and nothing that an earlier task left behind" in (ROOT / name).read_text()

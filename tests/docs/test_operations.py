@@ -1,4 +1,4 @@
-"""`docs/operations.md` says what is so: its tables, its list of functions, and its examples, which are run."""
+"""Run the examples of docs/operations.md, and compare its tables and functions with the code."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EXAMPLES = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, 
 
 
 def section(title: str) -> str:
-    """The text below a heading, up to the next of its level or above."""
+    """Return the text under a heading, up to the next one of level 1 or 2."""
     found = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,2}} |\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert found, title
     return found.group(2)
 
 
 def table(title: str, head: str) -> list[str]:
-    """The first column of the table with that head in a section."""
+    """Return the first column of the table with this header in a section."""
     rows = re.search(rf"^\| {head} \|.*\n\|[ -|]+\n((?:\|.*\n)+)", section(title), re.MULTILINE)
     assert rows, (title, head)
     return re.findall(r"^\| `(\w+)`", rows.group(1), re.MULTILINE)
@@ -44,12 +44,12 @@ def outputs() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_parameters_are_those_of_the_operation(name):
+def test_page_lists_operation_parameters(name):
     assert table(name, "parameter") == list(operation(name).params.model_fields)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bounds_and_defaults_are_those_of_the_schema(name):
+def test_bounds_match_schema(name):
     schema = operation(name).params.model_json_schema()["properties"]
     for field, low, high in re.findall(r"^\| `(\w+)` \|[^|]*?([\d,]+) to ([\d,]+)", section(name), re.MULTILINE):
         bounds = next((each for each in (schema[field], *schema[field].get("anyOf", [])) if "maximum" in each), None)
@@ -57,7 +57,7 @@ def test_bounds_and_defaults_are_those_of_the_schema(name):
         assert (bounds["minimum"], bounds["maximum"]) == (int(low.replace(",", "")), int(high.replace(",", ""))), field
 
 
-def test_every_example_runs_and_gives_the_fields_of_the_page():
+def test_examples_return_documented_fields():
     given = outputs()
     assert tuple(given) == NAMES
     of_an_array = table("Arrays as results", "field")
@@ -71,11 +71,11 @@ def test_every_example_runs_and_gives_the_fields_of_the_page():
             assert {field for field in measured if f"`{field}`" not in section(name)} == set(), name
 
 
-def test_the_generators_are_all_there():
+def test_page_lists_generators_and_dtypes():
     assert [*table("Arrays as parameters", "field"), "dtype", "seed"] == list(Generator.model_fields)
     assert {str(dtype) for dtype in Dtype if f"`{dtype}`" not in section("Arrays as parameters")} == set()
 
 
-def test_the_functions_of_an_expression_are_all_there():
+def test_page_lists_expression_functions():
     listed = PAGE.partition("<!-- functions -->")[2].partition("<!-- end -->")[0]
     assert re.findall(r"`(\w+)`", listed) == sorted(FUNCTIONS)

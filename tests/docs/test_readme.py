@@ -1,4 +1,4 @@
-"""What the README shows runs: its Python and its magics, in a process that finds a real server by itself."""
+"""Run the Python, magics and curl examples of the README with a real server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import STANDALONE, Server, running_server
 
 PAGE = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-# Each block is a cell of one notebook; what stands for something of the reader's own is given here.
+# Each block is a cell of one notebook. Placeholders of the examples are defined here.
 RUN = """
 import json, sys
 from IPython.core.interactiveshell import InteractiveShell
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def cells(task_id: str) -> list[str]:
-    """The README's blocks as cells; line magics one a cell, as the reader would try them."""
+    """Return the README's code blocks as cells, with one line magic per cell."""
     found = []
     for block in PYTHON:
         text = re.sub(r"task_01\.\.\.", task_id, re.sub(r"\bID\b", task_id, block))
@@ -45,7 +45,7 @@ def cells(task_id: str) -> list[str]:
     return found
 
 
-def test_the_python_and_the_magics_of_the_readme_run(server: Server) -> None:
+def test_python_and_magics_of_readme_run(server: Server) -> None:
     done = server.submit("matrix_multiply", {"size": 32})
     script = cells(done["task_id"])
     assert len(script) > 10
@@ -60,11 +60,11 @@ def test_the_python_and_the_magics_of_the_readme_run(server: Server) -> None:
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert process.stdout.splitlines()[-1] == "True completed"
-    assert server.get("/tasks", params={"operation": "python"})["total_count"] == 4, "the cells and the doctor's ran on the server"
+    assert server.get("/tasks", params={"operation": "python"})["total_count"] == 4, "including the cell of the doctor"
     assert server.get("/tasks", params={"operation": "call"})["total_count"] > 1, "the call, and the chunks of the map"
 
 
-def test_the_stand_alone_example_of_the_readme_runs(server: Server) -> None:
+def test_standalone_example_of_readme_runs(server: Server) -> None:
     (command,) = re.findall(r"^curl -X POST (http://localhost:8000.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     command = "curl -sS --fail-with-body -X POST " + command.replace("http://localhost:8000", server.url)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)

@@ -24,13 +24,13 @@ async def echo(parameters: dict[str, Any], context: InlineContext) -> dict[str, 
     return {"text": parameters["words"]}
 
 
-async def for_ever(parameters: dict[str, Any], context: InlineContext) -> dict[str, Any]:
+async def never_ending(parameters: dict[str, Any], context: InlineContext) -> dict[str, Any]:
     context.progress(0)
     await asyncio.Event().wait()
     return {}
 
 
-def test_a_coroutine_gets_its_parameters_and_its_output_is_the_tasks() -> None:
+def test_coroutine_gets_parameters_and_returns_output() -> None:
     async def body() -> None:
         deaf = Deaf()
         outcome = await InlineEngine({"echo": echo}).run(job(), deaf)
@@ -41,22 +41,24 @@ def test_a_coroutine_gets_its_parameters_and_its_output_is_the_tasks() -> None:
     live(body())
 
 
-@pytest.mark.parametrize(("problem", "said"), [(NotAllowed("log in"), "log in"), (ZeroDivisionError("by nought"), "fault in openruntime")])
-def test_what_a_coroutine_raises_fails_its_task_in_words(problem: Exception, said: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("problem", "expected"), [(NotAllowed("log in"), "log in"), (ZeroDivisionError("by nought"), "fault in openruntime")]
+)
+def test_exception_of_coroutine_fails_task(problem: Exception, expected: str, caplog: pytest.LogCaptureFixture) -> None:
     async def fails(parameters: dict[str, Any], context: InlineContext) -> dict[str, Any]:
         raise problem
 
     outcome = live(InlineEngine({"echo": fails}).run(job(), Deaf()))
     assert isinstance(outcome, RaisedError)
     assert outcome.failure.type == type(problem).__name__
-    assert said in outcome.failure.message
-    assert bool(caplog.records) == (said != str(problem)), "only a fault of ours is logged"
+    assert expected in outcome.failure.message
+    assert bool(caplog.records) == (expected != str(problem)), "only internal errors are logged"
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELLED, StopReason.TIMED_OUT])
-def test_a_halt_cancels_the_coroutine(reason: StopReason) -> None:
+def test_halt_cancels_coroutine(reason: StopReason) -> None:
     async def body() -> None:
-        engine, deaf = InlineEngine({"echo": for_ever}), Deaf()
+        engine, deaf = InlineEngine({"echo": never_ending}), Deaf()
         running = asyncio.ensure_future(engine.run(job(), deaf))
         await deaf.begun.wait()
         engine.halt("task_2", reason)
@@ -68,7 +70,7 @@ def test_a_halt_cancels_the_coroutine(reason: StopReason) -> None:
     live(body())
 
 
-def test_a_coroutine_that_swallows_a_cancel_is_cancelled_again() -> None:
+def test_ignored_cancellation_is_repeated() -> None:
     async def stubborn(parameters: dict[str, Any], context: InlineContext) -> dict[str, Any]:
         context.progress(0)
         for _ in range(2):
@@ -89,9 +91,9 @@ def test_a_coroutine_that_swallows_a_cancel_is_cancelled_again() -> None:
     live(body())
 
 
-def test_a_stop_ends_what_runs_and_takes_nothing_more() -> None:
+def test_stop_ends_running_tasks_and_rejects_new_ones() -> None:
     async def body() -> None:
-        engine, deaf = InlineEngine({"echo": for_ever}), Deaf()
+        engine, deaf = InlineEngine({"echo": never_ending}), Deaf()
         running = asyncio.ensure_future(engine.run(job(), deaf))
         await deaf.begun.wait()
         await engine.stop(5.0)
@@ -102,7 +104,7 @@ def test_a_stop_ends_what_runs_and_takes_nothing_more() -> None:
     live(body())
 
 
-def test_an_operation_that_nothing_runs_says_so(tmp_path: Path) -> None:
+def test_unknown_operation_fails(tmp_path: Path) -> None:
     outcome = live(InlineEngine({}).run(job(), Deaf()))
     assert isinstance(outcome, Died)
     assert "another release" in outcome.failure.message

@@ -11,8 +11,8 @@ from tests.runtimes import live
 MARKER = b"\x1e0123\x1e"
 
 
-class Heard:
-    """A pipe whose writer is the test."""
+class Output:
+    """Pipe that the test writes to."""
 
     def __init__(self) -> None:
         reader, self.writer = os.pipe()
@@ -23,7 +23,7 @@ class Heard:
         self.text += text
 
     def write(self, data: bytes) -> str:
-        """Write, let the pipe read, and tell all that was heard so far."""
+        """Write, let the pipe read, and return all text so far."""
         os.write(self.writer, data)
         self.pipe.drain()
         return self.text
@@ -34,49 +34,49 @@ class Heard:
 
 
 @pytest.mark.parametrize("cut", range(1, len("é".encode() * 3 + MARKER + b"after")))
-def test_text_around_a_marker_keeps_its_place_wherever_the_pipe_cuts_it(cut: int) -> None:
+def test_text_around_marker_keeps_position_at_any_split(cut: int) -> None:
     async def body() -> None:
-        heard = Heard()
+        output = Output()
         data = "é".encode() * 3 + MARKER + b"after"
-        heard.write(data[:cut])
-        assert heard.write(data[cut:]) == "ééé", "what follows the marker waits"
-        heard.pipe.go_on()
-        assert heard.text == "éééafter"
-        heard.close()
+        output.write(data[:cut])
+        assert output.write(data[cut:]) == "ééé", "text after the marker waits"
+        output.pipe.skip_marker()
+        assert output.text == "éééafter"
+        output.close()
 
     live(body())
 
 
-def test_a_lone_first_byte_of_a_marker_is_text_once_more_follows_or_the_task_ends() -> None:
+def test_first_byte_of_marker_alone_is_text() -> None:
     async def body() -> None:
-        heard = Heard()
-        assert heard.write(b"a\x1e") == "a"
-        assert heard.write(b"b") == "a\x1eb"
-        heard.write(b"\x1e01")
-        heard.pipe.finish_text()
-        assert heard.text == "a\x1eb\x1e01"
-        heard.close()
+        output = Output()
+        assert output.write(b"a\x1e") == "a"
+        assert output.write(b"b") == "a\x1eb"
+        output.write(b"\x1e01")
+        output.pipe.finish_text()
+        assert output.text == "a\x1eb\x1e01"
+        output.close()
 
     live(body())
 
 
-def test_bytes_that_are_no_text_do_not_end_the_reading() -> None:
+def test_invalid_utf8_does_not_end_reading() -> None:
     async def body() -> None:
-        heard = Heard()
-        assert heard.write(b"\xff\xfe ok") == "\ufffd\ufffd ok"
-        heard.close()
+        output = Output()
+        assert output.write(b"\xff\xfe ok") == "\ufffd\ufffd ok"
+        output.close()
 
     live(body())
 
 
-def test_the_tail_is_kept_and_is_the_tasks_own() -> None:
+def test_tail_contains_only_current_task() -> None:
     async def body() -> None:
-        heard = Heard()
-        heard.write(b"x" * 5000)
-        assert len(heard.pipe.tail) == 2000
-        heard.pipe.begin()
-        heard.write(b"mine")
-        assert heard.pipe.tail == "mine"
-        heard.close()
+        output = Output()
+        output.write(b"x" * 5000)
+        assert len(output.pipe.tail) == 2000
+        output.pipe.begin()
+        output.write(b"mine")
+        assert output.pipe.tail == "mine"
+        output.close()
 
     live(body())

@@ -1,4 +1,4 @@
-"""Who died is known at once, both ways: workers end with their runtime, however it ends."""
+"""Workers end with their runtime, for whatever reason it ends."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ mx.eval(a)
 
 @contextmanager
 def host(folder: Path, code: str, *, fork: bool) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A process that hosts an engine and runs `code`, and all that it has started, once the code says `in`."""
+    """Start a process that hosts an engine and runs `code`, wait until the code prints `in`, and yield all processes."""
     arguments = [sys.executable, "-c", HOST, str(folder), code, "fork" if fork else ""]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True)
     children: list[psutil.Process] = []
@@ -73,7 +73,7 @@ def host(folder: Path, code: str, *, fork: bool) -> Iterator[tuple[subprocess.Po
 
 
 @pytest.mark.parametrize("fork", [False, True], ids=["alone", "with a fork that holds the sockets"])
-def test_a_worker_in_the_middle_of_an_eval_and_what_it_started_end_with_their_runtime(tmp_path: Path, fork: bool) -> None:
+def test_busy_worker_and_its_children_end_with_their_runtime(tmp_path: Path, fork: bool) -> None:
     with host(tmp_path, LONG_EVAL, fork=fork) as (process, children):
         host_process = psutil.Process(process.pid)
         wait_until(lambda: len(host_process.children(recursive=True)) >= 3 + fork, 10.0, "the busy worker, its child, and the spare")
@@ -84,8 +84,8 @@ def test_a_worker_in_the_middle_of_an_eval_and_what_it_started_end_with_their_ru
         wait_until(lambda: not any(alive(worker) for worker in workers), 5.0, lambda: f"the end of {[w for w in workers if alive(w)]}")
 
 
-def test_a_stopped_runtime_does_not_lose_its_workers(tmp_path: Path) -> None:
-    """SIGSTOP is what a closed laptop or a debugger does: the parent lives, so the worker goes on."""
+def test_suspended_runtime_keeps_its_workers(tmp_path: Path) -> None:
+    """A closed laptop or a debugger suspends the runtime. The parent is still alive, so the worker continues."""
     code = "import os, time\nprint('in', os.getpid(), flush=True)\ntime.sleep(600)"
     with host(tmp_path, code, fork=False) as (process, children):
         os.kill(process.pid, signal.SIGSTOP)

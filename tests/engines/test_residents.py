@@ -1,4 +1,4 @@
-"""Workers that keep a model: real processes, whose "model" is whatever their operation left in `context.resident`."""
+"""Workers that keep a model: real processes whose "model" is the object stored in `context.resident`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LANE = "device_0"
 
 
 class Deaf:
-    """An observer that remembers what it is told."""
+    """Observer that records events."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -45,7 +45,7 @@ class Deaf:
 
 
 def answer(how: str) -> tuple[int, int]:
-    """A task of a model: loads it where it is not there, and says by how many tasks it was used, and where."""
+    """Run a task with a model, loaded if needed, and return its number of uses and its worker."""
     import os
     import time
 
@@ -100,7 +100,7 @@ def names(engine: LocalEngine) -> list[str]:
     return [model.name for model in engine.models()]
 
 
-def test_a_model_stays_in_its_worker_from_one_task_to_the_next(tmp_path: Path) -> None:
+def test_model_stays_loaded_between_tasks(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             first, worker = await answered(engine, "a")
@@ -117,7 +117,7 @@ def test_a_model_stays_in_its_worker_from_one_task_to_the_next(tmp_path: Path) -
     live(body())
 
 
-def test_each_model_has_a_worker_of_its_own_and_other_tasks_another(tmp_path: Path) -> None:
+def test_each_model_has_a_separate_worker(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             _, first = await answered(engine, "a")
@@ -130,7 +130,7 @@ def test_each_model_has_a_worker_of_its_own_and_other_tasks_another(tmp_path: Pa
     live(body())
 
 
-def test_the_model_unused_for_longest_goes_where_there_are_too_many(tmp_path: Path) -> None:
+def test_least_recently_used_model_is_unloaded_over_limit(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path, most=2) as engine:
             for model in ("a", "b", "a", "c"):
@@ -140,7 +140,7 @@ def test_the_model_unused_for_longest_goes_where_there_are_too_many(tmp_path: Pa
     live(body())
 
 
-def test_a_model_leaves_after_its_keep_alive(tmp_path: Path) -> None:
+def test_model_is_unloaded_after_keep_alive(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             _, at_once = await answered(engine, "a", keep_alive=0.0)
@@ -151,7 +151,7 @@ def test_a_model_leaves_after_its_keep_alive(tmp_path: Path) -> None:
     live(body())
 
 
-def test_a_model_is_unloaded_when_its_worker_is_gone(tmp_path: Path) -> None:
+def test_unload_waits_for_worker_to_end(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             _, worker = await answered(engine, "a")
@@ -163,20 +163,20 @@ def test_a_model_is_unloaded_when_its_worker_is_gone(tmp_path: Path) -> None:
     live(body())
 
 
-def test_room_is_made_by_one_idle_model_at_a_time_and_never_by_the_one_that_is_wanted(tmp_path: Path) -> None:
+def test_make_room_unloads_one_idle_model_except_requested(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             for model in ("a", "b"):
                 await answered(engine, model)
             assert engine.make_room(LANE, source("a")) == "b"
-            assert engine.make_room(LANE, source("a")) == "b", "it has not left yet"
+            assert engine.make_room(LANE, source("a")) == "b", "it has not ended yet"
             await until(lambda: engine.make_room(LANE, source("a")) is None, what="the end of b")
             assert names(engine) == ["a"]
 
     live(body())
 
 
-def test_a_cancelled_task_leaves_the_model_where_it_is(tmp_path: Path) -> None:
+def test_cancelled_task_keeps_model_loaded(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             _, worker = await answered(engine, "a")
@@ -193,7 +193,7 @@ def test_a_cancelled_task_leaves_the_model_where_it_is(tmp_path: Path) -> None:
     live(body())
 
 
-def test_a_worker_that_dies_takes_its_model_along_and_the_next_task_loads_it_again(tmp_path: Path) -> None:
+def test_model_is_loaded_again_after_worker_death(tmp_path: Path) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             _, worker = await answered(engine, "a")
@@ -210,7 +210,7 @@ def test_a_worker_that_dies_takes_its_model_along_and_the_next_task_loads_it_aga
 
 
 @pytest.mark.parametrize("how", ["does not load"])
-def test_a_worker_without_its_model_does_not_stay(tmp_path: Path, how: str) -> None:
+def test_worker_without_its_model_ends(tmp_path: Path, how: str) -> None:
     async def body() -> None:
         async with engine_in(tmp_path) as engine:
             outcome = await engine.run(job("a", how), Deaf())

@@ -1,4 +1,4 @@
-"""Workers that stand by, so that what ends one costs the next task no start."""
+"""Spare workers, which save the next task the start of a worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def idle(runtime: Runtime) -> list[str]:
 
 
 @pytest.mark.parametrize("spares", [1, 3])
-def test_as_many_as_are_set_stand_by_beside_the_one_that_works(tmp_path: Path, spares: int) -> None:
+def test_configured_number_of_spares_is_kept(tmp_path: Path, spares: int) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, spare_workers=spares) as runtime:
             busy = await cell(runtime, WAITS)
@@ -31,7 +31,7 @@ def test_as_many_as_are_set_stand_by_beside_the_one_that_works(tmp_path: Path, s
     live(body())
 
 
-def test_one_stands_by_where_nothing_is_set() -> None:
+def test_one_spare_by_default() -> None:
     assert Settings().spare_workers == 1
 
 
@@ -46,7 +46,7 @@ def test_built_in_operations_share_a_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spares", [0, 1])
-def test_the_task_after_one_that_killed_its_worker_runs_in_another(tmp_path: Path, spares: int) -> None:
+def test_task_after_killed_worker_runs_in_another(tmp_path: Path, spares: int) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, spare_workers=spares) as runtime:
             first = await cell(runtime, "import os\nprint(os.getpid())")

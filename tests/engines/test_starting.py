@@ -1,4 +1,4 @@
-"""Workers that can't be started, die while nobody looks, or lose their folder: said in words, and nobody waits for ever."""
+"""Workers that cannot be started, die while idle, or lose their folder fail tasks with a message and never block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def descriptors() -> int:
 
 @contextmanager
 def no_more_descriptors_than(spare: int) -> Iterator[None]:
-    """This process may open so many more files."""
+    """Limit the number of further files that this process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(64, descriptors() + 20), hard))
     fillers: list[int] = []
@@ -48,7 +48,7 @@ def no_more_descriptors_than(spare: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spare", [2, 4, 7, 9])
-def test_where_no_more_files_can_be_opened_a_task_fails_with_what_to_do_and_nothing_leaks(tmp_path: Path, spare: int) -> None:
+def test_task_fails_with_advice_when_files_run_out(tmp_path: Path, spare: int) -> None:
     waits = "import time\nprint('in', flush=True)\ntime.sleep(600)"
 
     async def body() -> None:
@@ -63,7 +63,7 @@ def test_where_no_more_files_can_be_opened_a_task_fails_with_what_to_do_and_noth
                     await asyncio.sleep(0.05)
                     assert len(holders) < 200
                 assert "Too many open files. Raise the limit of open files (`ulimit -n`)" in (failed[0].error or "")
-                # One more is the watchdog's, of the worker that was the spare.
+                # The watchdog opens one more, for the former spare.
                 assert descriptors() <= before + 1
             for task_id in holders:
                 await runtime.cancel(task_id)
@@ -72,7 +72,7 @@ def test_where_no_more_files_can_be_opened_a_task_fails_with_what_to_do_and_noth
     live(body())
 
 
-def test_each_reason_for_which_no_process_is_made_says_what_to_do() -> None:
+def test_start_errors_have_advice() -> None:
     for number, kind, advice in (
         (errno.ENOENT, InterpreterError, "path of a Python"),
         (errno.EACCES, InterpreterError, "path of a Python"),
@@ -81,14 +81,14 @@ def test_each_reason_for_which_no_process_is_made_says_what_to_do() -> None:
         (errno.ENOMEM, EngineError, "memory"),
         (errno.EIO, EngineError, "try again"),
     ):
-        told = not_started("/a/python", OSError(number, os.strerror(number)))
-        assert type(told) is kind
-        assert advice in str(told)
-        assert os.strerror(number) in str(told)
-        assert "/a/python" in str(told)
+        error = not_started("/a/python", OSError(number, os.strerror(number)))
+        assert type(error) is kind
+        assert advice in str(error)
+        assert os.strerror(number) in str(error)
+        assert "/a/python" in str(error)
 
 
-def test_a_worker_that_died_idle_is_given_to_nobody(tmp_path: Path) -> None:
+def test_dead_idle_worker_gets_no_task(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await submit(runtime, "compute"))
@@ -97,7 +97,7 @@ def test_a_worker_that_died_idle_is_given_to_nobody(tmp_path: Path) -> None:
                 dead = list(runtime.engine._workers)  # type: ignore[attr-defined]
                 for worker in dead:
                     os.kill(worker.pid, signal.SIGKILL)
-                while any(worker.lives for worker in dead):
+                while any(worker.alive for worker in dead):
                     os.sched_yield()
                 task = await ended(runtime, await submit(runtime, "compute"))
                 assert task.status == "completed", task.error
@@ -105,7 +105,7 @@ def test_a_worker_that_died_idle_is_given_to_nobody(tmp_path: Path) -> None:
     live(body())
 
 
-def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path) -> None:
+def test_removed_temporary_folder_is_created_again(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await submit(runtime, "call"))
@@ -119,7 +119,7 @@ def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path) -> None:
     live(body())
 
 
-def test_parameters_that_cannot_be_handed_over_cost_no_worker(tmp_path: Path) -> None:
+def test_failed_parameters_file_keeps_worker(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, spare_workers=1) as runtime:
             await until(lambda: [worker.state for worker in runtime.engine.workers()] == ["idle"], 20, "a spare")
@@ -138,7 +138,7 @@ def test_parameters_that_cannot_be_handed_over_cost_no_worker(tmp_path: Path) ->
     live(body())
 
 
-def test_a_first_worker_that_could_not_be_started_is_tried_again_when_somebody_asks(tmp_path: Path) -> None:
+def test_failed_first_worker_is_retried_on_request(tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\n[ -e {mended} ] || exit 3\nexec {sys.executable} "$@"\n')
@@ -173,7 +173,7 @@ raise ModuleNotFoundError("the other half")
 """
 
 
-def test_what_a_worker_said_before_its_first_task_tells_why_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_before_first_task_is_in_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "pydantic_core.py").write_text(BROKEN)
     monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path / "path"))

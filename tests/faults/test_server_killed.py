@@ -16,15 +16,15 @@ TASKS = 50
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_kill_9_of_the_server_under_50_acknowledged_tasks_loses_none_and_runs_none_twice(tmp_path: Path, seed: int) -> None:
+def test_killed_server_loses_and_repeats_no_task(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     marks = tmp_path / "marks"
     marks.touch()
     home = Home(tmp_path / "home")
     config = {"OpenRuntimeApp": {"cpu_slots": 2}}
     with running_server(home, STANDALONE, config=config) as server:
-        ids = [server.submit("python", {"code": told_run(marks, number)}, wait=False)["task_id"] for number in range(TASKS)]
-        time.sleep(chance.uniform(0.0, 1.5))  # the random moment is what is tested
+        ids = [server.submit("python", {"code": marking_code(marks, number)}, wait=False)["task_id"] for number in range(TASKS)]
+        time.sleep(chance.uniform(0.0, 1.5))  # the test needs a random time
         workers = server.descendants()
         assert workers
         server.kill()
@@ -34,7 +34,7 @@ def test_kill_9_of_the_server_under_50_acknowledged_tasks_loses_none_and_runs_no
         tasks = [server.finished(task_id, 60) for task_id in ids]
         ends = Counter(task["status"] for task in tasks)
         assert set(ends) <= {"completed", "interrupted"}, ends
-        assert ends["interrupted"] <= 2, "no more can have been running than there are slots"
+        assert ends["interrupted"] <= 2, "at most as many tasks as slots were running"
         runs = Counter(marks.read_text().split())
         assert set(runs.values()) == {1}, f"ran twice: {[number for number, count in runs.items() if count > 1]}"
         for number, task in enumerate(tasks):
@@ -47,13 +47,13 @@ def test_kill_9_of_the_server_under_50_acknowledged_tasks_loses_none_and_runs_no
         assert server.get("/tasks", params={"limit": "1"})["total_count"] == TASKS
 
 
-def told_run(marks: Path, number: int) -> str:
-    """Code that leaves one line in `marks` each time it runs."""
+def marking_code(marks: Path, number: int) -> str:
+    """Return code that appends one line to `marks` each time it runs."""
     write = f"os.write(os.open({os.fspath(marks)!r}, os.O_WRONLY | os.O_APPEND), b'{number}\\n')"
     return f"import os, time\n{write}\ntime.sleep(0.05)"
 
 
-def test_with_retries_what_was_running_runs_again(tmp_path: Path) -> None:
+def test_running_task_with_retries_is_retried_after_kill(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     mark = tmp_path / "mark"
     code = f"import pathlib, time\nmark = pathlib.Path({os.fspath(mark)!r})\nagain = mark.exists()\n"
@@ -68,7 +68,7 @@ def test_with_retries_what_was_running_runs_again(tmp_path: Path) -> None:
         assert server.get(f"/tasks/{task_id}/output")["items"][-1]["text"] == "again\n"
 
 
-def test_synchronous_tasks_of_a_dead_server_are_interrupted_and_never_queued_again(tmp_path: Path) -> None:
+def test_synchronous_tasks_of_killed_server_are_interrupted(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     mark = tmp_path / "mark"
     code = f"open({os.fspath(mark)!r}, 'a').write('x')\nimport time; time.sleep(600)"

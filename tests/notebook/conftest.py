@@ -1,4 +1,4 @@
-"""A real kernel that runs real cells, with and without a server."""
+"""Fixtures: real kernels, with and without a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS = 60.0
 
 @dataclass
 class Cell:
-    """A cell that was run: its outputs as they stand in the file, updates of displays applied."""
+    """An executed cell with its outputs as saved in the file, after display updates."""
 
     outputs: list[dict[str, Any]] = field(default_factory=list)
     status: str = "running"
@@ -28,7 +28,7 @@ class Cell:
     _displays: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Apply one message of the kernel."""
+        """Apply one kernel message."""
         kind, content = message["msg_type"], message["content"]
         if kind == "stream" and self.outputs and self.outputs[-1].get("name") == content["name"]:
             self.outputs[-1]["text"] += content["text"]
@@ -42,26 +42,26 @@ class Cell:
             self.updates += 1
 
     def stream(self, name: str = "stdout") -> str:
-        """Everything that was written to a stream."""
+        """Return the text of a stream."""
         return "".join(output["text"] for output in self.outputs if output.get("name") == name)
 
     def shown(self, mime: str = "text/plain") -> list[str]:
-        """Every display and value, in one form, in order."""
+        """Return all displays and values in one MIME type, in order."""
         return [output["data"].get(mime, "") for output in self.outputs if "data" in output]
 
     @property
     def line(self) -> str:
-        """The status line, as text."""
+        """Status line as plain text."""
         return self.shown()[0]
 
     @property
     def value(self) -> str:
-        """The cell's value, as text."""
+        """Value of the cell as plain text."""
         return next(output["data"]["text/plain"] for output in self.outputs if output["kind"] == "execute_result")
 
 
 class Kernel:
-    """A kernel of its own user."""
+    """A kernel of a separate user."""
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient, home: Home) -> None:
         self.manager = manager
@@ -70,12 +70,12 @@ class Kernel:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id of the kernel."""
         provisioner: Any = self.manager.provisioner
         return int(provisioner.pid)
 
     def run(self, code: str, until: Callable[[Cell], bool] | None = None, then: Callable[[], None] = lambda: None) -> Cell:
-        """Run a cell to its end; do `then` once `until` holds while it runs."""
+        """Run a cell. While it runs, call `then` once `until` holds."""
         cell, waiting = Cell(), until
         message_id = self.client.execute(code, store_history=True)
         while cell.status == "running":
@@ -96,14 +96,14 @@ class Kernel:
         return cell
 
     def told_later(self) -> str:
-        """The HTML of the next display that is updated though no cell runs."""
+        """Return the HTML of the next display update outside a running cell."""
         while True:
             message = self.client.get_iopub_msg(timeout=SECONDS)
             if message["msg_type"] == "update_display_data":
                 return str(message["content"]["data"]["text/html"])
 
     def complete(self, code: str) -> list[str]:
-        """What Tab offers at the sign `|` in `code`, each as the whole line would read up to the cursor."""
+        """Return the completions at the sign `|` in `code`, each as the completed line up to the cursor."""
         at = code.index("|")
         message_id = self.client.complete(code.replace("|", "", 1), at)
         reply = self.client.get_shell_msg(timeout=SECONDS)
@@ -114,19 +114,19 @@ class Kernel:
         return [code[: found["cursor_start"]].rsplit("\n", maxsplit=1)[-1] + match for match in found["matches"]]
 
     def value(self, expression: str) -> str:
-        """The repr of an expression."""
+        """Return the repr of an expression."""
         cell = self.run(expression)
         assert cell.status == "ok", cell.error
         return cell.value
 
     def interrupt(self) -> None:
-        """What the stop button does."""
+        """Interrupt the kernel, as the stop button does."""
         self.manager.interrupt_kernel()
 
 
 @contextmanager
 def running_kernel(home: Home, environment: Mapping[str, str] | None = None) -> Iterator[Kernel]:
-    """A kernel with the magics loaded, stopped at the end."""
+    """Start a kernel with the magics loaded, and stop it at the end."""
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(env=home.environment(environment), cwd=os.fspath(home.path))
     client = manager.blocking_client()
@@ -145,14 +145,14 @@ def running_kernel(home: Home, environment: Mapping[str, str] | None = None) -> 
 
 @pytest.fixture(scope="module", params=["embedded", "server"])
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """A kernel that hosts its runtime, and one that belongs to a server."""
+    """Start a kernel with an embedded runtime, and one with a server."""
     home = Home(tmp_path_factory.mktemp("kernel"))
     if request.param == "embedded":
         with running_kernel(home) as running:
             yield running
         return
     with running_server(home, config={"OpenRuntimeApp": {"cpu_slots": 2}}) as server:
-        # As the server tells its own kernels: this kernel's parent is us.
+        # The variables that a server sets for its kernels; this process is the kernel's parent.
         told = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
         with running_kernel(home, told) as running:
             yield running

@@ -1,4 +1,4 @@
-"""What stands on a magic's line is understood as written, or refused with what is wrong."""
+"""Parsing of a magic's line: valid lines, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openruntime_jupyter.notebook.ai.options import parse_ai
 from openruntime_jupyter.notebook.arguments import literal, parse_cell, parse_line, size, tokens
 
 
-def test_a_cells_line_is_understood() -> None:
+def test_parse_cell_line() -> None:
     found = parse_cell(
         "--in a,b --out c, d --priority 8 --device gpu --timeout 1.5 --retries 2 --memory-limit 2GB --name 'my task' --bg --as job"
     )
@@ -30,12 +30,12 @@ def test_a_cells_line_is_understood() -> None:
     assert (found.background, found.variable) == (True, "job")
 
 
-def test_what_is_not_given_is_left_to_the_runtime() -> None:
+def test_missing_options_are_left_to_the_runtime() -> None:
     found = parse_cell("")
     assert (found.options, found.inputs, found.outputs, found.background, found.variable) == ({}, (), (), False, None)
 
 
-def test_a_name_that_is_given_twice_counts_once() -> None:
+def test_duplicate_names_count_once() -> None:
     assert parse_cell("--in a,a --in a b").inputs == ("a", "b")
 
 
@@ -56,13 +56,13 @@ def test_a_name_that_is_given_twice_counts_once() -> None:
         ("--name 'open", "never closed"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_refused_with_what_is_wrong(line: str, said: str) -> None:
+def test_invalid_cell_line_is_rejected_with_reason(line: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_cell(line)
     assert said in str(caught.value)
 
 
-def test_parameters_are_python_literals_and_else_text() -> None:
+def test_parameters_are_python_literals_or_text() -> None:
     found = parse_line(
         'compute expression="sum(a @ b)" inputs={"a": [1, 2], "b": {"random": [2]}} n=3 x=-1.5 on=True device=gpu path=/tmp/x empty='
     )
@@ -79,13 +79,13 @@ def test_parameters_are_python_literals_and_else_text() -> None:
     }
 
 
-def test_options_may_stand_behind_an_operation() -> None:
+def test_options_may_follow_an_operation() -> None:
     found = parse_line("matrix_multiply size=10 --bg --priority 9")
     assert (found.words, found.pairs, found.options, found.background) == (("matrix_multiply",), {"size": 10}, {"priority": 9}, True)
 
 
 @pytest.mark.parametrize(("line", "said"), [("x n=1 n=2", "twice"), ("x --in a", "--in"), ("x n=[1", "never closed")])
-def test_a_line_magic_refuses_what_it_does_not_know(line: str, said: str) -> None:
+def test_line_magic_rejects_unknown_arguments(line: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_line(line)
     assert said in str(caught.value)
@@ -107,7 +107,7 @@ def test_spaces_in_quotes_and_brackets_do_not_split(line: str, expected: list[st
     assert tokens(line) == expected
 
 
-def test_a_comment_behind_the_line_is_none_of_it_but_a_prompt_may_hold_such_a_sign() -> None:
+def test_comments_are_ignored_except_in_prompts() -> None:
     assert parse_line("retry task_1 --priority 7  # don't (wait").words == ("retry", "task_1")
     assert parse_line("# what there is") == parse_line("")
     assert parse_line("compute expression='a # b' name#1 x=[1,#2]").pairs == {"expression": "a # b", "x": "[1,#2]"}
@@ -123,12 +123,12 @@ def test_a_comment_behind_the_line_is_none_of_it_but_a_prompt_may_hold_such_a_si
         max_leaves=8,
     )
 )
-def test_every_literal_comes_through_as_it_was(value: Any) -> None:
+def test_literals_round_trip(value: Any) -> None:
     assert parse_line(f"op first={value!r} second=2").pairs == {"first": value, "second": 2}
 
 
 @given(st.text())
-def test_any_line_is_understood_or_refused(line: str) -> None:
+def test_any_line_is_parsed_or_rejected(line: str) -> None:
     for parse in (parse_cell, parse_line):
         with suppress(UsageError):
             parse(line)
@@ -137,9 +137,9 @@ def test_any_line_is_understood_or_refused(line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"), [("500MB", 500_000_000), ("1GiB", 2**30), ("2.5 gb", 2_500_000_000), ("1000000", 1_000_000), ("'1 KiB'", 1024)]
 )
-def test_sizes_are_read_as_people_write_them(text: str, expected: int) -> None:
+def test_sizes_with_units(text: str, expected: int) -> None:
     assert size(text) == expected
 
 
-def test_a_literal_that_python_cannot_even_parse_is_text() -> None:
+def test_unparsable_literal_is_text() -> None:
     assert literal("(" * 10_000) == "(" * 10_000

@@ -1,4 +1,4 @@
-"""What Tab offers, asked of a real kernel as JupyterLab asks it, with its own runtime and with a server's."""
+"""Tab completion in real kernels with an embedded runtime and with a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.notebook import completion
-from openruntime_jupyter.notebook.completion import Found, Typed, typed_in
+from openruntime_jupyter.notebook.completion import Candidates, PartialLine, typed_in
 from openruntime_jupyter.notebook.completion_sources import assigned
 from tests.notebook.conftest import Kernel, running_kernel
 from tests.support import Home
@@ -50,14 +50,14 @@ from tests.support import Home
         ("%%openruntime --bg --out prod|\nproduct_of_the_cell = 1\nfor broken", {"%%openruntime --bg --out product_of_the_cell"}),
     ],
 )
-def test_tab_offers_what_fits(kernel: Kernel, code: str, offered: set[str]) -> None:
+def test_tab_offers_matching_candidates(kernel: Kernel, code: str, offered: set[str]) -> None:
     kernel.run("weights_of_the_test, bias_of_the_test = [1], 2")
     found = set(kernel.complete(code))
-    # Devices come beside the three words where a runtime has told of any.
+    # Ids of devices are offered in addition if the runtime knows them.
     assert {each for each in found if "device_" not in each.rpartition(" ")[2]} == offered
 
 
-def test_tab_offers_the_tasks_that_a_command_can_do_something_with(kernel: Kernel) -> None:
+def test_tab_offers_tasks_in_the_right_state(kernel: Kernel) -> None:
     kernel.run("%openruntime matrix_multiply size=8 --as done_one")
     kernel.run("%%openruntime --bg --as waiting_one\nimport time; time.sleep(600)")
     done, live = kernel.value("done_one.id").strip("'"), kernel.value("waiting_one.id").strip("'")
@@ -69,22 +69,22 @@ def test_tab_offers_the_tasks_that_a_command_can_do_something_with(kernel: Kerne
         assert f"%openruntime {word} {done}" not in offered
         assert f"%openruntime {word} waiting_one" in offered, "the variable with its handle"
     kernel.run("waiting_one.cancel()")
-    assert f"%openruntime cancel {live}" not in kernel.complete("%openruntime cancel |"), "what has ended is not offered"
+    assert f"%openruntime cancel {live}" not in kernel.complete("%openruntime cancel |"), "ended tasks are not offered"
 
 
-def test_devices_are_offered_once_the_runtime_knows_them(kernel: Kernel) -> None:
+def test_tab_offers_known_devices(kernel: Kernel) -> None:
     kernel.run("%openruntime status")
     assert "%%openruntime --device device_0" in kernel.complete("%%openruntime --device dev|\n1")
 
 
-def test_elsewhere_completion_is_as_ever(kernel: Kernel) -> None:
+def test_other_completion_is_unaffected(kernel: Kernel) -> None:
     kernel.run("weights_of_the_test = [1]")
     assert "weights_of_the_test" in kernel.complete("weights_of|")
     assert "%openruntime" in kernel.complete("%openrun|")
     assert "weights_of_the_test.append" in kernel.complete("%%openruntime --in weights_of_the_test\nweights_of_the_test.app|")
 
 
-def test_tab_starts_no_runtime_and_unloading_takes_it_away(tmp_path: Path) -> None:
+def test_tab_starts_no_runtime_and_unload_removes_completion(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_kernel(home) as kernel:
         assert kernel.complete("%openruntime vector_operations oper|") == ["%openruntime vector_operations operations="]
@@ -96,13 +96,13 @@ def test_tab_starts_no_runtime_and_unloading_takes_it_away(tmp_path: Path) -> No
 
 @pytest.fixture
 def poem() -> Iterator[None]:
-    """Somebody adds a kind of cell."""
-    completion.FIRST_WORDS["poem"] = lambda _, typed: Found(typed.current).offer(["--rhyme", "--verse"], "option")
+    """Register another kind of cell."""
+    completion.FIRST_WORDS["poem"] = lambda _, typed: Candidates(typed.current).offer(["--rhyme", "--verse"], "option")
     yield
     del completion.FIRST_WORDS["poem"]
 
 
-def test_who_adds_a_word_completes_what_stands_behind_it(poem: None) -> None:
+def test_registered_word_completes_its_arguments(poem: None) -> None:
     class Nothing:
         def operations(self) -> dict[str, object]:
             return {}
@@ -120,18 +120,18 @@ def test_who_adds_a_word_completes_what_stands_behind_it(poem: None) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "column", "expected"),
     [
-        ("%openruntime a b", 0, 16, Typed(("a",), "b")),
-        ("%openruntime a b ", 0, 17, Typed(("a", "b"), "")),
+        ("%openruntime a b", 0, 16, PartialLine(("a",), "b")),
+        ("%openruntime a b ", 0, 17, PartialLine(("a", "b"), "")),
         ("%openruntime", 0, 12, None),
         ("print(1)", 0, 8, None),
-        ("\n%%openruntime --in a\nb = 1", 1, 20, Typed(("--in",), "a", "b = 1")),
-        ("%%openruntime\n%openruntime st", 1, 15, Typed((), "st")),
+        ("\n%%openruntime --in a\nb = 1", 1, 20, PartialLine(("--in",), "a", "b = 1")),
+        ("%%openruntime\n%openruntime st", 1, 15, PartialLine((), "st")),
         ("x = 1\n%%openruntime a", 1, 15, None),
         ("%openruntime op a='b", 0, 20, None),
         ("# %openruntime st", 0, 17, None),
     ],
 )
-def test_the_magic_at_the_cursor_is_found(text: str, line: int, column: int, expected: Typed | None) -> None:
+def test_the_magic_at_the_cursor_is_found(text: str, line: int, column: int, expected: PartialLine | None) -> None:
     assert typed_in(text, line, column) == expected
 
 
@@ -144,5 +144,5 @@ def test_the_magic_at_the_cursor_is_found(text: str, line: int, column: int, exp
         ("%%time\na = 1", ["a"]),
     ],
 )
-def test_what_a_cell_sets_is_known_before_it_runs(code: str, names: list[str]) -> None:
+def test_assigned_names_are_known_before_the_cell_runs(code: str, names: list[str]) -> None:
     assert assigned(code) == names

@@ -1,4 +1,4 @@
-"""The kernel's side of the dashboard, over a real runtime; the page's is in tests/browser."""
+"""The kernel side of the dashboard with a real runtime. tests/browser tests the page."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def listeners() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "openruntime-events"]
 
 
-def test_it_shows_devices_tasks_operations_and_figures(dashboard: Dashboard, client: Client) -> None:
+def test_dashboard_shows_devices_tasks_operations_and_metrics(dashboard: Dashboard, client: Client) -> None:
     handle = client.submit("matrix_multiply", size=16)
     assert handle.wait(30).status == "completed"
     wait_until(lambda: (shown(dashboard, handle.id) or {}).get("status") == "completed", 10, "the task")
@@ -57,7 +57,7 @@ def test_it_shows_devices_tasks_operations_and_figures(dashboard: Dashboard, cli
     assert dashboard.devices[0]["id"] == "device_0"
     assert {"compute", "call"} <= {operation["name"] for operation in dashboard.operations}
     assert dashboard.counts["ended"] >= 1
-    assert not {"parameters", "result"} & set(shown(dashboard, handle.id) or {}), "what may be large is not sent"
+    assert not {"parameters", "result"} & set(shown(dashboard, handle.id) or {}), "large fields are not sent"
     wait_until(lambda: dashboard.chart, 10, "the charts")
     names = [series["name"] for series in dashboard.chart["series"]]
     assert set(names) <= set(feed.CHARTED)
@@ -65,7 +65,7 @@ def test_it_shows_devices_tasks_operations_and_figures(dashboard: Dashboard, cli
     assert len(array("f", dashboard.chart["numbers"])) == dashboard.chart["count"] * 2 * len(names)
 
 
-def test_what_becomes_of_a_task_is_told(dashboard: Dashboard, client: Client) -> None:
+def test_task_changes_are_sent(dashboard: Dashboard, client: Client) -> None:
     heard: list[dict[str, Any]] = []
     dashboard.observe(lambda change: heard.extend(change["new"]), ["tasks", "changes"])
     handle = client.submit_code("import time\nimport openruntime_jupyter as o\no.progress(3, 4, 'nearly')\ntime.sleep(600)")
@@ -78,7 +78,7 @@ def test_what_becomes_of_a_task_is_told(dashboard: Dashboard, client: Client) ->
     wait_until(lambda: told(status="cancelled"), 20, "its end")
 
 
-def test_what_runs_comes_first_then_what_waits_by_its_place_then_what_has_ended(dashboard: Dashboard, client: Client) -> None:
+def test_tasks_are_ordered_running_waiting_ended(dashboard: Dashboard, client: Client) -> None:
     ended = client.submit("matrix_multiply", size=8)
     assert ended.wait(30).status == "completed"
     runs = client.submit_code("import time\ntime.sleep(600)")
@@ -87,14 +87,12 @@ def test_what_runs_comes_first_then_what_waits_by_its_place_then_what_has_ended(
     wanted = [runs.id, sooner.id, later.id, ended.id]
     try:
         wait_until(lambda: [task["task_id"] for task in dashboard.tasks][:4] == wanted, 20, "that order")
-        assert "execution_time" not in dashboard.tasks[0], "the page counts by itself"
+        assert "execution_time" not in dashboard.tasks[0], "the page computes it"
     finally:
         runs.cancel()
 
 
-def test_a_long_queue_hides_neither_what_is_next_nor_what_has_ended(
-    dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_queue_keeps_next_and_ended_tasks_visible(dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "ROWS", 2)
     ended = client.submit("matrix_multiply", size=8)
     assert ended.wait(30).status == "completed"
@@ -117,7 +115,7 @@ def test_a_long_queue_hides_neither_what_is_next_nor_what_has_ended(
             client.cancel(task_id)
 
 
-def test_many_changes_are_few_messages(dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_changes_are_batched(dashboard: Dashboard, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "CHANGES_EVERY", 3600.0)
     told: list[Any] = []
     inner = feed.feed_of(client.backend)
@@ -126,24 +124,24 @@ def test_many_changes_are_few_messages(dashboard: Dashboard, client: Client, mon
     inner._flushed = time.monotonic()
     dashboard.observe(lambda change: told.append(change["new"]), "changes")
     for number in range(1000):
-        inner._changed({"task_id": some, "n": number})
+        inner._on_change({"task_id": some, "n": number})
     assert told == []
     wait_until(lambda: not inner._changes, 10, "the next look, which knows them")
 
 
-def test_what_no_page_shows_costs_nothing_until_it_is_shown_again(client: Client) -> None:
+def test_dashboard_without_views_pauses_updates(client: Client) -> None:
     wait_until(lambda: not listeners(), what="the end of the thread before")
     dashboard = Dashboard(client)
     try:
         wait_until(lambda: dashboard.devices, 20, "the first look")
 
         def view(name: str, shown: bool) -> None:
-            dashboard._handle_custom_msg({"name": "view", "said": {"view": name, "shown": shown}}, [])
+            dashboard._handle_custom_msg({"name": "view", "args": {"view": name, "shown": shown}}, [])
 
         view("one", shown=True)
         view("two", shown=True)
         view("one", shown=False)
-        assert len(listeners()) == 1, "there is another view"
+        assert len(listeners()) == 1, "another view is shown"
         view("two", shown=False)
         wait_until(lambda: not listeners(), what="the end of the thread")
         dashboard.timeframe = "15m"
@@ -153,14 +151,14 @@ def test_what_no_page_shows_costs_nothing_until_it_is_shown_again(client: Client
         dashboard.close()
 
 
-def test_another_timeframe_has_other_figures(dashboard: Dashboard) -> None:
+def test_timeframe_change_updates_charts(dashboard: Dashboard) -> None:
     wait_until(lambda: dashboard.chart.get("timeframe") == "5m", 10, "the charts")
     dashboard.timeframe = "24h"
     wait_until(lambda: dashboard.chart["timeframe"] == "24h", 10, "the charts of a day")
     assert dashboard.chart["resolution"] >= 60
 
 
-def test_one_thread_serves_all_and_goes_with_the_last(client: Client) -> None:
+def test_dashboards_share_one_thread_until_the_last_closes(client: Client) -> None:
     wait_until(lambda: not listeners(), what="the end of the thread before")
     several = [Dashboard(client) for _ in range(3)]
     assert len(listeners()) == 1
@@ -170,7 +168,7 @@ def test_one_thread_serves_all_and_goes_with_the_last(client: Client) -> None:
     assert several[0].closed
 
 
-def test_what_stays_as_it_is_is_not_sent_again(dashboard: Dashboard, client: Client) -> None:
+def test_unchanged_parts_are_not_sent_again(dashboard: Dashboard, client: Client) -> None:
     wait_until(lambda: dashboard.operations, 10, "the first look")
     sent: list[set[str]] = []
     inner = feed.feed_of(client.backend)
@@ -197,21 +195,21 @@ def test_sessions_are_shown_restarted_and_freed(dashboard: Dashboard, client: Cl
     wait_until(lambda: not dashboard.sessions, 20, "the end of the list")
 
 
-def test_where_there_is_no_widget_the_runtime_and_its_tasks_are_shown(dashboard: Dashboard, client: Client) -> None:
+def test_fallback_without_widgets_shows_status_and_tasks(dashboard: Dashboard, client: Client) -> None:
     client.run("matrix_multiply", size=8)
     bundle, _ = dashboard._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "matrix_multiply" in bundle["text/html"]
     assert "OpenRuntime" in bundle["text/plain"]
     assert f"newest first · on {client.devices()[0].name}" in bundle["text/plain"], "devices by their names"
-    assert repr(dashboard) == "<Dashboard of embedded>", "no address, which would change from run to run"
+    assert repr(dashboard) == "<Dashboard of embedded>", "no memory address, which would differ between runs"
 
 
 def asked(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, action: str, /, **said: Any) -> dict[str, Any]:
-    """What the kernel answers to a button."""
+    """Return the kernel's response to an action."""
     answers: list[dict[str, Any]] = []
     monkeypatch.setattr(dashboard, "send", answers.append)
-    dashboard._handle_custom_msg({"number": 7, "name": action, "said": said}, [])
+    dashboard._handle_custom_msg({"number": 7, "name": action, "args": said}, [])
     answer = wait_until(lambda: answers, 30, "the answer")[0]
     assert answer["number"] == 7
     return answer
@@ -246,26 +244,26 @@ def test_buttons_work_through_the_kernel(dashboard: Dashboard, client: Client, m
         ("cancel", {}, "id"),
     ],
 )
-def test_a_button_that_can_not_do_it_says_why(
+def test_failed_action_returns_reason(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, name: str, said: dict[str, Any], reason: str
 ) -> None:
     assert reason in asked(dashboard, monkeypatch, name, **said)["error"]
 
 
-def test_the_form_is_told_which_field_is_wrong(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_form_errors_name_the_field(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = asked(dashboard, monkeypatch, "run", operation="matrix_multiply", parameters={"size": -1}, priority=30)
     fields = {detail["field"] for detail in answer["details"]}
     assert fields & {"parameters.size", "priority"}
     assert all(detail["problem"] for detail in answer["details"])
 
 
-def test_the_page_asks_for_no_action_that_the_kernel_does_not_know() -> None:
+def test_kernel_implements_every_action_of_the_page() -> None:
     sources = Path(feed.__file__).parent / "frontend" / "src"
     named = {name for file in sources.glob("*.js") for name in re.findall(r'\bact\("(\w+)"', file.read_text())}
     assert named == set(ACTIONS)
 
 
-def test_a_runtime_that_goes_away_is_told_and_one_that_comes_back_is_shown(tmp_path: Path) -> None:
+def test_lost_runtime_is_reported_and_reconnected(tmp_path: Path) -> None:
     backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True, cpu_slots=1))
     dashboard = Dashboard(Client(backend))
     try:

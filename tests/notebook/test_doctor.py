@@ -1,4 +1,4 @@
-"""Each part that the doctor looks at, broken: it says so, and what to do."""
+"""The doctor's checks, each with the fault that it must report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np  # noqa: F401  the doctor sends an array, also where a test has taken the import path away
+import numpy as np  # noqa: F401  the doctor sends an array, even if a test has removed the import path
 import pytest
 
 from openruntime_jupyter import connect
@@ -36,14 +36,14 @@ def client(server: Server) -> Client:
 
 
 def found(client: Client, name: str) -> Check:
-    """What the doctor says of one part."""
+    """Return the doctor's result for one check."""
     report = examine(lambda: client)
     (check,) = [check for check in report if check.name == name]
     assert report.well is not any(check.verdict == "wrong" for check in report)
     return check
 
 
-def test_where_nothing_is_broken_every_part_is_looked_at(client: Client) -> None:
+def test_healthy_system_runs_every_check(client: Client) -> None:
     report = examine(lambda: client)
     assert report.well, report.text()
     names = {check.name for check in report}
@@ -51,7 +51,7 @@ def test_where_nothing_is_broken_every_part_is_looked_at(client: Client) -> None
     assert names == parts | {"history", "spool", "models"}
 
 
-def test_where_the_kernel_hosts_the_runtime_nobody_has_to_be_let_in(tmp_path: Path) -> None:
+def test_embedded_runtime_needs_no_token(tmp_path: Path) -> None:
     backend = EmbeddedBackend(Settings(data_dir=tmp_path, embedded=True))
     report = examine(lambda: Client(backend))
     assert report.well, report.text()
@@ -64,7 +64,7 @@ def test_no_server(tmp_path: Path) -> None:
     report = examine(lambda: connect(f"http://127.0.0.1:{free_port()}"))
     assert (report[-1].name, report[-1].verdict) == ("runtime", "wrong")
     assert "connect embedded" in report[-1].says
-    assert "1 of 2 parts is wrong" in report.text()
+    assert "1 of 2 checks failed" in report.text()
 
 
 def test_a_wrong_token(server: Server) -> None:
@@ -73,7 +73,7 @@ def test_a_wrong_token(server: Server) -> None:
     assert "Restart this kernel" in report[-1].says
 
 
-def test_a_server_that_lets_the_pages_of_strangers_in(tmp_path: Path) -> None:
+def test_server_without_xsrf_protection(tmp_path: Path) -> None:
     open_to_all = {"ServerApp": {"disable_check_xsrf": True, "allow_origin": "*"}}
     with running_server(tmp_path, token="", config=open_to_all) as careless:
         check = found(Client(HttpBackend(careless.url)), "XSRF")
@@ -89,7 +89,7 @@ def test_another_version(client: Client, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("lacks", ["the package", "what the package needs"])
-def test_a_kernel_whose_environment_lacks_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: str) -> None:
+def test_kernel_environment_lacks_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: str) -> None:
     venv.create(tmp_path / "other", with_pip=False, symlinks=True)
     other = os.fspath(tmp_path / "other" / "bin" / "python")
     home = {"PYTHONPATH": ""} if lacks == "the package" else {}
@@ -144,7 +144,7 @@ def test_no_model(client: Client) -> None:
     assert "jupyter openruntime pull" in check.says
 
 
-def test_a_spool_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_spool(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = {"OpenRuntimeApp": {"spool_dir": os.fspath(tmp_path / "file" / "spool")}}
     with running_server(tmp_path, config=config, healthy=False) as broken:

@@ -1,4 +1,4 @@
-"""An error is one readable card: what happened, where in the cell, and what to do; the rest is a click away."""
+"""Error cards: message, location and advice, with a collapsed traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.notebook.display import errors
-from openruntime_jupyter.notebook.display.errors import ErrorCard, frames, short
+from openruntime_jupyter.notebook.display.errors import ErrorCard, frames, one_line
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.notebook.conftest import Cell, Kernel
 
@@ -29,17 +29,17 @@ numpy.linalg.LinAlgError: Singular matrix
 
 
 def told(cell: Cell) -> str:
-    """The error as Jupyter has it."""
+    """Return the traceback as received by Jupyter."""
     return "\n".join(cell.error["traceback"])
 
 
 def bare(cell: Cell) -> str:
-    """The same without colours."""
+    """Return the traceback without colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", told(cell))
 
 
 def card(cell: Cell, mime: str = "text/plain") -> str:
-    """What stands between the task's output and the error."""
+    """Return the card between the task's output and the error."""
     return str(cell.outputs[-2]["data"][mime])
 
 
@@ -49,26 +49,26 @@ def ended(status: TaskState, **failure: Any) -> Task:
     return Task.model_validate({**known, "status": status, "failure": failure})
 
 
-def test_an_error_is_told_once_with_the_cells_own_lines_and_none_of_our_frames(kernel: Kernel) -> None:
+def test_error_card_shows_only_user_frames(kernel: Kernel) -> None:
     cell = kernel.run(f"%%openruntime --name broken\n{DIVIDE}")
     assert cell.status == "error"
     assert cell.error["ename"] == "TaskFailed"
-    assert "in divide" in cell.error["evalue"], "so that who catches it can read it"
+    assert "in divide" in cell.error["evalue"], "readable for code that catches it"
     assert [output["kind"] for output in cell.outputs] == ["display_data", "display_data", "error"], "the line, the card and the error"
     assert cell.line.startswith("✕ failed after ")
     assert "ZeroDivisionError: division by zero (task_" in told(cell)
     assert len(told(cell).splitlines()) == 1
     where = f"In [{cell.error['execution_count']}]"
     for place in (f"{where}, line 5", f"{where}, line 3, in divide"):
-        assert place in card(cell), "counted as the cell is"
+        assert place in card(cell), "line numbers match the cell"
         assert place in card(cell, "text/html")
-    assert "return n / 0" in card(cell), "with the source"
+    assert "return n / 0" in card(cell), "the source line is shown"
     assert "%openruntime retry task_" in card(cell)
     assert "<details><summary>Traceback in the worker" in card(cell, "text/html")
-    assert "openruntime_jupyter" not in card(cell), "none of our own frames"
+    assert "openruntime_jupyter" not in card(cell), "no internal frames"
 
 
-def test_the_whole_traceback_can_be_asked_for(kernel: Kernel) -> None:
+def test_verbose_shows_full_traceback(kernel: Kernel) -> None:
     for line in ("%%openruntime --verbose --as broken\n" + DIVIDE, "%openruntime result broken --verbose"):
         cell = kernel.run(line)
         assert cell.status == "error"
@@ -78,7 +78,7 @@ def test_the_whole_traceback_can_be_asked_for(kernel: Kernel) -> None:
         assert not [output for output in cell.outputs if "<details>" in output.get("data", {}).get("text/html", "")]
 
 
-def test_a_syntax_error_is_told_with_its_line(kernel: Kernel) -> None:
+def test_syntax_error_shows_its_line(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime\nfine = 1\nfor broken")
     assert cell.status == "error"
     assert "SyntaxError" in told(cell)
@@ -86,28 +86,28 @@ def test_a_syntax_error_is_told_with_its_line(kernel: Kernel) -> None:
     assert "for broken" in card(cell)
 
 
-def test_a_worker_that_dies_is_told_with_its_last_words_where_they_do_not_stand_above(kernel: Kernel) -> None:
+def test_dead_worker_card_shows_last_output_unless_displayed(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime\nimport os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
     assert cell.error["ename"] == "WorkerDied"
     assert "signal 9" in told(cell)
     assert cell.stream() == "last words\n"
     assert len(told(cell).splitlines()) == 1
     assert "last words" not in card(cell)
-    assert "all other tasks are well" in card(cell)
+    assert "no other task is affected" in card(cell)
     assert "last words" in card(kernel.run("%openruntime result _openruntime"))
 
 
-def test_a_variable_that_stayed_in_the_notebook_is_told_how_to_come(kernel: Kernel) -> None:
+def test_error_advice_matches_the_exception(kernel: Kernel) -> None:
     kernel.run("weights = [1]")
-    assert "hand it in with --in weights" in card(kernel.run("%%openruntime\nprint(weights)"))
+    assert "pass it with --in weights" in card(kernel.run("%%openruntime\nprint(weights)"))
     assert "import or define nothing_of_that_kind" in card(kernel.run("%%openruntime\nprint(nothing_of_that_kind)"))
     assert "%pip install no_such_package" in card(kernel.run("%%openruntime\nimport no_such_package.inside"))
-    assert "hand the answer in with --in" in card(kernel.run("%%openruntime\ninput()"))
+    assert "pass the answer with --in" in card(kernel.run("%%openruntime\ninput()"))
     assert "--out" in card(kernel.run("%%openruntime --out missing\nhere = 1"))
-    assert "longer by --timeout" in card(kernel.run("%%openruntime --timeout 0.2\nimport time; time.sleep(30)"))
+    assert "Increase --timeout" in card(kernel.run("%%openruntime --timeout 0.2\nimport time; time.sleep(30)"))
 
 
-def test_an_error_that_is_caught_shows_no_card(kernel: Kernel) -> None:
+def test_caught_error_shows_no_card(kernel: Kernel) -> None:
     attempt = "try:\n    get_ipython().run_cell_magic('openruntime', '', '1 / 0')"
     cell = kernel.run(f"{attempt}\nexcept Exception as problem:\n    print(type(problem).__name__)")
     assert cell.status == "ok"
@@ -115,7 +115,7 @@ def test_an_error_that_is_caught_shows_no_card(kernel: Kernel) -> None:
     assert len(cell.shown()) == 1, "the status line"
 
 
-def test_the_users_own_frames_are_kept_and_where_it_ended() -> None:
+def test_frames_keep_user_code_and_innermost_frame() -> None:
     assert [(frame.where, frame.source) for frame in frames(DEEP)] == [
         ("In [7], line 3", "first()"),
         ("/home/me/mine.py, line 8, in first", "np.linalg.inv(x)"),
@@ -124,7 +124,7 @@ def test_the_users_own_frames_are_kept_and_where_it_ended() -> None:
     assert frames("") == []
 
 
-def test_a_deep_recursion_makes_no_long_card() -> None:
+def test_deep_recursion_makes_short_card() -> None:
     line = '  File "In [1]", line 2, in again\n    return again()\n'
     assert len(frames("Traceback (most recent call last):\n" + 900 * line)) == 4
 
@@ -133,21 +133,21 @@ def test_a_deep_recursion_makes_no_long_card() -> None:
     ("status", "failure", "said"),
     [
         (TaskState.CANCELLED, {"kind": "cancelled", "message": "Cancelled by an interrupt."}, "■ Cancelled by an interrupt."),
-        (TaskState.FAILED, {"kind": "raised", "message": "MemoryError: no", "type": "MemoryError"}, "smaller"),
+        (TaskState.FAILED, {"kind": "raised", "message": "MemoryError: no", "type": "MemoryError"}, "Reduce the amount"),
         (TaskState.INTERRUPTED, {"kind": "interrupted", "message": "The runtime was stopped."}, "%openruntime retry task_1"),
     ],
 )
-def test_every_bad_end_has_a_card(status: TaskState, failure: dict[str, Any], said: str) -> None:
+def test_every_failure_has_a_card(status: TaskState, failure: dict[str, Any], said: str) -> None:
     assert said in ErrorCard(ended(status, **failure), {}).text()
 
 
 @pytest.mark.parametrize(("colors", "shown"), [("nocolor", "ValueError: no"), ("linux", "\x1b[1mValueError\x1b[0m: no")])
-def test_a_terminal_without_colours_is_sent_no_escape(monkeypatch: pytest.MonkeyPatch, colors: str, shown: str) -> None:
+def test_terminal_without_colours_gets_no_escapes(monkeypatch: pytest.MonkeyPatch, colors: str, shown: str) -> None:
     monkeypatch.setattr(errors, "get_ipython", lambda: SimpleNamespace(colors=colors))
-    assert short(ValueError("no"))._render_traceback_() == [shown]  # type: ignore[attr-defined]
+    assert one_line(ValueError("no"))._render_traceback_() == [shown]  # type: ignore[attr-defined]
 
 
-def test_an_error_of_the_client_is_shown_with_the_users_way_to_it_and_without_ours(kernel: Kernel) -> None:
+def test_client_error_shows_only_user_frames(kernel: Kernel) -> None:
     cell = kernel.run(
         "from openruntime_jupyter import connect\nclient = connect()\ndef mine():\n    return client.run('compute', inptus={})\nmine()"
     )
@@ -157,10 +157,10 @@ def test_an_error_of_the_client_is_shown_with_the_users_way_to_it_and_without_ou
     assert "client.py" not in bare(cell)
     lost = kernel.run("connect('http://127.0.0.1:1')")
     assert lost.error["ename"] == "NotConnected"
-    assert "httpx" not in bare(lost), "nor what it was translated from"
+    assert "httpx" not in bare(lost), "no error of the HTTP library"
 
 
-def test_an_error_of_the_client_keeps_what_the_user_was_handling(kernel: Kernel) -> None:
+def test_client_error_keeps_exception_context(kernel: Kernel) -> None:
     cell = kernel.run("try:\n    1 / 0\nexcept ZeroDivisionError:\n    client.run('nothing')")
     assert cell.error["ename"] == "UnknownOperation"
     assert "During handling" in bare(cell)

@@ -1,4 +1,4 @@
-"""What becomes of a cell, of its kernel and of its tasks when one of them goes away; and other places than JupyterLab."""
+"""Shutdown of kernels and servers with running tasks; and other front ends than JupyterLab."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path
         wait_until(lambda: not [process for process in left if alive(process)], 20, "its workers end")
 
 
-def test_after_a_restart_a_kernel_without_a_server_finds_its_old_tasks_interrupted(tmp_path: Path) -> None:
+def test_kernel_restart_without_server_interrupts_tasks(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_kernel(home) as kernel:
         kernel.run(BUSY)
@@ -58,7 +58,7 @@ def test_after_a_restart_a_kernel_without_a_server_finds_its_old_tasks_interrupt
         assert cell.error["ename"] == "TaskInterrupted"
 
 
-def test_a_cell_whose_server_dies_ends_with_what_to_do(tmp_path: Path) -> None:
+def test_server_crash_ends_cell_with_advice(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_server(home) as server:
         told = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
@@ -72,14 +72,14 @@ def test_a_cell_whose_server_dies_ends_with_what_to_do(tmp_path: Path) -> None:
             assert "restart Jupyter Server" in cell.error["evalue"]
             assert "`%openruntime wait task_" in cell.error["evalue"]
             assert len("\n".join(cell.error["traceback"]).splitlines()) == 1
-            assert "out of reach" in cell.line
+            assert "unreachable" in cell.line
             again = kernel.run("%openruntime status")
             assert again.error["ename"] == "NotConnected"
             assert "connect('embedded')" in again.error["evalue"]
             assert kernel.value("6 * 7") == "42"
 
 
-def test_a_cell_whose_server_is_stopped_ends_with_what_became_of_its_task_or_where_that_is_told(tmp_path: Path) -> None:
+def test_server_stop_ends_cell_with_task_state_or_advice(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_server(home, STANDALONE) as server, running_kernel(home) as kernel:
 
@@ -87,32 +87,32 @@ def test_a_cell_whose_server_is_stopped_ends_with_what_became_of_its_task_or_whe
             server.stop()
 
         cell = kernel.run(BUSY.replace("--bg --as job ", ""), lambda cell: "it runs" in cell.stream(), stop)
-        # The last thing that it heard was the end of the task, or that the server is stopping.
+        # The last message was the end of the task, or that the server is stopping.
         if cell.error["ename"] != "TaskInterrupted":
             assert cell.error["ename"] == "NotConnected"
             assert "`%openruntime wait task_" in cell.error["evalue"]
-            assert "out of reach" in cell.line
+            assert "unreachable" in cell.line
         assert kernel.value("_openruntime.id") in kernel.value(
             "[task.task_id for task in get_ipython().run_line_magic('openruntime', 'tasks')]"
         )
 
 
-def test_a_kernel_whose_stand_alone_server_dies_says_that_it_goes_on_by_itself(tmp_path: Path) -> None:
+def test_kernel_reports_switch_to_embedded_runtime(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_server(home, STANDALONE) as server, running_kernel(home) as kernel:
         cell = kernel.run(BUSY.replace("--bg --as job ", ""), lambda cell: "it runs" in cell.stream(), server.kill)
         assert cell.error["ename"] == "NotConnected"
-        # What was last heard of its state may be from before the output that was heard.
-        assert " · endless · out of reach, this is how it was" in kernel.value("_openruntime")
+        # The last known state may be older than the last output.
+        assert " · endless · unreachable, last known state" in kernel.value("_openruntime")
         ended = kernel.run("%openruntime tasks")
-        assert f"{server.url} is gone: from now on this kernel hosts its tasks itself" in ended.stream("stderr")
-        assert kernel.run("%openruntime tasks").stream("stderr") == "", "it is told once"
+        assert f"{server.url} is unreachable: from now on this kernel hosts its own tasks" in ended.stream("stderr")
+        assert kernel.run("%openruntime tasks").stream("stderr") == "", "it is reported once"
         assert kernel.value("[(str(task.status), task.execution_time) for task in _]") == "[('interrupted', None)]", (
-            "nobody saw how long it ran"
+            "the run time is unknown"
         )
 
 
-def test_a_failing_cell_stops_a_notebook_that_is_run_by_a_program_and_its_log_has_the_traceback(tmp_path: Path) -> None:
+def test_failing_cell_stops_nbclient_and_logs_traceback(tmp_path: Path) -> None:
     home = Home(tmp_path)
     sources = ("%load_ext openruntime_jupyter", "%%openruntime\ndef divide(n):\n    return n / 0\ndivide(1)", "reached = True")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
@@ -128,7 +128,7 @@ def test_a_failing_cell_stops_a_notebook_that_is_run_by_a_program_and_its_log_ha
     assert error["output_type"] == "error"
 
 
-def test_plain_ipython_shows_the_same_as_text(tmp_path: Path) -> None:
+def test_plain_ipython_shows_text(tmp_path: Path) -> None:
     code = """
 ip = get_ipython()
 ip.run_line_magic('load_ext', 'openruntime_jupyter')
@@ -153,7 +153,7 @@ print(ip.display_formatter.formatters['text/plain'](ip.run_line_magic('openrunti
     assert done.stderr.count("completed in") == 1, "the line is shown once, at the end"
 
 
-def test_off_the_main_thread_a_cell_runs_without_its_stop_button() -> None:
+def test_cell_on_another_thread_ignores_interrupts() -> None:
     before = signal.getsignal(signal.SIGINT)
     counted: list[int] = []
 
@@ -168,7 +168,7 @@ def test_off_the_main_thread_a_cell_runs_without_its_stop_button() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_presses_of_the_stop_button_are_counted_and_the_third_one_always_stops() -> None:
+def test_third_interrupt_always_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
     woken: list[int] = []
     with Interrupts(lambda: woken.append(1)) as interrupts:
@@ -181,6 +181,6 @@ def test_presses_of_the_stop_button_are_counted_and_the_third_one_always_stops()
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_first_thing_that_a_kernel_of_its_own_is_asked_may_be_its_devices(tmp_path: Path) -> None:
+def test_devices_as_first_command_of_a_kernel(tmp_path: Path) -> None:
     with running_kernel(Home(tmp_path)) as kernel:
         assert "device_0" in kernel.run("%openruntime devices").value

@@ -1,4 +1,4 @@
-"""The magics in a real kernel, with its own runtime and with a server's."""
+"""The magics in real kernels with an embedded runtime and with a server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def it_runs(cell: Cell) -> bool:
 
 
 def told(cell: Cell) -> str:
-    """The error as a person sees it."""
+    """Return the displayed error."""
     return "\n".join(cell.error["traceback"])
 
 
@@ -38,7 +38,7 @@ def states(kernel: Kernel, name: str) -> str:
     return kernel.value(f"[str(t.status) for t in __import__('openruntime_jupyter').connect().tasks().tasks if t.name == {name!r}]")
 
 
-def test_a_cell_runs_elsewhere_and_brings_its_outputs_home(kernel: Kernel) -> None:
+def test_cell_runs_in_worker_and_returns_outputs(kernel: Kernel) -> None:
     kernel.run("numbers, factor = [1, 2, 3], 7")
     cell = kernel.run(
         "%%openruntime --in numbers,factor --out total, pid\nimport os\ntotal, pid = sum(numbers) * factor, os.getpid()\nprint(total)"
@@ -56,13 +56,13 @@ def test_a_cell_runs_in_the_kernels_interpreter_folder_and_path(kernel: Kernel) 
     kernel.run("os.chdir('..')")
 
 
-def test_output_appears_while_the_cell_runs_and_in_order(kernel: Kernel, tmp_path: Path) -> None:
+def test_output_streams_in_order(kernel: Kernel, tmp_path: Path) -> None:
     heard = tmp_path / "heard"
     code = f"""%%openruntime
 import os, sys, time
 from IPython.display import display, Markdown
 print('it runs', flush=True)
-while not os.path.exists({os.fspath(heard)!r}):  # it goes on only when somebody has seen that
+while not os.path.exists({os.fspath(heard)!r}):  # it continues only after the check
     time.sleep(0.01)
 display(Markdown('*rich*'))
 print('warned', file=sys.stderr, flush=True)
@@ -76,7 +76,7 @@ print('out again', flush=True)
     assert cell.outputs[2]["data"]["text/markdown"] == "*rich*"
 
 
-def test_a_progress_bar_that_rewrites_its_line_still_does(kernel: Kernel) -> None:
+def test_progress_bar_rewrites_its_line(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime\nimport sys\nfor n in range(3):\n    print(f'\\r{n + 1} of 3', end='', flush=True)\nprint()")
     assert cell.stream() == "\r1 of 3\r2 of 3\r3 of 3\n"
 
@@ -110,7 +110,7 @@ for n in range(12):
         ("--in held", "held"),
     ],
 )
-def test_a_wrong_line_is_refused_before_anything_is_queued(kernel: Kernel, line: str, said: str) -> None:
+def test_invalid_line_is_rejected_before_queueing(kernel: Kernel, line: str, said: str) -> None:
     kernel.run("import threading\nheld = threading.Lock()\nfrom openruntime_jupyter import connect")
     before = kernel.value("connect().tasks().total_count")
     cell = kernel.run(f"%%openruntime {line}\n1")
@@ -120,17 +120,17 @@ def test_a_wrong_line_is_refused_before_anything_is_queued(kernel: Kernel, line:
     assert kernel.value("connect().tasks().total_count") == before
 
 
-def test_an_output_that_was_never_set_is_named(kernel: Kernel) -> None:
+def test_unset_output_is_named(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime --out here, missing\nhere = 1")
     assert cell.status == "error"
     assert "'missing'" in told(cell)
 
 
-def test_an_empty_cell_is_no_task(kernel: Kernel) -> None:
+def test_empty_cell_is_rejected(kernel: Kernel) -> None:
     assert "empty" in kernel.run("%%openruntime\n   \n").stream("stderr")
 
 
-def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(kernel: Kernel) -> None:
+def test_interrupt_cancels_task_and_keeps_kernel(kernel: Kernel) -> None:
     cell = kernel.run(ENDLESS, it_runs, kernel.interrupt)
     assert cell.error["ename"] == "KeyboardInterrupt"
     assert len(told(cell).splitlines()) == 1
@@ -139,7 +139,7 @@ def test_the_stop_button_cancels_the_task_and_the_kernel_goes_on(kernel: Kernel)
     assert kernel.value("6 * 7") == "42"
 
 
-def test_a_second_press_stops_watching_at_once(kernel: Kernel) -> None:
+def test_second_interrupt_stops_watching(kernel: Kernel) -> None:
     pressed: list[float] = []
 
     def press() -> None:
@@ -156,7 +156,7 @@ def test_a_second_press_stops_watching_at_once(kernel: Kernel) -> None:
     wait_until(lambda: states(kernel, "stubborn") == "['cancelled']", 10, "the cancel goes on")
 
 
-def test_a_background_task_is_a_handle_that_shows_itself(kernel: Kernel) -> None:
+def test_background_task_returns_handle(kernel: Kernel) -> None:
     kernel.run("steps = 3")
     cell = kernel.run(
         "%%openruntime --bg --as job --in steps --out done\nimport time\ntime.sleep(0.3)\nprint('in the background')\ndone = steps + 1"
@@ -173,11 +173,11 @@ def test_a_background_task_is_a_handle_that_shows_itself(kernel: Kernel) -> None
     assert kernel.run("%openruntime output job").stream() == "in the background\n"
 
 
-def test_stopping_to_wait_for_a_background_task_leaves_it_alone(kernel: Kernel) -> None:
+def test_interrupt_of_wait_keeps_task_running(kernel: Kernel) -> None:
     kernel.run(ENDLESS.replace("--name endless", "--bg --as patient --name patient"))
     watched = kernel.run("%openruntime wait patient", it_runs, kernel.interrupt)
     assert watched.error["ename"] == "KeyboardInterrupt"
-    assert "goes on" in told(watched)
+    assert "continues to run" in told(watched)
     assert "no longer watched" in watched.line
     assert kernel.value("str(patient.status)") == "'running'"
     refused = kernel.run("%openruntime result patient")
@@ -194,7 +194,7 @@ def test_the_result_of_a_failed_task_is_its_error(kernel: Kernel) -> None:
         assert "on purpose" in told(cell)
 
 
-def test_an_operation_is_a_line_and_its_result_a_value(kernel: Kernel) -> None:
+def test_operation_returns_its_result(kernel: Kernel) -> None:
     cell = kernel.run("%openruntime matrix_multiply size=64 iterations=2")
     assert cell.status == "ok", cell.error
     assert cell.line.startswith("✓ completed")
@@ -208,7 +208,7 @@ def test_an_operation_may_run_in_the_background(kernel: Kernel) -> None:
     assert kernel.value("multiply.result(timeout=30)['m']") == "16"
 
 
-def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> None:
+def test_invalid_parameters_are_named(kernel: Kernel) -> None:
     cell = kernel.run("%openruntime matrix_multiply sise=64 iterations=0")
     assert cell.error["ename"] == "InvalidRequest"
     assert "matrix_multiply has no parameter 'sise': did you mean size? It takes size, m, n, k" in told(cell)
@@ -216,7 +216,7 @@ def test_wrong_parameters_of_an_operation_are_told_by_name(kernel: Kernel) -> No
     assert len(told(cell).splitlines()) == 1
 
 
-def test_work_is_done_once_more(kernel: Kernel) -> None:
+def test_retry_runs_task_again(kernel: Kernel) -> None:
     kernel.run("n = 3\nfrom pathlib import Path\nPath('sound').unlink(missing_ok=True)")
     line = "%%openruntime --in n --out twice --as first --priority 7 --name moody"
     code = "from pathlib import Path\nassert Path('sound').exists()\ntwice = 2 * n"
@@ -242,14 +242,14 @@ def test_work_is_done_once_more(kernel: Kernel) -> None:
         ("%openruntime taks", "tasks"),
         ("%openruntime zzzz", "status"),
         ("%openruntime cancel", "id of one task"),
-        ("%openruntime status extra", "nothing more"),
+        ("%openruntime status extra", "no further arguments"),
         ("%openruntime connect", "the URL of a runtime"),
         ("%openruntime connect http://127.0.0.1:9", "127.0.0.1:9"),
         ("%openruntime status --bg", "no options"),
         ("%openruntime cancel task_1 hard=True", "hard"),
         ("%openruntime insights metric=colour", "efficiency"),
         ("%openruntime insights errors 25h", "did you mean 24h?"),
-        ("%openruntime insights errors 24h more", "nothing more"),
+        ("%openruntime insights errors 24h more", "no further arguments"),
         ("%openruntime retry", "id of one task"),
         ("%openruntime dashboard timeframe=2y", "24h"),
         ("%openruntime unload nobody_of_that_name", "nobody_of_that_name"),
@@ -266,7 +266,7 @@ def test_work_is_done_once_more(kernel: Kernel) -> None:
         ("%openruntime cancel task_nobody", "task_nobody"),
     ],
 )
-def test_what_is_not_understood_is_answered_with_what_is(kernel: Kernel, line: str, said: str) -> None:
+def test_invalid_line_error_suggests_alternatives(kernel: Kernel, line: str, said: str) -> None:
     kernel.run("len = 3")
     cell = kernel.run(line)
     assert cell.status == "error"
@@ -297,13 +297,13 @@ def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> No
     )
 
 
-def test_the_doctor_finds_every_part_well(kernel: Kernel) -> None:
+def test_doctor_passes_every_check(kernel: Kernel) -> None:
     kernel.run("found = %openruntime doctor")
     assert kernel.value("found.well, [check.name for check in found if check.verdict == 'wrong']") == "(True, [])"
     assert "device_0" in kernel.value("[check.name for check in found]")
 
 
-def test_what_answers_prompts_is_told_or_how_to_get_it(kernel: Kernel) -> None:
+def test_models_lists_models_or_setup_advice(kernel: Kernel) -> None:
     assert "prompts" in kernel.run("%openruntime models").value
 
 
@@ -317,7 +317,7 @@ def test_insights_are_a_card_and_a_value(kernel: Kernel) -> None:
         assert "errors over the last 6h" in kernel.run(f"%openruntime insights {line}").value
 
 
-def test_a_waiting_task_is_moved(kernel: Kernel) -> None:
+def test_priority_of_waiting_task_can_change(kernel: Kernel) -> None:
     kernel.run("%%openruntime --bg --as first\nimport time; time.sleep(600)")
     kernel.run("%%openruntime --bg --as second\nimport time; time.sleep(600)")
     kernel.run("%%openruntime --bg --as third\npass")
@@ -327,12 +327,12 @@ def test_a_waiting_task_is_moved(kernel: Kernel) -> None:
     kernel.run("for task in (first, second, third): task.cancel()")
 
 
-def test_an_operation_gives_its_arrays_into_the_notebook(kernel: Kernel) -> None:
+def test_operation_returns_arrays(kernel: Kernel) -> None:
     kernel.run("product = %openruntime compute expression='a * 2' inputs={'a':[1.0,2.0]} return_arrays=True")
     assert kernel.value("[float(x) for x in product]") == "[2.0, 4.0]"
 
 
-def test_a_kernel_may_choose_its_runtime_and_go_back(kernel: Kernel) -> None:
+def test_connect_switches_runtime_and_back(kernel: Kernel) -> None:
     where = "get_ipython().find_line_magic('openruntime')('status').where"
     usual = kernel.run(where).value
     assert "inside this process" in kernel.run("%openruntime connect embedded").value
@@ -341,13 +341,13 @@ def test_a_kernel_may_choose_its_runtime_and_go_back(kernel: Kernel) -> None:
     assert kernel.run(where).value == usual
 
 
-def test_braces_and_dollars_are_left_alone(kernel: Kernel) -> None:
+def test_braces_and_dollars_are_unchanged(kernel: Kernel) -> None:
     kernel.run("size = 3")
     kernel.run("%%openruntime --name '{size} $size' --as braces\nassert '{size}' == '{' + 'size}'")
     assert kernel.value("braces.task.name, str(braces.status)") == "('{size} $size', 'completed')"
 
 
-def test_a_task_is_called_after_its_cell(kernel: Kernel) -> None:
+def test_task_is_named_after_its_cell(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime --as unnamed\n1")
     assert kernel.value("unnamed.task.name") == f"'cell [{cell.error['execution_count']}]'"
     assert kernel.value("unnamed.task.origin") == "'notebook'"
@@ -360,7 +360,7 @@ def test_magics_inside_the_cell_work(kernel: Kernel) -> None:
     assert "Wall time" in cell.stream()
 
 
-def test_large_inputs_travel_and_do_not_slow_the_line(kernel: Kernel) -> None:
+def test_large_inputs_do_not_slow_the_status_line(kernel: Kernel) -> None:
     kernel.run("import numpy\nlarge = numpy.ones(1_000_000)")
     cell = kernel.run("%%openruntime --in large --out total\nimport time\ntime.sleep(1)\ntotal = float(large.sum())")
     assert cell.status == "ok", cell.error
@@ -368,7 +368,7 @@ def test_large_inputs_travel_and_do_not_slow_the_line(kernel: Kernel) -> None:
     assert cell.updates >= 4
 
 
-def test_large_text_and_functions_of_mlx_go_in_and_out(kernel: Kernel) -> None:
+def test_large_text_and_mlx_functions_round_trip(kernel: Kernel) -> None:
     kernel.run("import mlx.core as mx, mlx.nn as nn\ntext, act, kind = 'é' * 15_000_000, nn.relu, mx.float16")
     cell = kernel.run(
         "%%openruntime --in text,act,kind --out back,size\nimport mlx.core as mx\n"
@@ -385,10 +385,10 @@ def test_gradient_function_is_refused_by_name(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime --in gradient\ngradient")
     assert cell.status == "error"
     assert "gradient" in told(cell)
-    assert "make it inside the task" in told(cell)
+    assert "inside the task" in told(cell)
 
 
-def test_loading_twice_and_unloading_do_no_harm(kernel: Kernel) -> None:
+def test_extension_can_be_reloaded_and_unloaded(kernel: Kernel) -> None:
     assert kernel.run("%reload_ext openruntime_jupyter").status == "ok"
     assert kernel.run("%openruntime status").status == "ok"
     assert kernel.run("%unload_ext openruntime_jupyter").status == "ok"
@@ -397,7 +397,7 @@ def test_loading_twice_and_unloading_do_no_harm(kernel: Kernel) -> None:
     assert kernel.run("%openruntime status").status == "ok"
 
 
-def test_a_task_that_ends_well_in_spite_of_the_stop_button_stops_the_notebook_all_the_same(kernel: Kernel) -> None:
+def test_interrupt_stops_notebook_even_if_task_completes(kernel: Kernel) -> None:
     code = """%%openruntime --as calm --out answer
 import signal, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -411,7 +411,7 @@ answer = 42
     assert kernel.value("6 * 7") == "42"
 
 
-def test_what_the_client_returns_is_shown_as_what_the_magics_show(kernel: Kernel) -> None:
+def test_client_values_display_like_magic_values(kernel: Kernel) -> None:
     kernel.run("from openruntime_jupyter import connect\nclient = connect()")
     assert kernel.run("client.submit('compute').wait()").value.startswith("✓ completed in ")
     assert kernel.run("client.tasks(limit=1)").value.startswith("1 of ")

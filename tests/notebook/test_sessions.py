@@ -1,4 +1,4 @@
-"""`--session` and the words for sessions, in a real kernel with its own runtime and with a server's."""
+"""`--session` and the session commands, in real kernels with an embedded runtime and with a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FREE_ALL = (
 
 @pytest.fixture(autouse=True)
 def no_session_is_left(kernel: Kernel) -> Iterator[None]:
-    """Each test begins without sessions, and has its own names: the kernel is shared."""
+    """Free all sessions before each test, since the kernel is shared."""
     yield
     assert kernel.run(FREE_ALL).status == "ok"
 
@@ -35,15 +35,15 @@ def test_cells_of_a_session_share_variables(kernel: Kernel) -> None:
 def test_operations_take_no_session(kernel: Kernel) -> None:
     cell = kernel.run("%openruntime matrix_multiply size=8 --session train")
     assert "session: matrix_multiply uses no variables of a session: only python and call do" in told(cell)
-    assert "No session is open" in kernel.run("%openruntime sessions").value
+    assert "No open sessions" in kernel.run("%openruntime sessions").value
 
 
 def test_sessions_are_shown_as_a_table(kernel: Kernel) -> None:
-    assert kernel.run("%openruntime sessions").value == "No session is open: `%%openruntime --session NAME` starts one"
+    assert kernel.run("%openruntime sessions").value == "No open sessions: `%%openruntime --session NAME` starts one"
     kernel.run("%%openruntime --session shown\nx = 1")
     cell = kernel.run("found = %openruntime sessions\nfound")
     caption, head, row = cell.value.splitlines()
-    assert caption.startswith("1 session, last used first")
+    assert caption.startswith("1 session, most recently used first")
     assert head.split()[:2] == ["session", "state"]
     assert "ends" in head.split()
     assert "owner" not in head
@@ -61,10 +61,10 @@ def test_restart_empties_and_free_ends_a_session(kernel: Kernel) -> None:
     kernel.run("%%openruntime --session emptied\nx = 1")
     assert "emptied" in kernel.run("%openruntime restart emptied").value
     assert "NameError" in told(kernel.run("%%openruntime --session emptied\nx"))
-    assert "No session is open" in kernel.run("%openruntime free emptied").value
+    assert "No open sessions" in kernel.run("%openruntime free emptied").value
     for word in ("restart", "free"):
         assert "This notebook has no session 'emptied'" in told(kernel.run(f"%openruntime {word} emptied"))
-        assert f"{word} wants the name or id of a session behind it" in kernel.run(f"%openruntime {word}").stream("stderr")
+        assert f"{word} takes the name or id of a session" in kernel.run(f"%openruntime {word}").stream("stderr")
 
 
 def test_dead_session_says_what_to_do(kernel: Kernel) -> None:

@@ -1,4 +1,4 @@
-"""Every view reads well as text, escapes what it shows, and says its states in words."""
+"""Views: plain text, escaping and state names."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def worker(model: str | None = None) -> Worker:
 
 
 class Balanced(HTMLParser):
-    """Collects elements, and whether each is closed where it should be."""
+    """Parser that collects elements and checks that each is closed correctly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,14 +99,14 @@ EVERY = [
 
 
 @pytest.mark.parametrize("view", EVERY, ids=lambda view: type(view).__name__)
-def test_every_view_is_sound_html_in_which_nothing_from_outside_is_markup(view: View) -> None:
+def test_views_are_valid_html_and_escape_content(view: View) -> None:
     found = Balanced()
     found.feed(str(view.html()))
     assert (found.wrong, found.open) == ([], [])
     assert "script" not in found.names
 
 
-def test_a_table_leaves_out_what_this_machine_cannot_tell() -> None:
+def test_tables_omit_unmeasured_columns() -> None:
     assert "model" in str(WorkerTable([worker("smol")], {}).html())
     shown = str(WorkerTable([worker()], {}).html())
     assert "model" not in shown
@@ -118,14 +118,14 @@ def test_a_table_leaves_out_what_this_machine_cannot_tell() -> None:
 
 
 @pytest.mark.parametrize("view", EVERY, ids=lambda view: type(view).__name__)
-def test_every_view_has_a_name_for_screen_readers_and_a_form_without_html(view: View) -> None:
+def test_views_have_aria_label_and_plain_text(view: View) -> None:
     bundle = view._repr_mimebundle_()
     assert "aria-label=" in bundle["text/html"]
     assert bundle["text/plain"].strip()
     assert "<div" not in bundle["text/plain"]
 
 
-def test_attributes_are_escaped_too() -> None:
+def test_attributes_are_escaped() -> None:
     assert tag("p", title='"><script>') == '<p title="&quot;&gt;&lt;script&gt;"></p>'
 
 
@@ -152,7 +152,7 @@ def test_attributes_are_escaped_too() -> None:
         ({"status": "failed", "execution_time": 1, "attempt": 2}, "✕ failed after 1.0 s · python · attempt 2 · task_1"),
     ],
 )
-def test_a_line_says_how_a_task_stands(changes: dict[str, Any], expected: str) -> None:
+def test_task_line_shows_state(changes: dict[str, Any], expected: str) -> None:
     assert TaskLine(task(**changes), {"device_0": "a chip"}).text() == expected
 
 
@@ -178,11 +178,11 @@ def test_tables_and_cards_are_values() -> None:
     assert card == {"gflops": 12.5}
 
 
-def test_a_cpu_without_a_gpu_shows_no_gpu_figure() -> None:
+def test_status_without_gpu_omits_gpu_metrics() -> None:
     assert "GPU" not in status().text()
 
 
-def test_what_is_wrong_is_shown_with_the_status() -> None:
+def test_status_shows_problems() -> None:
     assert "! device_0: install a BLAS" in status("install a BLAS").text()
 
 
@@ -200,7 +200,7 @@ def test_what_is_wrong_is_shown_with_the_status() -> None:
         (7200, "2 h"),
     ],
 )
-def test_durations_are_told_in_the_unit_that_fits(seconds: float | None, expected: str) -> None:
+def test_durations_have_a_suitable_unit(seconds: float | None, expected: str) -> None:
     assert duration(seconds) == expected
 
 
@@ -220,18 +220,18 @@ def test_durations_are_told_in_the_unit_that_fits(seconds: float | None, expecte
         ("text", "text"),
     ],
 )
-def test_numbers_have_the_figures_that_matter(value: object, expected: str) -> None:
+def test_numbers_have_four_significant_digits(value: object, expected: str) -> None:
     assert number(value) == expected
 
 
 @pytest.mark.parametrize(
     ("position", "expected"), [(1, "next"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd"), (1013, "1,013th")]
 )
-def test_places_in_line_are_counted_as_people_do(position: int, expected: str) -> None:
+def test_queue_positions_are_ordinals(position: int, expected: str) -> None:
     assert ordinal(position) == f"{expected} in line"
 
 
-def test_times_on_both_sides_of_the_end_of_summer_time_are_told_by_the_clock_of_their_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_times_across_daylight_saving_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:
@@ -244,7 +244,7 @@ def test_times_on_both_sides_of_the_end_of_summer_time_are_told_by_the_clock_of_
         time.tzset()
 
 
-def test_a_day_that_is_not_today_is_told() -> None:
+def test_times_of_other_days_have_a_date() -> None:
     assert clock("2020-05-05T12:00:00.000000Z").startswith("2020-05-0")
 
 
@@ -265,11 +265,11 @@ def test_a_day_that_is_not_today_is_told() -> None:
         ("gflops", True, None),
     ],
 )
-def test_figures_have_their_units(name: str, value: object, expected: str | None) -> None:
+def test_result_fields_have_units(name: str, value: object, expected: str | None) -> None:
     assert with_unit(name, value) == expected
 
 
-def test_a_column_of_figures_says_its_unit_at_the_top() -> None:
+def test_column_headings_have_units() -> None:
     assert [unit_head(name) for name in ("gflops", "gb_per_second_best", "formula_of")] == ["GFLOP/s", "GB/s, best", "formula of"]
     record = {"gflops": 2.0, "seconds_per_iteration": {"min": 1}}
     card = ResultCard(task(status=TaskState.COMPLETED), {"gflops": 12.5, "operations": {"add": record, "exp": record}})
@@ -277,8 +277,8 @@ def test_a_column_of_figures_says_its_unit_at_the_top() -> None:
     assert "GFLOP/s\nadd  2" in card.text()
 
 
-def test_findings_are_told_by_the_clock_of_whoever_reads_them_and_what_they_quote_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside tables in local time nobody takes the `Z` into account."""
+def test_findings_use_local_time_except_in_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that findings use local time like the tables next to them."""
     told = 'from 14:30:20Z to 2020-01-02T20:00Z, in `call`: "it ended at 14:30:20Z `so`"'
     finding = Finding(kind="failures", severity="warning", text=told, advice="Ask `%openruntime result`.")
     known: dict[str, Any] = {"metric_type": "errors", "timeframe": "7d", "timestamp": "2020-01-03T21:00:00.000000Z", "worded_by": "none"}
@@ -297,7 +297,7 @@ def test_findings_are_told_by_the_clock_of_whoever_reads_them_and_what_they_quot
     assert "<code>%openruntime result</code>" in html
 
 
-def test_workers_of_one_device_need_no_column_for_it() -> None:
+def test_workers_of_one_device_have_no_device_column() -> None:
     known = {"state": "idle", "interpreter": "python", "started_at": NOW, "tasks": 1, "device_time_s": 1.0}
     workers = [Worker.model_validate({**known, "id": f"worker_{number}", "device": "device_0"}) for number in range(2)]
     devices = {"device_0": "a chip", "device_1": "another"}
@@ -308,11 +308,11 @@ def test_workers_of_one_device_need_no_column_for_it() -> None:
 
 
 @pytest.mark.parametrize(("free", "said"), [(4e9, "4.00 of 8.00 GB"), (4e8, "400 MB of 8.00 GB")])
-def test_free_memory_has_its_unit_once_where_that_is_the_same(free: float, said: str) -> None:
+def test_free_memory_shows_a_common_unit_once(free: float, said: str) -> None:
     device = status().devices[0].model_copy(update={"memory_available": int(free), "memory_total": 8_000_000_000})
     assert said in DeviceTable([device]).text()
 
 
-def test_names_of_code_in_the_help_stand_as_code() -> None:
+def test_help_shows_names_as_code() -> None:
     assert "<code>embedded</code>" in Help().html()
     assert "`" not in Help().html()

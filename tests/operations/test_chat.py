@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import EngineError, InvalidRequest
-from openruntime_jupyter.operations.chat import OURS, operation
+from openruntime_jupyter.operations.chat import REJECTED, operation
 from openruntime_jupyter.worker.context import TaskContext
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -34,9 +34,9 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], said: str) -> None:
     assert said in str(raised.value)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", REJECTED)
 def test_what_is_ours_to_say_is_refused_with_what_to_do_instead(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{name} can't be given here: {OURS[name]}"):
+    with pytest.raises(InvalidRequest, match=f"{name} can't be given here: {REJECTED[name]}"):
         operation.validate({"messages": HELLO, "parameters": {name: "x"}})
 
 

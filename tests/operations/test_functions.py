@@ -61,7 +61,7 @@ def test_every_signature_can_be_read_and_names_no_stream():
 
 def test_what_compute_offers_is_on_the_list_and_takes_no_indices():
     assert set(FUNCTIONS.values()) <= set(functions.functions())
-    assert not set(FUNCTIONS.values()) & set(functions.REFUSED)
+    assert not set(FUNCTIONS.values()) & set(functions.REJECTED)
 
 
 def parameter(of: functions.Signature, place: int) -> functions.Parameter:
@@ -92,15 +92,15 @@ def test_parameters_are_told_apart_by_what_they_take():
     ],
 )
 def test_a_name_that_is_not_offered_is_answered_with_a_hint(name, said):
-    assert said in functions.why_not(name)
+    assert said in functions.rejection(name)
 
 
 def test_the_script_writes_the_file_anew(tmp_path):
     script = (
         "import pathlib, sys\n"
         "from openruntime_jupyter.operations.mlx import functions\n"
-        "_functions.PATH = pathlib.Path(sys.argv[1])\n"
-        "_functions.main()\n"
+        "functions.PATH = pathlib.Path(sys.argv[1])\n"
+        "functions.main()\n"
     )
     path = tmp_path / "functions.json"
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What the tests of the history and the locks run as processes of their own. Each command speaks by lines."""
+"""Child processes for the tests of the history and the locks. Each command communicates by lines."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from openruntime_jupyter.schemas.tasks import TaskState
 from tests.runtime.history_support import as_it_is, make_task, moved
 
 
-def say(*words: object) -> None:
-    # One write each, so that a kill never leaves a line that looks whole and is not.
+def send(*words: object) -> None:
+    # One write per line, so that a kill never leaves an incomplete line that looks complete.
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
-def hear() -> str:
+def receive() -> str:
     return sys.stdin.readline().strip()
 
 
 def commits(folder: str, runtime: str) -> None:
-    """Takes tasks through their states for ever, 20 at once, and says each state once it is on disk."""
+    """Run tasks through their states until killed, 20 at a time, and print each state once it is on disk."""
 
     async def life(history: History) -> None:
         while True:
             task = make_task(retries=1)
             await history.commit(task)
-            say(task.task_id, "pending")
+            send(task.task_id, "pending")
             task = moved(task, TaskState.RUNNING)
             await history.commit(task)
-            say(task.task_id, "running")
+            send(task.task_id, "running")
             history.put_payload(task.task_id, "cloudpickle", task.task_id.encode())
             await history.commit(moved(task, TaskState.COMPLETED))
-            say(task.task_id, "completed")
+            send(task.task_id, "completed")
 
     async def main() -> None:
         history = History(Settings(data_dir=Path(folder)), runtime)
@@ -53,7 +53,7 @@ def commits(folder: str, runtime: str) -> None:
 
 
 def takes() -> None:
-    """For each line `folder runtime`: opens the history there, says what it took, commits it as running, and closes."""
+    """For each line `folder runtime`, open the history there, print the tasks taken over, complete them, and close."""
 
     async def one(folder: str, runtime: str) -> list[str]:
         history = History(Settings(data_dir=Path(folder)), runtime)
@@ -62,13 +62,13 @@ def takes() -> None:
         await history.close()
         return [task.task_id for task in taken]
 
-    say("ready")
-    while line := hear():
-        say(json.dumps(asyncio.run(one(*line.split()))))
+    send("ready")
+    while line := receive():
+        send(json.dumps(asyncio.run(one(*line.split()))))
 
 
 def writes(folder: str, runtime: str, number: str) -> None:
-    """Commits and writes behind `number` tasks each, beside others who do the same."""
+    """Commit and write behind `number` tasks each, concurrently with other processes."""
 
     async def main() -> None:
         history = History(Settings(data_dir=Path(folder)), runtime)
@@ -79,24 +79,24 @@ def writes(folder: str, runtime: str, number: str) -> None:
             await history.commit(make_task(TaskState.COMPLETED))
         await history.close()
 
-    say("ready")
-    hear()
+    send("ready")
+    receive()
     asyncio.run(main())
-    say("done")
+    send("done")
 
 
 def locks_database(folder: str) -> None:
-    """Holds the write lock of the history until it is told a line."""
+    """Hold the write lock of the history until a line is received."""
     connection = sqlite3.connect(Path(folder) / "history.sqlite3", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    say("locked")
-    hear()
+    send("locked")
+    receive()
     connection.execute("ROLLBACK")
-    say("free")
+    send("free")
 
 
 def file_limit(folder: str) -> None:
-    """Commits until the kernel refuses to let the files grow, then lets them, and says how it went."""
+    """Commit until the file size limit is reached, then raise the limit, and print the committed tasks."""
 
     async def main() -> None:
         history = History(Settings(data_dir=Path(folder)), "rt_limited")
@@ -110,7 +110,7 @@ def file_limit(folder: str) -> None:
                 await history.commit(task)
                 committed.append(task.task_id)
             except StorageUnavailable as error:
-                say("refused", error)
+                send("refused", error)
         late = make_task(TaskState.COMPLETED)
         history.write_behind(late.task_id, lambda: late)
         await asyncio.sleep(0.2)
@@ -118,33 +118,33 @@ def file_limit(folder: str) -> None:
         deadline = time.monotonic() + 10
         while history.problem is not None and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        say("problem", history.problem)
+        send("problem", history.problem)
         await history.close()
-        say(json.dumps([*committed, late.task_id]))
+        send(json.dumps([*committed, late.task_id]))
 
     asyncio.run(main())
 
 
-def lives(folder: str, runtime: str) -> None:
-    """Is a runtime until it is killed."""
+def alive(folder: str, runtime: str) -> None:
+    """Hold a runtime lock until killed."""
     lock = RuntimeLock(Path(folder), runtime, {"runtime": runtime, "pid": os.getpid()})
     lock.acquire()
-    say("alive")
-    hear()
+    send("alive")
+    receive()
 
 
 def forks(folder: str, runtime: str) -> None:
-    """Is a runtime, and forks a child that outlives it, as multiprocessing does in a kernel."""
+    """Hold a runtime lock and fork a child that outlives this process, as multiprocessing does in a kernel."""
     lock = RuntimeLock(Path(folder), runtime, {})
     lock.acquire()
     grandchild = os.fork()
     if grandchild:
-        say(grandchild)
+        send(grandchild)
     signal.pause()
 
 
 def slot(folder: str, name: str) -> None:
-    """Holds the slot for 10 ms again and again without a pause, and says when; ends at the end of its input."""
+    """Acquire the slot for 10 ms repeatedly without a pause for 2 s, and print the times."""
 
     async def main() -> None:
         lock = DeviceSlotLock(Path(folder), "device_0", 0)
@@ -153,25 +153,25 @@ def slot(folder: str, name: str) -> None:
             await lock.acquire({"runtime": name, "pid": os.getpid(), "task_id": f"task_{name}"})
             start = time.monotonic()
             await asyncio.sleep(0.01)
-            say(name, start, time.monotonic())
+            send(name, start, time.monotonic())
             lock.release()
 
-    say("ready")
-    hear()
+    send("ready")
+    receive()
     asyncio.run(main())
 
 
 def holds(folder: str, largest_file: str = "") -> None:
-    """Holds the slot until it is killed; with `largest_file` (bytes) the kernel lets no file grow beyond that."""
+    """Hold the slot until killed; `largest_file` limits the size of files in bytes."""
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     lock = DeviceSlotLock(Path(folder), "device_0", 0)
     taken = lock.try_acquire({"runtime": "rt_child", "label": "a kernel", "pid": os.getpid(), "task_id": "task_1", "name": "training"})
-    say("held" if taken else "refused")
-    hear()
+    send("held" if taken else "refused")
+    receive()
 
 
-COMMANDS = {function.__name__: function for function in (commits, takes, writes, locks_database, file_limit, forks, lives, slot, holds)}
+COMMANDS = {function.__name__: function for function in (commits, takes, writes, locks_database, file_limit, forks, alive, slot, holds)}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Tasks to record, a history for one test's length, and the processes of `history_child.py`."""
+"""Helpers for history tests: tasks, an open history, and the processes of `history_child.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_task(state: TaskState = TaskState.PENDING, *, seconds: float | None = None, **fields: Any) -> Task:
-    """An asynchronous task as a runtime describes it; `seconds` is when it was submitted."""
+    """Return an asynchronous task as a runtime describes it; `seconds` is the time of its submission."""
     moment = iso(time.time() if seconds is None else seconds)
     task = Task(
         **{
@@ -41,7 +41,7 @@ def make_task(state: TaskState = TaskState.PENDING, *, seconds: float | None = N
 
 
 def moved(task: Task, state: TaskState, **fields: Any) -> Task:
-    """The task in another state, with the times that belong to it."""
+    """Return the task in another state, with the matching times."""
     changed = task.model_copy(update={"status": state, **fields})
     if state.terminal and changed.finished_at is None:
         changed.finished_at = changed.timestamp
@@ -51,13 +51,13 @@ def moved(task: Task, state: TaskState, **fields: Any) -> Task:
 
 
 def as_it_is(task: Task) -> Callable[[], Task]:
-    """What `write_behind` asks for the task: it stays as it is now."""
+    """Return a `describe` function that always returns this task."""
     return lambda: task
 
 
 @contextlib.asynccontextmanager
 async def opened(folder: Path, runtime: str = "rt_1", **settings: Any) -> AsyncIterator[History]:
-    """A history that is open, and closed at the end; what it took over is in `.taken`."""
+    """Open a history and close it at the end; `.taken` holds the tasks that it took over."""
     history = History(Settings(data_dir=folder, **settings), runtime)
     history.taken = history.open()  # type: ignore[attr-defined]
     try:
@@ -67,7 +67,7 @@ async def opened(folder: Path, runtime: str = "rt_1", **settings: Any) -> AsyncI
 
 
 async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
-    """The first true value of `condition()`, polled on the loop."""
+    """Return the first true value of `condition()`, polled on the loop."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -76,18 +76,18 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str =
 
 
 def rows(folder: Path, query: str = "SELECT id, state FROM tasks") -> list[tuple[Any, ...]]:
-    """What the file has, read by SQLite itself."""
+    """Return the rows of a query, read by a separate SQLite connection."""
     with contextlib.closing(sqlite3.connect(folder / "history.sqlite3")) as connection:
         return connection.execute(query).fetchall()
 
 
 def states(folder: Path) -> dict[str, str]:
-    """The state of every task in the file."""
+    """Return the state of every task in the file."""
     return dict(rows(folder))
 
 
 class Child:
-    """A process of `history_child.py`: it is told lines and answers with lines."""
+    """Process of `history_child.py` that reads and writes lines."""
 
     def __init__(self, command: str, *arguments: object) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep)}
@@ -100,19 +100,19 @@ class Child:
             bufsize=1,
         )
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def hear(self) -> str:
+    def receive(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the child ended with code {self.process.wait(10)}"
         return line.rstrip("\n")
 
     def rest(self) -> list[str]:
-        """All it said until its end; the last line may be half a line."""
+        """Return all lines until its end; the last one may be incomplete."""
         assert self.process.stdout is not None
         return self.process.stdout.read().split("\n")
 
@@ -121,7 +121,7 @@ class Child:
         self.process.wait()
 
     def end(self) -> None:
-        """End it, however it is, and close the pipes."""
+        """Kill it and close the pipes."""
         self.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
@@ -131,7 +131,7 @@ class Child:
 
 @contextlib.contextmanager
 def child(command: str, *arguments: object) -> Iterator[Child]:
-    """A child that is gone at the end."""
+    """Start a child process and kill it at the end."""
     process = Child(command, *arguments)
     try:
         yield process

@@ -1,4 +1,4 @@
-"""How arrays grow old, by a clock that nobody sets, and who may say when one is complete."""
+"""Expiry of arrays by the monotonic clock, and completion of arrays."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.runtimes import live
 
 
 class Ages:
-    """A clock by which arrays grow old only when they are told to."""
+    """Manual clock for the age of arrays."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
         monkeypatch.setattr(rows, "now", lambda: self.seconds)
 
 
-def test_what_nobody_uses_goes_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_array_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ages = Ages(monkeypatch)
 
     async def body() -> None:
@@ -45,9 +45,7 @@ def test_what_nobody_uses_goes_after_its_time(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("days", [-365, 365])
-def test_a_clock_that_is_set_takes_no_array_away_and_keeps_none_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
-) -> None:
+def test_changed_wall_clock_does_not_affect_expiry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
     ages, true = Ages(monkeypatch), time.time
 
     async def body() -> None:
@@ -68,7 +66,7 @@ def test_a_clock_that_is_set_takes_no_array_away_and_keeps_none_for_ever(
     live(body())
 
 
-def test_the_next_server_knows_how_long_nobody_has_used_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_time_survives_server_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ages = Ages(monkeypatch)
 
     async def body() -> None:
@@ -85,25 +83,25 @@ def test_the_next_server_knows_how_long_nobody_has_used_an_array(tmp_path: Path,
     live(body())
 
 
-def test_two_who_say_at_once_that_an_array_is_complete_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_ready_calls_keep_the_array(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
-            told = await store.allocate(SMALL)
-            first, second = await asyncio.gather(store.ready(told.id), store.ready(told.id), return_exceptions=True)
+            info = await store.allocate(SMALL)
+            first, second = await asyncio.gather(store.ready(info.id), store.ready(info.id), return_exceptions=True)
             assert isinstance(first, ArrayInfo)
             assert isinstance(second, ArrayConflict)
-            assert conversion.view(store.path_of(told.id), told.id).shape == SMALL.shape
+            assert conversion.view(store.path_of(info.id), info.id).shape == SMALL.shape
 
     live(body())
 
 
 @pytest.mark.parametrize("first", ["ready", "remove"])
-def test_an_array_that_is_deleted_while_it_is_finished_leaves_nothing(tmp_path: Path, first: str) -> None:
+def test_array_deleted_during_finish_leaves_no_file(tmp_path: Path, first: str) -> None:
     async def body() -> None:
         async with store_in(tmp_path, warm_bytes=0) as store:
             for _ in range(20):
-                told = await store.allocate(SMALL, name="weights")
-                works = {"ready": store.ready(told.id), "remove": store.remove(told.id)}
+                info = await store.allocate(SMALL, name="weights")
+                works = {"ready": store.ready(info.id), "remove": store.remove(info.id)}
                 begun = asyncio.ensure_future(works.pop(first))
                 (other,) = works.values()
                 outcomes = dict(zip((first, "other"), await asyncio.gather(begun, other, return_exceptions=True), strict=True))
@@ -114,47 +112,47 @@ def test_an_array_that_is_deleted_while_it_is_finished_leaves_nothing(tmp_path: 
     live(body())
 
 
-def test_room_that_is_just_being_filled_is_not_complete_because_somebody_says_so(tmp_path: Path) -> None:
+def test_array_being_uploaded_cannot_be_marked_ready(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             making = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
             await asyncio.sleep(0)
-            with pytest.raises(ArrayConflict, match="just being sent"):
+            with pytest.raises(ArrayConflict, match="being sent"):
                 await store.ready("weights")
             await making
             with store.writing("weights"):
-                with pytest.raises(ArrayConflict, match="just being sent"):
+                with pytest.raises(ArrayConflict, match="being sent"):
                     await store.ready("weights")
                 assert (await store.ready("weights", sent=True)).state == "ready"
 
     live(body())
 
 
-def test_a_slow_writer_has_time_to_say_that_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_writer_is_not_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ages = Ages(monkeypatch)
 
     async def body() -> None:
         async with store_in(tmp_path) as store:
-            told = await store.allocate(SMALL)
-            descriptor = os.open(str(told.path), os.O_RDWR)
-            assert blocks.lease(descriptor, str(told.path))
+            info = await store.allocate(SMALL)
+            descriptor = os.open(str(info.path), os.O_RDWR)
+            assert blocks.lease(descriptor, str(info.path))
             ages.seconds += 10 * quota.WRITER_SECONDS
             await store.sweep()
             os.close(descriptor)
             await store.sweep()
-            assert (await store.ready(told.id)).state == "ready"
+            assert (await store.ready(info.id)).state == "ready"
 
     live(body())
 
 
-def test_a_task_gets_no_array_that_is_just_going(tmp_path: Path) -> None:
+def test_task_cannot_lease_array_being_deleted(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
-            told = await put(store, np.zeros(10))
-            going = asyncio.ensure_future(store.remove(told.id))
+            info = await put(store, np.zeros(10))
+            going = asyncio.ensure_future(store.remove(info.id))
             await asyncio.sleep(0)
             with pytest.raises(InvalidRequest, match="it was deleted"):
-                store.lease([told.id], "task_a")
+                store.lease([info.id], "task_a")
             await going
 
     live(body())

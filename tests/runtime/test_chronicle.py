@@ -25,154 +25,159 @@ Point = tuple[float | None, float | None, float | None]
 
 @contextlib.asynccontextmanager
 async def metrics_recorder(folder: Path, runtime: str = "rt_1") -> AsyncIterator[tuple[MetricsRecorder, Clocks, History]]:
-    """A chronicle whose clocks move when they are told, and the history that it writes."""
+    """Create a metrics recorder with manual clocks, and its history."""
     clocks = Clocks()
     clocks.wall = float(math.floor(time.time()))
     async with opened(folder, runtime) as history:
         yield MetricsRecorder(Settings(data_dir=folder), history, lambda: clocks.monotonic, lambda: clocks.wall), clocks, history
 
 
-def see(telling: MetricsRecorder, clocks: Clocks, memory: float | None, gpu: float | None = None, **sample: object) -> None:
-    """A sample of this moment."""
+def see(recorder: MetricsRecorder, clocks: Clocks, memory: float | None, gpu: float | None = None, **sample: object) -> None:
+    """Record a sample at the current time."""
     metrics = Metrics(gpu_utilization=gpu, memory_usage=memory, active_tasks=0, ai_tasks_processed=0)
-    telling.sampled(Sample(memory_usage=memory, taken=clocks.monotonic, **sample), metrics, 1000)  # type: ignore[arg-type]
+    recorder.sampled(Sample(memory_usage=memory, taken=clocks.monotonic, **sample), metrics, 1000)  # type: ignore[arg-type]
 
 
-def points(told: MetricsHistory, figure: str = "memory_usage") -> dict[float, Point]:
-    """Those that have a value, by the seconds at which they start."""
-    series = told.series[figure]
+def points(history: MetricsHistory, figure: str = "memory_usage") -> dict[float, Point]:
+    """Return the points with a value, by their start in seconds."""
+    series = history.series[figure]
     return {
         epoch(start): point  # type: ignore[misc]
-        for start, *point in zip(told.timestamps, series.min, series.mean, series.max, strict=True)
+        for start, *point in zip(history.timestamps, series.min, series.mean, series.max, strict=True)
         if point != [None, None, None]
     }
 
 
-def test_a_sample_stands_for_the_time_since_the_one_before(tmp_path: Path) -> None:
+def test_sample_covers_time_since_previous_one(tmp_path: Path) -> None:
     async def body() -> None:
-        async with metrics_recorder(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
             begin = clocks.wall
-            see(telling, clocks, 99.0)  # of no time at all
+            see(recorder, clocks, 99.0)  # covers no time
             for value in (10.0, 30.0):
                 clocks.go(10)
-                see(telling, clocks, value)
+                see(recorder, clocks, value)
             for _ in range(4):
                 clocks.go(1)
-                see(telling, clocks, 50.0)
-            found = points(await telling.tell("5m", 300))
+                see(recorder, clocks, 50.0)
+            found = points(await recorder.read("5m", 300))
             assert list(found) == [begin + second for second in range(24)]
             assert [point[1] for point in found.values()] == [10.0] * 10 + [30.0] * 10 + [50.0] * 4
-            assert points(await telling.tell("5m", 300), "worker_memory")[begin] == [1000.0] * 3
+            assert points(await recorder.read("5m", 300), "worker_memory")[begin] == [1000.0] * 3
 
     live(body())
 
 
-def test_many_samples_of_a_short_time_do_not_outweigh_few_of_a_long_one(tmp_path: Path) -> None:
+def test_samples_are_weighted_by_duration(tmp_path: Path) -> None:
     async def body() -> None:
-        async with metrics_recorder(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
             clocks.wall -= clocks.wall % 300
-            see(telling, clocks, 0.0)
-            for _ in range(10):  # nobody looks: every ten seconds
+            see(recorder, clocks, 0.0)
+            for _ in range(10):  # not watched: every ten seconds
                 clocks.go(10)
-                see(telling, clocks, 0.0)
-            for _ in range(100):  # the GPU computes: every second
+                see(recorder, clocks, 0.0)
+            for _ in range(100):  # the GPU is in use: every second
                 clocks.go(1)
-                see(telling, clocks, 80.0)
-            found = points(await telling.tell("7d", 2000))
+                see(recorder, clocks, 80.0)
+            found = points(await recorder.read("7d", 2000))
             assert list(found.values()) == [[0.0, pytest.approx(40.0), 80.0]]
 
     live(body())
 
 
-def test_a_figure_that_cannot_be_read_leaves_a_gap_of_its_own(tmp_path: Path) -> None:
+def test_unreadable_metric_leaves_a_gap(tmp_path: Path) -> None:
     async def body() -> None:
-        async with metrics_recorder(tmp_path) as (telling, clocks, _):
-            see(telling, clocks, 1.0)
+        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
+            see(recorder, clocks, 1.0)
             gpus = {"device_0": GpuFigures(memory_used=300), "device_1": GpuFigures(memory_used=200), "device_2": GpuFigures()}
             for memory, gpu, figures in ((1.0, None, {}), (None, 5.0, gpus)):
                 clocks.go(1)
-                see(telling, clocks, memory, gpu, gpus=figures)
-            told = await telling.tell("5m", 300)
-            assert [len(points(told, name)) for name in ("memory_usage", "gpu_utilization", "gpu_memory", "active_tasks")] == [1, 1, 1, 2]
-            assert list(points(told, "gpu_memory").values()) == [[500.0] * 3]
+                see(recorder, clocks, memory, gpu, gpus=figures)
+            history = await recorder.read("5m", 300)
+            assert [len(points(history, name)) for name in ("memory_usage", "gpu_utilization", "gpu_memory", "active_tasks")] == [
+                1,
+                1,
+                1,
+                2,
+            ]
+            assert list(points(history, "gpu_memory").values()) == [[500.0] * 3]
 
     live(body())
 
 
-def test_what_was_asleep_left_a_gap_though_its_clock_went_on(tmp_path: Path) -> None:
+def test_suspended_runtime_leaves_a_gap(tmp_path: Path) -> None:
     async def body() -> None:
-        async with metrics_recorder(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
             begin = clocks.wall
-            see(telling, clocks, 1.0)
-            clocks.go(10, 100)  # suspended: the monotonic clock stood still
-            see(telling, clocks, 1.0)
-            assert list(points(await telling.tell("5m", 300))) == [begin + 100 + second for second in range(10)]
-            clocks.go(100)  # stopped: it did not
-            see(telling, clocks, 1.0)
-            found = points(await telling.tell("5m", 300))
-            assert len(found) == 10 + 30, "no longer than three times the usual"
-            assert len(points(await telling.tell("5m", 300), "active_tasks")) == 10 + 31, "and the second in which it was stopped"
+            see(recorder, clocks, 1.0)
+            clocks.go(10, 100)  # suspended: the monotonic clock stops
+            see(recorder, clocks, 1.0)
+            assert list(points(await recorder.read("5m", 300))) == [begin + 100 + second for second in range(10)]
+            clocks.go(100)  # stopped process: the monotonic clock continues
+            see(recorder, clocks, 1.0)
+            found = points(await recorder.read("5m", 300))
+            assert len(found) == 10 + 30, "at most three sampling intervals"
+            assert len(points(await recorder.read("5m", 300), "active_tasks")) == 10 + 31, "and the second in which it stopped"
 
     live(body())
 
 
 @pytest.mark.parametrize("jump", [-3600.0, -86_400.0, 3600.0])
-def test_a_clock_that_is_set_leaves_the_answers_right(tmp_path: Path, jump: float) -> None:
+def test_changed_wall_clock_keeps_history_correct(tmp_path: Path, jump: float) -> None:
     async def body() -> None:
-        async with metrics_recorder(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
             begin = clocks.wall
-            see(telling, clocks, 10.0)
+            see(recorder, clocks, 10.0)
             for _ in range(6):
                 clocks.go(10)
-                see(telling, clocks, 10.0)
+                see(recorder, clocks, 10.0)
             clocks.go(0, jump)
             for _ in range(6):
                 clocks.go(10)
-                see(telling, clocks, 20.0)
-            # The last minutes, as the clock shows them now.
-            now = points(await telling.tell("5m", 300))
+                see(recorder, clocks, 20.0)
+            # The last minutes by the current clock.
+            now = points(await recorder.read("5m", 300))
             assert {start: point[1] for start, point in now.items()} == {begin + jump + 60 + second: 20.0 for second in range(60)}
 
     live(body())
 
 
-def test_a_clock_that_is_set_back_shows_both_times_at_once_and_neither_twice(tmp_path: Path) -> None:
+def test_clock_set_back_merges_both_time_ranges(tmp_path: Path) -> None:
     async def body() -> None:
-        async with metrics_recorder(tmp_path) as (telling, clocks, _):
+        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
             begin = clocks.wall
-            see(telling, clocks, 0.0)
+            see(recorder, clocks, 0.0)
             for value, jump in ((10.0, -60.0), (30.0, 0.0)):
-                telling.counters.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
+                recorder.counters.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
                 for _ in range(6):
                     clocks.go(10)
-                    see(telling, clocks, value)
+                    see(recorder, clocks, value)
                 clocks.go(0, jump)
-            told = await telling.tell("5m", 300)
-            assert points(told) == {begin + second: [10.0, 20.0, 30.0] for second in range(60)}
-            assert points(told, "failed_tasks")[begin] == [2.0] * 3
-            assert set(points(told, "active_tasks")) == set(points(told))
+            history = await recorder.read("5m", 300)
+            assert points(history) == {begin + second: [10.0, 20.0, 30.0] for second in range(60)}
+            assert points(history, "failed_tasks")[begin] == [2.0] * 3
+            assert set(points(history, "active_tasks")) == set(points(history))
 
     live(body())
 
 
-def test_figures_are_written_every_ten_seconds_and_at_the_end(tmp_path: Path) -> None:
+def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path) -> None:
     async def body() -> None:
-        async with metrics_recorder(tmp_path) as (telling, clocks, history):
-            see(telling, clocks, 1.0)
+        async with metrics_recorder(tmp_path) as (recorder, clocks, history):
+            see(recorder, clocks, 1.0)
             on_disk = []
             for _ in range(25):
                 clocks.go(1)
-                see(telling, clocks, 1.0)
+                see(recorder, clocks, 1.0)
                 await history._metrics.flush(10.0)
                 on_disk.append(rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1")[0][0])
             assert on_disk == [0] * 9 + [10] * 10 + [20] * 6
-            telling.write()
+            recorder.write()
         assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(25,)]
 
     live(body())
 
 
-def test_a_real_runtime_remembers_what_it_did_over_a_restart(tmp_path: Path) -> None:
+def test_metrics_history_survives_runtime_restart(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, idle_sample_interval=0.1) as first:
             await asyncio.gather(*[ended(first, await cell(first, "import time; time.sleep(0.2)")) for _ in range(3)])
@@ -182,14 +187,14 @@ def test_a_real_runtime_remembers_what_it_did_over_a_restart(tmp_path: Path) -> 
             before = first.metrics_service.latest
             await until(lambda: first.metrics_service.latest is not before, what="another sample")
         async with runtime_in(tmp_path, idle_sample_interval=600.0) as second:
-            told = await second.metrics_service.history("5m", 300, first.id)
-            series = told.series
+            history = await second.metrics_service.history("5m", 300, first.id)
+            series = history.series
             assert sum(value or 0 for value in series["completed_tasks"].mean) == 4
             assert sum(value or 0 for value in series["failed_tasks"].mean) == 1
             assert max(value or 0 for value in series["active_tasks"].max) == 1
             assert max(value or 0 for value in series["pending_tasks"].max) >= 2
-            # No sample of ten a second has to meet a task: the time that they ran is known.
-            ran = sum(value or 0 for value in series["active_tasks"].mean) * told.resolution_s
+            # Samples need not coincide with the tasks, because run times are recorded exactly.
+            ran = sum(value or 0 for value in series["active_tasks"].mean) * history.resolution_s
             assert ran > 0.6
             assert max(value or 0 for value in series["run_time"].max) >= 0.2
             assert all(0 < value < 100 for value in series["memory_usage"].mean if value is not None)

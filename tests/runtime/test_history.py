@@ -1,4 +1,4 @@
-"""What the history keeps: records, outputs, payloads, keys, and the guards on them."""
+"""Task history: records, outputs, payloads, keys, and their guards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PENDING, RUNNING, COMPLETED, FAILED = TaskState.PENDING, TaskState.RUNNING, Task
 
 
 def full_task() -> Task:
-    """One with every kind of content."""
+    """Return a task with every field set."""
     result = TaskResult(
         execution_time=0.5,
         device_used="device_0",
@@ -47,7 +47,7 @@ def full_task() -> Task:
     )
 
 
-def test_a_committed_task_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_committed_task_round_trips(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = full_task()
         async with opened(tmp_path) as history:
@@ -61,7 +61,7 @@ def test_a_committed_task_is_read_back_as_it_was(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_true_only_for_a_moment_is_not_recorded(tmp_path: Path) -> None:
+def test_transient_fields_are_not_recorded(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(position=3, waiting_for="memory", estimated_start="2026-01-01T00:00:00.000001Z")
         async with opened(tmp_path) as history:
@@ -73,7 +73,7 @@ def test_what_is_true_only_for_a_moment_is_not_recorded(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_the_parameters_are_stored_once_and_left_out_of_lists(tmp_path: Path) -> None:
+def test_parameters_are_stored_once_and_omitted_from_lists(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task()
         async with opened(tmp_path) as history:
@@ -88,7 +88,7 @@ def test_the_parameters_are_stored_once_and_left_out_of_lists(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
-def test_a_task_that_is_written_behind_is_described_when_it_is_written(tmp_path: Path) -> None:
+def test_write_behind_describes_task_when_written(tmp_path: Path) -> None:
     async def scenario() -> None:
         described: list[TaskState] = []
         task = make_task(wait=True)
@@ -110,7 +110,7 @@ def test_a_task_that_is_written_behind_is_described_when_it_is_written(tmp_path:
     asyncio.run(scenario())
 
 
-def test_reading_sees_what_is_still_being_written_behind(tmp_path: Path) -> None:
+def test_reads_see_pending_writes(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(COMPLETED, wait=True)
         output = TaskOutput(
@@ -134,7 +134,7 @@ def test_reading_sees_what_is_still_being_written_behind(tmp_path: Path) -> None
     asyncio.run(scenario())
 
 
-def test_a_description_that_fails_does_not_keep_the_others_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_describe_does_not_block_other_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         good = make_task(COMPLETED)
         async with opened(tmp_path) as history:
@@ -150,7 +150,7 @@ def test_a_description_that_fails_does_not_keep_the_others_waiting(tmp_path: Pat
     asyncio.run(scenario())
 
 
-def test_what_json_or_unicode_cannot_hold_does_not_lose_the_record(tmp_path: Path) -> None:
+def test_values_that_json_cannot_encode_are_replaced(tmp_path: Path) -> None:
     async def scenario() -> None:
         output: dict[Any, Any] = {"lone": "a\ud800b", "not a number": float("nan"), "object": object(), "bytes": b"\xff", (1, 2): "key"}
         task = make_task(COMPLETED).model_copy(
@@ -182,7 +182,7 @@ def test_what_json_or_unicode_cannot_hold_does_not_lose_the_record(tmp_path: Pat
 
 
 @pytest.mark.parametrize("late", [PENDING, RUNNING, FAILED])
-def test_a_terminal_state_on_disk_never_changes(tmp_path: Path, late: TaskState) -> None:
+def test_terminal_state_on_disk_never_changes(tmp_path: Path, late: TaskState) -> None:
     async def scenario() -> None:
         task = make_task()
         async with opened(tmp_path) as history:
@@ -199,7 +199,7 @@ def test_a_terminal_state_on_disk_never_changes(tmp_path: Path, late: TaskState)
     asyncio.run(scenario())
 
 
-def test_a_task_may_go_back_from_running_to_pending(tmp_path: Path) -> None:
+def test_running_task_may_become_pending_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(retries=1)
         async with opened(tmp_path) as history:
@@ -210,7 +210,7 @@ def test_a_task_may_go_back_from_running_to_pending(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_one_refused_commit_does_not_undo_the_others_of_its_group(tmp_path: Path) -> None:
+def test_rejected_commit_does_not_roll_back_its_group(tmp_path: Path) -> None:
     async def scenario() -> None:
         done = make_task(COMPLETED)
         others = [make_task() for _ in range(20)]
@@ -228,7 +228,7 @@ def test_one_refused_commit_does_not_undo_the_others_of_its_group(tmp_path: Path
     asyncio.run(scenario())
 
 
-def test_commits_of_one_turn_share_one_transaction_and_one_call_into_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commits_of_one_iteration_share_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             groups: list[int] = []
@@ -255,7 +255,7 @@ def test_commits_of_one_turn_share_one_transaction_and_one_call_into_the_loop(tm
     asyncio.run(scenario())
 
 
-def test_a_cancelled_commit_harms_nothing(tmp_path: Path) -> None:
+def test_cancelled_commit_is_still_written(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             task = make_task()
@@ -270,7 +270,7 @@ def test_a_cancelled_commit_harms_nothing(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_payload_and_an_output_are_on_disk_no_later_than_the_end_they_belong_to(tmp_path: Path) -> None:
+def test_payload_and_output_are_written_before_final_record(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(COMPLETED)
         async with opened(tmp_path) as history:
@@ -283,7 +283,7 @@ def test_a_payload_and_an_output_are_on_disk_no_later_than_the_end_they_belong_t
     asyncio.run(scenario())
 
 
-def test_a_payload_may_be_a_file_that_the_history_owns(tmp_path: Path) -> None:
+def test_history_owns_payload_files(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(COMPLETED)
         async with opened(tmp_path) as history:
@@ -293,7 +293,7 @@ def test_a_payload_may_be_a_file_that_the_history_owns(tmp_path: Path) -> None:
             await history.commit(task)
             assert await history.get_payload(task.task_id) == (file, "cloudpickle")
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
-            with pytest.raises(ValueError, match="does not lie in"):
+            with pytest.raises(ValueError, match="is not in"):
                 history.put_payload(task.task_id, "cloudpickle", tmp_path / "elsewhere")
             await history.delete(task.task_id)
             assert not file.exists()
@@ -302,7 +302,7 @@ def test_a_payload_may_be_a_file_that_the_history_owns(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_deleted_task_is_gone_with_all_that_belongs_to_it_and_stays_away(tmp_path: Path) -> None:
+def test_deleted_task_is_removed_completely_and_not_recorded_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(COMPLETED, wait=True)
         async with opened(tmp_path) as history:
@@ -324,7 +324,7 @@ def test_a_deleted_task_is_gone_with_all_that_belongs_to_it_and_stays_away(tmp_p
 
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
-def test_a_task_that_is_not_at_its_end_is_not_deleted(tmp_path: Path, state: TaskState) -> None:
+def test_unfinished_task_cannot_be_deleted(tmp_path: Path, state: TaskState) -> None:
     async def scenario() -> None:
         task = moved(make_task(wait=True), state)
         async with opened(tmp_path) as history:
@@ -336,7 +336,7 @@ def test_a_task_that_is_not_at_its_end_is_not_deleted(tmp_path: Path, state: Tas
     asyncio.run(scenario())
 
 
-def test_an_idempotency_key_stands_for_the_first_task_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idempotency_key_expires_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             assert await history.remember_key("ann", "k", "task_1", "f1") is None
@@ -350,7 +350,7 @@ def test_an_idempotency_key_stands_for_the_first_task_for_a_day(tmp_path: Path, 
     asyncio.run(scenario())
 
 
-def test_a_key_whose_task_was_never_recorded_does_not_outlive_its_runtime(tmp_path: Path) -> None:
+def test_key_without_recorded_task_ends_with_its_runtime(tmp_path: Path) -> None:
     async def scenario() -> None:
         recorded = make_task(COMPLETED)
         async with opened(tmp_path) as history:
@@ -364,7 +364,7 @@ def test_a_key_whose_task_was_never_recorded_does_not_outlive_its_runtime(tmp_pa
     asyncio.run(scenario())
 
 
-def test_the_key_of_a_purged_task_is_free_again(tmp_path: Path) -> None:
+def test_key_of_purged_task_is_free(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(COMPLETED)
         async with opened(tmp_path) as history:
@@ -377,7 +377,7 @@ def test_the_key_of_a_purged_task_is_free_again(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_files_and_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_and_folders_are_private_with_any_umask(tmp_path: Path) -> None:
     def mode(path: Path) -> int:
         return stat.S_IMODE(path.stat().st_mode)
 
@@ -401,7 +401,7 @@ def test_files_and_folders_are_private_whatever_the_umask(tmp_path: Path) -> Non
         os.umask(before)
 
 
-def test_closing_writes_what_waits_and_leaves_no_thread_and_no_lock(tmp_path: Path) -> None:
+def test_close_flushes_and_leaves_no_thread_or_lock(tmp_path: Path) -> None:
     async def scenario() -> None:
         tasks = [make_task(COMPLETED) for _ in range(1_200)]
         history = History(Settings(data_dir=tmp_path), "rt_1")
@@ -419,7 +419,7 @@ def test_closing_writes_what_waits_and_leaves_no_thread_and_no_lock(tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_after_closing_calls_get_a_named_error_and_writing_behind_is_silent(tmp_path: Path) -> None:
+def test_calls_after_close_raise_stopping(tmp_path: Path) -> None:
     async def scenario() -> None:
         task = make_task(COMPLETED)
         async with opened(tmp_path) as history:
@@ -435,7 +435,7 @@ def test_after_closing_calls_get_a_named_error_and_writing_behind_is_silent(tmp_
     asyncio.run(scenario())
 
 
-def test_an_older_file_is_brought_to_the_newest_schema_with_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_schema_is_migrated_with_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         task = make_task(COMPLETED)
         async with opened(tmp_path) as history:
@@ -450,7 +450,7 @@ def test_an_older_file_is_brought_to_the_newest_schema_with_its_tasks(tmp_path: 
     asyncio.run(scenario())
 
 
-def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path) -> None:
+def test_failed_migration_changes_nothing(tmp_path: Path) -> None:
     import contextlib
     import sqlite3
 
@@ -461,7 +461,7 @@ def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path) -> None
         assert connection.execute("PRAGMA user_version").fetchone() == (0,)
 
 
-def test_a_record_of_a_release_with_more_fields_is_read_without_them(tmp_path: Path) -> None:
+def test_record_of_newer_release_is_read_without_unknown_fields(tmp_path: Path) -> None:
     import contextlib
     import sqlite3
 
@@ -480,6 +480,6 @@ def test_a_record_of_a_release_with_more_fields_is_read_without_them(tmp_path: P
             page, _, _ = await history.page(10)
             assert [one.task_id for one in page] == [broken.task_id, other.task_id, task.task_id]
             assert page[0].status is COMPLETED
-            assert "can't be read" in (page[0].error or "")
+            assert "upgrade openruntime-jupyter" in (page[0].error or "")
 
     asyncio.run(scenario())

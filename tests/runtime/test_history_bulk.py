@@ -1,4 +1,4 @@
-"""Many rows by one statement do what a statement for each row would do."""
+"""Bulk writes have the same effect as one statement per row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from openruntime_jupyter.runtime.storage.bulk_writes import write_payloads, write_records
-from openruntime_jupyter.runtime.storage.rows import Record
+from openruntime_jupyter.runtime.storage.rows import TaskRecord
 from openruntime_jupyter.runtime.storage.schema import migrate
 
 MANY = 100
@@ -24,23 +24,23 @@ def connection() -> Iterator[sqlite3.Connection]:
     found.close()
 
 
-def record(number: int, state: str = "pending", runtime: str = "rt_me", document: str = "{}") -> Record:
+def record(number: int, state: str = "pending", runtime: str = "rt_me", document: str = "{}") -> TaskRecord:
     finished = None if state in ("pending", "running") else 2
-    return Record(f"task_{number:03}", runtime, state, "call", None, 1, finished, False, False, 0, 0, document, {"n": number})
+    return TaskRecord(f"task_{number:03}", runtime, state, "call", None, 1, finished, False, False, 0, 0, document, {"n": number})
 
 
 def states(connection: sqlite3.Connection) -> dict[str, str]:
     return dict(connection.execute("SELECT id, state FROM tasks ORDER BY sequence"))
 
 
-def test_new_rows_lie_in_the_order_in_which_they_came(connection: sqlite3.Connection) -> None:
+def test_bulk_insert_keeps_order(connection: sqlite3.Connection) -> None:
     records = [record(number) for number in range(MANY)]
     assert write_records(connection, [(each, False) for each in records]) == records
     assert list(states(connection)) == [each.id for each in records]
     assert connection.execute("SELECT parameters FROM tasks WHERE id = 'task_042'").fetchone() == ('{"n":42}',)
 
 
-def test_known_rows_are_changed_and_counted(connection: sqlite3.Connection) -> None:
+def test_bulk_update_changes_known_rows(connection: sqlite3.Connection) -> None:
     write_records(connection, [(record(number), False) for number in range(MANY)])
     ended = [record(number, "completed", document='{"end":1}') for number in range(MANY)]
     assert write_records(connection, [(each, True) for each in ended]) == ended
@@ -49,7 +49,7 @@ def test_known_rows_are_changed_and_counted(connection: sqlite3.Connection) -> N
     assert dict(connection.execute("SELECT state, number FROM counters")) == {"pending": 0, "completed": MANY}
 
 
-def test_a_row_that_a_guard_keeps_spoils_none_of_its_group(connection: sqlite3.Connection) -> None:
+def test_guarded_row_does_not_affect_its_group(connection: sqlite3.Connection) -> None:
     write_records(connection, [(record(3, "failed"), False), (record(5, runtime="rt_other"), False)])
     connection.execute("INSERT INTO gone VALUES ('task_007', 1, 1, 1)")
     written = write_records(connection, [(record(number, "completed"), False) for number in range(MANY)])
@@ -61,16 +61,14 @@ def test_a_row_that_a_guard_keeps_spoils_none_of_its_group(connection: sqlite3.C
     assert len(found) == MANY - 1
 
 
-def test_a_known_row_that_is_gone_from_the_file_is_made_again(connection: sqlite3.Connection) -> None:
+def test_missing_known_row_is_inserted_again(connection: sqlite3.Connection) -> None:
     write_records(connection, [(record(number), False) for number in range(MANY) if number != 10])
     ended = [record(number, "completed") for number in range(MANY)]
     assert len(write_records(connection, [(each, True) for each in ended])) == MANY
     assert connection.execute("SELECT state, parameters FROM tasks WHERE id = 'task_010'").fetchone() == ("completed", '{"n":10}')
 
 
-def test_a_record_that_can_not_be_encoded_keeps_no_other_from_being_written(
-    connection: sqlite3.Connection, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unencodable_record_does_not_block_others(connection: sqlite3.Connection, caplog: pytest.LogCaptureFixture) -> None:
     records = [record(number, document="\udcff" if number == 20 else "{}") for number in range(MANY)]
     with caplog.at_level(logging.ERROR):
         written = write_records(connection, [(each, False) for each in records])
@@ -79,7 +77,7 @@ def test_a_record_that_can_not_be_encoded_keeps_no_other_from_being_written(
     assert len(states(connection)) == MANY - 1
 
 
-def test_payloads_replace_earlier_ones(connection: sqlite3.Connection) -> None:
+def test_payload_replaces_earlier_one(connection: sqlite3.Connection) -> None:
     write_payloads(connection, [(f"task_{number:03}", 1, 1, "cloudpickle", None, b"a") for number in range(MANY)])
     write_payloads(connection, [(f"task_{number:03}", 2, 2, "cloudpickle", None, b"bb") for number in range(MANY)])
     assert connection.execute("SELECT DISTINCT stored, size, data FROM payloads").fetchall() == [(2, 2, b"bb")]

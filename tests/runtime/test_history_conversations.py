@@ -37,7 +37,7 @@ async def listed(history: History, owner: str | None = None) -> list[Conversatio
     return await history.look(partial(conversations.page, owner=owner, limit=100))
 
 
-def test_a_turn_is_there_as_soon_as_its_task_is_completed(tmp_path: Path) -> None:
+def test_completed_prompt_adds_a_turn(tmp_path: Path) -> None:
     async def live() -> None:
         async with opened(tmp_path) as history:
             task = prompt("Why?")
@@ -51,7 +51,7 @@ def test_a_turn_is_there_as_soon_as_its_task_is_completed(tmp_path: Path) -> Non
     asyncio.run(live())
 
 
-def test_a_task_that_is_written_only_at_its_end_is_a_turn_too(tmp_path: Path) -> None:
+def test_prompt_recorded_only_when_completed_adds_a_turn(tmp_path: Path) -> None:
     async def live() -> None:
         async with opened(tmp_path) as history:
             task = answered(prompt("Why?", wait=False).model_copy(update={"wait": True}), "Because.")
@@ -74,7 +74,7 @@ def test_only_completed_prompts_of_a_conversation_are_turns(tmp_path: Path) -> N
     asyncio.run(live())
 
 
-def test_turns_are_in_the_order_of_the_prompts_and_not_of_the_answers(tmp_path: Path) -> None:
+def test_turns_are_ordered_by_submission(tmp_path: Path) -> None:
     async def live() -> None:
         async with opened(tmp_path) as history:
             first, second = prompt("1", seconds=100.0), prompt("2", seconds=101.0)
@@ -85,7 +85,7 @@ def test_turns_are_in_the_order_of_the_prompts_and_not_of_the_answers(tmp_path: 
     asyncio.run(live())
 
 
-def test_a_conversation_belongs_to_its_owner(tmp_path: Path) -> None:
+def test_conversations_are_separate_by_owner(tmp_path: Path) -> None:
     async def live() -> None:
         async with opened(tmp_path) as history:
             for number, owner in enumerate(("me", "you", None, "me")):
@@ -98,7 +98,7 @@ def test_a_conversation_belongs_to_its_owner(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
-def test_a_purged_task_is_no_turn_any_more_and_one_that_retention_deletes_stays_one(tmp_path: Path) -> None:
+def test_turn_is_deleted_with_purged_task_but_kept_by_retention(tmp_path: Path) -> None:
     async def live() -> None:
         async with opened(tmp_path, retention_tasks=1) as history:
             old, new = (answered(prompt(text), text) for text in "ab")
@@ -113,7 +113,7 @@ def test_a_purged_task_is_no_turn_any_more_and_one_that_retention_deletes_stays_
     asyncio.run(live())
 
 
-def test_a_conversation_goes_when_its_last_turn_is_too_old(tmp_path: Path) -> None:
+def test_conversation_expires_with_its_last_turn(tmp_path: Path) -> None:
     async def live() -> None:
         async with opened(tmp_path, retention_days=1.0) as history:
             await history.commit(answered(prompt("?", "old", seconds=1000.0), "x"))
@@ -125,7 +125,7 @@ def test_a_conversation_goes_when_its_last_turn_is_too_old(tmp_path: Path) -> No
     asyncio.run(live())
 
 
-def test_text_that_is_no_utf_8_spoils_nothing(tmp_path: Path) -> None:
+def test_invalid_utf8_is_replaced(tmp_path: Path) -> None:
     async def live() -> None:
         async with opened(tmp_path) as history:
             await history.commit(answered(prompt("lone \udc00 half"), "fine"))
@@ -137,7 +137,7 @@ def test_text_that_is_no_utf_8_spoils_nothing(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
-def test_a_file_of_the_release_before_gets_the_table(tmp_path: Path) -> None:
+def test_migration_adds_turns_table(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
         migrate(connection, MIGRATIONS[:2])
 

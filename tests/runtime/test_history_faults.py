@@ -1,4 +1,4 @@
-"""The history when its disk is full, locked, closed to it, damaged, or written by a newer release. Real SQLite, real faults."""
+"""History with a full, locked, read-only or damaged file, or one of a newer release. Uses real SQLite and real faults."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FILLER = {"filler": "x" * 20_000}
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the real pause, which changes nothing but the time that these tests take."""
+    """Shorten the retry pause to a tenth, to save time."""
     assert write_behind.RETRY_SECONDS == 1.0
     monkeypatch.setattr(write_behind, "RETRY_SECONDS", 0.1)
 
 
 async def fill(history: History) -> None:
-    """Let the file grow no more, and use up what room it has."""
+    """Stop the file from growing, and fill its free pages."""
     history._file.page_bound = 1
     for _ in range(1_000):
         try:
@@ -43,7 +43,7 @@ async def fill(history: History) -> None:
         raise AssertionError("the disk did not get full")
 
 
-def test_on_a_full_disk_commits_are_refused_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
+def test_full_disk_rejects_commits_with_advice(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             await history.commit(make_task())
@@ -60,7 +60,7 @@ def test_on_a_full_disk_commits_are_refused_with_the_reason_and_what_to_do(tmp_p
     asyncio.run(scenario())
 
 
-def test_on_a_full_disk_what_is_written_behind_is_kept_and_written_when_there_is_room(tmp_path: Path) -> None:
+def test_full_disk_keeps_pending_writes_until_space_is_free(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             early = make_task(parameters=FILLER)
@@ -76,9 +76,9 @@ def test_on_a_full_disk_what_is_written_behind_is_kept_and_written_when_there_is
                 history.put_payload(task.task_id, "cloudpickle", b"p" * 10_000 if task is not late[0] else file)
             await asyncio.sleep(0.3)
             assert not states(tmp_path).keys() & {task.task_id for task in late}
-            assert file.stat().st_mtime > 1, "no sweep takes it for an orphan"
+            assert file.stat().st_mtime > 1, "the sweep does not treat it as an orphan"
             assert history.problem is not None
-            # They are readable all the same, as they are now, and it is the newest that is written in the end.
+            # Pending records can be read, and the newest versions are written.
             late[:] = [moved(task, COMPLETED) for task in late]
             for task in late:
                 assert await history.get_payload(task.task_id) == (file if task is late[0] else b"p" * 10_000, "cloudpickle")
@@ -96,7 +96,7 @@ def test_on_a_full_disk_what_is_written_behind_is_kept_and_written_when_there_is
     asyncio.run(scenario())
 
 
-def test_what_the_disk_refused_gives_way_to_what_is_newer(tmp_path: Path) -> None:
+def test_newer_version_replaces_failed_write(tmp_path: Path) -> None:
     async def scenario() -> None:
         def output(number: int) -> TaskOutput:
             text = OutputItem(output_type="stream", name="stdout", text="x" * 20_000)
@@ -106,7 +106,7 @@ def test_what_the_disk_refused_gives_way_to_what_is_newer(tmp_path: Path) -> Non
             await fill(history)
             history.put_output("task_1", output(1))
             history._behind._hand_over()
-            # While the first is on its way to the disk.
+            # While the first write is in flight.
             history.put_output("task_1", output(2))
             await until(lambda: history._behind.refused, what="the refusal")
             history._file.page_bound = 0
@@ -117,7 +117,7 @@ def test_what_the_disk_refused_gives_way_to_what_is_newer(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-def test_on_a_full_disk_what_is_small_enough_is_still_written(tmp_path: Path) -> None:
+def test_full_disk_still_stores_small_records(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             small = [make_task() for _ in range(3)]
@@ -135,7 +135,7 @@ def test_on_a_full_disk_what_is_small_enough_is_still_written(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
-def test_a_payload_that_does_not_fit_does_not_keep_its_task_from_ending_on_disk(tmp_path: Path) -> None:
+def test_payload_that_does_not_fit_does_not_block_final_record(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             task = make_task()
@@ -153,13 +153,13 @@ def test_a_payload_that_does_not_fit_does_not_keep_its_task_from_ending_on_disk(
     asyncio.run(scenario())
 
 
-def test_the_kernels_own_refusal_to_let_the_file_grow_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+def test_file_size_limit_loses_no_acknowledged_commit(tmp_path: Path) -> None:
     with child("file_limit", tmp_path) as process:
-        refused = process.hear()
+        refused = process.receive()
         assert refused.startswith("refused")
         assert str(tmp_path) in refused
-        assert process.hear() == "problem None"
-        kept = json.loads(process.hear())
+        assert process.receive() == "problem None"
+        kept = json.loads(process.receive())
         process.process.wait(10)
     assert len(kept) > 5
     assert set(kept) <= set(states(tmp_path))
@@ -167,18 +167,18 @@ def test_the_kernels_own_refusal_to_let_the_file_grow_loses_nothing_that_was_ack
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Child]:
-    """Another process holds SQLite's write lock."""
+    """Hold SQLite's write lock in another process."""
     with child("locks_database", folder) as process:
-        assert process.hear() == "locked"
+        assert process.receive() == "locked"
         yield process
 
 
-def test_a_file_that_another_process_keeps_locked_is_told_and_writing_resumes_by_itself(tmp_path: Path) -> None:
+def test_locked_file_is_reported_and_writing_resumes(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             early, late = make_task(), make_task(COMPLETED)
             await history.commit(early)
-            # The patience of the writer's own connection, in milliseconds.
+            # Busy timeout of the writer's connection in milliseconds.
             await history._write(lambda connection: connection.execute("PRAGMA busy_timeout = 200").fetchall())
             with locked(tmp_path) as process:
                 history.write_behind(late.task_id, lambda: late)
@@ -186,41 +186,41 @@ def test_a_file_that_another_process_keeps_locked_is_told_and_writing_resumes_by
                     await history.commit(make_task())
                 assert "end it, or wait" in (history.problem or "")
                 found = await history.get(early.task_id)
-                assert found is not None, "reading goes on"
-                await history.page(10)  # it does not wait for the lock, which goes only after it
-                process.tell("go")
-                assert process.hear() == "free"
+                assert found is not None, "reading still works"
+                await history.page(10)  # it does not wait for the lock, which is released later
+                process.send("go")
+                assert process.receive() == "free"
                 await until(lambda: history.problem is None, what="the problem's end, by itself")
             assert states(tmp_path)[late.task_id] == "completed"
 
     asyncio.run(scenario())
 
 
-def test_a_short_lock_is_waited_for(tmp_path: Path) -> None:
+def test_commit_waits_for_a_short_lock(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             with locked(tmp_path) as process:
                 commit = asyncio.create_task(history.commit(make_task()))
                 await asyncio.sleep(0.3)
                 assert not commit.done()
-                process.tell("go")
+                process.send("go")
                 await asyncio.wait_for(commit, 60)
             assert history.problem is None
 
     asyncio.run(scenario())
 
 
-def test_a_stop_under_a_lock_keeps_its_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_keeps_deadline_while_file_is_locked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         history = History(Settings(data_dir=tmp_path), "rt_1")
         history.open()
         task = make_task(COMPLETED)
         with locked(tmp_path):
             history.write_behind(task.task_id, lambda: task)
-            await history.close(0.5)  # it ends before the lock does
+            await history.close(0.5)  # it ends before the lock is released
             assert "still busy" in caplog.text
-            assert (tmp_path / "runtimes" / "rt_1.lock").exists(), "it may still write, so it still lives"
-        # The lock is gone, so what it held back is written after all.
+            assert (tmp_path / "runtimes" / "rt_1.lock").exists(), "it may still write, so it counts as alive"
+        # The lock is released, so the pending records are written.
         await until(lambda: not history._writer.alive, what="the writer's end")
         assert states(tmp_path) == {task.task_id: "completed"}
         history._lock.release()
@@ -228,7 +228,7 @@ def test_a_stop_under_a_lock_keeps_its_deadline(tmp_path: Path, caplog: pytest.L
     asyncio.run(scenario())
 
 
-def test_a_data_folder_that_cannot_be_made_is_told_and_used_once_it_can_be(tmp_path: Path) -> None:
+def test_missing_data_folder_is_reported_and_used_once_writable(tmp_path: Path) -> None:
     async def scenario() -> None:
         place = tmp_path / "data"
         place.write_text("a file in the way")
@@ -246,14 +246,14 @@ def test_a_data_folder_that_cannot_be_made_is_told_and_used_once_it_can_be(tmp_p
         place.unlink()
         await until(lambda: history.problem is None, what="the problem's end, by itself")
         assert states(place) == {late.task_id: "completed"}
-        assert (place / "runtimes" / "rt_1.lock").exists(), "before its first record it is known to live"
+        assert (place / "runtimes" / "rt_1.lock").exists(), "its runtime lock exists before its first record"
         await history.close()
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("where", ["data", "."])
-def test_a_folder_that_is_read_only_is_told_and_used_once_it_is_not(tmp_path: Path, where: str) -> None:
+def test_read_only_folder_is_reported_and_used_once_writable(tmp_path: Path, where: str) -> None:
     async def scenario(place: Path) -> None:
         history = History(Settings(data_dir=place), "rt_1")
         with pytest.raises(StorageUnavailable, match="writable"):
@@ -292,9 +292,7 @@ def overwrite_the_middle(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [spoil_header, cut, overwrite_the_middle])
-def test_a_damaged_file_is_set_aside_told_and_replaced(
-    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_file_is_moved_aside_and_replaced(tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             await asyncio.gather(*(history.commit(make_task(COMPLETED)) for _ in range(300)))
@@ -307,10 +305,10 @@ def test_a_damaged_file_is_set_aside_told_and_replaced(
             await history.commit(task)
             assert history.problem is None
             assert (await history.page(10))[1] == 1
-            assert "set aside as" in (history.notice or "")
+            assert "damaged" in (history.notice or "")
         aside = list(tmp_path.glob("history-*.corrupt.sqlite3"))
         assert len(aside) == 1
-        assert aside[0].read_bytes() == content, "it is kept as it was"
+        assert aside[0].read_bytes() == content, "its content is unchanged"
         assert aside[0].stat().st_mode & 0o777 == 0o600
         assert caplog.text.count("set aside as") == 1
         assert str(aside[0]) in caplog.text
@@ -319,7 +317,7 @@ def test_a_damaged_file_is_set_aside_told_and_replaced(
 
 
 @pytest.mark.parametrize("who", ["writer", "reader"])
-def test_damage_that_is_met_while_it_is_in_use_is_healed_and_what_was_asked_is_done(tmp_path: Path, who: str) -> None:
+def test_damage_during_use_is_repaired_and_the_query_repeated(tmp_path: Path, who: str) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, "rt_1") as history, opened(tmp_path, "rt_2") as other:
             old = [make_task(COMPLETED) for _ in range(300)]
@@ -328,26 +326,26 @@ def test_damage_that_is_met_while_it_is_in_use_is_healed_and_what_was_asked_is_d
                 assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
             overwrite_the_middle(tmp_path / "history.sqlite3")
             mine, theirs = make_task(), make_task()
-            # The first one's writer has good pages in its cache; all others read the damaged ones.
+            # The first writer has valid pages in its cache; all other connections read the damaged ones.
             if who == "reader":
                 assert await history.get(old[0].task_id) is None
-                assert "set aside" in (history.notice or "")
+                assert "damaged" in (history.notice or "")
                 await other.commit(theirs)
             else:
                 await other.commit(theirs)
-                assert "set aside" in (other.notice or "")
+                assert "damaged" in (other.notice or "")
             await history.commit(mine)
             for each in (history, other):
                 assert {task.task_id for task in (await each.page(10))[0]} == {mine.task_id, theirs.task_id}
                 assert each.problem is None
-            told = sorted((each.notice or "").split(" was ")[1].split()[0] for each in (history, other))
-            assert told == ["damaged", "removed"], "who did not set it aside noticed that it was replaced"
+            outcomes = sorted((each.notice or "").split(" was ")[1].split()[0] for each in (history, other))
+            assert outcomes == ["damaged", "removed"], "the other history noticed the replacement"
             assert len(list(tmp_path.glob("*.corrupt.sqlite3"))) == 1
 
     asyncio.run(scenario())
 
 
-def test_a_sound_file_is_not_set_aside_because_one_connection_saw_it_damaged(tmp_path: Path) -> None:
+def test_intact_file_is_not_moved_after_one_bad_connection(tmp_path: Path) -> None:
     async def scenario() -> None:
         def fail(connection: sqlite3.Connection) -> None:
             raise sqlite3.DatabaseError("database disk image is malformed")
@@ -366,7 +364,7 @@ def test_a_sound_file_is_not_set_aside_because_one_connection_saw_it_damaged(tmp
     asyncio.run(scenario())
 
 
-def test_a_file_that_is_removed_while_it_is_in_use_is_made_anew_and_loses_no_later_commit(tmp_path: Path) -> None:
+def test_file_removed_during_use_is_created_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             known = make_task()
@@ -379,7 +377,7 @@ def test_a_file_that_is_removed_while_it_is_in_use_is_made_anew_and_loses_no_lat
             await history.commit(moved(known, TaskState.RUNNING))
             found = await history.get(known.task_id)
             assert found is not None
-            assert found.parameters == known.parameters, "its row was gone, so it was written whole"
+            assert found.parameters == known.parameters, "its row was missing, so it was inserted with its parameters"
             assert "removed or replaced" in (history.notice or "")
 
     asyncio.run(scenario())
@@ -393,7 +391,7 @@ def make_newer(folder: Path) -> int:
     return newer
 
 
-def test_a_file_of_a_newer_release_is_not_touched_and_the_history_lives_in_memory(tmp_path: Path) -> None:
+def test_file_of_newer_release_is_unchanged_and_memory_is_used(tmp_path: Path) -> None:
     async def scenario() -> None:
         old = make_task()
         async with opened(tmp_path) as history:
@@ -417,14 +415,14 @@ def test_a_file_of_a_newer_release_is_not_touched_and_the_history_lives_in_memor
         assert await history.remember_key(None, "k", task.task_id, "f") is None
         assert await history.sweep() == 0
         await history.delete(task.task_id)
-        assert f"version {newer}" in (history.problem or ""), "that does not clear by itself"
+        assert f"version {newer}" in (history.problem or ""), "it is not cleared"
         await history.close()
         assert (tmp_path / "history.sqlite3").read_bytes() == content
 
     asyncio.run(scenario())
 
 
-def test_a_newer_release_that_takes_the_file_over_while_it_is_in_use_is_respected(tmp_path: Path) -> None:
+def test_migration_by_newer_release_during_use_is_detected(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             task = make_task()

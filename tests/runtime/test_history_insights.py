@@ -1,4 +1,4 @@
-"""What insights ask of the history, against what was written."""
+"""History queries for insights, compared with the recorded tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = time.time()
 
 
 def ended(start: float, end: float, state: TaskState = TaskState.COMPLETED, **fields: Any) -> Task:
-    """It ran from `start` to `end`, in seconds from NOW, and was submitted a second before."""
+    """Return a task that ran from `start` to `end`, in seconds from NOW, submitted a second before."""
     task = make_task(seconds=NOW + start - 1, attempt=1, **fields)
     return moved(
         task, state, timestamp=iso(NOW + end), started_at=iso(NOW + start), finished_at=iso(NOW + end), execution_time=float(end - start)
@@ -33,7 +33,7 @@ async def ask(folder: Path, tasks: list[Task], question: Any, *more: Any) -> Any
         return await history.look(partial(question, **(more[0] if more else {})))
 
 
-def test_a_row_has_what_was_recorded_of_a_task(tmp_path: Path) -> None:
+def test_row_has_recorded_fields(tmp_path: Path) -> None:
     failure = Failure(kind=FailureKind.WORKER_DIED, message="killed " * 100)
     task = ended(-50, -40, TaskState.FAILED, operation="python", owner="alice", name="x").model_copy(
         update={
@@ -55,19 +55,19 @@ def test_a_row_has_what_was_recorded_of_a_task(tmp_path: Path) -> None:
     assert len(row.error) == questions.LONGEST_ERROR
 
 
-def test_what_is_not_known_of_a_task_is_none(tmp_path: Path) -> None:
+def test_unknown_fields_are_none(tmp_path: Path) -> None:
     task = moved(make_task(seconds=NOW - 10), TaskState.CANCELLED, timestamp=iso(NOW - 5))
     (row,) = live(ask(tmp_path, [task], questions.ended, {"begin": NOW - 60, "end": NOW})).tasks
     assert (row.started, row.waited, row.seconds, row.device, row.kind, row.mlx_memory, row.peak_memory) == (None,) * 7
 
 
-def test_only_what_ended_within_the_time_is_told(tmp_path: Path) -> None:
+def test_only_tasks_that_ended_within_range_are_returned(tmp_path: Path) -> None:
     tasks = [ended(-200, -150), ended(-150, -90), ended(-80, -70), ended(-20, -0.5), make_task()]
     found = live(ask(tmp_path, tasks, questions.ended, {"begin": NOW - 100, "end": NOW - 10}))
     assert [task.task_id for task in found.tasks] == [tasks[1].task_id, tasks[2].task_id]
 
 
-def test_tasks_around_a_moment_are_those_that_ran_then(tmp_path: Path) -> None:
+def test_around_returns_tasks_that_ran_then(tmp_path: Path) -> None:
     before, within, across, after = ended(-300, -200), ended(-150, -120), ended(-400, -10), ended(-50, -40)
     runs = moved(make_task(seconds=NOW - 500), TaskState.RUNNING, started_at=iso(NOW - 450))
     waits = make_task(seconds=NOW - 500)
@@ -75,7 +75,7 @@ def test_tasks_around_a_moment_are_those_that_ran_then(tmp_path: Path) -> None:
     assert {task.task_id for task in found} == {within.task_id, across.task_id, runs.task_id}
 
 
-def test_what_a_damaged_record_had_to_say_is_missing_and_nothing_else_is(tmp_path: Path) -> None:
+def test_damaged_record_only_loses_its_own_fields(tmp_path: Path) -> None:
     async def damaged() -> Any:
         async with opened(tmp_path) as history:
             await history.commit_all([ended(-50, -40), ended(-30, -20)])
@@ -89,7 +89,7 @@ def test_what_a_damaged_record_had_to_say_is_missing_and_nothing_else_is(tmp_pat
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8,000 tasks, of which every second is of one operation, and 15 have failed."""
+    """Return 8,000 tasks, every second one of one operation, 15 of them failed."""
     folder = tmp_path_factory.mktemp("many")
 
     async def write(history: History) -> None:
@@ -108,35 +108,35 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_of_too_many_tasks_an_even_part_is_drawn_and_every_failure_is_there(many: Path) -> None:
+def test_many_tasks_are_sampled_evenly_with_all_failures(many: Path) -> None:
     found = live(ask(many, [], questions.ended, {"begin": NOW - 9000, "end": NOW}))
     assert found.number == 8000
     assert 0.9 * questions.MOST_TASKS < len(found.tasks) < 1.1 * questions.MOST_TASKS
     assert found.weight * len(found.tasks) == pytest.approx(8000)
     assert len(found.failures) == 14
     assert sum(task.operation == "a" for task in found.tasks) / len(found.tasks) == pytest.approx(0.5, abs=0.02)
-    # Each tenth of the time has a tenth of them.
+    # Each tenth of the range has a tenth of the samples.
     for tenth in range(10):
         begin = NOW - 8100 + tenth * 800
         assert sum(begin <= (task.finished or 0) < begin + 800 for task in found.tasks) == pytest.approx(len(found.tasks) / 10, rel=0.05)
 
 
-def test_however_many_ran_around_a_moment_few_are_read(many: Path) -> None:
+def test_around_reads_a_bounded_number_of_tasks(many: Path) -> None:
     found = live(ask(many, [], questions.around, {"begin": NOW - 8000, "end": NOW - 1000}))
     assert 100 < len(found) <= 4 * questions.MOST_AROUND
 
 
-def test_durations_are_told_by_what_tells_like_from_unlike(tmp_path: Path) -> None:
+def test_durations_are_grouped_by_name_and_parameters(tmp_path: Path) -> None:
     tasks = [ended(-10 - number, -9, operation="a", parameters={"size": number % 2}) for number in range(6)]
     tasks += [ended(-5, -4, operation="a", name="other", parameters={"size": 0}), ended(-5, -4, operation="b", parameters={"size": 0})]
     tasks += [ended(-5, -4, TaskState.FAILED, operation="a", parameters={"size": 0})]
-    asked = {"operation": "a", "begin": NOW - 60, "end": NOW, "most": 100}
-    found = live(ask(tmp_path, tasks, questions.durations, asked))
+    arguments = {"operation": "a", "begin": NOW - 60, "end": NOW, "most": 100}
+    found = live(ask(tmp_path, tasks, questions.durations, arguments))
     assert sorted(found.values()) == [[1.0], [1.0, 3.0, 5.0], [2.0, 4.0, 6.0]]
-    assert sum(map(len, live(ask(tmp_path, [], questions.durations, {**asked, "most": 2})).values())) == 2
+    assert sum(map(len, live(ask(tmp_path, [], questions.durations, {**arguments, "most": 2})).values())) == 2
 
 
-def test_parameters_of_any_size_are_read_up_to_a_bound(tmp_path: Path) -> None:
+def test_durations_read_bounded_parameter_bytes(tmp_path: Path) -> None:
     size = questions.PARAMETER_BYTES // 3
     tasks = [ended(-10 - number, -9, operation="a", parameters={"text": "x" * size}) for number in range(8)]
     found = live(ask(tmp_path, tasks, questions.durations, {"operation": "a", "begin": NOW - 60, "end": NOW, "most": 100}))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Kind, of_kind
+from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Aggregation, of_kind
 from openruntime_jupyter.runtime.metrics.rollup import TIERS, Ledger, window
 from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, prune, read, write
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
@@ -37,7 +37,7 @@ def database() -> Iterator[sqlite3.Connection]:
 
 
 def store(connection: sqlite3.Connection, raw: list[Lasted], runtime: str = "rt_1", figure: str = "memory_usage") -> None:
-    """What a runtime writes that saw these values from begin to end."""
+    """Write the buckets of a runtime that measured these values from begin to end."""
     ledger = Ledger(1e6)
     for begin, end, value in raw:
         ledger.lasted({figure: value}, end, end - begin)
@@ -58,19 +58,19 @@ def oracle(raw: list[Lasted], begin: float, end: float) -> list[float | None]:
 
 
 def assert_right(found: MetricColumns, raw: list[Lasted], figure: str = "memory_usage") -> None:
-    """Each point is what the raw samples within it make, and nothing where there are none."""
+    """Check that each point matches the raw samples within it, and is None without samples."""
     series, step = found.series[figure], found.resolution
     assert len(found.starts) == len(series.min) == len(series.mean) == len(series.max)
     within: dict[int, list[Lasted]] = {}
     for each in raw:
         for start in range(math.floor(each[0] / step) * step, math.ceil(each[1]), step):
             within.setdefault(start, []).append(each)
-    for start, *told in zip(found.starts, series.min, series.mean, series.max, strict=True):
+    for start, *point in zip(found.starts, series.min, series.mean, series.max, strict=True):
         expected = oracle(within.get(start, []), start, start + step)
         if expected[0] is None:
-            assert told == [None] * 3, start
+            assert point == [None] * 3, start
         else:
-            assert told == pytest.approx(expected, abs=1e-5), start
+            assert point == pytest.approx(expected, abs=1e-5), start
 
 
 QUARTERS = st.integers(1, 4 * 20).map(lambda number: number / 4)
@@ -79,9 +79,7 @@ JUMPS = st.one_of(st.just(0.0), st.just(0.0), st.integers(-4 * 3000, 4 * 3000).m
 
 @given(st.lists(st.tuples(QUARTERS, JUMPS, st.integers(0, 100)), min_size=1, max_size=30), st.integers(1, 5), st.integers(10, 400))
 @settings(deadline=None, max_examples=60)
-def test_every_answer_agrees_with_the_raw_samples_however_the_clock_is_set(
-    steps: list[tuple[float, float, int]], writes: int, points: int
-) -> None:
+def test_series_match_raw_samples_with_any_clock_changes(steps: list[tuple[float, float, int]], writes: int, points: int) -> None:
     with database() as connection:
         raw, now = [], float(NOW - 3000)
         for seconds, jump, value in steps:
@@ -94,7 +92,7 @@ def test_every_answer_agrees_with_the_raw_samples_however_the_clock_is_set(
             assert_right(ask(connection, span, points), raw)
 
 
-def test_a_year_of_clock_is_kept_in_bounds_and_every_answer_is_right_at_its_end() -> None:
+def test_year_of_metrics_stays_bounded_and_correct() -> None:
     dice = random.Random(1)
     most = sum(tier.most for tier in TIERS)
     raw: list[Lasted] = []
@@ -103,7 +101,7 @@ def test_a_year_of_clock_is_kept_in_bounds_and_every_answer_is_right_at_its_end(
             now = float(NOW - (365 - day) * DAY)
             fresh = []
             for _ in range(30):
-                # A minute a day, and the last days, which an answer may ask for, the whole day now and then.
+                # One minute a day; the last days, which queries cover, are written completely from time to time.
                 seconds = 2.0 if day < 358 else 10.0 + dice.randrange(0, 8 * 4) / 4
                 now += seconds if day < 358 else seconds + dice.choice((0.0, 0.0, 1200.0))
                 if now > NOW:
@@ -114,7 +112,7 @@ def test_a_year_of_clock_is_kept_in_bounds_and_every_answer_is_right_at_its_end(
             prune(connection, now)
             assert connection.execute("SELECT count(*) FROM metrics").fetchone()[0] <= most
         recent = [(begin, end, value) for begin, end, value in raw if end > NOW - 8 * DAY]
-        # To the moment of asking: ten seconds each up to now.
+        # Up to the time of the query: ten seconds each.
         last = [(NOW - 600.0 + 10 * step, NOW - 590.0 + 10 * step, float(step)) for step in range(60)]
         store(connection, last)
         for span in SPANS.values():
@@ -122,7 +120,7 @@ def test_a_year_of_clock_is_kept_in_bounds_and_every_answer_is_right_at_its_end(
                 assert_right(ask(connection, span, points), recent + last)
 
 
-def test_a_clock_that_shows_a_wrong_year_for_a_minute_costs_a_minute_and_not_the_history() -> None:
+def test_wrong_clock_for_a_minute_loses_only_that_minute() -> None:
     with database() as connection:
         raw = [(float(NOW - 900 + step), float(NOW - 899 + step), float(step % 7)) for step in range(900)]
         store(connection, raw)
@@ -135,7 +133,7 @@ def test_a_clock_that_shows_a_wrong_year_for_a_minute_costs_a_minute_and_not_the
         assert_right(ask(connection, 7 * DAY, 300), raw)
 
 
-def test_summer_time_comes_and_goes_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_daylight_saving_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:
@@ -153,7 +151,7 @@ def test_summer_time_comes_and_goes_without_a_trace(monkeypatch: pytest.MonkeyPa
         time.tzset()
 
 
-def test_a_gap_is_a_gap_and_never_a_zero() -> None:
+def test_gap_is_none_not_zero() -> None:
     with database() as connection:
         store(connection, [(NOW - 300.0, NOW - 200.0, 5.0), (NOW - 100.0, float(NOW), 0.0)])
         found = ask(connection, 300)
@@ -161,21 +159,21 @@ def test_a_gap_is_a_gap_and_never_a_zero() -> None:
             assert series.mean[100:200] == [None] * 100, name
             assert series.min[100:200] == series.max[100:200] == [None] * 100, name
         assert found.series["memory_usage"].mean[200:] == [0.0] * 100
-        assert found.series["gpu_utilization"].mean == [None] * 300, "it was never read"
-        assert found.series["failed_tasks"].mean[:100] == [0.0] * 100, "somebody looked, and none failed"
+        assert found.series["gpu_utilization"].mean == [None] * 300, "it was never measured"
+        assert found.series["failed_tasks"].mean[:100] == [0.0] * 100, "measured, and none failed"
 
 
-def test_what_several_runtimes_see_of_one_machine_is_not_added_up_and_what_each_does_is() -> None:
+def test_only_runtime_metrics_of_several_runtimes_are_added() -> None:
     with database() as connection:
         for runtime, value in (("rt_1", 1.0), ("rt_2", 3.0)):
-            for figure in (each.name for each in FIGURES if each.kind in (Kind.MACHINE, Kind.LEVEL)):
+            for figure in (each.name for each in FIGURES if each.kind in (Aggregation.MACHINE, Aggregation.LEVEL)):
                 store(connection, [(NOW - 600.0, float(NOW), value)], runtime, figure)
         for span in SPANS.values():
             found = ask(connection, span, 100)
-            for each in of_kind(Kind.MACHINE):
+            for each in of_kind(Aggregation.MACHINE):
                 series = found.series[each.name]
                 assert (series.min[-1], series.mean[-1], series.max[-1]) == (1.0, 2.0, 3.0)
-            for each in of_kind(Kind.LEVEL):
+            for each in of_kind(Aggregation.LEVEL):
                 series = found.series[each.name]
                 assert series.mean[-1] == pytest.approx(4.0)
                 assert series.max[-1] == 4.0
@@ -185,9 +183,9 @@ def test_what_several_runtimes_see_of_one_machine_is_not_added_up_and_what_each_
 
 
 @pytest.mark.parametrize("points", [MANY, ONE])
-def test_runtimes_that_follow_one_another_are_not_added_up(points: int) -> None:
+def test_levels_of_consecutive_runtimes_are_not_added(points: int) -> None:
     with database() as connection:
-        # One ends and the next starts within the same bucket of five minutes.
+        # One ends and the next starts within the same five-minute bucket.
         store(connection, [(NOW - 300.0, NOW - 160.0, 2.0)], "rt_1", "active_tasks")
         store(connection, [(NOW - 150.0, float(NOW), 2.0)], "rt_2", "active_tasks")
         series = ask(connection, 7 * DAY, points).series["active_tasks"]
@@ -195,7 +193,7 @@ def test_runtimes_that_follow_one_another_are_not_added_up(points: int) -> None:
 
 
 @pytest.mark.parametrize("points", [MANY, ONE])
-def test_a_runtime_that_is_there_for_a_part_counts_for_that_part(points: int) -> None:
+def test_runtime_counts_for_the_part_it_ran(points: int) -> None:
     with database() as connection:
         store(connection, [(NOW - 300.0, float(NOW), 1.0)], "rt_1", "active_tasks")
         store(connection, [(NOW - 75.0, float(NOW), 4.0)], "rt_2", "active_tasks")
@@ -204,21 +202,21 @@ def test_a_runtime_that_is_there_for_a_part_counts_for_that_part(points: int) ->
 
 
 @pytest.mark.parametrize("points", [MANY, ONE])
-def test_what_is_sampled_is_told_alike_with_and_without_the_figures_of_tasks(points: int) -> None:
+def test_sampled_only_returns_the_same_sampled_series(points: int) -> None:
     with database() as connection:
         for runtime, value in (("rt_1", 1.0), ("rt_2", 3.0)):
             for figure in FIGURES:
                 lasted = [(NOW - since, NOW - since + 200.0, value + number) for number, since in enumerate((90_000.0, 4_000.0, 500.0))]
                 store(connection, lasted, runtime, figure.name)
-        asked = window(NOW - 7 * DAY, NOW, points, NOW)
-        whole, sampled = read(connection, asked, None), read(connection, asked, None, sampled_only=True)
-        kept = [figure.name for figure in of_kind(Kind.MACHINE, Kind.LEVEL)]
+        wanted = window(NOW - 7 * DAY, NOW, points, NOW)
+        whole, sampled = read(connection, wanted, None), read(connection, wanted, None, sampled_only=True)
+        kept = [figure.name for figure in of_kind(Aggregation.MACHINE, Aggregation.LEVEL)]
         assert {name: whole.series[name] for name in kept} == sampled.series
         assert any(value is not None for value in sampled.series["active_tasks"].max)
         assert (whole.starts, whole.resolution) == (sampled.starts, sampled.resolution)
 
 
-def test_figures_of_tasks_are_of_all_tasks_and_their_ends_are_counted() -> None:
+def test_task_metrics_cover_all_tasks() -> None:
     with database() as connection:
         for runtime, times in (("rt_1", (1.0, 2.0)), ("rt_2", (6.0,))):
             ledger = Ledger(60.0)
@@ -234,13 +232,13 @@ def test_figures_of_tasks_are_of_all_tasks_and_their_ends_are_counted() -> None:
             assert sum(mean or 0 for mean in found.series["completed_tasks"].mean) == 3.0
 
 
-def test_every_figure_has_its_columns_in_the_newest_schema() -> None:
+def test_every_metric_has_columns_in_newest_schema() -> None:
     with database() as connection:
         there = [name for _, name, *_ in connection.execute("PRAGMA table_info(metrics)")]
     assert there == ["tier", "start", "runtime", "began", "ended", *COLUMNS]
 
 
-def test_a_history_of_before_gets_the_table_and_keeps_its_tasks() -> None:
+def test_migration_adds_metrics_table_and_keeps_tasks() -> None:
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         migrate(connection, MIGRATIONS[:1])
         connection.execute("INSERT INTO keys VALUES ('me', 'key', 'task_1', 'print', 'rt_1', 0)")
@@ -249,7 +247,7 @@ def test_a_history_of_before_gets_the_table_and_keeps_its_tasks() -> None:
         assert connection.execute("SELECT count(*) FROM metrics").fetchone() == (0,)
 
 
-def test_an_answer_costs_the_same_whatever_else_lies_in_the_table() -> None:
+def test_query_cost_is_independent_of_other_rows() -> None:
     with database() as connection:
         steps = 0
 
@@ -273,7 +271,7 @@ def test_an_answer_costs_the_same_whatever_else_lies_in_the_table() -> None:
         assert before <= cost() < before * 1.05
 
 
-def test_figures_survive_a_restart_and_go_on(tmp_path: Path) -> None:
+def test_metrics_continue_after_restart(tmp_path: Path) -> None:
     async def body() -> None:
         now = math.floor(time.time())
         for runtime, begin in (("rt_1", now - 60), ("rt_2", now - 30)):
@@ -289,7 +287,7 @@ def test_figures_survive_a_restart_and_go_on(tmp_path: Path) -> None:
     live(body())
 
 
-def test_what_was_put_is_read_at_once_and_what_is_put_again_is_added(tmp_path: Path) -> None:
+def test_put_metrics_are_readable_and_added(tmp_path: Path) -> None:
     async def body() -> None:
         now = math.floor(time.time())
         async with opened(tmp_path) as history:
@@ -306,7 +304,7 @@ def test_what_was_put_is_read_at_once_and_what_is_put_again_is_added(tmp_path: P
     live(body())
 
 
-def test_what_the_disk_refuses_is_kept_in_bounds_and_written_with_the_next(tmp_path: Path) -> None:
+def test_failed_metric_writes_are_kept_bounded_and_retried(tmp_path: Path) -> None:
     async def body() -> None:
         now = math.floor(time.time())
         async with opened(tmp_path) as history:
@@ -328,7 +326,7 @@ def test_what_the_disk_refuses_is_kept_in_bounds_and_written_with_the_next(tmp_p
     live(body())
 
 
-def test_figures_are_written_a_few_times_a_minute_and_pruned_by_the_way(tmp_path: Path) -> None:
+def test_metrics_are_pruned_while_writing(tmp_path: Path) -> None:
     async def body() -> None:
         now = math.floor(time.time())
         async with opened(tmp_path) as history:
@@ -342,7 +340,7 @@ def test_figures_are_written_a_few_times_a_minute_and_pruned_by_the_way(tmp_path
     live(body())
 
 
-def test_many_who_ask_at_once_are_answered_alike(tmp_path: Path) -> None:
+def test_concurrent_queries_return_the_same_series(tmp_path: Path) -> None:
     async def body() -> None:
         now = math.floor(time.time())
         async with opened(tmp_path) as history:

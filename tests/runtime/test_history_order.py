@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, with the disk full in between: what was acknowledged stays, and the newest gets there."""
+"""Property test: with random operations and full disks, acknowledged states stay and the newest states reach the disk."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ STEPS = st.one_of(
 
 
 class Story:
-    """Tasks that move as their runtime moves them, and what the history has acknowledged of them."""
+    """State machine of tasks, with the states that the history has acknowledged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.history = History(Settings(data_dir=folder), "rt_1")
-        # Large enough that a full disk refuses the first record of each.
+        # Large enough that a full disk rejects the first record of each task.
         self.tasks: list[Task] = [make_task(parameters={"filler": "x" * 9_000}) for _ in range(TASKS)]
         self.begun: set[int] = set()
         self.acknowledged: dict[str, list[TaskState]] = {}
@@ -49,7 +49,7 @@ class Story:
         try:
             await self.history.commit(task)
         except StorageUnavailable:
-            # As a runtime does that can't refuse what has happened already.
+            # A runtime does this for changes that have already happened.
             self.history.write_behind(task.task_id, lambda: self.tasks[index])
         else:
             found = states(self.folder)
@@ -78,7 +78,7 @@ class Story:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=25))
-def test_the_newest_state_of_every_task_gets_to_the_disk_and_no_acknowledged_one_is_undone(
+def test_newest_states_reach_disk_and_acknowledged_ones_stay(
     monkeypatch: pytest.MonkeyPatch,
     steps: list[tuple],  # type: ignore[type-arg]
 ) -> None:

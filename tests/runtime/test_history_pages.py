@@ -1,4 +1,4 @@
-"""Lists of the history: their order, their two ways of paging, their counts, and what they cost."""
+"""History lists: order, both ways of paging, counts, and cost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def matches(task: Task, wanted: dict[str, Any]) -> bool:
 
 
 async def filled(history: History, number: int, seed: int) -> list[Task]:
-    """Tasks of random content, some of them submitted in the same microsecond, recorded out of order and moved since."""
+    """Record random tasks out of order and change their states; some were submitted in the same microsecond."""
     chance = random.Random(seed)
     tasks = [
         make_task(
@@ -58,7 +58,7 @@ async def filled(history: History, number: int, seed: int) -> list[Task]:
 
 
 async def by_keys(history: History, limit: int, wanted: dict[str, Any]) -> tuple[list[Task], set[int]]:
-    """All pages, each asked for by the one before."""
+    """Return all pages, each requested with the `before` of the previous one."""
     found: list[Task] = []
     totals = set()
     before: str | None = None
@@ -73,9 +73,7 @@ async def by_keys(history: History, limit: int, wanted: dict[str, Any]) -> tuple
 
 @pytest.mark.parametrize("limit", [1, 7, 400])
 @pytest.mark.parametrize("wanted", FILTERS, ids=str)
-def test_both_ways_of_paging_give_every_matching_task_once_newest_first_with_the_exact_count(
-    tmp_path: Path, wanted: dict[str, Any], limit: int
-) -> None:
+def test_paging_by_key_and_offset_returns_every_match_once(tmp_path: Path, wanted: dict[str, Any], limit: int) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, "rt_1") as history, opened(tmp_path, "rt_2") as other:
             tasks = await filled(history, 60, 1) + await filled(other, 60, 2)
@@ -97,7 +95,7 @@ def test_both_ways_of_paging_give_every_matching_task_once_newest_first_with_the
     asyncio.run(scenario())
 
 
-def test_counts_stay_exact_through_moves_takeovers_and_deletions(tmp_path: Path) -> None:
+def test_counts_stay_exact_after_moves_takeovers_and_deletions(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             tasks = await filled(history, 200, 3)
@@ -114,7 +112,7 @@ def test_counts_stay_exact_through_moves_takeovers_and_deletions(tmp_path: Path)
     asyncio.run(scenario())
 
 
-def test_new_tasks_do_not_move_the_next_page(tmp_path: Path) -> None:
+def test_new_tasks_do_not_shift_next_page(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             tasks = [make_task(seconds=1_700_000_000 + index) for index in range(10)]
@@ -131,7 +129,7 @@ def test_new_tasks_do_not_move_the_next_page(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_paging_goes_on_behind_a_task_that_was_deleted_meanwhile(tmp_path: Path) -> None:
+def test_paging_continues_after_deleted_task(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             tasks = [make_task(TaskState.COMPLETED, seconds=1_700_000_000) for _ in range(9)]
@@ -149,7 +147,7 @@ def test_paging_goes_on_behind_a_task_that_was_deleted_meanwhile(tmp_path: Path)
     asyncio.run(scenario())
 
 
-def test_odd_limits_and_offsets_are_harmless(tmp_path: Path) -> None:
+def test_unusual_limits_and_offsets_are_accepted(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             await history.commit(make_task())
@@ -161,8 +159,8 @@ def test_odd_limits_and_offsets_are_harmless(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_no_page_sorts_or_scans_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each state's newest come from an index; only what is on the page is sorted."""
+def test_pages_use_indexes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest tasks of each state come from an index; only the page itself is sorted."""
 
     async def scenario() -> None:
         async with opened(tmp_path) as history:
@@ -186,12 +184,12 @@ def test_no_page_sorts_or_scans_the_table(tmp_path: Path, monkeypatch: pytest.Mo
                     assert all(line.startswith("SEARCH") for line in lines), plan
 
 
-def test_the_last_page_costs_what_the_first_one_costs(tmp_path: Path) -> None:
+def test_last_page_is_as_fast_as_first(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             await history.commit(make_task(seconds=1_700_000_000))
             with contextlib.closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
-                # 100,000 copies of the one record, a second apart.
+                # 100,000 copies of one record, a second apart.
                 connection.execute("BEGIN")
                 connection.execute(
                     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) "

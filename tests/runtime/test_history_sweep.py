@@ -1,4 +1,4 @@
-"""What retention deletes and what it never does."""
+"""Retention of finished tasks, files and keys."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def ran(connection: sqlite3.Connection, query: str) -> list[Any]:
 
 
 def ended(days_ago: float, state: TaskState = TaskState.COMPLETED) -> Task:
-    """A task that ended so many days ago; the sooner it ended, the later it was submitted."""
+    """Return a task that ended `days` days ago; tasks that ended earlier were submitted later."""
     then = time.time() - days_ago * DAY
     return make_task(state, seconds=1_600_000_000 + days_ago, finished_at=iso(then), timestamp=iso(then))
 
 
 async def kept(history: History, folder: Path, tasks: list[Task]) -> tuple[int, set[int]]:
-    """What a sweep says, and which of `tasks` are there after it."""
+    """Return the result of a sweep, and which of `tasks` remain."""
     for task in tasks:
         await history.commit(task)
     number = await history.sweep()
@@ -39,7 +39,7 @@ async def kept(history: History, folder: Path, tasks: list[Task]) -> tuple[int, 
     return number, {index for index, task in enumerate(tasks) if task.task_id in left}
 
 
-def test_only_ended_tasks_above_the_age_are_deleted(tmp_path: Path) -> None:
+def test_sweep_deletes_only_finished_tasks_over_age(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, retention_days=30.0) as history:
             old = [ended(31, state) for state in TaskState if state.terminal]
@@ -52,7 +52,7 @@ def test_only_ended_tasks_above_the_age_are_deleted(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_of_too_many_ended_tasks_those_that_ended_first_are_deleted(tmp_path: Path) -> None:
+def test_sweep_deletes_oldest_tasks_over_limit(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, **KEEP_ALL | {"retention_tasks": 3}) as history:
             tasks = [ended(days) for days in (5, 1, 4, 2, 3)]
@@ -64,7 +64,7 @@ def test_of_too_many_ended_tasks_those_that_ended_first_are_deleted(tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_of_too_many_payload_bytes_the_tasks_that_ended_first_are_deleted_with_their_files(tmp_path: Path) -> None:
+def test_sweep_deletes_oldest_tasks_over_payload_limit(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, **KEEP_ALL | {"retention_payload_bytes": 2_500}) as history:
             tasks = [ended(days) for days in (9, 5, 4, 3)]
@@ -76,7 +76,7 @@ def test_of_too_many_payload_bytes_the_tasks_that_ended_first_are_deleted_with_t
                     file.write_bytes(b"x" * 1_000)
                     history.put_payload(task.task_id, "cloudpickle", file)
             number, left = await kept(history, tmp_path, tasks)
-            # The oldest has no payload, so its deletion would help nothing.
+            # The oldest task has no payload, so deleting it would free nothing.
             assert (number, left) == (1, {0, 2, 3})
             assert [file.exists() for file in files] == [False, False, False, True]
             assert rows(tmp_path, "SELECT sum(size) FROM payloads") == [(2_000,)]
@@ -84,7 +84,7 @@ def test_of_too_many_payload_bytes_the_tasks_that_ended_first_are_deleted_with_t
     asyncio.run(scenario())
 
 
-def test_zero_keeps_everything(tmp_path: Path) -> None:
+def test_zero_limits_keep_everything(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, **KEEP_ALL) as history:
             tasks = [ended(10_000) for _ in range(5)]
@@ -95,7 +95,7 @@ def test_zero_keeps_everything(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_large_sweep_lets_others_write_in_between(tmp_path: Path) -> None:
+def test_large_sweep_allows_writes_in_between(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, **KEEP_ALL | {"retention_tasks": 10}) as history:
             tasks = [ended(1) for _ in range(3 * history_sweep.STEP_TASKS)]
@@ -112,7 +112,7 @@ def test_a_large_sweep_lets_others_write_in_between(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_files_that_no_task_references_are_removed_once_they_are_an_hour_old(tmp_path: Path) -> None:
+def test_unreferenced_files_are_removed_after_an_hour(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             folder = tmp_path / "payloads"
@@ -131,7 +131,7 @@ def test_files_that_no_task_references_are_removed_once_they_are_an_hour_old(tmp
     asyncio.run(scenario())
 
 
-def test_outputs_and_payloads_whose_task_never_came_are_removed_once_they_are_an_hour_old(tmp_path: Path) -> None:
+def test_orphaned_outputs_and_payloads_are_removed_after_an_hour(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             task = make_task(TaskState.COMPLETED)
@@ -150,7 +150,7 @@ def test_outputs_and_payloads_whose_task_never_came_are_removed_once_they_are_an
     asyncio.run(scenario())
 
 
-def test_keys_and_traces_of_deleted_tasks_are_forgotten_after_a_day(tmp_path: Path) -> None:
+def test_keys_and_deletion_traces_expire_after_a_day(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as history:
             for number in range(2):
@@ -171,7 +171,7 @@ def test_keys_and_traces_of_deleted_tasks_are_forgotten_after_a_day(tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_what_was_deleted_gives_its_room_back_to_the_disk(tmp_path: Path) -> None:
+def test_sweep_returns_free_pages_to_disk(tmp_path: Path) -> None:
     async def scenario() -> None:
         file = tmp_path / "history.sqlite3"
         async with opened(tmp_path, retention_days=1.0) as history:
@@ -188,7 +188,7 @@ def test_what_was_deleted_gives_its_room_back_to_the_disk(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-def test_two_runtimes_may_sweep_at_once(tmp_path: Path) -> None:
+def test_two_runtimes_can_sweep_concurrently(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path, "rt_1", retention_days=1.0) as history, opened(tmp_path, "rt_2", retention_days=1.0) as other:
             await asyncio.gather(*(history.commit(ended(2)) for _ in range(1_200)))

@@ -1,4 +1,4 @@
-"""What becomes of the tasks of runtimes that died, and that no task is ever in two hands. Real processes, killed by SIGKILL."""
+"""Takeover of tasks of dead runtimes, by exactly one runtime. Uses real processes, killed by SIGKILL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PENDING, RUNNING, COMPLETED = TaskState.PENDING, TaskState.RUNNING, TaskState.CO
 
 
 def leave(folder: Path, tasks: list[Task], runtime: str = "rt_dead", **settings: Any) -> None:
-    """What a runtime that died has left on disk."""
+    """Record tasks of a runtime that then dies."""
 
     async def scenario() -> None:
         async with opened(folder, runtime, **settings) as history:
@@ -35,7 +35,7 @@ def leave(folder: Path, tasks: list[Task], runtime: str = "rt_dead", **settings:
 
 
 def taken(folder: Path, runtime: str = "rt_new", **settings: Any) -> tuple[list[Task], dict[str, Task]]:
-    """What a new runtime takes over, and what it then reads of all tasks."""
+    """Return the tasks that a new runtime takes over, and all tasks as it reads them."""
 
     async def scenario() -> tuple[list[Task], dict[str, Task]]:
         async with opened(folder, runtime, **settings) as history:
@@ -45,7 +45,7 @@ def taken(folder: Path, runtime: str = "rt_new", **settings: Any) -> tuple[list[
     return asyncio.run(scenario())
 
 
-def test_pending_asynchronous_tasks_of_the_dead_are_taken_over_in_their_order_with_their_parameters(tmp_path: Path) -> None:
+def test_pending_asynchronous_tasks_of_dead_runtimes_are_taken_over(tmp_path: Path) -> None:
     tasks = [make_task(owner="ann", priority=index + 1, parameters={"index": index}) for index in range(5)]
     leave(tmp_path, random.Random(0).sample(tasks, 5))
     ours, found = taken(tmp_path)
@@ -53,7 +53,7 @@ def test_pending_asynchronous_tasks_of_the_dead_are_taken_over_in_their_order_wi
     assert {(task.runtime, task.here, task.status) for task in found.values()} == {("rt_new", True, PENDING)}
 
 
-def test_a_running_task_is_queued_again_only_while_it_has_retries_left(tmp_path: Path) -> None:
+def test_running_task_is_requeued_only_with_retries_left(tmp_path: Path) -> None:
     once = moved(make_task(retries=1), RUNNING, attempt=1, device_used="device_0", started_at="2026-01-01T00:00:00.000000Z")
     twice = moved(make_task(retries=1), RUNNING, attempt=2)
     never = moved(make_task(), RUNNING, attempt=1)
@@ -63,17 +63,17 @@ def test_a_running_task_is_queued_again_only_while_it_has_retries_left(tmp_path:
         (once.task_id, PENDING, 1, None, None)
     ]
     for task in (twice, never):
-        told = found[task.task_id]
-        assert told.status is TaskState.INTERRUPTED
-        assert told.failure is not None
-        assert told.failure.kind is FailureKind.INTERRUPTED
-        assert told.finished_at == told.timestamp > told.submitted_at
-        assert "submit it again" in (told.error or "")
-        assert told.runtime == "rt_dead"
+        interrupted = found[task.task_id]
+        assert interrupted.status is TaskState.INTERRUPTED
+        assert interrupted.failure is not None
+        assert interrupted.failure.kind is FailureKind.INTERRUPTED
+        assert interrupted.finished_at == interrupted.timestamp > interrupted.submitted_at
+        assert "submit it again" in (interrupted.error or "")
+        assert interrupted.runtime == "rt_dead"
 
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
-def test_a_synchronous_task_of_the_dead_is_interrupted_and_never_queued_again(tmp_path: Path, state: TaskState) -> None:
+def test_synchronous_task_of_dead_runtime_is_interrupted(tmp_path: Path, state: TaskState) -> None:
     task = moved(make_task(wait=True, retries=5), state)
     leave(tmp_path, [task])
     ours, found = taken(tmp_path)
@@ -82,7 +82,7 @@ def test_a_synchronous_task_of_the_dead_is_interrupted_and_never_queued_again(tm
 
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
-def test_a_task_of_a_dead_kernel_is_interrupted_and_never_taken_over(tmp_path: Path, state: TaskState) -> None:
+def test_task_of_dead_kernel_is_interrupted(tmp_path: Path, state: TaskState) -> None:
     task = moved(make_task(retries=5), state)
     leave(tmp_path, [task], embedded=True)
     ours, found = taken(tmp_path)
@@ -91,7 +91,7 @@ def test_a_task_of_a_dead_kernel_is_interrupted_and_never_taken_over(tmp_path: P
     assert "kernel" in (found[task.task_id].error or "")
 
 
-def test_a_kernel_leaves_a_dead_servers_tasks_for_the_next_server(tmp_path: Path) -> None:
+def test_kernel_leaves_tasks_of_dead_server_to_next_server(tmp_path: Path) -> None:
     waits, runs = make_task(), moved(make_task(), RUNNING)
     leave(tmp_path, [waits, runs])
     ours, found = taken(tmp_path, "rt_kernel", embedded=True)
@@ -102,7 +102,7 @@ def test_a_kernel_leaves_a_dead_servers_tasks_for_the_next_server(tmp_path: Path
     assert [task.task_id for task in ours] == [waits.task_id]
 
 
-def test_ended_tasks_stay_as_they_are(tmp_path: Path) -> None:
+def test_finished_tasks_are_unchanged_by_takeover(tmp_path: Path) -> None:
     tasks = [make_task(state) for state in TaskState if state.terminal]
     leave(tmp_path, tasks)
     ours, found = taken(tmp_path)
@@ -110,7 +110,7 @@ def test_ended_tasks_stay_as_they_are(tmp_path: Path) -> None:
     assert {task.task_id: task.status for task in found.values()} == {task.task_id: task.status for task in tasks}
 
 
-def test_the_tasks_of_a_living_runtime_are_left_alone(tmp_path: Path) -> None:
+def test_tasks_of_running_runtime_are_not_taken_over(tmp_path: Path) -> None:
     async def scenario() -> None:
         waits, runs = make_task(), moved(make_task(wait=True), RUNNING)
         async with opened(tmp_path, "rt_alive", label="http://127.0.0.1:8888/") as alive:
@@ -124,7 +124,7 @@ def test_the_tasks_of_a_living_runtime_are_left_alone(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_runtime_whose_process_id_lives_on_in_another_process_is_dead(tmp_path: Path) -> None:
+def test_reused_process_id_does_not_keep_runtime_alive(tmp_path: Path) -> None:
     task = make_task()
     leave(tmp_path, [task])
     (tmp_path / "runtimes" / "rt_dead.lock").write_text(json.dumps({"runtime": "rt_dead", "pid": os.getpid()}))
@@ -133,14 +133,14 @@ def test_a_runtime_whose_process_id_lives_on_in_another_process_is_dead(tmp_path
     assert not (tmp_path / "runtimes" / "rt_dead.lock").exists()
 
 
-def test_the_tasks_of_an_earlier_runtime_of_the_same_id_are_taken_over(tmp_path: Path) -> None:
+def test_tasks_of_earlier_runtime_with_same_id_are_taken_over(tmp_path: Path) -> None:
     task = make_task()
     leave(tmp_path, [task], "rt_same")
     ours, _ = taken(tmp_path, "rt_same")
     assert [one.task_id for one in ours] == [task.task_id]
 
 
-def test_a_runtime_that_goes_on_takes_over_what_others_leave_later_and_nothing_of_its_own(tmp_path: Path) -> None:
+def test_running_runtime_takes_over_tasks_of_later_deaths(tmp_path: Path) -> None:
     async def scenario() -> None:
         mine, waits, kernels = make_task(), make_task(), moved(make_task(), RUNNING)
         async with opened(tmp_path, "rt_1") as history:
@@ -157,8 +157,8 @@ def test_a_runtime_that_goes_on_takes_over_what_others_leave_later_and_nothing_o
     asyncio.run(scenario())
 
 
-def test_what_another_runtime_has_taken_over_is_not_overwritten(tmp_path: Path) -> None:
-    """The lock file of a living runtime is removed by hand: it must notice before it runs what is no longer its own."""
+def test_task_taken_over_by_another_runtime_is_not_overwritten(tmp_path: Path) -> None:
+    """The lock file of a running runtime is removed manually. The runtime must detect the takeover before it runs the task."""
 
     async def scenario() -> None:
         waits, behind = make_task(), make_task()
@@ -181,18 +181,18 @@ def test_what_another_runtime_has_taken_over_is_not_overwritten(tmp_path: Path) 
     asyncio.run(scenario())
 
 
-def test_acknowledged_commits_survive_kill_9_and_nothing_is_lost_or_invented(tmp_path: Path) -> None:
+def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
     order = {"pending": 0, "running": 1, "completed": 2}
     chance = random.Random(1)
     survived = 0
     for attempt in range(6):
         folder = tmp_path / str(attempt)
         with child("commits", folder, "rt_dead") as process:
-            process.hear()
+            process.receive()
             time.sleep(chance.uniform(0.02, 0.3))
             process.process.kill()
-            told = [line.split() for line in process.rest() if line.count(" ") == 1]
-        acknowledged = {task_id: state for task_id, state in told if state in order}
+            lines = [line.split() for line in process.rest() if line.count(" ") == 1]
+        acknowledged = {task_id: state for task_id, state in lines if state in order}
         before = states(folder)
         assert acknowledged
         survived += len(acknowledged)
@@ -201,7 +201,7 @@ def test_acknowledged_commits_survive_kill_9_and_nothing_is_lost_or_invented(tmp
         payloads = dict(rows(folder, "SELECT task_id, data FROM payloads"))
         assert all(payloads.get(task_id) == task_id.encode() for task_id, state in before.items() if state == "completed")
         ours, found = taken(folder)
-        # All have a retry left, so what was pending or running waits again, and what was completed stays.
+        # All have a retry left, so pending and running tasks are queued again, and completed ones are unchanged.
         assert {task.task_id for task in ours} == {task_id for task_id, state in before.items() if state != "completed"}
         assert {task_id: str(task.status) for task_id, task in found.items()} == {
             task_id: "completed" if state == "completed" else "pending" for task_id, state in before.items()
@@ -209,31 +209,31 @@ def test_acknowledged_commits_survive_kill_9_and_nothing_is_lost_or_invented(tmp
     assert survived > 100
 
 
-def test_runtimes_that_start_at_once_never_take_the_same_task(tmp_path: Path) -> None:
+def test_concurrently_started_runtimes_never_take_the_same_task(tmp_path: Path) -> None:
     doubled: list[str] = []
     shares = Counter[int]()
     with child("takes") as first, child("takes") as second, child("takes") as third:
         takers = (first, second, third)
         for process in takers:
-            assert process.hear() == "ready"
+            assert process.receive() == "ready"
         for attempt in range(40):
             folder = tmp_path / str(attempt)
             tasks = [make_task() for _ in range(20)]
             leave(folder, tasks)
             for number, process in enumerate(takers):
-                process.tell(f"{folder} rt_{number}")
-            answers = [json.loads(process.hear()) for process in takers]
+                process.send(f"{folder} rt_{number}")
+            answers = [json.loads(process.receive()) for process in takers]
             found = Counter(task_id for answer in answers for task_id in answer)
             doubled += [task_id for task_id, times in found.items() if times > 1]
             shares.update(number for number, answer in enumerate(answers) if answer)
             assert set(found) == {task.task_id for task in tasks}
             assert set(states(folder).values()) == {"completed"}
     assert doubled == []
-    assert len(shares) > 1, f"only one of them ever came first: {shares}"
+    assert len(shares) > 1, f"only one of them ever took a task: {shares}"
 
 
-def test_a_takeover_is_all_or_nothing(tmp_path: Path) -> None:
-    """A runtime that is killed while it takes over leaves the tasks to the next one, each in one piece."""
+def test_takeover_is_atomic(tmp_path: Path) -> None:
+    """If a runtime is killed during takeover, the next one takes over all tasks intact."""
     tasks = [make_task() for _ in range(2_000)]
     folder = tmp_path / "history"
 
@@ -245,8 +245,8 @@ def test_a_takeover_is_all_or_nothing(tmp_path: Path) -> None:
     chance = random.Random(2)
     for number in range(4):
         with child("takes") as process:
-            process.hear()
-            process.tell(f"{folder} rt_{number}")
+            process.receive()
+            process.send(f"{folder} rt_{number}")
             time.sleep(chance.uniform(0.0, 0.15))
     left = states(folder)
     assert set(left) == {task.task_id for task in tasks}
@@ -257,18 +257,18 @@ def test_a_takeover_is_all_or_nothing(tmp_path: Path) -> None:
     assert all(task.parameters == {"expression": "a + b"} for task in ours)
 
 
-def test_several_runtimes_write_the_same_file_at_once(tmp_path: Path) -> None:
+def test_several_runtimes_write_concurrently(tmp_path: Path) -> None:
     with child("writes", tmp_path, "rt_1", 150) as first, child("writes", tmp_path, "rt_2", 150) as second:
         for process in (first, second):
-            assert process.hear() == "ready"
+            assert process.receive() == "ready"
         for process in (first, second):
-            process.tell("go")
+            process.send("go")
         for process in (first, second):
-            assert process.hear() == "done"
+            assert process.receive() == "done"
     assert dict(rows(tmp_path, "SELECT runtime, count(*) FROM tasks GROUP BY runtime")) == {"rt_1": 300, "rt_2": 300}
 
 
-def test_a_takeover_takes_each_of_many_tasks_once(tmp_path: Path) -> None:
+def test_takeover_takes_each_of_many_tasks_once(tmp_path: Path) -> None:
     history = History(Settings(data_dir=tmp_path), "rt_dead")
     connection = history._file.connect()
     connection.execute("BEGIN")

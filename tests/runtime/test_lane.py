@@ -67,7 +67,7 @@ def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -
     """In how many seconds each of `waiting` tasks will start."""
     lane = make_lane(slots)
     for seconds in ran:
-        lane.ran(seconds)
+        lane.add_duration(seconds)
     lane.running = {str(index): cast("Entry", each) for index, each in enumerate(running)}
     entries = [cast("Entry", Waiting(100 + number)) for number in range(waiting)]
     for entry in entries:

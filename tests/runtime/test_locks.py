@@ -1,4 +1,4 @@
-"""Locks between real processes: who lives, whose turn it is, and that a death frees what it held."""
+"""Locks between real processes: runtime locks, device slots, and their release when a process dies."""
 
 from __future__ import annotations
 
@@ -26,69 +26,69 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_runtime_lives_until_its_process_is_killed(tmp_path: Path) -> None:
-    with child("lives", tmp_path, "rt_9") as process:
-        assert process.hear() == "alive"
-        assert locks.lives(tmp_path, "rt_9")
+def test_runtime_is_alive_until_its_process_is_killed(tmp_path: Path) -> None:
+    with child("alive", tmp_path, "rt_9") as process:
+        assert process.receive() == "alive"
+        assert locks.is_alive(tmp_path, "rt_9")
         assert json.loads((tmp_path / "rt_9.lock").read_bytes()) == {"runtime": "rt_9", "pid": process.process.pid}
         process.kill()
-        wait_until(lambda: not locks.lives(tmp_path, "rt_9"), what="the end of the dead runtime's lock")
+        wait_until(lambda: not locks.is_alive(tmp_path, "rt_9"), what="the end of the dead runtime's lock")
         assert (tmp_path / "rt_9.lock").exists()
 
 
-def test_a_file_that_names_a_living_process_does_not_make_a_runtime_live(tmp_path: Path) -> None:
+def test_lock_file_with_running_pid_does_not_make_runtime_alive(tmp_path: Path) -> None:
     (tmp_path / "rt_9.lock").write_text(f'{{"runtime": "rt_9", "pid": {os.getpid()}}}')
-    assert not locks.lives(tmp_path, "rt_9")
+    assert not locks.is_alive(tmp_path, "rt_9")
 
 
-def test_a_runtime_without_a_file_is_dead(tmp_path: Path) -> None:
-    assert not locks.lives(tmp_path, "rt_9")
-    assert not locks.lives(tmp_path / "missing", "rt_9")
+def test_runtime_without_lock_file_is_dead(tmp_path: Path) -> None:
+    assert not locks.is_alive(tmp_path, "rt_9")
+    assert not locks.is_alive(tmp_path / "missing", "rt_9")
 
 
-def test_looking_at_a_dead_runtime_never_makes_another_looker_believe_that_it_lives(tmp_path: Path) -> None:
+def test_concurrent_checks_do_not_report_dead_runtime_alive(tmp_path: Path) -> None:
     (tmp_path / "rt_9.lock").touch()
     looker = os.open(tmp_path / "rt_9.lock", os.O_RDONLY)
     try:
         fcntl.flock(looker, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        assert not locks.lives(tmp_path, "rt_9")
+        assert not locks.is_alive(tmp_path, "rt_9")
     finally:
         os.close(looker)
 
 
-def test_the_dead_are_buried_and_the_living_are_not(tmp_path: Path) -> None:
+def test_only_lock_files_of_dead_runtimes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "rt_dead.lock").touch()
     alive = RuntimeLock(tmp_path, "rt_alive", {})
     alive.acquire()
-    locks.bury_the_dead(tmp_path)
+    locks.remove_dead_locks(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["rt_alive.lock"]
-    assert locks.lives(tmp_path, "rt_alive")
+    assert locks.is_alive(tmp_path, "rt_alive")
     alive.release()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_runtime_that_is_buried_before_it_has_locked_its_file_makes_another(tmp_path: Path) -> None:
+def test_runtime_creates_lock_file_again_if_removed_before_locking(tmp_path: Path) -> None:
     lock = LockFile(tmp_path / "rt_1.lock")
     lock._open()
-    locks.bury_the_dead(tmp_path)
+    locks.remove_dead_locks(tmp_path)
     assert lock.try_lock()
-    assert locks.lives(tmp_path, "rt_1")
+    assert locks.is_alive(tmp_path, "rt_1")
     lock.close()
 
 
-def test_a_fork_does_not_keep_a_dead_runtime_alive(tmp_path: Path) -> None:
+def test_fork_does_not_keep_dead_runtime_alive(tmp_path: Path) -> None:
     with child("forks", tmp_path, "rt_9") as process:
-        grandchild = int(process.hear())
+        grandchild = int(process.receive())
         try:
-            assert locks.lives(tmp_path, "rt_9")
+            assert locks.is_alive(tmp_path, "rt_9")
             process.kill()
             os.kill(grandchild, 0)
-            wait_until(lambda: not locks.lives(tmp_path, "rt_9"), what="the end of the lock with its holder")
+            wait_until(lambda: not locks.is_alive(tmp_path, "rt_9"), what="the end of the lock with its holder")
         finally:
             os.kill(grandchild, signal.SIGKILL)
 
 
-def test_lock_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_lock_files_are_private_with_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         RuntimeLock(tmp_path / "runtimes", "rt_1", {}).acquire()
@@ -106,7 +106,7 @@ def test_lock_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     other.close()
 
 
-def test_in_a_folder_that_is_shared_other_users_can_take_the_lock_and_do_not_read_what_a_task_is_called(tmp_path: Path) -> None:
+def test_shared_lock_folder_hides_task_names_from_other_users(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -114,12 +114,12 @@ def test_in_a_folder_that_is_shared_other_users_can_take_the_lock_and_do_not_rea
     assert lock.try_acquire(HOLDER)
     assert mode(folder) == 0o1777
     assert {mode(path) for path in folder.iterdir()} == {0o666}
-    told = DeviceSlotLock(folder, "device_0", 0).holder()
-    assert told == {key: value for key, value in HOLDER.items() if key != "name"}
+    holder = DeviceSlotLock(folder, "device_0", 0).holder()
+    assert holder == {key: value for key, value in HOLDER.items() if key != "name"}
     lock.close()
 
 
-def test_a_slot_is_held_by_one_and_names_its_holder_to_the_others(tmp_path: Path) -> None:
+def test_slot_has_one_holder_visible_to_others(tmp_path: Path) -> None:
     first, second = DeviceSlotLock(tmp_path, "device_0", 0), DeviceSlotLock(tmp_path, "device_0", 0)
     elsewhere = DeviceSlotLock(tmp_path, "device_0", 1)
     assert first.holder() is None
@@ -137,11 +137,11 @@ def test_a_slot_is_held_by_one_and_names_its_holder_to_the_others(tmp_path: Path
         lock.close()
 
 
-def test_the_death_of_its_holder_frees_a_slot(tmp_path: Path) -> None:
+def test_slot_is_released_when_holder_dies(tmp_path: Path) -> None:
     async def scenario() -> None:
         lock = DeviceSlotLock(tmp_path, "device_0", 0)
         with child("holds", tmp_path) as process:
-            assert process.hear() == "held"
+            assert process.receive() == "held"
             waiting = asyncio.create_task(lock.acquire(HOLDER))
             holder = await until(lock.holder)
             assert (holder["runtime"], holder["name"], holder["pid"]) == ("rt_child", "training", process.process.pid)
@@ -154,16 +154,16 @@ def test_the_death_of_its_holder_frees_a_slot(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_full_disk_does_not_keep_anybody_from_a_slot(tmp_path: Path) -> None:
+def test_slot_can_be_acquired_on_full_disk(tmp_path: Path) -> None:
     with child("holds", tmp_path, 0) as process:
-        assert process.hear() == "held"
+        assert process.receive() == "held"
         lock = DeviceSlotLock(tmp_path, "device_0", 0)
         assert not lock.try_acquire(HOLDER)
-        assert lock.holder() is None, "held, but nobody knows by whom"
+        assert lock.holder() is None, "held by an unknown holder"
         lock.close()
 
 
-def test_what_the_holder_says_can_change_while_it_holds(tmp_path: Path) -> None:
+def test_holder_can_be_updated(tmp_path: Path) -> None:
     first, second = DeviceSlotLock(tmp_path, "device_0", 0), DeviceSlotLock(tmp_path, "device_0", 0)
     first.retell(HOLDER)
     assert second.holder() is None
@@ -174,19 +174,19 @@ def test_what_the_holder_says_can_change_while_it_holds(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_dead_holder_is_not_named(tmp_path: Path) -> None:
+def test_dead_holder_is_not_reported(tmp_path: Path) -> None:
     with child("holds", tmp_path) as process:
-        assert process.hear() == "held"
+        assert process.receive() == "held"
         process.kill()
     assert DeviceSlotLock(tmp_path, "device_0", 0).holder() is None
 
 
-def test_a_wait_that_is_cancelled_holds_nothing(tmp_path: Path) -> None:
+def test_cancelled_wait_holds_no_lock(tmp_path: Path) -> None:
     async def scenario() -> None:
         first, second, third = (DeviceSlotLock(tmp_path, "device_0", 0) for _ in range(3))
         assert first.try_acquire(HOLDER)
         waiting = asyncio.create_task(second.acquire({"runtime": "rt_2"}))
-        # It has the turnstile by now, so a third one can't even try.
+        # It holds the turnstile, so a third one cannot try.
         await until(lambda: second._turnstile.held)
         first.release()
         assert not third.try_acquire({"runtime": "rt_3"})
@@ -200,24 +200,24 @@ def test_a_wait_that_is_cancelled_holds_nothing(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_busy_runtime_does_not_starve_one_that_waits(tmp_path: Path) -> None:
+def test_busy_runtime_does_not_starve_waiting_one(tmp_path: Path) -> None:
     with child("slot", tmp_path, "a") as first, child("slot", tmp_path, "b") as second:
         for process in (first, second):
-            assert process.hear() == "ready"
+            assert process.receive() == "ready"
         for process in (first, second):
-            process.tell("go")
-        said = [line.split() for process in (first, second) for line in process.rest() if line]
-    turns = sorted((float(start), float(end), name) for name, start, end in said)
+            process.send("go")
+        lines = [line.split() for process in (first, second) for line in process.rest() if line]
+    turns = sorted((float(start), float(end), name) for name, start, end in lines)
     assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(turns)), "two held the slot at once"
     names = [name for _, _, name in turns]
     both = names[names.index("b" if names[0] == "a" else "a") :]
     handed_over = sum(earlier != later for earlier, later in itertools.pairwise(both))
     assert len(both) > 20
-    # One that waits looks every 50 ms at least, which is five of the other's turns.
+    # A waiting runtime tries at least every 50 ms, which is five turns of the other.
     assert handed_over > len(both) / 6, f"handed over {handed_over} times in {len(both)} turns: {both}"
 
 
-def test_a_lock_file_that_was_removed_is_made_anew_and_still_excludes(tmp_path: Path) -> None:
+def test_removed_lock_file_is_created_again_and_still_excludes(tmp_path: Path) -> None:
     first, second = DeviceSlotLock(tmp_path, "device_0", 0), DeviceSlotLock(tmp_path, "device_0", 0)
     assert first.try_acquire(HOLDER)
     first.release()
@@ -231,7 +231,7 @@ def test_a_lock_file_that_was_removed_is_made_anew_and_still_excludes(tmp_path: 
     second.close()
 
 
-def test_workers_do_not_inherit_a_lock(tmp_path: Path) -> None:
+def test_workers_do_not_inherit_locks(tmp_path: Path) -> None:
     lock = DeviceSlotLock(tmp_path, "device_0", 0)
     assert lock.try_acquire(HOLDER)
     assert not os.get_inheritable(lock._slot._descriptor)
@@ -239,7 +239,7 @@ def test_workers_do_not_inherit_a_lock(tmp_path: Path) -> None:
     lock.close()
 
 
-def test_a_lock_folder_that_cannot_be_used_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_unusable_lock_folder_raises_with_advice(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     lock = DeviceSlotLock(tmp_path / "file", "device_0", 0)
     with pytest.raises(StorageUnavailable, match="device_lock_dir"):
@@ -247,7 +247,7 @@ def test_a_lock_folder_that_cannot_be_used_is_told_with_what_to_do(tmp_path: Pat
     assert lock.holder() is None
 
 
-def test_a_link_in_a_shared_folder_is_not_followed(tmp_path: Path) -> None:
+def test_symlink_in_shared_folder_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     folder = tmp_path / "shared"

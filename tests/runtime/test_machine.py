@@ -12,19 +12,19 @@ GIB = 1 << 30
 
 
 def group(folder: Path, **files: object) -> Path:
-    """A cgroup's folder with these files."""
+    """Create the folder of a cgroup with these files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name.replace("__", ".")).write_text(f"{content}\n")
     return folder
 
 
-def test_a_version_2_limit_counts_and_droppable_pages_count_as_free(tmp_path: Path) -> None:
+def test_cgroup_v2_limit_counts_reclaimable_pages_as_free(tmp_path: Path) -> None:
     folder = group(tmp_path, memory__max=2 * GIB, memory__current=GIB, memory__stat=f"anon 5\ninactive_file {GIB // 2}\nfile 9")
     assert cgroup_memory(folder, second=True) == Memory(2 * GIB, GIB + GIB // 2)
 
 
-def test_a_version_1_limit_counts_too(tmp_path: Path) -> None:
+def test_cgroup_v1_limit_counts(tmp_path: Path) -> None:
     folder = group(tmp_path)
     (folder / "memory.limit_in_bytes").write_text(f"{4 * GIB}\n")
     (folder / "memory.usage_in_bytes").write_text(f"{GIB}\n")
@@ -32,7 +32,7 @@ def test_a_version_1_limit_counts_too(tmp_path: Path) -> None:
     assert cgroup_memory(folder, second=False) == Memory(4 * GIB, 4 * GIB)
 
 
-def test_no_limit_is_none_in_either_version(tmp_path: Path) -> None:
+def test_missing_cgroup_limit_is_none(tmp_path: Path) -> None:
     assert cgroup_memory(group(tmp_path / "two", memory__max="max", memory__current=1), second=True) is None
     one = group(tmp_path / "one")
     (one / "memory.limit_in_bytes").write_text("9223372036854771712\n")
@@ -41,7 +41,7 @@ def test_no_limit_is_none_in_either_version(tmp_path: Path) -> None:
     assert cgroup_memory(tmp_path / "absent", second=True) is None
 
 
-def test_the_groups_of_this_process_are_found_innermost_first(tmp_path: Path) -> None:
+def test_cgroups_of_process_are_innermost_first(tmp_path: Path) -> None:
     root = tmp_path / "cgroup"
     inner = group(root / "user" / "session")
     membership = tmp_path / "membership"
@@ -53,7 +53,7 @@ def test_the_groups_of_this_process_are_found_innermost_first(tmp_path: Path) ->
     assert own_cgroups(root, tmp_path / "absent") == []
 
 
-def test_the_tightest_limit_is_the_machines_memory(tmp_path: Path) -> None:
+def test_tightest_limit_is_total_memory(tmp_path: Path) -> None:
     limit = psutil.virtual_memory().total // 4
     inner = group(tmp_path / "inner", memory__max=limit, memory__current=limit // 2, memory__stat="")
     outer = group(tmp_path / "outer", memory__max=2 * limit, memory__current=0, memory__stat="")
@@ -64,7 +64,7 @@ def test_the_tightest_limit_is_the_machines_memory(tmp_path: Path) -> None:
     assert Machine(list).memory().total == psutil.virtual_memory().total
 
 
-def test_a_load_over_no_time_is_null_and_one_over_some_time_is_a_figure() -> None:
+def test_cpu_load_needs_a_minimum_interval() -> None:
     machine = Machine(list)
     assert machine.cpu_percent() is None
     busy_until = time.monotonic() + 0.15

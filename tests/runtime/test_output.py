@@ -17,7 +17,7 @@ SHOW = "from openruntime_jupyter.current_task import current\n(lambda text: curr
 
 @asynccontextmanager
 async def longest_block() -> AsyncIterator[list[float]]:
-    """Measures, in ms, how long the loop's thread itself was busy at a stretch: other processes' load does not count."""
+    """Measure the longest time in ms that the loop's thread was busy; load of other processes does not count."""
     found = [0.0]
     loop = asyncio.get_running_loop()
     run = asyncio.events.Handle._run
@@ -33,7 +33,7 @@ async def longest_block() -> AsyncIterator[list[float]]:
     assert loop.is_running()
 
 
-def test_what_a_task_shows_comes_in_its_order(tmp_path: Path) -> None:
+def test_output_keeps_its_order(tmp_path: Path) -> None:
     code = "from IPython.display import display, HTML\nprint('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\n4"
 
     async def body() -> None:
@@ -52,7 +52,7 @@ def test_what_a_task_shows_comes_in_its_order(tmp_path: Path) -> None:
     live(body())
 
 
-def test_output_of_subprocesses_and_of_c_code_is_caught_too(tmp_path: Path) -> None:
+def test_output_of_subprocesses_and_c_code_is_captured(tmp_path: Path) -> None:
     code = "!echo from a shell\nimport ctypes, os\nctypes.CDLL(None).puts(b'from C')\nos.write(2, b'from the descriptor\\n')"
 
     async def body() -> None:
@@ -67,7 +67,7 @@ def test_output_of_subprocesses_and_of_c_code_is_caught_too(tmp_path: Path) -> N
     live(body())
 
 
-def test_a_cursor_gives_only_what_is_new_and_a_wait_ends_when_it_comes(tmp_path: Path) -> None:
+def test_cursor_returns_new_output_and_wait_ends_with_it(tmp_path: Path) -> None:
     code = "import time\nprint('first', flush=True)\ntime.sleep(0.5)\nprint('second', flush=True)\ntime.sleep(600)"
 
     async def body() -> None:
@@ -84,7 +84,7 @@ def test_a_cursor_gives_only_what_is_new_and_a_wait_ends_when_it_comes(tmp_path:
     live(body())
 
 
-def test_one_tasks_output_is_not_anothers(tmp_path: Path) -> None:
+def test_output_of_tasks_is_separate(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             ids = [await cell(runtime, f"print('task {number}')") for number in range(20)]
@@ -95,7 +95,7 @@ def test_one_tasks_output_is_not_anothers(tmp_path: Path) -> None:
     live(body())
 
 
-def test_a_flood_is_capped_the_cap_is_said_and_its_end_is_kept() -> None:
+def test_long_output_is_truncated_with_note_and_end() -> None:
     buffer = OutputBuffer(10_000)
     for number in range(100_000):
         buffer.print("stdout", f"line {number}\n")
@@ -109,7 +109,7 @@ def test_a_flood_is_capped_the_cap_is_said_and_its_end_is_kept() -> None:
     assert text.endswith("line 99999\n")
 
 
-def test_a_picture_too_large_for_the_record_is_left_out_and_that_is_said() -> None:
+def test_too_large_image_is_replaced_by_note() -> None:
     buffer = OutputBuffer(1000)
     for _ in range(3):
         buffer.display({"output_type": "display_data", "data": {"image/png": "x" * 4000}, "metadata": {}})
@@ -117,7 +117,7 @@ def test_a_picture_too_large_for_the_record_is_left_out_and_that_is_said() -> No
     assert "left out" in (buffer.items[-1].text or "")
 
 
-def test_a_worker_that_floods_output_does_not_hold_up_the_loop_nor_its_neighbour(tmp_path: Path) -> None:
+def test_output_flood_does_not_block_loop_or_other_tasks(tmp_path: Path) -> None:
     flood = "print('in', flush=True)\nline = 'x' * 200\nwhile True: print(line)"
 
     async def body() -> None:
@@ -135,7 +135,7 @@ def test_a_worker_that_floods_output_does_not_hold_up_the_loop_nor_its_neighbour
     live(body())
 
 
-def test_a_huge_result_does_not_hold_up_the_loop_and_arrives_whole(tmp_path: Path) -> None:
+def test_huge_result_does_not_block_loop(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await submit(runtime, "call"))
@@ -152,7 +152,7 @@ def _many_bytes(size: int) -> bytes:
     return b"\x5a" * size
 
 
-def test_what_a_task_showed_does_not_stay_in_memory_where_it_is_large(tmp_path: Path) -> None:
+def test_large_output_does_not_stay_in_memory(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             for how, number, kept in (("print", 1000, True), ("print", 900_000, False), (SHOW, 2_000_000, False)):
@@ -167,7 +167,7 @@ def test_what_a_task_showed_does_not_stay_in_memory_where_it_is_large(tmp_path: 
     live(body())
 
 
-def test_a_json_result_too_large_to_parse_on_the_loop_is_refused_with_both_figures(tmp_path: Path) -> None:
+def test_too_large_json_result_is_rejected_with_sizes(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             code = "from openruntime_jupyter.current_task import current\ntext = 'y' * 20_000_000\n"
@@ -180,8 +180,8 @@ def test_a_json_result_too_large_to_parse_on_the_loop_is_refused_with_both_figur
     live(body())
 
 
-def test_a_worker_that_stops_reading_holds_up_nobody(tmp_path: Path) -> None:
-    # It stops half way: the frame of its next task is larger than a socket's buffer, and it never reads it.
+def test_worker_that_stops_reading_blocks_no_other_task(tmp_path: Path) -> None:
+    # The frame of its next task is larger than the socket's buffer, and it never reads it.
     stuck = "import os, signal\nprint('in', flush=True)\nos.kill(os.getpid(), signal.SIGSTOP)"
 
     async def body() -> None:
@@ -201,7 +201,7 @@ def test_a_worker_that_stops_reading_holds_up_nobody(tmp_path: Path) -> None:
     live(body())
 
 
-def test_progress_arrives_coalesced_with_the_time_that_is_left(tmp_path: Path) -> None:
+def test_progress_is_coalesced_with_remaining_time(tmp_path: Path) -> None:
     code = (
         "from openruntime_jupyter import progress\nimport time\n"
         "for n in range(1, 1001):\n    progress(n, 2000, f'step {n}')\nprint('half', flush=True)\n"
@@ -216,9 +216,9 @@ def test_progress_arrives_coalesced_with_the_time_that_is_left(tmp_path: Path) -
             assert (task.progress.n, task.progress.total, task.progress.message) == (2000, 2000, "done")
             assert task.progress.remaining == 0
             subscription.close()
-            heard = [event.body["data"] async for event in subscription if event.topic == "task_progress"]
-            assert 2 <= len(heard) <= 30, "1,000 calls in a moment are coalesced"
-            assert heard[0]["remaining"] > 0
+            reports = [event.body["data"] async for event in subscription if event.topic == "task_progress"]
+            assert 2 <= len(reports) <= 30, "1,000 calls at once are coalesced"
+            assert reports[0]["remaining"] > 0
 
     live(body())
 
@@ -233,7 +233,7 @@ def test_progress_arrives_coalesced_with_the_time_that_is_left(tmp_path: Path) -
     ],
 )
 @pytest.mark.parametrize("read_before", [False, True])
-def test_a_note_of_the_runtime_stands_on_a_line_of_its_own(before: list[tuple[Stream, str]], shown: str, read_before: bool) -> None:
+def test_runtime_note_is_on_a_separate_line(before: list[tuple[Stream, str]], shown: str, read_before: bool) -> None:
     buffer = OutputBuffer(1000)
     for name, text in before:
         buffer.print(name, text)
@@ -243,7 +243,7 @@ def test_a_note_of_the_runtime_stands_on_a_line_of_its_own(before: list[tuple[St
     assert "".join(item.text or "" for item in buffer.read(0)[0]) == shown
 
 
-def test_a_note_after_a_picture_or_after_what_was_left_out_begins_no_empty_line() -> None:
+def test_note_after_image_or_truncation_adds_no_empty_line() -> None:
     buffer = OutputBuffer(1000)
     buffer.display({"output_type": "display_data", "data": {"text/plain": "a picture"}, "metadata": {}})
     buffer.note("[one]\n")

@@ -53,7 +53,7 @@ def test_what_is_next_is_listed_first_and_paged_and_no_filter_goes_with_it(tmp_p
             assert {page.total_count for page in pages} == {5}
             assert (await runtime.list_tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
             for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
-                with pytest.raises(InvalidRequest, match="no filter"):
+                with pytest.raises(InvalidRequest, match="`limit` and `offset`"):
                     await runtime.list_tasks(order="next", **unfit)
             await runtime.cancel(holder)
 
@@ -189,7 +189,7 @@ def test_a_fault_of_ours_at_a_tasks_end_costs_neither_its_waiter_nor_the_lane_it
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await submit(runtime, "call"))
-            for owner, name in ((runtime.arrays, "release"), (runtime.scheduler, "_record"), (runtime._admission, "why_not")):
+            for owner, name in ((runtime.arrays, "release"), (runtime.tasks, "record"), (runtime._admission, "blocked_reason")):
                 with monkeypatch.context() as patch:
                     task_id = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
                     await says(runtime, task_id, "in")

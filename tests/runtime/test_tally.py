@@ -17,14 +17,14 @@ NOW = 1_800_000_000.0
 
 
 class Clocks:
-    """A monotonic and a wall clock that only move when told."""
+    """Manual monotonic and wall clocks."""
 
     def __init__(self) -> None:
         self.monotonic = 1000.0
         self.wall = NOW
 
     def go(self, seconds: float, jump: float = 0.0) -> None:
-        """Time goes by; the wall clock is set besides."""
+        """Advance both clocks, and set the wall clock by `jump`."""
         self.monotonic += seconds
         self.wall += seconds + jump
 
@@ -34,13 +34,13 @@ def counters(clocks: Clocks) -> Counters:
 
 
 def entry(task_id: str, state: TaskState = TaskState.PENDING, **fields: Any) -> Any:
-    """As much of an entry as a tally looks at."""
+    """Return the part of an entry that counters use."""
     given = {"attempt": 0, "submitted_mono": 0.0, "started_mono": None, "execution_time": None, "failure": None, "operation": "call"}
     return SimpleNamespace(task_id=task_id, state=state, metrics=PerformanceMetrics(), **{**given, **fields})
 
 
 def change(counting: Counters, task: Any) -> None:
-    """It is in the state that it is in."""
+    """Count the entry in its current state."""
     counting.changed([(task, task.state)])
 
 
@@ -54,7 +54,7 @@ MOVES = st.lists(
 
 @given(MOVES)
 @settings(deadline=None)
-def test_how_many_run_and_wait_is_known_exactly_for_every_second(moves: list[tuple[float, int, TaskState]]) -> None:
+def test_levels_are_exact_for_every_second(moves: list[tuple[float, int, TaskState]]) -> None:
     clocks = Clocks()
     counting = counters(clocks)
     states: dict[int, TaskState] = {}
@@ -77,7 +77,7 @@ def test_how_many_run_and_wait_is_known_exactly_for_every_second(moves: list[tup
             assert (spread.low, spread.high) == (min(value for value, _ in parts), max(value for value, _ in parts))
 
 
-def test_a_clock_that_is_set_while_tasks_run_loses_no_time_of_theirs() -> None:
+def test_changed_wall_clock_loses_no_run_time() -> None:
     for jump in (-3600.0, -0.5, 0.5, 3600.0):
         clocks = Clocks()
         counting = counters(clocks)
@@ -94,7 +94,7 @@ def test_a_clock_that_is_set_while_tasks_run_loses_no_time_of_theirs() -> None:
             assert sum(each.weight for each in mine) == pytest.approx(10.0)
 
 
-def test_every_end_is_counted_by_state_and_operation_and_once() -> None:
+def test_finished_tasks_are_counted_once_by_state_and_operation() -> None:
     counting = counters(Clocks())
     for number, state in enumerate(state for state in TaskState if state.terminal):
         for operation in ("call", "python"):
@@ -105,14 +105,14 @@ def test_every_end_is_counted_by_state_and_operation_and_once() -> None:
     assert {name: spread.total for name, spread in bucket.spreads.items()} == dict.fromkeys(ENDED_AS.values(), 2.0)
 
 
-def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last_start_to_the_end() -> None:
+def test_queue_time_and_run_time_of_retried_task() -> None:
     clocks = Clocks()
     counting = counters(clocks)
     task = entry("task_1", submitted_mono=100.0)
     change(counting, task)
     task.state, task.attempt, task.started_mono = TaskState.RUNNING, 1, 102.5
     change(counting, task)
-    change(counting, task)  # told again, as after a change of priority
+    change(counting, task)  # repeated, as after a change of priority
     task.state = TaskState.PENDING
     change(counting, task)  # its worker died
     assert (counting._running, counting._waiting) == (set(), {"task_1"})
@@ -123,11 +123,13 @@ def test_waiting_is_from_submission_to_the_first_start_and_running_from_the_last
     assert (counting.queued.total, sum(counting.queued.counts)) == (2.5, 1)
     assert (counting.ran.total, sum(counting.ran.counts)) == (3.5, 1)
     (bucket,) = (bucket for (tier, _), bucket in counting.ledger.take().items() if tier == 1)
-    told = {name: (spread.total, spread.weight) for name, spread in bucket.spreads.items() if name not in ("active_tasks", "pending_tasks")}
-    assert told == {"queue_time": (2.5, 1), "run_time": (3.5, 1), "mlx_memory": (2e6, 1), "completed_tasks": (1, 1)}
+    totals = {
+        name: (spread.total, spread.weight) for name, spread in bucket.spreads.items() if name not in ("active_tasks", "pending_tasks")
+    }
+    assert totals == {"queue_time": (2.5, 1), "run_time": (3.5, 1), "mlx_memory": (2e6, 1), "completed_tasks": (1, 1)}
 
 
-def test_a_task_that_never_started_has_waited_for_no_start() -> None:
+def test_task_that_never_started_has_no_queue_time() -> None:
     counting = counters(Clocks())
     change(counting, entry("task_1"))
     change(counting, entry("task_1", TaskState.CANCELLED))
@@ -135,7 +137,7 @@ def test_a_task_that_never_started_has_waited_for_no_start() -> None:
     assert counting.ended == {("cancelled", "call"): 1}
 
 
-def test_a_task_that_another_runtime_took_neither_waits_nor_runs_here() -> None:
+def test_task_taken_over_by_another_runtime_is_not_counted() -> None:
     counting = counters(Clocks())
     change(counting, entry("task_1"))
     counting.lost("task_1")
@@ -143,7 +145,7 @@ def test_a_task_that_another_runtime_took_neither_waits_nor_runs_here() -> None:
     assert (counting._running, counting._waiting, counting.ended) == (set(), set(), {})
 
 
-def test_workers_that_died_under_their_task_are_counted() -> None:
+def test_worker_deaths_are_counted() -> None:
     counting = counters(Clocks())
     for number, kind in enumerate(FailureKind):
         failure = Failure(kind=kind, message="it ended")
@@ -152,7 +154,7 @@ def test_workers_that_died_under_their_task_are_counted() -> None:
 
 
 @given(st.lists(st.one_of(st.floats(0, 1e5), st.sampled_from(BOUNDS)), max_size=50))
-def test_a_histogram_puts_a_value_at_a_bound_below_it(values: list[float]) -> None:
+def test_histogram_bound_belongs_to_lower_bucket(values: list[float]) -> None:
     histogram = Histogram()
     for value in values:
         histogram.observe(value)
@@ -163,6 +165,6 @@ def test_a_histogram_puts_a_value_at_a_bound_below_it(values: list[float]) -> No
     assert histogram.total == pytest.approx(sum(values))
 
 
-def test_every_state_at_the_end_has_a_figure() -> None:
+def test_every_terminal_state_has_a_metric() -> None:
     assert set(ENDED_AS) == {state for state in TaskState if state.terminal}
     assert set(ENDED_AS.values()) <= {figure.name for figure in FIGURES}

@@ -22,7 +22,7 @@ STEPS = st.lists(st.tuples(EIGHTHS, JUMPS, VALUES), min_size=1, max_size=25)
 
 
 def intervals(steps: Sequence[tuple[float, float, float]]) -> list[Lasted]:
-    """What a clock shows that is set by `jump` after each step."""
+    """Return the intervals of a clock that is changed by `jump` after each step."""
     found, now = [], NOW
     for seconds, jump, value in steps:
         now += seconds
@@ -32,7 +32,7 @@ def intervals(steps: Sequence[tuple[float, float, float]]) -> list[Lasted]:
 
 
 def oracle(raw: Iterable[Lasted], tier: Tier) -> dict[int, tuple[float, float, float, float]]:
-    """Low, high, total and weight of each bucket, straight from the definition."""
+    """Return low, high, total and weight of each bucket, computed directly from the definition."""
     found: dict[int, list[tuple[float, float]]] = {}
     for begin, end, value in raw:
         for start in range(math.floor(begin / tier.seconds) * tier.seconds, math.ceil(end), tier.seconds):
@@ -60,9 +60,7 @@ def of_tier(buckets: Buckets, tier: Tier) -> dict[int, tuple[float, float, float
 
 @given(STEPS, st.sets(st.integers(0, 24)))
 @settings(deadline=None)
-def test_every_tier_agrees_with_the_raw_samples_however_the_clock_jumps_and_whenever_it_is_written(
-    steps: list[tuple[float, float, float]], writes: set[int]
-) -> None:
+def test_tiers_match_raw_samples_with_clock_jumps(steps: list[tuple[float, float, float]], writes: set[int]) -> None:
     ledger, stored = Ledger(60.0), Buckets()
     raw = intervals(steps)
     for number, (begin, end, value) in enumerate(raw):
@@ -72,13 +70,13 @@ def test_every_tier_agrees_with_the_raw_samples_however_the_clock_jumps_and_when
     add_to(stored, ledger.take())
     for tier in TIERS:
         assert of_tier(stored, tier) == oracle(raw, tier)
-        # Nothing counted twice, nothing lost: what lasted so long weighs that much, in every tier.
+        # No time is counted twice or lost: the weights of every tier equal the durations.
         assert sum(each[3] for each in of_tier(stored, tier).values()) == sum(seconds for seconds, _, _ in steps)
 
 
 @given(STEPS)
 @settings(deadline=None)
-def test_a_coarser_tier_is_what_its_finer_buckets_make(steps: list[tuple[float, float, float]]) -> None:
+def test_coarser_tier_equals_merged_finer_buckets(steps: list[tuple[float, float, float]]) -> None:
     ledger = Ledger(60.0)
     for begin, end, value in intervals(steps):
         ledger.lasted({"x": value}, end, end - begin)
@@ -93,7 +91,7 @@ def test_a_coarser_tier_is_what_its_finer_buckets_make(steps: list[tuple[float, 
 
 @given(st.lists(st.tuples(st.integers(0, 8 * 900).map(lambda number: NOW + number / 8), VALUES), min_size=1, max_size=40))
 @settings(deadline=None)
-def test_what_has_no_duration_counts_once_in_every_tier(events: list[tuple[float, float]]) -> None:
+def test_single_values_count_once_in_every_tier(events: list[tuple[float, float]]) -> None:
     ledger = Ledger(60.0)
     for at, value in events:
         ledger.happened({"x": value, "n": 1.0}, at)
@@ -106,7 +104,7 @@ def test_what_has_no_duration_counts_once_in_every_tier(events: list[tuple[float
         assert max(bucket.spreads["x"].high for bucket in mine) == max(value for _, value in events)
 
 
-def test_the_time_that_was_looked_at_is_known_within_each_bucket() -> None:
+def test_buckets_record_measured_range() -> None:
     ledger = Ledger(60.0)
     ledger.lasted({"x": 1.0}, NOW + 7.25, 3.0)
     buckets = ledger.take()
@@ -119,14 +117,14 @@ def test_the_time_that_was_looked_at_is_known_within_each_bucket() -> None:
     assert [(each.began - NOW, each.ended - NOW) for (tier, _), each in buckets.items() if tier == 300] == [(4.25, 7.25)]
 
 
-def test_what_was_not_looked_at_for_too_long_is_a_gap() -> None:
+def test_long_time_without_sample_is_a_gap() -> None:
     ledger = Ledger(20.0)
     ledger.lasted({"x": 1.0}, NOW + 3600, 3600)
     assert sum(each.spreads["x"].weight for (tier, _), each in ledger.take().items() if tier == 1) == 20
-    assert not ledger.take(), "what was taken is not told again"
+    assert not ledger.take(), "taken buckets are not returned again"
 
 
-def test_what_is_kept_is_bounded_and_what_lies_near_now_stays() -> None:
+def test_bound_keeps_buckets_nearest_to_now() -> None:
     buckets: Buckets = {}
     for start in range(int(NOW) - 5000, int(NOW) + 5000):
         buckets[1, start] = Bucket(start, start + 1)
@@ -136,10 +134,10 @@ def test_what_is_kept_is_bounded_and_what_lies_near_now_stays() -> None:
     assert len(fine) == TIERS[0].most
     assert abs(fine[0] - NOW) <= TIERS[0].most / 2
     assert abs(fine[-1] - NOW) <= TIERS[0].most / 2
-    assert (300, 0) in buckets, "another tier has room of its own"
+    assert (300, 0) in buckets, "tiers have separate limits"
 
 
-def test_the_tiers_are_those_of_the_design_and_each_is_made_of_whole_buckets_of_the_one_before() -> None:
+def test_tiers_consist_of_whole_buckets_of_previous_tier() -> None:
     assert [(tier.seconds, tier.keep) for tier in TIERS] == [(1, 15 * 60), (10, 6 * 3600), (60, 24 * 3600), (300, 7 * 24 * 3600)]
     assert all(coarse.seconds % fine.seconds == 0 for fine, coarse in itertools.pairwise(TIERS))
 
@@ -159,18 +157,14 @@ def test_the_tiers_are_those_of_the_design_and_each_is_made_of_whole_buckets_of_
         (604_800, 2000, 300, 600, 1008),
     ],
 )
-def test_a_timeframe_is_answered_with_as_many_points_as_may_be_at_the_least_cost(
-    span: int, points: int, tier: int, step: int, count: int
-) -> None:
+def test_window_uses_cheapest_tier_with_most_points(span: int, points: int, tier: int, step: int, count: int) -> None:
     found = window(NOW - span, NOW, points, NOW)
     assert (found.tier.seconds, found.step) == (tier, step)
     assert abs(found.count - count) <= 1
 
 
 @given(st.floats(0, 8e5), st.floats(0.001, 7e5), st.integers(1, 2000), st.floats(0, 0.999))
-def test_a_window_has_no_more_points_than_asked_for_and_they_cover_what_was_asked_for(
-    age: float, span: float, points: int, fraction: float
-) -> None:
+def test_window_covers_range_in_at_most_the_requested_points(age: float, span: float, points: int, fraction: float) -> None:
     start = NOW + fraction - age
     end = start + span
     found = window(start, end, points, NOW)
@@ -187,6 +181,6 @@ def test_a_window_has_no_more_points_than_asked_for_and_they_cover_what_was_aske
 
 
 @pytest.mark.parametrize(("start", "end", "points"), [(NOW, NOW, 10), (NOW + 1, NOW, 10), (NOW - 10, NOW, 0)])
-def test_a_window_without_length_is_refused(start: float, end: float, points: int) -> None:
+def test_empty_window_is_rejected(start: float, end: float, points: int) -> None:
     with pytest.raises(ValueError, match="no points"):
         window(start, end, points, NOW)

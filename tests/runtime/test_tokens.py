@@ -10,7 +10,7 @@ async def text_of(log: TokenLog, since: int = 0) -> str:
     return "".join([piece.text async for piece in log.read(since)])
 
 
-def test_every_reader_gets_all_from_where_it_begins() -> None:
+def test_every_reader_gets_text_from_its_position() -> None:
     async def body() -> None:
         log = TokenLog()
         assert log.add("one ") == TokenPiece(0, "one ")
@@ -26,7 +26,7 @@ def test_every_reader_gets_all_from_where_it_begins() -> None:
     live(body())
 
 
-def test_a_reader_is_told_when_the_task_begins_again() -> None:
+def test_reader_restarts_with_new_attempt() -> None:
     async def body() -> None:
         log = TokenLog()
         found: list[TokenPiece] = []

@@ -1,4 +1,4 @@
-"""Files of arrays that are used again: faster, bounded, given up in time, and never while somebody may still look."""
+"""Reuse of array files: speed, limits, release, and protection while a file is still in use."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def full(value: int, elements: int = 2 * MIB) -> np.ndarray[Any, Any]:
     return np.full(elements, value, np.uint8)
 
 
-def number(told: ArrayInfo) -> int:
-    """Of its file."""
-    return Path(str(told.path)).stat().st_ino
+def number(info: ArrayInfo) -> int:
+    """Return the inode number of an array's file."""
+    return Path(str(info.path)).stat().st_ino
 
 
 async def freed(store: ArrayStore) -> bool:
-    """Whether a sweep, or what looks again by itself, has made a free block."""
+    """Return whether a sweep or a background retry has freed a block."""
     await store.sweep()
     return store.page().warm_bytes == SIZE
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is made ahead unless a test wants it, and what was fetched may go at once."""
+    """Disable preparation of blocks, and make fetched results evictable immediately."""
     monkeypatch.setattr(quota, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(block_cache.WarmBlocks, "expect", lambda self, folder, size, room: None)
+    monkeypatch.setattr(block_cache.BlockCache, "expect", lambda self, folder, size, room: None)
 
 
 @pytest.mark.parametrize("spool_dir", ["", "disk"])
-def test_an_array_gets_the_file_of_a_deleted_one(tmp_path: Path, spool_dir: str) -> None:
+def test_new_array_reuses_file_of_deleted_one(tmp_path: Path, spool_dir: str) -> None:
     async def body() -> None:
         async with store_in(tmp_path, spool_dir=spool_dir and str(tmp_path / spool_dir)) as store:
             first = await put(store, full(1))
@@ -71,7 +71,7 @@ def test_an_array_gets_the_file_of_a_deleted_one(tmp_path: Path, spool_dir: str)
     live(body())
 
 
-def test_a_view_that_outlives_its_array_keeps_its_numbers_and_its_file(tmp_path: Path) -> None:
+def test_view_keeps_file_of_deleted_array(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             first = await put(store, full(1))
@@ -90,7 +90,7 @@ def test_a_view_that_outlives_its_array_keeps_its_numbers_and_its_file(tmp_path:
 
 
 @pytest.mark.parametrize("reader", ["a view", "a lease without a mapping"])
-def test_a_reader_that_is_killed_lets_its_file_go_and_not_before(tmp_path: Path, reader: str) -> None:
+def test_file_is_released_when_reader_is_killed(tmp_path: Path, reader: str) -> None:
     program = """
 import os, sys
 from openruntime_jupyter.arrays import array_file, conversion
@@ -101,14 +101,14 @@ sys.stdin.read()
 
     async def body() -> None:
         async with store_in(tmp_path) as store:
-            told = await put(store, full(1))
-            inode = number(told)
+            info = await put(store, full(1))
+            inode = number(info)
             process = subprocess.Popen(
-                [sys.executable, "-c", program, str(told.path), reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-c", program, str(info.path), reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
-            await store.remove(told.id)
+            await store.remove(info.id)
             assert number(await put(store, full(2))) != inode
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -118,7 +118,7 @@ sys.stdin.read()
     live(body())
 
 
-def test_a_worker_that_is_killed_while_it_has_a_view_lets_its_file_go_and_not_before(tmp_path: Path) -> None:
+def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) -> None:
     def hold(array: Any) -> None:
         import os
         import time
@@ -131,9 +131,9 @@ def test_a_worker_that_is_killed_while_it_has_a_view_lets_its_file_go_and_not_be
             store = runtime.arrays
             task_id = await call(runtime, hold, full(1))
             await says(runtime, task_id, "end")
-            (told,) = store.page().arrays
-            inode = number(told)
-            await store.remove(told.id)
+            (info,) = store.page().arrays
+            inode = number(info)
+            await store.remove(info.id)
             assert number(await put(store, full(2))) != inode
             output = await runtime.tasks.output(task_id)
             os.kill(int("".join(item.text or "" for item in output.items).split()[1]), signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_while_it_has_a_view_lets_its_file_go_and_not_be
     live(body())
 
 
-def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_reuse_files_and_finished_task_releases_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays_module, "SWEEP_SECONDS", 1000.0)
 
     async def body() -> None:
@@ -155,46 +155,46 @@ def test_results_get_free_files_too_and_a_task_lets_its_inputs_go_at_its_end(tmp
                 task = await ended(runtime, task_id)
                 assert task.result is not None, task.error
                 (sent,) = [each for each in store.page().arrays if each.task_id is None]
-                told = await store.info(task.result.arrays[0].id)
-                assert (conversion.view(str(told.path), "x") == value + 1).all()
+                info = await store.info(task.result.arrays[0].id)
+                assert (conversion.view(str(info.path), "x") == value + 1).all()
                 await store.remove(sent.id)
                 await until(lambda: store.page().warm_bytes == SIZE, what="the input's file, without a sweep")
                 if value == 0:
-                    spare = blocks.free(Path(str(told.path)).parent)[0].path.stat().st_ino
+                    spare = blocks.free(Path(str(info.path)).parent)[0].path.stat().st_ino
                     first = await put(store, full(7))
                     assert number(first) == spare
                     await store.remove(first.id)
-                    await store.remove(told.id)
+                    await store.remove(info.id)
             assert len({path.stat().st_ino for place in store._spool.places for path in place.folder.rglob("*") if path.is_file()}) == 3
 
     live(body())
 
 
-def test_an_array_that_is_deleted_twice_at_once_does_not_take_its_successor_with_it(tmp_path: Path) -> None:
+def test_concurrent_deletes_keep_next_array_of_that_name(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             for value in range(20):
-                told = await put(store, full(value), "weights")
+                info = await put(store, full(value), "weights")
                 await asyncio.gather(*(store.remove("weights") for _ in range(3)), store.sweep(), return_exceptions=True)
-                assert not Path(str(told.path)).exists()
+                assert not Path(str(info.path)).exists()
                 assert store.page().warm_bytes == SIZE
 
     live(body())
 
 
-def test_free_files_are_bounded_and_none_are_kept_where_none_are_wanted(tmp_path: Path) -> None:
+def test_free_files_are_bounded_by_setting(tmp_path: Path) -> None:
     async def body() -> None:
         for most in (0, 2 * SIZE):
             async with store_in(tmp_path, warm_bytes=most) as store:
-                told = [await put(store, full(value)) for value in range(4)]
-                for each in told:
+                info = [await put(store, full(value)) for value in range(4)]
+                for each in info:
                     await store.remove(each.id)
                 assert store.page().warm_bytes == most
 
     live(body())
 
 
-def test_free_files_count_towards_the_quota_and_make_room_first(tmp_path: Path) -> None:
+def test_free_files_count_towards_quota_and_are_released_first(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path, array_bytes=3 * SIZE) as store:
             for each in [await put(store, full(value)) for value in range(3)]:
@@ -209,23 +209,23 @@ def test_free_files_count_towards_the_quota_and_make_room_first(tmp_path: Path) 
     live(body())
 
 
-def test_free_files_make_room_in_a_small_memory_folder(tmp_path: Path, small_tmpfs: Path) -> None:
+def test_free_files_are_released_in_small_memory_folder(tmp_path: Path, small_tmpfs: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path, spool_dir=str(small_tmpfs), warm_bytes=8 * MIB) as store:
             for each in [await put(store, full(value)) for value in range(3)]:
                 await store.remove(each.id)
             assert store.page().warm_bytes == 3 * SIZE
-            told = await put(store, full(1, 5 * MIB))
-            assert (conversion.view(str(told.path), "x") == 1).all()
-            await store.remove(told.id)
-            assert store.places()[0][1] > 5 * MIB, "a result may take what is free"
+            info = await put(store, full(1, 5 * MIB))
+            assert (conversion.view(str(info.path), "x") == 1).all()
+            await store.remove(info.id)
+            assert store.places()[0][1] > 5 * MIB, "a result may use the free blocks"
             array_id = await result(store, "task_a", full(2, 7 * MIB))
             assert (conversion.view(store.path_of(array_id), "x") == 2).all()
 
     live(body())
 
 
-def test_free_files_go_after_a_while_and_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_files_expire_and_are_released_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             await store.remove((await put(store, full(1))).id)
@@ -243,9 +243,7 @@ def test_free_files_go_after_a_while_and_when_memory_is_short(tmp_path: Path, mo
     live(body())
 
 
-def test_free_files_of_a_clock_that_was_set_back_are_not_kept_until_it_is_there_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_free_files_expire_after_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = time.time
 
     async def body() -> None:
@@ -260,17 +258,17 @@ def test_free_files_of_a_clock_that_was_set_back_are_not_kept_until_it_is_there_
     live(body())
 
 
-def test_a_task_that_needs_the_memory_of_free_files_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             store = runtime.arrays
             if not store._spool.places[0].in_memory:
                 pytest.skip("no folder in memory here")
-            told = await put(store, full(1))
+            info = await put(store, full(1))
             await store.remove((await put(store, full(2))).id)
             assert store.page().warm_bytes
             monkeypatch.setattr(runtime._admission, "free", lambda lane: 0 if store.page().warm_bytes else 10**12)
-            task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}))
+            task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
             assert task.status == "completed"
             assert store.page().warm_bytes == 0
             assert not store.give_up(1)
@@ -278,13 +276,13 @@ def test_a_task_that_needs_the_memory_of_free_files_gets_it(tmp_path: Path, monk
     live(body())
 
 
-def test_a_file_whose_path_was_told_to_who_does_not_lease_is_never_used_again(tmp_path: Path) -> None:
+def test_exposed_file_is_never_reused(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store, store_in(tmp_path, "rt_2") as other:
-            told = store.exposed(await put(store, full(1)))
-            mapped = np.memmap(str(told.path), np.uint8, "r", Layout((2 * MIB,), "uint8").offset)
-            assert other.exposed(await other.info(told.id)).path is None, "whose runtime would not know"
-            await store.remove(told.id)
+            info = store.exposed(await put(store, full(1)))
+            mapped = np.memmap(str(info.path), np.uint8, "r", Layout((2 * MIB,), "uint8").offset)
+            assert other.exposed(await other.info(info.id)).path is None, "its use is unknown to the runtime"
+            await store.remove(info.id)
             assert store.page().warm_bytes == 0
             await put(store, full(2))
             assert (mapped == 1).all()
@@ -292,7 +290,7 @@ def test_a_file_whose_path_was_told_to_who_does_not_lease_is_never_used_again(tm
     live(body())
 
 
-def test_files_that_a_dead_runtime_left_are_never_used_again(tmp_path: Path) -> None:
+def test_files_of_dead_runtime_are_never_reused(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             kept = await result(store, "task_a", full(2))
@@ -307,7 +305,7 @@ def test_files_that_a_dead_runtime_left_are_never_used_again(tmp_path: Path) -> 
     live(body())
 
 
-def test_results_that_were_fetched_give_their_files_to_others_once_they_are_too_many(tmp_path: Path) -> None:
+def test_files_of_many_fetched_results_are_reused(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path, warm_bytes=2 * SIZE) as store:
             fetched = [await result(store, f"task_{name}", full(1)) for name in "abc"]
@@ -315,7 +313,7 @@ def test_results_that_were_fetched_give_their_files_to_others_once_they_are_too_
             for each in fetched[:2]:
                 await store.info(each)
             await put(store, full(3))
-            assert {each.id for each in store.page().arrays} >= {*fetched, unfetched}, "no more than are kept"
+            assert {each.id for each in store.page().arrays} >= {*fetched, unfetched}, "at most the limit"
             await store.info(fetched[2])
             inode = Path(store.path_of(fetched[0])).stat().st_ino
             await put(store, full(4))
@@ -326,7 +324,7 @@ def test_results_that_were_fetched_give_their_files_to_others_once_they_are_too_
     live(body())
 
 
-def test_the_next_file_of_a_size_is_made_ready_while_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_file_of_a_size_is_prepared_in_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
     async def body() -> None:
@@ -349,7 +347,7 @@ def test_the_next_file_of_a_size_is_made_ready_while_nobody_waits(tmp_path: Path
 READER = """
 import random, sys
 from openruntime_jupyter.errors import ArrayNotFound
-from openruntime_jupyter.worker import arrays
+from openruntime_jupyter.arrays import conversion
 kept = {}
 for line in sys.stdin:
     value, path = line.split()
@@ -365,18 +363,18 @@ for line in sys.stdin:
 
 
 class Reader:
-    """A process that keeps the last few arrays that it was told of, and looks at them again and again."""
+    """Process that maps the last few arrays sent to it and checks them repeatedly."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def tell(self, value: int, told: ArrayInfo) -> None:
+    def send(self, value: int, info: ArrayInfo) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{value} {told.path}\n")
+        self.process.stdin.write(f"{value} {info.path}\n")
         self.process.stdin.flush()
 
     def has(self, value: int) -> bool:
-        """Whether it had that array in time, once it has looked at it."""
+        """Return whether it mapped the array in time, after its first check."""
         assert self.process.stdout is not None
         while line := self.process.stdout.readline():
             if line.split()[0] == str(value):
@@ -389,20 +387,20 @@ class Reader:
 
 
 async def come_and_go(store: ArrayStore, readers: list[Reader], values: range) -> set[int]:
-    """Arrays of every value, each deleted at once, or as soon as the readers have it; the numbers of their files."""
+    """Create arrays of all values, delete each at once or after the readers mapped it, and return their inode numbers."""
     files = set()
     for value in values:
-        told = await put(store, full(value))
-        files.add(number(told))
+        info = await put(store, full(value))
+        files.add(number(info))
         for each in readers:
-            each.tell(value, told)
+            each.send(value, info)
         if value % 3 == 0:
             assert all(each.has(value) for each in readers)
-        await store.remove(told.id)
+        await store.remove(info.id)
     return files
 
 
-def test_arrays_that_come_and_go_under_readers_that_die_never_show_other_numbers(tmp_path: Path) -> None:
+def test_readers_never_see_data_of_another_array(tmp_path: Path) -> None:
     async def body() -> None:
         async with store_in(tmp_path) as store:
             readers = [Reader(), Reader()]
@@ -414,7 +412,7 @@ def test_arrays_that_come_and_go_under_readers_that_die_never_show_other_numbers
             finally:
                 for each in readers:
                     each.kill()
-            assert len(files) < 60, "most files were used again"
+            assert len(files) < 60, "most files were reused"
             await store.sweep()
             await until(lambda: store.used_bytes == 0, what="the end of what was deleted: one may have been on its way already")
 

@@ -1,4 +1,4 @@
-"""The servers that most of these tests talk to: started once, each by its own user."""
+"""Servers shared by most of these tests, started once per session."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ AUTHORIZER = '''
 from jupyter_server.auth.authorizer import Authorizer
 
 
-class DeniesWhatTheRequestSays(Authorizer):
-    """`X-Deny: write:openruntime` denies that; the tests ask one server as many users."""
+class HeaderAuthorizer(Authorizer):
+    """Deny the permissions in the header, for example `X-Deny: write:openruntime`."""
 
     def is_authorized(self, handler, user, action, resource):
         denied = handler.request.headers.get("X-Deny", "").split()
@@ -30,43 +30,43 @@ class DeniesWhatTheRequestSays(Authorizer):
 
 @pytest.fixture(scope="session")
 def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real Jupyter Server below /user/x/, whose authoriser denies what the header X-Deny says."""
+    """Start a Jupyter Server below /user/x/ with an authorizer that denies the permissions in the header X-Deny."""
     folder = tmp_path_factory.mktemp("jupyter")
     (folder / "lib").mkdir()
     (folder / "lib" / "denying.py").write_text(AUTHORIZER)
-    config = {"ServerApp": {"authorizer_class": "denying.DeniesWhatTheRequestSays"}}
+    config = {"ServerApp": {"authorizer_class": "denying.HeaderAuthorizer"}}
     with running_server(folder, JUPYTER, base_url=BASE_URL, config=config, paths=[folder / "lib"]) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real `jupyter openruntime`; requests have its token."""
+    """Start `jupyter openruntime`; requests have its token."""
     with running_server(tmp_path_factory.mktemp("standalone"), STANDALONE, token=TOKEN) as server:
         yield server
 
 
 def error_of(response: httpx.Response, status: int) -> Any:
-    """The envelope of an error, whose shape is checked."""
+    """Check status and shape of an error response, and return its envelope."""
     assert response.status_code == status, f"{response.status_code}: {response.text[:500]}"
     assert response.headers["Content-Type"] == "application/json"
-    told = response.json()
-    assert set(told) == {"status", "data", "error", "timestamp"}
-    assert told["status"] == "error"
-    assert told["error"]
-    assert told["timestamp"].endswith("Z")
+    error = response.json()
+    assert set(error) == {"status", "data", "error", "timestamp"}
+    assert error["status"] == "error"
+    assert error["error"]
+    assert error["timestamp"].endswith("Z")
     assert "Traceback" not in response.text
-    return told
+    return error
 
 
 @pytest.fixture
 def jp_server_config() -> dict[str, Any]:
-    """Of the server within this process."""
+    """Return the configuration of the server in this process."""
     return {"ServerApp": {"jpserver_extensions": {"openruntime_jupyter": True}}}
 
 
 def prepared(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
-    """The extension within this process."""
+    """Return the extension in this process."""
     (app,) = server.extension_manager.extension_apps["openruntime_jupyter"]
     assert isinstance(app, OpenRuntimeApp)
     app.data_dir = str(data_dir)
@@ -74,7 +74,7 @@ def prepared(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
 
 
 async def started(server: ServerApp, data_dir: Path) -> OpenRuntimeApp:
-    """The same, started."""
+    """Return the started extension in this process."""
     app = prepared(server, data_dir)
     await server.extension_manager.start_all_extensions()
     await app.ready()

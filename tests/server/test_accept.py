@@ -48,7 +48,7 @@ JSON, ENVELOPE, TEXT, OPEN = OFFERS = (
             ),
             OPEN,
         ),
-        # What can't be understood is as if it were not there.
+        # Invalid headers are ignored.
         ("image/png", JSON),
         ("text/plain;q=2", JSON),
         ("text/plain;q=high", JSON),
@@ -56,10 +56,10 @@ JSON, ENVELOPE, TEXT, OPEN = OFFERS = (
         (";;;,,,=", JSON),
     ],
 )
-def test_the_range_of_the_highest_quality_wins_and_json_among_equals(header: str | None, expected: str) -> None:
+def test_range_with_highest_quality_wins(header: str | None, expected: str) -> None:
     assert preferred(header, OFFERS) == expected
 
 
 @given(st.text(st.sampled_from("textplainjson/*;=q0.15, "), max_size=200))
-def test_any_header_is_answered(header: str) -> None:
+def test_any_accept_header_is_valid(header: str) -> None:
     assert preferred(header, OFFERS) in OFFERS

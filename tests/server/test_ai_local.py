@@ -1,4 +1,4 @@
-"""AI tasks through a real server, answered by a tiny model in a worker of its own."""
+"""AI tasks on a real server with a tiny local model in a worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def short(**more: Any) -> dict[str, Any]:
     return {"max_tokens": 8, **more}
 
 
-def test_a_prompt_is_answered_without_any_account(server: Server) -> None:
+def test_local_model_answers_without_account(server: Server) -> None:
     task = ask(server, "Create a sorting algorithm", "code_generation", parameters=short(language="python"))
     assert (task["status"], task["model_used"], task["agent"]) == ("completed", "tiny", "DEVELOPER")
     answer = task["answer"]
@@ -36,14 +36,14 @@ def test_a_prompt_is_answered_without_any_account(server: Server) -> None:
     assert server.get(f"/tasks/{task['task_id']}")["device_used"] == "device_0"
 
 
-def test_a_stranger_may_ask_a_model_of_this_machine(server: Server) -> None:
+def test_client_without_login_may_use_local_model(server: Server) -> None:
     body = {"workflow_type": "model_inference", "prompt": "hello", "parameters": short()}
     response = server.client.post(f"{server.url}/ai/tasks", json=body, timeout=180)
     assert response.json()["status"] == "completed"
     assert server.client.get(f"{server.url}/models").json()["models"][0]["path"] is None
 
 
-def test_its_text_comes_as_events(server: Server) -> None:
+def test_local_model_streams_text(server: Server) -> None:
     body = {"workflow_type": "model_inference", "prompt": "on and on", "parameters": short(max_tokens=40), "stream": True}
     with server.client.stream("POST", f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=180) as response:
         got = list(told(response))
@@ -51,7 +51,7 @@ def test_its_text_comes_as_events(server: Server) -> None:
     assert "".join(data["text"] for name, data in got if name == "token") == got[-1][1]["result"]
 
 
-def test_the_models_tell_which_is_in_memory_and_it_can_be_unloaded(server: Server) -> None:
+def test_model_list_shows_loaded_model_and_unload_frees_it(server: Server) -> None:
     ask(server, "load it", parameters=short())
     (model,) = server.get("/models")["models"]
     assert (model["name"], model["kind"], model["context_length"], model["default"]) == ("tiny", "mlx", 4096, True)
@@ -65,17 +65,17 @@ def test_the_models_tell_which_is_in_memory_and_it_can_be_unloaded(server: Serve
     assert "not in memory" in error_of(server.request("DELETE", "/models/tiny"), 404)["error"]
 
 
-def test_a_model_that_answers_is_not_unloaded_and_a_cancel_leaves_it_in_memory(server: Server) -> None:
+def test_busy_model_is_not_unloaded_and_cancel_keeps_it(server: Server) -> None:
     task = ask(server, "for long", parameters={"max_tokens": 3000}, wait=False)
     wait_until(lambda: server.get(f"/tasks/{task['task_id']}")["status"] == "running", 60, "it runs")
     with server.client.stream("GET", f"{server.url}/tasks/{task['task_id']}/tokens", headers=server.headers, timeout=180) as response:
         assert next(told(response))[0] == "token"
-    assert "answers ai_task_" in error_of(server.request("DELETE", "/models/tiny"), 409)["error"]
+    assert "ai_task_" in error_of(server.request("DELETE", "/models/tiny"), 409)["error"]
     assert server.request("DELETE", f"/tasks/{task['task_id']}").json()["status"] == "cancelled"
     assert server.get("/models")["models"][0]["resident"][0]["state"] == "idle"
 
 
-def test_insights_do_not_wait_again_for_a_model_whose_words_could_not_be_used(server: Server) -> None:
+def test_insights_skip_model_after_rejected_rewriting(server: Server) -> None:
     ask(server, "load it", parameters=short())
     body = {"metric_type": "performance", "timeframe": "5m"}
     first, second = (server.request("POST", "/ai/insights", json=body).json() for _ in range(2))
@@ -87,7 +87,7 @@ def test_insights_do_not_wait_again_for_a_model_whose_words_could_not_be_used(se
     assert len(again) == len(asked) + 1, "whoever asks for its words gets it asked"
 
 
-def test_a_conversation_goes_on_with_a_model_of_this_machine(server: Server) -> None:
+def test_conversation_works_with_local_model(server: Server) -> None:
     for place in (1, 2):
         ask(server, f"turn {place}", parameters=short(conversation="local"))
     first, second = server.get("/ai/conversations/local")["messages"]
@@ -96,11 +96,13 @@ def test_a_conversation_goes_on_with_a_model_of_this_machine(server: Server) -> 
     assert said == ["turn 1", first["answer"], "turn 2"]
 
 
-def test_a_model_that_there_is_not_is_told_with_those_that_there_are(server: Server) -> None:
-    assert "there is no model 'huge'; there are tiny" in error_of(post(server, "x", parameters={"model": "huge"}), 422)["error"]
+def test_unknown_model_error_lists_available_models(server: Server) -> None:
+    message = error_of(post(server, "x", parameters={"model": "huge"}), 422)["error"]
+    assert "'huge'" in message
+    assert "tiny" in message
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_figures(server: Server) -> None:
+def test_too_long_prompt_is_rejected_with_token_counts(server: Server) -> None:
     task = ask(server, "word " * 20_000, parameters=short())
     assert task["status"] == "failed"
     assert "4,096" in task["error"], task["error"]

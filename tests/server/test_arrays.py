@@ -1,4 +1,4 @@
-"""Arrays over HTTP against a real server: there and back, in ranges, refused, broken off, and never through the server's memory."""
+"""Arrays over HTTP on a real server: upload, download, ranges, errors, aborted transfers and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support import STANDALONE, Server, running_server, wait_until
 SAFETENSORS = "application/vnd.safetensors"
 MB = 1_000_000
 HUGE = 512 << 20
-"""Bytes of the array that must not go through the server's memory: CI has not much more."""
+"""Size in bytes of an array that must not be loaded into the server's memory. Limited by the memory of CI."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def listed(server: Server) -> dict[str, Any]:
     return {each["id"]: each for each in server.get("/arrays")["arrays"]}
 
 
-def test_an_array_that_was_sent_is_computed_with_and_fetched(server: Server) -> None:
+def test_uploaded_array_is_computed_and_downloaded(server: Server) -> None:
     sent = np.arange(12, dtype=np.float32).reshape(3, 4)
     told = put(server, "weights", safetensors.numpy.save({"w": sent}))
     assert told.status_code == 201, told.text
@@ -86,14 +86,14 @@ def test_an_array_that_was_sent_is_computed_with_and_fetched(server: Server) -> 
 
 
 @pytest.mark.parametrize("array", [np.array(3, np.float32), np.zeros((0, 3), np.int8), np.ones((1,), bool)], ids=["scalar", "empty", "one"])
-def test_small_and_empty_arrays_travel_too(server: Server, array: np.ndarray[Any, Any]) -> None:
+def test_small_and_empty_arrays_are_transferred(server: Server, array: np.ndarray[Any, Any]) -> None:
     assert put(server, "tiny", safetensors.numpy.save({"x": array}), **{"Content-Type": "application/octet-stream"}).status_code == 201
     back = safetensors.numpy.load(fetch(server, "tiny").content)["array"]
     assert (back.shape, back.dtype, back.tobytes()) == (array.shape, array.dtype, array.tobytes())
     server.request("DELETE", "/arrays/tiny")
 
 
-def test_a_download_that_has_begun_ends_with_its_own_numbers_whatever_comes_after_it(server: Server) -> None:
+def test_running_download_keeps_its_data_after_delete(server: Server) -> None:
     backend = HttpBackend(server.url, server.token)
 
     def send(value: int) -> str:
@@ -121,7 +121,7 @@ def test_a_download_that_has_begun_ends_with_its_own_numbers_whatever_comes_afte
 
 
 def writing_and_ready(server: Server) -> list[Path]:
-    """The files of arrays, of those too that are just being deleted."""
+    """Return the files of arrays, including those that are being deleted."""
     (folder,) = {Path(each["path"]).parent for each in leasing(server, "GET", "/arrays").json()["arrays"]}
     return [path for path in folder.iterdir() if path.suffix in (".part", ".safetensors")]
 
@@ -131,7 +131,7 @@ def leasing(server: Server, method: str, path: str, **options: Any) -> httpx.Res
 
 
 @pytest.mark.parametrize("leases", [True, False])
-def test_a_file_is_used_again_unless_its_path_was_told_to_who_does_not_lease(server: Server, leases: bool) -> None:
+def test_file_is_reused_unless_exposed_without_lease(server: Server, leases: bool) -> None:
     told = leasing(server, "POST", "/arrays", json={"shape": [8 * MB], "dtype": "uint8"}).json()
     path = Path(leasing(server, "POST", f"/arrays/{told['id']}/ready").json()["path"])
     inode = path.stat().st_ino
@@ -141,7 +141,7 @@ def test_a_file_is_used_again_unless_its_path_was_told_to_who_does_not_lease(ser
     assert (inode in {free.stat().st_ino for free in (path.parent / blocks.FREE).iterdir()}) == leases
 
 
-def test_head_tells_of_an_array_what_get_tells_without_its_bytes(server: Server) -> None:
+def test_head_of_array_returns_get_headers(server: Server) -> None:
     put(server, "headed", safetensors.numpy.save({"x": np.arange(5000, dtype=np.int32)}))
     whole = fetch(server, "headed")
     told = server.request("HEAD", "/arrays/headed", headers={"Range": "bytes=0-9"})
@@ -153,13 +153,13 @@ def test_head_tells_of_an_array_what_get_tells_without_its_bytes(server: Server)
     assert (known.status_code, known.headers["Content-Type"], known.content) == (200, "application/json", b"")
     empty = server.request("POST", "/arrays", json={"shape": [2], "dtype": "int8"}).json()
     assert server.request("HEAD", f"/arrays/{empty['id']}").status_code == 409
-    # The connection is good for another request: nothing of a body was sent.
+    # No body was sent, so the connection can be used for another request.
     assert fetch(server, "headed").content == whole.content
     for name in ("headed", empty["id"]):
         assert server.request("DELETE", f"/arrays/{name}").status_code == 200
 
 
-def test_ranges_are_answered_as_they_should_be(server: Server) -> None:
+def test_array_ranges_are_supported(server: Server) -> None:
     put(server, "ranged", safetensors.numpy.save({"x": np.arange(5000, dtype=np.int32)}))
     whole = fetch(server, "ranged")
     size, tag = len(whole.content), whole.headers["ETag"]
@@ -173,7 +173,7 @@ def test_ranges_are_answered_as_they_should_be(server: Server) -> None:
         error_of(part, 416)
         assert part.headers["Content-Range"] == f"bytes */{size}"
     for odd in ("bytes=", "bytes=-", "lines=1-2", "bytes=1-2,5-6", "bytes=a-b"):
-        assert fetch(server, "ranged", Range=odd).content == whole.content, "what is not understood is ignored"
+        assert fetch(server, "ranged", Range=odd).content == whole.content, "invalid ranges are ignored"
     assert fetch(server, "ranged", Range="bytes=0-9", **{"If-Range": tag}).status_code == 206
     server.request("DELETE", "/arrays/ranged")
     put(server, "ranged", safetensors.numpy.save({"x": np.ones(5000, dtype=np.int32)}))
@@ -181,7 +181,7 @@ def test_ranges_are_answered_as_they_should_be(server: Server) -> None:
     server.request("DELETE", "/arrays/ranged")
 
 
-def test_who_has_an_array_already_is_not_sent_it_again(server: Server) -> None:
+def test_matching_etag_returns_304(server: Server) -> None:
     put(server, "cached", safetensors.numpy.save({"x": np.arange(5000, dtype=np.int32)}))
     tag = fetch(server, "cached").headers["ETag"]
     for known in (tag, f"W/{tag}", f'"another", {tag}', "*"):
@@ -208,14 +208,14 @@ def test_who_has_an_array_already_is_not_sent_it_again(server: Server) -> None:
         ("application/vnd.openruntime.envelope+json", "application/vnd.openruntime.envelope+json"),
     ],
 )
-def test_what_a_client_likes_best_of_an_array_it_gets(server: Server, accept: str, kind: str) -> None:
+def test_accept_header_selects_array_format(server: Server, accept: str, kind: str) -> None:
     put(server, "liked", GOOD)
     told = fetch(server, "liked", Accept=accept)
     assert (told.status_code, told.headers["Content-Type"]) == (200, kind)
     server.request("DELETE", "/arrays/liked")
 
 
-def test_a_program_on_this_machine_fills_and_reads_the_file_itself(server: Server) -> None:
+def test_local_program_writes_and_reads_array_file(server: Server) -> None:
     sent = np.arange(1000, dtype=np.int64)
     answer = server.request("POST", "/arrays", json={"shape": [1000], "dtype": "int64"})
     assert answer.status_code == 201
@@ -236,12 +236,9 @@ def test_a_program_on_this_machine_fills_and_reads_the_file_itself(server: Serve
     server.request("DELETE", f"/arrays/{told['id']}")
 
 
-def test_room_that_was_taken_can_be_filled_by_put_with_what_it_was_taken_for(server: Server) -> None:
+def test_put_fills_allocated_array_of_same_type(server: Server) -> None:
     told = server.request("POST", "/arrays", json={"shape": [3], "dtype": "float32", "kind": "mlx"}).json()
-    assert (
-        "was taken for float32[3]"
-        in error_of(put(server, told["id"], safetensors.numpy.save({"x": np.zeros(4, np.float32)})), 422)["error"]
-    )
+    assert "float32[3]" in error_of(put(server, told["id"], safetensors.numpy.save({"x": np.zeros(4, np.float32)})), 422)["error"]
     answer = put(server, told["id"], safetensors.numpy.save({"x": np.ones(3, np.float32)}))
     assert (answer.status_code, answer.json()["kind"]) == (201, "mlx")
     server.request("DELETE", f"/arrays/{told['id']}")
@@ -253,25 +250,25 @@ GOOD = safetensors.numpy.save({"x": np.arange(100, dtype=np.float32)})
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "ends before its safetensors header"),
-        (b"1234", "ends before its safetensors header"),
-        (b"\xff" * 100, "no safetensors file"),
-        ((10).to_bytes(8, "little") + b"{not json}", "header can't be read"),
-        (GOOD[:-1], "1 bytes before the array does"),
-        (GOOD + b"x", "goes on after the array"),
-        (GOOD[:50], "ends before its safetensors header"),
+        (b"", "safetensors header"),
+        (b"1234", "safetensors header"),
+        (b"\xff" * 100, "safetensors"),
+        ((10).to_bytes(8, "little") + b"{not json}", "header"),
+        (GOOD[:-1], "1 bytes before"),
+        (GOOD + b"x", "more bytes than the array"),
+        (GOOD[:50], "safetensors header"),
         (safetensors.numpy.save({"x": np.zeros(1), "y": np.zeros(1)}), "2 arrays"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_safetensors_file_of_one_array_is_refused_and_leaves_nothing(server: Server, content: bytes, problem: str) -> None:
+def test_invalid_safetensors_body_is_rejected_and_deleted(server: Server, content: bytes, problem: str) -> None:
     before = server.get("/arrays")["total_bytes"]
     assert problem in error_of(put(server, "bad", content), 422)["error"]
     wait_until(lambda: server.get("/arrays")["total_bytes"] == before, what="the room to be given back")
     assert "bad" not in listed(server)
 
 
-def test_bad_requests_are_told_by_what_is_wrong(server: Server) -> None:
+def test_array_errors_name_the_problem(server: Server) -> None:
     assert "content type" in error_of(put(server, "x", GOOD, **{"Content-Type": "application/json"}), 400)["error"]
     assert "compressed" in error_of(put(server, "x", GOOD, **{"Content-Encoding": "gzip"}), 400)["error"]
     for name in ("arr_mine", "a%20b", "..%2Fx", "x" * 101, ".x"):
@@ -305,13 +302,13 @@ def connection(server: Server) -> socket.socket:
 
 
 def status_of(sock: socket.socket) -> int:
-    """Of the answer that comes."""
+    """Return the status of the response."""
     line = sock.makefile("rb").readline()
     return int(line.split()[1])
 
 
 def heard(sock: socket.socket) -> bytes:
-    """All that comes until the other end hangs up."""
+    """Return all data until the server closes the connection."""
     return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
@@ -320,7 +317,7 @@ def heard(sock: socket.socket) -> bytes:
     [(100, ["Authorization: token wrong"], b"403"), (100 * HUGE, [f"Authorization: token {'the-token-of-this-test'}"], b"413")],
     ids=["stranger", "too large"],
 )
-def test_who_may_not_send_is_told_before_the_first_byte(server: Server, length: int, headers: list[str], status: bytes) -> None:
+def test_unauthorized_upload_is_rejected_before_body(server: Server, length: int, headers: list[str], status: bytes) -> None:
     with connection(server) as sock:
         sock.sendall(request_head(server, "early", length, "Expect: 100-continue", *headers))
         answer = heard(sock)
@@ -329,14 +326,14 @@ def test_who_may_not_send_is_told_before_the_first_byte(server: Server, length: 
     assert b'"status":"error"' in answer
 
 
-def test_a_body_of_unknown_length_is_taken_in_pieces(server: Server) -> None:
+def test_chunked_upload_is_accepted(server: Server) -> None:
     pieces = [GOOD[index : index + 17] for index in range(0, len(GOOD), 17)]
     assert put(server, "pieces", iter(pieces)).status_code == 201
     assert safetensors.numpy.load(fetch(server, "pieces").content)["array"].sum() == 4950
     server.request("DELETE", "/arrays/pieces")
 
 
-def test_a_client_that_goes_half_way_leaves_nothing(server: Server) -> None:
+def test_aborted_upload_is_deleted(server: Server) -> None:
     before = server.get("/arrays")["total_bytes"]
     content = safetensors.numpy.save({"x": np.ones(2 * MB, np.float32)})
     with connection(server) as sock:
@@ -352,7 +349,7 @@ def test_a_client_that_goes_half_way_leaves_nothing(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("http_server")
-async def test_an_upload_that_stalls_is_told_and_gives_its_room_back(
+async def test_stalled_upload_is_rejected_and_freed(
     jp_serverapp: ServerApp, jp_http_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "STALLED_SECONDS", 0.2)
@@ -363,7 +360,7 @@ async def test_an_upload_that_stalls_is_told_and_gives_its_room_back(
         f"PUT {app.url_path}/arrays/stalled HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: token {jp_serverapp.identity_provider.token}\r\n"
     )
     writer.write(f"{head}Content-Type: {SAFETENSORS}\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode() + GOOD[:-1])
-    answer = await reader.read()  # to its end: the server hangs up
+    answer = await reader.read()  # ends when the server closes the connection
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"status":"error"' in answer
     writer.close()
@@ -377,7 +374,7 @@ async def test_an_upload_that_stalls_is_told_and_gives_its_room_back(
 
 
 @pytest.mark.usefixtures("http_server")
-async def test_a_download_that_nobody_takes_is_ended_and_gives_its_file_back(
+async def test_stalled_download_is_closed_and_freed(
     jp_serverapp: ServerApp, jp_http_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(base, "STALLED_SECONDS", 0.2)
@@ -410,13 +407,13 @@ async def test_a_download_that_nobody_takes_is_ended_and_gives_its_file_back(
     await app.stop_extension()
 
 
-def test_an_array_that_is_just_being_sent_is_not_complete_because_somebody_says_so(server: Server) -> None:
+def test_running_upload_cannot_be_marked_ready(server: Server) -> None:
     content = safetensors.numpy.save({"x": np.full(2 * MB, 7, np.uint8)})
     half = len(content) // 2
     with connection(server) as sock:
         sock.sendall(request_head(server, "sending", len(content), f"Authorization: token {server.token}") + content[:half])
         wait_until(lambda: "sending" in listed(server), 30.0, "the upload to begin")
-        assert "just being sent" in error_of(server.request("POST", "/arrays/sending/ready"), 409)["error"]
+        assert "sending" in error_of(server.request("POST", "/arrays/sending/ready"), 409)["error"]
         error_of(fetch(server, "sending"), 409)
         sock.sendall(content[half:])
         wait_until(lambda: listed(server)["sending"]["state"] == "ready", 30.0, "the end of the upload")
@@ -425,7 +422,7 @@ def test_an_array_that_is_just_being_sent_is_not_complete_because_somebody_says_
 
 
 @pytest.mark.parametrize("first_ends", ["complete", "broken off"])
-def test_an_upload_whose_array_was_deleted_leaves_the_next_one_of_that_name_alone(server: Server, first_ends: str) -> None:
+def test_upload_of_deleted_array_keeps_new_array_with_same_id(server: Server, first_ends: str) -> None:
     def sent(value: int) -> bytes:
         return safetensors.numpy.save({"x": np.full(2 * MB, value, np.uint8)})
 
@@ -449,15 +446,15 @@ def test_an_upload_whose_array_was_deleted_leaves_the_next_one_of_that_name_alon
     assert "A background task of OpenRuntime failed" not in server.tail()
 
 
-def test_room_whose_file_is_gone_is_told_and_given_up(server: Server) -> None:
+def test_missing_array_file_is_reported_and_freed(server: Server) -> None:
     told = server.request("POST", "/arrays", json={"shape": [10], "dtype": "uint8"}).json()
     Path(told["path"]).unlink()
     problem = error_of(put(server, told["id"], safetensors.numpy.save({"x": np.zeros(10, np.uint8)})), 404)
-    assert "take it anew" in problem["error"]
+    assert "allocate the array again" in problem["error"]
     assert told["id"] not in listed(server)
 
 
-def test_a_full_quota_says_so_and_the_server_goes_on(server: Server) -> None:
+def test_full_quota_is_reported_and_server_continues(server: Server) -> None:
     room = [server.request("POST", "/arrays", json={"shape": [HUGE], "dtype": "uint8"}) for _ in range(3)]
     assert [answer.status_code for answer in room] == [201, 201, 503]
     told = error_of(room[2], 503)["error"]
@@ -480,9 +477,9 @@ def _huge() -> Iterator[bytes]:
         yield part
 
 
-def test_a_large_array_goes_in_through_a_task_and_out_without_passing_the_servers_memory(server: Server) -> None:
+def test_large_array_is_not_loaded_into_server_memory(server: Server) -> None:
     process = psutil.Process(server.pid)
-    put(server, "before", GOOD)  # whatever is imported at the first array
+    put(server, "before", GOOD)  # triggers the imports of the first array
     server.submit("compute", {"expression": "sum(x)", "inputs": {"x": {"array": "before"}}})
     fetch(server, "before")
     server.request("DELETE", "/arrays/before")
@@ -521,7 +518,7 @@ def test_a_large_array_goes_in_through_a_task_and_out_without_passing_the_server
         server.request("DELETE", f"/arrays/{name}")
 
 
-def test_nothing_is_left_of_a_server_that_was_stopped(tmp_path: Path) -> None:
+def test_stopped_server_deletes_its_arrays(tmp_path: Path) -> None:
     with running_server(tmp_path, STANDALONE) as server:
         put(server, "kept", GOOD)
         told = fetch(server, "kept", Accept="application/json").json()

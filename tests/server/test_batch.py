@@ -30,7 +30,7 @@ def ids_of(response: httpx.Response) -> list[str]:
     return [each["task"]["task_id"] for each in response.json()["tasks"]]
 
 
-def test_each_task_is_answered_in_its_place(standalone: Server) -> None:
+def test_batch_response_has_outcome_of_each_task(standalone: Server) -> None:
     response = sent(
         standalone, [compute(name="one"), compute(priority=11, retries=-1), {"operation": "nosuch", "parameters": {}}, compute(name="two")]
     )
@@ -43,7 +43,7 @@ def test_each_task_is_answered_in_its_place(standalone: Server) -> None:
     assert [standalone.finished(each["task"]["task_id"])["name"] for each in (one, two)] == ["one", "two"]
 
 
-def test_a_batch_that_is_sent_again_makes_no_task_twice(standalone: Server) -> None:
+def test_repeated_batch_creates_no_task_twice(standalone: Server) -> None:
     headers = {"Idempotency-Key": "batch-once"}
     first = sent(standalone, [compute(), compute()], headers=headers).json()["tasks"]
     again = sent(standalone, [compute(), compute()], headers=headers).json()["tasks"]
@@ -55,12 +55,12 @@ def test_a_batch_that_is_sent_again_makes_no_task_twice(standalone: Server) -> N
 @pytest.mark.parametrize(
     "tasks", [[], {}, None, "compute", [compute()] * (MOST_IN_BATCH + 1)], ids=["none", "object", "null", "text", "too many"]
 )
-def test_what_is_no_batch_is_told_so(standalone: Server, tasks: Any) -> None:
+def test_invalid_batch_is_rejected(standalone: Server, tasks: Any) -> None:
     told = error_of(sent(standalone, tasks), 422)
     assert told["data"]["details"][0]["field"] == "tasks"
 
 
-def test_two_thousand_in_one_body_are_all_answered(standalone: Server) -> None:
+def test_batch_of_two_thousand_tasks_is_accepted(standalone: Server) -> None:
     response = sent(standalone, [compute(name=str(number)) for number in range(2000)])
     tasks = [each["task"] for each in response.json()["tasks"]]
     assert [task["name"] for task in tasks] == [str(number) for number in range(2000)]
@@ -70,7 +70,7 @@ def test_two_thousand_in_one_body_are_all_answered(standalone: Server) -> None:
     assert cancelled["status"] in ("cancelled", "completed")
 
 
-def test_without_the_token_only_safe_tasks_are_taken(standalone: Server) -> None:
+def test_batch_without_token_accepts_only_safe_tasks(standalone: Server) -> None:
     response = standalone.client.post(f"{standalone.url}/tasks/batch", json={"tasks": [{"operation": "call", "parameters": {}}, compute()]})
     refused, taken = response.json()["tasks"]
     assert refused["error"]["code"] == 403
@@ -78,7 +78,7 @@ def test_without_the_token_only_safe_tasks_are_taken(standalone: Server) -> None
     assert taken["task"]["timeout"] == 300
 
 
-def test_what_finds_no_room_is_told_when_to_come_again(tmp_path: Any) -> None:
+def test_full_queue_rejects_batch_tasks_with_retry_after(tmp_path: Any) -> None:
     with running_server(tmp_path, STANDALONE, config={"OpenRuntimeApp": {"max_pending": 0, "cpu_slots": 1}}) as server:
         taken, refused = sent(server, [compute(), compute()]).json()["tasks"]
         assert "task" in taken
@@ -86,7 +86,7 @@ def test_what_finds_no_room_is_told_when_to_come_again(tmp_path: Any) -> None:
         assert refused["error"]["retry_after"] >= 1
 
 
-def test_results_of_many_tasks_come_in_one_answer(standalone: Server) -> None:
+def test_results_of_many_tasks_are_in_one_response(standalone: Server) -> None:
     pickled = base64.b64encode(pickle.dumps((abs, (-3,), {}))).decode()
     ids = ids_of(sent(standalone, [{"operation": "call", "parameters": {"pickled": pickled}}, compute(name="two")]))
     called, computed, unknown = results(standalone, [*ids, "task_0"], at_least=3, wait=60).json()["results"]
@@ -98,7 +98,7 @@ def test_results_of_many_tasks_come_in_one_answer(standalone: Server) -> None:
     assert "task" not in unknown
 
 
-def test_tasks_of_a_batch_need_not_be_durable(standalone: Server) -> None:
+def test_batch_without_durability_completes(standalone: Server) -> None:
     response = standalone.request("POST", "/tasks/batch", json={"tasks": [compute()], "durable": False})
     ids = ids_of(response)
     assert response.json()["tasks"][0]["task"]["wait"] is True
@@ -109,13 +109,13 @@ def test_tasks_of_a_batch_need_not_be_durable(standalone: Server) -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("tasks", []), ("tasks", "task_0"), ("tasks", [1]), ("at_least", 0), ("wait", 61), ("wait", -1), ("since", 1)]
 )
-def test_wrong_fields_of_a_request_for_results_are_named(standalone: Server, field: str, value: Any) -> None:
+def test_invalid_results_request_names_field(standalone: Server, field: str, value: Any) -> None:
     body = {"tasks": ["task_0"], field: value}
     told = error_of(standalone.request("POST", "/tasks/batch/results", json=body), 422)
     assert told["data"]["details"][0]["field"].split(".")[0] == field
 
 
-def test_results_need_the_permission_to_read_and_no_other(jupyter: Server) -> None:
+def test_results_need_only_read_permission(jupyter: Server) -> None:
     def status(denied: str) -> int:
         headers = {"X-Deny": denied}
         return jupyter.request("POST", "/tasks/batch/results", json={"tasks": ["task_0"]}, headers=headers).status_code
@@ -125,7 +125,7 @@ def test_results_need_the_permission_to_read_and_no_other(jupyter: Server) -> No
     assert jupyter.client.post(f"{jupyter.url}/tasks/batch/results", json={"tasks": ["task_0"]}).status_code == 403
 
 
-def test_an_answer_with_results_is_bounded(standalone: Server) -> None:
+def test_results_response_size_is_limited(standalone: Server) -> None:
     size = 300_000
     code = f"shown = 'x' * {size}"
     parameters = {"code": code, "outputs": ["shown"]}

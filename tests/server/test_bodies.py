@@ -1,4 +1,4 @@
-"""Every wrong body gets a 4xx in the envelope, never a 5xx: hypothesis over the schemas, against a real server."""
+"""Invalid bodies get a 4xx status in the envelope, never 5xx: hypothesis tests of the schemas on a real server."""
 
 from __future__ import annotations
 
@@ -70,26 +70,26 @@ def post(server: Server, content: bytes) -> httpx.Response:
 
 
 @pytest.mark.parametrize("body", RAW, ids=lambda body: repr(body[:40]))
-def test_a_wrong_body_of_a_task_is_refused(standalone: Server, body: bytes) -> None:
+def test_invalid_task_body_is_rejected(standalone: Server, body: bytes) -> None:
     refused(post(standalone, body))
     refused(standalone.request("PATCH", "/tasks/task_0", content=body, headers={"Content-Type": "application/json"}))
 
 
 @EXAMPLES
 @given(body=st.binary(max_size=300))
-def test_bytes_by_chance_are_refused(standalone: Server, body: bytes) -> None:
+def test_random_bytes_are_rejected(standalone: Server, body: bytes) -> None:
     refused(post(standalone, body))
 
 
 @EXAMPLES
 @given(body=ANYTHING)
-def test_json_by_chance_is_refused(standalone: Server, body: Any) -> None:
+def test_random_json_is_rejected(standalone: Server, body: Any) -> None:
     refused(post(standalone, json.dumps(body).encode()))
     refused(standalone.request("PATCH", "/tasks/task_0", json=body))
 
 
 def wrong_for(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that a JSON schema of our own does not allow; drawn from all JSON, and from the edges of what is allowed."""
+    """Return a strategy for values that the schema forbids: any JSON, and values near the limits."""
     edges = []
     for part in [schema, *schema.get("anyOf", ())]:
         edges += [part[bound] + step for bound, step in (("minimum", -1), ("maximum", 1), ("exclusiveMinimum", 0)) if bound in part]
@@ -99,7 +99,7 @@ def wrong_for(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether a value might be allowed; it is only doubtful where it says True."""
+    """Return False if the schema certainly forbids the value."""
     if "anyOf" in schema:
         return any(fits(value, part) for part in schema["anyOf"])
     if "enum" in schema or "const" in schema:
@@ -107,7 +107,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
     kind = schema.get("type")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind in ("integer", "number"):
-        # pydantic reads numbers in text too, where a field does not say otherwise.
+        # pydantic also accepts numbers as text, unless a field is strict.
         if not number:
             return isinstance(value, (str, bool))
         low, above, high = schema.get("minimum", value), schema.get("exclusiveMinimum", value - 1), schema.get("maximum", value)
@@ -128,7 +128,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
 @EXAMPLES
 @given(data=st.data())
 @pytest.mark.parametrize("field", sorted(TaskRequest.model_fields))
-def test_a_wrong_field_of_a_task_is_refused_by_its_name(standalone: Server, field: str, data: st.DataObject) -> None:
+def test_invalid_task_field_is_named(standalone: Server, field: str, data: st.DataObject) -> None:
     schema = TaskRequest.model_json_schema()["properties"][field]
     body = {"operation": "compute", "parameters": {}, "wait": False, field: data.draw(wrong_for(schema))}
     told = refused(post(standalone, json.dumps(body).encode()))
@@ -137,13 +137,13 @@ def test_a_wrong_field_of_a_task_is_refused_by_its_name(standalone: Server, fiel
 
 @EXAMPLES
 @given(data=st.data())
-def test_a_wrong_priority_in_a_change_is_refused_by_its_name(standalone: Server, data: st.DataObject) -> None:
+def test_invalid_priority_change_is_named(standalone: Server, data: st.DataObject) -> None:
     wrong = data.draw(wrong_for(TaskChange.model_json_schema()["properties"]["priority"]))
     told = refused(standalone.request("PATCH", "/tasks/task_0", json={"priority": wrong}))
     assert told["data"]["details"][0]["field"] == "priority"
 
 
-def test_a_missing_and_an_unknown_field_are_told_by_name(standalone: Server) -> None:
+def test_missing_and_unknown_fields_are_named(standalone: Server) -> None:
     told = refused(post(standalone, b'{"parameters": {}, "priorty": 3}'))
     assert {detail["field"] for detail in told["data"]["details"]} == {"operation", "priorty"}
 
@@ -153,7 +153,7 @@ def test_a_missing_and_an_unknown_field_are_told_by_name(standalone: Server) -> 
 )
 @settings(EXAMPLES, max_examples=40)
 @given(data=st.data())
-def test_a_wrong_parameter_of_an_operation_is_refused_by_its_name(standalone: Server, operation: str, data: st.DataObject) -> None:
+def test_invalid_operation_parameter_is_named(standalone: Server, operation: str, data: st.DataObject) -> None:
     schema = operations(standalone)[operation]
     schemas = {name: part for name, part in schema["properties"].items() if "$ref" not in json.dumps(part)}
     name = data.draw(st.sampled_from([*sorted(schemas), "no such parameter"]))
@@ -167,7 +167,7 @@ SCHEMAS: dict[int, dict[str, Any]] = {}
 
 
 def operations(server: Server) -> dict[str, Any]:
-    """The parameters' schemas as the server itself tells them."""
+    """Return the parameter schemas from the server."""
     if server.pid not in SCHEMAS:
         SCHEMAS[server.pid] = {entry["name"]: entry["parameters_schema"] for entry in server.get("/operations")["operations"]}
     return SCHEMAS[server.pid]
@@ -179,7 +179,7 @@ def operations(server: Server) -> dict[str, Any]:
         st.sampled_from(["limit", "before", "offset", "state", "operation", "owner", "token"]), st.text(max_size=20), min_size=1
     )
 )
-def test_no_query_is_an_error_of_ours(standalone: Server, query: dict[str, str]) -> None:
+def test_random_query_never_causes_server_error(standalone: Server, query: dict[str, str]) -> None:
     for path in ("/tasks", "/tasks/enhanced"):
         response = standalone.request("GET", path, params=query)
         assert response.status_code < 500, response.text
@@ -201,7 +201,7 @@ def test_no_query_is_an_error_of_ours(standalone: Server, query: dict[str, str])
         "limit=" + "9" * 5000,
     ],
 )
-def test_no_bytes_in_a_query_are_an_error_of_ours(standalone: Server, query: str) -> None:
+def test_random_query_bytes_never_cause_server_error(standalone: Server, query: str) -> None:
     response = standalone.request("GET", f"/tasks?{query}")
     assert response.status_code < 500, response.text
     if response.status_code != 200:
@@ -210,12 +210,12 @@ def test_no_bytes_in_a_query_are_an_error_of_ours(standalone: Server, query: str
 
 @pytest.mark.parametrize("task_id", ["%ff", "%00", "x" * 5000, "%F0%9F%98%80", "task_1;DROP", "%2e%2e%2f", "'"])
 @pytest.mark.parametrize("verb", ["GET", "DELETE"])
-def test_no_id_is_an_error_of_ours(standalone: Server, task_id: str, verb: str) -> None:
+def test_random_id_never_causes_server_error(standalone: Server, task_id: str, verb: str) -> None:
     for path in (f"/tasks/{task_id}", f"/tasks/{task_id}/output", f"/tasks/{task_id}/payload"):
         refused(standalone.request(verb, path))
 
 
-def test_a_body_that_is_too_large_is_refused_and_costs_no_memory(standalone: Server) -> None:
+def test_too_large_body_is_rejected_without_memory(standalone: Server) -> None:
     import psutil
 
     process = psutil.Process(standalone.pid)
@@ -227,7 +227,7 @@ def test_a_body_that_is_too_large_is_refused_and_costs_no_memory(standalone: Ser
     assert standalone.get("/health")["status"] == "healthy"
 
 
-def test_a_body_in_chunks_is_bounded_too(standalone: Server) -> None:
+def test_chunked_body_size_is_limited(standalone: Server) -> None:
     def chunks() -> Any:
         for _ in range(100):
             yield b"[" * 1_000_000
@@ -235,12 +235,12 @@ def test_a_body_in_chunks_is_bounded_too(standalone: Server) -> None:
     error_of(standalone.request("POST", "/tasks", content=chunks(), headers={"Content-Type": "application/json"}), 413)
 
 
-def test_who_may_not_send_a_body_hears_so_although_it_is_large(standalone: Server) -> None:
+def test_unauthorized_large_body_gets_403(standalone: Server) -> None:
     response = standalone.client.post(f"{standalone.url}/tasks", content=b"x" * 5_000_000, headers={"Authorization": "token wrong"})
     error_of(response, 403)
 
 
-def test_after_a_refusal_the_connection_goes_on(standalone: Server) -> None:
+def test_connection_continues_after_rejected_request(standalone: Server) -> None:
     with httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=1)) as client:
         ports = set()
         for content in (b"{", b"x" * 100_000, b"{}"):
@@ -253,7 +253,7 @@ def test_after_a_refusal_the_connection_goes_on(standalone: Server) -> None:
 
 
 @pytest.mark.parametrize(("verb", "path"), [("GET", "/tasks/%ff"), ("BREW", "/tasks")])
-def test_where_the_first_line_is_wrong_the_end_of_the_connection_is_told(standalone: Server, verb: str, path: str) -> None:
+def test_invalid_request_line_closes_connection(standalone: Server, verb: str, path: str) -> None:
     response = standalone.request(verb, path)
     refused(response)
     assert response.headers["Connection"] == "close"
@@ -261,7 +261,7 @@ def test_where_the_first_line_is_wrong_the_end_of_the_connection_is_told(standal
 
 @pytest.mark.parametrize("more", [0, 100_000], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "in chunks"])
-def test_a_body_is_read_the_same_however_it_comes(standalone: Server, more: int, chunked: bool) -> None:
+def test_body_result_is_independent_of_chunking(standalone: Server, more: int, chunked: bool) -> None:
     body = json.dumps({"operation": "compute", "parameters": {"expression": "sum(a)", "inputs": {"a": [1, 2]}}}).encode() + b" " * more
     content = iter([body[:20], body[20:]]) if chunked else body
     answer = standalone.request("POST", "/tasks", content=content, headers={"Content-Type": "application/json"})
@@ -282,7 +282,7 @@ def test_a_body_is_read_the_same_however_it_comes(standalone: Server, more: int,
         ({}, True, True),
     ],
 )
-def test_what_may_be_large_or_counts_before_its_end_comes_in_pieces(headers: dict[str, str], limited: bool, pieces: bool) -> None:
+def test_large_or_limited_bodies_are_chunked(headers: dict[str, str], limited: bool, pieces: bool) -> None:
     request = HTTPServerRequest(
         headers=HTTPHeaders({"Host": "localhost", **headers}),
         connection=HTTPConnection(),

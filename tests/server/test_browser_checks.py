@@ -1,4 +1,4 @@
-"""What protects a person who is logged in by a cookie: Jupyter's own checks of XSRF token and origin, untouched."""
+"""Protection of users with a login cookie by Jupyter's checks of XSRF token and origin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVIL = "https://evil.example"
 
 @pytest.fixture
 def browser(jupyter: Server) -> Iterator[httpx.Client]:
-    """Logged in by a cookie, as Jupyter's login page does it."""
+    """Return a client with a login cookie, like a browser after Jupyter's login page."""
     with httpx.Client(trust_env=False, base_url=jupyter.url, timeout=30) as client:
         page = client.get(f"{jupyter.root}/login", params={"token": str(jupyter.token)}, follow_redirects=True)
         assert page.is_success
@@ -26,7 +26,7 @@ def browser(jupyter: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_page_of_the_server_may_read_and_with_the_token_of_its_cookie_write(browser: httpx.Client) -> None:
+def test_same_origin_page_reads_and_writes_with_xsrf_token(browser: httpx.Client) -> None:
     assert browser.get("/tasks").status_code == 200
     xsrf = browser.cookies["_xsrf"]
     response = browser.post("/tasks", json=QUICK, headers={"X-XSRFToken": xsrf})
@@ -34,7 +34,7 @@ def test_a_page_of_the_server_may_read_and_with_the_token_of_its_cookie_write(br
 
 
 @pytest.mark.parametrize("verb", ["POST", "PATCH", "DELETE"])
-def test_a_cookie_alone_changes_nothing(browser: httpx.Client, verb: str) -> None:
+def test_cookie_without_xsrf_token_cannot_write(browser: httpx.Client, verb: str) -> None:
     path = "/tasks" if verb == "POST" else "/tasks/task_0"
     told = error_of(browser.request(verb, path), 403)
     assert "X-XSRFToken" in told["error"]
@@ -42,14 +42,14 @@ def test_a_cookie_alone_changes_nothing(browser: httpx.Client, verb: str) -> Non
     assert "X-XSRFToken" in told["error"]
 
 
-def test_a_foreign_page_reads_and_changes_nothing_by_a_cookie(browser: httpx.Client) -> None:
+def test_foreign_origin_with_cookie_is_rejected(browser: httpx.Client) -> None:
     headers = {"Origin": EVIL, "X-XSRFToken": browser.cookies["_xsrf"]}
     for response in (browser.get("/tasks", headers=headers), browser.post("/tasks", json=QUICK, headers=headers)):
         assert EVIL in error_of(response, 403)["error"]
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
-def test_a_foreign_page_opens_no_websocket_by_a_cookie(jupyter: Server, browser: httpx.Client) -> None:
+def test_foreign_origin_websocket_is_rejected(jupyter: Server, browser: httpx.Client) -> None:
     cookie = {"Cookie": "; ".join(f"{name}={value}" for name, value in browser.cookies.items())}
     with connect(jupyter.ws_url, additional_headers=cookie, proxy=None) as connection:
         assert "connected" in str(connection.recv(10))
@@ -58,21 +58,21 @@ def test_a_foreign_page_opens_no_websocket_by_a_cookie(jupyter: Server, browser:
     assert caught.value.response.status_code == 403
 
 
-def test_the_token_is_proof_enough_wherever_it_comes_from(jupyter: Server) -> None:
+def test_token_is_accepted_from_any_origin(jupyter: Server) -> None:
     assert jupyter.request("POST", "/tasks", json=QUICK, headers={"Origin": EVIL}).status_code == 200
 
 
-def test_a_name_that_is_not_local_is_refused_with_the_setting_that_allows_it(jupyter: Server) -> None:
+def test_foreign_host_name_error_names_setting(jupyter: Server) -> None:
     told = error_of(jupyter.request("GET", "/health", headers={"Host": "evil.example"}), 403)
     assert "local_hostnames" in told["error"]
 
 
-def test_a_foreign_name_is_refused_also_right_after_a_local_one_was_found_good_and_the_other_way_round(jupyter: Server) -> None:
+def test_host_check_cache_distinguishes_names(jupyter: Server) -> None:
     for host, status in (("localhost", 200), ("evil.example", 403), ("127.0.0.1", 200), ("evil.example", 403), ("[::1]:8888", 200)):
         assert jupyter.request("GET", "/health", headers={"Host": host}).status_code == status
 
 
-def test_whose_cookie_is_forged_is_nobody_though_each_is_looked_at_once(jupyter: Server, browser: httpx.Client) -> None:
+def test_forged_cookie_is_rejected_despite_cache(jupyter: Server, browser: httpx.Client) -> None:
     name = next(name for name in browser.cookies if name.startswith("username-"))
     good = browser.cookies[name].strip('"')
     forged = good[:-1] + ("0" if good[-1] != "0" else "1")
@@ -80,7 +80,7 @@ def test_whose_cookie_is_forged_is_nobody_though_each_is_looked_at_once(jupyter:
         assert httpx.get(f"{jupyter.url}/health", headers={"Cookie": f'{name}="{value}"'}, trust_env=False).status_code == status
 
 
-def test_where_jupyter_lets_no_undeclared_route_pass_ours_are_declared(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_routes_work_without_unauthenticated_access(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = {"ServerApp": {"allow_unauthenticated_access": False}}
     with running_server(tmp_path_factory.mktemp("strict"), JUPYTER, config=config) as server:
         assert "registered for /openruntime" not in server.tail(100_000)

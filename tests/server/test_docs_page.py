@@ -1,4 +1,4 @@
-"""The page that shows the API: all of it, nothing from elsewhere, and examples that run as they are."""
+"""HTML page of the API: complete, without external resources, with working examples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOID = ("meta", "input", "br", "link", "img", "hr")
 
 
 class Reader(HTMLParser):
-    """Collects ids and addresses, and fails on a tag that is not closed in its turn."""
+    """Parser that collects ids and links, and fails on unbalanced tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,20 +64,20 @@ def read(text: str) -> Reader:
     return reader
 
 
-def test_every_verb_parameter_and_type_is_on_it() -> None:
+def test_docs_page_shows_all_operations_and_types() -> None:
     reader = read(PAGE)
     text = "".join(reader.text)
     for path, verbs in DOCUMENT["paths"].items():
         assert path in text
         for verb, said in verbs.items():
-            assert (said["operationId"] in reader.ids) == (verb != "head"), "which is said once for all"
+            assert (said["operationId"] in reader.ids) == (verb != "head"), "HEAD is documented once for all routes"
             assert all(parameter["name"] in text for parameter in said["parameters"])
     for name, schema in DOCUMENT["components"]["schemas"].items():
         assert f"type-{name}" in reader.ids
         assert all(field in text for field in schema.get("properties", {}))
 
 
-def test_each_id_is_there_once_and_every_link_leads_to_one() -> None:
+def test_docs_page_ids_are_unique_and_links_valid() -> None:
     reader = read(PAGE)
     assert len(reader.ids) == len(set(reader.ids))
     inside = [address for address in reader.addresses if address.startswith("#")]
@@ -85,15 +85,15 @@ def test_each_id_is_there_once_and_every_link_leads_to_one() -> None:
     assert {address[1:] for address in inside} <= set(reader.ids)
 
 
-def test_nothing_on_it_comes_from_elsewhere() -> None:
+def test_docs_page_has_no_external_resources() -> None:
     reader = read(PAGE)
     assert {address for address in reader.addresses if not address.startswith("#")} == {f"{BASE}/openapi.json"}
-    assert not reader.handlers, "its policy would not let them run"
+    assert not reader.handlers, "the policy blocks inline handlers"
     assert "url(" not in PAGE
     assert "@import" not in PAGE
 
 
-def test_what_a_request_says_of_its_host_is_text_on_the_page() -> None:
+def test_docs_page_escapes_host() -> None:
     text = page(DOCUMENT, "http://x\"><script>alert(1)</script>'/")
     assert text.count("<script>") == 1
     read(text)
@@ -101,12 +101,12 @@ def test_what_a_request_says_of_its_host_is_text_on_the_page() -> None:
 
 @pytest.fixture(params=["jupyter", "standalone"])
 def server(request: pytest.FixtureRequest) -> Server:
-    """Each of the two kinds."""
+    """Return each of the two servers."""
     found: Server = request.getfixturevalue(request.param)
     return found
 
 
-def test_its_policy_allows_its_own_style_and_script_alone(server: Server) -> None:
+def test_docs_page_policy_allows_only_its_style_and_script(server: Server) -> None:
     response = server.request("GET", "/docs")
     assert response.headers["Content-Type"] == "text/html; charset=UTF-8"
     policy = response.headers["Content-Security-Policy"]
@@ -123,16 +123,16 @@ def examples(server: Server) -> list[str]:
     return [html.unescape(example) for example in shown]
 
 
-def test_every_example_of_a_request_runs_as_it_is(server: Server, tmp_path: Any) -> None:
+def test_docs_page_curl_examples_run(server: Server, tmp_path: Any) -> None:
     task = server.submit("compute")
     found = examples(server)
-    assert len(found) == sum(len({*verbs} - {"head"}) for verbs in DOCUMENT["paths"].values()) - 1, "all but the WebSocket's, and HEAD"
+    assert len(found) == sum(len({*verbs} - {"head"}) for verbs in DOCUMENT["paths"].values()) - 1, "all but HEAD and WebSocket"
     (tmp_path / "FILE").write_bytes(b"")
     environment = {**os.environ, "TOKEN": server.token or "", "TASK_ID": task["task_id"], "ARRAY_ID": "array_none", "NO_PROXY": "*"}
     statuses = {}
     for example in found:
         assert server.url in example
-        assert ("$TOKEN" in example) == (server.root != server.url), "without a token where none is needed"
+        assert ("$TOKEN" in example) == (server.root != server.url), "only the Jupyter server needs the token"
         done = subprocess.run(
             ["bash", "-c", f"set -e\n{example} --silent --output /dev/null --write-out '%{{http_code}}'"],
             env=environment,
@@ -144,7 +144,7 @@ def test_every_example_of_a_request_runs_as_it_is(server: Server, tmp_path: Any)
         )
         assert done.returncode == 0, f"{example}: {done.stderr}"
         statuses[" ".join(example.split()[:5])] = int(done.stdout)
-    assert [status for example, status in statuses.items() if "/ai/tasks" in example and "$" not in example] == [503], "nobody answers here"
+    assert [status for example, status in statuses.items() if "/ai/tasks" in example and "$" not in example] == [503], "no provider"
     wrong = {example: status for example, status in statuses.items() if status >= 400 and "$" not in example}
     assert not {example for example in wrong if "/ai/tasks" not in example}
     assert not {

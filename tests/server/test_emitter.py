@@ -28,7 +28,7 @@ def update(status: str, **more: Any) -> dict[str, Any]:
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    """The events in a log, each of which fits the schema; without Jupyter's own fields."""
+    """Return the events in a log without Jupyter's fields, after validating each against the schema."""
     found = []
     for line in text.splitlines():
         told = json.loads(line)
@@ -44,7 +44,7 @@ def logger_to(sink: io.StringIO) -> EventLogger:
     return EventLogger(handlers=[logging.StreamHandler(sink)])
 
 
-def test_an_operators_handler_collects_each_task_from_its_start_to_its_end(tmp_path: Path) -> None:
+def test_event_handler_gets_all_states_of_task(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     (tmp_path / "config.py").write_text(CONFIG.format(path=str(log)))
     with running_server(tmp_path, JUPYTER, f"--config={tmp_path / 'config.py'}") as server:
@@ -68,25 +68,25 @@ def test_an_operators_handler_collects_each_task_from_its_start_to_its_end(tmp_p
     assert event["owner"] == done["owner"]
 
 
-def test_each_state_is_told_once() -> None:
+def test_each_state_is_emitted_once() -> None:
     sink = io.StringIO()
     emitter = TaskEvents(logger_to(sink))
     for told in (update("pending"), update("pending", priority=9), update("running"), update("running"), update("completed")):
-        emitter.tell(told)
+        emitter.emit(told)
     assert [event["state"] for event in events_of(sink.getvalue())] == ["pending", "running", "completed"]
     assert not emitter._states
 
 
-def test_nothing_is_made_of_an_event_that_nobody_collects() -> None:
+def test_event_without_handler_is_not_created() -> None:
     logger = EventLogger()
     emitted = []
     real = logger.emit
     logger.emit = lambda **options: emitted.append(real(**options))  # type: ignore[method-assign]
-    TaskEvents(logger).tell(update("completed"))
+    TaskEvents(logger).emit(update("completed"))
     assert emitted == [None]
 
 
-def test_a_collector_that_fails_is_told_of_once_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_event_handler_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     logger = logger_to(io.StringIO())
     emitter = TaskEvents(logger)
 
@@ -96,11 +96,11 @@ def test_a_collector_that_fails_is_told_of_once_and_harms_nobody(caplog: pytest.
     logger.add_modifier(schema_id=RULES["$id"], modifier=broken)
     with caplog.at_level(logging.ERROR, "openruntime_jupyter"):
         for _ in range(3):
-            emitter.tell(update("completed"))
+            emitter.emit(update("completed"))
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-def test_a_burst_past_the_bound_leaves_nothing_out_that_the_bus_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_burst_of_events_is_resumed_from_bus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openruntime_jupyter.server.jupyter_events.BOUND", 10)
 
     async def story() -> list[str]:

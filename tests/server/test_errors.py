@@ -18,16 +18,16 @@ EVERY = [
 
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
-def test_every_error_that_is_raised_on_purpose_has_a_status(kind: type[errors.OpenRuntimeError]) -> None:
+def test_every_error_class_has_status(kind: type[errors.OpenRuntimeError]) -> None:
     assert any(issubclass(kind, parent) for parent, _ in STATUS)
 
 
-def test_no_entry_of_the_table_hides_a_later_one() -> None:
+def test_status_table_has_no_unreachable_entry() -> None:
     kinds = [kind for kind, _ in STATUS]
     assert not [(kind, later) for place, kind in enumerate(kinds) for later in kinds[place + 1 :] if issubclass(later, kind)]
 
 
-def test_no_error_has_two_statuses_by_two_parents() -> None:
+def test_error_with_two_parents_has_one_status() -> None:
     for kind in EVERY:
         fitting = [parent for parent, _ in STATUS if issubclass(kind, parent)]
         assert all(issubclass(fitting[0], parent) for parent in fitting), kind
@@ -54,24 +54,24 @@ def test_no_error_has_two_statuses_by_two_parents() -> None:
         (web.MissingArgumentError("since"), 400),
     ],
 )
-def test_the_answer_has_the_status_and_says_what_the_error_says(error: Exception, status: int) -> None:
+def test_problem_has_status_and_message_of_error(error: Exception, status: int) -> None:
     problem = problem_of(error)
     assert problem.status == status
     assert isinstance(error, web.HTTPError) or problem.message == str(error)
     assert problem.message
 
 
-def test_a_wrong_value_is_told_with_its_field() -> None:
+def test_problem_details_name_field() -> None:
     assert problem_of(errors.InvalidRequest.of("priority", "too large")).details == [{"field": "priority", "problem": "too large"}]
 
 
-def test_who_is_asked_to_come_back_is_told_when_in_whole_seconds() -> None:
+def test_retry_after_is_in_whole_seconds() -> None:
     assert problem_of(errors.QueueFull("full", 0.2)).headers == {"Retry-After": "1"}
     assert problem_of(errors.Stopping("ends", 7.0)).headers == {"Retry-After": "7"}
     assert int(problem_of(errors.NoBackend("install one")).headers["Retry-After"]) >= 1
 
 
-def test_a_fault_of_ours_is_logged_under_an_id_and_nothing_of_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_error_is_logged_with_id_and_hidden(caplog: pytest.LogCaptureFixture) -> None:
     try:
         raise KeyError("/home/secret/path")
     except KeyError as error:
@@ -86,13 +86,13 @@ def test_a_fault_of_ours_is_logged_under_an_id_and_nothing_of_it_is_told(caplog:
     assert record.getMessage().split()[1].rstrip(":") in problem.message
 
 
-def test_jupyters_own_words_are_told_with_what_to_do() -> None:
+def test_jupyter_message_is_extended_by_advice() -> None:
     problem = problem_of(web.HTTPError(403, "User is not authorized to write on resource: openruntime."))
     assert problem.message.startswith("User is not authorized to write on resource: openruntime. ")
     assert "token" in problem.message
 
 
-def test_the_envelope_is_the_references() -> None:
+def test_envelope_matches_reference() -> None:
     told = envelope(None, "no")
     assert (told["status"], told["data"], told["error"]) == ("error", None, "no")
     assert told["timestamp"].endswith("Z")

@@ -1,4 +1,4 @@
-"""`POST /ai/insights` over HTTP: the reference's example, what was planted in the history, and wrong bodies."""
+"""`POST /ai/insights` over HTTP: the reference's example, findings in a synthetic history, and invalid bodies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRICS = ("performance", "memory", "efficiency", "errors")
 
 @pytest.fixture(scope="module")
 def past(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Story]]:
-    """A server that finds an hour of history, and what was planted in it."""
+    """Start a server with an hour of synthetic history, and return it with the expected findings."""
     home = Home(tmp_path_factory.mktemp("home"))
     story = planted("1h", time.time())
 
@@ -40,7 +40,7 @@ def asked(server: Server, **body: Any) -> Any:
     return server._json(server.request("POST", "/ai/insights", json=body))
 
 
-def test_the_references_example_is_answered_in_its_shape(past: tuple[Server, Story]) -> None:
+def test_reference_insights_example_has_reference_shape(past: tuple[Server, Story]) -> None:
     told = asked(past[0], metric_type="performance", timeframe="1h")
     assert told["insights"].startswith("Based on the last hour of performance data:\n\n1. ")
     assert {"gpu_utilization", "memory_usage", "active_tasks", "ai_tasks_processed"} <= set(told["metrics"])
@@ -48,7 +48,7 @@ def test_the_references_example_is_answered_in_its_shape(past: tuple[Server, Sto
     Insights.model_validate(told)
 
 
-def test_what_was_planted_is_named_over_http(past: tuple[Server, Story]) -> None:
+def test_planted_findings_are_returned(past: tuple[Server, Story]) -> None:
     server, story = past
     told = asked(server, metric_type="performance", timeframe="1h", wording="none")
     found = {finding["kind"]: finding for finding in told["findings"]}
@@ -63,7 +63,7 @@ def test_what_was_planted_is_named_over_http(past: tuple[Server, Story]) -> None
 
 @pytest.mark.parametrize("metric_type", METRICS)
 @pytest.mark.parametrize("timeframe", TIMEFRAMES)
-def test_everything_that_may_be_asked_is_answered(past: tuple[Server, Story], metric_type: str, timeframe: str) -> None:
+def test_all_metric_types_and_timeframes_are_supported(past: tuple[Server, Story], metric_type: str, timeframe: str) -> None:
     told = asked(past[0], metric_type=metric_type, timeframe=timeframe)
     assert (told["metric_type"], told["timeframe"], told["data"]["timeframe"]) == (metric_type, timeframe, timeframe)
     assert told["findings"]
@@ -83,28 +83,28 @@ def test_everything_that_may_be_asked_is_answered(past: tuple[Server, Story], me
         ({"metric_type": "memory", "timeframe": "1h", "more": 1}, {"more"}),
     ],
 )
-def test_a_wrong_body_is_told_by_its_fields(jupyter: Server, body: dict[str, Any], fields: set[str]) -> None:
+def test_invalid_insights_body_names_fields(jupyter: Server, body: dict[str, Any], fields: set[str]) -> None:
     told = error_of(jupyter.request("POST", "/ai/insights", json=body), 422)
     assert {detail["field"] for detail in told["data"]["details"]} == fields
 
 
-def test_what_is_no_json_is_refused(jupyter: Server) -> None:
+def test_insights_body_must_be_json(jupyter: Server) -> None:
     error_of(jupyter.request("POST", "/ai/insights", content=b"{", headers={"Content-Type": "application/json"}), 400)
     error_of(jupyter.request("POST", "/ai/insights", content=b"metric_type=memory"), 400)
 
 
-def test_where_no_model_is_there_the_answer_is_computed_and_says_why(jupyter: Server) -> None:
+def test_insights_without_model_are_computed_with_notice(jupyter: Server) -> None:
     told = asked(jupyter, metric_type="memory", timeframe="5m", wording="remote")
     assert told["worded_by"] == "none"
     assert "insights_wording" in told["notice"]
 
 
-def test_whoever_may_not_write_may_not_ask_for_work(jupyter: Server) -> None:
+def test_insights_need_write_permission(jupyter: Server) -> None:
     body = {"metric_type": "memory", "timeframe": "5m"}
     error_of(jupyter.request("POST", "/ai/insights", json=body, headers={"X-Deny": "write:openruntime"}), 403)
 
 
-def test_a_model_that_writes_nonsense_is_asked_and_not_believed(tmp_path: Path) -> None:
+def test_invalid_rewriting_by_model_is_rejected(tmp_path: Path) -> None:
     home = Home(tmp_path)
     make_tiny_model(home.data_dir / "models" / "tiny", context=2048)
     with running_server(home, STANDALONE) as server:

@@ -1,4 +1,4 @@
-"""What a Jupyter Server notices of the extension: its start, its kernels, its culler, its stop."""
+"""Start and stop of the extension, its kernels, and culling of idle servers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VARIABLES = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
 
 @pytest.fixture(scope="module")
 def kernel(jupyter: Server) -> Iterator[dict[str, str]]:
-    """The environment of a kernel that the server started."""
+    """Return the environment of a kernel that the server started."""
     made = jupyter.client.post(f"{jupyter.root}/api/kernels", headers=jupyter.headers, json={"name": "python3"}, timeout=60)
     assert made.status_code == 201, made.text
 
@@ -45,13 +45,13 @@ def kernel(jupyter: Server) -> Iterator[dict[str, str]]:
     jupyter.client.delete(f"{jupyter.root}/api/kernels/{made.json()['id']}", headers=jupyter.headers, timeout=60)
 
 
-def test_a_kernel_inherits_where_its_server_is(jupyter: Server, kernel: dict[str, str]) -> None:
+def test_kernel_inherits_server_url(jupyter: Server, kernel: dict[str, str]) -> None:
     assert kernel["OPENRUNTIME_URL"] == jupyter.url
     assert kernel["OPENRUNTIME_SERVER_PID"] == kernel["JPY_PARENT_PID"] == str(jupyter.pid)
     assert kernel["OPENRUNTIME_TOKEN"] != jupyter.token
 
 
-def test_the_kernels_secret_opens_our_routes_and_nothing_else(jupyter: Server, kernel: dict[str, str]) -> None:
+def test_kernel_secret_only_works_for_extension_routes(jupyter: Server, kernel: dict[str, str]) -> None:
     secret = {"Authorization": f"Bearer {kernel['OPENRUNTIME_TOKEN']}"}
     task = jupyter.client.post(
         f"{jupyter.url}/tasks", headers=secret, json={"operation": "python", "parameters": {"code": "1"}}, timeout=60
@@ -64,7 +64,7 @@ def test_the_kernels_secret_opens_our_routes_and_nothing_else(jupyter: Server, k
     assert jupyter.client.get(f"{jupyter.root}/api/kernels", headers=jupyter.headers).status_code == 200
 
 
-def test_the_notebook_has_the_servers_own_permissions(jupyter: Server, kernel: dict[str, str]) -> None:
+def test_notebook_has_all_permissions(jupyter: Server, kernel: dict[str, str]) -> None:
     secret = {"Authorization": f"token {kernel['OPENRUNTIME_TOKEN']}", "X-Deny": "*"}
     assert jupyter.client.get(f"{jupyter.url}/tasks", headers=secret).status_code == 200
     error_of(jupyter.client.get(f"{jupyter.url}/tasks", headers={**jupyter.headers, "X-Deny": "*"}), 403)
@@ -83,7 +83,7 @@ def last_activity(server: Server) -> datetime:
     return datetime.fromisoformat(told["last_activity"].replace("Z", "+00:00"))
 
 
-def test_while_tasks_run_the_server_is_in_use_and_looking_on_is_no_use(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_only_running_tasks_count_as_activity(tmp_path_factory: pytest.TempPathFactory) -> None:
     with running_server(tmp_path_factory.mktemp("activity"), JUPYTER) as server:
         task_id = server.request("POST", "/tasks", json=SLEEP).json()["task_id"]
         before = last_activity(server)
@@ -96,7 +96,7 @@ def test_while_tasks_run_the_server_is_in_use_and_looking_on_is_no_use(tmp_path_
         assert last_activity(server) == at_rest
 
 
-def test_a_runtime_that_cannot_start_leaves_jupyter_alone_and_says_why(tmp_path: Path) -> None:
+def test_failed_runtime_start_is_reported_and_jupyter_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     config = {"OpenRuntimeApp": {"data_dir": str(tmp_path / "file")}}
     with running_server(tmp_path, JUPYTER, config=config, ready=503) as server:
@@ -107,7 +107,7 @@ def test_a_runtime_that_cannot_start_leaves_jupyter_alone_and_says_why(tmp_path:
         assert server.client.get(f"{server.root}/api/status", headers=server.headers).status_code == 200
 
 
-def test_stopping_in_the_middle_of_work_leaves_no_process_and_lets_who_waits_know(tmp_path: Path) -> None:
+def test_stop_during_task_ends_processes_and_answers_clients(tmp_path: Path) -> None:
     with running_server(tmp_path, JUPYTER) as server:
         answers: list[Any] = []
 
@@ -133,7 +133,7 @@ def test_stopping_in_the_middle_of_work_leaves_no_process_and_lets_who_waits_kno
         assert "Traceback" not in server.tail(100_000)
 
 
-def test_an_extension_that_fails_to_stop_does_not_hold_jupyter_up(tmp_path: Path) -> None:
+def test_failing_stop_does_not_block_jupyter(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "failing.py").write_text(FAILING)
     config = {"ServerApp": {"jpserver_extensions": {"failing": True}}}
@@ -157,7 +157,7 @@ def _jupyter_server_extension_points():
 def _load_jupyter_server_extension(server):
     Runtime.stop = stop_and_fail
 """
-"""An extension that breaks ours."""
+"""Extension that makes OpenRuntime fail to stop."""
 
 
 class FakeServer:
@@ -178,19 +178,19 @@ class FakeServer:
         ("192.168.1.5", "http://192.168.1.5:8888/user/x/openruntime"),
     ],
 )
-def test_the_address_for_this_machine_needs_no_name_to_be_looked_up(address: str, url: str) -> None:
+def test_local_url_has_ip_address(address: str, url: str) -> None:
     server: Any = FakeServer()
     server.ip = address
     assert local_url(server, "/user/x/openruntime/") == url
 
 
-def test_a_server_on_a_unix_socket_has_no_address() -> None:
+def test_unix_socket_server_has_no_local_url() -> None:
     server: Any = FakeServer()
     server.ip, server.sock = "localhost", "/tmp/socket"
     assert local_url(server, "/openruntime") is None
 
 
-def test_what_was_announced_is_withdrawn_but_not_what_another_server_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_withdraw_keeps_variables_of_other_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     ours = Announcement("http://127.0.0.1:1", "ours")
@@ -206,7 +206,7 @@ def test_what_was_announced_is_withdrawn_but_not_what_another_server_announced(t
     assert not any(name in os.environ for name in VARIABLES)
 
 
-def test_the_files_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path: Path) -> None:
+def test_stale_announcement_files_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "standalone"
     folder.mkdir()
     dead = max(psutil.pids()) + 100_000
@@ -217,7 +217,7 @@ def test_the_files_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
     assert json.loads((folder / f"{os.getpid()}.json").read_text())["token"] == "token"
 
 
-async def test_jupyter_is_told_of_tasks_when_it_asks_whether_to_shut_down(jp_serverapp: ServerApp, tmp_path: Path) -> None:
+async def test_current_activity_reports_tasks(jp_serverapp: ServerApp, tmp_path: Path) -> None:
     app = await started(jp_serverapp, tmp_path / "data")
     assert app.current_activity() is None
     runtime = await app.ready()
@@ -234,7 +234,7 @@ async def test_jupyter_is_told_of_tasks_when_it_asks_whether_to_shut_down(jp_ser
     await app.stop_extension()
 
 
-async def test_stopping_undoes_all_and_stopping_again_does_nothing(jp_serverapp: ServerApp, tmp_path: Path) -> None:
+async def test_second_stop_does_nothing(jp_serverapp: ServerApp, tmp_path: Path) -> None:
     app = await started(jp_serverapp, tmp_path / "data")
     assert os.environ["OPENRUNTIME_SERVER_PID"] == str(os.getpid())
     await app.stop_extension()
@@ -266,7 +266,7 @@ async def test_activity_is_reported_after_refused_data_folder(jp_serverapp: Serv
 
 
 @pytest.mark.parametrize("asked", [True, False])
-async def test_the_runtime_starts_behind_jupyter_but_at_once_for_who_asks(
+async def test_runtime_start_is_delayed_until_first_request(
     jp_serverapp: ServerApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
     monkeypatch.setattr(app_module, "HEADSTART_SECONDS", 3600.0)
@@ -278,7 +278,7 @@ async def test_the_runtime_starts_behind_jupyter_but_at_once_for_who_asks(
     await app.stop_extension()
 
 
-def test_loading_the_extension_leaves_what_answers_and_what_runs_tasks_to_a_thread() -> None:
+def test_loading_extension_imports_no_handlers_or_runtime() -> None:
     code = "import sys, openruntime_jupyter.server.app\nprint(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
     late = (

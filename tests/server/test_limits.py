@@ -34,7 +34,7 @@ class Clock:
 
 
 @given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e9))
-def test_no_minute_ever_has_more_than_the_limit(limit: int, pauses: list[float], begin: float) -> None:
+def test_window_never_exceeds_limit_per_minute(limit: int, pauses: list[float], begin: float) -> None:
     window, now = Window(), begin
     admitted: list[float] = []
     for pause in pauses:
@@ -45,7 +45,7 @@ def test_no_minute_ever_has_more_than_the_limit(limit: int, pauses: list[float],
 
 
 @given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e9))
-def test_who_stays_below_the_limit_is_never_refused(limit: int, pauses: list[float], begin: float) -> None:
+def test_client_below_limit_is_never_rejected(limit: int, pauses: list[float], begin: float) -> None:
     window, now = Window(), begin
     admitted: list[float] = []
     for pause in pauses:
@@ -58,7 +58,7 @@ def test_who_stays_below_the_limit_is_never_refused(limit: int, pauses: list[flo
 
 
 @given(limit=st.integers(1, 20), pauses=MOMENTS, begin=st.floats(0, 1e6))
-def test_who_waits_as_long_as_told_gets_in(limit: int, pauses: list[float], begin: float) -> None:
+def test_client_is_admitted_after_retry_after(limit: int, pauses: list[float], begin: float) -> None:
     window, now = Window(), begin
     for pause in pauses:
         now += pause / limit / 10
@@ -69,7 +69,7 @@ def test_who_waits_as_long_as_told_gets_in(limit: int, pauses: list[float], begi
             assert window.take(limit, now) == 0.0
 
 
-def test_users_are_counted_apart_and_a_refused_request_is_not_counted() -> None:
+def test_users_are_counted_separately_without_rejected_requests() -> None:
     clock = Clock()
     limits = Limits(2, 0, 0, clock=clock)
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_users_are_counted_apart_and_a_refused_request_is_not_counted() -> None:
     limits.enter("user one", False)()
 
 
-def test_what_is_open_counts_until_it_ends() -> None:
+def test_open_connections_count_until_closed() -> None:
     limits = Limits(0, 3, 2)
     ends = [limits.enter("me", True), limits.enter("me", True)]
     with pytest.raises(RateLimited, match="max_websockets"):
@@ -101,7 +101,7 @@ def test_what_is_open_counts_until_it_ends() -> None:
     assert not limits._open
 
 
-def test_the_memory_of_clients_is_bounded() -> None:
+def test_number_of_tracked_clients_is_limited() -> None:
     limits = Limits(1, 1, 1)
     for number in range(MAX_CLIENTS + 500):
         limits.enter(f"10.{number}", False)()
@@ -112,7 +112,7 @@ def test_the_memory_of_clients_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("message", ["requests", "connections", "websockets"])
-def test_a_reason_fits_into_a_close_frame(message: str) -> None:
+def test_rate_limit_message_fits_into_close_frame(message: str) -> None:
     bounds: dict[str, Any] = {name: int(name == message) * 1_000_000 for name in ("requests", "connections", "websockets")}
     limits = Limits(**bounds)
     limits._open["me", True] = 1_000_000
@@ -151,16 +151,16 @@ def asked(peer: Any, forwarded: list[str] | None = None) -> Any:
         ("", [], "a local socket"),
     ],
 )
-def test_an_address_is_believed_from_trusted_proxies_only(peer: Any, forwarded: list[str], counted: str) -> None:
+def test_forwarded_address_needs_trusted_proxy(peer: Any, forwarded: list[str], counted: str) -> None:
     assert Limits(1, 0, 0, ["10.0.0.0/8"]).client(asked(peer, forwarded), None) == counted
 
 
-def test_a_user_counts_wherever_they_come_from() -> None:
+def test_user_is_counted_independent_of_address() -> None:
     limits = Limits(1, 0, 0)
     assert limits.client(asked(("192.0.2.9", 1)), "ada") == limits.client(asked(("192.0.2.10", 1)), "ada") != "ada"
 
 
-def test_limits_are_off_unless_they_are_set_or_it_is_production() -> None:
+def test_limits_are_disabled_by_default() -> None:
     names = tuple(FIGURES)
     assert not OpenRuntimeApp().limits_of().on
     made = OpenRuntimeApp(config=Config({"OpenRuntimeApp": {"production": True}}))
@@ -169,7 +169,7 @@ def test_limits_are_off_unless_they_are_set_or_it_is_production() -> None:
     assert [getattr(made, name) for name in names] == [1_000, 0, 3]
 
 
-def test_a_proxy_that_is_no_address_is_refused() -> None:
+def test_invalid_proxy_address_is_rejected() -> None:
     with pytest.raises(TraitError, match=r"trusted_proxies.*10\.0\.0\.0/8"):
         LimitsTraits(trusted_proxies=["proxy.example"])
 
@@ -193,7 +193,7 @@ def closed_by(server: Server) -> ConnectionClosed:
 
 
 def half_a_request(server: Server) -> socket.socket | None:
-    """A connection whose request takes the one place that there is; None if a request of ours had it when this one came."""
+    """Open a connection whose request uses the only slot. Return None if another request used it at the time."""
     place = urlsplit(server.url)
     assert place.hostname
     assert place.port
@@ -207,7 +207,7 @@ def half_a_request(server: Server) -> socket.socket | None:
 
 
 @pytest.mark.parametrize("limited", [{"max_requests_per_minute": 40}], indirect=True)
-def test_requests_past_the_limit_are_answered_by_429_until_there_is_room(limited: Server) -> None:
+def test_requests_above_limit_get_429(limited: Server) -> None:
     wait_until(lambda: limited.request("GET", "/metrics").status_code == 429, 20, "the limit")
     refused = limited.request("POST", "/tasks", json={"operation": "matrix_multiply"})
     told = error_of(refused, 429)
@@ -218,16 +218,16 @@ def test_requests_past_the_limit_are_answered_by_429_until_there_is_room(limited
     closed = closed_by(limited)
     assert closed.rcvd is not None
     assert (closed.rcvd.code, "40 requests" in closed.rcvd.reason) == (4029, True)
-    # Jupyter's own routes are not ours to limit.
+    # The limits do not apply to Jupyter's routes.
     assert limited.client.get(f"{limited.root}/api/status", headers=limited.headers).status_code == 200
-    # Strangers are counted by address, and what they do does not count for the user, nor the other way round.
+    # Clients without a login are counted by address, separately from the user.
     stranger = {"Authorization": "token wrong"}
     assert error_of(limited.request("GET", "/metrics", headers=stranger), 403)
     wait_until(lambda: limited.request("GET", "/metrics", headers=stranger).status_code == 429, 20, "the limit of who guesses")
 
 
 @pytest.mark.parametrize("limited", [{"max_connections": 3, "max_websockets": 2}], indirect=True)
-def test_open_connections_count_until_they_close(limited: Server) -> None:
+def test_open_websockets_count_until_closed(limited: Server) -> None:
     with opened(limited) as first, opened(limited) as second:
         first.recv(timeout=10)
         second.recv(timeout=10)
@@ -241,19 +241,19 @@ def test_open_connections_count_until_they_close(limited: Server) -> None:
 
 
 @pytest.mark.parametrize("limited", [{"max_connections": 1}], indirect=True)
-def test_a_request_under_way_counts_and_a_client_that_leaves_frees_its_place(limited: Server) -> None:
+def test_active_request_counts_until_disconnect(limited: Server) -> None:
     with opened(limited) as connection:
         connection.recv(timeout=10)
         assert "max_connections" in error_of(limited.request("GET", "/metrics"), 429)["error"]
         assert "max_connections" in error_of(limited.request("POST", "/tasks", json={"operation": "compute"}), 429)["error"]
     wait_until(lambda: limited.request("GET", "/metrics").status_code == 200, 10, "the place of the WebSocket")
-    # Half a body, then nothing: the place is free again though nothing was ever answered.
-    with wait_until(lambda: half_a_request(limited), 20, "the request under way"):
+    # After half a body the client disconnects, which frees the slot without a response.
+    with wait_until(lambda: half_a_request(limited), 20, "the active request"):
         assert limited.request("GET", "/metrics").status_code == 429
     wait_until(lambda: limited.request("GET", "/metrics").status_code == 200, 10, "the place of who left")
 
 
-def test_production_is_a_flag_of_the_standalone_server(tmp_path: Any) -> None:
+def test_production_flag_enables_limits(tmp_path: Any) -> None:
     with running_server(tmp_path, STANDALONE, "--production", token=TOKEN) as server, contextlib.ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(opened(server)).recv(timeout=10)

@@ -16,13 +16,13 @@ QUICK = {"OpenRuntimeApp": {"idle_sample_interval": 0.2}}
 
 
 def last(told: dict[str, Any], figure: str, column: str = "mean") -> float | None:
-    """The newest value of a figure that there is."""
+    """Return the newest value of a metric."""
     return next((value for value in reversed(told["series"][figure][column]) if value is not None), None)
 
 
 @pytest.mark.parametrize("timeframe", TIMEFRAMES)
 @pytest.mark.parametrize("points", [10, 300, 2000])
-def test_every_timeframe_is_answered_in_columns_of_equal_length(jupyter: Server, timeframe: str, points: int) -> None:
+def test_metrics_history_has_equal_column_lengths(jupyter: Server, timeframe: str, points: int) -> None:
     told = jupyter.get("/metrics/history", params={"timeframe": timeframe, "points": points})
     assert MetricsHistory.model_validate(told).timeframe == timeframe
     assert 1 <= len(told["timestamps"]) <= points
@@ -48,17 +48,17 @@ def test_every_timeframe_is_answered_in_columns_of_equal_length(jupyter: Server,
         ({"runtime": "x" * 201}, "runtime"),
     ],
 )
-def test_a_wrong_query_is_told_by_its_field(jupyter: Server, query: dict[str, str], field: str) -> None:
+def test_invalid_metrics_query_names_field(jupyter: Server, query: dict[str, str], field: str) -> None:
     told = error_of(jupyter.request("GET", "/metrics/history", params=query), 422)
     assert [detail["field"] for detail in told["data"]["details"]] == [field]
 
 
-def test_without_a_query_it_is_the_last_hour(jupyter: Server) -> None:
+def test_metrics_history_defaults_to_last_hour(jupyter: Server) -> None:
     told = jupyter.get("/metrics/history")
     assert (told["timeframe"], told["resolution_s"]) == ("1h", 20)
 
 
-def test_what_a_server_saw_is_there_after_it_was_killed_and_is_told_apart_from_what_its_successor_sees(tmp_path: Path) -> None:
+def test_metrics_history_survives_kill_and_separates_runtimes(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_server(home, STANDALONE, config=QUICK) as first:
         first.submit("matrix_multiply", {"size": 64})

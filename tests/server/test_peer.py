@@ -9,7 +9,7 @@ import pytest
 
 from openruntime_jupyter.server.auth.peer_credentials import UNKNOWABLE, is_loopback, uid_of_peer
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports the user id")
 
 
 def connected(family: int, listen: str, reach: str, reach_family: int | None = None) -> tuple[socket.socket, socket.socket]:
@@ -33,7 +33,7 @@ def connected(family: int, listen: str, reach: str, reach_family: int | None = N
         (socket.AF_INET, "127.0.0.1", "::ffff:127.0.0.1", socket.AF_INET6),
     ],
 )
-def test_the_user_at_the_other_end_is_known(family: int, listen: str, reach: str, reach_family: int) -> None:
+def test_peer_user_id_is_found(family: int, listen: str, reach: str, reach_family: int) -> None:
     try:
         server, client = connected(family, listen, reach, reach_family)
     except OSError as problem:
@@ -43,7 +43,7 @@ def test_the_user_at_the_other_end_is_known(family: int, listen: str, reach: str
 
 
 @linux
-def test_what_is_left_of_a_closed_connection_counts_for_nobody() -> None:
+def test_closed_connection_has_no_peer_user() -> None:
     server, client = connected(socket.AF_INET, "127.0.0.1", "127.0.0.1")
     with server:
         client.close()
@@ -51,7 +51,7 @@ def test_what_is_left_of_a_closed_connection_counts_for_nobody() -> None:
 
 
 @linux
-def test_the_user_is_read_from_the_row_of_the_peer_not_from_our_own(tmp_path: Path) -> None:
+def test_peer_user_is_read_from_peer_row(tmp_path: Path) -> None:
     server, client = connected(socket.AF_INET, "127.0.0.1", "127.0.0.1")
     with server, client:
         lines = Path("/proc/net/tcp").read_text().splitlines()
@@ -65,13 +65,13 @@ def test_the_user_is_read_from_the_row_of_the_peer_not_from_our_own(tmp_path: Pa
 
 
 @linux
-def test_a_system_that_hides_its_table_lets_nobody_in(tmp_path: Path) -> None:
+def test_missing_proc_table_gives_no_user(tmp_path: Path) -> None:
     server, client = connected(socket.AF_INET, "127.0.0.1", "127.0.0.1")
     with server, client:
         assert uid_of_peer(server, tmp_path) is None
 
 
-def test_elsewhere_nobody_can_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_return_unknowable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     server, client = connected(socket.AF_INET, "127.0.0.1", "127.0.0.1")
     with server, client:
@@ -93,5 +93,5 @@ def test_elsewhere_nobody_can_know(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", False),
     ],
 )
-def test_only_addresses_of_this_machine_are_local(address: str, local: bool) -> None:
+def test_only_loopback_addresses_are_local(address: str, local: bool) -> None:
     assert is_loopback(address) is local

@@ -19,19 +19,19 @@ from openruntime_jupyter.schemas.tasks import TaskState
 from openruntime_jupyter.server.handlers.prometheus import exposition
 from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 from tests.runtime.test_tally import change, entry
-from tests.runtimes import cell, ended, live, runtime_in, submit
+from tests.runtimes import cell, ended, live, runtime_in, submit, until
 from tests.support import Server
 
 PARSERS = {"text/plain": parse_text, "application/openmetrics-text": parse_open}
-# What a scrape of Prometheus 2 says.
+# Accept header of Prometheus 2.
 SCRAPE = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;q=0.3,*/*;q=0.2"
 BASE_UNITS = ("seconds", "bytes", "ratio", "celsius", "watts")
 
 
 def families(content: bytes, media: TextType) -> dict[str, Any]:
-    """What Prometheus' own parser reads, by name."""
+    """Return the metric families by name, as read by the parser of Prometheus."""
     found = list(PARSERS[media](content.decode()))
-    assert len({family.name for family in found}) == len(found), "a family is told twice"
+    assert len({family.name for family in found}) == len(found), "duplicate metric family"
     return {family.name: family for family in found}
 
 
@@ -68,7 +68,7 @@ def report(state: WorkerState, resident: int | None) -> WorkerReport:
 
 @pytest.fixture
 def runtime() -> Iterator[Any]:
-    """As much of a runtime as a scrape asks: one with a GPU, that a machine of tests has not."""
+    """Return a fake runtime with a GPU, which test machines lack."""
     counters = Counters(10.0)
     for number, state in enumerate((TaskState.COMPLETED, TaskState.COMPLETED, TaskState.FAILED)):
         change(counters, entry(f"task_{number}", state, attempt=1, execution_time=0.05 * (number + 1)))
@@ -86,7 +86,7 @@ def runtime() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("media", VERSIONS)
-def test_prometheus_reads_every_figure(runtime: Any, media: TextType) -> None:
+def test_prometheus_parses_every_metric(runtime: Any, media: TextType) -> None:
     content, content_type = exposition(runtime, media)
     assert content_type.startswith(f"{media}; version={VERSIONS[media]}; charset=utf-8")
     found = families(content, media)
@@ -121,7 +121,7 @@ def test_prometheus_reads_every_figure(runtime: Any, media: TextType) -> None:
 
 
 @pytest.mark.parametrize("media", VERSIONS)
-def test_the_histograms_are_cumulative_and_end_in_all(runtime: Any, media: TextType) -> None:
+def test_histograms_are_cumulative(runtime: Any, media: TextType) -> None:
     found = families(exposition(runtime, media)[0], media)
     for name, count, total in (("openruntime_task_run_seconds", 3, 0.3), ("openruntime_task_queue_seconds", 1, 9.5)):
         assert found[name].type == "histogram"
@@ -134,7 +134,7 @@ def test_the_histograms_are_cumulative_and_end_in_all(runtime: Any, media: TextT
     assert value(found, "openruntime_task_run_seconds_bucket", le="0.1") == 2, "a bound belongs to its bucket"
 
 
-def test_names_and_units_are_those_of_the_field_and_no_label_grows_with_the_tasks(runtime: Any) -> None:
+def test_metric_names_have_units_and_bounded_labels(runtime: Any) -> None:
     found = families(exposition(runtime, "application/openmetrics-text")[0], "application/openmetrics-text")
     for name, family in found.items():
         assert name.startswith("openruntime_")
@@ -150,7 +150,7 @@ def test_names_and_units_are_those_of_the_field_and_no_label_grows_with_the_task
 
 
 @pytest.mark.parametrize("media", VERSIONS)
-def test_a_figure_that_cannot_be_read_is_not_there(runtime: Any, media: TextType) -> None:
+def test_unreadable_metric_is_omitted(runtime: Any, media: TextType) -> None:
     runtime.devices = lambda: [CPU]
     runtime.engine = SimpleNamespace(workers=lambda: [report("idle", None)])
     runtime.metrics = lambda: SimpleNamespace(active_tasks=0, pending_tasks=0, cpu_utilization=None)
@@ -165,13 +165,14 @@ def test_a_figure_that_cannot_be_read_is_not_there(runtime: Any, media: TextType
         assert f"openruntime_{name}" not in found
 
 
-def test_a_real_runtime_counts_what_its_tasks_do(tmp_path: Path) -> None:
+def test_real_runtime_counts_tasks(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path, spare_workers=1) as runtime:
             assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
             assert (await ended(runtime, await cell(runtime, "1 / 0"))).status == "failed"
             died = await ended(runtime, await cell(runtime, "import os; os.kill(os.getpid(), 9)"))
             assert died.status == "failed"
+            await until(lambda: any(worker.resident for worker in runtime.engine.workers()), 20, "a spare")
             found = families(exposition(runtime, "text/plain")[0], "text/plain")
             assert value(found, "openruntime_tasks_total", state="completed", operation="call") == 1
             assert value(found, "openruntime_tasks_total", state="failed", operation="python") == 2
@@ -195,7 +196,7 @@ def test_a_real_runtime_counts_what_its_tasks_do(tmp_path: Path) -> None:
         ("text/plain;q=0.1,application/json;q=0.9", None),
     ],
 )
-def test_metrics_are_text_for_whoever_likes_that_better_and_json_else(jupyter: Server, accept: str, media: TextType | None) -> None:
+def test_accept_header_selects_metrics_format(jupyter: Server, accept: str, media: TextType | None) -> None:
     response = jupyter.request("GET", "/metrics", headers={"Accept": accept})
     assert response.status_code == 200
     assert response.headers["Vary"] == "Accept"
@@ -207,13 +208,13 @@ def test_metrics_are_text_for_whoever_likes_that_better_and_json_else(jupyter: S
         assert value(families(response.content, media), "openruntime_build_info") == 1
 
 
-def test_the_envelope_is_still_to_be_had(jupyter: Server) -> None:
+def test_metrics_support_envelope(jupyter: Server) -> None:
     response = jupyter.request("GET", "/metrics", headers={"Accept": "application/vnd.openruntime.envelope+json"})
     assert response.json()["status"] == "success"
     assert "gpu_utilization" in response.json()["data"]
 
 
-def test_a_stranger_is_told_no_figures_in_any_format(jupyter: Server) -> None:
+def test_metrics_need_login_in_every_format(jupyter: Server) -> None:
     for accept in (SCRAPE, "text/plain"):
         response = jupyter.client.get(f"{jupyter.url}/metrics", headers={"Accept": accept})
         assert response.status_code == 403

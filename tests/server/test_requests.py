@@ -26,7 +26,7 @@ from openruntime_jupyter.server.http.requests import (
 JSON = "application/json"
 
 
-def test_a_body_becomes_a_request_with_its_defaults() -> None:
+def test_body_is_validated_with_defaults() -> None:
     request = read_json(TaskRequest, b'{"operation": "compute", "parameters": {"a": 1}}', "application/json; charset=utf-8")
     assert (request.operation, request.parameters, request.priority, request.wait) == ("compute", {"a": 1}, 5, True)
 
@@ -50,12 +50,12 @@ def test_a_body_becomes_a_request_with_its_defaults() -> None:
         "{}".encode("utf-16"),
     ],
 )
-def test_what_is_no_json_is_malformed(body: bytes) -> None:
+def test_invalid_json_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedRequest):
         read_json(TaskChange, body, JSON)
 
 
-def test_a_large_number_that_a_float_can_hold_is_no_fault() -> None:
+def test_large_float_is_accepted() -> None:
     request = read_json(TaskRequest, b'{"operation": "x", "parameters": {"a": 1e308, "b": 1E-999, "c": ' + b"7" * 400 + b"}}", JSON)
     assert request.parameters == {"a": 1e308, "b": 0.0, "c": int("7" * 400)}
 
@@ -63,12 +63,12 @@ def test_a_large_number_that_a_float_can_hold_is_no_fault() -> None:
 @pytest.mark.parametrize(
     "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data"]
 )
-def test_only_json_is_taken_as_json(content_type: str | None) -> None:
+def test_content_type_must_be_json(content_type: str | None) -> None:
     with pytest.raises(MalformedRequest, match="Content-Type: application/json"):
         read_json(TaskChange, b'{"priority": 3}', content_type)
 
 
-def test_a_compressed_body_is_told_to_come_as_it_is() -> None:
+def test_compressed_body_is_rejected() -> None:
     with pytest.raises(MalformedRequest, match="gzip"):
         read_json(TaskChange, b'{"priority": 3}', JSON, "gzip")
 
@@ -76,14 +76,14 @@ def test_a_compressed_body_is_told_to_come_as_it_is() -> None:
 @pytest.mark.parametrize(
     "body", [b"null", b"[]", b'"text"', b"3", b"{}", b'{"priority": 3, "more": 1}', b'{"priority": "3"}', b'{"priority": true}']
 )
-def test_json_of_another_shape_is_invalid_and_tells_the_field(body: bytes) -> None:
+def test_wrong_json_shape_names_field(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_json(TaskChange, body, JSON)
     assert caught.value.details
     assert all(detail["field"] and detail["problem"] for detail in caught.value.details)
 
 
-def test_of_a_key_given_twice_the_last_value_counts() -> None:
+def test_last_value_of_repeated_key_counts() -> None:
     assert read_json(TaskChange, b'{"priority": 2, "priority": 9}', JSON).priority == 9
 
 
@@ -93,7 +93,7 @@ def test_of_a_key_given_twice_the_last_value_counts() -> None:
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-def test_whatever_json_comes_it_is_read_or_refused_by_our_own_errors(value: object) -> None:
+def test_any_json_is_accepted_or_rejected_cleanly(value: object) -> None:
     body = json.dumps(value).encode()
     for model in (TaskRequest, TaskChange):
         with contextlib.suppress(InvalidRequest, MalformedRequest):
@@ -101,22 +101,22 @@ def test_whatever_json_comes_it_is_read_or_refused_by_our_own_errors(value: obje
 
 
 @given(st.binary(max_size=200))
-def test_whatever_bytes_come_they_are_refused_by_our_own_errors(body: bytes) -> None:
+def test_any_bytes_are_rejected_cleanly(body: bytes) -> None:
     with pytest.raises((InvalidRequest, MalformedRequest)):
         read_json(TaskRequest, body, JSON)
 
 
-def test_a_query_is_read_by_its_names_and_the_others_are_left_alone() -> None:
+def test_unknown_query_parameters_are_ignored() -> None:
     query = read_query(TasksQuery, {"limit": ["3"], "state": ["pending,running", "failed"], "1699999999": [""], "token": ["x"]})
     assert query.limit == 3
     assert query.state == [TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED]
 
 
-def test_of_a_parameter_given_twice_the_last_value_counts() -> None:
+def test_last_value_of_repeated_parameter_counts() -> None:
     assert read_query(TasksQuery, {"limit": ["3", "7"]}).limit == 7
 
 
-def test_an_empty_state_means_every_state() -> None:
+def test_empty_state_selects_all_states() -> None:
     assert read_query(TasksQuery, {"state": []}).state is None
 
 
@@ -140,7 +140,7 @@ def test_an_empty_state_means_every_state() -> None:
         (SinceQuery, {"since": ["x"]}),
     ],
 )
-def test_a_wrong_parameter_is_told_by_its_name(model: type, given_: dict[str, list[str]]) -> None:
+def test_invalid_query_parameter_is_named(model: type, given_: dict[str, list[str]]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_query(model, given_)
     assert caught.value.details[0]["field"].split(".")[0] in given_
@@ -170,11 +170,11 @@ def test_a_wrong_parameter_is_told_by_its_name(model: type, given_: dict[str, li
         (["x" * 100_000], Preference()),
     ],
 )
-def test_the_prefer_header_is_read_as_rfc_7240_has_it(headers: list[str], preference: Preference) -> None:
+def test_prefer_header_follows_rfc_7240(headers: list[str], preference: Preference) -> None:
     assert read_preference(headers) == preference
 
 
-def test_what_was_preferred_is_told_back() -> None:
+def test_preference_applied_has_preference() -> None:
     assert read_preference(["wait=100"]).applied == "wait=60"
     assert read_preference(["respond-async"]).applied == "respond-async"
     assert read_preference(["respond-async, wait=1.5"]).applied == "wait=1.5"
@@ -182,12 +182,12 @@ def test_what_was_preferred_is_told_back() -> None:
 
 
 @given(st.text(max_size=300))
-def test_no_prefer_header_is_an_error(header: str) -> None:
+def test_any_prefer_header_is_accepted(header: str) -> None:
     wait = read_preference([header]).wait
     assert wait is None or (0 <= wait <= 60 and math.isfinite(wait))
 
 
-def test_an_idempotency_key_is_bounded() -> None:
+def test_idempotency_key_length_is_limited() -> None:
     assert read_key(None) is None
     assert read_key("a" * 255) == "a" * 255
     for wrong in ("", "a" * 256, "tab\t", "é"):

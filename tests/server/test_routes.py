@@ -1,4 +1,4 @@
-"""Walks the route table against a real Jupyter Server, so that no route and no verb is forgotten."""
+"""Checks of every route and method on a real Jupyter Server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRITES = ("POST", "PUT", "PATCH", "DELETE")
 NO_SUCH_TASK = "task_0nosuch"
 
 PATHS = sorted({path.replace(TASK_ID, NO_SUCH_TASK).removesuffix("?") for path, _ in ROUTES} | {"", "/nothing/here", "/tasks/", "/ws/x"})
-"""A path for each route, and some that are none."""
+"""Paths of all routes, and some unknown paths."""
 
 EXPECTED = {
     "GET /": 200,
@@ -65,10 +65,10 @@ EXPECTED = {
     "GET /ws": 400,
     "GET /openapi.json": 200,
     "GET /docs": 200,
-    # To PATCH and DELETE this is a task of that name; there is none.
+    # PATCH and DELETE treat this as an unknown task id.
     "DELETE /tasks/enhanced": 405,
 }
-"""With the token and without a body."""
+"""Expected status with the token and without a body."""
 
 
 def asked(server: Server, verb: str, path: str, **headers: str) -> httpx.Response:
@@ -77,7 +77,7 @@ def asked(server: Server, verb: str, path: str, **headers: str) -> httpx.Respons
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("path", PATHS)
-def test_a_stranger_is_refused_everywhere(jupyter: Server, verb: str, path: str) -> None:
+def test_every_route_rejects_missing_login(jupyter: Server, verb: str, path: str) -> None:
     for headers in ({}, {"Authorization": "token wrong"}, {"Authorization": "Basic dXNlcjpwYXNz"}):
         response = asked(jupyter, verb, path, **headers)
         if verb == "HEAD":
@@ -88,7 +88,7 @@ def test_a_stranger_is_refused_everywhere(jupyter: Server, verb: str, path: str)
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("path", PATHS)
-def test_whoever_has_the_token_is_answered_everywhere(jupyter: Server, verb: str, path: str) -> None:
+def test_every_route_accepts_token(jupyter: Server, verb: str, path: str) -> None:
     response = asked(jupyter, verb, path, **jupyter.headers)
     known = any(re.fullmatch(pattern, path) for pattern, _ in ROUTES)
     asked_like = "GET" if verb == "HEAD" and path != "/ws" else verb
@@ -106,7 +106,7 @@ def test_whoever_has_the_token_is_answered_everywhere(jupyter: Server, verb: str
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if EXPECTED.get(f"GET {path}") == 200])
-def test_head_tells_what_get_tells_without_the_body(jupyter: Server, path: str) -> None:
+def test_head_returns_get_headers_without_body(jupyter: Server, path: str) -> None:
     told, whole = (asked(jupyter, verb, path, **jupyter.headers) for verb in ("HEAD", "GET"))
     assert told.content == b""
     assert int(told.headers["Content-Length"]) > 0
@@ -120,35 +120,35 @@ EXISTING = [
     for verb in VERBS
     if getattr(handler, verb.lower()) is not getattr(web.RequestHandler, verb.lower())
 ]
-"""Every verb that a route has."""
+"""Methods of all routes."""
 
 
 @pytest.mark.parametrize(("verb", "path"), [*EXISTING, *((verb, "/nothing/here") for verb in VERBS)])
-def test_whom_the_authoriser_denies_is_refused_on_every_verb_that_there_is(jupyter: Server, verb: str, path: str) -> None:
+def test_authorizer_denial_applies_to_every_method(jupyter: Server, verb: str, path: str) -> None:
     assert asked(jupyter, verb, path, **jupyter.headers, **{"X-Deny": "*"}).status_code == 403
 
 
 @pytest.mark.parametrize(("verb", "path"), EXISTING)
-def test_reading_takes_the_permission_to_read_and_changing_that_to_write(jupyter: Server, verb: str, path: str) -> None:
+def test_methods_need_read_or_write_permission(jupyter: Server, verb: str, path: str) -> None:
     action, other = ("write", "read") if verb in WRITES and path != "/tasks/batch/results" else ("read", "write")
     assert asked(jupyter, verb, path, **jupyter.headers, **{"X-Deny": f"{action}:openruntime"}).status_code == 403
     assert asked(jupyter, verb, path, **jupyter.headers, **{"X-Deny": f"{other}:openruntime"}).status_code != 403
 
 
-def test_the_denial_names_the_permission(jupyter: Server) -> None:
+def test_denial_names_missing_permission(jupyter: Server) -> None:
     response = asked(jupyter, "GET", "/tasks", **jupyter.headers, **{"X-Deny": "*"})
     assert "read on resource: openruntime" in error_of(response, 403)["error"]
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "token wrong"}], ids=["none", "wrong"])
-def test_the_websocket_refuses_a_stranger_before_the_upgrade(jupyter: Server, headers: dict[str, str]) -> None:
+def test_websocket_rejects_missing_login_before_upgrade(jupyter: Server, headers: dict[str, str]) -> None:
     with pytest.raises(InvalidStatus) as caught:
         websockets.sync.client.connect(jupyter.ws_url, additional_headers=headers, proxy=None)
     assert caught.value.response.status_code == 403
     assert b'"status":"error"' in (caught.value.response.body or b"")
 
 
-def test_the_websocket_refuses_whom_the_authoriser_denies_before_the_upgrade(jupyter: Server) -> None:
+def test_websocket_applies_authorizer_before_upgrade(jupyter: Server) -> None:
     for denied in ("*", "read:openruntime"):
         with pytest.raises(InvalidStatus) as caught:
             websockets.sync.client.connect(jupyter.ws_url, additional_headers={**jupyter.headers, "X-Deny": denied}, proxy=None)
@@ -156,26 +156,26 @@ def test_the_websocket_refuses_whom_the_authoriser_denies_before_the_upgrade(jup
 
 
 @pytest.mark.parametrize("way", ["token", "Bearer", "query"])
-def test_the_websocket_takes_the_token_in_each_of_jupyters_ways(jupyter: Server, way: str) -> None:
+def test_websocket_accepts_token_in_header_and_query(jupyter: Server, way: str) -> None:
     url = jupyter.ws_url + (f"?token={jupyter.token}" if way == "query" else "")
     headers = {} if way == "query" else {"Authorization": f"{way} {jupyter.token}"}
     with websockets.sync.client.connect(url, additional_headers=headers, proxy=None) as socket:
         assert '"connected"' in str(socket.recv(timeout=10))
 
 
-def test_each_method_asks_for_a_login_as_jupyter_wants_it_of_every_extension() -> None:
+def test_every_handler_method_requires_authentication() -> None:
     check: Any = ServerWebApplication._check_handler_auth
     for path, handler in ROUTES:
         assert check(None, path, handler) == []
 
 
-def test_nothing_beside_the_mount_is_ours(jupyter: Server) -> None:
+def test_other_paths_are_left_to_jupyter(jupyter: Server) -> None:
     assert asked(jupyter, "GET", "x", **jupyter.headers).status_code == 404
     told = jupyter.client.get(f"{jupyter.root}/api/status", headers=jupyter.headers).json()
     assert "last_activity" in told
 
 
-def test_every_route_ends_in_the_catch_all() -> None:
+def test_route_table_ends_with_catch_all() -> None:
     for mount, spared in (("/openruntime", ""), ("", "api/shutdown")):
         *_, (pattern, _) = routes(mount, spared)
         assert re.fullmatch(pattern, f"{mount}/anything/at/all")

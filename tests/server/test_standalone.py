@@ -1,4 +1,4 @@
-"""`jupyter openruntime` as a real process: whom it lets in without a token, and how it starts and stops."""
+"""`jupyter openruntime` as a real process: authentication, start and stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = getattr(os, "getuid", lambda: -1)() == 0
 
 @pytest.fixture(scope="module")
 def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `jupyter openruntime` without any option starts it, but for the port."""
+    """Start `jupyter openruntime` with default options, except for the port."""
     with running_server(tmp_path_factory.mktemp("open"), STANDALONE, token=None) as server:
         yield server
 
@@ -40,21 +40,21 @@ def announced(server: Server) -> dict[str, Any]:
     return told
 
 
-def test_a_program_of_this_machine_needs_no_token_for_what_is_safe(open_server: Server) -> None:
+def test_local_program_needs_no_token_for_safe_operations(open_server: Server) -> None:
     response = open_server.request("POST", "/tasks", json=QUICK)
     assert (response.status_code, response.json()["status"]) == (200, "completed")
     assert open_server.get("/tasks/enhanced")["total_count"] >= 1
     assert "Set-Cookie" not in response.headers
 
 
-def test_without_a_token_no_task_runs_for_ever(open_server: Server) -> None:
+def test_task_without_token_has_timeout(open_server: Server) -> None:
     assert open_server.submit(**QUICK)["timeout"] == 300.0  # type: ignore[arg-type]
     response = open_server.request("POST", "/tasks", json={**QUICK, "timeout": 10_000})
     assert response.status_code == 422 or response.json()["timeout"] <= 300.0
 
 
 @pytest.mark.parametrize("operation", ["python", "call"])
-def test_running_code_takes_the_token_that_was_printed(open_server: Server, operation: str) -> None:
+def test_running_code_needs_printed_token(open_server: Server, operation: str) -> None:
     parameters = {"code": "6 * 7"} if operation == "python" else {"pickled": "gASVDwAAAAAAAACMBWFueHhhlC4="}
     body = {"operation": operation, "parameters": parameters}
     assert "token" in error_of(open_server.request("POST", "/tasks", json=body), 403)["error"]
@@ -64,9 +64,9 @@ def test_running_code_takes_the_token_that_was_printed(open_server: Server, oper
     assert response.status_code == 200
 
 
-def test_a_wrong_token_is_no_token_and_lets_nobody_in(open_server: Server) -> None:
+def test_wrong_token_is_rejected(open_server: Server) -> None:
     told = error_of(open_server.request("GET", "/health", headers={"Authorization": "token wrong"}), 403)
-    assert "printed" in told["error"]
+    assert "wrong" in told["error"]
     error_of(open_server.request("GET", "/health", params={"token": "wrong"}), 403)
 
 
@@ -89,7 +89,7 @@ def test_a_wrong_token_is_no_token_and_lets_nobody_in(open_server: Server) -> No
     ids=str,
 )
 @pytest.mark.parametrize("verb", ["GET", "POST"])
-def test_what_a_foreign_page_or_a_proxy_sends_needs_the_token(open_server: Server, headers: dict[str, str], verb: str) -> None:
+def test_foreign_or_forwarded_request_needs_token(open_server: Server, headers: dict[str, str], verb: str) -> None:
     path = "/health" if verb == "GET" else "/tasks"
     body = {"json": QUICK} if verb == "POST" else {}
     error_of(open_server.request(verb, path, headers=headers, **body), 403)
@@ -106,20 +106,20 @@ def test_what_a_foreign_page_or_a_proxy_sends_needs_the_token(open_server: Serve
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None])
-def test_only_json_is_taken_which_no_form_can_send(open_server: Server, content_type: str | None) -> None:
+def test_non_json_content_type_is_rejected(open_server: Server, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     error_of(open_server.request("POST", "/tasks", content=json.dumps(QUICK), headers=headers), 400)
 
 
-def test_a_page_of_the_same_origin_is_let_in(open_server: Server) -> None:
+def test_same_origin_page_is_allowed(open_server: Server) -> None:
     headers = {"Origin": open_server.url, "Sec-Fetch-Site": "same-origin"}
     assert open_server.request("POST", "/tasks", json=QUICK, headers=headers).status_code == 200
     with connect(open_server.ws_url, origin=Origin(open_server.url), proxy=None) as connection:
         assert "connected" in str(connection.recv(10))
 
 
-@pytest.mark.skipif(not (sys.platform.startswith("linux") and ROOT), reason="needs Linux, and root to become somebody else")
-def test_another_user_of_the_machine_needs_the_token(open_server: Server) -> None:
+@pytest.mark.skipif(not (sys.platform.startswith("linux") and ROOT), reason="needs Linux, and root to change the user")
+def test_other_local_user_needs_token(open_server: Server) -> None:
     script = """
 import encodings.idna, os, sys, urllib.request
 asker = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -136,14 +136,14 @@ print(asker.open(sys.argv[2]).status)
     assert asked[1].stdout.strip() == "200"
 
 
-def test_nothing_of_jupyters_own_is_there_but_its_stop(open_server: Server) -> None:
+def test_standalone_server_keeps_only_shutdown_route(open_server: Server) -> None:
     for path in ("/api", "/api/kernels", "/api/contents", "/login", "/static/x", "/tree", "/lab"):
         error_of(open_server.request("GET", path), 404)
     assert open_server.request("POST", "/api/shutdown").status_code == 403
     assert open_server.get("/health")["status"] == "healthy"
 
 
-def test_where_it_is_stands_in_a_file_that_only_its_user_can_read(open_server: Server) -> None:
+def test_announcement_file_is_private(open_server: Server) -> None:
     file = open_server.home.data_dir / "standalone" / f"{open_server.pid}.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == stat.S_IMODE(file.parent.parent.stat().st_mode) == 0o700
@@ -151,7 +151,7 @@ def test_where_it_is_stands_in_a_file_that_only_its_user_can_read(open_server: S
     assert (told["url"], told["pid"]) == (open_server.url, open_server.pid)
 
 
-def test_it_loads_nothing_that_it_does_not_need(open_server: Server) -> None:
+def test_standalone_server_imports_no_heavy_modules(open_server: Server) -> None:
     script = (
         "import sys; sys.modules.setdefault('rfc3987_syntax', None); import openruntime_jupyter.server.standalone;"
         "print(' '.join(name for name in sys.argv[1:] if sys.modules.get(name)))"
@@ -162,47 +162,47 @@ def test_it_loads_nothing_that_it_does_not_need(open_server: Server) -> None:
 
 
 def started(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`jupyter openruntime` that must not stay."""
+    """Run `jupyter openruntime` with options that make it exit."""
     home = Home(folder / "home")
     return subprocess.run(
         [*STANDALONE, *arguments], env=home.environment(environment), cwd=folder, capture_output=True, text=True, timeout=30, check=False
     )
 
 
-def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_used_port_error_suggests_other_port(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         ended = started(tmp_path, f"--port={port}")
     assert ended.returncode == 1
-    assert f"Port {port} is taken" in ended.stderr
+    assert f"Port {port} is in use" in ended.stderr
     assert f"--port={port + 1}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "*", "::"])
-def test_it_does_not_listen_beyond_this_machine_without_a_token_of_its_users_own(tmp_path: Path, address: str) -> None:
+def test_remote_access_needs_chosen_token(tmp_path: Path, address: str) -> None:
     ended = started(tmp_path, f"--port={free_port()}", f"--ip={address}")
     assert ended.returncode == 1
     assert "--token" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_an_empty_token_is_refused(tmp_path: Path) -> None:
+def test_empty_token_is_rejected(tmp_path: Path) -> None:
     ended = started(tmp_path, f"--port={free_port()}", "--token=")
     assert ended.returncode == 1
     assert "--token" in ended.stderr
 
 
-def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
+def test_foreign_listen_address_is_reported(tmp_path: Path) -> None:
     ended = started(tmp_path, f"--port={free_port()}", "--ip=192.0.2.1", "--token=secret")
     assert ended.returncode == 1
     assert "192.0.2.1" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_beyond_this_machine_every_request_needs_the_token(tmp_path: Path) -> None:
+def test_remote_server_needs_token_for_every_request(tmp_path: Path) -> None:
     port = free_port()
     with running_server(tmp_path, STANDALONE, "--ip=0.0.0.0", token="chosen", port=port) as server:
         assert server.request("GET", "/health").status_code == 200
@@ -211,7 +211,7 @@ def test_beyond_this_machine_every_request_needs_the_token(tmp_path: Path) -> No
         assert "other machines" in told["error"]
 
 
-def test_the_token_can_be_needed_on_this_machine_too(tmp_path: Path) -> None:
+def test_require_token_applies_to_local_requests(tmp_path: Path) -> None:
     with running_server(
         tmp_path, STANDALONE, "--require-token", environment={"JUPYTER_TOKEN": "from the environment"}, token=None, ready=403
     ) as server:
@@ -220,7 +220,7 @@ def test_the_token_can_be_needed_on_this_machine_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_one_signal_stops_it_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_one_signal_stops_server_and_workers(tmp_path: Path, number: signal.Signals) -> None:
     with running_server(tmp_path, STANDALONE, token=None) as server:
         token = announced(server)["token"]
         body = {"operation": "python", "parameters": {"code": "import time\ntime.sleep(60)"}, "wait": False}
@@ -238,7 +238,7 @@ def test_one_signal_stops_it_and_leaves_nothing(tmp_path: Path, number: signal.S
         assert "Traceback" not in server.tail()
 
 
-def test_a_server_that_was_killed_is_forgotten_by_the_next_one(tmp_path: Path) -> None:
+def test_next_server_removes_file_of_killed_server(tmp_path: Path) -> None:
     with running_server(tmp_path, STANDALONE, token=None) as killed:
         killed.kill()
         file = killed.home.data_dir / "standalone" / f"{killed.pid}.json"
@@ -249,15 +249,15 @@ def test_a_server_that_was_killed_is_forgotten_by_the_next_one(tmp_path: Path) -
         wait_until(lambda: not killed.descendants(), what="the end of the killed server's workers")
 
 
-def test_a_data_folder_that_cannot_be_used_is_told_in_every_answer(tmp_path: Path) -> None:
+def test_unusable_data_folder_is_reported_in_responses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with running_server(tmp_path, STANDALONE, f"--data-dir={tmp_path / 'file'}", token=None, ready=503) as server:
         assert str(tmp_path / "file") in error_of(server.request("GET", "/health"), 503)["error"]
         assert server.get("/")["status"] == "running"
-        assert "will not find this server" in server.tail()
+        assert "Other programs" in server.tail()
 
 
-def test_jupyters_own_command_stops_it(tmp_path: Path) -> None:
+def test_jupyter_server_stop_works(tmp_path: Path) -> None:
     with running_server(tmp_path, STANDALONE, token=None) as server:
         token = announced(server)["token"]
         response = httpx.post(f"{server.root}/api/shutdown", headers={"Authorization": f"token {token}"}, trust_env=False)
@@ -265,7 +265,7 @@ def test_jupyters_own_command_stops_it(tmp_path: Path) -> None:
         assert server.ended() == 0
 
 
-def test_the_first_answer_comes_soon(tmp_path: Path) -> None:
+def test_server_start_is_fast(tmp_path: Path) -> None:
     # 0.5 s on the reference machine.
     best = 60.0
     for _ in range(3):
@@ -275,5 +275,5 @@ def test_the_first_answer_comes_soon(tmp_path: Path) -> None:
     assert best < 2.0
 
 
-def test_it_is_small(open_server: Server) -> None:
+def test_server_memory_is_small(open_server: Server) -> None:
     assert psutil.Process(open_server.pid).memory_info().rss < 150e6

@@ -37,7 +37,7 @@ def cancelled(server: Server, task_id: str) -> Any:
     return response.json()
 
 
-def test_a_synchronous_task_is_answered_at_its_end(standalone: Server) -> None:
+def test_synchronous_task_responds_at_completion(standalone: Server) -> None:
     response = post(standalone, QUICK)
     task = Task.model_validate(response.json())
     assert response.status_code == 200
@@ -49,7 +49,7 @@ def test_a_synchronous_task_is_answered_at_its_end(standalone: Server) -> None:
     assert "Preference-Applied" not in response.headers
 
 
-def test_a_task_that_fails_is_no_error_of_http(standalone: Server) -> None:
+def test_failed_task_returns_200(standalone: Server) -> None:
     response = post(standalone, {"operation": "python", "parameters": {"code": "1 / 0"}})
     assert response.status_code == 200
     task = Task.model_validate(response.json())
@@ -59,7 +59,7 @@ def test_a_task_that_fails_is_no_error_of_http(standalone: Server) -> None:
 
 
 @pytest.mark.parametrize("way", ["body", "header"])
-def test_an_asynchronous_task_is_answered_at_once_with_its_place(standalone: Server, way: str) -> None:
+def test_asynchronous_task_returns_202_with_location(standalone: Server, way: str) -> None:
     response = post(standalone, sleeping(wait=False)) if way == "body" else post(standalone, sleeping(), Prefer="respond-async")
     assert response.status_code == 202
     task = Task.model_validate(response.json())
@@ -70,7 +70,7 @@ def test_an_asynchronous_task_is_answered_at_once_with_its_place(standalone: Ser
     assert cancelled(standalone, task.task_id)["status"] == "cancelled"
 
 
-def test_the_location_below_jupyter_is_where_the_task_is(jupyter: Server) -> None:
+def test_location_includes_jupyter_base_url(jupyter: Server) -> None:
     response = post(jupyter, {**QUICK, "wait": False})
     location = response.headers["Location"]
     assert location == f"/user/x/openruntime/tasks/{response.json()['task_id']}"
@@ -78,7 +78,7 @@ def test_the_location_below_jupyter_is_where_the_task_is(jupyter: Server) -> Non
     assert jupyter.client.get(origin + location, headers=jupyter.headers).json()["task_id"] == response.json()["task_id"]
 
 
-def test_who_waits_long_enough_gets_the_end_and_who_does_not_the_place(standalone: Server) -> None:
+def test_prefer_wait_returns_finished_task_or_location(standalone: Server) -> None:
     done = post(standalone, QUICK, Prefer="wait=20")
     assert (done.status_code, done.json()["status"], done.headers["Preference-Applied"]) == (200, "completed", "wait=20")
     started = time.monotonic()
@@ -90,7 +90,7 @@ def test_who_waits_long_enough_gets_the_end_and_who_does_not_the_place(standalon
     assert cancelled(standalone, task_id)["status"] == "cancelled"
 
 
-def test_an_idempotency_key_makes_a_repeated_request_the_same_task(standalone: Server) -> None:
+def test_idempotency_key_returns_same_task(standalone: Server) -> None:
     key = uuid.uuid4().hex
     headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
     first, second = post(standalone, QUICK, **headers), post(standalone, QUICK, **headers)
@@ -100,7 +100,7 @@ def test_an_idempotency_key_makes_a_repeated_request_the_same_task(standalone: S
     assert error_of(post(standalone, QUICK, **{"Idempotency-Key": "k" * 256}), 422)
 
 
-def test_many_at_once_under_one_key_are_one_task(standalone: Server) -> None:
+def test_concurrent_requests_with_one_key_create_one_task(standalone: Server) -> None:
     key = uuid.uuid4().hex
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: post(standalone, QUICK, **{"Idempotency-Key": key}).json(), range(8)))
@@ -109,7 +109,7 @@ def test_many_at_once_under_one_key_are_one_task(standalone: Server) -> None:
 
 
 class Waiting:
-    """A client of a synchronous task, on a socket of its own, that can go away."""
+    """Client of a synchronous task that can disconnect."""
 
     def __init__(self, server: Server, body: dict[str, Any], key: str | None = None) -> None:
         place = urlsplit(server.url)
@@ -131,7 +131,7 @@ class Waiting:
 
 
 def running_named(server: Server, name: str) -> str:
-    """The id of the task of that name, once it runs."""
+    """Wait until the task with this name runs, and return its id."""
     found = wait_until(
         lambda: [task for task in server.get("/tasks", params={"state": "running"})["tasks"] if task["name"] == name],
         what=f"{name} running",
@@ -139,7 +139,7 @@ def running_named(server: Server, name: str) -> str:
     return str(found[0]["task_id"])
 
 
-def test_a_client_that_leaves_a_synchronous_task_cancels_it(standalone: Server) -> None:
+def test_disconnect_cancels_synchronous_task(standalone: Server) -> None:
     name = uuid.uuid4().hex
     client = Waiting(standalone, sleeping(name=name))
     task_id = running_named(standalone, name)
@@ -147,12 +147,12 @@ def test_a_client_that_leaves_a_synchronous_task_cancels_it(standalone: Server) 
     assert standalone.finished(task_id)["status"] == "cancelled"
 
 
-def test_the_task_goes_on_while_another_client_waits_for_it(standalone: Server) -> None:
+def test_task_continues_while_another_client_waits(standalone: Server) -> None:
     name, key = uuid.uuid4().hex, uuid.uuid4().hex
     body = sleeping(name=name)
     first, second = (Waiting(standalone, body, key) for _ in range(2))
     task_id = running_named(standalone, name)
-    # Requests under one key are served one after the other: once this one is answered, the second has its task.
+    # Requests with one key are processed one after the other, so the second one has its task after this response.
     assert post(standalone, body, **{"Idempotency-Key": key, "Prefer": "respond-async"}).json()["task_id"] == task_id
     first.leave()
     assert standalone.get(f"/tasks/{task_id}", params={"wait": "1"})["status"] == "running"
@@ -160,7 +160,7 @@ def test_the_task_goes_on_while_another_client_waits_for_it(standalone: Server) 
     assert standalone.finished(task_id)["status"] == "cancelled"
 
 
-def test_a_client_that_leaves_an_asynchronous_task_does_it_no_harm(standalone: Server) -> None:
+def test_disconnect_keeps_asynchronous_task(standalone: Server) -> None:
     task = post(standalone, sleeping(wait=False)).json()
     place = urlsplit(standalone.url)
     assert place.hostname is not None
@@ -174,7 +174,7 @@ def test_a_client_that_leaves_an_asynchronous_task_does_it_no_harm(standalone: S
     cancelled(standalone, task["task_id"])
 
 
-def test_the_list_is_newest_first_filtered_and_paged(standalone: Server) -> None:
+def test_task_list_is_newest_first_with_filters_and_pages(standalone: Server) -> None:
     owner_page = TaskPage.model_validate(standalone.get("/tasks"))
     made = [post(standalone, {**QUICK, "name": f"page {number}"}).json()["task_id"] for number in range(5)]
     first = TaskPage.model_validate(standalone.get("/tasks", params={"limit": 2, "operation": "matrix_multiply"}))
@@ -192,7 +192,7 @@ def test_the_list_is_newest_first_filtered_and_paged(standalone: Server) -> None
     assert standalone.get("/tasks", params={"owner": "nobody at all"})["tasks"] == []
 
 
-def test_the_references_list_has_its_figures(standalone: Server) -> None:
+def test_enhanced_task_list_has_performance_metrics(standalone: Server) -> None:
     post(standalone, QUICK)
     page = standalone.get("/tasks/enhanced", params={"limit": 1})
     figures = page["tasks"][0]["performance_metrics"]
@@ -200,12 +200,12 @@ def test_the_references_list_has_its_figures(standalone: Server) -> None:
     assert isinstance(page["total_count"], int)
 
 
-def test_a_wrong_query_is_told_by_its_name(standalone: Server) -> None:
+def test_invalid_task_query_names_parameter(standalone: Server) -> None:
     told = error_of(standalone.request("GET", "/tasks", params={"limit": "0", "state": "asleep"}), 422)
     assert {detail["field"].split(".")[0] for detail in told["data"]["details"]} == {"limit", "state"}
 
 
-def test_the_priority_of_a_waiting_task_can_be_changed_and_of_no_other(standalone: Server) -> None:
+def test_priority_can_only_change_while_pending(standalone: Server) -> None:
     slots = standalone.get("/devices")["devices"][0]["slots"]
     busy = [post(standalone, sleeping(wait=False)).json()["task_id"] for _ in range(slots)]
     waiting = post(standalone, sleeping(wait=False)).json()["task_id"]
@@ -221,7 +221,7 @@ def test_the_priority_of_a_waiting_task_can_be_changed_and_of_no_other(standalon
         assert cancelled(standalone, task_id)["status"] == "cancelled"
 
 
-def test_a_task_that_has_ended_stays_as_it_is_until_it_is_erased(standalone: Server) -> None:
+def test_finished_task_is_unchanged_until_purged(standalone: Server) -> None:
     task = post(standalone, QUICK).json()
     path = f"/tasks/{task['task_id']}"
     assert cancelled(standalone, task["task_id"])["status"] == "completed"
@@ -231,13 +231,13 @@ def test_a_task_that_has_ended_stays_as_it_is_until_it_is_erased(standalone: Ser
     error_of(standalone.request("DELETE", path), 404)
 
 
-def test_a_running_task_is_not_erased(standalone: Server) -> None:
+def test_running_task_cannot_be_purged(standalone: Server) -> None:
     task_id = post(standalone, sleeping(wait=False)).json()["task_id"]
     error_of(standalone.request("DELETE", f"/tasks/{task_id}", params={"purge": "true"}), 409)
     cancelled(standalone, task_id)
 
 
-def test_the_end_of_a_task_can_be_waited_for(standalone: Server) -> None:
+def test_get_task_waits_for_completion(standalone: Server) -> None:
     task_id = post(standalone, sleeping(3, wait=False)).json()["task_id"]
     now = standalone.get(f"/tasks/{task_id}", params={"wait": "0.1"})
     assert now["status"] in ("pending", "running"), json.dumps(now)
@@ -246,7 +246,7 @@ def test_the_end_of_a_task_can_be_waited_for(standalone: Server) -> None:
     error_of(standalone.request("GET", f"/tasks/{task_id}", params={"wait": "61"}), 422)
 
 
-def test_output_comes_as_it_is_written(standalone: Server) -> None:
+def test_output_is_returned_while_task_runs(standalone: Server) -> None:
     code = "import time\nprint('first', flush=True)\ntime.sleep(1.5)\nprint('second', flush=True)\ntime.sleep(60)"
     task_id = post(standalone, {"operation": "python", "parameters": {"code": code}, "wait": False}).json()["task_id"]
     first = TaskOutput.model_validate(standalone.get(f"/tasks/{task_id}/output", params={"wait": "20"}))
@@ -261,7 +261,7 @@ def test_output_comes_as_it_is_written(standalone: Server) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "a file"])
-def test_a_payload_comes_as_bytes_that_nobody_opened(standalone: Server, size: int) -> None:
+def test_payload_is_returned_unchanged(standalone: Server, size: int) -> None:
     import base64
 
     pickled = base64.b64encode(cloudpickle.dumps((lambda n: b"x" * n, (size,), {}))).decode()
@@ -278,12 +278,12 @@ def test_a_payload_comes_as_bytes_that_nobody_opened(standalone: Server, size: i
     assert cloudpickle.loads(response.content) == b"x" * size
 
 
-def test_a_task_without_a_payload_says_so(standalone: Server) -> None:
+def test_missing_payload_is_404(standalone: Server) -> None:
     task = post(standalone, QUICK).json()
     error_of(standalone.request("GET", f"/tasks/{task['task_id']}/payload"), 404)
 
 
-def test_whoever_accepts_the_envelope_gets_it_on_success_too(standalone: Server) -> None:
+def test_envelope_is_used_for_success_on_request(standalone: Server) -> None:
     response = standalone.request("GET", "/devices", headers={"Accept": f"{ENVELOPE}, application/json;q=0.5"})
     told = response.json()
     assert response.headers["Content-Type"] == ENVELOPE
@@ -294,17 +294,17 @@ def test_whoever_accepts_the_envelope_gets_it_on_success_too(standalone: Server)
     assert submitted["data"]["status"] == "completed"
 
 
-def test_a_result_that_is_no_number_or_no_text_is_answered_as_json(standalone: Server) -> None:
+def test_nan_and_invalid_text_are_valid_json(standalone: Server) -> None:
     code = "values = {'nan': float('nan'), 'inf': float('inf')}\nprint(chr(0xd800))\nhalf = chr(0xdc00)"
     response = post(standalone, {"operation": "python", "parameters": {"code": code, "outputs": ["values", "half"]}})
     assert response.status_code == 200
-    json.loads(response.text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.loads(response.text, parse_constant=lambda name: pytest.fail(f"{name} is not valid JSON"))
     assert standalone.request("GET", f"/tasks/{response.json()['task_id']}/output").status_code == 200
     raised = post(standalone, {"operation": "python", "parameters": {"code": "raise ValueError(chr(0xdc00))"}})
     assert (raised.status_code, raised.json()["failure"]["type"]) == (200, "ValueError")
 
 
-def test_running_code_takes_the_permission_to_execute_in_kernels(jupyter: Server) -> None:
+def test_running_code_needs_execute_permission(jupyter: Server) -> None:
     code = {"operation": "python", "parameters": {"code": "1 + 1"}}
     assert post(jupyter, code).json()["status"] == "completed"
     denied = post(jupyter, code, **{"X-Deny": "execute:kernels"})
@@ -313,13 +313,13 @@ def test_running_code_takes_the_permission_to_execute_in_kernels(jupyter: Server
     assert post(jupyter, QUICK, **{"X-Deny": "execute:kernels"}).json()["status"] == "completed"
 
 
-def test_the_owner_of_a_task_is_the_same_for_every_request_of_one_login(jupyter: Server) -> None:
+def test_task_owner_is_stable_for_login(jupyter: Server) -> None:
     owners = {post(jupyter, QUICK).json()["owner"] for _ in range(3)}
     assert len(owners) == 1
     assert owners != {None}
 
 
-def test_a_full_queue_is_told_with_the_time_to_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_full_queue_returns_503_with_retry_after(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = {"OpenRuntimeApp": {"cpu_slots": 1, "max_pending": 1}}
     with running_server(tmp_path_factory.mktemp("full"), STANDALONE, token=TOKEN, config=config) as server:
         busy = post(server, sleeping(wait=False)).json()["task_id"]
@@ -328,12 +328,12 @@ def test_a_full_queue_is_told_with_the_time_to_come_back(tmp_path_factory: pytes
         refused = post(server, sleeping(wait=False))
         assert "1" in error_of(refused, 503)["error"]
         assert int(refused.headers["Retry-After"]) >= 1
-        wait_until(lambda: "503 POST /tasks" in server.tail(), what="the refusal in the log")
+        wait_until(lambda: "503 POST /tasks" in server.tail(), what="the rejected request in the log")
         assert "ERROR" not in server.tail()
         assert "python-httpx" not in server.tail()
 
 
-def test_a_cancel_in_the_middle_of_an_import_leaves_nothing_half_imported_to_the_next_task(tmp_path: Path) -> None:
+def test_cancel_during_import_keeps_modules_consistent(tmp_path: Path) -> None:
     package = tmp_path / "half"
     package.mkdir()
     (package / "__init__.py").write_text("from half import inner")
@@ -351,7 +351,7 @@ def test_a_cancel_in_the_middle_of_an_import_leaves_nothing_half_imported_to_the
             assert looked["result"]["output"]["outputs"]["left"]["value"] == []
 
 
-def test_a_hundred_clients_at_once_are_all_answered(standalone: Server) -> None:
+def test_hundred_concurrent_clients_get_responses(standalone: Server) -> None:
     barrier = threading.Barrier(20)
 
     def one(number: int) -> int:

@@ -17,38 +17,38 @@ from openruntime_jupyter.server.config.traits import NO_TRAIT, SettingsTraits
 NAMES = [field.name for field in fields(Settings) if field.name not in NO_TRAIT]
 
 
-def test_every_setting_is_a_trait_and_every_trait_a_setting() -> None:
+def test_settings_and_traits_match() -> None:
     assert sorted(SettingsTraits.class_own_traits(config=True)) == sorted(NAMES)
 
 
-def test_every_setting_of_ai_is_a_trait_with_its_default() -> None:
+def test_every_ai_setting_is_trait_with_same_default() -> None:
     assert sorted(AiTraits.class_own_traits(config=True)) == sorted(field.name for field in fields(AiConfig))
     assert AiTraits().ai_config() == AiConfig()
 
 
-def test_every_exception_is_a_setting() -> None:
+def test_fields_without_trait_exist() -> None:
     assert set(NO_TRAIT) <= {field.name for field in fields(Settings)}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_defaults_are_the_runtimes_own(name: str) -> None:
+def test_trait_defaults_match_settings(name: str) -> None:
     assert getattr(SettingsTraits().settings_of(), name) == getattr(Settings(), name)
 
 
 @pytest.mark.parametrize("name", [*NAMES, *LimitsTraits.class_own_traits(config=True), *AiTraits.class_own_traits(config=True)])
-def test_the_help_says_the_unit_and_what_nought_or_nothing_does(name: str) -> None:
+def test_trait_help_has_unit_and_meaning_of_zero(name: str) -> None:
     trait = OpenRuntimeApp.class_traits()[name]
     words = " ".join(trait.help.split())
     assert len(words) > 60
     kind = type(trait).__name__
     if kind in ("Int", "Float"):
         assert " 0: " in words or "At least" in words, words
-        assert any(unit in words.lower() for unit in ("seconds", "bytes", "days", "how many")), words
+        assert any(unit in words.lower() for unit in ("seconds", "bytes", "days", "number of")), words
     elif kind in ("Unicode", "List", "Dict"):
         assert "Empty:" in words or "None:" in words, words
 
 
-def test_a_value_out_of_range_is_refused_by_its_name() -> None:
+def test_out_of_range_value_names_trait() -> None:
     for name, value in (("gpu_slots", 0), ("cpu_slots", -1), ("aging_seconds", -0.5), ("device_lock", "some"), ("max_output_bytes", 1)):
         with pytest.raises(TraitError, match=name):
             SettingsTraits(**{name: value})

@@ -1,4 +1,4 @@
-"""Two servers of one user, which share a history."""
+"""Two servers of one user with a shared history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.conftest import error_of
 from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server, wait_until
 
 
-def test_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
+def test_server_sees_tasks_of_other_server(tmp_path: Path) -> None:
     code = "import time\nprint('hello', flush=True)\ntime.sleep(60)"
     with running_server(tmp_path, STANDALONE, token=TOKEN) as one, running_server(one.home, JUPYTER) as other:
         task_id = one.submit("python", {"code": code}, wait=False)["task_id"]
@@ -34,7 +34,7 @@ def test_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
         assert (output["finished"], output["items"][0]["text"]) == (True, "hello\n")
 
 
-def test_a_batch_that_both_get_at_once_under_one_key_is_made_once(tmp_path: Path) -> None:
+def test_concurrent_batch_with_one_key_is_created_once(tmp_path: Path) -> None:
     tasks = [{"operation": "compute", "parameters": {"expression": str(number)}} for number in range(600)]
     with running_server(tmp_path, STANDALONE, token=TOKEN) as one, running_server(one.home, JUPYTER) as other:
 
@@ -49,7 +49,7 @@ def test_a_batch_that_both_get_at_once_under_one_key_is_made_once(tmp_path: Path
         assert one.get("/tasks")["total_count"] == len(tasks)
 
 
-def test_they_take_turns_on_one_slot_and_the_end_of_one_by_kill_9_frees_the_other(tmp_path: Path) -> None:
+def test_servers_share_slot_and_kill_releases_it(tmp_path: Path) -> None:
     spins = "import time\nbegun = time.time()\nwhile time.time() < begun + 0.05: pass\nspan = str([begun, time.time()])"
     holds = "import time\nprint('in', flush=True)\nwhile True: time.sleep(0.01)"
     config = {"OpenRuntimeApp": {"device_lock": "all", "cpu_slots": 1}}

@@ -36,7 +36,7 @@ def read(connection: ClientConnection, seconds: float = 60.0) -> dict[str, Any]:
 
 
 def read_until(connection: ClientConnection, wanted: Callable[[dict[str, Any]], bool], seconds: float = 60.0) -> list[dict[str, Any]]:
-    """Everything up to the first message that is wanted."""
+    """Return all messages up to the first matching one."""
     deadline = time.monotonic() + seconds
     found = []
     while True:
@@ -46,7 +46,7 @@ def read_until(connection: ClientConnection, wanted: Callable[[dict[str, Any]], 
 
 
 def until_silence(connection: ClientConnection, seconds: float) -> list[dict[str, Any]]:
-    """Everything until nothing comes for so long."""
+    """Return all messages until none arrives for the given time."""
     found = []
     with contextlib.suppress(TimeoutError):
         while True:
@@ -59,7 +59,7 @@ def ended(task_id: str) -> Callable[[dict[str, Any]], bool]:
     return lambda told: told["type"] == "task_update" and told["data"]["task_id"] == task_id and told["data"]["status"] in terminal
 
 
-def test_it_greets_then_tells_each_state_of_a_task(standalone: Server) -> None:
+def test_websocket_sends_connected_then_task_states(standalone: Server) -> None:
     with listening(standalone) as connection:
         greeting = read(connection)
         assert greeting["type"] == "connected"
@@ -74,7 +74,7 @@ def test_it_greets_then_tells_each_state_of_a_task(standalone: Server) -> None:
     assert ids == sorted(ids)
 
 
-def test_its_heart_beats_with_the_figures_of_now(standalone: Server) -> None:
+def test_heartbeat_has_current_metrics(standalone: Server) -> None:
     with listening(standalone) as connection:
         beats = [read_until(connection, lambda told: told["type"] == "heartbeat")[-1] for _ in range(2)]
     beat = beats[0]
@@ -83,7 +83,7 @@ def test_its_heart_beats_with_the_figures_of_now(standalone: Server) -> None:
     assert beat["timestamp"].endswith("Z")
 
 
-def test_who_comes_back_with_the_last_id_has_missed_nothing(standalone: Server) -> None:
+def test_reconnect_with_since_misses_nothing(standalone: Server) -> None:
     with listening(standalone) as connection:
         read(connection)
         task = standalone.submit("matrix_multiply", QUICK)
@@ -100,7 +100,7 @@ def test_who_comes_back_with_the_last_id_has_missed_nothing(standalone: Server) 
         assert read_until(connection, ended(following))[-1]["id"] > told[-1]["id"]
 
 
-def test_who_comes_back_too_late_is_told_of_the_gap(standalone: Server) -> None:
+def test_late_reconnect_reports_gap(standalone: Server) -> None:
     for since in (1, 2**52):
         with listening(standalone, f"?since={since}") as connection:
             greeting = read(connection)
@@ -109,13 +109,13 @@ def test_who_comes_back_too_late_is_told_of_the_gap(standalone: Server) -> None:
             assert read_until(connection, ended(task["task_id"]))[-1]["id"] >= greeting["id"]
 
 
-def test_a_wrong_since_is_refused_before_the_upgrade(standalone: Server) -> None:
+def test_invalid_since_is_rejected_before_upgrade(standalone: Server) -> None:
     with pytest.raises(InvalidStatus) as caught, listening(standalone, "?since=yesterday"):
         pass
     assert caught.value.response.status_code == 422
 
 
-def test_other_topics_are_subscribed_by_message(standalone: Server) -> None:
+def test_topics_are_subscribed_by_message(standalone: Server) -> None:
     with listening(standalone) as connection:
         read(connection)
         connection.send(json.dumps({"type": "subscribe", "topics": ["metrics", "task_output"]}))
@@ -156,7 +156,7 @@ def test_other_topics_are_subscribed_by_message(standalone: Server) -> None:
         "\ud7ff\u0000",
     ],
 )
-def test_a_message_that_is_not_understood_is_answered_and_the_connection_stays(standalone: Server, said: str | bytes) -> None:
+def test_invalid_message_gets_error_and_connection_stays(standalone: Server, said: str | bytes) -> None:
     with listening(standalone) as connection:
         read(connection)
         connection.send(said)
@@ -165,7 +165,7 @@ def test_a_message_that_is_not_understood_is_answered_and_the_connection_stays(s
         assert read_until(connection, lambda told: told["type"] == "subscribed")
 
 
-def test_a_message_that_is_too_long_ends_the_connection(standalone: Server) -> None:
+def test_too_long_message_closes_connection(standalone: Server) -> None:
     with listening(standalone) as connection:
         read(connection)
         connection.send("x" * 100_000)
@@ -184,7 +184,7 @@ def test_a_message_that_is_too_long_ends_the_connection(standalone: Server) -> N
         ({"Sec-WebSocket-Version": "12"}, 426),
     ],
 )
-def test_what_is_no_handshake_is_told_so_in_the_envelope(jupyter: Server, changed: dict[str, str], status: int) -> None:
+def test_invalid_handshake_returns_envelope(jupyter: Server, changed: dict[str, str], status: int) -> None:
     handshake = {
         "Connection": "keep-alive, Upgrade",
         "Upgrade": "websocket",
@@ -197,7 +197,7 @@ def test_what_is_no_handshake_is_told_so_in_the_envelope(jupyter: Server, change
 
 
 class Deaf(contextlib.AbstractContextManager["Deaf"]):
-    """A client that greets and then stops reading, with a receive buffer as small as the system allows."""
+    """Client that connects and then stops reading, with the smallest possible receive buffer."""
 
     def __init__(self, server: Server, *topics: str) -> None:
         place = urlsplit(server.url)
@@ -220,7 +220,7 @@ class Deaf(contextlib.AbstractContextManager["Deaf"]):
         self.socket.sendall(struct.pack("!BB4x", 0x81, 0x80 | len(content)) + content)
 
     def close_frame(self) -> tuple[int, str]:
-        """Read everything; the code and reason of the close frame at the end."""
+        """Read everything, and return code and reason of the close frame."""
         data = bytearray()
         with contextlib.suppress(ConnectionResetError):
             while piece := self.socket.recv(65536):
@@ -234,7 +234,7 @@ class Deaf(contextlib.AbstractContextManager["Deaf"]):
 
 
 def _last_close(data: bytearray) -> tuple[int, str] | None:
-    """Walk the frames behind the handshake; the close frame if it is there."""
+    """Return the close frame in the data after the handshake, if there is one."""
     at = data.find(b"\r\n\r\n") + 4
     while at + 2 <= len(data):
         opcode, size = data[at] & 0x0F, data[at + 1] & 0x7F
@@ -249,13 +249,13 @@ def _last_close(data: bytearray) -> tuple[int, str] | None:
 
 
 def flood(server: Server, number: int) -> None:
-    """Many events: tasks that are submitted and cancelled in a blocked queue."""
+    """Cause many events by submitting and cancelling tasks in a blocked queue."""
     for _ in range(number):
         server.submit("matrix_multiply", {"size": 64, "iterations": 1}, wait=False, name="x" * 200)
 
 
 @pytest.mark.timeout(400)
-def test_clients_that_stop_reading_cost_little_and_delay_nobody(
+def test_stalled_clients_use_little_memory_and_delay_none(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with running_server(tmp_path_factory.mktemp("deaf"), STANDALONE, token=TOKEN) as server, contextlib.ExitStack() as stack:
@@ -264,7 +264,7 @@ def test_clients_that_stop_reading_cost_little_and_delay_nobody(
         for _ in range(5):
             stack.enter_context(Deaf(server, "task_output"))
         connection = stack.enter_context(listening(server))
-        # What the system keeps for each of them is full after that: the events that follow wait in the server.
+        # This fills the socket buffers of each client, so that further events wait in the server.
         for _ in range(6):
             server.submit("python", {"code": "print('x' * 900_000)"})
         delays, slow = [], slowness()
@@ -279,9 +279,9 @@ def test_clients_that_stop_reading_cost_little_and_delay_nobody(
         assert sorted(delays)[len(delays) // 2] < 0.5 * slow, delays
 
 
-def test_a_client_that_is_cut_off_hears_why_if_it_reads_again_at_once(standalone: Server) -> None:
+def test_disconnected_client_gets_close_reason(standalone: Server) -> None:
     with Deaf(standalone, "task_output") as deaf:
-        # What the system keeps for it is full after that.
+        # This fills the socket buffers.
         for _ in range(6):
             standalone.submit("python", {"code": "print('x' * 900_000)"})
         many = [{"operation": "matrix_multiply", "parameters": {"size": 8, "iterations": 1}, "priority": 1}] * 1500
@@ -291,7 +291,7 @@ def test_a_client_that_is_cut_off_hears_why_if_it_reads_again_at_once(standalone
         assert "since" in reason
 
 
-def test_a_stopping_server_says_goodbye(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_stopping_server_closes_websocket(tmp_path_factory: pytest.TempPathFactory) -> None:
     with running_server(tmp_path_factory.mktemp("goodbye"), STANDALONE, token=TOKEN) as server, listening(server) as connection:
         read(connection)
         server.stop()

@@ -81,7 +81,7 @@ def test_the_last_slice_of_a_view_keeps_its_file_from_being_used_again(tmp_path:
 def test_a_view_that_only_a_forked_child_still_has_keeps_the_file(tmp_path: Path) -> None:
     program = """
 import os, sys
-from openruntime_jupyter.worker import arrays
+from openruntime_jupyter.arrays import conversion
 view = conversion.view(sys.argv[1], "a")
 child = os.fork()
 if child == 0:

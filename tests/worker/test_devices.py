@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from openruntime_jupyter.worker.devices import called
+from openruntime_jupyter.worker.devices import readable_name
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from openruntime_jupyter.worker.devices import called
     ],
 )
 def test_a_processor_is_called_what_a_person_would_call_it(brand: str, name: str) -> None:
-    assert called(brand) == name
+    assert readable_name(brand) == name

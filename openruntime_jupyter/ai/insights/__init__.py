@@ -1,5 +1,5 @@
-"""What the recorded history tells about performance, memory, efficiency and errors: computed first, put into words second.
+"""Findings about performance, memory, efficiency and errors in the recorded history, computed and optionally rewritten by a model.
 
-`answer.py` is the way in. `evidence.py` reads the history; `levels.py`, `courses.py`, `failures.py` and `use.py` find things in it by the
-means of `statistics.py`; `report.py` puts them in order and into a text, which `wording.py` lets a model word.
+`response.py` is the entry point. `dataset.py` reads the history. `levels.py`, `trends.py`, `failures.py` and `usage.py` compute findings
+with `statistics.py`. `report.py` orders and formats them, and `rewriting.py` lets a model rewrite the text.
 """

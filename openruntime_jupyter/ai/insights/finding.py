@@ -1,4 +1,4 @@
-"""A finding while it is being made."""
+"""Findings under construction."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from openruntime_jupyter.schemas.insights import Finding, FindingKind, Severity,
 
 SEVERITIES: dict[Severity, float] = {"info": 0.0, "notice": 100.0, "warning": 200.0}
 MOST_TASKS = 5
-"""Tasks of one finding."""
+"""Maximum tasks of a finding."""
 MOST_NAMED = 3
-"""Of those, the ones that its text names."""
+"""Maximum tasks named in the text of a finding."""
 
 
 @dataclass(slots=True)
 class FindingDraft:
-    """A finding, its times in seconds since the epoch. `weight`, 0 to 99, orders findings of one severity.
+    """Finding with times in seconds since the epoch. `weight`, 0 to 99, orders findings of the same severity.
 
-    `around` asks for the tasks that ran from `start` to `end`: those that took most of the time, or held most of the memory.
+    `around` requests the tasks that ran from `start` to `end`, ordered by run time or by memory.
     """
 
     kind: FindingKind
@@ -42,11 +42,11 @@ class FindingDraft:
 
     @property
     def rank(self) -> float:
-        """The higher, the weightier."""
+        """Return the sort key: higher ranks come first."""
         return SEVERITIES[self.severity] + self.weight
 
     def finding(self) -> Finding:
-        """As it is told."""
+        """Return the finding as a wire schema."""
         return Finding(
             kind=self.kind,
             severity=self.severity,
@@ -60,8 +60,8 @@ class FindingDraft:
             tasks=[_seen(task) for task in self.tasks[:MOST_TASKS]],
         )
 
-    def place(self, ran: list[Ran]) -> None:
-        """Say which of the tasks that ran then have to do with it."""
+    def attach(self, ran: list[Ran]) -> None:
+        """Attach the related tasks among `ran`, and name them in the text."""
         assert self.start is not None
         assert self.end is not None
         start, end = self.start, self.end
@@ -70,19 +70,19 @@ class FindingDraft:
         else:
             self.tasks = sorted(ran, key=lambda task: -_overlap(task, start, end))
         if not ran:
-            # The workers' own memory is no other program's.
-            self.text += " No recorded task ran then" + ("." if self.figure == "worker_memory" else ": another program did it.")
+            # Other programs can't use the workers' memory.
+            self.text += " No recorded task was running" + ("." if self.figure == "worker_memory" else ": the cause is another program.")
             return
         named = [_with_memory(task) if self.around == "memory" else called(task) for task in self.tasks[:MOST_NAMED]]
         if len(ran) > len(named):
             most = "largest" if self.around == "memory" else "longest"
-            self.text += f" Of the tasks that ran then, the {most} were {listed(named)}."
+            self.text += f" Of the tasks running at that time, the {most} were {listed(named)}."
         else:
-            self.text += f" Then ran {listed(named)}."
+            self.text += f" Running at that time: {listed(named)}."
 
 
 Finder = Callable[[Dataset], list[FindingDraft]]
-"""Looks at the evidence for one kind of finding."""
+"""Function that computes one kind of finding."""
 
 
 def _held(task: Ran) -> float | None:
@@ -111,7 +111,7 @@ def _seen(task: Ran) -> TaskSeen:
     )
 
 
-def span(evidence: Dataset, start: float, end: float, resolution: float = 1.0) -> str:
-    """`from 14:30:00Z to 14:31:10Z (70 s)`."""
-    first, last = (moment(at, evidence.end, resolution) for at in (start, end))
+def span(dataset: Dataset, start: float, end: float, resolution: float = 1.0) -> str:
+    """Format an interval: `from 14:30:00Z to 14:31:10Z (70 s)`."""
+    first, last = (moment(at, dataset.end, resolution) for at in (start, end))
     return f"at {first}" if first == last else f"from {first} to {last} ({seconds(end - start)})"

@@ -1,4 +1,4 @@
-"""Figures, times and tasks as a person reads them."""
+"""Formatting of numbers, times and tasks for readers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMEFRAME_WORDS = {
 
 
 def number(value: float) -> str:
-    """About three digits: `1,250`, `12.5`, `1.25`, `0.13`."""
+    """Format a number with about three digits: `1,250`, `12.5`, `1.25`, `0.13`."""
     size = abs(value)
     if size >= 100:
         return f"{value:,.0f}"
@@ -28,18 +28,18 @@ def number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """`75%`, and `7.5%` below ten."""
+    """Format a percentage: `75%`, or `7.5%` below ten."""
     return f"{value:.0f}%" if value >= 9.95 or value < 0.05 else f"{value:.1f}%"
 
 
 def share(part: float, whole: float) -> str:
-    """`part` of `whole` in percent; never `0%` of something."""
+    """Format `part` of `whole` as a percentage. A positive part is never `0%`."""
     ratio = 100 * part / whole if whole else 0.0
     return "under 0.1%" if 0 < ratio < 0.1 else percent(ratio)
 
 
 def seconds(value: float) -> str:
-    """A duration in the unit that suits it: `0.4 ms`, `350 ms`, `1.2 s`, `4.5 min`, `2.5 h`, `3 days`."""
+    """Format a duration in a suitable unit: `0.4 ms`, `350 ms`, `1.2 s`, `4.5 min`, `2.5 h`, `3 days`."""
     for unit, size in (("days", 2.0 * DAY), ("h", 5_400.0), ("min", 90.0)):
         if value >= size:
             return f"{number(value / {'days': DAY, 'h': 3600, 'min': 60}[unit])} {unit}"
@@ -47,34 +47,34 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes: `2.31 GB`."""
+    """Format a number of bytes: `2.31 GB`."""
     return gigabytes(value)
 
 
 def amount(value: float, unit: str) -> str:
-    """A value of a figure of the history, with its unit."""
+    """Format a value of a metric with its unit."""
     return {"percent": percent, "bytes": size, "seconds": seconds}.get(unit, number)(value)
 
 
 def moment(at: float, now: float, resolution: float) -> str:
-    """A time in UTC as exact as is known, with the date where it is not today's: `14:30:20Z`, `2026-01-01T14:30Z`."""
+    """Format a UTC time at the known resolution, with the date unless it is today: `14:30:20Z`, `2026-01-01T14:30Z`."""
     text = timestamp(at)
     date, clock = text[:10], text[11:19] if resolution < 60 else text[11:16]
     return f"{clock}Z" if date == timestamp(now)[:10] else f"{date}T{clock}Z"
 
 
 def several(count: float, word: str) -> str:
-    """`1 task`, `1,250 tasks`."""
+    """Format a count with its noun: `1 task`, `1,250 tasks`."""
     return f"{count:,.0f} {word}{'' if round(count) == 1 else 's'}"
 
 
 def listed(parts: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join with commas and "and": `a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def called(task: Ran) -> str:
-    """A task by its id, its operation, its name and its owner."""
+    """Describe a task by id, operation, name and owner."""
     about = [f"`{task.operation}`"]
     if task.name:
         about.append(f'"{task.name}"')

@@ -1,4 +1,4 @@
-"""How it was: the levels of the figures over the timeframe, whatever they are."""
+"""Summary of the metrics over the timeframe."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ WEIGHT = 99.0
 ORDER = ("completed", "failed", "timed_out", "interrupted", "cancelled")
 
 
-def performance(evidence: Dataset) -> list[FindingDraft]:
-    """How busy the devices were, and how much was done."""
-    parts, figures = _utilization(evidence)
-    active, pending = evidence.columns.known("active_tasks"), evidence.columns.known("pending_tasks")
+def performance(dataset: Dataset) -> list[FindingDraft]:
+    """Return the device utilization and the number of finished tasks."""
+    parts, figures = _utilization(dataset)
+    active, pending = dataset.columns.known("active_tasks"), dataset.columns.known("pending_tasks")
     if active.size and pending.size:
-        parts.append(f"on average {number(active.mean())} tasks ran and {number(pending.mean())} waited")
+        parts.append(f"on average {number(active.mean())} tasks were running and {number(pending.mean())} pending")
         figures |= {"running_mean": float(active.mean()), "pending_mean": float(pending.mean())}
-    ended, counted = _ended(evidence)
+    ended, counted = _ended(dataset)
     return [_draft([*parts, ended], figures | counted)]
 
 
-def memory(evidence: Dataset) -> list[FindingDraft]:
-    """How much memory was in use."""
+def memory(dataset: Dataset) -> list[FindingDraft]:
+    """Return the memory usage."""
     parts: list[str] = []
     figures: dict[str, float | None] = {}
     for name, label, unit in (
@@ -36,7 +36,7 @@ def memory(evidence: Dataset) -> list[FindingDraft]:
         ("worker_memory", "the workers' memory", "bytes"),
         ("gpu_memory", "the GPU's memory in use", "bytes"),
     ):
-        values, highest = evidence.columns.known(name), evidence.columns.known(name, "max")
+        values, highest = dataset.columns.known(name), dataset.columns.known(name, "max")
         if values.size:
             parts.append(f"{label} averaged {amount(values.mean(), unit)} ({_about(values, highest, unit)})")
             figures |= _figures(name, values, highest)
@@ -44,49 +44,49 @@ def memory(evidence: Dataset) -> list[FindingDraft]:
             figures[f"{name}_mean"] = None
     if not parts:
         parts.append("the machine's memory was not recorded")
-    parts.append(f"the machine has {size(evidence.place.memory_total)}")
+    parts.append(f"the machine has {size(dataset.environment.memory_total)}")
     return [_draft(parts, figures)]
 
 
-def efficiency(evidence: Dataset) -> list[FindingDraft]:
-    """How much of what is there was used."""
-    parts, figures = _utilization(evidence)
-    active = evidence.columns.known("active_tasks")
+def efficiency(dataset: Dataset) -> list[FindingDraft]:
+    """Return the utilization of devices and slots."""
+    parts, figures = _utilization(dataset)
+    active = dataset.columns.known("active_tasks")
     if active.size:
-        slots = evidence.place.slots
+        slots = dataset.environment.slots
         parts.append(f"on average {number(active.mean())} of {several(slots, 'slot')} {'was' if slots == 1 else 'were'} in use")
         figures |= {"running_mean": float(active.mean()), "slots": float(slots)}
-    ran = [task.seconds for task in evidence.ended.tasks if task.seconds is not None]
+    ran = [task.seconds for task in dataset.ended.tasks if task.seconds is not None]
     if ran:
-        total = sum(ran) * evidence.ended.weight
-        parts.append(f"tasks that ended ran {seconds(total)} altogether, {seconds(float(np.median(ran)))} each (median)")
+        total = sum(ran) * dataset.ended.weight
+        parts.append(f"finished tasks ran {seconds(total)} in total, {seconds(float(np.median(ran)))} each (median)")
         figures |= {"run_seconds_total": total, "run_seconds_median": float(np.median(ran))}
     return [_draft(parts or ["nothing was recorded"], figures)]
 
 
-def errors(evidence: Dataset) -> list[FindingDraft]:
-    """What became of the tasks."""
-    ended, figures = _ended(evidence)
-    none = evidence.ended.number and not evidence.ended.failures
+def errors(dataset: Dataset) -> list[FindingDraft]:
+    """Return the number of tasks by final state."""
+    ended, figures = _ended(dataset)
+    none = dataset.ended.number and not dataset.ended.failures
     return [_draft([ended, "none of them failed"] if none else [ended], figures)]
 
 
-def _utilization(evidence: Dataset) -> tuple[list[str], dict[str, float | None]]:
+def _utilization(dataset: Dataset) -> tuple[list[str], dict[str, float | None]]:
     parts: list[str] = []
     figures: dict[str, float | None] = {}
-    place, gpu, cpu = evidence.place, evidence.columns.known("gpu_utilization"), evidence.columns.known("cpu_utilization")
-    if place.has_gpu and gpu.size:
-        sound = ", a healthy load" if 50 <= gpu.mean() <= 95 and evidence.enough else ""
-        highest = evidence.columns.known("gpu_utilization", "max")
+    environment, gpu, cpu = dataset.environment, dataset.columns.known("gpu_utilization"), dataset.columns.known("cpu_utilization")
+    if environment.has_gpu and gpu.size:
+        sound = ", a healthy load" if 50 <= gpu.mean() <= 95 and dataset.enough else ""
+        highest = dataset.columns.known("gpu_utilization", "max")
         parts.append(f"GPU utilization averaged {percent(gpu.mean())} ({_about(gpu, highest, 'percent')}){sound}")
         figures |= _figures("gpu_utilization", gpu, highest)
-    elif place.has_gpu:
-        parts.append("the GPU's utilization can't be read here, so it is not judged")
+    elif environment.has_gpu:
+        parts.append("the GPU's utilization is not available on this machine, so it is not assessed")
         figures["gpu_utilization_mean"] = None
-    elif place.devices:
-        parts.append("there is no GPU here, so tasks computed on the CPU")
+    elif environment.devices:
+        parts.append("this machine has no GPU, so tasks ran on the CPU")
     if cpu.size:
-        highest = evidence.columns.known("cpu_utilization", "max")
+        highest = dataset.columns.known("cpu_utilization", "max")
         parts.append(f"CPU utilization averaged {percent(cpu.mean())} ({_about(cpu, highest, 'percent')})")
         figures |= _figures("cpu_utilization", cpu, highest)
     return parts, figures
@@ -100,9 +100,9 @@ def _figures(name: str, values: Array, highest: Array) -> dict[str, float | None
     return {f"{name}_mean": float(values.mean()), f"{name}_median": float(np.median(values)), f"{name}_max": float(highest.max())}
 
 
-def _ended(evidence: Dataset) -> tuple[str, dict[str, float | None]]:
-    """What became of how many tasks; estimated from those that were drawn, where there are too many to look at each."""
-    ended = evidence.ended
+def _ended(dataset: Dataset) -> tuple[str, dict[str, float | None]]:
+    """Return the number of tasks by final state, estimated from a sample if there are too many."""
+    ended = dataset.ended
     if not ended.number:
         return "no task ended", {"tasks": 0.0}
     drawn = Counter(task.state for task in ended.tasks)
@@ -122,28 +122,28 @@ def _draft(parts: list[str], figures: dict[str, float | None]) -> FindingDraft:
     return FindingDraft("levels", text[0].upper() + text[1:] + ".", WEIGHT, figures=figures)
 
 
-def too_little(evidence: Dataset) -> FindingDraft | None:
-    """How much there is and what would be needed; None where there is enough."""
-    if evidence.enough:
+def too_little(dataset: Dataset) -> FindingDraft | None:
+    """Return the available and the required amount of data, or None if there is enough."""
+    if dataset.enough:
         return None
-    step, points = evidence.columns.step, evidence.columns.observed
+    step, points = dataset.columns.step, dataset.columns.observed
     return FindingDraft(
         "too_little",
-        f"There is too little history to tell peaks and trends from chance: {several(points, 'value')} of {seconds(step)} each, where "
-        f"{LEAST_POINTS} are needed ({seconds(LEAST_POINTS * step)}), and {several(evidence.ended.number, 'ended task')}.",
+        f"There is too little history to distinguish peaks and trends from chance: {several(points, 'value')} of {seconds(step)} each, but "
+        f"{LEAST_POINTS} are needed ({seconds(LEAST_POINTS * step)}), and {several(dataset.ended.number, 'ended task')}.",
         WEIGHT,
         "notice",
-        advice="Ask again later." if evidence.timeframe == "5m" else "Ask again later, or for a shorter timeframe, which needs less.",
-        figures={"values": float(points), "values_needed": float(LEAST_POINTS), "tasks": float(evidence.ended.number)},
+        advice="Try again later." if dataset.timeframe == "5m" else "Try again later, or use a shorter timeframe, which needs less data.",
+        figures={"values": float(points), "values_needed": float(LEAST_POINTS), "tasks": float(dataset.ended.number)},
     )
 
 
-def nothing(evidence: Dataset) -> FindingDraft:
-    """That there is nothing to tell."""
+def nothing(dataset: Dataset) -> FindingDraft:
+    """Return the finding that nothing stands out."""
     return FindingDraft(
         "nothing",
-        f"Nothing stands out in {seconds(evidence.columns.observed * evidence.columns.step)} of figures and "
-        f"{several(evidence.ended.number, 'ended task')}: nothing of what was looked for is beyond chance.",
+        f"Nothing stands out in {seconds(dataset.columns.observed * dataset.columns.step)} of figures and "
+        f"{several(dataset.ended.number, 'ended task')}: all values are within random variation.",
         1.0,
-        figures={"observed_s": float(evidence.columns.observed * evidence.columns.step), "tasks": float(evidence.ended.number)},
+        figures={"observed_s": float(dataset.columns.observed * dataset.columns.step), "tasks": float(dataset.ended.number)},
     )

@@ -1,4 +1,4 @@
-"""From evidence to findings, and from findings to a text: without any model."""
+"""Findings of a dataset and their text, computed without a model."""
 
 from __future__ import annotations
 
@@ -35,41 +35,41 @@ FINDERS: Mapping[MetricType, tuple[Finder, ...]] = {
     ),
     "errors": (levels.errors, bursts, failures()),
 }
-"""What is looked for, by what is asked about."""
+"""Finders by metric type."""
 
 
-def drafts_of(evidence: Dataset, metric_type: MetricType) -> list[FindingDraft]:
-    """The findings that matter, the weightiest first. It computes for some 10 ms: not on a loop."""
-    found = [draft for finder in FINDERS[metric_type] for draft in finder(evidence)]
+def drafts_of(dataset: Dataset, metric_type: MetricType) -> list[FindingDraft]:
+    """Return the most important findings, highest rank first. Takes some 10 ms, so don't call it on an event loop."""
+    found = [draft for finder in FINDERS[metric_type] for draft in finder(dataset)]
     leaking = any(draft.kind == "leak" and draft.figure for draft in found)
-    # The same rise is not told twice, nor are the same failures.
+    # Report each rise and each group of failures only once.
     burst = max((draft.figures["failures"] or 0.0 for draft in found if draft.kind == "burst"), default=0.0)
     found = [draft for draft in found if not (leaking and draft.kind == "trend" and draft.figure == "worker_memory")]
     found = [draft for draft in found if draft.kind != "failures" or burst < (draft.figures["failures"] or 0.0)]
-    little = levels.too_little(evidence)
+    little = levels.too_little(dataset)
     if little is not None:
         found.append(little)
     elif all(draft.severity == "info" for draft in found):
-        found.append(levels.nothing(evidence))
+        found.append(levels.nothing(dataset))
     return sorted(found, key=lambda draft: -draft.rank)[:MOST_FINDINGS]
 
 
 def text_of(timeframe: Timeframe, metric_type: MetricType, findings: Sequence[Finding]) -> str:
-    """The findings as a numbered text, each with its advice, unless one before it has the same."""
+    """Return the findings as a numbered text with advice. Repeated advice is omitted."""
     head = f"Based on the {TIMEFRAME_WORDS[timeframe]} of {'error' if metric_type == 'errors' else metric_type} data:"
-    lines, told = [head, ""], set()
-    for place, each in enumerate(findings, 1):
-        again = each.advice is None or each.advice in told
-        lines.append(f"{place}. {each.text}" if again else f"{place}. {each.text} {each.advice}")
-        told.add(each.advice)
+    lines, given = [head, ""], set()
+    for position, each in enumerate(findings, 1):
+        again = each.advice is None or each.advice in given
+        lines.append(f"{position}. {each.text}" if again else f"{position}. {each.text} {each.advice}")
+        given.add(each.advice)
     return "\n".join(lines)
 
 
 def data_of(drawn: MetricsHistory, drafts: Sequence[FindingDraft]) -> InsightsData:
-    """The series to draw, and where the findings are in them."""
+    """Return the series to plot, with the positions of the findings."""
     marks = [
         Mark(
-            finding=place,
+            finding=position,
             kind=draft.kind,
             severity=draft.severity,
             figure=draft.figure,
@@ -78,22 +78,22 @@ def data_of(drawn: MetricsHistory, drafts: Sequence[FindingDraft]) -> InsightsDa
             at=iso(draft.at),
             value=draft.value,
         )
-        for place, draft in enumerate(drafts, 1)
+        for position, draft in enumerate(drafts, 1)
         if draft.start is not None and draft.end is not None
     ]
-    # Tens of thousands of figures that were checked where they were made.
+    # Unchecked construction: tens of thousands of values that were validated earlier.
     return InsightsData.model_construct(**dict(drawn), marks=marks)
 
 
-def basis_of(evidence: Dataset) -> Basis:
-    """What the findings rest on."""
+def basis_of(dataset: Dataset) -> Basis:
+    """Return the amount of data that the findings are based on."""
     return Basis(
-        start=timestamp(evidence.begin),
-        end=timestamp(evidence.end),
-        span_s=evidence.end - evidence.begin,
-        observed_s=float(evidence.columns.observed * evidence.columns.step),
-        resolution_s=evidence.columns.step,
-        tasks=evidence.ended.number,
-        tasks_examined=len(evidence.ended.tasks),
-        enough=evidence.enough,
+        start=timestamp(dataset.begin),
+        end=timestamp(dataset.end),
+        span_s=dataset.end - dataset.begin,
+        observed_s=float(dataset.columns.observed * dataset.columns.step),
+        resolution_s=dataset.columns.step,
+        tasks=dataset.ended.number,
+        tasks_examined=len(dataset.ended.tasks),
+        enough=dataset.enough,
     )

@@ -1,4 +1,4 @@
-"""A model puts the findings into words; its text is taken only if every figure is still there and none was added."""
+"""Rewriting of findings by a model. Its text is used only if it contains exactly the same numbers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from openruntime_jupyter.schemas.insights import WordingChoice
 
 log = logging.getLogger(__name__)
 
-Wording = Callable[[str], Awaitable["str | None"]]
-"""Gives a model's answer to a prompt; None where it gave none. It ends what it does when it is cancelled."""
+Rewrite = Callable[[str], Awaitable["str | None"]]
+"""Function that returns a model's response to a prompt, or None. Cancelling it cancels the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Worder:
-    """A model that can put text into words."""
+class Rewriter:
+    """Model that can rewrite text."""
 
     model: str
-    """As an answer names it."""
-    ask: Wording
+    """Model name in responses."""
+    ask: Rewrite
     learn: Callable[[bool], None] = lambda fit: None
-    """Is told whether what it gave could be used."""
+    """Called with whether the model's text was usable."""
 
 
-Choose = Callable[[Literal["resident", "local", "remote"]], "Worder | None"]
-"""The model to ask: a local one that is loaded, a local one whether or not, a remote one that the settings allow; None: there is none."""
+Choose = Callable[[Literal["resident", "local", "remote"]], "Rewriter | None"]
+"""Function that selects a model: a loaded local one, any local one, or an allowed remote one. Returns None if unavailable."""
 
 
 SECONDS = 20.0
-"""How long a model may take; by then the computed text is the better answer."""
+"""Time limit for a model. After that the computed text is returned."""
 
 PROMPT = """Rewrite this report about a compute server in clear, friendly English for the person who runs it.
 Keep the first line, the numbered points and their order. Keep every number, unit, time, task id and setting exactly as it is.
@@ -42,41 +42,41 @@ Add no number, no fact and no advice that is not there. Answer with the report a
 {text}"""
 
 
-async def word(text: str, wording: WordingChoice, choose: Choose, limit: float = SECONDS) -> tuple[str, str, str | None]:
-    """The text in a model's words, whose they are, and why not where it was asked for; falls back to the text, by `"none"`."""
-    worder, problem = _worder(wording, choose)
-    if worder is None:
+async def rewrite(text: str, wording: WordingChoice, choose: Choose, limit: float = SECONDS) -> tuple[str, str, str | None]:
+    """Return the rewritten text, its author and the reason if it was not rewritten. Falls back to the text, by `"none"`."""
+    rewriter, problem = _rewriter(wording, choose)
+    if rewriter is None:
         return text, "none", problem
-    worded, problem = await _worded(text, worder, limit)
-    worder.learn(worded is not None)
-    return (text, "none", problem) if worded is None else (worded, worder.model, None)
+    rewritten, problem = await _rewritten(text, rewriter, limit)
+    rewriter.learn(rewritten is not None)
+    return (text, "none", problem) if rewritten is None else (rewritten, rewriter.model, None)
 
 
-async def _worded(text: str, worder: Worder, limit: float) -> tuple[str | None, str | None]:
-    """The text in this model's words, or None and why not."""
+async def _rewritten(text: str, rewriter: Rewriter, limit: float) -> tuple[str | None, str | None]:
+    """Return the text rewritten by this model, or None and the reason."""
     try:
-        answer = await asyncio.wait_for(worder.ask(PROMPT.format(text=text)), limit)
+        answer = await asyncio.wait_for(rewriter.ask(PROMPT.format(text=text)), limit)
     except asyncio.TimeoutError:
-        return None, f"{worder.model} took longer than {limit:g} s to word the findings: they are told as they were computed."
-    except Exception as error:  # whatever a model does wrong, the findings are there
-        log.warning("%s could not word the insights: %s", worder.model, error)
-        return None, f"{worder.model} could not word the findings ({type(error).__name__}): they are told as they were computed."
+        return None, f"{rewriter.model} took longer than {limit:g} s to rewrite the findings: using the computed text"
+    except Exception as error:  # a failing model must not lose the findings
+        log.warning("%s could not rewrite the insights: %s", rewriter.model, error)
+        return None, f"{rewriter.model} could not rewrite the findings ({type(error).__name__}): using the computed text"
     if not answer or not faithful(answer, text):
-        return None, f"{worder.model} did not keep to the figures: the findings are told as they were computed."
+        return None, f"{rewriter.model} changed numbers of the findings: using the computed text"
     return answer.strip(), None
 
 
-def _worder(wording: WordingChoice, choose: Choose) -> tuple[Worder | None, str | None]:
+def _rewriter(wording: WordingChoice, choose: Choose) -> tuple[Rewriter | None, str | None]:
     if wording == "none":
         return None, None
     if wording == "auto":
         return choose("resident") or choose("remote"), None
-    worder = choose(wording)
-    if worder is not None:
-        return worder, None
+    rewriter = choose(wording)
+    if rewriter is not None:
+        return rewriter, None
     if wording == "local":
-        return None, "There is no local model to word the findings: `jupyter openruntime pull` fetches one."
+        return None, "No local model to rewrite the findings: `jupyter openruntime pull` downloads one"
     return None, (
-        "No remote model may word the findings, which would leave this machine: OpenRuntimeApp.insights_wording allows it by `remote`, "
-        "where a provider is set up, to whoever is logged in."
+        "Remote models may not rewrite the findings, which would leave this machine: set OpenRuntimeApp.insights_wording to `remote`, "
+        "configure a provider and log in"
     )

@@ -1,7 +1,7 @@
-"""Robust statistics over figures that are noisy, have gaps and are not normal. Pure: arrays in, numbers out; times are in seconds.
+"""Robust statistics for noisy, non-normal time series with gaps. Pure functions; times are in seconds.
 
-A machine's figures depend on what they were a moment before, so a test that takes neighbours for independent finds trends in everything.
-Whatever is said to rise here must be a trend against two kinds of chance: noise about a level, and a level that wanders.
+Metrics of a machine are autocorrelated, so tests that assume independent neighbours find trends everywhere. A reported rise must
+therefore be a trend against two null hypotheses: noise around a constant level, and a random walk.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating[Any]]
 
 MAD_TO_SIGMA = 1.4826
-"""The median absolute deviation of a normal distribution, times this, is its standard deviation."""
+"""Factor from the median absolute deviation to the standard deviation of a normal distribution."""
 MEAN_DEVIATION_TO_SIGMA = 1.2533
-"""Likewise for the mean absolute deviation."""
+"""Factor from the mean absolute deviation to the standard deviation of a normal distribution."""
 
 BLOCKS = 24
-"""Into how many medians a stretch is cut before it is tested: neighbours within a block tell the same."""
+"""Number of block medians per tested interval. Neighbours within a block are correlated."""
 LEAST_BLOCKS = 12
 FEW = 6
-"""Values that are no second way of a figure to be, however few there are in all."""
+"""Number of high values that are always treated as exceptions, not as a second mode, regardless of the sample size."""
 CHANCE = 0.001
-"""The probability below which something is not taken for chance."""
+"""Significance level."""
 CHANCE_OF_CLIMB = 0.00025
-"""Of a stretch that was looked for among many; steps that all go upwards reach it from 16 blocks on."""
+"""Significance level of an interval selected among many. Monotonic steps reach it from 16 blocks on."""
 
 
 def tail(z: float) -> float:
-    """The probability that a normal value lies at least `z` standard deviations from its mean, on either side."""
+    """Return the two-sided tail probability of a normal value at `z` standard deviations."""
     return math.erfc(abs(z) / math.sqrt(2))
 
 
 def middle(values: Array) -> tuple[float, float]:
-    """The median, and a standard deviation that outliers do not move.
+    """Return the median and a robust standard deviation.
 
-    The scale is the median absolute deviation times 1.4826, or, where more than half of the values are equal, the mean absolute
+    The scale is the median absolute deviation times 1.4826, or, if more than half of the values are equal, the mean absolute
     deviation times 1.2533 (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993).
     """
     median = float(np.median(values))
@@ -51,7 +51,7 @@ def middle(values: Array) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """Neighbouring values far above the rest: the places of the first, the last and the highest."""
+    """Neighbouring values far above the rest, as indices of the first, last and highest value."""
 
     first: int
     last: int
@@ -59,12 +59,12 @@ class Episode:
 
 
 def episodes(values: Array, *, least: float, sigmas: float = 6.0, rare: float = 0.1) -> list[Episode]:
-    """Where `values` stand out upwards, the highest first.
+    """Return the episodes of high outliers in `values`, highest first.
 
-    A value stands out that is `sigmas` robust standard deviations and at least `least` above the median. Where more than `FEW` values
-    and more than the share `rare` of all do, they are no exceptions but a second way of the figure to be, and nothing is found. NaN is
-    a gap, which ends no episode by itself. With 6 sigmas a normal value stands out once in 10^9; the median and its deviation bear up
-    to half of the values being wrong (Hampel, The Influence Curve and its Role in Robust Estimation, 1974).
+    An outlier is `sigmas` robust standard deviations and at least `least` above the median. If there are more than `FEW` outliers and
+    more than the share `rare` of all values, they are a second mode and not exceptions, and nothing is returned. NaN is a gap, which
+    does not end an episode. With 6 sigmas a normal value is an outlier once in 10^9; the median and its deviation tolerate up to half
+    of the values being wrong (Hampel, The Influence Curve and its Role in Robust Estimation, 1974).
     """
     known = values[~np.isnan(values)]
     if known.size == 0:
@@ -73,14 +73,14 @@ def episodes(values: Array, *, least: float, sigmas: float = 6.0, rare: float = 
     out = np.flatnonzero(values > median + max(sigmas * sigma, least))
     if out.size == 0 or out.size > max(FEW, rare * known.size):
         return []
-    # One quiet value between two high ones does not make them two.
+    # A single normal value between two outliers does not split an episode.
     groups = np.split(out, np.flatnonzero(np.diff(out) > 2) + 1)
     found = [Episode(int(group[0]), int(group[-1]), int(group[np.argmax(values[group])])) for group in groups]
     return sorted(found, key=lambda each: -values[each.top])
 
 
 def blocks(times: Array, values: Array, number: int = BLOCKS) -> tuple[Array, Array]:
-    """At most `number` medians of as many values each, in the order of time, with the medians of their times; gaps are left out."""
+    """Return at most `number` medians of equal-sized blocks in time order, with the medians of their times. Skips gaps."""
     known = ~np.isnan(values)
     times, values = times[known], values[known]
     parts = min(number, values.size)
@@ -91,7 +91,7 @@ def blocks(times: Array, values: Array, number: int = BLOCKS) -> tuple[Array, Ar
 
 
 def _medians(values: Array, edges: NDArray[np.int_]) -> Array:
-    """The median of what lies from each of `edges` to the next: all at once, since a call of NumPy's for each takes many times as long."""
+    """Return the median of each interval between `edges`. Vectorized, because one NumPy call per interval is many times slower."""
     ordered = values[np.lexsort((values, np.repeat(np.arange(edges.size - 1), np.diff(edges))))]
     low, high = (edges[:-1] + edges[1:] - 1) // 2, (edges[:-1] + edges[1:]) // 2
     medians: Array = (ordered[low] + ordered[high]) / 2
@@ -99,10 +99,10 @@ def _medians(values: Array, edges: NDArray[np.int_]) -> Array:
 
 
 def theil_sen(times: Array, values: Array) -> tuple[float, float]:
-    """The slope, in units a second, and the value at the first of `times`, of the line that Theil and Sen draw.
+    """Return the slope, in units per second, and the value at the first of `times`, of the Theil-Sen line.
 
-    The slope is the median of those of all pairs (Sen, Estimates of the Regression Coefficient Based on Kendall's Tau, JASA 1968),
-    which bears 29 % of the values being wrong.
+    The slope is the median of the slopes of all pairs (Sen, Estimates of the Regression Coefficient Based on Kendall's Tau, JASA
+    1968), which tolerates 29 % of the values being wrong.
     """
     first, second = np.triu_indices(values.size, 1)
     apart = times[second] - times[first]
@@ -112,7 +112,7 @@ def theil_sen(times: Array, values: Array) -> tuple[float, float]:
 
 
 def mann_kendall(values: Array) -> tuple[float, float]:
-    """Kendall's tau of `values` against their order, -1 to 1, and its probability by chance where they are independent.
+    """Return Kendall's tau of `values` against their order, -1 to 1, and its p-value for independent values.
 
     Normal approximation, corrected for ties (Mann, Nonparametric Tests Against Trend, 1945; Kendall, Rank Correlation Methods, 1975).
     """
@@ -127,10 +127,10 @@ def mann_kendall(values: Array) -> tuple[float, float]:
 
 
 def drift(values: Array) -> float:
-    """The probability by chance that a level which wanders, each step up as likely as down, goes one way as steadily as `values`.
+    """Return the p-value of `values` moving this steadily in one direction under a random walk with symmetric steps.
 
     Wilcoxon's signed ranks of the steps from value to value, normal approximation (Wilcoxon, Individual Comparisons by Ranking
-    Methods, 1945). The steps of mere noise go back and forth, which makes the test stricter against it.
+    Methods, 1945). Steps of pure noise alternate, which makes the test stricter for noise.
     """
     steps = np.diff(values)
     steps = steps[steps != 0]
@@ -141,15 +141,15 @@ def drift(values: Array) -> float:
 
 
 def ranked(values: Array) -> Array:
-    """The ranks of `values` from 1 on; equal ones share the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    """Return the ranks of `values` from 1 on. Ties get their mean rank."""
+    _, positions, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[places], dtype=np.float64)
+    return np.asarray((ends - (counts - 1) / 2)[positions], dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A straight course from `begin` to `end`, with its value at both, and Kendall's tau."""
+    """Straight line from `begin` to `end`, with the values at both and Kendall's tau."""
 
     begin: float
     end: float
@@ -159,20 +159,20 @@ class Line:
 
     @property
     def rise(self) -> float:
-        """How much the value changed."""
+        """Return the change of the value."""
         return self.at_end - self.at_begin
 
     @property
     def slope(self) -> float:
-        """Units a second."""
+        """Return the slope in units per second."""
         return self.rise / (self.end - self.begin)
 
 
 def trend(times: Array, values: Array, chance: float = CHANCE) -> Line | None:
-    """The line that the values follow from the first to the last; None where that may be chance, or there are too few.
+    """Return the trend line over all values, or None if it is not significant or there are too few values.
 
-    It must be a trend both against noise (`mann_kendall`) and against a level that wanders (`drift`), and no single step may make
-    half of it: that is a change of level. Its course is `theil_sen`'s.
+    It must be significant against noise (`mann_kendall`) and against a random walk (`drift`). If a single step makes up half of it,
+    it is a change of level and not a trend. The line comes from `theil_sen`.
     """
     x, y = blocks(times, values)
     if x.size < LEAST_BLOCKS:
@@ -187,18 +187,18 @@ def trend(times: Array, values: Array, chance: float = CHANCE) -> Line | None:
 
 
 def climb(times: Array, values: Array, *, least: float, share: float = 0.15, before: Array | None = None) -> Line | None:
-    """The largest steady rise within the values, which need not go on from their beginning to their end; None where there is none.
+    """Return the largest steady rise in any interval of the values, or None.
 
-    A rise is looked for among the medians of 96 blocks: from a low to a high, never falling back by more than a quarter of what was
-    gained. It counts if it is at least `least`, takes the `share` of all the time, is a `trend`, and stays: what goes back by and by,
-    or came down so before (also in `before`, the values of earlier), swings. What falls at once, as when a worker ends, counts.
+    The search uses the medians of 96 blocks: from a low to a high, without falling back by more than a quarter of the gain. A rise
+    counts if it is at least `least`, covers the `share` of the time, is a `trend`, and persists. A gradual return, or a similar
+    gradual fall earlier (also in the earlier values `before`), is an oscillation. A sudden fall, as when a worker exits, is not.
     """
     known = ~np.isnan(values)
     times, values = times[known], values[known]
     if values.size < LEAST_BLOCKS:
         return None
     x, y = blocks(times, values, 4 * BLOCKS)
-    # The median of three neighbours: one that is far out neither begins, nor ends, nor interrupts anything.
+    # The median of three neighbours removes single outliers, which must not start, end or interrupt a rise.
     y = np.median(sliding_window_view(np.pad(y, 1, mode="edge"), 3), axis=1)
     low, high = _largest_rise(y)
     if high <= low or y[high] - y[low] < least or x[high] - x[low] < share * (times[-1] - times[0]):
@@ -214,11 +214,11 @@ def climb(times: Array, values: Array, *, least: float, share: float = 0.15, bef
 
 
 def _largest_rise(values: Array) -> tuple[int, int]:
-    # What the values do from one to the next anyway, as a standard deviation, is no falling back.
+    # Drops within the standard deviation of the steps are noise.
     noise = 3 * MAD_TO_SIGMA * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
-    # A row for each place where it may begin; what lies before that is as if it had been level.
-    places = np.arange(values.size)
-    ahead, low_values = places >= places[:, None], values[:, None]
+    # One row per start index. Values before the start are treated as constant.
+    positions = np.arange(values.size)
+    ahead, low_values = positions >= positions[:, None], values[:, None]
     course = np.where(ahead, values, low_values)
     highest = np.maximum.accumulate(course, axis=1)
     fallen = highest - course > np.maximum((highest - low_values) / 4, noise) + 1e-12
@@ -226,27 +226,27 @@ def _largest_rise(values: Array) -> tuple[int, int]:
     tops = np.argmax(np.where(before_fall, course, -np.inf), axis=1)
     low = int(np.argmax(values[tops] - values))
     top = int(tops[low])
-    # Where it is level before and after, the lowest and the highest value lie anywhere in that.
+    # On level parts before and after the rise, the positions of the minimum and the maximum are arbitrary.
     inside = values[low : top + 1]
     high = low + int(np.argmax(inside >= values[top] - noise))
     return low + int(np.flatnonzero(values[low : high + 1] <= values[low] + noise)[-1]), high
 
 
 def _goes_back(values: Array, rise: float) -> bool:
-    """Whether the values, read away from the rise, part from its near end by half of it or more without doing so at once."""
+    """Return whether the values, read away from the rise, gradually return by half of it or more."""
     if values.size < 2:
         return False
     away = np.abs(values - values[0])
     far = np.flatnonzero(away > rise / 2)
     if far.size == 0:
-        # It may be on its way back, but had no time yet: a third, and most of the steps lead there.
+        # Or a return has started: by a third, with most of the steps in that direction.
         return bool(away[-1] > rise / 3 and values.size > 3 and drift(values) < 0.05)
     steps = np.abs(np.diff(values[: far[0] + 1]))
     return bool(steps.max() < rise / 3)
 
 
 def rank_sum(some: Array, others: Array) -> float:
-    """The probability by chance that values of one kind lie above or below those of the other as these do.
+    """Return the p-value of the difference in location between two samples.
 
     Mann and Whitney's U with the correction for ties, normal approximation (On a Test of Whether one of Two Random Variables is
     Stochastically Larger than the Other, 1947).
@@ -263,7 +263,7 @@ def rank_sum(some: Array, others: Array) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """A stretch of places, the last included, in which more of the tasks failed than elsewhere."""
+    """Interval of indices (inclusive) with a higher failure rate than the rest."""
 
     first: int
     last: int
@@ -272,37 +272,37 @@ class Burst:
 
 
 def burst(failed: Array, ended: Array, *, least: float = 5.0, score: float = 12.0) -> Burst | None:
-    """The stretch in which failures are densest; None where they may be spread by chance.
+    """Return the interval with the highest density of failures, or None if the distribution may be random.
 
-    Among tasks that ended, not over time: where many run, many fail. The score is the logarithm of the likelihood ratio of Kulldorff's
-    scan for 0 and 1 (A Spatial Scan Statistic, 1997). Of one given stretch, 12 is reached by chance once in a million times (twice the
-    score follows chi-square with one degree of freedom; Wilks 1938), of the 10^4 that are looked at, once in a hundred at most.
-    At least `least` must have failed in it, and it takes half of the places at most.
+    The density is relative to ended tasks and not to time, because more failures are expected when more tasks run. The score is the
+    logarithm of the likelihood ratio of Kulldorff's scan for 0 and 1 (A Spatial Scan Statistic, 1997). For a given interval, a score of
+    12 has a probability of 1e-6 (twice the score follows chi-square with one degree of freedom; Wilks 1938), for the 10^4 tested
+    intervals at most 1e-2. The interval has at least `least` failures and covers at most half of the indices.
     """
-    places = np.flatnonzero(failed > 0)
-    if places.size == 0:
+    positions = np.flatnonzero(failed > 0)
+    if positions.size == 0:
         return None
     all_failed, all_ended = float(failed.sum()), float(np.maximum(ended, failed).sum())
     f = np.concatenate([[0.0], np.cumsum(failed)])
     n = np.concatenate([[0.0], np.cumsum(np.maximum(ended, failed))])
-    inside = f[places[None, :] + 1] - f[places[:, None]]
-    size = n[places[None, :] + 1] - n[places[:, None]]
-    length = places[None, :] - places[:, None] + 1
+    inside = f[positions[None, :] + 1] - f[positions[:, None]]
+    size = n[positions[None, :] + 1] - n[positions[:, None]]
+    length = positions[None, :] - positions[:, None] + 1
     ratio = _log_likelihood(inside, size) + _log_likelihood(all_failed - inside, all_ended - size)
     ratio -= _log_likelihood(np.array(all_failed), np.array(all_ended))
-    # The densest, and not what is empty.
+    # The highest density, ignoring empty intervals.
     with np.errstate(divide="ignore", invalid="ignore"):
         denser = inside / size > np.where(all_ended > size, (all_failed - inside) / (all_ended - size), np.inf)
     ratio = np.where(denser & (inside >= least) & (length > 0) & (length <= max(1, failed.size // 2)), ratio, -np.inf)
     first, last = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
     if ratio[first, last] < score:
         return None
-    return Burst(int(places[first]), int(places[last]), float(inside[first, last]), float(size[first, last]))
+    return Burst(int(positions[first]), int(positions[last]), float(inside[first, last]), float(size[first, last]))
 
 
 def _log_likelihood(failed: Array, ended: Array) -> Array:
-    """Of that many of that many, at the rate which makes them likeliest."""
+    """Return the log-likelihood of `failed` among `ended` at the maximum-likelihood rate."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = failed * np.log(failed / ended) + (ended - failed) * np.log1p(-failed / ended)
-    # No failure, or nothing but failures, is certain at a rate of 0 or 1.
+    # With no failures or only failures, the rate is 0 or 1 and the likelihood is 1.
     return np.where((failed <= 0) | (failed >= ended), 0.0, found)

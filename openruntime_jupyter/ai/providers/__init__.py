@@ -1,1 +1,1 @@
-"""What answers prompts."""
+"""Remote providers of models."""

@@ -1,4 +1,4 @@
-"""The openai package's clients: one for each profile, made at its first prompt, closed with the runtime."""
+"""Clients of the openai package: one per profile, created at its first prompt and closed with the runtime."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 PLACEHOLDER = "the-key-travels-with-each-request"
-"""The package wants a key when a client is made, and would else take OPENAI_API_KEY, whoever the client is for."""
+"""Placeholder key. Without a key, the package would use OPENAI_API_KEY for every profile."""
 CONNECT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
 class Secrets:
-    """The headers of a profile that hold secrets, and what takes those out of texts."""
+    """Secret headers of a profile, with their redactor."""
 
     headers: dict[str, str]
     redactor: Redactor
@@ -28,14 +28,14 @@ class Secrets:
 
 @dataclass(slots=True)
 class Client:
-    """A client, and what its provider was found not to take: `(model, parameter)`."""
+    """Client, with the parameters that its provider rejected as `(model, parameter)`."""
 
     openai: AsyncOpenAI
     refuses: set[tuple[str, str]] = field(default_factory=set)
 
 
 class Clients:
-    """Makes clients, and closes them."""
+    """Factory and owner of the clients."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -43,20 +43,20 @@ class Clients:
         self._closed = False
 
     async def get(self, profile: Profile) -> Client:
-        """The profile's client. The first takes the import of `openai` (0.8 s), in a thread: the loop goes on."""
+        """Return the profile's client. The first call imports `openai` (0.8 s) in a thread, without blocking the loop."""
         if self._closed:
-            raise RuntimeError("the provider is closed")
+            raise RuntimeError("The provider is closed")
         made = self._made.get(profile.name)
         if made is None or (made.done() and made.exception() is not None):
             made = asyncio.ensure_future(asyncio.to_thread(self._make, profile))
             self._made[profile.name] = made
-        return await asyncio.shield(made)  # others may wait for the same one
+        return await asyncio.shield(made)  # other callers may await the same client
 
     def _make(self, profile: Profile) -> Client:
         import openai
 
         timeout = openai.Timeout(profile.timeout, connect=min(profile.timeout, CONNECT_SECONDS))
-        # A redirect would take the prompt, and headers with keys, to whomever the provider names.
+        # A redirect would send the prompt and headers with keys to another host.
         http = openai.DefaultAsyncHttpx2Client(trust_env=not profile.loopback, timeout=timeout, follow_redirects=False)
         client = openai.AsyncOpenAI(
             api_key=PLACEHOLDER, base_url=profile.base_url, timeout=timeout, max_retries=profile.max_retries, http_client=http
@@ -64,19 +64,19 @@ class Clients:
         return Client(client)
 
     async def secrets(self, profile: Profile) -> Secrets:
-        """What the profile's places hold now, so that a key that was changed is used at once; raises `KeyNotFound`."""
-        places = profile.places
-        if any(place.startswith("keyring:") for place in places.values()):
-            return await asyncio.to_thread(self._look_up, places)
-        return self._look_up(places)
+        """Return the current secrets of the profile, so that changed keys take effect immediately. Raises `KeyNotFound`."""
+        references = profile.references
+        if any(reference.startswith("keyring:") for reference in references.values()):
+            return await asyncio.to_thread(self._look_up, references)
+        return self._look_up(references)
 
-    def _look_up(self, places: Mapping[str, str]) -> Secrets:
-        found = {header: look_up(place, self._environ) for header, place in places.items()}
+    def _look_up(self, references: Mapping[str, str]) -> Secrets:
+        found = {header: look_up(reference, self._environ) for header, reference in references.items()}
         key = {"Authorization": f"Bearer {found[KEY]}"} if KEY in found else {}
         return Secrets({**{name: value for name, value in found.items() if name != KEY}, **key}, Redactor(found.values()))
 
     def headers(self, profile: Profile, secrets: Secrets) -> dict[str, Any]:
-        """The headers of a request. What the package would take from the environment for every profile alike is left out."""
+        """Return the headers of a request, without values that the package would take from the environment for all profiles."""
         from openai import Omit
 
         ambient = [line.partition(":")[0].strip() for line in self._environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()]
@@ -88,7 +88,7 @@ class Clients:
         return {**{name: value for name, value in left_out.items() if name.lower() not in taken}, **ours}
 
     async def close(self) -> None:
-        """Close every connection; nothing can be asked afterwards."""
+        """Close all connections. Later requests fail."""
         self._closed = True
         made, self._made = list(self._made.values()), {}
         for client in await asyncio.gather(*made, return_exceptions=True):

@@ -1,7 +1,7 @@
-"""The edge between the openai package and this one: what it raises, and what a provider answers, as errors of ours.
+"""Translation of exceptions of the openai package and of error responses into the package's errors.
 
-The tables go by names, since `openai` and `httpx2` are imported late. Tests enumerate the exceptions of both, so that a new one must
-be decided on.
+The tables use class names, because `openai` and `httpx2` are imported lazily. Tests enumerate the exceptions of both, so that new
+exceptions get an entry.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from openruntime_jupyter.ai.profiles import Profile
 from openruntime_jupyter.errors import ProviderBroken, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
 
 LONGEST = 300
-"""Characters of what a provider says itself."""
+"""Maximum characters of a provider's own message."""
 
-ABSENT = "can't be reached ({said}): check that it runs, and base_url in the profile"
-SLOW = "was silent for more than {timeout:g} s: it is overloaded or gone; try again, or give the profile a longer timeout"
-BROKE = "broke the connection off ({said}): try again, and look into the provider's own log if it stays so"
-PROXY = "can't be reached through the proxy ({said}): check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
-FOREIGN = "does not speak HTTP as it should ({said}): check base_url in the profile"
-NO_JSON = "sent what is no JSON ({said}): check that base_url leads to an OpenAI-compatible server"
-NO_TEXT = "sent bytes that are no text ({said}): check that base_url leads to an OpenAI-compatible server"
-SAID = "reported an error while it answered: {said}"
-MISUSED = "could not be asked ({said}): this is a fault in openruntime, or in the profile's parameters"
+ABSENT = "can't be reached ({detail}): check that it runs, and base_url in the profile"
+SLOW = "sent no data for more than {timeout:g} s, because it is overloaded or has stopped: try again, or raise the profile's timeout"
+BROKE = "closed the connection ({detail}): try again, and check the provider's log if it happens again"
+PROXY = "can't be reached through the proxy ({detail}): check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+FOREIGN = "violated the HTTP protocol ({detail}): check base_url in the profile"
+NO_JSON = "sent invalid JSON ({detail}): check that base_url points to an OpenAI-compatible server"
+NO_TEXT = "sent bytes that are not text ({detail}): check that base_url points to an OpenAI-compatible server"
+SAID = "reported an error during the response: {detail}"
+MISUSED = "could not be called ({detail}): this is a bug in openruntime, or an error in the profile's parameters"
 
 TRANSPORT: dict[str, tuple[type[ProviderError], str]] = {
     "ConnectError": (ProviderUnreachable, ABSENT),
-    "ConnectTimeout": (ProviderUnreachable, "does not accept connections in time: check that it runs, and base_url in the profile"),
+    "ConnectTimeout": (ProviderUnreachable, "did not accept the connection in time: check that it runs, and base_url in the profile"),
     "ReadTimeout": (ProviderUnreachable, SLOW),
     "WriteTimeout": (ProviderUnreachable, SLOW),
     "PoolTimeout": (ProviderUnreachable, SLOW),
@@ -58,7 +58,7 @@ TRANSPORT: dict[str, tuple[type[ProviderError], str]] = {
     "ResponseNotRead": (ProviderBroken, MISUSED),
     "RequestNotRead": (ProviderBroken, MISUSED),
 }
-"""httpx2's, which the openai package lets through while a body is read, and has as causes of its own."""
+"""Exceptions of httpx2, which the openai package raises while parser a body, or sets as causes of its exceptions."""
 
 OPENAI: dict[str, tuple[type[ProviderError], str]] = {
     "APITimeoutError": (ProviderUnreachable, SLOW),
@@ -69,43 +69,43 @@ OPENAI: dict[str, tuple[type[ProviderError], str]] = {
     "JSONDecodeError": (ProviderBroken, NO_JSON),
     "UnicodeDecodeError": (ProviderBroken, NO_TEXT),
 }
-"""What is said for each exception of the openai package that is no status, and for those of Python that it lets through."""
+"""Messages for exceptions of the openai package without a status, and for built-in exceptions that it raises."""
 
 STATUSES: dict[int, tuple[type[ProviderError], str]] = {
-    400: (ProviderRefused, "did not take the request: {said}"),
-    402: (ProviderBusy, "wants to be paid first: {said}"),
-    403: (ProviderRefused, "does not permit this: {said}; ask for access to the model, or use another key"),
-    404: (ProviderRefused, "does not know this model or address: {said}; check model, and that base_url ends as it should (often in /v1)"),
-    405: (ProviderRefused, "has no chat completions there: check that base_url ends as it should (often in /v1)"),
-    408: (ProviderUnreachable, "gave up waiting for the request: {said}; try again"),
-    413: (ProviderRefused, "finds the prompt too long: {said}; make it shorter"),
-    422: (ProviderRefused, "did not take the request: {said}"),
+    400: (ProviderRefused, "rejected the request: {detail}"),
+    402: (ProviderBusy, "requires a payment: {detail}"),
+    403: (ProviderRefused, "denied access: {detail}; request access to the model, or use another key"),
+    404: (ProviderRefused, "has no such model or address: {detail}; check model and the end of base_url (often /v1)"),
+    405: (ProviderRefused, "has no chat completions at this address: check the end of base_url (often /v1)"),
+    408: (ProviderUnreachable, "timed out waiting for the request: {detail}; try again"),
+    413: (ProviderRefused, "rejected the prompt as too long: {detail}; shorten it"),
+    422: (ProviderRefused, "rejected the request: {detail}"),
 }
-KEY_REFUSED = "did not take the key of {place}: {said}; put a valid one there"
-KEY_WANTED = "wants a key, and the profile names none: {said}; set its api_key to env:NAME or keyring:SERVICE/USER"
-BUSY = "takes no more requests now: {said}; try again {when}, or ask for less at once"
-MOVED = "sends to another address ({said}): if that is right, make it the profile's base_url"
-FAILED = "failed by itself with status {status}: {said}; try again later"
-REFUSED = "answered with status {status}: {said}"
+KEY_REFUSED = "rejected the key of {reference}: {detail}; set a valid key there"
+KEY_WANTED = "requires a key, but the profile has none: {detail}; set its api_key to env:NAME or keyring:SERVICE/USER"
+BUSY = "is rate-limiting requests: {detail}; try again {when}, or send fewer requests at once"
+MOVED = "redirects to another address ({detail}): if it is correct, set it as the profile's base_url"
+FAILED = "failed with status {status}: {detail}; try again later"
+REFUSED = "responded with status {status}: {detail}"
 
 TAG = re.compile(r"<[^<>]*>")
 
 
-class Edge:
-    """Turns what goes wrong with one profile into errors that name it, without its secrets."""
+class ErrorTranslator:
+    """Translator of a profile's exceptions into errors that name the profile, without secrets."""
 
     def __init__(self, profile: Profile, redactor: Redactor) -> None:
         self._profile = profile
         self._redactor = redactor
 
     def error(self, kind: type[ProviderError], message: str, retry_after: float | None = None) -> ProviderError:
-        """An error of ours that names the profile and the host."""
-        error = kind(self._redactor.clean(f"The profile {self._profile.name!r} ({self._profile.host}) {message}."))
+        """Return an error that names the profile and the host."""
+        error = kind(self._redactor.clean(f"The provider {self._profile.name!r} ({self._profile.host}) {message}"))
         error.retry_after = retry_after
         return error
 
     def translate(self, problem: Exception) -> ProviderError | None:
-        """An exception of the openai package, of httpx2 or of reading JSON as one of ours; None where it is none of those."""
+        """Return the error for an exception of openai, httpx2 or the JSON parser, or None for other exceptions."""
         names = [kind.__name__ for kind in type(problem).__mro__]
         if "APIStatusError" in names:
             return self._by_status(problem)
@@ -115,8 +115,8 @@ class Edge:
         if found is None:
             return None
         kind, message = found
-        said = told(getattr(problem, "body", None)) or one_line(str(problem)) or names[0]
-        return self.error(kind, message.format(said=said, timeout=self._profile.timeout))
+        detail = error_text(getattr(problem, "body", None)) or one_line(str(problem)) or names[0]
+        return self.error(kind, message.format(detail=detail, timeout=self._profile.timeout))
 
     def _by_cause(self, problem: Exception) -> ProviderError:
         cause = problem.__cause__
@@ -124,41 +124,41 @@ class Edge:
             (TRANSPORT[name] for name in (each.__name__ for each in type(cause).__mro__) if name in TRANSPORT), OPENAI["APIConnectionError"]
         )
         deepest = _root(problem)
-        said = one_line(str(deepest)) or type(deepest).__name__
-        return self.error(kind, message.format(said=said, timeout=self._profile.timeout))
+        detail = one_line(str(deepest)) or type(deepest).__name__
+        return self.error(kind, message.format(detail=detail, timeout=self._profile.timeout))
 
     def _by_status(self, problem: Any) -> ProviderError:
         status: int = problem.status_code
-        said = told(problem.body) or one_line(problem.response.reason_phrase) or "it does not say why"
-        place = self._profile.api_key
+        detail = error_text(problem.body) or one_line(problem.response.reason_phrase) or "no reason given"
+        reference = self._profile.api_key
         if status in STATUSES:
             kind, message = STATUSES[status]
-            return self.error(kind, message.format(said=said))
+            return self.error(kind, message.format(detail=detail))
         if status == 401:
-            return self.error(ProviderRefused, (KEY_REFUSED if place else KEY_WANTED).format(said=said, place=place))
+            return self.error(ProviderRefused, (KEY_REFUSED if reference else KEY_WANTED).format(detail=detail, reference=reference))
         if status == 429:
             seconds = _retry_after(problem.response.headers)
             when = "later" if seconds is None else f"in {seconds:g} s"
-            return self.error(ProviderBusy, BUSY.format(said=said, when=when), seconds)
+            return self.error(ProviderBusy, BUSY.format(detail=detail, when=when), seconds)
         if 300 <= status < 400:
             return self.error(
-                ProviderRefused, MOVED.format(said=one_line(problem.response.headers.get("location", "")) or "which, it does not say")
+                ProviderRefused, MOVED.format(detail=one_line(problem.response.headers.get("location", "")) or "no address given")
             )
         kind, message = (ProviderBroken, FAILED) if status >= 500 else (ProviderRefused, REFUSED)
-        return self.error(kind, message.format(said=said, status=status))
+        return self.error(kind, message.format(detail=detail, status=status))
 
 
-def told(body: object) -> str:
-    """What an error's body says, in one line: it may be a text, an object with a message in it, or a web page."""
+def error_text(body: object) -> str:
+    """Return the message of an error body in one line. The body may be text, an object with a message, or a web page."""
     if isinstance(body, Mapping):
-        return next((said for name in ("error", "message", "detail", "msg") if (said := told(body.get(name)))), "")
+        return next((detail for name in ("error", "message", "detail", "msg") if (detail := error_text(body.get(name)))), "")
     if isinstance(body, (list, tuple)):
-        return told(body[0]) if body else ""
+        return error_text(body[0]) if body else ""
     return one_line(body) if isinstance(body, str) else ""
 
 
 def one_line(text: str) -> str:
-    """`text` without tags and line breaks, cut, and without a full stop."""
+    """Return `text` truncated, without tags, line breaks and a trailing full stop."""
     if "<html" in text[:1000].lower() or "<!doctype" in text[:1000].lower():
         title = re.search(r"<title[^>]*>(.*?)</title", text[:20_000], re.IGNORECASE | re.DOTALL)
         text = f"a web page, {' '.join(title[1].split())!r}" if title else "a web page"
@@ -178,5 +178,5 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         seconds = float(headers.get("retry-after", ""))
     except ValueError:
-        return None  # a date, or none
+        return None  # an HTTP date, or missing
     return seconds if 0 < seconds < 86_400 else None

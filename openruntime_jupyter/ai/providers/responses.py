@@ -1,4 +1,4 @@
-"""What a provider's chunks say, put together: text, figures, and whether it is a whole answer. It reads nothing itself."""
+"""Assembly of a provider's chunks into a response: text, usage data and completeness. Does no I/O."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable
 from typing import Any
 
 from openruntime_jupyter.ai.keys import Redactor
-from openruntime_jupyter.ai.providers.errors import one_line, told
+from openruntime_jupyter.ai.providers.errors import error_text, one_line
 
 LONGEST_ANSWER = 10_000_000
-"""Characters past which a provider is taken to be out of its mind."""
+"""Maximum characters of a response. Longer responses are treated as malfunctions."""
 
 
-class NoAnswer(Exception):
-    """What came is no whole answer; `refused` tells that the provider did not want to give one."""
+class IncompleteResponse(Exception):
+    """Incomplete or missing response. `refused` is true if the provider declined to respond."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
 
 
-class Reading:
-    """Takes chunks as they come, and tells each piece of text to `tell`. It may be fed a whole completion, which is one large chunk."""
+class ResponseParser:
+    """Parser of chunks that passes each piece of text to `tell`. Also accepts a complete response as one large chunk."""
 
     def __init__(self, redactor: Redactor, tell: Callable[[str], None]) -> None:
         self._redactor = redactor
         self._tell = tell
-        self._out = redactor.stream(self._told)
+        self._out = redactor.stream(self._emit)
         self._began = time.perf_counter()
         self._first_sign: float | None = None
         self._first_text: float | None = None
@@ -44,7 +44,7 @@ class Reading:
         self.finish_reason: str | None = None
 
     def take(self, chunk: Any) -> None:
-        """One more chunk: an object or a dict, which need not be what it should; raises `NoAnswer`."""
+        """Process the next chunk, an object or a dict, which may be malformed. Raises `IncompleteResponse`."""
         choices = member(chunk, "choices")
         usage = member(chunk, "usage")
         if usage is not None:
@@ -56,8 +56,10 @@ class Reading:
             for choice in choices:
                 if not member(choice, "index"):
                     self._choice(choice)
-        elif usage is None:  # no chunk at all: told if nothing better comes
-            self._odd = self._odd or told(chunk) or told(member(chunk, "error")) or told(member(chunk, "message")) or "it has no choices"
+        elif usage is None:  # not a chunk: reported unless valid chunks follow
+            self._odd = (
+                self._odd or error_text(chunk) or error_text(member(chunk, "error")) or error_text(member(chunk, "message")) or "no choices"
+            )
 
     def _choice(self, choice: Any) -> None:
         delta = member(choice, "delta") or member(choice, "message")
@@ -87,23 +89,23 @@ class Reading:
             self._first_text = time.perf_counter()
         self._length += len(text)
         if self._length > LONGEST_ANSWER:
-            raise NoAnswer(f"wrote more than {LONGEST_ANSWER:,} characters: give max_tokens")
+            raise IncompleteResponse(f"wrote more than {LONGEST_ANSWER:,} characters: give max_tokens")
         self._out.add(whole(text))
 
-    def _told(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         self._pieces.append(text)
         self._tell(text)
 
     def answer(self, provider: str) -> dict[str, Any]:
-        """The fields of an `Answer`, once the chunks have ended; raises `NoAnswer` where they are none."""
+        """Return the fields of an `Answer` after the last chunk. Raises `IncompleteResponse` for an incomplete response."""
         self._out.end()
         reason = self.finish_reason
         if reason is None:
-            raise NoAnswer(self._cut())
+            raise IncompleteResponse(self._cut())
         if reason == "content_filter":
-            raise NoAnswer(f"held the answer back by its content filter{self._so_far()}: ask otherwise", refused=True)
+            raise IncompleteResponse(f"blocked the response by its content filter{self._so_far()}: rephrase the prompt", refused=True)
         if reason == "error":
-            raise NoAnswer(f"ended the answer by an error of its own{self._so_far()}: try again")
+            raise IncompleteResponse(f"ended the response with an error{self._so_far()}: try again")
         if not self._length:
             self._why_empty(reason)
         prompt, completion = (count(member(self._usage, name)) for name in ("prompt_tokens", "completion_tokens"))
@@ -119,12 +121,12 @@ class Reading:
             "completion_tokens": completion,
             "tokens_used": total,
             "tokens_per_second": self._rate(completion),
-            "prompt_tokens_per_second": None,  # how long it only read the prompt is not told
+            "prompt_tokens_per_second": None,  # providers do not report the prompt processing time
             "time_to_first_token_s": None if self._first_text is None else self._first_text - self._began,
         }
 
     def _rate(self, tokens: int | None) -> float | None:
-        """Of what came after the first piece, which is one of as many as there were: null where all came at once."""
+        """Return the rate after the first piece, which counts as an average piece, or None if there was only one."""
         if tokens is None or self._first_sign is None or self._signs < 2:
             return None
         seconds = self._last_sign - self._first_sign
@@ -132,42 +134,42 @@ class Reading:
 
     def _why_empty(self, reason: str) -> None:
         if self._refusal:
-            raise NoAnswer(f"refused to answer: {one_line(self._refusal)}", refused=True)
+            raise IncompleteResponse(f"declined to respond: {one_line(self._refusal)}", refused=True)
         if self._tools:
-            raise NoAnswer("wants to call tools, and nothing here runs any: ask for a model or server that was given none")
+            raise IncompleteResponse("requested tool calls, which are not supported: use a model or server without tools")
         if self._reasoned and reason == "length":
-            raise NoAnswer("spent all its tokens on reasoning and wrote no answer: raise max_tokens")
+            raise IncompleteResponse("used all tokens for reasoning and wrote no text: raise max_tokens")
         if self._reasoned:
-            raise NoAnswer("reasoned and wrote no answer: ask again, or ask for less reasoning")
+            raise IncompleteResponse("returned reasoning but no text: try again, or lower the reasoning effort")
 
     def _cut(self) -> str:
         if self._odd and not self._length:
-            return f"sent something that is no completion ({self._odd}): check that base_url leads to an OpenAI-compatible server"
+            return f"sent an invalid completion ({self._odd}): check that base_url points to an OpenAI-compatible server"
         if not self._signs:
-            return "ended without an answer: check that base_url leads to an OpenAI-compatible server, and look into its log"
-        return f"ended in the middle of the answer{self._so_far()}: try again, and look into the provider's own log if it stays so"
+            return "sent no response: check that base_url points to an OpenAI-compatible server, and check its log"
+        return f"ended the response early{self._so_far()}: try again, and check the provider's log if it happens again"
 
     def _so_far(self) -> str:
         return f", after {self._length:,} characters" if self._length else ""
 
 
 def member(thing: Any, name: str) -> Any:
-    """A member of an object or a dict; None where there is none."""
+    """Return a member of an object or a dict, or None."""
     return thing.get(name) if isinstance(thing, dict) else getattr(thing, name, None)
 
 
-def content(said: Any) -> str:
-    """The text of a message's content, which some give as a list of parts."""
-    if isinstance(said, str):
-        return said
-    if isinstance(said, (list, tuple)):
-        parts = (member(part, "text") for part in said if member(part, "type") in (None, "text"))
+def content(value: Any) -> str:
+    """Return the text of a message's content, which may be a list of parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        parts = (member(part, "text") for part in value if member(part, "type") in (None, "text"))
         return "".join(part for part in parts if isinstance(part, str))
     return ""
 
 
 def whole(text: str) -> str:
-    """`text` where halves of characters, which no file and no socket takes, are made whole or marked."""
+    """Return `text` with surrogate pairs joined and lone surrogates replaced, because they can't be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -176,5 +178,5 @@ def whole(text: str) -> str:
 
 
 def count(figure: Any) -> int | None:
-    """A number of tokens, where it is one."""
+    """Return a valid number of tokens, or None."""
     return figure if isinstance(figure, int) and not isinstance(figure, bool) and figure >= 0 else None

@@ -1,7 +1,6 @@
-"""The runtime without a server: hosted by this process, on a loop in a thread of its own.
+"""Embedded runtime: hosted by this process, on an event loop in a separate thread.
 
-It starts at first use and ends with the process: the interpreter's exit stops it, and where the process is killed its workers
-notice.
+It starts at first use and stops when the interpreter exits. If the process is killed, the workers detect it and exit.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as FutureTimeout  # its own class before Python 3.11
+from concurrent.futures import TimeoutError as FutureTimeout  # a separate class before Python 3.11
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,23 +42,23 @@ if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
 
 STOP_SECONDS = 5.0
-"""How long the process's end waits for the runtime to stop."""
+"""Seconds that interpreter exit waits for the runtime to stop."""
 
-STOPPED = "the runtime of this process was stopped: use it again to start a new one"
+STOPPED = "The runtime of this process was stopped: use it again to start a new one"
 
 FORKED = (
-    "a fork of a process that hosts a runtime can't use it: use the spawn start method (multiprocessing.get_context('spawn')), or "
+    "A forked child can't use the runtime of its parent: use the spawn start method (multiprocessing.get_context('spawn')), or "
     "connect() to a server in the child (jupyter openruntime starts one)"
 )
 
-# Before executors refuse work, which they do ahead of everything that `atexit` calls: stopping needs them.
+# Runs before `concurrent.futures` shuts down its executors, which stopping needs. `atexit` functions run after that shutdown.
 at_exit: Callable[[Callable[[], object]], object] = getattr(threading, "_register_atexit", atexit.register)
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class EmbeddedBackend:
-    """A `Backend` whose runtime lives in this process. Most programs want `embedded()`, which gives the one of the process."""
+    """`Backend` with a runtime in this process. Most programs use `embedded()`, the shared instance."""
 
     where = "embedded"
     local = True
@@ -75,21 +74,21 @@ class EmbeddedBackend:
         reset_in_child(self)
 
     def after_fork(self) -> None:
-        """See `Forkable`. The runtime stays the parent's: its loop and its threads did not come along."""
+        """Reset the state in a forked child. The runtime stays in the parent, because its threads are not forked."""
         global _forked_from_host
         self._lock = threading.Lock()
         if self._hosting:
-            # Kept, so that none of its destructors runs: sockets, workers and files belong to the parent.
+            # Referenced so that no destructor runs: sockets, workers and files belong to the parent.
             self._of_parent, self._hosted, self._hosting = self._hosted, None, False
             _forked_from_host = True
 
     @property
     def started(self) -> bool:
-        """Whether the runtime is there already: the next question starts it otherwise."""
+        """Return whether the runtime is running. If not, the next request starts it."""
         return self._hosted is not None
 
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
-        """See `Backend.submit`."""
+        """Submit a task and return its record."""
 
         async def submit(runtime: Runtime) -> Task:
             task_id = await runtime.submission.submit(_asynchronous(request), _caller(), key)
@@ -98,7 +97,7 @@ class EmbeddedBackend:
         return self._ask(submit)
 
     def submit_followed(self, request: dict[str, Any], key: str, wait: float) -> TaskOutput:
-        """See `Backend.submit_followed`."""
+        """Submit a task and return its output with the record."""
 
         async def submit(runtime: Runtime) -> TaskOutput:
             return await runtime.tasks.output(await runtime.submission.submit(_asynchronous(request), _caller(), key), 0, wait, record=True)
@@ -106,65 +105,65 @@ class EmbeddedBackend:
         return self._ask(submit)
 
     def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
-        """See `Backend.submit_many`."""
+        """Submit a batch of tasks and return their records or errors."""
         return self._ask(lambda runtime: runtime.batches.submit(requests, _caller(), key, durable=durable))
 
     def collect(self, task_ids: list[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
-        """See `Backend.collect`."""
+        """Return the ended tasks with their results."""
         return self._ask(lambda runtime: runtime.results.collect(task_ids, at_least, max(0.0, min(wait, LONGEST_WAIT))))
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
-        """See `Backend.get`."""
+        """Return the task's current record."""
         return self._ask(lambda runtime: runtime.tasks.get(task_id, parameters))
 
     def wait(self, task_id: str, seconds: float) -> Task:
-        """See `Backend.wait`."""
+        """Wait for the task's end and return its record."""
         return self._ask(lambda runtime: runtime.tasks.wait(task_id, max(0.0, min(seconds, LONGEST_WAIT)), parameters=False))
 
     def cancel(self, task_id: str) -> Task:
-        """See `Backend.cancel`."""
+        """Cancel the task and return its final record."""
         return self._ask(lambda runtime: runtime.cancel(task_id))
 
     def reprioritise(self, task_id: str, priority: int) -> Task:
-        """See `Backend.reprioritise`."""
+        """Change the priority of a pending task."""
         return self._ask(lambda runtime: runtime.reprioritise(task_id, priority))
 
     def purge(self, task_id: str) -> None:
-        """See `Backend.purge`."""
+        """Delete an ended task with its output and result."""
         self._ask(lambda runtime: runtime.purge(task_id))
 
     def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
-        """See `Backend.output`."""
+        """Return the output of the task after `since`."""
         return self._ask(lambda runtime: runtime.tasks.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT)), record))
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
-        """See `Backend.payload`."""
+        """Return the pickled result and its encoding."""
         data, encoding = self._ask(lambda runtime: runtime.tasks.payload(task_id))
         return data.read_bytes() if isinstance(data, Path) else data, encoding
 
     def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
-        """See `Backend.allocate`."""
+        """Allocate space for an array."""
         layout = check_bounds(shape, dtype, kind)
         return self._ask(lambda runtime: runtime.arrays.allocate(layout, _caller().owner))
 
     def array_ready(self, array_id: str) -> ArrayInfo:
-        """See `Backend.array_ready`."""
+        """Mark the array's file as complete."""
         return self._ask(lambda runtime: runtime.arrays.ready(array_id))
 
     def put_array(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
-        """See `Backend.put_array`; here the file is always at hand, unless it was removed."""
-        raise ArrayNotFound(f"The array {array_id} is gone: its file was removed")
+        """Copy the contents into the array's file, which is local unless it was removed."""
+        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
 
     def array(self, array_id: str) -> ArrayInfo:
-        """See `Backend.array`."""
+        """Return the metadata of an array."""
         return self._ask(lambda runtime: runtime.arrays.info(array_id))
 
     def get_array(self, array_id: str) -> Iterator[bytes]:
-        """See `Backend.get_array`; here the file is always at hand, unless it was removed."""
-        raise ArrayNotFound(f"The array {array_id} is gone: its file was removed")
+        """Yield the array's file in chunks. The file is local unless it was removed."""
+        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
 
     def delete_array(self, array_id: str) -> None:
-        """See `Backend.delete_array`."""
+        """Release an array."""
         self._ask(lambda runtime: runtime.arrays.remove(array_id))
 
     def tasks(
@@ -178,49 +177,49 @@ class EmbeddedBackend:
         offset: int = 0,
         order: TaskOrder = "newest",
     ) -> TaskPage:
-        """See `Backend.tasks`."""
+        """Return a page of tasks."""
         wanted = [TaskState(state) for state in states] if states is not None else None
         return self._ask(lambda runtime: runtime.list_tasks(limit, before, offset, wanted, operation, owner, order))
 
     def devices(self) -> list[Device]:
-        """See `Backend.devices`."""
-        return self._ask(_said(lambda runtime: runtime.devices()))
+        """Return the compute devices."""
+        return self._ask(_read(lambda runtime: runtime.devices()))
 
     def workers(self) -> list[Worker]:
-        """See `Backend.workers`."""
-        return self._ask(_said(lambda runtime: runtime.worker_stats.report()))
+        """Return the worker processes."""
+        return self._ask(_read(lambda runtime: runtime.worker_stats.report()))
 
     def sessions(self) -> list[Session]:
-        """See `Backend.sessions`."""
-        return self._ask(_said(lambda runtime: runtime.sessions.list()))
+        """Return all sessions."""
+        return self._ask(_read(lambda runtime: runtime.sessions.list()))
 
     def restart_session(self, session_id: str) -> Session:
-        """See `Backend.restart_session`."""
-        return self._ask(_said(lambda runtime: runtime.sessions.restart(session_id)))
+        """Restart the session's worker."""
+        return self._ask(_read(lambda runtime: runtime.sessions.restart(session_id)))
 
     def free_session(self, session_id: str) -> Session:
-        """See `Backend.free_session`."""
-        return self._ask(_said(lambda runtime: runtime.sessions.free(session_id)))
+        """End the session and return its last record."""
+        return self._ask(_read(lambda runtime: runtime.sessions.free(session_id)))
 
     def metrics(self) -> SystemMetrics:
-        """See `Backend.metrics`."""
-        return self._ask(_said(lambda runtime: runtime.system_metrics()))
+        """Return the current metrics."""
+        return self._ask(_read(lambda runtime: runtime.system_metrics()))
 
     def health(self) -> Health:
-        """See `Backend.health`."""
-        return self._ask(_said(lambda runtime: runtime.health()))
+        """Return the health report."""
+        return self._ask(_read(lambda runtime: runtime.health()))
 
     def operations(self) -> list[OperationInfo]:
-        """See `Backend.operations`."""
-        return self._ask(_said(lambda runtime: runtime.operations()))
+        """Return the available operations."""
+        return self._ask(_read(lambda runtime: runtime.operations()))
 
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
-        """See `Backend.metrics_history`."""
+        """Return the recorded metrics of a timeframe."""
         return self._ask(lambda runtime: runtime.metrics_service.history(timeframe, points))
 
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
-        """See `Backend.insights`."""
-        # Here, and not on the loop: NumPy takes its time.
+        """Return findings about the recorded history."""
+        # Imported here and not on the loop, because importing NumPy is slow.
         from openruntime_jupyter.ai.insights.response import insights
 
         try:
@@ -230,7 +229,7 @@ class EmbeddedBackend:
         return self._ask_ai(lambda ai: insights(ai.runtime, request, ai.worders(_caller())))
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
-        """See `Backend.watch`. It starts the runtime."""
+        """Subscribe to events. Starts the runtime if needed."""
         with self._lock:
             self._started()
         return self._events.watch(topics, tell)
@@ -241,14 +240,14 @@ class EmbeddedBackend:
 
     @property
     def prompts(self) -> EmbeddedPrompts:
-        """See `Backend.prompts`."""
+        """Return the interface for models and prompts."""
         return EmbeddedPrompts(self._ask_ai, _caller)
 
     def close(self) -> None:
-        """Nothing is held but the runtime, which other clients of this process use too: it ends with the process."""
+        """Do nothing: the runtime is shared by all clients of the process and stops with it."""
 
     def stop(self, deadline: float = STOP_SECONDS) -> None:
-        """Stop the runtime and its workers within `deadline` seconds, whatever runs; never raises. A later use starts a new one."""
+        """Stop the runtime and its workers within `deadline` seconds, even if tasks run. Never raises. A later use starts a new one."""
         with self._lock:
             hosted, self._hosted = self._hosted, None
         if hosted is None or not hosted.thread.is_alive():
@@ -257,32 +256,32 @@ class EmbeddedBackend:
         try:
             stopping.result(deadline + 1)
         except (FutureTimeout, CancelledError, RuntimeError):
-            # The process ends either way; workers see their parent go.
+            # The process exits anyway, and workers detect that their parent is gone.
             stopping.cancel()
         hosted.loop.call_soon_threadsafe(hosted.loop.stop)
         hosted.thread.join(1)
         with self._lock:
             self._hosting = self._hosted is not None
 
-    def _ask(self, question: Callable[[Runtime], Coroutine[Any, Any, Answer]]) -> Answer:
-        return self._ask_ai(lambda ai: question(ai.runtime))
+    def _ask(self, call: Callable[[Runtime], Coroutine[Any, Any, Result]]) -> Result:
+        return self._ask_ai(lambda ai: call(ai.runtime))
 
-    def _ask_ai(self, question: Callable[[AiService], Coroutine[Any, Any, Answer]]) -> Answer:
-        with self._lock:  # so that `stop` ends all that was asked before it, and nothing is asked of a loop that has ended
+    def _ask_ai(self, call: Callable[[AiService], Coroutine[Any, Any, Result]]) -> Result:
+        with self._lock:  # so that `stop` ends all earlier requests, and no request goes to a closed loop
             hosted = self._started()
-            answer = asyncio.run_coroutine_threadsafe(question(hosted.ai), hosted.loop)
+            answer = asyncio.run_coroutine_threadsafe(call(hosted.ai), hosted.loop)
         try:
             return answer.result()
         except CancelledError:
             raise NotConnected(STOPPED) from None
         finally:
-            answer.cancel()  # an interrupt leaves nothing behind on the loop
+            answer.cancel()  # an interrupt must not leave a coroutine on the loop
 
     def _started(self) -> _Hosted:
         if self._hosted is None:
             refuse_in_child()
             if self._events.tells_here():
-                raise NotConnected(STOPPED)  # a dashboard that looks at what it hears must not undo a `stop`
+                raise NotConnected(STOPPED)  # an event callback must not restart a stopped runtime
             self._hosted = self._start()
         return self._hosted
 
@@ -349,7 +348,7 @@ def _caller() -> Caller:
 
     try:
         owner = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container user without a name
         owner = f"user {os.getuid()}"
     return Caller(owner=owner)
 
@@ -359,8 +358,8 @@ def _label() -> str:
     return Path(notebook).name if notebook else f"process {os.getpid()}"
 
 
-def _said(read: Callable[[Runtime], Answer]) -> Callable[[Runtime], Coroutine[Any, Any, Answer]]:
-    async def ask(runtime: Runtime) -> Answer:
+def _read(read: Callable[[Runtime], Result]) -> Callable[[Runtime], Coroutine[Any, Any, Result]]:
+    async def ask(runtime: Runtime) -> Result:
         return read(runtime)
 
     return ask
@@ -369,10 +368,10 @@ def _said(read: Callable[[Runtime], Answer]) -> Callable[[Runtime], Coroutine[An
 _embedded: EmbeddedBackend | None = None
 _embedded_lock = threading.Lock()
 _forked_from_host = False
-"""Whether this process is a fork of one that hosted a runtime then.
+"""True in a forked child of a process that hosted a runtime.
 
-It must not open the history: SQLite counts its locks on a file in the process, and a fork has the counts but not the locks, so both
-would write at once (https://www.sqlite.org/howtocorrupt.html, "Carrying an open database file across a fork").
+Such a child must not open the history: SQLite counts its file locks per process, and a fork inherits the counts without the locks, so
+both processes could write at once (https://www.sqlite.org/howtocorrupt.html, "Carrying an open database file across a fork").
 """
 
 

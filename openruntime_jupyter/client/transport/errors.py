@@ -1,4 +1,4 @@
-"""The edge between httpx and this package: what httpx raises, and what a server answers, as errors of ours."""
+"""Translation of httpx exceptions and HTTP error responses into the package's errors."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from openruntime_jupyter.errors import (
 )
 
 TRANSLATED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict, UnicodeError)
-"""The roots of everything that httpx raises, and what a host's name does that no domain may have."""
+"""Base classes of all httpx exceptions, and the error for a host name that can't be encoded."""
 
 LOST_ON_THE_WAY = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
-"""The connection broke after it was made."""
+"""Errors of an established connection."""
 
 AGAIN = "start it again (restart Jupyter Server, or run `jupyter openruntime`)"
-ABSENT = "nothing answers at {where}: " + AGAIN + ", or give connect() another url"
-SLOW = "{where} does not answer in time: it is overloaded or gone; its tasks go on if it lives, so ask for them again by their ids"
-BROKEN = "{where} went away in the middle of an answer: " + AGAIN + ", and find its tasks by their ids"
-FOREIGN = "{where} does not speak like OpenRuntime ({problem}): check the url"
-PROXY = "the proxy on the way to {where} refused: {problem}; check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
-MISUSED = "{where} could not be asked: {problem}"
+ABSENT = "No response from {where}: " + AGAIN + ", or give connect() another url"
+SLOW = "Timeout waiting for {where}: it is overloaded or has stopped. If it is running, so are its tasks: query them by id"
+BROKEN = "Lost the connection to {where} during a response: " + AGAIN + ", and query its tasks by id"
+FOREIGN = "{where} does not respond like OpenRuntime ({problem}): check the url"
+PROXY = "The proxy rejected the request to {where} ({problem}): check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+MISUSED = "Could not send the request to {where}: {problem}"
 
 MESSAGES: dict[type[Exception], str] = {
     httpx.ConnectError: ABSENT,
@@ -69,31 +69,31 @@ MESSAGES: dict[type[Exception], str] = {
     httpx.ResponseNotRead: MISUSED,
     httpx.RequestNotRead: MISUSED,
 }
-"""What is said for each exception of httpx. A test enumerates them, so that a new one must be decided on."""
+"""Message for each httpx exception. A test enumerates them, so that new exceptions get a message."""
 
 BAD_URL = (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError)
-"""The caller's own mistake: `InvalidRequest`."""
+"""Errors of the caller, translated to `InvalidRequest`."""
 
 
 def translate(problem: Exception, where: str) -> OpenRuntimeError:
-    """httpx's exception as one of ours, with what to do about it."""
+    """Return the package's error for an httpx exception, with advice."""
     if isinstance(problem, BAD_URL):
         return InvalidRequest.of("url", f"{where!r} can't be used: {problem}")
-    said = next(MESSAGES[kind] for kind in type(problem).__mro__ if kind in MESSAGES)
-    return NotConnected(said.format(where=where, problem=str(problem) or type(problem).__name__))
+    message = next(MESSAGES[kind] for kind in type(problem).__mro__ if kind in MESSAGES)
+    return NotConnected(message.format(where=where, problem=str(problem) or type(problem).__name__))
 
 
 def not_openruntime(where: str, response: httpx.Response) -> NotConnected:
-    """For an answer that no OpenRuntime gives: another program listens there, or a proxy or login page answers for it."""
+    """Return the error for a response from another program, a proxy or a login page."""
     return NotConnected(
         FOREIGN.format(
-            where=where, problem=f"it answered {response.status_code} with {response.headers.get('content-type', 'no content type')}"
+            where=where, problem=f"status {response.status_code}, {response.headers.get('content-type', 'no content type')}"
         )
     )
 
 
 def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
-    """A server's refusal as the error that the runtime raised."""
+    """Return the runtime's error for an HTTP error response."""
     try:
         body = response.json()
         message, details = body["error"], (body.get("data") or {}).get("details") or []
@@ -101,13 +101,13 @@ def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
             raise TypeError(message)
     except (ValueError, KeyError, TypeError, AttributeError):
         if response.status_code in (401, 403):
-            return NotAllowed(f"{where} refuses (status {response.status_code}): give connect() the token of that server")
+            return NotAllowed(f"{where} denied access (status {response.status_code}): pass the server's token to connect()")
         return not_openruntime(where, response)
     return of_status(response.status_code, message, details, _seconds(response.headers.get("retry-after")), response.url.path)
 
 
 def of_status(code: int, message: str, details: list[dict[str, str]], retry_after: float, path: str) -> OpenRuntimeError:
-    """The error that `code` stands for; `retry_after` in seconds, `path` is where it was met."""
+    """Return the error for the status `code` of a request to `path`. `retry_after` is in seconds."""
     if code == 422:
         return _invalid(message, details)
     if code in (429, 503):
@@ -138,7 +138,7 @@ def _absent(path: str) -> type[OpenRuntimeError]:
 
 
 ENDED = "has ended: "
-"""Words of `SessionEnded.because`; other problems of the field `session` are wrong names."""
+"""Text of `SessionEnded.because`. Other problems of the field `session` are invalid names."""
 
 
 def _invalid(message: str, details: list[dict[str, str]]) -> InvalidRequest:
@@ -152,5 +152,5 @@ def _invalid(message: str, details: list[dict[str, str]]) -> InvalidRequest:
 def _seconds(header: str | None) -> float:
     try:
         return max(0.0, float(header or 1.0))
-    except ValueError:  # a date, which a proxy may send
+    except ValueError:  # an HTTP date, which proxies may send
         return 1.0

@@ -1,4 +1,4 @@
-"""The events of the runtime that this process hosts, by its event bus."""
+"""Events of the embedded runtime, from its event bus."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, 
 from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
 
 ABSENT_POLL = 0.5
-"""Seconds between looks for a runtime where it was stopped."""
+"""Seconds between polls for a stopped runtime."""
 
 Message = dict[str, Any]
 
 
 class Listening:
-    """A subscription on the runtime's loop; its messages come out of `heard` on any thread, None after the last."""
+    """Subscription on the runtime's loop. Any thread can read messages from `received`; None marks the end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, bus: EventBus, topics: frozenset[str]) -> None:
-        self.heard: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._loop = loop
         self._topics = topics
         self._subscription: Subscription | None = None
         self._listens = asyncio.run_coroutine_threadsafe(self._listen(bus), loop)
-        self._listens.add_done_callback(lambda _: self.heard.put(None))
+        self._listens.add_done_callback(lambda _: self.received.put(None))
 
     async def _listen(self, bus: EventBus) -> None:
         self._subscription, _ = bus.subscribe(self._topics)
-        self.heard.put({"type": CONNECTED, "gap": True})
+        self.received.put({"type": CONNECTED, "gap": True})
         try:
             async for event in self._subscription:
-                self.heard.put({**event.body, "id": event.id})
+                self.received.put({**event.body, "id": event.id})
         finally:
             self._subscription.close()
 
     def change(self, topics: frozenset[str]) -> None:
-        """Listen to these topics from now on."""
+        """Change the subscribed topics."""
         self._topics = topics
 
         def on_the_loop() -> None:
@@ -49,30 +49,30 @@ class Listening:
             self._loop.call_soon_threadsafe(on_the_loop)
 
     def end(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         self._listens.cancel()
 
 
 class BusEvents(Events):
-    """`listen(topics)` begins to listen to the runtime that there is now; None where there is none."""
+    """Events of an embedded runtime. `listen(topics)` subscribes to the current runtime and returns None without one."""
 
     def __init__(self, listen: Callable[[frozenset[str]], Listening | None]) -> None:
         super().__init__()
         self._begin = listen
         self._listening: Listening | None = None
-        self._stirred = threading.Event()
+        self._wake = threading.Event()
 
     def after_fork(self) -> None:
-        """See `Forkable`."""
+        """Reset the state in a forked child; see `Forkable`."""
         super().after_fork()
-        self._listening, self._stirred = None, threading.Event()
+        self._listening, self._wake = None, threading.Event()
 
     def _listen(self) -> None:
         topics = self.wanted()
         listening = self._begin(topics)
         if listening is None:
-            self._stirred.wait(ABSENT_POLL)
-            self._stirred.clear()
+            self._wake.wait(ABSENT_POLL)
+            self._wake.clear()
             return
         with self._lock:
             self._listening = listening
@@ -80,20 +80,20 @@ class BusEvents(Events):
                 self._topics_changed()
             if not self._watches:
                 listening.end()
-        while (message := listening.heard.get()) is not None:
+        while (message := listening.received.get()) is not None:
             self.tell(message)
         with self._lock:
             self._listening = None
         if self.anybody():
-            self.tell({"type": DISCONNECTED, "error": "the runtime of this process was stopped"})
-            self._stirred.wait(ABSENT_POLL)
+            self.tell({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
+            self._wake.wait(ABSENT_POLL)
 
     def _topics_changed(self) -> None:
         if self._listening is not None:
             self._listening.change(self.wanted())
 
     def _leave(self) -> None:
-        self._stirred.set()
+        self._wake.set()
         with self._lock:
             listening = self._listening
         if listening is not None:

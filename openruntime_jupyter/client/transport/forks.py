@@ -1,4 +1,4 @@
-"""State of the client in a forked child: new locks, and nothing of the parent's threads and connections."""
+"""Reset of client state in a forked child: new locks, no threads or connections of the parent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Protocol
 
 
 class Forkable(Protocol):
-    """An object with locks, threads or connections."""
+    """Object with locks, threads or connections."""
 
     def after_fork(self) -> None:
         """Reset the state in a forked child.
 
-        The child has the forking thread alone. A lock may be held by a thread that it lacks, and what it writes to a socket, or
-        an orderly close of it, would reach the parent's peer. So locks are replaced and connections forgotten, not closed.
+        The child has only the forking thread. A lock may be held by a thread that does not exist in the child, and writing to or
+        closing a socket would reach the parent's peer. So locks are replaced and connections dropped without closing.
         """
 
 
@@ -22,7 +22,7 @@ _all: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
 def reset_in_child(thing: Forkable) -> None:
-    """Have `thing.after_fork()` called in each forked child, as long as `thing` exists."""
+    """Call `thing.after_fork()` in each forked child while `thing` exists."""
     _all.add(thing)
 
 

@@ -1,4 +1,4 @@
-"""A runtime behind a URL: under Jupyter Server, or stand-alone. Nothing of Jupyter is imported here."""
+"""HTTP backend for a runtime in Jupyter Server or a stand-alone server. Imports nothing from Jupyter."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from openruntime_jupyter.schemas.tasks import Ended, Task, TaskOrder, TaskOutput
 from openruntime_jupyter.schemas.values import ArrayKind
 
 WORDING_SECONDS = 60.0
-"""How long a model may take to word insights, as the client sees it."""
+"""Client timeout in seconds for a model that rewrites insights."""
 
 PATIENCE = 30.0
-"""Seconds for an answer beyond the wait that was asked for: a busy server is slow before it is gone."""
+"""Response timeout in seconds, in addition to the requested wait. Busy servers are slow."""
 
 REFUSED = (401, 403)
-"""What a token that is none (any more) is answered with."""
+"""Status codes for a missing, invalid or expired token."""
 
 SAFETENSORS = "application/vnd.safetensors"
 PIECE = 1 << 20
-"""Bytes of one piece of a download."""
+"""Size in bytes of a download chunk."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine by definition, so that no proxy can reach it."""
+    """Return whether `host` is a loopback address, which proxies can't reach."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -59,14 +59,28 @@ def is_loopback(host: str) -> bool:
 
 
 class HttpBackend:
-    """A `Backend` over HTTP.
+    """`Backend` over HTTP.
 
-    `url` is the place whose `/health` answers, such as `http://127.0.0.1:8000` or `http://127.0.0.1:8888/openruntime`;
-    `token` goes into the `Authorization` header. `patience` is how many seconds an answer may take beyond the wait that was
-    asked for. `local` says that it is on this machine, which is known of a loopback address (None): no proxy is asked then, and
-    a TLS certificate may be anybody's, as it names a host and not the loopback. `renew` tells which token the server has now,
-    where that can be found: a server that was started anew has another one. Raises `InvalidRequest` for what is no URL or no
-    token; nothing is sent before the first question.
+    Nothing is sent before the first request.
+
+    Parameters
+    ----------
+    url
+        The parent of `/health`, such as `http://127.0.0.1:8000` or `http://127.0.0.1:8888/openruntime`.
+    token
+        Token for the `Authorization` header.
+    patience
+        Response timeout in seconds, in addition to the requested wait.
+    local
+        True for a server on this machine; the default tests for a loopback address. Local requests bypass proxies and accept any
+        TLS certificate, because certificates name a host and not the loopback address.
+    renew
+        Returns the server's current token, or None. A restarted server has a new token.
+
+    Raises
+    ------
+    InvalidRequest
+        If `url` or `token` is invalid.
     """
 
     def __init__(
@@ -79,14 +93,14 @@ class HttpBackend:
     ) -> None:
         self.where = url.rstrip("/")
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise InvalidRequest.of("token", "has characters that no HTTP header can carry")
+            raise InvalidRequest.of("token", "has characters that are not allowed in HTTP headers")
         try:
             parsed = httpx.URL(self.where)
             self.local = is_loopback(parsed.host) if local is None else local
         except TRANSLATED as problem:
             raise translate(problem, self.where) from problem
         if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 80) > 65535:
-            raise InvalidRequest.of("url", f"{url!r} is no http:// or https:// address")
+            raise InvalidRequest.of("url", f"{url!r} is not an http:// or https:// address")
         self._token = token
         self._renew = renew
         self._patience = patience
@@ -97,19 +111,19 @@ class HttpBackend:
         reset_in_child(self)
 
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
-        """See `Backend.submit`. Where the connection is lost it is tried once more, under the same key."""
+        """Submit a task and return its record. A lost connection is retried once with the same key."""
         headers = {"Idempotency-Key": key, "Prefer": f"wait={math.ceil(wait)}" if wait > 0 else "respond-async"}
         return self._ask(Task, "POST", "/tasks", content=_json(request), headers=headers, wait=wait)
 
     def submit_followed(self, request: dict[str, Any], key: str, wait: float) -> TaskOutput:
-        """See `Backend.submit_followed`."""
+        """Submit a task and return its output with the record."""
         headers = {"Idempotency-Key": key}
         return self._ask(
             TaskOutput, "POST", "/tasks/output", params={"wait": f"{wait:g}"}, content=_json(request), headers=headers, wait=wait
         )
 
     def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
-        """See `Backend.submit_many`."""
+        """Submit a batch of tasks and return their records or errors."""
         body = {"tasks": requests} if durable else {"tasks": requests, "durable": False}
         response = self._request("POST", "/tasks/batch", content=_json(body), headers={"Idempotency-Key": key})
         try:
@@ -118,7 +132,7 @@ class HttpBackend:
             raise not_openruntime(self.where, response) from problem
 
     def collect(self, task_ids: list[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
-        """See `Backend.collect`."""
+        """Return the ended tasks with their results."""
         wait = max(0.0, min(wait, LONGEST_WAIT))
         body = {"tasks": task_ids, "at_least": at_least, "wait": wait}
         response = self._request("POST", "/tasks/batch/results", content=_json(body), wait=wait)
@@ -128,62 +142,62 @@ class HttpBackend:
             raise not_openruntime(self.where, response) from problem
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
-        """See `Backend.get`."""
+        """Return the task's current record."""
         return self._ask(Task, "GET", _task(task_id), params={} if parameters else {"parameters": "false"})
 
     def wait(self, task_id: str, seconds: float) -> Task:
-        """See `Backend.wait`."""
+        """Wait for the task's end and return its record."""
         wait = max(0.0, min(seconds, LONGEST_WAIT))
         return self._ask(Task, "GET", _task(task_id), params={"wait": f"{wait:g}", "parameters": "false"}, wait=wait)
 
     def cancel(self, task_id: str) -> Task:
-        """See `Backend.cancel`."""
+        """Cancel the task and return its final record."""
         return self._ask(Task, "DELETE", _task(task_id))
 
     def reprioritise(self, task_id: str, priority: int) -> Task:
-        """See `Backend.reprioritise`."""
+        """Change the priority of a pending task."""
         return self._ask(Task, "PATCH", _task(task_id), content=json.dumps({"priority": priority}).encode())
 
     def purge(self, task_id: str) -> None:
-        """See `Backend.purge`."""
+        """Delete an ended task with its output and result."""
         self._request("DELETE", _task(task_id), params={"purge": "true"})
 
     def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
-        """See `Backend.output`."""
+        """Return the output of the task after `since`."""
         wait = max(0.0, min(wait, LONGEST_WAIT))
         params = {"since": str(since)} | ({"wait": f"{wait:g}"} if wait else {}) | ({"record": "true"} if record else {})
         return self._ask(TaskOutput, "GET", f"{_task(task_id)}/output", params=params, wait=wait)
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
-        """See `Backend.payload`."""
+        """Return the pickled result and its encoding."""
         answer = self._request("GET", f"{_task(task_id)}/payload")
         return answer.content, answer.headers.get("X-OpenRuntime-Encoding", "cloudpickle")
 
     def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
-        """See `Backend.allocate`."""
+        """Allocate space for an array."""
         return self._ask(ArrayInfo, "POST", "/arrays", content=_json({"shape": shape, "dtype": dtype, "kind": kind}))
 
     def array_ready(self, array_id: str) -> ArrayInfo:
-        """See `Backend.array_ready`."""
+        """Mark the array's file as complete."""
         return self._ask(ArrayInfo, "POST", f"{_array(array_id)}/ready", content=b"{}")
 
     def put_array(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
-        """See `Backend.put_array`."""
+        """Upload the contents of an array."""
         headers = {"Content-Type": SAFETENSORS, "Content-Length": str(size)}
-        # What was read of `pieces` is gone: it can't be sent again by itself.
+        # `pieces` is consumed, so this request can't be retried.
         return self._ask(ArrayInfo, "PUT", _array(array_id), content=pieces, headers=headers, again=False)
 
     def array(self, array_id: str) -> ArrayInfo:
-        """See `Backend.array`."""
+        """Return the metadata of an array."""
         return self._ask(ArrayInfo, "GET", _array(array_id))
 
     def get_array(self, array_id: str) -> Iterator[bytes]:
-        """See `Backend.get_array`."""
+        """Yield the safetensors file of an array in chunks."""
         with self._streamed(_array(array_id), SAFETENSORS) as answer:
             yield from answer.iter_bytes(PIECE)
 
     def delete_array(self, array_id: str) -> None:
-        """See `Backend.delete_array`."""
+        """Release an array."""
         self._request("DELETE", _array(array_id))
 
     def tasks(
@@ -197,55 +211,55 @@ class HttpBackend:
         offset: int = 0,
         order: TaskOrder = "newest",
     ) -> TaskPage:
-        """See `Backend.tasks`."""
+        """Return a page of tasks."""
         params: list[tuple[str, str]] = [("limit", str(limit)), ("offset", str(offset)), ("order", order)]
         params += [("state", state) for state in states or ()]
         params += [(name, value) for name, value in (("before", before), ("operation", operation), ("owner", owner)) if value is not None]
         return self._ask(TaskPage, "GET", "/tasks", params=params)
 
     def devices(self) -> list[Device]:
-        """See `Backend.devices`."""
+        """Return the compute devices."""
         return self._list(Device, "/devices", "devices")
 
     def workers(self) -> list[Worker]:
-        """See `Backend.workers`."""
+        """Return the worker processes."""
         return self._list(Worker, "/workers", "workers")
 
     def sessions(self) -> list[Session]:
-        """See `Backend.sessions`."""
+        """Return all sessions."""
         return self._list(Session, "/sessions", "sessions")
 
     def restart_session(self, session_id: str) -> Session:
-        """See `Backend.restart_session`."""
+        """Restart the session's worker."""
         return self._ask(Session, "POST", f"/sessions/{quote(session_id, safe='')}/restart", content=b"{}")
 
     def free_session(self, session_id: str) -> Session:
-        """See `Backend.free_session`."""
+        """End the session and return its last record."""
         return self._ask(Session, "DELETE", f"/sessions/{quote(session_id, safe='')}")
 
     def metrics(self) -> SystemMetrics:
-        """See `Backend.metrics`."""
+        """Return the current metrics."""
         return self._ask(SystemMetrics, "GET", "/metrics")
 
     def health(self) -> Health:
-        """See `Backend.health`."""
+        """Return the health report."""
         return self._ask(Health, "GET", "/health")
 
     def operations(self) -> list[OperationInfo]:
-        """See `Backend.operations`."""
+        """Return the available operations."""
         return self._list(OperationInfo, "/operations", "operations")
 
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
-        """See `Backend.metrics_history`."""
+        """Return the recorded metrics of a timeframe."""
         return self._ask(MetricsHistory, "GET", "/metrics/history", params={"timeframe": timeframe, "points": str(points)})
 
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
-        """See `Backend.insights`."""
+        """Return findings about the recorded history."""
         request = {"metric_type": metric_type, "timeframe": timeframe, "wording": wording}
         return self._ask(Insights, "POST", "/ai/insights", content=_json(request), wait=WORDING_SECONDS)
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
-        """See `Backend.watch`."""
+        """Subscribe to events."""
         with self._lock:
             if self._events is None:
                 self._events = SocketEvents(self.where, self._current_token, self.local)
@@ -253,16 +267,16 @@ class HttpBackend:
 
     @property
     def prompts(self) -> HttpPrompts:
-        """See `Backend.prompts`."""
+        """Return the interface for models and prompts."""
         return HttpPrompts(self._ask, self._lines)
 
     @property
     def has_token(self) -> bool:
-        """Whether it sends one."""
+        """Return whether requests carry a token."""
         return self._token is not None
 
     def knock(self, origin: str) -> int:
-        """The status with which a submission is answered that comes from a page of `origin`, with no token; it asks for no work."""
+        """Return the status of an empty submission without a token from a page of `origin`. No task is created."""
         try:
             with httpx.Client(trust_env=not self.local, verify=not self.local, timeout=self._patience) as stranger:
                 return stranger.post(f"{self.where}/tasks", json={"operation": ""}, headers={"Origin": origin}).status_code
@@ -270,30 +284,30 @@ class HttpBackend:
             raise translate(problem, self.where) from problem
 
     def close(self) -> None:
-        """See `Backend.close`; a later question opens a new connection."""
+        """Close the connections. A later request opens a new one."""
         with self._lock:
             self._client = None
             if self._finalizer is not None:
                 self._finalizer()
 
     def after_fork(self) -> None:
-        """See `Forkable`. The next question opens a connection of the child's."""
+        """Reset the state in a forked child. The child's next request opens a new connection."""
         self._lock = threading.Lock()
         self._client = None
         if self._finalizer is not None:
-            self._finalizer.detach()  # closing the pool takes its lock, which a thread of the parent's may have held
+            self._finalizer.detach()  # closing the pool needs its lock, which a thread of the parent may have held
 
     def _ask(self, model: type[Model], method: str, path: str, **options: Any) -> Model:
         response = self._request(method, path, **options)
         try:
-            # A newer server may say more than this client knows.
+            # A newer server may send fields that this client does not know.
             return model.model_validate_json(response.content, extra="ignore")
         except ValidationError as problem:
             raise not_openruntime(self.where, response) from problem
 
     @contextmanager
     def _streamed(self, path: str, accept: str, params: dict[str, str] | None = None) -> Iterator[httpx.Response]:
-        """An answer that is read piece by piece."""
+        """Return a streamed response."""
         try:
             with self._http().stream("GET", self.where + path, params=params, headers={"Accept": accept}, timeout=self._patience) as answer:
                 if answer.status_code >= 300:
@@ -329,17 +343,17 @@ class HttpBackend:
             try:
                 response = self._http().request(method, self.where + path, **options)
             except TRANSLATED as problem:
-                # The server may have closed a kept connection; what is asked here may be asked twice, but for a body that is read once.
+                # The server may have closed an idle connection. Requests are safe to repeat, except if their body is a consumed iterator.
                 if lost or not again or not isinstance(problem, LOST_ON_THE_WAY):
                     raise translate(problem, self.where) from problem
                 lost = True
             else:
-                # A server that was started anew has another token.
+                # A restarted server has a new token.
                 if not again or response.status_code not in REFUSED or self._current_token() == sent:
                     return response
 
     def _current_token(self) -> str | None:
-        """The token that the server has by now, which is taken from now on; other threads may have learnt of it before."""
+        """Return the server's current token and use it for later requests. Another thread may have updated it already."""
         found = self._renew() if self._renew is not None else None
         with self._lock:
             if found is not None and found != self._token:
@@ -354,9 +368,9 @@ class HttpBackend:
                 headers = {"Accept": "application/json", "User-Agent": "openruntime-jupyter", LEASE_HEADER: LEASED}
                 if self._token:
                     headers["Authorization"] = f"Bearer {self._token}"
-                # A proxy cannot reach this machine's loopback, and its owner's token is none of a proxy's business.
+                # Proxies can't reach the loopback address and must not see its token.
                 self._client = httpx.Client(headers=headers, trust_env=not self.local, verify=not self.local, follow_redirects=False)
-                # Also for whoever drops a client without closing it.
+                # Also closes connections of clients that are dropped without close().
                 self._finalizer = weakref.finalize(self, self._client.close)
             return self._client
 
@@ -365,18 +379,18 @@ def _json(value: Any) -> bytes:
     try:
         return json.dumps(value, allow_nan=False).encode()
     except (TypeError, ValueError) as problem:
-        raise InvalidRequest.of("parameters", f"JSON can't hold them: {problem}") from None
+        raise InvalidRequest.of("parameters", f"can't be encoded as JSON: {problem}") from None
 
 
 def _answer(item: dict[str, Any]) -> Task | OpenRuntimeError:
-    """One entry of a batch's answer."""
+    """Parse one entry of a batch response."""
     if (error := item.get("error")) is not None:
         return of_status(error["code"], error["message"], error.get("details") or [], error.get("retry_after") or 1.0, "/tasks/")
     return Task.model_validate(item["task"], extra="ignore")
 
 
 def _ended(item: dict[str, Any]) -> Ended:
-    """Read one entry of an answer with results."""
+    """Parse one entry of a response with results."""
     payload = item.get("payload")
     return Ended(item["task_id"], _answer(item), None if payload is None else (b64decode(payload["base64"]), payload["encoding"]))
 

@@ -1,4 +1,4 @@
-"""What a client needs of a runtime's AI, wherever that runtime is."""
+"""Interface of a client to a runtime's AI."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from openruntime_jupyter.schemas.ai import AgentList, AiTask, Conversation, Conv
 
 
 class Prompts(Protocol):
-    """Prompts to models, seen from any thread of a synchronous program; see `Backend`, whose `prompts` it is.
+    """Thread-safe synchronous interface for prompts, available as `Backend.prompts`.
 
-    Waiting, cancelling, looking and erasing are the backend's own: an AI task is a task.
+    `Backend` waits for, cancels, queries and deletes AI tasks like other tasks.
     """
 
     def ask(self, request: dict[str, Any], key: str, wait: float = 0.0) -> AiTask:
-        """Queue an AI task (`request` is an `AiRequest` as JSON, without `wait` and `stream`) that outlives this call.
+        """Submit an AI task and return its record at its end, or after `wait` seconds.
 
-        Returns at its end, or after `wait` seconds as it is then. The same `key` gives the same task again.
+        `request` is an `AiRequest` as JSON, without `wait` and `stream`. A repeated `key` returns the same task.
         """
 
     def tokens(self, task_id: str, since: int = 0) -> Iterator[tuple[int, str]]:
-        """The text of an AI task after `since` characters, as it is written, until it ends: (characters before it, piece).
+        """Stream the text of an AI task after `since` characters as (offset, piece) until the task ends.
 
-        A piece whose index is 0 again begins anew. Closing the iterator cancels nothing.
+        An offset of 0 after the first piece restarts the text. Closing the iterator does not cancel the task.
         """
 
     def agents(self) -> AgentList:
-        """The agents, and what is wrong with files of the configured folder."""
+        """Return the available agents and the problems of files in the configured folder."""
 
     def workflows(self) -> list[WorkflowInfo]:
-        """What an AI task can be for."""
+        """Return the available workflows."""
 
     def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
-        """Everybody's conversations, or those of one user, the last used first."""
+        """Return the conversations of all users or of `owner`, most recently used first."""
 
     def conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """A conversation of the caller's own, or of `owner`; raises `ConversationNotFound`."""
+        """Return a conversation of the caller, or of `owner`. Raises `ConversationNotFound`."""
 
     def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """Erase it, and return what it was; raises `ConversationNotFound`."""
+        """Delete a conversation and return it. Raises `ConversationNotFound`."""
 
     def models(self) -> ModelList:
-        """The models of the runtime's machine, and its remote providers."""
+        """Return the available models and remote providers."""
 
     def unload(self, name: str) -> list[str]:
-        """Unload a model that is in memory; raises `ModelNotFound`, and `TaskConflict` while it answers."""
+        """Unload a model from memory. Raises `ModelNotFound`, and `TaskConflict` while the model is in use."""

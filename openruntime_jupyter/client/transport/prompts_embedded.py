@@ -1,4 +1,4 @@
-"""Prompts to the runtime of this process."""
+"""Prompts to the embedded runtime."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from openruntime_jupyter.runtime.events.tokens import TokenPiece
     from openruntime_jupyter.runtime.runtime import Caller
 
-Answer = TypeVar("Answer")
-Question = Callable[["AiService"], Coroutine[Any, Any, Any]]
+Result = TypeVar("Result")
+Call = Callable[["AiService"], Coroutine[Any, Any, Any]]
 
 
 class EmbeddedPrompts:
-    """See `Prompts`. `ask` runs a question on the runtime's loop, `caller` says whose it is."""
+    """`Prompts` of the embedded runtime. `ask` runs a coroutine on the runtime's loop; `caller` returns the calling user."""
 
-    def __init__(self, ask: Callable[[Question], Any], caller: Callable[[], Caller]) -> None:
+    def __init__(self, ask: Callable[[Call], Any], caller: Callable[[], Caller]) -> None:
         self._ask = ask
         self._caller = caller
 
     def ask(self, request: dict[str, Any], key: str, wait: float = 0.0) -> AiTask:
-        """See `Prompts.ask`."""
+        """Submit an AI task and return its record."""
         try:
             wanted = AiRequest.model_validate({**request, "wait": False, "stream": False})
         except ValidationError as problem:
@@ -41,7 +41,7 @@ class EmbeddedPrompts:
         return cast("AiTask", self._ask(ask))
 
     def tokens(self, task_id: str, since: int = 0) -> Iterator[tuple[int, str]]:
-        """See `Prompts.tokens`."""
+        """Stream the text of an AI task."""
 
         async def begin(service: AiService) -> AsyncGenerator[TokenPiece, None]:
             await service.runtime.tasks.get(task_id, parameters=False)
@@ -62,39 +62,39 @@ class EmbeddedPrompts:
             self._ask(end)
 
     def agents(self) -> AgentList:
-        """See `Prompts.agents`."""
-        return cast("AgentList", self._ask(_said(lambda service: service.agents.all())))
+        """Return the available agents."""
+        return cast("AgentList", self._ask(_read(lambda service: service.agents.all())))
 
     def workflows(self) -> list[WorkflowInfo]:
-        """See `Prompts.workflows`."""
+        """Return the available workflows."""
         from openruntime_jupyter.ai.workflows import workflows
 
         return workflows().workflows
 
     def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
-        """See `Prompts.conversations`."""
+        """Return the conversations."""
         found = self._ask(lambda service: service.conversations.all(owner, everybody=owner is None))
         return cast("list[ConversationInfo]", found)
 
     def conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """See `Prompts.conversation`."""
+        """Return a conversation with its turns."""
         return cast("Conversation", self._ask(lambda service: service.conversations.get(owner or self._caller().owner, name)))
 
     def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """See `Prompts.delete_conversation`."""
+        """Delete a conversation and return it."""
         return cast("Conversation", self._ask(lambda service: service.conversations.delete(owner or self._caller().owner, name)))
 
     def models(self) -> ModelList:
-        """See `Prompts.models`."""
-        return cast("ModelList", self._ask(_said(lambda service: service.models(self._caller()))))
+        """Return the available models and remote providers."""
+        return cast("ModelList", self._ask(_read(lambda service: service.models(self._caller()))))
 
     def unload(self, name: str) -> list[str]:
-        """See `Prompts.unload`."""
+        """Unload an idle model."""
         return cast("list[str]", self._ask(lambda service: service.runtime.unload(name)))
 
 
-def _said(read: Callable[[AiService], Answer]) -> Question:
-    async def ask(service: AiService) -> Answer:
+def _read(read: Callable[[AiService], Result]) -> Call:
+    async def ask(service: AiService) -> Result:
         return read(service)
 
     return ask

@@ -1,4 +1,4 @@
-"""What a client needs of a runtime, wherever that runtime is."""
+"""Interface of a client to a runtime."""
 
 from __future__ import annotations
 
@@ -17,97 +17,97 @@ from openruntime_jupyter.schemas.tasks import Ended, Task, TaskOrder, TaskOutput
 from openruntime_jupyter.schemas.values import ArrayKind
 
 MOST_IN_BATCH = 1_000
-"""Tasks that one `submit_many` takes; a runtime takes more, this bounds what one request holds."""
+"""Maximum tasks per `submit_many`. Limits the request size; runtimes accept more."""
 
 LONGEST_WAIT = 20.0
-"""Seconds that one question waits for its answer at most: shorter than the idle time-outs of the proxies on the way."""
+"""Maximum seconds that one request waits: shorter than the idle timeouts of common proxies."""
 
 
 def new_key() -> str:
-    """A fresh idempotency key."""
+    """Return a new idempotency key."""
     return uuid.uuid4().hex
 
 
 class Backend(Protocol):
-    """A runtime, seen from any thread of a synchronous program.
+    """Thread-safe synchronous interface to a runtime.
 
-    Each method raises the errors of `openruntime_jupyter.errors` alone: those of the runtime, and `NotConnected` where the
-    runtime does not answer. `http.py` and `embedded.py` implement it, and the contract tests run over both.
+    All methods raise only the errors of `openruntime_jupyter.errors`, including `NotConnected` if the runtime does not respond.
+    `http.py` and `embedded.py` implement it, and the contract tests cover both.
     """
 
     where: str
-    """What people call this runtime: its URL, or `embedded`."""
+    """URL of the runtime, or `embedded`."""
     local: bool
-    """Whether it is on this machine, so that the interpreter and folders of this process mean something there."""
+    """True if the runtime is on this machine and can use this process's interpreter and folders."""
 
     def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
-        """Queue a task (`request` is a `TaskRequest` as JSON, without `wait`) that outlives this call.
+        """Submit a task and return its record at its end, or after `wait` seconds. The task is then stored on disk.
 
-        Returns at its end, or after `wait` seconds as it is then; the task is on disk by that time. The same `key`
-        (`new_key()`) gives the same task again, so that a call that was lost or interrupted can be repeated.
+        `request` is a `TaskRequest` as JSON, without `wait`. A repeated `key` (`new_key()`) returns the same task, so a lost or
+        interrupted call can be repeated.
         """
 
     def submit_followed(self, request: dict[str, Any], key: str, wait: float) -> TaskOutput:
-        """Queue a task as `submit` does, and return what it showed within `wait` seconds, with its record, as `output` does."""
+        """Submit a task like `submit`, and return its output of the first `wait` seconds with the record, like `output`."""
 
     def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
-        """Queue a task for each of `requests`, at most `MOST_IN_BATCH`, and return its record or the reason of its refusal, in order.
+        """Submit at most `MOST_IN_BATCH` tasks, and return the record or error of each, in order.
 
-        The same `key` gives the same tasks again, as with `submit`. Tasks that are not `durable` end as interrupted if the runtime ends
-        before they do; small ones run about three times as fast.
+        A repeated `key` returns the same tasks, as with `submit`. Tasks that are not `durable` are interrupted if the runtime stops;
+        small ones run about three times as fast.
         """
 
     def collect(self, task_ids: list[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
-        """Return the tasks among `task_ids` that have ended, in that order, once `at_least` of them have, or after `wait` seconds.
+        """Return the ended tasks among `task_ids`, in order, once `at_least` have ended or after `wait` seconds.
 
-        It may return earlier, after `LONGEST_WAIT`, and with a part of them: call it again for the rest. An unknown task counts as ended,
-        with `TaskNotFound` in place of its record.
+        May return earlier, after `LONGEST_WAIT`, and with only some of them: call it again for the rest. Unknown tasks count as
+        ended, with `TaskNotFound` in place of the record.
         """
 
     def get(self, task_id: str, parameters: bool = True) -> Task:
-        """The task as it is now; raises `TaskNotFound`. Its parameters, which may be large, are left out where they are not wanted."""
+        """Return the task's current record, optionally without its parameters, which may be large. Raises `TaskNotFound`."""
 
     def wait(self, task_id: str, seconds: float) -> Task:
-        """The task at its end, or as it is after `seconds`, without its parameters.
+        """Return the task's record at its end, or after `seconds`, without parameters.
 
-        It may return earlier, after `LONGEST_WAIT`: ask again then.
+        May return earlier, after `LONGEST_WAIT`: call it again then.
         """
 
     def cancel(self, task_id: str) -> Task:
-        """Stop the task and return it at its end; one that ended already is returned as it is."""
+        """Cancel the task and return its final record. An ended task is returned unchanged."""
 
     def reprioritise(self, task_id: str, priority: int) -> Task:
-        """Change the priority of a waiting task; raises `TaskConflict` once it was started."""
+        """Change the priority of a pending task. Raises `TaskConflict` once it has started."""
 
     def purge(self, task_id: str) -> None:
-        """Erase an ended task with its output and results; raises `TaskConflict` while it has not ended."""
+        """Delete an ended task with its output and result. Raises `TaskConflict` before the task has ended."""
 
     def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
-        """What the task showed after `since`, the `next` of an earlier answer.
+        """Return the output of the task after `since`, the `next` of an earlier response.
 
-        Waits for something new, or for the task's end, for up to `wait` seconds. `record` adds the task's record.
+        Waits up to `wait` seconds for new output or the task's end. `record` adds the task's record.
         """
 
     def payload(self, task_id: str) -> tuple[bytes, str]:
-        """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
+        """Return the pickled result and its encoding. Raises `TaskNotFound` without one."""
 
     def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
-        """Take room for an array; raises `InvalidRequest` for more than there may be, `StorageUnavailable` where there is none now."""
+        """Allocate space for an array. Raises `InvalidRequest` above the size limit, `StorageUnavailable` if space is lacking now."""
 
     def array_ready(self, array_id: str) -> ArrayInfo:
-        """The file of the array is filled: from now on it can be used."""
+        """Mark the array's file as complete, so that tasks can use it."""
 
     def put_array(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
-        """Fill the room of an array whose file is not at hand, with a safetensors file of `size` bytes."""
+        """Upload a safetensors file of `size` bytes as the contents of an array."""
 
     def array(self, array_id: str) -> ArrayInfo:
-        """What is known of an array; raises `ArrayNotFound`."""
+        """Return the metadata of an array. Raises `ArrayNotFound`."""
 
     def get_array(self, array_id: str) -> Iterator[bytes]:
-        """The safetensors file of an array, piece by piece; raises `ArrayNotFound`."""
+        """Yield the safetensors file of an array in chunks. Raises `ArrayNotFound`."""
 
     def delete_array(self, array_id: str) -> None:
-        """Give an array up: it goes when no task needs it any more. Raises `ArrayNotFound`."""
+        """Release an array. It is deleted once no task uses it. Raises `ArrayNotFound`."""
 
     def tasks(
         self,
@@ -120,50 +120,50 @@ class Backend(Protocol):
         offset: int = 0,
         order: TaskOrder = "newest",
     ) -> TaskPage:
-        """A page of tasks, newest first, those older than the task `before`, without the first `offset`.
+        """Return a page of tasks, newest first, older than the task `before` and without the first `offset`.
 
-        With the order `next` it is what waits, the next to run first, and no filter goes with it: `InvalidRequest`.
+        The order `next` returns the pending tasks in run order. It takes no filters (`InvalidRequest`).
         """
 
     def devices(self) -> list[Device]:
-        """What MLX computes on there."""
+        """Return the compute devices."""
 
     def workers(self) -> list[Worker]:
-        """The worker processes that there are."""
+        """Return the worker processes."""
 
     def sessions(self) -> list[Session]:
-        """Return every session, the last used first."""
+        """Return all sessions, most recently used first."""
 
     def restart_session(self, session_id: str) -> Session:
         """End the session's worker; its next task starts with an empty namespace. Raises `SessionNotFound`."""
 
     def free_session(self, session_id: str) -> Session:
-        """End the session; return what it was. Raises `SessionNotFound`."""
+        """End the session and return its last record. Raises `SessionNotFound`."""
 
     def metrics(self) -> SystemMetrics:
-        """The figures of now."""
+        """Return the current metrics."""
 
     def health(self) -> Health:
-        """Whether all is well, and what to do about what is not."""
+        """Return the health report, with advice for each problem."""
 
     def operations(self) -> list[OperationInfo]:
-        """The kinds of work it does, with the schemas of their parameters."""
+        """Return the available operations with their parameter schemas."""
 
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
-        """The figures of the last `timeframe` in at most `points` points."""
+        """Return the metrics of the last `timeframe` in at most `points` points."""
 
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
-        """What the recorded history of the last `timeframe` tells."""
+        """Return findings about the recorded history of the last `timeframe`."""
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
-        """Have `tell(message)` called with what happens, on a thread that all who watch this backend share; see `watch.py`.
+        """Call `tell(message)` for each event, on a thread shared by all watchers of this backend; see `watch.py`.
 
-        Raises ValueError for a topic that there is not.
+        Raises ValueError for an unknown topic.
         """
 
     @property
     def prompts(self) -> Prompts:
-        """Its models, and what is said to them."""
+        """Return the interface for models and prompts."""
 
     def close(self) -> None:
-        """Let go of connections. Tasks go on, and a runtime hosted in this process stays until the process ends."""
+        """Close the connections. Tasks keep running, and an embedded runtime runs until the process exits."""

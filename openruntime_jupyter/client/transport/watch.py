@@ -1,4 +1,4 @@
-"""What happens, as it happens: one thread, and one connection, for all who watch a runtime from this process."""
+"""Event subscriptions. All watchers of a runtime in this process share one thread and one connection."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TOPICS = frozenset({"task_update", "task_progress", "task_output", "metrics", "ai_token"})
-"""What can be watched, in the words of the API."""
+"""Topics of the API's WebSocket."""
 
 CONNECTED, DISCONNECTED = "connected", "disconnected"
-"""Types of the messages that everybody gets: from here on nothing is missed, unless the message says `gap`; from here on all is."""
+"""Message types that all watchers get. After `connected` no events are missed (`gap`: some were before it); after `disconnected`, all."""
 
 Tell = Callable[[dict[str, Any]], None]
 
 
 class Watch:
-    """Somebody who watches. `tell(message)` must be quick, and must not change the message.
+    """Subscription of a watcher. `tell(message)` must return quickly and must not modify the message.
 
-    It is called on the thread of the events, for a first `connected` on the one where the watch begins.
+    It is called on the event thread. An initial `connected` may be sent on the thread that starts the watch.
     """
 
     def __init__(self, events: Events, topics: frozenset[str], tell: Tell) -> None:
@@ -36,7 +36,7 @@ class Watch:
         self._events = events
 
     def close(self) -> None:
-        """Watch no more. The last one to go ends the thread and the connection."""
+        """Unsubscribe. Closing the last watch stops the thread and the connection."""
         self._events.drop(self)
 
     def __enter__(self) -> Self:
@@ -47,9 +47,9 @@ class Watch:
 
 
 class Events(ABC):
-    """Gives each message to those who watch its topic. The thread begins with the first of them, and ends with the last.
+    """Dispatcher of messages to the watchers of their topics. Its thread runs while there are watchers.
 
-    A kind of runtime adds `_listen`, which passes on all that comes until `_leave` or the end, and `_topics_changed`.
+    Subclasses implement `_listen`, which passes on messages until `_leave` or the end of the connection, and `_topics_changed`.
     """
 
     def __init__(self) -> None:
@@ -60,17 +60,17 @@ class Events(ABC):
         reset_in_child(self)
 
     def after_fork(self) -> None:
-        """See `Forkable`. The watches are the parent's; the child may begin others."""
+        """Reset the state in a forked child. Watches stay with the parent; the child can start new ones."""
         self._lock = threading.RLock()
         self._watches = []
         self._thread = None
         self._live = False
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
-        """Begin to watch; raises ValueError for a topic that there is not."""
+        """Start a watch. Raises ValueError for an unknown topic."""
         wanted = frozenset(topics)
         if unknown := wanted - TOPICS:
-            raise ValueError(f"there is no topic {', '.join(sorted(unknown))}; there are {', '.join(sorted(TOPICS))}")
+            raise ValueError(f"Unknown topics: {', '.join(sorted(unknown))}. Available topics: {', '.join(sorted(TOPICS))}")
         watch = Watch(self, wanted, tell)
         with self._lock:
             self._watches.append(watch)
@@ -85,7 +85,7 @@ class Events(ABC):
         return watch
 
     def drop(self, watch: Watch) -> None:
-        """End a watch; one that ended before is left as it is."""
+        """Remove a watch. Does nothing if it was removed before."""
         with self._lock:
             if watch not in self._watches:
                 return
@@ -96,7 +96,7 @@ class Events(ABC):
         self._leave()
 
     def wanted(self) -> frozenset[str]:
-        """The topics that anybody watches."""
+        """Return the topics with watchers."""
         with self._lock:
             return frozenset().union(*(watch.topics for watch in self._watches))
 
@@ -110,7 +110,7 @@ class Events(ABC):
                     return
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Give a message to those whom it concerns."""
+        """Dispatch a message to the watchers of its topic."""
         kind = message.get("type")
         with self._lock:
             self._live = kind != DISCONNECTED and (self._live or kind == CONNECTED)
@@ -118,26 +118,26 @@ class Events(ABC):
         for watch in concerned:
             try:
                 watch.tell(message)
-            except Exception:  # one that fails must not keep the others from hearing
-                log.exception("Somebody who watches failed on a message of the type %s", kind)
+            except Exception:  # a failing watcher must not stop the others
+                log.exception("A watcher failed on a message of type %s", kind)
 
     def tells_here(self) -> bool:
-        """Whether the calling thread is the one on which those who watch are told."""
+        """Return whether the calling thread is the event thread."""
         return threading.current_thread() is self._thread
 
     def anybody(self) -> bool:
-        """Whether there is anybody who watches."""
+        """Return whether there are watchers."""
         with self._lock:
             return bool(self._watches)
 
     @abstractmethod
     def _listen(self) -> None:
-        """Connect, and pass on what comes, until nobody watches or the connection is lost for good."""
+        """Connect and pass on messages until there are no watchers or the connection is lost permanently."""
 
     @abstractmethod
     def _topics_changed(self) -> None:
-        """Others are wanted now; called with the lock held."""
+        """Update the subscribed topics. Called with the lock held."""
 
     @abstractmethod
     def _leave(self) -> None:
-        """Make `_listen` return soon: nobody watches."""
+        """Make `_listen` return soon, because there are no watchers."""

@@ -1,4 +1,4 @@
-"""The events of a runtime behind a URL, by its WebSocket. Where the connection is lost it is made again, without a gap if possible."""
+"""Events of a remote runtime over WebSocket. Reconnects after a lost connection, without a gap if possible."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-"""Seconds between two attempts to connect: at first, and after many in vain."""
+"""Seconds between connection attempts: initial and maximum backoff."""
 
 LARGEST_MESSAGE = 64 << 20
-"""Bytes; a rich output may be some megabytes."""
+"""Bytes. Rich outputs may take several megabytes."""
 
 
 class SocketEvents(Events):
-    """`url` is the runtime's, `token` tells its token at each connection; `local`: no proxy is asked, any certificate is taken."""
+    """Events of the runtime at `url`. `token` returns the current token; `local` bypasses proxies and accepts any certificate."""
 
     def __init__(self, url: str, token: Callable[[], str | None], local: bool) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SocketEvents(Events):
         self._left = threading.Event()
 
     def after_fork(self) -> None:
-        """See `Forkable`."""
+        """Reset the state in a forked child; see `Forkable`."""
         super().after_fork()
         self._socket, self._subscribed, self._last, self._left = None, frozenset(), None, threading.Event()
 
@@ -53,9 +53,9 @@ class SocketEvents(Events):
             try:
                 with connect(self._address(), **self._options()) as socket:
                     pause = FIRST_PAUSE
-                    self._begun(socket)
+                    self._connected(socket)
                     for text in socket:
-                        self._heard(json.loads(text))
+                        self._received(json.loads(text))
                 problem: Exception | None = None
             except (OSError, WebSocketException, ValueError) as failed:
                 problem = failed
@@ -77,20 +77,20 @@ class SocketEvents(Events):
         if self._local:
             options["proxy"] = None
             if self._url.startswith("wss:"):
-                options["ssl"] = ssl._create_unverified_context()  # noqa: S323, SLF001 - a certificate names a host, the loopback is none
+                options["ssl"] = ssl._create_unverified_context()  # noqa: S323, SLF001 - certificates name a host, not the loopback address
         return options
 
-    def _begun(self, socket: ClientConnection) -> None:
+    def _connected(self, socket: ClientConnection) -> None:
         with self._lock:
             self._socket, self._subscribed = socket, frozenset({"task_update"})
             if self._watches:
                 self._topics_changed()
                 return
-        socket.close()  # the last one went while it was being made
+        socket.close()  # the last watcher left while connecting
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _received(self, message: dict[str, Any]) -> None:
         if message.get("type") == CONNECTED:
-            # Without `since` it is the first time, and what happened before it is not known.
+            # Without `since` this is the first connection, and earlier events are unknown.
             message = {**message, "gap": message.get("gap", True)}
         self._last = message.get("id", self._last)
         self.tell(message)
@@ -101,16 +101,16 @@ class SocketEvents(Events):
             return
         for kind, topics in (("subscribe", wanted - self._subscribed), ("unsubscribe", self._subscribed - wanted)):
             if topics:
-                self._say(socket, {"type": kind, "topics": sorted(topics)})
+                self._send(socket, {"type": kind, "topics": sorted(topics)})
         self._subscribed = wanted
 
-    def _say(self, socket: ClientConnection, message: dict[str, Any]) -> None:
+    def _send(self, socket: ClientConnection, message: dict[str, Any]) -> None:
         from websockets.exceptions import WebSocketException
 
         try:
             socket.send(json.dumps(message))
         except (OSError, WebSocketException) as problem:  # the next connection subscribes again
-            log.debug("The topics could not be changed: %s", problem)
+            log.debug("Could not change the topics: %s", problem)
 
     def _leave(self) -> None:
         self._left.set()

@@ -1,4 +1,4 @@
-"""Weights that were converted to float32, kept on disk: converting a small model takes seconds, reading it back a fraction of one."""
+"""Disk cache of weights converted to float32. Converting a small model takes seconds, reading it back a fraction of a second."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from openruntime_jupyter.local_models.folder import LONGEST_HEADER
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Goes up when the same file would be converted to something else."""
+"""Version of the conversion; increase it when the result changes."""
 SUFFIX = ".gguf.safetensors"
-"""Others keep their weights in the same folder."""
+"""Suffix of cached files; the folder may contain other files."""
 MOST_FILES = 4
 MOST_BYTES = 40_000_000_000
 SPARED = 0.1
-"""The part of a disk that is left free: what is kept here can be made again."""
+"""Share of the disk that stays free, because the cache can be rebuilt."""
 ABANDONED = 3600.0
-"""Seconds after which a half-written file belongs to nobody."""
+"""Seconds after which an incomplete file counts as abandoned."""
 
 
 class Conversions:
-    """A folder of converted weights, readable by its owner alone: the most recently used ones of at most `MOST_FILES` models."""
+    """Folder of converted weights, readable only by its owner, with the most recently used ones of at most `MOST_FILES` models."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def place(self, source: Path) -> Path:
-        """Where the weights of a file lie: its path, size and time of change are part of the name, and so is what converts it."""
-        found = source.stat()
+        """Return the cache path for a weight file; its name includes a hash of the file's identity and the converter's version."""
+        status = source.stat()
         identity = [
             os.path.realpath(source),
-            found.st_dev,
-            found.st_ino,
-            found.st_size,
-            found.st_mtime_ns,
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
             FORMAT,
             importlib.metadata.version("mlx"),
         ]
@@ -54,14 +54,14 @@ class Conversions:
         return self._folder / f"{source.stem}.{key}{SUFFIX}"
 
     def find(self, source: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, mx.array] | None:
-        """The weights of a file, if they are kept here whole; they are read from the disk as they are used.
+        """Return the cached weights of a file, which are read lazily, or None.
 
-        What is there but is not what `shapes` say is deleted, and None is the answer.
+        A cached file that does not match `shapes` is deleted.
         """
         place = self.place(source)
         try:
             if not _is_whole(place, shapes):
-                log.warning("The converted weights in %s are damaged: they are made again", place)
+                log.warning("Converted weights in %s are damaged: converting again", place)
                 place.unlink(missing_ok=True)
                 return None
             weights: Any = mx.load(str(place))
@@ -71,7 +71,7 @@ class Conversions:
         return dict(weights)
 
     def keep(self, source: Path, weights: dict[str, mx.array]) -> None:
-        """Write the weights of a file, whole or not at all; a disk without room for them is told in the log, and no error."""
+        """Store the weights of a file atomically. A full disk is logged and does not raise."""
         size = sum(array.nbytes for array in weights.values())
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,11 +79,11 @@ class Conversions:
             self._make_room(size, place)
             disk = shutil.disk_usage(self._folder)
             if size > MOST_BYTES or disk.free - size < SPARED * disk.total:
-                log.info("The converted weights of %s are not kept: the disk of %s has too little room", source, self._folder)
+                log.info("Converted weights of %s are not stored: too little free space on the disk of %s", source, self._folder)
                 return
             self._write(place, weights)
-        except (OSError, RuntimeError) as problem:  # MLX tells of a full disk by the latter
-            log.warning("The converted weights of %s could not be kept in %s: %s", source, self._folder, problem)
+        except (OSError, RuntimeError) as problem:  # MLX raises RuntimeError for a full disk
+            log.warning("Converted weights of %s could not be stored in %s: %s", source, self._folder, problem)
 
     def _write(self, place: Path, weights: dict[str, mx.array]) -> None:
         part = place.with_name(f"{place.stem}.{os.getpid()}.part{SUFFIX}")
@@ -97,16 +97,16 @@ class Conversions:
             part.unlink(missing_ok=True)
 
     def _make_room(self, size: int, place: Path) -> None:
-        """Delete what has no right to stay: abandoned parts, and the least recently used ones past the bounds."""
+        """Delete abandoned files, and the least recently used ones over the limits."""
         kept: list[tuple[float, int, Path]] = []
         for path in self._folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):
-                found = path.stat()
+                status = path.stat()
                 if path.name.endswith(f".part{SUFFIX}"):
-                    if time.time() - found.st_mtime > ABANDONED:
+                    if time.time() - status.st_mtime > ABANDONED:
                         path.unlink(missing_ok=True)
                 elif path != place:
-                    kept.append((found.st_mtime, found.st_size, path))
+                    kept.append((status.st_mtime, status.st_size, path))
         kept.sort(reverse=True)
         total = size
         for count, (_, bytes_of, path) in enumerate(kept, 1):
@@ -116,7 +116,7 @@ class Conversions:
 
 
 def _is_whole(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a file holds float32 numbers of exactly these shapes, and all of them; raises OSError where there is none."""
+    """Return whether a file holds complete float32 arrays of exactly these shapes; raise OSError if it does not exist."""
     with place.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:

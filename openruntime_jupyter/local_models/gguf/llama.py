@@ -1,4 +1,4 @@
-"""From a GGUF file's header to a model's configuration, as mlx-lm's llama has it; it imports no MLX, so that the server can ask too."""
+"""Configuration of mlx-lm's llama model from a GGUF header. The module does not import MLX, because the server uses it too."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""What GGUF calls the parts of a model and of each of its layers, and what mlx-lm does."""
+"""GGUF names of the parts of a model and of each layer, and the names in mlx-lm."""
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 MLP = ("ffn_gate", "ffn_up", "ffn_down")
 ROPE_FACTORS = "rope_freqs.weight"
-"""Of Llama 3.1 and later: each frequency's own factor, written into the file by whoever converted it."""
+"""Tensor of Llama 3.1 and later with one factor per frequency, written by the converter."""
 
 
 def shape_of_gguf(path: Path) -> Shape:
-    """The sizes of the model in a GGUF file, by its header; raises `NotAModel` for one that can't be loaded."""
+    """Return the sizes of the model in a GGUF file from its header; raise `NotAModel` if it can't be loaded."""
     header = read_header(path)
     config = configuration(header)
     numbers = sum(tensor.numbers for tensor in header.tensors.values())
@@ -39,14 +39,14 @@ def shape_of_gguf(path: Path) -> Shape:
 
 
 def configuration(header: Header) -> dict[str, Any]:
-    """The arguments of mlx-lm's llama for this file, every tensor checked against them; raises `NotAModel`."""
+    """Return the arguments of mlx-lm's llama and check every tensor against them; raise `NotAModel`."""
     family = header.values.get("general.architecture")
     if family != ARCHITECTURE:
-        raise NotAModel(f"{header.path} is of the architecture {family!r}: of GGUF files only the {ARCHITECTURE} family can be loaded")
+        raise NotAModel(f"{header.path} has the unsupported architecture {family!r}; GGUF files must be of the {ARCHITECTURE} family")
     if header.values.get("llama.expert_count"):
-        raise NotAModel(f"{header.path} is a mixture of experts, which can't be loaded from a GGUF file: take an MLX folder of it")
+        raise NotAModel(f"{header.path} is a mixture of experts, which can't be loaded from a GGUF file: use an MLX folder of the model")
     if "token_embd.weight" not in header.tensors:
-        raise NotAModel(f"{header.path} has no token_embd.weight: it holds no whole model (an adapter, or one part of several?)")
+        raise NotAModel(f"{header.path} has no token_embd.weight: it is not a complete model (an adapter, or one part of several?)")
     heads = header.whole("llama.attention.head_count")
     hidden = header.whole("llama.embedding_length")
     head = header.whole("llama.attention.key_length", header.whole("llama.rope.dimension_count", max(hidden // heads, 1)))
@@ -62,7 +62,7 @@ def configuration(header: Header) -> dict[str, Any]:
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
         "max_position_embeddings": header.whole("llama.context_length"),
         "rope_theta": header.number("llama.rope.freq_base", 10_000.0),
-        "rope_traditional": True,  # the converter has put the rows of q and k into that order
+        "rope_traditional": True,  # the converter reorders the rows of q and k for it
         "rope_scaling": _scaling(header),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "attention_bias": _has_bias(header, ATTENTION),
@@ -70,18 +70,18 @@ def configuration(header: Header) -> dict[str, Any]:
     }
     for name, value in (("llama.attention.value_length", head), ("llama.rope.dimension_count", head)):
         if header.whole(name, value) != value:
-            raise NotAModel(f"{header.path} says {name} = {header.values[name]}: only {value}, the size of a head, can be loaded")
+            raise NotAModel(f"{header.path} has {name} = {header.values[name]}: only {value}, the size of a head, is supported")
     _check_tensors(header, config)
     return config
 
 
 def _scaling(header: Header) -> dict[str, Any] | None:
-    """How positions beyond those of the training are squeezed, in mlx-lm's words."""
+    """Return the RoPE scaling in the format of mlx-lm."""
     kind = header.values.get("llama.rope.scaling.type", "linear" if "llama.rope.scale_linear" in header.values else "none")
     if kind == "none":
         return None
     if kind != "linear":
-        raise NotAModel(f"{header.path} scales its positions by {kind!r}: only linear scaling, and Llama 3's factors, can be loaded")
+        raise NotAModel(f"{header.path} has the unsupported RoPE scaling {kind!r}: supported are linear scaling and the factors of Llama 3")
     factor = header.number("llama.rope.scaling.factor", header.number("llama.rope.scale_linear", 1.0))
     return None if factor == 1.0 else {"type": "linear", "factor": factor}
 
@@ -91,17 +91,17 @@ def _has_bias(header: Header, parts: tuple[str, ...]) -> bool:
 
 
 def mlx_name(name: str) -> str | None:
-    """What mlx-lm calls a tensor (or its scales or biases); None for one that its llama has not."""
-    *place, part, kind = name.split(".")
-    if not place:
+    """Return the name of a tensor (or its scales or biases) in mlx-lm; None if its llama does not have it."""
+    *prefix, part, kind = name.split(".")
+    if not prefix:
         return f"{OUTER[part]}.{kind}" if part in OUTER else None
-    if len(place) == 2 and place[0] == "blk" and part in INNER:
-        return f"model.layers.{place[1]}.{INNER[part]}.{kind}"
+    if len(prefix) == 2 and prefix[0] == "blk" and part in INNER:
+        return f"model.layers.{prefix[1]}.{INNER[part]}.{kind}"
     return None
 
 
 def expected(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that such a model has, by GGUF's name; biases may be missing in part."""
+    """Return the shapes of all tensors of such a model by GGUF name, without the optional biases."""
     hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     queries, keys = (config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
     sides = {
@@ -124,28 +124,30 @@ def expected(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_tensors(header: Header, config: dict[str, Any]) -> None:
-    """Raise `NotAModel` unless the file has what its configuration says, and nothing that would be left out."""
+    """Raise `NotAModel` unless the tensors of the file match its configuration exactly."""
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     if heads % kv_heads or config["head_dim"] % 2:
-        raise NotAModel(f"{header.path} says {heads} heads of {config['head_dim']} with {kv_heads} for keys: that fits no model")
-    if config["num_hidden_layers"] > len(header.tensors):  # before so many names are made
-        raise NotAModel(f"{header.path} says {config['num_hidden_layers']:,} layers and has {len(header.tensors)} tensors: it is damaged")
+        raise NotAModel(
+            f"{header.path} has an invalid combination of {heads} heads, {kv_heads} key heads and head size {config['head_dim']}"
+        )
+    if config["num_hidden_layers"] > len(header.tensors):  # before creating that many names
+        raise NotAModel(f"{header.path} is damaged: {config['num_hidden_layers']:,} layers but {len(header.tensors)} tensors")
     shapes = expected(config)
     for name, shape in shapes.items():
-        found = header.tensors.get(name)
-        if found is None:
-            raise NotAModel(f"{header.path} lacks the tensor {name}: it is one part of several, or damaged. Fetch the whole model.")
-        _check_shape(header, found, shape)
+        tensor = header.tensors.get(name)
+        if tensor is None:
+            raise NotAModel(f"{header.path} lacks the tensor {name}: it is one part of several, or damaged. Download the complete model.")
+        _check_shape(header, tensor, shape)
     for name, tensor in header.tensors.items():
         if name == ROPE_FACTORS:
             _check_shape(header, tensor, (config["head_dim"] // 2,))
         elif name not in shapes:
             weight = shapes.get(f"{name.removesuffix('.bias')}.weight")
             if weight is None or len(weight) != 2 or not name.startswith("blk."):
-                raise NotAModel(f"{header.path} has a tensor {name}, which mlx-lm's llama has not: the model can't be loaded from it")
+                raise NotAModel(f"{header.path} has a tensor {name}, which mlx-lm's llama does not support: the model can't be loaded")
             _check_shape(header, tensor, weight[:1])
 
 
 def _check_shape(header: Header, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
-        raise NotAModel(f"{header.path} has {tensor.name} of the shape {list(tensor.shape)}, where {list(shape)} belongs: it is damaged")
+        raise NotAModel(f"{header.path} is damaged: {tensor.name} has the shape {list(tensor.shape)}, expected {list(shape)}")

@@ -1,4 +1,4 @@
-"""A GGUF file as a model of mlx-lm's."""
+"""Loading of GGUF files as mlx-lm models."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 GROUP_SIZE = 32
-"""Weights that share a scale, in every quantised type that is loaded."""
+"""Number of weights that share a scale, in every loadable quantised type."""
 
 Form = Literal["float32", "stored"]
-"""`float32`: every weight as a 32-bit number, which a BLAS can multiply; `stored`: as the file has them, quantised where it is."""
+"""`float32`: all weights in float32, for BLAS; `stored`: as in the file, possibly quantised."""
 
 
 def load_gguf(path: str | Path, dtype: Form = "stored", cache_dir: str | Path | None = None) -> tuple[Any, TokenizerWrapper]:
-    """The model and the tokenizer (with the chat template) of a llama-family GGUF file, as `mlx_lm.load` gives those of a folder.
+    """Load model and tokenizer (with the chat template) of a llama-family GGUF file, like `mlx_lm.load` for a folder.
 
-    `cache_dir` is where the weights are kept once they are converted to float32; without it they are converted each time. Raises
-    `NotAModel` with what is wrong or can't be loaded. The weights are in memory when it returns.
+    `cache_dir` is the cache folder for weights converted to float32; without it they are converted each time. Raises `NotAModel` with the
+    cause. The weights are in memory when the function returns.
     """
     from mlx_lm.models.llama import Model, ModelArgs
 
@@ -48,12 +48,12 @@ def load_gguf(path: str | Path, dtype: Form = "stored", cache_dir: str | Path | 
 
 
 class _FactoredRoPE(nn.Module):  # type: ignore[misc, name-defined]
-    """Rotary positions where each frequency has a factor of its own."""
+    """Rotary positions with one factor per frequency."""
 
     def __init__(self, dims: int, base: float, factors: mx.array) -> None:
         super().__init__()
         self.dims = dims
-        # Underscored, so that it is none of the parameters to load.
+        # The underscore keeps it out of the parameters to load.
         self._periods = base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims) * factors.astype(mx.float32)
 
     def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
@@ -61,7 +61,7 @@ class _FactoredRoPE(nn.Module):  # type: ignore[misc, name-defined]
 
 
 def _read(header: Header) -> dict[str, mx.array]:
-    """The weights as MLX reads them: a quantised one packed, with `.scales` and `.biases`."""
+    """Return the weights as MLX reads them; quantised ones are packed, with `.scales` and `.biases`."""
     try:
         read: Any = mx.load(str(header.path), format="gguf")
         return dict(read)
@@ -70,7 +70,7 @@ def _read(header: Header) -> dict[str, mx.array]:
 
 
 def _parts(header: Header) -> dict[str, str]:
-    """Every tensor's name here, and mlx-lm's (`configuration` has seen that there is one for each)."""
+    """Return the mlx-lm name of each tensor; `configuration` has checked that each has one."""
     return {name: ROPE_FACTORS if name == ROPE_FACTORS else mlx_name(name) or name for name in header.tensors}
 
 
@@ -89,7 +89,7 @@ def _float32(header: Header, cache_dir: str | Path | None) -> dict[str, mx.array
             scales, biases = (raw.pop(base + part).astype(mx.float32) for part in ("scales", "biases"))
             whole = mx.dequantize(whole, scales, biases, group_size=GROUP_SIZE, bits=bits)
         weights[ours] = whole.astype(mx.float32)
-        mx.eval(weights[ours])  # one by one: the packed one is free again before the next is unpacked
+        mx.eval(weights[ours])  # one by one, so that each packed weight is freed before the next one is unpacked
         del whole
     if conversions is not None:
         conversions.keep(header.path, weights)
@@ -106,8 +106,8 @@ def _stored(header: Header, model: Any) -> dict[str, mx.array]:
             GROUP_SIZE,
             class_predicate=lambda path, module: {"group_size": GROUP_SIZE, "bits": bits[path]} if path in bits else False,
         )
-    # What lies between the large weights follows the scales and the norms. A GPU adds up float16 in 32 bits; the CPU does not, and
-    # what it makes of this is slow, and no language.
+    # Activations take the dtype of the scales and norms. A GPU accumulates float16 in 32 bits. The CPU does not, which is slow and too
+    # inaccurate to generate text.
     between = mx.float16 if mx.default_device() == mx.Device(mx.gpu) and _mostly_half(header) else mx.float32
     weights = {}
     for name, value in raw.items():
@@ -122,7 +122,7 @@ def _mostly_half(header: Header) -> bool:
 
 
 def _with_zero_biases(weights: dict[str, mx.array], config: dict[str, Any]) -> dict[str, mx.array]:
-    """mlx-lm's llama has biases in all of its projections or in none; a file may have some."""
+    """Add zeros for missing biases: mlx-lm's llama has biases in all projections or in none, a file may have some."""
     parts = (ATTENTION if config["attention_bias"] else ()) + (MLP if config["mlp_bias"] else ())
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     queries, keys = (config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))

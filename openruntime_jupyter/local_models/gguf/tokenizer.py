@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file holds, rebuilt with `tokenizers`: the same tokens as llama.cpp makes of the same text."""
+"""Tokenizer of a GGUF file, rebuilt with `tokenizers` to produce the same tokens as llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
-"""GGUF's types of tokens; the others are ordinary ones."""
+"""GGUF token types; all others are ordinary tokens."""
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,22 +29,22 @@ SPLITS = {
     "llama-bpe": (LLAMA3,),
     "qwen2": (QWEN2,),
 }
-"""`tokenizer.ggml.pre`: how text is split before pairs are merged, one pattern within the pieces of the other."""
+"""Patterns that split text before merging, by `tokenizer.ggml.pre`; each pattern is applied to the pieces of the previous one."""
 ALIASES = {"gpt2": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
 WHOLE_WORDS_FIRST = ("llama-bpe",)
-"""Where a word that is a token is taken as it is, whatever the merges would make of it."""
+"""Rules for which a word that is a token is not merged."""
 BEGINS = ("llama-bpe",)
-"""Where text begins with a token of its own even if the file does not say so."""
+"""Rules for which text begins with a BOS token by default."""
 
 ENDS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>", "<EOT>", "<end_of_utterance>",
 )  # fmt: skip
-"""Special tokens that end an answer in any model that has them: many files name but one of theirs."""
+"""Special tokens that end a response in any model that has them; many files declare only one of them."""
 END_KEYS = ("eos", "eot", "eom")
 
 
 def build_tokenizer(header: Header) -> TokenizerWrapper:
-    """mlx-lm's tokenizer of a file whose header was read with its lists; raises `NotAModel` where there is none that can be rebuilt."""
+    """Return the mlx-lm tokenizer for a header that was read with its lists; raise `NotAModel` if it can't be rebuilt."""
     from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, SPMStreamingDetokenizer, TokenizerWrapper
     from transformers import PreTrainedTokenizerFast
 
@@ -58,7 +58,7 @@ def build_tokenizer(header: Header) -> TokenizerWrapper:
         detokenizer = partial(SPMStreamingDetokenizer, trim_space=_adds_space(header))
     else:
         raise NotAModel(
-            f"{header.path} has a tokenizer of the kind {kind!r}: byte-level BPE (gpt2) and SentencePiece (llama) can be loaded"
+            f"{header.path} has the unsupported tokenizer {kind!r}: supported are byte-level BPE (gpt2) and SentencePiece (llama)"
         )
     tokenizer.add_tokens(vocabulary.added())
     begins = _begins_with(header, vocabulary)
@@ -83,41 +83,41 @@ def build_tokenizer(header: Header) -> TokenizerWrapper:
 
 
 class _Vocabulary:
-    """The tokens of a file, and what is special about some; raises `NotAModel` for lists that do not belong together."""
+    """Tokens of a file and their types; raises `NotAModel` for inconsistent lists."""
 
     def __init__(self, header: Header) -> None:
         self._header = header
         self.tokens = self.column("tokens", str)
         self.kinds = self.column("token_type", int) if "tokenizer.ggml.token_type" in header.values else [1] * len(self.tokens)
         if len(set(self.tokens)) < len(self.tokens):
-            raise NotAModel(f"{header.path} is damaged: two tokens of its vocabulary are the same")
+            raise NotAModel(f"{header.path} is damaged: its vocabulary has duplicate tokens")
         rows = header.tensors["token_embd.weight"].shape[0]
         if not len(self.tokens) == len(self.kinds) <= rows:
-            raise NotAModel(f"{header.path} is damaged: {len(self.tokens)} tokens, {len(self.kinds)} types of tokens, {rows} rows for them")
+            raise NotAModel(f"{header.path} is damaged: {len(self.tokens)} tokens, {len(self.kinds)} token types, {rows} embedding rows")
 
     def column(self, key: str, of: type) -> list[Any]:
-        """A list with an entry for each token, or merge."""
-        found = self._header.values.get(f"tokenizer.ggml.{key}")
-        if not isinstance(found, list) or not found or not all(type(item) is of for item in found):
-            raise NotAModel(f"{self._header.path} has no list tokenizer.ggml.{key}: without its tokenizer a model can't be used from it")
-        return found
+        """Return a list with one entry for each token or merge."""
+        values = self._header.values.get(f"tokenizer.ggml.{key}")
+        if not isinstance(values, list) or not values or not all(type(item) is of for item in values):
+            raise NotAModel(f"{self._header.path} lacks the list tokenizer.ggml.{key} of its tokenizer: use another file of this model")
+        return values
 
     @property
     def ids(self) -> dict[str, int]:
-        """Every token's number."""
+        """Return the id of each token."""
         return {token: number for number, token in enumerate(self.tokens)}
 
     def id(self, key: str) -> int | None:
-        """The number of the token that has a role, such as `eos`."""
-        found = self._header.values.get(f"tokenizer.ggml.{key}_token_id")
-        return found if type(found) is int and 0 <= found < len(self.tokens) else None
+        """Return the id of the token with a role, such as `eos`."""
+        number = self._header.values.get(f"tokenizer.ggml.{key}_token_id")
+        return number if type(number) is int and 0 <= number < len(self.tokens) else None
 
     def named(self, key: str) -> str | None:
-        """The text of the token that has a role."""
+        """Return the text of the token with a role."""
         return None if (number := self.id(key)) is None else self.tokens[number]
 
     def added(self) -> list[Any]:
-        """The tokens that are found in a text before anything else is done to it."""
+        """Return the tokens that are matched in a text before any other processing."""
         from tokenizers import AddedToken
 
         return [
@@ -127,7 +127,7 @@ class _Vocabulary:
         ]
 
     def ends(self) -> set[int]:
-        """The tokens that end an answer."""
+        """Return the ids of the tokens that end a response."""
         named = {self.id(key) for key in END_KEYS} - {None}
         ids = self.ids
         known = {ids[token] for token in ENDS if token in ids and self.kinds[ids[token]] in (CONTROL, USER_DEFINED)}
@@ -135,7 +135,7 @@ class _Vocabulary:
 
 
 def _begins_with(header: Header, vocabulary: _Vocabulary) -> int | None:
-    """The token that every text begins with."""
+    """Return the id of the token that begins every text, or None."""
     usual = header.values["tokenizer.ggml.model"] == "llama" or _splitting(header) in BEGINS
     if not header.values.get("tokenizer.ggml.add_bos_token", usual):
         return None
@@ -152,13 +152,13 @@ def _byte_level(header: Header, vocabulary: _Vocabulary) -> Tokenizer:
 
     name = _splitting(header)
     if name not in SPLITS:
-        said = f"splits text by the rules {name!r}" if name else "does not say how its tokenizer splits text (tokenizer.ggml.pre)"
-        raise NotAModel(f"{header.path} {said}; known are {', '.join(SPLITS)}: take another file of this model, or an MLX folder")
+        cause = f"has the unknown pre-tokenizer {name!r}" if name else "does not name its pre-tokenizer (tokenizer.ggml.pre)"
+        raise NotAModel(f"{header.path} {cause}; supported: {', '.join(SPLITS)}. Use another file of this model, or an MLX folder")
     merges = [tuple(merge.split(" ")) for merge in vocabulary.column("merges", str)]
     try:
         model = models.BPE(vocabulary.ids, merges, ignore_merges=name in WHOLE_WORDS_FIRST)
-    except Exception as problem:  # tokenizers raises plain exceptions for merges that fit no tokens
-        raise NotAModel(f"{header.path} is damaged: its merges do not fit its tokens ({problem})") from None
+    except Exception as problem:  # tokenizers raises plain exceptions for merges without matching tokens
+        raise NotAModel(f"{header.path} is damaged: its merges do not match its tokens ({problem})") from None
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[name]]
@@ -173,12 +173,12 @@ def _adds_space(header: Header) -> bool:
 
 
 def _sentence_pieces(header: Header, vocabulary: _Vocabulary) -> Tokenizer:
-    """Pairs are merged by the score of what they make: the order of merges that `tokenizers` needs follows from that."""
+    """Build a SentencePiece tokenizer. Its pairs are merged by the score of the result, which determines the merge order."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = vocabulary.column("scores", float)
     if len(scores) != len(vocabulary.tokens) or (unknown := vocabulary.named("unknown")) is None:
-        raise NotAModel(f"{header.path} is damaged: its tokenizer has {len(scores)} scores for its tokens, or names no unknown token")
+        raise NotAModel(f"{header.path} is damaged: {len(scores)} scores for {len(vocabulary.tokens)} tokens, or no unknown token")
     ids = vocabulary.ids
     ordinary = [number for number, kind in enumerate(vocabulary.kinds) if kind not in (UNKNOWN, CONTROL, USER_DEFINED, BYTE)]
     merges = []

@@ -48,18 +48,18 @@ class AiHelp(View):
 
     def html(self) -> str:
         """Return the view as HTML."""
-        ways = table("Prompts", ("write", "to"), [[tag("code", code), meaning] for code, meaning in WRITE], wide=(1,))
-        options = table("Options", ("option", "to"), [[tag("code", code), meaning] for code, meaning in _options()], wide=(1,))
+        ways = table("Prompts", ("command", "description"), [[tag("code", code), meaning] for code, meaning in WRITE], wide=(1,))
+        options = table("Options", ("option", "description"), [[tag("code", code), meaning] for code, meaning in _options()], wide=(1,))
         return block("OpenRuntime AI help", ways, options, tag("div", ABOUT, class_="m"), kind="ort-c")
 
     def text(self) -> str:
         """Return the view as plain text."""
-        return "\n\n".join([text_table(("write", "to"), WRITE), text_table(("option", "to"), _options()), ABOUT])
+        return "\n\n".join([text_table(("command", "description"), WRITE), text_table(("option", "description"), _options()), ABOUT])
 
 
 def _options() -> list[tuple[str, str]]:
     return [
-        (f"{name} {'|'.join(option.choices) or option.kind.upper()}" if option.kind else name, option.does)
+        (f"{name} {'|'.join(option.choices) or option.kind.upper()}" if option.kind else name, option.description)
         for name, option in OPTIONS.items()
     ]
 
@@ -101,7 +101,7 @@ class NoProvider(View):
     def html(self) -> str:
         """Return the view as HTML."""
         head = tag("div", tag("strong", tag("span", "✕", class_="no", aria_hidden="true"), " No model is available for prompts"))
-        return block("No model available", head, pairs("", [(tag("code", code), does) for code, does in self.WAYS]), kind="ort-c")
+        return block("No model available", head, pairs("", [(tag("code", code), about) for code, about in self.WAYS]), kind="ort-c")
 
     def text(self) -> str:
         """Return the view as plain text."""

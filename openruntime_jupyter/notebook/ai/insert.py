@@ -24,7 +24,7 @@ def insert(shell: Any, reply: Reply) -> Note:
         return Note("The answer contains no code that a cell can run: nothing was inserted.")
     shell.set_next_input(code, replace=False)
     return Note(
-        "The code was inserted into the next cell, not run. If no cell appeared, this front end does not support insertion. Get the code with",
+        "The code was inserted into the next cell, not run. If no cell appeared, this front end does not support it. Get the code with",
         "print(_.code)",
     )
 

@@ -39,7 +39,7 @@ class LastError:
 
 
 def format_error(error: BaseException) -> str:
-    """Return the traceback without IPython's frames. For a failed task, return only the task's error, which includes the worker's traceback."""
+    """Return the traceback without IPython's frames, or for a failed task the error of the task alone."""
     if isinstance(error, TaskError):
         text = f"{type(error).__name__}: {error}"
     else:

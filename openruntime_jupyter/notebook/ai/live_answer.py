@@ -14,7 +14,7 @@ from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.states import details, state_words
-from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, attend
+from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, follow_with
 from openruntime_jupyter.notebook.run.live_status import StatusLine
 from openruntime_jupyter.notebook.run.output import Replay
 from openruntime_jupyter.notebook.session import Session
@@ -150,7 +150,7 @@ def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Int
         line.add("".join(item.text or "" for item in items if item.name == "stdout"))
         replay.show(item for item in items if item.name != "stdout")
 
-    return attend(handle, line, show, interrupts, cancel)
+    return follow_with(handle, line, show, interrupts, cancel)
 
 
 class ShownReply(Reply):

@@ -23,7 +23,7 @@ from openruntime_jupyter.notebook.ai.live_answer import ShownReply
 from openruntime_jupyter.notebook.ai.map import ask_rows
 from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai, wants_help
 from openruntime_jupyter.notebook.ai.template import fill, user_variables
-from openruntime_jupyter.notebook.display.errors import short
+from openruntime_jupyter.notebook.display.errors import one_line
 from openruntime_jupyter.notebook.run.cell import run
 from openruntime_jupyter.notebook.session import Session
 
@@ -95,8 +95,8 @@ def _deliver(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
 def _warn(session: Session, reply: Reply) -> None:
     """List the numbers in an analysis that are not in the data given to the model."""
     with contextlib.suppress(OpenRuntimeError):  # the answer is complete even if its task record is gone
-        if made := untold_of(session.client.backend.get(reply.task_id)):
-            display(Note(f"Numbers in this answer that are not in the data given to the model: {', '.join(made)}. The model computed or invented them."))
+        if numbers := untold_of(session.client.backend.get(reply.task_id)):
+            display(Note(f"Numbers that are not in the data given to the model: {', '.join(numbers)}. It computed or invented them."))
 
 
 def with_readable_errors(ask: Callable[[], Answer]) -> Answer:
@@ -104,8 +104,8 @@ def with_readable_errors(ask: Callable[[], Answer]) -> Answer:
     try:
         return ask()
     except InvalidRequest as problem:
-        raise short(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
+        raise one_line(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
     except Unavailable as problem:
         if str(problem) == NOTHING:  # over HTTP a full queue is the same type
-            raise short(problem, "No model is available for prompts: see the card above for how to set one up", card=NoProvider()) from None
+            raise one_line(problem, "No model is available for prompts: the card above explains the setup", card=NoProvider()) from None
         raise

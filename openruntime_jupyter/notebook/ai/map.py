@@ -18,9 +18,9 @@ from openruntime_jupyter.notebook.ai.batch import Batch, watch_batch
 from openruntime_jupyter.notebook.ai.cards import Sent
 from openruntime_jupyter.notebook.ai.options import AiArguments
 from openruntime_jupyter.notebook.ai.template import NAME, fill
-from openruntime_jupyter.notebook.display.errors import short
+from openruntime_jupyter.notebook.display.errors import one_line
 from openruntime_jupyter.notebook.display.html import View, block, table, tag, text_table
-from openruntime_jupyter.notebook.run.notifications import Notice
+from openruntime_jupyter.notebook.run.notifications import Notification
 from openruntime_jupyter.notebook.session import Session
 
 ANSWER, TASK, ERROR = "answer", "task_id", "error"
@@ -106,13 +106,13 @@ def ask_rows(
     if arguments.show_prompt:
         settings = {"workflow": arguments.workflow, **parameters}
         display(Sent([{"role": "user", "content": prompts[0]}], settings, f"The first of {len(prompts):,} prompts"))
-    notice = Notice(f"map-{uuid4().hex}", "the last prompt") if arguments.notify else None
+    notification = Notification(f"map-{uuid4().hex}", "the last prompt") if arguments.notify else None
     if arguments.background:
 
         def end() -> None:
             keep()
-            if notice is not None:
-                notice.tell(batch.text())
+            if notification is not None:
+                notification.send(batch.text())
 
         batch.then = end
         batch.start()
@@ -123,8 +123,8 @@ def ask_rows(
         stopped = watch_batch(batch)
     finally:
         found = keep()
-        if notice is not None:
-            notice.tell(batch.text())
+        if notification is not None:
+            notification.send(batch.text())
     return _ended(batch, found, stopped, out)
 
 
@@ -189,10 +189,10 @@ def _ended(batch: Batch, found: Any, stopped: bool, out: str) -> Any:
     if batch.problem is not None:
         raise batch.problem
     if stopped:
-        raise short(KeyboardInterrupt(f"cancelled; the answers so far are in {out}: run the cell again to continue with the rest"))
+        raise one_line(KeyboardInterrupt(f"cancelled; the answers so far are in {out}: run the cell again to continue with the rest"))
     if batch.failures and not batch.answered:
         place = min(batch.failures)
-        raise short(TaskError(f"No row was answered. The first, row {place}: {batch.failures[place]}"))
+        raise one_line(TaskError(f"No row was answered. The first, row {place}: {batch.failures[place]}"))
     return found
 
 

@@ -29,7 +29,7 @@ class Option:
     """One option. `kind` is the kind of its value, used for completion; an empty string marks a flag."""
 
     kind: str
-    does: str
+    description: str
     read: Callable[[str], Any] = unquoted
     choices: tuple[str, ...] = ()
 
@@ -119,14 +119,14 @@ def parse_ai(line: str, cell: bool) -> AiArguments:
             parser.add_argument(name, action="append", default=[], type=option.read)
         else:
             parser.add_argument(name, type=option.read, choices=option.choices or None)
-    found, rest = parser.parse_known_args(_words(line, cell))
+    parsed, rest = parser.parse_known_args(_words(line, cell))
     wrong = next((word for word in rest if word.startswith("--")), None)
     if wrong is not None:
         raise UsageError(_unexpected(wrong, cell))
     workflow = rest.pop(0) if rest and rest[0] in WORKFLOWS else None
     if cell and rest:
         raise UsageError(_no_workflow(rest[0]))
-    return _checked(vars(found), workflow, " ".join(map(unquoted, rest)))
+    return _checked(vars(parsed), workflow, " ".join(map(unquoted, rest)))
 
 
 def _words(line: str, cell: bool) -> list[str]:
@@ -138,24 +138,24 @@ def _words(line: str, cell: bool) -> list[str]:
         return line.split()  # a prompt may contain an unclosed quote or bracket
 
 
-def _checked(found: dict[str, Any], workflow: str | None, prompt: str) -> AiArguments:
-    parameters = {name: found[name] for name in PARAMETERS if found[name] not in (None, [])}
+def _checked(parsed: dict[str, Any], workflow: str | None, prompt: str) -> AiArguments:
+    parameters = {name: parsed[name] for name in PARAMETERS if parsed[name] not in (None, [])}
     if len(parameters.get("stop", [])) == 1:
         parameters["stop"] = parameters["stop"][0]
     arguments = AiArguments(
-        workflow=workflow or ("code_generation" if found["insert"] else "model_inference"),
+        workflow=workflow or ("code_generation" if parsed["insert"] else "model_inference"),
         parameters=parameters,
-        options={name: found[name] for name in TASK_OPTIONS if found[name] is not None},
-        described=names(found["with"]),
-        out=found["out"],
-        rows=found["map"],
-        insert=found["insert"],
-        raw=found["raw"],
-        show_prompt=found["show_prompt"],
-        background=found["bg"],
-        notify=found["notify"],
-        verbose=found["verbose"],
-        variable=found["as"],
+        options={name: parsed[name] for name in TASK_OPTIONS if parsed[name] is not None},
+        described=names(parsed["with"]),
+        out=parsed["out"],
+        rows=parsed["map"],
+        insert=parsed["insert"],
+        raw=parsed["raw"],
+        show_prompt=parsed["show_prompt"],
+        background=parsed["bg"],
+        notify=parsed["notify"],
+        verbose=parsed["verbose"],
+        variable=parsed["as"],
         prompt=prompt,
     )
     _reject_conflicts(arguments)
@@ -173,13 +173,13 @@ def _reject_conflicts(given: AiArguments) -> None:
     elif given.background:
         for name, wrong in (("--out", given.out is not None), ("--insert", given.insert)):
             if wrong:
-                raise UsageError(f"{name} cannot be combined with --bg: store the handle with --as NAME and get the answer from its result()")
+                raise UsageError(f"{name} cannot be combined with --bg: use --as NAME and get the answer from the handle's result()")
 
 
 def _unexpected(word: str, cell: bool) -> str:
     near = get_close_matches(word, OPTIONS, 1)
     advice = f"Did you mean {near[0]}?" if near else f"The options are {', '.join(OPTIONS)}"
-    return f"unknown option {word!r}. {advice}" + ("" if cell else ". Quote the prompt if it contains this text")
+    return f"unknown option {word!r}. {advice}" + ("" if cell else f"{'' if near else '.'} Quote the prompt if it contains this text")
 
 
 def _no_workflow(word: str) -> str:

@@ -1,5 +1,5 @@
-"""The dashboard: devices, charts, tasks, models and operations of a runtime, live in a notebook.
+"""The dashboard: a live view of a runtime's devices, charts, tasks, models and operations in a notebook.
 
-`feed.py` gathers what it shows, `actions.py` does what is clicked where the page can't ask the server itself, `widget.py` is the widget,
-and `frontend/` the page's part, which `frontend/build.mjs` bundles into `static/`.
+`feed.py` collects the data, `actions.py` runs button actions for pages that cannot reach the server, `widget.py` is the widget, and
+`frontend/` is the page's code, which `frontend/build.mjs` bundles into `static/`.
 """

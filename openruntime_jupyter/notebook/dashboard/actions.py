@@ -1,4 +1,4 @@
-"""What a dashboard's buttons do where its page can't ask the server itself: the same by the kernel's own connection."""
+"""Button actions for pages that cannot reach the server, run through the kernel's connection."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from openruntime_jupyter.notebook.dashboard.feed import row
 Action = Callable[[Backend, dict[str, Any]], Any]
 
 
-def _again(backend: Backend, said: dict[str, Any]) -> Any:
-    return again(backend, said["id"], "notebook").model_dump(mode="json")
+def _again(backend: Backend, args: dict[str, Any]) -> Any:
+    return again(backend, args["id"], "notebook").model_dump(mode="json")
 
 
-def _run(backend: Backend, said: dict[str, Any]) -> Any:
-    return backend.submit({**said, "origin": "notebook"}, new_key()).model_dump(mode="json", exclude={"parameters"})
+def _run(backend: Backend, args: dict[str, Any]) -> Any:
+    return backend.submit({**args, "origin": "notebook"}, new_key()).model_dump(mode="json", exclude={"parameters"})
 
 
-def _tasks(backend: Backend, said: dict[str, Any]) -> Any:
-    page = backend.tasks(int(said["limit"]), states=said.get("states"), offset=int(said["offset"]), order=said["order"])
+def _tasks(backend: Backend, args: dict[str, Any]) -> Any:
+    page = backend.tasks(int(args["limit"]), states=args.get("states"), offset=int(args["offset"]), order=args["order"])
     return {"tasks": [row(task) for task in page.tasks]}
 
 
 ACTIONS: dict[str, Action] = {
-    "cancel": lambda backend, said: backend.cancel(said["id"]).model_dump(mode="json", exclude={"parameters"}),
-    "priority": lambda backend, said: backend.reprioritise(said["id"], int(said["priority"])).model_dump(
+    "cancel": lambda backend, args: backend.cancel(args["id"]).model_dump(mode="json", exclude={"parameters"}),
+    "priority": lambda backend, args: backend.reprioritise(args["id"], int(args["priority"])).model_dump(
         mode="json", exclude={"parameters"}
     ),
-    "task": lambda backend, said: backend.get(said["id"], parameters=False).model_dump(mode="json"),
+    "task": lambda backend, args: backend.get(args["id"], parameters=False).model_dump(mode="json"),
     "tasks": _tasks,
-    "output": lambda backend, said: backend.output(said["id"], int(said.get("since", 0))).model_dump(mode="json"),
+    "output": lambda backend, args: backend.output(args["id"], int(args.get("since", 0))).model_dump(mode="json"),
     "again": _again,
     "run": _run,
-    "restart": lambda backend, said: backend.restart_session(said["id"]).model_dump(mode="json"),
-    "free": lambda backend, said: backend.free_session(said["id"]).model_dump(mode="json"),
-    "unload": lambda backend, said: {"unloaded": backend.prompts.unload(said["name"])},
-    "insights": lambda backend, said: backend.insights(said["metric_type"], said["timeframe"]).model_dump(mode="json"),
+    "restart": lambda backend, args: backend.restart_session(args["id"]).model_dump(mode="json"),
+    "free": lambda backend, args: backend.free_session(args["id"]).model_dump(mode="json"),
+    "unload": lambda backend, args: {"unloaded": backend.prompts.unload(args["name"])},
+    "insights": lambda backend, args: backend.insights(args["metric_type"], args["timeframe"]).model_dump(mode="json"),
 }
-"""By name, as the page calls them; each raises the backend's errors."""
+"""Actions by name, as called by the page. Each raises the backend's errors."""

@@ -1,4 +1,4 @@
-"""What dashboards show, gathered once for all of a kernel's: on the thread of the runtime's events, and only while one is open."""
+"""Data source of a kernel's dashboards, collected once for all of them. Runs on the event thread while a dashboard is open."""
 
 from __future__ import annotations
 
@@ -19,117 +19,117 @@ from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 RUNNING = 50
 ROWS = 20
-"""Tasks that are sent of those that run; and of those that wait and that have ended, of which a page asks for more itself: what lies below
-the table must not be out of sight."""
+"""Maximum number of running tasks, and of pending and of finished tasks, in a message. The page requests more itself. A longer table
+would push the content below it out of sight."""
 ENDED = [state.value for state in TaskState if state.terminal]
 
 EVERY: dict[Timeframe, float] = {"5m": 1.0, "15m": 5.0, "1h": 15.0, "6h": 60.0, "24h": 60.0, "7d": 300.0}
-"""Seconds after which the charts of a timeframe have something new."""
+"""Update interval of the charts for each timeframe, in seconds."""
 
 POINTS = 300
-"""A point for about three pixels."""
+"""Number of points in a chart, about one for three pixels."""
 
 CHARTED = (
     *("gpu_utilization", "cpu_utilization", "memory_usage", "worker_memory", "gpu_memory", "mlx_memory"),
     *("active_tasks", "pending_tasks"),
 )
-"""The series that the charts draw: nothing else is sent."""
+"""Metric series in the charts. Other series are not sent."""
 
 CHANGES_EVERY = 0.1
-"""Seconds between two messages about single tasks: a thousand short tasks a second are not a thousand messages."""
+"""Minimum interval between messages about single tasks, in seconds. It limits the message rate for many short tasks."""
 TASKS_EVERY = 0.25
-"""Seconds between two looks at the list of tasks for the sake of new ones."""
-TASKS_UNTOLD = 5.0
-"""Seconds after which the list is looked at though nothing was heard: tasks of other runtimes tell nothing here."""
+"""Minimum interval between fetches of the task list because of new tasks, in seconds."""
+TASKS_MAX_AGE = 5.0
+"""Maximum age of the task list, in seconds. Tasks of other runtimes send no events here."""
 
 NOT_SENT = {"parameters": True, "result": True}
-"""What may be large: a page asks for it when a task is opened."""
+"""Large fields, which the page requests when the user opens a task."""
 
 Show = Callable[[dict[str, Any]], None]
 
 
-class Shown:
-    """One dashboard: which timeframe it shows, and who is told. `told` holds what it was told last, by part."""
+class Subscription:
+    """One dashboard: its timeframe and callback. `sent` holds the last value of each part."""
 
     def __init__(self, timeframe: Timeframe, show: Show) -> None:
         self.timeframe = timeframe
         self.show = show
-        self.charted = -math.inf
-        self.told: dict[str, Any] = {}
+        self.charted_at = -math.inf
+        self.sent: dict[str, Any] = {}
 
 
 class Feed:
-    """Of one runtime, for all dashboards of this process."""
+    """Data source for all dashboards of one runtime in this process."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._lock = threading.RLock()
-        self._shown: list[Shown] = []
+        self._subscriptions: list[Subscription] = []
         self._watch: Watch | None = None
         self._operations: list[dict[str, Any]] | None = None
         self._table = _Table(backend)
         self._changes: dict[str, dict[str, Any]] = {}
         self._flushed = -math.inf
 
-    def open(self, timeframe: Timeframe, show: Show) -> Shown:
-        """Begin to tell a dashboard; `show(parts)` gets what has changed, on the thread of the events."""
-        shown = Shown(timeframe, show)
+    def open(self, timeframe: Timeframe, show: Show) -> Subscription:
+        """Start sending data to a dashboard. `show(parts)` receives the changed parts, on the event thread."""
+        subscription = Subscription(timeframe, show)
         with self._lock:
-            self._shown.append(shown)
+            self._subscriptions.append(subscription)
             if self._watch is None:
-                self._watch = self._backend.watch(("task_update", "task_progress", "metrics"), self._heard)
-        return shown
+                self._watch = self._backend.watch(("task_update", "task_progress", "metrics"), self._on_event)
+        return subscription
 
-    def change(self, shown: Shown, timeframe: Timeframe) -> None:
-        """Show another timeframe, from the next figures on."""
-        shown.timeframe, shown.charted = timeframe, -math.inf
+    def change(self, subscription: Subscription, timeframe: Timeframe) -> None:
+        """Switch to another timeframe with the next update."""
+        subscription.timeframe, subscription.charted_at = timeframe, -math.inf
 
-    def close(self, shown: Shown) -> None:
-        """Tell it no more; the last one to go ends the connection."""
+    def close(self, subscription: Subscription) -> None:
+        """Stop sending data to a dashboard. The last one closes the event connection."""
         with self._lock:
-            if shown in self._shown:
-                self._shown.remove(shown)
-            watch = None if self._shown else self._watch
+            if subscription in self._subscriptions:
+                self._subscriptions.remove(subscription)
+            watch = None if self._subscriptions else self._watch
             if watch is not None:
                 self._watch = None
         if watch is not None:
             watch.close()
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _on_event(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == DISCONNECTED:
-            self._tell({"connection": {"live": False, "reason": message["error"]}})
+            self._send({"connection": {"live": False, "reason": message["error"]}})
         elif kind in (CONNECTED, "metrics"):
-            self._table.stir(every=kind == CONNECTED)
-            self._asking(self._look)
+            self._table.mark_stale(every=kind == CONNECTED)
+            self._guarded(self._refresh)
         else:
-            self._changed(message["data"])
+            self._on_change(message["data"])
 
-    def _asking(self, look: Callable[[], None]) -> None:
-        """Ask the runtime, and tell of a runtime that does not answer."""
+    def _guarded(self, fetch: Callable[[], None]) -> None:
+        """Run `fetch` and report a runtime that does not respond."""
         try:
-            look()
+            fetch()
         except NotConnected as problem:
-            self._tell({"connection": {"live": False, "reason": str(problem)}})
+            self._send({"connection": {"live": False, "reason": str(problem)}})
         except OpenRuntimeError as problem:
-            self._tell({"connection": {"live": True, "reason": str(problem)}})
+            self._send({"connection": {"live": True, "reason": str(problem)}})
 
-    def _look(self) -> None:
-        self._changes = {}  # the rows that are fetched now know of them
-        self._tell(self._parts())
+    def _refresh(self) -> None:
+        self._changes = {}  # included in the rows that are fetched next
+        self._send(self._parts())
         self._chart()
 
-    def _changed(self, data: dict[str, Any]) -> None:
-        self._table.heard(data)
+    def _on_change(self, data: dict[str, Any]) -> None:
+        self._table.on_event(data)
         now = time.monotonic()
         if data["task_id"] not in self._table.ids:
-            if now - self._table.asked >= TASKS_EVERY:
-                self._asking(lambda: self._tell(self._table.parts()))
+            if now - self._table.fetched_at >= TASKS_EVERY:
+                self._guarded(lambda: self._send(self._table.parts()))
             return
         self._changes.setdefault(data["task_id"], {}).update(data)
         if now - self._flushed >= CHANGES_EVERY:
             changes, self._changes, self._flushed = self._changes, {}, now
-            self._tell({"changes": list(changes.values())})
+            self._send({"changes": list(changes.values())})
 
     def _parts(self) -> dict[str, Any]:
         backend = self._backend
@@ -148,49 +148,49 @@ class Feed:
     def _chart(self) -> None:
         now = time.monotonic()
         with self._lock:
-            due = [shown for shown in self._shown if now - shown.charted >= 0.9 * EVERY[shown.timeframe]]
-        for timeframe in {shown.timeframe for shown in due}:
+            due = [each for each in self._subscriptions if now - each.charted_at >= 0.9 * EVERY[each.timeframe]]
+        for timeframe in {each.timeframe for each in due}:
             chart = packed(self._backend.metrics_history(timeframe, POINTS))
-            for shown in due:
-                if shown.timeframe == timeframe:
-                    shown.charted = now
-                    shown.show({"chart": chart})
+            for subscription in due:
+                if subscription.timeframe == timeframe:
+                    subscription.charted_at = now
+                    subscription.show({"chart": chart})
 
-    def _tell(self, parts: dict[str, Any]) -> None:
+    def _send(self, parts: dict[str, Any]) -> None:
         with self._lock:
-            everybody = list(self._shown)
-        for shown in everybody:
-            # What is as it was is not sent again: an idle runtime's dashboard is quiet.
-            news = {name: part for name, part in parts.items() if name == "changes" or shown.told.get(name) != part}
-            shown.told |= {name: part for name, part in news.items() if name != "changes"}
+            subscriptions = list(self._subscriptions)
+        for subscription in subscriptions:
+            # Unchanged parts are not sent again, so an idle dashboard causes no traffic.
+            news = {name: part for name, part in parts.items() if name == "changes" or subscription.sent.get(name) != part}
+            subscription.sent |= {name: part for name, part in news.items() if name != "changes"}
             if news:
-                shown.show(news)
+                subscription.show(news)
 
 
 class _Table:
-    """The rows of the table of tasks, fetched again only when they may have changed."""
+    """Cache of the rows of the task table, fetched again only when they may have changed."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._parts: dict[str, Any] = {"tasks": [], "counts": {}}
-        self._stirred = True
+        self._stale = True
         self.ids: frozenset[str] = frozenset()
-        self.asked = -math.inf
+        self.fetched_at = -math.inf
 
-    def stir(self, every: bool = False) -> None:
-        """Time has passed; `every`: anything may have changed in it."""
+    def mark_stale(self, every: bool = False) -> None:
+        """Mark the rows as stale if they may have changed over time. `every` marks them unconditionally."""
         live = any(row["status"] in ("pending", "running") for row in self._parts["tasks"])
-        self._stirred = self._stirred or every or live or time.monotonic() - self.asked >= TASKS_UNTOLD
+        self._stale = self._stale or every or live or time.monotonic() - self.fetched_at >= TASKS_MAX_AGE
 
-    def heard(self, _data: dict[str, Any]) -> None:
-        """Something was told of a task."""
-        self._stirred = True
+    def on_event(self, _data: dict[str, Any]) -> None:
+        """Mark the rows as stale after an event."""
+        self._stale = True
 
     def parts(self) -> dict[str, Any]:
-        """The rows: what runs, what waits in the order in which it is next, and what has ended, the newest first."""
-        if self._stirred:
-            self._stirred, self.asked = False, time.monotonic()
-            # The ended are asked for first: a task that goes on meanwhile is listed as what it has become.
+        """Return the rows: running tasks, pending tasks in execution order, and finished tasks, newest first."""
+        if self._stale:
+            self._stale, self.fetched_at = False, time.monotonic()
+            # Finished tasks are fetched first, so that a task that changes state in between is listed once, in its newer state.
             ended = self._backend.tasks(ROWS, states=ENDED)
             waiting = self._backend.tasks(ROWS, order="next")
             running = self._backend.tasks(RUNNING, states=["running"])
@@ -206,13 +206,16 @@ def _start(task: Task) -> str:
 
 
 def row(task: Task) -> dict[str, Any]:
-    """A task as the table shows it: without what may be large, and without what the page reckons itself."""
+    """Return a task as a table row, without large fields and without values that the page computes."""
     running = task.status is TaskState.RUNNING
     return task.model_dump(mode="json", exclude={**NOT_SENT, "execution_time": running}, exclude_none=True)
 
 
 def packed(history: MetricsHistory) -> dict[str, Any]:
-    """What is charted as float32 in a row: each series' means, then its maxima, NaN where there is none; points are `resolution` apart."""
+    """Return the charts as one float32 buffer: the means and then the maxima of each series, NaN for missing values.
+
+    Points are `resolution` seconds apart.
+    """
     series = [(name, history.series[name]) for name in CHARTED if name in history.series]
     numbers = array("f")
     for _, values in series:
@@ -232,7 +235,7 @@ _feeds: WeakKeyDictionary[Backend, Feed] = WeakKeyDictionary()
 
 
 def feed_of(backend: Backend) -> Feed:
-    """The one feed of this runtime."""
+    """Return the shared feed of a runtime."""
     if backend not in _feeds:
         _feeds[backend] = Feed(backend)
     return _feeds[backend]

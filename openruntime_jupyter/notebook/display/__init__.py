@@ -1,1 +1,1 @@
-"""HTML and text of tasks, tables, errors and help."""
+"""Views of tasks, tables, errors and help as HTML and plain text."""

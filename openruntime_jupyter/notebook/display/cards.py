@@ -1,4 +1,4 @@
-"""What there is to ask, and what the history tells: models, agents and insights as tables and cards."""
+"""Views of models and insights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from openruntime_jupyter.schemas.ai import ModelInfo, ModelList
 from openruntime_jupyter.schemas.insights import Finding, Insights
 
 NO_MODELS = (
-    "Nothing answers prompts yet: `%openruntime pull` fetches a small model for this machine, "
+    "No model is available for prompts: `%openruntime pull` downloads a small local model, "
     "and OPENAI_API_KEY in the server's environment or a profile in its configuration sets up a provider"
 )
 
@@ -17,7 +17,7 @@ SEVERITIES = {"warning": ("✕", "no"), "notice": ("!", "wa"), "info": ("·", "m
 
 
 class ModelTable(View, list[ModelInfo]):
-    """The models of the runtime's machine: a list of records that shows itself as a table; `profiles` are the remote providers."""
+    """Local models of the runtime: a list of records that is displayed as a table. `profiles` are the remote providers."""
 
     COLUMNS = ("model", "kind", "size", "context", "in memory", "default")
 
@@ -39,7 +39,7 @@ class ModelTable(View, list[ModelInfo]):
             for model in self
         ]
         remote = [
-            [f"{each.name}: {each.model or 'no model set'}", "profile", "", "", "elsewhere", "✓" if each.default else ""]
+            [f"{each.name}: {each.model or 'no model set'}", "profile", "", "", "remote", "✓" if each.default else ""]
             for each in self.profiles
         ]
         return [*local, *remote]
@@ -70,14 +70,14 @@ def _held(model: ModelInfo) -> list[str]:
 
 
 class InsightsCard(View):
-    """What the history tells, the weightiest first; `insights` is the record, `findings` its findings."""
+    """Findings from the recorded history, most important first. `insights` is the record."""
 
     def __init__(self, insights: Insights) -> None:
         self.insights = insights
 
     @property
     def findings(self) -> list[Finding]:
-        """As computed, with their figures, times and tasks."""
+        """Findings with their metrics, times and tasks."""
         return self.insights.findings
 
     @property
@@ -86,14 +86,14 @@ class InsightsCard(View):
         return f"{insights.metric_type} over the last {insights.timeframe}, at {clock(insights.timestamp)}"
 
     def _prose(self, text: str) -> Html:
-        """What a finding says, with local times, and names of code as such."""
+        """Return a text with local times and with names in code style."""
         return prose(local_times(text, self.insights.timestamp))
 
     def _finding(self, finding: Finding) -> Html:
         sign, colour = SEVERITIES[finding.severity]
         advice = tag("div", self._prose(finding.advice), class_="m") if finding.advice else ""
-        said = tag("span", sign, class_=colour, role="img", aria_label=finding.severity)
-        return tag("div", said, " ", self._prose(finding.text), advice)
+        mark = tag("span", sign, class_=colour, role="img", aria_label=finding.severity)
+        return tag("div", mark, " ", self._prose(finding.text), advice)
 
     def html(self) -> str:
         """Return the view as HTML."""

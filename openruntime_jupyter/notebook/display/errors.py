@@ -1,7 +1,7 @@
-"""Errors that end a cell readably: one card that says what happened, where, and what to do.
+"""Readable errors in cells: a card with the error, its location and advice.
 
-The whole traceback is behind a click. What Jupyter itself is told is one line: enough to stop Run All, and for the logs of
-programs that run notebooks, which find the traceback in the exception's text.
+The full traceback is collapsed. Jupyter itself gets one line, which is enough to stop Run All and for logs. Programs that run
+notebooks find the traceback in the exception's text.
 """
 
 from __future__ import annotations
@@ -28,61 +28,62 @@ Error = TypeVar("Error", bound=BaseException)
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
 FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<name>.+))?\n(?P<source>    .*)?', re.MULTILINE)
-OTHERS = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+)[/\\]|^<frozen ")
-"""Files that are not the user's own."""
+LIBRARY = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+)[/\\]|^<frozen ")
+"""Files of libraries, as opposed to the user's files."""
 MOST_FRAMES = 4
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
-def short(error: Error, line: str | None = None, above: str | None = None, card: View | None = None) -> Error:
-    """`error`, which IPython then shows as `line` (default: its message), below the text `above`, instead of a traceback.
+def one_line(error: Error, line: str | None = None, above: str | None = None, card: View | None = None) -> Error:
+    """Make IPython show `error` as `line` (default: its message) instead of a traceback, and return it.
 
-    With a `card` that is shown instead of `above`; a program that runs the notebook gets both, as it is the error that it logs.
+    The text `above` is shown before the line. A `card` is shown in its place, except in programs that run notebooks, which show both
+    because they log the error's text.
     """
-    left = [card] if card is not None else []
+    unshown = [card] if card is not None else []
 
     def shown() -> list[str]:
         shell: Any = get_ipython()
         plain = str(getattr(shell, "colors", "")).lower() == "nocolor"
         name = type(error).__name__ if plain else f"{BOLD}{type(error).__name__}{PLAIN}"
-        told = [f"{name}: {line or error}"]
+        lines = [f"{name}: {line or error}"]
         kernel = getattr(shell, "kernel", None)
-        if card is not None and kernel is None:  # a terminal shows text, and in one piece
+        if card is not None and kernel is None:  # a terminal shows the card as text
             return [card.text()]
-        if left:  # IPython asks more than once: to show it, and to keep it
-            publish_display_data(left.pop().bundle())
-        # Who can't answer `input()` is no person.
-        watched = card is not None and getattr(kernel, "_allow_stdin", True)
-        return [above.rstrip(), *told] if above and not watched else told
+        if unshown:  # IPython renders an error twice: to show it and to store it
+            publish_display_data(unshown.pop().bundle())
+        # Programs that run notebooks do not support `input()`.
+        interactive = card is not None and getattr(kernel, "_allow_stdin", True)
+        return [above.rstrip(), *lines] if above and not interactive else lines
 
-    # IPython asks the exception itself for its traceback, if it has this.
-    setattr(error, "_render_traceback_", shown)  # noqa: B010  no exception declares it
+    # IPython uses this method of an exception to render it.
+    setattr(error, "_render_traceback_", shown)  # noqa: B010  not declared by any exception
     return error
 
 
 @contextmanager
-def shortened() -> Iterator[None]:
-    """Errors of ours that come out of this block are shown without the way they took through our files."""
+def one_line_errors() -> Iterator[None]:
+    """Show OpenRuntime errors raised in the block without a traceback."""
     try:
         yield
     except OpenRuntimeError as problem:
         if "_render_traceback_" not in vars(problem):
-            short(problem)
+            one_line(problem)
         raise
 
 
-def way_to(error: OpenRuntimeError) -> list[str]:
-    """What IPython shows of an error that came out of the client: its traceback as far as the first of our files.
+def client_traceback(error: OpenRuntimeError) -> list[str]:
+    """Return the rendered traceback of a client error, up to the first frame of this package.
 
-    The rest of the way, and the errors of other libraries that were translated, tell nobody anything who did not write them.
+    The internal frames and the translated errors of other libraries do not help users.
     """
-    trodden: list[TracebackType] = []
+    user_frames: list[TracebackType] = []
     step = error.__traceback__
     while step is not None and not step.tb_frame.f_code.co_filename.startswith(PACKAGE):
-        trodden.append(step)
+        user_frames.append(step)
         step = step.tb_next
     kept: TracebackType | None = None
-    for step in reversed(trodden):
+    for step in reversed(user_frames):
         kept = TracebackType(kept, step.tb_frame, step.tb_lasti, step.tb_lineno)
     shell: Any = get_ipython()
     hidden = error.__suppress_context__
@@ -94,21 +95,21 @@ def way_to(error: OpenRuntimeError) -> list[str]:
         error.__cause__, error.__suppress_context__ = cause, hidden
 
 
-def bad_end(task: Task, variables: Mapping[str, Any], verbose: bool, watched: bool) -> TaskError:
-    """The error of a task that did not complete. `variables` are the notebook's, which some advice is about.
+def completion_error(task: Task, variables: Mapping[str, Any], verbose: bool, watched: bool) -> TaskError:
+    """Return the error of a task that did not complete. `variables` are the notebook's variables, used for advice.
 
-    `verbose` shows its traceback as the worker saw it instead of the card. What the worker wrote last is added unless it was
-    `watched`, for then it stands above already.
+    `verbose` shows the worker's traceback instead of the card. The worker's last output is included unless the output was already
+    displayed (`watched`).
     """
     error, failure = task_error(task), task.failure
     line = f"{(task.error or str(task.status)).rstrip('.').splitlines()[0]} ({task.task_id})"
     whole = (failure.traceback or failure.last_output) if failure is not None else None
-    return short(error, line, whole, None if verbose else ErrorCard(task, variables, watched))
+    return one_line(error, line, whole, None if verbose else ErrorCard(task, variables, watched))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One line of code on the way to an error."""
+    """One frame of a traceback."""
 
     where: str
     source: str
@@ -116,12 +117,12 @@ class Frame:
 
 
 def frames(traceback: str) -> list[Frame]:
-    """The last few lines of the user's own code, and where it ended if that was elsewhere."""
+    """Return the last frames of the user's code, followed by the innermost frame if that is in a library."""
     every = [
         Frame(
             f"{found['file']}, line {found['line']}" + (f", in {found['name']}" if found["name"] and found["name"] != "<module>" else ""),
             (found["source"] or "").strip(),
-            not OTHERS.search(found["file"]),
+            not LIBRARY.search(found["file"]),
         )
         for found in FRAME.finditer(traceback)
     ]
@@ -130,7 +131,7 @@ def frames(traceback: str) -> list[Frame]:
 
 
 class ErrorCard(View):
-    """How a task came to a bad end, and what can be done about it."""
+    """Error of a task, with its location and advice."""
 
     def __init__(self, task: Task, variables: Mapping[str, Any], watched: bool = True) -> None:
         self.task = task
@@ -154,8 +155,8 @@ class ErrorCard(View):
         """Return the view as HTML."""
         sign, _, colour = WORDS[self.task.status]
         kind, colon, message = self._message.partition(": ")
-        said = tag("span", tag("strong", kind), colon, message) if colon and kind.isidentifier() else tag("strong", self._message)
-        head = tag("div", tag("span", sign, class_=colour, aria_hidden="true"), " ", said, class_="ort-e")
+        message_tag = tag("span", tag("strong", kind), colon, message) if colon and kind.isidentifier() else tag("strong", self._message)
+        head = tag("div", tag("span", sign, class_=colour, aria_hidden="true"), " ", message_tag, class_="ort-e")
         places = [
             tag("div", tag("span", frame.where, class_="m"), " ", tag("code", frame.source), class_="ort-h") for frame in self._frames
         ]
@@ -165,7 +166,7 @@ class ErrorCard(View):
 
     def _whole(self) -> list[Html]:
         found = []
-        for name, text in (("Traceback in the worker", self._traceback), ("The last it wrote", self._last)):
+        for name, text in (("Traceback in the worker", self._traceback), ("Last output", self._last)):
             if text:
                 lines = f"{name} ({len(text.splitlines())} lines)"
                 found.append(tag("details", tag("summary", lines), tag("pre", text, tabindex="0")))
@@ -178,22 +179,22 @@ class ErrorCard(View):
             lines += [f"    {frame.where}", *([f"        {frame.source}"] if frame.source else [])]
         lines += self._advice
         if self._traceback:
-            lines.append(f"The whole traceback: %openruntime result {self.task.task_id} --verbose")
-        lines += ["The last it wrote:", *(f"    {line}" for line in self._last.splitlines())] if self._last else []
+            lines.append(f"Full traceback: %openruntime result {self.task.task_id} --verbose")
+        lines += ["Last output:", *(f"    {line}" for line in self._last.splitlines())] if self._last else []
         return "\n".join([*lines, " · ".join(self._next)])
 
 
 def advice(task: Task, variables: Mapping[str, Any]) -> list[str]:
-    """What can be done about a bad end, in sentences; what its message says already is not said again."""
+    """Return advice on an error, without repeating its message."""
     failure = task.failure
     if failure is None:
         return []
     if task.status is TaskState.TIMED_OUT:
-        return ["Give it longer by --timeout, or do less in one task."]
+        return ["Increase --timeout, or split the work into smaller tasks"]
     if failure.kind is FailureKind.WORKER_DIED and task.session_name:
-        return [f"The variables of the session {task.session_name} are lost. Restart it to use it again, empty."]
+        return [f"The variables of the session {task.session_name} are lost. Restart the session to use it again with an empty namespace."]
     if failure.kind is FailureKind.WORKER_DIED:
-        return ["The notebook and all other tasks are well: only this task's worker is gone. --retries 2 runs such a task again by itself."]
+        return ["Only this task's worker died, and no other task is affected. --retries 2 retries such a task automatically."]
     return _of_exception(failure, variables) if failure.kind is FailureKind.RAISED else []
 
 
@@ -201,14 +202,14 @@ def _of_exception(failure: Failure, variables: Mapping[str, Any]) -> list[str]:
     message = failure.message
     if failure.type == "NameError" and (found := re.search(r"name '([^\W\d]\w*)' is not defined", message)):
         if found[1] in variables:
-            return [f"{found[1]} is a variable of this notebook, and a worker has none of those: hand it in with --in {found[1]}"]
-        return [f"A worker has none of the notebook's variables and imports: import or define {found[1]} in this cell."]
+            return [f"{found[1]} is a notebook variable, which workers cannot access: pass it with --in {found[1]}"]
+        return [f"Workers cannot access the notebook's variables and imports: import or define {found[1]} in this cell"]
     if failure.type == "ModuleNotFoundError" and (found := re.search(r"No module named '([\w.]+)'", message)):
-        return [f"Install what has it in the environment in which the worker runs: %pip install {found[1].partition('.')[0]}"]
+        return [f"Install the package in the worker's environment: %pip install {found[1].partition('.')[0]}"]
     if failure.type == "EOFError" and "EOF when reading a line" in message:
-        return ["A worker has nobody to ask: call input() in a cell of the notebook's own, and hand the answer in with --in."]
+        return ["input() does not work in a worker: call it in a regular cell, and pass the answer with --in"]
     if failure.type == "OutputNotSet":
-        return ["Set it in the cell, or take it out of --out."]
+        return ["Assign the variable in the cell, or remove it from --out"]
     if failure.type in ("MemoryError", "MemoryRefused"):
-        return ["Make the work smaller, or do it in several tasks."]
+        return ["Reduce the amount of data, or split the work into several tasks"]
     return []

@@ -1,4 +1,4 @@
-"""Figures and times as a person reads them."""
+"""Formatting of numbers and times for people."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Task
 
 UNITS = {"gflops": "GFLOP/s", "gb_per_second": "GB/s", "flops_per_iteration": "FLOP", "size_mb": "MB", "tokens_per_second": "tokens/s"}
-"""Of figures, by the names that operations give them; `_best` behind a name is the same figure of the best iteration."""
+"""Units by the names of result fields. The suffix `_best` marks the value of the best iteration."""
 
 
 def duration(seconds: float | None) -> str:
-    """`seconds` in the unit that fits: `"640 µs"`, `"83 ms"`, `"4.2 s"`, `"3 min 20 s"`, `"2 h 5 min"`; a dash for None."""
+    """Return `seconds` in a suitable unit: `"640 µs"`, `"83 ms"`, `"4.2 s"`, `"3 min 20 s"`, `"2 h 5 min"`; a dash for None."""
     if seconds is None:
         return "—"
     for bound, factor, unit in ((1e-3, 1e6, "µs"), (0.9995, 1e3, "ms")):
@@ -31,13 +31,13 @@ def duration(seconds: float | None) -> str:
 
 
 def rough(seconds: float) -> str:
-    """An estimate in whole seconds, at least one: `"7 s"`."""
+    """Return an estimate in whole seconds, at least one: `"7 s"`."""
     whole = max(1, round(seconds))
     return f"{whole} s" if whole < 60 else duration(whole)
 
 
 def clock(timestamp: str | None) -> str:
-    """A `Timestamp` as the local time of day, with the date where that is not today; a dash for None."""
+    """Return a `Timestamp` as local time, with the date unless it is today; a dash for None."""
     seconds = epoch(timestamp)
     if seconds is None:
         return "—"
@@ -47,16 +47,16 @@ def clock(timestamp: str | None) -> str:
 
 
 UTC = re.compile(r'"[^"]*"|(?:(?P<date>\d{4}-\d\d-\d\d)T|\b)(?P<time>\d\d:\d\d(?::\d\d)?)Z')
-"""A time of day as insights tell it, with its date where that is not the day of the report; what is quoted is left as it is."""
+"""A time of day in insights, with its date if that differs from the report's. Quoted text is matched first and left unchanged."""
 
 
-def local_times(text: str, told_at: str) -> str:
-    """The times in a report of `told_at` as local ones: the clock that everything else beside it goes by."""
+def local_times(text: str, reported_at: str) -> str:
+    """Return a report made at `reported_at` with its UTC times converted to local time."""
 
     def local(found: re.Match[str]) -> str:
         if found["time"] is None:
             return found[0]
-        there = datetime.fromisoformat(f"{found['date'] or told_at[:10]}T{found['time']}+00:00").astimezone()
+        there = datetime.fromisoformat(f"{found['date'] or reported_at[:10]}T{found['time']}+00:00").astimezone()
         time = there.strftime("%H:%M:%S"[: len(found["time"])])
         return time if there.date() == datetime.now().astimezone().date() else f"{there:%Y-%m-%d} {time}"
 
@@ -64,7 +64,7 @@ def local_times(text: str, told_at: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A number with at most four figures behind its size: `"12,345"`, `"0.1235"`, `"1.235e-07"`; `str()` of anything else."""
+    """Return a number with at most four significant digits: `"12,345"`, `"0.1235"`, `"1.235e-07"`; `str()` of anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
@@ -73,7 +73,7 @@ def number(value: Any) -> str:
 
 
 def with_unit(name: str, value: Any) -> str | None:
-    """A figure that operations call `name`, with its unit: `"529 µs"`, `"53.9 GFLOP/s"`, `"1.2 MB"`; None where it has none."""
+    """Return the result field `name` with its unit: `"529 µs"`, `"53.9 GFLOP/s"`, `"1.2 MB"`; None without a unit."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if name.startswith("seconds"):
@@ -86,13 +86,13 @@ def with_unit(name: str, value: Any) -> str | None:
 
 
 def unit_head(name: str) -> str:
-    """The head of a column of such figures: the unit where there is one, else the name."""
+    """Return the heading of a column: the unit if there is one, else the name."""
     unit = UNITS.get(name.removesuffix("_best"))
     return f"{unit}{', best' if name.endswith('_best') else ''}" if unit else name.replace("_", " ")
 
 
 def ordinal(position: int) -> str:
-    """`"next"`, `"2nd in line"`, `"13th in line"`."""
+    """Return a queue position in words: `"next in line"`, `"2nd in line"`, `"13th in line"`."""
     if position == 1:
         return "next in line"
     ending = "th" if 10 <= position % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(position % 10, "th")
@@ -100,8 +100,8 @@ def ordinal(position: int) -> str:
 
 
 def memory(task: Task) -> str | None:
-    """The most memory that a task was seen to use; None where nothing was measured."""
-    figures = task.performance_metrics
-    if figures.memory_used_mb:
-        return f"{gigabytes(figures.memory_used_mb * 1e6)} of arrays"
-    return f"{gigabytes(figures.peak_memory_mb * 1e6)} of memory" if figures.peak_memory_mb else None
+    """Return the peak memory of a task, or None if it was not measured."""
+    metrics = task.performance_metrics
+    if metrics.memory_used_mb:
+        return f"{gigabytes(metrics.memory_used_mb * 1e6)} of arrays"
+    return f"{gigabytes(metrics.peak_memory_mb * 1e6)} of memory" if metrics.peak_memory_mb else None

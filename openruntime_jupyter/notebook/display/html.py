@@ -1,7 +1,7 @@
-"""The pieces that every view is made of: HTML that follows JupyterLab's theme, and the same as plain text.
+"""Building blocks of views: HTML that follows JupyterLab's theme, and the equivalent plain text.
 
-Colours come from Jupyter's own variables, and where there are none (VS Code, GitHub, an exported page) from the surrounding
-text's colour. Without any style at all, as on GitHub, what is left reads in order. Every text is escaped in `Html.of`.
+Colours come from Jupyter's CSS variables, with fallbacks for VS Code and exported pages. The content is readable without any style, as
+on GitHub. All text is escaped in `Html.of`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 Bundle = dict[str, Any]
-"""A MIME bundle: a view in several forms, of which each front end takes the best that it can show."""
+"""MIME bundle: a view in several formats, from which the front end chooses."""
 
 STYLE = """<style>
 .ort{font:var(--jp-content-font-size1,14px)/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,currentColor);\
@@ -60,42 +60,44 @@ border-top:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
 </style>"""
 
 MANY_COLUMNS = 3
-"""From so many on, a narrow page shows each row of a table as a card."""
+"""Minimum number of columns for which a narrow page shows table rows as cards."""
 
 
 class Html(str):
-    """Text that is HTML already: `Html.of` escapes everything else."""
+    """Escaped HTML. `Html.of` escapes all other values."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, value: Any) -> Html:
-        """`value` as HTML, escaped unless it is HTML."""
+        """Return `value` as HTML, escaped unless it already is HTML."""
         return value if isinstance(value, Html) else cls(escape(str(value)))
 
 
 def tag(name: str, *children: Any, **attributes: Any) -> Html:
-    """An element. `class_` gives `class`, other underscores become dashes; an attribute that is None is left out."""
-    said = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items() if value is not None)
-    return Html(f"<{name}{said}>{''.join(Html.of(child) for child in children)}</{name}>")
+    """Return an element. `class_` becomes `class`, other underscores become hyphens, and attributes that are None are omitted."""
+    attrs = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items() if value is not None
+    )
+    return Html(f"<{name}{attrs}>{''.join(Html.of(child) for child in children)}</{name}>")
 
 
 CODE = re.compile(r'("[^"]*"|`[^`]*`)')
-"""Names of code; what is quoted is looked for too, as it may hold anything."""
+"""Code between backticks. Quoted text is matched too, so that backticks inside it are ignored."""
 
 
 def prose(text: str) -> Html:
-    """A sentence in which names of code stand between backticks."""
+    """Return a text as HTML, with text between backticks in code style."""
     return Html("".join(tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in CODE.split(text)))
 
 
 def joined(parts: Sequence[Any]) -> Html:
-    """What there is of `parts`, with separators that also read well where no style is."""
+    """Return the non-empty parts, joined by separators that are readable without style."""
     return Html(" · ".join(Html.of(part) for part in parts if part))
 
 
 def block(label: str, *children: Any, kind: str = "") -> Html:
-    """A whole view: its style, and its content under a name that a screen reader says."""
+    """Return a complete view: the style, and the content with a label for screen readers."""
     return Html(STYLE + tag("div", *children, class_=f"ort {kind}".rstrip(), role="group", aria_label=label))
 
 
@@ -107,14 +109,14 @@ def table(
     wide: Sequence[int] = (),
     plain: Sequence[int] = (),
 ) -> Html:
-    """A table with a caption. The columns at the indices `numeric` are set flush right, those at `wide` may wrap within words.
+    """Return a table with a caption. The columns at the indices `numeric` are right-aligned, those at `wide` may wrap within words.
 
-    Where there is no room for many columns, each row is a card in which every figure says what it is, but for those at `plain`.
+    On narrow pages, rows of tables with many columns become cards with labelled values. The columns at `plain` have no label.
     """
     cards = len(columns) >= MANY_COLUMNS
 
     def role(name: str) -> str | None:
-        return name if cards else None  # a table that is shown as something else is none to a screen reader unless it says so
+        return name if cards else None  # CSS display changes remove table semantics for screen readers, so set roles
 
     def kind(index: int) -> str | None:
         return "n" if index in numeric else "w" if index in wide else None
@@ -131,42 +133,42 @@ def table(
 
 
 def places(columns: Sequence[str], names: Collection[str]) -> list[int]:
-    """The indices of those of `columns` that `names` has."""
+    """Return the indices of the `columns` that are in `names`."""
     return [index for index, column in enumerate(columns) if column in names]
 
 
 def pairs(caption: str, rows: Sequence[tuple[str, Any]]) -> Html:
-    """A table of names and values."""
+    """Return a table of names and values."""
     body = [tag("tr", tag("th", name, scope="row"), tag("td", value, class_="w")) for name, value in rows]
     return tag("div", tag("table", tag("caption", caption) if caption else "", tag("tbody", *body)), class_="ort-t")
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in columns of plain text."""
+    """Return a table as plain text."""
     lines = [[str(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def text_pairs(rows: Sequence[tuple[str, Any]]) -> str:
-    """Names and values as plain text, one a line."""
+    """Return names and values as plain text, one pair per line."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
 
 class View:
-    """Something that a cell shows: as HTML where that can be shown, as text elsewhere."""
+    """Displayable value with an HTML and a plain-text form."""
 
     def html(self) -> str:
-        """The view as HTML."""
+        """Return the view as HTML."""
         raise NotImplementedError
 
     def text(self) -> str:
-        """The view as plain text."""
+        """Return the view as plain text."""
         raise NotImplementedError
 
     def bundle(self) -> Bundle:
-        """Both forms."""
+        """Return both forms as a MIME bundle."""
         return {"text/html": str(self.html()), "text/plain": self.text()}
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:

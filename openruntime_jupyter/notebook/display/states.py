@@ -1,4 +1,4 @@
-"""How a task stands, in words: the one place from which line, card and table take them."""
+"""Texts for the state of a task, shared by all views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Progress, Task, TaskState
 
 WORDS: dict[TaskState, tuple[str, str, str]] = {
-    # state: the sign before it, the word for it, the class of its colour
+    # state: sign, word, CSS class of the colour
     TaskState.PENDING: ("○", "waiting", "wa"),
     TaskState.RUNNING: ("●", "running", "go"),
     TaskState.COMPLETED: ("✓", "completed", "ok"),
@@ -21,17 +21,17 @@ WORDS: dict[TaskState, tuple[str, str, str]] = {
 }
 
 
-USUAL_PRIORITY = 5
-"""The one that a task has where none was said: no word is lost on it."""
+DEFAULT_PRIORITY = 5
+"""Default priority, which views omit."""
 
 
 def title(task: Task) -> str:
-    """What the task is called."""
+    """Return the name of the task, or else its operation."""
     return task.name or task.operation
 
 
 def phrase(task: Task) -> str:
-    """The state in words: `"running"`, `"completed in 4.2 s"`, `"cancelled before it started"`."""
+    """Return the state in words: `"running"`, `"completed in 4.2 s"`, `"cancelled before it started"`."""
     word = WORDS[task.status][1]
     if not task.status.terminal:
         return word
@@ -41,13 +41,13 @@ def phrase(task: Task) -> str:
 
 
 def state_words(task: Task) -> tuple[str, str, str]:
-    """The state's sign, its phrase, and the class of its colour."""
+    """Return the state's sign, phrase, and CSS class."""
     sign, _, colour = WORDS[task.status]
     return sign, phrase(task), colour
 
 
 def fraction(task: Task) -> float | None:
-    """How much of the task is done, from 0 to 1; None where it does not say."""
+    """Return the progress from 0 to 1, or None if unknown."""
     if task.status is TaskState.COMPLETED:
         return 1.0
     progress = task.progress
@@ -57,25 +57,25 @@ def fraction(task: Task) -> float | None:
 
 
 def details(task: Task, devices: Mapping[str, str], live: bool = True) -> list[str]:
-    """What else there is to say of it, most urgent first; `devices` gives names for ids.
+    """Return further facts about the task, most important first. `devices` maps ids to names.
 
-    `live` False leaves out how long it has run so far, which is wrong as soon as it stands still.
+    `live` False omits the run time so far, which would be wrong in a view that is not updated.
     """
-    said: list[str | None] = []
+    parts: list[str | None] = []
     if task.status is TaskState.PENDING:
-        said += _waiting(task)
+        parts += _waiting(task)
     if not task.status.terminal and task.progress is not None:
-        said += _progress(task.progress)
+        parts += _progress(task.progress)
     if live and task.status is TaskState.RUNNING and task.execution_time is not None:
-        said.append(duration(task.execution_time))
+        parts.append(duration(task.execution_time))
     if task.session_name:
-        said.append(f"session {task.session_name}")
+        parts.append(f"session {task.session_name}")
     if task.attempt > 1:
-        said.append(f"attempt {task.attempt}")
+        parts.append(f"attempt {task.attempt}")
     if task.device_used:
-        said.append(devices.get(task.device_used, task.device_used))
-    said.append(memory(task))
-    return [part for part in said if part]
+        parts.append(devices.get(task.device_used, task.device_used))
+    parts.append(memory(task))
+    return [part for part in parts if part]
 
 
 def _waiting(task: Task) -> list[str | None]:
@@ -85,7 +85,7 @@ def _waiting(task: Task) -> list[str | None]:
         ordinal(task.position) if task.position else None,
         f"for {task.waiting_for.removeprefix('for ')}" if task.waiting_for else None,
         f"starts in about {rough(left)}" if left is not None and left > 0.5 else None,
-        f"priority {task.priority}" if task.priority != USUAL_PRIORITY else None,
+        f"priority {task.priority}" if task.priority != DEFAULT_PRIORITY else None,
     ]
 
 
@@ -95,4 +95,4 @@ def _progress(progress: Progress) -> list[str | None]:
     else:
         done = f"{number(progress.n)} done"
     left = f"about {rough(progress.remaining)} left" if progress.remaining else None
-    return [done, left, progress.message]  # a message may be long, and is what is cut off then
+    return [done, left, progress.message]  # last, since a long message is truncated

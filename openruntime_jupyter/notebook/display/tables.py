@@ -1,4 +1,4 @@
-"""What a runtime is and has: status, devices, workers and operations as cards and tables."""
+"""Views of a runtime: status, devices, workers, sessions and operations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from openruntime_jupyter.schemas.system import Device, Health, OperationInfo, Wo
 
 
 class OperationTable(View, list[OperationInfo]):
-    """The kinds of work there are, with their parameters."""
+    """Operations and their parameters: a list of records that is displayed as a table."""
 
-    COLUMNS = ("operation", "what it does", "parameters")
+    COLUMNS = ("operation", "description", "parameters")
 
     def _rows(self) -> list[list[str]]:
         return [[entry.name, entry.summary, _parameters(entry.parameters_schema)] for entry in self]
@@ -32,9 +32,9 @@ class OperationTable(View, list[OperationInfo]):
 
 
 class Status(View):
-    """The runtime: where it is, whether it is well, its devices and figures. `health` and `devices` are the records."""
+    """Status of a runtime: address, health, devices and metrics. `health` and `devices` are the records."""
 
-    COLUMNS = ("device", "what", "kind", "state", "running", "waiting", "slots", "free memory", "BLAS")
+    COLUMNS = ("device", "name", "kind", "state", "running", "waiting", "slots", "free memory", "BLAS")
 
     def __init__(self, where: str, health: Health, devices: Sequence[Device]) -> None:
         self.where = where
@@ -50,11 +50,11 @@ class Status(View):
         return [[*_state(device), _free(device), device.blas or "—"] for device in self.devices]
 
     @property
-    def _figures(self) -> list[str]:
-        figures = self.health.metrics
-        shown = [("CPU", figures.cpu_utilization), ("GPU", figures.gpu_utilization), ("memory", figures.memory_usage)]
+    def _metrics(self) -> list[str]:
+        metrics = self.health.metrics
+        shown = [("CPU", metrics.cpu_utilization), ("GPU", metrics.gpu_utilization), ("memory", metrics.memory_usage)]
         percents = [f"{name} {value:.0f} %" for name, value in shown if value is not None and (name != "GPU" or self._has_gpu)]
-        return [*percents, f"{figures.active_tasks} running", f"{figures.pending_tasks} waiting"]
+        return [*percents, f"{metrics.active_tasks} running", f"{metrics.pending_tasks} waiting"]
 
     @property
     def _has_gpu(self) -> bool:
@@ -66,7 +66,7 @@ class Status(View):
 
     def html(self) -> str:
         """Return the view as HTML."""
-        lines = [tag("strong", self._head), tag("div", joined(self._figures), class_="m")]
+        lines = [tag("strong", self._head), tag("div", joined(self._metrics), class_="m")]
         lines += [tag("div", f"! {problem}", class_="wa") for problem in self._advice]
         return block(
             "OpenRuntime status",
@@ -77,14 +77,14 @@ class Status(View):
 
     def text(self) -> str:
         """Return the view as plain text."""
-        lines = [self._head, " · ".join(self._figures), *(f"! {problem}" for problem in self._advice)]
+        lines = [self._head, " · ".join(self._metrics), *(f"! {problem}" for problem in self._advice)]
         return "\n".join([*lines, *([text_table(self.COLUMNS, self._rows())] if self.devices else [])])
 
 
 class DeviceTable(View, list[Device]):
-    """What MLX computes on: a list of records that shows itself as a table."""
+    """MLX devices: a list of records that is displayed as a table."""
 
-    COLUMNS = ("device", "what", "kind", "state", "running", "waiting", "slots", "load", "free memory", "°C", "W", "BLAS")
+    COLUMNS = ("device", "name", "kind", "state", "running", "waiting", "slots", "load", "free memory", "°C", "W", "BLAS")
 
     def _rows(self) -> list[list[Any]]:
         return [
@@ -106,7 +106,7 @@ class DeviceTable(View, list[Device]):
         columns, rows = _filled(self.COLUMNS, self._rows())
         advice = [tag("div", f"! {device.id}: {device.advice}", class_="wa") for device in self if device.advice]
         numeric = places(columns, ("running", "waiting", "slots", "load", "°C", "W"))
-        wide, plain = places(columns, ("what",)), places(columns, ("device", "what", "kind", "state"))
+        wide, plain = places(columns, ("name",)), places(columns, ("device", "name", "kind", "state"))
         return block("OpenRuntime devices", table("Devices", columns, rows, numeric, wide, plain), *advice)
 
     def text(self) -> str:
@@ -117,7 +117,7 @@ class DeviceTable(View, list[Device]):
 
 
 class WorkerTable(View, list[Worker]):
-    """The worker processes: a list of records that shows itself as a table. A device that is that of all is said above it."""
+    """Worker processes: a list of records that is displayed as a table. A device shared by all is shown in the caption."""
 
     COLUMNS = ("worker", "device", "state", "task", "session", "model", "tasks done", "computed", "memory", "peak", "MLX's peak")
 
@@ -174,7 +174,7 @@ class WorkerTable(View, list[Worker]):
 
 
 class SessionTable(View, list[WorkerSession]):
-    """Sessions: a list of records that shows itself as a table. The notebook and owner of all are said above it."""
+    """Sessions: a list of records that is displayed as a table. A notebook shared by all is shown in the caption."""
 
     COLUMNS = ("session", "state", "running", "notebook", "owner", "tasks done", "memory", "last used", "ends", "id")
 
@@ -206,7 +206,7 @@ class SessionTable(View, list[WorkerSession]):
 
     @property
     def _caption(self) -> str:
-        parts = [f"{len(self):,} {'session' if len(self) == 1 else 'sessions'}, last used first"]
+        parts = [f"{len(self):,} {'session' if len(self) == 1 else 'sessions'}, most recently used first"]
         if len(self._notebooks) == 1 and _file(self[0]):
             parts.append(f"of {_file(self[0])}")
         return " · ".join(parts)
@@ -214,7 +214,7 @@ class SessionTable(View, list[WorkerSession]):
     @property
     def _advice(self) -> list[str]:
         return [
-            f"! The session {each.name} has ended: {each.reason}. `%openruntime restart {each.name}` starts it again, empty"
+            f"! The session {each.name} has ended: {each.reason}. `%openruntime restart {each.name}` restarts it with an empty namespace"
             for each in self
             if each.reason
         ]
@@ -234,9 +234,9 @@ class SessionTable(View, list[WorkerSession]):
         return "\n".join([self._caption, text_table(*self._rows(str)), *self._advice]) if self else NO_SESSIONS
 
 
-NO_SESSIONS = "No session is open: `%%openruntime --session NAME` starts one"
-NO_DEVICES = "No device is known yet: a worker says what there is when it has started"
-NO_WORKERS = "No worker is there now: one starts with the next task"
+NO_SESSIONS = "No open sessions: `%%openruntime --session NAME` starts one"
+NO_DEVICES = "No devices known yet: the first worker reports them when it has started"
+NO_WORKERS = "No workers running: the next task starts one"
 
 
 def _size(size: int | None) -> str:
@@ -252,14 +252,14 @@ def _state(device: Device) -> list[Any]:
 
 
 def _free(device: Device) -> str:
-    """`"23.7 of 25.3 GB"`."""
+    """Return the free and total memory, such as `"23.7 of 25.3 GB"`."""
     free, total = gigabytes(device.memory_available), gigabytes(device.memory_total)
     amount, unit = free.split()
     return f"{amount if total.endswith(f' {unit}') else free} of {total}"
 
 
 def _filled(columns: Sequence[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
-    """The columns that have anything in them: what this machine can't tell takes no room."""
+    """Return the non-empty columns. Values that this machine cannot measure are omitted."""
     kept = [index for index in range(len(columns)) if any(row[index] != "" for row in rows)]
     return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
 

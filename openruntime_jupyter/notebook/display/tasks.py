@@ -1,4 +1,4 @@
-"""Tasks, results and devices as cards and tables. Each is also a value to compute with."""
+"""Views of tasks and results. Each is also a value to compute with."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 from openruntime_jupyter.notebook.display.format import clock, duration, memory, number, unit_head, with_unit
 from openruntime_jupyter.notebook.display.html import Html, View, block, joined, pairs, places, table, tag, text_pairs, text_table
-from openruntime_jupyter.notebook.display.states import USUAL_PRIORITY, WORDS, details, fraction, phrase, title
+from openruntime_jupyter.notebook.display.states import DEFAULT_PRIORITY, WORDS, details, fraction, phrase, title
 from openruntime_jupyter.schemas.tasks import Task, TaskPage, TaskState
 
 LONGEST_CELL = 500
-"""Characters of one value that a card shows."""
+"""Maximum length of a value in a card, in characters."""
 
 
 def state_mark(task: Task, words: str | None = None) -> Html:
-    """The state as a sign in its colour, and in words."""
+    """Return the state as a coloured sign and words."""
     sign, _, colour = WORDS[task.status]
     return Html(f"{tag('span', sign, class_=colour, aria_hidden='true')}&nbsp;{tag('span', words or phrase(task))}")
 
 
 def state_text(task: Task) -> str:
-    """The same as plain text."""
+    """Return the state as plain text."""
     return f"{WORDS[task.status][0]} {phrase(task)}"
 
 
@@ -30,7 +30,7 @@ def _head(task: Task) -> tuple[Html | str, ...]:
 
 
 class TaskLine(View):
-    """One task on one line, with a bar: what a running cell shows and what stays of it."""
+    """One-line view of a task with a progress bar, shown by running cells."""
 
     def __init__(self, task: Task, devices: Mapping[str, str], note: str | None = None) -> None:
         self.task = task
@@ -47,7 +47,7 @@ class TaskLine(View):
         done = fraction(self.task)
         colour = {"ok": "ok", "no": "no"}.get(WORDS[self.task.status][2])
         if done is None:
-            # An end without figures fills the track, so that its colour tells how it went.
+            # Without progress, a finished task fills the bar with the colour of its state.
             return tag("div", tag("div", class_=colour, style="width:100%") if colour else "", class_="ort-b", aria_hidden="true")
         return tag(
             "div",
@@ -66,11 +66,11 @@ class TaskLine(View):
 
 
 class TaskCard(View):
-    """What a handle shows: how its task stands, and what can be done with it. `seen` False: as it was when its runtime still answered."""
+    """Display of a handle: the task's state and the next commands. `seen` False marks the last known state of an unreachable runtime."""
 
     def __init__(self, task: Task, devices: Mapping[str, str], seen: bool = True) -> None:
         self.task = task
-        self._details = [*([] if seen else ["out of reach, this is how it was"]), *details(task, devices, live=False)]
+        self._details = [*([] if seen else ["unreachable, last known state"]), *details(task, devices, live=False)]
 
     @property
     def _next(self) -> list[str]:
@@ -97,20 +97,20 @@ class TaskCard(View):
 
 
 class TaskTable(View, list[Task]):
-    """Tasks, newest first: a list of records that shows itself as a table.
+    """Tasks, newest first: a list of records that is displayed as a table.
 
-    What all of them have in common has no column: the device and the owner are said above the table then, the usual priority nowhere.
+    Columns in which all tasks agree are omitted. A common device and owner are shown in the caption, the default priority is not.
     """
 
     COLUMNS = ("state", "task", "session", "ran", "submitted", "device", "priority", "owner", "id")
     WIDE = ("task", "session", "device", "owner", "id")
     PLAIN = ("state", "task", "id")
-    """What needs no word beside it."""
+    """Columns without a label in cards."""
 
-    def __init__(self, page: TaskPage, devices: Mapping[str, str], asked: Mapping[str, str] | None = None) -> None:
+    def __init__(self, page: TaskPage, devices: Mapping[str, str], filters: Mapping[str, str] | None = None) -> None:
         super().__init__(page.tasks)
-        self._asked = asked or {}
-        """What only those that were asked for have, by name: said where there are none."""
+        self._filters = filters or {}
+        """Filters by name, shown when no task matches."""
         self.total_count = page.total_count
         self._devices = devices
 
@@ -124,13 +124,13 @@ class TaskTable(View, list[Task]):
 
     @property
     def _kept(self) -> list[int]:
-        """The columns in which tasks differ."""
-        common = {"device": len(self._said(self._device)) < 2, "owner": len({self._owner(task) for task in self}) < 2}
+        """Indices of the columns in which tasks differ."""
+        common = {"device": len(self._distinct(self._device)) < 2, "owner": len({self._owner(task) for task in self}) < 2}
         common["session"] = not any(task.session_name for task in self)
-        common["priority"] = all(task.priority == USUAL_PRIORITY for task in self)
+        common["priority"] = all(task.priority == DEFAULT_PRIORITY for task in self)
         return [index for index, name in enumerate(self.COLUMNS) if not common.get(name)]
 
-    def _said(self, of: Callable[[Task], str]) -> list[str]:
+    def _distinct(self, of: Callable[[Task], str]) -> list[str]:
         return sorted({of(task) for task in self} - {""})
 
     def _rows(self, mark: Any, code: Any) -> tuple[list[str], list[list[Any]]]:
@@ -154,13 +154,13 @@ class TaskTable(View, list[Task]):
     @property
     def _caption(self) -> str:
         if not self:
-            asked = ", ".join(f"{name} {value}" for name, value in self._asked.items())
-            return f"No tasks with {asked}" if asked else "No tasks"
+            filters = ", ".join(f"{name} {value}" for name, value in self._filters.items())
+            return f"No tasks with {filters}" if filters else "No tasks"
         number = f"{len(self):,} of {self.total_count:,}" if self.total_count > len(self) else f"{len(self):,}"
         shared = [
             f"{before} {words[0]}"
             for name, before, of in (("device", "on", self._device), ("owner", "of", self._owner))
-            if self.COLUMNS.index(name) not in self._kept and (words := self._said(of))
+            if self.COLUMNS.index(name) not in self._kept and (words := self._distinct(of))
         ]
         return " · ".join([f"{number} {'task' if self.total_count == 1 else 'tasks'}, newest first", *shared])
 
@@ -179,7 +179,7 @@ class TaskTable(View, list[Task]):
 
 
 class ResultCard(View, dict[str, Any]):
-    """What an operation returned: its output dict, which shows itself as a card; `task` is the record."""
+    """Output of an operation: a dict that is displayed as a card. `task` is the record."""
 
     def __init__(self, task: Task, output: dict[str, Any]) -> None:
         super().__init__(output)
@@ -195,8 +195,8 @@ class ResultCard(View, dict[str, Any]):
 
     def html(self) -> str:
         """Return the view as HTML."""
-        figures = joined([duration(self.task.execution_time), memory(self.task)])
-        head = tag("div", tag("strong", title(self.task)), " ", tag("span", figures, class_="m"), class_="ort-h")
+        metrics = joined([duration(self.task.execution_time), memory(self.task)])
+        head = tag("div", tag("strong", title(self.task)), " ", tag("span", metrics, class_="m"), class_="ort-h")
         tables = [table(name, columns, rows, numeric=_numeric(rows)) for name, columns, rows in self._tables]
         return block(f"Result of {title(self.task)}", head, pairs("", self._plain), *tables, kind="ort-c")
 
@@ -211,19 +211,19 @@ def _spaced(name: str) -> str:
 
 
 def _is_table(value: Any) -> bool:
-    """Whether a value is a dict of records."""
+    """Return whether a value is a dict of records."""
     return isinstance(value, dict) and len(value) > 1 and all(isinstance(entry, dict) for entry in value.values())
 
 
 def _rows_of(records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows of a dict of records; what is nested deeper is left to who takes the value."""
+    """Return the columns and rows of a dict of records, without values that are nested deeper."""
     names = list(dict.fromkeys(name for entry in records.values() for name, value in entry.items() if not isinstance(value, dict)))
     rows = [[key, *(_short(entry.get(name)) for name in names)] for key, entry in records.items()]
     return ["", *map(unit_head, names)], rows
 
 
 def _numeric(rows: list[list[str]]) -> list[int]:
-    """The columns that hold nothing but numbers."""
+    """Return the indices of the columns that contain only numbers."""
     return [index for index, column in enumerate(zip(*rows, strict=True)) if all(cell[:1] in "0123456789-—" for cell in column)]
 
 
@@ -236,7 +236,7 @@ def _value(name: str, value: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(entry, (int, float)) for entry in value):
         shown = ", ".join(number(entry) for entry in value[:20])
-        text = f"[{shown}, … {len(value):,} in all]" if len(value) > 20 else f"[{shown}]"
+        text = f"[{shown}, … {len(value):,} in total]" if len(value) > 20 else f"[{shown}]"
     else:
         text = "—" if value is None else number(value)
     return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]} … ({len(text):,} characters)"

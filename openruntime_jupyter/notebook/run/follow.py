@@ -1,7 +1,7 @@
-"""A cell that watches a task: one status line, live output, Ctrl-C.
+"""Live display of a task in a cell: status line, output, and Ctrl-C.
 
-One background thread asks the runtime; everything that is shown is shown by the main thread, because only there does a
-notebook know which cell it belongs to.
+A background thread polls the runtime. The main thread displays everything, because only output from the main thread is assigned to
+the right cell.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ASK_SECONDS = 0.25
-"""How long one question for new output waits: also how old the figures of the status line may be."""
+"""Long-poll timeout for new output, and so the maximum age of the status line."""
 FIRST_SECONDS = 0.05
-"""How long the first question waits. A task that ends by then costs no thread and one display less, 3 ms of 17 for an empty cell."""
+"""Timeout of the first request. A task that ends by then needs no thread and one display less: 3 ms of 17 ms for an empty cell."""
 REST_SECONDS = 0.1
-"""Between two questions, so that a task which prints without end costs ten a second."""
+"""Minimum interval between requests, so that a task that prints continuously causes ten a second."""
 CANCEL_SECONDS = 15.0
-"""How long a cell waits for the end of a task that it cancelled."""
+"""Time to wait for a cancelled task to end."""
 
 
 class FollowEnd(Enum):
-    """How a cell came to stop watching."""
+    """Reasons to stop following a task."""
 
     ENDED = "the task ended"
-    INTERRUPTED = "it was cancelled by Ctrl-C, and ended"
-    DETACHED = "Ctrl-C left it alone"
+    INTERRUPTED = "the task ended after Ctrl-C cancelled it"
+    DETACHED = "Ctrl-C stopped following"
 
 
 class Interrupts(AbstractContextManager["Interrupts"]):
-    """Counts Ctrl-C instead of raising KeyboardInterrupt in the middle of whatever runs, and calls `wake` each time.
+    """Context manager that counts Ctrl-C instead of raising KeyboardInterrupt, and calls `wake` each time.
 
-    The third one raises as ever, in case nobody looks at the count. Off the main thread nothing changes: no Ctrl-C comes there.
+    The third Ctrl-C raises as usual, in case the count is not checked. On other threads, which receive no Ctrl-C, it does nothing.
     """
 
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
@@ -57,7 +57,7 @@ class Interrupts(AbstractContextManager["Interrupts"]):
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._heard)
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
             self._installed = True
         return self
 
@@ -65,7 +65,7 @@ class Interrupts(AbstractContextManager["Interrupts"]):
         if self._installed:
             signal.signal(signal.SIGINT, signal.default_int_handler if self._before is None else self._before)
 
-    def _heard(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
         self.wake()
         if self.count > 2:
@@ -73,68 +73,68 @@ class Interrupts(AbstractContextManager["Interrupts"]):
 
 
 class Follower(threading.Thread):
-    """Asks for a task's output and record until it has ended, and puts both, or the error that stopped it, into `news`."""
+    """Thread that polls a task until it ends, and puts its output and record, or an error, into the queue `news`."""
 
     def __init__(self, handle: TaskHandle, news: SimpleQueue[Any]) -> None:
         super().__init__(name=f"openruntime-follow-{handle.id}", daemon=True)
-        self._task = handle  # Thread has a `_handle` of its own since Python 3.13
+        self._task = handle  # Thread has its own `_handle` since Python 3.13
         self._news = news
         self._stopped = threading.Event()
         self._since = 0
         self.finished = False
 
     def run(self) -> None:
-        """See `Thread.run`."""
+        """Poll until the task ends or `stop` is called."""
         try:
             self._follow()
         except OpenRuntimeError as problem:
             self._news.put(problem)
 
     def stop(self) -> None:
-        """Ask nothing more; what is under way is forgotten."""
+        """Stop polling. The response of a pending request is ignored."""
         self._stopped.set()
 
     def _follow(self) -> None:
         while not self._stopped.is_set():
-            asked = time.monotonic()
+            sent_at = time.monotonic()
             if self.ask(ASK_SECONDS).status.terminal and self.finished:
                 return
-            self._stopped.wait(max(0.0, REST_SECONDS - (time.monotonic() - asked)))
+            self._stopped.wait(max(0.0, REST_SECONDS - (time.monotonic() - sent_at)))
 
     def ask(self, wait: float) -> Task:
-        """Put the output and the record into `news` that there are within `wait` seconds, and return the record."""
+        """Wait up to `wait` seconds for output, put it and the record into `news`, and return the record."""
         shown = self._task.follow_output(self._since, wait)
         self._since, self.finished = shown.next, shown.finished
         self._news.put(shown)
-        self._news.put(task := shown.task or self._task.task)  # a server of an earlier release gives no record with the output
+        self._news.put(task := shown.task or self._task.task)  # older servers send no record with the output
         return task
 
 
 def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
-    """Show `handle`'s task until it ends; returns its record and how the watching ended.
+    """Show a task until it ends. Return its record and the reason for stopping.
 
-    Ctrl-C cancels the task, and a second one leaves it alone; with `cancel` False the first one leaves it alone already.
-    Raises what the runtime's answers raise, such as `NotConnected`.
+    Ctrl-C cancels the task, and a second Ctrl-C stops following it. With `cancel` False, the first Ctrl-C stops following.
+    Raises errors of the runtime, such as `NotConnected`.
     """
-    return attend(handle, StatusLine(handle.last_seen, devices), Replay().show, interrupts, cancel)
+    return follow_with(handle, StatusLine(handle.last_seen, devices), Replay().show, interrupts, cancel)
 
 
-def attend(
+def follow_with(
     handle: TaskHandle, line: StatusLine, show: Callable[[list[OutputItem]], None], interrupts: Interrupts, cancel: bool = True
 ) -> tuple[Task, FollowEnd]:
-    """What `follow` does, with a line and a way to `show` output of the caller's own."""
+    """Follow a task as `follow` does, with a custom status line and a custom function to show output."""
     news: SimpleQueue[Any] = SimpleQueue()
     interrupts.wake = lambda: news.put(None)
     follower = Follower(handle, news)
     try:
         task = follower.ask(FIRST_SECONDS)
-        line.show(task)  # above the output
+        line.show(task)  # displayed above the output
         if not (task.status.terminal and follower.finished):
             follower.start()
         return _watch(handle, news, line, show, interrupts, cancel)
-    except (NotConnected, Unavailable) as problem:  # the latter of one that is being stopped
-        line.show(note="out of reach", final=True)
-        raise NotConnected(f"{problem}. `%openruntime wait {handle.id}` tells then what became of this task") from problem
+    except (NotConnected, Unavailable) as problem:  # Unavailable: the runtime is stopping
+        line.show(note="unreachable", final=True)
+        raise NotConnected(f"{problem}. Afterwards, `%openruntime wait {handle.id}` shows the state of this task") from problem
     finally:
         follower.stop()
 
@@ -151,7 +151,7 @@ def _watch(
     while not (finished and line.task.status.terminal):
         if interrupts.count > (1 if cancel else 0) or time.monotonic() > deadline:
             line.show(
-                note="no longer watched: it goes on" if deadline == float("inf") else "being cancelled, no longer watched", final=True
+                note="no longer watched, still running" if deadline == float("inf") else "being cancelled, no longer watched", final=True
             )
             return line.task, FollowEnd.DETACHED
         if interrupts.count and deadline == float("inf"):
@@ -159,16 +159,16 @@ def _watch(
             line.show(note="cancelling")
             threading.Thread(target=_cancel, args=(handle, news), name=f"openruntime-cancel-{handle.id}", daemon=True).start()
         try:
-            heard = news.get(timeout=ASK_SECONDS)
+            item = news.get(timeout=ASK_SECONDS)
         except Empty:
             continue
-        if isinstance(heard, OpenRuntimeError):
-            raise heard
-        if isinstance(heard, TaskOutput):
-            show(heard.items)
-            finished = heard.finished
-        elif isinstance(heard, Task):
-            line.show(heard)
+        if isinstance(item, OpenRuntimeError):
+            raise item
+        if isinstance(item, TaskOutput):
+            show(item.items)
+            finished = item.finished
+        elif isinstance(item, Task):
+            line.show(item)
     line.show(final=True)
     return line.task, FollowEnd.INTERRUPTED if deadline != float("inf") else FollowEnd.ENDED
 

@@ -1,4 +1,4 @@
-"""The one line of a running cell: shown once, then updated in place, and kept in the file as it was at the end."""
+"""Status line of a running cell, updated in place. The final state is saved with the notebook."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from openruntime_jupyter.notebook.display.tasks import TaskLine
 from openruntime_jupyter.schemas.tasks import Task
 
 UPDATE_SECONDS = 0.2
-"""Between two updates: five a second look alive and cost little."""
+"""Interval between updates."""
 
 
 class Live:
-    """A display that is updated in place. In a terminal, which can't take a display back, it is one line of stderr instead."""
+    """Display that is updated in place. In a terminal, which cannot update displays, it is a line on stderr."""
 
     def __init__(self) -> None:
         self._shown: Any = None
@@ -27,7 +27,7 @@ class Live:
         self._terminal = getattr(get_ipython(), "kernel", None) is None
 
     def update(self, view: View, final: bool = False) -> None:
-        """Show `view` from now on, for the last time where `final`."""
+        """Replace the display by `view`. `final` marks the last update."""
         if self._terminal:
             self._write(view.text(), final)
         elif (bundle := view.bundle()) != self._shown:
@@ -49,7 +49,7 @@ class Live:
 
 
 class StatusLine(Live):
-    """A display that follows a task."""
+    """Live display of a task."""
 
     def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class StatusLine(Live):
         self._shown_at = float("-inf")
 
     def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
-        """Show `task` (None: the last one), and `note` from now on; sent at most every 0.2 s unless `final` or something was noted."""
+        """Show `task` (None: the last one) and keep `note`. Updates are limited to one per 0.2 s, except final ones and notes."""
         self.task, self._note = task or self.task, note or self._note
         urgent = final or note is not None or self.task.status.terminal
         if not urgent and time.monotonic() - self._shown_at < UPDATE_SECONDS:

@@ -1,7 +1,7 @@
-"""`--notify`: the page tells that a cell, or a task in the background, has ended, by what its browser allows; a terminal rings its bell.
+"""The option `--notify`: a browser notification when a cell or background task ends. A terminal rings its bell instead.
 
-The script belongs to the output of one run: in a file that is opened later it does nothing. Each step that it takes is said in the
-output, so that nobody waits for a notice that can't come.
+The script belongs to the output of one run and does nothing when a saved notebook is opened later. The output shows each step, so
+that users know whether to expect a notification.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from openruntime_jupyter.notebook.display.states import WORDS, phrase, title
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 FRESH = 60
-"""Seconds after which a page that shows this output was opened later."""
+"""Maximum age of the output, in seconds. A page that runs the script later shows a saved notebook."""
 
-UNABLE = "This page does not run scripts of outputs: it can't tell you when {} ends."
+UNABLE = "This page does not run scripts in outputs, so it cannot notify you when {} ends"
 
 ASK = """
 const place = document.getElementById(ID);
@@ -36,17 +36,17 @@ const say = (text) => { place.textContent = text; };
 if (!place) return;
 if (Math.abs(Date.now() / 1000 - NOW) > FRESH) { place.remove(); return; }
 if (!("Notification" in window) || !window.isSecureContext) {
-  say(`This page may not notify: when ${WHAT} ends, its title says so.`);
+  say(`This page cannot notify: when ${WHAT} ends, its title shows it`);
 } else if (Notification.permission === "granted") {
-  say(`This page notifies you when ${WHAT} ends.`);
+  say(`This page notifies you when ${WHAT} ends`);
 } else if (Notification.permission === "denied") {
-  say(`This browser was told not to let this page notify: when ${WHAT} ends, its title says so.`);
+  say(`Notifications are blocked for this page: when ${WHAT} ends, its title shows it`);
 } else {
-  say(`When ${WHAT} ends, this page's title says so. `);
+  say(`When ${WHAT} ends, the page title shows it. `);
   const button = document.createElement("button");
   button.textContent = "Allow notifications";
   button.onclick = () => Notification.requestPermission().then((answer) => say(answer === "granted"
-    ? `This page notifies you when ${WHAT} ends.` : `Not allowed: when ${WHAT} ends, this page's title says so.`));
+    ? `This page notifies you when ${WHAT} ends` : `Not allowed: when ${WHAT} ends, the page title shows it`));
   place.append(button);
 }
 """
@@ -54,17 +54,17 @@ if (!("Notification" in window) || !window.isSecureContext) {
 TELL = """
 const place = document.getElementById(ID);
 if (!place) return;
-let told = Math.abs(Date.now() / 1000 - NOW) > FRESH;
+let done = Math.abs(Date.now() / 1000 - NOW) > FRESH;
 place.textContent = "";
 try {
-  told = told || sessionStorage.getItem(ID) !== null; // a page that is loaded again runs this again
-  sessionStorage.setItem(ID, "told");
-} catch { /* a page without storage tells once more */ }
-if (told) return;
+  done = done || sessionStorage.getItem(ID) !== null; // a reloaded page runs this again
+  sessionStorage.setItem(ID, "done");
+} catch { /* without storage, a reloaded page notifies again */ }
+if (done) return;
 if (document.hidden || !document.hasFocus()) {
   let before = document.title;
   document.title = HEAD;
-  // Jupyter writes the title too, whenever the file is saved or changed: what it says then is what comes back.
+  // Jupyter also updates the title when the file is saved or changed. Its latest title is restored later.
   const keeper = new MutationObserver(() => {
     if (document.title === HEAD) return;
     before = document.title;
@@ -84,7 +84,7 @@ if ("Notification" in window && window.isSecureContext && Notification.permissio
   try {
     const notice = new Notification(HEAD, { body: BODY, tag: ID });
     notice.onclick = () => { window.focus(); notice.close(); };
-    place.textContent = "Notified.";
+    place.textContent = "Notified";
   } catch (problem) {
     place.textContent = `Not notified: ${problem.message}`;
   }
@@ -92,10 +92,10 @@ if ("Notification" in window && window.isSecureContext && Notification.permissio
 """
 
 
-class Notice:
-    """The notice of one end: made at the start, so that the page can ask for leave, and told at the end, from any thread.
+class Notification:
+    """Notification about one completion. Created at the start, so that the page can ask for permission; sent from any thread.
 
-    `key` tells it apart from all others; `what` is what ends, in words.
+    `key` identifies the notification, and `what` describes what ends, such as "the cell".
     """
 
     def __init__(self, key: str, what: str = "the cell") -> None:
@@ -106,85 +106,85 @@ class Notice:
             script = _Script(self._id, ASK, UNABLE.format(what), WHAT=what)
             self._shown = display(script.bundle(), raw=True, display_id=True)
 
-    def tell(self, head: str, body: str = "") -> None:
-        """It has ended, or is no longer watched."""
+    def send(self, head: str, body: str = "") -> None:
+        """Send the notification."""
         if self._terminal:
-            # Whoever reads a log of this needs no bell.
+            # No bell in logs.
             if sys.stderr.isatty():
                 sys.stderr.write("\a")
                 sys.stderr.flush()
         elif self._shown is not None:
             self._shown.update(_Script(self._id, TELL, "", HEAD=head, BODY=body).bundle(), raw=True)
 
-    def tell_of(self, task: Task) -> None:
-        """The task has ended, or is no longer watched."""
-        self.tell(f"{WORDS[task.status][0]} {title(task)} {phrase(task)}", task.error.splitlines()[0] if task.error else "")
+    def send_for(self, task: Task) -> None:
+        """Send a notification about the state of `task`."""
+        self.send(f"{WORDS[task.status][0]} {title(task)} {phrase(task)}", task.error.splitlines()[0] if task.error else "")
 
 
 @contextmanager
-def noticed(handle: TaskHandle, wanted: bool) -> Iterator[None]:
-    """If it is `wanted`, the page tells when this block is left, however that comes about."""
+def notify_at_exit(handle: TaskHandle, wanted: bool) -> Iterator[None]:
+    """Send a notification when the block exits for any reason, if `wanted`."""
     if not wanted:
         yield
         return
-    notice = Notice(handle.id)
+    notification = Notification(handle.id)
     try:
         yield
     finally:
-        notice.tell_of(handle.last_seen)
+        notification.send_for(handle.last_seen)
 
 
-class BackgroundNotice:
-    """Tells of the end of a task that no cell waits for, as long as this kernel lives."""
+class BackgroundNotification:
+    """Notification about a background task. It needs a running kernel."""
 
     def __init__(self, backend: Backend, handle: TaskHandle) -> None:
         self._handle = handle
-        self._notice = Notice(handle.id, "the task")
+        self._notification = Notification(handle.id, "the task")
         self._lock = threading.Lock()
-        self._told = False
+        self._sent = False
         self._watch: Watch | None = None
-        watch = backend.watch(("task_update",), self._heard)
+        watch = backend.watch(("task_update",), self._on_event)
         with self._lock:
             self._watch = watch
-            told = self._told
-        if told:
+            sent = self._sent
+        if sent:
             watch.close()
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _on_event(self, message: dict[str, Any]) -> None:
         data = message.get("data") or {}
         ended = data.get("task_id") == self._handle.id and TaskState(data["status"]).terminal
-        # It may have ended before this was heard, or while nothing was.
+        # The task may have ended before the subscription or during a disconnection.
         if not ended and message["type"] != CONNECTED:
             return
-        with suppress(OpenRuntimeError):  # a runtime that is gone again: its return is heard of
+        with suppress(OpenRuntimeError):  # if the runtime is unreachable, the reconnection triggers another event
             task = self._handle.task
             if task.status.terminal:
                 self._end(task)
 
     def _end(self, task: Task) -> None:
         with self._lock:
-            if self._told:
+            if self._sent:
                 return
-            self._told, watch = True, self._watch
-        self._notice.tell_of(task)
+            self._sent, watch = True, self._watch
+        self._notification.send_for(task)
         if watch is not None:
             watch.close()
 
 
 class _Script(View):
-    """One line of text, which a script replaces where scripts run."""
+    """Line of text that a script replaces if the page runs scripts."""
 
     def __init__(self, place: str, code: str, otherwise: str, **names: Any) -> None:
         self._place, self._otherwise = place, otherwise
         known = {"ID": place, "NOW": round(time.time()), "FRESH": FRESH, **names}
-        # As a literal no text can end the element that the script stands in.
+        # Escape `<` so that no text can close the script element.
         set_up = "".join(f"const {name} = {json.dumps(value).replace('<', chr(92) + 'u003c')};" for name, value in known.items())
         self._code = f"(() => {{{set_up}{code}}})();"
 
     def html(self) -> str:
         """Return the view as HTML."""
         line = tag("div", self._otherwise, class_="m", id=self._place, role="status")
-        return block("Notice of the end", line) + f"<script>{self._code}</script>"
+        return block("Notification", line) + f"<script>{self._code}</script>"
 
     def text(self) -> str:
         """Return the view as plain text."""

@@ -1,4 +1,4 @@
-"""What a task showed, shown again in the cell, in the order in which it came."""
+"""Replay of a task's output in the cell, in the original order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from openruntime_jupyter.schemas.tasks import OutputItem
 
 
 class Replay:
-    """Writes a task's output to this process's own streams and displays, so that progress bars and pictures work as ever."""
+    """Writer of a task's output to the kernel's streams and displays, so that progress bars and pictures work as usual."""
 
     def __init__(self) -> None:
         self._last: TextIO | None = None
 
     def show(self, items: Iterable[OutputItem]) -> None:
-        """Show `items` after what was shown before."""
+        """Show `items` after the earlier output."""
         for item in items:
             if item.output_type == "stream":
                 self._write(sys.stderr if item.name == "stderr" else sys.stdout, item.text or "")
@@ -28,13 +28,13 @@ class Replay:
         self.flush()
 
     def flush(self) -> None:
-        """Send off what a stream still holds."""
+        """Flush the stream used last."""
         if self._last is not None:
             self._last.flush()
 
     def _write(self, stream: TextIO, text: str) -> None:
         if self._last is not stream:
-            # Each stream is sent on its own: without this, what was written first could arrive second.
+            # The streams are sent independently, so flush to preserve the order.
             self.flush()
             self._last = stream
         stream.write(text)

@@ -1,4 +1,4 @@
-"""The caller's folder and import path, taken on in a worker; the runner restores its own afterwards."""
+"""The caller's working directory and import path in a worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from openruntime_jupyter.operations.base import World
 
 
 def enter(world: World | None) -> None:
-    """Be where the caller is; raises FileNotFoundError that says whose folder is gone."""
+    """Switch to the caller's working directory and import path; raise OSError if the directory can't be entered."""
     if world is None:
         return
     if world.directory is not None:
@@ -18,5 +18,5 @@ def enter(world: World | None) -> None:
         except OSError as problem:
             raise type(problem)(problem.errno, f"The caller's folder can't be entered ({problem.strerror})", world.directory) from None
     if world.path is not None:
-        # The caller's path first, then what this worker needs to go on working.
+        # The caller's path first, then the entries that this worker needs.
         sys.path[:] = world.path + [folder for folder in sys.path if folder not in world.path]

@@ -1,4 +1,4 @@
-"""IPython inside a worker: magics, top-level await and rich output as in a notebook, shown where the task is watched."""
+"""IPython shell of a worker: magics, top-level await and rich output as in a notebook, sent to the watchers of the task."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 class TaskDisplayPublisher(DisplayPublisher):
-    """`display()` reaches the task's watchers."""
+    """Publisher that sends `display()` output to the watchers of the task."""
 
     def publish(self, data: Any, metadata: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Show a MIME bundle."""
+        """Send a MIME bundle."""
         shell: Any = self.shell
         if shell.context is not None:
             shell.context.display(_textual(data), metadata)
 
     def clear_output(self, wait: bool = False) -> None:
-        """Nothing: what a task has shown stays in its record."""
+        """Do nothing: the output of a task stays in its record."""
 
 
 class TaskDisplayHook(DisplayHook):
-    """The value of a cell's last line reaches the task's watchers."""
+    """Hook that sends the value of the last line of a cell to the watchers of the task."""
 
     def __call__(self, result: Any = None) -> None:
-        """Show `result`, and keep it for the task's record."""
+        """Send `result`, and keep it for the record of the task."""
         shell: Any = self.shell
         context = shell.context
         if result is None or context is None:
@@ -46,23 +46,23 @@ class TaskDisplayHook(DisplayHook):
         context.display(_textual(data), metadata, "execute_result")
 
     def quiet(self) -> bool:
-        """Whether the cell ends in a semicolon: IPython would look into its history, of which there is none here."""
+        """Return whether the cell ends with a semicolon. IPython's version needs the history, which is disabled here."""
         shell: Any = self.shell
         return bool(self.semicolon_at_end_of_expression(shell.transform_cell(shell.source)))  # type: ignore[no-untyped-call]
 
 
 class TaskCompiler(CachingCompiler):
-    """Calls the code what the caller calls it, so that tracebacks point at the caller's cell."""
+    """Compiler that uses the caller's name for the code, so that tracebacks point at the caller's cell."""
 
     filename = "<cell>"
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """The running cell's name."""
+        """Return the name of the running cell."""
         return self.filename
 
 
 class TaskShell(InteractiveShell):
-    """IPython of one worker."""
+    """IPython shell of one worker."""
 
     compiler_class = Type(TaskCompiler)
     displayhook_class = Type(TaskDisplayHook)
@@ -79,21 +79,21 @@ class TaskShell(InteractiveShell):
         self._plain = dict(self.user_ns)
         warnings.filterwarnings("ignore", message="To exit: use")
 
-    def init_signal(self) -> None:  # the worker's guard owns the signals
-        """Nothing."""
+    def init_signal(self) -> None:
+        """Do nothing: `InterruptGuard` owns the signals."""
 
     def enable_gui(self, gui: str | None = None) -> None:
-        """Nothing: figures are shown as in a notebook, whether or not `%matplotlib inline` asks for it."""
+        """Do nothing: figures are always displayed inline."""
 
     def run_task(self, code: str, filename: str, space: dict[str, Any], context: TaskContext) -> tuple[Any, dict[str, Any]]:
-        """Run a cell with `space` as further variables; return its last line's value and all variables.
+        """Run a cell with `space` as additional variables; return the value of its last line and all variables.
 
-        The namespace is new, except in a session. Raises what the cell raised.
+        The namespace is new, except in a session. Exceptions of the cell propagate.
         """
         self.context = context
         self.source = code
         self.last_value = None
-        # Not sooner: a traceback of the task before took its lines from there.
+        # Only now: the traceback of the previous task needed these lines.
         linecache.cache.pop(TaskCompiler.filename, None)
         TaskCompiler.filename = filename
         if not context.session:
@@ -111,23 +111,23 @@ class TaskShell(InteractiveShell):
         self.events.trigger("pre_run_cell", ExecutionInfo("", False, True, True, None))
 
     def showtraceback(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the task's failure carries the traceback."""
+        """Do nothing: the failure of the task has the traceback."""
 
     def showsyntaxerror(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the task's failure carries it."""
+        """Do nothing: the failure of the task has the error."""
 
     def ask_exit(self) -> None:
-        """`exit` in a cell ends the cell's task, not the worker."""
+        """End the task, not the worker, for `exit` in a cell."""
         raise SystemExit
 
     def end_task(self) -> None:
-        """Forget the task; the process ends with it, except in a session, whose variables stay."""
+        """Drop references to the task. Variables are kept for the next task of a session."""
         self.last_value = None
         self.context = None
 
 
 def _textual(data: dict[str, Any]) -> dict[str, Any]:
-    """MIME data as JSON can hold it: bytes become base64, as in a notebook's file."""
+    """Convert MIME data for JSON: bytes become base64, as in notebook files."""
     import base64
 
     return {kind: base64.b64encode(value).decode() if isinstance(value, (bytes, bytearray)) else value for kind, value in data.items()}

@@ -1,4 +1,4 @@
-"""The lines of a caller's functions, so that a traceback in a worker shows them where their file is the caller's alone, as a cell is."""
+"""Source lines of a caller's functions, for tracebacks in a worker that lacks the file (for example a cell)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _shown: set[str] = set()
 
 
 class Source(Parameters):
-    """Some lines of a file."""
+    """Lines of a file."""
 
-    file: str = Field("", description="What tracebacks call the file.", max_length=4096)
-    first: int = Field(1, description="The number of the first of the lines.", ge=1, le=1_000_000)
+    file: str = Field("", description="File name in tracebacks.", max_length=4096)
+    first: int = Field(1, description="Number of the first line.", ge=1, le=1_000_000)
     text: str = Field("", description="The lines.")
 
 
 def show(sources: Iterable[Source]) -> None:
-    """Have tracebacks show these lines until the next call, and those of the one before no more."""
+    """Replace the lines shown in tracebacks by those of `sources`."""
     while _shown:
         linecache.cache.pop(_shown.pop(), None)
     for source in sources:
         if source.file not in _shown and linecache.getlines(source.file):
-            continue  # it is a file here too
+            continue  # the file exists here too
         known = linecache.getlines(source.file)
         lines = [f"{line}\n" for line in source.text.removesuffix("\n").split("\n")]
         before, after = known[: source.first - 1], known[source.first - 1 + len(lines) :]
         full = [*before, *["\n"] * (source.first - 1 - len(before)), *lines, *after]
-        # Without a time of change it is not looked for on the disk.
+        # Entries without a modification time are not checked against the disk.
         linecache.cache[source.file] = (sum(map(len, full)), None, full, source.file)
         _shown.add(source.file)

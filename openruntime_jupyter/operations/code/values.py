@@ -1,4 +1,4 @@
-"""Python values on their way between a caller and a worker."""
+"""Encoding of Python values between a caller and a worker."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 
 
 def identifier(name: str) -> str:
-    """`name`, if Python can use it as a variable; raises ValueError."""
+    """Return `name` if it is a valid variable name; raise ValueError otherwise."""
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{name!r} is no name that Python can use for a variable")
+        raise ValueError(f"{name!r} is not a valid name of a Python variable")
     return name
 
 
 Pickled = Annotated[str | ArrayRef, BeforeValidator(reference)]
-"""A pickle as base64 text; a large one as an array of bytes."""
+"""Pickle as base64 text; large ones as an array of bytes."""
 
 
 def check_pickled(pickled: str | ArrayRef | None) -> None:
@@ -45,21 +45,21 @@ def check_pickled(pickled: str | ArrayRef | None) -> None:
 
 
 def unpack(text: str) -> bytes:
-    """Decode base64 text; raises ValueError."""
+    """Decode base64 text; raise ValueError."""
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as problem:
-        raise ValueError(f"this is no base64: {problem}") from None
+        raise ValueError(f"invalid base64: {problem}") from None
 
 
 def summary(value: Any) -> dict[str, Any]:
-    """What a person sees of a value: `type`, a bounded `repr`, and `value` where it is short JSON."""
-    if value is None:  # what most functions give that are called for what they do
+    """Describe a value for display: `type`, a bounded `repr`, and `value` if it is short JSON."""
+    if value is None:  # fast path for functions without a result
         return {"type": "NoneType", "repr": "None", "value": None}
     try:
         shown = repr(value) if isinstance(value, (int, float, complex, bool, type(None))) else _short.repr(value)
     except Exception as problem:  # a broken __repr__ must not fail the task
-        shown = f"<its repr can't be made: {problem!r}>"
+        shown = f"<repr failed: {problem!r}>"
     described: dict[str, Any] = {"type": type(value).__name__, "repr": shown[:REPR_CHARACTERS]}
     if isinstance(value, (str, int, float, bool, list, dict, type(None))):
         try:
@@ -72,16 +72,16 @@ def summary(value: Any) -> dict[str, Any]:
 
 
 def load(pickled: str | ArrayRef, arrays: Sequence[ArrayRef], what: str, context: TaskContext) -> Any:
-    """Unpickle what the caller sent, as base64 text or as an array of bytes, with the arrays beside it.
+    """Unpickle a value of the caller, from base64 text or an array of bytes, with its out-of-band arrays.
 
-    Raises ModuleNotFoundError that names `what` and the module that this interpreter lacks.
+    Raises ModuleNotFoundError that names `what` and the missing module.
     """
     import pickle
 
     views = [context.array(each.array, "numpy") for each in arrays]
     data = unpack(pickled) if isinstance(pickled, str) else context.array(pickled.array, "numpy")
     try:
-        return pickle.loads(data, buffers=views)  # noqa: S301 - it is the caller's own code
+        return pickle.loads(data, buffers=views)  # noqa: S301 - code of the caller
     except ModuleNotFoundError as problem:
         import sys
 
@@ -91,28 +91,28 @@ def load(pickled: str | ArrayRef, arrays: Sequence[ArrayRef], what: str, context
 
 
 class Packed(Result):
-    """What a function returns to `call` that has packed its value itself."""
+    """Return value of a function that has pickled its result already."""
 
 
 def dump(value: Any, what: str, context: TaskContext) -> tuple[bytes, str]:
-    """Pickle a result, large arrays left on the task's shelf; return the bytes and their encoding.
+    """Pickle a result with large arrays out of band; return the bytes and their encoding.
 
-    Raises TypeError that names `what` where it can't be pickled, and `StorageUnavailable` that names it where there is no room for it.
+    Raises an error that names `what`: TypeError if it can't be pickled, `StorageUnavailable` if it does not fit on the disk.
     """
     try:
         return context.pack(value)
     except StorageUnavailable as problem:
         raise no_room(value, what, problem, context) from problem
     except Exception as problem:  # pickling runs the value's own code, which may raise anything
-        raise stuck(value, what, problem) from problem
+        raise not_picklable(value, what, problem) from problem
 
 
 def no_room(value: Any, what: str, problem: StorageUnavailable, context: TaskContext) -> StorageUnavailable:
-    """Return the error for a result without room for its arrays, with the size of all of it."""
+    """Return the error for a result that does not fit on the disk, with its total size."""
     kind, size = type(value).__name__, gigabytes(context.measure(value))
     return StorageUnavailable(f"{what} ({kind} of {size}): {problem}", problem.retry_after or 1.0)
 
 
-def stuck(value: Any, what: str, problem: Exception) -> TypeError:
-    """The error for what can't be pickled."""
+def not_picklable(value: Any, what: str, problem: Exception) -> TypeError:
+    """Return the error for a value that can't be pickled."""
     return TypeError(f"{what} of type {type(value).__name__} can't be sent back: {problem}")

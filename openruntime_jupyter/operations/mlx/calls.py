@@ -1,4 +1,4 @@
-"""Calls of MLX functions on values that came from outside: what each argument means, and what MLX does not survive."""
+"""Calls of MLX functions with untrusted values: conversion of arguments, and rejection of those that crash MLX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openruntime_jupyter.operations.mlx.functions import Parameter
 from openruntime_jupyter.operations.mlx.graph import is_array
 
 MLX_RAISES = (ValueError, TypeError, RuntimeError, OverflowError, IndexError, NotImplementedError, MemoryError)
-"""What MLX raises for arguments that do not fit; NotImplementedError is a RuntimeError, and is named for the reader."""
+"""Exceptions of MLX for invalid arguments. (NotImplementedError is a RuntimeError, listed for clarity.)"""
 
 _INT32 = range(-(2**31), 2**31)
 _GROUP_SIZES = (16, 32, 64, 128)
@@ -23,59 +23,59 @@ _NAMES = frozenset(map(str, Dtype))
 
 
 def function(mx: Any, name: str) -> Callable[..., Any]:
-    """The function of that dotted name, made to run on the CPU where a GPU has no such kernel; InvalidRequest if this MLX lacks it."""
-    found: Any = _SAFE.get(name)
-    if found is None:
-        found = mx
+    """Return a function by dotted name, with a fallback to the CPU without a GPU kernel; raise `InvalidRequest` if MLX lacks it."""
+    target: Any = _SAFE.get(name)
+    if target is None:
+        target = mx
         for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is None:
+            target = getattr(target, part, None)
+        if target is None:
             raise InvalidRequest.of("function", f"the installed MLX {mx.__version__} has no {name}")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return found(*args, **kwargs)
+            return target(*args, **kwargs)
         except ValueError as problem:
-            # Much of linalg has no GPU kernel. MLX says so when the graph is built, and asks for the stream to be named.
+            # Much of linalg has no GPU kernel. MLX raises when the graph is built, and requires an explicit CPU stream.
             if "CPU stream" not in str(problem):
                 raise
             with mx.stream(mx.cpu):
-                return found(*args, **kwargs)
+                return target(*args, **kwargs)
 
     return call
 
 
 def prepared(mx: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments as MLX wants them: lists as arrays where arrays are meant, names as dtypes, integers as keys.
+    """Convert arguments for MLX: lists to arrays where the function takes arrays, names to dtypes, integers to keys.
 
-    Raises ValueError for arguments on which MLX would end the process or never end.
+    Raises ValueError for arguments that would crash MLX or make it loop endlessly.
     """
     signature = _functions.signature(name)
     pairs = [(value, signature.at(index)) for index, value in enumerate(args)]
     pairs += [(value, signature.by_name.get(key)) for key, value in kwargs.items()]
     if any(not _fits(value) for value, parameter in pairs if parameter is None or not (parameter.takes_array or parameter.is_seed)):
-        raise ValueError("a whole number that is no array's must fit 32 bits")  # MLX would end the process
+        raise ValueError("an integer outside of an array must fit into 32 bits")  # MLX would crash the process
     by_position = [_converted(mx, *pair) for pair in pairs[: len(args)]]
     by_name = {key: _converted(mx, *pair) for key, pair in zip(kwargs, pairs[len(args) :], strict=True)}
     for key, parameter in signature.by_name.items():
         if parameter.is_key and key not in by_name and parameter not in signature.positional[: len(args)]:
-            by_name[key] = mx.random.key(0)  # so that a task repeats, and no state is left in the worker
+            by_name[key] = mx.random.key(0)  # for reproducible tasks without state in the worker
     named = {parameter.name: value for parameter, value in zip(signature.positional, by_position, strict=False) if not parameter.variadic}
     _refuse_fatal(name, {**named, **by_name}, [*by_position, *by_name.values()])
     return by_position, by_name
 
 
 def described(args: list[Any], kwargs: dict[str, Any]) -> str:
-    """The arguments of a call as a person reads them: `float32[3, 4], axis=7`."""
+    """Format the arguments of a call: `float32[3, 4], axis=7`."""
     texts = [_described(value) for value in args] + [f"{key}={_described(value)}" for key, value in kwargs.items()]
     return ", ".join(texts) or "nothing"
 
 
 def explained(name: str, problem: BaseException, args: list[Any], kwargs: dict[str, Any]) -> str:
-    """What MLX says about a call, with the arguments' shapes; where it only lists types, the signature instead."""
+    """Format MLX's error for a call with the shapes of the arguments; replace lists of types by the signature."""
     text = str(problem) or type(problem).__name__
     if "incompatible function arguments" in text:
-        text = f"it does not take these arguments; it is {_functions.functions()[name]}"
+        text = f"invalid arguments; the signature is {_functions.functions()[name]}"
     elif "bad_cast" in text:
         text = "a number does not fit its type"
     return f"{name}({described(args, kwargs)}): {text}"
@@ -92,7 +92,7 @@ def _described(value: Any) -> str:
 
 def _converted(mx: Any, value: Any, parameter: Parameter | None) -> Any:
     if is_array(value):
-        # MLX never ends summing over an empty view that is transposed: an empty array is replaced by a plain one.
+        # Replace empty arrays: MLX loops endlessly when it sums over a transposed empty view.
         return value if math.prod(value.shape) else mx.zeros(value.shape, dtype=value.dtype)
     if parameter is None:
         return value
@@ -115,7 +115,7 @@ def _converted_list(mx: Any, value: list[Any], parameter: Parameter) -> Any:
     if not parameter.takes_array:
         return value
     if any(is_array(each) for each in value):
-        raise ValueError(f"{parameter.name} is one array, and a list of arrays was given")
+        raise ValueError(f"{parameter.name} must be one array, not a list of arrays")
     return mx.array(value)
 
 
@@ -132,28 +132,28 @@ def _fits(value: Any) -> bool:
 
 
 def _refuse_fatal(name: str, given: dict[str, Any], values: list[Any]) -> None:
-    """Raise for what MLX 0.32 was seen to crash on or to loop over for ever."""
+    """Raise for arguments that crash MLX 0.32 or make it loop endlessly."""
     if name.startswith(("linalg.", "conv")) and name not in _EMPTY_ALLOWED and any(is_array(each) and not each.size for each in values):
-        raise ValueError("an array is empty")  # LAPACK and BLAS leave the process, or trap
+        raise ValueError("an array is empty")  # LAPACK and BLAS exit the process, or trap
     if name.startswith("conv"):
         low = [key for key in _CONVOLUTION_STEPS if any(number < 1 for number in _numbers(given.get(key)))]
         if low:
-            raise ValueError(f"{low[0]} is {given[low[0]]}, and must be 1 or more")
+            raise ValueError(f"{low[0]} is {given[low[0]]}, but must be at least 1")
     if given.get("group_size") is not None and given["group_size"] not in _GROUP_SIZES:
-        raise ValueError(f"group_size is {given['group_size']!r}; it may be {', '.join(map(str, _GROUP_SIZES))}")
+        raise ValueError(f"group_size is {given['group_size']!r}; allowed: {', '.join(map(str, _GROUP_SIZES))}")
     if name in ("reshape", "unflatten") and isinstance(shape := given.get("shape"), list) and 0 in shape and -1 in shape:
-        raise ValueError("shape cannot have a 0 and a -1")
+        raise ValueError("shape can't have both 0 and -1")
     plain_pad = name == "pad" and given.get("mode", "constant") == "constant"
     if (bound := _BOUNDS.get(name)) is not None and not plain_pad:
         key, array, most = bound
         sides = given[array].shape if is_array(given.get(array)) else ()
         for number in _numbers(given.get(key)):
             if abs(number) > most(sides):
-                raise ValueError(f"{key} is {number}; here the most is {most(sides)}")
+                raise ValueError(f"{key} is {number}; the maximum here is {most(sides)}")
 
 
 _BOUNDS: dict[str, tuple[str, str, Callable[[tuple[int, ...]], int]]] = {
-    # The number that is bounded, the array beside it, and the bound from its sides.
+    # The limited number, the array, and the limit as a function of its shape.
     "diff": ("n", "a", lambda sides: 64),
     "pad": ("pad_width", "a", lambda sides: 2**30 if not sides else 1000 * max(1, min(sides))),
     "fft.stft": ("n_fft", "x", lambda sides: 1000 * max((1, *sides[-1:]))),
@@ -162,10 +162,10 @@ _BOUNDS: dict[str, tuple[str, str, Callable[[tuple[int, ...]], int]]] = {
 
 
 def _divided(x: Any, y: Any) -> tuple[Any, Any]:
-    """Quotient and remainder, rounded down; by zero 0 and 0 for integers, as in NumPy, where the processor would trap."""
+    """Return quotient and remainder, rounded down. Integers divided by zero give 0 and 0, as in NumPy, instead of a trap."""
     import mlx.core as mx
 
-    dtype = mx.remainder(x, y).dtype  # asks for the type only: it is never evaluated
+    dtype = mx.remainder(x, y).dtype  # only for the dtype; never evaluated
     if not mx.issubdtype(dtype, mx.integer):
         return mx.floor_divide(x, y), mx.remainder(x, y)
     x, y = mx.array(x).astype(dtype), mx.array(y).astype(dtype)

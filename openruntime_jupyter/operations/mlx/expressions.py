@@ -1,7 +1,7 @@
-"""The language of `compute`: Python's syntax for arithmetic, comparisons and calls, and nothing else of Python.
+"""Expressions of `compute`: Python syntax limited to arithmetic, comparisons and calls.
 
-An expression is parsed to Python's own syntax tree and every node of it is checked here, in the server; what is left can name
-nothing but inputs, constants and the functions below, so it is safe to offer to anybody.
+The server parses an expression to a Python syntax tree and checks every node. A valid expression can refer only to inputs, constants and
+the functions below, so it is safe for untrusted callers.
 """
 
 from __future__ import annotations
@@ -58,16 +58,14 @@ FUNCTIONS: dict[str, str] = {
     **{name: f"linalg.{name}" for name in _LINALG.split()},
     **{name: f"fft.{name}" for name in _FFT.split()},
 }
-"""What may be called: the name in an expression to the function of `mlx.core`. Each gives one array, and none takes indices."""
+"""Functions of `mlx.core` by their name in an expression. Each returns one array, and none takes indices."""
 
-_ALLOWED = (
-    "allowed are numbers, inputs, the constants pi, e and inf, + - * / // % ** @, one comparison, parentheses, and calls of functions"
-)
+_ALLOWED = "allowed are numbers, inputs, the constants pi, e and inf, + - * / // % ** @, one comparison, parentheses and function calls"
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A checked expression: its text on one line, its tree, and the names of inputs in it."""
+    """Checked expression: its text on one line, its syntax tree, and the names of its inputs."""
 
     source: str
     tree: ast.expr
@@ -75,12 +73,12 @@ class Expression:
 
     @property
     def operations(self) -> int:
-        """How many operations and calls it has."""
+        """Return the number of operations and calls."""
         return sum(isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare | ast.Call) for node in ast.walk(self.tree))
 
 
 def place(source: str, node: ast.expr | ast.keyword) -> str:
-    """Where `node` is, for people: `column 5 (inv(a))`, columns counted from 1."""
+    """Format the position of `node`: `column 5 (inv(a))`, columns from 1."""
     line = source.encode()
     text = line[node.col_offset : node.end_col_offset].decode(errors="replace")
     column = len(line[: node.col_offset].decode(errors="replace")) + 1
@@ -89,29 +87,29 @@ def place(source: str, node: ast.expr | ast.keyword) -> str:
 
 @lru_cache(maxsize=256)
 def parse(source: str, inputs: tuple[str, ...]) -> Expression:
-    """The expression in `source` over the named inputs; raises what pydantic turns into a validation error that names the position."""
+    """Parse the expression `source` over the named inputs; raise an error for pydantic with the position."""
     if not source.strip():
-        raise wrong(f"it is empty; {_ALLOWED}")
+        raise wrong(f"empty expression; {_ALLOWED}")
     if len(source) > MAX_LENGTH:
-        raise wrong(f"{len(source):,} characters; the most is {MAX_LENGTH:,}")
+        raise wrong(f"{len(source):,} characters exceed the maximum of {MAX_LENGTH:,}")
     for sign in "\\#\0":
         if sign in source:
-            raise wrong(f"at column {source.index(sign) + 1}: {sign!r} has no place in it; {_ALLOWED}")
-    line = "".join(" " if letter.isspace() else letter for letter in source)  # so that it may be written on several lines
+            raise wrong(f"at column {source.index(sign) + 1}: {sign!r} is not allowed; {_ALLOWED}")
+    line = "".join(" " if letter.isspace() else letter for letter in source)  # allows several lines
     blanks = len(line) - len(line.lstrip())
     try:
         tree = ast.parse(line.strip(), mode="eval").body
     except SyntaxError as problem:
         raise wrong(f"at column {(problem.offset or len(line.strip()) + 1) + blanks}: {problem.msg}; {_ALLOWED}") from None
     except (ValueError, RecursionError, MemoryError, OverflowError) as problem:
-        raise wrong(f"it cannot be read: {str(problem) or type(problem).__name__}; {_ALLOWED}") from None
+        raise wrong(f"unreadable expression: {str(problem) or type(problem).__name__}; {_ALLOWED}") from None
     checker = _Checker(line.strip(), frozenset(inputs))
     checker.check(tree, 0)
     return Expression(line.strip(), tree, frozenset(checker.names))
 
 
 class _Checker:
-    """Walks a tree and raises at the first node that is not allowed."""
+    """Checker of a syntax tree, which raises at the first node that is not allowed."""
 
     def __init__(self, source: str, inputs: frozenset[str]) -> None:
         self._source = source
@@ -123,12 +121,12 @@ class _Checker:
         return wrong(f"at {place(self._source, node)}: {problem}")
 
     def check(self, node: ast.expr, depth: int, in_call: bool = False) -> None:
-        """Check a node and all below it; strings, lists, None and truth values may only stand in a call."""
+        """Check a node and its children; strings, lists, None and booleans are allowed only as arguments of a call."""
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise wrong(f"more than {MAX_NODES} numbers, names and operations")
         if depth > MAX_DEPTH:
-            raise wrong(f"nested more than {MAX_DEPTH} deep")
+            raise wrong(f"nested more than {MAX_DEPTH} levels deep")
         for child, as_argument in self._children(node, in_call):
             self.check(child, depth + 1, as_argument)
 
@@ -155,14 +153,14 @@ class _Checker:
         value = node.value
         if value is None or isinstance(value, bool | str):
             if not in_call:
-                raise self._refused(node, "it may only be an argument of a function")
+                raise self._refused(node, "allowed only as an argument of a function")
             if isinstance(value, str) and len(value) > MAX_TEXT:
-                raise self._refused(node, f"a text of {len(value)} characters; the most is {MAX_TEXT}")
+                raise self._refused(node, f"a text of {len(value)} characters exceeds the maximum of {MAX_TEXT}")
         elif isinstance(value, int):
             if value > MAX_INTEGER:
-                raise self._refused(node, f"a whole number may be {MAX_INTEGER} at the most")
+                raise self._refused(node, f"integers may be at most {MAX_INTEGER}")
         elif not isinstance(value, float):
-            raise self._refused(node, f"{type(value).__name__} is no number that is allowed; {_ALLOWED}")
+            raise self._refused(node, f"a number of type {type(value).__name__} is not allowed; {_ALLOWED}")
 
     def _name(self, node: ast.Name) -> None:
         if node.id in self._inputs:
@@ -170,38 +168,38 @@ class _Checker:
         elif node.id in FUNCTIONS:
             raise self._refused(node, f"{node.id} is a function: call it, as in {node.id}(a)")
         elif node.id not in CONSTANTS:
-            there = ", ".join(sorted(self._inputs)) or "none"
-            raise self._refused(node, f"there is no input of that name; the inputs are: {there}")
+            names = ", ".join(sorted(self._inputs)) or "none"
+            raise self._refused(node, f"unknown input; the inputs are: {names}")
 
     def _call(self, node: ast.Call) -> list[ast.expr]:
         if not isinstance(node.func, ast.Name):
-            raise self._refused(node.func, f"only a function's name can be called; {_ALLOWED}")
+            raise self._refused(node.func, f"only functions can be called by name; {_ALLOWED}")
         if node.func.id not in FUNCTIONS:
             near = difflib.get_close_matches(node.func.id, FUNCTIONS, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(FUNCTIONS))}"
-            raise self._refused(node.func, f"there is no such function here; {hint}")
+            hint = f"did you mean {' or '.join(near)}?" if near else f"available: {', '.join(sorted(FUNCTIONS))}"
+            raise self._refused(node.func, f"unknown function; {hint}")
         signature = _functions.signature(FUNCTIONS[node.func.id])
         for index, keyword in enumerate(node.keywords):
             if keyword.arg is None:
-                raise self._refused(keyword, "arguments are written one by one, without **")
+                raise self._refused(keyword, "write arguments one by one, without **")
             if keyword.arg not in signature.by_name:
-                raise self._refused(keyword, f"{node.func.id} has no {keyword.arg}; it is {signature.text}")
+                raise self._refused(keyword, f"{node.func.id} has no parameter {keyword.arg}; the signature is {signature.text}")
             if any(other.arg == keyword.arg for other in node.keywords[:index]):
                 raise self._refused(keyword, f"{keyword.arg} is given twice")
         return [*node.args, *(keyword.value for keyword in node.keywords)]
 
 
 def _advice(node: ast.expr) -> str:
-    """Why that kind of node is refused, and what does its work."""
+    """Return the reason why a type of node is rejected, and an alternative."""
     advice: dict[type[ast.AST], str] = {
         ast.Attribute: "attributes are not allowed: write sum(a), not a.sum()",
-        ast.Subscript: "there is no indexing",
+        ast.Subscript: "indexing is not supported",
         ast.BoolOp: "use logical_and(x, y) or logical_or(x, y)",
         ast.IfExp: "use where(condition, x, y)",
-        ast.Compare: "compare two things, and join comparisons by logical_and(x, y)",
-        ast.List: "a list may only be an argument of a function; numbers of your own are inputs",
-        ast.Tuple: "a tuple may only be an argument of a function; numbers of your own are inputs",
+        ast.Compare: "compare two values, and combine comparisons with logical_and(x, y)",
+        ast.List: "a list is allowed only as an argument of a function; pass data as inputs",
+        ast.Tuple: "a tuple is allowed only as an argument of a function; pass data as inputs",
         ast.UnaryOp: "use logical_not(x)",
-        ast.Starred: "arguments are written one by one, without *",
+        ast.Starred: "write arguments one by one, without *",
     }
     return advice.get(type(node), f"{type(node).__name__} is not allowed; {_ALLOWED}")

@@ -1,7 +1,7 @@
-"""Which `mlx.core` functions the operations may call, and what each parameter takes.
+"""The `mlx.core` functions that operations may call, with their signatures.
 
-The list is the file `functions.json` beside this one, because the server offers it without importing MLX.
-`python -m openruntime_jupyter.operations.mlx.functions` writes it anew from the installed MLX; a test tells when that is due.
+They are listed in `functions.json`, so that the server does not import MLX. `python -m openruntime_jupyter.operations.mlx.functions`
+regenerates it from the installed MLX; a test fails when that is necessary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 PATH = Path(__file__).with_name("functions.json")
 MODULES = ("", "linalg", "fft", "random", "fast")
 
-REFUSED = {
+REJECTED = {
     **dict.fromkeys(
         [
             "as_strided",
@@ -35,23 +35,23 @@ REFUSED = {
             "take",
             "take_along_axis",
         ],
-        "MLX does not check its indices: one that is out of range reads or writes memory that is not the array's",
+        "MLX does not check its indices: out-of-range ones read or write memory outside of the array",
     ),
-    **dict.fromkeys(("split", "unstack"), "one small call can ask for millions of arrays"),
+    **dict.fromkeys(("split", "unstack"), "one small call can create millions of arrays"),
 }
-"""Functions on arrays that are left out all the same, and why."""
+"""Array functions that are not available, with the reasons."""
 
 _ARRAYS = re.compile(r"array|(?:tuple|list)\[array(?:, (?:array|\.\.\.))*\]")
 _PLAIN = re.compile(
     r"array|scalar|int|float|bool|str|None|Dtype|list\[array\]|Literal\[[^]]*\]"
     r"|(?:Sequence|list|tuple)\[int(?:, (?:int|\.\.\.))*\]|(?:list|tuple)\[(?:Sequence\[int\]|tuple\[int, int\])(?:, Sequence\[int\])?\]"
 )
-"""What a parameter may take. A function with a parameter of any other kind (a file, a callable, a device, bytes) is left out."""
+"""Allowed types of parameters. Functions with other types (files, callables, devices, bytes) are excluded."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a function: the types it takes, in MLX's words, and whether it is a `*parameter`."""
+    """Parameter of a function: its types as named by MLX; `variadic` for a `*parameter`."""
 
     name: str
     types: frozenset[str]
@@ -59,45 +59,45 @@ class Parameter:
 
     @property
     def takes_array(self) -> bool:
-        """Whether a list given for it means an array."""
+        """Return whether a list means an array."""
         return "array" in self.types
 
     @property
     def takes_arrays(self) -> bool:
-        """Whether a list given for it means several arrays."""
+        """Return whether a list means several arrays."""
         return "list[array]" in self.types
 
     @property
     def is_key(self) -> bool:
-        """Whether it takes a key of random numbers, for which a whole number will do."""
+        """Return whether it takes a random key; an integer is converted to one."""
         return self.name == "key" and self.takes_array
 
     @property
     def is_seed(self) -> bool:
-        """Whether it takes a seed, which has 64 bits where other whole numbers have 32."""
+        """Return whether it takes a seed, which has 64 bits; other integers have 32."""
         return self.name == "seed"
 
     @property
     def takes_number(self) -> bool:
-        """Whether a number given for it stays a number."""
+        """Return whether a number stays a number."""
         return bool(self.types & {"scalar", "int", "float", "bool"})
 
     @property
     def takes_dtype(self) -> bool:
-        """Whether a string given for it is the name of a dtype."""
+        """Return whether a string is the name of a dtype."""
         return "Dtype" in self.types
 
 
 @dataclass(frozen=True)
 class Signature:
-    """How a function is called: what may stand by position, and every parameter by name."""
+    """Signature of a function: positional parameters, and all parameters by name."""
 
     text: str
     positional: tuple[Parameter, ...]
     by_name: dict[str, Parameter]
 
     def at(self, index: int) -> Parameter | None:
-        """The parameter that the argument at `index` is for; None where there are too many arguments."""
+        """Return the parameter for the argument at `index`; None if there are too many arguments."""
         if index < len(self.positional):
             return self.positional[index]
         last = self.positional[-1] if self.positional else None
@@ -106,28 +106,28 @@ class Signature:
 
 @cache
 def functions() -> dict[str, str]:
-    """The allowed functions: dotted name below `mlx.core` to signature."""
-    found: dict[str, str] = json.loads(PATH.read_text(encoding="utf-8"))["functions"]
-    return found
+    """Return the signatures of the allowed functions by dotted name below `mlx.core`."""
+    signatures: dict[str, str] = json.loads(PATH.read_text(encoding="utf-8"))["functions"]
+    return signatures
 
 
 @cache
 def signature(name: str) -> Signature:
-    """The signature of an allowed function, read from its text."""
+    """Return the parsed signature of an allowed function."""
     return _parse(functions()[name])
 
 
-def why_not(name: str) -> str:
-    """What is wrong with asking for the function `name`, and what to ask for instead."""
-    if name in REFUSED:
-        return f"{name} is not offered: {REFUSED[name]}"
+def rejection(name: str) -> str:
+    """Return the error message for the unavailable function `name`, with suggestions."""
+    if name in REJECTED:
+        return f"{name} is not available: {REJECTED[name]}"
     near = difflib.get_close_matches(name, functions(), n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"{name[:100]!r} is none of the {len(functions())} functions of mlx.core that are offered{hint}"
+    return f"{name[:100]!r} is not one of the {len(functions())} available functions of mlx.core{hint}"
 
 
 def _parse(text: str) -> Signature:
-    """A signature's text as a `Signature`; the `stream` parameter is ours to set and is left out."""
+    """Parse the text of a signature, which has no `stream` parameter."""
     definition = ast.parse(f"def {text}: ...").body[0]
     assert isinstance(definition, ast.FunctionDef)
     arguments = definition.args
@@ -145,7 +145,7 @@ def _parse(text: str) -> Signature:
 
 
 def _text(overload: tuple[Any, ...]) -> str:
-    """A nanobind signature without module names, without the stream, its defaults filled in."""
+    """Return the text of a nanobind signature with defaults, without module names and the stream."""
     text, _, *rest = overload
     defaults = rest[0] if rest and rest[0] else ()
     for index, value in reversed(list(enumerate(defaults))):
@@ -157,41 +157,41 @@ def _text(overload: tuple[Any, ...]) -> str:
 
 
 def _fits(text: str) -> bool:
-    """Whether a function of that signature takes plain values and arrays, and gives arrays and nothing else."""
+    """Return whether a function takes only plain values and arrays, and returns only arrays."""
     _, arrow, returns = text.rpartition(" -> ")
     if not arrow or not all(_ARRAYS.fullmatch(part.strip()) for part in returns.split("|")):
         return False
     try:
         parsed = _parse(text)
-    except SyntaxError:  # types that Python cannot read are none of the plain ones
+    except SyntaxError:  # unparsable types are not plain ones
         return False
     taken = [kind for parameter in (*parsed.positional, *parsed.by_name.values()) for kind in parameter.types]
     return bool(taken) and all(map(_PLAIN.fullmatch, taken))
 
 
 def derive() -> dict[str, str]:
-    """The allowed functions of the installed MLX. It imports MLX: for the script below and for tests."""
+    """Return the allowed functions of the installed MLX. Imports MLX; for the script below and tests."""
     import mlx.core as mx
 
-    found: dict[str, str] = {}
+    signatures: dict[str, str] = {}
     for module in MODULES:
         owner = getattr(mx, module) if module else mx
         for name, value in sorted(vars(owner).items()):
             dotted = f"{module}.{name}" if module else name
-            if name.startswith("_") or dotted in REFUSED or not hasattr(value, "__nb_signature__"):
+            if name.startswith("_") or dotted in REJECTED or not hasattr(value, "__nb_signature__"):
                 continue
             overloads = [_text(overload) for overload in value.__nb_signature__]
             if all(map(_fits, overloads)):
-                found[dotted] = max(overloads, key=len)
-    return found
+                signatures[dotted] = max(overloads, key=len)
+    return signatures
 
 
 def main() -> None:
     """Write `functions.json` from the installed MLX."""
-    found = derive()
+    signatures = derive()
     made_with = f"mlx {version('mlx')}"
-    PATH.write_text(json.dumps({"made_with": made_with, "functions": found}, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{PATH}: {len(found)} functions of {made_with}\n")
+    PATH.write_text(json.dumps({"made_with": made_with, "functions": signatures}, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{PATH}: {len(signatures)} functions of {made_with}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How much memory a call needs, told from its lazy graph before anything is allocated.
+"""Memory estimate of a call from its lazy graph, before anything is allocated.
 
-MLX answers a failed allocation with a segmentation fault, so the figure has to be there first. `mx.export_function` traces the call
-and names every primitive with the shapes of its outputs; none is computed. The figure is the sum over all of them, which evaluation
-does not reach where it can reuse a buffer, but may where it runs ahead.
+A failed allocation in MLX is a segmentation fault, so the estimate must come first. `mx.export_function` traces the call and lists every
+primitive with the shapes of its outputs, without computing them. The estimate is the sum over all outputs. Evaluation needs less where
+MLX reuses buffers, but can need all of it.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ _VIEWS = frozenset(
         "View",
     ]
 )
-"""Primitives that share their input's memory."""
+"""Primitives that share the memory of their input."""
 _FACTORISATIONS = frozenset(["Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"])
-"""LAPACK works on copies beside its outputs: five of the input were enough for each, as measured."""
+"""LAPACK works on copies in addition to its outputs; by measurement, five times the input is enough."""
 _COPYING = frozenset(["AddMM", "BlockMaskedMM", "FFT", "Hadamard", "Matmul"])
-"""These copy an input that is a broadcast view to full size."""
+"""Primitives that copy broadcast views in their inputs to full size."""
 UNTRACEABLE = 5
-"""Times the inputs and outputs of a call that cannot be traced: `solve` needs 4.5 of them, as measured, the others less."""
+"""Factor on inputs and outputs of an untraceable call; by measurement, `solve` needs 4.5 and others less."""
 
 _Array = tuple[str, tuple[int, ...], Any]
 """Name, shape and dtype of an array on the tape."""
 
 
 def is_array(value: Any) -> bool:
-    """Whether it is an MLX array."""
+    """Return whether `value` is an MLX array."""
     import mlx.core as mx
 
     return isinstance(value, mx.array)
 
 
 def arrays(value: Any) -> list[Any]:
-    """Every MLX array in a value of nested lists, in order."""
+    """Return the MLX arrays in nested lists, in order."""
     if isinstance(value, list | tuple):
         return [array for each in value for array in arrays(each)]
     return [value] if is_array(value) else []
 
 
 def needed(mx: Any, call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> int:
-    """Bytes that evaluating `call(*args, **kwargs)` needs beside its inputs; none is allocated.
+    """Estimate the bytes of evaluating `call(*args, **kwargs)` in addition to its inputs, without allocating them.
 
-    What the call itself raises comes through. Raises ValueError if an array of the graph, views included, would have more
-    than `MAX_ELEMENTS` elements.
+    Exceptions of the call propagate. Raises ValueError if an array of the graph, views included, would have more than `MAX_ELEMENTS`
+    elements.
     """
     inputs = arrays([args, list(kwargs.values())])
     outputs: list[Any] = []
@@ -75,7 +75,7 @@ def needed(mx: Any, call: Callable[..., Any], args: list[Any], kwargs: dict[str,
     try:
         mx.export_function(tape.append, traced, *inputs)
     except (ValueError, RuntimeError):
-        if not outputs:  # it is the call that failed
+        if not outputs:  # the call itself failed
             raise
         _check_sizes([array.shape for array in outputs])
         return UNTRACEABLE * sum(map(_bytes, [*inputs, *outputs]))
@@ -103,7 +103,7 @@ def _sum(tape: list[dict[str, Any]]) -> int:
         _check_sizes([shape for _, shape, _ in made])
         if entry["name"].startswith("Broadcast"):
             broadcast |= {name for name, *_ in made}
-        # A view that is a result counts in full, for whoever takes it may copy it.
+        # A view in the results counts in full, because its consumer may copy it.
         if entry["name"] not in _VIEWS or results & {name for name, *_ in made}:
             total += sum(map(_size, made))
         total += _workspace(entry, broadcast)
@@ -116,7 +116,7 @@ def _size(array: _Array) -> int:
 
 
 def _workspace(entry: dict[str, Any], broadcast: set[str]) -> int:
-    """Bytes that a primitive needs while it runs, beside its inputs and outputs."""
+    """Return the temporary bytes of a primitive, in addition to its inputs and outputs."""
     name: str = entry["name"]
     given: list[_Array] = entry["inputs"]
     if name in _FACTORISATIONS:
@@ -129,10 +129,10 @@ def _workspace(entry: dict[str, Any], broadcast: set[str]) -> int:
 
 
 def _convolving(entry: dict[str, Any]) -> int:
-    """Bytes that a convolution needs on the CPU.
+    """Return the temporary bytes of a convolution on the CPU.
 
-    Its input is padded, and unfolded so that each place of the output has its own window; not so where the input is dilated, as it
-    is in a transposed convolution. Half precision is done in float32.
+    The input is padded and unfolded to one window per output position, except for dilated inputs (transposed convolutions). Half
+    precision is computed in float32.
     """
     (_, (batch, *sides, channels), dtype), (_, weight, _) = entry["inputs"]
     _, before, after, _, dilation, *_ = entry["arguments"]
@@ -147,4 +147,4 @@ def _check_sizes(shapes: list[tuple[int, ...]]) -> None:
     for shape in shapes:
         if math.prod(shape) > MAX_ELEMENTS:
             text = " by ".join(map(str, shape))
-            raise ValueError(f"an array of {text} has {math.prod(shape):,} elements; the most is {MAX_ELEMENTS:,}")
+            raise ValueError(f"an array of {text} has {math.prod(shape):,} elements; the maximum is {MAX_ELEMENTS:,}")

@@ -1,4 +1,4 @@
-"""Arrays as JSON: what they are, what is in them, and the values themselves where there are few."""
+"""JSON summaries of arrays: type, statistics, and the values of small ones."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import math
 from typing import Any
 
 INLINE_VALUES = 1000
-"""Elements up to which the values themselves are given."""
+"""Maximum number of elements for which the values are included."""
 CHUNK = 250_000
-"""Elements that are looked at at once; an interrupt is heard between two chunks."""
+"""Elements that are processed at once; interrupts are handled between chunks."""
 LOOKING = 5 * CHUNK
-"""Bytes that this needs in MLX: a chunk of bfloat16 as float32, and small change."""
+"""Bytes that a summary needs in MLX: a chunk of bfloat16 as float32, and overhead."""
 
 
 def summary(array: Any) -> dict[str, Any]:
-    """An evaluated MLX array as JSON.
+    """Summarise an evaluated MLX array as JSON.
 
-    `shape`, `dtype`, `size` (elements), `nbytes`; `min`, `max` and `mean` over the finite elements, of the magnitudes where the
-    array is complex, null where there are none; `non_finite`: how many are infinite or not a number; `value`: nested lists of at
-    most 1,000 elements, else null. What is not finite is null in `value`, a complex number is `{"real": …, "imag": …}`.
+    Returns
+    -------
+    `shape`, `dtype`, `size` (elements), `nbytes`;
+    `min`, `max`, `mean` of the finite elements, or of their magnitudes for complex arrays; None without finite elements;
+    `non_finite`: number of infinite and NaN elements;
+    `value`: nested lists, or None for more than 1,000 elements. Non-finite elements are None, complex ones `{"real": …, "imag": …}`.
     """
     return {
         "shape": list(array.shape),
@@ -31,7 +34,7 @@ def summary(array: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Nested lists of numbers with what JSON cannot hold as null."""
+    """Replace numbers in nested lists that JSON does not support."""
     if isinstance(value, list):
         return [plain(each) for each in value]
     if isinstance(value, complex):
@@ -40,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 def _small(shape: tuple[int, ...]) -> bool:
-    """Whether the nested lists are small; an empty array can have any number of empty rows."""
+    """Return whether the nested lists are small; an empty array can have any number of empty rows."""
     return math.prod(side for side in shape if side) <= INLINE_VALUES
 
 

@@ -1,4 +1,4 @@
-"""The free blocks of a runtime: how many are kept, for how long, made ready ahead of need, and given up when memory is short."""
+"""Cache of free file blocks: its size and lifetime, preparation of blocks in advance, and release when memory is short."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from openruntime_jupyter.arrays import blocks
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.runtime.arrays.spool import MEMORY_LEFT, Place, Spool
+from openruntime_jupyter.runtime.arrays.spool import MEMORY_LEFT, Spool, SpoolFolder
 from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 600.0
-"""How long a free block waits to be used."""
+"""Lifetime of an unused free block."""
 SHORT = MEMORY_LEFT + 0.05
-"""When less than this part of the machine's memory is available, free blocks in memory are given up."""
+"""Free blocks in memory are released if less than this fraction of the total memory is available."""
 
 
-class WarmBlocks:
-    """Called on the runtime's loop, which it never holds up, except `close`, which blocks. `most` is in bytes."""
+class BlockCache:
+    """Cache of up to `most` bytes of free blocks. Its methods run on the runtime's loop without blocking it, except `close`."""
 
     def __init__(self, spool: Spool, machine: Machine, most: int) -> None:
         self.most = most
@@ -36,31 +36,31 @@ class WarmBlocks:
         self._closed = False
 
     def close(self) -> None:
-        """Make no more; blocks until the one that is just being made has ended."""
+        """Stop preparing blocks; blocks until the current preparation has ended."""
         self._closed = True
         with self._preparing:
             pass
 
     @property
     def bytes(self) -> int:
-        """What free blocks take now."""
+        """Bytes of all free blocks."""
         return sum(self.bytes_in(place.folder) for place in self._spool.places)
 
     def bytes_in(self, folder: Path) -> int:
-        """What those in one folder take."""
+        """Return the bytes of the free blocks in one folder."""
         return sum(block.size for block in blocks.free(folder))
 
     def keeps(self, folder: Path, size: int) -> bool:
-        """Whether a file of that size becomes a free block once nobody needs it."""
+        """Return whether an unused file of that size is kept as a free block."""
         return not self._closed and blocks.SMALLEST <= size <= self.most and (place := self._place(folder)) is not None and place.reusable
 
     async def keep_within(self, most: int) -> None:
-        """Give back the oldest until all take no more than `most` bytes, nor more than is kept at all."""
+        """Release the oldest blocks until all take at most `most` bytes and at most the cache's limit."""
         for place in self._spool.places:
             await self._give_back(place.folder, self.bytes - max(0, min(most, self.most)))
 
     async def tidy(self) -> None:
-        """Give back what has waited too long, and all that is in memory where that has become short."""
+        """Release expired blocks, and all blocks in memory if memory is short."""
         if not self.bytes:
             return
         now = time.time()
@@ -68,12 +68,12 @@ class WarmBlocks:
         for place in self._spool.places:
             if place.in_memory and memory.available < SHORT * memory.total:
                 await self._give_back(place.folder, self.bytes_in(place.folder))
-            # What was freed at a time to come waits no longer for it: the clock was set back since.
+            # Blocks freed in the future expire as well: the clock was set back since.
             old = sum(block.size for block in blocks.free(place.folder) if abs(now - block.since) > IDLE_SECONDS)
             await self._give_back(place.folder, old)
 
     def give_up(self, wanted: int) -> bool:
-        """Begin to give memory back, for a task that needs it; whether there is any to come."""
+        """Start releasing memory for a task that needs it. Return whether any will be released."""
         if self._given_up is not None and not self._given_up.done():
             return True
         folders = [place.folder for place in self._spool.places if place.in_memory and blocks.free(place.folder)]
@@ -89,9 +89,9 @@ class WarmBlocks:
         return True
 
     def expect(self, folder: Path, size: int, room: int) -> None:
-        """Have another block of that size made ready in memory, where there is `room` and to spare for it; nobody waits for it."""
+        """Prepare another block of that size in memory in the background, if `room` and free memory suffice."""
         place = self._place(folder)
-        if self._coming or self._closed or place is None or not place.in_memory:  # nobody's disk is to be filled with zeros
+        if self._coming or self._closed or place is None or not place.in_memory:  # disks are not filled with zeros
             return
         left = place.room(self._machine) - int((SHORT - MEMORY_LEFT) * self._machine.total)
         if self.bytes + size <= min(room, self.most) and 2 * size <= left:
@@ -106,10 +106,10 @@ class WarmBlocks:
     def _prepare(self, folder: Path, size: int) -> None:
         with self._preparing:
             if not self._closed and blocks.prepare(folder, size, lambda: self._closed):
-                log.debug("A file of %s is ready for the next array", gigabytes(size))
+                log.debug("Prepared a file of %s for the next array", gigabytes(size))
 
     async def _give_back(self, folder: Path, wanted: int) -> int:
         return await asyncio.to_thread(blocks.give_back, folder, wanted) if wanted > 0 else 0
 
-    def _place(self, folder: Path) -> Place | None:
+    def _place(self, folder: Path) -> SpoolFolder | None:
         return next((place for place in self._spool.places if place.folder == folder), None)

@@ -1,4 +1,4 @@
-"""What a runtime knows of one array, and what its name says."""
+"""Records of stored arrays, and the ids and names of arrays."""
 
 from __future__ import annotations
 
@@ -18,113 +18,113 @@ from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayReference
 from openruntime_jupyter.schemas.base import iso, timestamp
 
 OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
-"""Ids that a runtime makes: of room that was asked for, or of a task's result (task, attempt, place)."""
+"""Ids that a runtime makes, for an allocated array or for a task's result (task, attempt, index)."""
 QUIET_SECONDS = 0.5
-"""How long a result that was asked for is left alone, so that whoever asked can map it."""
+"""Time for which a fetched result is not evicted, so that the client can map it."""
 CHOSEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-"""Names that people may choose."""
+"""Names that clients may choose."""
 
 
 def check_name(name: str) -> str:
-    """`name`, if an array may be called so by whoever sends it; raises `InvalidRequest`."""
+    """Return `name` if clients may choose it; raise `InvalidRequest` otherwise."""
     if not CHOSEN.fullmatch(name) or name.startswith("arr_"):
-        raise InvalidRequest.of("id", "letters, digits, _ and - make a name, up to 100 of them; it must not begin with arr_")
+        raise InvalidRequest.of("id", "a name has up to 100 letters, digits, _ and -, and must not begin with arr_")
     return name
 
 
 def result_name(task_id: str, attempt: int) -> str:
-    """What the ids of an attempt's result arrays begin with."""
+    """Return the prefix of the ids of an attempt's result arrays."""
     return f"arr_{task_id.removeprefix('task_')}.{attempt}"
 
 
 def task_of(array_id: str) -> str | None:
-    """The task whose result an array is, by its id."""
+    """Return the id of the task whose result the array is, or None."""
     found = OWN.fullmatch(array_id)
     return f"task_{array_id[4:].split('.', maxsplit=1)[0]}" if found is not None and found[1] else None
 
 
 def now() -> float:
-    """Seconds, by which ages are told: of a clock that nobody sets."""
+    """Return the monotonic time in seconds, which all ages are based on."""
     return time.monotonic()
 
 
 @dataclass(slots=True, eq=False)
-class Record:
-    """One array."""
+class ArrayRecord:
+    """State of one stored array."""
 
     id: str
     layout: Layout
     folder: Path
     owner: str | None = None
     making: bool = False
-    """Its file is just being made: until that is there it can't go."""
+    """Its file is being created; it cannot be deleted until that has ended."""
     made: bool = False
-    """Whether its file is there, for somebody to fill."""
+    """Its file exists and can be filled."""
     ready: bool = False
     finishing: bool = False
-    """It is just being seen to that it is what was promised: until then it can neither be used nor go."""
+    """Its file is being verified; it can neither be used nor deleted until that has ended."""
     created: float = field(default_factory=time.time)
-    """Since the epoch, for people."""
-    used: float = field(default_factory=lambda: now())  # noqa: PLW0108 - looked up when it is called, as tests have a clock of their own
-    """When it was last used, as `now` tells it."""
+    """Seconds since the epoch."""
+    used: float = field(default_factory=lambda: now())  # noqa: PLW0108 - late lookup, because tests replace the clock
+    """Time of the last use by `now`."""
     fetched: bool = False
-    """Whether somebody has asked for it since it was ready."""
+    """A client has requested it since it was ready."""
     doomed: bool = False
-    """It was deleted: it goes as soon as nobody uses it any more."""
+    """It is deleted as soon as it is unused."""
     exposed: bool = False
-    """Its path was told to somebody who may use the file without leasing it: it is never used for another array."""
+    """Its path was returned to a client that may use the file without a lease, so the file is never reused for another array."""
     leaving: bool = False
-    """Its file is just being let go of, unless somebody turns out to lease it."""
+    """Its file is being deleted, unless a lease is found."""
     gone: bool = False
-    """Its file was let go of: what its name stands for now is another array."""
+    """Its file was deleted; the name may belong to another array by now."""
     leases: set[str] = field(default_factory=set)
-    """The tasks that wait for it or run with it."""
+    """Tasks that are pending or running with it."""
     size: int = field(init=False)
-    """Bytes of its file; known from the start, as those of all are summed up for each task."""
+    """Bytes of its file; stored because the sizes of all arrays are added up for every task."""
     task_id: str | None = field(init=False)
     """The task whose result it is."""
 
     def __post_init__(self) -> None:
-        """What follows from the rest."""
+        """Set the derived fields."""
         self.size = self.layout.size
         self.task_id = task_of(self.id)
 
     @property
     def path(self) -> Path:
-        """Its file."""
+        """Path of its file."""
         return self.folder / f"{self.id}{SUFFIX if self.ready else UNFINISHED}"
 
     @property
     def lost(self) -> bool:
-        """Whether somebody has removed its file: nothing of ours is on its way with it. Asks the file system."""
+        """True if another program removed its file. Reads the file system."""
         return self.ready and not (self.leaving or self.finishing) and not self.path.exists()
 
     def touch(self) -> None:
-        """It is used now."""
+        """Set the time of the last use to now."""
         self.used = now()
 
     @property
     def idle(self) -> float:
-        """Seconds for which nobody has used it."""
+        """Seconds since the last use."""
         return now() - self.used
 
     def expires(self, seconds: float) -> float | None:
-        """When it is too old, unless it is used before, in seconds since the epoch; None for never, and for what is not ready."""
+        """Return when it expires if unused, in seconds since the epoch; None for never, and while it is not ready."""
         return time.time() + seconds - self.idle if seconds and self.ready and not self.leases else None
 
     def expired(self, seconds: float) -> bool:
-        """Whether it is too old now."""
+        """Return whether it has expired."""
         return bool(seconds) and not self.leases and self.idle > seconds
 
     def reference(self) -> ArrayReference:
-        """How results speak of it."""
+        """Return the reference used in task results."""
         layout = self.layout
         return ArrayReference.model_construct(
             id=self.id, shape=list(layout.shape), dtype=layout.dtype, bytes=layout.nbytes, kind=layout.kind
         )
 
     def info(self, seconds: float) -> ArrayInfo:
-        """All that is told of it; `seconds` is how long an unused array stays."""
+        """Return its public description; `seconds` is the lifetime of an unused array."""
         layout = self.layout
         return ArrayInfo.model_construct(
             id=self.id,
@@ -143,10 +143,10 @@ class Record:
         )
 
 
-def evictable(records: Iterable[Record], seconds: float, quiet: float) -> list[Record]:
-    """What may go for something new, the most useless first: what was deleted or is too old, then results that were fetched.
+def evictable(records: Iterable[ArrayRecord], seconds: float, quiet: float) -> list[ArrayRecord]:
+    """Return the evictable arrays in order of eviction: deleted ones, expired ones, then fetched results.
 
-    `seconds` is how long an unused array stays, `quiet` for how long nobody must have asked for a result.
+    `seconds` is the lifetime of an unused array, `quiet` the time since the last request before a result may be evicted.
     """
     useless = [
         record
@@ -158,10 +158,10 @@ def evictable(records: Iterable[Record], seconds: float, quiet: float) -> list[R
     return sorted(useless, key=lambda record: (not record.doomed, not record.expired(seconds), record.used))
 
 
-def near_and_fetched(records: Iterable[Record], wanted: Record, most: int) -> Record | None:
-    """Of those that may go, the oldest result that was fetched whose file does for one like `wanted`.
+def near_and_fetched(records: Iterable[ArrayRecord], wanted: ArrayRecord, most: int) -> ArrayRecord | None:
+    """Return the oldest fetched result among `records` whose file can be reused for one like `wanted`.
 
-    None where such results take no more than `most` bytes together: whoever has one may fetch it again.
+    Return None if fetched results take at most `most` bytes in total, because their clients may fetch them again.
     """
     fetched = [record for record in records if record.fetched and record.task_id is not None]
     if sum(record.size for record in fetched) <= most:
@@ -170,8 +170,8 @@ def near_and_fetched(records: Iterable[Record], wanted: Record, most: int) -> Re
     return min(fitting, key=lambda record: record.used, default=None)
 
 
-def look(path: Path, array_id: str) -> Layout:
-    """The layout of an array's file; raises `ArrayNotFound` where it is gone, short or damaged. Blocks."""
+def read_layout(path: Path, array_id: str) -> Layout:
+    """Return the layout of an array's file; raise `ArrayNotFound` if it is missing, truncated or damaged. Blocks."""
     descriptor = array_file.open_for_reading(path, array_id)
     try:
         return array_file.read(descriptor, array_id)
@@ -179,38 +179,38 @@ def look(path: Path, array_id: str) -> Layout:
         os.close(descriptor)
 
 
-def found(path: Path) -> Record | None:
-    """The record of a finished file that another runtime left; None, and the file removed, where it is damaged. Blocks.
+def load_record(path: Path) -> ArrayRecord | None:
+    """Return the record of a finished file that another runtime left; remove a damaged file and return None. Blocks.
 
-    Nobody knows any more whom its path was told. When it was last used its file tells, unless that clock was set since.
+    The file counts as exposed, because its path may have been returned to clients. Its modification time is its last use.
     """
     array_id = path.name.removesuffix(SUFFIX)
     try:
         state = path.stat()
-        layout = look(path, array_id)
+        layout = read_layout(path, array_id)
     except ArrayNotFound:
         path.unlink(missing_ok=True)
         return None
     except OSError:
         return None
     used = now() - max(0.0, time.time() - state.st_mtime)
-    return Record(array_id, layout, path.parent, ready=True, exposed=True, created=state.st_ctime, used=used)
+    return ArrayRecord(array_id, layout, path.parent, ready=True, exposed=True, created=state.st_ctime, used=used)
 
 
-def taken(record: Record) -> ArrayConflict:
-    """The error for a name that stands for that one."""
+def name_conflict(record: ArrayRecord) -> ArrayConflict:
+    """Return the error for a name that this array already has."""
     if record.doomed:
-        return ArrayConflict(f"The array {record.id} was deleted, but is still in use, and keeps its name until then: take another one.")
-    return ArrayConflict(f"There is an array {record.id} already, and arrays do not change: delete it first, or take another name.")
+        return ArrayConflict(f"The array {record.id} was deleted but is still in use and keeps its name until then: use another name")
+    return ArrayConflict(f"The array {record.id} already exists, and arrays are immutable: delete it first, or use another name")
 
 
-def no_room(size: int, problem: str | None, rooms: dict[Path, int]) -> StorageUnavailable:
-    """The error for `size` bytes that fit into none of the folders; `problem` is why there is no folder at all."""
+def no_space(size: int, problem: str | None, rooms: dict[Path, int]) -> StorageUnavailable:
+    """Return the error for `size` bytes that fit into none of the folders; `problem` is set if no folder is usable."""
     if problem is not None:
         return StorageUnavailable(problem, retry_after=60.0)
-    told = ", ".join(f"{folder} has {gigabytes(room)}" for folder, room in rooms.items())
+    free = ", ".join(f"{folder} has {gigabytes(room)}" for folder, room in rooms.items())
     return StorageUnavailable(
-        f"There is no room for an array of {gigabytes(size)}: {told} left for arrays. Delete arrays that are no longer needed, or "
-        "choose a larger folder by the setting spool_dir.",
+        f"No room for an array of {gigabytes(size)}: {free} left for arrays. Delete unneeded arrays, or "
+        "choose a larger folder with the setting spool_dir.",
         retry_after=10.0,
     )

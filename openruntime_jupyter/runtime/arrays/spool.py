@@ -1,7 +1,7 @@
-"""The folders in which arrays lie: in memory where that is large enough, else on disk.
+"""Folders of array files, in memory if it is large enough, else on disk.
 
-A root holds a folder for each runtime and, beside it, the lock that says whether that runtime lives. Nothing here is trusted that
-another user could have made.
+A root holds a folder for each runtime and, beside it, the lock that the runtime holds while it runs. Folders that another user could
+have created are not used.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is checked before it is used
+MEMORY = Path("/dev/shm")  # noqa: S108 - folders there are checked before use
 SUFFIX = ".safetensors"
 EMBEDDED = ".embedded"
 HOME = "home"
-"""The file of a root that names the data folder which it belongs to."""
+"""File in a root that names its data folder."""
 YOUNG_SECONDS = 60.0
-"""Roots that were touched so recently are left alone: somebody may be about to move in."""
+"""Roots modified this recently are not cleared, because a runtime may be starting in them."""
 MEMORY_LEFT = 0.1
-"""The part of the machine's memory that arrays never take."""
+"""Fraction of the total memory that arrays never use."""
 DISK_LEFT = 0.05
-"""The part of a disk that arrays never take, and no more than this of it in bytes:"""
+"""Fraction of a disk that arrays never use, up to `DISK_LEFT_BYTES`."""
 DISK_LEFT_BYTES = 1_000_000_000
 
 
 @dataclass(slots=True)
-class Place:
-    """One root, and this runtime's folder in it; `reusable` says whether its files may be used for one array after another."""
+class SpoolFolder:
+    """One root with this runtime's folder in it; if `reusable`, its files may be reused for further arrays."""
 
     root: Path
     folder: Path
@@ -52,7 +52,7 @@ class Place:
     lock: locks.RuntimeLock
 
     def room(self, machine: Machine) -> int:
-        """Bytes that a new array may take here now."""
+        """Return the bytes available for a new array."""
         try:
             found = os.statvfs(self.folder)
         except OSError:
@@ -65,35 +65,35 @@ class Place:
 
 
 class Spool:
-    """The places of one runtime; `problem` says why there is none. Everything here blocks."""
+    """Spool folders of one runtime; `problem` is the error if no folder is usable. All methods block."""
 
     def __init__(self, settings: Settings, runtime_id: str) -> None:
-        self.places: list[Place] = []
+        self.places: list[SpoolFolder] = []
         self.problem: str | None = None
         self._settings = settings
         self._name = runtime_id + (EMBEDDED if settings.embedded else "")
         self._runtime = runtime_id
 
     def open(self) -> list[Path]:
-        """Make the folders; the finished files that are ours from now on, because their runtime has died."""
+        """Create the folders. Return the finished files taken over from dead runtimes."""
         adopted: list[Path] = []
         for root in self._roots():
             try:
                 place = self._place(root)
             except OSError as problem:
-                self.problem = f"Arrays can't be kept in {root} ({problem}): set spool_dir to a folder that this user may write to."
+                self.problem = f"Cannot store arrays in {root} ({problem}): set spool_dir to a folder that is writable for this user"
                 log.info("%s", self.problem)
                 continue
             self.places.append(place)
             adopted += self._take_over(place)
-            locks.bury_the_dead(place.root)
+            locks.remove_dead_locks(place.root)
         if self.places:
             self.problem = None
         self._clear_strangers()
         return adopted
 
     def _clear_strangers(self) -> None:
-        """Memory that other data folders' runtimes have left when they were killed: nobody may ever start there again."""
+        """Free memory left behind by killed runtimes of other data folders, which may never start again."""
         for place in self.places:
             for root in place.root.parent.glob(f"openruntime-{os.geteuid()}-*") if place.in_memory else ():
                 with contextlib.suppress(OSError):
@@ -110,24 +110,24 @@ class Spool:
             yield MEMORY / own
         yield settings.arrays
 
-    def _place(self, root: Path) -> Place:
+    def _place(self, root: Path) -> SpoolFolder:
         private_folder(root)
         if not _private(root):
-            raise OSError(f"{root} is no private folder of this user")
+            raise OSError(f"{root} is not a private folder of this user")
         lock = locks.RuntimeLock(root, self._runtime, {"runtime": self._runtime, "pid": os.getpid()})
-        lock.acquire()  # before the folder is there: nobody must take it for a dead runtime's
+        lock.acquire()  # before the folder exists, or it would look like a dead runtime's
         folder = private_folder(root / self._name)
-        place = Place(root, folder, in_memory(root), blocks.leases_hold(folder), lock)
+        place = SpoolFolder(root, folder, in_memory(root), blocks.leases_hold(folder), lock)
         private_file(root / HOME)
         (root / HOME).write_bytes(os.fsencode(self._settings.data_dir.absolute()))
         return place
 
-    def _take_over(self, place: Place) -> list[Path]:
-        """Move what dead servers left into our own folder; what dead notebooks left goes with them."""
+    def _take_over(self, place: SpoolFolder) -> list[Path]:
+        """Move the files of dead servers into this runtime's folder, and delete those of dead kernels."""
         adopted: list[Path] = []
         for folder in self._others(place):
             runtime = folder.name.removesuffix(EMBEDDED)
-            if locks.lives(place.root, runtime):
+            if locks.is_alive(place.root, runtime):
                 continue
             if folder.name.endswith(EMBEDDED):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -135,13 +135,13 @@ class Spool:
                 adopted += _move_all(folder, place.folder)
         return adopted
 
-    def _others(self, place: Place) -> list[Path]:
+    def _others(self, place: SpoolFolder) -> list[Path]:
         with contextlib.suppress(OSError):
             return [folder for folder in place.root.iterdir() if folder != place.folder and folder.is_dir() and not folder.is_symlink()]
         return []
 
     def elsewhere(self, array_id: str) -> Path | None:
-        """The file of an array that another runtime of this user holds."""
+        """Return the file of an array of another runtime of this user, or None."""
         for place in self.places:
             for folder in self._others(place):
                 if (path := folder / f"{array_id}{SUFFIX}").is_file():
@@ -149,13 +149,13 @@ class Spool:
         return None
 
     def discard(self, prefix: str) -> None:
-        """Remove unfinished files whose names begin so."""
+        """Remove unfinished files whose names begin with `prefix`."""
         for place in self.places:
             for path in place.folder.glob(f"{prefix}*{UNFINISHED}"):
                 path.unlink(missing_ok=True)
 
     def close(self, kept: frozenset[Path]) -> None:
-        """Remove every file but `kept`, the folders if they are empty then, and at last the locks; never raises."""
+        """Remove all files except `kept`, then empty folders, then the locks; never raises."""
         for place in self.places:
             _drop_free(place.folder)
             with contextlib.suppress(OSError):
@@ -169,14 +169,14 @@ class Spool:
 
 
 def _private(root: Path) -> bool:
-    """Whether it is a folder that this user alone can have put something into."""
+    """Return whether only this user can have created files in the folder."""
     found = os.lstat(root)
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
 
 
 def _clear(root: Path, seconds: float) -> None:
-    """Remove what no runtime can want any more; `seconds` is how long an unused array stays, 0 for ever."""
-    if any(locks.lives(root, path.stem) for path in root.glob("*.lock")):
+    """Remove the files that no runtime can use any more; `seconds` is the lifetime of an unused array, 0 for no limit."""
+    if any(locks.is_alive(root, path.stem) for path in root.glob("*.lock")):
         return
     home = root / HOME
     if not home.is_file() or not Path(os.fsdecode(home.read_bytes())).is_dir():
@@ -192,12 +192,12 @@ def _clear(root: Path, seconds: float) -> None:
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
-    locks.bury_the_dead(root)
+    locks.remove_dead_locks(root)
     _remove_empty(root)
 
 
 def _remove_empty(root: Path) -> None:
-    """Remove a root in which nobody has anything any more."""
+    """Remove a root that no runtime uses."""
     with contextlib.suppress(OSError):
         if [path.name for path in root.iterdir()] == [HOME]:
             (root / HOME).unlink()
@@ -216,7 +216,7 @@ def _move_all(source: Path, target: Path) -> list[Path]:
             if path.suffix != SUFFIX:
                 path.unlink(missing_ok=True)
                 continue
-            with contextlib.suppress(FileNotFoundError):  # another runtime that starts now was faster
+            with contextlib.suppress(FileNotFoundError):  # another starting runtime was faster
                 path.rename(target / path.name)
                 moved.append(target / path.name)
         source.rmdir()
@@ -224,7 +224,7 @@ def _move_all(source: Path, target: Path) -> list[Path]:
 
 
 def in_memory(path: Path) -> bool:
-    """Whether files there take memory; only Linux has such folders."""
+    """Return whether files in the folder are in memory; only Linux has such folders."""
     if not sys.platform.startswith("linux"):
         return False
     try:

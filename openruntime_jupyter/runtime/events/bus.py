@@ -1,7 +1,7 @@
-"""The event bus: what happens to tasks, told once to everyone who asked.
+"""Event bus that publishes task events to subscribers.
 
-Each event is encoded once for all its readers. Updates of one task are coalesced for up to 50 ms, terminal ones never. The
-last events are kept, so that a reader who comes back misses nothing or is told that it did.
+Each event is encoded once for all subscribers. Updates of one task are coalesced for up to 50 ms, except terminal ones. The last
+events are kept for replay, so that a reconnecting subscriber misses none or learns that it did.
 """
 
 from __future__ import annotations
@@ -18,62 +18,62 @@ from pydantic_core import to_json
 
 COALESCE_SECONDS = 0.05
 AT_ONCE = 200
-"""Updates that are told in one turn of the loop: about a millisecond."""
+"""Updates published in one loop iteration, which takes about a millisecond."""
 REPLAY_EVENTS = 10_000
 QUEUE_EVENTS = 1_000
-"""Events that a reader may be behind before it is cut off."""
+"""Maximum number of queued events of a subscriber before it is disconnected."""
 QUEUE_BYTES = 16_000_000
-"""Bytes of output, as JSON, that a reader may be behind: one picture can be as large as a thousand states."""
+"""Maximum bytes of queued output (JSON) of a subscriber: one image can be as large as a thousand task updates."""
 
 Data = dict[str, Any]
 
 
-class Told(Protocol):
-    """What a message says, before it is put into words."""
+class LazyContent(Protocol):
+    """Lazy content of a message."""
 
     def data(self) -> Data:
-        """The message's `data`."""
+        """Return the message's `data`."""
 
 
-Describe = Callable[[], "Data | Told | None"]
+Describe = Callable[[], "Data | LazyContent | None"]
 
 TOPICS = ("task_update", "metrics", "task_progress", "task_output", "ai_token")
 
 
 @dataclass(slots=True)
 class Event:
-    """One message, as its `body`, or as what makes its `data`: most are kept for nobody, so their words are made for who reads first."""
+    """One message, given as its `body` or as lazy content. Most messages are never read, so the body is built at first use."""
 
     id: int
     topic: str
-    told: Data | Told
+    content: Data | LazyContent
     _encoded: str | None = field(default=None, repr=False)
 
     @property
     def body(self) -> Data:
-        """What goes over the wire, without the `id`."""
-        if not isinstance(self.told, dict):
-            self.told = {"type": self.topic, "data": self.told.data()}
-        return self.told
+        """Message as sent, without the `id`."""
+        if not isinstance(self.content, dict):
+            self.content = {"type": self.topic, "data": self.content.data()}
+        return self.content
 
     @property
     def size(self) -> int:
-        """Characters of JSON that keeping the message costs; of the small kinds, which are not encoded for it, nothing."""
+        """Characters of the message's JSON if it has output; 0 for the small other topics, which are not encoded for this."""
         return len(self.encoded) if self.topic == "task_output" else 0
 
     @property
     def encoded(self) -> str:
-        """The message as JSON text, made at first use and shared by all readers."""
+        """Message as JSON text, encoded at first use and shared by all subscribers."""
         if self._encoded is None:
             self._encoded = to_json({**self.body, "id": self.id}, inf_nan_mode="null").decode()
         return self._encoded
 
 
 class Subscription:
-    """One reader's queue. Iterate it; it ends when it is closed, or when it `overflowed`.
+    """Event queue of one subscriber. Iterate over it; the iteration ends when it is closed or has `overflowed`.
 
-    A reader that does not read has its metrics coalesced to the newest, and past the bound it is cut off: nobody waits for it
-    and it costs a bounded amount of memory. One that is in no hurry is woken at most every `gather` seconds, for all that came meanwhile.
+    For a slow subscriber, metrics are coalesced to the newest, and it is disconnected when its queue exceeds `bound`. It therefore
+    blocks no publisher and uses bounded memory. With `gather`, events are delivered together, at most once per `gather` seconds.
     """
 
     def __init__(self, bus: EventBus, topics: Iterable[str], bound: int = QUEUE_EVENTS, gather: float = 0.0) -> None:
@@ -89,7 +89,7 @@ class Subscription:
         self._ready = asyncio.Event()
 
     def push(self, event: Event) -> None:
-        """Queue `event`, or cut this reader off."""
+        """Queue `event`, or close this subscription if its queue is full."""
         if event.topic == "metrics":
             self._metrics = event
         elif len(self._queue) >= self._bound or self._bytes > QUEUE_BYTES:
@@ -102,12 +102,12 @@ class Subscription:
         self._ready.set()
 
     def change(self, topics: Iterable[str]) -> None:
-        """Listen to these topics from now on, and to no others."""
+        """Replace the subscribed topics."""
         self.topics = set(topics)
         self._bus.changed()
 
     def close(self) -> None:
-        """End the iteration and leave the bus; what is queued is still delivered unless it overflowed."""
+        """Unsubscribe and end the iteration; queued events are still delivered unless the queue overflowed."""
         self.closed = True
         self._bus.forget(self)
         self._ready.set()
@@ -115,7 +115,7 @@ class Subscription:
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
             while self._queue or self._metrics is not None:
-                # In the order of their ids: a reader that comes back asks for what is after the last one it got.
+                # In the order of ids, because a reconnecting subscriber requests the events after its last one.
                 if self._metrics is not None and not (self._queue and self._queue[0].id < self._metrics.id):
                     event, self._metrics = self._metrics, None
                     yield event
@@ -133,10 +133,10 @@ class Subscription:
 
 
 class EventBus:
-    """Publishes to subscriptions on one loop; `watched` says whether anybody listens to a topic."""
+    """Event bus on one loop; `watched` returns whether a topic has subscribers."""
 
     def __init__(self) -> None:
-        # Microseconds of the clock: ids rise across restarts, and stay below 2**53 for JavaScript.
+        # Microseconds since the epoch, so that ids increase across restarts and stay below 2**53 for JavaScript.
         self._last = int(time.time() * 1e6)
         self._first_kept = self._last + 1
         self._kept: deque[Event] = deque()
@@ -145,10 +145,10 @@ class EventBus:
         self._timer: asyncio.TimerHandle | None = None
         self.on_watch: Callable[[], None] | None = None
 
-    def publish(self, topic: str, told: Data | Told, *, replay: bool = False) -> None:
-        """Give every subscriber of `topic` this message, told as an `Event` is; with `replay`, keep it for those who come back."""
+    def publish(self, topic: str, content: Data | LazyContent, *, replay: bool = False) -> None:
+        """Send a message to every subscriber of `topic`; with `replay`, keep it for reconnecting subscribers."""
         self._last += 1
-        event = Event(self._last, topic, told)
+        event = Event(self._last, topic, content)
         if replay:
             self._kept.append(event)
             if len(self._kept) > REPLAY_EVENTS:
@@ -158,10 +158,10 @@ class EventBus:
                 subscription.push(event)
 
     def task_update(self, task_id: str, describe: Describe, terminal: bool) -> None:
-        """Tell of a task's new state; `describe()` gives the message's `data` when it is sent, or None if that is not so any more."""
+        """Publish a task's new state; `describe()` returns the message's `data` when it is sent, or None if it is stale."""
         if terminal:
             self._held.pop(task_id, None)
-            self._tell(describe)
+            self._publish_update(describe)
             return
         self._held[task_id] = describe
         if self._timer is None:
@@ -170,11 +170,11 @@ class EventBus:
     def _release(self) -> None:
         self._timer = None
         for task_id in tuple(islice(self._held, AT_ONCE)):
-            self._tell(self._held.pop(task_id))
+            self._publish_update(self._held.pop(task_id))
         if self._held:
             self._timer = asyncio.get_running_loop().call_later(0, self._release)
 
-    def _tell(self, describe: Describe) -> None:
+    def _publish_update(self, describe: Describe) -> None:
         data = describe()
         if data is not None:
             self.publish("task_update", {"type": "task_update", "data": data} if isinstance(data, dict) else data, replay=True)
@@ -182,7 +182,7 @@ class EventBus:
     def subscribe(
         self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS, gather: float = 0.0
     ) -> tuple[Subscription, bool]:
-        """A new reader, and whether events after `since` are lost to it; the kept ones are queued for it already."""
+        """Return a new subscription and whether events after `since` are lost; kept events after `since` are queued in it."""
         subscription = Subscription(self, topics, bound + REPLAY_EVENTS if since is not None else bound, gather)
         gap = False
         if since is not None:
@@ -195,22 +195,22 @@ class EventBus:
         return subscription, gap
 
     def forget(self, subscription: Subscription) -> None:
-        """Stop telling this reader."""
+        """Remove a subscription."""
         self._subscriptions.discard(subscription)
         self.changed()
 
     def changed(self) -> None:
-        """Who listens to what has changed."""
+        """Call `on_watch` after a change of the subscribed topics."""
         if self.on_watch is not None:
             self.on_watch()
 
     def watched(self, topic: str) -> bool:
-        """Whether anybody listens to `topic`, so that what costs effort is not made for nobody."""
+        """Return whether `topic` has subscribers, so that expensive events are built only if needed."""
         return any(topic in subscription.topics for subscription in self._subscriptions)
 
     @property
     def last_id(self) -> int:
-        """The id of the newest event."""
+        """Id of the newest event."""
         return self._last
 
     def close(self) -> None:

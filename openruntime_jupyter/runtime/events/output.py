@@ -1,4 +1,4 @@
-"""What a task shows, kept in order, coalesced and capped."""
+"""Output of a task, kept in order, coalesced and limited in size."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ TAIL_CHARACTERS = 20_000
 Stream = Literal["stdout", "stderr"]
 
 DISPLAY_FACTOR = 10
-"""Rich output may be that many times as large as text: a picture is."""
+"""Rich output may be this many times as large as text, because of images."""
 
 
 class OutputBuffer:
-    """Grows by `print` and `display`; `read(since)` gives what came after a cursor.
+    """Output buffer filled by `print` and `display`; `read(since)` returns the items after a cursor.
 
-    Text is kept up to `cap` bytes, then only its end; what is left out in between is said. A cursor is the number of items
-    read, and an item does not change once it was read.
+    Text is kept up to `cap` characters, then only its end, with a note about the omitted part. A cursor is the number of items read;
+    items do not change once they were read.
     """
 
     def __init__(self, cap: int) -> None:
@@ -35,11 +35,11 @@ class OutputBuffer:
 
     @property
     def size(self) -> int:
-        """About how many characters it holds."""
+        """Approximate number of characters."""
         return self._text_kept + self._displays_kept
 
     def print(self, name: Stream, text: str) -> None:
-        """The task wrote `text` to `stdout` or `stderr`."""
+        """Append `text` that the task wrote to `stdout` or `stderr`."""
         room = self._cap - self._text_kept
         if room > 0:
             kept = text[:room]
@@ -53,7 +53,7 @@ class OutputBuffer:
             self._leave_out(name, text)
 
     def note(self, text: str) -> None:
-        """The runtime says something of the task, on lines of its own."""
+        """Append a message of the runtime on separate lines."""
         last = self._tail or "".join(self._open[-1:]) or (self.items[-1].text if self.items else None) or "\n"
         self.print("stderr", text if last.endswith("\n") else f"\n{text}")
 
@@ -61,25 +61,25 @@ class OutputBuffer:
         if not self.truncated:
             self.truncated = True
             self._seal()
-            self._say(
-                f"\n[more than {self._cap:,} characters: what follows is left out until the task ends, "
-                f"then its last {TAIL_CHARACTERS:,} are shown]\n"
+            self._append_note(
+                f"\n[more than {self._cap:,} characters: further output is left out until the task ends, "
+                f"then the last {TAIL_CHARACTERS:,} characters are shown]\n"
             )
         self._left_out += len(text)
         self._tail = (self._tail + text)[-TAIL_CHARACTERS:]
         self._tail_name = name
 
-    def _say(self, text: str) -> None:
+    def _append_note(self, text: str) -> None:
         self.items.append(OutputItem.model_construct(output_type="stream", name="stderr", text=text))
 
     def display(self, item: dict[str, Any]) -> None:
-        """The task showed a MIME bundle: `output_type`, `data`, `metadata`."""
+        """Append a MIME bundle: `output_type`, `data`, `metadata`."""
         size = sum(len(value) if isinstance(value, str) else 1000 for value in item["data"].values())
         self._seal()
         self._displays_kept += size
         if self._displays_kept > self._cap * DISPLAY_FACTOR:
             self.truncated = True
-            self._say(f"[a rich output of {size:,} bytes was left out: a task may show {self._cap * DISPLAY_FACTOR:,}]\n")
+            self._append_note(f"[a rich output of {size:,} bytes was left out: the limit per task is {self._cap * DISPLAY_FACTOR:,}]\n")
         else:
             self.items.append(OutputItem.model_construct(output_type=item["output_type"], data=item["data"], metadata=item["metadata"]))
 
@@ -90,24 +90,24 @@ class OutputBuffer:
         self._open_name = None
 
     def finish(self) -> None:
-        """The task is over: tell the end of what was left out."""
+        """Append the end of the omitted text; called when the task has finished."""
         if self._finished:
             return
         self._finished = True
         self._seal()
         if self._left_out:
             skipped = self._left_out - len(self._tail)
-            self._say(f"[{skipped:,} characters left out]\n")
+            self._append_note(f"[{skipped:,} characters left out]\n")
             self.items.append(OutputItem.model_construct(output_type="stream", name=self._tail_name, text=self._tail))
             self._tail, self._left_out = "", 0
 
     def read(self, since: int) -> tuple[list[OutputItem], int]:
-        """The items after cursor `since`, and the cursor after them."""
+        """Return the items after the cursor `since`, and the next cursor."""
         self._seal()
         return self.items[since:], len(self.items)
 
     def whole(self, task_id: str) -> TaskOutput:
-        """Everything, as the history keeps it. Call it once the task is over."""
+        """Return the whole output for the history. Call it once the task has finished."""
         self.finish()
         items = list(self.items)
         return TaskOutput.model_construct(task_id=task_id, items=items, next=len(items), truncated=self.truncated, finished=True)

@@ -1,4 +1,4 @@
-"""Counts what becomes of tasks, at about a microsecond a change: for Prometheus since the start, for the metrics' history by second."""
+"""Task counters, at about a microsecond per change: since the start for Prometheus, and by second for the metrics history."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.schemas.tasks import FailureKind, TaskState
 
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
-"""Seconds: the upper ends of the histograms' buckets but for the last, which has none."""
+"""Upper bounds of the histogram buckets in seconds; the last bucket has none."""
 
 PROMPT = "ai_task_"
-"""How the ids of tasks begin that a model answers."""
+"""Prefix of the ids of prompts."""
 
 DEATHS = (FailureKind.WORKER_DIED, FailureKind.MEMORY)
 
@@ -25,7 +25,7 @@ Clock = Callable[[], float]
 
 
 class Histogram:
-    """How many values fell into each of `BOUNDS` and beyond, and their sum."""
+    """Number of values in each bucket of `BOUNDS` and above, and their sum."""
 
     __slots__ = ("counts", "total")
 
@@ -34,15 +34,15 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        """One more value; a bound belongs to the bucket below it."""
+        """Add a value; a bound belongs to the bucket below it."""
         self.counts[bisect_left(BOUNDS, value)] += 1
         self.total += value
 
 
 class Levels:
-    """How many tasks run and wait, exactly: short ones between two samples count for as long as they took.
+    """Exact numbers of running and pending tasks over time; tasks that run between two samples count with their duration.
 
-    Changes within one second of the wall clock are put together before the ledger gets them.
+    Changes within one second of the wall clock are combined before they are added to the ledger.
     """
 
     def __init__(self, ledger: Ledger, monotonic: Clock, wall: Clock) -> None:
@@ -57,7 +57,7 @@ class Levels:
         self._open(monotonic())
 
     def change(self, active: int, pending: int) -> None:
-        """From now on it is so many."""
+        """Set the numbers of running and pending tasks."""
         now = self._monotonic()
         if now >= self._until:
             self._roll(now)
@@ -65,7 +65,7 @@ class Levels:
         self._active, self._pending = active, pending
 
     def settle(self) -> None:
-        """Give the ledger all until now."""
+        """Add everything until now to the ledger."""
         now = self._monotonic()
         if now >= self._until:
             self._roll(now)
@@ -74,14 +74,14 @@ class Levels:
             self._open(now)
 
     def _hold(self, now: float) -> None:
-        """Nothing has changed since the last time."""
+        """Add the unchanged levels since the last call."""
         seconds, self._since = now - self._since, now
         if seconds > 0:
             self._ran.add(self._active, seconds)
             self._waited.add(self._pending, seconds)
 
     def _roll(self, now: float) -> None:
-        """The second is over; nothing has changed since some moment within it."""
+        """Close the past second, add the unchanged levels up to now, and open the current one."""
         left = now - self._until
         self._close(self._until)
         if left > 0:
@@ -104,21 +104,21 @@ class Levels:
 
 
 class Counters:
-    """Of one runtime since its start. `longest` is how many seconds a figure is taken to stay as it was last seen."""
+    """Task counters of one runtime since its start. `longest` is the maximum time in seconds that a value is assumed to last."""
 
     def __init__(self, longest: float, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:
         self.ended: Counter[tuple[str, str]] = Counter()
-        """How many tasks have ended, by state and operation."""
+        """Number of finished tasks by state and operation."""
         self.answered = 0
-        """How many prompts a model has answered."""
+        """Number of completed prompts."""
         self.deaths = 0
-        """How many tasks ended because their worker did."""
+        """Number of tasks that ended because their worker died."""
         self.queued = Histogram()
         """Seconds from submission to the first start."""
         self.ran = Histogram()
         """Seconds from the last start to the end."""
         self.began = wall()
-        """When that was, in seconds since the epoch."""
+        """Start of the counters in seconds since the epoch."""
         self.ledger = Ledger(longest)
         self._levels = Levels(self.ledger, monotonic, wall)
         self._running: set[str] = set()
@@ -126,7 +126,7 @@ class Counters:
         self._wall = wall
 
     def changed(self, changes: Iterable[tuple[Entry, TaskState]]) -> None:
-        """These tasks have come into these states by now, one after the other, or were in them already."""
+        """Count these state changes, in order; repeated states have no effect."""
         for entry, state in changes:
             self._changed(entry, state)
         self._levels.change(len(self._running), len(self._waiting))
@@ -147,13 +147,13 @@ class Counters:
             self._ended(entry, state)
 
     def lost(self, task_id: str) -> None:
-        """The task is another runtime's now."""
+        """Remove a task that another runtime has taken over."""
         self._running.discard(task_id)
         self._waiting.discard(task_id)
         self._levels.change(len(self._running), len(self._waiting))
 
     def settle(self) -> None:
-        """Give the ledger all until now."""
+        """Add everything until now to the ledger."""
         self._levels.settle()
 
     def _started(self, entry: Entry) -> None:

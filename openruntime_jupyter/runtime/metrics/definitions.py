@@ -1,4 +1,4 @@
-"""What the metrics' history records: each figure with its unit, and what becomes of it where there are several runtimes."""
+"""Definitions of the recorded metrics: name, unit, and aggregation over several runtimes."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from typing import Literal
 from openruntime_jupyter.schemas.tasks import TaskState
 
 
-class Kind(str, Enum):
-    """How values of one moment, or of one stretch of time, are put together."""
+class Aggregation(str, Enum):
+    """Aggregation of a metric's values within a time range."""
 
     MACHINE = "machine"
-    """Of the machine: every runtime measures the same thing, which is never added up."""
+    """State of the machine: all runtimes measure the same value, so values are not added."""
     LEVEL = "level"
-    """Of one runtime: those of several runtimes add up."""
+    """State of one runtime: values of several runtimes are added."""
     TASK = "task"
-    """One value a task, at its start or end."""
+    """One value per task, at its start or end."""
     COUNT = "count"
-    """How many tasks."""
+    """Number of tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One column of the history."""
+    """Definition of one recorded metric."""
 
     name: str
     unit: Literal["percent", "bytes", "tasks", "seconds"]
-    kind: Kind
+    kind: Aggregation
 
 
 FIGURES: tuple[Figure, ...] = (
-    Figure("gpu_utilization", "percent", Kind.MACHINE),
-    Figure("gpu_memory", "bytes", Kind.MACHINE),
-    Figure("memory_usage", "percent", Kind.MACHINE),
-    Figure("cpu_utilization", "percent", Kind.MACHINE),
-    Figure("active_tasks", "tasks", Kind.LEVEL),
-    Figure("pending_tasks", "tasks", Kind.LEVEL),
-    Figure("worker_memory", "bytes", Kind.LEVEL),
-    Figure("queue_time", "seconds", Kind.TASK),
-    Figure("run_time", "seconds", Kind.TASK),
-    Figure("mlx_memory", "bytes", Kind.TASK),
-    Figure("completed_tasks", "tasks", Kind.COUNT),
-    Figure("failed_tasks", "tasks", Kind.COUNT),
-    Figure("cancelled_tasks", "tasks", Kind.COUNT),
-    Figure("timed_out_tasks", "tasks", Kind.COUNT),
-    Figure("interrupted_tasks", "tasks", Kind.COUNT),
+    Figure("gpu_utilization", "percent", Aggregation.MACHINE),
+    Figure("gpu_memory", "bytes", Aggregation.MACHINE),
+    Figure("memory_usage", "percent", Aggregation.MACHINE),
+    Figure("cpu_utilization", "percent", Aggregation.MACHINE),
+    Figure("active_tasks", "tasks", Aggregation.LEVEL),
+    Figure("pending_tasks", "tasks", Aggregation.LEVEL),
+    Figure("worker_memory", "bytes", Aggregation.LEVEL),
+    Figure("queue_time", "seconds", Aggregation.TASK),
+    Figure("run_time", "seconds", Aggregation.TASK),
+    Figure("mlx_memory", "bytes", Aggregation.TASK),
+    Figure("completed_tasks", "tasks", Aggregation.COUNT),
+    Figure("failed_tasks", "tasks", Aggregation.COUNT),
+    Figure("cancelled_tasks", "tasks", Aggregation.COUNT),
+    Figure("timed_out_tasks", "tasks", Aggregation.COUNT),
+    Figure("interrupted_tasks", "tasks", Aggregation.COUNT),
 )
 
 ENDED_AS = {state: f"{state}_tasks" for state in TaskState if state.terminal}
-"""The figure that counts the tasks that ended in a state."""
+"""Name of the metric that counts the tasks that ended in a state."""
 
 
-def of_kind(*kinds: Kind) -> tuple[Figure, ...]:
-    """The figures of these kinds, in their order."""
+def of_kind(*kinds: Aggregation) -> tuple[Figure, ...]:
+    """Return the metrics of these kinds in order."""
     return tuple(figure for figure in FIGURES if figure.kind in kinds)
 
 
 def names(figures: Sequence[Figure]) -> tuple[str, ...]:
-    """What they are called, in their order."""
+    """Return the names of these metrics in order."""
     return tuple(figure.name for figure in figures)

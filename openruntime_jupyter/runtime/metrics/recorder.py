@@ -1,4 +1,4 @@
-"""Brings the figures of the machine and of the tasks to the history, second by second, and tells them as an answer."""
+"""Recorder that writes machine and task metrics to the history by second, and reads them back for the API."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe
 
 WRITE_SECONDS = 10.0
-"""What is lost if the process is killed."""
+"""Interval between writes: up to this many seconds are lost if the process is killed."""
 LEAST_SECONDS = 10.0
 
 
 class MetricsRecorder:
-    """Of one runtime. A sample stands for the time since the one before it; what tasks do is known without any.
+    """Metrics recorder of one runtime. A sample represents the time since the previous one; task metrics need no samples.
 
-    A figure that was not looked at for three times the longest interval between samples is a gap.
+    A metric without a sample for three times the longest sampling interval has a gap.
     """
 
     def __init__(self, settings: Settings, history: History, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:
@@ -32,7 +32,7 @@ class MetricsRecorder:
         self._written = monotonic()
 
     def sampled(self, sample: Sample, metrics: Metrics, worker_memory: int | None) -> None:
-        """A new sample, and what `metrics` it makes; `worker_memory` is what all workers hold, in bytes."""
+        """Record a new sample with its `metrics`; `worker_memory` is the memory of all workers in bytes."""
         if self._sampled is not None and sample.taken > self._sampled:
             end = self._wall() - (self._monotonic() - sample.taken)
             self.counters.ledger.lasted(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
@@ -42,13 +42,13 @@ class MetricsRecorder:
             self.write()
 
     def write(self) -> None:
-        """Give the history all until now."""
+        """Pass everything measured until now to the history."""
         self._written = self._monotonic()
         self.counters.settle()
         self._history.put_metrics(self.counters.ledger.take())
 
-    async def tell(self, timeframe: Timeframe, points: int, runtime: str | None = None) -> MetricsHistory:
-        """The last `timeframe` in at most `points` points: of the runtime of that id, or of all together."""
+    async def read(self, timeframe: Timeframe, points: int, runtime: str | None = None) -> MetricsHistory:
+        """Return the metrics of the last `timeframe` in at most `points` points, of the given runtime or of all together."""
         self.write()
         now = self._wall()
         found = await self._history.metrics(now - TIMEFRAMES[timeframe], now, points, runtime, now)

@@ -1,8 +1,8 @@
-"""Measurements, folded into tiers of ever longer buckets. Pure: it has no clock and no file.
+"""Rollup of measurements into tiers of increasingly long buckets. The code uses no clock and no file.
 
-Buckets are of the wall clock, in whole seconds since the epoch, so daylight saving does not touch them. How long something lasted
-is told by a monotonic clock. So a wall clock that is set back merges two stretches of time in the same buckets, where each still
-weighs what it lasted, and one that is set forward leaves a gap; neither counts anything twice or not at all.
+Buckets start at whole seconds since the epoch by the wall clock, so daylight saving has no effect. Durations come from a monotonic
+clock. If the wall clock is set back, two time ranges share buckets and each keeps its weight; if it is set forward, a gap is left. In
+both cases every measurement counts exactly once.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Buckets of so many `seconds`, kept for `keep` seconds."""
+    """Tier of buckets that are `seconds` long and kept for `keep` seconds."""
 
     seconds: int
     keep: int
 
     @property
     def most(self) -> int:
-        """Buckets that are kept: a minute more, so that a question about all of `keep` never finds the first ones gone."""
+        """Maximum number of kept buckets: one minute more than `keep`, so that a query over all of `keep` finds every bucket."""
         return self.keep // self.seconds + max(1, 60 // self.seconds)
 
 
 TIERS = (Tier(1, 900), Tier(10, 6 * 3600), Tier(60, 24 * 3600), Tier(300, 7 * 24 * 3600))
-"""Finest first; each bucket of a tier is made of whole buckets of the one before."""
+"""Finest first; each bucket of a tier consists of whole buckets of the tier before."""
 
 SLACK_SECONDS = 5.0
-"""How much older than `keep` a question may be, for the time it takes to ask it."""
+"""Seconds by which the start of a query may exceed `keep`, to allow for its latency."""
 
 
 @dataclass(slots=True)
 class Spread:
-    """Values with weights: seconds that each lasted, or 1 for each of those that have no duration."""
+    """Minimum, maximum and weighted total of values; the weight is a duration in seconds, or 1 for values without a duration."""
 
     low: float = math.inf
     high: float = -math.inf
@@ -42,8 +42,8 @@ class Spread:
     weight: float = 0.0
 
     def add(self, value: float, weight: float = 1.0) -> None:
-        """One more value."""
-        # Not min() and max(): this is done several times a task, and they cost three times as much.
+        """Add a value."""
+        # Not min() and max(), which cost three times as much: this runs several times per task.
         if value < self.low:  # noqa: PLR1730
             self.low = value
         if value > self.high:  # noqa: PLR1730
@@ -52,7 +52,7 @@ class Spread:
         self.weight += weight
 
     def merge(self, other: Spread) -> None:
-        """All the other's values too."""
+        """Add the values of `other`."""
         self.low = min(self.low, other.low)
         self.high = max(self.high, other.high)
         self.total += other.total
@@ -61,39 +61,39 @@ class Spread:
 
 @dataclass(slots=True)
 class Bucket:
-    """What was measured within a bucket, by figure; the first and the last moment of it that were looked at."""
+    """Values of one bucket by metric name, with the first and the last measured moment."""
 
     began: float
     ended: float
     spreads: dict[str, Spread] = field(default_factory=dict)
 
-    def spread(self, figure: str) -> Spread:
-        """The figure's values, to be added to."""
-        found = self.spreads.get(figure)
+    def spread(self, name: str) -> Spread:
+        """Return the spread of a metric, created if missing."""
+        found = self.spreads.get(name)
         if found is None:
-            found = self.spreads[figure] = Spread()
+            found = self.spreads[name] = Spread()
         return found
 
     def widen(self, began: float, ended: float) -> None:
-        """That stretch was looked at too."""
+        """Extend the measured range."""
         self.began = min(self.began, began)
         self.ended = max(self.ended, ended)
 
     def merge(self, other: Bucket) -> None:
-        """All that the other has too."""
+        """Add the values and the measured range of `other`."""
         self.widen(other.began, other.ended)
-        for figure, spread in other.spreads.items():
-            self.spread(figure).merge(spread)
+        for name, spread in other.spreads.items():
+            self.spread(name).merge(spread)
 
 
 Buckets = dict[tuple[int, int], Bucket]
-"""By the seconds of their tier and the second at which they start."""
+"""Buckets by (seconds of their tier, start in seconds since the epoch)."""
 
 
 class Ledger:
-    """What was measured since the last `take`, by second of the wall clock.
+    """Measurements since the last `take`, by second of the wall clock.
 
-    Nothing is taken to have lasted for more than `longest` seconds: what was not looked at for longer than that is a gap.
+    A value is assumed to last at most `longest` seconds. A longer time without measurements is a gap.
     """
 
     def __init__(self, longest: float) -> None:
@@ -101,31 +101,31 @@ class Ledger:
         self._seconds: dict[int, Bucket] = {}
 
     def lasted(self, values: Mapping[str, float], end: float, seconds: float) -> None:
-        """The figures had these values for so many `seconds` until `end`, a time since the epoch."""
+        """Add values that lasted for `seconds` until `end`, in seconds since the epoch."""
         begin = end - min(seconds, self._longest)
         for second in range(math.floor(begin), math.ceil(end)):
             first, last = max(begin, second), min(end, second + 1)
             if last <= first:
                 continue
             bucket = self._bucket(second, first, last)
-            for figure, value in values.items():
-                bucket.spread(figure).add(value, last - first)
+            for name, value in values.items():
+                bucket.spread(name).add(value, last - first)
 
     def varied(self, spreads: Mapping[str, Spread], second: int, began: float, ended: float) -> None:
-        """Within one second, from `began` to `ended`, the figures varied like this."""
+        """Add spreads measured within one second, from `began` to `ended`."""
         bucket = self._bucket(second, began, ended)
-        for figure, spread in spreads.items():
-            bucket.spread(figure).merge(spread)
+        for name, spread in spreads.items():
+            bucket.spread(name).merge(spread)
 
     def happened(self, values: Mapping[str, float], at: float) -> None:
-        """The figures had these values once, at that time since the epoch."""
+        """Add single values measured at the time `at`, in seconds since the epoch."""
         second = int(at)
         bucket = self._seconds.get(second) or self._bucket(second, at, at)
-        for figure, value in values.items():
-            (bucket.spreads.get(figure) or bucket.spread(figure)).add(value)
+        for name, value in values.items():
+            (bucket.spreads.get(name) or bucket.spread(name)).add(value)
 
     def take(self) -> Buckets:
-        """All of it in the buckets of every tier, to be added to those of earlier; begins anew."""
+        """Return the measurements in buckets of every tier, to be added to earlier ones, and clear them here."""
         seconds, self._seconds = self._seconds, {}
         folded: Buckets = {}
         for second, bucket in seconds.items():
@@ -147,7 +147,7 @@ class Ledger:
 
 
 def add_to(buckets: Buckets, more: Buckets) -> None:
-    """Merge `more`, which must not be used after that, into `buckets`."""
+    """Merge `more`, which must not be used afterwards, into `buckets`."""
     for key, bucket in more.items():
         found = buckets.get(key)
         if found is None:
@@ -157,18 +157,18 @@ def add_to(buckets: Buckets, more: Buckets) -> None:
 
 
 def bound(buckets: Buckets, now: float) -> None:
-    """Drop those that are beyond what a tier keeps, the farthest from `now` first."""
+    """Drop the buckets that exceed each tier's maximum number, farthest from `now` first."""
     for tier in TIERS:
-        mine = [key for key in buckets if key[0] == tier.seconds]
-        if len(mine) > tier.most:
-            mine.sort(key=lambda key: abs(key[1] - now))
-            for key in mine[tier.most :]:
+        keys = [key for key in buckets if key[0] == tier.seconds]
+        if len(keys) > tier.most:
+            keys.sort(key=lambda key: abs(key[1] - now))
+            for key in keys[tier.most :]:
                 del buckets[key]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What to read for an answer: from `tier`, points of `step` seconds, the first at `first`, `count` of them."""
+    """Time range to read from `tier`: `count` points of `step` seconds, the first at `first`."""
 
     tier: Tier
     first: int
@@ -182,15 +182,16 @@ class Window:
 
     @property
     def starts(self) -> range:
-        """When each point starts, in seconds since the epoch."""
+        """Start of each point in seconds since the epoch."""
         return range(self.first, self.last, self.step)
 
 
 def window(start: float, end: float, points: int, now: float) -> Window:
-    """How to answer about the time from `start` to `end`, in at most `points` points, which lie on multiples of their length.
+    """Return the window that covers `start` to `end` in at most `points` points, which start at multiples of their length.
 
-    Of the tiers that reach back to `start`, the one that gives the most points; of several the coarsest, which costs least. A point
-    that begins before `start` is left out, the one that `end` lies in is not. Raises ValueError where `end` is not after `start`.
+    The tier is the one with the most points among those that reach back to `start`; among equal ones it is the coarsest, which costs
+    least. A point that begins before `start` is omitted; the point that contains `end` is included. Raises `ValueError` unless `end`
+    is after `start`.
     """
     if not start < end or points < 1:
         raise ValueError(f"no points between {start} and {end}")
@@ -202,5 +203,5 @@ def window(start: float, end: float, points: int, now: float) -> Window:
 
 
 def _step(wanted: float, tier: Tier) -> int:
-    """The length of a point that is made of whole buckets, and no shorter than is wanted."""
+    """Return the shortest length of a point that consists of whole buckets and is at least `wanted` seconds."""
     return tier.seconds * max(1, math.ceil(wanted / tier.seconds - 1e-9))

@@ -1,4 +1,4 @@
-"""What measures a runtime: the sampler, whose samples go to those who watch and to the history, and the tally of its tasks."""
+"""Metrics of a runtime: wires the sampler and the task counters to the event bus and the history."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from openruntime_jupyter.schemas.system import Metrics, MetricsHistory, Timefram
 
 
 class MetricsService:
-    """Made on the runtime's loop, where all but the sampling itself happens.
+    """Metrics service of a runtime. It must be created on the runtime's loop, where everything but sampling runs.
 
-    `metrics()` makes figures of the newest sample, `workers()` tells of the workers that there are.
+    `metrics()` returns the metrics of the newest sample, `workers()` the reports of all workers.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class MetricsService:
         self._metrics = metrics
         self._workers = workers
         self._loop = asyncio.get_running_loop()
-        self._sampler = Sampler(machine, settings.sample_interval, settings.idle_sample_interval, self._call_tell, self.meters)
+        self._sampler = Sampler(machine, settings.sample_interval, settings.idle_sample_interval, self._call_publish, self.meters)
 
     @property
     def counters(self) -> Counters:
-        """What became of the runtime's tasks since its start."""
+        """Task counters since the runtime's start."""
         return self.metrics_recorder.counters
 
     @property
@@ -56,38 +56,38 @@ class MetricsService:
         return self._sampler.latest
 
     def start(self) -> None:
-        """Take the first sample, and go on."""
+        """Take the first sample and start the sampler's thread."""
         self._bus.on_watch = self._watch
         self._sampler.start()
-        self._tell()
+        self._publish()
 
     def fresh(self, device: str, seconds: float = 1.0) -> GpuFigures:
-        """The figures of a GPU as they were `seconds` ago at most, or else as they were last seen while new ones are asked for."""
+        """Return the newest metrics of a GPU; request a new sample if they are older than `seconds`."""
         if time.monotonic() - self.latest.taken > seconds:
             self._sampler.refresh()
         return self.latest.gpus.get(device, NOTHING)
 
     def set_gpus(self, gpus: Sequence[Gpu]) -> None:
-        """Read these GPUs too."""
+        """Sample these GPUs from now on."""
         self._sampler.set_gpus(gpus)
 
     async def history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
         """Return the metrics of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""
-        return await self.metrics_recorder.tell(timeframe, points, runtime)
+        return await self.metrics_recorder.read(timeframe, points, runtime)
 
     async def stop(self, deadline: float = 1.0) -> None:
-        """End within `deadline` seconds; the history has everything then."""
+        """Stop sampling within `deadline` seconds and pass everything measured to the history."""
         await self._loop.run_in_executor(None, self._sampler.stop, deadline)
         self.metrics_recorder.write()
 
     def _watch(self) -> None:
         self._sampler.watch(self._bus.watched("metrics"))
 
-    def _call_tell(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop closed while the sampler's thread was on its way here
-            self._loop.call_soon_threadsafe(self._tell)
+    def _call_publish(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed in between
+            self._loop.call_soon_threadsafe(self._publish)
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         self._watch()
         metrics = self._metrics()
         self.metrics_recorder.sampled(self._sampler.latest, metrics, views.held(self._workers()))

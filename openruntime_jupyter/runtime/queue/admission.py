@@ -1,4 +1,4 @@
-"""Whether a task's memory is there: refused, admitted, or told what it waits for."""
+"""Memory admission of tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openruntime_jupyter.runtime.tasks.entry import Entry
 
 
 class Admission:
-    """Judges by what operations estimate, and by what the engine's workers hold already.
+    """Memory admission by the operations' estimates and the memory that workers hold.
 
     `gpu(device)` tells a GPU's figures. `give_up(bytes)` begins to give back memory that is only kept to be quick, and says whether there
     is any.
@@ -32,11 +32,11 @@ class Admission:
         self._give_up = give_up
 
     def machine_total(self) -> int:
-        """The machine's memory in bytes."""
+        """Return the machine's memory in bytes."""
         return self._machine.total
 
     def total(self, lane: Lane) -> int:
-        """The device's memory in bytes; the machine's (or container's) where the device has none of its own."""
+        """Return the device's memory in bytes; for a device that shares it, the machine's or container's."""
         machine = self._machine.total
         own = lane.device.memory
         if own is None:
@@ -44,7 +44,7 @@ class Admission:
         return min(own, machine) if _shares_memory(lane) else own
 
     def free(self, lane: Lane) -> int:
-        """Bytes left on the device, without what running tasks are still going to take."""
+        """Return the free bytes of the device, less what running tasks will still allocate."""
         left = self._machine.memory().available if _shares_memory(lane) else self.total(lane)
         seen = None if _shares_memory(lane) else self._seen_free(lane)
         for entry in lane.running.values():
@@ -53,19 +53,19 @@ class Admission:
         return max(0, left if seen is None else min(left, seen))
 
     def _seen_free(self, lane: Lane) -> int | None:
-        """What the driver says is free, other programs' use counted in; None where it can't be read."""
+        """Return the free bytes that the driver reports, which include other programs' use; None if unreadable."""
         figures = self._gpu(lane.id)
         if figures.memory_total is None or figures.memory_used is None:
             return None
         return figures.memory_total - figures.memory_used
 
     def check(self, needs: int | None, lane: Lane) -> None:
-        """Raise `MemoryRefused` with both figures for what can never fit."""
+        """Raise `MemoryRefused` with both sizes if the task can never fit."""
         if needs is not None and needs > self.total(lane):
             raise MemoryRefused(needs, self.total(lane))
 
-    def why_not(self, entry: Entry) -> Blocked | None:
-        """What a task waits for; None if it may start. Idle models make room for it."""
+    def blocked_reason(self, entry: Entry) -> Blocked | None:
+        """Return why a task can't start now, or None. Idle models are unloaded for it."""
         if entry.session is not None and entry.session.task_id is not None:
             return Blocked(f"the session {entry.session.name!r}, which runs {entry.session.task_id}", drains=False)
         model = entry.model.source if entry.model is not None else None

@@ -1,4 +1,4 @@
-"""The lanes of this machine's devices: opened once a worker has said what there is to compute on."""
+"""Discovery of devices, and the lanes for them."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ log = logging.getLogger(__name__)
 
 
 class DeviceDiscovery:
-    """`look_at(gpus)` is told which GPUs there are."""
+    """Opens the device lanes once a worker has reported its devices, and passes the GPUs to `set_gpus`."""
 
     def __init__(self, settings: Settings, engine: Engine, scheduler: Scheduler, set_gpus: Callable[[Sequence[Gpu]], None]) -> None:
         self.problem: EngineError | None = None
-        """Why there are none."""
+        """Why no device was found."""
         self.coming: list[asyncio.Task[Any]] = []
-        """The work of opening them, for whoever stops it."""
+        """Running discovery, to be cancelled at the stop."""
         self._settings = settings
         self._engine = engine
         self._scheduler = scheduler
-        self._look_at = set_gpus
+        self._set_gpus = set_gpus
 
     def begin(self) -> None:
-        """Begin to open them, for nobody waits yet."""
+        """Start the discovery in the background."""
         opening = asyncio.get_running_loop().create_task(self._open(None))
         opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.coming = [opening]
 
     async def need(self, interpreter: str | None) -> None:
-        """Wait until a worker has said what there is to compute on; raises `Unavailable` with what to do.
+        """Wait until devices are known; raise `Unavailable` with advice if none is found.
 
-        Where none could, another one is asked: what was missing may be there by now.
+        After a failure the next call tries again: the missing package may be installed by now.
         """
         if self._scheduler.lanes:
             return
@@ -50,7 +50,7 @@ class DeviceDiscovery:
             await asyncio.shield(self.coming[0])
         except EngineError as problem:
             if isinstance(problem, NoBackend) and interpreter is not None:
-                # The caller's own environment may have what the server's lacks.
+                # The caller's environment may have the package that the server's lacks.
                 await self._open(interpreter)
                 return
             raise Unavailable(str(problem), retry_after=30.0) from problem
@@ -64,7 +64,7 @@ class DeviceDiscovery:
             raise
         if not self._scheduler.lanes:
             self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
-            self._look_at(views.gpus(self._scheduler.lanes.values()))
+            self._set_gpus(views.gpus(self._scheduler.lanes.values()))
             self.problem = None
 
     def _lane(self, number: int, report: DeviceReport) -> Lane:

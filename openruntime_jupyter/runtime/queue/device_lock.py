@@ -1,4 +1,4 @@
-"""Taking turns on a device with the other runtimes of this machine."""
+"""Device locks between the runtimes of one machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TELL_SECONDS = 0.25
 
 
 class DeviceLock:
-    """A lock for each slot of each shared device; a lane that waits says for whom."""
+    """File locks, one for each slot of each shared device. A waiting lane names the holder."""
 
     def __init__(self, settings: Settings, runtime_id: str) -> None:
         self._settings = settings
@@ -29,13 +29,13 @@ class DeviceLock:
         self._refused = False
 
     def shared(self, lane: Lane) -> bool:
-        """Whether this lane takes turns at all."""
+        """Return whether the lane's device is shared with other runtimes."""
         if self._settings.device_lock == "all":
             return lane.device.type in ("gpu", "cpu")
         return self._settings.device_lock == "gpu" and lane.device.type == "gpu"
 
     async def begin(self, lane: Lane, slot: int) -> None:
-        """Wait for this slot's turn. Where the locks can't be used, that is logged and the lane goes on without."""
+        """Lock the slot. If locks can't be used, log it and continue without."""
         lock = self._lock(lane, slot)
         me = self._words(None)
         try:
@@ -58,21 +58,21 @@ class DeviceLock:
             await asyncio.sleep(TELL_SECONDS)
 
     def tell(self, lane: Lane, slot: int, entry: Entry) -> None:
-        """Say which task has the slot now."""
+        """Write the running task into the lock file."""
         self._lock(lane, slot).retell(self._words(entry))
 
     def end(self, lane: Lane, slot: int) -> None:
-        """Leave the slot to whoever is next."""
+        """Unlock the slot."""
         self._lock(lane, slot).release()
 
     def close(self) -> None:
-        """Leave everything."""
+        """Unlock all slots."""
         for lock in self._locks.values():
             with contextlib.suppress(OSError):
                 lock.close()
 
     def _lock(self, lane: Lane, slot: int) -> DeviceSlotLock:
-        # Named by what the device is, not by its id here: another runtime may count fewer devices.
+        # Named by the device, not by its id: another runtime may number devices differently.
         key = (f"{lane.device.type}{lane.device.index}", slot)
         if key not in self._locks:
             self._locks[key] = DeviceSlotLock(self._settings.locks, *key)
@@ -89,9 +89,9 @@ class DeviceLock:
 
 
 def describe(lane: Lane, holder: dict[str, Any] | None) -> str:
-    """Who has the device, as a waiting task tells it."""
+    """Describe the holder of the device, for `waiting_for`."""
     if holder is None:
-        return f"the {lane.device.name}, which another runtime on this machine has"
+        return f"the {lane.device.name}, used by another runtime on this machine"
     who = holder.get("label") or f"process {holder.get('pid')}"
     what = holder.get("name")
     task = f" runs {what} ({holder.get('task_id')})" if what else " has it"

@@ -1,4 +1,4 @@
-"""A device's queue and its slots."""
+"""Queue and slots of one device."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from openruntime_jupyter.engines.protocol import DeviceReport, Runs
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 RECENT = 50
-"""Tasks whose durations the estimates rest on."""
+"""Number of recent durations that estimates use."""
 
 LOOK_PAST = 100
-"""Tasks that are looked at behind one that waits for memory."""
+"""Number of tasks checked behind a task that waits for memory."""
 
 
 class Blocked(NamedTuple):
-    """Why a task may not start now, in words, and whether the lane drains for it once it has waited too long."""
+    """Reason why a task can't start now, and whether the lane drains for it after a long wait."""
 
     reason: str
     drains: bool = True
@@ -32,7 +32,7 @@ Fits = Callable[[Entry], "Blocked | None"]
 
 
 class Lane:
-    """Waiting and running tasks of one device, and what runs them.
+    """Pending and running tasks of one device.
 
     `changed` is set whenever a slot whose task waits for memory may find something new to do.
     """
@@ -44,11 +44,11 @@ class Lane:
         self.slots = slots
         self.running: dict[str, Entry] = {}
         self.waiting_for: str | None = None
-        """What keeps the whole lane: the holder of the device in another runtime."""
+        """Why the whole lane waits: the holder of the device in another runtime."""
         self.changed = asyncio.Event()
         self.idle_blocked_since: float | None = None
         self._aging_seconds = aging_seconds
-        # Sorted rather than a heap: a position is a rank, and a cancelled or moved task leaves at once.
+        # A sorted list, not a heap: positions are ranks, and cancelled or moved tasks are removed at once.
         self._pending: SortedDict[QueueKey, Entry] = SortedDict()
         self._durations: deque[float] = deque(maxlen=RECENT)
         self._idle: list[asyncio.Future[None]] = []
@@ -57,15 +57,15 @@ class Lane:
         return len(self._pending)
 
     def pending(self) -> list[Entry]:
-        """The waiting tasks, next first."""
+        """Return the pending tasks in queue order."""
         return list(self._pending.values())
 
     def first(self, number: int) -> list[Entry]:
-        """The first `number` of them."""
+        """Return the first `number` pending tasks."""
         return list(self._pending.values()[:number])
 
     def add(self, entry: Entry) -> None:
-        """Queue it where its key says."""
+        """Add a pending task at the position of its key."""
         self._pending[entry.key] = entry
         self.changed.set()
         while self._idle:
@@ -75,13 +75,13 @@ class Lane:
                 return
 
     async def wait_for_task(self) -> None:
-        """Until one is added, for a slot that finds none: each wakes one slot, since many would wake for nothing."""
+        """Wait until a task is added. Each added task wakes one slot."""
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(slot)
         await slot
 
     def wake(self) -> None:
-        """Let every slot look again."""
+        """Wake all slots."""
         self.changed.set()
         idle, self._idle = self._idle, []
         for slot in idle:
@@ -89,20 +89,20 @@ class Lane:
                 slot.set_result(None)
 
     def remove(self, entry: Entry) -> bool:
-        """Take a waiting task out; False if it does not wait here."""
+        """Remove a pending task; return False if it is not in this lane."""
         return self._pending.pop(entry.key, None) is not None
 
     def move(self, entry: Entry, priority: int) -> None:
-        """Give a waiting task another priority; its submission time stays."""
+        """Change the priority of a pending task and keep its submission time."""
         self.remove(entry)
         entry.priority = priority
         entry.key = QueueKey.of(entry.submitted_mono, priority, self._aging_seconds, entry.key.sequence)
         self.add(entry)
 
     def take(self, fits: Fits) -> Entry | None:
-        """The next task that may start now. `fits(entry)` says why one may not, or None.
+        """Remove and return the next task that can start now. `fits(entry)` returns why a task can't, or None.
 
-        Smaller tasks pass a blocked one for `aging_seconds`; from then on the lane drains for it.
+        Smaller tasks may pass a blocked one for `aging_seconds`; then the lane drains for it.
         """
         now = time.monotonic()
         for index in range(min(len(self._pending), LOOK_PAST)):
@@ -123,8 +123,8 @@ class Lane:
                 return None
         return None
 
-    def stuck(self, seconds: float) -> Entry | None:
-        """The task at the head, if it has kept this lane idle for that long."""
+    def head_timed_out(self, seconds: float) -> Entry | None:
+        """Return the first task if it has blocked the idle lane for `seconds`."""
         if self.running or not self._pending:
             self.idle_blocked_since = None
             return None
@@ -138,17 +138,17 @@ class Lane:
         return head
 
     def position(self, entry: Entry) -> int | None:
-        """1 for the next; None if it does not wait here."""
+        """Return the task's position, 1 for the next; None if it is not pending here."""
         return self._pending.bisect_left(entry.key) + 1 if entry.key in self._pending else None
 
-    def ran(self, seconds: float) -> None:
-        """A task ran that long: the estimates rest on it."""
+    def add_duration(self, seconds: float) -> None:
+        """Add the duration of a task, in seconds, to the estimates."""
         self._durations.append(seconds)
 
     def estimate(self, entry: Entry) -> float | None:
-        """When it will probably start, in seconds since the epoch.
+        """Return the estimated start, in seconds since the epoch.
 
-        None where nothing has run yet, and where all slots are held by tasks of which nothing tells how long they will go on.
+        None if no task has run yet, or if the durations of all running tasks are unknown.
         """
         position = self.position(entry)
         if position is None or not self._durations:
@@ -161,7 +161,7 @@ class Lane:
 
 
 def _left(entry: Entry, known: list[float]) -> float | None:
-    """Seconds that a running task will probably go on: as it says itself, else by those that ran longer than it has so far."""
+    """Estimate the remaining seconds of a running task: from its progress, else from durations longer than its own so far."""
     if entry.progress is not None and entry.progress.remaining is not None:
         return entry.progress.remaining
     elapsed = entry.elapsed() or 0.0
@@ -170,7 +170,7 @@ def _left(entry: Entry, known: list[float]) -> float | None:
 
 
 def _level(ends: list[float], ahead: float) -> float:
-    """When `ahead` seconds of work are done by slots that are free from `ends` on, in order: as water fills uneven ground."""
+    """Return the time at which slots that become free at `ends` have done `ahead` seconds of work."""
     level = filled = 0.0
     for number, end in enumerate(ends, 1):
         if number > 1 and end >= level:

@@ -1,4 +1,4 @@
-"""What a running task says, on its way to those who want to know."""
+"""Output and progress of running tasks, on their way to subscribers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from openruntime_jupyter.schemas.tasks import Progress
 
 
 class News(Protocol):
-    """Hears what running tasks say."""
+    """Receiver of running tasks' output and progress."""
 
     def output_changed(self, entry: Entry) -> None:
-        """It printed or showed something."""
+        """Report new output."""
 
     def progressed(self, entry: Entry) -> None:
-        """It said how far it is."""
+        """Report new progress."""
 
     def generated(self, entry: Entry, piece: TokenPiece) -> None:
-        """A model wrote some text for it."""
+        """Report new text of a model."""
 
 
 class Watcher:
-    """Hears what a running task says."""
+    """Observer of one running attempt."""
 
     def __init__(self, entry: Entry, news: News, meters: Meters) -> None:
         self._entry = entry
@@ -37,7 +37,7 @@ class Watcher:
         self._timer: asyncio.TimerHandle | None = None
 
     def started(self, worker: str) -> None:
-        """The time of running counts from here, and anew where another worker has it now."""
+        """Start the running time; again for another worker."""
         self.close()
         entry = self._entry
         entry.worker = worker
@@ -50,12 +50,12 @@ class Watcher:
             entry.lane.engine.halt(entry.task_id, entry.stop_reason)
 
     def close(self) -> None:
-        """The attempt is over, and its time-out with it."""
+        """Stop the timeout at the end of the attempt."""
         if self._timer is not None:
             self._timer.cancel()
 
     def progressed(self, progress: dict[str, Any]) -> None:
-        """Add what is left, from the pace so far."""
+        """Keep progress, with the estimated remaining time."""
         entry = self._entry
         n, total = progress["n"], progress.get("total")
         remaining = None
@@ -65,17 +65,17 @@ class Watcher:
         self._news.progressed(entry)
 
     def printed(self, stream: Stream, text: str) -> None:
-        """Keep it in order."""
+        """Add a piece of text to the output."""
         self._entry.output.print(stream, text)
         self._news.output_changed(self._entry)
 
     def displayed(self, item: dict[str, Any]) -> None:
-        """Keep it in order."""
+        """Add a display to the output."""
         self._entry.output.display(item)
         self._news.output_changed(self._entry)
 
     def generated(self, text: str) -> None:
-        """Tell it at once, and keep it as output, which outlives the runtime."""
+        """Publish generated text at once, and add it to the output, which is stored."""
         entry = self._entry
         if entry.tokens is not None:
             self._news.generated(entry, entry.tokens.add(text))

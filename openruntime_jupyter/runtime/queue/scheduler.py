@@ -1,4 +1,4 @@
-"""Which task runs when: each slot of each lane takes the most urgent task that may start, runs it to its end, and takes the next."""
+"""Scheduler: each slot of each lane runs the most urgent task that can start, then the next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 CORES = os.cpu_count() or 1
 
 MEMORY_POLL = 0.25
-"""Seconds between looks at the free memory while a task waits for it."""
+"""Seconds between checks of the free memory while a task waits for it."""
 
 
 class Scheduler:
@@ -51,9 +51,9 @@ class Scheduler:
         sessions: Sessions,
     ) -> None:
         self.lanes: dict[str, Lane] = {}
-        """Of devices, by id."""
+        """Device lanes by id."""
         self.remote: Lane | None = None
-        """Of what is done elsewhere."""
+        """Lane of operations that need no device."""
         self._settings = settings
         self._admission = admission
         self._device_lock = device_lock
@@ -71,7 +71,7 @@ class Scheduler:
     # Lanes
 
     def open(self, lanes: list[Lane]) -> None:
-        """Begin to serve these lanes."""
+        """Start the slots of these lanes."""
         for lane in lanes:
             self.lanes[lane.id] = lane
             self._open_slots(lane)
@@ -80,7 +80,7 @@ class Scheduler:
         self._places = {"auto": gpu, "gpu": gpu, "cpu": cpu, **self.lanes}
 
     def open_remote(self, lane: Lane) -> None:
-        """Begin to serve what needs no device."""
+        """Start the slots of the lane for operations that need no device."""
         self.remote = lane
         self._open_slots(lane)
 
@@ -93,39 +93,39 @@ class Scheduler:
             self._slots.append(task)
 
     def place(self, preference: str) -> Lane:
-        """The lane for `auto`, `gpu`, `cpu` or a device's id; raises `UnknownDevice`. A GPU that is not there falls to the CPU."""
+        """Return the lane for `auto`, `gpu`, `cpu` or a device id; raise `UnknownDevice`. Without a GPU, `gpu` is the CPU."""
         lane = self._places.get(preference)
         if lane is None:
-            problem = f"there is no device {preference!r}; there are auto, gpu, cpu, {', '.join(self.lanes)}"
+            problem = f"unknown device {preference!r}; known are auto, gpu, cpu, {', '.join(self.lanes)}"
             raise UnknownDevice(f"device_preference: {problem}", [{"field": "device_preference", "problem": problem}])
         return lane
 
     @property
     def pending(self) -> int:
-        """How many tasks wait."""
+        """Number of pending tasks."""
         return sum(map(len, self._all))
 
     def next_up(self, limit: int, offset: int = 0) -> list[Entry]:
-        """The tasks that wait by their places: the next of every lane, then the second of every lane, and so on."""
+        """Return pending tasks by position: the first of each lane, then the second of each lane, and so on."""
         placed = ((place, number, entry) for number, lane in enumerate(self._all) for place, entry in enumerate(lane.first(offset + limit)))
         return [entry for *_, entry in sorted(placed, key=lambda each: each[:2])[offset : offset + limit]]
 
     @property
     def running(self) -> int:
-        """How many tasks run."""
+        """Number of running tasks."""
         return sum(len(lane.running) for lane in self._all)
 
-    # What people ask
+    # Requests
 
     def enqueue(self, entry: Entry) -> None:
-        """Let it wait for its turn; what comes while the runtime stops waits for the next one, and nobody here for it."""
+        """Queue the task. While the runtime stops, it stays pending for the next runtime, and its waiters are released."""
         if self._stopping:
             entry.done.reach()
         else:
             entry.lane.add(entry)
 
     async def cancel(self, entry: Entry) -> None:
-        """Stop it, wherever it is; returns when it has ended."""
+        """Cancel the task in any state, and return when it has ended."""
         if entry.state is TaskState.PENDING and self._withdraw(entry):
             entry.cancel_stage = Stage.QUEUE.value
             await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
@@ -142,13 +142,13 @@ class Scheduler:
         return removed
 
     def reprioritise(self, entry: Entry, priority: int) -> None:
-        """Move a waiting task; raises `TaskConflict` for one that does not wait."""
+        """Change a pending task's priority; raise `TaskConflict` for any other task."""
         if entry.state is not TaskState.PENDING or entry.lane.position(entry) is None:
             raise TaskConflict(f"{entry.task_id} is {entry.state}: only a pending task's priority can be changed")
         entry.lane.move(entry, priority)
 
     async def stop(self) -> list[Entry]:
-        """Start nothing more; returns what waits, taken out of the lanes. Running tasks end as the engine ends them."""
+        """Start no more tasks, and return the pending ones, removed from the lanes. The engine ends running tasks."""
         self._stopping = True
         waiting = [entry for lane in self._all for entry in lane.pending()]
         for entry in waiting:
@@ -156,7 +156,7 @@ class Scheduler:
         return waiting
 
     async def close(self, deadline: float) -> None:
-        """End the slots once the engine has ended what they ran."""
+        """Stop the slots after the engine has ended their tasks."""
         for lane in self._all:
             lane.wake()
         if self._slots:
@@ -165,7 +165,7 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
 
-    # A slot's life
+    # Slots
 
     async def _serve(self, lane: Lane, slot: int) -> None:
         while not self._stopping:
@@ -174,8 +174,8 @@ class Scheduler:
                 continue
             try:
                 await self._take_turn(lane, slot)
-            except Exception:  # a fault of ours must not cost the lane its slot
-                log.exception("A slot of %s failed; this is a fault in openruntime", lane.id)
+            except Exception:  # a bug must not cost the lane its slot
+                log.exception("A slot of %s failed: this is a bug in openruntime", lane.id)
                 await asyncio.sleep(MEMORY_POLL)
 
     async def _take_turn(self, lane: Lane, slot: int) -> None:
@@ -184,7 +184,7 @@ class Scheduler:
         if shared:
             await self._device_lock.begin(lane, slot)
         try:
-            entry = lane.take(self._admission.why_not) if not self._stopping else None
+            entry = lane.take(self._admission.blocked_reason) if not self._stopping else None
             if entry is not None:
                 if shared:
                     self._device_lock.tell(lane, slot, entry)
@@ -196,7 +196,7 @@ class Scheduler:
             await self._wait_for_memory(lane)
 
     async def _wait_for_memory(self, lane: Lane) -> None:
-        entry = lane.stuck(self._settings.memory_wait)
+        entry = lane.head_timed_out(self._settings.memory_wait)
         if entry is not None and entry.needs is not None and self._withdraw(entry):
             free = self._admission.free(lane)
             await self._end(entry, TaskState.FAILED, failures.no_memory(entry.needs, free, self._settings.memory_wait))
@@ -217,7 +217,7 @@ class Scheduler:
             entry.transition(TaskState.RUNNING)
             if not await self._registry.record(entry):
                 return
-            # A cancel may have come while the state was written.
+            # The task may have been cancelled while its state was written.
             refused = self._sessions.refusal(entry.session, entry.session_number) if entry.session is not None else None
             outcome: Outcome
             if entry.stop_reason is not None:
@@ -226,7 +226,7 @@ class Scheduler:
                 outcome = Died(refused, retry=False)
             else:
                 outcome = await self._run(entry)
-        except Exception as problem:  # a fault of ours must end this task, not the lane
+        except Exception as problem:  # a bug must end this task, not the lane
             log.exception("The engine failed on %s", entry.task_id)
             outcome = Died(failures.fault(f"The engine failed: {problem!r}"), retry=False)
         finally:
@@ -236,11 +236,11 @@ class Scheduler:
             lane.changed.set()
         try:
             await self._conclude(entry, outcome)
-        except Exception as problem:  # nor may it leave anybody waiting
-            log.exception("The end of %s could not be kept", entry.task_id)
+        except Exception as problem:  # a bug must not block waiters
+            log.exception("The end of %s could not be recorded", entry.task_id)
             try:
                 if not entry.state.terminal:
-                    await self._end(entry, TaskState.FAILED, failures.fault(f"Its end could not be kept: {problem!r}"))
+                    await self._end(entry, TaskState.FAILED, failures.fault(f"The end of the task could not be recorded: {problem!r}"))
             finally:
                 entry.done.reach()
 
@@ -281,7 +281,7 @@ class Scheduler:
         if not isinstance(outcome, Completed) or outcome.arrays:
             arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
-            entry.lane.ran(entry.execution_time)
+            entry.lane.add_duration(entry.execution_time)
             payload = None
             if outcome.payload is not None or outcome.payload_stored:
                 payload = construct_unchecked(PayloadInfo, {"size": outcome.payload_size, "encoding": outcome.encoding})
@@ -308,22 +308,22 @@ class Scheduler:
             await self._end(entry, TaskState.FAILED, outcome.failure)
 
     def _may_retry(self, entry: Entry) -> bool:
-        """Whether a task whose worker died is run again: not in a session, whose variables died with it."""
+        """Return whether a task is retried after its worker died. Not in a session, whose variables are lost."""
         return entry.attempt <= entry.retries and entry.session is None and not self._stopping and entry.stop_reason is None
 
     async def _keep_arrays(self, entry: Entry, outcome: Outcome) -> tuple[list[ArrayReference], Outcome]:
-        """Take over what the attempt gave back, or remove what it left; without room for it the task has failed after all."""
+        """Store the arrays that the attempt returned, or remove those that it left. The task fails if there is no room for them."""
         if not isinstance(outcome, Completed):
             if isinstance(outcome, Died | Stopped):
                 try:
                     await self._arrays.discard(entry.task_id, entry.attempt)
-                except OSError as problem:  # the sweep removes them later
+                except OSError as problem:  # retention removes them later
                     log.warning("What %s left of its arrays could not be removed: %s", entry.task_id, problem)
             return [], outcome
         try:
             return await self._arrays.adopt(entry.owner, outcome.arrays), outcome
         except (StorageUnavailable, ArrayNotFound, OSError) as problem:
-            message = f"Its result can't be kept. {problem}"
+            message = f"The result can't be stored. {problem}"
             return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
 
     async def _again(self, entry: Entry, outcome: Died) -> None:
@@ -335,7 +335,7 @@ class Scheduler:
         entry.transition(TaskState.PENDING)
         if not await self._registry.record(entry):
             return
-        if entry.stop_reason is not None:  # cancelled while that was written
+        if entry.stop_reason is not None:  # cancelled during the write
             await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
         else:
             entry.lane.add(entry)
@@ -362,7 +362,7 @@ class Scheduler:
         entry.waiting_for = None
         entry.transition(state)
         entry.finished = entry.changed
-        if entry.wait:  # recorded before the loop gets to who waits, since its disk is not waited for
+        if entry.wait:  # recorded before waiters run: its write is not awaited
             entry.done.reach()
         await self._registry.record(entry)
         self._arrays.release(entry.task_id, entry.arrays)

@@ -1,4 +1,4 @@
-"""What each living worker has done so far."""
+"""Statistics of each live worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import Worker
 
 FORGET_AT = 200
-"""Records at which those of workers that are gone are dropped."""
+"""Number of records above which those of dead workers are dropped."""
 
 
 @dataclass(slots=True)
@@ -23,14 +23,14 @@ class _Record:
 
 
 class WorkerStats:
-    """Adds up the figures of tasks by worker."""
+    """Sums of task measurements by worker."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._records: dict[str, _Record] = {}
 
     def ran(self, worker: str, seconds: float, figures: Figures, gpu_utilization: float | None) -> None:
-        """A task is over that held the worker for `seconds`, its GPU busy for that many percent of them."""
+        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilisation in percent."""
         record = self._records.get(worker)
         if record is None:
             self._forget()
@@ -44,7 +44,7 @@ class WorkerStats:
             record.metered += seconds * gpu_utilization
 
     def report(self) -> list[Worker]:
-        """Every worker that lives now, the oldest first."""
+        """Return the live workers, oldest first."""
         return [
             Worker(
                 id=each.name,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.storage.queries import remember_key
-from openruntime_jupyter.runtime.storage.rows import Record, write, write_or_raise
+from openruntime_jupyter.runtime.storage.rows import TaskRecord, write, write_or_raise
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ Row = tuple[Any, ...]
 Item = TypeVar("Item")
 
 
-def write_records(connection: sqlite3.Connection, records: Sequence[tuple[Record, bool]]) -> list[Record]:
+def write_records(connection: sqlite3.Connection, records: Sequence[tuple[TaskRecord, bool]]) -> list[TaskRecord]:
     """Write records of different tasks, each given with whether its row exists. Return the written ones."""
-    prepared: dict[bool, list[tuple[Record, Row]]] = {True: [], False: []}
+    prepared: dict[bool, list[tuple[TaskRecord, Row]]] = {True: [], False: []}
     for record, known in records:
         try:
             prepared[known].append((record, record.change if known else record.row))
         except Exception as error:
             log_data_error(record.id, error)
-    written: list[Record] = []
+    written: list[TaskRecord] = []
     for known, template in ((True, UPDATE), (False, INSERT)):
         for group in _groups(prepared[known]):
             if len(group) > 1 and _at_once(connection, template, [row for _, row in group]):
@@ -117,7 +117,7 @@ def _statement(template: str, rows: int, columns: int) -> str:
     return template.format(", ".join([row] * rows))
 
 
-def write_new(connection: sqlite3.Connection, record: Record, key: tuple[str, str, str], now: int) -> tuple[str, str] | None:
+def write_new(connection: sqlite3.Connection, record: TaskRecord, key: tuple[str, str, str], now: int) -> tuple[str, str] | None:
     """Write a new task under its key (owner, key, fingerprint), or return the (task id, fingerprint) that the key already belongs to."""
     owner, name, fingerprint = key
     earlier = remember_key(connection, owner, name, record.id, fingerprint, record.runtime, now)
@@ -126,7 +126,7 @@ def write_new(connection: sqlite3.Connection, record: Record, key: tuple[str, st
     return earlier
 
 
-def write_all(connection: sqlite3.Connection, records: list[Record], key: tuple[str, str, str] | None, now: int) -> list[Record]:
+def write_all(connection: sqlite3.Connection, records: list[TaskRecord], key: tuple[str, str, str] | None, now: int) -> list[TaskRecord]:
     """Write new records. Return the written ones; a record that a guard rejects does not affect the others.
 
     `key` is (owner, key, fingerprint). Raises `TaskConflict`, before anything changes, if it already belongs to other tasks.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.locks import LockFile, lock_patiently
+from openruntime_jupyter.runtime.locks import LockFile, lock_within
 from openruntime_jupyter.runtime.permissions import private_file, private_folder
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew, migrate, refuse_newer, version
 
@@ -78,9 +78,9 @@ class HistoryFile:
     def heal(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:
         """Move the file aside if a new connection finds the damage as well; call `connect()` next."""
         with self._alone():
-            mine = self.identity() == self.identity_of(connection)
+            same_file = self.identity() == self.identity_of(connection)
             connection.close()
-            if not mine:
+            if not same_file:
                 self.notice_replaced()
             elif not self._sound():
                 self._set_aside(error)
@@ -183,9 +183,7 @@ class HistoryFile:
         for ending in (*COMPANIONS, ""):
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{ending}").rename(f"{aside}{ending}")
-        self.notice = (
-            f"The history was damaged ({error}). It was moved to {aside} and a new one was created: earlier tasks are not listed."
-        )
+        self.notice = f"The history was damaged ({error}). It was moved to {aside} and a new one was created: earlier tasks are not listed."
         log.error(self.notice)
 
     @contextlib.contextmanager
@@ -193,7 +191,7 @@ class HistoryFile:
         """Exclude other processes while opening or moving the file, so that a new file never gets the companions of an old one."""
         lock = LockFile(self.path.with_suffix(".lock"))
         try:
-            if not lock_patiently(lock, self.busy_seconds):
+            if not lock_within(lock, self.busy_seconds):
                 raise sqlite3.OperationalError("database is locked")
             yield
         finally:

@@ -46,8 +46,8 @@ GROUPS = "SELECT conversation, owner, count(*), min(submitted), max(finished) FR
 
 def page(connection: sqlite3.Connection, owner: str | None, limit: int) -> list[ConversationInfo]:
     """Return up to `limit` conversations, last used first: of this owner (empty for no owner), or of all if None."""
-    mine, values = ("WHERE owner = ?", [owner]) if owner is not None else ("", [])
-    query = f"{GROUPS} {mine} GROUP BY owner, conversation ORDER BY max(finished) DESC, conversation LIMIT ?"
+    condition, values = ("WHERE owner = ?", [owner]) if owner is not None else ("", [])
+    query = f"{GROUPS} {condition} GROUP BY owner, conversation ORDER BY max(finished) DESC, conversation LIMIT ?"
     return [_info(row) for row in connection.execute(query, [*values, limit])]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Figure, Kind, names, of_kind
+from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Aggregation, Figure, names, of_kind
 from openruntime_jupyter.runtime.metrics.rollup import TIERS, Buckets, Window, add_to, bound
 from openruntime_jupyter.runtime.storage.writer import Job
 
@@ -50,11 +50,11 @@ class MetricColumns:
 
 
 # Machine and task metrics use the spread over all rows; counts and levels use the sum of all rows.
-_MACHINE = of_kind(Kind.MACHINE)
-_SPREADS = of_kind(Kind.MACHINE, Kind.TASK)
-_LEVELS = of_kind(Kind.LEVEL)
-_COUNTS = of_kind(Kind.COUNT)
-_SPREAD_NAMES = tuple(figure.name for figure in FIGURES if figure.kind is not Kind.COUNT)
+_MACHINE = of_kind(Aggregation.MACHINE)
+_SPREADS = of_kind(Aggregation.MACHINE, Aggregation.TASK)
+_LEVELS = of_kind(Aggregation.LEVEL)
+_COUNTS = of_kind(Aggregation.COUNT)
+_SPREAD_NAMES = tuple(figure.name for figure in FIGURES if figure.kind is not Aggregation.COUNT)
 _COUNT_NAMES = names(_COUNTS)
 _NOTHING = (None, None, None, None)
 
@@ -148,16 +148,16 @@ _READ_BUCKET_LEVELS = (
 
 def read(connection: sqlite3.Connection, window: Window, runtime: str | None, sampled_only: bool = False) -> MetricColumns:
     """Return the metrics of one runtime, or of all, within a window; `sampled_only` omits task metrics, which saves time."""
-    asked = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
+    bindings = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
     spreads, counts = (_MACHINE, ()) if sampled_only else (_SPREADS, _COUNTS)
-    found = _Columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, asked).fetchall())
+    found = _Columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, bindings).fetchall())
     series = {figure.name: Series(figure, found.next(), _rounded(found.next()), found.next()) for figure in spreads}
     for figure in counts:
         number = found.next()
         series[figure.name] = Series(figure, number, number, number)
     totals = [found.next() for _ in _LEVELS]
     levels = _READ_BUCKET_LEVELS if window.step == window.tier.seconds else _READ_LEVELS
-    found = _Columns(window.count, connection.execute(levels, asked).fetchall())
+    found = _Columns(window.count, connection.execute(levels, bindings).fetchall())
     for figure, total in zip(_LEVELS, totals, strict=True):
         low, high, weight = found.next(), found.next(), found.next()
         mean = [number / seconds if number is not None and seconds else None for number, seconds in zip(total, weight, strict=True)]
@@ -187,7 +187,7 @@ def _rounded(column: list[Number]) -> list[Number]:
     return [None if value is None else round(value, DIGITS) for value in column]
 
 
-class MetricsBehind:
+class MetricsWriteBehind:
     """Write-behind buffer of metrics. Buckets of a failed write are kept, up to the tiers' limits, and written with the next ones."""
 
     def __init__(self, runtime: str, submit: Callable[[list[Job]], None]) -> None:

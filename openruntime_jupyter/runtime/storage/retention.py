@@ -19,8 +19,11 @@ HOUR = 3600 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Retention limits: finished tasks are kept if they ended after `since` (microseconds), at most `tasks` of them with
-    `payload_bytes` in total; 0 means no limit."""
+    """Retention limits; 0 means no limit.
+
+    Finished tasks are kept if they ended after `since` (microseconds since the epoch), at most `tasks` of them with at most
+    `payload_bytes` of payloads in total.
+    """
 
     since: int
     tasks: int

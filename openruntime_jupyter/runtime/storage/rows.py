@@ -51,7 +51,7 @@ def micros(timestamp: str) -> int:
     return (datetime.fromisoformat(timestamp.removesuffix("Z")) - EPOCH) // MICROSECOND
 
 
-class Record(NamedTuple):
+class TaskRecord(NamedTuple):
     """Snapshot of a task, ready to be written; its fields are the columns of `INSERT` in order."""
 
     id: str
@@ -87,10 +87,10 @@ class Record(NamedTuple):
         return bool(connection.execute(INSERT, self.row).rowcount)
 
 
-def record_of(task: Task, runtime: str, embedded: bool) -> Record:
+def record_of(task: Task, runtime: str, embedded: bool) -> TaskRecord:
     """Return the row of `task`; its parameters are encoded only if they must be written."""
     state = task.status
-    return Record(
+    return TaskRecord(
         task.task_id,
         runtime,
         state.value,
@@ -118,7 +118,7 @@ def text_of(model: BaseModel, leave_out: set[str] | None = None) -> str:
         return text.encode("utf-8", "replace").decode()
 
 
-def write(connection: sqlite3.Connection, record: Record, known: bool) -> bool:
+def write(connection: sqlite3.Connection, record: TaskRecord, known: bool) -> bool:
     """Write a record. Return False if a guard rejected it.
 
     `known` means that the row exists, which avoids encoding the parameters.
@@ -128,7 +128,7 @@ def write(connection: sqlite3.Connection, record: Record, known: bool) -> bool:
     return record.insert(connection) or (not known and record.update(connection))
 
 
-def write_or_raise(connection: sqlite3.Connection, record: Record, known: bool) -> None:
+def write_or_raise(connection: sqlite3.Connection, record: TaskRecord, known: bool) -> None:
     """Write a record; raise `TaskConflict` if this runtime may not change the row."""
     if write(connection, record, known):
         return
@@ -189,7 +189,7 @@ def _unreadable(task_id: str, state: str, operation: str, submitted: int) -> Tas
     )
 
 
-def take_over(connection: sqlite3.Connection, me: str, embedded: bool, lives: Callable[[str], bool], now: float) -> list[Task]:
+def take_over(connection: sqlite3.Connection, me: str, embedded: bool, is_alive: Callable[[str], bool], now: float) -> list[Task]:
     """Take over the tasks of dead runtimes or mark them as interrupted. Return the tasks to queue again, oldest first.
 
     Runs within one exclusive transaction. An embedded runtime takes over no task, because the task would end with the kernel; it
@@ -199,8 +199,8 @@ def take_over(connection: sqlite3.Connection, me: str, embedded: bool, lives: Ca
         f"SELECT {ROW}, parameters, durable, embedded, attempt, retries FROM tasks "  # noqa: S608 - a constant
         "WHERE state IN ('pending', 'running') ORDER BY submitted, sequence"
     ).fetchall()
-    dead = {runtime for runtime in {row[1] for row in rows} if not lives(runtime)}
-    ours = []
+    dead = {runtime for runtime in {row[1] for row in rows} if not is_alive(runtime)}
+    requeued = []
     for row in rows:
         task_of_row, (parameters, durable, hosted, attempt, retries) = row[:6], row[6:]
         if row[1] not in dead:
@@ -215,8 +215,8 @@ def take_over(connection: sqlite3.Connection, me: str, embedded: bool, lives: Ca
         connection.execute("UPDATE tasks SET runtime = ? WHERE id = ?", (owner, task.task_id))
         record.update(connection)
         if waits:
-            ours.append(changed.model_copy(update={"runtime": me, "here": True}))
-    return ours
+            requeued.append(changed.model_copy(update={"runtime": me, "here": True}))
+    return requeued
 
 
 def _queued_again(task: Task, now: float) -> Task:

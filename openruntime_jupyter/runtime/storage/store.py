@@ -25,7 +25,7 @@ from openruntime_jupyter.runtime.storage import queries
 from openruntime_jupyter.runtime.storage import retention as sweeping
 from openruntime_jupyter.runtime.storage.bulk_writes import write_all, write_new
 from openruntime_jupyter.runtime.storage.connection import HistoryFile
-from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsBehind, read
+from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsWriteBehind, read
 from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write_or_raise
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
 from openruntime_jupyter.runtime.storage.write_behind import Describe, WriteBehind, now_micros
@@ -70,7 +70,7 @@ class History:
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
         self._reader = Reader(self._file, partial(self._deliver, settle))
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
-        self._metrics = MetricsBehind(runtime_id, self._submit)
+        self._metrics = MetricsWriteBehind(runtime_id, self._submit)
         self._outbox: list[Job] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
@@ -79,7 +79,7 @@ class History:
 
     @property
     def problem(self) -> str | None:
-        """Why writing fails and how to fix it; None if it works."""
+        """Reason for failing writes and how to fix it; None if writing works."""
         return self._refusal or self._problem
 
     @property
@@ -98,15 +98,15 @@ class History:
         try:
             private_folder(self._payload_folder)
             # Tasks with this runtime's id are from an earlier run, because this one has just started.
-            ours: list[Task] = self._writer.call(partial(self._take_over, lives=self._lives_besides_me))
-            locks.bury_the_dead(self._runtimes)
+            tasks: list[Task] = self._writer.call(partial(self._take_over, is_alive=self._is_other_alive))
+            locks.remove_dead_locks(self._runtimes)
         except OSError as error:
             self._fail(
                 StorageUnavailable(f"Cannot use the data folder {self._settings.data_dir} ({error}): make it writable for this user")
             )
             raise StorageUnavailable(str(self._problem)) from error
-        self._behind.known.update(task.task_id for task in ours)
-        return ours
+        self._behind.known.update(task.task_id for task in tasks)
+        return tasks
 
     async def take_over(self) -> list[Task]:
         """Take over the tasks of runtimes that died since `open`. Return the tasks to queue here.
@@ -114,20 +114,20 @@ class History:
         A runtime calls it periodically; otherwise the tasks of a dead kernel would stay listed as running.
         """
         self._check_open()
-        ours = await self._write(partial(self._take_over, lives=self._lives))
-        self._behind.known.update(task.task_id for task in ours)
-        return ours
+        tasks = await self._write(partial(self._take_over, is_alive=self._is_alive))
+        self._behind.known.update(task.task_id for task in tasks)
+        return tasks
 
-    def _take_over(self, connection: sqlite3.Connection, lives: Callable[[str], bool]) -> list[Task]:
+    def _take_over(self, connection: sqlite3.Connection, is_alive: Callable[[str], bool]) -> list[Task]:
         if self._file.volatile:
             return []
-        return take_over(connection, self._me, self._settings.embedded, lives, time.time())
+        return take_over(connection, self._me, self._settings.embedded, is_alive, time.time())
 
-    def _lives(self, runtime: str) -> bool:
-        return runtime == self._me or locks.lives(self._runtimes, runtime)
+    def _is_alive(self, runtime: str) -> bool:
+        return runtime == self._me or locks.is_alive(self._runtimes, runtime)
 
-    def _lives_besides_me(self, runtime: str) -> bool:
-        return runtime != self._me and locks.lives(self._runtimes, runtime)
+    def _is_other_alive(self, runtime: str) -> bool:
+        return runtime != self._me and locks.is_alive(self._runtimes, runtime)
 
     async def commit(self, task: Task) -> None:
         """Write the task with its pending output and payload, and return when they are on disk.

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.permissions import close_to_others
 from openruntime_jupyter.runtime.storage.bulk_writes import Row, log_data_error, write_payloads, write_records
-from openruntime_jupyter.runtime.storage.rows import Record, record_of, text_of
+from openruntime_jupyter.runtime.storage.rows import TaskRecord, record_of, text_of
 from openruntime_jupyter.runtime.storage.writer import Job
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput
 
@@ -105,7 +105,7 @@ class WriteBehind:
 
     @property
     def refused(self) -> bool:
-        """Whether any item's last write failed."""
+        """True if any item's last write failed."""
         return any(pending.refused for pending in self.pending_writes)
 
     def add(self, pending: PendingWrites[Item], task_id: str, item: Item) -> None:
@@ -132,7 +132,7 @@ class WriteBehind:
             pending.drop(task_id)
         self.known.discard(task_id)
 
-    def remember(self, records: Iterable[Record]) -> None:
+    def remember(self, records: Iterable[TaskRecord]) -> None:
         """Update `known` from records that were written."""
         for record in records:
             if record.finished is not None:
@@ -188,7 +188,7 @@ class WriteBehind:
         if jobs:
             self._submit(jobs)
 
-    def _write_records(self, connection: sqlite3.Connection, tasks: list[tuple[Task, bool]]) -> list[Record]:
+    def _write_records(self, connection: sqlite3.Connection, tasks: list[tuple[Task, bool]]) -> list[TaskRecord]:
         records = []
         for task, known in tasks:
             try:
@@ -197,7 +197,9 @@ class WriteBehind:
                 log_data_error(task.task_id, error)
         return write_records(connection, records)
 
-    def _start_batch(self, pending: PendingWrites[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]) -> Job:
+    def _start_batch(
+        self, pending: PendingWrites[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]
+    ) -> Job:
         """Return a job that writes `items`; they wait again if it fails."""
         future = asyncio.get_running_loop().create_future()
         self._batches.add(future)

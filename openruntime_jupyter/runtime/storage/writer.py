@@ -77,7 +77,7 @@ class DatabaseThread(ABC):
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is running."""
+        """True while the thread is running."""
         return self._thread.is_alive()
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Many tasks at once: submitted in one transaction, and their results collected in one answer."""
+"""Submission of many tasks in one transaction, and collection of many results in one answer."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from openruntime_jupyter.runtime.tasks.validation import Caller
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest
 
 LARGEST_PAYLOAD = 65_536
-"""Bytes of a payload up to which a collected result has it: a larger one is better streamed by itself."""
+"""Largest payload, in bytes, within a collected result. Larger ones are streamed separately."""
 MOST_PAYLOADS = 4_000_000
 """Bytes of payloads after which an answer ends."""
 
 Answer = Task | OpenRuntimeError
-"""A task's record, or why there is none."""
+"""A task's record, or the error in its place."""
 Key = tuple[str, str, str]
 
 
 class BatchSubmission:
-    """Takes in many tasks, by what `TaskSubmission` does with one."""
+    """Submission of many tasks, each as by `TaskSubmission`."""
 
     def __init__(self, submission: TaskSubmission, history: History, registry: TaskRegistry) -> None:
         self._submission = submission
@@ -47,15 +47,14 @@ class BatchSubmission:
     ) -> list[Answer]:
         """Queue a task for each of `requests` (as JSON) and return its record, or the error, in their order.
 
-        All tasks are on disk when this returns. A task that is not `durable` ends as interrupted if the runtime ends before it: then
-        its later states are written behind, and small tasks run about three times as fast.
+        All tasks are on disk when this returns. Tasks that are not `durable` end as interrupted if the runtime ends first: their later
+        states are written behind, and small tasks run about three times as fast.
 
-        Raises `InvalidRequest` for too many or a key that was used for
-        others, and `Unavailable` and its kinds where nothing at all can be taken. Under a key that was used for the same requests
-        the tasks of then are given again; what was refused then is tried again.
+        A repeated key returns the same tasks, and tries the rejected ones again. Raises `InvalidRequest` for too many requests or a key of
+        other requests, and `Unavailable` and its subclasses if no task can be accepted.
         """
         if len(requests) > MOST_IN_BATCH:
-            raise InvalidRequest.of("tasks", f"{len(requests):,} are too many for one batch: send at most {MOST_IN_BATCH:,} at once")
+            raise InvalidRequest.of("tasks", f"{len(requests):,} tasks exceed the maximum of {MOST_IN_BATCH:,} in one batch")
         if idempotency_key is None:
             return await self._take(requests, caller, durable, make_ids("task", len(requests)), {})
         async with self._submission.lock(caller, idempotency_key):
@@ -76,7 +75,7 @@ class BatchSubmission:
         return await self._take(requests, caller, durable, ids, await self._known(ids))
 
     async def _known(self, ids: list[str]) -> dict[int, Answer]:
-        """The tasks that there are already, by their place."""
+        """Return the tasks that exist already, by index."""
         found: dict[int, Answer] = {}
         for start in range(0, len(ids), AT_ONCE):
             some = ids[start : start + AT_ONCE]
@@ -107,10 +106,10 @@ class BatchSubmission:
             try:
                 taken[index] = await self._prepare(request, caller, durable, ids[index])
             except Unavailable:
-                raise  # whatever it is, it holds for all of them
+                raise  # the error applies to all of them
             except OpenRuntimeError as problem:
                 answers[index] = problem
-        # Whatever becomes of who asked: what is on disk has its turn.
+        # Tasks on disk are queued even if the caller has gone.
         taken = await asyncio.shield(self._record(taken, answers, key))
         async for index, entry in cooperatively(taken.items()):
             answers[index] = entry.record(parameters=False)
@@ -125,7 +124,7 @@ class BatchSubmission:
         return await self._submission.prepare(wanted, caller, task_id)
 
     async def _record(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> dict[int, Entry]:
-        """Write what there is room for, let it wait for its turn, and give it; what is wrong with the rest is told in `answers`."""
+        """Store and queue as many entries as there is room for, and return them; put the errors of the rest into `answers`."""
         room: dict[int, Entry] = {}
         try:
             async for index, entry in cooperatively(taken.items()):
@@ -149,18 +148,18 @@ class BatchSubmission:
         return room
 
     async def _write(self, taken: dict[int, Entry], key: Key | None) -> set[str]:
-        """Record all of them in one transaction; the ids of those that were purged."""
+        """Record all of them in one transaction; return the ids of those that were purged."""
         if not taken:
             return set()
         if key is not None:
-            # What leads from the first that was taken to the others is kept with it.
+            # The fingerprint also names the index of the first stored task, from which the others follow.
             key = (*key[:2], f"{key[2]}@{next(iter(taken))}")
         entries = list(taken.values())
         return await self._registry.admit_all(entries, [entry.snapshot(live=False) async for entry in cooperatively(entries)], key)
 
 
 class BatchResults:
-    """Collects the results of many tasks."""
+    """Collection of many tasks' results."""
 
     def __init__(self, history: History, registry: TaskRegistry) -> None:
         self._history = history
@@ -194,7 +193,7 @@ class BatchResults:
                 await asyncio.sleep(pause)
 
     async def _look(self, task_ids: list[str]) -> dict[str, Answer]:
-        """Read those among the tasks that have ended, from the history: other runtimes hold them, or held them."""
+        """Return those tasks that have ended, from the history: other runtimes hold or held them."""
         found: dict[str, Answer] = {}
         for start in range(0, len(task_ids), AT_ONCE):
             some = task_ids[start : start + AT_ONCE]
@@ -224,12 +223,12 @@ class BatchResults:
 
 
 def _lost(entry: Entry) -> bool:
-    """Whether another runtime has taken the task over."""
+    """Return whether another runtime has taken over the task."""
     return entry.done.reached and not entry.over
 
 
 def _in_memory(payload: tuple[bytes | Path, str] | None) -> tuple[bytes, str] | None:
-    """The payload if it is not in a file, which its reader fetches by itself."""
+    """Return the payload unless it is in a file, which the reader fetches separately."""
     if payload is None or isinstance(payload[0], Path):
         return None
     return payload[0], payload[1]

@@ -1,4 +1,4 @@
-"""A task while its runtime holds it."""
+"""A task of this runtime, its states, and its queue key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_METRICS = PerformanceMetrics()
 
 
 class TaskNews(NamedTuple):
-    """What an event says of a task. `data` makes the words of it, which most events are never asked for."""
+    """Content of a task event. `data` is built only if a subscriber wants it."""
 
     task_id: str
     status: TaskState
@@ -41,7 +41,7 @@ class TaskNews(NamedTuple):
     changed: float
 
     def data(self) -> dict[str, Any]:
-        """As a message's `data`."""
+        """Return the `data` of a message."""
         said = self._asdict()
         said["status"] = self.status.value
         said["timestamp"] = timestamp(said.pop("changed"))
@@ -49,27 +49,27 @@ class TaskNews(NamedTuple):
 
 
 NEWS = (*TaskNews._fields[:-1], "timestamp")
-"""What an event says of a task, by the names of a record's fields."""
+"""Fields of a record that an event has."""
 
 
 class QueueKey(NamedTuple):
-    """Where a task stands: the smallest is next. Constant while it waits, so that aging needs no reordering."""
+    """Sort key in the queue, smallest first. Constant while the task is pending, so that aging needs no reordering."""
 
     urgency: float
     sequence: int
 
     @classmethod
     def of(cls, submitted: float, priority: int, aging_seconds: float, sequence: int) -> QueueKey:
-        """`submitted` and `aging_seconds` in seconds: each step of priority is worth `aging_seconds` of waiting."""
+        """Return the key; `submitted` and `aging_seconds` are in seconds. Each step of priority equals `aging_seconds` of waiting."""
         return cls(submitted - priority * aging_seconds, sequence)
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """Everything known of one task.
+    """State of one task.
 
-    `given` are its parameters, `parameters` the same as JSON, for as long as it may still run. Wall-clock times are for people,
-    monotonic ones for reckoning; both in seconds.
+    `given` holds the parameters, and `parameters` their JSON until the end. Times are in seconds: wall-clock times for display, monotonic
+    ones for arithmetic.
     """
 
     task_id: str
@@ -94,19 +94,19 @@ class Entry:
     interpreter: str | None = None
     environment: ExecutionEnvironment = field(default_factory=ExecutionEnvironment)
     private: bool = False
-    """Whether it needs a worker process that no other task has used."""
+    """True if the task needs a worker process that has run no other task."""
     burst: str | None = None
-    """The burst of calls whose processes it may use."""
+    """Burst of calls whose processes the task may use."""
     arrays: tuple[str, ...] = ()
-    """Ids of those that the parameters name."""
+    """Ids of the arrays in the parameters."""
     model: ModelUse | None = None
     session: SessionEntry | None = None
     session_number: int = 0
-    """The session's number when the task was submitted."""
+    """The session's number at submission."""
     worker: str | None = None
-    """Who has it, or had it last."""
+    """Name of the worker that runs it, or ran it last."""
     tokens: TokenLog | None = None
-    """What a model has written so far, where one answers it."""
+    """Text of a model so far, for prompts."""
     submitted: float = field(default_factory=time.time)
     state: TaskState = TaskState.PENDING
     changed: float = 0.0
@@ -126,17 +126,17 @@ class Entry:
     metrics: PerformanceMetrics = field(default_factory=lambda: _NO_METRICS)
     done: Completion = field(default_factory=Completion)
     news: asyncio.Event | None = None
-    """Set at the next output, and at the end; only there while somebody waits for it."""
+    """Set at the next output and at the end. None without waiters."""
     told: int = 0
     _last: Task | None = None
 
     def transition(self, state: TaskState) -> None:
-        """Change state; raises `TaskConflict` if the table forbids it."""
+        """Change the state; raise `TaskConflict` if the table forbids it."""
         self.state = follow(self.state, state)
         self.changed = time.time()
 
     def elapsed(self) -> float | None:
-        """Seconds that it ran, or has run so far; None before."""
+        """Seconds of running, so far or in all; None before the start."""
         if self.execution_time is not None:
             return self.execution_time
         if self.state is TaskState.RUNNING and self.started_mono is not None:
@@ -145,21 +145,21 @@ class Entry:
 
     @property
     def over(self) -> bool:
-        """Whether it is at its end, and that is recorded: until then nobody is told."""
+        """True once the end is recorded."""
         return self.state.terminal and self.done.reached
 
     def tell(self) -> None:
-        """Wake those who wait for news."""
+        """Wake the waiters for output."""
         if self.news is not None:
             self.news.set()
             self.news = None
 
     def lasting(self) -> Task:
-        """This task as it is now, for the history: without what only makes sense while it waits."""
+        """Return the record for the history, without position and estimates."""
         return self.record() if self.state.terminal else self.snapshot(live=False)
 
     def record(self, parameters: bool = True) -> Task:
-        """This task as it is now; at its end always the same one, made once."""
+        """Return the current record; one shared object after the end."""
         if not self.state.terminal:
             return self.snapshot(parameters)
         if self._last is None:
@@ -167,7 +167,7 @@ class Entry:
         return self._last if parameters else construct_unchecked(Task, {**self._last.__dict__, "parameters": None})
 
     def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
-        """This task's record now; `live` adds what is true of this moment alone: position, estimate, how long it has run so far."""
+        """Return a new record; `live` adds position, estimate and the running time so far."""
         pending = live and self.state is TaskState.PENDING
         now = {
             "task_id": self.task_id,
@@ -207,7 +207,7 @@ class Entry:
         return construct_unchecked(Task, now)
 
     def news_item(self) -> TaskNews:
-        """What an event says of it now."""
+        """Return the current event content."""
         return TaskNews(
             self.task_id,
             self.state,
@@ -226,7 +226,7 @@ class Entry:
 
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.CANCELLED, TaskState.FAILED, TaskState.INTERRUPTED}),
-    # Back to pending: its worker died and it has retries left.
+    # Back to pending: the worker died, and the task has retries left.
     TaskState.RUNNING: frozenset(
         {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMED_OUT, TaskState.INTERRUPTED, TaskState.PENDING}
     ),
@@ -239,7 +239,7 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 
 
 def follow(state: TaskState, following: TaskState) -> TaskState:
-    """`following`, if it may follow `state`; raises `TaskConflict` otherwise."""
+    """Return `following` if it may follow `state`; raise `TaskConflict` otherwise."""
     if following not in TRANSITIONS[state]:
         raise TaskConflict(f"a task that is {state} can't become {following}")
     return following

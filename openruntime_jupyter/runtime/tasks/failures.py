@@ -1,4 +1,4 @@
-"""How a task that did not complete is told of: state, and one line that says what happened and what to do."""
+"""Failures of tasks that did not complete: what happened, and what to do."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HOW = {
 
 
 def cancelled(stage: Stage, last_output: str | None = None) -> Failure:
-    """It was cancelled."""
+    """Return the failure of a cancelled task."""
     return Failure(kind=FailureKind.CANCELLED, message=f"Cancelled {HOW[stage]}.", last_output=last_output)
 
 
 def interrupted(message: str) -> Failure:
-    """Its runtime ended."""
+    """Return the failure of a task whose runtime ended."""
     return Failure(kind=FailureKind.INTERRUPTED, message=message)
 
 
 def no_memory(needed: int, free: int, waited: float) -> Failure:
-    """An idle device did not have what it needs."""
+    """Return the failure of a task that an idle device had no memory for."""
     message = (
         f"It needs {gigabytes(needed)} of memory; {gigabytes(free)} were free, and {waited:g} s of waiting on an idle device "
         "changed nothing. Close what holds the memory, or make the task smaller."
@@ -35,7 +35,7 @@ def no_memory(needed: int, free: int, waited: float) -> Failure:
 
 
 def stopped(outcome: Stopped, entry: Entry) -> tuple[TaskState, Failure]:
-    """The state and failure of a task that the engine stopped."""
+    """Return the state and failure of a task that the engine stopped."""
     died = outcome.failure
     peak = outcome.figures.resident_peak
     last = died.last_output if died is not None else None
@@ -53,10 +53,10 @@ def stopped(outcome: Stopped, entry: Entry) -> tuple[TaskState, Failure]:
 
 
 def fault(what: str) -> Failure:
-    """Something of ours went wrong."""
-    return Failure(kind=FailureKind.NOT_STARTED, message=f"{what}. This is a fault in openruntime; the log has the traceback.")
+    """Return the failure of a task that ended by a bug in this package."""
+    return Failure(kind=FailureKind.NOT_STARTED, message=f"{what}. This is a bug in openruntime; the log has the traceback.")
 
 
 def not_resumed(problem: str) -> Failure:
-    """A dead runtime's task that this one can't run."""
+    """Return the failure of a dead runtime's task that this runtime can't run."""
     return Failure(kind=FailureKind.NOT_STARTED, message=f"It could not be queued again after its runtime ended: {problem}")

@@ -1,4 +1,4 @@
-"""What dead runtimes left waiting: kept from its taking over until it waits in a lane here, and to be cancelled or moved meanwhile."""
+"""Recovery of pending tasks of dead runtimes, until they are queued here."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from openruntime_jupyter.schemas.tasks import Failure, Task, TaskRequest, TaskSt
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 30.0
-"""How long tasks wait before it is asked again whether there is anything to compute on."""
+"""Seconds between checks for a device to run recovered tasks."""
 
 
 class Recovery:
-    """Every method is called on the runtime's loop."""
+    """Recovered tasks that are not queued yet. Use it on the runtime's event loop."""
 
     def __init__(self, history: History, registry: TaskRegistry, submission: TaskSubmission) -> None:
         self._history = history
@@ -33,7 +33,7 @@ class Recovery:
         self._left: dict[str, Task] = {}
 
     async def take(self, tasks: list[Task]) -> None:
-        """Queue these; as long as there is nothing to compute on they wait, and are no worse for it."""
+        """Queue these tasks; they stay pending until a device is found."""
         self._left.update((task.task_id, task) for task in tasks)
         waiting = [task.task_id for task in tasks]
         while waiting:
@@ -42,11 +42,11 @@ class Recovery:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def cancel(self, task_id: str) -> bool:
-        """Cancel it; False if it is none of these. Raises what `History.commit` raises, and it waits then as before."""
+        """Cancel a recovered task; return False if it is not one. Raises what `History.commit` raises; the task stays pending then."""
         return await self._end(task_id, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE), cancel_stage=Stage.QUEUE.value)
 
     async def reprioritise(self, task_id: str, priority: int) -> bool:
-        """Give it another priority; False if it is none of these. Raises what `History.commit` raises."""
+        """Change the priority of a recovered task; return False if it is not one. Raises what `History.commit` raises."""
         task = self._left.get(task_id)
         if task is None:
             return False
@@ -55,9 +55,9 @@ class Recovery:
         return True
 
     async def _queue(self, task_id: str) -> bool:
-        """Let it wait in its lane, or tell why that can't be; False if there is no lane yet."""
+        """Queue the task in its lane, or fail it; return False if there is no lane yet."""
         task = self._left.get(task_id)
-        if task is None:  # cancelled by now
+        if task is None:  # cancelled in the meantime
             return True
         try:
             checked = self._submission.check(_request(task), Caller(task.owner))
@@ -68,7 +68,7 @@ class Recovery:
             if task is not None:
                 self._submission.inherit(task, _request(task), checked, lane)
                 del self._left[task_id]
-        except (InvalidRequest, Unavailable, ValueError) as problem:  # another release may have written it
+        except (InvalidRequest, Unavailable, ValueError) as problem:  # written by another release
             await self._end(task_id, TaskState.FAILED, failures.not_resumed(str(problem)))
         return True
 
@@ -76,7 +76,7 @@ class Recovery:
         try:
             await self._submission.need_lanes(interpreter)
         except Unavailable as problem:
-            log.warning("The tasks of a runtime that ended wait: %s", problem)
+            log.warning("Recovered tasks stay pending: %s", problem)
             return False
         return True
 
@@ -97,7 +97,7 @@ class Recovery:
 
 
 def _request(task: Task) -> TaskRequest:
-    """What it was made from; raises ValueError where this release would not take it."""
+    """Return the task's request; raise ValueError if this release rejects it."""
     return TaskRequest(
         operation=task.operation,
         parameters=task.parameters or {},

@@ -1,4 +1,4 @@
-"""What every change of a task's state goes through: disk where it must, then event, so that nobody hears what could be lost."""
+"""Task registry: tasks by id, their persistence, their events, and queries."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskSt
 log = logging.getLogger(__name__)
 
 FINISHED_KEPT = 100
-"""Ended tasks kept in memory besides the history, for those who ask right after the end."""
+"""Number of ended tasks kept in memory, for queries right after the end."""
 
 LARGEST_KEPT = 65_536
-"""Bytes of parameters up to which an ended task is kept there."""
+"""Largest parameters, in bytes, of an ended task kept in memory."""
 LARGEST_OUTPUT_KEPT = 262_144
-"""Characters of what it showed, likewise: pictures of a hundred tasks can be a gigabyte."""
+"""Largest output, in characters, of an ended task kept in memory: pictures of 100 tasks can be 1 GB."""
 
 OTHERS_POLL = 0.25
 """Seconds between reads of a task that another runtime holds."""
 
 OUTPUT_INTERVAL = 0.1
-"""Seconds in which output is gathered before it is told."""
+"""Seconds during which output is collected before it is published."""
 
 
 class TaskRegistry:
@@ -57,7 +57,7 @@ class TaskRegistry:
         self._timer: asyncio.TimerHandle | None = None
 
     def find(self, task_id: str) -> Entry | None:
-        """The task, if it lives or has just ended here."""
+        """Return the task if it is live here or has just ended, else None."""
         return self._entries.get(task_id) or self._finished.get(task_id)
 
     @property
@@ -76,7 +76,7 @@ class TaskRegistry:
     async def admit(self, entry: Entry, key: tuple[str, str, str] | None = None) -> tuple[str, str] | None:
         """Record a new task: an asynchronous one is on disk when this returns, with its key; raises `StorageUnavailable`.
 
-        Returns what `History.commit_new` does where the key stands for a task already; nothing is recorded then.
+        If the key has a task already, nothing is recorded, and its id and fingerprint are returned.
         """
         if entry.wait:
             self._history.write_behind(entry.task_id, entry.lasting)
@@ -88,19 +88,19 @@ class TaskRegistry:
         return None
 
     async def admit_all(self, entries: list[Entry], tasks: list[Task], key: tuple[str, str, str] | None = None) -> set[str]:
-        """New asynchronous tasks, on disk as `tasks` when this returns; the ids of those that were purged. See `History.commit_all`."""
+        """Record new asynchronous tasks, and return when `tasks` are on disk: the ids of purged ones. See `History.commit_all`."""
         refused = await self._history.commit_all(tasks, key)
         self._entries.update((entry.task_id, entry) for entry in entries if entry.task_id not in refused)
         return refused
 
     def announce(self, entry: Entry) -> None:
-        """Tell of its state in the loop's next turn: whoever waits for it, and the worker that is to run it, have their part first."""
+        """Publish the state in the next loop iteration: waiters, and the worker that runs the task, come first."""
         if not self._untold:
             asyncio.get_running_loop().call_soon(self.tell_states)
         self._untold.append((entry, entry.state))
 
     def tell_states(self) -> None:
-        """Tell of all that was announced."""
+        """Publish all announced states."""
         if not self._untold:
             return
         untold, self._untold = self._untold, []
@@ -110,12 +110,12 @@ class TaskRegistry:
                 self._bus.task_update(entry.task_id, partial(_news, entry, state), state.terminal)
 
     def tell_of(self, task: Task) -> None:
-        """Tell of the end of a task that never waited in a lane here."""
+        """Publish the end of a task that was never queued here."""
         news = task.model_dump(mode="json", include=set(NEWS))
         self._bus.task_update(task.task_id, lambda: news, terminal=True)
 
     async def record(self, entry: Entry) -> bool:
-        """Its state has changed. False: another runtime has taken the task over, which must not run here any more."""
+        """Record a changed state; return False if another runtime has taken over the task, which must not run here then."""
         state = entry.state
         if state.terminal:
             self._close_output(entry)
@@ -130,11 +130,11 @@ class TaskRegistry:
                     self._lose(entry)
                     return False
             except StorageUnavailable as problem:
-                # The work is done or under way: it goes on, and is written as soon as that is possible.
+                # The task continues, and its state is written as soon as possible.
                 log.warning("%s is %s, which can't be stored now: %s", entry.task_id, entry.state, problem)
                 self._history.write_behind(entry.task_id, entry.lasting)
         if entry.state is not state:
-            return True  # it went on meanwhile, as when it is moved and cancelled at once: whoever records that tells of it
+            return True  # changed again during the write; the later change is published by its own call
         if state.terminal:
             self._entries.pop(entry.task_id, None)
             if len(entry.parameters) <= LARGEST_KEPT and entry.output.size <= LARGEST_OUTPUT_KEPT:
@@ -146,7 +146,7 @@ class TaskRegistry:
         return True
 
     def _lose(self, entry: Entry) -> None:
-        """Forget a task that is another's: whoever asks for it is told by the history from here on."""
+        """Remove a task that another runtime has taken over: queries are answered by the history from now on."""
         self._entries.pop(entry.task_id, None)
         self._counters.lost(entry.task_id)
         if entry.tokens is not None:
@@ -154,7 +154,7 @@ class TaskRegistry:
         entry.done.reach()
 
     def keep_payload(self, entry: Entry, outcome: Completed) -> None:
-        """Store an opaque result beside its task."""
+        """Store the opaque result of a task."""
         data = outcome.payload
         if data is None:
             self._history.put_payload(entry.task_id, outcome.encoding, self._settings.payloads / f"{entry.task_id}.{entry.attempt}")
@@ -164,8 +164,8 @@ class TaskRegistry:
     # Output
 
     def output_changed(self, entry: Entry) -> None:
-        """It printed or showed something; told of at most ten times a second."""
-        if entry.state.terminal:  # it was told as a whole
+        """Publish new output, at most ten times a second."""
+        if entry.state.terminal:  # published as a whole
             return
         self._dirty.add(entry)
         if self._timer is None:
@@ -196,13 +196,13 @@ class TaskRegistry:
             self._history.put_output(entry.task_id, entry.output.whole(entry.task_id))
 
     def progressed(self, entry: Entry) -> None:
-        """It said how far it is."""
+        """Publish new progress."""
         if self._bus.watched("task_progress") and entry.progress is not None:
             data = {"task_id": entry.task_id, **entry.progress.model_dump()}
             self._bus.publish("task_progress", {"type": "task_progress", "data": data})
 
     def generated(self, entry: Entry, piece: TokenPiece) -> None:
-        """A model wrote some text for it."""
+        """Publish new text of a model."""
         if self._bus.watched("ai_token"):
             data = {"task_id": entry.task_id, "index": piece.index, "text": piece.text}
             self._bus.publish("ai_token", {"type": "ai_token", "data": data})
@@ -210,7 +210,7 @@ class TaskRegistry:
     # Queries
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
-        """The task when it has ended, or as it is after `timeout` seconds; raises `TaskNotFound`."""
+        """Return the ended task, or its record after `timeout` seconds; raise `TaskNotFound`."""
         entry = self.find(task_id)
         if entry is not None:
             await entry.done.wait(timeout)
@@ -223,18 +223,18 @@ class TaskRegistry:
             await asyncio.sleep(OTHERS_POLL)
 
     async def get(self, task_id: str, parameters: bool = True) -> Task:
-        """The task, whichever runtime of this user holds it; raises `TaskNotFound`.
+        """Return the task, of any runtime of this user; raise `TaskNotFound`.
 
         Without its parameters, which may be megabytes, it costs little, however often it is asked for.
         """
         entry = self.find(task_id)
         if entry is not None:
-            if entry.state.terminal:  # which is being recorded
+            if entry.state.terminal:  # its end is being recorded
                 await entry.done.wait()
             return entry.record(parameters)
         task = await self._history.get(task_id)
         if task is None:
-            raise TaskNotFound(f"There is no task {task_id}: it never was, or it is older than what the history keeps.")
+            raise TaskNotFound(f"Unknown task {task_id!r}: its id is wrong, or the history no longer keeps it")
         if not parameters:
             task.parameters = None
         return task
@@ -248,7 +248,7 @@ class TaskRegistry:
         operation: str | None = None,
         owner: str | None = None,
     ) -> TaskPage:
-        """Tasks of all this user's runtimes, newest first."""
+        """Return a page of the tasks of all this user's runtimes, newest first."""
         found, total, following = await self._history.page(limit, before, offset, states, operation, owner)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
@@ -263,7 +263,6 @@ class TaskRegistry:
         return shown.model_copy(update={"task": await self.get(task_id, parameters=False)}) if record else shown
 
     async def _output(self, task_id: str, since: int, wait: float) -> TaskOutput:
-        """What it showed after cursor `since`; with `wait`, up to that many seconds for something new."""
         entry = self.find(task_id)
         if entry is None:
             return await self._others_output(task_id, since, wait)
@@ -280,7 +279,7 @@ class TaskRegistry:
                 await asyncio.wait_for(news.wait(), left)
 
     async def _others_output(self, task_id: str, since: int, wait: float) -> TaskOutput:
-        """What is on disk of a task that ended, or that another runtime runs, which tells us of no news."""
+        """Return the stored output of an ended task, or of one that another runtime runs, by polling."""
         ends = time.monotonic() + wait
         while True:
             task = await self.get(task_id)
@@ -290,7 +289,7 @@ class TaskRegistry:
             await asyncio.sleep(OTHERS_POLL)
 
     async def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
-        """The text that a model writes for it, after `since` characters, until it ends; raises `TaskNotFound`."""
+        """Yield the text of a model after `since` characters, until the task ends; raise `TaskNotFound`."""
         entry = self.find(task_id)
         if entry is not None and entry.tokens is not None:
             async for piece in entry.tokens.read(since):
@@ -306,12 +305,12 @@ class TaskRegistry:
             yield TokenPiece(since, text[since:])
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
-        """The opaque result and its encoding; raises `TaskNotFound` where there is none."""
+        """Return the opaque result and its encoding; raise `TaskNotFound` if there is none."""
         task = await self.get(task_id)
         found = await self._history.get_payload(task_id)
         if found is None:
-            why = "gave none" if task.status is TaskState.COMPLETED else f"is {task.status}"
-            raise TaskNotFound(f"There is no payload of {task_id}: it {why}, or the payload is older than what is kept.")
+            why = "returned none" if task.status is TaskState.COMPLETED else f"is {task.status}"
+            raise TaskNotFound(f"The task {task_id!r} has no payload: it {why}, or the payload has expired")
         return found
 
     def close(self) -> None:
@@ -323,5 +322,5 @@ class TaskRegistry:
 
 
 def _news(entry: Entry, state: TaskState) -> TaskNews | None:
-    """What is told of that state; None once it has another, which may not be on disk yet, and is told when it is."""
+    """Return the event content of a state; None if the state has changed since: the later one is published when it is on disk."""
     return entry.news_item() if entry.state is state else None

@@ -36,7 +36,7 @@ Scope = tuple[str, str, str]
 
 @dataclass(slots=True, eq=False)
 class SessionEntry:
-    """What is known of one session. `number` counts its restarts; times are in seconds since the epoch."""
+    """State of one session. `number` counts restarts; times are in seconds since the epoch."""
 
     id: str
     name: str
@@ -49,7 +49,7 @@ class SessionEntry:
     open: int = 0
     """Tasks that wait or run."""
     listed: bool = False
-    """Whether a task was accepted for it."""
+    """True once a task was accepted for it."""
     task_id: str | None = None
     ended: str | None = None
     """Why its worker has ended; None while it can be used."""
@@ -58,17 +58,17 @@ class SessionEntry:
 
     @property
     def active(self) -> bool:
-        """Whether it has a worker, or its first task is about to start one."""
+        """True if it has a worker, or its first task is starting one."""
         return self.ended is None and bool(self.tasks or self.open)
 
     @property
     def use(self) -> SessionUse:
-        """What an engine is told of it."""
+        """The session as the engine needs it."""
         return SessionUse(self.id, self.number, self.name)
 
 
 class Sessions:
-    """Registry of sessions. `engine` gives the engine, which is made after this."""
+    """Registry of sessions. `engine` returns the engine."""
 
     def __init__(self, settings: Settings, engine: Callable[[], Engine]) -> None:
         self._settings = settings

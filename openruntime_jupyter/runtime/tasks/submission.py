@@ -1,4 +1,4 @@
-"""How tasks come in: what a request becomes, and what a runtime that died has left."""
+"""Submission: validates, records and queues tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 
 class TaskSubmission:
-    """Checks, records and queues. `need_lanes(interpreter)` waits until it is known what there is to compute on."""
+    """Validation, recording and queueing of tasks. `need_lanes(interpreter)` waits until devices are known."""
 
     def __init__(
         self,
@@ -54,15 +54,15 @@ class TaskSubmission:
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
         self._coming = 0
-        """Tasks that are just being recorded, and wait from then on."""
+        """Number of tasks that are being recorded."""
         self._stopping = False
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Reject further submissions."""
         self._stopping = True
 
     async def submit(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None) -> str:
-        """Queue a task and return its id; an asynchronous one (`request.wait` false) is on disk by then.
+        """Queue a task and return its id; an asynchronous task (`request.wait` false) is on disk by then.
 
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
         `idempotency_key` of the same owner gives the same task; `same` is the fingerprint of what the request was made from.
@@ -76,10 +76,10 @@ class TaskSubmission:
             return await self._once(entry, same or fingerprint(request), idempotency_key)
 
     async def earlier(self, caller: Caller, key: str, same: str) -> str | None:
-        """The task that a key stands for already; raises `InvalidRequest` where it was another request's."""
+        """Return the id of the task that a key belongs to, or None; raise `InvalidRequest` if the key belongs to another request."""
         try:
             earlier = await self._history.remember_key(caller.owner or "", key, None)
-        except StorageUnavailable:  # `submit` decides whether that matters
+        except StorageUnavailable:  # `submit` handles it
             return None
         if earlier is None:
             return None
@@ -91,11 +91,11 @@ class TaskSubmission:
         return self._registry.find(task_id) is not None or await self._history.get(task_id) is not None
 
     def lock(self, caller: Caller, key: str) -> asyncio.Lock:
-        """For one at a time with each key: the second finds what the first has stored."""
+        """Return the lock of a key: requests with the same key run one after the other."""
         return self._keys.setdefault((caller.owner, key), asyncio.Lock())
 
     async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None) -> Entry:
-        """Check a request; the task that it may become. Raises what `submit` raises, but for `QueueFull`."""
+        """Validate a request and return its entry. Raises what `submit` raises, except `QueueFull`."""
         checked = self.check(request, caller)
         lane = await self.place(checked, request.device_preference)
         self._admission.check(checked.needs, lane)
@@ -103,35 +103,35 @@ class TaskSubmission:
         return self._entry(request, checked, caller.owner, lane, task_id)
 
     def check(self, request: TaskRequest, caller: Caller) -> Checked:
-        """See `submission.check`."""
+        """Validate a request; see `validation.check`."""
         return check(request, caller, self._settings, self._arrays.known, self._find_model)
 
     async def place(self, checked: Checked, preference: str) -> Lane:
-        """The lane for it; raises `UnknownDevice` and `Unavailable`."""
+        """Return the lane of the task; raise `UnknownDevice` or `Unavailable`."""
         if not checked.operation.inline:
             await self.need_lanes(checked.interpreter)
             return self._scheduler.place(preference)
         if self._scheduler.remote is None:
-            raise Unavailable(f"Nothing in this runtime runs {checked.operation.name!r}.", retry_after=60.0)
+            raise Unavailable(f"This runtime has no provider for {checked.operation.name!r}", retry_after=60.0)
         return self._scheduler.remote
 
     def _require_open(self) -> None:
         if self._stopping:
-            raise Stopping("The runtime is being stopped: ask again when it is back.", retry_after=5.0)
+            raise Stopping("The runtime is stopping: retry after it has restarted", retry_after=5.0)
 
     def require_room(self, lane: Lane) -> None:
-        """Raise `QueueFull` where one more may not wait."""
+        """Raise `QueueFull` if the queue has no room for one more task."""
         waiting = self._scheduler.pending + self._coming
         if waiting < self._settings.max_pending:
             return
         if self._settings.max_pending == 0 and len(lane.running) + self._coming < lane.slots:
             return
         raise QueueFull(
-            f"{waiting:,} tasks wait, and no more than {self._settings.max_pending:,} may (max_pending): try again later", retry_after=5.0
+            f"{waiting:,} tasks are pending, and max_pending is {self._settings.max_pending:,}: try again later", retry_after=5.0
         )
 
     def expect(self, entry: Entry) -> None:
-        """Keep room for a task that is about to be recorded, and what its parameters name; raises `QueueFull` and `ArrayNotFound`."""
+        """Reserve a place in the queue and the arrays of a task to be recorded; raise `QueueFull` or `InvalidRequest`."""
         self.require_room(entry.lane)
         self._arrays.lease(entry.arrays, entry.task_id)
         self._coming += 1
@@ -139,14 +139,14 @@ class TaskSubmission:
             self._sessions.enter(entry.session)
 
     def give_up(self, entry: Entry) -> None:
-        """Undo `expect`: the task was not recorded."""
+        """Undo `expect` for a task that was not recorded."""
         self._coming -= 1
         self._arrays.release(entry.task_id, entry.arrays)
         if entry.session is not None:
             self._sessions.leave(entry.session)
 
     def begin(self, entry: Entry) -> None:
-        """Let a task that was expected, and is recorded, wait for its turn."""
+        """Queue a recorded task after `expect`."""
         self._coming -= 1
         self._scheduler.enqueue(entry)
         self._registry.announce(entry)
@@ -156,13 +156,13 @@ class TaskSubmission:
             try:
                 earlier = await self._history.remember_key(entry.owner or "", key, entry.task_id, same)
             except StorageUnavailable:
-                earlier = None  # a synchronous task goes on while the disk is full; a repetition would run again
+                earlier = None  # a synchronous task runs while the disk is full; a repeated request would run again
             if earlier is None:
                 await self._admit(entry)
         else:
             try:
                 earlier = await self._admit(entry, (entry.owner or "", key, same))
-            except InvalidRequest:  # a task that was made earlier may have ended, and its arrays with it
+            except InvalidRequest:  # the key's task may have ended, and its arrays with it
                 earlier = await self._history.remember_key(entry.owner or "", key, None)
                 if earlier is None:
                     raise
@@ -171,7 +171,7 @@ class TaskSubmission:
         task_id, known = earlier
         _must_be(known, same)
         if not await self._is_known(task_id):
-            # The key was stored and the task never was: the server died, or the disk was full, in between.
+            # The key was stored and its task was not: the server died, or the disk was full, between the two.
             entry.task_id = task_id
             await self._admit(entry)
         return task_id
@@ -228,7 +228,7 @@ class TaskSubmission:
         )
 
     def inherit(self, task: Task, request: TaskRequest, checked: Checked, lane: Lane) -> None:
-        """Queue what a dead runtime left, where its age and its attempts put it.
+        """Queue a task of a dead runtime, with its age and its attempts.
 
         Raises `ArrayNotFound`, and `SessionEnded` for a task of a session, which has ended with that runtime.
         """

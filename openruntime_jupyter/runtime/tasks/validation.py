@@ -1,4 +1,4 @@
-"""From a request to a task: everything that is checked before it may wait."""
+"""Validation and authorisation of a request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST_KEY = 255
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: `may_execute` allows their own code, `trusted` says that they logged in, `may_spend` lets them use the owner's accounts."""
+    """The caller. `may_execute` allows code, `trusted` means logged in, `may_spend` allows remote providers with the owner's accounts."""
 
     owner: str | None = None
     may_execute: bool = True
@@ -35,7 +35,7 @@ class Caller:
 
 @dataclass(slots=True)
 class Checked:
-    """A request that may become a task. `needs` is in bytes, `timeout` in seconds."""
+    """A valid request. `needs` is in bytes, `timeout` in seconds."""
 
     operation: Operation
     parameters: bytes
@@ -51,11 +51,11 @@ class Checked:
 
 Known = Callable[[str], Layout | None]
 FindModel = Callable[[str | None, Caller], ModelSource]
-"""What a name or path stands for, for this caller; raises `InvalidRequest`, `NotAllowed` and `Unavailable`."""
+"""Resolves the name or path of a model for a caller; raises `InvalidRequest`, `NotAllowed` or `Unavailable`."""
 
 
 def minds_execute(name: str) -> bool:
-    """Whether it matters for this operation if its caller may execute code; also where there is no such operation."""
+    """Return whether the operation needs the permission to execute code; True for an unknown operation."""
     try:
         kind = operation(name)
     except UnknownOperation:
@@ -64,7 +64,7 @@ def minds_execute(name: str) -> bool:
 
 
 def no_models(*_: object) -> ModelSource:
-    """Where there is no catalogue."""
+    """Reject every model, for a runtime without a catalogue."""
     raise Unavailable("This runtime has no models.", retry_after=60.0)
 
 
@@ -75,7 +75,7 @@ def check(
     known: Known = lambda array_id: None,
     find_model: FindModel = no_models,
 ) -> Checked:
-    """Validate and authorise; raises `InvalidRequest` and its kinds, `NotAllowed`, and what `find_model` raises.
+    """Validate and authorise a request; raise `InvalidRequest` and its subclasses, `NotAllowed`, and what `find_model` raises.
 
     `known` tells what an array is. One that it does not know is refused later, when the task would lease it: a request that is
     sent again must find its task though its arrays may be gone.
@@ -83,13 +83,13 @@ def check(
     kind = operation(request.operation)
     if kind.needs_execute and not caller.may_execute:
         raise NotAllowed(
-            f"The operation {kind.name!r} runs your own code, and you may not execute code here: log in, "
-            "or give the token that was printed when the server started."
+            f"The operation {kind.name!r} runs your own code and needs the permission to execute: log in, "
+            "or give the token that was printed when the server started"
         )
     if kind.inline and not caller.may_spend:
         raise NotAllowed(
-            f"The operation {kind.name!r} asks a remote provider at the owner's cost, and nobody is logged in: log in, give the token "
-            "that was printed when the server started, or ask a local model."
+            f"The operation {kind.name!r} uses a remote provider at the owner's cost and needs a login: log in, give the token "
+            "that was printed when the server started, or use a local model"
         )
     parameters = kind.validate(request.parameters)
     encoded = to_json(request.parameters, inf_nan_mode="constants")
@@ -143,6 +143,6 @@ def _bounded(kind: Operation, parameters: Parameters, timeout: float | None, mos
 
 
 def fingerprint(request: TaskRequest) -> str:
-    """What makes two requests the same: all but whether somebody waits."""
+    """Return the fingerprint of a request, which leaves out `wait`."""
     same: dict[str, Any] = request.model_dump(exclude={"wait"})
     return hashlib.sha256(to_json(same, inf_nan_mode="constants")).hexdigest()

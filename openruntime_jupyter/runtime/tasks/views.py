@@ -1,4 +1,4 @@
-"""What a runtime tells of its devices, figures and operations, as wire types."""
+"""Devices, metrics and operations of a runtime as wire types."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from openruntime_jupyter.schemas.system import Device, OperationInfo
 
 
 def gpus(lanes: Iterable[Lane]) -> list[Gpu]:
-    """What probes are asked for figures of."""
+    """Return the GPUs whose metrics the probes read."""
     return [Gpu(lane.id, lane.device.index, lane.device.name, lane.device.capabilities) for lane in lanes if lane.device.type == "gpu"]
 
 
 def devices(lanes: Iterable[Lane], admission: Admission, sample: Sample) -> list[Device]:
-    """Each lane's device, as its workers reported it, with the memory of now in bytes and the figures that can be read."""
+    """Return each lane's device as its workers reported it, with current memory in bytes and the readable metrics."""
     return [_device(lane, admission, sample) for lane in lanes]
 
 
@@ -50,7 +50,7 @@ def _device(lane: Lane, admission: Admission, sample: Sample) -> Device:
 
 
 def _available(lane: Lane, admission: Admission, figures: GpuFigures) -> int:
-    """Bytes free now: as the GPU tells where it has memory of its own, since other programs use that too."""
+    """Return the free bytes; from the driver for a GPU with its own memory, which other programs use too."""
     shared = lane.device.type == "cpu" or "unified_memory" in lane.device.capabilities
     if shared or figures.memory_total is None or figures.memory_used is None:
         return admission.free(lane)
@@ -58,7 +58,7 @@ def _available(lane: Lane, admission: Admission, figures: GpuFigures) -> int:
 
 
 def metrics(scheduler: Scheduler, sample: Sample, answered: int) -> dict[str, Any]:
-    """The fields of `Metrics`: utilisation 0.0 where there is no GPU, None where one is there that can't be read; `answered` prompts."""
+    """Return the fields of `Metrics`. GPU utilisation is 0.0 without a GPU and None for an unreadable one; `answered` counts prompts."""
     return {
         "gpu_utilization": _utilization(scheduler.lanes.values(), sample),
         "memory_usage": sample.memory_usage,
@@ -70,7 +70,7 @@ def metrics(scheduler: Scheduler, sample: Sample, answered: int) -> dict[str, An
 
 
 def _utilization(lanes: Iterable[Lane], sample: Sample) -> float | None:
-    """The mean over those GPUs that can be read."""
+    """Return the mean over the readable GPUs, in percent."""
     figures = [sample.gpus.get(lane.id, NOTHING).utilization for lane in lanes if lane.device.type == "gpu"]
     if not figures:
         return 0.0
@@ -79,13 +79,13 @@ def _utilization(lanes: Iterable[Lane], sample: Sample) -> float | None:
 
 
 def held(workers: Sequence[WorkerReport]) -> int | None:
-    """Bytes that those workers hold whose memory can be read; None where there are some, and none of them can be."""
+    """Return the resident bytes of the workers whose memory is readable; None if there are workers and none is readable."""
     known = [worker.resident for worker in workers if worker.resident is not None]
     return sum(known) if known or not workers else None
 
 
 def operations(known: dict[str, Operation]) -> list[OperationInfo]:
-    """Each operation with the JSON schema of its parameters."""
+    """Return each operation with the JSON schema of its parameters."""
     return [
         OperationInfo(
             name=kind.name, summary=kind.summary, needs_execute=kind.needs_execute, parameters_schema=kind.params.model_json_schema()
@@ -95,7 +95,7 @@ def operations(known: dict[str, Operation]) -> list[OperationInfo]:
 
 
 def uptime(seconds: float) -> str:
-    """`"2h 15m"`; the two largest units."""
+    """Return a duration such as `"2h 15m"`, in its two largest units."""
     left = int(seconds)
     parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

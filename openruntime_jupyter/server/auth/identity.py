@@ -1,6 +1,6 @@
-"""Who asks: a notebook of this server by its secret, and a program of this user on this machine without any.
+"""Identity of callers: notebooks of this server with its secret, and local programs of the same user without a token.
 
-Everyone else is the business of the server's own identity provider.
+The server's identity provider handles all other callers.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ if TYPE_CHECKING:
     from openruntime_jupyter.server.http.base import BaseHandler
 
 GENERATED = re.compile(r"[0-9a-f]{32}")
-"""The name that Jupyter invents, for each request without a cookie anew, for who came with the shared token or password."""
+"""User name that Jupyter generates for each request with the shared token or password and without a cookie."""
 
 WHICH_TOKEN = "send the server's token as `Authorization: token <token>`"
 
 
 @cache
 def own_name() -> str:
-    """Whose server this is: the Hub's user, else the system's; looked up once, as the system reads its list of users for it."""
+    """Return the owner of this server: the JupyterHub user or the system user. Cached, because the lookup reads the user list."""
     try:
         return os.environ.get("JUPYTERHUB_USER") or getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container user without a name
         return f"uid {os.getuid()}"
 
 
 def owner_of(user: User | None) -> str | None:
-    """To whom a task of this user belongs: always the same person for the same login; None for nobody in particular."""
+    """Return the owner of this user's tasks, which is the same for every request of a login; None without a login."""
     if user is None or isinstance(user, LocalUser):
         return None
     return own_name() if GENERATED.fullmatch(user.username) else user.username
 
 
 def token_of(provider: IdentityProvider, handler: web.RequestHandler) -> str:
-    """The token that a request carries, in the header or the query; empty if there is none that can be read."""
+    """Return the token of a request from the header or the query; empty if missing or unreadable."""
     try:
         return provider.get_token(handler) or ""
-    except web.HTTPError:  # not even text
+    except web.HTTPError:  # not valid text
         return ""
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two secrets are equal, in a time that does not tell where they differ."""
+    """Compare two secrets in constant time."""
     return hmac.compare_digest(one.encode(errors="replace"), other.encode(errors="replace"))
 
 
 class LocalUser(User):
-    """Somebody on this machine, who did not log in."""
+    """Local user without a login."""
 
 
 class OwnUser(LocalUser):
-    """The server's own user, as the system proves, who did not log in either."""
+    """Local user without a login, whose process belongs to the same system user as the server."""
 
 
 class NotebookIdentity(IdentityProvider):
-    """The notebooks of this server, known by a secret of this run that they inherit through their environment.
+    """Identity provider for notebooks of this server, which inherit a secret of this run through their environment.
 
-    Only our own handlers ask it: the secret opens nothing else of Jupyter's.
+    Only the extension's handlers use it, so the secret gives no access to other routes of Jupyter.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -79,65 +79,66 @@ class NotebookIdentity(IdentityProvider):
         self.authorizer = AllowAllAuthorizer(identity_provider=self)
 
     def presented_by(self, handler: web.RequestHandler) -> bool:
-        """Whether the request carries the secret."""
+        """Return True if the request has the secret."""
         return same(token_of(self, handler), self.token)
 
     def get_user(self, handler: web.RequestHandler) -> User:
-        """The owner of the server, as their notebook."""
+        """Return the owner of the server."""
         handler._token_authenticated = True  # type: ignore[attr-defined]  # noqa: SLF001
         return User(own_name(), "the notebook")
 
 
 class StandaloneIdentity(IdentityProvider):
-    """Who may use a stand-alone server: whoever has its token, and, for what is safe, the programs of this machine without one."""
+    """Identity provider of a stand-alone server: clients with the token, and local programs without a token for safe operations."""
 
     allow_local = Bool(
         True,
         config=True,
-        help="""Whether requests from this machine need no token. Without one nobody can run code of their own, only the other
-        operations, each at most OpenRuntimeApp.untrusted_timeout seconds long. False: every request needs the token.
-        Without effect where the server listens beyond the loopback (--ip) or ServerApp.allow_remote_access is set: the token is
-        always needed there. On Linux only processes of the same user are let in; elsewhere every user of this machine is.
+        help="""Whether requests from the same machine are allowed without the token. Without the token, clients cannot run their own
+        code. They can run the other operations, each for at most OpenRuntimeApp.untrusted_timeout seconds. False: every request
+        needs the token. Ignored if the server listens on other interfaces than the loopback (--ip) or if
+        ServerApp.allow_remote_access is set: the token is always required then. On Linux, only processes of the same user are
+        allowed; on other systems, every local user is.
         """,
     )
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # Jupyter would print an address for browsers; ours prints what its users need.
-        self.token_is_ours = bool(self.token) and self.token_generated
+        # Jupyter would print a URL for browsers. The stand-alone server prints its own message instead.
+        self.has_generated_token = bool(self.token) and self.token_generated
         self.token_generated = False
         self._uids: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
 
     @property
     def login_available(self) -> bool:
-        """There is no login page."""
+        """Return False: a stand-alone server has no login page."""
         return False
 
     @property
     def logout_available(self) -> bool:
-        """Nor anything to log out from: no cookie is set."""
+        """Return False: clients are not logged in by cookies."""
         return False
 
     def get_user(self, handler: web.RequestHandler) -> User | None:
-        """Whoever has the token; on our own routes also a local program, if nothing about the request speaks against it."""
+        """Return the user of the token, or a local user on the extension's routes unless the request has to be rejected."""
         given = token_of(self, handler)
         if given:
             if not same(given, self.token):
-                handler.refusal = "This is not the server's token: it is printed when the server starts"  # type: ignore[attr-defined]
+                handler.refusal = "The token is wrong: use the one that the server prints when it starts"  # type: ignore[attr-defined]
                 return None
             handler._token_authenticated = True  # type: ignore[attr-defined]  # noqa: SLF001
             return User(own_name())
-        if not hasattr(handler, "refusal"):  # one of Jupyter's own routes
+        if not hasattr(handler, "refusal"):  # a route of Jupyter
             return None
         objection = self.objection(handler)
-        handler.refusal = f"{objection}, so {WHICH_TOKEN}" if objection else None
+        handler.refusal = f"{objection}: {WHICH_TOKEN}" if objection else None
         if objection:
             return None
-        kind = OwnUser if self._uids.get(handler.request.connection.context) == os.getuid() else LocalUser  # type: ignore[union-attr]
-        return kind("local", "a program on this machine")
+        user_type = OwnUser if self._uids.get(handler.request.connection.context) == os.getuid() else LocalUser  # type: ignore[union-attr]
+        return user_type("local", "a local program")
 
     def objection(self, handler: BaseHandler | web.RequestHandler) -> str | None:
-        """What keeps a request without a token out; None if nothing does."""
+        """Return the reason why a request without a token is rejected, or None if it is allowed."""
         headers = handler.request.headers
         address = getattr(getattr(handler.request.connection, "context", None), "address", None)
         forwarded = [
@@ -145,9 +146,9 @@ class StandaloneIdentity(IdentityProvider):
         ]
         origin = headers.get("Origin") or headers.get("Sec-Websocket-Origin")
         if not self.allow_local:
-            return "This server lets nobody in without a token"
+            return "This server requires a token"
         if handler.settings.get("allow_remote_access"):
-            return "This server can be reached from other machines"
+            return "This server accepts connections from other machines"
         if not (isinstance(address, tuple) and is_loopback(address[0])):
             return "The request does not come from this machine"
         if forwarded:
@@ -159,19 +160,19 @@ class StandaloneIdentity(IdentityProvider):
         return self._foreign_user(handler)
 
     def _foreign_user(self, handler: web.RequestHandler) -> str | None:
-        """Why the process at the other end may not come in; looked up once a connection."""
+        """Return the reason to reject the client process, or None. The user id is looked up once per connection."""
         connection: Any = handler.request.connection
         if connection.context not in self._uids:
             self._uids[connection.context] = uid_of_peer(connection.stream.socket)
         uid = self._uids[connection.context]
         if uid in (UNKNOWABLE, os.getuid()):
             return None
-        return "The request comes from another user of this machine" if uid is not None else "It can't be told which user sent the request"
+        return "The request was sent by another local user" if uid is not None else "The user of the client is unknown"
 
     def validate_security(self, app: Any, ssl_options: dict[str, Any] | None = None) -> None:
-        """Refuse to start where strangers could come in."""
+        """Refuse to start if unauthorized clients could get access."""
         if not self.token:
-            app.refuse("An empty token would let everyone run code: leave --token away, and one is made")
-        if self.token_is_ours and app.reachable_from_elsewhere:
-            app.refuse(f"Listening on {app.ip or 'every address'} lets other machines in: choose a token (--token=SECRET, or the variable "
-                       "JUPYTER_TOKEN), or listen on 127.0.0.1 (leave --ip away)")  # fmt: skip
+            app.refuse("An empty token would allow everyone to run code: omit --token to generate one")
+        if self.has_generated_token and app.reachable_from_elsewhere:
+            app.refuse(f"Listening on {app.ip or 'every address'} allows access from other machines: choose a token (--token=SECRET, or "
+                       "the variable JUPYTER_TOKEN), or listen on 127.0.0.1 (omit --ip)")  # fmt: skip

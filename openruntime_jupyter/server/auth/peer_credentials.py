@@ -1,4 +1,4 @@
-"""Who is at the other end of a local connection. Linux tells the user id of the process; elsewhere nobody does."""
+"""User id of the process at the other end of a local connection. Only available on Linux."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 ESTABLISHED = "01"
 UNKNOWABLE = -1
-"""What stands for "this system does not tell"."""
+"""Value for systems that do not report the user id."""
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `address`, in numbers, is of this machine alone."""
+    """Return True for a numeric loopback address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -24,10 +24,10 @@ def is_loopback(address: str) -> bool:
 
 
 def uid_of_peer(connection: socket.socket, tables: Path = Path("/proc/net")) -> int | None:
-    """The user id of the process at the other end of a connection within this machine.
+    """Return the user id of the process at the other end of a local connection.
 
-    `UNKNOWABLE` on systems that do not tell, None where the system should tell but knows no such connection. Only a connection
-    that is still open at that end counts: the kernel gives what is left of a closed one to root.
+    Return `UNKNOWABLE` on systems that do not report it, and None if the system does not list the connection. Only connections
+    that are still open at the other end count, because the kernel assigns closed ones to root.
     """
     if not sys.platform.startswith("linux"):
         return UNKNOWABLE
@@ -45,18 +45,18 @@ def uid_of_peer(connection: socket.socket, tables: Path = Path("/proc/net")) -> 
 
 
 def _rows(local: tuple[str, int], remote: tuple[str, int]) -> Iterator[tuple[str, str, str]]:
-    """In which table, and under which addresses, the kernel may list the peer's end."""
+    """Yield the tables and addresses under which the kernel may list the peer's socket."""
     version = ipaddress.ip_address(local[0].partition("%")[0]).version
     if version == 4:
         yield "tcp", _hexadecimal(local), _hexadecimal(remote)
-        # A program may reach us by an IPv6 socket under a mapped address.
+        # The peer may use an IPv6 socket with a mapped IPv4 address.
         yield "tcp6", *(_hexadecimal((f"::ffff:{address}", port)) for address, port in (local, remote))  # type: ignore[misc]
     else:
         yield "tcp6", _hexadecimal(local), _hexadecimal(remote)
 
 
-def _hexadecimal(place: tuple[str, int]) -> str:
-    """An address as /proc/net writes it: 32-bit words in the machine's own byte order, then the port."""
-    packed = ipaddress.ip_address(place[0].partition("%")[0]).packed
+def _hexadecimal(address: tuple[str, int]) -> str:
+    """Format an address like /proc/net: 32-bit words in native byte order, then the port."""
+    packed = ipaddress.ip_address(address[0].partition("%")[0]).packed
     words = (packed[at : at + 4] for at in range(0, len(packed), 4))
-    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words) + f":{place[1]:04X}"
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words) + f":{address[1]:04X}"

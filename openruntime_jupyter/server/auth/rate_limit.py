@@ -1,4 +1,4 @@
-"""How much one user, or one address where nobody is logged in, may ask: requests a minute, connections and WebSockets at once."""
+"""Rate limits per user, or per address without a login: requests per minute, concurrent requests and WebSockets."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from openruntime_jupyter.errors import RateLimited
 
 MINUTE = 60
 SLOTS = MINUTE + 1
-"""Seconds that are counted apart: those of the last minute, and the one that it begins in."""
+"""Number of one-second counters: the last minute and the partial second before it."""
 MAX_CLIENTS = 10_000
-"""Clients whose requests are remembered, at about 550 bytes each; past it, who has been silent longest is forgotten."""
+"""Maximum number of tracked clients, at about 550 bytes each. The least recently active client is dropped."""
 LARGEST = 1_000_000
 
 REFERENCE = {"max_requests_per_minute": 1_000, "max_connections": 100, "max_websockets": 10}
-"""What the reference names for production."""
+"""Limits that the reference recommends for production."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class LimitsTraits(HasTraits):
-    """The settings of the server, beside those of its runtime."""
+    """Traits of the rate limits."""
 
     production = Bool(
         False,
-        help="""Whether the three limits below are on with the reference's figures: 1,000 requests a minute, 100 connections, 10
-        WebSockets. One that is set by itself is as it is set.""",
+        help="""Whether the three limits below default to production values: 1,000 requests per minute, 100 connections, 10 WebSockets.
+        A limit that is set explicitly keeps its value.""",
     ).tag(config=True)
     max_requests_per_minute = Int(
         0,
         min=0,
         max=LARGEST,
-        help="""How many requests one user may send within a minute; one more is answered by 429 with Retry-After. Who is not logged in
-        is counted by address. 0: no limit, unless `production` is on and this is not set.""",
+        help="""Maximum number of requests per user and minute. Further requests get status 429 with Retry-After. Clients without a
+        login are counted by address. 0: no limit, unless `production` is on and this is not set.""",
     ).tag(config=True)
     max_connections = Int(
         0,
         min=0,
         max=LARGEST,
-        help="""How many requests of one user may be under way at once, WebSockets among them; a connection without a request does not
-        count. 0: no limit, unless `production` is on and this is not set.""",
+        help="""Maximum number of concurrent requests per user, including WebSockets. Idle connections do not count.
+        0: no limit, unless `production` is on and this is not set.""",
     ).tag(config=True)
     max_websockets = Int(
         0,
         min=0,
         max=LARGEST,
-        help="""How many WebSockets one user may have; one more is closed with code 4029. 0: no limit, unless `production` is on and
-        this is not set.""",
+        help="""Maximum number of WebSockets per user. Further ones are closed with code 4029. 0: no limit, unless `production` is on
+        and this is not set.""",
     ).tag(config=True)
     trusted_proxies = List(
         Unicode(),
-        help="""Addresses or networks (10.0.0.0/8) of proxies whose X-Forwarded-For is believed when a client is counted by address.
-        Empty: nobody's is.""",
+        help="""Addresses or networks (10.0.0.0/8) of proxies whose X-Forwarded-For header is trusted when clients are counted by
+        address. Empty: the header is ignored.""",
     ).tag(config=True)
 
     @default("max_requests_per_minute")
@@ -78,24 +78,24 @@ class LimitsTraits(HasTraits):
 
     @validate("trusted_proxies")
     def _networks(self, proposal: dict[str, Any]) -> list[str]:
-        given: list[str] = proposal["value"]
+        networks: list[str] = proposal["value"]
         try:
-            for each in given:
+            for each in networks:
                 ipaddress.ip_network(each, strict=False)
         except ValueError as problem:
-            raise TraitError(f"trusted_proxies: {problem}; give addresses such as 10.0.0.1 or networks such as 10.0.0.0/8") from None
-        return given
+            raise TraitError(f"trusted_proxies: {problem}; use addresses like 10.0.0.1 or networks like 10.0.0.0/8") from None
+        return networks
 
     def limits_of(self) -> Limits:
-        """The traits as `Limits`."""
+        """Return the limits of these traits."""
         return Limits(self.max_requests_per_minute, self.max_connections, self.max_websockets, self.trusted_proxies)
 
 
 class Window:
-    """How many requests came in each second of the last minute.
+    """Sliding window with the number of requests in each second of the last minute.
 
-    Never are more than the limit let in within any 60 seconds; who stays below it within 61 is never refused. Its size does not
-    depend on the limit.
+    It never admits more requests than the limit within any 60 seconds, and never rejects a client that stays below the limit within
+    61 seconds. Its size does not depend on the limit.
     """
 
     __slots__ = ("_counts", "_newest", "_total")
@@ -106,9 +106,10 @@ class Window:
         self._total = 0
 
     def take(self, limit: int, now: float) -> float:
-        """Count one request at `now`, in seconds of a clock that never goes back.
+        """Count one request at `now`, in seconds of a monotonic clock.
 
-        0.0, or, where `limit` of them have come already, the seconds until there is room; then it is not counted.
+        Return 0.0 if the request is admitted. If `limit` is reached, do not count it and return the seconds until the next request
+        is admitted.
         """
         second = int(now)
         for passed in range(max(self._newest + 1, second - MINUTE), second + 1):
@@ -124,16 +125,16 @@ class Window:
 
 
 class Limits:
-    """Who has asked how often, and has how much open. A limit of 0 is none.
+    """Rate limits with the state of all clients. A limit of 0 disables the limit.
 
-    `clock` is in seconds and never goes back.
+    `clock` is a monotonic clock in seconds.
     """
 
     def __init__(
         self, requests: int, connections: int, websockets: int, proxies: Iterable[str] = (), clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.on = bool(requests or connections or websockets)
-        """Whether there is any limit."""
+        """Whether any limit is enabled."""
         self._requests = requests
         self._connections = connections
         self._websockets = websockets
@@ -142,44 +143,45 @@ class Limits:
         self._windows: OrderedDict[str, Window] = OrderedDict()
         self._open: dict[tuple[str, bool], int] = {}
 
-    def enter(self, who: str, websocket: bool) -> Callable[[], None]:
-        """Let one more request of that client in; what is returned is to be called once, at its end.
+    def enter(self, client: str, websocket: bool) -> Callable[[], None]:
+        """Admit a request of `client`. Return a function to call once when the request ends.
 
-        Raises `RateLimited`. A request that is refused for its number is not counted, one that is refused for what is open is.
+        Raises `RateLimited`. A request that exceeds the request rate is not counted; one that exceeds the number of connections is.
         """
-        self._count(who)
-        sockets, others = self._open.get((who, True), 0), self._open.get((who, False), 0)
+        self._count(client)
+        sockets, others = self._open.get((client, True), 0), self._open.get((client, False), 0)
         if websocket and 0 < self._websockets <= sockets:
-            raise RateLimited(f"You have {sockets} WebSockets: close one, or have OpenRuntimeApp.max_websockets raised", 5.0)
+            raise RateLimited(f"You have {sockets} open WebSockets: close one, or ask for a higher OpenRuntimeApp.max_websockets", 5.0)
         if 0 < self._connections <= sockets + others:
-            raise RateLimited(f"{sockets + others} requests of yours are under way: wait, or have OpenRuntimeApp.max_connections raised")
-        self._open[who, websocket] = (sockets if websocket else others) + 1
-        return lambda: self._leave(who, websocket)
+            raise RateLimited(f"You have {sockets + others} active requests: wait, or ask for a higher OpenRuntimeApp.max_connections")
+        self._open[client, websocket] = (sockets if websocket else others) + 1
+        return lambda: self._leave(client, websocket)
 
-    def _count(self, who: str) -> None:
+    def _count(self, client: str) -> None:
         if not self._requests:
             return
-        window = self._windows.get(who)
+        window = self._windows.get(client)
         if window is None:
-            window = self._windows[who] = Window()
+            window = self._windows[client] = Window()
             if len(self._windows) > MAX_CLIENTS:
                 self._windows.popitem(last=False)
         else:
-            self._windows.move_to_end(who)
+            self._windows.move_to_end(client)
         seconds = window.take(self._requests, self._clock())
         if seconds:
             raise RateLimited(
-                f"You sent {self._requests} requests in a minute: slow down, or have OpenRuntimeApp.max_requests_per_minute raised",
+                f"Rate limit of {self._requests} requests per minute exceeded: slow down, or ask for a higher "
+                "OpenRuntimeApp.max_requests_per_minute",
                 math.ceil(seconds),
             )
 
-    def _leave(self, who: str, websocket: bool) -> None:
-        left = self._open.pop((who, websocket)) - 1
+    def _leave(self, client: str, websocket: bool) -> None:
+        left = self._open.pop((client, websocket)) - 1
         if left:
-            self._open[who, websocket] = left
+            self._open[client, websocket] = left
 
     def client(self, request: HTTPServerRequest, user: str | None) -> str:
-        """Whom a request counts for: the user, else the address, of which IPv6 has a whole network (/64) for everyone."""
+        """Return the client key of a request: the user, or the address without a login. For IPv6 it is the /64 network."""
         if user is not None:
             return f"user {user}"
         address = self._address(request)
@@ -188,15 +190,15 @@ class Limits:
         return str(address or "a local socket")
 
     def _address(self, request: HTTPServerRequest) -> Address | None:
-        """Where it comes from: the last address on its way that is no proxy of ours. None for a socket that has none."""
+        """Return the address of the client: the last hop that is not a trusted proxy. None for a socket without an address."""
         peer = getattr(getattr(request.connection, "context", None), "address", None)
         address = _parsed(str(peer[0])) if isinstance(peer, tuple) else None
         if self._proxies:
             for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
-                told = _parsed(hop)
-                if told is None or not self._trusts(address):
+                forwarded = _parsed(hop)
+                if forwarded is None or not self._trusts(address):
                     break
-                address = told
+                address = forwarded
         return address
 
     def _trusts(self, address: Address | None) -> bool:
@@ -204,7 +206,7 @@ class Limits:
 
 
 def _parsed(text: str) -> Address | None:
-    """An address in numbers, with a port where a proxy adds that; one of IPv4 that IPv6 has wrapped is unwrapped."""
+    """Parse a numeric address with an optional port. Convert an IPv4-mapped IPv6 address to IPv4."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

@@ -1,1 +1,1 @@
-"""Traits: the settings of the server extension."""
+"""Settings of the server extension as traits."""

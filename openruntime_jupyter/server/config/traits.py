@@ -1,4 +1,4 @@
-"""The settings of a runtime as traits: one for each field of `runtime/settings.py`, by the same name."""
+"""Runtime settings as traits: one for each field of `runtime/settings.py`, with the same name."""
 
 from __future__ import annotations
 
@@ -10,246 +10,247 @@ from traitlets import Bool, Enum, Float, HasTraits, Int, List, Unicode
 
 from openruntime_jupyter.runtime.settings import Settings, default_data_dir
 
-NO_TRAIT = {"embedded": "a server's runtime never is: only a kernel hosts an embedded one"}
-"""Fields that have no trait, each with the reason."""
+NO_TRAIT = {"embedded": "only kernels host an embedded runtime, servers never do"}
+"""Fields without a trait, each with the reason."""
 
 DEFAULTS = Settings()
 
 
-def own(name: str) -> Any:
-    """The default of the field of that name, so that it stands in one place."""
+def default_of(name: str) -> Any:
+    """Return the default of a field of `Settings`."""
     return getattr(DEFAULTS, name)
 
 
 class SettingsTraits(HasTraits):
-    """What `jupyter server --help-all` shows, and configuration files set as `c.OpenRuntimeApp.<name>`."""
+    """Traits of the runtime settings, which configuration files set as `c.OpenRuntimeApp.<name>`."""
 
     data_dir = Unicode(
-        help="""Folder of the history, results and locks; it is made readable by you alone. Empty: $OPENRUNTIME_DATA_DIR, else the
-        user's data folder of this platform. Servers that share a folder share their history and take over each other's waiting
-        tasks when one ends.""",
+        help="""Folder of the history, results and locks, readable only by its owner. Servers that share a folder share their history
+        and take over pending tasks when one of them stops. Empty: $OPENRUNTIME_DATA_DIR, otherwise the platform's data folder of
+        the user.""",
     ).tag(config=True)
     label = Unicode(
-        help="""What other runtimes on this machine call this one when they wait for it. Empty: the server's address.""",
+        help="""Name of this runtime in messages of other runtimes on the same machine that wait for it. Empty: the server's address.""",
     ).tag(config=True)
 
     cpu_slots = Int(
-        own("cpu_slots"),
+        default_of("cpu_slots"),
         min=0,
         max=4096,
-        help="""How many tasks may compute on the CPU at once; the BLAS threads are shared out among them. 0: half of the cores, at
+        help="""Maximum number of tasks that run on the CPU at once. They share the BLAS threads evenly. 0: half of the cores, at
         least 2.""",
     ).tag(config=True)
     gpu_slots = Int(
-        own("gpu_slots"),
+        default_of("gpu_slots"),
         min=1,
         max=64,
-        help="""How many tasks may compute on one GPU at once. At least 1, and 1 is advised: parallel processes on Metal time out and
-        swap. Without effect where there is no GPU.""",
+        help="""Maximum number of tasks that run on one GPU at once. At least 1, which is recommended: parallel processes on Metal time
+        out and swap. Ignored without a GPU.""",
     ).tag(config=True)
     aging_seconds = Float(
-        own("aging_seconds"),
+        default_of("aging_seconds"),
         min=0.0,
-        help="""Seconds a task must wait to gain one step of priority, so that nothing starves. 0: priority has no effect, and the
-        oldest task is next.""",
+        help="""Seconds after which the priority of a pending task increases by one, which prevents starvation. 0: priorities are
+        ignored, and the oldest task is next.""",
     ).tag(config=True)
     max_pending = Int(
-        own("max_pending"),
+        default_of("max_pending"),
         min=0,
-        help="""How many tasks may wait; one more is answered by 503 with Retry-After. 0: every task that cannot start at once is
-        refused.""",
+        help="""Maximum number of pending tasks. Further submissions get status 503 with Retry-After. 0: tasks that cannot start
+        immediately are rejected.""",
     ).tag(config=True)
     cancel_grace = Float(
-        own("cancel_grace"),
+        default_of("cancel_grace"),
         min=0.0,
-        help="""Seconds between the stages of a cancel: interrupt, SIGTERM, SIGKILL. 0: a running task's worker is killed at once, so
-        that its next task waits for another one.""",
+        help="""Seconds between the stages of a cancellation: interrupt, SIGTERM, SIGKILL. 0: the worker is killed immediately, and the
+        next task waits for a new worker.""",
     ).tag(config=True)
     device_lock = Enum(
         ("gpu", "all", "none"),
-        own("device_lock"),
-        help="""Which devices this runtime uses by turns with the other runtimes of this machine: `gpu`, `all`, or `none`. The others
-        must use the same folder, see device_lock_dir.""",
+        default_of("device_lock"),
+        help="""Devices that this runtime shares with other runtimes on the same machine by a lock: `gpu`, `all`, or `none`. All
+        runtimes must use the same lock folder, see device_lock_dir.""",
     ).tag(config=True)
     device_lock_dir = Unicode(
         allow_none=True,
         default_value=None,
-        help="""Folder of the device locks. None: `locks` in data_dir, so that one user's runtimes take turns. A folder that all users
-        may write to makes them all take turns. Without effect if device_lock is `none`.""",
+        help="""Folder of the device locks. With a folder that all users can write to, the runtimes of all users share the devices.
+        None: `locks` in data_dir, for the runtimes of one user. Ignored if device_lock is `none`.""",
     ).tag(config=True)
 
     memory_limit = Int(
-        own("memory_limit"),
+        default_of("memory_limit"),
         min=0,
-        help="""Bytes of resident memory past which a worker is stopped, unless its task sets a limit of its own. 0: nine tenths of the
-        machine's memory (of the container's, where there is a limit).""",
+        help="""Maximum resident memory of a worker in bytes, unless the task sets its own limit. A worker that exceeds it is stopped.
+        0: nine tenths of the machine's memory, or of the container's limit.""",
     ).tag(config=True)
     memory_wait = Float(
-        own("memory_wait"),
+        default_of("memory_wait"),
         min=0.0,
-        help="""Seconds an idle device waits for memory that others hold before the task at its head fails with figures. 0: it fails at
-        once.""",
+        help="""Seconds that an idle device waits for free memory before its next task fails. The error lists the memory in use. 0: the
+        task fails immediately.""",
     ).tag(config=True)
 
     spare_workers = Int(
-        own("spare_workers"),
+        default_of("spare_workers"),
         min=0,
         max=64,
-        help="""How many workers stand by on a device beside those at work, so that a cell or call, which takes one, need not wait
-        for a start. 0: none, which saves the memory of a process and takes such a task longer.""",
+        help="""Number of idle workers per device in addition to the busy ones, so that a cell or call does not wait for a worker to
+        start. 0: no idle workers, which saves memory and delays such tasks.""",
     ).tag(config=True)
     idle_worker_seconds = Float(
-        own("idle_worker_seconds"),
+        default_of("idle_worker_seconds"),
         min=0.0,
-        help="""Seconds a worker beyond one a device, and beyond spare_workers, stays without work. 0: it leaves at once, and the next
-        task waits for another one to start.""",
+        help="""Seconds after which an idle worker exits. One worker per device and spare_workers are kept. 0: it exits immediately, and
+        the next task waits for a new worker.""",
     ).tag(config=True)
     max_sessions = Int(
-        own("max_sessions"),
+        default_of("max_sessions"),
         min=0,
         max=1000,
-        help="""How many sessions (workers that keep their variables, `--session NAME`) may be open at once. Each holds the memory of a
-        process. 0: none.""",
+        help="""Maximum number of open sessions (workers that keep their variables, `--session NAME`). Each uses the memory of a
+        process. 0: sessions are disabled.""",
     ).tag(config=True)
     session_idle_seconds = Float(
-        own("session_idle_seconds"),
+        default_of("session_idle_seconds"),
         min=0.0,
-        help="""Seconds without a task after which a session ends and its variables are gone. 0: never.""",
+        help="""Seconds without a task after which a session ends and its variables are deleted. 0: never.""",
     ).tag(config=True)
     start_timeout = Float(
-        own("start_timeout"),
+        default_of("start_timeout"),
         min=0.1,
-        help="""Seconds a worker may take to start. At least 0.1: there is no "never" here, or a task could wait for ever for an
-        interpreter that hangs.""",
+        help="""Maximum start time of a worker in seconds. At least 0.1. It cannot be disabled, because a task would wait indefinitely
+        for an interpreter that hangs.""",
     ).tag(config=True)
     blas = Unicode(
-        own("blas"),
-        help="""Path of the BLAS library that workers load before MLX. Empty: the best one found on the machine; `none`: MLX's own,
-        which is slow in float32. Linux only.""",
+        default_of("blas"),
+        help="""Path of the BLAS library that workers load before MLX. `none`: MLX's built-in library, which is slow in float32.
+        Empty: the best library on the machine. Linux only.""",
     ).tag(config=True)
 
     max_output_bytes = Int(
-        own("max_output_bytes"),
+        default_of("max_output_bytes"),
         min=10_000,
-        help="""Bytes of output kept of one task; what is beyond is left out in the middle, and that is said. At least 10,000.""",
+        help="""Maximum output per task in bytes. Output beyond it is omitted in the middle and replaced by a note. At least 10,000.""",
     ).tag(config=True)
     max_parameters_bytes = Int(
-        own("max_parameters_bytes"),
+        default_of("max_parameters_bytes"),
         min=1_000,
-        help="""Bytes of JSON that one task's parameters may have; a larger body is answered by 413. At least 1,000. It is effective up
-        to ServerApp.max_body_size only.""",
+        help="""Maximum size of a task's parameters in bytes of JSON. Larger bodies get status 413. At least 1,000. Values above
+        ServerApp.max_body_size have no effect.""",
     ).tag(config=True)
 
     history_durability = Enum(
         ("normal", "full"),
-        own("history_durability"),
-        help="""What the history survives: `normal` the death of any process, `full` a power loss too, which makes each asynchronous
-        submission wait for the disk.""",
+        default_of("history_durability"),
+        help="""Durability of the history: `normal` survives the crash of any process; `full` also survives a power loss, but each
+        asynchronous submission waits for the disk.""",
     ).tag(config=True)
     retention_days = Float(
-        own("retention_days"),
+        default_of("retention_days"),
         min=0.0,
-        help="""Days after which ended tasks are deleted. 0: age deletes none.""",
+        help="""Days after which finished tasks are deleted. 0: no tasks are deleted because of their age.""",
     ).tag(config=True)
     retention_tasks = Int(
-        own("retention_tasks"),
+        default_of("retention_tasks"),
         min=0,
-        help="""How many ended tasks are kept; the oldest are deleted first. 0: their number deletes none.""",
+        help="""Maximum number of finished tasks in the history. The oldest are deleted first. 0: no limit.""",
     ).tag(config=True)
     retention_payload_bytes = Int(
-        own("retention_payload_bytes"),
+        default_of("retention_payload_bytes"),
         min=0,
-        help="""Bytes of results of `python` and `call` that are kept; the oldest are deleted first, with their tasks. 0: their size
-        deletes none.""",
+        help="""Maximum size of stored results of `python` and `call` in bytes. The oldest are deleted first, with their tasks. 0: no
+        limit.""",
     ).tag(config=True)
 
     spool_dir = Unicode(
-        own("spool_dir"),
-        help="""Folder in which arrays lie on their way between notebooks and tasks; a folder of our own is made inside. Empty: memory
-        (/dev/shm) where it is large enough for an array, else `arrays` in data_dir.""",
+        default_of("spool_dir"),
+        help="""Folder for arrays that notebooks and tasks exchange. A subfolder is created in it. Empty: memory (/dev/shm) if it is
+        large enough for the array, otherwise `arrays` in data_dir.""",
     ).tag(config=True)
     array_bytes = Int(
-        own("array_bytes"),
+        default_of("array_bytes"),
         min=0,
-        help="""Bytes of arrays that are kept at most; results that were fetched already make room for new ones, then it is refused
-        with figures. 0: half of the machine's memory.""",
+        help="""Maximum size of all stored arrays in bytes. Results that were already fetched are deleted to make room. If that is not
+        enough, new arrays are rejected with the sizes in the message. 0: half of the machine's memory.""",
     ).tag(config=True)
     warm_bytes = Int(
-        own("warm_bytes"),
+        default_of("warm_bytes"),
         min=-1,
-        help="""Bytes of free files that are kept for new arrays, which are written several times as fast then; they count towards
-        array_bytes, and are given up where memory is short. Results that were fetched stay up to as many bytes before they give their
-        files to new ones. 0: none; -1: an eighth of the machine's memory.""",
+        help="""Maximum size in bytes of free files that are kept for reuse, which makes writing new arrays several times as fast. They
+        count towards array_bytes and are deleted when memory is low. Fetched results up to the same size are kept before their files
+        are reused. 0: none; -1: an eighth of the machine's memory.""",
     ).tag(config=True)
     array_seconds = Float(
-        own("array_seconds"),
+        default_of("array_seconds"),
         min=0.0,
-        help="""Seconds that an array stays after its last use; waiting and running tasks keep theirs. 0: until it is deleted or the
-        server stops.""",
+        help="""Seconds after which an unused array is deleted. Arrays of pending and running tasks are in use. 0: arrays are kept until
+        they are deleted explicitly or the server stops.""",
     ).tag(config=True)
 
     models_dir = Unicode(
         allow_none=True,
         default_value=None,
-        help="""Folder of the models that `jupyter openruntime pull` fetches; what lies in it may be asked for by its name. None: `models`
+        help="""Folder for models downloaded by `jupyter openruntime pull`. Prompts can select all models in it by name. None: `models`
         in data_dir.""",
     ).tag(config=True)
     allowed_models = List(
         Unicode(),
-        list(own("allowed_models")),
-        help="""Paths of model folders and GGUF files, and names on the hub, that anybody who may submit tasks may ask for besides those in
-        models_dir. Empty: none; who may execute code may name any file all the same. A name on the hub also needs allow_hub.""",
+        list(default_of("allowed_models")),
+        help="""Paths of model folders and GGUF files, and hub names, that all users who can submit tasks may select in addition to the
+        models in models_dir. Hub names also need allow_hub. Empty: none. Users with the permission to execute code may select any
+        file in any case.""",
     ).tag(config=True)
     allow_hub = Bool(
-        own("allow_hub"),
-        help="""Whether a model may be fetched from the Hugging Face hub by its name, which may be gigabytes. Off: models are what lies
-        on this machine.""",
+        default_of("allow_hub"),
+        help="""Whether models may be downloaded from the Hugging Face hub by name, which can take gigabytes. False: only local
+        models.""",
     ).tag(config=True)
     keep_alive = Float(
-        own("keep_alive"),
+        default_of("keep_alive"),
         min=0.0,
-        help="""Seconds that a model stays in memory after its last prompt, unless the prompt says otherwise. 0: it is unloaded at once, and
-        the next prompt waits for it to be loaded.""",
+        help="""Seconds that a model stays in memory after its last prompt, unless the prompt sets another value. 0: it is unloaded
+        immediately, and the next prompt loads it again.""",
     ).tag(config=True)
     max_models = Int(
-        own("max_models"),
+        default_of("max_models"),
         min=1,
         max=64,
-        help="""How many models may stay in memory without work; the one unused for longest is unloaded for another. At least 1.""",
+        help="""Maximum number of idle models in memory. The least recently used one is unloaded first. At least 1.""",
     ).tag(config=True)
     remote_slots = Int(
-        own("remote_slots"),
+        default_of("remote_slots"),
         min=1,
         max=1000,
-        help="""How many prompts may be with remote providers at once; the others wait. At least 1.""",
+        help="""Maximum number of concurrent prompts to remote providers. Further prompts wait. At least 1.""",
     ).tag(config=True)
     secret_variables = List(
         Unicode(),
-        list(own("secret_variables")),
-        help="""Environment variables that tasks' processes don't get, besides tokens, names that end in _API_KEY or _API_TOKEN, and those
-        that the profiles of remote providers name. Empty: none more.""",
+        list(default_of("secret_variables")),
+        help="""Environment variables that are hidden from the processes of tasks, in addition to tokens, names that end in _API_KEY or
+        _API_TOKEN, and variables in the profiles of remote providers. Empty: no additional variables.""",
     ).tag(config=True)
 
     sample_interval = Float(
-        own("sample_interval"),
+        default_of("sample_interval"),
         min=0.05,
-        help="""Seconds between two readings of the machine's figures while somebody watches. At least 0.05.""",
+        help="""Seconds between two samples of the machine's metrics while a client watches them. At least 0.05.""",
     ).tag(config=True)
     idle_sample_interval = Float(
-        own("idle_sample_interval"),
+        default_of("idle_sample_interval"),
         min=0.05,
-        help="""Seconds between two readings of the machine's figures while nobody watches. At least 0.05.""",
+        help="""Seconds between two samples of the machine's metrics while no client watches them. At least 0.05.""",
     ).tag(config=True)
 
     untrusted_timeout = Float(
-        own("untrusted_timeout"),
+        default_of("untrusted_timeout"),
         min=1.0,
-        help="""Seconds that a task may run whose submitter did not log in, at most. At least 1. Only `jupyter openruntime` has such
-        submitters, and only if StandaloneIdentity.allow_local is on.""",
+        help="""Maximum run time in seconds of tasks that were submitted without a login. At least 1. Such tasks only exist in
+        `jupyter openruntime`, and only if StandaloneIdentity.allow_local is on.""",
     ).tag(config=True)
 
     def settings_of(self) -> Settings:
-        """The traits as `Settings`."""
+        """Return the traits as `Settings`."""
         values = {field.name: getattr(self, field.name) for field in fields(Settings) if field.name not in NO_TRAIT}
         values["data_dir"] = Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
         for folder in ("device_lock_dir", "models_dir"):

@@ -1,4 +1,4 @@
-"""Prompts: agents, workflows, AI tasks and their text."""
+"""Handlers of agents, workflows, AI tasks, models and conversations."""
 
 from __future__ import annotations
 
@@ -14,77 +14,80 @@ from openruntime_jupyter.server.handlers.waiting import APPLIED, LOCATION, PREFE
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.http.requests import ConversationsQuery, Preference, TokensQuery, read_key, read_preference
 from openruntime_jupyter.server.http.sse import EVENT_STREAM, EVENTS, TokenStream
-from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, Answer, Parameter, described
+from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, Parameter, Response, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
 
 AI_ID = "ai_task_"
 SUBMITTED = {
-    200: Answer(
+    200: Response(
         AiTask,
-        "The task has ended; it may have failed: see `status`. With `stream`, its text and then the task, as events.",
+        "The task has finished, possibly with a failure; see `status`. With `stream`, events with the text and then the task.",
         media={EVENT_STREAM: EVENTS},
         headers=(APPLIED, LOCATION),
     ),
-    202: Answer(AiTask, "The task is on disk and goes on by itself.", headers=(APPLIED, LOCATION)),
+    202: Response(AiTask, "The task is stored on disk and runs asynchronously.", headers=(APPLIED, LOCATION)),
 }
 EXAMPLES = {
-    "The reference's": {
+    "Code generation": {
         "workflow_type": "code_generation",
         "prompt": "Create a Python function to calculate fibonacci numbers",
         "parameters": {"language": "python", "style": "functional"},
         "timeout": 30,
     },
-    "The prompt as it is, word by word": {
+    "Plain prompt, streamed": {
         "workflow_type": "model_inference",
         "prompt": "What is the capital of France?",
         "parameters": {"profile": "local", "max_tokens": 64, "temperature": 0},
         "stream": True,
     },
-    "What this server was busy with": {
+    "Analysis of the server's history": {
         "workflow_type": "system_analysis",
         "prompt": "Why did my tasks wait?",
         "parameters": {"timeframe": "6h", "conversation": "waiting"},
     },
-    "Better settings": {
+    "Optimization of settings": {
         "workflow_type": "optimization",
         "prompt": "Many short tasks, few long ones.",
         "parameters": {"target": "settings"},
     },
 }
-CONFLICT = "It was asynchronous, and its conversation still waits for an answer."
-NOBODY = "Not now: there is no model that answers, the server starts or stops, the queue is full, the history cannot be written."
-LAST_EVENT = Parameter("Last-Event-ID", "The `id` of the last event that was got, in place of `since`.")
+CONFLICT = "The task is asynchronous, and the conversation still has a pending prompt."
+UNAVAILABLE = (
+    "Temporarily unavailable: no model can be used, the server is starting or stopping, the queue is full, or the history cannot be "
+    "written."
+)
+LAST_EVENT = Parameter("Last-Event-ID", "The `id` of the last received event, instead of `since`.")
 
 
 class AgentsHandler(Handler):
-    """`GET /ai/agents`."""
+    """Handler of `GET /ai/agents`."""
 
     @described("AI", AgentList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """The agents: roles whose instructions a model can be given."""
+        """List the agents: roles with instructions for the model."""
         service = await self.ai()
         self.reply(service.agents.all())
 
 
 class WorkflowsHandler(Handler):
-    """`GET /ai/workflows`."""
+    """Handler of `GET /ai/workflows`."""
 
     @described("AI", WorkflowList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """What an AI task can be for, each with its agent, its context and the schema of its parameters."""
+        """List the workflows with agent, context and the schema of their parameters."""
         from openruntime_jupyter.ai.workflows import workflows
 
         self.reply(workflows())
 
 
 class AiTasksHandler(WaitingMixin, TokenStream):
-    """`POST /ai/tasks`."""
+    """Handler of `POST /ai/tasks`."""
 
     @described(
         "AI",
@@ -92,16 +95,17 @@ class AiTasksHandler(WaitingMixin, TokenStream):
         body=AiRequest,
         headers=(PREFER, IDEMPOTENCY_KEY),
         examples=EXAMPLES,
-        errors={409: CONFLICT, 503: NOBODY},
+        errors={409: CONFLICT, 503: UNAVAILABLE},
     )
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        """Ask a model, and wait for its answer as long as the client wants to.
+        """Send a prompt to a model, and wait for the response or submit it asynchronously.
 
-        As it is, the answer comes when the task has ended, and a client that goes away cancels it. With `"stream": true` the text comes
-        as server-sent events while it is written. With `"wait": false` in the body, or the header `Prefer`, the task is asynchronous: on
-        disk before the answer, and going on whatever becomes of client and server; `GET /tasks/{task_id}/tokens` streams it then.
+        By default, the response is sent when the task has finished, and the task is cancelled if the client disconnects. With
+        `"stream": true`, the text is sent as server-sent events while the model generates it. With `"wait": false` in the body, or the
+        header `Prefer`, the task is asynchronous: it is on disk before the response, and continues if the client disconnects or the
+        server restarts. `GET /tasks/{task_id}/tokens` streams its text.
         """
         request = self.body(AiRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
@@ -109,7 +113,7 @@ class AiTasksHandler(WaitingMixin, TokenStream):
         if preference.applied is not None:
             request = request.model_copy(update={"wait": False})
         if request.stream and not request.wait:
-            raise InvalidRequest.of("stream", "who does not wait is not streamed to: leave it away, and read GET /tasks/{task_id}/tokens")
+            raise InvalidRequest.of("stream", "requires wait: omit it, and use GET /tasks/{task_id}/tokens to stream an asynchronous task")
         service = await self.ai()
         caller = await self.caller()
         if not request.wait:
@@ -123,7 +127,7 @@ class AiTasksHandler(WaitingMixin, TokenStream):
             self.reply(await self.while_wanted(service.runtime, task_id, service.get(task_id, None)))
 
     async def _accepted(self, service: AiService, task_id: str, preference: Preference) -> None:
-        """202 for what goes on by itself; 200 if it ended within the time that its client grants."""
+        """Respond to an asynchronous submission: 200 if the task finished within the preferred wait, otherwise 202."""
         if preference.applied is not None:
             self.set_header("Preference-Applied", preference.applied)
         task = await self.while_connected(service.get(task_id, preference.wait or 0.0))
@@ -138,57 +142,60 @@ class AiTasksHandler(WaitingMixin, TokenStream):
 
 
 class TokensHandler(TokenStream):
-    """`GET /tasks/{id}/tokens`."""
+    """Handler of `GET /tasks/{id}/tokens`."""
 
     @described(
-        "AI", {200: Answer(None, "Its text, and then the task.", media={EVENT_STREAM: EVENTS})}, query=TokensQuery, headers=(LAST_EVENT,)
+        "AI",
+        {200: Response(None, "Events with the text and then the task.", media={EVENT_STREAM: EVENTS})},
+        query=TokensQuery,
+        headers=(LAST_EVENT,),
     )
     @web.authenticated
     @authorized
     async def get(self, task_id: str) -> None:
-        """The text of an AI task as it is written, from `since` on, and the task at its end; also of one that has ended."""
+        """Stream the text of a running or finished AI task after `since`, and then the finished task."""
         query = self.query(TokensQuery)
         service = await self.ai()
         await service.runtime.tasks.get(task_id, parameters=False)
         if not task_id.startswith(AI_ID):
-            raise TaskNotFound(f"{task_id} is no AI task: GET /tasks/{task_id}/output tells what it shows")
+            raise TaskNotFound(f"{task_id!r} is not an AI task: use GET /tasks/{task_id}/output for its output")
         last = self.request.headers.get("Last-Event-ID", "")
         since = int(last) if last.isdecimal() and len(last) < 16 else query.since
         await self.while_connected(self.stream(service, task_id, since))
 
 
 class ModelsHandler(Handler):
-    """`GET /models`."""
+    """Handler of `GET /models`."""
 
     @described("AI", ModelList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """The models that can be asked, and which of them are in memory."""
+        """List the available models, and the workers that keep them in memory."""
         service = await self.ai()
         self.reply(service.models(await self.caller()))
 
 
 class ModelHandler(Handler):
-    """`DELETE /models/{name}`."""
+    """Handler of `DELETE /models/{name}`."""
 
-    @described("AI", Unloaded, errors={404: "No such model is in memory.", 409: "It answers a prompt now."})
+    @described("AI", Unloaded, errors={404: "The model is not in memory.", 409: "The model is processing a prompt."})
     @web.authenticated
     @authorized
     async def delete(self, name: str) -> None:
-        """Unload a model that is in memory and idle; its memory is free when the answer comes."""
+        """Unload an idle model from memory. The memory is free when the response is sent."""
         service = await self.ai()
         self.reply(Unloaded(unloaded=await service.runtime.unload(name)))
 
 
 class ConversationsHandler(Handler):
-    """`GET /ai/conversations`."""
+    """Handler of `GET /ai/conversations`."""
 
     @described("AI", ConversationList, query=ConversationsQuery)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Conversations, the last used first: everybody's, or those of one user."""
+        """List the conversations of all users or of one user, most recently used first."""
         query = self.query(ConversationsQuery)
         service = await self.ai()
         found = await service.conversations.all(query.owner, everybody=query.owner is None)
@@ -196,13 +203,13 @@ class ConversationsHandler(Handler):
 
 
 class ConversationHandler(Handler):
-    """`/ai/conversations/{name}`."""
+    """Handler of `/ai/conversations/{name}`."""
 
     @described("AI", Conversation, query=ConversationsQuery)
     @web.authenticated
     @authorized
     async def get(self, name: str) -> None:
-        """A conversation of the caller's own, or of `owner`: its answered prompts, in their order."""
+        """Return a conversation of the caller or of `owner` with its prompts and responses in order."""
         query = self.query(ConversationsQuery)
         service = await self.ai()
         self.reply(await service.conversations.get(query.owner or (await self.caller()).owner, name))
@@ -211,7 +218,7 @@ class ConversationHandler(Handler):
     @web.authenticated
     @authorized
     async def delete(self, name: str) -> None:
-        """Erase a conversation of the caller's own, or of `owner`; the answer is what it was. Its tasks stay in the history."""
+        """Delete a conversation of the caller or of `owner`, and return it. Its tasks stay in the history."""
         query = self.query(ConversationsQuery)
         service = await self.ai()
         self.reply(await service.conversations.delete(query.owner or (await self.caller()).owner, name))

@@ -1,4 +1,4 @@
-"""Arrays: room for one, its bytes in and out, its end. No more than a piece of one is ever in this process's memory."""
+"""Handlers that allocate, upload, download and delete arrays. Arrays are streamed in chunks, never loaded as a whole."""
 
 from __future__ import annotations
 
@@ -22,77 +22,77 @@ from openruntime_jupyter.server.http import base
 from openruntime_jupyter.server.http.base import ENVELOPE, Handler
 from openruntime_jupyter.server.http.errors import envelope
 from openruntime_jupyter.server.http.negotiation import preferred
-from openruntime_jupyter.server.openapi.decorator import BYTES, JSON, Answer, Parameter, described
+from openruntime_jupyter.server.openapi.decorator import BYTES, JSON, Parameter, Response, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.arrays.store import ArrayStore
 
 SAFETENSORS = "application/vnd.safetensors"
 BINARY = (SAFETENSORS, "application/octet-stream")
-PIECE = 1 << 20
-LET_PASS = 64 << 20
-"""Bytes of a body that is read though it is refused."""
+CHUNK = 1 << 20
+MAX_DISCARDED = 64 << 20
+"""Maximum size of a rejected body that is read to its end, in bytes."""
 HEADER_SLACK = array_file.MAX_HEADER + array_file.LENGTH
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
-LOCATION = Parameter("Location", "The address of the array.")
-RANGE = Parameter("Range", "Which bytes of the file are wanted, such as `bytes=0-1023`.")
-LEASE = Parameter(LEASE_HEADER, f"`{LEASED}` from a program that holds a shared flock on each file that it opens by its `path`.")
+LOCATION = Parameter("Location", "URL of the array.")
+RANGE = Parameter("Range", "Requested byte range of the file, for example `bytes=0-1023`.")
+LEASE = Parameter(LEASE_HEADER, f"`{LEASED}` if the program holds a shared flock on each file that it opens by `path`.")
 EXAMPLES = {"A matrix": {"shape": [1024, 1024], "dtype": "float32"}}
 FILE = {SAFETENSORS: BYTES}
 DOWNLOADS = {
-    200: Answer(ArrayInfo, "The file; or what is known of it, where JSON is accepted.", FILE),
-    206: Answer(None, "The range.", FILE, (Parameter("Content-Range", "Which bytes they are."),)),
-    304: Answer(None, "The client has it already: its `ETag` is in `If-None-Match`."),
+    200: Response(ArrayInfo, "The file, or its metadata if the client accepts JSON.", FILE),
+    206: Response(None, "The requested range.", FILE, (Parameter("Content-Range", "Byte range of the response."),)),
+    304: Response(None, "Not modified: the `ETag` is in `If-None-Match`."),
 }
-DOWNLOAD_ERRORS = {409: "It is not complete yet.", 416: "The file has no such range."}
+DOWNLOAD_ERRORS = {409: "The array is not complete yet.", 416: "The range is outside the file."}
 UPLOAD_ERRORS = {
-    408: "No more of it came for two minutes.",
-    409: "There is one of that id already.",
-    422: "It is no safetensors file of one array.",
+    408: "The upload stalled for two minutes.",
+    409: "An array with this id already exists.",
+    422: "The body is not a safetensors file with one array.",
 }
 
 
-class _Telling(Handler):
-    """What tells of arrays."""
+class _ArrayBaseHandler(Handler):
+    """Base class of the array handlers."""
 
-    def telling(self, store: ArrayStore, told: ArrayInfo) -> ArrayInfo:
-        """`told` as this client may know it: whoever does not lease what it opens keeps the file from being used again."""
-        return told if self.request.headers.get(LEASE_HEADER) == LEASED else store.exposed(told)
+    def visible_info(self, store: ArrayStore, info: ArrayInfo) -> ArrayInfo:
+        """Return `info` for this client. If the client may open the file without a lease, the store no longer reuses the file."""
+        return info if self.request.headers.get(LEASE_HEADER) == LEASED else store.exposed(info)
 
 
-class ArraysHandler(_Telling):
-    """`/arrays`."""
+class ArraysHandler(_ArrayBaseHandler):
+    """Handler of `/arrays`."""
 
     @described("Arrays", ArrayPage, headers=(LEASE,))
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Every array of this runtime, newest first."""
+        """List the arrays of this runtime, newest first."""
         store = (await self.runtime()).arrays
         page = store.page()
-        self.reply(page.model_copy(update={"arrays": [self.telling(store, told) for told in page.arrays]}))
+        self.reply(page.model_copy(update={"arrays": [self.visible_info(store, info) for info in page.arrays]}))
 
-    @described("Arrays", {201: Answer(ArrayInfo, headers=(LOCATION,))}, body=ArrayRequest, examples=EXAMPLES, headers=(LEASE,))
+    @described("Arrays", {201: Response(ArrayInfo, headers=(LOCATION,))}, body=ArrayRequest, examples=EXAMPLES, headers=(LEASE,))
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        """Take room for an array; its bytes come by PUT, or straight into its file from a program on the same machine."""
-        wanted = self.body(ArrayRequest)
-        layout = array_file.check_bounds(wanted.shape, wanted.dtype, wanted.kind)
+        """Allocate an array. Upload its data with PUT, or write it to its file from a program on the same machine."""
+        request = self.body(ArrayRequest)
+        layout = array_file.check_bounds(request.shape, request.dtype, request.kind)
         store = (await self.runtime()).arrays
-        told = self.telling(store, await store.allocate(layout, owner_of(self.user)))
-        self.reply(told, 201, {"Location": url_path_join(self.app.url_path, "arrays", told.id)})
+        info = self.visible_info(store, await store.allocate(layout, owner_of(self.user)))
+        self.reply(info, 201, {"Location": url_path_join(self.app.url_path, "arrays", info.id)})
 
 
-class ArrayHandler(_Telling):
-    """`/arrays/{id}`."""
+class ArrayHandler(_ArrayBaseHandler):
+    """Handler of `/arrays/{id}`."""
 
     _upload: Upload | None = None
-    _patience: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
 
     async def prepare(self) -> None:  # type: ignore[override]
-        """Who may not send, or sends too much, is told before the first byte of the array."""
+        """Check permission and size before the first byte of the array is received."""
         await super().prepare()
         if self.request.method != "PUT":
             return
@@ -101,29 +101,29 @@ class ArrayHandler(_Telling):
                 await self._begin(self.path_args[0])
         except Exception as problem:
             self.refuse(problem)
-        if self._refused is not None and self._waits_or_sends_much():
+        if self._refused is not None and self._must_respond_early():
             raise self._refused
-        self._expect_more()
+        self._start_stall_timer()
 
-    def _expect_more(self) -> None:
-        """Wait for the next piece of the body, but not for ever."""
+    def _start_stall_timer(self) -> None:
+        """Start the timer for the next chunk of the body."""
         if self._is_closed:
             return
-        self._patience = asyncio.get_running_loop().call_later(base.STALLED_SECONDS, self.send_error, 408)
+        self._stall_timer = asyncio.get_running_loop().call_later(base.STALLED_SECONDS, self.send_error, 408)
 
-    def _expect_nothing(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
 
-    def _waits_or_sends_much(self) -> bool:
-        """Whether to answer at once and hang up; else a client that still sends would not hear the answer, and the body is let pass."""
+    def _must_respond_early(self) -> bool:
+        """Return True to respond at once and close the connection, or False to read the body first for clients that read late."""
         headers = self.request.headers
         length = headers.get("Content-Length", "0")
-        return "Expect" in headers or "Transfer-Encoding" in headers or int(length) > LET_PASS
+        return "Expect" in headers or "Transfer-Encoding" in headers or int(length) > MAX_DISCARDED
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """As everywhere; tornado hangs up on who is answered before the end of the body."""
-        if status_code == 408 or (self.request.method == "PUT" and self._waits_or_sends_much()):
+        """Send the error, and close the connection if the response is sent before the end of the body."""
+        if status_code == 408 or (self.request.method == "PUT" and self._must_respond_early()):
             self.set_header("Connection", "close")
         super().write_error(status_code, **kwargs)
 
@@ -131,59 +131,59 @@ class ArrayHandler(_Telling):
         if not await self.allowed("write"):
             raise web.HTTPError(403, "User is not authorized to write on resource: openruntime.")
         headers = self.request.headers
-        kind = headers.get("Content-Type", "").split(";")[0].strip().lower()
-        if kind not in BINARY:
+        media_type = headers.get("Content-Type", "").split(";")[0].strip().lower()
+        if media_type not in BINARY:
             raise MalformedRequest(
-                f"The body's content type is {kind or 'missing'}: send a safetensors file, with Content-Type: {SAFETENSORS}"
+                f"The body's content type is {media_type or 'missing'}: send a safetensors file, with Content-Type: {SAFETENSORS}"
             )
         if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-            raise MalformedRequest("The body is compressed: send it as it is")
+            raise MalformedRequest("The body is compressed: send it uncompressed")
         store = (await self.runtime()).arrays
-        most = store.quota + HEADER_SLACK
-        if int(headers.get("Content-Length") or 0) > most:
+        limit = store.quota + HEADER_SLACK
+        if int(headers.get("Content-Length") or 0) > limit:
             raise BodyTooLarge(
-                f"The array is larger than {gigabytes(store.quota)}, which all arrays together may have: raise OpenRuntimeApp.array_bytes"
+                f"The array is larger than the limit of {gigabytes(store.quota)} for all arrays: raise OpenRuntimeApp.array_bytes"
             )
         store.require_free(array_id)
-        self.request.connection.set_max_body_size(most)  # type: ignore[union-attr]
+        self.request.connection.set_max_body_size(limit)  # type: ignore[union-attr]
         self._upload = Upload(store, array_id, owner_of(self.user))
 
     async def data_received(self, chunk: bytes) -> None:  # type: ignore[override]
-        """A piece of the body; the next one is not read before this one is stored."""
+        """Store a chunk of the body before the next one is read."""
         if self.request.method != "PUT":
             super().data_received(chunk)
             return
-        self._expect_nothing()
+        self._stop_stall_timer()
         if self._upload is not None and self._refused is None:
             try:
-                await self._upload.take(chunk)
+                await self._upload.write(chunk)
             except Exception as problem:
                 self.refuse(problem)
                 await self._upload.abandon()
-        self._expect_more()
+        self._start_stall_timer()
 
     @described("Arrays", {201: ArrayInfo}, media=dict.fromkeys(BINARY, BYTES), headers=(LEASE,), errors=UPLOAD_ERRORS)
     @web.authenticated
     @authorized
     async def put(self, array_id: str) -> None:
-        """The whole array has come."""
-        self._expect_nothing()
+        """Upload the complete array as a safetensors file."""
+        self._stop_stall_timer()
         assert self._upload is not None
-        told = await self._upload.finish()
-        self.reply(self.telling((await self.runtime()).arrays, told), 201)
+        info = await self._upload.finish()
+        self.reply(self.visible_info((await self.runtime()).arrays, info), 201)
 
     def on_connection_close(self) -> None:
-        """The client has gone: what it sent so far is of no use."""
+        """Delete an incomplete upload when the client disconnects."""
         super().on_connection_close()
-        self._leave_nothing()
+        self._abandon_upload()
 
     def on_finish(self) -> None:
-        """It was answered: with an error, if the array is not complete by now."""
+        """Delete an incomplete upload after an error response."""
         super().on_finish()
-        self._leave_nothing()
+        self._abandon_upload()
 
-    def _leave_nothing(self) -> None:
-        self._expect_nothing()
+    def _abandon_upload(self) -> None:
+        self._stop_stall_timer()
         if self._upload is not None:
             self.app.in_background(self._upload.abandon())
 
@@ -191,55 +191,55 @@ class ArrayHandler(_Telling):
     @web.authenticated
     @authorized
     async def get(self, array_id: str) -> None:
-        """The array as a safetensors file, or a range of that; with `Accept: application/json` what is known of it."""
+        """Download the array as a safetensors file or a range of it. With `Accept: application/json`, return its metadata."""
         runtime = await self.runtime()
-        told = await runtime.arrays.info(array_id)
-        if self._wants_words():
-            self.reply(self.telling(runtime.arrays, told))
+        info = await runtime.arrays.info(array_id)
+        if self._prefers_json():
+            self.reply(self.visible_info(runtime.arrays, info))
             return
-        if told.state != "ready":
-            raise ArrayConflict(f"The array {array_id} is not complete yet: ask again when it is")
-        await self._send(told)
+        if info.state != "ready":
+            raise ArrayConflict(f"The array {array_id!r} is not complete yet: retry after the upload")
+        await self._send(info)
 
-    def _wants_words(self) -> bool:
-        """Whether JSON is liked better than the file; of what is liked alike, what is called by its name."""
+    def _prefers_json(self) -> bool:
+        """Return True if the client prefers JSON to the file. With equal quality, an explicitly named type wins."""
         accepted = self.request.headers.get("Accept", "")
         named = "json" in accepted and not any(kind in accepted for kind in BINARY)
         return preferred(accepted, (JSON, *BINARY, ENVELOPE) if named else (*BINARY, JSON, ENVELOPE)) not in BINARY
 
-    async def _send(self, told: ArrayInfo) -> None:
-        descriptor = await asyncio.to_thread(array_file.open_for_reading, str(told.path), told.id)
+    async def _send(self, info: ArrayInfo) -> None:
+        descriptor = await asyncio.to_thread(array_file.open_for_reading, str(info.path), info.id)
         try:
-            await asyncio.to_thread(array_file.read, descriptor, told.id)
+            await asyncio.to_thread(array_file.read, descriptor, info.id)
             state = os.fstat(descriptor)
-            etag = f'"{told.id}-{state.st_mtime_ns:x}"'
+            etag = f'"{info.id}-{state.st_mtime_ns:x}"'
             for name, value in (("Accept-Ranges", "bytes"), ("ETag", etag), ("Vary", "Accept")):
                 self.set_header(name, value)
             if self.check_etag_header():
                 self.set_status(304)
                 self.finish()
                 return
-            wanted = self._range(told.size, etag)
-            if wanted is None:
+            byte_range = self._range(info.size, etag)
+            if byte_range is None:
                 return
-            first, last = wanted
+            first, last = byte_range
             self.set_header("Content-Type", SAFETENSORS)
-            self.set_header("Content-Disposition", f'attachment; filename="{told.id}.safetensors"')
+            self.set_header("Content-Disposition", f'attachment; filename="{info.id}.safetensors"')
             self.set_header("Content-Length", str(last - first + 1))
             while first <= last and self.request.method != "HEAD":
-                piece = await asyncio.to_thread(os.pread, descriptor, min(PIECE, last - first + 1), first)
-                if not piece:
-                    raise ArrayConflict(f"The array {told.id} ends early")
-                first += len(piece)
-                await self.pass_on(piece)
+                chunk = await asyncio.to_thread(os.pread, descriptor, min(CHUNK, last - first + 1), first)
+                if not chunk:
+                    raise ArrayConflict(f"The file of the array {info.id!r} is truncated")
+                first += len(chunk)
+                await self.write_chunk(chunk)
             self.finish(set_content_type=SAFETENSORS)
         finally:
             os.close(descriptor)
 
     def _range(self, size: int, etag: str) -> tuple[int, int] | None:
-        """First and last byte that are wanted, the status set accordingly; None where there is no such range, which is answered."""
+        """Return the first and last requested byte, and set the status. For an invalid range, send the error and return None."""
         headers = self.request.headers
-        # HTTP has ranges for GET alone.
+        # HTTP defines ranges for GET only.
         found = _RANGE.fullmatch(headers.get("Range", "")) if self.request.method == "GET" else None
         if found is None or found.groups() == ("", "") or headers.get("If-Range", etag).strip() != etag:
             return 0, size - 1
@@ -250,31 +250,31 @@ class ArrayHandler(_Telling):
             self.set_status(416)
             self.set_header("Content-Range", f"bytes */{size}")
             self.finish(
-                to_json(envelope(None, f"The file has {size} bytes: ask for a range within them")), set_content_type="application/json"
+                to_json(envelope(None, f"The file has {size} bytes: request a range within them")), set_content_type="application/json"
             )
             return None
         self.set_status(206)
         self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")
         return begin, end
 
-    @described("Arrays", ArrayInfo, errors={409: "It is another runtime's."})
+    @described("Arrays", ArrayInfo, errors={409: "The array belongs to another runtime."})
     @web.authenticated
     @authorized
     async def delete(self, array_id: str) -> None:
-        """Delete the array; those who use it now keep it to their end. The answer is what it was, without its file."""
+        """Delete the array and return its metadata. Tasks that use it can continue."""
         runtime = await self.runtime()
-        told = await runtime.arrays.info(array_id)
+        info = await runtime.arrays.info(array_id)
         await runtime.arrays.remove(array_id)
-        self.reply(told.model_copy(update={"path": None}))
+        self.reply(info.model_copy(update={"path": None}))
 
 
-class ArrayReadyHandler(_Telling):
-    """`POST /arrays/{id}/ready`."""
+class ArrayReadyHandler(_ArrayBaseHandler):
+    """Handler of `POST /arrays/{id}/ready`."""
 
-    @described("Arrays", ArrayInfo, headers=(LEASE,), errors={409: "It is complete already, or is just being sent."})
+    @described("Arrays", ArrayInfo, headers=(LEASE,), errors={409: "The array is already complete, or is being uploaded."})
     @web.authenticated
     @authorized
     async def post(self, array_id: str) -> None:
-        """The file is filled: from now on it can be used, and not be changed."""
+        """Mark the array as complete after its file was written. It can then be used and no longer be changed."""
         store = (await self.runtime()).arrays
-        self.reply(self.telling(store, await store.ready(array_id)))
+        self.reply(self.visible_info(store, await store.ready(array_id)))

@@ -1,4 +1,4 @@
-"""Many tasks in one request: submitting them, and collecting their results."""
+"""Handlers that submit many tasks in one request and collect their results."""
 
 from __future__ import annotations
 
@@ -36,15 +36,19 @@ EXAMPLES = {
 }
 
 RESULTS_EXAMPLES = {
-    "Half of four, within ten seconds": {"tasks": [f"task_01kdw8m3s0fs5g8c1v5x2{digit}" for digit in "jkmn"], "at_least": 2, "wait": 10},
+    "Two of four results, within ten seconds": {
+        "tasks": [f"task_01kdw8m3s0fs5g8c1v5x2{digit}" for digit in "jkmn"],
+        "at_least": 2,
+        "wait": 10,
+    },
 }
 
 MOST_BYTES = 4_000_000
-"""Bytes after which an answer with results ends."""
+"""Size in bytes after which a response with results ends."""
 
 
 class BatchHandler(Handler):
-    """`/tasks/batch`."""
+    """Handler of `/tasks/batch`."""
 
     @described("Tasks", {202: BatchAnswer}, body=BatchRequest, headers=(IDEMPOTENCY_KEY,), errors={409: KEY_IN_USE}, examples=EXAMPLES)
     @web.authenticated
@@ -52,33 +56,33 @@ class BatchHandler(Handler):
     async def post(self) -> None:
         """Submit many tasks.
 
-        Each is answered in its place, and a wrong one spoils none of the others. Those that are taken are on disk, in one piece,
-        before the answer.
+        The response has an outcome for each task, in order. Invalid tasks do not affect the others. Accepted tasks are written to
+        disk in one transaction before the response.
         """
         batch = self.body(BatchRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         runtime = await self.runtime()
         answers = await runtime.batches.submit(batch.tasks, await self.caller(), key, durable=batch.durable)
-        # One after the other, with turns for others in between: of a few thousand, all at once would be felt.
+        # Yields to the event loop in between, because encoding thousands of tasks at once would block it noticeably.
         items = [to_json(_item(answer), inf_nan_mode="null") async for answer in cooperatively(answers)]
         self.send(b'{"tasks":[%b]}' % b",".join(items), 202)
 
 
 class ResultsHandler(Handler):
-    """`/tasks/batch/results`."""
+    """Handler of `/tasks/batch/results`."""
 
     @described("Tasks", ResultsAnswer, body=ResultsRequest, examples=RESULTS_EXAMPLES)
     @web.authenticated
-    @authorized("read")  # type: ignore[untyped-decorator] # with arguments it has no type
+    @authorized("read")  # type: ignore[untyped-decorator] # untyped when called with arguments
     async def post(self) -> None:
         """Collect the results of many tasks.
 
-        Answers with those that have ended, once `at_least` of them have or after `wait` seconds. Nothing is changed: it is a POST
-        because thousands of ids fit no URL.
+        Returns the finished tasks when at least `at_least` of them have finished or after `wait` seconds. The request changes nothing.
+        It is a POST because a URL is too short for thousands of ids.
         """
-        wanted = self.body(ResultsRequest)
+        request = self.body(ResultsRequest)
         runtime = await self.runtime()
-        ended = await self.while_connected(runtime.results.collect(wanted.tasks, wanted.at_least, wanted.wait))
+        ended = await self.while_connected(runtime.results.collect(request.tasks, request.at_least, request.wait))
         items: list[bytes] = []
         size = 0
         async for each in cooperatively(ended):

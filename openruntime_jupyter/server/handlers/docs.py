@@ -1,4 +1,4 @@
-"""The API about itself: `/openapi.json` for programs, `/docs` for people."""
+"""Handlers of the API description: `/openapi.json` and the HTML page `/docs`."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from tornado import web
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.openapi.decorator import JSON, Answer, described
+from openruntime_jupyter.server.openapi.decorator import JSON, Response, described
 
 
 @lru_cache(maxsize=2)
 def _document(url: str, without_token: bool, _operations: tuple[str, ...]) -> dict[str, Any]:
-    """Made anew where operations have come or gone, which packages bring and take while a server runs."""
+    """Return the cached document. The operations are part of the key, because installing packages can change them at run time."""
     from openruntime_jupyter.server.openapi.document import document
-    from openruntime_jupyter.server.routes import ROUTES  # which names the handlers of this file
+    from openruntime_jupyter.server.routes import ROUTES  # imported here because it imports this module
 
     return document(ROUTES, url, without_token=without_token)
 
 
 class AboutHandler(Handler):
-    """What both have in common."""
+    """Base class of the description handlers."""
 
     def document(self) -> dict[str, Any]:
-        """The description of what this server serves, where it serves it."""
+        """Return the OpenAPI document of this server with its URL."""
         provider = self.app.server.identity_provider
         local = isinstance(provider, StandaloneIdentity) and provider.allow_local and not self.settings.get("allow_remote_access")
         return _document(self.app.url_path, local, tuple(operations()))
 
 
 class OpenApiHandler(AboutHandler):
-    """`GET /openapi.json`."""
+    """Handler of `GET /openapi.json`."""
 
-    @described("About the API", Answer(description="An OpenAPI 3.1 document.", media={JSON: {"type": "object"}}))
+    @described("About the API", Response(description="OpenAPI 3.1 document.", media={JSON: {"type": "object"}}))
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """This description, for programs that make clients, checks or pages from it."""
+        """Return this description as an OpenAPI document."""
         self.finish(to_json(self.document()), set_content_type=JSON)
 
 
 class DocsHandler(AboutHandler):
-    """`GET /docs`."""
+    """Handler of `GET /docs`."""
 
     @property
     def content_security_policy(self) -> str:
-        """Jupyter's, which lets an API show nothing; and the page's own style and script, by their hashes."""
+        """Jupyter's restrictive policy for APIs, extended by the hashes of the page's style and script."""
         from openruntime_jupyter.server.openapi.page import POLICY
 
         return f"{super().content_security_policy}; {POLICY}"
 
-    @described("About the API", Answer(description="A page that needs nothing from elsewhere.", media={"text/html": {"type": "string"}}))
+    @described("About the API", Response(description="HTML page without external resources.", media={"text/html": {"type": "string"}}))
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """This description, for people."""
+        """Return this description as an HTML page."""
         from openruntime_jupyter.server.openapi.page import page
 
         base = f"{self.request.protocol}://{self.request.host}{self.app.url_path.rstrip('/')}"

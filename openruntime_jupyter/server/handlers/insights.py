@@ -1,4 +1,4 @@
-"""What the recorded history tells."""
+"""Handler of insights into the recorded history."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 EXAMPLES = {
     "The last hour": {"metric_type": "performance", "timeframe": "1h"},
-    "Failures of a week, in no model's words": {"metric_type": "errors", "timeframe": "7d", "wording": "none"},
+    "Failures of a week, without a model": {"metric_type": "errors", "timeframe": "7d", "wording": "none"},
 }
 
 
 class InsightsHandler(Handler):
-    """`POST /ai/insights`."""
+    """Handler of `POST /ai/insights`."""
 
     @described("AI", Insights, body=InsightsRequest, examples=EXAMPLES)
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        """What the recorded history tells about performance, memory, efficiency or errors.
+        """Analyse the recorded history for performance, memory, efficiency or errors.
 
-        Peaks, trends, leaks, bursts of failures, queueing and more, each with figures, times and the tasks that ran then, computed
-        from what was recorded. A model may put them into words, but adds nothing: a wording that lacks a figure, or has one of its
-        own, is not taken.
+        Findings are peaks, trends, leaks, bursts of failures, queueing and more, with numbers, times and the tasks that ran at the time.
+        They are computed from recorded data. A model may rewrite the text but adds no information: texts with missing or additional
+        numbers are rejected.
         """
         request = self.body(InsightsRequest)
         runtime = await self.runtime()
-        self.reply(await self.while_connected(self._tell(runtime, request)))
+        self.reply(await self.while_connected(self._insights(runtime, request)))
 
-    async def _tell(self, runtime: Runtime, request: InsightsRequest) -> Insights:
+    async def _insights(self, runtime: Runtime, request: InsightsRequest) -> Insights:
         choose = (await self.ai()).worders(await self.caller())
-        # On a thread and not at the top: most servers are never asked, and NumPy takes its time.
+        # Imported on a thread at the first request, because most servers get none and NumPy is slow to import.
         answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.response")
         found: Insights = await answer.insights(runtime, request, choose)
         return found

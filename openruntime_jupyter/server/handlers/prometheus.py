@@ -1,6 +1,6 @@
-"""A runtime's figures as Prometheus reads them: seconds, bytes and ratios, and no label that grows with the number of tasks.
+"""Metrics of a runtime for Prometheus, in seconds, bytes and ratios. No label grows with the number of tasks.
 
-A collector that reads the runtime when it is asked; there is no global registry, so that several runtimes of one process do not mix.
+Each scrape uses its own registry, so that several runtimes in one process do not mix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 
 
 def exposition(runtime: Runtime, media: TextType) -> tuple[bytes, str]:
-    """The figures of now in one of Prometheus' formats, and its full content type."""
+    """Return the current metrics in a Prometheus format, and the full content type."""
     registry = CollectorRegistry()
     registry.register(RuntimeCollector(runtime))
     encode, content_type = choose_encoder(f"{media}; version={VERSIONS[media]}")
@@ -35,13 +35,13 @@ def exposition(runtime: Runtime, media: TextType) -> tuple[bytes, str]:
 
 
 class RuntimeCollector(Collector):
-    """Tells the figures of one runtime."""
+    """Collector of the metrics of one runtime."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     def collect(self) -> Iterator[Metric]:
-        """All figures of now."""
+        """Yield all current metrics."""
         yield from self._about()
         yield from self._tasks()
         yield from self._machine()
@@ -50,72 +50,78 @@ class RuntimeCollector(Collector):
 
     def _about(self) -> Iterator[Metric]:
         runtime = self._runtime
-        yield InfoMetricFamily("openruntime_build", "The version of OpenRuntime.", {"version": runtime.version})
-        yield _gauge("openruntime_start_time_seconds", "When the runtime was started, since the epoch.", runtime.metrics_service.counters.began)
+        yield InfoMetricFamily("openruntime_build", "Version of OpenRuntime.", {"version": runtime.version})
+        yield _gauge(
+            "openruntime_start_time_seconds",
+            "Start time of the runtime in seconds since the epoch.",
+            runtime.metrics_service.counters.began,
+        )
         healthy = runtime.health().status == "healthy"
-        yield _gauge("openruntime_healthy", "1 where /health says that all is well, else 0.", float(healthy))
+        yield _gauge("openruntime_healthy", "1 if /health reports healthy, otherwise 0.", float(healthy))
 
     def _tasks(self) -> Iterator[Metric]:
         counters, now = self._runtime.metrics_service.counters, self._runtime.metrics()
-        ended = CounterMetricFamily("openruntime_tasks", "Tasks that have ended since the start.", labels=("state", "operation"))
-        # Those at zero too: otherwise the first one of a kind would be no increase.
+        ended = CounterMetricFamily("openruntime_tasks", "Number of tasks finished since the start.", labels=("state", "operation"))
+        # Includes zeros, because Prometheus would not see the first task of a label as an increase.
         known = {(state.value, name): 0 for name in operations() for state in TaskState if state.terminal}
         for labels, number in {**known, **counters.ended}.items():
             ended.add_metric(labels, number)
         yield ended
-        yield _gauge("openruntime_tasks_running", "Tasks that run.", now.active_tasks)
-        yield _gauge("openruntime_tasks_pending", "Tasks that wait.", now.pending_tasks)
-        yield _histogram("openruntime_task_queue_seconds", "How long tasks waited from submission to their first start.", counters.queued)
-        yield _histogram("openruntime_task_run_seconds", "How long tasks ran, from their last start to their end.", counters.ran)
+        yield _gauge("openruntime_tasks_running", "Number of running tasks.", now.active_tasks)
+        yield _gauge("openruntime_tasks_pending", "Number of pending tasks.", now.pending_tasks)
+        yield _histogram("openruntime_task_queue_seconds", "Time from submission to the first start of a task.", counters.queued)
+        yield _histogram("openruntime_task_run_seconds", "Time from the last start of a task to its end.", counters.ran)
 
     def _machine(self) -> Iterator[Metric]:
         memory, load = self._runtime.memory(), self._runtime.metrics().cpu_utilization
-        yield _gauge("openruntime_memory_used_bytes", "Memory in use on the machine, or in the container.", memory.total - memory.available)
-        yield _gauge("openruntime_memory_total_bytes", "Memory of the machine, or of the container.", memory.total)
+        yield _gauge("openruntime_memory_used_bytes", "Used memory of the machine or the container.", memory.total - memory.available)
+        yield _gauge("openruntime_memory_total_bytes", "Total memory of the machine or the container.", memory.total)
         if load is not None:
-            yield _gauge("openruntime_cpu_utilization_ratio", "How busy the machine's cores are, 0 to 1.", load / 100)
+            yield _gauge("openruntime_cpu_utilization_ratio", "Utilization of the machine's cores, 0 to 1.", load / 100)
 
     def _workers(self) -> Iterator[Metric]:
         workers = self._runtime.engine.workers()
         numbers = Counter(worker.state for worker in workers)
-        by_state = GaugeMetricFamily("openruntime_workers", "Worker processes.", labels=("state",))
+        by_state = GaugeMetricFamily("openruntime_workers", "Number of worker processes.", labels=("state",))
         for state in get_args(WorkerState):
             by_state.add_metric((state,), numbers[state])
         yield by_state
         if (resident := held(workers)) is not None:
-            yield _gauge("openruntime_worker_memory_bytes", "Resident memory of all workers together.", resident)
-        deaths = CounterMetricFamily("openruntime_worker_deaths", "Tasks that ended because their worker died, or took too much memory.")
+            yield _gauge("openruntime_worker_memory_bytes", "Resident memory of all workers.", resident)
+        deaths = CounterMetricFamily(
+            "openruntime_worker_deaths", "Number of tasks that failed because their worker died or exceeded its memory limit."
+        )
         deaths.add_metric((), self._runtime.metrics_service.counters.deaths)
         yield deaths
 
 
 DEVICE_GAUGES: tuple[tuple[str, str, Callable[[Device], float | None]], ...] = (
-    ("slots", "How many tasks may compute on it at once.", lambda device: device.slots),
-    ("tasks_running", "Tasks that run on it.", lambda device: device.running),
-    ("tasks_pending", "Tasks that wait for it.", lambda device: device.pending),
-    ("memory_total_bytes", "Its memory; the machine's where it shares that.", lambda device: device.memory_total),
-    ("memory_available_bytes", "What is left of its memory for tasks.", lambda device: device.memory_available),
+    ("slots", "Maximum number of concurrent tasks on the device.", lambda device: device.slots),
+    ("tasks_running", "Number of running tasks on the device.", lambda device: device.running),
+    ("tasks_pending", "Number of pending tasks for the device.", lambda device: device.pending),
+    ("memory_total_bytes", "Total memory of the device, or of the machine if it is shared.", lambda device: device.memory_total),
+    ("memory_available_bytes", "Memory of the device available for tasks.", lambda device: device.memory_available),
     (
         "utilization_ratio",
-        "How busy it is, by all programs together, 0 to 1.",
+        "Utilization of the device by all programs, 0 to 1.",
         lambda device: None if device.utilization is None else device.utilization / 100,
     ),
-    ("temperature_celsius", "Its temperature.", lambda device: device.temperature_celsius),
-    ("power_watts", "What it draws.", lambda device: device.power_watts),
+    ("temperature_celsius", "Temperature of the device.", lambda device: device.temperature_celsius),
+    ("power_watts", "Power consumption of the device.", lambda device: device.power_watts),
 )
-"""Each has the label `device`; a figure that can't be read is left out."""
+"""Gauges with the label `device`; values that cannot be read are omitted."""
 
 
 def _devices(devices: Iterable[Device]) -> Iterator[Metric]:
-    there = list(devices)
-    about = InfoMetricFamily("openruntime_device", "The devices that MLX computes on.", labels=("device",))
-    for device in there:
-        told = {"name": device.name, "type": device.type, "mlx_version": device.mlx_version or "", "blas": device.blas or ""}
-        about.add_metric((device.id,), told)
+    available = list(devices)
+    about = InfoMetricFamily("openruntime_device", "Compute devices of MLX.", labels=("device",))
+    for device in available:
+        labels = {"name": device.name, "type": device.type, "mlx_version": device.mlx_version or "", "blas": device.blas or ""}
+        about.add_metric((device.id,), labels)
     yield about
     for name, text, read in DEVICE_GAUGES:
         family = GaugeMetricFamily(f"openruntime_device_{name}", text, labels=("device",), unit=_unit(name))
-        for device in there:
+        for device in available:
             value = read(device)
             if value is not None:
                 family.add_metric((device.id,), value)
@@ -134,6 +140,6 @@ def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
 
 
 def _unit(name: str) -> str:
-    """The unit that OpenMetrics wants to be told where it ends a name."""
+    """Return the unit suffix of a metric name, which OpenMetrics requires as metadata."""
     last = name.rpartition("_")[2]
     return last if last in ("seconds", "bytes", "ratio", "celsius", "watts") else ""

@@ -1,4 +1,4 @@
-"""Sessions: workers whose variables stay from one task to the next."""
+"""Handlers of sessions: workers whose variables persist between tasks."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.openapi.decorator import described
 from openruntime_jupyter.server.responses import SessionList
 
-NOT_FOUND = {404: "There is no such session."}
+NOT_FOUND = {404: "Unknown session."}
 
 
 class SessionsHandler(Handler):
-    """`GET /sessions`."""
+    """Handler of `GET /sessions`."""
 
     @described("Sessions", SessionList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """List the sessions, with the memory that each holds."""
+        """List the sessions with their memory."""
         runtime = await self.runtime()
         self.reply({"sessions": runtime.sessions.list()})
 
 
 class SessionHandler(Handler):
-    """`DELETE /sessions/{id}`."""
+    """Handler of `DELETE /sessions/{id}`."""
 
     @described("Sessions", Session, errors=NOT_FOUND)
     @web.authenticated
     @authorized
     async def delete(self, session_id: str) -> None:
-        """End a session and the task that it runs; its memory is given back and its variables are gone."""
+        """End a session and its running task. Its memory is freed and its variables are lost."""
         runtime = await self.runtime()
         self.reply(runtime.sessions.free(session_id))
 
 
 class SessionRestartHandler(Handler):
-    """`POST /sessions/{id}/restart`."""
+    """Handler of `POST /sessions/{id}/restart`."""
 
     @described("Sessions", Session, errors=NOT_FOUND)
     @web.authenticated
     @authorized
     async def post(self, session_id: str) -> None:
-        """End the session's worker and the task that it runs; the next task starts with an empty namespace."""
+        """Restart the worker of a session and end its running task. The next task starts with an empty namespace."""
         runtime = await self.runtime()
         self.reply(runtime.sessions.restart(session_id))

@@ -1,4 +1,4 @@
-"""What the server is and has: `/`, `/health`, `/devices`, `/operations`, and every path that is nothing."""
+"""Handlers of `/`, `/health`, `/devices`, `/workers`, `/operations`, and of unknown paths."""
 
 from __future__ import annotations
 
@@ -13,71 +13,71 @@ from openruntime_jupyter.server.responses import DeviceList, OperationList, Serv
 
 
 class RootHandler(Handler):
-    """`GET /`."""
+    """Handler of `GET /`."""
 
     @described("The service", ServiceInfo)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """The name and version of the service."""
+        """Return the name and version of the service."""
         self.reply({"name": "OpenRuntime", "version": __version__, "status": "running"})
 
 
 class HealthHandler(Handler):
-    """`GET /health`."""
+    """Handler of `GET /health`."""
 
     @described("The service", Health)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Whether all is well, and if not, what to do."""
+        """Return the health of the server, and its problems with suggested fixes."""
         runtime = await self.runtime()
         self.reply(runtime.health())
 
 
 class DevicesHandler(Handler):
-    """`GET /devices`."""
+    """Handler of `GET /devices`."""
 
     @described("The service", DeviceList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Everything MLX computes on here."""
+        """List the compute devices of MLX."""
         runtime = await self.runtime()
         self.reply({"devices": runtime.devices()})
 
 
 class WorkersHandler(Handler):
-    """`GET /workers`."""
+    """Handler of `GET /workers`."""
 
     @described("The service", WorkerList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """The worker processes that there are, with what each has done."""
+        """List the worker processes with their statistics."""
         runtime = await self.runtime()
         self.reply({"workers": runtime.worker_stats.report()})
 
 
 class OperationsHandler(Handler):
-    """`GET /operations`."""
+    """Handler of `GET /operations`."""
 
     @described("The service", OperationList)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Every kind of work, with the JSON schema of its parameters."""
+        """List the operations with the JSON schemas of their parameters."""
         runtime = await self.runtime()
         self.reply({"operations": runtime.operations()})
 
 
 class NotFoundHandler(Handler):
-    """Every other path: 404, to those who may know."""
+    """Handler of all other paths, which responds with 404 to authorized clients."""
 
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Say so."""
+        """Respond with 404."""
         raise web.HTTPError(404)
 
     post = put = patch = delete = head = get

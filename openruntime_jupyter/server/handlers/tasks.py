@@ -1,4 +1,4 @@
-"""Tasks: submit, list, look, reprioritise, cancel, erase."""
+"""Handlers that submit, list, inspect, reprioritise, cancel and delete tasks."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from openruntime_jupyter.server.http.requests import (
     read_key,
     read_preference,
 )
-from openruntime_jupyter.server.openapi.decorator import BYTES, IDEMPOTENCY_KEY, Answer, Parameter, described
+from openruntime_jupyter.server.openapi.decorator import BYTES, IDEMPOTENCY_KEY, Parameter, Response, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
 
 SUBMITTED = {
-    200: Answer(Task, "The task has ended; it may have failed: see `status`.", headers=(APPLIED,)),
-    202: Answer(Task, "The task is on disk and goes on by itself.", headers=(APPLIED, LOCATION)),
+    200: Response(Task, "The task has finished, possibly with a failure; see `status`.", headers=(APPLIED,)),
+    202: Response(Task, "The task is stored on disk and runs asynchronously.", headers=(APPLIED, LOCATION)),
 }
 EXAMPLES = {
     "Multiply matrices": {"operation": "matrix_multiply", "parameters": {"size": 1000, "iterations": 10}, "priority": 5},
-    "An expression, without waiting": {
+    "An asynchronous expression": {
         "operation": "compute",
         "parameters": {"expression": "sum(a * 2)", "inputs": {"a": [1, 2]}},
         "wait": False,
@@ -46,25 +46,28 @@ EXAMPLES = {
 
 
 class TasksHandler(WaitingMixin):
-    """`/tasks`."""
+    """Handler of `/tasks`."""
 
     @described("Tasks", TaskPage, query=TasksQuery)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Tasks, newest first, filtered and paged; or those that wait, the next to run first."""
+        """List tasks page by page with filters: newest first, or pending tasks in the order in which they will run."""
         query = self.query(TasksQuery)
         runtime = await self.runtime()
-        self.reply(await runtime.list_tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order))
+        self.reply(
+            await runtime.list_tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order)
+        )
 
     @described("Tasks", SUBMITTED, body=TaskRequest, headers=(PREFER, IDEMPOTENCY_KEY), examples=EXAMPLES)
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        """Submit a task, and wait for it as long as its client wants to.
+        """Submit a task, and wait for its result or run it asynchronously.
 
-        As it is, the answer comes when the task has ended, and a client that goes away cancels it. With `"wait": false` in the body,
-        or the header `Prefer`, the task is asynchronous: on disk before the answer, and going on whatever becomes of client and server.
+        By default, the response is sent when the task has finished, and the task is cancelled if the client disconnects. With
+        `"wait": false` in the body, or the header `Prefer`, the task is asynchronous: it is on disk before the response, and continues
+        if the client disconnects or the server restarts.
         """
         request = self.body(TaskRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
@@ -75,14 +78,14 @@ class TasksHandler(WaitingMixin):
             self.set_header("Preference-Applied", preference.applied)
             request = request.model_copy(update={"wait": False})
         task_id = await runtime.submission.submit(request, caller, key)
-        # Its client has the parameters, which may be megabytes.
+        # Parameters are omitted: the client has them, and they may be large.
         if request.wait:
             self.reply(await self.while_wanted(runtime, task_id, runtime.tasks.wait(task_id, parameters=False)))
         else:
             await self._accepted(runtime, task_id, preference)
 
     async def _accepted(self, runtime: Runtime, task_id: str, preference: Preference) -> None:
-        """202 for what goes on by itself; 200 if it ended within the time that its client grants."""
+        """Respond to an asynchronous submission: 200 if the task finished within the preferred wait, otherwise 202."""
         if preference.wait:
             task = await self.while_connected(runtime.tasks.wait(task_id, preference.wait, parameters=False))
         else:
@@ -94,47 +97,47 @@ class TasksHandler(WaitingMixin):
 
 
 class FollowedTaskHandler(Handler):
-    """`/tasks/output`."""
+    """Handler of `/tasks/output`."""
 
     @described("Tasks", {202: TaskOutput}, body=TaskRequest, query=WaitQuery, headers=(IDEMPOTENCY_KEY,), examples=EXAMPLES)
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        """Submit an asynchronous task, and return what it shows within `wait` seconds, with its record.
+        """Submit an asynchronous task, and return its output within `wait` seconds and its record.
 
-        The answer is that of `GET /tasks/{id}/output` with `record=true`, which goes on from there: for a short task, this saves a
-        request. `wait` of the body has no effect.
+        The response is that of `GET /tasks/{id}/output` with `record=true`, which returns later output. For a short task, this saves a
+        request. `wait` in the body is ignored.
         """
         request = self.body(TaskRequest).model_copy(update={"wait": False})
         query = self.query(WaitQuery)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         runtime = await self.runtime()
         task_id = await runtime.submission.submit(request, await self.caller(request.operation), key)
-        shown = await self.while_connected(runtime.tasks.output(task_id, 0, query.wait, record=True))
-        self.reply(shown, 202, {"Location": url_path_join(self.app.url_path, "tasks", task_id)})
+        output = await self.while_connected(runtime.tasks.output(task_id, 0, query.wait, record=True))
+        self.reply(output, 202, {"Location": url_path_join(self.app.url_path, "tasks", task_id)})
 
 
 class EnhancedTasksHandler(Handler):
-    """`GET /tasks/enhanced`, as the reference has it."""
+    """Handler of `GET /tasks/enhanced`, as defined by the reference."""
 
     @described("Tasks", TaskPage, query=PageQuery)
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Tasks, newest first, each with its performance figures."""
+        """List tasks with performance metrics, newest first."""
         query = self.query(PageQuery)
         runtime = await self.runtime()
         self.reply(await runtime.list_tasks(query.limit, query.before, query.offset))
 
 
 class TaskHandler(Handler):
-    """`/tasks/{id}`."""
+    """Handler of `/tasks/{id}`."""
 
     @described("Tasks", Task, query=TaskQuery)
     @web.authenticated
     @authorized
     async def get(self, task_id: str) -> None:
-        """The task, at its end if that comes within `wait` seconds."""
+        """Return the task, after waiting up to `wait` seconds for it to finish."""
         query = self.query(TaskQuery)
         runtime = await self.runtime()
         task = await runtime.tasks.get(task_id, query.parameters)
@@ -142,20 +145,25 @@ class TaskHandler(Handler):
             task = await self.while_connected(runtime.tasks.wait(task_id, query.wait, query.parameters))
         self.reply(task)
 
-    @described("Tasks", Task, body=TaskChange, errors={409: "It does not wait any more."}, examples={"More urgent": {"priority": 9}})
+    @described("Tasks", Task, body=TaskChange, errors={409: "The task is no longer pending."}, examples={"More urgent": {"priority": 9}})
     @web.authenticated
     @authorized
     async def patch(self, task_id: str) -> None:
-        """Change the priority of a task that waits."""
+        """Change the priority of a pending task."""
         change = self.body(TaskChange)
         runtime = await self.runtime()
         self.reply(await runtime.reprioritise(task_id, change.priority))
 
-    @described("Tasks", Task, query=DeleteQuery, errors={409: "It belongs to another runtime, or is to be erased and has not ended."})
+    @described(
+        "Tasks",
+        Task,
+        query=DeleteQuery,
+        errors={409: "The task belongs to another runtime, or cannot be deleted because it has not finished."},
+    )
     @web.authenticated
     @authorized
     async def delete(self, task_id: str) -> None:
-        """Cancel the task, or with `purge=true` erase it; the answer is the task as it is, or was."""
+        """Cancel the task, or delete it with `purge=true`, and return it."""
         query = self.query(DeleteQuery)
         runtime = await self.runtime()
         if query.purge:
@@ -168,34 +176,34 @@ class TaskHandler(Handler):
 
 CHUNK = 1_048_576
 
-PAYLOAD = Answer(
-    description="The bytes. A cloudpickle runs code when it is loaded: load it only if you trust the task's.",
+PAYLOAD = Response(
+    description="Bytes of the result. Loading a cloudpickle runs code; load it only if you trust the code of the task.",
     media={"application/octet-stream": BYTES},
-    headers=(Parameter("X-OpenRuntime-Encoding", "How they are encoded."),),
+    headers=(Parameter("X-OpenRuntime-Encoding", "Encoding of the bytes."),),
 )
 
 
 class OutputHandler(Handler):
-    """`GET /tasks/{id}/output`."""
+    """Handler of `GET /tasks/{id}/output`."""
 
     @described("Tasks", TaskOutput, query=OutputQuery)
     @web.authenticated
     @authorized
     async def get(self, task_id: str) -> None:
-        """What the task showed from `since` on; with `wait`, as soon as there is something."""
+        """Return the output of the task after `since`. With `wait`, wait for new output."""
         query = self.query(OutputQuery)
         runtime = await self.runtime()
         self.reply(await self.while_connected(runtime.tasks.output(task_id, query.since, query.wait, query.record)))
 
 
 class PayloadHandler(Handler):
-    """`GET /tasks/{id}/payload`."""
+    """Handler of `GET /tasks/{id}/payload`."""
 
-    @described("Tasks", PAYLOAD, errors={404: "There is no such task, or it has no payload."})
+    @described("Tasks", PAYLOAD, errors={404: "The task is unknown or has no payload."})
     @web.authenticated
     @authorized
     async def get(self, task_id: str) -> None:
-        """The bytes, as they are; how they are encoded stands in the task's result."""
+        """Return the bytes of the opaque result. The task's result has their encoding."""
         runtime = await self.runtime()
         payload, encoding = await runtime.tasks.payload(task_id)
         self.set_header("X-OpenRuntime-Encoding", encoding)
@@ -207,7 +215,7 @@ class PayloadHandler(Handler):
             self.finish(payload, set_content_type="application/octet-stream")
 
     async def _send(self, path: Path) -> None:
-        """A file piece by piece, read off the loop, no faster than the client takes it."""
+        """Send a file in chunks at the speed of the client, reading it on a thread."""
         with await asyncio.to_thread(path.open, "rb") as file:
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Length", str(os.fstat(file.fileno()).st_size))
@@ -215,7 +223,7 @@ class PayloadHandler(Handler):
                 await self.flush()
                 return
             while chunk := await asyncio.to_thread(_read, file):
-                await self.pass_on(chunk)
+                await self.write_chunk(chunk)
 
 
 def _read(file: BinaryIO) -> bytes:

@@ -1,4 +1,4 @@
-"""An array on its way in: its header read, its room taken, its bytes written as they come, off the loop and off the heap."""
+"""Upload of an array: parses the header, allocates the file, and writes chunks on a thread as they arrive."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from openruntime_jupyter.schemas.arrays import ArrayInfo
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.arrays.store import ArrayStore
 
-PIECE = 1 << 20
-"""Bytes that are gathered before they are written: the most that one upload holds in memory, beside a header."""
+CHUNK = 1 << 20
+"""Buffer size of an upload in bytes, in addition to the header."""
 
 
 @dataclass(slots=True)
-class _Place:
-    """Where the elements go: `at` is the next byte of the file, `end` the last but one."""
+class _Target:
+    """Destination of the elements: `at` is the offset of the next byte, `end` the size of the file."""
 
     array_id: str
     path: str
@@ -32,99 +32,99 @@ class _Place:
 
 
 class Upload:
-    """Takes a safetensors file piece by piece. `finish` or `abandon` ends it; after an error only `abandon`."""
+    """Writer of a safetensors file that arrives in chunks. Call `finish` or `abandon` at the end; after an error only `abandon`."""
 
     def __init__(self, store: ArrayStore, array_id: str, owner: str | None) -> None:
         self._store = store
         self._id = array_id
         self._owner = owner
-        self._gathered = bytearray()
-        self._place: _Place | None = None
+        self._buffer = bytearray()
+        self._target: _Target | None = None
         self._stack = contextlib.ExitStack()
-        self._over = False
+        self._done = False
 
-    async def take(self, piece: bytes) -> None:
-        """The next bytes; raises `InvalidRequest` and what `ArrayStore.allocate` raises."""
-        self._gathered += piece
-        if self._place is None:
+    async def write(self, chunk: bytes) -> None:
+        """Write the next chunk; raises `InvalidRequest` and the errors of `ArrayStore.allocate`."""
+        self._buffer += chunk
+        if self._target is None:
             layout = self._header()
             if layout is None:
                 return
             await self._begin(layout)
-        if len(self._gathered) >= PIECE:
-            await self._write()
+        if len(self._buffer) >= CHUNK:
+            await self._flush()
 
     def _header(self) -> Layout | None:
-        """What the file says it is, as soon as that has come."""
-        begun = self._gathered
+        """Return the layout once the header is complete, otherwise None."""
+        received = self._buffer
         try:
-            if len(begun) < array_file.LENGTH:
+            if len(received) < array_file.LENGTH:
                 return None
-            length = array_file.LENGTH + array_file.header_length(bytes(begun[: array_file.LENGTH]))
-            if len(begun) < length:
+            length = array_file.LENGTH + array_file.header_length(bytes(received[: array_file.LENGTH]))
+            if len(received) < length:
                 return None
-            layout = array_file.layout_of(bytes(begun[array_file.LENGTH : length]))
+            layout = array_file.layout_of(bytes(received[array_file.LENGTH : length]))
         except BadTensor as problem:
             raise InvalidRequest.of("body", str(problem)) from None
-        del self._gathered[:length]
+        del self._buffer[:length]
         return layout
 
     async def _begin(self, layout: Layout) -> None:
-        told = await self._store.place_for(self._id, layout, self._owner)
-        if self._over:  # the client went while there was room to be found
-            await self._store.remove(told.id)
-            raise ArrayConflict("The upload was broken off.")
-        self._stack.enter_context(self._store.writing(told.id))
+        info = await self._store.place_for(self._id, layout, self._owner)
+        if self._done:  # the client disconnected during the allocation
+            await self._store.remove(info.id)
+            raise ArrayConflict("The upload was aborted")
+        self._stack.enter_context(self._store.writing(info.id))
         try:
-            descriptor = os.open(str(told.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(str(info.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as problem:
-            await self._store.remove(told.id)
-            raise ArrayNotFound(f"The room for the array {told.id} is gone ({problem.strerror}): take it anew.") from None
+            await self._store.remove(info.id)
+            raise ArrayNotFound(f"The file of the array {info.id!r} is missing ({problem.strerror}): allocate the array again") from None
         self._stack.callback(os.close, descriptor)
-        if not blocks.lease(descriptor, str(told.path)):
-            raise ArrayConflict("The array was deleted while it was sent.")
-        # Our own header may be longer than theirs.
-        ours = Layout(layout.shape, layout.dtype, told.kind)
-        self._place = _Place(told.id, str(told.path), descriptor, ours.offset, ours.size)
+        if not blocks.lease(descriptor, str(info.path)):
+            raise ArrayConflict("The array was deleted during the upload")
+        # The header written here may be longer than that of the client.
+        layout_on_disk = Layout(layout.shape, layout.dtype, info.kind)
+        self._target = _Target(info.id, str(info.path), descriptor, layout_on_disk.offset, layout_on_disk.size)
 
-    async def _write(self) -> None:
-        place, data = self._place, bytes(self._gathered)
-        assert place is not None
-        self._gathered.clear()
-        if place.at + len(data) > place.end:
-            raise InvalidRequest.of("body", "it goes on after the array that its header tells of")
-        await asyncio.to_thread(_write_all, place.descriptor, data, place.at)
-        place.at += len(data)
+    async def _flush(self) -> None:
+        target, data = self._target, bytes(self._buffer)
+        assert target is not None
+        self._buffer.clear()
+        if target.at + len(data) > target.end:
+            raise InvalidRequest.of("body", "has more bytes than the array in its header")
+        await asyncio.to_thread(_write_all, target.descriptor, data, target.at)
+        target.at += len(data)
 
     async def finish(self) -> ArrayInfo:
-        """The body has ended: the array is complete. Raises `InvalidRequest` where it is not."""
-        if self._place is None:
-            raise InvalidRequest.of("body", "it ends before its safetensors header does")
-        await self._write()
-        if self._place.at != self._place.end:
-            raise InvalidRequest.of("body", f"it ends {self._place.end - self._place.at:,} bytes before the array does")
-        if not self._still_ours(self._place):
-            raise ArrayConflict(f"The array {self._place.array_id} was deleted while it was sent.")
-        told = await self._store.ready(self._place.array_id, sent=True)
-        self._over = True
+        """Mark the array as complete at the end of the body; raises `InvalidRequest` if bytes are missing."""
+        if self._target is None:
+            raise InvalidRequest.of("body", "ends before the end of its safetensors header")
+        await self._flush()
+        if self._target.at != self._target.end:
+            raise InvalidRequest.of("body", f"ends {self._target.end - self._target.at:,} bytes before the end of the array")
+        if not self._is_same_file(self._target):
+            raise ArrayConflict(f"The array {self._target.array_id!r} was deleted during the upload")
+        info = await self._store.ready(self._target.array_id, sent=True)
+        self._done = True
         self._stack.close()
-        return told
+        return info
 
     async def abandon(self) -> None:
-        """Nothing is to be left; nothing happens after `finish`."""
-        if self._over:
+        """Delete the incomplete array. Do nothing after `finish`."""
+        if self._done:
             return
-        self._over = True
-        ours = self._place is not None and self._still_ours(self._place)
+        self._done = True
+        unchanged = self._target is not None and self._is_same_file(self._target)
         self._stack.close()
-        if self._place is not None and ours:
-            with contextlib.suppress(ArrayNotFound):  # somebody else was faster
-                await self._store.remove(self._place.array_id)
+        if self._target is not None and unchanged:
+            with contextlib.suppress(ArrayNotFound):  # already deleted
+                await self._store.remove(self._target.array_id)
 
-    def _still_ours(self, place: _Place) -> bool:
-        """Whether the name means what we write: it may have been deleted meanwhile, and be somebody else's by now."""
+    def _is_same_file(self, target: _Target) -> bool:
+        """Return True if the path still refers to the open file; it may have been deleted and reused for another array."""
         try:
-            return os.path.samestat(os.fstat(place.descriptor), os.stat(place.path))
+            return os.path.samestat(os.fstat(target.descriptor), os.stat(target.path))
         except FileNotFoundError:
             return False
 

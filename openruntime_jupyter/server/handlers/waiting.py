@@ -1,4 +1,4 @@
-"""What all routes have in common that submit tasks and wait for them."""
+"""Mixin for handlers that submit tasks and wait for them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 PREFER = Parameter(
     "Prefer",
-    "`respond-async` makes the task asynchronous, `wait=N` too, and waits up to N seconds (at most 60) for its end.",
+    "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
 )
-APPLIED = Parameter("Preference-Applied", "Which preference was followed.")
-LOCATION = Parameter("Location", "The address of the task.")
+APPLIED = Parameter("Preference-Applied", "The applied preference.")
+LOCATION = Parameter("Location", "URL of the task.")
 
 Value = TypeVar("Value")
 
 
 class WaitingMixin(Handler):
-    """Waits for tasks as long as somebody wants them."""
+    """Handler that cancels a task when all clients that wait for it have disconnected."""
 
     async def while_wanted(self, runtime: Runtime, task_id: str, work: Coroutine[Any, Any, Value]) -> Value:
-        """The outcome of `work`, which waits for the task; that is cancelled if all clients that wait for it have gone."""
+        """Return the result of `work`, which waits for the task. Cancel the task when its last waiting client disconnects."""
         waiters = self.app.waiters
         waiters[task_id] += 1
 
-        def gone() -> None:
+        def on_disconnect() -> None:
             if waiters[task_id] == 1:
                 self.app.in_background(runtime.cancel(task_id))
 
         try:
-            return await self.while_connected(work, gone)
+            return await self.while_connected(work, on_disconnect)
         finally:
             waiters[task_id] -= 1
             if waiters[task_id] == 0:

@@ -1,4 +1,4 @@
-"""What every handler of ours has in common: identity, permission, bounded bodies, the envelope."""
+"""Base classes of the handlers: identity, permissions, bounded bodies and the envelope."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 RESOURCE = "openruntime"
 ENVELOPE = "application/vnd.openruntime.envelope+json"
 BODY_SLACK = 65_536
-"""Bytes of a body beyond a task's parameters."""
+"""Maximum size of a body in bytes, in addition to the task's parameters."""
 STALLED_SECONDS = 120.0
-"""How long an upload may pause, and a piece of a download wait to be taken. Past that the client is taken for gone: a machine that was cut
-off says no goodbye."""
+"""Maximum pause of an upload or download in seconds. After it, the client is considered disconnected: an interrupted network does not
+close the connection."""
 
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
-NOBODY = "Nobody is logged in: log in, or send the server's token as `Authorization: token <token>`"
-OTHER_PAGE = "Pages from {} may not use this server: allow that by ServerApp.allow_origin, or send the token"
+NOT_LOGGED_IN = "Not logged in: log in, or send the server's token as `Authorization: token <token>`"
+OTHER_PAGE = "Pages from {} are not allowed to use this server: set ServerApp.allow_origin, or send the token"
 
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 
 
 class BaseHandler(JupyterHandler):
-    """A handler of this extension: a notebook of this server may come with the secret that it inherited from it."""
+    """Base class of all handlers of this extension. Notebooks of this server authenticate with the secret that they inherit."""
 
     auth_resource = RESOURCE
     refusal: str | None = None
-    """Why the identity provider let nobody in, where it can say more than that."""
+    """Reason of the identity provider for rejecting the request, if it has a specific one."""
     is_websocket = False
     _cookie: tuple[tuple[Any, ...], bytes | None] | None = None
     _leave: Callable[[], None] | None = None
@@ -60,36 +60,36 @@ class BaseHandler(JupyterHandler):
 
     @property
     def app(self) -> OpenRuntimeApp:
-        """The extension."""
+        """Return the extension."""
         return cast("OpenRuntimeApp", self.settings[RESOURCE])
 
     @property
     def user(self) -> User | None:
-        """Who asks; None for nobody, and before that is known."""
+        """Return the current user; None without a login and before authentication."""
         user: User | None = getattr(self, "_jupyter_current_user", None)
         return user
 
     @cached_property
     def from_notebook(self) -> bool:
-        """Whether the request carries the secret of this server run."""
+        """True if the request has the secret of this server run."""
         return self.app.notebooks.presented_by(self)
 
     @cached_property
     def identity_provider(self) -> IdentityProvider:
-        """The server's own, except for its notebooks."""
+        """The identity provider of the server, or the one for its notebooks."""
         return self.app.notebooks if self.from_notebook else super().identity_provider
 
     @cached_property
     def authorizer(self) -> Authorizer:
-        """The server's own; its notebooks run with the server's permissions anyway."""
+        """The authorizer of the server. Its notebooks get all permissions, because they run with the server's permissions anyway."""
         return self.app.notebooks.authorizer if self.from_notebook else super().authorizer
 
     async def prepare(self, **options: Any) -> None:
-        """Let in whom Jupyter knows, as often as they may, on every route and verb, those that do not exist included."""
+        """Authenticate the request and apply the rate limits, on every route and method including unknown ones."""
         try:
-            await self._let_in(**options)
+            await self._authenticate(**options)
         finally:
-            # Who is refused counts too, or nothing would slow down whoever guesses tokens.
+            # Rejected requests count as well, which slows down attempts to guess tokens.
             self.admit()
 
     def admit(self) -> None:
@@ -101,30 +101,30 @@ class BaseHandler(JupyterHandler):
                 self.leave()
 
     def leave(self) -> None:
-        """The request has ended, or the connection has."""
+        """Release the slot of the request when it or its connection ends."""
         self._left = True
         if self._leave is not None:
             self._leave()
             self._leave = None
 
     def on_finish(self) -> None:
-        """The answer is sent."""
+        """Release the slot of the request after the response is sent."""
         super().on_finish()
         self.leave()
 
     def on_connection_close(self) -> None:
-        """The client has gone."""
+        """Release the slot of the request when the client disconnects."""
         super().on_connection_close()
         self.leave()
 
     def check_host(self) -> bool:
-        """Jupyter's, which `prepare` asks first of all; it would refuse without saying why."""
+        """Apply Jupyter's check of the Host header, and explain a rejection."""
         host = self.request.host
         if host == self.app.known_host:
             return True
         if not super().check_host():
             raise NotAllowed(
-                f"{host!r} is no local name: ask for localhost or 127.0.0.1, or tell the server about the name by "
+                f"{host!r} is not a local host name: use localhost or 127.0.0.1, or allow the name by "
                 "ServerApp.local_hostnames or ServerApp.allow_remote_access"
             )
         self.app.known_host = host
@@ -133,58 +133,58 @@ class BaseHandler(JupyterHandler):
     def get_secure_cookie(
         self, name: str, value: str | None = None, max_age_days: float = 31, min_version: int | None = None
     ) -> bytes | None:
-        """Tornado's, whose answer is kept: Jupyter asks twice a request for the same one, and each time its signature is reckoned."""
-        asked = (name, value, max_age_days, min_version)
-        if self._cookie is None or self._cookie[0] != asked:
-            self._cookie = asked, super().get_secure_cookie(name, value, max_age_days, min_version)
+        """Cache tornado's result, because Jupyter asks twice per request and each call verifies the signature."""
+        key = (name, value, max_age_days, min_version)
+        if self._cookie is None or self._cookie[0] != key:
+            self._cookie = key, super().get_secure_cookie(name, value, max_age_days, min_version)
         return self._cookie[1]
 
-    async def _let_in(self, **options: Any) -> None:
+    async def _authenticate(self, **options: Any) -> None:
         try:
-            # Jupyter's own: host, identity, XSRF, and the origin, whose answer is a 404 that explains nothing.
+            # Jupyter checks host, identity, XSRF token and origin. A wrong origin is a 404 without an explanation.
             await super().prepare(**options)
         except web.HTTPError as problem:
             if problem.status_code == 404:
                 raise NotAllowed(OTHER_PAGE.format(self.request.headers.get("Origin"))) from None
             if problem.status_code != 403 or self.user is not None:
                 raise
-            raise NotAllowed(self.refusal or NOBODY) from None
+            raise NotAllowed(self.refusal or NOT_LOGGED_IN) from None
         if self.user is None and self.request.method != "OPTIONS":
-            raise NotAllowed(self.refusal or NOBODY)
+            raise NotAllowed(self.refusal or NOT_LOGGED_IN)
 
     async def allowed(self, action: str, resource: str = RESOURCE) -> bool:
-        """Whether the authoriser lets this user do that."""
+        """Return True if the authorizer allows this action of the user."""
         assert self.user is not None
         return bool(await ensure_async(self.authorizer.is_authorized(self, self.user, action, resource)))
 
     async def caller(self, operation: str | None = None) -> Caller:
-        """Who asks for this operation, or for several, in the runtime's words."""
+        """Return the runtime's `Caller` for a request of one operation, or of any operation."""
         from openruntime_jupyter.runtime.tasks.validation import Caller, minds_execute
 
         trusted = not isinstance(self.user, LocalUser)
-        # An authoriser may ask somebody far away.
-        asked = trusted and (operation is None or minds_execute(operation))
-        may_execute = asked and await self.allowed("execute", "kernels")
-        # Where the system does not tell who is at the other end, it may be any user of the machine.
+        # Only if necessary: the authorizer may query a remote service.
+        needs_permission = trusted and (operation is None or minds_execute(operation))
+        may_execute = needs_permission and await self.allowed("execute", "kernels")
+        # Without peer credentials, the client may be any user of the machine.
         may_spend = trusted or isinstance(self.user, OwnUser)
         return Caller(owner=owner_of(self.user), may_execute=may_execute, trusted=trusted, may_spend=may_spend)
 
     async def runtime(self) -> Runtime:
-        """The runtime, once it is started; raises `Unavailable` with the reason where it is not."""
+        """Return the runtime after its start; raises `Unavailable` with the reason if it is not running."""
         return await self.app.ready()
 
     async def ai(self) -> AiService:
-        """What answers prompts, once the runtime is started; raises what `runtime` raises."""
+        """Return the AI service after the start of the runtime; raises the errors of `runtime`."""
         await self.app.ready()
         assert self.app.ai is not None
         return self.app.ai
 
     def query(self, model: type[Model]) -> Model:
-        """The query as a `model`; raises `InvalidRequest`."""
+        """Return the query as a `model`; raises `InvalidRequest`."""
         return read_query(model, {name: self.get_query_arguments(name) for name in model.model_fields})
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Every error is the envelope; see `server/http/errors.py`."""
+        """Send the error in the envelope; see `server/http/errors.py`."""
         info = kwargs.get("exc_info")
         problem = problem_of(info[1] if info else None, status_code)
         self.set_status(problem.status)
@@ -196,7 +196,7 @@ class BaseHandler(JupyterHandler):
         self.finish(to_json(envelope({"details": problem.details} if problem.details else None, problem.message)))
 
     def _log(self) -> None:
-        """Jupyter's access log; but what is refused for a while is no fault of the server, in whose log it would stand as one."""
+        """Write the access log like Jupyter, but log status 503 as a warning, because it is not a fault of the server."""
         if self.get_status() != 503:
             super()._log()
             return
@@ -206,30 +206,30 @@ class BaseHandler(JupyterHandler):
             prometheus_log_method(self)  # type: ignore[no-untyped-call]
 
     def log_exception(self, *_: Any) -> None:
-        """Nothing: `problem_of` logs what is a fault, and the access log the rest."""
+        """Do nothing: `problem_of` logs faults, and the access log has the other errors."""
 
     def verbs(self) -> list[str]:
-        """The methods that this route has."""
+        """Return the HTTP methods of this route."""
         return [
             verb for verb in self.SUPPORTED_METHODS if getattr(type(self), verb.lower()) is not getattr(web.RequestHandler, verb.lower())
         ]
 
 
 class Handler(BaseHandler, APIHandler):
-    """The base of the REST handlers.
+    """Base class of the REST handlers.
 
-    Large bodies are taken in pieces (see `suited`), so that one which is too large, or which nobody may send, costs no memory. It is read
-    to its end all the same, since a client that still sends does not listen.
+    Large bodies are received in chunks (see `suited`), so that rejected bodies use no memory. They are read to the end anyway, because
+    clients do not read the response while they are sending.
     """
 
     def __init_subclass__(cls) -> None:
-        """HEAD is wherever GET is, and the same code: tornado leaves the body out."""
+        """Handle HEAD like GET; tornado omits the body."""
         super().__init_subclass__()
         if "get" in vars(cls):
             cls.head = cls.get
 
     def initialize(self) -> None:
-        """Before anything is known."""
+        """Set the initial state of the request."""
         self._body = bytearray()
         self._refused: Exception | None = None
         self._closed: Callable[[], Any] | None = None
@@ -237,9 +237,9 @@ class Handler(BaseHandler, APIHandler):
         self._prepared = False
 
     async def prepare(self) -> None:  # type: ignore[override]
-        """Check first, then take the body; what is wrong is answered once the body has passed."""
+        """Check the request before its body is received. Send errors after the body has been read."""
         self._prepared = True
-        self._body += self.request.body  # where it came whole
+        self._body += self.request.body  # not empty if the body was received at once
         try:
             await super().prepare()
         except Exception as problem:
@@ -248,27 +248,25 @@ class Handler(BaseHandler, APIHandler):
             setattr(self, (self.request.method or "get").lower(), self._refuse)
 
     def data_received(self, chunk: bytes) -> None:
-        """A piece of the body."""
+        """Append a chunk to the body."""
         if self._refused is not None:
             return
         limit = self.app.max_parameters_bytes + BODY_SLACK
         if len(self._body) + len(chunk) > limit:
             self._body = bytearray()
-            self._refused = BodyTooLarge(
-                f"The body is larger than {limit} bytes: make it smaller, or raise OpenRuntimeApp.max_parameters_bytes"
-            )
+            self._refused = BodyTooLarge(f"The body is larger than {limit} bytes: reduce it, or raise OpenRuntimeApp.max_parameters_bytes")
             setattr(self, (self.request.method or "get").lower(), self._refuse)
         else:
             self._body += chunk
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """See `BaseHandler`. What is wrong with the very first line is answered before the body is read, and tornado closes after that."""
+        """Send the error, and close the connection if the request line is invalid, because tornado does not read the body then."""
         if not self._prepared:
             self.set_header("Connection", "close")
         super().write_error(status_code, **kwargs)
 
     def refuse(self, problem: Exception) -> None:
-        """Answer with `problem`, once the body has passed."""
+        """Respond with `problem` after the body has been read."""
         self._refused = problem
         setattr(self, (self.request.method or "get").lower(), self._refuse)
 
@@ -277,21 +275,21 @@ class Handler(BaseHandler, APIHandler):
         raise self._refused
 
     def check_xsrf_cookie(self) -> None:
-        """Jupyter's check; who came without a token has passed the stricter one of `identity.py` already."""
+        """Apply Jupyter's check, except for local users without a token, who passed the stricter check of `identity.py`."""
         if not isinstance(self.user, LocalUser):
             super().check_xsrf_cookie()
 
     def body(self, model: type[Model]) -> Model:
-        """The body as a `model`; raises `MalformedRequest` or `InvalidRequest`."""
+        """Return the body as a `model`; raises `MalformedRequest` or `InvalidRequest`."""
         headers = self.request.headers
         return read_json(model, self._body, headers.get("Content-Type"), headers.get("Content-Encoding"))
 
     def reply(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """Answer with `data`: a wire type, or a dict of them; in the envelope if the client accepts that."""
+        """Send `data` (a wire type, or a dict of them) as JSON, in the envelope if the client accepts it."""
         self.send(to_json(data, inf_nan_mode="null"), status, headers)
 
     def send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """`reply` with what is JSON already."""
+        """Send encoded JSON, in the envelope if the client accepts it."""
         self.set_status(status)
         for name, value in (headers or {}).items():
             self.set_header(name, value)
@@ -301,31 +299,31 @@ class Handler(BaseHandler, APIHandler):
         else:
             self.finish(content)
 
-    async def pass_on(self, piece: bytes = b"") -> None:
-        """Write a piece of the answer, and wait until its client has taken it, but not for ever.
+    async def write_chunk(self, chunk: bytes = b"") -> None:
+        """Write a chunk of the response and wait until the client has received it, for at most `STALLED_SECONDS`.
 
-        Raises tornado's `Completion` once nobody listens any more.
+        Raises tornado's `Finish` if the client has disconnected.
         """
-        self.write(piece)
-        patience = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._hang_up)
+        self.write(chunk)
+        timeout = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._disconnect)
         try:
             await self.flush()
         except StreamClosedError:
             raise web.Finish from None
         finally:
-            patience.cancel()
+            timeout.cancel()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         connection = cast("HTTP1Connection", self.request.connection)
-        self.log.info("%s takes nothing more of %s: its connection is closed", self.request.remote_ip, self.request.path)
+        self.log.info("%s stopped reading the response of %s: closing the connection", self.request.remote_ip, self.request.path)
         connection.stream.close()
 
-    async def while_connected(self, work: Coroutine[Any, Any, Value], gone: Callable[[], Any] | None = None) -> Value:
-        """The outcome of `work`, which ends with the client's connection; `gone()` is called then.
+    async def while_connected(self, work: Coroutine[Any, Any, Value], on_disconnect: Callable[[], Any] | None = None) -> Value:
+        """Return the result of `work`. If the client disconnects, cancel `work` and call `on_disconnect()`.
 
-        Raises tornado's `Completion` once nobody listens any more.
+        Raises tornado's `Finish` if the client has disconnected.
         """
-        # The request's own task is what ends: one for the work alone would cost every request turns of the loop.
+        # Cancels the task of the request, because a separate task for `work` would delay every request by some loop iterations.
         request = asyncio.current_task()
         assert request is not None
         self._closed = request.cancel
@@ -336,35 +334,35 @@ class Handler(BaseHandler, APIHandler):
         except asyncio.CancelledError:
             if not self._is_closed:
                 raise
-            getattr(request, "uncancel", bool)()  # which Python 3.10 does not have, nor need
+            getattr(request, "uncancel", bool)()  # missing in Python 3.10, and not needed there
         finally:
             self._closed = None
-        if gone is not None:
-            gone()
+        if on_disconnect is not None:
+            on_disconnect()
         raise web.Finish
 
     def on_connection_close(self) -> None:
-        """The client has gone."""
+        """Cancel the request's work when the client disconnects."""
         super().on_connection_close()
         self._is_closed = True
         if self._closed is not None:
             self._closed()
 
     def update_api_activity(self) -> None:
-        """Only what changes something counts as use of the server: a dashboard that looks on must not keep it from being culled."""
+        """Count only modifying requests as activity, so that an open dashboard does not prevent culling of the server."""
         if self.request.method not in ("GET", "HEAD", "OPTIONS"):
             super().update_api_activity()
 
 
-IN_PIECES: dict[type[Handler], type[Handler]] = {}
-"""Handlers as tornado gives them a body piece by piece, each made when it is first wanted."""
+CHUNKED: dict[type[Handler], type[Handler]] = {}
+"""Subclasses of handlers that receive the body in chunks, created on first use."""
 
 
 def suited(handler: type[web.RequestHandler], request: HTTPServerRequest, limited: bool) -> type[web.RequestHandler]:
-    """The handler as it suits this request: without a body, or with a small one, it is answered in two turns of the loop less.
+    """Return the handler class for this request: the plain one for small bodies, which saves two loop iterations, or a chunked one.
 
-    Where requests are limited (`limited`), each counts from its first byte on, before its body has come. Forms, which tornado would look
-    into before anybody is asked who sent them, come in pieces too.
+    With rate limits (`limited`), bodies are always chunked, so that a request counts before its body is received. Forms are chunked as
+    well, because tornado would otherwise parse them before authentication.
     """
     if not issubclass(handler, Handler):
         return handler
@@ -372,10 +370,10 @@ def suited(handler: type[web.RequestHandler], request: HTTPServerRequest, limite
     length = headers.get("Content-Length", "0")
     small = length.isdecimal() and int(length) <= BODY_SLACK and "Transfer-Encoding" not in headers
     form = length != "0" and headers.get("Content-Type", "").startswith(FORMS)
-    takes_pieces = handler.data_received is not Handler.data_received
-    if small and not (form or takes_pieces or limited):
+    receives_chunks = handler.data_received is not Handler.data_received
+    if small and not (form or receives_chunks or limited):
         return handler
-    if handler not in IN_PIECES:
-        named = {"__module__": handler.__module__, "__doc__": handler.__doc__}
-        IN_PIECES[handler] = web.stream_request_body(type(handler.__name__, (handler,), named))
-    return IN_PIECES[handler]
+    if handler not in CHUNKED:
+        attributes = {"__module__": handler.__module__, "__doc__": handler.__doc__}
+        CHUNKED[handler] = web.stream_request_body(type(handler.__name__, (handler,), attributes))
+    return CHUNKED[handler]

@@ -1,4 +1,4 @@
-"""The one place that turns errors into HTTP: which status, which message, and the envelope that carries both."""
+"""Conversion of errors to HTTP: status, message and envelope."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
     (errors.NotConnected, 503),
     (errors.ProviderError, 503),
     (errors.PullFailed, 503),
-    # A task that failed is a 200 whose body says so; here these could only come from a fault of ours.
+    # A failed task is a response with status 200. These errors can only be raised here by a bug in the server.
     (errors.TaskError, 500),
     (errors.MapFailed, 500),
 )
-"""From the errors this package raises on purpose to their status; the first that fits counts, so a subclass has its parent's."""
+"""Status for each error class of this package. The first matching entry counts, so subclasses inherit the status."""
 
 ADVICE = {
-    400: "The request could not be read: see GET /operations and the API reference for what is expected",
+    400: "The request could not be read: see GET /operations and the API reference for the expected format",
     401: "Log in first",
-    403: "Ask whoever runs this server for that permission, or send its token as `Authorization: token <token>`",
-    404: "Nothing is here: see the API reference for the routes that there are",
-    405: "This route has no such method",
-    408: "No more of the body came: send it again, and without such a pause",
-    413: "The body is too large: make it smaller",
+    403: "Ask the administrator of this server for the permission, or send the server's token as `Authorization: token <token>`",
+    404: "Unknown route: see the API reference for the available routes",
+    405: "This route does not support the method",
+    408: "The upload stalled: send the body again without a pause",
+    413: "The body is too large: reduce it",
     415: "Send JSON, with `Content-Type: application/json`",
-    426: "Connect with version 13 of the WebSocket protocol, which is that of RFC 6455",
+    426: "Connect with version 13 of the WebSocket protocol (RFC 6455)",
 }
-"""What to do about an error that tornado or Jupyter raised without saying so."""
+"""Messages with suggested fixes for errors of tornado and Jupyter."""
 
 XSRF = "Send the value of the cookie _xsrf as the header X-XSRFToken, or the server's token as `Authorization: token <token>`"
 
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as HTTP sees it."""
+    """HTTP representation of an error."""
 
     status: int
     message: str
@@ -67,34 +67,33 @@ class Problem:
 
 
 def problem_of(error: BaseException | None, status: int = 500) -> Problem:
-    """What to answer about `error`; `status` is for where there is none.
+    """Return the HTTP representation of `error`; `status` is the status if `error` is None.
 
-    What was not raised on purpose is logged with its traceback under an id that the message names, and nothing of its
-    insides is told.
+    Unexpected errors are logged with their traceback under an id. The message has only the id and no internal details.
     """
     if isinstance(error, errors.OpenRuntimeError):
-        return _on_purpose(error)
+        return _expected(error)
     if isinstance(error, web.HTTPError):
         return _from_tornado(error)
     if error is None and status < 500:
-        return Problem(status, ADVICE.get(status, "The request was refused"))
+        return Problem(status, ADVICE.get(status, "The request was rejected"))
     return unexpected(error)
 
 
 def unexpected(error: BaseException | None) -> Problem:
-    """The answer about a fault of ours, which is logged."""
+    """Log an unexpected error and return a generic problem with the id of the log entry."""
     name = uuid.uuid4().hex[:12]
     log.error("Error %s: %r", name, error, exc_info=error)
-    return Problem(500, f"Something went wrong inside the server. It is logged there as error {name}: ask whoever runs it to look that up")
+    return Problem(500, f"Internal server error {name}: ask the administrator to look up the id in the server's log")
 
 
-def _on_purpose(error: errors.OpenRuntimeError) -> Problem:
+def _expected(error: errors.OpenRuntimeError) -> Problem:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), None)
     if status is None or status == 500:
         return unexpected(error)
     headers = {}
     if status in (429, 503):
-        # Whole seconds, and never 0, which would invite a busy loop.
+        # Whole seconds, and at least 1, because clients would retry in a busy loop with 0.
         headers["Retry-After"] = str(max(1, round(error.retry_after or 5)))
     details = error.details or None if isinstance(error, errors.InvalidRequest) else None
     return Problem(status, str(error), details, headers)
@@ -104,21 +103,21 @@ def _from_tornado(error: web.HTTPError) -> Problem:
     status = error.status_code
     if status >= 500:
         return unexpected(error)
-    message = ADVICE.get(status) or error.reason or "The request was refused"
+    message = ADVICE.get(status) or error.reason or "The request was rejected"
     if isinstance(error, web.MissingArgumentError):
         message = f"The query parameter {error.arg_name} is missing"
     elif status in (400, 403) and error.log_message:
-        # Jupyter's own words, such as which permission is missing, say more than the status alone.
-        told = error.log_message % error.args if error.args else error.log_message
-        message = f"{told.rstrip('.')}. {XSRF if '_xsrf' in told or 'XSRF' in told else message}"
+        # Jupyter's message has details such as the missing permission.
+        detail = error.log_message % error.args if error.args else error.log_message
+        message = f"{detail.rstrip('.')}. {XSRF if '_xsrf' in detail or 'XSRF' in detail else message}"
     return Problem(status, message)
 
 
 def envelope(data: Any, error: str) -> dict[str, Any]:
-    """The reference's common response format, of an error."""
+    """Return the envelope of an error, as defined by the reference."""
     return {"status": "error", "data": data, "error": error, "timestamp": timestamp(time.time())}
 
 
 def enveloped(data: bytes) -> bytes:
-    """`data`, which is JSON, in the same format."""
+    """Return encoded JSON in the envelope of a successful response."""
     return b'{"status":"success","data":%b,"error":null,"timestamp":"%b"}' % (data, timestamp(time.time()).encode())

@@ -1,4 +1,4 @@
-"""Which of several media types a client likes best, by its `Accept` header."""
+"""Content negotiation: selection of a media type by the `Accept` header."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 LONGEST = 2_000
-"""Characters of the header that are looked at."""
+"""Maximum length of the evaluated header in characters."""
 
 _RANGE = re.compile(r"([!#$&^_.+*\w-]+)/([!#$&^_.+*\w-]+)$")
 _QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)$")
 
 
 def preferred(header: str | None, offers: Sequence[str]) -> str:
-    """The offer of the highest quality, of equal ones the first; the first too where the header takes none, or is not there.
+    """Return the offer with the highest quality. Return the first offer if several are equal, if none is accepted, or without a header.
 
-    As RFC 9110 wants it, the most specific range that fits an offer tells its quality. Parameters of media types, such as a
-    version, are not looked at; a range that can't be understood is as if it were not there.
+    According to RFC 9110, the most specific matching range determines the quality of an offer. Parameters of media types, such as a
+    version, are ignored, and so are invalid ranges.
     """
     return offers[0] if header is None else _preferred(header[:LONGEST], tuple(offers))
 
@@ -37,8 +37,8 @@ def _ranges(header: str) -> Iterator[tuple[str, float]]:
 
 
 def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
-    for wanted in (offer, f"{offer.partition('/')[0]}/*", "*/*"):
-        found = [quality for name, quality in ranges if name == wanted]
-        if found:
-            return max(found)
+    for pattern in (offer, f"{offer.partition('/')[0]}/*", "*/*"):
+        qualities = [quality for name, quality in ranges if name == pattern]
+        if qualities:
+            return max(qualities)
     return 0.0

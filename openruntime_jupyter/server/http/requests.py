@@ -1,4 +1,4 @@
-"""Reading what a client sent: JSON bodies, queries and headers, each bounded, and each wrong value told by its name."""
+"""Validation of JSON bodies, queries and headers, with size limits. Errors name each invalid field."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.schemas.tasks import TaskOrder, TaskState
 
 LONGEST_WAIT = 60.0
-"""Seconds that a request may wait for its answer: proxies give up on longer silence."""
+"""Maximum wait of a request in seconds. Many proxies close connections that are idle for longer."""
 LONGEST_KEY = 255
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Only a number with one of these can be too large for a float. To look for them by a regular expression takes longer than to parse.
+# Only a number that contains one of these can exceed a float. A regular expression would take longer than parsing.
 _ALIKE = bytes.maketrans(b"023456789E", b"111111111e")
 _HUGE = (b"1e111", b"1e+111", 309 * b"1")
 _PREFERENCE = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*))\s*)?(?:;[^,]*)?(?:,|$)""")
 
 
 class Query(BaseModel):
-    """The base of every query: what it does not know is left alone, as front ends add parameters of their own against caches."""
+    """Base class of queries. Unknown parameters are ignored, because front ends add their own to bypass caches."""
 
     model_config = ConfigDict(extra="ignore", defer_build=True)
 
 
 def _states(value: Any) -> Any:
-    """`state` may be repeated, and may be a list with commas."""
+    """Split repeated and comma-separated values of `state`."""
     return [name.strip() for given in value for name in given.split(",")] if isinstance(value, list) else value
 
 
@@ -42,81 +42,84 @@ Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT, allow_inf_nan=False)]
 
 
 class PageQuery(Query):
-    """`GET /tasks/enhanced`."""
+    """Query of `GET /tasks/enhanced`."""
 
-    limit: int = Field(100, ge=1, le=1000, description="How many.")
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of tasks.")
     before: str | None = Field(
-        None, min_length=1, max_length=200, description="Only tasks older than the task of this id: `next_before` of the page before."
+        None,
+        min_length=1,
+        max_length=200,
+        description="Only tasks older than the task with this id. Use `next_before` of the previous page.",
     )
-    offset: int = Field(0, ge=0, le=2**53, description="How many to leave out first; slower than `before` for large figures.")
+    offset: int = Field(0, ge=0, le=2**53, description="Number of tasks to skip; slower than `before` for large numbers.")
 
 
 class TasksQuery(PageQuery):
-    """`GET /tasks`."""
+    """Query of `GET /tasks`."""
 
     state: Annotated[list[TaskState], BeforeValidator(_states)] | None = Field(
-        None, max_length=20, description="Only tasks in this state; may be given several times, or as a list with commas."
+        None, max_length=20, description="Only tasks in this state. Can be repeated or comma-separated."
     )
     operation: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this operation.")
     owner: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this user.")
     order: TaskOrder = Field(
-        "newest", description="`newest` first, or what waits with the `next` to run first: that goes with `limit` and `offset` alone."
+        "newest", description="`newest`: newest tasks first. `next`: pending tasks, next to run first; only with `limit` and `offset`."
     )
 
 
 class WaitQuery(Query):
-    """How many seconds to wait for what is asked for."""
+    """Query with a maximum wait."""
 
-    wait: Wait = Field(0.0, description="Seconds to wait for it.")
+    wait: Wait = Field(0.0, description="Maximum wait in seconds.")
 
 
 class TaskQuery(WaitQuery):
-    """`GET /tasks/{id}`: also whether its parameters are wanted, which may be megabytes."""
+    """Query of `GET /tasks/{id}`."""
 
-    parameters: bool = Field(True, description="Whether its parameters are wanted.")
+    parameters: bool = Field(True, description="false: omit the parameters of the task, which can be large.")
 
 
 class OutputQuery(WaitQuery):
-    """`GET /tasks/{id}/output`: from where on, and how many seconds to wait for something new."""
+    """Query of `GET /tasks/{id}/output`."""
 
-    since: int = Field(0, ge=0, le=2**53, description="Leave out what came before: `next` of the answer before.")
-    record: bool = Field(False, description="true: add the task's record, without parameters, as `task`.")
+    since: int = Field(0, ge=0, le=2**53, description="Only output after this position. Use `next` of the previous response.")
+    record: bool = Field(False, description="true: include the record of the task without parameters as `task`.")
 
 
 class TokensQuery(Query):
-    """`GET /tasks/{id}/tokens`."""
+    """Query of `GET /tasks/{id}/tokens`."""
 
-    since: int = Field(0, ge=0, le=2**53, description="Leave out so many characters (code points).")
+    since: int = Field(0, ge=0, le=2**53, description="Number of characters (code points) to skip.")
 
 
 class ConversationsQuery(Query):
-    """`/ai/conversations`."""
+    """Query of `/ai/conversations`."""
 
-    owner: str | None = Field(None, min_length=1, max_length=200, description="Of this user.")
+    owner: str | None = Field(None, min_length=1, max_length=200, description="Owner of the conversations.")
 
 
 class DeleteQuery(Query):
-    """`DELETE /tasks/{id}`."""
+    """Query of `DELETE /tasks/{id}`."""
 
-    purge: bool = Field(False, description="Erase the task, which must have ended, with its output and results.")
+    purge: bool = Field(False, description="true: delete the finished task with its output and results.")
 
 
 class SinceQuery(Query):
-    """`WS /ws`."""
+    """Query of `WS /ws`."""
 
-    since: int | None = Field(None, ge=0, le=2**53, description="The id of the last message that was got: tell again what came after it.")
+    since: int | None = Field(None, ge=0, le=2**53, description="Id of the last received message; newer messages are sent again.")
 
 
 @dataclass(frozen=True)
 class Preference:
-    """What the `Prefer` header of RFC 7240 asks for; `wait` is in seconds."""
+    """Preferences of the `Prefer` header (RFC 7240); `wait` is in seconds."""
 
     respond_async: bool = False
     wait: float | None = None
 
     @property
     def applied(self) -> str | None:
-        """The value of `Preference-Applied`; None where nothing was preferred."""
+        """Return the value of `Preference-Applied`; None without a preference."""
         if self.wait is not None:
             return f"wait={self.wait:g}"
         return "respond-async" if self.respond_async else None
@@ -126,24 +129,24 @@ NO_PREFERENCE = Preference()
 
 
 def read_json(model: type[Model], body: bytes | bytearray, content_type: str | None, encoding: str | None = None) -> Model:
-    """`body` as a `model`.
+    """Return `body` as a `model`.
 
-    Raises `MalformedRequest` for what is no JSON, and `InvalidRequest`, which lists every wrong field, for JSON of the wrong
-    shape. Only `application/json` is taken: no form of a foreign web page can send that without being asked first. Of a key that
-    is given twice the last value counts.
+    Raises `MalformedRequest` for invalid JSON, and `InvalidRequest` with all invalid fields for JSON that does not match the model.
+    Only `application/json` is accepted, because pages of other origins cannot send it without a preflight request. If a key is
+    repeated, the last value counts.
     """
-    kind = (content_type or "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise MalformedRequest(f"The body's content type is {kind or 'missing'}: send JSON, with `Content-Type: application/json`")
+    media_type = (content_type or "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise MalformedRequest(f"The body's content type is {media_type or 'missing'}: send JSON, with `Content-Type: application/json`")
     if (encoding or "identity").strip().lower() != "identity":
-        raise MalformedRequest(f"The body is compressed ({encoding}): send it as it is")
+        raise MalformedRequest(f"The body is compressed ({encoding}): send it uncompressed")
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as problem:
-        raise MalformedRequest(f"The body is no valid JSON: {problem}") from None
+        raise MalformedRequest(f"The body is not valid JSON: {problem}") from None
     alike = body.translate(_ALIKE)
     if any(huge in alike for huge in _HUGE) and any(number in (math.inf, -math.inf) for number in _numbers(value)):
-        raise MalformedRequest("The body has a number that is too large for a 64-bit float")
+        raise MalformedRequest("The body contains a number that is too large for a 64-bit float")
     try:
         return model.model_validate(value)
     except ValidationError as problem:
@@ -151,7 +154,7 @@ def read_json(model: type[Model], body: bytes | bytearray, content_type: str | N
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """Every float in `value`; without recursion, as it may be nested deeply."""
+    """Yield every float in `value`, without recursion because it may be deeply nested."""
     left = [value]
     while left:
         item = left.pop()
@@ -164,9 +167,9 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def read_query(model: type[Model], given: dict[str, list[str]]) -> Model:
-    """The query as a `model`; of a parameter that is repeated the last value counts, where the model wants one.
+    """Return the query as a `model`. If a single-valued parameter is repeated, the last value counts.
 
-    Raises `InvalidRequest` that names each wrong parameter.
+    Raises `InvalidRequest` with all invalid parameters.
     """
     values: dict[str, Any] = {}
     for name in model.model_fields:
@@ -179,7 +182,7 @@ def read_query(model: type[Model], given: dict[str, list[str]]) -> Model:
 
 
 def read_preference(headers: Sequence[str]) -> Preference:
-    """The `Prefer` headers. As RFC 7240 wants it, what is not understood is ignored, and of repeated ones the first counts."""
+    """Parse the `Prefer` headers. According to RFC 7240, unknown preferences are ignored and the first of repeated ones counts."""
     if not headers:
         return NO_PREFERENCE
     found: dict[str, str] = {}
@@ -194,7 +197,7 @@ def read_preference(headers: Sequence[str]) -> Preference:
 
 
 def read_key(header: str | None) -> str | None:
-    """The `Idempotency-Key`; None where there is none. Raises `InvalidRequest` for one that is empty, too long, or not printable."""
+    """Return the `Idempotency-Key` or None; raises `InvalidRequest` for a key that is empty, too long, or not printable ASCII."""
     if header is None:
         return None
     if not (1 <= len(header) <= LONGEST_KEY and header.isascii() and header.isprintable()):

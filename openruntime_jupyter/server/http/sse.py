@@ -1,4 +1,4 @@
-"""Server-sent events: the text of an AI task as it is written, then the task."""
+"""Server-sent events: the text of an AI task while it is generated, then the task."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 EVENT_STREAM = "text/event-stream"
 HEARTBEAT_SECONDS = 10.0
-"""How long nothing may be sent: proxies give up on longer silence."""
-HEARTBEAT = b": still there\n\n"
+"""Seconds between heartbeats. Many proxies close connections that are idle for longer."""
+HEARTBEAT = b": heartbeat\n\n"
 
 EVENTS: dict[str, Any] = {
     "type": "string",
-    "description": "Events: `token` with `text` and `index`, which is how many characters (code points) came before it; at the end `task` "
-    "with an AiTask. The `id` of a token is how many characters there were after it: as `Last-Event-ID` it goes on from there. A token "
-    "whose `index` is 0 again begins anew, as the worker died and the task runs again. Comments in between keep the connection alive.",
+    "description": "Events: `token` with `text` and `index`, the number of preceding characters (code points); at the end `task` with an "
+    "AiTask. The `id` of a token is the number of characters up to its end; send it as `Last-Event-ID` to resume from there. If `index` "
+    "is 0 again, the worker died, the task was retried and the text starts over. Comments between events keep the connection alive.",
 }
 
 Item = TypeVar("Item")
 
 
 def event(name: str, data: Any, number: int | None = None) -> bytes:
-    """One event; JSON has no line ends of its own."""
+    """Return an encoded event. JSON has no line breaks, so `data` is a single line."""
     head = f"event: {name}\n" if number is None else f"event: {name}\nid: {number}\n"
     return head.encode() + b"data: " + to_json(data, inf_nan_mode="null") + b"\n\n"
 
 
 async def with_pauses(items: AsyncIterator[Item], seconds: float) -> AsyncIterator[Item | None]:
-    """The items as they come, and None whenever none came for so many seconds."""
+    """Yield the items, and None whenever there was no item for `seconds`."""
     coming: asyncio.Future[Item] | None = None
     try:
         while True:
@@ -56,23 +56,23 @@ async def with_pauses(items: AsyncIterator[Item], seconds: float) -> AsyncIterat
 
 
 class TokenStream(Handler):
-    """Answers by server-sent events."""
+    """Base class of handlers that respond with server-sent events."""
 
     async def stream(self, service: AiService, task_id: str, since: int = 0) -> None:
-        """Tell the text after `since` characters as it is written, and the task at its end; no faster than the client takes it."""
+        """Send the text after `since` characters while it is generated, then the finished task, at the speed of the client."""
         self.set_header("Content-Type", EVENT_STREAM)
         self.set_header("Cache-Control", "no-cache")
-        self.set_header("X-Accel-Buffering", "no")  # nginx would hold it back
-        # Whoever asked learns at once that it was taken.
-        await self.pass_on()
+        self.set_header("X-Accel-Buffering", "no")  # prevents buffering by nginx
+        # Send the headers immediately, so that the client sees that the request was accepted.
+        await self.write_chunk()
         if self.request.method == "HEAD":
             self.finish(set_content_type=EVENT_STREAM)
             return
-        async for piece in with_pauses(service.runtime.tasks.tokens(task_id, since), HEARTBEAT_SECONDS):
-            if piece is None:
-                await self.pass_on(HEARTBEAT)
+        async for chunk in with_pauses(service.runtime.tasks.tokens(task_id, since), HEARTBEAT_SECONDS):
+            if chunk is None:
+                await self.write_chunk(HEARTBEAT)
             else:
-                told = {"text": piece.text, "index": piece.index}
-                await self.pass_on(event("token", told, piece.index + len(piece.text)))
+                token = {"text": chunk.text, "index": chunk.index}
+                await self.write_chunk(event("token", token, chunk.index + len(chunk.text)))
         self.write(event("task", await service.get(task_id, None)))
         self.finish(set_content_type=EVENT_STREAM)

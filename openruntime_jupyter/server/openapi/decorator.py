@@ -1,4 +1,4 @@
-"""What a handler's verb says of itself beside its code: `server/openapi/document.py` makes the description of the API from it."""
+"""Decorator that attaches an API description to a handler method; `document.py` generates the OpenAPI document from it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ JSON = "application/json"
 TextType = Literal["text/plain", "application/openmetrics-text"]
 
 VERSIONS: dict[TextType, str] = {"text/plain": "0.0.4", "application/openmetrics-text": "1.0.0"}
-"""The formats that Prometheus reads."""
+"""Formats that Prometheus supports, with their versions."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A header of a request or an answer."""
+    """Header of a request or a response."""
 
     name: str
     description: str
@@ -32,40 +32,45 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An answer that is no error: JSON of `model`, text or bytes of other media types, or both by the request's `Accept`."""
+class Response:
+    """Successful response: JSON of `model`, other media types, or both, depending on the request's `Accept` header."""
 
     model: type[BaseModel] | None = None
     description: str = "Done."
     media: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Media type -> schema, beside the model's JSON."""
+    """Schemas of media types other than the model's JSON."""
     headers: tuple[Parameter, ...] = ()
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a verb takes and gives. Its docstring says what it does: the first sentence is the summary."""
+    """Requests and responses of a handler method. The first paragraph of the method's docstring is the summary."""
 
-    answers: Mapping[int, Answer]
+    responses: Mapping[int, Response]
     tag: str
     query: type[Query] | None = None
     body: type[BaseModel] | None = None
     media: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Media types of the body that are not JSON -> schema."""
+    """Schemas of media types of the body other than JSON."""
     headers: tuple[Parameter, ...] = ()
     errors: Mapping[int, str] = field(default_factory=dict)
-    """Statuses beyond those that every verb may answer, and when."""
+    """Errors in addition to those of every method: status and reason."""
     examples: Mapping[str, Any] = field(default_factory=dict)
-    """Bodies, by what they show."""
+    """Example bodies by title."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What OpenAPI has no words for: fields that begin with `x-`."""
+    """Extension fields, which begin with `x-`."""
 
 
-def described(tag: str, answers: type[BaseModel] | Answer | Mapping[int, type[BaseModel] | Answer], **said: Any) -> Callable[[Verb], Verb]:
-    """Attach a `Description` (its fields are the keywords) to a handler's verb; `answers` without a status are for 200."""
-    given = answers if isinstance(answers, Mapping) else {200: answers}
-    made = {status: answer if isinstance(answer, Answer) else Answer(answer) for status, answer in given.items()}
-    description = Description(made, tag, **said)
+def described(
+    tag: str, responses: type[BaseModel] | Response | Mapping[int, type[BaseModel] | Response], **options: Any
+) -> Callable[[Verb], Verb]:
+    """Return a decorator that attaches a `Description` with the fields `options` to a handler method.
+
+    `responses` without a status are for status 200.
+    """
+    by_status = responses if isinstance(responses, Mapping) else {200: responses}
+    made = {status: response if isinstance(response, Response) else Response(response) for status, response in by_status.items()}
+    description = Description(made, tag, **options)
 
     def attach(verb: Verb) -> Verb:
         setattr(verb, ATTRIBUTE, description)
@@ -75,7 +80,7 @@ def described(tag: str, answers: type[BaseModel] | Answer | Mapping[int, type[Ba
 
 
 def description_of(handler: type, verb: str) -> Description | None:
-    """What `described` attached; None where nothing was."""
+    """Return the description that `described` attached, or None."""
     found: Description | None = getattr(getattr(handler, verb.lower()), ATTRIBUTE, None)
     return found
 
@@ -84,9 +89,9 @@ BYTES: Mapping[str, Any] = {"type": "string", "format": "binary"}
 
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
-    "A request that is sent again with the same key by the same user within a day makes nothing twice: it is answered with what it "
-    "made the first time. The same key with another body is 422.",
+    "Key that makes retries safe: a repeated request with the same key by the same user within a day creates nothing and returns the "
+    "result of the first request. The same key with a different body returns 422.",
     {"type": "string", "minLength": 1, "maxLength": 255},
 )
 
-KEY_IN_USE = "Another server of this user is just taking a request with this `Idempotency-Key`: send it again."
+KEY_IN_USE = "Another server of this user is processing a request with this `Idempotency-Key`; retry."

@@ -1,5 +1,5 @@
 "use strict";
-const said = document.getElementById("said");
+const notice = document.getElementById("notice");
 const routes = [...document.querySelectorAll("details.route")];
 
 function openTarget() {
@@ -16,14 +16,14 @@ async function copy(button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without TLS there is no clipboard to write to: select it, and let the older command copy.
+    // The clipboard API needs TLS: select the text and use the older command instead.
     getSelection().selectAllChildren(button.nextElementSibling);
     document.execCommand("copy");
   }
-  said.textContent = "Copied";
+  notice.textContent = "Copied";
   button.classList.add("done");
   setTimeout(() => {
-    said.textContent = "";
+    notice.textContent = "";
     button.classList.remove("done");
   }, 1500);
 }
@@ -53,7 +53,7 @@ document.getElementById("filter").addEventListener("input", (event) => {
     title.hidden = [...title.nextElementSibling.children].every((link) => link.hidden);
   }
 });
-// Beside the text the contents are always there, above it only for who asks.
+// On wide screens the contents are always open.
 const wide = matchMedia("(min-width: 1000px)");
 const unfold = () => { document.getElementById("contents").open = wide.matches; };
 wide.addEventListener("change", unfold);

@@ -1,4 +1,4 @@
-"""The description of the API as OpenAPI 3.1, made from the route table that serves and the models that it reads and writes."""
+"""OpenAPI 3.1 document, generated from the route table and the wire types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tornado import web
 from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.server.http.base import ENVELOPE
-from openruntime_jupyter.server.openapi.decorator import JSON, Answer, Description, Parameter, description_of
+from openruntime_jupyter.server.openapi.decorator import JSON, Description, Parameter, Response, description_of
 from openruntime_jupyter.server.openapi.examples import EXAMPLES
 from openruntime_jupyter.server.responses import ErrorEnvelope
 
@@ -24,37 +24,38 @@ Route = tuple[str, type[web.RequestHandler]]
 
 SCHEMAS = "#/components/schemas/"
 VERBS = ("get", "put", "post", "delete", "head", "patch")
-"""Not `options`: browsers ask by it, and Jupyter answers."""
+"""HTTP methods in the document. Jupyter handles `options` for browsers."""
 WRITES = ("put", "post", "delete", "patch")
 
 ABOUT = f"""One shared, visible, killable queue for MLX work.
 
-Bodies are JSON, UTF-8. Times are UTC in ISO 8601 and end in `Z`. Sizes are bytes and durations seconds, unless a name says otherwise. A
-figure that is not known is `null`. An error of any path is an `ErrorEnvelope`. Who wants the same envelope around a success asks for it
-by `Accept: {ENVELOPE}`. `HEAD` is answered wherever `GET` is."""
+Bodies are JSON, UTF-8. Times are UTC in ISO 8601 and end in `Z`. Sizes are in bytes and durations in seconds, unless the name has
+another unit. Unknown values are `null`. All errors are an `ErrorEnvelope`. To get the envelope for successful responses as well, send
+`Accept: {ENVELOPE}`. All routes with `GET` support `HEAD`."""
 
 TAGS = {
-    "The service": "What this is, what it has, and how it is.",
-    "Tasks": "Submit, look, list, reprioritise, cancel, erase.",
-    "Sessions": "Workers whose variables stay from one task to the next.",
-    "Arrays": "Large arrays, beside JSON.",
-    "AI": "Prompts to models, and what the recorded history tells.",
-    "Events": "What happens, as it happens.",
-    "About the API": "This description.",
+    "The service": "Version, health, devices, workers, operations and metrics.",
+    "Tasks": "Submit, list, inspect, reprioritise, cancel and delete tasks.",
+    "Sessions": "Workers whose variables persist between tasks.",
+    "Arrays": "Binary transfer of large arrays.",
+    "AI": "Prompts to models, and insights into the recorded history.",
+    "Events": "Live events by WebSocket.",
+    "About the API": "The OpenAPI document and this page.",
 }
 
 ALWAYS = {
-    400: "The request could not be read: no JSON, compressed, or not sent as `application/json`.",
-    403: "Not logged in, or not allowed; `error` says which, and what is missing.",
+    400: "The body is invalid JSON, compressed, or not sent as `application/json`.",
+    403: "Not logged in, or missing permission; `error` has the reason.",
     413: "The body is too large.",
-    429: "More requests, or more at once, than one user or address may have; only where the server limits that.",
-    500: "A fault of the server's own, logged there under the id that the message names.",
-    503: "Not now: the server starts or stops, the queue is full, the history cannot be written, no worker can be started.",
+    429: "Too many requests or too many concurrent requests of one user or address, if the server has limits.",
+    500: "Internal server error. The message has the id of the log entry.",
+    503: "Temporarily unavailable: the server is starting or stopping, the queue is full, the history cannot be written, or no worker "
+    "can start.",
 }
-"""What every verb may answer, and when."""
-NOT_FOUND = "There is nothing of that id."
-INVALID = "A value, field, operation or device is wrong; `data.details` lists each."
-RETRY_AFTER = Parameter("Retry-After", "Seconds after which to try again.", {"type": "integer", "minimum": 1})
+"""Errors of every method: status and reason."""
+NOT_FOUND = "Unknown id."
+INVALID = "Invalid value, field, operation or device; `data.details` lists all problems."
+RETRY_AFTER = Parameter("Retry-After", "Seconds to wait before a retry.", {"type": "integer", "minimum": 1})
 
 SECURITY_SCHEMES: dict[str, Schema] = {
     "token": {
@@ -64,36 +65,36 @@ SECURITY_SCHEMES: dict[str, Schema] = {
         "description": "The server's token, as `Authorization: token 0123...`.",
     },
     "bearer": {"type": "http", "scheme": "bearer", "description": "The same token, as `Authorization: Bearer 0123...`."},
-    "query": {"type": "apiKey", "in": "query", "name": "token", "description": "The same token, where no header can be set."},
+    "query": {"type": "apiKey", "in": "query", "name": "token", "description": "The same token, if the client cannot set headers."},
     "cookie": {
         "type": "apiKey",
         "in": "cookie",
         "name": "username",
-        "description": "Jupyter's login. The cookie's name ends in the server's host and port, such as `username-localhost-8888`.",
+        "description": "Jupyter's login cookie. Its name ends in the server's host and port, for example `username-localhost-8888`.",
     },
     "xsrf": {
         "type": "apiKey",
         "in": "header",
         "name": "X-XSRFToken",
-        "description": "Beside the cookie, to change something: the value of the cookie `_xsrf`.",
+        "description": "Value of the cookie `_xsrf`, required with the cookie for methods other than GET and HEAD.",
     },
 }
 
 
 def document(routes: Sequence[Route], url: str = "/", *, without_token: bool = False) -> Schema:
-    """The OpenAPI document for `routes`, which are served below `url`.
+    """Return the OpenAPI document for `routes`, which are served below `url`.
 
-    `without_token`: programs of the same machine need none, but to run code of their own. Raises ValueError for a verb that nobody
-    has described.
+    `without_token` means that local programs need no token except to run their own code. Raises ValueError for a method without a
+    description.
     """
-    found = [(path, verb, names, handler, _described(handler, verb)) for path, verb, names, handler in _verbs(routes)]
-    schemas, refs = _schemas([said for *_, said in found])
+    methods = [(path, verb, names, handler, _described(handler, verb)) for path, verb, names, handler in _verbs(routes)]
+    schemas, refs = _schemas([description for *_, description in methods])
     paths: dict[str, Schema] = {}
-    for path, verb, names, handler, said in found:
-        paths.setdefault(path, {})[verb] = _operation(path, verb, names, handler, said, schemas, refs, without_token)
-    for name in {said.query.__name__ for *_, said in found if said.query is not None}:
+    for path, verb, names, handler, description in methods:
+        paths.setdefault(path, {})[verb] = _operation(path, verb, names, handler, description, schemas, refs, without_token)
+    for name in {description.query.__name__ for *_, description in methods if description.query is not None}:
         del schemas[name]
-    used = {said.tag for *_, said in found}
+    used = {description.tag for *_, description in methods}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -115,13 +116,13 @@ def document(routes: Sequence[Route], url: str = "/", *, without_token: bool = F
 
 
 def path_of(pattern: str, names: Sequence[str]) -> str:
-    """A route's regular expression as OpenAPI writes it: `/tasks/([^/]+)` is `/tasks/{task_id}`."""
+    """Convert the regular expression of a route to an OpenAPI path: `/tasks/([^/]+)` becomes `/tasks/{task_id}`."""
     left = iter(names)
     return re.sub(r"\([^()]*\)", lambda group: "{" + next(left) + "}", pattern).replace("/?", "/")
 
 
 def _verbs(routes: Sequence[Route]) -> Iterator[tuple[str, str, list[str], type[web.RequestHandler]]]:
-    """Path, verb, names in the path and handler of every verb that there is."""
+    """Yield path, verb, names of path parameters and handler of every method."""
     for pattern, handler in routes:
         for verb in VERBS:
             method = getattr(handler, verb)
@@ -131,52 +132,52 @@ def _verbs(routes: Sequence[Route]) -> Iterator[tuple[str, str, list[str], type[
 
 
 def _described(handler: type[web.RequestHandler], verb: str) -> Description:
-    said = description_of(handler, verb)
-    if said is None:
-        raise ValueError(f"{handler.__name__}.{verb} has no @described: see server/openapi/decorator.py")
-    return said
+    description = description_of(handler, verb)
+    if description is None:
+        raise ValueError(f"{handler.__name__}.{verb} has no @described: add the decorator of server/openapi/decorator.py")
+    return description
 
 
 class _Schemas(GenerateJsonSchema):
-    """pydantic's, which says of answers also which fields are always there."""
+    """Schema generator that marks the fields of responses as required if they are always present."""
 
     def field_is_required(self, field: Any, total: bool) -> bool:
-        """In an answer every field is, unless the model leaves it out."""
+        """Return True for all fields of a response except omitted ones."""
         if self.mode == "serialization":
             return not (field.get("serialization_exclude") or field.get("serialization_exclude_if"))
         return super().field_is_required(field, total)
 
     def default_schema(self, schema: Any) -> Schema:
-        """An answer has no defaults."""
+        """Omit the defaults of responses."""
         return self.generate_inner(schema["schema"]) if self.mode == "serialization" else super().default_schema(schema)
 
 
-def _schemas(said: list[Description]) -> tuple[dict[str, Schema], dict[type[BaseModel], Schema]]:
-    """The schema of every model, by name, and a reference to each."""
-    wanted: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(ErrorEnvelope, "serialization"): None}
-    for each in said:
-        for given in (each.query, each.body):
-            if given is not None:
-                wanted[given, "validation"] = None
-        for answer in each.answers.values():
-            if answer.model is not None:
-                wanted[answer.model, "serialization"] = None
-    refs, made = models_json_schema(list(wanted), ref_template=SCHEMAS + "{model}", schema_generator=_Schemas)
-    schemas: dict[str, Schema] = made["$defs"]
+def _schemas(descriptions: list[Description]) -> tuple[dict[str, Schema], dict[type[BaseModel], Schema]]:
+    """Return the schemas of all models by name, and a reference to each."""
+    modes: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(ErrorEnvelope, "serialization"): None}
+    for each in descriptions:
+        for model in (each.query, each.body):
+            if model is not None:
+                modes[model, "validation"] = None
+        for response in each.responses.values():
+            if response.model is not None:
+                modes[response.model, "serialization"] = None
+    refs, result = models_json_schema(list(modes), ref_template=SCHEMAS + "{model}", schema_generator=_Schemas)
+    schemas: dict[str, Schema] = result["$defs"]
     for model, examples in EXAMPLES.items():
         if model.__name__ in schemas:
             schemas[model.__name__]["examples"] = examples
-    return schemas, {model: refs[model, mode] for model, mode in wanted}
+    return schemas, {model: refs[model, mode] for model, mode in modes}
 
 
 def _parameters_of_operations() -> dict[str, Schema]:
-    """What `parameters` of a TaskRequest may be for each operation."""
-    made = {}
+    """Return the schemas of `parameters` of a TaskRequest by operation."""
+    result = {}
     for operation in operations().values():
         name = f"parameters.{operation.name}"
         schema = operation.params.model_json_schema(ref_template=f"{SCHEMAS}{name}/$defs/{{model}}")
-        made[name] = {**schema, "title": operation.name, "description": operation.summary}
-    return made
+        result[name] = {**schema, "title": operation.name, "description": operation.summary}
+    return result
 
 
 def _operation(
@@ -184,86 +185,86 @@ def _operation(
     verb: str,
     names: list[str],
     handler: type[web.RequestHandler],
-    said: Description,
+    description: Description,
     schemas: dict[str, Schema],
     refs: dict[type[BaseModel], Schema],
     without_token: bool,
 ) -> Schema:
-    told = f"What GET answers, without its body: {path}" if verb == "head" else inspect.getdoc(getattr(handler, verb)) or ""
-    summary, _, more = told.partition("\n\n")
-    made: Schema = {
+    text = f"Headers of the GET response: {path}" if verb == "head" else inspect.getdoc(getattr(handler, verb)) or ""
+    summary, _, more = text.partition("\n\n")
+    result: Schema = {
         "operationId": "_".join([verb, *re.findall(r"\w+", path)]),
-        "tags": [said.tag],
+        "tags": [description.tag],
         "summary": " ".join(summary.split()).rstrip("."),
-        "description": told if more else summary,
-        "parameters": [*map(_in_path, names), *_in_query(said, schemas), *map(_in_header, said.headers)],
-        "responses": _responses(_bodiless(said) if verb == "head" else said, bool(names), refs),
+        "description": text if more else summary,
+        "parameters": [*map(_in_path, names), *_in_query(description, schemas), *map(_in_header, description.headers)],
+        "responses": _responses(_bodiless(description) if verb == "head" else description, bool(names), refs),
         "security": _security(verb, without_token),
-        **said.extra,
+        **description.extra,
     }
-    if said.body is not None or said.media:
-        content: Schema = {kind: {"schema": schema} for kind, schema in said.media.items()}
-        if said.body is not None:
-            content[JSON] = {"schema": refs[said.body]}
-            if said.examples:
-                content[JSON]["examples"] = {name: {"value": value} for name, value in said.examples.items()}
-        made["requestBody"] = {"required": True, "content": content}
-    return made
+    if description.body is not None or description.media:
+        content: Schema = {kind: {"schema": schema} for kind, schema in description.media.items()}
+        if description.body is not None:
+            content[JSON] = {"schema": refs[description.body]}
+            if description.examples:
+                content[JSON]["examples"] = {name: {"value": value} for name, value in description.examples.items()}
+        result["requestBody"] = {"required": True, "content": content}
+    return result
 
 
-def _bodiless(said: Description) -> Description:
-    """What HEAD answers where GET answers that."""
-    answers = {status: replace(answer, model=None, media={}) for status, answer in said.answers.items() if status != 206}
-    return replace(said, answers=answers, errors={status: when for status, when in said.errors.items() if status != 416})
+def _bodiless(description: Description) -> Description:
+    """Return the description of HEAD for a description of GET."""
+    responses = {status: replace(response, model=None, media={}) for status, response in description.responses.items() if status != 206}
+    return replace(description, responses=responses, errors={status: when for status, when in description.errors.items() if status != 416})
 
 
 def _in_path(name: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _in_query(said: Description, schemas: dict[str, Schema]) -> Iterator[Schema]:
-    if said.query is None:
+def _in_query(description: Description, schemas: dict[str, Schema]) -> Iterator[Schema]:
+    if description.query is None:
         return
-    schema = schemas[said.query.__name__]
-    for name, given in schema["properties"].items():
-        field = {key: value for key, value in given.items() if key not in ("title", "description")}
-        if "anyOf" in field:  # a query has no null
+    schema = schemas[description.query.__name__]
+    for name, field_schema in schema["properties"].items():
+        field = {key: value for key, value in field_schema.items() if key not in ("title", "description")}
+        if "anyOf" in field:  # queries have no null
             bounds = field.pop("anyOf")[0]
             field = {**bounds, **{key: value for key, value in field.items() if value is not None}}
-        made = {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
-        yield {**made, "description": given["description"]} if "description" in given else made
+        result = {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
+        yield {**result, "description": field_schema["description"]} if "description" in field_schema else result
 
 
 def _in_header(header: Parameter) -> Schema:
     return {"name": header.name, "in": "header", "description": header.description, "schema": dict(header.schema)}
 
 
-def _responses(said: Description, has_id: bool, refs: dict[type[BaseModel], Schema]) -> Schema:
-    made = {str(status): _answer(answer, refs) for status, answer in said.answers.items()}
+def _responses(description: Description, has_id: bool, refs: dict[type[BaseModel], Schema]) -> Schema:
+    result = {str(status): _response(response, refs) for status, response in description.responses.items()}
     errors = {404: NOT_FOUND} if has_id else {}
-    if said.query is not None or said.body is not None:
+    if description.query is not None or description.body is not None:
         errors[422] = INVALID
-    for status, meaning in {**errors, **said.errors}.items():
-        made[str(status)] = _error(meaning, status)
+    for status, meaning in {**errors, **description.errors}.items():
+        result[str(status)] = _error(meaning, status)
     for status in ALWAYS:
-        made.setdefault(str(status), {"$ref": f"#/components/responses/{status}"})
-    return dict(sorted(made.items()))
+        result.setdefault(str(status), {"$ref": f"#/components/responses/{status}"})
+    return dict(sorted(result.items()))
 
 
-def _answer(answer: Answer, refs: dict[type[BaseModel], Schema]) -> Schema:
+def _response(response: Response, refs: dict[type[BaseModel], Schema]) -> Schema:
     content: Schema = {}
-    if answer.model is not None:
-        content[JSON] = {"schema": refs[answer.model]}
-        content[ENVELOPE] = {"schema": _success(refs[answer.model])}
-    content.update({kind: {"schema": dict(schema)} for kind, schema in answer.media.items()})
-    made: Schema = {"description": answer.description}
+    if response.model is not None:
+        content[JSON] = {"schema": refs[response.model]}
+        content[ENVELOPE] = {"schema": _success(refs[response.model])}
+    content.update({kind: {"schema": dict(schema)} for kind, schema in response.media.items()})
+    result: Schema = {"description": response.description}
     if content:
-        made["content"] = content
-    return {**made, "headers": _headers(answer.headers)} if answer.headers else made
+        result["content"] = content
+    return {**result, "headers": _headers(response.headers)} if response.headers else result
 
 
 def _success(data: Schema) -> Schema:
-    """The envelope around an answer; see `errors.envelope`."""
+    """Return the schema of the envelope of a successful response; see `errors.enveloped`."""
     properties = {
         "status": {"const": "success"},
         "data": data,
@@ -274,8 +275,8 @@ def _success(data: Schema) -> Schema:
 
 
 def _error(meaning: str, status: int) -> Schema:
-    made: Schema = {"description": meaning, "content": {JSON: {"schema": {"$ref": f"{SCHEMAS}ErrorEnvelope"}}}}
-    return {**made, "headers": _headers((RETRY_AFTER,))} if status in (429, 503) else made
+    result: Schema = {"description": meaning, "content": {JSON: {"schema": {"$ref": f"{SCHEMAS}ErrorEnvelope"}}}}
+    return {**result, "headers": _headers((RETRY_AFTER,))} if status in (429, 503) else result
 
 
 def _headers(headers: Sequence[Parameter]) -> Schema:
@@ -283,7 +284,7 @@ def _headers(headers: Sequence[Parameter]) -> Schema:
 
 
 def _security(verb: str, without_token: bool) -> list[Schema]:
-    """Any of these lets in."""
+    """Return the alternative security requirements of a method."""
     cookie: Schema = {"cookie": [], "xsrf": []} if verb in WRITES else {"cookie": []}
     ways: list[Schema] = [{"token": []}, {"bearer": []}, {"query": []}, cookie]
     return [*ways, {}] if without_token else ways

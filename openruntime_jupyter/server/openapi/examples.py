@@ -1,4 +1,4 @@
-"""An answer of each kind, as it was given by a real server: the description of the API shows them, and a test holds that they fit."""
+"""Example responses for the OpenAPI document, recorded from a real server. A test validates them against the schemas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from openruntime_jupyter.schemas import insights as ai_models_insights
+from openruntime_jupyter.schemas import insights
 from openruntime_jupyter.schemas.sessions import Session
 from openruntime_jupyter.schemas.system import Health, SystemMetrics, Worker
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
@@ -138,21 +138,21 @@ INSIGHTS: dict[str, Any] = {
     "notice": None,
 }
 DETAIL = {"field": "priority", "problem": "Input should be less than or equal to 10"}
-TOLD = "priority: Input should be less than or equal to 10"
+ERROR = "priority: Input should be less than or equal to 10"
 
 EXAMPLES: dict[type[BaseModel], list[Any]] = {
     responses.ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],
-    responses.ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": TOLD, "timestamp": NOW}],
+    responses.ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": ERROR, "timestamp": NOW}],
     responses.ResultsAnswer: [
         {
             "results": [
                 {"task_id": TASK["task_id"], "task": TASK},
-                {"task_id": "task_0", "error": {"code": 404, "message": "There is no task task_0.", "details": None, "retry_after": None}},
+                {"task_id": "task_0", "error": {"code": 404, "message": "Unknown task 'task_0'", "details": None, "retry_after": None}},
             ]
         }
     ],
     responses.BatchAnswer: [
-        {"tasks": [{"task": TASK}, {"error": {"code": 422, "message": TOLD, "details": [DETAIL], "retry_after": None}}]}
+        {"tasks": [{"task": TASK}, {"error": {"code": 422, "message": ERROR, "details": [DETAIL], "retry_after": None}}]}
     ],
     Task: [TASK],
     TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],
@@ -187,7 +187,7 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
     ],
     Session: [SESSION],
     SystemMetrics: [{**METRICS, "uptime": "2h 15m", "timestamp": NOW}],
-    ai_models_insights.Insights: [INSIGHTS],
+    insights.Insights: [INSIGHTS],
     Health: [
         {
             "status": "healthy",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.ai.insights.dataset import Dataset, Place, gather
+from openruntime_jupyter.ai.insights.dataset import Dataset, Environment, gather
 from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.report import drafts_of
 from openruntime_jupyter.ai.insights.response import name_tasks
@@ -169,8 +169,8 @@ async def look(
     """What is found in the story, once it is written, by what was asked about."""
     async with opened(folder) as history:
         await story.tell(history)
-        evidence = await gather(history, story.timeframe, story.now, Place(devices, Settings(data_dir=folder), MEMORY))
-        found = [drafts_of(evidence, kind) for kind in kinds]
+        dataset = await gather(history, story.timeframe, story.now, Environment(devices, Settings(data_dir=folder), MEMORY))
+        found = [drafts_of(dataset, kind) for kind in kinds]
         for drafts in found:
             await name_tasks(history, drafts)
-        return evidence, found
+        return dataset, found

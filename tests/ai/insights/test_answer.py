@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.ai.insights.response import insights
-from openruntime_jupyter.ai.insights.rewriting import Choose, Worder
+from openruntime_jupyter.ai.insights.rewriting import Choose, Rewriter
 from openruntime_jupyter.ai.number_check import figures_of
 from openruntime_jupyter.errors import Stopping
 from openruntime_jupyter.runtime.metrics.definitions import FIGURES
@@ -53,7 +53,7 @@ def test_a_wording_changes_the_text_and_nothing_else(tmp_path: Path) -> None:
         prompts.append(prompt)
         return prompt.rpartition("\n\nBased")[0] and "Here it is, b" + prompt[prompt.index("ased on the last") :]
 
-    answer = live(told(tmp_path, lambda which: Worder("m", ask) if which == "resident" else None))
+    answer = live(told(tmp_path, lambda which: Rewriter("m", ask) if which == "resident" else None))
     assert answer.worded_by == "m"
     assert answer.insights.startswith("Here it is, based on")
     assert len(prompts) == 1

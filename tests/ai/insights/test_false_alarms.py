@@ -81,4 +81,4 @@ def test_what_rises_all_morning_as_it_did_yesterday_is_not_said_to_go_on(tmp_pat
     _, [drafts] = live(look(story, tmp_path, "memory"))
     [rise] = [draft for draft in drafts if draft.kind == "trend"]
     assert rise.severity == "info"
-    assert "before that, too" in rise.text
+    assert "earlier, too" in rise.text

@@ -32,8 +32,8 @@ def told(story: Story, drafts: list[FindingDraft]) -> str:
 @pytest.mark.parametrize("timeframe", TIMEFRAMES)
 def test_a_spike_a_leak_and_a_burst_are_each_named_with_their_time(tmp_path: Path, timeframe: Timeframe) -> None:
     story = planted(timeframe, time.time())
-    evidence, (overall, memory, errors) = live(look(story, tmp_path, "performance", "memory", "errors"))
-    step = evidence.columns.step
+    dataset, (overall, memory, errors) = live(look(story, tmp_path, "performance", "memory", "errors"))
+    step = dataset.columns.step
 
     for drafts in (overall, memory):
         spike = one(drafts, "peak", "memory_usage")
@@ -99,7 +99,7 @@ def test_memory_that_was_as_high_before_is_not_said_to_fill_up(tmp_path: Path) -
     _, (drafts,) = live(look(story, tmp_path, "memory"))
     trend = one(drafts, "trend", "memory_usage")
     assert trend.severity == "info"
-    assert "before that, too" in trend.text
+    assert "earlier, too" in trend.text
     assert trend.advice is None
 
 
@@ -110,7 +110,7 @@ def test_a_spike_that_no_task_of_ours_made_is_said_to_be_so(tmp_path: Path) -> N
     _, (drafts,) = live(look(story, tmp_path, "memory"))
     spike = one(drafts, "peak")
     assert spike.severity == "warning"
-    assert "No recorded task ran then: another program did it." in spike.text
+    assert "No recorded task was running: the cause is another program." in spike.text
     assert spike.tasks == []
 
 
@@ -174,7 +174,7 @@ def test_many_tasks_that_are_over_at_once_are_advised_to_come_together(tmp_path:
 def test_without_a_gpu_its_zero_is_not_taken_for_idleness(tmp_path: Path) -> None:
     story = ordinary(Story("15m", time.time()))
     _, found = live(look(story, tmp_path, *METRICS, devices=(CPU,)))
-    assert "There is no GPU here" in told(story, found[0])
+    assert "his machine has no GPU" in told(story, found[0])
     assert not any("GPU utilization" in draft.text for drafts in found for draft in drafts)
 
 
@@ -182,7 +182,7 @@ def test_a_gpu_that_can_not_be_read_is_not_judged(tmp_path: Path) -> None:
     story = ordinary(Story("15m", time.time()))
     del story.courses["gpu_utilization"]
     _, found = live(look(story, tmp_path, *METRICS, devices=(GPU,)))
-    assert "can't be read" in told(story, found[0])
+    assert "is not available" in told(story, found[0])
     assert one(found[0], "levels").figures["gpu_utilization_mean"] is None
     assert not any(draft.figure == "gpu_utilization" for drafts in found for draft in drafts)
 
@@ -201,10 +201,10 @@ def test_a_gpu_that_is_busy_is_called_healthy_and_a_device_gives_its_own_advice(
 def test_with_next_to_no_history_it_says_how_much_there_is_and_what_is_needed(tmp_path: Path, timeframe: Timeframe) -> None:
     story = ordinary(Story(timeframe, time.time(), spans=0.008))
     story.failing(story.now - 1)
-    evidence, found = live(look(story, tmp_path, *METRICS))
+    dataset, found = live(look(story, tmp_path, *METRICS))
     for drafts in found:
         little = one(drafts, "too_little")
-        assert little.figures["values"] == evidence.columns.observed < 20
+        assert little.figures["values"] == dataset.columns.observed < 20
         assert "20 are needed" in little.text
         assert {draft.kind for draft in drafts} <= {"too_little", "levels", "failures", "largest"}
     assert "1 of 1 tasks" in told(story, found[3]), "a failure needs no statistics"
@@ -224,11 +224,11 @@ def test_of_very_many_tasks_an_even_part_is_looked_at_and_counts_are_right_about
             for extra in range(10):
                 story.failing(story.at(0.5) + extra, "call")
         story.task(story.at((number + 1) / 6002), 0.2, operation)
-    evidence, (drafts,) = live(look(story, tmp_path, "errors"))
-    assert evidence.ended.number == 6010
-    assert 2500 < len(evidence.ended.tasks) < 3500
-    assert evidence.ended.weight * len(evidence.ended.tasks) == pytest.approx(6010)
-    share = sum(task.operation == "compute" for task in evidence.ended.tasks) / len(evidence.ended.tasks)
+    dataset, (drafts,) = live(look(story, tmp_path, "errors"))
+    assert dataset.ended.number == 6010
+    assert 2500 < len(dataset.ended.tasks) < 3500
+    assert dataset.ended.weight * len(dataset.ended.tasks) == pytest.approx(6010)
+    share = sum(task.operation == "compute" for task in dataset.ended.tasks) / len(dataset.ended.tasks)
     assert share == pytest.approx(0.5, abs=0.02), "every second task is no pattern that the drawing falls for"
     assert one(drafts, "levels").figures["failed_tasks"] == 10
     assert one(drafts, "burst").figures["failures"] == 10, "none of the failures is lost"

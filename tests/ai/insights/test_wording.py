@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai.insights.rewriting import Choose, Worder, word
+from openruntime_jupyter.ai.insights.rewriting import Choose, Rewriter, rewrite
 from tests.runtimes import live
 
 COMPUTED = """Based on the last hour of performance data:
@@ -22,7 +22,7 @@ WORDED = """Here is the last hour of performance data:
 
 def one(which: str, ask: Any, model: str = "a-model") -> Choose:
     """Only that kind of model is there."""
-    return lambda wanted: Worder(model, ask) if wanted == which else None
+    return lambda wanted: Rewriter(model, ask) if wanted == which else None
 
 
 def says(answer: str | None) -> Any:
@@ -58,21 +58,21 @@ async def breaks(prompt: str) -> str | None:
     ],
 )
 def test_whom_to_ask_is_what_the_caller_says(wording: Any, which: str, asked: bool) -> None:
-    text, by, notice = live(word(COMPUTED, wording, one(which, says(WORDED))))
+    text, by, notice = live(rewrite(COMPUTED, wording, one(which, says(WORDED))))
     assert (text, by) == ((WORDED, "a-model") if asked else (COMPUTED, "none"))
     assert (notice is None) == (asked or wording in ("auto", "none"))
 
 
 def test_a_loaded_local_model_is_asked_before_a_remote_one() -> None:
-    def choose(which: str) -> Worder | None:
-        return {"resident": Worder("here", says(WORDED)), "remote": Worder("there", says(WORDED))}.get(which)
+    def choose(which: str) -> Rewriter | None:
+        return {"resident": Rewriter("here", says(WORDED)), "remote": Rewriter("there", says(WORDED))}.get(which)
 
-    assert live(word(COMPUTED, "auto", choose))[1] == "here"
+    assert live(rewrite(COMPUTED, "auto", choose))[1] == "here"
 
 
 @pytest.mark.parametrize("ask", [hangs, breaks, says(None), says(""), says("All is well."), says(WORDED.replace("92", "93"))])
 def test_whatever_a_model_does_wrong_the_computed_text_is_the_answer(ask: Any) -> None:
-    text, by, notice = live(word(COMPUTED, "local", one("local", ask), 0.05))
+    text, by, notice = live(rewrite(COMPUTED, "local", one("local", ask), 0.05))
     assert (text, by) == (COMPUTED, "none")
     assert notice is not None
     assert "a-model" in notice
@@ -82,7 +82,7 @@ def test_whatever_a_model_does_wrong_the_computed_text_is_the_answer(ask: Any) -
 @pytest.mark.parametrize(("ask", "fit"), [(says(WORDED), True), (says("All is well."), False), (hangs, False), (breaks, False)])
 def test_whether_a_models_words_could_be_used_is_told(ask: Any, fit: bool) -> None:
     learnt: list[bool] = []
-    live(word(COMPUTED, "auto", lambda _: Worder("a-model", ask, learnt.append), 30.0 if fit else 0.05))
+    live(rewrite(COMPUTED, "auto", lambda _: Rewriter("a-model", ask, learnt.append), 30.0 if fit else 0.05))
     assert learnt == [fit]
 
 
@@ -96,7 +96,7 @@ def test_a_model_that_takes_too_long_is_cancelled() -> None:
             ended.append(True)
         return None
 
-    live(word(COMPUTED, "local", one("local", slow), 0.02))
+    live(rewrite(COMPUTED, "local", one("local", slow), 0.02))
     assert ended == [True]
 
 
@@ -105,5 +105,5 @@ def nobody(which: str) -> None:
 
 
 def test_where_there_is_no_model_the_notice_says_what_to_do() -> None:
-    assert "openruntime pull" in (live(word(COMPUTED, "local", nobody))[2] or "")
-    assert "insights_wording" in (live(word(COMPUTED, "remote", nobody))[2] or "")
+    assert "openruntime pull" in (live(rewrite(COMPUTED, "local", nobody))[2] or "")
+    assert "insights_wording" in (live(rewrite(COMPUTED, "remote", nobody))[2] or "")

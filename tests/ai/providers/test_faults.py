@@ -49,68 +49,68 @@ FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
     "a web page as a stream": (
         refuses("200 OK", PAGE, "text/event-stream"),
         ProviderBroken,
-        "ended without an answer: check that base_url",
+        "sent no response: check that base_url",
     ),
-    "an empty object": (refuses("200 OK", {}), ProviderBroken, "it has no choices"),
-    "an empty body": (refuses("200 OK", ""), ProviderBroken, "sent what is no JSON (nothing)"),
-    "no JSON": (refuses("200 OK", "{oops"), ProviderBroken, "sent what is no JSON ({oops)"),
+    "an empty object": (refuses("200 OK", {}), ProviderBroken, "no choices"),
+    "an empty body": (refuses("200 OK", ""), ProviderBroken, "invalid JSON (nothing)"),
+    "no JSON": (refuses("200 OK", "{oops"), ProviderBroken, "invalid JSON ({oops)"),
     "an error with status 200": (refuses("200 OK", {"error": "model is asleep"}), ProviderBroken, "model is asleep"),
-    "choices that are null": (refuses("200 OK", {"model": "m", "choices": None}), ProviderBroken, "no completion"),
-    "no choice": (refuses("200 OK", {"model": "m", "choices": []}), ProviderBroken, "ended without an answer"),
-    "choices that are no list": (refuses("200 OK", {"choices": "many"}), ProviderBroken, "no completion"),
-    "a choice of nothing": (refuses("200 OK", {"choices": [None, 5, "x"]}), ProviderBroken, "ended without an answer"),
+    "choices that are null": (refuses("200 OK", {"model": "m", "choices": None}), ProviderBroken, "invalid completion"),
+    "no choice": (refuses("200 OK", {"model": "m", "choices": []}), ProviderBroken, "sent no response"),
+    "choices that are no list": (refuses("200 OK", {"choices": "many"}), ProviderBroken, "invalid completion"),
+    "a choice of nothing": (refuses("200 OK", {"choices": [None, 5, "x"]}), ProviderBroken, "sent no response"),
     "a message without a finish": (
         refuses("200 OK", {"choices": [{"message": {"content": "Hi"}}]}),
         ProviderBroken,
-        "ended in the middle of the answer, after 2 characters",
+        "ended the response early, after 2 characters",
     ),
-    "empty objects as chunks": (sends({}, {}, "[DONE]"), ProviderBroken, "it has no choices"),
+    "empty objects as chunks": (sends({}, {}, "[DONE]"), ProviderBroken, "no choices"),
     "texts as chunks": (sends('"overloaded"', "[DONE]"), ProviderBroken, "overloaded"),
-    "figures alone": (sends(usage(3, 0), "[DONE]"), ProviderBroken, "ended without an answer"),
-    "nothing at all": (sends(), ProviderBroken, "ended without an answer"),
+    "figures alone": (sends(usage(3, 0), "[DONE]"), ProviderBroken, "sent no response"),
+    "nothing at all": (sends(), ProviderBroken, "sent no response"),
     "a stream that is cut": (
         sends(chunk("Hel"), chunk("lo")),
         ProviderBroken,
-        "in the middle of the answer, after 5 characters: try again",
+        "early, after 5 characters: try again",
     ),
     "a stream that is cut silently": (sends(chunk("Hel"), chunk("lo"), version="1.0"), ProviderBroken, "after 5 characters"),
     "a done stream without a finish": (sends(chunk("Hel"), "[DONE]"), ProviderBroken, "after 3 characters"),
-    "a stream that is cut within a chunk": (cut_within_a_chunk, ProviderUnreachable, "broke the connection off"),
-    "a line that is no JSON": (sends(chunk("Hel"), '{"choices": [{'), ProviderBroken, "sent what is no JSON"),
-    "bytes that are no text": (refuses("200 OK", "data: \udcff\n\n", "text/event-stream"), ProviderBroken, "no text"),
+    "a stream that is cut within a chunk": (cut_within_a_chunk, ProviderUnreachable, "closed the connection"),
+    "a line that is no JSON": (sends(chunk("Hel"), '{"choices": [{'), ProviderBroken, "invalid JSON"),
+    "bytes that are no text": (refuses("200 OK", "data: \udcff\n\n", "text/event-stream"), ProviderBroken, "not text"),
     "an error in the stream": (
         sends(chunk("Hel"), {"error": {"message": "out of memory"}}),
         ProviderBroken,
-        "while it answered: out of memory",
+        "during the response: out of memory",
     ),
-    "an error in the stream as a text": (sends({"error": "out of memory"}), ProviderBroken, "while it answered: out of memory"),
-    "a filter": (sends(chunk("Bad"), chunk(None, "content_filter")), ProviderRefused, "content filter, after 3 characters: ask otherwise"),
-    "an error as finish": (sends(chunk("Hel"), chunk(None, "error")), ProviderBroken, "an error of its own, after 3 characters"),
-    "a refusal": (sends(chunk(None, refusal="I can't."), chunk(None, "stop")), ProviderRefused, "refused to answer: I can't"),
-    "reasoning alone": (sends(chunk(None, reasoning_content="Hm"), chunk(None, "stop")), ProviderBroken, "reasoned and wrote no answer"),
+    "an error in the stream as a text": (sends({"error": "out of memory"}), ProviderBroken, "during the response: out of memory"),
+    "a filter": (sends(chunk("Bad"), chunk(None, "content_filter")), ProviderRefused, "content filter, after 3 characters: rephrase the prompt"),
+    "an error as finish": (sends(chunk("Hel"), chunk(None, "error")), ProviderBroken, "with an error, after 3 characters"),
+    "a refusal": (sends(chunk(None, refusal="I can't."), chunk(None, "stop")), ProviderRefused, "declined to respond: I can't"),
+    "reasoning alone": (sends(chunk(None, reasoning_content="Hm"), chunk(None, "stop")), ProviderBroken, "reasoning but no text"),
     "reasoning to the end": (sends(chunk(None, reasoning="Hm"), chunk(None, "length")), ProviderBroken, "raise max_tokens"),
     "tool calls alone": (
         sends(chunk(None, tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{}"}}]), chunk(None, "tool_calls")),
         ProviderBroken,
-        "wants to call tools",
+        "tool calls",
     ),
     "an error that is a text": (refuses("400 Bad Request", {"error": "temperature is too hot"}), ProviderRefused, "temperature is too hot"),
     "a text for an error": (refuses("400 Bad Request", "no such thing", "text/plain"), ProviderRefused, "no such thing"),
     "a wrong key": (
         refuses("401 Unauthorized", {"error": {"message": "wrong"}}),
         ProviderRefused,
-        "the key of env:THE_KEY: wrong; put a valid",
+        "the key of env:THE_KEY: wrong; set a valid key",
     ),
-    "no credit": (refuses("402 Payment Required", {"error": {"message": "empty"}}), ProviderBusy, "wants to be paid first: empty"),
-    "no permission": (refuses("403 Forbidden", {"message": "not you"}), ProviderRefused, "does not permit this: not you"),
+    "no credit": (refuses("402 Payment Required", {"error": {"message": "empty"}}), ProviderBusy, "payment: empty"),
+    "no permission": (refuses("403 Forbidden", {"message": "not you"}), ProviderRefused, "denied access: not you"),
     "an unknown model": (
         refuses("404 Not Found", {"error": "no tiny here"}),
         ProviderRefused,
-        "no tiny here; check model, and that base_url",
+        "no tiny here; check model and the end of base_url",
     ),
     "an unknown address": (refuses("404 Not Found", PAGE, "text/html"), ProviderRefused, "a web page, 'Welcome to nginx!'; check model"),
-    "another method": (refuses("405 Method Not Allowed", ""), ProviderRefused, "has no chat completions there"),
-    "its own time-out": (refuses("408 Request Timeout", ""), ProviderUnreachable, "gave up waiting for the request: Request Timeout"),
+    "another method": (refuses("405 Method Not Allowed", ""), ProviderRefused, "no chat completions"),
+    "its own time-out": (refuses("408 Request Timeout", ""), ProviderUnreachable, "Request Timeout; try again"),
     "a conflict": (refuses("409 Conflict", {"detail": "busy"}), ProviderRefused, "status 409: busy"),
     "a long prompt": (refuses("413 Payload Too Large", ""), ProviderRefused, "too long"),
     "details in a list": (refuses("422 Unprocessable Entity", {"detail": [{"msg": "no role"}]}), ProviderRefused, "no role"),
@@ -120,15 +120,15 @@ FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
         "slow down; try again in 7 s",
     ),
     "too much for today": (refuses("429 Too Many Requests", ""), ProviderBusy, "try again later"),
-    "a failure": (refuses("500 Internal Server Error", {"error": "oops"}), ProviderBroken, "failed by itself with status 500: oops"),
+    "a failure": (refuses("500 Internal Server Error", {"error": "oops"}), ProviderBroken, "status 500: oops"),
     "a gateway's page": (refuses("502 Bad Gateway", PAGE, "text/html"), ProviderBroken, "status 502: a web page"),
     "another address": (
         refuses("308 Permanent Redirect", "", Location="https://elsewhere.test/v1"),
         ProviderRefused,
         "(https://elsewhere.test/v1)",
     ),
-    "another protocol": (no_http, ProviderUnreachable, "broke the connection off"),
-    "no word": (hangs_up, ProviderUnreachable, "broke the connection off"),
+    "another protocol": (no_http, ProviderUnreachable, "closed the connection"),
+    "no word": (hangs_up, ProviderUnreachable, "closed the connection"),
 }
 
 
@@ -140,7 +140,7 @@ def test_a_fault_is_told_with_profile_and_host_and_what_to_do(fault: str) -> Non
     assert type(raised.value) is kind, raised.value
     message = str(raised.value)
     assert said in message
-    assert message.startswith(f"The profile 'p' (127.0.0.1:{server.port}) ")
+    assert message.startswith(f"The provider 'p' (127.0.0.1:{server.port}) ")
     assert len(message) < 700
     assert KEY not in message
     assert raised.value.__suppress_context__, "a chain of causes may hold what was not redacted"
@@ -155,7 +155,7 @@ def test_how_long_to_wait_is_told_to_programs_too() -> None:
 def test_a_key_that_is_wanted_and_not_configured_is_told_as_such() -> None:
     with (
         providing(refuses("401 Unauthorized", "")) as server,
-        pytest.raises(ProviderRefused, match="wants a key, and the profile names none"),
+        pytest.raises(ProviderRefused, match="requires a key"),
     ):
         ask(server.url, fields={"api_key": None})
 
@@ -167,7 +167,7 @@ def test_nobody_there_is_told_with_the_reason() -> None:
 
 def test_silence_is_given_up_after_the_profiles_timeout() -> None:
     silent = providing(lambda connection, request: connection.gone())
-    with silent as server, pytest.raises(ProviderUnreachable, match=r"silent for more than 0.2 s"):
+    with silent as server, pytest.raises(ProviderUnreachable, match=r"no data for more than 0.2 s"):
         ask(server.url, fields={"timeout": 0.2})
 
 

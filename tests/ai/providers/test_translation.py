@@ -13,7 +13,7 @@ from openai import _exceptions
 
 from openruntime_jupyter.ai.keys import Redactor
 from openruntime_jupyter.ai.profiles import profiles_from
-from openruntime_jupyter.ai.providers.errors import OPENAI, TRANSPORT, Edge, told
+from openruntime_jupyter.ai.providers.errors import OPENAI, TRANSPORT, ErrorTranslator, error_text
 from openruntime_jupyter.errors import ProviderError
 
 NOT_OURS = {
@@ -42,7 +42,7 @@ BY_STATUS = frozenset(
 )
 """Those that are told by the status of the answer."""
 
-EDGE = Edge(profiles_from({"p": {"base_url": "http://127.0.0.1:9/v1"}}, {})["p"], Redactor([]))
+EDGE = ErrorTranslator(profiles_from({"p": {"base_url": "http://127.0.0.1:9/v1"}}, {})["p"], Redactor([]))
 
 
 def exceptions(*places: Any) -> dict[str, type[Exception]]:
@@ -90,7 +90,7 @@ def made(kind: type[Exception]) -> Exception:
 def test_each_becomes_an_error_that_names_the_profile(name: str) -> None:
     error = EDGE.translate(made({**exceptions(httpx2), **exceptions(openai)}[name]))
     assert isinstance(error, ProviderError)
-    assert str(error).startswith("The profile 'p' (127.0.0.1:9) ")
+    assert str(error).startswith("The provider 'p' (127.0.0.1:9) ")
     assert "{" not in str(error)
 
 
@@ -124,4 +124,4 @@ def test_what_is_not_known_is_not_explained_away() -> None:
     ],
 )
 def test_what_a_body_says_is_found_in_it(body: object, said: str) -> None:
-    assert told(body) == said
+    assert error_text(body) == said

@@ -1,4 +1,4 @@
-"""A kernel whose default provider does what the tests ask of it, with its own runtime and with a server's; and a tiny model beside it."""
+"""Fixtures: kernels with an embedded runtime and with a server, a fake default provider, and a tiny local model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODE = "It divides by zero.\n\n```python\nx = 6 * 7\n```\n\nThat is all."
 
 
 def answer(connection: Connection, request: Request) -> None:
-    """`give code` in the prompt gets `CODE`, `label` the last word in capitals; the rest is `steered`'s."""
+    """Answer `give code` with `CODE`, `label` with the last word in capitals, and other prompts with `steered`."""
     asked = request.json["messages"][-1]["content"]
     if "give code" not in asked and "mended" not in asked and "label" not in asked:
         steered(connection, request)
@@ -39,7 +39,7 @@ def provider() -> Iterator[ProviderServer]:
 
 @pytest.fixture(scope="module", params=["embedded", "server"])
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, provider: ProviderServer) -> Iterator[Kernel]:
-    """A kernel that hosts its runtime, and one that belongs to a server; the environment sets up the provider."""
+    """Start a kernel with an embedded runtime and one with a server. The environment configures the provider."""
     home = Home(tmp_path_factory.mktemp("kernel"))
     make_tiny_model(home.data_dir / "models" / "tiny")
     told = {"OPENRUNTIME_AI_BASE_URL": provider.url, "OPENRUNTIME_AI_MODEL": "any"}

@@ -15,20 +15,20 @@ from tests.support import wait_until
 
 
 def said(cell: Cell) -> str:
-    """The answer's display, as Markdown."""
+    """Return the answer's display as Markdown."""
     return next(text for text in cell.shown("text/markdown") if text)
 
 
 def asked(provider: ProviderServer) -> list[dict[str, str]]:
-    """The messages of the newest request."""
+    """Return the messages of the newest request."""
     messages: list[dict[str, str]] = provider.requests[-1].json["messages"]
     return messages
 
 
-def test_an_answer_is_one_display_of_markdown_with_its_figures(kernel: Kernel) -> None:
+def test_answer_is_one_markdown_display_with_statistics(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai\nhello")
     assert cell.status == "ok", cell.error
-    assert len(cell.outputs) == 1, "the display alone, also no value that says it again"
+    assert len(cell.outputs) == 1, "only the display, without a repeated value"
     line, _, text = said(cell).partition("\n\n")
     assert text == "You said: hello"
     assert "completed in " in line
@@ -40,22 +40,22 @@ def test_an_answer_is_one_display_of_markdown_with_its_figures(kernel: Kernel) -
     assert plain.endswith("You said: hello")
 
 
-def test_figures_of_an_analysis_that_its_model_was_not_told_are_named_below_it(kernel: Kernel) -> None:
+def test_analysis_lists_numbers_missing_from_its_data(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai system_analysis\nmake up a figure")
     assert said(cell).endswith("98765.4")
     assert len(cell.outputs) == 2
-    assert cell.shown()[1] == ("Figures here that the runtime did not give the model: 98765.4. It computed them, or made them up.")
+    assert cell.shown()[1] == "Numbers that are not in the data given to the model: 98765.4. It computed or invented them."
     known = kernel.run("%openruntime ai system_analysis Are 37 percent much?")
-    assert len(known.outputs) == 1, "the prompt told it"
-    assert len(kernel.run("%%openruntime ai\nmake up a figure").outputs) == 1, "it is no analysis"
+    assert len(known.outputs) == 1, "the number is in the prompt"
+    assert len(kernel.run("%%openruntime ai\nmake up a figure").outputs) == 1, "only analyses are checked"
 
 
-def test_the_text_grows_in_place(kernel: Kernel) -> None:
+def test_answer_streams_in_place(kernel: Kernel) -> None:
     seen: list[str] = []
     cell = kernel.run(
         "%%openruntime ai\na slow one", lambda cell: bool(cell.outputs and seen.append(said(cell))) or "You said: " in said_or(cell)
     )
-    assert [text for text in seen if text.rstrip().endswith("You said:")], "a part was there before the whole"
+    assert [text for text in seen if text.rstrip().endswith("You said:")], "the answer was displayed in parts"
     assert said(cell).endswith("You said: a slow one")
     assert len(cell.outputs) == 1
 
@@ -64,7 +64,7 @@ def said_or(cell: Cell) -> str:
     return said(cell) if cell.outputs else ""
 
 
-def test_the_answer_is_kept_and_is_the_value(kernel: Kernel) -> None:
+def test_answer_is_stored_and_returned(kernel: Kernel) -> None:
     kernel.run("%%openruntime ai code_generation --out found --as job --max-tokens 50 --language python\ngive code")
     assert kernel.value("found.text") == repr(CODE)
     assert kernel.value("found.code, found.code_blocks[0].language, found.model, found.usage.tokens_used, found.provider") == (
@@ -77,7 +77,7 @@ def test_the_answer_is_kept_and_is_the_value(kernel: Kernel) -> None:
     assert shown.outputs[-1]["data"]["text/markdown"] == CODE
 
 
-def test_one_line_asks_too_and_its_answer_can_be_assigned(kernel: Kernel) -> None:
+def test_line_magic_answer_can_be_assigned(kernel: Kernel) -> None:
     cell = kernel.run('answer = %openruntime ai "what\'s this?" --temperature 0')
     assert cell.status == "ok", cell.error
     assert kernel.value("answer.text") == repr("You said: what's this?")
@@ -96,7 +96,7 @@ def test_one_line_asks_too_and_its_answer_can_be_assigned(kernel: Kernel) -> Non
         ("%percent $dollar \\n stays", "%percent $dollar \\n stays"),
     ],
 )
-def test_names_that_exist_are_replaced_once_and_nothing_else(kernel: Kernel, provider: ProviderServer, prompt: str, sent: str) -> None:
+def test_existing_names_are_replaced_once(kernel: Kernel, provider: ProviderServer, prompt: str, sent: str) -> None:
     kernel.run("a, text = 3, '{a} is not looked at again'")
     assert kernel.run(f"%%openruntime ai\n{prompt}").status == "ok"
     assert asked(provider)[-1]["content"] == sent
@@ -108,7 +108,7 @@ def test_raw_replaces_nothing(kernel: Kernel, provider: ProviderServer) -> None:
     assert asked(provider)[-1]["content"] == "keep {a}"
 
 
-def test_variables_are_described_and_what_is_sent_is_shown(kernel: Kernel, provider: ProviderServer) -> None:
+def test_with_describes_variables_and_show_prompt_shows_request(kernel: Kernel, provider: ProviderServer) -> None:
     kernel.run("import numpy\nnumbers, grid = [1, 2, 3], numpy.ones((4, 5))")
     cell = kernel.run("%%openruntime ai --with numbers, grid --show-prompt --system 'be short' --temperature 0.5\nhow many?")
     assert cell.status == "ok", cell.error
@@ -123,7 +123,7 @@ def test_variables_are_described_and_what_is_sent_is_shown(kernel: Kernel, provi
     assert "[system]\nbe short" in shown
 
 
-def test_conversations_go_on_are_listed_shown_and_erased(kernel: Kernel, provider: ProviderServer) -> None:
+def test_conversations_continue_and_are_listed_shown_and_deleted(kernel: Kernel, provider: ProviderServer) -> None:
     kernel.run("%%openruntime ai --conversation talk\none")
     kernel.run("%%openruntime ai --conversation talk\ntwo")
     assert [each["content"] for each in asked(provider)] == ["one", "You said: one", "two"]
@@ -134,7 +134,7 @@ def test_conversations_go_on_are_listed_shown_and_erased(kernel: Kernel, provide
     assert kernel.run("%openruntime conversation talk").error["ename"] == "ConversationNotFound"
 
 
-def test_code_is_offered_in_the_next_cell_and_not_run(kernel: Kernel) -> None:
+def test_insert_puts_code_in_next_cell_without_running(kernel: Kernel) -> None:
     kernel.run("x = None")
     cell = kernel.run("%%openruntime ai --insert\ngive code")
     assert cell.error["payload"] == [{"source": "set_next_input", "text": "x = 6 * 7", "replace": False}]
@@ -145,7 +145,7 @@ def test_code_is_offered_in_the_next_cell_and_not_run(kernel: Kernel) -> None:
     assert "nothing was inserted" in without.shown()[1]
 
 
-def test_the_stop_button_closes_the_stream_and_keeps_what_was_written(kernel: Kernel) -> None:
+def test_interrupt_closes_stream_and_keeps_text(kernel: Kernel) -> None:
     pressed: list[float] = []
 
     def press() -> None:
@@ -158,14 +158,14 @@ def test_the_stop_button_closes_the_stream_and_keeps_what_was_written(kernel: Ke
     assert "cancelled after" in said(cell)
     assert "You said:" in said(cell)
     assert kernel.value("str(held.status)") == "'cancelled'"
-    assert time.monotonic() - pressed[0] < 20, "the provider waits for 30 s for the stream's end"
+    assert time.monotonic() - pressed[0] < 20, "the provider waits up to 30 s for the end of the stream"
 
 
-def test_a_prompt_in_the_background_is_watched_and_left_alone_by_the_stop_button(kernel: Kernel) -> None:
+def test_interrupt_of_wait_keeps_background_prompt_running(kernel: Kernel) -> None:
     started = kernel.run("%%openruntime ai --bg --as job\nhold it")
     assert "%openruntime wait ai_task_" in started.value
     watched = kernel.run("%openruntime wait job", lambda cell: "You said: " in said_or(cell), kernel.interrupt)
-    assert "goes on" in told(watched)
+    assert "continues to run" in told(watched)
     assert kernel.value("str(job.status)") == "'running'"
     kernel.run("%openruntime cancel job")
     kernel.run("%%openruntime ai --bg --as quick\nhello")
@@ -174,7 +174,7 @@ def test_a_prompt_in_the_background_is_watched_and_left_alone_by_the_stop_button
     assert kernel.run("%openruntime result quick").outputs[-1]["data"]["text/markdown"] == "You said: hello"
 
 
-def test_a_prompt_is_asked_once_more(kernel: Kernel) -> None:
+def test_retry_submits_prompt_again(kernel: Kernel) -> None:
     kernel.run("%%openruntime ai --as first\nhello")
     cell = kernel.run("again = %openruntime retry first")
     assert cell.status == "ok", cell.error
@@ -182,14 +182,14 @@ def test_a_prompt_is_asked_once_more(kernel: Kernel) -> None:
     assert kernel.value("again.text, again.task_id != first.id") == "('You said: hello', True)"
 
 
-def test_the_page_can_be_asked_to_tell_of_the_end(kernel: Kernel) -> None:
+def test_notify_for_prompt(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai --notify\nhello")
     assert cell.status == "ok", cell.error
     assert "ort-notify-ai_task_" in cell.shown("text/html")[0]
     assert said(cell).endswith("You said: hello")
 
 
-def test_the_page_can_be_asked_to_tell_of_prompts_in_the_background(kernel: Kernel) -> None:
+def test_notify_for_background_prompt(kernel: Kernel) -> None:
     kernel.run("rows = ['one', 'two']")
     for line, what in (("--bg --as asked", "completed in "), ("--map rows --out both --bg", "2 of 2 rows")):
         cell = kernel.run(f"%%openruntime ai {line} --notify\nhello {{item}}")
@@ -198,7 +198,7 @@ def test_the_page_can_be_asked_to_tell_of_prompts_in_the_background(kernel: Kern
         assert what in cell.shown("text/html")[0] or what in kernel.told_later()
 
 
-def test_the_page_can_be_asked_to_tell_when_all_rows_are_answered(kernel: Kernel) -> None:
+def test_notify_for_all_rows(kernel: Kernel) -> None:
     kernel.run("rows = ['one', 'two']")
     cell = kernel.run("%%openruntime ai --map rows --out both --notify\nhello {item}")
     assert cell.status == "ok", cell.error
@@ -206,7 +206,7 @@ def test_the_page_can_be_asked_to_tell_when_all_rows_are_answered(kernel: Kernel
     assert "2 of 2 rows" in cell.shown("text/html")[0]
 
 
-def test_a_provider_that_refuses_is_told_in_one_line(kernel: Kernel) -> None:
+def test_provider_error_is_one_line(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai --out nothing\nfail")
     assert cell.error["ename"] == "TaskFailed"
     assert "no such thing" in told(cell)
@@ -233,7 +233,7 @@ def test_a_provider_that_refuses_is_told_in_one_line(kernel: Kernel) -> None:
         ("--target code", "target"),
     ],
 )
-def test_a_wrong_line_is_refused_before_anything_is_sent(kernel: Kernel, provider: ProviderServer, line: str, what: str) -> None:
+def test_invalid_line_is_rejected_before_sending(kernel: Kernel, provider: ProviderServer, line: str, what: str) -> None:
     before = len(provider.requests)
     cell = kernel.run(f"%%openruntime ai {line}\nhello")
     assert cell.status == "error"
@@ -243,16 +243,16 @@ def test_a_wrong_line_is_refused_before_anything_is_sent(kernel: Kernel, provide
     assert "empty" in kernel.run("%%openruntime ai\n  \n").stream("stderr")
 
 
-def test_a_model_of_this_machine_tells_of_its_tokens(kernel: Kernel) -> None:
+def test_local_model_reports_tokens(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai --profile local --model tiny --max-tokens 12 --seed 1 --out made\nhello")
     assert cell.status == "ok", cell.error
     assert "12 tokens" in said(cell)
     assert "tokens/s" in said(cell)
-    assert "cut at max_tokens" in said(cell)
+    assert "truncated at max_tokens" in said(cell)
     assert kernel.value("made.provider, made.finish_reason, made.usage.completion_tokens") == "('local', 'length', 12)"
 
 
-def test_who_can_be_asked_is_told_and_no_key(kernel: Kernel) -> None:
+def test_config_and_agents_show_no_keys(kernel: Kernel) -> None:
     config = kernel.run("%openruntime config")
     assert "any of the profile env" in config.value
     assert "tiny" in config.value
@@ -261,7 +261,7 @@ def test_who_can_be_asked_is_told_and_no_key(kernel: Kernel) -> None:
     assert kernel.value("'DEVELOPER' in [agent.role for agent in roles]") == "True"
 
 
-def test_an_error_is_explained_and_mended_but_never_run(kernel: Kernel, provider: ProviderServer) -> None:
+def test_fix_suggests_code_without_running_it(kernel: Kernel, provider: ProviderServer) -> None:
     kernel.run("x = None\nsecret = 'not {sent}'")
     kernel.run("def ratio(a):\n    return a / 0\n\nratio(1)  # {secret}")
     kernel.run("print('in between')")
@@ -269,7 +269,7 @@ def test_an_error_is_explained_and_mended_but_never_run(kernel: Kernel, provider
     assert cell.status == "ok", cell.error
     assert "the failed cell (4 lines)" in cell.shown()[0]
     content = asked(provider)[-1]["content"]
-    assert "ratio(1)  # {secret}" in content, "nothing in it is filled in"
+    assert "ratio(1)  # {secret}" in content, "source code is not expanded"
     assert "ZeroDivisionError: division by zero" in content
     assert "interactiveshell" not in content
     assert content.endswith("and say why")
@@ -285,11 +285,11 @@ def test_an_error_is_explained_and_mended_but_never_run(kernel: Kernel, provider
     assert "%%openruntime\nraise" in content
 
 
-def test_a_prompt_that_waits_says_its_place(kernel: Kernel, tmp_path: Path) -> None:
+def test_waiting_prompt_shows_queue_position(kernel: Kernel, tmp_path: Path) -> None:
     enough = tmp_path / "enough"
     nap = f"import os, time\nprint(1, flush=True)\nwhile not os.path.exists({str(enough)!r}):\n    time.sleep(0.05)"
     kernel.run("client = __import__('openruntime_jupyter').connect()")
-    wait_until(lambda: kernel.value("len(client.devices())") != "0", 60, "a runtime's first worker tells of its device")
+    wait_until(lambda: kernel.value("len(client.devices())") != "0", 60, "a runtime's first worker reports its device")
     kernel.run(f"naps = [client.submit_code({nap!r}) for _ in range(client.devices()[0].slots)]")
     wait_until(lambda: kernel.value("all(each.output.stdout for each in naps)") == "True", 60, "every slot is taken")
     waiting = "%%openruntime ai --profile local --model tiny --max-tokens 2\nhello"

@@ -1,4 +1,4 @@
-"""What a model is told of variables, and what code of its answers a cell can hold."""
+"""Descriptions of variables for a model, and insertable code of answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openruntime_jupyter.notebook.ai.template import LONGEST as LONGEST_FILLED
 from openruntime_jupyter.notebook.ai.template import fill
 
 
-def test_a_data_frame_is_told_by_its_schema_and_its_head() -> None:
+def test_data_frame_description_has_schema_and_head() -> None:
     import pandas as pd
 
     frame = pd.DataFrame({"name": ["Ann", None, "a" * 500] * 10, "age": range(30)})
@@ -31,7 +31,7 @@ def test_a_data_frame_is_told_by_its_schema_and_its_head() -> None:
     assert "a | a\n1 | 2" in twice
 
 
-def test_arrays_are_told_by_shape_and_type_and_not_by_their_values() -> None:
+def test_array_description_has_shape_and_dtype_only() -> None:
     import mlx.core as mx
 
     told = describe({"a": np.full((3, 4), 7.5), "b": mx.full((2,), 7.5)})
@@ -50,17 +50,17 @@ class Broken:
     "value",
     ["x" * 100_000, list(range(100_000)), {n: [n] * 1000 for n in range(1000)}, Broken(), [Broken()], {"deep": [[[[[[[1]]]]]]]}, None, len],
 )
-def test_anything_else_is_told_within_bounds(value: Any) -> None:
+def test_other_descriptions_are_bounded(value: Any) -> None:
     told = describe({"thing": value})
     assert told.startswith("Variable `thing`: ")
     assert len(told) < LONGEST + 200
 
 
-def test_a_value_that_is_too_long_is_cut_and_a_text_is_not() -> None:
+def test_long_values_are_truncated_but_strings_are_not() -> None:
     assert fill("{a}", {"a": "x" * 100_000}) == "x" * 100_000
     cut = fill("{a}", {"a": list(range(100_000))})
     assert len(cut) < LONGEST_FILLED + 100
-    assert "characters in all" in cut
+    assert "characters in total" in cut
 
 
 @pytest.mark.parametrize(
@@ -78,5 +78,5 @@ def test_a_value_that_is_too_long_is_cut_and_a_text_is_not() -> None:
         ("```python\n\n```", ""),
     ],
 )
-def test_what_a_cell_can_hold_of_an_answer(text: str, code: str) -> None:
+def test_insertable_code_of_an_answer(text: str, code: str) -> None:
     assert insertable(Reply(text, None, "local", None, Usage(), "ai_task_1")) == code

@@ -1,10 +1,10 @@
-"""What a model's Markdown may not do to the page, and that code stays code."""
+"""Sanitizing of a model's Markdown, which must keep code unchanged."""
 
 from __future__ import annotations
 
 import pytest
 
-from openruntime_jupyter.notebook.ai.sanitize import JOINER, inert
+from openruntime_jupyter.notebook.ai.sanitize import JOINER, sanitize
 
 BAD = "<img src=x onerror=alert(1)>"
 
@@ -21,8 +21,8 @@ BAD = "<img src=x onerror=alert(1)>"
         "an open block\n```python\nif a <b:",
     ],
 )
-def test_what_is_harmless_stays_as_it_is(text: str) -> None:
-    assert inert(text) == text
+def test_harmless_markdown_is_unchanged(text: str) -> None:
+    assert sanitize(text) == text
 
 
 @pytest.mark.parametrize(
@@ -42,20 +42,20 @@ def test_what_is_harmless_stays_as_it_is(text: str) -> None:
         "`` ` ",
     ],
 )
-def test_no_tag_outside_a_block_reaches_the_page(before: str) -> None:
-    told = inert(before + BAD)
+def test_tags_outside_code_blocks_are_escaped(before: str) -> None:
+    told = sanitize(before + BAD)
     assert "<img" not in told
-    assert "img src=x" in told, "but it can be read"
+    assert "img src=x" in told, "the text is still readable"
 
 
 @pytest.mark.parametrize("before", ["$$\n```\n$$\n", "$\n```\n$", "\\[\n```\n\\]\n", "\\begin{x}\n```\n\\end{x}\n"])
-def test_what_may_swallow_a_fence_makes_no_block_of_what_follows(before: str) -> None:
-    assert "<img" not in inert(before + BAD)
+def test_mathematics_that_hides_a_fence_is_handled(before: str) -> None:
+    assert "<img" not in sanitize(before + BAD)
 
 
-def test_code_that_is_not_certain_to_be_code_looks_the_same_and_is_no_tag() -> None:
-    assert inert("it costs 5 $\n```html\n<p>\n<a href='x'>\n```") == f"it costs 5 $\n```html\n<p>\n<{JOINER}a href='x'>\n```"
-    assert inert("`<script>` and `<b>`") == f"`<{JOINER}script>` and `<b>`"
+def test_ambiguous_code_is_neutralized_but_looks_the_same() -> None:
+    assert sanitize("it costs 5 $\n```html\n<p>\n<a href='x'>\n```") == f"it costs 5 $\n```html\n<p>\n<{JOINER}a href='x'>\n```"
+    assert sanitize("`<script>` and `<b>`") == f"`<{JOINER}script>` and `<b>`"
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_code_that_is_not_certain_to_be_code_looks_the_same_and_is_no_tag() -> N
         "[x](data:text/html,boo)",
     ],
 )
-def test_no_link_is_a_script(link: str) -> None:
-    assert "](" not in inert(link).replace("] (", "](")
+def test_script_links_are_disabled(link: str) -> None:
+    assert "](" not in sanitize(link).replace("] (", "](")
 
 
-def test_no_picture_is_fetched_and_no_address_is_hidden_elsewhere() -> None:
-    assert inert("![a](https://example.org/?secret)") == "!\\[a](https://example.org/?secret)"
-    assert inert('[a]: b "\n```\n"\n').startswith("\\[")
-    assert inert("[a\n\\]b]: c").startswith("\\[")
-    assert inert("see [x]\n\n[x]: javascript:f()") == "see [x]\n\n\\[x]: javascript:f()"
+def test_images_and_link_definitions_are_disabled() -> None:
+    assert sanitize("![a](https://example.org/?secret)") == "!\\[a](https://example.org/?secret)"
+    assert sanitize('[a]: b "\n```\n"\n').startswith("\\[")
+    assert sanitize("[a\n\\]b]: c").startswith("\\[")
+    assert sanitize("see [x]\n\n[x]: javascript:f()") == "see [x]\n\n\\[x]: javascript:f()"

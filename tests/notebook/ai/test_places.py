@@ -1,4 +1,4 @@
-"""Prompts in other places: a kernel where nobody answers, a terminal, another machine; and fetching a model."""
+"""Prompts without a model, in a terminal and on another machine; and downloading a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from openruntime_jupyter.errors import PullFailed, Unavailable
 from openruntime_jupyter.local_models.pull import KNOWN
-from openruntime_jupyter.notebook.ai.magic import reachable
+from openruntime_jupyter.notebook.ai.magic import with_readable_errors
 from openruntime_jupyter.notebook.ai.pull import pull_model
 from tests.ai.provider_server import ProviderServer
 from tests.default_model import models_dir
@@ -24,7 +24,7 @@ from tests.notebook.test_magics import told
 from tests.support import TOKEN, Home, running_server, wait_until
 
 
-def test_where_nobody_answers_a_card_says_both_ways_out(tmp_path: Path) -> None:
+def test_missing_model_shows_setup_card(tmp_path: Path) -> None:
     with running_kernel(Home(tmp_path), {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": os.fspath(tmp_path)}) as kernel:
         cell = kernel.run("%%openruntime ai --out answer\nhello")
         assert cell.error["ename"] == "Unavailable"
@@ -32,7 +32,7 @@ def test_where_nobody_answers_a_card_says_both_ways_out(tmp_path: Path) -> None:
         card = cell.shown()[0]
         assert "%openruntime pull" in card
         assert "OPENAI_API_KEY" in card
-        assert "nobody" in kernel.run("%openruntime config").value
+        assert "no model: `%openruntime pull`" in kernel.run("%openruntime config").value
         assert "no cell has failed" in kernel.run("%openruntime fix").stream("stderr")
         refused = kernel.run("%openruntime pull")
         assert refused.error["ename"] == "PullFailed"
@@ -40,33 +40,33 @@ def test_where_nobody_answers_a_card_says_both_ways_out(tmp_path: Path) -> None:
         assert "SmolLM2" in kernel.run("%openruntime pull another").stream("stderr")
 
 
-def test_a_runtime_that_takes_nothing_now_is_not_told_as_one_that_lacks_a_model() -> None:
+def test_stopping_runtime_is_not_reported_as_missing_model() -> None:
     def ask() -> None:
         raise Unavailable("The server is stopping: ask again once it runs")
 
     with pytest.raises(Unavailable, match="is stopping"):
-        reachable(ask)
+        with_readable_errors(ask)
 
 
-def test_a_model_that_is_there_is_checked_and_answers(tmp_path: Path) -> None:
+def test_pull_accepts_existing_model(tmp_path: Path) -> None:
     home, file = Home(tmp_path), KNOWN[0].file
     (home.data_dir / "models").mkdir(parents=True)
     (home.data_dir / "models" / file).symlink_to(models_dir() / file)
     with running_kernel(home) as kernel:
         cell = kernel.run("%openruntime pull")
         assert cell.status == "ok", cell.error
-        assert "there already" in cell.shown()[0]
-        assert "answers prompts" in cell.value
-        assert "on this machine" in kernel.run("%openruntime config").value
+        assert "already exists" in cell.shown()[0]
+        assert "is ready for prompts" in cell.value
+        assert "(local model)" in kernel.run("%openruntime config").value
 
 
-def test_a_model_is_not_fetched_for_a_runtime_of_another_machine() -> None:
+def test_pull_rejects_remote_runtime() -> None:
     session: Any = SimpleNamespace(client=SimpleNamespace(backend=SimpleNamespace(local=False), where="https://far.example"))
     with pytest.raises(PullFailed, match=r"https://far\.example is on another machine: run `jupyter openruntime pull`"):
         pull_model(session)
 
 
-def test_a_second_ctrl_c_stops_watching_a_prompt_whose_cancel_goes_on(tmp_path: Path, provider: ProviderServer) -> None:
+def test_second_ctrl_c_stops_watching_cancelling_prompt(tmp_path: Path, provider: ProviderServer) -> None:
     home, pressed = Home(tmp_path), 0
     environment = {"OPENRUNTIME_AI_BASE_URL": provider.url, "OPENRUNTIME_AI_MODEL": "any"}
     with running_server(home, environment=environment) as server:
@@ -76,7 +76,7 @@ def test_a_second_ctrl_c_stops_watching_a_prompt_whose_cancel_goes_on(tmp_path: 
             def press(cell: Cell) -> bool:
                 nonlocal pressed
                 if pressed == 0 and "You said: " in said_or(cell):
-                    # A server that takes its time with the cancel: it stands still.
+                    # Suspend the server, so that the cancellation takes long.
                     os.kill(server.pid, signal.SIGSTOP)
                     kernel.interrupt()
                     pressed = 1
@@ -90,13 +90,13 @@ def test_a_second_ctrl_c_stops_watching_a_prompt_whose_cancel_goes_on(tmp_path: 
             finally:
                 os.kill(server.pid, signal.SIGCONT)
             assert cell.error["ename"] == "KeyboardInterrupt"
-            assert "was asked to stop and is no longer watched: %openruntime wait ai_task_" in told(cell)
+            assert "no longer watched: use %openruntime wait ai_task_" in told(cell)
             assert "being cancelled, no longer watched" in said(cell)
-            assert said(cell).rstrip().endswith("You said:"), "what was written stays"
+            assert said(cell).rstrip().endswith("You said:"), "the partial answer is kept"
             wait_until(lambda: kernel.value("str(held.status)") == "'cancelled'", 30, "the cancel goes on")
 
 
-def test_a_terminal_prints_the_text_and_the_figures_beside_it(tmp_path: Path, provider: ProviderServer) -> None:
+def test_terminal_prints_answer_and_statistics(tmp_path: Path, provider: ProviderServer) -> None:
     code = """
 ip = get_ipython()
 ip.run_line_magic('load_ext', 'openruntime_jupyter')

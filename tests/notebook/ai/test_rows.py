@@ -11,7 +11,7 @@ from tests.notebook.test_magics import told
 MAP = "%%openruntime ai --map rows --out labels\nlabel {item}"
 
 
-def test_each_row_is_asked_and_the_answers_are_a_list(kernel: Kernel) -> None:
+def test_map_returns_list_of_answers(kernel: Kernel) -> None:
     kernel.run("rows = [f'word{n}' for n in range(40)]")
     cell = kernel.run(MAP)
     assert cell.status == "ok", cell.error
@@ -21,7 +21,7 @@ def test_each_row_is_asked_and_the_answers_are_a_list(kernel: Kernel) -> None:
     assert kernel.value("len(set(labels.task_ids))") == "40"
 
 
-def test_what_was_answered_is_not_asked_again(kernel: Kernel, provider: ProviderServer) -> None:
+def test_map_skips_answered_rows(kernel: Kernel, provider: ProviderServer) -> None:
     kernel.run("rows = ['red', 'broken', 'blue']")
     cell = kernel.run(MAP)
     assert cell.status == "ok", cell.error
@@ -31,12 +31,12 @@ def test_what_was_answered_is_not_asked_again(kernel: Kernel, provider: Provider
     before = len(provider.requests)
     kernel.run("rows = ['green', 'blue', 'red']")
     again = kernel.run(MAP)
-    assert "2 known already" in again.shown()[0]
+    assert "2 from earlier runs" in again.shown()[0]
     assert kernel.value("list(labels)") == "['GREEN', 'BLUE', 'RED']"
-    assert len(provider.requests) - before == 1, "rows are known by what is asked, wherever they stand"
+    assert len(provider.requests) - before == 1, "rows are identified by their prompt, not by their index"
 
 
-def test_a_data_frame_gets_its_answers_beside_it(kernel: Kernel, provider: ProviderServer) -> None:
+def test_map_adds_columns_to_data_frame(kernel: Kernel, provider: ProviderServer) -> None:
     assert kernel.run("import pandas").status == "ok"
     kernel.run("frame = pandas.DataFrame({'colour': ['red', 'broken'], 'n': [1, 2]}, index=['a', 'b'])")
     cell = kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
@@ -50,7 +50,7 @@ def test_a_data_frame_gets_its_answers_beside_it(kernel: Kernel, provider: Provi
     assert len(provider.requests) - before == 1
 
 
-def test_the_stop_button_keeps_what_is_there_and_cancels_the_rest(kernel: Kernel) -> None:
+def test_interrupt_of_map_keeps_answers_and_cancels_rest(kernel: Kernel) -> None:
     kernel.run("rows = ['one', 'hold'] + [f'hold{n}' for n in range(50)]")
 
     def one_is_there(cell: Cell) -> bool:
@@ -64,7 +64,7 @@ def test_the_stop_button_keeps_what_is_there_and_cancels_the_rest(kernel: Kernel
     assert kernel.value(live) == "[]"
 
 
-def test_a_batch_in_the_background_can_be_waited_for(kernel: Kernel) -> None:
+def test_background_map_can_be_waited_for(kernel: Kernel) -> None:
     kernel.run("rows = ['a', 'b']")
     started = kernel.run(MAP.replace("--out labels", "--out later --bg --as batch --show-prompt"))
     assert "The first of 2 prompts" in started.shown()[0]
@@ -72,7 +72,7 @@ def test_a_batch_in_the_background_can_be_waited_for(kernel: Kernel) -> None:
     assert kernel.value("batch.wait(60), list(later)") == "(True, ['A', 'B'])"
 
 
-def test_where_nothing_but_failures_come_back_no_more_is_asked(kernel: Kernel, provider: ProviderServer) -> None:
+def test_map_stops_after_consecutive_failures(kernel: Kernel, provider: ProviderServer) -> None:
     kernel.run("rows = [f'broken{n}' for n in range(200)]")
     before = len(provider.requests)
     cell = kernel.run(MAP.replace("labels", "none"))
@@ -90,6 +90,6 @@ def test_where_nothing_but_failures_come_back_no_more_is_asked(kernel: Kernel, p
         ("[{'a': 1}]", "label {b}", "{a}"),
     ],
 )
-def test_what_cannot_be_mapped_is_refused(kernel: Kernel, rows: str, prompt: str, what: str) -> None:
+def test_map_rejects_values_without_rows(kernel: Kernel, rows: str, prompt: str, what: str) -> None:
     kernel.run(f"rows = {rows}")
     assert what in kernel.run(f"%%openruntime ai --map rows --out labels2\n{prompt}").stream("stderr")

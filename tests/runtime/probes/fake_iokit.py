@@ -1,6 +1,6 @@
-"""IOKit and CoreFoundation as far as `iokit.py` declares them, in Python, counting who owns what.
+"""Fake of the IOKit and CoreFoundation functions that `iokit.py` declares, with reference counts.
 
-`numbers` that a driver tells are those of recorded answers; see `RECORDED`.
+The numbers come from recorded driver statistics; see `RECORDED`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TOO_LARGE = 1 << 70
 
 
 class Mac:
-    """A device registry with these accelerators, each by its properties. `owned` and `ports` are what nobody has released yet."""
+    """Device registry with these accelerators, given by their properties. `owned` and `ports` are not released yet."""
 
     def __init__(self, *accelerators: dict[str, Any], status: int = 0, known: bool = True, strings: bool = True) -> None:
         self.accelerators = accelerators
@@ -56,7 +56,7 @@ class Mac:
         self.ports: Counter[int] = Counter()
         self.queue: list[int] = []
         names = {*iokit.IOKIT, *iokit.CORE_FOUNDATION}
-        # Only what is declared can be called: an undeclared function would have its pointers cut on a real Mac.
+        # Only declared functions can be called: pointers of undeclared ones would be truncated on a real Mac.
         functions = {name: getattr(self, name) for name in names}
         self.libraries = SimpleNamespace(**functions), SimpleNamespace(**functions)
 
@@ -90,7 +90,7 @@ class Mac:
         return entry
 
     def IOObjectRelease(self, port: int) -> int:
-        assert self.ports[port] > 0, "released once too often"
+        assert self.ports[port] > 0, "released too often"
         self.ports[port] -= 1
         return 0
 
@@ -128,10 +128,10 @@ class Mac:
         return 1
 
     def CFRelease(self, ref: int) -> None:
-        assert self.owned[ref] > 0, "released though it is not ours"
+        assert self.owned[ref] > 0, "released without ownership"
         self.owned[ref] -= 1
 
     @property
     def leaked(self) -> list[int]:
-        """What is still held."""
+        """Return the references that are not released."""
         return [*(+self.owned).elements(), *(+self.ports).elements()]

@@ -1,6 +1,6 @@
-"""A `pynvml` that answers as NVML's reference says: a value, or an NVMLError with one of its codes.
+"""Fake `pynvml` that returns values or raises an NVMLError with a code, as documented by NVML's reference.
 
-`test_nvidia.py` holds that every name here is one of the real module's.
+`test_nvidia.py` checks that every name here exists in the real module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOT_SUPPORTED = CODES["NVML_ERROR_NOT_SUPPORTED"]
 
 
 class NVMLError(Exception):
-    """As pynvml's: the code is its `value`."""
+    """Error like pynvml's, with the code in `value`."""
 
     def __init__(self, value: int) -> None:
         super().__init__(value)
@@ -39,14 +39,14 @@ class NVMLError(Exception):
 
 @dataclass(frozen=True)
 class Fails:
-    """The answer is this error."""
+    """Marker for a call that raises this error."""
 
     name: str
 
 
 @dataclass(eq=False)
 class FakeGpu:
-    """A GPU, or a MIG device, as its handle; any answer may be a `Fails`."""
+    """Handle of a GPU or MIG device; any value may be a `Fails`."""
 
     name: Any = "NVIDIA GeForce RTX 4090"
     uuid: Any = "GPU-11111111-aaaa-bbbb-cccc-000000000000"
@@ -61,13 +61,13 @@ class FakeGpu:
     chip: FakeGpu | None = None
 
     def lose(self) -> None:
-        """It has fallen off the bus: nothing answers any more."""
+        """Make every call fail, as for a GPU that has fallen off the bus."""
         lost = Fails("NVML_ERROR_GPU_IS_LOST")
         self.utilization = self.used = self.celsius = self.milliwatts = lost
 
 
 def mig_part(chip: FakeGpu, number: int) -> FakeGpu:
-    """A MIG device: memory of its own, and none of the rest."""
+    """Return a MIG device, which has only memory."""
     no = Fails("NVML_ERROR_NOT_SUPPORTED")
     part = FakeGpu(
         name=f"{chip.name} MIG 1g.10gb",
@@ -84,7 +84,7 @@ def mig_part(chip: FakeGpu, number: int) -> FakeGpu:
 
 
 def parted(chip: FakeGpu, parts: int) -> FakeGpu:
-    """`chip` in MIG mode; its own utilisation is not told then."""
+    """Return `chip` in MIG mode, which reports no utilisation."""
     chip.mig, chip.utilization = [1, 1], Fails("NVML_ERROR_NOT_SUPPORTED")
     for number in range(1, parts + 1):
         mig_part(chip, number)
@@ -92,7 +92,7 @@ def parted(chip: FakeGpu, parts: int) -> FakeGpu:
 
 
 class FakeNvml(ModuleType):
-    """The module. `init` is None, or the error of `nvmlInit`; `opened` counts what was not shut down yet."""
+    """Fake module. `init` is None or the error of `nvmlInit`; `opened` counts the calls of `nvmlInit` without a shutdown."""
 
     NVMLError = NVMLError
     NVML_TEMPERATURE_GPU = 0
@@ -138,7 +138,7 @@ class FakeNvml(ModuleType):
         return 7
 
     def nvmlDeviceGetMigDeviceHandleByIndex(self, device: FakeGpu, index: int) -> FakeGpu:
-        # The instances' numbers have gaps: here the first is missing.
+        # Instance indices may have gaps; here the first is missing.
         return _first(device.parts[index - 1 : index] if index else [])
 
     def nvmlDeviceIsMigDeviceHandle(self, device: FakeGpu) -> bool:

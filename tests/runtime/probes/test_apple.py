@@ -18,7 +18,7 @@ GIB = 1 << 30
 
 
 def accelerator(statistics: Any) -> dict[str, Any]:
-    """The properties of a service."""
+    """Return the properties of a service."""
     return {"IOClass": "AGXAcceleratorG15X", "PerformanceStatistics": statistics}
 
 
@@ -30,11 +30,11 @@ def figures_of(*statistics: Any) -> GpuFigures:
     return probe_of(Mac(*map(accelerator, statistics))).read()["device_0"]
 
 
-# What it makes of the figures
+# Metrics
 
 
 @pytest.mark.parametrize(("chip", "percent", "used"), [("M3 Pro", 16.0, 568164352), ("M1 Pro", 34.0, 7688503296)])
-def test_a_recorded_answer_gives_utilisation_and_memory_and_nothing_else(chip: str, percent: float, used: int) -> None:
+def test_recorded_statistics_give_utilization_and_memory(chip: str, percent: float, used: int) -> None:
     assert figures_of(RECORDED[chip]) == GpuFigures(percent, 36 * GIB, used)
 
 
@@ -49,16 +49,16 @@ def test_a_recorded_answer_gives_utilisation_and_memory_and_nothing_else(chip: s
         ({"Device Utilization %": 16, "In use system memory": TOO_LARGE}, GpuFigures(16.0, 36 * GIB, None)),
     ],
 )
-def test_a_figure_that_is_absent_or_no_such_number_is_none_and_takes_no_other_along(left: dict[str, Any], expected: GpuFigures) -> None:
+def test_missing_or_invalid_metric_is_none(left: dict[str, Any], expected: GpuFigures) -> None:
     assert figures_of(left) == expected
 
 
-def test_of_several_services_the_one_that_works_is_the_gpu() -> None:
+def test_busy_service_is_the_gpu() -> None:
     assert figures_of({"Device Utilization %": 0, "In use system memory": 0}, RECORDED["M3 Pro"], {}).utilization == 16.0
 
 
 @pytest.mark.parametrize("accelerators", [(), ({"IOClass": "AppleParavirtGPU"},), (accelerator("not a dictionary"),), (accelerator({}),)])
-def test_a_mac_whose_driver_tells_nothing_says_so_at_once(accelerators: tuple[dict[str, Any], ...]) -> None:
+def test_mac_without_statistics_is_unavailable(accelerators: tuple[dict[str, Any], ...]) -> None:
     mac = Mac(*accelerators)
     with pytest.raises(ProbeUnavailable, match="virtual machine"):
         probe_of(mac)
@@ -66,21 +66,21 @@ def test_a_mac_whose_driver_tells_nothing_says_so_at_once(accelerators: tuple[di
 
 
 @pytest.mark.parametrize("trouble", [{"status": -536870212}, {"known": False}, {"strings": False}])
-def test_a_registry_that_does_not_answer_is_no_probe_and_leaves_nothing_held(trouble: dict[str, Any]) -> None:
+def test_unresponsive_registry_is_unavailable_and_leaks_nothing(trouble: dict[str, Any]) -> None:
     mac = Mac(accelerator(RECORDED["M3 Pro"]), **trouble)
-    with pytest.raises(ProbeUnavailable, match="does not answer"):
+    with pytest.raises(ProbeUnavailable, match="does not respond"):
         probe_of(mac)
     assert not mac.leaked
 
 
-# Who owns what
+# Reference counts
 
 
-def test_a_thousand_samples_hold_no_more_than_the_first_and_closing_releases_the_rest() -> None:
+def test_many_samples_leak_no_references() -> None:
     mac = Mac(accelerator(RECORDED["M3 Pro"]), {}, accelerator("no dictionary"), accelerator(RECORDED["M1 Pro"]))
     probe = probe_of(mac)
     held = mac.leaked
-    assert len(held) == 3, "the names of the dictionary and of the two figures, made once"
+    assert len(held) == 3, "the names of the dictionary and the two metrics, created once"
     for _ in range(1000):
         probe.read()
     assert mac.leaked == held
@@ -88,7 +88,7 @@ def test_a_thousand_samples_hold_no_more_than_the_first_and_closing_releases_the
     assert not mac.leaked
 
 
-def test_a_registry_that_stops_to_answer_raises_what_the_sampler_survives() -> None:
+def test_registry_that_stops_responding_raises_os_error() -> None:
     mac = Mac(accelerator(RECORDED["M3 Pro"]))
     probe = probe_of(mac)
     mac.status = 268435459
@@ -98,17 +98,17 @@ def test_a_registry_that_stops_to_answer_raises_what_the_sampler_survives() -> N
     assert probe.read()["device_0"].utilization == 16.0
 
 
-# The real frameworks
+# Real frameworks
 
 
-def test_elsewhere_than_on_macos_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_loaded_except_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda path: pytest.fail(f"loaded {path}"))
     with pytest.raises(ProbeUnavailable, match="macOS"):
         Registry()
 
 
-def test_frameworks_that_can_not_be_loaded_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_framework_load_error_names_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(iokit, "FRAMEWORK", "/nowhere/{0}")
     with pytest.raises(ProbeUnavailable, match="/nowhere/IOKit"):
@@ -116,7 +116,7 @@ def test_frameworks_that_can_not_be_loaded_are_said(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(platform.system() != "Darwin", reason="reads the GPU of a Mac")
-def test_a_real_mac_tells_figures_that_can_be() -> None:
+def test_real_mac_returns_plausible_metrics() -> None:
     try:
         probe = AppleProbe([GPU])
     except ProbeUnavailable as problem:

@@ -16,7 +16,7 @@ OTHER = Gpu("device_1", 1, "Some GPU", ("rocm", "mlx"))
 
 
 class Sound:
-    """A probe that reads one figure."""
+    """Probe that reads one metric."""
 
     name = "sound"
 
@@ -32,7 +32,7 @@ class Sound:
 
 
 class Breaking(Sound):
-    """A probe that opens, and then does nothing but fail."""
+    """Probe that opens and then always fails."""
 
     name = "breaking"
 
@@ -51,20 +51,20 @@ def crashes(gpus: Sequence[Gpu]) -> Sound:
     raise ValueError("a vendor's fault")
 
 
-def test_a_gpu_is_read_by_the_probe_of_its_kind_and_one_of_no_kind_by_none() -> None:
+def test_gpu_is_read_by_probe_of_its_capability() -> None:
     probes = Probes([CUDA, OTHER], {"cuda": Sound, "metal": crashes})
     assert probes.read() == {"device_0": GpuFigures(utilization=5.0)}
     assert not probes.problems
 
 
-def test_without_gpus_no_vendors_library_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_vendor_library_is_loaded_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert Probes().read() == {}
     assert Probes([OTHER]).read() == {}
 
 
 @pytest.mark.parametrize(("kind", "reason"), [(refuses, "install this"), (crashes, "ValueError: a vendor's fault")])
-def test_a_broken_probe_is_left_out_with_its_reason_and_the_others_are_read(kind, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_probe_is_omitted_with_its_reason(kind, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     second = Gpu("device_1", 0, "Apple M3 Pro", ("metal",))
     with caplog.at_level(logging.WARNING):
         probes = Probes([CUDA, second], {"cuda": kind, "metal": Sound})
@@ -74,7 +74,7 @@ def test_a_broken_probe_is_left_out_with_its_reason_and_the_others_are_read(kind
     assert any(reason in message and CUDA.name in message for message in caplog.messages)
 
 
-def test_a_probe_that_breaks_later_takes_no_other_along_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_probe_that_fails_later_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     second = Gpu("device_1", 0, "Apple M3 Pro", ("metal",))
     probes = Probes([CUDA, second], {"cuda": Breaking, "metal": Sound})
     with caplog.at_level(logging.WARNING):
@@ -85,7 +85,7 @@ def test_a_probe_that_breaks_later_takes_no_other_along_and_is_told_once(caplog:
     assert probes.read() == {}
 
 
-def test_nvidias_gpus_are_read_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidia_gpus_are_read_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml(FakeGpu())
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -95,12 +95,12 @@ def test_nvidias_gpus_are_read_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nvml.opened == 0
 
 
-def test_a_driver_that_does_not_answer_is_a_problem_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_error_is_reported_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init=Fails("NVML_ERROR_LIB_RM_VERSION_MISMATCH")))
     assert "restart the machine" in Probes([CUDA]).problems["device_0"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has what this misses")
-def test_apples_gpus_are_asked_of_iokit() -> None:
+def test_apple_gpus_are_read_by_iokit() -> None:
     assert "macOS" in Probes([METAL]).problems["device_0"]
     assert set(KINDS) == {"cuda", "metal"}

@@ -1,4 +1,4 @@
-"""A GPU's figures on their way to whoever asks. A lane on this machine's CPU stands in for the GPU; the worker is a real one."""
+"""GPU metrics from the probe to the API. A CPU lane replaces the GPU; the worker is real."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAME = "NVIDIA GeForce RTX 4090"
 
 
 class WithGpus(LocalEngine):
-    """The local engine of a machine with GPUs, whose workers compute on the CPU all the same."""
+    """Local engine that reports GPUs, while its workers compute on the CPU."""
 
     gpus = 1
 
@@ -75,7 +75,7 @@ def busy_percent(task: Task) -> float | None:
     return task.performance_metrics.gpu_utilization
 
 
-def test_devices_and_metrics_tell_what_the_driver_tells(tmp_path: Path, nvml: FakeNvml) -> None:
+def test_devices_and_metrics_show_driver_values(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, gpus=2) as runtime:
             await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
@@ -90,25 +90,25 @@ def test_devices_and_metrics_tell_what_the_driver_tells(tmp_path: Path, nvml: Fa
             assert "power_watts" not in body
 
     live(body())
-    assert nvml.opened == 0, "NVML was given back when the runtime stopped"
+    assert nvml.opened == 0, "NVML was shut down when the runtime stopped"
 
 
-def test_a_task_is_told_how_busy_its_gpu_was_while_it_ran_alone(tmp_path: Path, nvml: FakeNvml) -> None:
+def test_task_alone_on_gpu_gets_its_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
             long = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
             assert busy_percent(long) == 87.0
             assert 1.6 <= (long.performance_metrics.device_time_s or 0) < 10
             short = await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
-            assert busy_percent(short) is None, "no sample is of its run alone"
+            assert busy_percent(short) is None, "no sample covers its run alone"
             beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
             assert busy_percent(beside) is None, "it ran on the CPU"
-            assert not runtime.metrics_service._sampler._due(), "nobody watches, and nothing runs on the GPU"
+            assert not runtime.metrics_service._sampler._due(), "metrics are not watched and the GPU is idle"
 
     live(body())
 
 
-def test_tasks_that_share_a_gpu_are_told_nothing_of_it(tmp_path: Path, nvml: FakeNvml) -> None:
+def test_tasks_that_share_a_gpu_get_no_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, sample_interval=0.1, gpu_slots=2) as runtime:
             both = [await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}) for _ in range(2)]
@@ -117,7 +117,7 @@ def test_tasks_that_share_a_gpu_are_told_nothing_of_it(tmp_path: Path, nvml: Fak
     live(body())
 
 
-def test_the_time_on_the_device_counts_every_attempt(tmp_path: Path, nvml: FakeNvml) -> None:
+def test_device_time_counts_every_attempt(tmp_path: Path, nvml: FakeNvml) -> None:
     code = "import os, pathlib, time\ntime.sleep(0.4)\nfirst = pathlib.Path('first')\nif not first.exists():\n first.touch()\n os._exit(9)"
 
     async def body() -> None:
@@ -131,7 +131,7 @@ def test_the_time_on_the_device_counts_every_attempt(tmp_path: Path, nvml: FakeN
     live(body())
 
 
-def test_a_gpu_that_can_not_be_read_is_null_and_its_device_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_gpu_is_null_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init=Fails("NVML_ERROR_LIB_RM_VERSION_MISMATCH")))
 
     async def body() -> None:
@@ -146,12 +146,12 @@ def test_a_gpu_that_can_not_be_read_is_null_and_its_device_says_why(tmp_path: Pa
     live(body())
 
 
-def test_a_gpu_that_is_lost_while_it_is_watched_becomes_null(nvml: FakeNvml) -> None:
+def test_lost_gpu_becomes_null(nvml: FakeNvml) -> None:
     gpu = Gpu("device_0", 0, NAME, ("cuda",))
     sampler = Sampler(Machine(), 0.02, 600.0, lambda: None)
     sampler.start()
     try:
-        assert sampler.latest.gpus == {}, "a driver that takes seconds to answer must not keep the start waiting"
+        assert sampler.latest.gpus == {}, "a slow driver must not delay the start"
         sampler.set_gpus([gpu])
         sampler.watch(True)
         wait_until(lambda: sampler.latest.gpus.get("device_0"), what="the first figures")
@@ -165,7 +165,7 @@ def test_a_gpu_that_is_lost_while_it_is_watched_becomes_null(nvml: FakeNvml) -> 
     assert nvml.opened == 0
 
 
-def test_while_a_driver_hangs_old_figures_are_not_told_for_long(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_become_null_while_driver_hangs(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler_module, "STALE_SECONDS", 0.1)
     hangs, real = threading.Event(), FakeNvml.nvmlDeviceGetMemoryInfo
     answers = threading.Event()
@@ -191,7 +191,7 @@ def test_while_a_driver_hangs_old_figures_are_not_told_for_long(nvml: FakeNvml, 
         sampler.stop(5.0)
 
 
-def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vendor_library_is_called_on_one_thread(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
     for name in ("nvmlInit", "nvmlDeviceGetUtilizationRates", "nvmlShutdown"):
         real = getattr(FakeNvml, name)
@@ -206,9 +206,7 @@ def test_every_call_of_the_vendors_library_is_made_on_one_thread(nvml: FakeNvml,
     assert threading.get_ident() not in threads
 
 
-def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_available_memory_of_unified_gpu_is_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "memory", lambda self: Memory(36 * GIB, 7 * GIB))
     report = DeviceReport("gpu", 0, "Apple M3 Pro", 24 * GIB, ("metal", "mlx", "unified_memory"), "0.32")
     engine = LocalEngine(LocalOptions(tmp_path, tmp_path))
@@ -220,13 +218,13 @@ def test_what_a_gpu_that_shares_the_machines_memory_has_left_is_what_the_machine
     assert device.utilization == 16.0
 
 
-def test_a_task_waits_while_other_programs_hold_the_gpus_memory(tmp_path: Path, nvml: FakeNvml) -> None:
+def test_task_waits_for_gpu_memory_of_other_programs(tmp_path: Path, nvml: FakeNvml) -> None:
     nvml.gpus[0].used = 20 * GIB
 
     async def body() -> None:
         async with runtime_with_gpus(tmp_path) as runtime:
             await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
-            size = int((10 * GIB / 4 / 3) ** 0.5)  # three float32 matrices of it
+            size = int((10 * GIB / 4 / 3) ** 0.5)  # three float32 matrices
             waiting = await submit(runtime, "matrix_multiply", {"size": size, "iterations": 1}, wait=False)
 
             async def told() -> bool:
@@ -242,7 +240,7 @@ def test_a_task_waits_while_other_programs_hold_the_gpus_memory(tmp_path: Path, 
     live(body())
 
 
-def test_workers_are_told_of_with_what_they_have_done(tmp_path: Path, nvml: FakeNvml) -> None:
+def test_worker_reports_include_their_tasks(tmp_path: Path, nvml: FakeNvml) -> None:
     async def body() -> None:
         async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
             await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
@@ -250,7 +248,7 @@ def test_workers_are_told_of_with_what_they_have_done(tmp_path: Path, nvml: Fake
             (worker,) = [worker for worker in runtime.worker_stats.report() if worker.tasks]
             assert (worker.device, worker.state, worker.task_id, worker.tasks) == ("device_0", "idle", None, 2)
             assert 1.65 <= worker.device_time_s < 10
-            assert worker.gpu_utilization == 87.0, "of the task that could be metered"
+            assert worker.gpu_utilization == 87.0, "of the metered task"
             assert worker.resident_bytes
             assert worker.resident_peak_bytes
             assert worker.resident_peak_bytes >= worker.resident_bytes
@@ -260,12 +258,12 @@ def test_workers_are_told_of_with_what_they_have_done(tmp_path: Path, nvml: Fake
     live(body())
 
 
-def test_the_schema_says_of_absent_figures_that_they_are_numbers_and_may_be_missing() -> None:
+def test_schema_of_gpu_metrics_is_nullable_number() -> None:
     schema = Device.model_json_schema(mode="serialization")
     for name in ("utilization", "temperature_celsius", "power_watts"):
         assert schema["properties"][name]["type"] == "number"
         assert "default" not in schema["properties"][name]
         assert name not in schema["required"]
     cold = Device(id="device_0", name="x", type="gpu", status="busy", capabilities=[], memory_total=1, memory_available=1, power_watts=0.0)
-    assert cold.model_dump()["power_watts"] == 0.0, "0 is a figure"
+    assert cold.model_dump()["power_watts"] == 0.0, "0 is a value"
     assert Device.model_validate_json(cold.model_dump_json()) == cold

@@ -16,7 +16,7 @@ def later(seconds: float) -> float:
     return time.monotonic() + seconds
 
 
-def test_a_task_gets_the_mean_of_the_samples_of_its_run() -> None:
+def test_meter_returns_mean_of_samples_during_run() -> None:
     meters = Meters()
     meters.begin("a", "device_0")
     for second, percent in ((2.0, 80.0), (3.0, 90.0), (4.0, 95.5)):
@@ -24,7 +24,7 @@ def test_a_task_gets_the_mean_of_the_samples_of_its_run() -> None:
     assert meters.end("a") == 88.5
 
 
-def test_a_sample_whose_window_reaches_back_before_the_start_is_not_the_tasks() -> None:
+def test_sample_window_before_start_is_ignored() -> None:
     meters = Meters()
     meters.begin("a", "device_0")
     meters.feed(busy(100.0), later(-5.0))
@@ -36,7 +36,7 @@ def test_a_sample_whose_window_reaches_back_before_the_start_is_not_the_tasks() 
     assert meters.end("a") == 40.0
 
 
-def test_an_idle_gpu_under_a_running_task_is_0_and_not_none() -> None:
+def test_idle_gpu_is_0_not_none() -> None:
     meters = Meters()
     meters.begin("a", "device_0")
     meters.feed(busy(0.0), later(2.0))
@@ -44,14 +44,14 @@ def test_an_idle_gpu_under_a_running_task_is_0_and_not_none() -> None:
 
 
 @pytest.mark.parametrize("figures", [{}, busy(None), {"device_0": NOTHING}, busy(50.0, "device_1")])
-def test_without_a_figure_of_its_own_gpu_it_is_none(figures: dict[str, GpuFigures]) -> None:
+def test_meter_without_samples_of_its_gpu_is_none(figures: dict[str, GpuFigures]) -> None:
     meters = Meters()
     meters.begin("a", "device_0")
     meters.feed(figures, later(2.0))
     assert meters.end("a") is None
 
 
-def test_tasks_that_shared_a_gpu_for_a_moment_get_none_and_the_one_beside_them_its_figure() -> None:
+def test_only_tasks_that_shared_a_gpu_get_none() -> None:
     meters = Meters()
     meters.begin("first", "device_0")
     meters.begin("beside", "device_1")
@@ -63,7 +63,7 @@ def test_tasks_that_shared_a_gpu_for_a_moment_get_none_and_the_one_beside_them_i
     assert meters.end("beside") == 30.0
 
 
-def test_a_task_that_was_never_metered_is_none_and_an_ended_one_is_forgotten() -> None:
+def test_unknown_and_ended_meters_are_none() -> None:
     meters = Meters()
     assert meters.end("never") is None
     assert not meters.busy

@@ -18,12 +18,12 @@ A100 = "NVIDIA A100-SXM4-80GB"
 
 
 def mlx(*names: str) -> list[Gpu]:
-    """MLX's GPUs in its order."""
+    """Return MLX's GPUs in order."""
     return [Gpu(f"device_{index}", index, name, ("cuda", "mlx")) for index, name in enumerate(names)]
 
 
 def cards(*names: str) -> list[FakeGpu]:
-    """NVML's GPUs in its order; each is as warm as its place, which is how the tests know it again."""
+    """Return NVML's GPUs in order; the temperature of each is its index, which identifies it."""
     return [FakeGpu(name, f"GPU-{index}{index}-uuid-{index}", celsius=index) for index, name in enumerate(names)]
 
 
@@ -38,14 +38,14 @@ def install(monkeypatch: pytest.MonkeyPatch):
 
 
 def places(probe: NvidiaProbe) -> dict[str, float | None]:
-    """Which card stands behind which of MLX's devices."""
+    """Return the index of the NVML GPU matched to each MLX device."""
     return {key: figures.temperature for key, figures in probe.read().items()}
 
 
-# What it reads
+# Metrics
 
 
-def test_every_figure_comes_in_its_unit(install) -> None:
+def test_metrics_have_their_units(install) -> None:
     install(FakeGpu())
     assert NvidiaProbe(mlx(RTX), {}).read() == {"device_0": GpuFigures(87.0, 24 * GIB, 6 * GIB, 61.0, 312.45)}
 
@@ -60,7 +60,7 @@ def test_every_figure_comes_in_its_unit(install) -> None:
         ("milliwatts", {"power": None}),
     ],
 )
-def test_a_figure_that_fails_is_none_and_takes_no_other_along(install, name: str, answer: str, lost: dict[str, None]) -> None:
+def test_failing_metric_is_none_without_affecting_others(install, name: str, answer: str, lost: dict[str, None]) -> None:
     card = FakeGpu()
     install(card)
     probe = NvidiaProbe(mlx(RTX), {})
@@ -69,7 +69,7 @@ def test_a_figure_that_fails_is_none_and_takes_no_other_along(install, name: str
     assert probe.read()["device_0"] == replace(whole, **lost)
 
 
-def test_a_gpu_that_is_lost_later_on_has_no_figures_and_the_others_keep_theirs(install) -> None:
+def test_lost_gpu_does_not_affect_others(install) -> None:
     first, second = cards(RTX, RTX)
     install(first, second)
     probe = NvidiaProbe(mlx(RTX, RTX), {})
@@ -79,12 +79,12 @@ def test_a_gpu_that_is_lost_later_on_has_no_figures_and_the_others_keep_theirs(i
     assert figures["device_1"].utilization == 87.0
 
 
-def test_a_percentage_that_is_none_is_left_out(install) -> None:
+def test_invalid_percentage_is_none(install) -> None:
     install(FakeGpu(utilization=4_294_967_295))
     assert NvidiaProbe(mlx(RTX), {}).read()["device_0"].utilization is None
 
 
-def test_a_function_that_an_old_pynvml_has_not_got_costs_its_own_figure_only(install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pynvml_function_loses_only_its_metric(install, monkeypatch: pytest.MonkeyPatch) -> None:
     install(FakeGpu(celsius=Fails("NVML_ERROR_FUNCTION_NOT_FOUND")))
     probe = NvidiaProbe(mlx(RTX), {})
     monkeypatch.delattr(FakeNvml, "nvmlDeviceGetTemperatureV")
@@ -93,13 +93,13 @@ def test_a_function_that_an_old_pynvml_has_not_got_costs_its_own_figure_only(ins
     assert figures.power == 312.45
 
 
-def test_the_temperature_comes_from_the_newer_function_where_the_older_is_gone(install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temperature_uses_newer_function_if_older_is_missing(install, monkeypatch: pytest.MonkeyPatch) -> None:
     install(FakeGpu())
     monkeypatch.setattr(FakeNvml, "nvmlDeviceGetTemperature", lambda self, handle, sensor: (_ for _ in ()).throw(self.NVMLError(13)))
     assert NvidiaProbe(mlx(RTX), {}).read()["device_0"].temperature == 61.0
 
 
-def test_handles_are_kept_and_each_kind_of_failure_is_told_once(install, caplog: pytest.LogCaptureFixture) -> None:
+def test_handles_are_cached_and_each_failure_is_logged_once(install, caplog: pytest.LogCaptureFixture) -> None:
     nvml = install(FakeGpu(milliwatts=Fails("NVML_ERROR_NOT_SUPPORTED")))
     probe = NvidiaProbe(mlx(RTX), {})
     lookups = nvml.lookups
@@ -110,7 +110,7 @@ def test_handles_are_kept_and_each_kind_of_failure_is_told_once(install, caplog:
     assert sum("power" in message for message in caplog.messages) == 1
 
 
-def test_closing_gives_the_library_back(install) -> None:
+def test_close_shuts_nvml_down(install) -> None:
     nvml = install(FakeGpu())
     probe = NvidiaProbe(mlx(RTX), {})
     assert nvml.opened == 1
@@ -118,7 +118,7 @@ def test_closing_gives_the_library_back(install) -> None:
     assert nvml.opened == 0
 
 
-# Where it can't be used
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def test_closing_gives_the_library_back(install) -> None:
         ("NVML_ERROR_UNKNOWN", "NVML_ERROR_UNKNOWN"),
     ],
 )
-def test_a_driver_that_does_not_answer_is_said_with_what_to_do(install, name: str, advice: str) -> None:
+def test_driver_error_has_advice(install, name: str, advice: str) -> None:
     install(FakeGpu(), init=Fails(name))
     with pytest.raises(ProbeUnavailable, match=advice):
         NvidiaProbe(mlx(RTX), {})
 
 
-def test_a_missing_package_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(ProbeUnavailable, match=r"pip install 'openruntime-jupyter\[cuda\]'"):
         NvidiaProbe(mlx(RTX), {})
 
 
-def test_a_library_that_breaks_while_devices_are_looked_up_is_closed_again(install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_is_shut_down_if_device_lookup_fails(install, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = install(FakeGpu())
     monkeypatch.setattr(FakeNvml, "nvmlDeviceGetCount", lambda self: (_ for _ in ()).throw(self.NVMLError(999)))
     with pytest.raises(ProbeUnavailable):
@@ -151,7 +151,7 @@ def test_a_library_that_breaks_while_devices_are_looked_up_is_closed_again(insta
     assert nvml.opened == 0
 
 
-# Which GPU is whose
+# Matching
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_a_library_that_breaks_while_devices_are_looked_up_is_closed_again(insta
         ("GPU-11,nonsense,GPU-00", {"device_0": 1}),
     ],
 )
-def test_cudas_list_of_visible_devices_is_followed(install, setting: str | None, expected: dict[str, float]) -> None:
+def test_cuda_visible_devices_is_applied(install, setting: str | None, expected: dict[str, float]) -> None:
     install(*cards(RTX, RTX, RTX))
     environment = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
     assert places(NvidiaProbe(mlx(RTX, RTX, RTX), environment)) == expected
 
 
 @pytest.mark.parametrize("setting", ["", "-1", "GPU-", "GPU-nope", "MIG-nope"])
-def test_a_list_that_names_none_for_sure_gives_no_figures(install, setting: str) -> None:
+def test_uncertain_device_list_gives_no_metrics(install, setting: str) -> None:
     nvml = install(*cards(RTX, RTX))
     with pytest.raises(ProbeUnavailable):
         NvidiaProbe(mlx(RTX), {"CUDA_VISIBLE_DEVICES": setting})
@@ -183,30 +183,30 @@ def test_a_list_that_names_none_for_sure_gives_no_figures(install, setting: str)
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, {"device_0": 1}),  # the fastest first, as CUDA does by itself: known by name, and the two T4 can't be told apart
+        ({}, {"device_0": 1}),  # CUDA's default, fastest first: matched by name, and the two T4 cannot be distinguished
         ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, {"device_0": 0, "device_1": 1, "device_2": 2}),
         ({"CUDA_VISIBLE_DEVICES": "0"}, {"device_0": 1}),
         ({"CUDA_VISIBLE_DEVICES": "GPU-22-uuid-2"}, {"device_0": 2}),
     ],
 )
-def test_among_different_models_only_what_is_sure_is_told(install, environment: dict[str, str], expected: dict[str, float]) -> None:
+def test_different_gpu_models_match_only_with_certainty(install, environment: dict[str, str], expected: dict[str, float]) -> None:
     install(*cards(T4, RTX, T4))
     assert places(NvidiaProbe(mlx(RTX, T4, T4), environment)) == expected
 
 
-def test_one_gpu_is_known_whatever_its_name_is(install) -> None:
+def test_single_gpu_matches_with_any_name(install) -> None:
     install(FakeGpu(Fails("NVML_ERROR_NOT_SUPPORTED"), Fails("NVML_ERROR_NOT_SUPPORTED"), celsius=0))
     assert places(NvidiaProbe(mlx("Graphics Device"), {})) == {"device_0": 0}
 
 
-def test_gpus_that_this_user_may_not_open_are_not_counted_as_cuda_does_not_count_them(install) -> None:
+def test_gpus_without_permission_are_not_counted(install) -> None:
     first, second = cards(RTX, RTX)
     first.handle = Fails("NVML_ERROR_NO_PERMISSION")
     install(first, second)
     assert places(NvidiaProbe(mlx(RTX), {})) == {"device_0": 1}
 
 
-def test_beside_a_gpu_that_is_lost_only_one_named_by_its_uuid_is_sure(install) -> None:
+def test_with_lost_gpu_only_uuid_matches_are_certain(install) -> None:
     first, second = cards(RTX, RTX)
     first.handle = Fails("NVML_ERROR_GPU_IS_LOST")
     install(first, second)
@@ -218,36 +218,36 @@ def test_beside_a_gpu_that_is_lost_only_one_named_by_its_uuid_is_sure(install) -
 # MIG
 
 
-def test_of_a_gpu_in_parts_cudas_is_the_first_with_its_own_memory_and_the_chips_temperature(install) -> None:
+def test_mig_gpu_uses_first_part_and_chip_temperature(install) -> None:
     install(parted(FakeGpu(A100, celsius=44), 2))
     figures = NvidiaProbe(mlx(f"{A100} MIG 1g.10gb"), {}).read()["device_0"]
     assert figures == GpuFigures(None, 10 * GIB, 1 * GIB, 44.0, None)
 
 
-def test_a_part_that_is_named_is_the_one(install) -> None:
+def test_mig_part_named_by_uuid_is_used(install) -> None:
     chip = parted(FakeGpu(A100, celsius=44), 2)
     install(*cards(A100), chip)
     probe = NvidiaProbe(mlx(f"{A100} MIG 1g.10gb"), {"CUDA_VISIBLE_DEVICES": chip.parts[1].uuid})
     assert probe.read()["device_0"].memory_used == 2 * GIB
 
 
-def test_a_gpu_in_mig_mode_without_parts_can_be_told_nothing_of(install) -> None:
+def test_mig_gpu_without_parts_has_no_metrics(install) -> None:
     install(parted(FakeGpu(A100), 0))
     with pytest.raises(ProbeUnavailable):
         NvidiaProbe(mlx(A100), {})
 
 
-def test_by_number_nothing_is_sure_where_one_of_several_gpus_is_in_parts(install) -> None:
+def test_index_is_uncertain_with_a_mig_gpu_among_several(install) -> None:
     whole, chip = cards(A100, A100)
     install(whole, parted(chip, 1))
     with pytest.raises(ProbeUnavailable):
         NvidiaProbe(mlx(A100), {"CUDA_VISIBLE_DEVICES": "1"})
 
 
-# The edge is the real one
+# Real module
 
 
-def test_what_the_fake_has_is_what_the_real_module_has() -> None:
+def test_fake_matches_real_pynvml() -> None:
     for name, value in CODES.items():
         assert getattr(pynvml, name) == value, name
     assert pynvml.NVML_TEMPERATURE_GPU == FakeNvml.NVML_TEMPERATURE_GPU
@@ -261,11 +261,11 @@ def test_what_the_fake_has_is_what_the_real_module_has() -> None:
     assert pynvml.NVMLError(NOT_SUPPORTED).value == NOT_SUPPORTED
 
 
-def test_the_real_module_says_why_it_reads_nothing_or_reads_a_gpu() -> None:
+def test_real_pynvml_reads_a_gpu_or_gives_reason() -> None:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        with pytest.raises(ProbeUnavailable, match="NVML can't be used"):
+        with pytest.raises(ProbeUnavailable, match="cannot use NVML"):
             NvidiaProbe(mlx(RTX), {})
         return
     probe = NvidiaProbe(mlx(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))), {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"})

@@ -1,4 +1,4 @@
-// Bundles the page's part. `node build.mjs` writes ../static; `node build.mjs --check` says whether what lies there is current.
+// Bundles the page. `node build.mjs` writes ../static; `node build.mjs --check` checks that the bundle is current.
 import { build } from "esbuild";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
@@ -10,7 +10,7 @@ const made = await build({
   minify: true,
   target: "es2022",
   loader: { ".css": "text" },
-  // The licence of uPlot stays with its code.
+  // Keeps uPlot's licence.
   legalComments: "inline",
   outdir: "../static",
   write: false,
@@ -21,11 +21,11 @@ for (const file of made.outputFiles) {
   try {
     before = readFileSync(file.path, "utf8");
   } catch {
-    // There is none yet.
+    // not built yet
   }
   if (before === file.text) continue;
   if (process.argv.includes("--check")) {
-    console.error(`${file.path} is not what src/ makes: run \`make frontend\``);
+    console.error(`${file.path} is out of date: run \`make frontend\``);
     stale = true;
   } else {
     mkdirSync(dirname(file.path), { recursive: true });

@@ -1,11 +1,11 @@
-"""Apple's GPUs by what their driver tells the device registry, without privileges and without starting a program for each sample.
+"""Probe of Apple GPUs by the device registry, without privileges and without starting a program for each sample.
 
-The driver of every Apple GPU is an IOAccelerator, and keeps a dictionary PerformanceStatistics. Its keys are Apple's own affair and
-are not documented: each is taken as absent where it is absent. Temperature and power are not among them. Tools that show these
-without sudo (macmon, and on PyPI `macmon-lib`, `actop`, `apple-smi`) read the private IOReport framework and the SMC, whose contents
-differ from chip to chip and from release to release; so those two figures are absent on Apple's GPUs rather than sometimes wrong.
-For the other two no package is worth a dependency: `apple-gpu` needs all of PyObjC for this one dictionary, `macmon-python` starts
-a program, `macmon-lib` brings a binary, `actop` and `apple-smi` are terminal programs first.
+The driver of every Apple GPU is an IOAccelerator with a dictionary PerformanceStatistics. Its keys are undocumented, so each of them
+may be missing. Temperature and power are not among them. Tools that show these without sudo (macmon, and on PyPI `macmon-lib`, `actop`,
+`apple-smi`) read the private IOReport framework and the SMC, whose contents differ between chips and releases; the two metrics are
+therefore omitted for Apple GPUs rather than sometimes wrong. For the other two no package is worth a dependency: `apple-gpu` needs all
+of PyObjC for this one dictionary, `macmon-python` starts a program, `macmon-lib` includes a binary, and `actop` and `apple-smi` are
+terminal programs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ SERVICE = "IOAccelerator"
 STATISTICS = "PerformanceStatistics"
 UTILIZATION = "Device Utilization %"
 IN_USE = "In use system memory"
-"""Bytes that GPU work of all programs has in use; `Alloc system memory`, what they have reserved, says less."""
+"""Bytes in use by GPU work of all programs; `Alloc system memory`, their reserved bytes, is less informative."""
 
 
 class AppleProbe:
-    """One GPU, which is all that Metal shows to MLX. `memory_total` gives the machine's memory in bytes.
+    """Probe of one GPU, because Metal shows only one to MLX. `memory_total()` returns the machine's memory in bytes.
 
-    Raises `ProbeUnavailable` where the registry has no figures.
+    Raises `ProbeUnavailable` if the registry has no metrics.
     """
 
     name = "iokit"
@@ -45,17 +45,17 @@ class AppleProbe:
             readable = bool(self.read())
         except OSError as problem:
             self.close()
-            raise ProbeUnavailable(f"the device registry does not answer: {problem}") from problem
+            raise ProbeUnavailable(f"the device registry does not respond: {problem}") from problem
         if not readable:
             self.close()
-            raise ProbeUnavailable(f"no {SERVICE} tells its {STATISTICS}, as is usual in a virtual machine")
+            raise ProbeUnavailable(f"no {SERVICE} has {STATISTICS}, which is usual in a virtual machine")
 
     def read(self) -> dict[str, GpuFigures]:
-        """The figures of now; raises `OSError` where the registry does not answer."""
+        """Return the current metrics by `Gpu.key`; raise `OSError` if the registry does not respond."""
         found = [one for one in self._registry.numbers(SERVICE, STATISTICS, (UTILIZATION, IN_USE)) if one]
         if not found:
             return {}
-        # Where several services match, the one that works is the GPU; the others stand at 0.
+        # If several services match, the busy one is the GPU; the others report 0.
         busiest = max(found, key=lambda one: one.get(UTILIZATION, -1))
         figures = GpuFigures(
             utilization=percent(busiest.get(UTILIZATION)),
@@ -65,5 +65,5 @@ class AppleProbe:
         return dict.fromkeys(self._keys, figures)
 
     def close(self) -> None:
-        """Release what the registry kept."""
+        """Release the registry's cached names."""
         self._registry.close()

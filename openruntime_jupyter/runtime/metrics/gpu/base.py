@@ -1,4 +1,4 @@
-"""What a probe is, and what it reads of a GPU."""
+"""Protocol of GPU probes, and the metrics that they read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 
 
 class ProbeUnavailable(Exception):
-    """A vendor's interface can't be used here; the message says why and, where there is something, what to do."""
+    """Error if a vendor's interface cannot be used; the message gives the reason and, if possible, the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU as MLX counts them: `key` is its device's id, `index` its place among MLX's GPUs, `name` and `capabilities` MLX's own."""
+    """A GPU of MLX: `key` is its device's id, `index` its position among MLX's GPUs; `name` and `capabilities` come from MLX."""
 
     key: str
     index: int
@@ -22,14 +22,14 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuFigures:
-    """The figures of one GPU. Each is None where it can't be read, whatever became of the others."""
+    """Metrics of one GPU; each is None if it cannot be read, independently of the others."""
 
     utilization: float | None = None
     """Percent of the driver's last window (up to a second) in which the GPU computed."""
     memory_total: int | None = None
-    """Bytes; the machine's where the GPU shares its memory."""
+    """Bytes; the machine's memory if the GPU shares it."""
     memory_used: int | None = None
-    """Bytes, by all programs together."""
+    """Bytes used by all programs."""
     temperature: float | None = None
     """Degrees Celsius."""
     power: float | None = None
@@ -37,21 +37,21 @@ class GpuFigures:
 
 
 NOTHING = GpuFigures()
-"""Nothing could be read."""
+"""Metrics of a GPU that cannot be read."""
 
 
 class Probe(Protocol):
-    """One vendor's interface, open. Made, read and closed on one thread, the sampler's."""
+    """Open interface of one vendor. It is created, read and closed on the sampler's thread."""
 
     name: str
 
     def read(self) -> dict[str, GpuFigures]:
-        """The figures of now by `Gpu.key`; a figure that can't be read is None, and nothing is raised for it."""
+        """Return the current metrics by `Gpu.key`; a metric that cannot be read is None and raises no error."""
 
     def close(self) -> None:
-        """Give back what the vendor's library holds."""
+        """Release the resources of the vendor's library."""
 
 
 def percent(value: float | None) -> float | None:
-    """A percentage as it is; None for what can't be one."""
+    """Return a percentage unchanged, or None for a value outside 0 to 100."""
     return float(value) if value is not None and 0 <= value <= 100 else None

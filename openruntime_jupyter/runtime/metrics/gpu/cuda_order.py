@@ -1,4 +1,4 @@
-"""Which of NVML's GPUs is which of MLX's: NVML counts all of them along the PCI bus, CUDA those that it may see, in an order of its own."""
+"""Matching of NVML's GPUs with MLX's: NVML lists all GPUs in PCI bus order, CUDA the visible ones in its own order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ByUuid = Callable[[str], "Candidate | None"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A GPU or MIG device of NVML; name and UUID are None where NVML does not tell them."""
+    """A GPU or MIG device of NVML; name and UUID are None if NVML does not report them."""
 
     handle: Any
     name: str | None
@@ -21,36 +21,39 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """NVML's GPUs in its order. `countable`: CUDA counts the same ones, so that a number means something."""
+class NvmlGpus:
+    """NVML's GPUs in order. If `countable`, CUDA lists the same GPUs, so that indices can be compared."""
 
     gpus: tuple[Candidate, ...]
     countable: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place in CUDA's list. `certain`: named by UUID, so that it does not depend on any order."""
+class VisibleDevice:
+    """Entry of CUDA's device list; `certain` if it was named by UUID and so does not depend on the order."""
 
     candidate: Candidate
     certain: bool
 
 
-def visible(machine: Machine, setting: str | None, by_uuid: ByUuid) -> list[Place]:
-    """CUDA's list under `CUDA_VISIBLE_DEVICES`: indices, or UUIDs that may be cut short; CUDA stops at the first that it doesn't know."""
+def visible(machine: NvmlGpus, setting: str | None, by_uuid: ByUuid) -> list[VisibleDevice]:
+    """Return CUDA's device list for a value of `CUDA_VISIBLE_DEVICES`.
+
+    The value lists indices or UUIDs, which may be abbreviated. Like CUDA, ignore everything from the first unknown entry on.
+    """
     if setting is None:
-        return [Place(candidate, certain=False) for candidate in machine.gpus]
-    found: list[Place] = []
+        return [VisibleDevice(candidate, certain=False) for candidate in machine.gpus]
+    found: list[VisibleDevice] = []
     for entry in (part.strip() for part in setting.split(",")):
         by_number = entry.isdecimal() and int(entry) < len(machine.gpus)
         candidate = machine.gpus[int(entry)] if by_number else _named(entry, machine, by_uuid)
         if candidate is None:
             break
-        found.append(Place(candidate, certain=not by_number))
+        found.append(VisibleDevice(candidate, certain=not by_number))
     return found
 
 
-def _named(entry: str, machine: Machine, by_uuid: ByUuid) -> Candidate | None:
+def _named(entry: str, machine: NvmlGpus, by_uuid: ByUuid) -> Candidate | None:
     if entry.startswith("MIG-"):
         return by_uuid(entry)
     if not entry.startswith("GPU-"):
@@ -59,11 +62,11 @@ def _named(entry: str, machine: Machine, by_uuid: ByUuid) -> Candidate | None:
     return matching[0] if len(matching) == 1 else None
 
 
-def match(gpus: Sequence[Gpu], places: Sequence[Place], machine: Machine, along_the_bus: bool) -> dict[str, Candidate]:
-    """What is sure, by `Gpu.key`; `along_the_bus`: CUDA was told to count as NVML does.
+def match(gpus: Sequence[Gpu], places: Sequence[VisibleDevice], machine: NvmlGpus, along_the_bus: bool) -> dict[str, Candidate]:
+    """Return the certain matches by `Gpu.key`; `along_the_bus` means that CUDA uses the PCI bus order, as NVML does.
 
-    Else CUDA puts the fastest first, and only among GPUs of one model, or by a name that is there once, is it sure which is meant:
-    another GPU's figures would be worse than none.
+    Otherwise CUDA puts the fastest GPU first, and a match is certain only if all GPUs have the same name or the name is unique.
+    Uncertain matches are omitted, because metrics of the wrong GPU are worse than none.
     """
     names = [candidate.name for candidate in machine.gpus]
     alike = len(names) == 1 or (len(set(names)) == 1 and None not in names)

@@ -1,7 +1,7 @@
-"""macOS's device registry by ctypes, as much of it as the GPU's figures need. The frameworks are loaded where a `Registry` is made.
+"""The part of macOS's device registry that GPU metrics need, by ctypes. Creating a `Registry` loads the frameworks.
 
-IOKit and CoreFoundation are public and need no privilege. What a function with Create or Copy in its name returns is ours to release;
-what a dictionary gives is the dictionary's. IOServiceGetMatchingServices releases the matching dictionary itself.
+IOKit and CoreFoundation are public and need no privilege. The caller must release the result of a function with Create or Copy in its
+name; values of a dictionary belong to the dictionary. IOServiceGetMatchingServices releases the matching dictionary itself.
 """
 
 from __future__ import annotations
@@ -48,29 +48,29 @@ CORE_FOUNDATION: Signatures = {
 
 
 class Registry:
-    """The device registry. Raises `ProbeUnavailable` where there is none; `libraries` are IOKit and CoreFoundation, given by tests."""
+    """Device registry. Raises `ProbeUnavailable` on other systems; tests pass IOKit and CoreFoundation as `libraries`."""
 
     def __init__(self, libraries: tuple[Any, Any] | None = None) -> None:
         self._iokit, self._core = libraries or _load()
         self._names: dict[str, int] = {}
 
     def close(self) -> None:
-        """Release the names that were kept; the registry can be used again all the same."""
+        """Release the cached names; the registry can still be used."""
         while self._names:
             self._core.CFRelease(self._names.popitem()[1])
 
     def numbers(self, service: str, dictionary: str, names: Iterable[str]) -> list[dict[str, int]]:
-        """Of every service of a class: the numbers of these names in its property `dictionary`; what is not there is left out.
+        """Return, for every service of a class, the numbers of these names in its property `dictionary`; omit missing ones.
 
-        Raises `OSError` where the registry does not answer.
+        Raises `OSError` if the registry does not respond.
         """
         matching = self._iokit.IOServiceMatching(service.encode())
         if not matching:
-            raise OSError(f"IOServiceMatching knows no {service}")
+            raise OSError(f"IOServiceMatching does not know {service!r}")
         services = Object()
         status = self._iokit.IOServiceGetMatchingServices(MAIN_PORT, matching, ctypes.byref(services))
         if status != SUCCESS:
-            raise OSError(f"IOServiceGetMatchingServices answered {status & 0xFFFFFFFF:#x} for {service}")
+            raise OSError(f"IOServiceGetMatchingServices returned {status & 0xFFFFFFFF:#x} for {service!r}")
         wanted = tuple(names)
         found: list[dict[str, int]] = []
         try:
@@ -102,22 +102,22 @@ class Registry:
         if core.CFGetTypeID(value) != core.CFNumberGetTypeID():
             return None
         number = ctypes.c_int64()
-        # False says that the number was rounded or did not fit.
+        # False means that the number was rounded or did not fit.
         return number.value if core.CFNumberGetValue(value, SIGNED_64, ctypes.byref(number)) else None
 
     def _name(self, text: str) -> int:
-        """A CFString, made once."""
+        """Return a cached CFString of `text`."""
         if text not in self._names:
             made = self._core.CFStringCreateWithCString(None, text.encode(), UTF_8)
             if not made:
-                raise OSError(f"CoreFoundation could not make the string {text!r}")
+                raise OSError(f"CoreFoundation could not create the string {text!r}")
             self._names[text] = made
         return self._names[text]
 
 
 def _load() -> tuple[Any, Any]:
     if platform.system() != "Darwin":
-        raise ProbeUnavailable("there is no IOKit but on macOS")
+        raise ProbeUnavailable("IOKit is available on macOS only")
     try:
         libraries = ctypes.CDLL(FRAMEWORK.format("IOKit")), ctypes.CDLL(FRAMEWORK.format("CoreFoundation"))
         for library, functions in zip(libraries, (IOKIT, CORE_FOUNDATION), strict=True):
@@ -125,5 +125,5 @@ def _load() -> tuple[Any, Any]:
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as problem:
-        raise ProbeUnavailable(f"IOKit can't be loaded: {problem}") from problem
+        raise ProbeUnavailable(f"cannot load IOKit: {problem}") from problem
     return libraries

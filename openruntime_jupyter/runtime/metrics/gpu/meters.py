@@ -1,4 +1,4 @@
-"""How busy a GPU was while one task had it to itself."""
+"""Mean GPU utilisation of a task that has a GPU to itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from openruntime_jupyter.runtime.metrics.gpu.base import GpuFigures
 
 SETTLE_SECONDS = 1.0
-"""A driver's utilisation is of its last window, up to a second long: what is read sooner after a start is partly of what was before."""
+"""A driver reports the utilisation of its last window, up to a second long, so values right after a start include earlier work."""
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class _Meter:
 
 
 class Meters:
-    """One meter for each task that computes on a GPU, begun and ended on the loop, fed on the sampler's thread."""
+    """GPU meters, one per task that computes on a GPU. They begin and end on the loop and are fed on the sampler's thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -31,11 +31,11 @@ class Meters:
 
     @property
     def busy(self) -> bool:
-        """Whether any task is metered now."""
+        """True while any task has a meter."""
         return bool(self._meters)
 
     def begin(self, task_id: str, gpu: str) -> None:
-        """The task computes on that GPU from now on. Tasks that share a GPU spoil each other's figure."""
+        """Start the meter of a task that computes on a GPU. Tasks that share a GPU get no value."""
         with self._lock:
             others = [meter for meter in self._meters.values() if meter.gpu == gpu]
             for other in others:
@@ -43,7 +43,7 @@ class Meters:
             self._meters[task_id] = _Meter(gpu, time.monotonic(), alone=not others)
 
     def end(self, task_id: str) -> float | None:
-        """The mean utilisation in percent; None where no sample fell into the run, or where the task was not alone."""
+        """Return the mean utilisation in percent; None without a sample during the run, or if the task shared the GPU."""
         with self._lock:
             meter = self._meters.pop(task_id, None)
             if meter is None or not meter.alone or not meter.count:
@@ -51,7 +51,7 @@ class Meters:
             return round(meter.total / meter.count, 1)
 
     def feed(self, figures: Mapping[str, GpuFigures], taken: float) -> None:
-        """A sample that was begun at `taken`, in seconds of the monotonic clock."""
+        """Add a sample that was started at `taken`, in seconds of the monotonic clock."""
         with self._lock:
             for meter in self._meters.values():
                 found = figures.get(meter.gpu)

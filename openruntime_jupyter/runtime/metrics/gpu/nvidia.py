@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs by NVML, through the optional package `nvidia-ml-py` (imported as `pynvml`, and only where MLX has a CUDA device)."""
+"""Probe of NVIDIA GPUs by NVML, through the optional package `nvidia-ml-py` (imported as `pynvml`, only if MLX has a CUDA device)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable, percent
-from openruntime_jupyter.runtime.metrics.gpu.cuda_order import Candidate, Machine, match, visible
+from openruntime_jupyter.runtime.metrics.gpu.cuda_order import Candidate, NvmlGpus, match, visible
 
 log = logging.getLogger(__name__)
 
-MISSING = "NVIDIA's figures need the package nvidia-ml-py: pip install 'openruntime-jupyter[cuda]'"
+MISSING = "metrics of NVIDIA GPUs need the package nvidia-ml-py: pip install 'openruntime-jupyter[cuda]'"
 ADVICE = {
-    "NVML_ERROR_LIBRARY_NOT_FOUND": "there is no libnvidia-ml.so.1; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+    "NVML_ERROR_LIBRARY_NOT_FOUND": "libnvidia-ml.so.1 is missing; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility",
     "NVML_ERROR_DRIVER_NOT_LOADED": "the driver is not loaded: see `nvidia-smi`",
     "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the driver was updated while it ran: restart the machine",
-    "NVML_ERROR_NO_PERMISSION": "this user may not use /dev/nvidiactl",
+    "NVML_ERROR_NO_PERMISSION": "this user has no permission for /dev/nvidiactl",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Device:
-    """NVML's handle of what MLX computes on. `chip` is the whole GPU: itself, unless it is a MIG device; None where that is unknown."""
+    """NVML's handle of an MLX device. `chip` is the whole GPU: the handle itself, or the GPU of a MIG device, None if unknown."""
 
     handle: Any
     chip: Any
@@ -36,35 +36,35 @@ class _Device:
 
 
 class NvidiaProbe:
-    """Handles are looked up once and kept. Raises `ProbeUnavailable` where NVML can't be used at all."""
+    """Probe that keeps the NVML handles of MLX's devices. Raises `ProbeUnavailable` if NVML cannot be used."""
 
     name = "nvml"
 
     def __init__(self, gpus: Sequence[Gpu], environment: Mapping[str, str] | None = None) -> None:
         self._nvml = _load()
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
         try:
             self._devices = self._find(gpus, os.environ if environment is None else environment)
-        except Exception as problem:  # of whatever kind: NVML was opened, and must be closed again
+        except Exception as problem:  # whatever the error, NVML was opened and must be closed
             self.close()
-            raise ProbeUnavailable(f"NVML's devices can't be matched with MLX's: {problem}") from problem
+            raise ProbeUnavailable(f"cannot match NVML's devices with MLX's: {problem}") from problem
         if not self._devices:
             self.close()
-            raise ProbeUnavailable("NVML has none of MLX's devices that can be told for sure; CUDA_DEVICE_ORDER=PCI_BUS_ID may help")
+            raise ProbeUnavailable("no NVML device can be matched with certainty to an MLX device; try CUDA_DEVICE_ORDER=PCI_BUS_ID")
 
     def read(self) -> dict[str, GpuFigures]:
-        """The figures of now."""
+        """Return the current metrics by `Gpu.key`."""
         return {key: self._figures(device) for key, device in self._devices.items()}
 
     def close(self) -> None:
-        """Undo the `nvmlInit` of this probe; NVML counts them, so that other users in this process keep theirs."""
+        """Shut NVML down for this probe; NVML counts its users, so others in this process are not affected."""
         self._try("close", self._nvml.nvmlShutdown)
 
     def _figures(self, device: _Device) -> GpuFigures:
         nvml = self._nvml
         rates = self._try("utilisation", nvml.nvmlDeviceGetUtilizationRates, device.handle)
         memory = self._try("memory", nvml.nvmlDeviceGetMemoryInfo, device.handle)
-        # The parts of a chip have one temperature. Its power is that of all its parts, and can't be told for one.
+        # MIG devices share the chip's temperature. Its power is the sum over all parts and unknown for a single one.
         milliwatts = None if device.is_part else self._try("power", nvml.nvmlDeviceGetPowerUsage, device.handle)
         return GpuFigures(
             utilization=percent(rates.gpu) if rates is not None else None,
@@ -79,22 +79,20 @@ class NvidiaProbe:
         if chip is None:
             return None
         degrees = self._try("temperature", nvml.nvmlDeviceGetTemperature, chip, nvml.NVML_TEMPERATURE_GPU)
-        if degrees is None and hasattr(nvml, "nvmlDeviceGetTemperatureV"):  # what replaces it in CUDA 14
+        if degrees is None and hasattr(nvml, "nvmlDeviceGetTemperatureV"):  # replaces the former in CUDA 14
             degrees = self._try("temperature (V)", nvml.nvmlDeviceGetTemperatureV, chip, nvml.NVML_TEMPERATURE_GPU)
         return float(degrees) if degrees is not None else None
 
     def _try(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What `function` answers, or None; each kind of failure is logged once."""
+        """Return the result of `function`, or None if it fails; each kind of failure is logged once."""
         try:
             return function(*arguments)
-        except Exception as problem:  # NVMLError, or what an older pynvml or driver makes of the call: no other figure suffers
+        except Exception as problem:  # NVMLError, or an error of an older pynvml or driver; other metrics must not be affected
             failure = (what, type(problem).__name__)
-            if failure not in self._told:
-                self._told.add(failure)
-                log.info("NVML can't tell the %s of a GPU: %s", what, problem)
+            if failure not in self._logged:
+                self._logged.add(failure)
+                log.info("NVML cannot read the %s of a GPU: %s", what, problem)
             return None
-
-    # Which handle is whose
 
     def _find(self, gpus: Sequence[Gpu], environment: Mapping[str, str]) -> dict[str, _Device]:
         machine = self._machine()
@@ -103,7 +101,7 @@ class NvidiaProbe:
         devices = {key: self._device(candidate.handle) for key, candidate in chosen.items()}
         return {key: device for key, device in devices.items() if device is not None}
 
-    def _machine(self) -> Machine:
+    def _machine(self) -> NvmlGpus:
         nvml = self._nvml
         gpus: list[Candidate] = []
         countable = True
@@ -111,14 +109,14 @@ class NvidiaProbe:
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
             except nvml.NVMLError as problem:
-                # CUDA does not count what this user may not open; what it makes of a GPU that is lost is not known.
+                # CUDA does not list GPUs that this user may not open. It is unknown if it lists a lost GPU.
                 countable = countable and problem.value == nvml.NVML_ERROR_NO_PERMISSION
-                log.info("NVML can't open GPU %d: %s", index, problem)
+                log.info("NVML cannot open GPU %d: %s", index, problem)
             else:
                 gpus.append(self._candidate(handle))
-        # Which of several GPUs CUDA shows when one is parted is its own affair.
+        # Which of several GPUs CUDA lists if one is partitioned is undocumented.
         parted = len(gpus) > 1 and any(self._is_parted(gpu.handle) for gpu in gpus)
-        return Machine(tuple(gpus), countable and not parted)
+        return NvmlGpus(tuple(gpus), countable and not parted)
 
     def _candidate(self, handle: Any) -> Candidate:
         name = self._try("name", self._nvml.nvmlDeviceGetName, handle)
@@ -130,12 +128,12 @@ class NvidiaProbe:
         return self._candidate(handle) if handle is not None else None
 
     def _is_parted(self, handle: Any) -> bool:
-        """Whether it is in MIG mode; NOT_SUPPORTED by a GPU that can't be, FUNCTION_NOT_FOUND by a driver that knows nothing of it."""
+        """Return whether the GPU is in MIG mode; False if the GPU or the driver does not support MIG."""
         mode = self._try("MIG mode", self._nvml.nvmlDeviceGetMigMode, handle)
         return mode is not None and bool(mode[0])
 
     def _device(self, handle: Any) -> _Device | None:
-        """The handle as CUDA uses it: of a GPU in MIG mode the first MIG device, and None if it has none."""
+        """Return the device as CUDA uses it: for a GPU in MIG mode its first MIG device, or None without one."""
         nvml = self._nvml
         if self._try("kind", nvml.nvmlDeviceIsMigDeviceHandle, handle):
             chip = self._try("chip", nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
@@ -150,7 +148,7 @@ class NvidiaProbe:
 
 
 def _load() -> Any:
-    """`pynvml`, initialised."""
+    """Import and initialise `pynvml`."""
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError as problem:
@@ -159,5 +157,5 @@ def _load() -> Any:
         nvml.nvmlInit()
     except nvml.NVMLError as problem:
         advice = next((text for name, text in ADVICE.items() if getattr(nvml, name) == problem.value), None)
-        raise ProbeUnavailable(f"NVML can't be used: {problem}" + (f" ({advice})" if advice else "")) from problem
+        raise ProbeUnavailable(f"cannot use NVML: {problem}" + (f" ({advice})" if advice else "")) from problem
     return nvml

@@ -1,4 +1,4 @@
-"""Which probes this machine has, and what they read together."""
+"""Selection of the probes for a machine's GPUs, and their combined metrics."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 
 log = logging.getLogger(__name__)
 
-Kind = Callable[[Sequence[Gpu]], Probe]
+ProbeFactory = Callable[[Sequence[Gpu]], Probe]
 
-KINDS: Mapping[str, Kind] = {"metal": AppleProbe, "cuda": NvidiaProbe}
-"""What reads the GPUs that MLX says have this capability."""
+KINDS: Mapping[str, ProbeFactory] = {"metal": AppleProbe, "cuda": NvidiaProbe}
+"""Probe by the capability that MLX reports for a GPU."""
 
 
 class Probes:
-    """The probes of this machine's GPUs. Opened, read and closed on one thread; never raises."""
+    """Probes of a machine's GPUs. They are opened, read and closed on one thread; no method raises."""
 
-    def __init__(self, gpus: Sequence[Gpu] = (), kinds: Mapping[str, Kind] = KINDS) -> None:
+    def __init__(self, gpus: Sequence[Gpu] = (), kinds: Mapping[str, ProbeFactory] = KINDS) -> None:
         self._probes: list[Probe] = []
         self._silent: set[str] = set()
         self.problems: dict[str, str] = {}
-        """Why a GPU has no probe, by `Gpu.key`, in a sentence for people."""
+        """Message for users why a GPU has no probe, by `Gpu.key`."""
         for capability, kind in kinds.items():
             served = [gpu for gpu in gpus if capability in gpu.capabilities]
             if served:
                 self._open(kind, served)
 
     def read(self) -> dict[str, GpuFigures]:
-        """The figures of now by `Gpu.key`; a GPU that nobody can read is not in it."""
+        """Return the current metrics by `Gpu.key`, without GPUs that cannot be read."""
         found: dict[str, GpuFigures] = {}
         for probe in self._probes:
             try:
                 found |= probe.read()
-            except Exception as problem:  # a probe that fails as a whole must not take the other figures along
+            except Exception as problem:  # a failing probe must not affect the others
                 if probe.name not in self._silent:
                     self._silent.add(probe.name)
-                    log.warning("The GPU's figures can't be read by %s: %s", probe.name, problem)
+                    log.warning("The probe %s cannot read GPU metrics: %s", probe.name, problem)
         return found
 
     def close(self) -> None:
@@ -48,17 +48,17 @@ class Probes:
             probe = self._probes.pop()
             try:
                 probe.close()
-            except Exception as problem:  # nothing is left to do about it
+            except Exception as problem:  # nothing else to do
                 log.debug("The probe %s did not close: %s", probe.name, problem)
 
-    def _open(self, kind: Kind, gpus: Sequence[Gpu]) -> None:
+    def _open(self, kind: ProbeFactory, gpus: Sequence[Gpu]) -> None:
         try:
             self._probes.append(kind(gpus))
         except ProbeUnavailable as problem:
             self._leave_out(gpus, str(problem))
-        except Exception as problem:  # a vendor's library may raise anything, and work goes on without its figures
+        except Exception as problem:  # a vendor's library may raise anything; tasks run without its metrics
             self._leave_out(gpus, f"{type(problem).__name__}: {problem}")
 
     def _leave_out(self, gpus: Sequence[Gpu], reason: str) -> None:
-        log.warning("The figures of %s can't be read: %s", ", ".join(gpu.name for gpu in gpus), reason)
-        self.problems |= {gpu.key: f"Its utilisation and memory can't be read: {reason}" for gpu in gpus}
+        log.warning("Cannot read metrics of %s: %s", ", ".join(gpu.name for gpu in gpus), reason)
+        self.problems |= {gpu.key: f"Cannot read its utilisation and memory: {reason}" for gpu in gpus}

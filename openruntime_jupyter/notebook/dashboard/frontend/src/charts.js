@@ -1,4 +1,4 @@
-// The charts: utilisation, memory and the queue over the chosen time, each with its figures of now or of where the pointer is.
+// Charts of utilisation, memory and the queue, each with the current values or the values at the pointer.
 import uPlot from "uplot";
 import { make, show, write } from "./dom.js";
 import { clock, figure } from "./format.js";
@@ -28,7 +28,7 @@ const CHARTS = [
     lines: [
       { name: "worker_memory", label: "workers", colour: "brand" },
       { name: "gpu_memory", label: "GPU", colour: "warn" },
-      // One value for each task that ended: points, with nothing between them.
+      // One value for each finished task: points without lines.
       { name: "mlx_memory", label: "MLX's peak in a task", colour: "success", points: true },
     ],
   },
@@ -49,15 +49,15 @@ class Chart {
       class: "or-plot",
       role: "img",
       tabindex: 0,
-      "aria-label": `${about.title}: no figures yet`,
+      "aria-label": `${about.title}: no data yet`,
       onkeydown: (event) => this.key(event),
       onblur: () => this.leave(),
     });
-    this.empty = make("div", { class: "or-empty" }, "No figures yet.");
+    this.empty = make("div", { class: "or-empty" }, "No data yet");
     this.element = make("section", { class: "or-chart", "aria-label": about.title }, make("div", { class: "or-head" }, make("h4", {}, about.title), this.at), this.legend, this.empty, this.place);
   }
 
-  /** `columns` has mean and max by name; nothing is said of a GPU where there is none. */
+  /** Draw `columns`, which has mean and max by name. Without a GPU, its series are omitted. */
   update({ times, step, columns }, gpu) {
     const lines = this.about.lines.filter(({ name }) => (gpu || !name.startsWith("gpu_")) && columns.get(name)?.mean.some((value) => value != null));
     show(this.empty, !lines.length);
@@ -69,7 +69,7 @@ class Chart {
     this.lines = lines;
     this.step = step;
     this.data = [times, ...lines.map(({ name }) => columns.get(name).mean), ...lines.map(({ name }) => columns.get(name).max)];
-    // Another theme, or another line, wants another plot; else the one there is gets new figures.
+    // A change of theme or series needs a new plot; otherwise only the data is replaced.
     const wanted = lines.map(({ name }) => name).join() + theme(this.element);
     if (this.plot && this.drawn === wanted) this.plot.setData(this.data);
     else this.draw(wanted);
@@ -99,26 +99,26 @@ class Chart {
         }),
         ...this.lines.map(() => ({ stroke: "transparent", width: 0, points: { show: false } })),
       ],
-      // Above the mean, how far up it went within a point.
+      // The band between mean and maximum.
       bands: this.lines.flatMap(({ colour, points }, index) => (points ? [] : [{ series: [1 + count + index, 1 + index], fill: thin(hue(this.element, colour), "30") }])),
       hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
     });
     this.sync.sub(this.plot);
   }
 
-  /** Write the figures of a point, or those of now. */
+  /** Write the values at a point, or the current values. */
   tell(index) {
     const there = index != null && index < this.data[0].length;
     write(this.at, there ? clock(this.data[0][index] * 1000) : "");
-    const said = this.lines.map(({ label }, number) => {
-      const values = this.data[number + 1];
-      const text = figure(this.about.unit, there ? values[index] : values.findLast((each) => each != null));
+    const values = this.lines.map(({ label }, number) => {
+      const column = this.data[number + 1];
+      const text = figure(this.about.unit, there ? column[index] : column.findLast((each) => each != null));
       const shown = this.legend.children[number]?.querySelector("b");
       if (shown) write(shown, text);
       return `${label} ${text}`;
     });
-    if (!there) this.place.setAttribute("aria-label", `${this.about.title}: ${said.join(", ")}. The arrow keys read earlier figures.`);
-    return said.join(", ");
+    if (!there) this.place.setAttribute("aria-label", `${this.about.title}: ${values.join(", ")}. Use the arrow keys to read earlier values.`);
+    return values.join(", ");
   }
 
   key(event) {
@@ -150,7 +150,7 @@ class Chart {
 }
 
 export class Charts {
-  /** `say` tells whoever listens to the page instead of looking at it. */
+  /** `say` announces a text to screen readers. */
   constructor(say) {
     this.sync = uPlot.sync(`or-${Math.random()}`);
     this.charts = CHARTS.map((about) => new Chart(about, this.sync, say));
@@ -164,7 +164,7 @@ export class Charts {
     for (const chart of this.charts) chart.update(history, gpu);
   }
 
-  /** The theme is another one. */
+  /** Redraw after a change of theme. */
   redraw() {
     if (this.history) this.update(this.history, this.gpu);
   }

@@ -1,4 +1,4 @@
-// What lies below a task's row when it is opened: post-mortem, result, output as it comes, and the facts of it.
+// Details of a task: failure report, result, live output, and facts.
 import { facts, make, show, write } from "./dom.js";
 import { bytes, clock, figure, spaced } from "./format.js";
 import { end, live, signal, stage } from "./words.js";
@@ -26,19 +26,19 @@ function postMortem(task, output) {
       ["attempts", task.attempt > 1 ? `${task.attempt} of ${task.retries + 1}` : null],
     ]),
     failure.traceback ? text("Traceback", failure.traceback) : null,
-    failure.last_output && !output.includes(failure.last_output.trim()) ? text("Last words of the worker", failure.last_output) : null,
+    failure.last_output && !output.includes(failure.last_output.trim()) ? text("Last output of the worker", failure.last_output) : null,
   );
 }
 
 function shown(name, value) {
   if (typeof value === "number") return figure(/(^|_)seconds|_s$/.test(name) ? "seconds" : "", value);
   const parts = value && typeof value === "object" && !Array.isArray(value) ? Object.entries(value) : [];
-  // Such as the spread of a time: min, median, max.
+  // For example the statistics of a duration: min, median, max.
   if (parts.length && parts.every(([, each]) => typeof each === "number")) return parts.map(([part, each]) => `${part} ${shown(name, each)}`).join(" · ");
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
-/** What it gave; what it has shown already, as a prompt's answer, is not said twice. */
+/** The result, without values that are already in the output, such as the answer to a prompt. */
 function result(task, output) {
   const found = task.result;
   if (!found) return null;
@@ -74,7 +74,7 @@ function about(task, device) {
       ["worker's memory", megabytes(metrics.peak_memory_mb)],
       ["MLX's memory", metrics.memory_used_mb ? megabytes(metrics.memory_used_mb) : null],
       ["priority", task.priority],
-      ["who", [task.owner, task.origin && `from ${task.origin}`].filter(Boolean).join(", ")],
+      ["owner", [task.owner, task.origin && `from ${task.origin}`].filter(Boolean).join(", ")],
     ]),
   );
 }
@@ -94,7 +94,7 @@ export class Details {
     show(this.pre, false);
   }
 
-  /** Bring it up to the task as it is now. */
+  /** Update the view to the current state of the task. */
   async update(task, device) {
     if (this.busy) return;
     const again = this.ended !== task.status;
@@ -124,14 +124,14 @@ export class Details {
     show(this.pre, this.text.trim() !== "");
     if (low) this.pre.scrollTop = this.pre.scrollHeight;
     const nothing = this.text.trim() === "" && !this.pictures.childElementCount;
-    write(this.note, output.truncated ? "It has shown more than is kept." : nothing ? (live(task) ? "Nothing yet." : "It has shown nothing.") : "");
+    write(this.note, output.truncated ? "Earlier output was discarded" : nothing ? (live(task) ? "No output yet" : "No output") : "");
     show(this.note, this.note.textContent !== "");
   }
 
   add(item) {
     const picture = item.data?.["image/png"];
     const words = [item.data?.["text/plain"] ?? ""].flat().join("");
-    if (picture) this.pictures.append(make("img", { src: `data:image/png;base64,${[picture].flat().join("")}`, alt: words || "picture that the task has shown" }));
+    if (picture) this.pictures.append(make("img", { src: `data:image/png;base64,${[picture].flat().join("")}`, alt: words || "picture from the task" }));
     else this.text = (this.text + (item.text ?? `${words}\n`)).slice(-MOST);
   }
 }

@@ -1,4 +1,4 @@
-// A card for each device: what it is, how busy, how full.
+// Device cards: description, utilisation, memory and queue.
 import { Children, make, show, write } from "./dom.js";
 import { bytes, percent } from "./format.js";
 
@@ -55,9 +55,9 @@ function card(device) {
       write(name, now.name);
       write(state, now.status);
       state.dataset.state = now.status;
-      const warm = [now.temperature_celsius != null && `${Math.round(now.temperature_celsius)} °C`, now.power_watts != null && `${Math.round(now.power_watts)} W`];
+      const sensors = [now.temperature_celsius != null && `${Math.round(now.temperature_celsius)} °C`, now.power_watts != null && `${Math.round(now.power_watts)} W`];
       const versions = [now.mlx_version && `MLX ${now.mlx_version}`, now.blas];
-      write(kind, [now.type.toUpperCase(), now.id, ...versions, ...warm].filter(Boolean).join(" · "));
+      write(kind, [now.type.toUpperCase(), now.id, ...versions, ...sensors].filter(Boolean).join(" · "));
       load.update(now.utilization, percent(now.utilization));
       const used = now.memory_total - now.memory_available;
       memory.update((100 * used) / now.memory_total, `${bytes(used)} of ${bytes(now.memory_total)}`);
@@ -72,7 +72,7 @@ function card(device) {
 export class Devices {
   constructor() {
     this.list = make("ul", { class: "or-cards", "aria-label": "Devices" });
-    this.empty = make("div", { class: "or-card or-empty" }, "No device is known yet: the first worker says what there is once it has started.");
+    this.empty = make("div", { class: "or-card or-empty" }, "No devices known yet: the first worker reports them when it has started");
     this.element = make("section", { "aria-label": "Devices" }, this.list, this.empty);
     this.children = new Children(this.list, (device) => device.id, card);
   }

@@ -1,4 +1,4 @@
-// Elements without a framework: made once, changed in place, so that nothing that is clicked or focused goes away.
+// DOM helpers. Elements are created once and updated in place, so that focus and clicks are not lost.
 
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -11,22 +11,22 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Set the text of an element, if it is another one: a selection in it stays. */
+/** Set the text of an element only if it differs, so that a selection is kept. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Show or hide. */
+/** Show or hide an element. */
 export function show(element, shown) {
   element.hidden = !shown;
 }
 
-/** A button that says to whoever can't see its place what it is about. */
+/** Create a button with a description for screen readers. */
 export function button(label, about, act, kind = "") {
   return make("button", { type: "button", class: `or-button ${kind}`, title: about, "aria-label": about, onclick: act }, label);
 }
 
-/** A list of what is what, without what is not known. */
+/** Create a description list without empty values. */
 export function facts(entries) {
   const known = entries.filter(([, value]) => value != null && value !== "");
   return make(
@@ -38,15 +38,15 @@ export function facts(entries) {
 
 let count = 0;
 
-/** An id that no other element of this page has. */
+/** Return an id that is unique in the page. */
 export function id(name) {
   count += 1;
   return `or-${name}-${count}-${Math.random().toString(36).slice(2, 8)}`;
 }
 
 /**
- * Make `parent` hold one child for each of `items`, in order, behind its child `after`. `key(item)` tells them apart,
- * `create(item)` makes a `{ element, update(item) }`. Children that stay are only updated and moved, and keep the focus.
+ * Keyed list: one child of `parent` for each item, in order, after the child `after`. `key(item)` identifies an item, and
+ * `create(item)` returns `{ element, update(item) }`. Remaining children are only updated and moved, and keep the focus.
  */
 export class Children {
   constructor(parent, key, create, after = null) {
@@ -71,7 +71,7 @@ export class Children {
       else this.parent.insertBefore(child.element, place);
     }
     this.known = kept;
-    // What is moved loses the focus.
+    // Moved elements lose the focus.
     if (focused && focused !== this.parent.getRootNode().activeElement && this.parent.contains(focused)) focused.focus({ preventScroll: true });
   }
 }

@@ -1,10 +1,10 @@
-// One field of the form, made from the JSON schema of one parameter: its control, its help, and what is wrong with it.
+// Form field for the JSON schema of a parameter: control, help text and validation error.
 import { id, make, show, write } from "./dom.js";
 import { spaced } from "./format.js";
 
 const MOST = Number.MAX_SAFE_INTEGER;
 
-/** The schema itself, where it is a reference, or something that may also be null. */
+/** Resolve a reference or a nullable schema. */
 export function resolved(schema, root) {
   if (schema.$ref) return { ...resolved(root.$defs?.[schema.$ref.split("/").pop()] ?? {}, root), ...schema, $ref: undefined };
   const some = (schema.anyOf ?? schema.oneOf)?.filter((each) => each.type !== "null");
@@ -19,7 +19,7 @@ function sentence(words) {
   return words[0].toUpperCase() + words.slice(1).replace(/([^.?!}])$/, "$1.");
 }
 
-/** Such as "a whole number from 1 to 65,536". */
+/** Describe the valid values, such as "a whole number from 1 to 65,536". */
 export function kind(schema) {
   if (schema.enum || schema.type === "boolean") return "";
   const least = schema.minimum ?? schema.exclusiveMinimum;
@@ -37,7 +37,7 @@ function option(value, label = String(value)) {
   return make("option", { value }, label);
 }
 
-/** A control with `read()`, which gives undefined for the default, and throws what is wrong. */
+/** Create a control whose `read()` returns undefined for the default and throws for an invalid value. */
 function control(schema, usual) {
   const choices = schema.enum ?? (schema.type === "boolean" ? [true, false] : null);
   if (choices) {
@@ -76,7 +76,7 @@ function number(schema, usual) {
     placeholder: usual ?? "",
   });
   const read = () => {
-    if (element.validity.badInput) throw new Error("this is no number");
+    if (element.validity.badInput) throw new Error("this is not a number");
     if (element.value === "") return undefined;
     const value = Number(element.value);
     const { minimum, exclusiveMinimum, maximum, exclusiveMaximum } = schema;
@@ -92,7 +92,7 @@ function parsed(schema, text) {
   try {
     value = JSON.parse(text);
   } catch {
-    throw new Error('this is no JSON: write numbers, [lists] or {"names": values}');
+    throw new Error('this is not valid JSON: use numbers, [lists] or {"names": values}');
   }
   if (schema.type === "array" && !Array.isArray(value)) throw new Error("it must be a list: [ … ]");
   if (schema.type === "object" && (value === null || typeof value !== "object" || Array.isArray(value))) throw new Error("it must be names and values: { … }");
@@ -115,11 +115,11 @@ export class Field {
     if (element.tagName === "DIV") element.setAttribute("aria-labelledby", label.id);
     const words = [this.schema.description, kind(this.schema)].filter(Boolean).map(sentence).join(" ");
     this.element = make("div", { class: "or-field" }, label, element, this.error, make("small", { class: "or-dim", id: help }, words));
-    // Not when it is left: what comes or goes then would move the button that is just being pressed.
+    // Validating on blur would move a button while it is being pressed.
     element.addEventListener("input", () => this.wrong && this.read());
   }
 
-  /** What is in it, or undefined for the default or what is wrong. */
+  /** Return the value, or undefined for the default or an invalid value. */
   read() {
     try {
       const value = this.control();

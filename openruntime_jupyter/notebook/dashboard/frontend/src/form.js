@@ -1,17 +1,17 @@
-// A form for any operation, made from the JSON schema of its parameters.
+// Form for an operation, generated from the JSON schema of its parameters.
 import { id, make, show, write } from "./dom.js";
 import { Field, resolved } from "./fields.js";
 import { called, how, state } from "./words.js";
 
-/** A pickled function can't be typed. */
+/** Operations that need a pickled function. */
 const NOT_BY_HAND = new Set(["call"]);
 const OPTIONS = {
-  name: { type: "string", maxLength: 200, description: "What to call it." },
+  name: { type: "string", maxLength: 200, description: "Task name." },
   priority: { type: "integer", minimum: 1, maximum: 10, default: 5, description: "10 is the most urgent." },
-  timeout: { type: "number", exclusiveMinimum: 0, maximum: 31_536_000, description: "Seconds of running after which it is stopped; none by default." },
+  timeout: { type: "number", exclusiveMinimum: 0, maximum: 31_536_000, description: "Maximum run time in seconds; no limit by default." },
 };
 
-/** What needs a structure of its own, and has no example of it, is for few. */
+/** Return whether a parameter is structured and has no default, so that it belongs in the details. */
 function rare(given, root) {
   const { type, items } = resolved(given, root);
   const plain = ["string", "integer", "number", "boolean"].includes(type) || resolved(given, root).enum || items?.enum;
@@ -39,18 +39,18 @@ export class Form {
       this.about,
       this.fields,
       this.more,
-      make("h5", {}, "How to run it"),
+      make("h5", {}, "Options"),
       this.options(),
       this.error,
       make("div", { class: "or-line" }, this.submit, this.done),
     );
-    this.empty = make("div", { class: "or-empty" }, "The runtime has not told its operations yet.");
+    this.empty = make("div", { class: "or-empty" }, "No operations received from the runtime yet");
     this.element = make("details", { class: "or-section" }, make("summary", {}, "Run an operation"), this.form, this.empty);
     show(this.form, false);
   }
 
   options() {
-    const device = { type: "string", default: "auto", enum: ["auto", "gpu", "cpu"], description: "Where to run it." };
+    const device = { type: "string", default: "auto", enum: ["auto", "gpu", "cpu"], description: "Device to run on." };
     this.device = new Field("device_preference", device, {});
     this.device.element.querySelector(".or-label").textContent = "device";
     this.settings = [this.device, ...Object.entries(OPTIONS).map(([name, schema]) => new Field(name, schema, {}))];
@@ -70,7 +70,7 @@ export class Form {
     this.draw();
   }
 
-  /** The devices that there are can be chosen by their ids. */
+  /** Add the ids of the devices to the choices. */
   offer(devices) {
     const ids = devices.map((device) => device.id).join();
     if (ids === this.devices) return;
@@ -104,7 +104,7 @@ export class Form {
     show(this.error, text !== "");
   }
 
-  /** Show what is wrong beside the fields that it is about, and the rest above the button. */
+  /** Show errors next to their fields, and other errors above the button. */
   refuse(problem) {
     const rest = [];
     for (const { field: where, problem: why } of problem.details ?? []) {
@@ -114,11 +114,11 @@ export class Form {
       else rest.push(why);
     }
     this.complain(problem.details?.length ? rest.join(" ") : problem.message);
-    this.lead();
+    this.focusInvalid();
   }
 
-  /** Lead the keyboard to the first field that is wrong. */
-  lead() {
+  /** Focus the first invalid field. */
+  focusInvalid() {
     const wrong = [...this.inputs, ...this.settings].find((field) => field.wrong);
     if (wrong && this.rare.contains(wrong.element)) this.more.open = true;
     wrong?.input.focus();
@@ -130,7 +130,7 @@ export class Form {
     this.complain("");
     const values = (fields) => Object.fromEntries(fields.map((field) => [field.name, field.read()]).filter(([, value]) => value !== undefined));
     const request = { operation: this.choice.value, parameters: values(this.inputs), ...values(this.settings) };
-    if (this.lead()) return;
+    if (this.focusInvalid()) return;
     this.submit.disabled = true;
     try {
       this.follow([(this.task = await this.runtime.act("run", request))]);
@@ -141,7 +141,7 @@ export class Form {
     }
   }
 
-  /** Say what becomes of the task that it has submitted. */
+  /** Show the state of the submitted task. */
   follow(tasks) {
     const now = this.task && tasks.find((task) => task.task_id === this.task.task_id);
     if (now) write(this.done, [called(now), state(now.status), how(now)].filter(Boolean).join(" · "));

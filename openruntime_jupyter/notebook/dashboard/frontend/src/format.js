@@ -1,4 +1,4 @@
-// Figures as people read them: with their units, in three digits, so that columns stay as wide as they are.
+// Number formatting: with units and three digits, so that column widths are stable.
 
 const SIZES = ["bytes", "kB", "MB", "GB", "TB"];
 
@@ -32,7 +32,7 @@ export function seconds(value) {
   return long(value);
 }
 
-/** Whole seconds, for what changes while one looks. */
+/** Format a changing duration in whole seconds. */
 export function long(value) {
   if (value == null) return "";
   const whole = Math.max(0, Math.floor(value));
@@ -52,7 +52,7 @@ export function clock(timestamp) {
   return new Date().toDateString() === at.toDateString() ? time : `${day(at)} ${time}`;
 }
 
-/** An axis' time: as exact as its steps. */
+/** Format a time for an axis, with the precision of its steps. */
 export function tick(at, step) {
   if (step >= 86_400) return day(at);
   return at.toLocaleTimeString([], { ...TIME, second: step < 60 ? "2-digit" : undefined });
@@ -70,7 +70,7 @@ export function figure(unit, value) {
   return value.toLocaleString("en", { maximumFractionDigits: 1 });
 }
 
-/** A figure beside an axis, where trailing zeros are noise. */
+/** Format a number for an axis, without trailing zeros. */
 export function mark(unit, value) {
   if (value === 0) return "0";
   if (unit === "seconds") return value < 60 ? `${digits(value, 1)} s` : value < 3600 ? `${digits(value / 60, 1)} min` : `${digits(value / 3600, 1)} h`;

@@ -1,11 +1,11 @@
-// The dashboard's page: it draws what the kernel tells, and asks the server itself for what is clicked, where it can.
+// The page of the dashboard. It displays data from the kernel, and sends user actions to the server directly if possible.
 import uplotStyle from "uplot/dist/uPlot.min.css";
 import style from "./style.css";
 import { Charts } from "./charts.js";
 import { Devices } from "./devices.js";
 import { id, make, show, write } from "./dom.js";
 import { Form } from "./form.js";
-import { answered, unpacked } from "./history.js";
+import { fromKernel, fromServer } from "./history.js";
 import { Insights } from "./insights.js";
 import { Models } from "./models.js";
 import { Runtime } from "./runtime.js";
@@ -14,12 +14,12 @@ import { Tasks } from "./tasks.js";
 import { called } from "./words.js";
 
 const TIMEFRAMES = { "5m": "5 min", "15m": "15 min", "1h": "1 h", "6h": "6 h", "24h": "24 h", "7d": "7 d" };
-/** Milliseconds without a word after which the server is asked whether it is there; if so, the kernel is taken for gone. */
+/** Milliseconds without a message after which the server is checked. If it responds, the kernel is considered gone. */
 const SILENT = 6_000;
-/** Milliseconds after which charts are asked of the server, where the kernel is too busy to be told what is wanted. */
+/** Milliseconds after which charts are requested from the server, in case the kernel is too busy to respond. */
 const IMPATIENT = 1_500;
 
-/** A choice of which all is seen. */
+/** Radio buttons for the time range. */
 class Timeframe {
   constructor(choose) {
     const name = id("timeframe");
@@ -27,12 +27,12 @@ class Timeframe {
     this.element = make(
       "fieldset",
       { class: "or-choice", onkeydown: (event) => this.step(event, choose) },
-      make("legend", { class: "or-hidden" }, "How far back the charts go"),
+      make("legend", { class: "or-hidden" }, "Time range of the charts"),
       this.inputs.map(({ input, label }) => make("label", {}, input, make("span", {}, label))),
     );
   }
 
-  /** Within JupyterLab the browser does not do by itself what arrows do in such a choice. */
+  /** Handle arrow keys, which JupyterLab does not pass to the browser. */
   step(event, choose) {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
@@ -54,7 +54,7 @@ class Page {
     this.model = model;
     this.view = id("view");
     this.runtime = new Runtime(model);
-    this.hear();
+    this.received();
     this.parts();
     el.append(this.element);
     this.listen();
@@ -68,15 +68,15 @@ class Page {
     this.counts = make("span");
     this.where = make("footer", { class: "or-dim" });
     this.banner = make("div", { class: "or-banner", role: "alert", hidden: true });
-    this.said = make("div", { class: "or-banner", role: "alert", hidden: true });
+    this.message = make("div", { class: "or-banner", role: "alert", hidden: true });
     this.live = make("div", { class: "or-hidden", role: "status", "aria-live": "polite" });
     this.timeframe = new Timeframe((value) => {
       this.model.set("timeframe", value);
       this.model.save_changes();
     });
     const say = (text) => {
-      write(this.said, text);
-      show(this.said, text !== "");
+      write(this.message, text);
+      show(this.message, text !== "");
     };
     const announce = (text) => write(this.live, text);
     this.devices = new Devices();
@@ -93,7 +93,7 @@ class Page {
       make("header", { class: "or-header" }, make("h3", {}, "OpenRuntime"), this.state, this.counts, this.timeframe.element),
       this.banner,
       make("div", { class: "or-top" }, make("div", { class: "or-side" }, this.devices.element, this.models.element), this.charts.element),
-      this.said,
+      this.message,
       this.tasks.element,
       this.sessions.element,
       this.form.element,
@@ -110,11 +110,11 @@ class Page {
     for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "sessions", "models", "operations", "closed"]) this.watchers[name] = draw;
     for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
     this.timer = setInterval(() => this.second(), 1000);
-    // Jupyter's themes are colours of the body; a drawing has to be made anew for others.
+    // Jupyter sets themes on the body. Charts must be redrawn when they change.
     this.theme = new MutationObserver(() => requestAnimationFrame(() => [this.charts, this.insights].forEach((each) => each.redraw())));
     this.theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class", "data-theme"] });
-    // Jupyter's shortcuts of one letter, and its arrows, would act on the cell while somebody uses the keyboard here. Those with Ctrl
-    // or Cmd stay.
+    // Jupyter's single-key shortcuts and arrow keys would act on the cell, so they are suppressed here. Shortcuts with Ctrl or Cmd
+    // still work.
     const own = (event) => !(event.ctrlKey || event.metaKey);
     this.keys = (event) => this.element.toggleAttribute("data-lm-suppress-shortcuts", own(event));
     window.addEventListener("keydown", this.keys, true);
@@ -122,14 +122,14 @@ class Page {
     this.seen(true);
   }
 
-  /** The kernel stops to tell what nobody sees. */
+  /** Report whether this view is shown, since the kernel pauses updates without views. */
   seen(shown) {
-    if (this.model.comm_live !== false) this.model.send({ name: "view", said: { view: this.view, shown } });
+    if (this.model.comm_live !== false) this.model.send({ name: "view", args: { view: this.view, shown } });
   }
 
-  /** Draw once for all that came together. */
+  /** Schedule one redraw for all pending changes. */
   draw() {
-    this.hear();
+    this.received();
     this.due ??= requestAnimationFrame(() => this.drawNow());
   }
 
@@ -158,10 +158,10 @@ class Page {
   }
 
   chart() {
-    this.hear();
+    this.received();
     const chart = this.model.get("chart");
-    // While the kernel is busy it goes on with the timeframe before.
-    if (chart?.numbers && (chart.timeframe === this.model.get("timeframe") || !this.charted)) this.plot(unpacked(chart));
+    // A busy kernel still sends the previous timeframe.
+    if (chart?.numbers && (chart.timeframe === this.model.get("timeframe") || !this.charted)) this.plot(fromKernel(chart));
   }
 
   plot(history) {
@@ -170,58 +170,58 @@ class Page {
     this.charts.update(history, this.model.get("devices").some((device) => device.type === "gpu"));
   }
 
-  /** Have the charts from the server itself, as long as the kernel does not send those that are wanted. */
+  /** Fetch the charts from the server until the kernel sends the chosen timeframe. */
   async ask() {
     const timeframe = this.model.get("timeframe");
     if (this.model.get("chart")?.timeframe === timeframe || !this.runtime.base) return;
     try {
       const history = await this.runtime.ask("GET", `metrics/history?timeframe=${timeframe}&points=300`);
-      if (this.model.get("timeframe") === timeframe && this.model.get("chart")?.timeframe !== timeframe) this.plot(answered(history));
+      if (this.model.get("timeframe") === timeframe && this.model.get("chart")?.timeframe !== timeframe) this.plot(fromServer(history));
     } catch {
-      // The state of the connection is told elsewhere.
+      // connection() reports connection errors.
     }
     clearTimeout(this.wait);
     this.wait = setTimeout(() => this.ask(), 2 * IMPATIENT);
   }
 
-  hear() {
-    this.heard = Date.now();
+  received() {
+    this.lastMessage = Date.now();
     this.silent = null;
   }
 
   second() {
-    if (Date.now() - this.heard > SILENT) this.doubt();
+    if (Date.now() - this.lastMessage > SILENT) this.checkConnection();
     if (!this.silent) this.tasks.tick();
     this.connection();
   }
 
-  /** Find out whether it is the kernel that is silent, or the server between it and the page. */
-  async doubt() {
-    if (this.doubting) return;
-    this.doubting = true;
-    const { heard } = this;
+  /** Determine whether the kernel or the server is unresponsive. */
+  async checkConnection() {
+    if (this.checking) return;
+    this.checking = true;
+    const { lastMessage } = this;
     const silent = (await this.runtime.served()) ? "kernel gone" : "no answer";
-    this.doubting = false;
-    if (this.heard === heard) this.silent = silent;
+    this.checking = false;
+    if (this.lastMessage === lastMessage) this.silent = silent;
   }
 
-  /** Say what is wrong: the runtime, the way to it, or the kernel. */
+  /** Show the connection state and any problem of the runtime, the server or the kernel. */
   connection() {
     const health = this.model.get("health");
     const connection = this.model.get("connection");
     const gone = this.model.comm_live === false && "kernel gone";
     let text = "";
     let state = health.status ?? "connecting";
-    if (this.model.get("closed")) [state, text] = ["closed", "This dashboard was closed. Run its cell again to see what is there now."];
+    if (this.model.get("closed")) [state, text] = ["closed", "This dashboard was closed. Run its cell again to reopen it."];
     else if (gone || this.silent) {
       state = gone || this.silent;
-      const since = new Date(this.heard).toLocaleTimeString();
+      const since = new Date(this.lastMessage).toLocaleTimeString();
       text =
         state === "no answer"
-          ? `Jupyter's server does not answer, and nothing was heard since ${since}: what is shown is of then. Once it answers, the dashboard goes on.`
-          : `Nothing was heard of the kernel since ${since}: what is shown is of then. Tasks on a server go on. Once there is a kernel again, run this cell again.`;
+          ? `No response from Jupyter's server since ${since}. Data may be stale. Updates resume when the server responds.`
+          : `No response from the kernel since ${since}. Data may be stale. Tasks on a server continue. Restart the kernel and run this cell again.`;
     } else if (connection.live === false) {
-      [state, text] = ["reconnecting", `The runtime does not answer, and is asked again: ${connection.reason}`];
+      [state, text] = ["reconnecting", `No response from the runtime, retrying: ${connection.reason}`];
     } else if (health.problems?.length) text = health.problems.join(" ");
     write(this.state, state);
     this.state.dataset.state = state;

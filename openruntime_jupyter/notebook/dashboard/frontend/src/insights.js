@@ -1,22 +1,22 @@
-// What the recorded history tells, each finding with its picture: the figure that it is about, and where in it.
+// Findings from the recorded history, each with a chart of its metric and the affected time.
 import { id, make, show, write } from "./dom.js";
 import { clock, figure, spaced } from "./format.js";
-import { answered } from "./history.js";
+import { fromServer } from "./history.js";
 import { draw, hue, thin } from "./plot.js";
 
 const METRICS = ["performance", "memory", "efficiency", "errors"];
 const COLOURS = { warning: "error", notice: "warn", info: "brand" };
 const HEIGHT = 96;
-/** What is drawn for findings that are about tasks. */
+/** Metric that is drawn for findings about tasks. */
 const INSTEAD = { failures: "failed_tasks", burst: "failed_tasks", wasted: "failed_tasks", queueing: "pending_tasks", underused: "pending_tasks" };
 
-/** One value for each task: points, with nothing between them, and the largest of those that are together. */
+/** Metrics with one value for each task, drawn as points. The maximum is used for points at the same time. */
 const APART = ["queue_time", "run_time", "mlx_memory"];
-/** What is drawn for findings about the whole time. */
+/** Metrics that are drawn for findings about the whole time range. */
 const WHOLE = { performance: ["gpu_utilization", "cpu_utilization"], memory: ["memory_usage"], efficiency: ["active_tasks"], errors: ["failed_tasks"] };
 
 class Picture {
-  /** `mark` may be the finding's own place, or only `{ finding, kind, figure }` where it is about the whole time. */
+  /** `mark` is the position of the finding, or only `{ finding, kind, figure }` for a finding about the whole time range. */
   constructor(finding, mark, history) {
     this.mark = mark;
     this.name = mark.figure ?? INSTEAD[mark.kind] ?? "active_tasks";
@@ -54,7 +54,7 @@ class Picture {
     });
   }
 
-  /** The time that the finding is about. */
+  /** Shade the time of the finding. */
   band({ ctx, bbox, valToPos }) {
     if (!this.mark.start) return;
     const position = (timestamp) => valToPos(Date.parse(timestamp) / 1000, "x", true);
@@ -62,7 +62,7 @@ class Picture {
     const to = Math.min(bbox.left + bbox.width, position(this.mark.end));
     ctx.save();
     ctx.fillStyle = thin(hue(this.place, this.colour), "40");
-    // A moment is shown too.
+    // Very short times are drawn at least 3 pixels wide.
     ctx.fillRect(Math.min(from, bbox.left + bbox.width - 3), bbox.top, Math.max(3, to - from), bbox.height);
     ctx.restore();
   }
@@ -83,22 +83,22 @@ class Picture {
   }
 }
 
-/** What is quoted, names of code, and times in UTC with their date where that is not the report's. */
+/** Quoted text, code, and UTC times with their date if that differs from the report's. */
 const PIECES = /("[^"]*"|`[^`]*`|(?:\d{4}-\d\d-\d\dT|\b)\d\d:\d\d(?::\d\d)?Z)/;
 
-/** A text of the runtime's, for the page: its times by the clock of whoever reads it. */
-function prose(text, told) {
+/** Convert a text of the runtime for display: local times, and code elements. */
+function prose(text, reportedAt) {
   return text.split(PIECES).map((piece, index) => {
     if (index % 2 === 0 || piece.startsWith('"')) return piece;
-    return piece.startsWith("`") ? make("code", {}, piece.slice(1, -1)) : local(piece, told);
+    return piece.startsWith("`") ? make("code", {}, piece.slice(1, -1)) : local(piece, reportedAt);
   });
 }
 
-function local(piece, told) {
-  const [time, date = told.slice(0, 10)] = piece.slice(0, -1).split("T").reverse();
+function local(piece, reportedAt) {
+  const [time, date = reportedAt.slice(0, 10)] = piece.slice(0, -1).split("T").reverse();
   const exact = time.length > 5;
-  const said = clock(`${date}T${time}${exact ? "" : ":00"}Z`);
-  return exact ? said : said.slice(0, -3);
+  const text = clock(`${date}T${time}${exact ? "" : ":00"}Z`);
+  return exact ? text : text.slice(0, -3);
 }
 
 export class Insights {
@@ -108,10 +108,10 @@ export class Insights {
     this.pictures = [];
     const metric = id("metric");
     this.metric = make("select", { id: metric }, METRICS.map((name) => make("option", { value: name }, name)));
-    this.button = make("button", { type: "button", class: "or-button or-strong", onclick: () => this.look() }, "Look");
+    this.button = make("button", { type: "button", class: "or-button or-strong", onclick: () => this.look() }, "Analyze");
     this.note = make("span", { class: "or-dim", role: "status" });
     this.list = make("ol", { class: "or-findings", "aria-label": "Findings" });
-    this.empty = make("div", { class: "or-empty" }, "Peaks, trends, leaks, bursts of failures: computed from what was recorded in the time that the charts show.");
+    this.empty = make("div", { class: "or-empty" }, "Peaks, trends, leaks and bursts of failures, computed from the history in the time range of the charts");
     this.element = make(
       "details",
       { class: "or-section", ontoggle: () => this.element.open && !this.list.childElementCount && this.look() },
@@ -126,11 +126,11 @@ export class Insights {
 
   async look() {
     this.button.disabled = true;
-    write(this.note, "looking …");
+    write(this.note, "analyzing …");
     try {
       const found = await this.runtime.act("insights", { metric_type: this.metric.value, timeframe: this.timeframe(), wording: "none" });
       this.draw(found);
-      write(this.note, `the last ${found.timeframe}, looked at ${clock(found.timestamp)}`);
+      write(this.note, `last ${found.timeframe}, as of ${clock(found.timestamp)}`);
     } catch (problem) {
       write(this.note, problem.message);
     } finally {
@@ -141,7 +141,7 @@ export class Insights {
   draw({ findings, data, timestamp }) {
     for (const picture of this.pictures) picture.plot?.destroy();
     this.pictures = [];
-    const history = answered(data);
+    const history = fromServer(data);
     const items = findings.map((finding, index) => {
       const whole = { finding: index + 1, kind: finding.kind, figure: finding.figure ?? INSTEAD[finding.kind] ?? this.usual(history) };
       const picture = new Picture(finding, data.marks.find((each) => each.finding === index + 1) ?? whole, history);
@@ -164,13 +164,13 @@ export class Insights {
     this.redraw();
   }
 
-  /** The figure that shows best what was asked about: of a GPU where one was used. */
+  /** Return the default metric for the chosen category: that of the GPU if it was used. */
   usual(history) {
     const names = WHOLE[this.metric.value];
     return names.find((name) => history.columns.get(name)?.max.some((value) => value > 0)) ?? names.at(-1);
   }
 
-  /** The theme is another one. */
+  /** Redraw after a change of theme. */
   redraw() {
     for (const picture of this.pictures) picture.draw();
   }

@@ -1,11 +1,10 @@
-// The models that are in memory, and how to unload them.
+// Loaded models, with buttons to unload them.
 import { button, Children, make, show, write } from "./dom.js";
 import { bytes, long } from "./format.js";
 
 function held(worker) {
-  const state = worker.state === "busy" ? "answers now" : worker.state;
-  const leaves = worker.idle_seconds != null && `leaves in ${long(worker.keep_alive_seconds - worker.idle_seconds)}`;
-  return [state, worker.resident_bytes != null && bytes(worker.resident_bytes), leaves].filter(Boolean).join(" · ");
+  const leaves = worker.idle_seconds != null && `unloads in ${long(worker.keep_alive_seconds - worker.idle_seconds)}`;
+  return [worker.state, worker.resident_bytes != null && bytes(worker.resident_bytes), leaves].filter(Boolean).join(" · ");
 }
 
 function line(runtime, say) {
@@ -37,7 +36,7 @@ function line(runtime, say) {
 export class Models {
   constructor(runtime, say) {
     this.list = make("ul", { class: "or-models", "aria-label": "Models in memory" });
-    this.empty = make("div", { class: "or-empty" }, "None. A prompt loads the model that answers it.");
+    this.empty = make("div", { class: "or-empty" }, "None: a prompt loads the model it needs");
     this.element = make("section", { class: "or-card" }, make("h4", {}, "Models in memory"), this.list, this.empty);
     this.children = new Children(this.list, (model) => model.name, line(runtime, say));
   }

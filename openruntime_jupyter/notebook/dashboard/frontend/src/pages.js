@@ -1,21 +1,21 @@
-// The tasks beyond those that the kernel sends: asked for once somebody wants to see them, and anew as the others change.
+// Tasks beyond those that the kernel sends: fetched when the user requests them, and updated when other tasks change.
 import { make, show, write } from "./dom.js";
 
-/** How many more are shown at a time. */
+/** Number of tasks added per click. */
 const PAGE = 50;
-/** How many more there may be of one kind: a table of thousands of rows is read by nobody, and slows the page down. */
+/** Maximum number of additional tasks of one kind, to keep the page responsive. */
 const MOST = 450;
-/** Milliseconds between two looks at them; at the latest after so many they are looked at though nothing else has changed. */
+/** Minimum and maximum update interval, in milliseconds. The maximum applies when no other task changes. */
 const EVERY = 1_000;
 const AT_LATEST = 5_000;
-const ASKED = {
+const QUERIES = {
   waiting: { order: "next" },
   ended: { order: "newest", states: ["completed", "failed", "cancelled", "timed_out", "interrupted"] },
 };
-const ORDER = { waiting: "the next to run first", ended: "the newest first" };
+const ORDER = { waiting: "next to run first", ended: "newest first" };
 
 export class Pages {
-  /** `changed()` is called when there are other rows than before. */
+  /** `changed()` is called when the rows have changed. */
   constructor(runtime, say, changed) {
     this.runtime = runtime;
     this.say = say;
@@ -30,7 +30,7 @@ export class Pages {
     return this.wanted.waiting + this.wanted.ended > 0;
   }
 
-  /** Show so many of a kind beyond those that are sent. */
+  /** Set the number of additional tasks of a kind. */
   want(kind, number) {
     this.wanted[kind] = Math.min(MOST, Math.max(0, number));
     this.rows[kind] = this.rows[kind].slice(0, this.wanted[kind]);
@@ -38,9 +38,9 @@ export class Pages {
     return this.look();
   }
 
-  /** Time has passed, or (`stirred`) other tasks have changed. */
-  tick(stirred = false) {
-    if (this.open && Date.now() - this.looked >= (stirred ? EVERY : AT_LATEST)) this.look();
+  /** Update the rows if they are old, or older than the minimum interval when other tasks have changed (`stale`). */
+  tick(stale = false) {
+    if (this.open && Date.now() - this.looked >= (stale ? EVERY : AT_LATEST)) this.look();
   }
 
   async look() {
@@ -53,22 +53,22 @@ export class Pages {
       do {
         this.again = false;
         this.looked = Date.now();
-        for (const kind of Object.keys(ASKED)) {
+        for (const kind of Object.keys(QUERIES)) {
           const limit = this.wanted[kind];
-          const found = limit ? (await this.runtime.act("tasks", { ...ASKED[kind], offset: this.sent[kind], limit })).tasks : [];
+          const found = limit ? (await this.runtime.act("tasks", { ...QUERIES[kind], offset: this.sent[kind], limit })).tasks : [];
           this.rows[kind] = found.slice(0, this.wanted[kind]);
         }
         this.changed();
       } while (this.again);
     } catch (problem) {
-      this.say(`The other tasks can't be listed: ${problem.message}`);
+      this.say(`Cannot list more tasks: ${problem.message}`);
     } finally {
       this.looking = false;
     }
   }
 }
 
-/** The row below the tasks of a kind that says how many there are, and shows more. */
+/** Row below the tasks of a kind, with their number and buttons to show more. */
 export class More {
   constructor({ kind }, pages) {
     this.kind = kind;

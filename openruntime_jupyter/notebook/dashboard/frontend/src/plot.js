@@ -1,4 +1,4 @@
-// What all drawings have in common: colours of the theme, axes, and uPlot.
+// Common parts of all charts: theme colours, axes and uPlot.
 import uPlot from "uplot";
 import { mark, tick } from "./format.js";
 
@@ -6,26 +6,26 @@ const FALLBACK = { brand: "#1976d2", warn: "#ef6c00", success: "#2e7d32", error:
 const FONT = "11px system-ui, sans-serif";
 const AXIS = 56;
 
-/** A colour of the theme. */
+/** Return a colour of the theme. */
 export function hue(element, name) {
   return getComputedStyle(element).getPropertyValue(`--jp-${name}-color1`).trim() || FALLBACK[name];
 }
 
 const brush = document.createElement("canvas").getContext("2d");
 
-/** The same colour, as thin as `alpha` (two hexadecimal digits) says. */
+/** Return the colour with the opacity `alpha`, two hexadecimal digits. */
 export function thin(colour, alpha) {
   brush.fillStyle = "#888888";
   brush.fillStyle = colour;
   return brush.fillStyle.startsWith("#") ? brush.fillStyle + alpha : brush.fillStyle;
 }
 
-/** The colours that a drawing in `element` depends on: when they change, it is drawn anew. */
+/** Return the theme colours that a chart in `element` uses. A change requires a redraw. */
 export function theme(element) {
   return [getComputedStyle(element).color, ...Object.keys(FALLBACK).map((name) => hue(element, name))].join();
 }
 
-/** Steps of time, in seconds, that clocks have. */
+/** Steps of a time axis, in seconds. */
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800];
 const COUNTS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
 const UP = {
@@ -33,7 +33,7 @@ const UP = {
   tasks: COUNTS,
   seconds: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1].flatMap((step) => [step, 2 * step, 5 * step]).concat(STEPS),
 };
-/** Pixels between two times, without and with seconds. */
+/** Minimum distance of time labels in pixels, without and with seconds. */
 const APART = [46, 62];
 
 function range(unit) {

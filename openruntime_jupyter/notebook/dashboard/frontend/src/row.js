@@ -1,10 +1,10 @@
-// One task: a line of the table, what can be done about it, and what lies below it when it is opened.
+// Table row of a task, with its buttons and details.
 import { button, id, make, show, write } from "./dom.js";
 import { Details } from "./details.js";
 import { bytes, clock } from "./format.js";
 import { called, how, live, ran, SIGNS, state } from "./words.js";
 
-/** A cell; `label` is what its column is called where there is no room for columns. */
+/** Create a cell. `label` is the column name for narrow pages. */
 function cell(role, label, ...content) {
   return make("td", { class: `or-${role}`, role: "cell", "data-label": label }, ...content);
 }
@@ -32,8 +32,8 @@ export class Row {
       min: 1,
       max: 10,
       class: "or-number",
-      title: "Priority: 1 to 10, and 10 is the most urgent",
-      "aria-label": `Priority of ${name}: 1 to 10, and 10 is the most urgent`,
+      title: "Priority: 1 to 10, where 10 is the most urgent",
+      "aria-label": `Priority of ${name}: 1 to 10, where 10 is the most urgent`,
       onchange: () => this.act("priority", { priority: Number(this.priority.value) }),
     });
     this.level = make("span");
@@ -54,7 +54,7 @@ export class Row {
       cell("device", "device", this.device),
       cell("memory", "memory", this.memory),
       cell("level", "priority", this.priority, this.level),
-      cell("who", "who", this.who),
+      cell("who", "owner", this.who),
       cell("actions", null, this.cancel, this.again),
     );
     this.element = make("tbody", { role: "rowgroup", onkeydown: (event) => this.key(event) }, this.line, this.below);
@@ -101,7 +101,7 @@ export class Row {
     write(this.level, String(task.priority));
     if (this.priority.getRootNode().activeElement !== this.priority) this.priority.value = task.priority;
     const failed = !live(task) && task.status !== "completed";
-    // The button that was pressed goes away with the state: the keyboard stays on the one that comes for it.
+    // A state change hides the pressed button, so move the focus to its replacement.
     const held = [this.cancel, this.again].includes(this.cancel.getRootNode().activeElement);
     show(this.cancel, live(task) && here);
     show(this.again, !live(task));
@@ -114,10 +114,10 @@ export class Row {
     this.more.setAttribute("aria-label", this.more.title);
   }
 
-  async act(name, said = {}) {
+  async act(name, args = {}) {
     for (const each of [this.cancel, this.again]) each.disabled = true;
     try {
-      const answer = await this.table.runtime.act(name, { id: this.task.task_id, ...said });
+      const answer = await this.table.runtime.act(name, { id: this.task.task_id, ...args });
       this.table.say("");
       if (name === "again") this.table.announce(`${called(this.task)} is queued again`);
       else this.table.change(answer);

@@ -1,24 +1,24 @@
-// How the page reaches the runtime: by the server that the page came from where that is the runtime's own, else through the kernel.
+// Connection of the page to the runtime: directly if the page's server hosts the runtime, else through the kernel.
 
 const TIMEOUT = 20_000;
-/** Milliseconds in which a server that lives answers the smallest question. */
+/** Timeout of a status request to the server, in milliseconds. */
 const SOON = 5_000;
 const AGAIN = ["operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit", "session"];
 
-/** The runtime says no: why, and what is wrong with which field. */
-export class Refused extends Error {
+/** Error response of the runtime, with the reason and the invalid fields. */
+export class RequestError extends Error {
   constructor(message, details) {
     super(message);
     this.details = details ?? [];
   }
 }
 
-/** What is asked for as the query of an address; a list is one with commas. */
-function query(said) {
-  return new URLSearchParams(Object.entries(said).map(([name, value]) => [name === "states" ? "state" : name, String(value)]));
+/** Convert arguments to a URL query. Lists become comma-separated values. */
+function query(args) {
+  return new URLSearchParams(Object.entries(args).map(([name, value]) => [name === "states" ? "state" : name, String(value)]));
 }
 
-/** The address of the Jupyter Server that the page came from; raises where it came from none. */
+/** Return the URL of the Jupyter Server that served the page. Throws if there is none. */
 function jupyter() {
   return new URL(JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl, location.href);
 }
@@ -29,31 +29,31 @@ export class Runtime {
     this.waiting = new Map();
     this.number = 0;
     this.base = null;
-    this.asked = null;
-    this.heard = (message) => this.answered(message);
-    model.on("msg:custom", this.heard);
+    this.checkedRuntime = null;
+    this.listener = (message) => this.settle(message);
+    model.on("msg:custom", this.listener);
   }
 
   close() {
-    this.model.off("msg:custom", this.heard);
+    this.model.off("msg:custom", this.listener);
     for (const { timer } of this.waiting.values()) clearTimeout(timer);
   }
 
-  /** Whether this page's server runs `runtime`: then buttons work while the kernel is busy. */
+  /** Detect whether the page's server hosts `runtime`. If so, buttons work while the kernel is busy. */
   async look(runtime) {
-    if (!runtime || this.asked === runtime) return;
-    this.asked = runtime;
+    if (!runtime || this.checkedRuntime === runtime) return;
+    this.checkedRuntime = runtime;
     this.base = null;
     try {
       const base = new URL("openruntime/", jupyter());
       const health = await (await fetch(new URL("health", base))).json();
       if (health.runtime === runtime) this.base = base;
     } catch {
-      // VS Code, an exported page, or a server without the extension: the kernel does it.
+      // VS Code, an exported page, or a server without the extension: use the kernel.
     }
   }
 
-  /** Whether the server answers that the page came from; true where the page came from none. */
+  /** Return whether the server of the page responds; true if the page has no server. */
   async served() {
     let base;
     try {
@@ -74,36 +74,36 @@ export class Runtime {
     try {
       answer = await fetch(new URL(path, this.base), { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
     } catch {
-      throw new Refused("the server does not answer: try again when the dashboard says that it is back");
+      throw new RequestError("no response from the server: try again when the dashboard is connected");
     }
-    let said;
+    let payload;
     try {
-      said = await answer.json();
+      payload = await answer.json();
     } catch {
-      throw new Refused(`the server answered with status ${answer.status} and without a reason`);
+      throw new RequestError(`the server responded with status ${answer.status} and no reason`);
     }
-    if (!answer.ok) throw new Refused(said.error ?? said.message ?? `the server answered with status ${answer.status}`, said.data?.details);
-    return said;
+    if (!answer.ok) throw new RequestError(payload.error ?? payload.message ?? `the server responded with status ${answer.status}`, payload.data?.details);
+    return payload;
   }
 
-  /** Do what `name` says with `said`; rejects with the reason in words. */
-  async act(name, said) {
-    return this.base ? this.direct(name, said) : this.throughKernel(name, said);
+  /** Run the action `name`. Rejects with a readable reason. */
+  async act(name, args) {
+    return this.base ? this.direct(name, args) : this.throughKernel(name, args);
   }
 
-  async direct(name, said) {
-    const task = said.id && `tasks/${encodeURIComponent(said.id)}`;
+  async direct(name, args) {
+    const task = args.id && `tasks/${encodeURIComponent(args.id)}`;
     if (name === "cancel") return this.ask("DELETE", task);
-    if (name === "priority") return this.ask("PATCH", task, { priority: said.priority });
-    if (name === "tasks") return this.ask("GET", `tasks?${query(said)}`);
+    if (name === "priority") return this.ask("PATCH", task, { priority: args.priority });
+    if (name === "tasks") return this.ask("GET", `tasks?${query(args)}`);
     if (name === "task") return this.ask("GET", `${task}?parameters=false`);
-    if (name === "output") return this.ask("GET", `${task}/output?since=${said.since ?? 0}`);
-    if (name === "restart") return this.ask("POST", `sessions/${encodeURIComponent(said.id)}/restart`, {});
-    if (name === "free") return this.ask("DELETE", `sessions/${encodeURIComponent(said.id)}`);
-    if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(said.name)}`);
-    if (name === "insights") return this.ask("POST", "ai/insights", said);
-    if (name === "run") return this.ask("POST", "tasks", { ...said, origin: "notebook", wait: false });
-    if (name !== "again") throw new Error(`there is no action ${name}`);
+    if (name === "output") return this.ask("GET", `${task}/output?since=${args.since ?? 0}`);
+    if (name === "restart") return this.ask("POST", `sessions/${encodeURIComponent(args.id)}/restart`, {});
+    if (name === "free") return this.ask("DELETE", `sessions/${encodeURIComponent(args.id)}`);
+    if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(args.name)}`);
+    if (name === "insights") return this.ask("POST", "ai/insights", args);
+    if (name === "run") return this.ask("POST", "tasks", { ...args, origin: "notebook", wait: false });
+    if (name !== "again") throw new Error(`unknown action ${name}`);
     const before = await this.ask("GET", task);
     const request = { wait: false, origin: "notebook" };
     for (const field of AGAIN) if (before[field] != null) request[field] = before[field];
@@ -111,28 +111,28 @@ export class Runtime {
       return await this.ask("POST", "tasks", request);
     } catch (problem) {
       if (!problem.details?.length || !request.parameters?.arrays?.length) throw problem;
-      throw new Refused("large arrays are let go of at a task's end, so it can't be done once more: run its cell, or make its call, again");
+      throw new RequestError("large input arrays are deleted when a task ends, so it cannot be run again from here: rerun its cell or call");
     }
   }
 
-  throughKernel(name, said) {
+  throughKernel(name, args) {
     return new Promise((resolve, reject) => {
       const number = ++this.number;
       const timer = setTimeout(() => {
         this.waiting.delete(number);
-        reject(new Refused("the kernel does not answer: it may be busy with a cell. Try again when that has ended"));
+        reject(new RequestError("no response from the kernel, which may be busy with a cell: try again when the cell has finished"));
       }, TIMEOUT);
       this.waiting.set(number, { resolve, reject, timer });
-      this.model.send({ number, name, said });
+      this.model.send({ number, name, args });
     });
   }
 
-  answered(message) {
+  settle(message) {
     const waiting = this.waiting.get(message.number);
     if (!waiting) return;
     clearTimeout(waiting.timer);
     this.waiting.delete(message.number);
-    if (message.error) waiting.reject(new Refused(message.error, message.details));
+    if (message.error) waiting.reject(new RequestError(message.error, message.details));
     else waiting.resolve(message.answer);
   }
 }

@@ -1,12 +1,12 @@
-// Sessions: workers that keep their variables, and how to restart or free them.
+// Sessions (workers that keep their variables), with buttons to restart or free them.
 import { button, Children, make, show, write } from "./dom.js";
 import { bytes, clock } from "./format.js";
 
-/** Milliseconds for which a button waits for its second click. */
+/** Time for the confirming click, in milliseconds. */
 const SURE = 5_000;
 
-/** A button that acts at its second click, since lost variables do not come back; at the first one where nothing is lost. */
-class Twice {
+/** Button that requires a second click if variables would be lost. */
+class ConfirmButton {
   constructor(label, act) {
     this.label = label;
     this.act = act;
@@ -17,7 +17,7 @@ class Twice {
     });
   }
 
-  /** `about` says what it does, `lost` what is lost by it: null for nothing. */
+  /** `about` describes the action, and `lost` what it deletes (null for nothing). */
   update(about, lost) {
     this.about = about;
     this.lost = lost;
@@ -55,13 +55,13 @@ class Twice {
   }
 }
 
-/** `owner` says whose it is, where there are several. */
+/** Describe a session. `owner` is given if there are several owners. */
 function about(session, called, owner) {
   const notebook = session.notebook?.split("/").pop();
   const last = session.ended_at ? `ended ${clock(session.ended_at)}` : `last used ${clock(session.used_at)}`;
   const used = session.state === "busy" ? `runs ${called(session.task_id)}` : last;
-  const tasks = session.tasks ? `${session.tasks} ${session.tasks === 1 ? "task" : "tasks"} done` : "no task done yet";
-  const ends = session.expires_at && `ends ${clock(session.expires_at)} unless it is used`;
+  const tasks = session.tasks ? `${session.tasks} ${session.tasks === 1 ? "task" : "tasks"} done` : "no tasks done yet";
+  const ends = session.expires_at && `expires ${clock(session.expires_at)} unless used`;
   return [notebook, owner, tasks, bytes(session.resident_bytes), used, ends].filter(Boolean).join(" · ");
 }
 
@@ -71,8 +71,8 @@ function line(sessions) {
     const state = make("span", { class: "or-state" });
     const facts = make("div", { class: "or-dim" });
     const reason = make("div", { class: "or-advice" });
-    const restart = new Twice("Restart", () => sessions.act("restart", session.id));
-    const free = new Twice("Free", () => sessions.act("free", session.id));
+    const restart = new ConfirmButton("Restart", () => sessions.act("restart", session.id));
+    const free = new ConfirmButton("Free", () => sessions.act("free", session.id));
     return {
       element: make("li", {}, make("div", { class: "or-head" }, make("div", {}, name, " ", state, facts), make("div", { class: "or-two" }, restart.element, free.element)), reason),
       update(now) {
@@ -92,7 +92,7 @@ function line(sessions) {
 }
 
 export class Sessions {
-  /** `called(id)` is what people call a task. */
+  /** `called(id)` returns the display name of a task. */
   constructor(runtime, say, announce, called) {
     this.runtime = runtime;
     this.say = say;
@@ -101,7 +101,7 @@ export class Sessions {
     this.sessions = [];
     this.title = make("h4", {}, "Sessions");
     this.list = make("ul", { class: "or-sessions", "aria-label": "Sessions" });
-    this.empty = make("div", { class: "or-empty" }, "No session is open. ", make("code", {}, "%%openruntime --session NAME"), " starts one: its variables stay for the next cell.");
+    this.empty = make("div", { class: "or-empty" }, "No open sessions. ", make("code", {}, "%%openruntime --session NAME"), " starts one, which keeps its variables for the next cell.");
     this.element = make("section", { "aria-label": "Sessions" }, this.title, this.list, this.empty);
     this.children = new Children(this.list, (session) => session.id, line(this));
   }

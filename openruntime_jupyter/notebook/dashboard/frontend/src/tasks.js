@@ -1,4 +1,4 @@
-// The table of tasks: what runs, what waits in the order in which it is next, and what has ended, the newest first.
+// Task table: running tasks, waiting tasks in execution order, and finished tasks, newest first.
 import { Children, make, show, write } from "./dom.js";
 import { spaced } from "./format.js";
 import { More, Pages } from "./pages.js";
@@ -14,10 +14,10 @@ const COLUMNS = [
   ["device", "device"],
   ["memory", "memory"],
   ["level", "priority"],
-  ["who", "who"],
+  ["who", "owner"],
   ["actions", make("span", { class: "or-hidden" }, "actions")],
 ];
-/** Milliseconds for which rows stay where they are while the pointer is on a button: who aims must not hit another task. */
+/** Milliseconds for which rows do not move while the pointer is over a button, to prevent clicks on the wrong task. */
 const AIM = 1500;
 
 export class Tasks {
@@ -53,11 +53,11 @@ export class Tasks {
     );
     this.empty = make("div", { class: "or-empty" }, "No tasks yet. Run a cell that begins with %%openruntime, or an operation below.");
     this.element = make("section", { "aria-label": "Tasks" }, this.table, this.empty);
-    // Behind the head: each row is a tbody of its own, so that its details move along with it.
+    // Each task is a separate tbody after the head, so that its details move with it.
     this.children = new Children(this.table, (item) => item.task_id ?? item.kind, (item) => (item.kind ? new More(item, this.pages) : new Row(item, this)), head);
   }
 
-  /** The runtime's time in milliseconds, by this page's clock. */
+  /** Return the runtime's time in milliseconds, estimated from the page's clock. */
   now() {
     return Date.now() - this.ahead;
   }
@@ -75,13 +75,13 @@ export class Tasks {
 
   update(tasks, counts, devices) {
     this.devices = devices ?? [];
-    const stirred = tasks !== this.sent || counts !== this.counts;
+    const stale = tasks !== this.sent || counts !== this.counts;
     [this.sent, this.counts] = [tasks, counts ?? {}];
     this.draw();
     for (const task of tasks) this.tell(task);
     show(this.empty, !tasks.length);
     show(this.table, tasks.length > 0);
-    this.pages.tick(stirred);
+    this.pages.tick(stale);
   }
 
   draw() {
@@ -104,20 +104,20 @@ export class Tasks {
     write(this.caption, all > this.tasks.length ? `Tasks · ${this.tasks.length.toLocaleString("en")} of ${all.toLocaleString("en")}` : "Tasks");
   }
 
-  /** The row below the tasks of a kind, where there are more of them than are sent. */
+  /** Return the row with the "more" buttons if there are more tasks of a kind. */
   more(kind) {
     const shown = this.tasks.filter((task) => (kind === "waiting" ? task.status === "pending" : !live(task))).length;
     const all = this.counts[kind] ?? 0;
     return shown < all || this.pages.wanted[kind] ? [{ kind, shown, all: Math.max(all, shown) }] : [];
   }
 
-  /** The same rows in the order that is on the page. */
+  /** Return the rows in their current order on the page. */
   still(tasks) {
     const news = new Map(tasks.map((task) => [task.task_id, task]));
     return this.tasks.map((task) => news.get(task.task_id) ?? task);
   }
 
-  /** What an event, or the answer to a button, said of one task. */
+  /** Apply a change of one task from an event or a response. */
   change(data) {
     const is = (task) => task.task_id === data.task_id;
     const before = this.tasks.find(is);
@@ -125,7 +125,7 @@ export class Tasks {
     const { n, total, message, remaining, ...rest } = data;
     const task = { ...before, ...Object.fromEntries(Object.entries(rest).filter(([, value]) => value != null)) };
     if (n !== undefined) task.progress = { n, total, message, remaining };
-    // Wherever it is listed: what is drawn next, for the sake of something else, must not go back to what was.
+    // Update all lists, so that later redraws do not show the old state.
     for (const list of [this.tasks, this.sent, ...Object.values(this.pages.rows)]) {
       const index = list.findIndex(is);
       if (index >= 0) list[index] = task;
@@ -134,14 +134,14 @@ export class Tasks {
     this.tell(task);
   }
 
-  /** Who does not see the table hears how a task ended. */
+  /** Announce the end of a task to screen readers. */
   tell(task) {
     const before = this.states.get(task.task_id);
     this.states.set(task.task_id, task.status);
     if (before && before !== task.status && !live(task)) this.announce(`${called(task)}: ${spaced(task.status)}`);
   }
 
-  /** A second has passed. */
+  /** Update the run times, once a second. */
   tick() {
     for (const { task, ran: shown } of this.children.known.values()) if (task?.status === "running") write(shown, ran(task, this.now()));
     this.pages.tick();

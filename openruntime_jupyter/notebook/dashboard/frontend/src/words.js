@@ -1,7 +1,7 @@
-// What the table says of a task.
+// Texts about a task.
 import { clock, long, seconds, spaced } from "./format.js";
 
-/** The same as in the outputs of cells; none that a system draws as an emoji. */
+/** State symbols, as in cell outputs. None has an emoji presentation. */
 export const SIGNS = {
   pending: "○",
   running: "●",
@@ -13,16 +13,16 @@ export const SIGNS = {
 };
 const SIGNALS = { 2: "SIGINT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM" };
 const ENDS = {
-  raised: "the task raised",
-  worker_died: "its worker died",
-  timed_out: "out of time",
-  memory: "too much memory",
-  not_started: "it could not be started",
+  raised: "exception in the task",
+  worker_died: "worker died",
+  timed_out: "timeout",
+  memory: "out of memory",
+  not_started: "start failed",
   cancelled: "cancelled",
-  interrupted: "its runtime ended",
+  interrupted: "runtime stopped",
 };
 const STAGES = {
-  queue: "before it had started",
+  queue: "before it started",
   interrupt: "by an interrupt",
   terminate: "by ending its process",
   kill: "by killing its process",
@@ -32,7 +32,7 @@ export function live(task) {
   return task.status === "pending" || task.status === "running";
 }
 
-/** The word for a state. */
+/** Return the word for a state. */
 export function state(status) {
   return status === "pending" ? "waiting" : spaced(status);
 }
@@ -53,14 +53,14 @@ export function stage(name) {
   return name && (STAGES[name] ?? name);
 }
 
-/** `next`, `2nd`, `13th`. */
+/** Return `next`, `2nd` or `13th`. */
 function ordinal(place) {
   if (place === 1) return "next";
   const ending = place % 100 >= 10 && place % 100 <= 20 ? "th" : ({ 1: "st", 2: "nd", 3: "rd" }[place % 10] ?? "th");
   return `${place.toLocaleString("en")}${ending}`;
 }
 
-/** The line below its name: how far it is, what it waits for, or what went wrong. */
+/** Return the line below the name: progress, reason for waiting, or error. */
 export function how(task) {
   if (task.status === "pending") {
     const place = task.position && `${ordinal(task.position)} in line`;
@@ -76,7 +76,7 @@ export function how(task) {
   return task.error ?? "";
 }
 
-/** How long it has run; `now` is the runtime's time in milliseconds. */
+/** Return the run time. `now` is the runtime's time in milliseconds. */
 export function ran(task, now) {
   if (task.status === "running" && task.started_at) return long((now - Date.parse(task.started_at)) / 1000);
   return seconds(task.execution_time);
