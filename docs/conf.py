@@ -3,7 +3,7 @@
 import openruntime_jupyter
 
 project = "OpenRuntime for Jupyter"
-copyright = "OpenRuntime contributors"
+project_copyright = "OpenRuntime contributors"
 version = release = openruntime_jupyter.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]

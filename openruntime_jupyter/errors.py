@@ -56,7 +56,7 @@ class OpenRuntimeError(Exception):
     """Base class of the errors of this package."""
 
     retry_after: float | None = None
-    """Seconds after which a retry makes sense; None where it does not."""
+    """Seconds after which a retry makes sense; None otherwise."""
 
 
 class InvalidRequest(OpenRuntimeError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import LOCAL, ProfileInfo
 from openruntime_jupyter.schemas.values import ModelSource
 

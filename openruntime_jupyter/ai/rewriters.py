@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from openruntime_jupyter.ai.insights.rewriting import Choose, Rewriter
 from openruntime_jupyter.ai.model_selection import Choice
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService

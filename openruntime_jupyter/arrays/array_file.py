@@ -210,7 +210,7 @@ def _take_room(descriptor: int, size: int, folder: Path) -> None:
 def no_room(size: int, folder: Path, problem: OSError) -> StorageUnavailable:
     """Return the error for a file of `size` bytes that could not be created in `folder`."""
     if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
-        return StorageUnavailable(f"Array can't be stored in {folder} ({problem.strerror}): make that folder writable for this user.")
+        return StorageUnavailable(f"Array can't be stored in {folder} ({problem.strerror}): make that folder writable for this user")
     left = ""
     try:
         disk = os.statvfs(folder)
@@ -219,7 +219,7 @@ def no_room(size: int, folder: Path, problem: OSError) -> StorageUnavailable:
         pass
     return StorageUnavailable(
         f"An array of {gigabytes(size)} does not fit into {folder}{left} ({problem.strerror}): delete arrays that are no longer needed, "
-        "or choose a folder on a larger disk with the setting spool_dir.",
+        "or choose a folder on a larger disk with the setting spool_dir",
         retry_after=10.0,
     )
 

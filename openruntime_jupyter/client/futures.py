@@ -101,7 +101,7 @@ class TaskFuture(Future[Any]):
         return True
 
     def abandon(self) -> None:
-        """Fail in a forked child, because the settling thread runs in the parent. Callbacks, also the parent's, are not called."""
+        """Fail in a forked child, because the settling thread runs in the parent. The parent's callbacks are not called."""
         super().__init__()  # a thread of the parent may have held the lock
         self._submitted = threading.Event()
         self._submitted.set()

@@ -16,7 +16,7 @@ from openruntime_jupyter.schemas.values import ModelSource
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.settings import Settings
-    from openruntime_jupyter.runtime.tasks.validation import Caller
+    from openruntime_jupyter.runtime.tasks.submission import Caller
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class ModelCatalog:
         if not caller.may_execute:  # before any access: other callers must not learn whether the file exists
             raise NotAllowed(
                 "A model path requires the permission to execute code: use a name from `GET /models`, or ask the owner to add the path to "
-                "allowed_models."
+                "allowed_models"
             )
         try:
             return self._described(Path(resolved))
@@ -101,9 +101,9 @@ class ModelCatalog:
 
     def _on_hub(self, name: str, caller: Caller) -> ModelSource:
         if not self._settings.allow_hub:
-            raise NotAllowed(f"Model {name!r} requires a download from the Hugging Face hub, which is disabled: see allow_hub.")
+            raise NotAllowed(f"Model {name!r} requires a download from the Hugging Face hub, which is disabled: see allow_hub")
         if name not in self._settings.allowed_models and not caller.may_execute:
-            raise NotAllowed(f"Model {name!r} is not in allowed_models: ask the owner to add it, or use a name from `GET /models`.")
+            raise NotAllowed(f"Model {name!r} is not in allowed_models: ask the owner to add it, or use a name from `GET /models`")
         return ModelSource(name, name, "hub", converted=str(self._settings.models / CONVERTED))
 
     def _listed(self) -> list[ModelSource]:

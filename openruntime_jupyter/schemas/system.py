@@ -58,9 +58,7 @@ class Worker(Wire):
     resident_bytes: int | None = Field(None, description="Resident memory in bytes; null if it cannot be read.")
     resident_peak_bytes: int | None = Field(None, description="Largest observed resident memory in bytes.")
     mlx_peak_bytes: int | None = Field(None, description="Peak of MLX allocations in bytes; null before the first task.")
-    gpu_utilization: float | None = Field(
-        None, description="Mean GPU utilization in percent over all measured tasks; null without one."
-    )
+    gpu_utilization: float | None = Field(None, description="Mean GPU utilization in percent over all measured tasks; null without one.")
 
 
 class Metrics(Wire):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tornado import web
 
 from openruntime_jupyter.server.handlers.ai import (
@@ -16,7 +18,7 @@ from openruntime_jupyter.server.handlers.ai import (
 )
 from openruntime_jupyter.server.handlers.arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
 from openruntime_jupyter.server.handlers.batch import BatchHandler, ResultsHandler
-from openruntime_jupyter.server.handlers.docs import DocsHandler, OpenApiHandler
+from openruntime_jupyter.server.handlers.docs import FILES, DocsFileHandler, DocsHandler, OpenApiHandler
 from openruntime_jupyter.server.handlers.insights import InsightsHandler
 from openruntime_jupyter.server.handlers.metrics import MetricsHandler, MetricsHistoryHandler
 from openruntime_jupyter.server.handlers.sessions import SessionHandler, SessionRestartHandler, SessionsHandler
@@ -84,4 +86,5 @@ def routes(mount: str, but_for: str = "") -> list[tuple[str, type[web.RequestHan
     `but_for` is a path below the mount that Jupyter handles.
     """
     exception = f"(?!{but_for}$)" if but_for else ""
-    return [*((mount + path, handler) for path, handler in ROUTES), (f"{mount}/{exception}.*", NotFoundHandler)]
+    page_files = (f"{mount}/docs/({'|'.join(map(re.escape, FILES))})", DocsFileHandler)
+    return [*((mount + path, handler) for path, handler in ROUTES), page_files, (f"{mount}/{exception}.*", NotFoundHandler)]

@@ -1,4 +1,4 @@
-"""A provider that does what a test tells it, on a real socket of the loopback: the faults that real ones have now and then."""
+"""Scripted provider on a real loopback socket, with the faults of real providers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SSE = "text/event-stream"
 
 @dataclass
 class Request:
-    """What was asked."""
+    """Request of the client."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Request:
 
 @dataclass
 class Connection:
-    """A client that waits for its answer."""
+    """Connection of a client that waits for its response."""
 
     socket: socket.socket
 
@@ -37,30 +37,30 @@ class Connection:
         self.socket.sendall(data if isinstance(data, bytes) else data.encode())
 
     def answer(self, body: bytes | str, status: str = "200 OK", kind: str = "application/json", **headers: str) -> None:
-        """A whole answer."""
+        """Send a complete response."""
         data = body if isinstance(body, bytes) else body.encode(errors="surrogateescape")
-        # The connection ends with each answer, and who is not told so may ask the next thing on one that is closing.
+        # The connection closes after each response. Without this header a client may reuse a closing connection.
         known = {"Content-Length": str(len(data)), "Connection": "close"}
         self.send(head(status, kind, {**known, **{name.replace("_", "-"): text for name, text in headers.items()}}))
         self.send(data)
 
     def begin(self, kind: str = SSE, version: str = "1.1") -> None:
-        """An answer that ends with the connection."""
+        """Send the head of a response that ends with the connection."""
         self.send(head("200 OK", kind, {"Connection": "close"}, version))
 
     def event(self, data: Any) -> None:
-        """One server-sent event."""
+        """Send a server-sent event."""
         self.send(f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n")
 
     def text(self, *pieces: str, finish: str | None = "stop") -> None:
-        """An answer in pieces, to its end."""
+        """Send a complete response in pieces."""
         for piece in pieces:
             self.event(chunk(piece))
         if finish is not None:
             self.event(chunk(None, finish))
 
     def gone(self, seconds: float = 10.0) -> bool:
-        """Whether the client closes the connection within that time."""
+        """Return whether the client closes the connection within that time."""
         self.socket.settimeout(seconds)
         with contextlib.suppress(ConnectionError):
             try:
@@ -79,7 +79,7 @@ def head(status: str, kind: str, headers: dict[str, str], version: str = "1.1") 
 
 
 def chunk(text: str | None, finish: str | None = None, **delta: Any) -> dict[str, Any]:
-    """A chunk of an answer."""
+    """Return a chunk of a response."""
     said = {**({} if text is None else {"content": text}), **delta}
     return {
         "id": "1",
@@ -91,14 +91,14 @@ def chunk(text: str | None, finish: str | None = None, **delta: Any) -> dict[str
 
 
 def usage(prompt: int, completion: int) -> dict[str, Any]:
-    """The chunk with the figures, which has no choices."""
+    """Return the chunk with the usage data, which has no choices."""
     figures = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny", "choices": [], "usage": figures}
 
 
 @dataclass
 class ProviderServer:
-    """Answers each request by the next of `answers`, the last of them again and again."""
+    """Server that answers each request with the next of `answers`, repeating the last one."""
 
     answers: list[Answer]
     requests: list[Request] = field(default_factory=list)
@@ -138,7 +138,7 @@ class ProviderServer:
                     answer(connection, request)
                     return
             except (ConnectionError, OSError):
-                return  # the client went away, as some tests want it
+                return  # the client disconnected, as some tests require
             except BaseException as problem:
                 self.problems.append(problem)
         self._open.discard(client)
@@ -172,7 +172,7 @@ def _read(client: socket.socket) -> Request | None:
 
 @contextlib.contextmanager
 def providing(*answers: Answer) -> Iterator[ProviderServer]:
-    """A provider with these answers; its threads have ended afterwards."""
+    """Run a provider with these answers, and join its threads at the end."""
     server = ProviderServer(list(answers))
     try:
         yield server
@@ -181,7 +181,7 @@ def providing(*answers: Answer) -> Iterator[ProviderServer]:
 
 
 def says(*pieces: str, figures: tuple[int, int] | None = None) -> Answer:
-    """A good answer."""
+    """Return a successful response."""
 
     def answer(connection: Connection, request: Request) -> None:
         connection.begin()
@@ -194,5 +194,5 @@ def says(*pieces: str, figures: tuple[int, int] | None = None) -> Answer:
 
 
 def refuses(status: str, body: Any, kind: str = "application/json", **headers: str) -> Answer:
-    """An error."""
+    """Return an error response."""
     return lambda connection, request: connection.answer(body if isinstance(body, str) else json.dumps(body), status, kind, **headers)

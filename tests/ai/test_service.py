@@ -1,4 +1,4 @@
-"""The service around a real runtime, with a provider on a real socket."""
+"""AI service with a real runtime and a provider on a real socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openruntime_jupyter.ai.factory import host
 from openruntime_jupyter.ai.service import AiService
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import AiRequest
 from openruntime_jupyter.server.http.sse import with_pauses
 from tests.ai.provider_server import ProviderServer, providing

@@ -1,4 +1,4 @@
-"""A kernel of its own as a process: it runs code where it stands, as a notebook in that folder would."""
+"""Kernel process that runs code in a folder, like a notebook there."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def task(way, code):
 
 
 class Caller:
-    """A Python process in a folder, with a client of the runtime that its environment names."""
+    """Python process in a folder, with a client of the runtime from its environment."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         folder.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class Caller:
         self.do(SET_UP)
 
     def do(self, code: str, expression: str = "None") -> Any:
-        """Run code in this process, and return the value of an expression; raises RuntimeError with what it raised."""
+        """Run code in this process and return the value of an expression. Raises RuntimeError with the process's error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([code, expression]) + "\n")

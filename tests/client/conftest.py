@@ -1,4 +1,4 @@
-"""One runtime behind a real server and one inside this process: every contract test runs over both."""
+"""Contract tests run with two runtimes: one in a real server and one embedded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import Server, running_server
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A Jupyter Server below a base URL, with one CPU slot, so that a second task waits."""
+    """Run a Jupyter Server with a base URL and one CPU slot, so that a second task waits."""
     config = {"OpenRuntimeApp": {"cpu_slots": 1}}
     with running_server(tmp_path_factory.mktemp("client"), base_url="/user/x/", config=config) as running:
         yield running
@@ -24,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=["http", "embedded"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """Each kind of backend in turn, with one CPU slot."""
+    """Return each kind of backend, with one CPU slot."""
     if request.param == "http":
         running: Server = request.getfixturevalue("server")
         http = HttpBackend(running.url, running.token)
@@ -38,5 +38,5 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def client(backend: Backend) -> Client:
-    """A client of each backend in turn."""
+    """Return a client of each backend."""
     return Client(backend)

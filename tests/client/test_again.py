@@ -1,4 +1,4 @@
-"""The same work once more, over HTTP and embedded."""
+"""Resubmission of tasks, over HTTP and embedded."""
 
 from __future__ import annotations
 

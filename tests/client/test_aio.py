@@ -1,4 +1,4 @@
-"""The client for coroutines, over HTTP and embedded."""
+"""Asynchronous client, over HTTP and embedded."""
 
 from __future__ import annotations
 

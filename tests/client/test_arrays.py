@@ -1,4 +1,4 @@
-"""Arrays in and out of tasks through every backend: by files, and by HTTP as from another machine."""
+"""Arrays as inputs and results of tasks with every backend: through files, and over HTTP as from another machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=["http", "remote", "embedded"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A server on this machine, one whose files are not at hand, and the runtime of this process."""
+    """Return backends of a local server, a server without shared files, and an embedded runtime."""
     if request.param == "embedded":
         embedded = EmbeddedBackend(Settings(data_dir=tmp_path_factory.mktemp("embedded"), embedded=True, cpu_slots=1, array_bytes=QUOTA))
         yield embedded
@@ -61,7 +61,7 @@ def client(backend: Backend) -> Client:
 
 
 def ids(client: Client) -> set[str]:
-    """What lies in the spool."""
+    """Return the ids of the arrays in the spool."""
     backend: Any = client.backend
     if isinstance(backend, HttpBackend):
         return {each["id"] for each in backend._request("GET", "/arrays").json()["arrays"]}
@@ -182,7 +182,7 @@ def test_a_submission_that_is_refused_leaves_no_array(client: Client) -> None:
 
 
 def test_more_than_there_is_room_for_is_refused_with_figures(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match=r"all arrays together may have 40\.0 MB"):
+    with pytest.raises(InvalidRequest, match=r"exceed the quota of 40\.0 MB"):
         client.call(len, np.ones(QUOTA, np.uint8))
     with pytest.raises(Unavailable, match=r"array_bytes"):
         client.call(lambda *values: None, np.ones(QUOTA // 2, np.uint8), np.zeros(QUOTA // 2, np.uint8))
@@ -210,7 +210,7 @@ def test_a_server_of_another_user_on_this_machine_sends_what_may_not_be_opened(s
     backend = HttpBackend(server.url, server.token)
     client, numbers = Client(backend), np.arange(LARGE, dtype=np.int32)
     assert backend.local
-    client.call(np.add, numbers, 1)  # what is imported late is imported by now: not everybody may read it
+    client.call(np.add, numbers, 1)  # lazy imports are done by now: other users may not read the files
     os.setresuid(NOBODY, NOBODY, 0)
     try:
         back = client.call(np.add, numbers, 1)

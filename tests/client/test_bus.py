@@ -1,4 +1,4 @@
-"""Listening to the runtime's loop from another thread, also before that loop has come to it."""
+"""Event subscriptions from another thread, also before the runtime's loop has started them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client promises, over HTTP and embedded alike."""
+"""Contract of the client, over HTTP and embedded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support import Server, wait_until
 
 
 def sleeper(seconds: float) -> Any:
-    """A function that a worker can be busy with; made here, so that it travels by value."""
+    """Return a slow function, defined locally so that it is pickled by value."""
 
     def sleep() -> float:
         import time
@@ -51,14 +51,14 @@ def sleeper(seconds: float) -> Any:
 
 
 def running(handle: TaskHandle) -> TaskHandle:
-    """`handle`, once the `sleeper` of its task runs."""
+    """Return `handle` once the `sleeper` of its task runs."""
     wait_until(lambda: handle.progress, 20, lambda: f"{handle} runs")
     return handle
 
 
 @contextmanager
 def busy(client: Client) -> Iterator[TaskHandle]:
-    """The one slot is held meanwhile."""
+    """Occupy the only slot."""
     handle = running(client.submit_call(sleeper(60)))
     try:
         yield handle
@@ -241,7 +241,7 @@ def test_asking_for_output_returns_as_soon_as_the_task_ends(client: Client) -> N
     handle = running(client.submit_call(sleeper(0.5)))
     started = time.monotonic()
     assert handle.follow_output(0, wait=60).finished
-    assert time.monotonic() - started < 50, "it did not wait for as long as it might"
+    assert time.monotonic() - started < 50, "it returned before the timeout"
 
 
 def test_a_task_is_found_again_by_its_id(client: Client) -> None:

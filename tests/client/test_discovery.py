@@ -1,4 +1,4 @@
-"""Which runtime `connect()` finds: the order of DESIGN, and what is not trusted."""
+"""Discovery order of `connect()`, and untrusted files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support import STANDALONE, TOKEN, Home, Server, free_port, ready, run
 
 @pytest.fixture(autouse=True)
 def no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing is to be found, until a test lays it out."""
+    """Hide all servers until a test creates one."""
     for name in ("JPY_PARENT_PID", "OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID", "OPENRUNTIME_WORKER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(tmp_path / "data"))
@@ -38,7 +38,7 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def told_by(server: Server, monkeypatch: pytest.MonkeyPatch, parent: int | None = None) -> None:
-    """The environment that `server` gives its kernels; `parent` is the process that started this one."""
+    """Set the environment that `server` gives its kernels; `parent` is the process that started this one."""
     monkeypatch.setenv("OPENRUNTIME_URL", server.url)
     monkeypatch.setenv("OPENRUNTIME_TOKEN", server.token or "")
     monkeypatch.setenv("OPENRUNTIME_SERVER_PID", str(server.pid))
@@ -209,7 +209,7 @@ def test_where_a_client_comes_from_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_real_kernel_of_the_server_is_connected_to_it(server: Server) -> None:
-    """From the server's own kernel, started through its API: what `make lab` gives a notebook."""
+    """Use a kernel started through the server's API, like a notebook in `make lab`."""
     kernels = f"{server.root}/api/kernels"
     kernel = httpx.post(kernels, headers=server.headers, json={"name": "python3"}, timeout=120, trust_env=False).json()
     client = BlockingKernelClient(connection_file=os.fspath(server.home.runtime_dir / f"kernel-{kernel['id']}.json"))

@@ -1,4 +1,4 @@
-"""The runtime inside a process: started at first use, one for all, gone with the process."""
+"""Embedded runtime: started at first use, shared by all clients, stopped with the process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ time.sleep(60)
 
 
 def start(home: Home, how: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """A program that hosts a runtime in which a task runs, and that runtime's processes."""
+    """Start a program that hosts a runtime with a running task; return it with the runtime's processes."""
     command = [sys.executable, "-W", "error", "-c", PROGRAM, how]
     process = subprocess.Popen(command, env=home.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""A runtime as an executor, over HTTP and embedded."""
+"""Executor of a runtime, over HTTP and embedded."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_coroutines_hand_it_work_as_to_any_executor(client: Client) -> None:
             squares = await asyncio.gather(*(loop.run_in_executor(executor, square, number) for number in range(4)))
             endless = loop.run_in_executor(executor, nap, 600)
             endless.cancel()
-            await asyncio.wait({endless})  # the loop passes the cancel on
+            await asyncio.wait({endless})  # the loop propagates the cancellation
             return squares, endless.cancelled()
 
     assert asyncio.run(story()) == ([0, 1, 4, 9], True)

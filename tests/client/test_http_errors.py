@@ -1,4 +1,4 @@
-"""The edge between httpx and us: no exception of httpx comes through, and every answer of a stranger is told as such."""
+"""Translation of httpx exceptions, and detection of responses from other programs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVERY = sorted(
 
 
 def made(kind: type[Exception]) -> Exception:
-    """An exception of httpx, whatever its constructor wants."""
+    """Create an exception of httpx with suitable arguments."""
     if issubclass(kind, httpx.HTTPStatusError):
         return kind("no", request=httpx.Request("GET", "http://x"), response=httpx.Response(500))
     return kind() if "message" not in inspect.signature(kind).parameters else kind("no")
@@ -63,7 +63,7 @@ def test_where_nothing_listens_the_error_says_what_to_do() -> None:
 
 @contextmanager
 def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """A raw socket that treats each connection as `answer` does; the URL of it."""
+    """Run a raw socket that handles each connection with `answer`; yield its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -126,7 +126,7 @@ def test_a_server_that_was_started_anew_is_asked_with_its_new_token_though_a_kep
     def answer(connection: socket.socket) -> None:
         asked.append(connection.recv(65_536))
         if len(asked) == 2 and learnt:
-            backend._current_token()  # as the thread of the events does when it connects
+            backend._current_token()  # like the event thread when it connects
         if len(asked) > 1:
             connection.sendall((EMPTY if b"the second" in asked[-1] else REFUSAL).encode())
 

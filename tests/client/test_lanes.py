@@ -1,4 +1,4 @@
-"""Whose lane is whose: a task must not wait for its own, and may wait for another one."""
+"""Deadlock check: a task may wait for another lane, but not for its own."""
 
 from __future__ import annotations
 

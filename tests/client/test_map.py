@@ -1,4 +1,4 @@
-"""`map`: results in order and failures by place, over HTTP and embedded alike."""
+"""`map`: ordered results and failures by index, over HTTP and embedded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import wait_until
 
 
 def square() -> Any:
-    """Made here, so that it travels by value."""
+    """Return a local function, which is pickled by value."""
     factor = 1
 
     def square(number: int) -> int:

@@ -1,4 +1,4 @@
-"""Kernels of real servers, started through each one's own API: every kernel finds the server that it belongs to."""
+"""Kernels of several real servers, started through their APIs, each find their own server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(json.dumps({name: value for name, value in os.environ.items() if name.star
 
 @contextmanager
 def logged_in(server: Server, password: str | None = None) -> Iterator[httpx.Client]:
-    """Somebody who may use Jupyter's own API, by the token or as a browser does by the password."""
+    """Return a session for Jupyter's API, authorized by token or password."""
     with httpx.Client(timeout=SECONDS, trust_env=False, headers=server.headers) as client:
         if password is not None:
             client.get(f"{server.root}/login")
@@ -41,7 +41,7 @@ def logged_in(server: Server, password: str | None = None) -> Iterator[httpx.Cli
 
 
 def says(server: Server, code: str, password: str | None = None) -> str:
-    """What a kernel prints that the server starts for it."""
+    """Return the output of code in a kernel that the server starts."""
     with logged_in(server, password) as client:
         answer = client.post(f"{server.root}/api/kernels", json={"name": "python3"})
         assert answer.status_code == 201, answer.text
@@ -72,7 +72,7 @@ def test_under_a_server_with_a_password_only(tmp_path: Path) -> None:
     config = {"PasswordIdentityProvider": {"hashed_password": passwd(PASSWORD)}}
     with running_server(tmp_path, token=None, config=config, ready=403) as server:
         assert says(server, WHERE, PASSWORD) == f"{server.url} 42"
-        assert httpx.get(f"{server.root}/api/kernels", trust_env=False).status_code == 403, "nobody comes in without the password"
+        assert httpx.get(f"{server.root}/api/kernels", trust_env=False).status_code == 403, "access without the password is denied"
 
 
 def test_with_two_servers_of_one_user(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can't travel to a worker is named, and not guessed at."""
+"""Errors name the values that can't be pickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCK = threading.Lock()
 
 
 def named(caught: pytest.ExceptionInfo[InvalidRequest]) -> str:
-    """The field that an error names."""
+    """Return the field of an error."""
     (detail,) = caught.value.details
     return detail["field"]
 
@@ -63,7 +63,7 @@ def test_a_variable_that_a_function_uses_and_that_cannot_travel_is_named() -> No
 
 def test_a_global_that_a_notebooks_function_uses_and_that_cannot_travel_is_named() -> None:
     space: dict[str, Any] = {"__name__": "__main__", "held": LOCK}
-    exec("def work():\n    return held.locked()", space)  # as a notebook's cell makes it
+    exec("def work():\n    return held.locked()", space)  # like a cell of a notebook
     with pytest.raises(InvalidRequest) as caught:
         pack_call(space["work"], (), {})
     assert named(caught) == "held"

@@ -1,4 +1,4 @@
-"""What a client promises about prompts, over HTTP and embedded alike."""
+"""Contract of the client for prompts, over HTTP and embedded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support import running_server
 
 @pytest.fixture(scope="module", params=["http", "embedded"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """Each kind of backend in turn, whose default provider repeats what it is asked."""
+    """Return each kind of backend, with a default provider that echoes prompts."""
     folder = tmp_path_factory.mktemp(request.param)
     with providing(steered) as provider, pytest.MonkeyPatch.context() as patch:
         patch.setenv("THE_KEY", KEY)

@@ -1,4 +1,4 @@
-"""What a task raised, for who catches built-in exceptions."""
+"""Exceptions of tasks, caught as built-in exceptions."""
 
 from __future__ import annotations
 

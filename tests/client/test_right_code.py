@@ -1,4 +1,4 @@
-"""A task computes what its notebook's own cell would: two kernels in turn, over both hosts and every way to run code."""
+"""Tasks use their own notebook's code: two kernels, both hosts, and every way to run code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ r = {
 
 @pytest.fixture(scope="module", params=["server, one worker", "server, several workers", "embedded"])
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server | None, Home]]:
-    """Where the runtime is: a server whose kernels these are, or each kernel itself."""
+    """Return the host of the runtime: a server with these kernels, or each kernel itself."""
     folder = tmp_path_factory.mktemp("right")
     if request.param == "embedded":
         yield None, Home(folder)
@@ -79,7 +79,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def kernels(host: tuple[Server | None, Home], tmp_path: Path) -> Iterator[tuple[Caller, Caller]]:
-    """Two kernels, in folders of their own."""
+    """Start two kernels in separate folders."""
     server, home = host
     told = {} if server is None else {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": server.token or ""}
     with ExitStack() as stack:

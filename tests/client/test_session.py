@@ -1,4 +1,4 @@
-"""Sessions as a client holds them, over HTTP and embedded."""
+"""Client sessions, over HTTP and embedded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import TOKEN, free_port, running_server, wait_until
 
 @pytest.fixture
 def client(backend: Backend) -> Iterator[Client]:
-    """A client of each backend in turn; the sessions that its test leaves are freed."""
+    """Return a client of each backend, and free the test's sessions at the end."""
     yield Client(backend)
     for each in backend.sessions():
         backend.free_session(each.id)

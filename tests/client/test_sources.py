@@ -1,4 +1,4 @@
-"""A function of a notebook takes its lines along, so that a traceback in the worker shows them."""
+"""Source lines of notebook functions are sent along for tracebacks in the worker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CELL = """
 
 @pytest.fixture
 def cell() -> Iterator[dict[str, Any]]:
-    """What a cell of a notebook defines, whose text only its kernel has."""
+    """Run a cell whose source only its kernel has, and return its definitions."""
     file, text = "/tmp/ipykernel_1/1234567890.py", textwrap.dedent(CELL)
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     space: dict[str, Any] = {"__name__": "__main__"}

@@ -1,4 +1,4 @@
-"""Values of every kind and size in and out of tasks: by files, by HTTP as from another machine, and embedded."""
+"""Values of all types and sizes as inputs and results of tasks: through files, over HTTP, and embedded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=["http", "remote", "embedded"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A server on this machine, one whose files are not at hand, and the runtime of this process."""
+    """Return backends of a local server, a server without shared files, and an embedded runtime."""
     if request.param == "embedded":
         embedded = EmbeddedBackend(Settings(data_dir=tmp_path_factory.mktemp("embedded"), embedded=True, cpu_slots=1, array_bytes=QUOTA))
         yield embedded
@@ -58,7 +58,7 @@ def client(backend: Backend) -> Client:
 
 
 def itself() -> Callable[[Any], Any]:
-    """Made here, so that it travels by value."""
+    """Return a local function, which is pickled by value."""
     return lambda value: value
 
 
@@ -110,7 +110,7 @@ def test_array_keeps_dtype_order_and_class(client: Client, tmp_path: Any, name: 
     if array.flags.f_contiguous or array.flags.c_contiguous:
         assert back.flags.f_contiguous == array.flags.f_contiguous
     assert np.asarray(back).tobytes() == np.asarray(array).tobytes()
-    back[..., :1] = back[..., -1:]  # it can be changed
+    back[..., :1] = back[..., -1:]  # it is writable
 
 
 def test_masked_array_keeps_mask_and_fill_value(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""What a client hears of what happens, over HTTP and embedded; and how the connection comes back."""
+"""Event subscriptions over HTTP and embedded, and reconnects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Messages = list[dict[str, Any]]
 
 
 def heard(client: Client, *topics: str) -> tuple[Messages, Watch]:
-    """A list that grows, once the connection is there."""
+    """Return a list that collects messages, once connected."""
     messages: Messages = []
     watch = client.watch(topics, messages.append)
     wait_until(lambda: kinds(messages), what="the connection")

@@ -22,7 +22,7 @@ TELL = "import json; from openruntime_jupyter.client.execution_environment impor
 
 @pytest.fixture
 def fresh_start() -> Iterator[None]:
-    """The environment at the start of the process is read again, before and after the test."""
+    """Reread the process's start environment before and after the test."""
     at_start.cache_clear()
     module._started.cache_clear()
     module._latest = None

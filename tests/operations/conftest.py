@@ -1,4 +1,4 @@
-"""What the tests of the operations share: calling one as a worker does, on this process's own MLX."""
+"""Fixture that runs an operation like a worker, in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def run() -> Run:
-    """Validates parameters, runs the operation by hand, and sees that JSON holds what comes out."""
+    """Validate parameters, run the operation, and check that its output is JSON."""
 
     def call(name: str, parameters: dict[str, Any] | None = None, context: TaskContext | None = None) -> dict[str, Any]:
         kind = operation(name)

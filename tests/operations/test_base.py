@@ -20,9 +20,9 @@ def test_world_keeps_set_and_removed_variables() -> None:
 @pytest.mark.parametrize(
     ("environment", "problem"),
     [
-        ({"": "1"}, "'' is not a valid name"),
-        ({"A=B": "1"}, "'A=B' is not a valid name"),
-        ({"A\0": None}, "is not a valid name"),
+        ({"": "1"}, "'' is not a valid variable name"),
+        ({"A=B": "1"}, "'A=B' is not a valid variable name"),
+        ({"A\0": None}, "is not a valid variable name"),
         ({"A": "x\0y"}, "A has a NUL character"),
         ({"A": "\udc80"}, "unicode|Unicode"),
         ({"A": 1}, "valid string"),

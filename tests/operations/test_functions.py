@@ -21,18 +21,18 @@ UNSAFE = """
 """
 
 
-def test_the_list_is_what_the_installed_mlx_gives():
+def test_function_list_matches_installed_mlx():
     assert functions.functions() == functions.derive(), (
         "run `python -m openruntime_jupyter.operations.mlx.functions` and look at the change"
     )
 
 
 @pytest.mark.parametrize("name", UNSAFE.split())
-def test_nothing_that_reads_writes_compiles_or_keeps_state_is_on_it(name):
+def test_unsafe_functions_are_excluded(name):
     assert name not in functions.functions()
 
 
-def test_a_new_function_that_takes_what_is_not_plain_stays_off_it():
+def test_function_with_other_parameter_types_is_excluded():
     assert functions._fits("f(a: array, axis: None | int = None) -> tuple[array, array]")
     for text in (
         "f(a: array, file: str | Path) -> array",
@@ -46,12 +46,12 @@ def test_a_new_function_that_takes_what_is_not_plain_stays_off_it():
         assert not functions._fits(text), text
 
 
-def test_every_module_of_mlx_with_functions_is_looked_at_or_left_out_on_purpose():
+def test_every_mlx_module_is_included_or_excluded_explicitly():
     modules = {name for name, value in vars(mx).items() if isinstance(value, ModuleType)}
     assert modules - {"cuda", "distributed", "metal"} == set(functions.MODULES) - {""}
 
 
-def test_every_signature_can_be_read_and_names_no_stream():
+def test_every_signature_is_parsed_without_stream():
     for name in functions.functions():
         signature = functions.signature(name)
         assert signature.by_name or signature.positional, name
@@ -59,7 +59,7 @@ def test_every_signature_can_be_read_and_names_no_stream():
         assert "mlx" not in signature.text
 
 
-def test_what_compute_offers_is_on_the_list_and_takes_no_indices():
+def test_compute_functions_are_allowed_and_take_no_indices():
     assert set(FUNCTIONS.values()) <= set(functions.functions())
     assert not set(FUNCTIONS.values()) & set(functions.REJECTED)
 
@@ -70,7 +70,7 @@ def parameter(of: functions.Signature, place: int) -> functions.Parameter:
     return found
 
 
-def test_parameters_are_told_apart_by_what_they_take():
+def test_parameter_types_are_recognised():
     total = functions.signature("sum")
     assert [each.name for each in total.positional] == ["a", "axis", "keepdims"]
     assert parameter(total, 0).takes_array
@@ -84,18 +84,18 @@ def test_parameters_are_told_apart_by_what_they_take():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "hint"),
     [
         ("matmull", "did you mean matmul"),
-        ("take", "take is not offered: MLX does not check its indices"),
-        ("__class__", "'__class__' is none of the"),
+        ("take", "take is not available: MLX does not check its indices"),
+        ("__class__", "'__class__' is not one of the"),
     ],
 )
-def test_a_name_that_is_not_offered_is_answered_with_a_hint(name, said):
-    assert said in functions.rejection(name)
+def test_unavailable_function_is_rejected_with_hint(name, hint):
+    assert hint in functions.rejection(name)
 
 
-def test_the_script_writes_the_file_anew(tmp_path):
+def test_script_regenerates_the_file(tmp_path):
     script = (
         "import pathlib, sys\n"
         "from openruntime_jupyter.operations.mlx import functions\n"

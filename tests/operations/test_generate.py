@@ -31,18 +31,18 @@ Value = TypeVar("Value")
 
 ENDLESS = {"max_tokens": 500_000, "repetition_penalty": 1.1}
 LONG = 1_000_000
-"""Tokens of context, for what must not end by itself."""
+"""Context in tokens, for generations that must not end by themselves."""
 
 
 class Stage:
-    """A runtime on a loop of its own, for all tests here: a model that one has loaded serves the next."""
+    """Runtime on a separate event loop, shared by all tests here so that a model is loaded once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._around = runtime_in(folder, cancel_grace=30.0)  # the interrupt alone is to do it, however busy the machine is
+        self._around = runtime_in(folder, cancel_grace=30.0)  # only the interrupt may stop the task, even on a busy machine
         self.runtime = self._run(self._around.__aenter__())
 
     def _run(self, body: Coroutine[Any, Any, Value]) -> Value:
@@ -53,7 +53,7 @@ class Stage:
         self._run(body(self.runtime))
 
     def close(self) -> None:
-        """Stop it all."""
+        """Stop the runtime and its loop."""
         self._run(self._around.__aexit__(None, None, None))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -62,7 +62,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """With models."""
+    """Return a stage with models."""
     folder = tmp_path_factory.mktemp("home")
     models = folder / "models"
     make_tiny_model(models / "tiny", context=LONG)
@@ -80,12 +80,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 async def prompt(runtime: Runtime, **parameters: Any) -> str:
-    """Queue a prompt; its id."""
+    """Submit a prompt; return the task id."""
     return await submit(runtime, "generate", {"model": "tiny", "prompt": "the queue", **parameters})
 
 
 async def answer(runtime: Runtime, **parameters: Any) -> Answer:
-    """Of a task that must complete."""
+    """Return the output of a task that must complete."""
     task = await ended(runtime, await prompt(runtime, **parameters), 60)
     assert task.status == "completed", task.failure
     assert task.result is not None
@@ -93,12 +93,12 @@ async def answer(runtime: Runtime, **parameters: Any) -> Answer:
 
 
 def worker_of(runtime: Runtime) -> psutil.Process:
-    """The process that has the model: the one with most memory."""
+    """Return the process with the model: the one with the most memory."""
     children = psutil.Process().children()
     return max((each for each in children if "openruntime_jupyter.worker" in each.cmdline()), key=lambda each: each.memory_info().rss)
 
 
-def test_greedy_text_is_that_of_mlx_lm_itself_and_the_figures_add_up(stage: Stage) -> None:
+def test_greedy_text_equals_mlx_lm_with_consistent_statistics(stage: Stage) -> None:
     stage.play(same_as_mlx_lm)
 
 
@@ -111,38 +111,38 @@ print(json.dumps([mlx_lm.generate(model, tokenizer, prompt, max_tokens=40) for p
 
 async def same_as_mlx_lm(runtime: Runtime) -> None:
     await runtime.unload()
-    prompts = ["the queue", "a", "0123456789 " * 20, "0123456789 " * 120]  # the last one is read in pieces
+    prompts = ["the queue", "a", "0123456789 " * 20, "0123456789 " * 120]  # the last one is processed in pieces
     model = str(runtime.settings.models / "tiny")
     plain = subprocess.run([sys.executable, "-c", PLAIN, model, json.dumps(prompts)], capture_output=True, text=True, check=True)
     for number, (asked, text) in enumerate(zip(prompts, json.loads(plain.stdout), strict=True)):
-        said = await answer(runtime, prompt=asked, max_tokens=40)
-        assert said.text == text
-        assert (said.model_used, said.provider, said.finish_reason) == ("tiny", "local", "length")
-        assert said.completion_tokens == 40
-        assert said.prompt_tokens is not None
-        assert said.tokens_used == said.prompt_tokens + 40
-        assert said.tokens_per_second is not None
-        assert said.tokens_per_second > 0
-        assert (said.load_time_s is None) == (number > 0), "only the first one loads it"
+        response = await answer(runtime, prompt=asked, max_tokens=40)
+        assert response.text == text
+        assert (response.model_used, response.provider, response.finish_reason) == ("tiny", "local", "length")
+        assert response.completion_tokens == 40
+        assert response.prompt_tokens is not None
+        assert response.tokens_used == response.prompt_tokens + 40
+        assert response.tokens_per_second is not None
+        assert response.tokens_per_second > 0
+        assert (response.load_time_s is None) == (number > 0), "only the first one loads it"
 
 
-def test_tokens_come_as_they_are_written_and_are_the_answer_together(stage: Stage) -> None:
+def test_tokens_are_streamed_and_add_up_to_the_response(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         task_id = await prompt(runtime, max_tokens=100)
-        told = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
+        streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
         task = await ended(runtime, task_id)
         assert task.result is not None
-        assert told == task.result.output["text"] == await printed(runtime, task_id)
+        assert streamed == task.result.output["text"] == await printed(runtime, task_id)
         endless = await prompt(runtime, **ENDLESS)
         async for _ in runtime.tasks.tokens(endless):
             break
-        assert (await runtime.tasks.get(endless)).status == "running", "the first of them came before the last was written"
+        assert (await runtime.tasks.get(endless)).status == "running", "the first token was not streamed immediately"
         await runtime.cancel(endless)
 
     stage.play(body)
 
 
-def test_a_seed_repeats_its_text_and_none_gives_another_each_time(stage: Stage) -> None:
+def test_seed_makes_text_reproducible(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         hot = {"temperature": 1.5, "top_p": 0.95, "top_k": 10_000, "min_p": 0.001, "repetition_penalty": 1.2, "max_tokens": 30}
         first, again = [await answer(runtime, seed=7, **hot) for _ in range(2)]
@@ -153,45 +153,45 @@ def test_a_seed_repeats_its_text_and_none_gives_another_each_time(stage: Stage) 
     stage.play(body)
 
 
-def test_a_stop_text_ends_the_answer_before_it_and_was_never_told(stage: Stage) -> None:
+def test_stop_text_ends_response_and_is_not_streamed(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         whole = (await answer(runtime, max_tokens=60)).text
         stop = whole[20:24]
         task_id = await prompt(runtime, max_tokens=60, stop=["no such text", stop])
-        told = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
+        streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
         task = await ended(runtime, task_id)
         assert task.result is not None
-        assert told == task.result.output["text"] == whole[: whole.index(stop)]
+        assert streamed == task.result.output["text"] == whole[: whole.index(stop)]
         assert task.result.output["finish_reason"] == "stop"
 
     stage.play(body)
 
 
-def test_a_prompt_too_long_for_the_model_is_refused_with_figures_before_it_is_read(stage: Stage) -> None:
+def test_prompt_over_context_length_is_rejected_with_sizes(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         task = await ended(runtime, await prompt(runtime, model="short", prompt="ab " * 400), 60)
         assert task.status == "failed"
-        assert "tokens, and short takes 300 with its answer" in str(task.error)
+        assert "tokens, but short has a context of 300" in str(task.error)
         assert (await answer(runtime, model="short", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
 
     stage.play(body)
 
 
-def test_a_prompt_too_long_for_the_memory_is_refused_with_figures_by_the_server_and_by_the_worker(stage: Stage) -> None:
+def test_prompt_over_memory_is_rejected_by_server_and_worker(stage: Stage) -> None:
     source = ModelSource("tiny", str(stage.folder / "models" / "tiny"), "mlx", 100_000, LONG, cache_numbers=2**24)
     params = Params(prompt="a b c", max_tokens=100_000)
     params.use(source)
     assert memory(params) == 100_000 + (1 + 100_000) * 2**24 * 2
     context = TaskContext(model=source)
-    with pytest.raises(MemoryRefused, match=r"A prompt of \d tokens with 100,000 to be written .* needs .* TB") as refused:
+    with pytest.raises(MemoryRefused, match=r"A prompt of \d tokens with up to 100,000 tokens to generate .* needs .* TB") as refused:
         operation("generate").run(params, context)
     assert refused.value.needed > refused.value.available
 
 
 async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[Any, Any, str]]) -> None:
-    """A cancel of what `begin` gives leaves the model in memory each time, and takes less than a second.
+    """Check that cancelling the task of `begin` takes less than a second and keeps the model in memory.
 
-    A machine that has more to do than cores may keep any one attempt waiting: the time is that of the best of a few.
+    The best of a few attempts counts, because the machine may be busy.
     """
     took: list[float] = []
     while not took or (min(took) >= 1.0 and len(took) < 5):
@@ -205,7 +205,7 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
     assert min(took) < 1.0, took
 
 
-def test_a_prompt_cancelled_as_it_is_answered_leaves_the_model_in_memory_from_the_first_one_on(stage: Stage) -> None:
+def test_cancel_during_generation_keeps_model_in_memory(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         await runtime.unload()
 
@@ -224,7 +224,7 @@ async def says_more_than(runtime: Runtime, task_id: str, characters: int) -> boo
     return len(await printed(runtime, task_id)) > characters
 
 
-def test_a_prompt_cancelled_as_it_is_read_leaves_the_model_in_memory(stage: Stage) -> None:
+def test_cancel_during_prompt_processing_keeps_model_in_memory(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         await answer(runtime, max_tokens=1)
 
@@ -245,7 +245,7 @@ async def reading(runtime: Runtime, task_id: str) -> bool:
     return task.progress is not None and task.progress.message == "reading the prompt" and task.progress.n > 0
 
 
-def test_a_killed_worker_fails_its_own_task_alone_and_the_next_one_loads_the_model_again(stage: Stage) -> None:
+def test_killed_worker_fails_only_its_task_and_model_is_reloaded(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         await runtime.unload()
         task_id = await prompt(runtime, **ENDLESS)
@@ -262,12 +262,12 @@ def test_a_killed_worker_fails_its_own_task_alone_and_the_next_one_loads_the_mod
     stage.play(body)
 
 
-def test_prompts_of_other_models_and_other_tasks_do_not_disturb_each_other(stage: Stage) -> None:
+def test_prompts_of_several_models_and_tasks_run_independently(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         one, other = [(await answer(runtime, model=name, max_tokens=20)).text for name in ("tiny", "other")]
         assert one != other
         names = ("tiny", "other", "tiny", "other")
-        assert [said.text for said in await asyncio.gather(*(answer(runtime, model=name, max_tokens=20) for name in names))] == [
+        assert [response.text for response in await asyncio.gather(*(answer(runtime, model=name, max_tokens=20) for name in names))] == [
             one,
             other,
         ] * 2
@@ -276,12 +276,12 @@ def test_prompts_of_other_models_and_other_tasks_do_not_disturb_each_other(stage
     stage.play(body)
 
 
-def test_messages_go_through_the_template_of_the_model_or_are_refused_where_it_has_none(stage: Stage) -> None:
+def test_messages_require_a_chat_template(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the queue"}]
         templated = "system: be brief<|end|>user: the queue<|end|>assistant:"
-        said = await answer(runtime, prompt=None, messages=messages, max_tokens=20)
-        assert said.text == (await answer(runtime, prompt=templated, max_tokens=20)).text
+        response = await answer(runtime, prompt=None, messages=messages, max_tokens=20)
+        assert response.text == (await answer(runtime, prompt=templated, max_tokens=20)).text
         task = await ended(runtime, await prompt(runtime, model="plain", prompt=None, messages=messages), 60)
         assert "plain has no chat template" in str(task.error)
         assert (await answer(runtime, model="plain", max_tokens=5)).completion_tokens == 5
@@ -307,25 +307,25 @@ def test_messages_go_through_the_template_of_the_model_or_are_refused_where_it_h
         {"unknown": 1},
     ],
 )
-def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_parameters_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         operation("generate").validate(wrong)
 
 
-def test_what_can_not_be_loaded_says_so_and_leaves_no_worker_behind(stage: Stage) -> None:
+def test_load_error_is_reported_and_ends_the_worker(stage: Stage) -> None:
     async def body(runtime: Runtime) -> None:
-        for name, said in (("strange", "no such kind"), ("code", "custom module")):
+        for name, cause in (("strange", "no such kind"), ("code", "custom module")):
             task = await ended(runtime, await prompt(runtime, model=name), 60)
             assert task.status == "failed"
             assert f"{name} can't be loaded" in str(task.error)
-            assert said in str(task.error)
+            assert cause in str(task.error)
         assert not {"strange", "code"} & {model.name for model in runtime.engine.models()}
-        assert not (stage.folder / "run").exists(), "a model's own code is never run"
+        assert not (stage.folder / "run").exists(), "the code of a model was run"
 
     stage.play(body)
 
 
-def test_a_model_on_the_cpu_computes_in_float32_and_as_it_is_without_a_blas(tmp_path: Path) -> None:
+def test_cpu_model_computes_in_float32_only_with_fast_blas(tmp_path: Path) -> None:
     program = (
         "import sys, json, mlx.core as mx\n"
         "from openruntime_jupyter.local_models import loading\n"
@@ -339,7 +339,7 @@ def test_a_model_on_the_cpu_computes_in_float32_and_as_it_is_without_a_blas(tmp_
         "for fast in (True, True, False):\n"
         "    model = loading.load(source, TaskContext(model=source, fast_float32=fast))\n"
         "    weights = weights_of(model.model)\n"
-        "    said.append([sorted({str(w.dtype) for w in weights.values()}), sum(w.nbytes for w in weights.values()), "
+        "    response.append([sorted({str(w.dtype) for w in weights.values()}), sum(w.nbytes for w in weights.values()), "
         "model.tokens_of('the queue', []), float(weights['model.embed_tokens.weight'][7, 3])])\n"
         "print(json.dumps([said, source.float32_bytes]))\n"
     )
@@ -371,11 +371,11 @@ def packed(folder: Path) -> None:
 
 
 def in_a_process(program: str) -> str:
-    """What it prints: for what must not happen to the process of the tests."""
+    """Run code in a new process, to protect the test process; return its output."""
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
-def test_importing_mlx_lm_leaves_the_bounds_of_open_files_alone() -> None:
+def test_importing_mlx_lm_keeps_open_file_limits() -> None:
     program = (
         "import resource\n"
         "from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm\n"
@@ -385,7 +385,7 @@ def test_importing_mlx_lm_leaves_the_bounds_of_open_files_alone() -> None:
     assert in_a_process(program) == str(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
-def test_a_missing_mlx_lm_names_the_command_that_installs_it() -> None:
+def test_missing_mlx_lm_names_install_command() -> None:
     program = (
         "import sys\n"
         "sys.modules['mlx_lm'] = None\n"

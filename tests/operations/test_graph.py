@@ -1,4 +1,4 @@
-"""The memory that a call is said to need, held against MLX's own peak."""
+"""Memory estimates of calls, compared with the peak memory of MLX."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ CALLS: list[tuple[str, list[Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("function", "args", "kwargs"), CALLS, ids=lambda value: str(value)[:40])
-def test_the_estimate_of_a_call_covers_the_real_peak_and_is_no_fancy(run, function, args, kwargs):
+def test_call_estimate_covers_peak_within_bounds(run, function, args, kwargs):
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     output = run("mlx_operation", {"function": function, "args": args, "kwargs": kwargs})
     peak = mx.get_peak_memory() - before
-    # Most estimates are within twice; random numbers reuse one buffer in many steps, and some functions cannot be traced.
+    # Most estimates are within a factor of two; random numbers reuse buffers, and some functions can't be traced.
     assert peak <= output["memory_estimate"] <= 12 * peak + LOOKING
 
 
@@ -94,7 +94,7 @@ def test_the_estimate_of_a_call_covers_the_real_peak_and_is_no_fancy(run, functi
         ("a", {"a": {"normal": [500_000], "dtype": "float16"}}),
     ],
 )
-def test_the_estimate_of_an_expression_covers_the_real_peak(run, expression, inputs):
+def test_expression_estimate_covers_peak(run, expression, inputs):
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -116,7 +116,7 @@ def test_the_estimate_of_an_expression_covers_the_real_peak(run, expression, inp
     ],
     ids=str,
 )
-def test_what_is_too_large_is_refused_with_both_figures_and_nothing_is_allocated(run, name, parameters):
+def test_oversized_call_is_rejected_without_allocation(run, name, parameters):
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -126,23 +126,23 @@ def test_what_is_too_large_is_refused_with_both_figures_and_nothing_is_allocated
     assert mx.get_peak_memory() - before < 2_000_000
 
 
-def test_a_size_that_wraps_around_64_bits_is_counted_in_full():
+def test_size_over_64_bits_does_not_overflow():
     side = 2**31 - 1
     a = mx.zeros((side, 1))
     b = mx.zeros((1, side))
     assert (a @ b).nbytes < 2**64
-    with pytest.raises(ValueError, match="the most is 137,438,953,472"):
+    with pytest.raises(ValueError, match="the maximum is 137,438,953,472"):
         graph.needed(mx, mx.matmul, [a, mx.broadcast_to(b, (1, side))], {})
-    with pytest.raises(ValueError, match="the most is"):
+    with pytest.raises(ValueError, match="the maximum is"):
         graph.needed(mx, lambda x: mx.broadcast_to(x, (side, side, side)), [mx.zeros(())], {})
 
 
-def test_what_a_call_raises_comes_through():
+def test_exception_of_call_propagates():
     with pytest.raises(ValueError, match="Shapes"):
         graph.needed(mx, mx.add, [mx.zeros((2,)), mx.zeros((3,))], {})
 
 
-def test_measuring_leaves_no_trace_in_the_random_state():
+def test_measuring_keeps_random_state():
     mx.random.seed(1)
     expected = mx.random.normal((3,)).tolist()
     mx.random.seed(1)

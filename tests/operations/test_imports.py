@@ -18,6 +18,6 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in ("mlx", "
 """
 
 
-def test_offering_validating_and_estimating_import_neither_mlx_nor_numpy():
+def test_listing_and_validation_import_neither_mlx_nor_numpy():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,13 +6,13 @@ import pytest
 
 from openruntime_jupyter.operations import matrix_multiply
 
-# What a rounding to the type costs at the most, times the length of the sums that these shapes have.
+# Maximum rounding error of the dtype times the length of the sums of these shapes.
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2, "float64": 1e-13}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (100, 33, 257), (64, 64, 64)])
-def test_the_error_against_float64_is_what_the_type_rounds(run, shape, dtype):
+def test_error_is_within_rounding_of_dtype(run, shape, dtype):
     m, n, k = shape
     output = run("matrix_multiply", {"m": m, "n": n, "k": k, "dtype": dtype, "iterations": 1})
     assert (output["m"], output["n"], output["k"]) == shape
@@ -21,7 +21,7 @@ def test_the_error_against_float64_is_what_the_type_rounds(run, shape, dtype):
     assert output["error"]["max_relative"] < TOLERANCE[dtype]
 
 
-def test_a_lower_precision_shows_in_the_error(run):
+def test_lower_precision_has_larger_error(run):
     errors = [
         run("matrix_multiply", {"size": 128, "dtype": dtype, "iterations": 1})["error"] for dtype in ("float64", "float32", "float16")
     ]
@@ -29,7 +29,7 @@ def test_a_lower_precision_shows_in_the_error(run):
     assert errors[0]["max_absolute"] < 1e-10 < errors[1]["max_absolute"]
 
 
-def test_a_wrong_product_has_a_large_error():
+def test_wrong_product_has_large_error():
     a, b = mx.random.normal((50, 40)), mx.random.normal((40, 60))
     wrong = mx.array(np.array(a @ b))
     wrong[49, 59] += 1.0
@@ -38,12 +38,12 @@ def test_a_wrong_product_has_a_large_error():
     assert matrix_multiply._error(mx, a, b, a @ b)["max_absolute"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_size_is_short_for_three_equal_sides(run):
+def test_size_sets_three_equal_sides(run):
     output = run("matrix_multiply", {"size": 9, "iterations": 1})
     assert (output["m"], output["n"], output["k"]) == (9, 9, 9)
 
 
-def test_the_reference_s_own_example_is_estimated_and_bounded():
+def test_reference_example_has_estimates():
     params = matrix_multiply.Params(size=1000, iterations=10)
     assert matrix_multiply.seconds(params) == pytest.approx(2e9 * 11 / matrix_multiply.FLOPS_PER_SECOND)
     assert 12e6 < matrix_multiply.memory(params) < 14e6  # three matrices of 4 MB, and the sample

@@ -96,14 +96,14 @@ AGAINST_NUMPY: list[tuple[str, list[Any], dict[str, Any], Any]] = [
 
 
 def plain(value: Any) -> Any:
-    """NumPy arrays as the lists that JSON carries."""
+    """Convert NumPy arrays to lists for JSON."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     return [plain(each) for each in value] if isinstance(value, list) else value
 
 
 def read_back(result: dict[str, Any]) -> Any:
-    """The inline value of a result as NumPy's."""
+    """Return the inline value of a result as a NumPy array."""
 
     def number(value: Any) -> Any:
         if isinstance(value, list):
@@ -116,7 +116,7 @@ def read_back(result: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("function", "args", "kwargs", "expected"), AGAINST_NUMPY, ids=[f"{case[0]}-{n}" for n, case in enumerate(AGAINST_NUMPY)]
 )
-def test_a_function_agrees_with_numpy_in_float64(run, function, args, kwargs, expected):
+def test_function_agrees_with_numpy_in_float64(run, function, args, kwargs, expected):
     output = run("mlx_operation", {"function": function, "args": plain(args), "kwargs": kwargs})
     assert output["function"] == function
     assert output["result"]["shape"] == list(np.shape(expected))
@@ -125,7 +125,7 @@ def test_a_function_agrees_with_numpy_in_float64(run, function, args, kwargs, ex
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 3e-3), ("bfloat16", 3e-2), ("float32", 1e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("function", ["matmul", "subtract"])
-def test_a_function_agrees_with_numpy_in_every_precision(run, function, dtype, tolerance):
+def test_function_agrees_with_numpy_in_every_precision(run, function, dtype, tolerance):
     left, right = S, S.T * 0.5
     args = [{"values": plain(side), "dtype": dtype} for side in (left, right)]
     result = run("mlx_operation", {"function": function, "args": args})["result"]
@@ -134,13 +134,13 @@ def test_a_function_agrees_with_numpy_in_every_precision(run, function, dtype, t
     np.testing.assert_allclose(read_back(result), expected, rtol=tolerance, atol=tolerance * abs(expected).max())
 
 
-def test_several_arrays_are_a_list_of_results(run):
+def test_several_results_are_a_list(run):
     results = run("mlx_operation", {"function": "linalg.svd", "args": [plain(A)]})["result"]
     u, s, vt = (read_back(result) for result in results)
     np.testing.assert_allclose(u @ np.diag(s) @ vt[:3], A, atol=1e-5)
 
 
-def test_a_large_result_is_summarised(run):
+def test_large_result_is_summarised(run):
     result = run("mlx_operation", {"function": "add", "args": [{"arange": 5000}, 1]})["result"]
     assert result == {"shape": [5000], "dtype": "int32", "size": 5000, "nbytes": 20_000, "min": 1, "max": 5000, "mean": 2500.5} | {
         "non_finite": 0,
@@ -148,7 +148,7 @@ def test_a_large_result_is_summarised(run):
     }
 
 
-def test_random_functions_repeat_unless_another_key_is_given(run):
+def test_random_functions_are_reproducible_by_key(run):
     def draw(**kwargs: Any) -> Any:
         return run("mlx_operation", {"function": "random.normal", "args": [[4]], "kwargs": kwargs})["result"]["value"]
 
@@ -165,7 +165,7 @@ def test_dtypes_are_given_by_name(run):
     assert run("mlx_operation", {"function": "zeros", "args": [[2]], "kwargs": {"dtype": "bool"}})["result"]["value"] == [False, False]
 
 
-def test_iterations_are_timed_after_one_that_is_not(run, monkeypatch):
+def test_iterations_are_timed_after_warm_up(run, monkeypatch):
     calls: list[int] = []
     real = _calls.function
 
@@ -182,20 +182,23 @@ def test_iterations_are_timed_after_one_that_is_not(run, monkeypatch):
 @pytest.mark.parametrize(
     ("parameters", "problem"),
     [
-        ({"function": "nope"}, "parameters.function: 'nope' is none of the"),
-        ({"function": "load", "args": ["/etc/passwd"]}, "parameters.function: 'load' is none of the"),
-        ({"function": "take", "args": [[1], 99]}, "parameters.function: take is not offered: MLX does not check its indices"),
-        ({"function": "abs", "args": [[1], 2]}, "parameters.args: 2 are given; it is abs(a: array, /) -> array"),
-        ({"function": "sum", "args": [[1]], "kwargs": {"axes": 0}}, "parameters.kwargs: sum has no 'axes'; it is sum(a: array"),
-        ({"function": "sum", "args": [[1]], "kwargs": {"stream": 0}}, "parameters.kwargs: sum has no 'stream'"),
+        ({"function": "nope"}, "parameters.function: 'nope' is not one of the"),
+        ({"function": "load", "args": ["/etc/passwd"]}, "parameters.function: 'load' is not one of the"),
+        ({"function": "take", "args": [[1], 99]}, "parameters.function: take is not available: MLX does not check its indices"),
+        ({"function": "abs", "args": [[1], 2]}, "parameters.args: 2 arguments are too many; the signature is abs(a: array, /) -> array"),
+        (
+            {"function": "sum", "args": [[1]], "kwargs": {"axes": 0}},
+            "parameters.kwargs: sum has no parameter 'axes'; the signature is sum(a: array",
+        ),
+        ({"function": "sum", "args": [[1]], "kwargs": {"stream": 0}}, "parameters.kwargs: sum has no parameter 'stream'"),
         ({"function": "sum", "args": [{"random": 3}]}, "parameters.args.0: random: Input should be a valid list"),
-        ({"function": "sum", "args": [{"spool": "x"}]}, "parameters.args.0: spool: there is no such field; there are random, normal"),
+        ({"function": "sum", "args": [{"spool": "x"}]}, "parameters.args.0: spool: unknown field; known fields: random, normal"),
         ({"iterations": 0}, "parameters.iterations: Input should be greater than or equal to 1"),
         ({"args": "abc"}, "parameters.args: Input should be a valid list"),
-        ({"device": "gpu"}, "parameters.device: there is no such field; there are function, args, kwargs, iterations, return_arrays"),
+        ({"device": "gpu"}, "parameters.device: unknown field; known fields: function, args, kwargs, iterations, return_arrays"),
     ],
 )
-def test_a_wrong_parameter_is_named_with_what_is_wrong(parameters, problem):
+def test_invalid_parameter_is_named_with_reason(parameters, problem):
     with pytest.raises(InvalidRequest) as refusal:
         operation.validate(parameters)
     assert str(refusal.value).startswith(problem)
@@ -205,20 +208,20 @@ def test_a_wrong_parameter_is_named_with_what_is_wrong(parameters, problem):
     ("parameters", "problem"),
     [
         ({"args": [{"ones": [2, 3]}, {"ones": [2, 3]}]}, "matmul(float32[2, 3], float32[2, 3]): [matmul] Last dimension"),
-        ({"function": "softmax"}, "softmax(nothing): it does not take these arguments; it is softmax(a: array"),
+        ({"function": "softmax"}, "softmax(nothing): invalid arguments; the signature is softmax(a: array"),
         (
             {"function": "sum", "args": [[1, 2]], "kwargs": {"axis": 4}},
             "sum(int32[2], axis=4): Invalid axis 4 for array with 1 dimensions.",
         ),
         ({"function": "sum", "args": [[[1, 2], [3]]]}, "sum([[1, 2], [3]]): Initialization encountered non-uniform length."),
-        ({"function": "sum", "args": [[{"ones": [2]}]]}, "a is one array, and a list of arrays was given"),
+        ({"function": "sum", "args": [[{"ones": [2]}]]}, "a must be one array"),
         ({"function": "sum", "args": [[2**70]]}, "a number does not fit its type"),
         ({"function": "softmax", "args": [["a"]]}, "softmax(['a'])"),
         ({"function": "linalg.inv", "args": [[[1.0, 2.0], [2.0, 4.0]]]}, "linalg.inv(float32[2, 2])"),
     ],
     ids=str,
 )
-def test_what_only_mlx_notices_says_what_it_was_given(run, parameters, problem):
+def test_mlx_error_names_arguments(run, parameters, problem):
     with pytest.raises(InvalidRequest) as refusal:
         run("mlx_operation", parameters)
     assert problem in str(refusal.value)
@@ -228,30 +231,30 @@ FATAL = [
     ({"function": "divmod", "args": [3, 0]}, "[0]"),
     ({"function": "floor_divide", "args": [[5, -(2**31)], [0, -1]]}, "[0, -2147483648]"),
     ({"function": "remainder", "args": [[5, -(2**31), 7], [0, -1, 4]]}, "[0, 0, 3]"),
-    ({"function": "sum", "args": [{"zeros": [2]}], "kwargs": {"axis": [2**40]}}, "must fit 32 bits"),
-    ({"function": "fft.fft2", "args": [{"ones": [4, 4]}, [2**40, 4]]}, "must fit 32 bits"),
-    ({"function": "random.bernoulli", "args": [0.5, [-(2**63)]]}, "must fit 32 bits"),
-    ({"function": "roll", "args": [{"ones": [4]}, [4, 2**31]]}, "must fit 32 bits"),
-    ({"function": "diff", "args": [{"ones": [4]}, 2**31 - 1]}, "n is 2147483647; here the most is 64"),
+    ({"function": "sum", "args": [{"zeros": [2]}], "kwargs": {"axis": [2**40]}}, "must fit into 32 bits"),
+    ({"function": "fft.fft2", "args": [{"ones": [4, 4]}, [2**40, 4]]}, "must fit into 32 bits"),
+    ({"function": "random.bernoulli", "args": [0.5, [-(2**63)]]}, "must fit into 32 bits"),
+    ({"function": "roll", "args": [{"ones": [4]}, [4, 2**31]]}, "must fit into 32 bits"),
+    ({"function": "diff", "args": [{"ones": [4]}, 2**31 - 1]}, "n is 2147483647; the maximum here is 64"),
     ({"function": "quantize", "args": [{"ones": [4, 4]}, 0], "kwargs": {"mode": "mxfp8"}}, "group_size is 0"),
-    ({"function": "reshape", "args": [{"zeros": [0]}, [0, -1]]}, "shape cannot have a 0 and a -1"),
-    ({"function": "unflatten", "args": [{"ones": [5, 3]}, 1, [0, 1, -1]]}, "shape cannot have a 0 and a -1"),
+    ({"function": "reshape", "args": [{"zeros": [0]}, [0, -1]]}, "shape can't have both 0 and -1"),
+    ({"function": "unflatten", "args": [{"ones": [5, 3]}, 1, [0, 1, -1]]}, "shape can't have both 0 and -1"),
     ({"function": "linalg.lu", "args": [{"zeros": [3, 0]}]}, "an array is empty"),
     ({"function": "linalg.eig", "args": [{"zeros": [0, 0]}]}, "an array is empty"),
     ({"function": "conv1d", "args": [{"ones": [1, 8, 4]}, {"zeros": [4, 0, 4]}]}, "an array is empty"),
     (
         {"function": "conv1d", "args": [{"ones": [1, 8, 4]}, {"ones": [4, 2, 4]}], "kwargs": {"groups": 0}},
-        "groups is 0, and must be 1 or more",
+        "groups is 0, but must be at least 1",
     ),
-    ({"function": "pad", "args": [{"ones": [8, 4]}, 1_000_000, "symmetric"]}, "pad_width is 1000000; here the most is 4000"),
-    ({"function": "fft.stft", "args": [[1.0, 2.0]], "kwargs": {"n_fft": 10**9}}, "n_fft is 1000000000; here the most is 2000"),
-    ({"function": "trace", "args": [{"ones": [1, 8, 8, 4]}, 1_000_000, 3, 0]}, "offset is 1000000; here the most is 7"),
+    ({"function": "pad", "args": [{"ones": [8, 4]}, 1_000_000, "symmetric"]}, "pad_width is 1000000; the maximum here is 4000"),
+    ({"function": "fft.stft", "args": [[1.0, 2.0]], "kwargs": {"n_fft": 10**9}}, "n_fft is 1000000000; the maximum here is 2000"),
+    ({"function": "trace", "args": [{"ones": [1, 8, 8, 4]}, 1_000_000, 3, 0]}, "offset is 1000000; the maximum here is 7"),
     ({"function": "reshape", "args": [{"zeros": [0]}, [2, 2**31 - 1, 0]]}, "null"),
 ]
 
 
-def test_calls_that_end_or_hang_mlx_itself_are_answered():
-    """In a process of its own, since each of these killed it, or held it for ever, in MLX 0.32."""
+def test_calls_that_crash_or_hang_mlx_are_rejected():
+    """Run in a separate process, because MLX 0.32 crashes or hangs on each of these calls."""
     script = (
         "import json, sys\n"
         "from openruntime_jupyter.errors import InvalidRequest\n"
@@ -273,7 +276,7 @@ def test_calls_that_end_or_hang_mlx_itself_are_answered():
     assert done.returncode == 0
 
 
-def test_integer_division_by_zero_and_of_the_smallest_by_minus_one_is_numpy_s():
+def test_integer_division_corner_cases_equal_numpy():
     for dtype in (mx.int8, mx.int32, mx.int64, mx.uint8, mx.uint32):
         low = -(2 ** (8 * dtype.size - 1)) if mx.issubdtype(dtype, mx.signedinteger) else 0
         x = mx.array([low, low + 1, 7, 5, 0, 100], dtype=dtype)
@@ -286,14 +289,14 @@ def test_integer_division_by_zero_and_of_the_smallest_by_minus_one_is_numpy_s():
     assert _calls.function(mx, "remainder")(mx.array([-(2**31), 6]), -1).tolist() == [0, 0]
 
 
-def test_summing_an_empty_transposed_view_ends():
+def test_sum_of_empty_transposed_view_returns():
     empty = mx.transpose(mx.zeros((8, 0)))
     (safe,), _ = _calls.prepared(mx, "sum", [empty], {"axis": 0})
     assert mx.sum(safe, axis=0).tolist() == [0.0] * 8
 
 
 class Gpu:
-    """Stands in for MLX where a GPU is: a function without a kernel there asks for the CPU's stream, in MLX's words."""
+    """Fake MLX with a GPU, where a function without a GPU kernel raises MLX's error."""
 
     cpu = "cpu"
 
@@ -319,7 +322,7 @@ class Gpu:
         return a
 
 
-def test_what_has_no_gpu_kernel_runs_on_the_cpu_s_stream():
+def test_function_without_gpu_kernel_runs_on_cpu():
     gpu = Gpu()
     assert _calls.function(gpu, "linalg.inv")(5) == 5
     assert gpu.ran_on == ["cpu"]
@@ -328,18 +331,18 @@ def test_what_has_no_gpu_kernel_runs_on_the_cpu_s_stream():
         _calls.function(gpu, "linalg.inv")(-1)
 
 
-def test_mlx_still_asks_for_the_cpu_s_stream_in_these_words():
+def test_mlx_error_for_missing_gpu_kernel_is_unchanged():
     libraries = [*Path(str(mx.__file__)).parent.glob("lib/libmlx*"), Path(str(mx.__file__))]
     assert any(b"Explicitly pass a CPU stream" in library.read_bytes() for library in libraries)
 
 
-def test_a_function_that_this_mlx_lacks_is_said_to_be_missing():
+def test_function_missing_in_mlx_is_reported():
     with pytest.raises(InvalidRequest, match=r"the installed MLX .* has no linalg\.fly"):
         _calls.function(mx, "linalg.fly")
 
 
-def test_float64_is_refused_on_a_gpu(run):
+def test_float64_on_gpu_is_rejected(run):
     context = TaskContext(device_type="gpu")
     for args in ([{"zeros": [2], "dtype": "float64"}], [[1], "float64"]):
-        with pytest.raises(InvalidRequest, match="MLX has float64 on the CPU only"):
+        with pytest.raises(InvalidRequest, match="float64 only on the CPU"):
             run("mlx_operation", {"function": "astype" if len(args) == 2 else "abs", "args": args}, context)

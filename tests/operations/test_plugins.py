@@ -1,4 +1,4 @@
-"""Operations of other packages, from `pip install` to their result: a real package, a real server, a real worker."""
+"""Operations of other packages, from `pip install` to the result, with a real package, server and worker."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ careless = Operation(
 shapeless = Operation("shapeless", "Returns a list.", Params, lambda params, context: [1])
 forever = Operation("forever", "Never ends.", Params, endless)
 guarded = Operation("guarded", "For those who may execute.", Params, lambda params, context: {}, needs_execute=True)
-impostor = Operation("compute", "Wants the name of ours.", Params, run)
+impostor = Operation("compute", "Uses a reserved name.", Params, run)
 nothing = "no operation"
 '''
 ENTRIES = ("weather", "careless", "shapeless", "forever", "guarded", "impostor", "nothing")
 
 
 def install(source: Path, target: Path, name: str, code: str, entries: tuple[str, ...]) -> None:
-    """Write a package as its author would, and have pip install it without network."""
+    """Write a package and install it with pip, without network."""
     source.mkdir()
     points = "\n".join(f'{entry} = "{name}:{entry}"' for entry in entries)
     (source / "pyproject.toml").write_text(
@@ -96,7 +96,7 @@ def install(source: Path, target: Path, name: str, code: str, entries: tuple[str
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the import path with one package that works and one that can't be imported."""
+    """Return a folder on the import path with a working package and one that can't be imported."""
     folder = tmp_path_factory.mktemp("plugins")
     install(folder / "good", folder / "site", "weather_operations", WEATHER, ENTRIES)
     install(folder / "bad", folder / "site", "broken_operations", "import no_such_module_anywhere\n", ("storm",))
@@ -105,21 +105,21 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, target: Path) -> Iterator[Server]:
-    """A stand-alone server whose environment has both packages."""
+    """Start a stand-alone server whose environment has both packages."""
     with running_server(tmp_path_factory.mktemp("server"), STANDALONE, paths=[target]) as running:
         yield running
 
 
-def test_an_installed_operation_is_listed_with_its_schema(server: Server) -> None:
+def test_installed_operation_is_listed_with_schema(server: Server) -> None:
     known = {entry["name"]: entry for entry in server.get("/operations")["operations"]}
     assert known["weather"]["summary"] == "The mean of the days."
     assert known["weather"]["parameters_schema"]["properties"]["days"]["maximum"] == 366
     assert known["guarded"]["needs_execute"] is True
-    assert known["compute"]["summary"] != "Wants the name of ours."
+    assert known["compute"]["summary"] != "Uses a reserved name."
     assert "storm" not in known
 
 
-def test_an_installed_operation_runs_over_http_with_its_progress(server: Server) -> None:
+def test_installed_operation_runs_over_http_with_progress(server: Server) -> None:
     task = server.submit("weather", {"days": 5})
     assert task["status"] == "completed", task
     assert task["result"]["output"]["mean"] == 2.0
@@ -127,7 +127,7 @@ def test_an_installed_operation_runs_over_http_with_its_progress(server: Server)
     assert server.get(f"/tasks/{task['task_id']}/output")["items"] == [], "the broken package beside it is not this task's business"
 
 
-def test_an_installed_operation_runs_through_the_client(server: Server) -> None:
+def test_installed_operation_runs_with_client(server: Server) -> None:
     client = connect(server.url, server.token)
     try:
         assert client.run("weather", days=3)["mean"] == 1.0
@@ -141,29 +141,29 @@ def test_an_installed_operation_runs_through_the_client(server: Server) -> None:
         client.close()
 
 
-def test_hooks_that_raise_neither_refuse_a_task_nor_end_its_worker(server: Server) -> None:
+def test_failing_hooks_neither_reject_task_nor_end_worker(server: Server) -> None:
     for _ in range(3):  # later workers warm up what was used here
         assert server.submit("careless", {})["result"]["output"] == {"ok": True}
     assert "memory() of the operation careless was ignored: RuntimeError: no estimate today" in server.tail(100_000)
 
 
-def test_an_installed_operation_can_be_cancelled(server: Server) -> None:
+def test_installed_operation_can_be_cancelled(server: Server) -> None:
     task = server.submit("forever", {}, wait=False)
     wait_until(lambda: server.get(f"/tasks/{task['task_id']}/output")["items"], 30, "the first words")
     server.request("DELETE", f"/tasks/{task['task_id']}")
     assert server.finished(task["task_id"])["status"] == "cancelled"
 
 
-def test_what_was_left_out_is_told_by_health_and_log_and_leaves_the_server_healthy(server: Server) -> None:
+def test_excluded_operation_is_reported_by_health_and_log(server: Server) -> None:
     health = server.get("/health")
     assert health["status"] == "healthy"
-    told = "\n".join(health["problems"])
-    for reason in ("storm of broken_operations", "'compute' is taken", "weather_operations:nothing) was left out: TypeError"):
-        assert reason in told
+    reported = "\n".join(health["problems"])
+    for reason in ("storm of broken_operations", "'compute' is already in use", "weather_operations:nothing) was left out: TypeError"):
+        assert reason in reported
         assert reason in server.tail(100_000)
 
 
-def test_an_operation_that_is_installed_while_the_server_runs_is_found(server: Server, target: Path, tmp_path: Path) -> None:
+def test_operation_installed_at_run_time_is_found(server: Server, target: Path, tmp_path: Path) -> None:
     code = WEATHER.replace('"weather"', '"climate"')
     assert server.request("POST", "/tasks", json={"operation": "climate"}).status_code == 422
     assert "parameters.climate" not in server.get("/openapi.json")["components"]["schemas"]
@@ -172,18 +172,18 @@ def test_an_operation_that_is_installed_while_the_server_runs_is_found(server: S
     assert "parameters.climate" in server.get("/openapi.json")["components"]["schemas"]
 
 
-def test_an_operation_that_only_the_server_has_fails_with_what_to_do(server: Server, target: Path, tmp_path: Path) -> None:
+def test_operation_missing_in_worker_fails_with_advice(server: Server, target: Path, tmp_path: Path) -> None:
     code = WEATHER.replace('"weather"', '"nearby"').replace(
         "def run(", 'import os\nif os.environ.get("OPENRUNTIME_WORKER"):\n    raise ImportError("only where the server is")\n\n\ndef run('
     )
     install(tmp_path / "near", target, "nearby_operations", code, ("weather",))
     task = server.submit("nearby", {})
     assert task["status"] == "failed"
-    assert "The runtime has this operation, but its worker has not" in task["error"], task["error"]
+    assert "The runtime has this operation, but its worker does not" in task["error"], task["error"]
 
 
 class Point:
-    """An entry point without a package around it."""
+    """Entry point without a distribution."""
 
     dist = None
 
@@ -207,20 +207,18 @@ def broken() -> Any:
     ("load", "reason"),
     [
         (exits, "SystemExit: 3"),
-        (lambda: made(name="two words"), "is no name"),
-        (lambda: made(name="compute"), "'compute' is taken"),
-        (lambda: made(params=dict), "no subclass of"),
-        (lambda: made(run=None), "run is no function"),
-        (lambda: made(warm="soon"), "warm is no function"),
-        (lambda: made(summary=None), "summary is None, no text"),
-        (lambda: made(needs_execute="never"), "needs_execute is 'never', neither True nor False"),
-        (lambda: made(inline=True), "nothing would run it"),
-        (lambda: made(resident=True), "a subclass of ModelParameters, and Parameters is none"),
+        (lambda: made(name="two words"), "is not a valid name"),
+        (lambda: made(name="compute"), "'compute' is already in use"),
+        (lambda: made(params=dict), "not a subclass of"),
+        (lambda: made(run=None), "run is not callable"),
+        (lambda: made(warm="soon"), "warm is not callable"),
+        (lambda: made(summary=None), "summary is None, not a str"),
+        (lambda: made(needs_execute="never"), "needs_execute is 'never', not a bool"),
+        (lambda: made(inline=True), "inline is reserved"),
+        (lambda: made(resident=True), "a subclass of ModelParameters, which Parameters is not"),
     ],
 )
-def test_what_does_not_fit_is_left_out_and_what_fits_beside_it_stays(
-    monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any], reason: str
-) -> None:
+def test_invalid_operation_is_excluded_and_valid_one_kept(monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any], reason: str) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Point("wrong", load), Point("fine", made)])
     plugins = Plugins({"compute"}.__contains__)
     assert list(plugins.found) == ["fine"]
@@ -228,13 +226,13 @@ def test_what_does_not_fit_is_left_out_and_what_fits_beside_it_stays(
 
 
 @pytest.mark.parametrize("way_out", [exits, broken])
-def test_hooks_that_leave_or_raise_end_neither_the_server_nor_the_request(way_out: Callable[[], Any]) -> None:
+def test_hooks_that_raise_or_exit_do_not_end_the_server(way_out: Callable[[], Any]) -> None:
     class Checked(Parameters):
         @model_validator(mode="after")
         def check(self) -> Checked:
             return way_out()
 
-    with pytest.raises(InvalidRequest, match="could not check them"):
+    with pytest.raises(InvalidRequest, match="validation by fine failed"):
         made(params=Checked).validate({})
     kind = made(memory=lambda params: way_out(), seconds=lambda params: way_out())
     assert kind.bytes_needed(Parameters()) is None
@@ -242,7 +240,7 @@ def test_hooks_that_leave_or_raise_end_neither_the_server_nor_the_request(way_ou
 
 
 @pytest.mark.parametrize("estimate", [float("nan"), -1, "much", float("inf")])
-def test_an_estimate_that_makes_no_sense_is_none(estimate: Any) -> None:
+def test_invalid_estimate_is_none(estimate: Any) -> None:
     kind = made(memory=lambda params: estimate, seconds=lambda params: estimate)
     assert kind.bytes_needed(Parameters()) is None
     assert kind.seconds_needed(Parameters()) is None

@@ -11,7 +11,7 @@ from tests.runtimes import cell, ended, live, printed, runtime_in, submit, value
 
 
 def run(folder: Path, code: str, **parameters: Any) -> Any:
-    """The outputs of a cell."""
+    """Run a cell and return its outputs."""
 
     async def body() -> Any:
         async with runtime_in(folder) as runtime:
@@ -20,14 +20,14 @@ def run(folder: Path, code: str, **parameters: Any) -> Any:
     return live(body())
 
 
-def test_inputs_by_json_and_by_pickle_come_in_and_outputs_come_back_by_name(tmp_path: Path) -> None:
+def test_json_and_pickled_inputs_and_named_outputs(tmp_path: Path) -> None:
     packed = base64.b64encode(cloudpickle.dumps({"double": lambda n: 2 * n, "big": 1 << 100})).decode()
     found = run(tmp_path, "x = double(a) + big\nf = lambda: x", inputs={"a": 4}, pickled=packed, outputs=["x", "f"])
     assert found["x"] == 8 + (1 << 100)
     assert found["f"]() == found["x"], "a function of the cell comes back by value"
 
 
-def test_mlx_arrays_are_computed_in_the_cell_as_numpy_computes_them(tmp_path: Path) -> None:
+def test_mlx_results_in_cell_agree_with_numpy(tmp_path: Path) -> None:
     import numpy as np
 
     code = "import mlx.core as mx, numpy as np\na = mx.arange(12).reshape(3, 4).astype(mx.float32)\nx = np.array(mx.linalg.norm(a @ a.T))"
@@ -35,17 +35,17 @@ def test_mlx_arrays_are_computed_in_the_cell_as_numpy_computes_them(tmp_path: Pa
     assert run(tmp_path, code, outputs=["x"])["x"] == pytest.approx(np.linalg.norm(a @ a.T), rel=1e-6)
 
 
-def test_magics_shell_lines_and_top_level_await_work_as_in_a_notebook(tmp_path: Path) -> None:
+def test_magics_shell_lines_and_top_level_await_work(tmp_path: Path) -> None:
     code = "import asyncio\nawait asyncio.sleep(0)\nlisted = !echo one; echo two\n%timeit -n1 -r1 pass\nx = [str(line) for line in listed]"
     assert run(tmp_path, code, outputs=["x"]) == {"x": ["one", "two"]}
 
 
-def test_a_class_of_the_cell_can_be_pickled_in_the_cell(tmp_path: Path) -> None:
+def test_class_of_cell_can_be_pickled(tmp_path: Path) -> None:
     code = "import pickle\nclass Point:\n    x = 3\nx = pickle.loads(pickle.dumps(Point())).x"
     assert run(tmp_path, code, outputs=["x"]) == {"x": 3}
 
 
-def test_a_plot_is_shown_as_a_picture(tmp_path: Path) -> None:
+def test_plot_is_displayed_as_picture(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             task_id = await cell(runtime, "import matplotlib.pyplot as plt\nplt.plot([1, 2, 4])\nplt.show()")
@@ -58,7 +58,7 @@ def test_a_plot_is_shown_as_a_picture(tmp_path: Path) -> None:
     live(body())
 
 
-def test_a_notebooks_first_line_does_no_harm_and_a_semicolon_hides_a_value(tmp_path: Path) -> None:
+def test_matplotlib_magic_works_and_semicolon_hides_value(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             for code, shown in (("%matplotlib inline\n!true\n6 * 7", ["42"]), ("!true\n6 * 7;  # hidden", []), ("'a;'", ["'a;'"])):
@@ -71,7 +71,7 @@ def test_a_notebooks_first_line_does_no_harm_and_a_semicolon_hides_a_value(tmp_p
     live(body())
 
 
-def test_a_syntax_error_points_at_the_cells_line(tmp_path: Path) -> None:
+def test_syntax_error_points_at_line_of_cell(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1\nb = = 2", "filename": "<cell 3>"}))
@@ -83,7 +83,7 @@ def test_a_syntax_error_points_at_the_cells_line(tmp_path: Path) -> None:
     live(body())
 
 
-def test_each_task_has_variables_of_its_own(tmp_path: Path) -> None:
+def test_tasks_do_not_share_variables(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             await ended(runtime, await cell(runtime, "secret = 1"))
@@ -93,7 +93,7 @@ def test_each_task_has_variables_of_its_own(tmp_path: Path) -> None:
     live(body())
 
 
-def test_an_input_that_asks_for_a_keyboard_fails_at_once_and_says_so(tmp_path: Path) -> None:
+def test_input_call_fails_immediately_with_reason(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             task = await ended(runtime, await cell(runtime, "input('name? ')"))
@@ -103,7 +103,7 @@ def test_an_input_that_asks_for_a_keyboard_fails_at_once_and_says_so(tmp_path: P
     live(body())
 
 
-def test_a_forgotten_process_of_a_task_may_print_later_without_harm(tmp_path: Path) -> None:
+def test_late_output_of_subprocess_is_harmless(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             assert (

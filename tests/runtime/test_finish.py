@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.runtime.tasks.completion import Completion
+from openruntime_jupyter.runtime.tasks.entry import Completion
 from tests.runtimes import ended, live, runtime_in, submit, until
 
 

@@ -310,7 +310,7 @@ def test_damaged_file_is_moved_aside_and_replaced(tmp_path: Path, damage: Callab
         assert len(aside) == 1
         assert aside[0].read_bytes() == content, "its content is unchanged"
         assert aside[0].stat().st_mode & 0o777 == 0o600
-        assert caplog.text.count("set aside as") == 1
+        assert caplog.text.count("The history was damaged") == 1
         assert str(aside[0]) in caplog.text
 
     asyncio.run(scenario())

@@ -9,7 +9,7 @@ import pytest
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller
 from tests.gguf_twin import write_twin
 from tests.tiny_model import HEADS, HIDDEN, KV_HEADS, LAYERS, make_tiny_model
 

@@ -410,7 +410,7 @@ def test_memory_limit_ends_the_session(tmp_path: Path) -> None:
             grows = "import time\nheld = [bytearray(b'x') * 1_000_000 for _ in range(600)]\ntime.sleep(60)"
             task = await ended(runtime, await cell(runtime, grows, session="train", memory_limit=300_000_000))
             assert (task.status, task.failure and task.failure.kind) == ("failed", "memory")
-            assert f"{task.task_id} grew past its memory limit" in (only(runtime).reason or "")
+            assert f"{task.task_id} exceeded its memory limit" in (only(runtime).reason or "")
 
     live(body())
 

@@ -27,7 +27,7 @@ from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.transport.http import HttpBackend
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from openruntime_jupyter.server.http import base
 from tests.server.conftest import error_of, started

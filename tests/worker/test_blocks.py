@@ -1,4 +1,4 @@
-"""Free blocks: one owner at a time, never one that somebody leases, and never under another array's name."""
+"""Free blocks: one owner at a time, never a leased file, and never under the name of another array."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MIB = 1 << 20
 
 
 def stored(path: Path, value: int, elements: int = 2 * MIB) -> int:
-    """Store an array that is `value` all over; the number of its file."""
+    """Store an array filled with `value`; return the inode of its file."""
     conversion.store(np.full(elements, value, np.uint8), path)
     return path.stat().st_ino
 
 
 @pytest.mark.parametrize("elements", [2 * MIB, 2 * MIB - 300_000, 2 * MIB + 300_000], ids=["same", "smaller", "larger"])
-def test_the_next_array_of_about_that_size_gets_the_file_and_is_whole(tmp_path: Path, elements: int) -> None:
+def test_array_of_similar_size_reuses_the_file(tmp_path: Path, elements: int) -> None:
     number = stored(tmp_path / "a", 1)
     (tmp_path / "a").chmod(0o400)
     assert blocks.retire(tmp_path / "a", reuse=True)
@@ -44,7 +44,7 @@ def test_the_next_array_of_about_that_size_gets_the_file_and_is_whole(tmp_path: 
     assert (back == 2).all()
 
 
-def test_what_is_of_another_size_too_small_to_matter_or_sparse_is_not_used_again(tmp_path: Path) -> None:
+def test_unsuitable_files_are_not_reused(tmp_path: Path) -> None:
     stored(tmp_path / "a", 1)
     blocks.retire(tmp_path / "a", reuse=True)
     stored(tmp_path / "b", 2, 4 * MIB)
@@ -57,7 +57,7 @@ def test_what_is_of_another_size_too_small_to_matter_or_sparse_is_not_used_again
     assert [path.name for path in tmp_path.iterdir()] == [blocks.FREE]
 
 
-def test_a_file_is_not_overwritten_by_a_block(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten_by_block(tmp_path: Path) -> None:
     stored(tmp_path / "a", 1)
     blocks.retire(tmp_path / "a", reuse=True)
     (tmp_path / "b").write_bytes(b"mine")
@@ -66,7 +66,7 @@ def test_a_file_is_not_overwritten_by_a_block(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == b"mine"
 
 
-def test_the_last_slice_of_a_view_keeps_its_file_from_being_used_again(tmp_path: Path) -> None:
+def test_slice_of_view_prevents_reuse(tmp_path: Path) -> None:
     number = stored(tmp_path / "a", 1)
     part = conversion.view(tmp_path / "a", "a")[5:10]
     gc.collect()
@@ -78,7 +78,7 @@ def test_the_last_slice_of_a_view_keeps_its_file_from_being_used_again(tmp_path:
     assert stored(tmp_path / "c", 3) == number
 
 
-def test_a_view_that_only_a_forked_child_still_has_keeps_the_file(tmp_path: Path) -> None:
+def test_view_in_forked_child_prevents_reuse(tmp_path: Path) -> None:
     program = """
 import os, sys
 from openruntime_jupyter.arrays import conversion
@@ -101,23 +101,23 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert blocks.retire(tmp_path / "a", reuse=True)
 
 
-def test_who_opened_a_file_before_it_became_another_arrays_is_told_and_neither_reads_nor_writes_it(tmp_path: Path) -> None:
+def test_descriptor_of_reused_file_is_detected(tmp_path: Path) -> None:
     number = stored(tmp_path / "a", 1)
     early = os.open(tmp_path / "a", os.O_RDWR)
     blocks.retire(tmp_path / "a", reuse=True)
-    assert not blocks.lease(early, tmp_path / "a"), "it is free"
+    assert not blocks.lease(early, tmp_path / "a"), "it is a free block"
     os.close(early)
     early = os.open(blocks.free(tmp_path)[0].path, os.O_RDWR)
     assert stored(tmp_path / "b", 2) == number
-    assert not blocks.lease(early, tmp_path / "a"), "it is another's"
+    assert not blocks.lease(early, tmp_path / "a"), "it belongs to another array"
     stored(tmp_path / "a", 3)
-    assert not blocks.lease(early, tmp_path / "a"), "there is a new one of the old name"
+    assert not blocks.lease(early, tmp_path / "a"), "a new file has the old name"
     os.close(early)
-    with pytest.raises(ArrayNotFound, match="is gone"):
+    with pytest.raises(ArrayNotFound, match="no longer exists"):
         conversion.view(tmp_path / "c", "c")
 
 
-def test_who_opened_a_file_that_came_back_under_its_name_reads_the_new_array(tmp_path: Path) -> None:
+def test_reused_file_under_same_name_is_readable(tmp_path: Path) -> None:
     number = stored(tmp_path / "weights", 1)
     early = os.open(tmp_path / "weights", os.O_RDONLY)
     blocks.retire(tmp_path / "weights", reuse=True)
@@ -127,17 +127,17 @@ def test_who_opened_a_file_that_came_back_under_its_name_reads_the_new_array(tmp
     os.close(early)
 
 
-def test_while_a_file_is_being_retired_nobody_gets_it(tmp_path: Path) -> None:
+def test_file_being_retired_can_not_be_opened(tmp_path: Path) -> None:
     stored(tmp_path / "a", 1)
     with (tmp_path / "a").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ArrayNotFound, match="just being deleted"):
+        with pytest.raises(ArrayNotFound, match="is being deleted"):
             conversion.view(tmp_path / "a", "a")
         assert blocks.leased(tmp_path / "a")
         assert not blocks.retire(tmp_path / "a", reuse=True)
 
 
-def test_a_block_has_one_taker_however_many_come_at_once(tmp_path: Path) -> None:
+def test_concurrent_takers_get_different_blocks(tmp_path: Path) -> None:
     for number in range(8):
         stored(tmp_path / f"old{number}", number)
     for number in range(8):
@@ -150,7 +150,7 @@ def test_a_block_has_one_taker_however_many_come_at_once(tmp_path: Path) -> None
         assert (conversion.view(tmp_path / f"new{number}", "x") == number).all()
 
 
-def test_blocks_are_given_back_oldest_first_until_it_is_enough(tmp_path: Path) -> None:
+def test_oldest_blocks_are_deleted_first(tmp_path: Path) -> None:
     for number in range(4):
         stored(tmp_path / str(number), number)
     for number in range(4):
@@ -161,7 +161,7 @@ def test_blocks_are_given_back_oldest_first_until_it_is_enough(tmp_path: Path) -
     assert blocks.give_back(tmp_path / "absent", 10) == 0
 
 
-def test_a_block_is_made_ahead_of_need_with_its_memory_or_not_at_all(tmp_path: Path) -> None:
+def test_prepared_block_is_fully_allocated_or_absent(tmp_path: Path) -> None:
     assert blocks.prepare(tmp_path, 3 * MIB, lambda: False)
     (block,) = blocks.free(tmp_path)
     assert block.path.stat().st_blocks * 512 >= block.size == 3 * MIB
@@ -175,8 +175,8 @@ def test_a_block_is_made_ahead_of_need_with_its_memory_or_not_at_all(tmp_path: P
     assert list((tmp_path / blocks.FREE).iterdir()) == [block.path]
 
 
-def test_files_are_not_used_again_where_locks_belong_to_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_wide_locks_are_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocks.leases_hold(tmp_path)
-    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)  # as NFS does it
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)  # like NFS
     assert not blocks.leases_hold(tmp_path)
     assert not list(tmp_path.iterdir())

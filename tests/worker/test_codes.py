@@ -1,4 +1,4 @@
-"""Pickling of MLX's objects and of wrappers that claim another class: a sweep over all that MLX has."""
+"""Pickling of all MLX objects, and of wrappers with the `__class__` of another type."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 
 from openruntime_jupyter.arrays import function_pickler, pickling
 
-nn: Any = importlib.import_module("mlx.nn")  # whose names mypy does not find
+nn: Any = importlib.import_module("mlx.nn")  # mypy does not find its names
 optim: Any = importlib.import_module("mlx.optimizers")
 
 X = mx.arange(6.0).reshape(2, 3)
@@ -60,7 +60,7 @@ def public(module: Any) -> Iterator[tuple[str, Any]]:
             yield f"{module.__name__}.{name}", value
 
 
-def test_everything_named_in_mlx_comes_back_as_itself() -> None:
+def test_named_mlx_objects_round_trip() -> None:
     found = [named for module in mlx_modules() for named in public(module)]
     assert len(found) > 700
     for name, value in found:
@@ -69,7 +69,7 @@ def test_everything_named_in_mlx_comes_back_as_itself() -> None:
         assert back is value or (is_data and repr(back) == repr(value) and type(back) is type(value)), name
 
 
-def test_names_of_mlx_mean_the_same_in_another_process(tmp_path: Path) -> None:
+def test_mlx_names_resolve_in_another_process(tmp_path: Path) -> None:
     values = {name: value for module in mlx_modules() for name, value in public(module) if module.__name__.startswith("mlx.core")}
     values |= {name: value for name, value in public(nn) if not inspect.isclass(value)}
     (tmp_path / "values").write_bytes(pickling.pack(values, None))
@@ -83,7 +83,7 @@ def test_names_of_mlx_mean_the_same_in_another_process(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_methods_of_arrays_come_back() -> None:
+def test_array_methods_round_trip() -> None:
     for name in dir(mx.array):
         method = getattr(mx.array, name)
         if not name.startswith("_") and callable(method) and not isinstance(method, property):
@@ -111,7 +111,7 @@ def _with(**members: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", INSTANCES)
-def test_modules_come_back_with_their_parameters_and_members(name: str) -> None:
+def test_modules_round_trip_with_parameters(name: str) -> None:
     module = INSTANCES[name]()
     back = there_and_back(module)
     assert type(back) is type(module)
@@ -156,7 +156,7 @@ def test_devices_streams_and_dtypes_are_equal(value: Any) -> None:
     assert there_and_back(value) == value
 
 
-def test_limits_of_dtypes_come_back() -> None:
+def test_dtype_limits_round_trip() -> None:
     assert there_and_back(mx.finfo(mx.float16)).max == mx.finfo(mx.float16).max
     assert there_and_back(mx.iinfo(mx.int8)).max == 127
 
@@ -186,13 +186,13 @@ def test_compiled_functions_compute_the_same(name: str) -> None:
     assert mx.array_equal(back(argument), function(argument))
 
 
-def test_compiled_function_that_uses_itself_comes_back() -> None:
+def test_recursive_compiled_function_round_trips() -> None:
     space: dict[str, Any] = {"__name__": "__main__", "mx": mx}
     exec("@mx.compile\ndef down(a, n):\n    return a if n == 0 else down(a * 2, n - 1)", space)
     assert there_and_back(space["down"])(mx.array(1.0), 3).item() == 8
 
 
-def test_compiled_method_of_a_class_comes_back() -> None:
+def test_compiled_method_round_trips() -> None:
     space: dict[str, Any] = {"__name__": "__main__", "mx": mx}
     exec("class Doubles:\n    step = staticmethod(mx.compile(lambda a: a * 2))", space)
     assert there_and_back(space["Doubles"]()).step(mx.array(2.0)).item() == 4
@@ -240,7 +240,7 @@ PLACES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("place", PLACES)
-def test_transforms_are_refused_wherever_they_are(name: str, place: str) -> None:
+def test_transforms_are_rejected_anywhere(name: str, place: str) -> None:
     value = REFUSED[name]()
     if place == "partial" and not callable(value):
         return
@@ -251,7 +251,7 @@ def test_transforms_are_refused_wherever_they_are(name: str, place: str) -> None
 
 
 class Wrapper:
-    """A wrapper that answers for the function inside, as decorators of wrapt do."""
+    """Wrapper with the `__class__` of the function inside, like the decorators of wrapt."""
 
     def __init__(self, inside: Any) -> None:
         self.inside = inside
@@ -264,7 +264,7 @@ class Wrapper:
 
 
 class Reduced(Wrapper):
-    """A wrapper that tells how to pickle it."""
+    """Wrapper with its own `__reduce__`."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return Wrapper, (object.__getattribute__(self, "inside"),)
@@ -275,21 +275,21 @@ def _plain(number: int) -> int:
 
 
 @pytest.mark.parametrize("inside", [_plain, nn.Linear(2, 2)], ids=["function", "object"])
-def test_wrapper_that_claims_another_class_is_refused(inside: Any) -> None:
-    with pytest.raises(pickle.PicklingError, match="claims to be"):
+def test_wrapper_with_other_class_is_rejected(inside: Any) -> None:
+    with pytest.raises(pickle.PicklingError, match="can't be pickled: its __class__ is"):
         pickling.pack(Wrapper(inside), None)
 
 
-def test_wrapper_that_reduces_itself_is_kept() -> None:
+def test_wrapper_with_own_reduce_is_kept() -> None:
     assert type(there_and_back(Reduced(_plain))) is Wrapper
 
 
-def test_weak_proxy_of_an_object_travels_as_the_object() -> None:
+def test_weak_proxy_is_pickled_as_its_object() -> None:
     layer = nn.Linear(2, 2)
     assert mx.array_equal(there_and_back(weakref.proxy(layer)).weight, layer.weight)
 
 
-def test_cached_function_of_a_notebook_travels_with_an_empty_cache() -> None:
+def test_cached_notebook_function_has_empty_cache() -> None:
     space: dict[str, Any] = {"__name__": "__main__"}
     exec("import functools\n@functools.lru_cache(maxsize=3)\ndef twice(n):\n    return 2 * n", space)
     space["twice"](1)

@@ -1,4 +1,4 @@
-"""What a task says reaches its watchers, and nobody once it has ended."""
+"""Messages of a task, which are dropped after its end."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from typing import Any
 from openruntime_jupyter.worker.context import TaskContext
 
 
-def test_a_task_does_not_end_while_a_thread_of_its_is_still_saying_something() -> None:
-    told: list[str] = []
+def test_end_waits_for_message_of_thread() -> None:
+    sent: list[str] = []
     entered, go_on = threading.Event(), threading.Event()
 
     def send(kind: str, body: dict[str, Any]) -> None:
         entered.set()
         assert go_on.wait(10)
-        told.append(kind)
+        sent.append(kind)
 
     context = TaskContext(send=send)
     speaker = threading.Thread(target=context.display, args=({"text/plain": "late"},))
     speaker.start()
     assert entered.wait(10)
-    end = threading.Thread(target=lambda: (context.end(), told.append("ended")))
+    end = threading.Thread(target=lambda: (context.end(), sent.append("ended")))
     end.start()
     end.join(0.2)
     assert end.is_alive(), "it ended although a message was on its way"
     go_on.set()
     end.join(10)
     speaker.join(10)
-    assert told == ["display", "ended"]
+    assert sent == ["display", "ended"]
 
 
-def test_an_ended_task_says_nothing_more() -> None:
-    told: list[str] = []
-    context = TaskContext(send=lambda kind, body: told.append(kind))
+def test_ended_task_sends_no_messages() -> None:
+    sent: list[str] = []
+    context = TaskContext(send=lambda kind, body: sent.append(kind))
     context.progress(1, 2)
     context.end()
     context.progress(2, 2)
     context.flush_progress()
     context.token("more")
     context.display({"text/plain": "more"})
-    assert told == ["progress"]
+    assert sent == ["progress"]
 
 
-def test_a_signal_handler_may_speak_while_its_task_speaks() -> None:
-    told: list[str] = []
+def test_signal_handler_may_send_during_send() -> None:
+    sent: list[str] = []
 
     def send(kind: str, body: dict[str, Any]) -> None:
-        told.append(kind)
+        sent.append(kind)
         if kind == "display":
             context.token("from a handler that came in between")
 
     context = TaskContext(send=send)
     context.display({"text/plain": "outer"})
-    assert told == ["display", "token"]
+    assert sent == ["display", "token"]

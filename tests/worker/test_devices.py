@@ -1,4 +1,4 @@
-"""What a processor is called."""
+"""Readable names of processors."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ from openruntime_jupyter.worker.devices import readable_name
         ("Processor", "Processor"),
     ],
 )
-def test_a_processor_is_called_what_a_person_would_call_it(brand: str, name: str) -> None:
+def test_processor_has_readable_name(brand: str, name: str) -> None:
     assert readable_name(brand) == name

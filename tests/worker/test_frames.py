@@ -1,4 +1,4 @@
-"""Frames as a worker reads them, and their bodies."""
+"""Frames and their bodies, read by a worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def test_frames_that_come_together_are_taken_one_by_one(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_joined_frames_are_read_separately(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     ours.sendall(encode(Kind.RUN, 1, b'{"n": 1}', b"payload") + encode(Kind.LEAVE, 1, b"{}"))
     receiver = Receiver(theirs)
@@ -29,7 +29,7 @@ def test_frames_that_come_together_are_taken_one_by_one(pair: tuple[socket.socke
     assert receiver.receive() == (Kind.LEAVE, b"{}")
 
 
-def test_a_frame_that_comes_in_pieces_is_put_together(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_split_frame_is_joined(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     body = bytes(range(256)) * 4000
     writer = threading.Thread(target=ours.sendall, args=(encode(Kind.RUN, 1, body),))  # more than a socket holds
@@ -38,7 +38,7 @@ def test_a_frame_that_comes_in_pieces_is_put_together(pair: tuple[socket.socket,
     writer.join()
 
 
-def test_the_end_of_the_stream_is_told_also_within_a_frame(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_end_of_stream_raises_eof_error(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     ours.sendall(encode(Kind.RUN, 1, b"{}")[:-1])
     ours.close()
@@ -49,23 +49,23 @@ def test_the_end_of_the_stream_is_told_also_within_a_frame(pair: tuple[socket.so
 @pytest.mark.parametrize(
     "header", [HEADER.pack(99, 1, 2, 0), HEADER.pack(Kind.RUN, 1, 1 << 30, 0), HEADER.pack(Kind.RUN, 1, 2, INLINE_PAYLOAD + 1)]
 )
-def test_what_is_no_frame_is_refused(header: bytes, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_invalid_frame_is_rejected(header: bytes, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     ours.sendall(header)
     with pytest.raises(BrokenFrame):
         Receiver(theirs).receive()
 
 
-def test_a_body_survives_the_way_there_and_back() -> None:
+def test_body_round_trips() -> None:
     body = {"text": "ä\x00\U0001f600", "number": 2**70, "figure": 0.1, "nothing": None, "list": [True, {}]}
     assert loads(dumps(body)) == body
 
 
-def test_a_folder_that_is_no_utf8_survives_too() -> None:
+def test_non_utf8_folder_round_trips() -> None:
     assert loads(dumps({"payload_file": "/tmp/\udcff/x"})) == {"payload_file": "/tmp/\udcff/x"}
 
 
-def test_what_lies_deep_and_what_is_no_number_is_read_as_the_json_module_reads_it() -> None:
+def test_deep_nesting_and_nan_are_read_like_json_module() -> None:
     deep = b'{"output":' + b"[" * 500 + b"]" * 500 + b"}"
     assert loads(deep) == json.loads(deep)
     assert math.isnan(loads(b'{"output":{"value":NaN}}')["output"]["value"])

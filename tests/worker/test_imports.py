@@ -1,4 +1,4 @@
-"""Modules of a worker: bytecode that may be stale is not used, and changed files are noticed."""
+"""Modules of a worker: stale bytecode and changed files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGE = "ahead_of_its_task"
 
 
 def run_fresh(folder: Path, code: str) -> str:
-    """Run code in a new process whose imports are a worker's, with `folder` first on its path; return what it prints."""
+    """Run code in a new process with the imports of a worker and `folder` first on its path; return its output."""
     start = (
         "from openruntime_jupyter.worker.imports import installed_folders, read_fresh_sources\n"
         f"import sys\nread_fresh_sources(installed_folders())\nsys.path.insert(0, {str(folder)!r})\n"
@@ -29,7 +29,7 @@ def run_fresh(folder: Path, code: str) -> str:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of installed packages that has one, and a folder of the caller's before it on the path."""
+    """Return a folder with one installed package, after a folder of the caller on the path."""
     site, own = tmp_path / "site-packages", tmp_path / "own"
     for folder in (site, own):
         folder.mkdir()

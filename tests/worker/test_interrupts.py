@@ -19,14 +19,14 @@ def guard() -> Iterator[InterruptGuard]:
 
 
 def ask(guard: InterruptGuard, task_id: str) -> None:
-    """Request an interrupt as the control thread does, and let its signal arrive."""
+    """Request an interrupt like the control thread, and wait for its signal."""
     thread = threading.Thread(target=guard.request, args=(task_id,))
     thread.start()
     thread.join()
     time.sleep(0)
 
 
-def test_it_is_raised_in_the_task_that_it_names(guard: InterruptGuard) -> None:
+def test_interrupt_is_raised_in_requested_task(guard: InterruptGuard) -> None:
     guard.enter("task_1")
     with pytest.raises(KeyboardInterrupt):
         ask(guard, "task_1")
@@ -34,7 +34,7 @@ def test_it_is_raised_in_the_task_that_it_names(guard: InterruptGuard) -> None:
     assert guard.delivered
 
 
-def test_it_is_not_raised_in_another_task_nor_between_two(guard: InterruptGuard) -> None:
+def test_interrupt_is_not_raised_outside_requested_task(guard: InterruptGuard) -> None:
     guard.enter("task_2")
     ask(guard, "task_1")
     guard.leave()
@@ -46,13 +46,13 @@ def test_it_is_not_raised_in_another_task_nor_between_two(guard: InterruptGuard)
     assert not guard.delivered
 
 
-def test_a_request_that_comes_before_its_task_begins_meets_it_at_the_beginning(guard: InterruptGuard) -> None:
+def test_early_interrupt_is_raised_when_task_begins(guard: InterruptGuard) -> None:
     ask(guard, "task_1")
     with pytest.raises(KeyboardInterrupt):
         guard.enter("task_1")
 
 
-def test_it_waits_while_a_frame_is_written_and_comes_right_after(guard: InterruptGuard) -> None:
+def test_interrupt_is_delayed_while_frame_is_written(guard: InterruptGuard) -> None:
     guard.enter("task_1")
     written: list[str] = []
 
@@ -67,7 +67,7 @@ def test_it_waits_while_a_frame_is_written_and_comes_right_after(guard: Interrup
     guard.leave()
 
 
-def test_it_comes_once_so_that_who_swallows_it_is_left_to_the_next_stage(guard: InterruptGuard) -> None:
+def test_interrupt_is_raised_only_once(guard: InterruptGuard) -> None:
     guard.enter("task_1")
     with pytest.raises(KeyboardInterrupt):
         ask(guard, "task_1")
@@ -76,7 +76,7 @@ def test_it_comes_once_so_that_who_swallows_it_is_left_to_the_next_stage(guard: 
     guard.leave()
 
 
-def test_what_a_task_did_to_the_signals_is_undone(guard: InterruptGuard) -> None:
+def test_signal_handlers_are_restored(guard: InterruptGuard) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     guard.install()

@@ -18,7 +18,7 @@ CODE = (
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_printed_line_is_one_write_whatever_python_is_told_of_buffering(unbuffered: str) -> None:
+def test_printed_line_is_one_write_for_any_buffering(unbuffered: str) -> None:
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with reader, writer:
         reader.settimeout(60)

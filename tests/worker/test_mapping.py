@@ -1,4 +1,4 @@
-"""What a worker does with a chunk of `map`."""
+"""Execution of a chunk of `map` in a worker."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from openruntime_jupyter.worker import chunk as mapping
 from openruntime_jupyter.worker.context import TaskContext
 
 
-def told(items: list[int], interval: float, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The progress messages of a chunk of these items."""
+def progress_of(items: list[int], interval: float, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return the progress messages of a chunk of these items."""
     messages: list[dict[str, Any]] = []
     monkeypatch.setattr(mapping, "PROGRESS_INTERVAL", interval)
     context = TaskContext("task_1", send=lambda kind, body: messages.append(body))
@@ -31,9 +31,9 @@ def told(items: list[int], interval: float, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_progress_is_reported_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    messages = told([-1, -2, -3], 0.0, monkeypatch)
+    messages = progress_of([-1, -2, -3], 0.0, monkeypatch)
     assert (messages[-1]["n"], messages[-1]["total"]) == (3, 3)
 
 
 def test_quick_items_report_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert told([-1, -2, -3], 3600.0, monkeypatch) == []
+    assert progress_of([-1, -2, -3], 3600.0, monkeypatch) == []

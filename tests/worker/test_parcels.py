@@ -1,4 +1,4 @@
-"""Pickles whose large arrays stay outside."""
+"""Pickles with out-of-band arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from openruntime_jupyter.arrays import pickling
 
 
-def test_what_was_packed_is_let_go_without_waiting_for_the_garbage_collector() -> None:
+def test_packed_value_is_freed_without_garbage_collection() -> None:
     array = np.ones(300_000)
     kept: list[tuple[int, ...]] = []
     gone = weakref.ref(array)
@@ -45,7 +45,7 @@ def test_large_bytes_of_a_stream_are_not_copied() -> None:
     assert any(piece.obj is value for piece in pickling.pack_stream([value], None).pieces)
 
 
-def test_arrays_beyond_the_most_stay_in_the_pickle() -> None:
+def test_arrays_beyond_maximum_stay_in_pickle() -> None:
     kept: list[Any] = []
     values = [np.full(40_000, number) for number in range(pickling.MOST + 3)]
     data = pickling.pack(values, lambda array, layout: kept.append(array))

@@ -1,4 +1,4 @@
-"""What a worker is as a process: its session, its environment, what it has open, and whom it sees end."""
+"""Worker processes: session, environment, open files, and detection of their end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what
 
 
 def _itself() -> dict[str, Any]:
-    """What a task sees of its process."""
+    """Return what a task sees of its process."""
     import stat
     import tempfile
     from pathlib import Path
@@ -38,7 +38,7 @@ def _itself() -> dict[str, Any]:
     }
 
 
-def test_a_worker_has_a_session_of_its_own_no_stdin_and_a_private_folder(tmp_path: Path) -> None:
+def test_worker_has_session_private_folder_and_no_stdin(tmp_path: Path) -> None:
     (tmp_path / "not_inherited").write_text("x")
 
     async def body() -> None:
@@ -57,7 +57,7 @@ def test_a_worker_has_a_session_of_its_own_no_stdin_and_a_private_folder(tmp_pat
 
 
 @ON_LINUX
-def test_on_linux_a_worker_is_the_first_to_go_when_memory_runs_out_and_has_large_pages(tmp_path: Path) -> None:
+def test_linux_worker_is_preferred_oom_victim_with_large_pages(tmp_path: Path) -> None:
     async def body() -> None:
         async with runtime_in(tmp_path) as runtime:
             seen = await value(runtime, await submit(runtime, "call", pickled(_itself)))
@@ -68,7 +68,7 @@ def test_on_linux_a_worker_is_the_first_to_go_when_memory_runs_out_and_has_large
 
 
 @ON_LINUX
-def test_what_the_user_has_tuned_of_the_allocator_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocator_settings_of_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, wanted in (
         ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
         ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
@@ -77,7 +77,7 @@ def test_what_the_user_has_tuned_of_the_allocator_stays(tmp_path: Path, monkeypa
         assert worker_environment(os.environ, tmp_path)["GLIBC_TUNABLES"] == wanted
 
 
-def test_where_the_system_has_no_pidfd_a_workers_end_is_seen_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_of_worker_is_detected_without_pidfd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "pidfd_open", raising=False)
 
     async def body() -> None:
@@ -97,7 +97,7 @@ def test_where_the_system_has_no_pidfd_a_workers_end_is_seen_as_well(tmp_path: P
     live(body())
 
 
-def test_a_workers_end_is_seen_though_a_child_of_its_task_holds_its_output(tmp_path: Path) -> None:
+def test_end_of_worker_is_detected_while_child_holds_output(tmp_path: Path) -> None:
     code = (
         "import os, subprocess, time\nsubprocess.Popen(['sleep', '600'], start_new_session=True, close_fds=False)\n"
         "print('last words', flush=True)\nos.kill(os.getpid(), 9)"
@@ -121,7 +121,7 @@ def test_a_workers_end_is_seen_though_a_child_of_its_task_holds_its_output(tmp_p
                 child.kill()
 
 
-def test_a_kill_is_laid_at_the_systems_door_only_if_it_killed_within_the_last_seconds() -> None:
+def test_oom_kill_is_reported_only_if_recent() -> None:
     now, count = [1000.0], [7]
     watch = OomWatch(lambda: count[0], lambda: now[0])
     assert not watch.struck(), "nothing was seen before"
@@ -129,30 +129,30 @@ def test_a_kill_is_laid_at_the_systems_door_only_if_it_killed_within_the_last_se
     assert not watch.struck()
     count[0] += 1
     assert watch.struck()
-    for _ in range(10):  # tasks go on, and the kill is long past
+    for _ in range(10):  # tasks continue long after the kill
         now[0] += 0.5
         watch.look()
     assert not watch.struck()
     count[0] += 1
-    now[0] += 3600.0  # nothing ran for an hour, in which others were killed
+    now[0] += 3600.0  # an idle hour in which other processes were killed
     watch.look()
     assert not watch.struck()
     count[0] += 1
     assert watch.struck()
 
 
-def test_a_system_that_does_not_tell_of_its_kills_is_accused_of_none() -> None:
+def test_unknown_oom_count_reports_no_oom_kill() -> None:
     watch = OomWatch(lambda: None)
     watch.look()
     assert not watch.struck()
 
 
-def test_what_a_thread_of_an_ended_task_tells_reaches_no_other_task(tmp_path: Path) -> None:
+def test_messages_of_old_thread_do_not_reach_other_task(tmp_path: Path) -> None:
     leaves = """
 import threading, time
 from openruntime_jupyter.current_task import current
 
-def go_on(mine=current(), time=time):  # the cell's variables end with it
+def go_on(mine=current(), time=time):  # the variables of the cell end with it
     while True:
         mine.progress(99, 100, 'of the task before')
         mine.display({'text/plain': 'of the task before'})
@@ -172,7 +172,7 @@ threading.Thread(target=go_on, daemon=True).start()
     live(body())
 
 
-def test_what_a_worker_loaded_at_its_start_is_never_looked_through_for_garbage_and_what_a_task_leaves_is(tmp_path: Path) -> None:
+def test_garbage_collection_skips_modules_loaded_at_start(tmp_path: Path) -> None:
     async def body() -> Any:
         async with runtime_in(tmp_path) as runtime:
             return await value(runtime, await submit(runtime, "call", pickled(_garbage)))
@@ -188,7 +188,7 @@ def _garbage() -> tuple[bool, int, bool]:
     import weakref
 
     class Node:
-        """Something that refers to itself."""
+        """Object in a reference cycle."""
 
     node: Any = Node()
     node.itself = node

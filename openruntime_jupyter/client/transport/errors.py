@@ -86,9 +86,7 @@ def translate(problem: Exception, where: str) -> OpenRuntimeError:
 def not_openruntime(where: str, response: httpx.Response) -> NotConnected:
     """Return the error for a response from another program, a proxy or a login page."""
     return NotConnected(
-        FOREIGN.format(
-            where=where, problem=f"status {response.status_code}, {response.headers.get('content-type', 'no content type')}"
-        )
+        FOREIGN.format(where=where, problem=f"status {response.status_code}, {response.headers.get('content-type', 'no content type')}")
     )
 
 

@@ -38,7 +38,7 @@ class Conversions:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def place(self, source: Path) -> Path:
+    def path_of(self, source: Path) -> Path:
         """Return the cache path for a weight file; its name includes a hash of the file's identity and the converter's version."""
         status = source.stat()
         identity = [
@@ -58,14 +58,14 @@ class Conversions:
 
         A cached file that does not match `shapes` is deleted.
         """
-        place = self.place(source)
+        path = self.path_of(source)
         try:
-            if not _is_whole(place, shapes):
-                log.warning("Converted weights in %s are damaged: converting again", place)
-                place.unlink(missing_ok=True)
+            if not _is_whole(path, shapes):
+                log.warning("Converted weights in %s are damaged: converting again", path)
+                path.unlink(missing_ok=True)
                 return None
-            weights: Any = mx.load(str(place))
-            os.utime(place)  # the least recently used goes first
+            weights: Any = mx.load(str(path))
+            os.utime(path)  # the least recently used goes first
         except (OSError, RuntimeError):
             return None
         return dict(weights)
@@ -75,29 +75,29 @@ class Conversions:
         size = sum(array.nbytes for array in weights.values())
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            place = self.place(source)
-            self._make_room(size, place)
+            path = self.path_of(source)
+            self._make_room(size, path)
             disk = shutil.disk_usage(self._folder)
             if size > MOST_BYTES or disk.free - size < SPARED * disk.total:
                 log.info("Converted weights of %s are not stored: too little free space on the disk of %s", source, self._folder)
                 return
-            self._write(place, weights)
+            self._write(path, weights)
         except (OSError, RuntimeError) as problem:  # MLX raises RuntimeError for a full disk
             log.warning("Converted weights of %s could not be stored in %s: %s", source, self._folder, problem)
 
-    def _write(self, place: Path, weights: dict[str, mx.array]) -> None:
-        part = place.with_name(f"{place.stem}.{os.getpid()}.part{SUFFIX}")
+    def _write(self, path: Path, weights: dict[str, mx.array]) -> None:
+        part = path.with_name(f"{path.stem}.{os.getpid()}.part{SUFFIX}")
         try:
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
             mx.save_safetensors(str(part), weights, metadata={"format": "mlx"})
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
-            part.replace(place)
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
-    def _make_room(self, size: int, place: Path) -> None:
-        """Delete abandoned files, and the least recently used ones over the limits."""
+    def _make_room(self, size: int, target: Path) -> None:
+        """Delete abandoned files, and the least recently used ones over the limits with `size` bytes more in `target`."""
         kept: list[tuple[float, int, Path]] = []
         for path in self._folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):
@@ -105,7 +105,7 @@ class Conversions:
                 if path.name.endswith(f".part{SUFFIX}"):
                     if time.time() - status.st_mtime > ABANDONED:
                         path.unlink(missing_ok=True)
-                elif path != place:
+                elif path != target:
                     kept.append((status.st_mtime, status.st_size, path))
         kept.sort(reverse=True)
         total = size
@@ -115,17 +115,17 @@ class Conversions:
                 path.unlink(missing_ok=True)
 
 
-def _is_whole(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _is_whole(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Return whether a file holds complete float32 arrays of exactly these shapes; raise OSError if it does not exist."""
-    with place.open("rb") as file:
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:
             return False
         try:
             described: dict[str, Any] = json.loads(file.read(length))
             described.pop("__metadata__", None)
-            found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in described.items()}
+            declared = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in described.items()}
             end = max(entry["data_offsets"][1] for entry in described.values())
         except (ValueError, TypeError, KeyError, AttributeError, IndexError):
             return False
-        return found == {name: ("F32", shape) for name, shape in shapes.items()} and os.fstat(file.fileno()).st_size == 8 + length + end
+        return declared == {name: ("F32", shape) for name, shape in shapes.items()} and os.fstat(file.fileno()).st_size == 8 + length + end

@@ -29,9 +29,9 @@ from openruntime_jupyter.runtime.arrays.rows import (
     ArrayRecord,
     check_name,
     load_record,
+    name_conflict,
     read_layout,
     result_name,
-    name_conflict,
 )
 from openruntime_jupyter.runtime.arrays.spool import SUFFIX, Spool
 from openruntime_jupyter.runtime.ids import make_id

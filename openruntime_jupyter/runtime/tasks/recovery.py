@@ -12,8 +12,7 @@ from openruntime_jupyter.errors import InvalidRequest, Unavailable
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
-from openruntime_jupyter.runtime.tasks.submission import TaskSubmission
-from openruntime_jupyter.runtime.tasks.validation import Caller
+from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.tasks import Failure, Task, TaskRequest, TaskState
 

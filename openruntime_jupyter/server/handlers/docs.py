@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import lru_cache
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized
@@ -13,6 +16,28 @@ from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.openapi.decorator import JSON, Response, described
+
+SWAGGER = Path(__file__).parents[1] / "openapi" / "swagger"
+FILES = {"swagger-ui-bundle.js": "text/javascript", "init.js": "text/javascript", "swagger-ui.css": "text/css"}
+POLICY = "script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+"""Swagger UI sets style attributes, and has its icons in data URLs."""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="{docs}/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="{docs}/swagger-ui-bundle.js"></script>
+<script src="{docs}/init.js" data-document="{document}" data-xsrf="{xsrf}"></script>
+</body>
+</html>
+"""
 
 
 @lru_cache(maxsize=2)
@@ -50,17 +75,35 @@ class DocsHandler(AboutHandler):
 
     @property
     def content_security_policy(self) -> str:
-        """Jupyter's restrictive policy for APIs, extended by the hashes of the page's style and script."""
-        from openruntime_jupyter.server.openapi.page import POLICY
-
+        """Jupyter's restrictive policy for APIs, extended by what Swagger UI needs from this server."""
         return f"{super().content_security_policy}; {POLICY}"
 
-    @described("About the API", Response(description="HTML page without external resources.", media={"text/html": {"type": "string"}}))
+    @described(
+        "About the API", Response(description="Swagger UI, without resources of other hosts.", media={"text/html": {"type": "string"}})
+    )
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        """Return this description as an HTML page."""
-        from openruntime_jupyter.server.openapi.page import page
+        """Return an HTML page on which the API can be read and tried."""
+        # Reading the token also sets its cookie, with which the page's requests are compared.
+        values = {"title": f"{self.document()['info']['title']}: API", "xsrf": self.xsrf_token.decode()}
+        root = self.app.url_path.rstrip("/")
+        values |= {"docs": f"{root}/docs", "document": f"{root}/openapi.json"}
+        self.finish(PAGE.format_map({name: escape(value) for name, value in values.items()}), set_content_type="text/html; charset=UTF-8")
 
-        base = f"{self.request.protocol}://{self.request.host}{self.app.url_path.rstrip('/')}"
-        self.finish(page(self.document(), base), set_content_type="text/html; charset=UTF-8")
+
+class DocsFileHandler(AboutHandler):
+    """Handler of the files of Swagger UI."""
+
+    @property
+    def content_security_policy(self) -> str:
+        """Jupyter's restrictive policy for APIs."""
+        return str(super().content_security_policy)
+
+    @web.authenticated
+    @authorized
+    async def get(self, name: str) -> None:
+        """Send a script or style of the page."""
+        self.set_header("Cache-Control", "private, max-age=3600")
+        content = await asyncio.to_thread((SWAGGER / name).read_bytes)
+        self.finish(content, set_content_type=f"{FILES[name]}; charset=UTF-8")

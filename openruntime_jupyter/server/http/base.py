@@ -159,7 +159,7 @@ class BaseHandler(JupyterHandler):
 
     async def caller(self, operation: str | None = None) -> Caller:
         """Return the runtime's `Caller` for a request of one operation, or of any operation."""
-        from openruntime_jupyter.runtime.tasks.validation import Caller, minds_execute
+        from openruntime_jupyter.runtime.tasks.submission import Caller, minds_execute
 
         trusted = not isinstance(self.user, LocalUser)
         # Only if necessary: the authorizer may query a remote service.

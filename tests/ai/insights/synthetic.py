@@ -1,4 +1,4 @@
-"""Histories of hours and days, made in a second, and written by the code that writes real ones."""
+"""Synthetic histories of hours and days, generated in a second and written by the production code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Trend = Callable[[float], float]
 
 @dataclass
 class Story:
-    """What happened within a timeframe up to `now`, in seconds since the epoch; `courses` are the figures that are sampled."""
+    """History of a timeframe that ends at `now`, in seconds since the epoch; `courses` are the sampled metrics."""
 
     timeframe: Timeframe
     now: float
@@ -68,19 +68,19 @@ class Story:
         return self.now - self.span
 
     def at(self, share: float) -> float:
-        """The moment at that share of the timeframe."""
+        """Return the time at a share of the timeframe."""
         return self.begin + share * self.span
 
     def noise(self, level: float, deviation: float) -> Trend:
         return lambda at: max(0.0, self.dice.gauss(level, deviation))
 
     def daily(self, level: float, swing: float, deviation: float) -> Trend:
-        """Once up and down a day, at any hour."""
+        """Return a daily oscillation with a random phase."""
         hour = self.dice.random() * 2 * math.pi
         return lambda at: max(0.0, level + swing * math.sin(2 * math.pi * at / DAY + hour) + self.dice.gauss(0, deviation))
 
     def task(self, end: float, seconds: float, operation: str = "compute", waited: float = 0.0, **fields: Any) -> Task:
-        """One that ended then."""
+        """Add an ended task."""
         peak, failure = fields.pop("peak", None), fields.pop("failure", None)
         state = fields.pop("state", TaskState.FAILED if failure else TaskState.COMPLETED)
         task = make_task(seconds=end - seconds - waited, operation=operation, attempt=1, **fields)
@@ -103,7 +103,7 @@ class Story:
         return self.task(end, 0.5, operation, failure=Failure(kind=kind, message=message, type="ValueError"))
 
     def work(self, every: float, seconds: float, operation: str = "compute", failing: float = 0.0, **fields: Any) -> None:
-        """Tasks all the time, at random moments about `every` so many seconds, of which the share `failing` fails."""
+        """Add tasks at random times, about one per `every` seconds, of which the share `failing` fails."""
         end = self.begin + seconds
         while (end := end + self.dice.expovariate(1 / every)) < self.now - 1:
             if self.dice.random() < failing:
@@ -112,10 +112,10 @@ class Story:
                 self.task(end, seconds * self.dice.uniform(0.9, 1.1), operation, **fields)
 
     async def tell(self, history: History) -> None:
-        """Write all of it."""
+        """Write the history."""
         ledger, step = Ledger(10.0), SAMPLES[self.timeframe]
         for number in range(int(self.spans * self.span / step)):
-            # A second for each sample: its value is that of its point, and a week is no million seconds.
+            # One second per sample, with the value of its point: a week would be 600,000 seconds.
             at = self.now - number * step
             ledger.lasted({name: course(at) for name, course in self.courses.items()}, at, 1.0)
         for task in self.tasks:
@@ -134,7 +134,7 @@ def _seconds(moment: str | None) -> float:
 
 
 def ordinary(story: Story) -> Story:
-    """A machine on which nothing is wrong."""
+    """Add the metrics of a healthy machine."""
     story.courses = {
         "memory_usage": story.noise(40, 1),
         "cpu_utilization": story.noise(30, 8),
@@ -147,7 +147,7 @@ def ordinary(story: Story) -> Story:
 
 
 def planted(timeframe: Timeframe, now: float, seed: int = 1) -> Story:
-    """A spike at 40 % of the time, beside a task of alice's; a leak from 50 % to 90 %; twelve failures in a row at 70 %."""
+    """Add a spike at 40 % of the time with a task of alice, a leak from 50 % to 90 %, and twelve failures in a row at 70 %."""
     story = ordinary(Story(timeframe, now, seed=seed))
     story.work(story.span / 300, 0.2)
     memory, workers = story.courses["memory_usage"], story.courses["worker_memory"]
@@ -166,7 +166,7 @@ def planted(timeframe: Timeframe, now: float, seed: int = 1) -> Story:
 async def look(
     story: Story, folder: Path, *kinds: MetricType, devices: tuple[Device, ...] = (CPU,)
 ) -> tuple[Dataset, list[list[FindingDraft]]]:
-    """What is found in the story, once it is written, by what was asked about."""
+    """Write the story and return the findings for each metric type."""
     async with opened(folder) as history:
         await story.tell(history)
         dataset = await gather(history, story.timeframe, story.now, Environment(devices, Settings(data_dir=folder), MEMORY))

@@ -1,4 +1,4 @@
-"""The whole answer, of a real runtime whose history was written before it started."""
+"""Insights of a real runtime with a history that was written before it started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Histories on which nothing is wrong: flat, noisy, wandering, swinging once a day. What is said of them only describes."""
+"""Healthy histories (flat, noisy, random walk, daily oscillation) cause no warnings."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_nothing_wrong_is_told_as_nothing_wrong(tmp_path: Path, course: Callable
         _, found = live(look(story, tmp_path / str(seed), "performance", "memory", "efficiency", "errors"))
         for drafts in found:
             alarms = [draft.text for draft in drafts if draft.severity != "info" or draft.kind in ("peak", "leak", "burst")]
-            # That some failed is so, and no more than that.
+            # Failures are reported without further conclusions.
             assert not [text for text in alarms if course is not failing_now_and_then or "did not complete" not in text]
         if course is not failing_now_and_then:
             assert "nothing" in {draft.kind for draft in found[0]}

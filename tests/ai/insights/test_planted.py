@@ -1,4 +1,4 @@
-"""What was planted in a history is found, with its time and its tasks; what is not known is not judged."""
+"""Planted events are found with their times and tasks, and missing data causes no findings."""
 
 from __future__ import annotations
 

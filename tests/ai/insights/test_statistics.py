@@ -1,4 +1,4 @@
-"""The statistics agree with their definitions, bear outliers and gaps, and raise false alarms as rarely as they say."""
+"""Statistics match their definitions, tolerate outliers and gaps, and keep their false alarm rates."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_kendalls_tau_and_the_theil_sen_slope_are_those_of_all_pairs(values: lis
 
 
 def exact(values: list[float]) -> float:
-    """The probability that signed ranks are as far from 0 as these, of all signs."""
+    """Return the exact p-value of the signed ranks over all signs."""
     steps = np.diff(values)
     ranks = ranked(np.abs(steps))
     found = abs(float((np.sign(steps) * ranks).sum()))

@@ -1,4 +1,4 @@
-"""A model may put the findings into words, and nothing else: every figure stays, none is added, and nobody waits long for it."""
+"""Rewriting by a model keeps every number, adds none, and has a time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDED = """Here is the last hour of performance data:
 
 
 def one(which: str, ask: Any, model: str = "a-model") -> Choose:
-    """Only that kind of model is there."""
+    """Return a selection with only this kind of model."""
     return lambda wanted: Rewriter(model, ask) if wanted == which else None
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_takes_too_long_is_cancelled() -> None:
 
 
 def nobody(which: str) -> None:
-    """No model at all."""
+    """Return None: no model is available."""
 
 
 def test_where_there_is_no_model_the_notice_says_what_to_do() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the remote provider share: asking one prompt, with the pieces of its answer."""
+"""Helpers of the remote provider's tests: one prompt and the pieces of its response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENVIRON = {"THE_KEY": KEY}
 
 @dataclass
 class Listener:
-    """Hears the pieces of an answer."""
+    """Recorder of the pieces of a response."""
 
     pieces: list[str] = field(default_factory=list)
 
@@ -25,7 +25,7 @@ class Listener:
 
 
 class RunOptions:
-    """One provider with one profile, `p`."""
+    """Options of a provider with one profile, `p`."""
 
     def __init__(self, url: str, environ: Mapping[str, str] = ENVIRON, **fields: Any) -> None:
         fields = {"base_url": url, "model": "tiny", "api_key": "env:THE_KEY", "max_retries": 0, **fields}
@@ -37,7 +37,7 @@ class RunOptions:
 
 
 def ask(url: str, *, fields: Mapping[str, Any] | None = None, environ: Mapping[str, str] = ENVIRON, **request: Any) -> dict[str, Any]:
-    """The answer to one prompt."""
+    """Return the response to one prompt."""
 
     async def body() -> dict[str, Any]:
         asked = RunOptions(url, environ, **(fields or {}))

@@ -1,4 +1,4 @@
-"""A prompt that nobody wants any more ends at its provider too: the connection is closed, and the provider sees it."""
+"""Cancelled prompts close the connection, which stops them at the provider."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.ai.providers.asking import RunOptions
 
 
 class Watch:
-    """An answer that goes on until the client goes away, and tells that it did."""
+    """Endless response that records when the client disconnects."""
 
     def __init__(self, pieces: int) -> None:
         self.pieces = pieces

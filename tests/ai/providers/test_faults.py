@@ -1,4 +1,4 @@
-"""Whatever a provider does wrong ends as a clear error of ours, and never as an empty answer."""
+"""Every fault of a provider becomes a clear error, never an empty response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = "<!DOCTYPE html><html><head><title>Welcome to nginx!</title></head><body>
 
 
 def sends(*events: Any, version: str = "1.1") -> Answer:
-    """A stream of these events that ends there."""
+    """Return an answer that streams these events."""
 
     def answer(connection: Connection, request: Request) -> None:
         connection.begin(version=version)
@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
     "a web page with status 200": (
         refuses("200 OK", PAGE, "text/html"),
         ProviderBroken,
-        "a web page, 'Welcome to nginx!': check that base_url",
+        "a web page, 'Welcome to nginx!': check the end of base_url",
     ),
     "a web page as a stream": (
         refuses("200 OK", PAGE, "text/event-stream"),
@@ -76,15 +76,19 @@ FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
     "a stream that is cut silently": (sends(chunk("Hel"), chunk("lo"), version="1.0"), ProviderBroken, "after 5 characters"),
     "a done stream without a finish": (sends(chunk("Hel"), "[DONE]"), ProviderBroken, "after 3 characters"),
     "a stream that is cut within a chunk": (cut_within_a_chunk, ProviderUnreachable, "closed the connection"),
-    "a line that is no JSON": (sends(chunk("Hel"), '{"choices": [{'), ProviderBroken, "invalid JSON"),
-    "bytes that are no text": (refuses("200 OK", "data: \udcff\n\n", "text/event-stream"), ProviderBroken, "not text"),
+    "an invalid JSON line": (sends(chunk("Hel"), '{"choices": [{'), ProviderBroken, "invalid JSON"),
+    "bytes that are not text": (refuses("200 OK", "data: \udcff\n\n", "text/event-stream"), ProviderBroken, "not text"),
     "an error in the stream": (
         sends(chunk("Hel"), {"error": {"message": "out of memory"}}),
         ProviderBroken,
         "during the response: out of memory",
     ),
     "an error in the stream as a text": (sends({"error": "out of memory"}), ProviderBroken, "during the response: out of memory"),
-    "a filter": (sends(chunk("Bad"), chunk(None, "content_filter")), ProviderRefused, "content filter, after 3 characters: rephrase the prompt"),
+    "a filter": (
+        sends(chunk("Bad"), chunk(None, "content_filter")),
+        ProviderRefused,
+        "content filter, after 3 characters: rephrase the prompt",
+    ),
     "an error as finish": (sends(chunk("Hel"), chunk(None, "error")), ProviderBroken, "with an error, after 3 characters"),
     "a refusal": (sends(chunk(None, refusal="I can't."), chunk(None, "stop")), ProviderRefused, "declined to respond: I can't"),
     "reasoning alone": (sends(chunk(None, reasoning_content="Hm"), chunk(None, "stop")), ProviderBroken, "reasoning but no text"),

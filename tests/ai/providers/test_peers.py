@@ -1,4 +1,4 @@
-"""The provider beside two servers that nobody here wrote: mlx-lm's and llama.cpp's, on the same tiny model."""
+"""Remote provider with two independent servers, mlx-lm and llama.cpp, on the same tiny model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTEXT = 512
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: its address, and what it calls its model."""
+    """Server with its URL and model name."""
 
     name: str
     url: str
@@ -38,7 +38,7 @@ class Peer:
 
 @contextmanager
 def mlx_lm_server(model: Path, folder: Path) -> Iterator[str]:
-    """`python -m mlx_lm server`, ended at the end."""
+    """Run `python -m mlx_lm server`."""
     port = free_port()
     (folder / "hub").mkdir(parents=True)  # without it the list of its models is empty
     environment = {**os.environ, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
@@ -73,7 +73,7 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def answered(peer: Peer, prompt: str = "the queue is", **parameters: Any) -> dict[str, Any]:
-    """The answer, which is the pieces as they came."""
+    """Return the response after comparing it with its pieces."""
     return ask(peer.url, fields={"model": peer.model}, prompt=prompt, parameters=parameters)
 
 
@@ -96,7 +96,7 @@ def test_the_same_question_has_the_same_likeliest_answer(peer: Peer) -> None:
 
 def test_an_answer_ends_where_it_is_told_to(peer: Peer) -> None:
     whole = answered(peer, max_tokens=20, temperature=0.0)["text"]
-    stop = next(character for character in whole[1:] if character.isascii() and character.isalnum())  # half a character is no stop
+    stop = next(character for character in whole[1:] if character.isascii() and character.isalnum())  # half a character does not stop
     cut = answered(peer, max_tokens=20, temperature=0.0, stop=[stop])
     assert cut["finish_reason"] == "stop"
     assert len(cut["text"]) < len(whole)
@@ -115,7 +115,7 @@ def test_a_question_that_is_given_up_leaves_the_server_free(peer: Peer) -> None:
         while not asked.listener.pieces and not asking.done():
             await asyncio.sleep(0.002)
         asking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):  # a tiny model may have said all by then
+        with contextlib.suppress(asyncio.CancelledError):  # a tiny model may have finished by then
             await asking
         await asked.provider.close()
 

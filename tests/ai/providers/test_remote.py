@@ -1,4 +1,4 @@
-"""What is sent to a provider, and what becomes of its answer."""
+"""Requests to a provider, and the handling of its responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A key is in nothing that a real server tells or writes, even where its provider sends it back."""
+"""Keys never appear in a real server's responses or files, even if the provider echoes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT = {"workflow_type": "model_inference", "prompt": "Hello"}
 
 
 def echoes(connection: Connection, request: Request) -> None:
-    """What was sent comes back: as the text, in pieces, where the prompt asks for that, else as an error."""
+    """Echo the request as streamed text or, depending on the prompt, as an error."""
     sent = request.headers["authorization"]
     if "echo" not in request.json["messages"][-1]["content"]:
         connection.answer(f'{{"error": {{"message": "not with {sent}"}}}}', "401 Unauthorized", X_Sent=sent)

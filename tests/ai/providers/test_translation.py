@@ -1,4 +1,4 @@
-"""Every exception of the libraries below is decided on: one that a new release brings fails a test here."""
+"""Every exception of openai and httpx2 is translated; new exceptions of a release fail a test here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BY_STATUS = frozenset(
         "UnprocessableEntityError",
     }
 )
-"""Those that are told by the status of the answer."""
+"""Exceptions that are translated by the response status."""
 
 EDGE = ErrorTranslator(profiles_from({"p": {"base_url": "http://127.0.0.1:9/v1"}}, {})["p"], Redactor([]))
 
@@ -49,7 +49,7 @@ def exceptions(*places: Any) -> dict[str, type[Exception]]:
     found = {
         name: kind
         for place in places
-        for name, kind in tuple(vars(place).items())  # a look at a class may import more
+        for name, kind in tuple(vars(place).items())  # accessing a class may import more
         if inspect.isclass(kind) and issubclass(kind, Exception) and not issubclass(kind, Warning) and not name.startswith("_")
     }
     assert found
@@ -98,7 +98,7 @@ def test_each_becomes_an_error_that_names_the_profile(name: str) -> None:
 def test_bad_json_is_the_providers_fault(text: str) -> None:
     with pytest.raises(json.JSONDecodeError) as raised:
         json.loads(text)
-    assert "no JSON" in str(EDGE.translate(raised.value))
+    assert "invalid JSON" in str(EDGE.translate(raised.value))
 
 
 def test_what_is_not_known_is_not_explained_away() -> None:

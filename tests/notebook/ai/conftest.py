@@ -19,7 +19,7 @@ CODE = "It divides by zero.\n\n```python\nx = 6 * 7\n```\n\nThat is all."
 def answer(connection: Connection, request: Request) -> None:
     """Answer `give code` with `CODE`, `label` with the last word in capitals, and other prompts with `steered`."""
     asked = request.json["messages"][-1]["content"]
-    if "give code" not in asked and "mended" not in asked and "label" not in asked:
+    if "give code" not in asked and "corrected cell" not in asked and "label" not in asked:
         steered(connection, request)
         return
     if "broken" in asked:

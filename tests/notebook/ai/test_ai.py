@@ -223,7 +223,7 @@ def test_provider_error_is_one_line(kernel: Kernel) -> None:
         ("--temperature hot", "temperature"),
         ("--temperature 9", "--temperature: "),
         ("--max-tokens 0", "--max-tokens: "),
-        ("--profile nobody", "--profile: there is no profile 'nobody'"),
+        ("--profile nobody", "--profile: unknown profile 'nobody'"),
         ("--agent NOBODY", "NOBODY"),
         ("--with nothing_like_it", "nothing_like_it"),
         ("--out 3x", "3x"),

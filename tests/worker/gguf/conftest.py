@@ -9,5 +9,5 @@ from tests.tiny_model import make_tiny_model
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, in the layout of a folder."""
+    """Return the folder of a tiny model."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -1,4 +1,4 @@
-"""Converted weights that are kept for the next load: whole ones only, and not too many of them."""
+"""Cache of converted weights: only complete files, within limits."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ def weights(value: float) -> dict[str, mx.array]:
 
 
 def aged(kept: Conversions, file: Path, seconds: float) -> None:
-    os.utime(kept.place(file), (time.time() - seconds,) * 2)
+    os.utime(kept.path_of(file), (time.time() - seconds,) * 2)
 
 
-def test_what_was_kept_is_found_as_long_as_its_source_is_what_it_was(tmp_path: Path) -> None:
+def test_stored_weights_are_found_while_source_is_unchanged(tmp_path: Path) -> None:
     kept, file = Conversions(tmp_path / "kept"), source(tmp_path, "a")
     assert kept.find(file, SHAPES) is None
     kept.keep(file, weights(3.0))
     found = kept.find(file, SHAPES)
     assert found is not None
     assert mx.array_equal(found["weight"], weights(3.0)["weight"])
-    assert kept.place(file).stat().st_mode & 0o077 == 0
+    assert kept.path_of(file).stat().st_mode & 0o077 == 0
     file.write_text("another")
     assert kept.find(file, SHAPES) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "other shapes", "no file of weights"])
-def test_what_is_damaged_is_removed_and_made_again(tmp_path: Path, damage: str) -> None:
+def test_damaged_file_is_deleted_and_rebuilt(tmp_path: Path, damage: str) -> None:
     kept, file = Conversions(tmp_path / "kept"), source(tmp_path, "a")
     kept.keep(file, weights(3.0))
-    place = kept.place(file)
+    path = kept.path_of(file)
     if damage == "cut":
-        os.truncate(place, place.stat().st_size - 4)
+        os.truncate(path, path.stat().st_size - 4)
     elif damage == "no file of weights":
-        place.write_bytes(b"\xff" * 100)
+        path.write_bytes(b"\xff" * 100)
     assert kept.find(file, {"weight": (8, 4)} if damage == "other shapes" else SHAPES) is None
-    assert not place.exists()
+    assert not path.exists()
 
 
-def test_the_least_recently_used_ones_go(tmp_path: Path) -> None:
+def test_least_recently_used_files_are_deleted(tmp_path: Path) -> None:
     kept = Conversions(tmp_path / "kept")
     files = [source(tmp_path, str(number)) for number in range(conversions.MOST_FILES)]
     for age, file in enumerate(files):
@@ -65,14 +65,14 @@ def test_the_least_recently_used_ones_go(tmp_path: Path) -> None:
     assert [kept.find(file, SHAPES) is not None for file in files] == [True, False, True, True]
 
 
-def test_what_is_too_large_for_all_bounds_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_weights_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, file = Conversions(tmp_path / "kept"), source(tmp_path, "a")
     monkeypatch.setattr(conversions, "MOST_BYTES", 100)
     kept.keep(file, weights(1.0))
     assert not list((tmp_path / "kept").iterdir())
 
 
-def test_a_half_written_file_goes_once_nobody_can_be_writing_it(tmp_path: Path) -> None:
+def test_abandoned_file_is_deleted(tmp_path: Path) -> None:
     kept = Conversions(tmp_path / "kept")
     (tmp_path / "kept").mkdir()
     old, young = (tmp_path / "kept" / f"{name}.part{conversions.SUFFIX}" for name in ("old", "young"))

@@ -18,7 +18,7 @@ COUNT = 40
 
 
 def likeliest(model: Any, prompt: list[int], count: int, ends: set[int]) -> list[int]:
-    """Greedy tokens by mlx-lm's own loop, up to the one that ends them."""
+    """Return the greedy tokens of mlx-lm up to the end token."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
@@ -31,7 +31,7 @@ def likeliest(model: Any, prompt: list[int], count: int, ends: set[int]) -> list
 
 
 def must_agree(path: Path, same_numbers: Path) -> None:
-    """What we make of `path` is what llama.cpp makes of `same_numbers`, from the text on."""
+    """Check that `path` gives the same tokens and greedy text as llama.cpp for `same_numbers`."""
     model, tokenizer = load_gguf(path, "float32")
     with llama_cpp(same_numbers) as other:
         for text in PROMPTS:
@@ -43,23 +43,21 @@ def must_agree(path: Path, same_numbers: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_writes_what_llama_cpp_writes(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_text_equals_llama_cpp(folder: Path, tmp_path: Path, kind: str) -> None:
     path = write_twin(folder, tmp_path / "tiny.gguf", kind)
-    # llama.cpp rounds what it multiplies with quantised weights to 8 bits, and so picks another token where two are nearly as likely:
-    # it is given the numbers that the gguf package, a third party, makes of those weights.
+    # llama.cpp rounds activations to 8 bits for quantised weights, and so may choose another of two nearly equally likely tokens.
+    # It therefore gets the weights dequantised by the gguf package, a third party.
     must_agree(path, write_twin(folder, tmp_path / "same.gguf", kind, exact=True) if kind.startswith("Q") else path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("Q")])
-def test_it_writes_what_llama_cpp_writes_from_the_same_quantised_file_where_no_two_tokens_are_nearly_as_likely(
-    folder: Path, tmp_path: Path, kind: str
-) -> None:
+def test_quantised_file_with_clear_choices_agrees_with_llama_cpp(folder: Path, tmp_path: Path, kind: str) -> None:
     path = write_twin(make_decided(folder, tmp_path / "decided"), tmp_path / "tiny.gguf", kind)
     must_agree(path, path)
 
 
 def make_decided(folder: Path, decided: Path) -> Path:
-    """A model that prefers, after each token, the one seven places on, as far as its layers let it; its two ends are not tied."""
+    """Write a model that prefers, after each token, the one with an id seven higher, with untied embeddings."""
     import mlx.core as mx
 
     shutil.copytree(folder, decided)
@@ -82,7 +80,7 @@ def logits(model: Any, prompt: list[int]) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_as_they_are_stored_give_nearly_the_same(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_stored_weights_give_nearly_the_same_logits(folder: Path, tmp_path: Path, kind: str) -> None:
     path = write_twin(folder, tmp_path / "tiny.gguf", kind)
     wide, stored = (np.array(logits(load_gguf(path, form)[0], [5, 6, 7])) for form in ("float32", "stored"))
     assert np.abs(wide - stored).max() < 0.02 * np.abs(wide).max()
@@ -98,17 +96,17 @@ def test_weights_as_they_are_stored_give_nearly_the_same(folder: Path, tmp_path:
     ],
     ids=lambda values: next(iter(values)),
 )
-def test_it_turns_positions_as_llama_cpp_does(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
+def test_rope_equals_llama_cpp(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
     path = write_twin(folder, tmp_path / "tiny.gguf", values=values)
     must_agree(path, path)
 
 
-def test_each_frequency_has_the_factor_that_the_file_gives_it(folder: Path, tmp_path: Path) -> None:
+def test_rope_factors_of_file_are_applied(folder: Path, tmp_path: Path) -> None:
     path = write_twin(folder, tmp_path / "tiny.gguf", tensors={"rope_freqs.weight": np.array([1, 2, 4, 8], np.float32)})
     must_agree(path, path)
 
 
-def test_biases_are_those_of_the_file_and_nought_where_it_has_none(folder: Path, tmp_path: Path) -> None:
+def test_missing_biases_are_zero(folder: Path, tmp_path: Path) -> None:
     biases = {
         f"blk.{layer}.attn_{part}.bias": np.linspace(-1, 1, size, dtype=np.float32)
         for layer in (0, 1)
@@ -118,7 +116,7 @@ def test_biases_are_those_of_the_file_and_nought_where_it_has_none(folder: Path,
     must_agree(path, path)
 
 
-def test_an_mlx_folder_and_its_twin_give_the_same_text(folder: Path, tmp_path: Path) -> None:
+def test_mlx_folder_and_gguf_twin_give_same_text(folder: Path, tmp_path: Path) -> None:
     import mlx_lm
 
     messages = [{"role": "user", "content": "what runs on the device?"}]

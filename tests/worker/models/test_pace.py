@@ -8,7 +8,7 @@ LAYERS = 30
 
 
 def settle(seconds_of: Callable[[int, int], float]) -> AdaptiveChunking:
-    """The pace on a device that needs `seconds_of(tokens, layers)` for a step."""
+    """Return the chunking on a device that needs `seconds_of(tokens, layers)` for a step."""
     pace = AdaptiveChunking()
     for _ in range(20):
         tokens = pace.tokens
@@ -17,24 +17,24 @@ def settle(seconds_of: Callable[[int, int], float]) -> AdaptiveChunking:
     return pace
 
 
-def test_a_step_goes_through_as_many_layers_as_there_is_time_for() -> None:
+def test_step_covers_layers_within_its_time() -> None:
     pace = settle(lambda tokens, layers: layers * (0.002 + tokens * 0.0001))
     assert pace.tokens == LARGEST
     assert STEP_SECONDS / 2 < pace.layers(LARGEST) * (0.002 + LARGEST * 0.0001) <= STEP_SECONDS
 
 
-def test_where_one_layer_of_many_tokens_takes_too_long_fewer_are_read_at_once() -> None:
+def test_slow_layers_reduce_tokens_per_piece() -> None:
     pace = settle(lambda tokens, layers: layers * (0.04 + tokens * 0.002))
     assert abs(0.04 + pace.tokens * 0.002 - STEP_SECONDS) < 0.01
     assert pace.layers(pace.tokens) == 1
 
 
-def test_where_each_layer_costs_much_it_does_not_shrink_to_single_tokens() -> None:
+def test_pieces_do_not_shrink_below_minimum() -> None:
     pace = settle(lambda tokens, layers: layers * (0.3 + tokens * 0.01))
     assert (pace.tokens, pace.layers(SMALLEST)) == (SMALLEST, 1)
 
 
-def test_a_fast_device_gets_whole_pieces_by_and_by() -> None:
+def test_fast_device_reaches_largest_pieces() -> None:
     pace = AdaptiveChunking()
     before = pace.tokens
     pace.took(before, 1, 1e-9)
@@ -44,7 +44,7 @@ def test_a_fast_device_gets_whole_pieces_by_and_by() -> None:
     assert pace.layers(LARGEST) >= LAYERS
 
 
-def test_a_few_tokens_tell_as_much_as_a_small_piece_would() -> None:
+def test_short_piece_counts_as_smallest_piece() -> None:
     few, small = AdaptiveChunking(), AdaptiveChunking()
     few.took(2, LAYERS, 0.1)
     small.took(SMALLEST, LAYERS, 0.1)

@@ -9,7 +9,7 @@ LETTERS = some.text("ab\n", max_size=30)
 
 
 @given(LETTERS, some.lists(some.text("ab\n", min_size=1, max_size=4), max_size=3), some.lists(some.integers(0, 5), min_size=1, max_size=40))
-def test_what_passes_is_the_text_up_to_the_first_complete_stop_however_it_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
+def test_text_ends_at_first_stop_for_any_cuts(text: str, stops: list[str], cuts: list[int]) -> None:
     stream, passed, place, cut = StopFilter(stops), "", 0, 0
     while place < len(text) or cut < len(cuts):
         size = cuts[cut] if cut < len(cuts) else 1
@@ -27,7 +27,7 @@ def test_without_stop_strings_nothing_is_held_back(text: str) -> None:
     assert [stream.feed(letter) for letter in text] == list(text)
 
 
-def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
+def test_only_possible_stop_prefixes_are_held_back() -> None:
     stream = StopFilter(["\nuser:"])
     assert stream.feed("yes\nuse") == "yes"
     assert stream.feed("ful") == "\nuseful"

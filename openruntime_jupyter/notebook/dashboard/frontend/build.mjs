@@ -1,4 +1,4 @@
-// Bundles the page. `node build.mjs` writes ../static; `node build.mjs --check` checks that the bundle is current.
+// Bundles the dashboard and copies Swagger UI. `node build.mjs` writes both; `node build.mjs --check` checks that the bundle is current.
 import { build } from "esbuild";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
@@ -15,8 +15,14 @@ const made = await build({
   outdir: "../static",
   write: false,
 });
+// The API page is Swagger UI, copied unchanged.
+const SWAGGER = "../../../server/openapi/swagger";
+const copied = ["swagger-ui-bundle.js", "swagger-ui.css", "LICENSE", "NOTICE"].map((name) => ({
+  path: `${SWAGGER}/${name}`,
+  text: readFileSync(`node_modules/swagger-ui-dist/${name}`, "utf8"),
+}));
 let stale = false;
-for (const file of made.outputFiles) {
+for (const file of [...made.outputFiles, ...copied]) {
   let before = null;
   try {
     before = readFileSync(file.path, "utf8");
