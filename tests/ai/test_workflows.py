@@ -23,9 +23,7 @@ def test_the_references_workflows_are_there_and_each_tells_agent_context_and_par
 
 
 def test_an_unknown_workflow_names_those_that_there_are() -> None:
-    with pytest.raises(
-        InvalidRequest, match="unknown workflow 'poetry'; available: code_generation, system_analysis, optimization, model_inf"
-    ):
+    with pytest.raises(InvalidRequest, match="unknown workflow 'poetry'; available: code_generation, system_analysis, optimization"):
         workflow("poetry")
 
 

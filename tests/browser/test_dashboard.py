@@ -199,7 +199,7 @@ def test_form_runs_operation_and_shows_field_errors(server: Server) -> None:
             await size.fill("")
             await form.get_by_label("m", exact=True).fill("8")
             await run.click()
-            await expect(form.locator("> .or-wrong")).to_contain_text("m, n and k go together")
+            await expect(form.locator("> .or-wrong")).to_contain_text("m, n and k")
             await form.get_by_label("m", exact=True).fill("")
             await size.fill("32")
             await form.get_by_label("name", exact=True).fill("by the form")

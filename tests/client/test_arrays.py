@@ -186,7 +186,7 @@ def test_more_than_there_is_room_for_is_refused_with_figures(client: Client) -> 
         client.call(len, np.ones(QUOTA, np.uint8))
     with pytest.raises(Unavailable, match=r"array_bytes"):
         client.call(lambda *values: None, np.ones(QUOTA // 2, np.uint8), np.zeros(QUOTA // 2, np.uint8))
-    with pytest.raises(TaskFailed, match=r"does not fit: results may have"):
+    with pytest.raises(TaskFailed, match=r"does not fit: the current limit is"):
         client.call(np.zeros, QUOTA)
     assert client.call(lambda value: value.sum(), np.ones(QUOTA // 2, np.uint8)) == QUOTA // 2
 

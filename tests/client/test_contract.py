@@ -267,7 +267,7 @@ def test_what_waits_is_listed_with_the_next_one_first(client: Client) -> None:
         later, sooner = (client.with_options(priority=priority).submit("matrix_multiply", size=8) for priority in (2, 9))
         assert [task.task_id for task in client.tasks(order="next").tasks] == [sooner.id, later.id]
         assert [task.task_id for task in client.tasks(1, offset=1, order="next").tasks] == [later.id]
-        with pytest.raises(InvalidRequest, match="no filter"):
+        with pytest.raises(InvalidRequest, match="only `limit` and `offset`"):
             client.tasks(order="next", operation="call")
 
 

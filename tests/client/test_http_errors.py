@@ -119,7 +119,7 @@ REFUSAL = 'HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nConten
 EMPTY = 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\nConnection: close\r\n\r\n{"devices": []}'
 
 
-@pytest.mark.parametrize("learnt", [False, True], ids=["by the refusal", "by another thread meanwhile"])
+@pytest.mark.parametrize("learnt", [False, True], ids=["by the refusal", "by another thread concurrently"])
 def test_a_server_that_was_started_anew_is_asked_with_its_new_token_though_a_kept_connection_was_lost_too(learnt: bool) -> None:
     asked: list[bytes] = []
 

@@ -169,8 +169,8 @@ def test_a_wrong_question_names_what_is_wrong(client: Client) -> None:
         client.ask("x", temperature=9)
     with pytest.raises(InvalidRequest, match="memory_limit"):
         client.with_options(memory_limit=10**9).ask("x")
-    with pytest.raises(InvalidRequest, match="unknown profile 'nobody'"):
-        client.ask("x", profile="nobody")
+    with pytest.raises(InvalidRequest, match="unknown profile 'missing'"):
+        client.ask("x", profile="missing")
 
 
 def test_coroutines_ask_and_read_along(client: Client) -> None:

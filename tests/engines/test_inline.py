@@ -30,15 +30,12 @@ async def never_ending(parameters: dict[str, Any], context: InlineContext) -> di
     return {}
 
 
-def test_coroutine_gets_parameters_and_returns_output() -> None:
-    async def body() -> None:
-        deaf = Deaf()
-        outcome = await InlineEngine({"echo": echo}).run(job(), deaf)
-        assert isinstance(outcome, Completed)
-        assert outcome.output == {"text": "hello"}
-        assert deaf.text == "hello"
-
-    live(body())
+async def test_coroutine_gets_parameters_and_returns_output() -> None:
+    deaf = Deaf()
+    outcome = await InlineEngine({"echo": echo}).run(job(), deaf)
+    assert isinstance(outcome, Completed)
+    assert outcome.output == {"text": "hello"}
+    assert deaf.text == "hello"
 
 
 @pytest.mark.parametrize(
@@ -56,21 +53,18 @@ def test_exception_of_coroutine_fails_task(problem: Exception, expected: str, ca
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELLED, StopReason.TIMED_OUT])
-def test_halt_cancels_coroutine(reason: StopReason) -> None:
-    async def body() -> None:
-        engine, deaf = InlineEngine({"echo": never_ending}), Deaf()
-        running = asyncio.ensure_future(engine.run(job(), deaf))
-        await deaf.begun.wait()
-        engine.halt("task_2", reason)
-        engine.halt("task_1", reason)
-        outcome = await running
-        assert isinstance(outcome, Stopped)
-        assert (outcome.reason, outcome.stage) == (reason, Stage.INTERRUPT)
-
-    live(body())
+async def test_halt_cancels_coroutine(reason: StopReason) -> None:
+    engine, deaf = InlineEngine({"echo": never_ending}), Deaf()
+    running = asyncio.ensure_future(engine.run(job(), deaf))
+    await deaf.begun.wait()
+    engine.halt("task_2", reason)
+    engine.halt("task_1", reason)
+    outcome = await running
+    assert isinstance(outcome, Stopped)
+    assert (outcome.reason, outcome.stage) == (reason, Stage.INTERRUPT)
 
 
-def test_ignored_cancellation_is_repeated() -> None:
+async def test_ignored_cancellation_is_repeated() -> None:
     async def stubborn(parameters: dict[str, Any], context: InlineContext) -> dict[str, Any]:
         context.progress(0)
         for _ in range(2):
@@ -81,27 +75,21 @@ def test_ignored_cancellation_is_repeated() -> None:
         await asyncio.Event().wait()
         return {}
 
-    async def body() -> None:
-        engine, deaf = InlineEngine({"echo": stubborn}, grace=0.01), Deaf()
-        running = asyncio.ensure_future(engine.run(job(), deaf))
-        await deaf.begun.wait()
-        engine.halt("task_1", StopReason.CANCELLED)
-        assert isinstance(await asyncio.wait_for(running, 5.0), Stopped)
-
-    live(body())
+    engine, deaf = InlineEngine({"echo": stubborn}, grace=0.01), Deaf()
+    running = asyncio.ensure_future(engine.run(job(), deaf))
+    await deaf.begun.wait()
+    engine.halt("task_1", StopReason.CANCELLED)
+    assert isinstance(await asyncio.wait_for(running, 5.0), Stopped)
 
 
-def test_stop_ends_running_tasks_and_rejects_new_ones() -> None:
-    async def body() -> None:
-        engine, deaf = InlineEngine({"echo": never_ending}), Deaf()
-        running = asyncio.ensure_future(engine.run(job(), deaf))
-        await deaf.begun.wait()
-        await engine.stop(5.0)
-        for outcome in (await running, await engine.run(job("task_2"), Deaf())):
-            assert isinstance(outcome, Stopped)
-            assert outcome.reason is StopReason.ENDED
-
-    live(body())
+async def test_stop_ends_running_tasks_and_rejects_new_ones() -> None:
+    engine, deaf = InlineEngine({"echo": never_ending}), Deaf()
+    running = asyncio.ensure_future(engine.run(job(), deaf))
+    await deaf.begun.wait()
+    await engine.stop(5.0)
+    for outcome in (await running, await engine.run(job("task_2"), Deaf())):
+        assert isinstance(outcome, Stopped)
+        assert outcome.reason is StopReason.ENDED
 
 
 def test_unknown_operation_fails(tmp_path: Path) -> None:

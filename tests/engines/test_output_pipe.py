@@ -6,7 +6,6 @@ import os
 import pytest
 
 from openruntime_jupyter.engines.output_pipe import OutputPipe
-from tests.runtimes import live
 
 MARKER = b"\x1e0123\x1e"
 
@@ -34,49 +33,37 @@ class Output:
 
 
 @pytest.mark.parametrize("cut", range(1, len("é".encode() * 3 + MARKER + b"after")))
-def test_text_around_marker_keeps_position_at_any_split(cut: int) -> None:
-    async def body() -> None:
-        output = Output()
-        data = "é".encode() * 3 + MARKER + b"after"
-        output.write(data[:cut])
-        assert output.write(data[cut:]) == "ééé", "text after the marker waits"
-        output.pipe.skip_marker()
-        assert output.text == "éééafter"
-        output.close()
-
-    live(body())
+async def test_text_around_marker_keeps_position_at_any_split(cut: int) -> None:
+    output = Output()
+    data = "é".encode() * 3 + MARKER + b"after"
+    output.write(data[:cut])
+    assert output.write(data[cut:]) == "ééé", "text after the marker waits"
+    output.pipe.skip_marker()
+    assert output.text == "éééafter"
+    output.close()
 
 
-def test_first_byte_of_marker_alone_is_text() -> None:
-    async def body() -> None:
-        output = Output()
-        assert output.write(b"a\x1e") == "a"
-        assert output.write(b"b") == "a\x1eb"
-        output.write(b"\x1e01")
-        output.pipe.finish_text()
-        assert output.text == "a\x1eb\x1e01"
-        output.close()
-
-    live(body())
+async def test_first_byte_of_marker_alone_is_text() -> None:
+    output = Output()
+    assert output.write(b"a\x1e") == "a"
+    assert output.write(b"b") == "a\x1eb"
+    output.write(b"\x1e01")
+    output.pipe.finish_text()
+    assert output.text == "a\x1eb\x1e01"
+    output.close()
 
 
-def test_invalid_utf8_does_not_end_reading() -> None:
-    async def body() -> None:
-        output = Output()
-        assert output.write(b"\xff\xfe ok") == "\ufffd\ufffd ok"
-        output.close()
-
-    live(body())
+async def test_invalid_utf8_does_not_end_reading() -> None:
+    output = Output()
+    assert output.write(b"\xff\xfe ok") == "\ufffd\ufffd ok"
+    output.close()
 
 
-def test_tail_contains_only_current_task() -> None:
-    async def body() -> None:
-        output = Output()
-        output.write(b"x" * 5000)
-        assert len(output.pipe.tail) == 2000
-        output.pipe.begin()
-        output.write(b"mine")
-        assert output.pipe.tail == "mine"
-        output.close()
-
-    live(body())
+async def test_tail_contains_only_current_task() -> None:
+    output = Output()
+    output.write(b"x" * 5000)
+    assert len(output.pipe.tail) == 2000
+    output.pipe.begin()
+    output.write(b"mine")
+    assert output.pipe.tail == "mine"
+    output.close()

@@ -21,7 +21,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import EngineError, InterpreterError, Unavailable
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from tests.runtimes import cell, ended, live, runtime_in, says, submit, until
+from tests.runtimes import cell, ended, runtime_in, says, submit, until
 
 
 def descriptors() -> int:
@@ -48,28 +48,25 @@ def no_more_descriptors_than(spare: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spare", [2, 4, 7, 9])
-def test_task_fails_with_advice_when_files_run_out(tmp_path: Path, spare: int) -> None:
+async def test_task_fails_with_advice_when_files_run_out(tmp_path: Path, spare: int) -> None:
     waits = "import time\nprint('in', flush=True)\ntime.sleep(600)"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=8, spare_workers=1) as runtime:
-            holders = [await cell(runtime, waits)]
-            await says(runtime, holders[0], "in")
-            await until(lambda: sum(worker.state == "idle" for worker in runtime.engine.workers()) == 1, 20, "a spare")
-            with no_more_descriptors_than(spare):
-                before = descriptors()
-                while not (failed := [task for task in [await runtime.tasks.get(each) for each in holders] if task.status == "failed"]):
-                    holders.append(await cell(runtime, waits))
-                    await asyncio.sleep(0.05)
-                    assert len(holders) < 200
-                assert "Too many open files. Raise the limit of open files (`ulimit -n`)" in (failed[0].error or "")
-                # The watchdog opens one more, for the former spare.
-                assert descriptors() <= before + 1
-            for task_id in holders:
-                await runtime.cancel(task_id)
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-
-    live(body())
+    async with runtime_in(tmp_path, cpu_slots=8, spare_workers=1) as runtime:
+        holders = [await cell(runtime, waits)]
+        await says(runtime, holders[0], "in")
+        await until(lambda: sum(worker.state == "idle" for worker in runtime.engine.workers()) == 1, 20, "a spare")
+        with no_more_descriptors_than(spare):
+            before = descriptors()
+            while not (failed := [task for task in [await runtime.tasks.get(each) for each in holders] if task.status == "failed"]):
+                holders.append(await cell(runtime, waits))
+                await asyncio.sleep(0.05)
+                assert len(holders) < 200
+            assert "Too many open files. Raise the limit of open files (`ulimit -n`)" in (failed[0].error or "")
+            # The watchdog opens one more, for the former spare.
+            assert descriptors() <= before + 1
+        for task_id in holders:
+            await runtime.cancel(task_id)
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
 
 def test_start_errors_have_advice() -> None:
@@ -88,79 +85,67 @@ def test_start_errors_have_advice() -> None:
         assert "/a/python" in str(error)
 
 
-def test_dead_idle_worker_gets_no_task(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await submit(runtime, "compute"))
-            for _ in range(10):
-                await until(lambda: any(worker.state == "idle" for worker in runtime.engine.workers()), 20, "an idle worker")
-                dead = list(runtime.engine._workers)  # type: ignore[attr-defined]
-                for worker in dead:
-                    os.kill(worker.pid, signal.SIGKILL)
-                while any(worker.alive for worker in dead):
-                    os.sched_yield()
-                task = await ended(runtime, await submit(runtime, "compute"))
-                assert task.status == "completed", task.error
-
-    live(body())
+async def test_dead_idle_worker_gets_no_task(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await ended(runtime, await submit(runtime, "compute"))
+        for _ in range(10):
+            await until(lambda: any(worker.state == "idle" for worker in runtime.engine.workers()), 20, "an idle worker")
+            dead = list(runtime.engine._workers)  # type: ignore[attr-defined]
+            for worker in dead:
+                os.kill(worker.pid, signal.SIGKILL)
+            while any(worker.alive for worker in dead):
+                os.sched_yield()
+            task = await ended(runtime, await submit(runtime, "compute"))
+            assert task.status == "completed", task.error
 
 
-def test_removed_temporary_folder_is_created_again(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await submit(runtime, "call"))
-            large = {"code": "n = len(text)", "inputs": {"text": "x" * 2_000_000}}
-            for parameters in ({"code": "1"}, large, {"code": "1", "isolate": True}):
-                await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 20, "idle workers")
-                shutil.rmtree(tmp_path / "tmp")
-                task = await ended(runtime, await submit(runtime, "python", parameters))
-                assert task.status == "completed", task.failure
-
-    live(body())
+async def test_removed_temporary_folder_is_created_again(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await ended(runtime, await submit(runtime, "call"))
+        large = {"code": "n = len(text)", "inputs": {"text": "x" * 2_000_000}}
+        for parameters in ({"code": "1"}, large, {"code": "1", "isolate": True}):
+            await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 20, "idle workers")
+            shutil.rmtree(tmp_path / "tmp")
+            task = await ended(runtime, await submit(runtime, "python", parameters))
+            assert task.status == "completed", task.failure
 
 
-def test_failed_parameters_file_keeps_worker(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, spare_workers=1) as runtime:
-            await until(lambda: [worker.state for worker in runtime.engine.workers()] == ["idle"], 20, "a spare")
-            before = {worker.name for worker in runtime.engine.workers()}
-            folder = tmp_path / "tmp"
-            shutil.rmtree(folder)
-            folder.write_text("no folder")
-            for _ in range(3):
-                task = await ended(runtime, await submit(runtime, "python", {"code": "1", "inputs": {"text": "x" * 2_000_000}}))
-                assert task.status == "failed"
-                assert str(folder) in (task.error or "")
-            assert {worker.name for worker in runtime.engine.workers()} == before
-            folder.unlink()
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-
-    live(body())
+async def test_failed_parameters_file_keeps_worker(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, spare_workers=1) as runtime:
+        await until(lambda: [worker.state for worker in runtime.engine.workers()] == ["idle"], 20, "a spare")
+        before = {worker.name for worker in runtime.engine.workers()}
+        folder = tmp_path / "tmp"
+        shutil.rmtree(folder)
+        folder.write_text("no folder")
+        for _ in range(3):
+            task = await ended(runtime, await submit(runtime, "python", {"code": "1", "inputs": {"text": "x" * 2_000_000}}))
+            assert task.status == "failed"
+            assert str(folder) in (task.error or "")
+        assert {worker.name for worker in runtime.engine.workers()} == before
+        folder.unlink()
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
 
-def test_failed_first_worker_is_retried_on_request(tmp_path: Path) -> None:
+async def test_failed_first_worker_is_retried_on_request(tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\n[ -e {mended} ] || exit 3\nexec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
 
-    async def body() -> None:
-        settings = Settings(data_dir=tmp_path / "data")
-        options = LocalOptions(payloads=settings.payloads, temporary=settings.temporary, interpreter=str(interpreter))
-        runtime = Runtime(settings, LocalEngine(options))
-        await runtime.start()
-        try:
-            for _ in range(2):
-                with pytest.raises(Unavailable, match="before it was ready"):
-                    await submit(runtime, "call")
-            assert runtime.health().status == "degraded"
-            mended.touch()
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-            assert runtime.health().status == "healthy"
-        finally:
-            await runtime.stop()
-
-    live(body())
+    settings = Settings(data_dir=tmp_path / "data")
+    options = LocalOptions(payloads=settings.payloads, temporary=settings.temporary, interpreter=str(interpreter))
+    runtime = Runtime(settings, LocalEngine(options))
+    await runtime.start()
+    try:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="before it was ready"):
+                await submit(runtime, "call")
+        assert runtime.health().status == "degraded"
+        mended.touch()
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        assert runtime.health().status == "healthy"
+    finally:
+        await runtime.stop()
 
 
 BROKEN = """
@@ -173,19 +158,16 @@ raise ModuleNotFoundError("the other half")
 """
 
 
-def test_output_before_first_task_is_in_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_output_before_first_task_is_in_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "pydantic_core.py").write_text(BROKEN)
     monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path / "path"))
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            engine = runtime.engine
-            assert isinstance(engine, LocalEngine)
-            await until(lambda: any("half of it" in worker.stderr.tail for worker in engine._workers), 30, "the worker to speak")
-            task = await ended(runtime, await submit(runtime, "call"))
-            assert task.failure is not None
-            assert "half of it is missing" in (task.failure.last_output or "")
-            assert "the other half" in (task.failure.last_output or "")
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        engine = runtime.engine
+        assert isinstance(engine, LocalEngine)
+        await until(lambda: any("half of it" in worker.stderr.tail for worker in engine._workers), 30, "the worker to speak")
+        task = await ended(runtime, await submit(runtime, "call"))
+        assert task.failure is not None
+        assert "half of it is missing" in (task.failure.last_output or "")
+        assert "the other half" in (task.failure.last_output or "")

@@ -335,13 +335,13 @@ def test_cpu_model_computes_in_float32_only_with_fast_blas(tmp_path: Path) -> No
         "from openruntime_jupyter.runtime.settings import Settings\n"
         "from pathlib import Path\n"
         "[source] = ModelCatalog(Settings(data_dir=Path(sys.argv[1]))).known()\n"
-        "said = []\n"
+        "rows = []\n"
         "for fast in (True, True, False):\n"
         "    model = loading.load(source, TaskContext(model=source, fast_float32=fast))\n"
         "    weights = weights_of(model.model)\n"
-        "    response.append([sorted({str(w.dtype) for w in weights.values()}), sum(w.nbytes for w in weights.values()), "
+        "    rows.append([sorted({str(w.dtype) for w in weights.values()}), sum(w.nbytes for w in weights.values()), "
         "model.tokens_of('the queue', []), float(weights['model.embed_tokens.weight'][7, 3])])\n"
-        "print(json.dumps([said, source.float32_bytes]))\n"
+        "print(json.dumps([rows, source.float32_bytes]))\n"
     )
     packed(make_tiny_model(tmp_path / "models" / "tiny"))
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -135,7 +135,7 @@ def test_installed_operation_runs_with_client(server: Server) -> None:
             client.run("weather", days=1000)
         with pytest.raises(UnknownOperation, match=r"storm of broken_operations 1\.2.*No module named 'no_such_module_anywhere'"):
             client.run("storm")
-        with pytest.raises(TaskFailed, match="shapeless gave list as output"):
+        with pytest.raises(TaskFailed, match="shapeless returned list as output"):
             client.run("shapeless")
     finally:
         client.close()
@@ -144,7 +144,7 @@ def test_installed_operation_runs_with_client(server: Server) -> None:
 def test_failing_hooks_neither_reject_task_nor_end_worker(server: Server) -> None:
     for _ in range(3):  # later workers warm up what was used here
         assert server.submit("careless", {})["result"]["output"] == {"ok": True}
-    assert "memory() of the operation careless was ignored: RuntimeError: no estimate today" in server.tail(100_000)
+    assert "Ignored memory() of the operation careless: RuntimeError: no estimate today" in server.tail(100_000)
 
 
 def test_installed_operation_can_be_cancelled(server: Server) -> None:
@@ -158,7 +158,7 @@ def test_excluded_operation_is_reported_by_health_and_log(server: Server) -> Non
     health = server.get("/health")
     assert health["status"] == "healthy"
     reported = "\n".join(health["problems"])
-    for reason in ("storm of broken_operations", "'compute' is already in use", "weather_operations:nothing) was left out: TypeError"):
+    for reason in ("storm of broken_operations", "'compute' is already in use", "weather_operations:nothing) is excluded: TypeError"):
         assert reason in reported
         assert reason in server.tail(100_000)
 

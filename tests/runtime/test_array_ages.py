@@ -16,7 +16,6 @@ from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequ
 from openruntime_jupyter.runtime.arrays import quota, rows
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.test_arrays import MB, SMALL, put, result, store_in
-from tests.runtimes import live
 
 
 class Ages:
@@ -27,132 +26,108 @@ class Ages:
         monkeypatch.setattr(rows, "now", lambda: self.seconds)
 
 
-def test_unused_array_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unused_array_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ages = Ages(monkeypatch)
 
-    async def body() -> None:
-        async with store_in(tmp_path, array_seconds=60.0) as store:
-            old, used = await put(store, np.zeros(10)), await put(store, np.zeros(10))
-            ages.seconds += 50
-            await store.info(used.id)
-            ages.seconds += 20
-            new = await put(store, np.zeros(10))
-            await store.sweep()
-            assert {each.id for each in store.page().arrays} == {used.id, new.id}
-            assert old.expires_at is not None
-
-    live(body())
+    async with store_in(tmp_path, array_seconds=60.0) as store:
+        old, used = await put(store, np.zeros(10)), await put(store, np.zeros(10))
+        ages.seconds += 50
+        await store.info(used.id)
+        ages.seconds += 20
+        new = await put(store, np.zeros(10))
+        await store.sweep()
+        assert {each.id for each in store.page().arrays} == {used.id, new.id}
+        assert old.expires_at is not None
 
 
 @pytest.mark.parametrize("days", [-365, 365])
-def test_changed_wall_clock_does_not_affect_expiry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+async def test_changed_wall_clock_does_not_affect_expiry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
     ages, true = Ages(monkeypatch), time.time
 
-    async def body() -> None:
-        async with store_in(tmp_path, array_bytes=2 * MB, array_seconds=60.0) as store:
-            fetched = await result(store, "task_a", np.zeros(MB, np.uint8))
-            await store.info(fetched)
-            half = await store.allocate(Layout((10,), "int8"))
-            monkeypatch.setattr(time, "time", lambda: true() + days * 86_400)
-            await store.sweep()
-            assert {each.id for each in store.page().arrays} == {fetched, half.id}
-            ages.seconds += 1
-            sent = await put(store, np.zeros(MB, np.uint8))
-            assert store.known(fetched) is None, "it made room"
-            ages.seconds += 61
-            await store.sweep()
-            assert not store.page().arrays, (sent.id, half.id)
-
-    live(body())
+    async with store_in(tmp_path, array_bytes=2 * MB, array_seconds=60.0) as store:
+        fetched = await result(store, "task_a", np.zeros(MB, np.uint8))
+        await store.info(fetched)
+        half = await store.allocate(Layout((10,), "int8"))
+        monkeypatch.setattr(time, "time", lambda: true() + days * 86_400)
+        await store.sweep()
+        assert {each.id for each in store.page().arrays} == {fetched, half.id}
+        ages.seconds += 1
+        sent = await put(store, np.zeros(MB, np.uint8))
+        assert store.known(fetched) is None, "it made room"
+        ages.seconds += 61
+        await store.sweep()
+        assert not store.page().arrays, (sent.id, half.id)
 
 
-def test_idle_time_survives_server_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_time_survives_server_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ages = Ages(monkeypatch)
 
-    async def body() -> None:
-        async with store_in(tmp_path, "rt_1", array_seconds=60.0) as store:
-            old, young = await result(store, "task_a", np.ones(10)), await result(store, "task_b", np.ones(10))
-            ages.seconds += 50
-            await store.adopt("me", [])
-            store._records[young].touch()
-        async with store_in(tmp_path, "rt_2", array_seconds=60.0) as store:
-            ages.seconds += 20
-            await store.sweep()
-            assert [each.id for each in store.page().arrays] == [young], old
-
-    live(body())
+    async with store_in(tmp_path, "rt_1", array_seconds=60.0) as store:
+        old, young = await result(store, "task_a", np.ones(10)), await result(store, "task_b", np.ones(10))
+        ages.seconds += 50
+        await store.adopt("me", [])
+        store._records[young].touch()
+    async with store_in(tmp_path, "rt_2", array_seconds=60.0) as store:
+        ages.seconds += 20
+        await store.sweep()
+        assert [each.id for each in store.page().arrays] == [young], old
 
 
-def test_concurrent_ready_calls_keep_the_array(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await store.allocate(SMALL)
-            first, second = await asyncio.gather(store.ready(info.id), store.ready(info.id), return_exceptions=True)
-            assert isinstance(first, ArrayInfo)
-            assert isinstance(second, ArrayConflict)
-            assert conversion.view(store.path_of(info.id), info.id).shape == SMALL.shape
-
-    live(body())
+async def test_concurrent_ready_calls_keep_the_array(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        info = await store.allocate(SMALL)
+        first, second = await asyncio.gather(store.ready(info.id), store.ready(info.id), return_exceptions=True)
+        assert isinstance(first, ArrayInfo)
+        assert isinstance(second, ArrayConflict)
+        assert conversion.view(store.path_of(info.id), info.id).shape == SMALL.shape
 
 
 @pytest.mark.parametrize("first", ["ready", "remove"])
-def test_array_deleted_during_finish_leaves_no_file(tmp_path: Path, first: str) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, warm_bytes=0) as store:
-            for _ in range(20):
-                info = await store.allocate(SMALL, name="weights")
-                works = {"ready": store.ready(info.id), "remove": store.remove(info.id)}
-                begun = asyncio.ensure_future(works.pop(first))
-                (other,) = works.values()
-                outcomes = dict(zip((first, "other"), await asyncio.gather(begun, other, return_exceptions=True), strict=True))
-                assert any(isinstance(each, ArrayNotFound) for each in outcomes.values())
-                assert store.used_bytes == 0
-                assert not [path for place in store._spool.places for path in place.folder.iterdir() if path.is_file()]
-
-    live(body())
+async def test_array_deleted_during_finish_leaves_no_file(tmp_path: Path, first: str) -> None:
+    async with store_in(tmp_path, warm_bytes=0) as store:
+        for _ in range(20):
+            info = await store.allocate(SMALL, name="weights")
+            works = {"ready": store.ready(info.id), "remove": store.remove(info.id)}
+            begun = asyncio.ensure_future(works.pop(first))
+            (other,) = works.values()
+            outcomes = dict(zip((first, "other"), await asyncio.gather(begun, other, return_exceptions=True), strict=True))
+            assert any(isinstance(each, ArrayNotFound) for each in outcomes.values())
+            assert store.used_bytes == 0
+            assert not [path for place in store._spool.places for path in place.folder.iterdir() if path.is_file()]
 
 
-def test_array_being_uploaded_cannot_be_marked_ready(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            making = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
-            await asyncio.sleep(0)
+async def test_array_being_uploaded_cannot_be_marked_ready(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        making = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
+        await asyncio.sleep(0)
+        with pytest.raises(ArrayConflict, match="being sent"):
+            await store.ready("weights")
+        await making
+        with store.writing("weights"):
             with pytest.raises(ArrayConflict, match="being sent"):
                 await store.ready("weights")
-            await making
-            with store.writing("weights"):
-                with pytest.raises(ArrayConflict, match="being sent"):
-                    await store.ready("weights")
-                assert (await store.ready("weights", sent=True)).state == "ready"
-
-    live(body())
+            assert (await store.ready("weights", sent=True)).state == "ready"
 
 
-def test_slow_writer_is_not_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_writer_is_not_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ages = Ages(monkeypatch)
 
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await store.allocate(SMALL)
-            descriptor = os.open(str(info.path), os.O_RDWR)
-            assert blocks.lease(descriptor, str(info.path))
-            ages.seconds += 10 * quota.WRITER_SECONDS
-            await store.sweep()
-            os.close(descriptor)
-            await store.sweep()
-            assert (await store.ready(info.id)).state == "ready"
-
-    live(body())
+    async with store_in(tmp_path) as store:
+        info = await store.allocate(SMALL)
+        descriptor = os.open(str(info.path), os.O_RDWR)
+        assert blocks.lease(descriptor, str(info.path))
+        ages.seconds += 10 * quota.WRITER_SECONDS
+        await store.sweep()
+        os.close(descriptor)
+        await store.sweep()
+        assert (await store.ready(info.id)).state == "ready"
 
 
-def test_task_cannot_lease_array_being_deleted(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await put(store, np.zeros(10))
-            going = asyncio.ensure_future(store.remove(info.id))
-            await asyncio.sleep(0)
-            with pytest.raises(InvalidRequest, match="it was deleted"):
-                store.lease([info.id], "task_a")
-            await going
-
-    live(body())
+async def test_task_cannot_lease_array_being_deleted(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        info = await put(store, np.zeros(10))
+        going = asyncio.ensure_future(store.remove(info.id))
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidRequest, match="it was deleted"):
+            store.lease([info.id], "task_a")
+        await going

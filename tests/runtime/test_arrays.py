@@ -65,61 +65,52 @@ async def result(store: ArrayStore, task: str, array: np.ndarray[Any, Any], numb
     return array_id
 
 
-def test_array_with_removed_file_is_unknown(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            uses: list[Callable[[str], Any]] = [
-                store.info,
-                store.remove,
-                lambda name: store.allocate(SMALL, "me", name),
-            ]
-            for number, use in enumerate(uses):
-                info = await put(store, np.ones(250_000, np.float32), f"removed_{number}")
-                Path(str(info.path)).unlink()
-                if number < 2:
-                    with pytest.raises(ArrayNotFound, match="its file was deleted"):
-                        await use(info.id)
-                else:
-                    assert (await use(info.id)).state == "writing", "its name is free"
-                    await store.remove(info.id)
-                assert store.page().arrays == []
-                assert store.used_bytes == 0
-            info = await put(store, np.ones(3))
+async def test_array_with_removed_file_is_unknown(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        uses: list[Callable[[str], Any]] = [
+            store.info,
+            store.remove,
+            lambda name: store.allocate(SMALL, "me", name),
+        ]
+        for number, use in enumerate(uses):
+            info = await put(store, np.ones(250_000, np.float32), f"removed_{number}")
             Path(str(info.path)).unlink()
-            with pytest.raises(InvalidRequest, match="there is no array"):
-                store.lease([info.id], "task_1")
-
-    live(body())
-
-
-def test_sweep_logs_array_with_removed_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            removed, kept = await put(store, np.ones(3)), await put(store, np.ones(4))
-            begun = await store.allocate(SMALL, "me")
-            Path(str(removed.path)).unlink()
-            await store.sweep()
-            assert {each.id for each in store.page().arrays} == {kept.id, begun.id}
-            assert [record.getMessage().startswith(f"The array {removed.id} is gone") for record in caplog.records] == [True]
-
-    live(body())
+            if number < 2:
+                with pytest.raises(ArrayNotFound, match="its file was deleted"):
+                    await use(info.id)
+            else:
+                assert (await use(info.id)).state == "writing", "its name is free"
+                await store.remove(info.id)
+            assert store.page().arrays == []
+            assert store.used_bytes == 0
+        info = await put(store, np.ones(3))
+        Path(str(info.path)).unlink()
+        with pytest.raises(InvalidRequest, match="there is no array"):
+            store.lease([info.id], "task_1")
 
 
-def test_array_round_trip(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            sent = np.arange(12, dtype=np.int16).reshape(3, 4)
-            info = await put(store, sent)
-            assert (info.shape, info.dtype, info.bytes, info.state, info.owner) == ([3, 4], "int16", 24, "ready", "me")
-            back = conversion.view(str((await store.info(info.id)).path), info.id)
-            assert (back == sent).all()
-            assert [each.id for each in store.page().arrays] == [info.id]
-            await store.remove(info.id)
-            with pytest.raises(ArrayNotFound, match="There is no array"):
-                await store.info(info.id)
-            assert (back == sent).all(), "a process that maps it keeps it"
+async def test_sweep_logs_array_with_removed_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with store_in(tmp_path) as store:
+        removed, kept = await put(store, np.ones(3)), await put(store, np.ones(4))
+        begun = await store.allocate(SMALL, "me")
+        Path(str(removed.path)).unlink()
+        await store.sweep()
+        assert {each.id for each in store.page().arrays} == {kept.id, begun.id}
+        assert [record.getMessage().startswith(f"The array {removed.id} is gone") for record in caplog.records] == [True]
 
-    live(body())
+
+async def test_array_round_trip(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        sent = np.arange(12, dtype=np.int16).reshape(3, 4)
+        info = await put(store, sent)
+        assert (info.shape, info.dtype, info.bytes, info.state, info.owner) == ([3, 4], "int16", 24, "ready", "me")
+        back = conversion.view(str((await store.info(info.id)).path), info.id)
+        assert (back == sent).all()
+        assert [each.id for each in store.page().arrays] == [info.id]
+        await store.remove(info.id)
+        with pytest.raises(ArrayNotFound, match="There is no array"):
+            await store.info(info.id)
+        assert (back == sent).all(), "a process that maps it keeps it"
 
 
 def test_spool_folder_is_private_in_memory_and_removed_on_close(tmp_path: Path) -> None:
@@ -138,7 +129,7 @@ def test_spool_folder_is_private_in_memory_and_removed_on_close(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("left", ["absent", "file", "others", "link"])
-def test_untrusted_memory_folder_falls_back_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+async def test_untrusted_memory_folder_falls_back_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
     memory = tmp_path / "shm"
     monkeypatch.setattr(spool, "MEMORY", memory)
     monkeypatch.setattr(spool, "in_memory", lambda path: memory in (path, *path.parents))
@@ -157,342 +148,286 @@ def test_untrusted_memory_folder_falls_back_to_disk(tmp_path: Path, monkeypatch:
             own.mkdir(mode=0o700)
             os.chown(own, 12345, 12345)
 
-    async def body() -> None:
-        async with store_in(tmp_path / "data") as store:
-            info = await put(store, np.zeros(10))
-            assert Path(str(info.path)).is_relative_to(tmp_path / "data" / "arrays")
-            assert store.problem is None
-
-    live(body())
+    async with store_in(tmp_path / "data") as store:
+        info = await put(store, np.zeros(10))
+        assert Path(str(info.path)).is_relative_to(tmp_path / "data" / "arrays")
+        assert store.problem is None
     assert not list((tmp_path / "elsewhere").glob("*"))
 
 
-def test_array_too_large_for_memory_folder_is_stored_on_disk(tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_array_too_large_for_memory_folder_is_stored_on_disk(
+    tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spool, "MEMORY", small_tmpfs)
 
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            small, large = await put(store, np.ones(MB, np.uint8)), await put(store, np.full(20 * MB, 7, np.uint8))
-            assert str(small.path).startswith(str(small_tmpfs))
-            assert str(large.path).startswith(str(tmp_path / "arrays"))
-            assert (conversion.view(str(large.path), large.id) == 7).all()
-
-    live(body())
+    async with store_in(tmp_path) as store:
+        small, large = await put(store, np.ones(MB, np.uint8)), await put(store, np.full(20 * MB, 7, np.uint8))
+        assert str(small.path).startswith(str(small_tmpfs))
+        assert str(large.path).startswith(str(tmp_path / "arrays"))
+        assert (conversion.view(str(large.path), large.id) == 7).all()
 
 
-def test_full_spool_rejects_with_sizes_until_space_is_freed(tmp_path: Path, small_tmpfs: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
-            first = await put(store, np.ones(5 * MB, np.uint8))
-            with pytest.raises(StorageUnavailable, match=r"(?i)no room for an array of 5\.02 MB: .* has 3\.\d\d MB left.*spool_dir"):
-                await store.allocate(Layout((5 * MB,), "uint8"))
-            assert len(store.page().arrays) == 1
-            await store.remove(first.id)
-            assert (await put(store, np.full(5 * MB, 3, np.uint8))).state == "ready"
-
-    live(body())
+async def test_full_spool_rejects_with_sizes_until_space_is_freed(tmp_path: Path, small_tmpfs: Path) -> None:
+    async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
+        first = await put(store, np.ones(5 * MB, np.uint8))
+        with pytest.raises(StorageUnavailable, match=r"(?i)no room for an array of 5\.02 MB: .* has 3\.\d\d MB left.*spool_dir"):
+            await store.allocate(Layout((5 * MB,), "uint8"))
+        assert len(store.page().arrays) == 1
+        await store.remove(first.id)
+        assert (await put(store, np.full(5 * MB, 3, np.uint8))).state == "ready"
 
 
-def test_spool_that_fills_during_allocation_leaves_no_file(tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_spool_that_fills_during_allocation_leaves_no_file(
+    tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spool.SpoolFolder, "room", lambda place, machine: 10**9)
 
-    async def body() -> None:
-        async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
-            with pytest.raises(StorageUnavailable, match=r"does not fit .* MB left"):
-                await store.allocate(Layout((50 * MB,), "uint8"))
-            assert not [path for path in small_tmpfs.rglob("*") if path.suffix in (".part", ".safetensors")]
-            assert store.used_bytes == 0
-
-    live(body())
+    async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
+        with pytest.raises(StorageUnavailable, match=r"does not fit .* MB left"):
+            await store.allocate(Layout((50 * MB,), "uint8"))
+        assert not [path for path in small_tmpfs.rglob("*") if path.suffix in (".part", ".safetensors")]
+        assert store.used_bytes == 0
 
 
-def test_quota_error_names_sizes(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, array_bytes=3 * MB) as store:
-            with pytest.raises(InvalidRequest, match=r"4\.02 MB .* 3\.00 MB .*array_bytes"):
-                await store.allocate(Layout((MB,), "float32"))
-            await put(store, np.zeros(2 * MB, np.uint8))
-            with pytest.raises(StorageUnavailable, match=r"2\.02 MB: .* 2\.02 MB of 3\.00 MB \(array_bytes\)"):
-                await store.allocate(Layout((2 * MB,), "uint8"))
-
-    live(body())
+async def test_quota_error_names_sizes(tmp_path: Path) -> None:
+    async with store_in(tmp_path, array_bytes=3 * MB) as store:
+        with pytest.raises(InvalidRequest, match=r"4\.02 MB .* 3\.00 MB .*array_bytes"):
+            await store.allocate(Layout((MB,), "float32"))
+        await put(store, np.zeros(2 * MB, np.uint8))
+        with pytest.raises(StorageUnavailable, match=r"2\.02 MB: .* 2\.02 MB of 3\.00 MB \(array_bytes\)"):
+            await store.allocate(Layout((2 * MB,), "uint8"))
 
 
-def test_only_fetched_results_are_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_fetched_results_are_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_room, "QUIET_SECONDS", 0.0)
 
-    async def body() -> None:
-        async with store_in(tmp_path, array_bytes=4 * MB) as store:
-            kept = await result(store, "task_a", np.zeros(MB, np.uint8))
-            mapped = await result(store, "task_b", np.ones(MB, np.uint8))
-            view = conversion.view(str((await store.info(mapped)).path), mapped)
-            fetched = await result(store, "task_c", np.zeros(MB, np.uint8))
+    async with store_in(tmp_path, array_bytes=4 * MB) as store:
+        kept = await result(store, "task_a", np.zeros(MB, np.uint8))
+        mapped = await result(store, "task_b", np.ones(MB, np.uint8))
+        view = conversion.view(str((await store.info(mapped)).path), mapped)
+        fetched = await result(store, "task_c", np.zeros(MB, np.uint8))
+        await store.info(fetched)
+        await put(store, np.zeros(MB, np.uint8))
+        assert {each.id for each in store.page().arrays} >= {kept, mapped}
+        with pytest.raises(ArrayNotFound):
             await store.info(fetched)
-            await put(store, np.zeros(MB, np.uint8))
-            assert {each.id for each in store.page().arrays} >= {kept, mapped}
-            with pytest.raises(ArrayNotFound):
-                await store.info(fetched)
-            with pytest.raises(StorageUnavailable):
-                await store.allocate(SMALL)
-            assert view.all()
-            del view
-            gc.collect()
-            assert await store.allocate(SMALL), "its last view was released"
-
-    live(body())
+        with pytest.raises(StorageUnavailable):
+            await store.allocate(SMALL)
+        assert view.all()
+        del view
+        gc.collect()
+        assert await store.allocate(SMALL), "its last view was released"
 
 
-def test_lease_of_killed_reader_is_released(tmp_path: Path) -> None:
+async def test_lease_of_killed_reader_is_released(tmp_path: Path) -> None:
     program = (
         "import sys; from openruntime_jupyter.arrays import conversion; "
         "view = conversion.view(sys.argv[1], 'a'); print(view[0], flush=True); "
         "sys.stdin.read()"
     )
 
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await put(store, np.full(MB, 9, np.uint8))
-            reader = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == b"9\n"
-            await store.remove(info.id)
-            assert store.used_bytes == info.size, "its bytes still count"
+    async with store_in(tmp_path) as store:
+        info = await put(store, np.full(MB, 9, np.uint8))
+        reader = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"9\n"
+        await store.remove(info.id)
+        assert store.used_bytes == info.size, "its bytes still count"
+        await store.sweep()
+        assert store.used_bytes == info.size
+        reader.send_signal(signal.SIGKILL)
+        reader.communicate()
+
+        async def gone() -> bool:
             await store.sweep()
-            assert store.used_bytes == info.size
-            reader.send_signal(signal.SIGKILL)
-            reader.communicate()
+            return store.used_bytes == 0
 
-            async def gone() -> bool:
-                await store.sweep()
-                return store.used_bytes == 0
-
-            await until(gone, 30.0, "the end of the lease")
-            assert not Path(str(info.path)).exists()
-
-    live(body())
+        await until(gone, 30.0, "the end of the lease")
+        assert not Path(str(info.path)).exists()
 
 
-def test_sweep_removes_array_of_killed_writer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sweep_removes_array_of_killed_writer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_room, "WRITER_SECONDS", -1.0)
     program = (
         "import fcntl, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); fcntl.flock(fd, fcntl.LOCK_SH); os.pwrite(fd, b'half', 20000); "
         "print('half', flush=True); sys.stdin.read()"
     )
 
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await store.allocate(SMALL)
-            with pytest.raises(InvalidRequest, match="not complete"):
-                store.lease([info.id], "task_a")
-            writer = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"half\n"
-            await store.sweep()
-            assert (await store.info(info.id)).state == "writing"
-            writer.kill()
-            writer.communicate()
-            await store.sweep()
-            with pytest.raises(ArrayNotFound):
-                await store.ready(info.id)
-            assert not Path(str(info.path)).exists()
-
-    live(body())
+    async with store_in(tmp_path) as store:
+        info = await store.allocate(SMALL)
+        with pytest.raises(InvalidRequest, match="not complete"):
+            store.lease([info.id], "task_a")
+        writer = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        await store.sweep()
+        assert (await store.info(info.id)).state == "writing"
+        writer.kill()
+        writer.communicate()
+        await store.sweep()
+        with pytest.raises(ArrayNotFound):
+            await store.ready(info.id)
+        assert not Path(str(info.path)).exists()
 
 
 @pytest.mark.parametrize("harm", ["removed", "truncated", "rewritten"])
-def test_file_with_changed_header_never_becomes_ready(tmp_path: Path, harm: str) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await store.allocate(SMALL)
-            path = Path(str(info.path))
-            if harm == "removed":
-                path.unlink()
-            elif harm == "truncated":
-                os.truncate(path, 100_000)
-            else:
-                path.write_bytes(Layout((1,), "int8").header().ljust(info.size))
-            with pytest.raises(ArrayNotFound, match=r"no longer exists|damaged"):
-                await store.ready(info.id)
-            assert store.used_bytes == 0
-
-    live(body())
+async def test_file_with_changed_header_never_becomes_ready(tmp_path: Path, harm: str) -> None:
+    async with store_in(tmp_path) as store:
+        info = await store.allocate(SMALL)
+        path = Path(str(info.path))
+        if harm == "removed":
+            path.unlink()
+        elif harm == "truncated":
+            os.truncate(path, 100_000)
+        else:
+            path.write_bytes(Layout((1,), "int8").header().ljust(info.size))
+        with pytest.raises(ArrayNotFound, match=r"no longer exists|damaged"):
+            await store.ready(info.id)
+        assert store.used_bytes == 0
 
 
-def test_missing_file_raises_array_not_found(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await put(store, np.zeros(10))
-            Path(str(info.path)).unlink()
-            with pytest.raises(ArrayNotFound, match=r"no longer exists.*Send it again"):
-                conversion.view(store.path_of(info.id), info.id)
-
-    live(body())
+async def test_missing_file_raises_array_not_found(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        info = await put(store, np.zeros(10))
+        Path(str(info.path)).unlink()
+        with pytest.raises(ArrayNotFound, match=r"no longer exists.*Send it again"):
+            conversion.view(store.path_of(info.id), info.id)
 
 
-def test_leased_inputs_survive_deletion_and_expiry(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, array_seconds=0.05) as store:
-            info = await put(store, np.zeros(10))
-            store.lease([info.id], "task_a")
-            await asyncio.sleep(0.1)
-            await store.sweep()
-            await store.remove(info.id)
-            assert Path(store.path_of(info.id)).exists()
-            store.release("task_a", [info.id])
-            while store._room._dropping:
-                await asyncio.sleep(0.01)
-            assert store.used_bytes == 0
-
-    live(body())
+async def test_leased_inputs_survive_deletion_and_expiry(tmp_path: Path) -> None:
+    async with store_in(tmp_path, array_seconds=0.05) as store:
+        info = await put(store, np.zeros(10))
+        store.lease([info.id], "task_a")
+        await asyncio.sleep(0.1)
+        await store.sweep()
+        await store.remove(info.id)
+        assert Path(store.path_of(info.id)).exists()
+        store.release("task_a", [info.id])
+        while store._room._dropping:
+            await asyncio.sleep(0.01)
+        assert store.used_bytes == 0
 
 
-def test_names_are_unique_and_cannot_escape_the_folder(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            await put(store, np.zeros(10), "weights")
-            with pytest.raises(ArrayConflict, match="delete it first"):
-                await store.allocate(SMALL, name="weights")
-            with pytest.raises(ArrayConflict, match="already complete"):
-                await store.ready("weights")
-            store.lease(["weights"], "task_a")
-            await store.remove("weights")
-            with pytest.raises(ArrayConflict, match="deleted but is still in use"):
-                await store.allocate(SMALL, name="weights")
-            for name in ("../x", "a/b", "", ".hidden", "arr_x", "a" * 101, "ü"):
-                with pytest.raises(InvalidRequest, match="name"):
-                    await store.allocate(SMALL, name=name)
-                with pytest.raises(ArrayNotFound):
-                    await store.info(name)
-                assert store.known(name) is None
-
-    live(body())
-
-
-def test_drop_of_old_record_keeps_new_array_of_that_name(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            await put(store, np.zeros(10), "weights")
-            old = store._records["weights"]
-            await store.remove("weights")
-            info = await put(store, np.ones(10), "weights")
-            await store._room.drop(old)  # like a sweep that started earlier
-            store._room.forget(old)
-            assert store.known("weights") is not None
-            assert conversion.view(str(info.path), "weights").sum() == 10
-            assert store.used_bytes == info.size
-
-    live(body())
-
-
-def test_name_deleted_during_allocation_becomes_free(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            for _ in range(20):
-                first = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
-                await asyncio.sleep(0)
-                if "weights" in store._records:
-                    await store.remove("weights")
-                again = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
-                outcomes = await asyncio.gather(first, again, return_exceptions=True)
-                assert {type(each) for each in outcomes} <= {ArrayInfo, ArrayNotFound, ArrayConflict}, outcomes
-                info = [each for each in outcomes if isinstance(each, ArrayInfo)]
-                assert len(info) <= 1
-                assert [each.id for each in store.page().arrays] == [each.id for each in info]
-                for each in info:
-                    assert Path(str(each.path)).exists()
-                    await store.remove("weights")
-            assert store.used_bytes == 0
-
-    live(body())
-
-
-def test_array_of_another_runtime_is_read_only(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as one, store_in(tmp_path, "rt_2") as other:
-            await put(one, np.arange(10), "weights")
-            assert other.known("weights") is not None
-            with pytest.raises(ArrayConflict, match="belongs to another runtime"):
-                await other.remove("weights")
-            assert (await other.info("weights")).shape == [10]
-            await one.remove("weights")
+async def test_names_are_unique_and_cannot_escape_the_folder(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        await put(store, np.zeros(10), "weights")
+        with pytest.raises(ArrayConflict, match="delete it first"):
+            await store.allocate(SMALL, name="weights")
+        with pytest.raises(ArrayConflict, match="already complete"):
+            await store.ready("weights")
+        store.lease(["weights"], "task_a")
+        await store.remove("weights")
+        with pytest.raises(ArrayConflict, match="deleted but is still in use"):
+            await store.allocate(SMALL, name="weights")
+        for name in ("../x", "a/b", "", ".hidden", "arr_x", "a" * 101, "ü"):
+            with pytest.raises(InvalidRequest, match="name"):
+                await store.allocate(SMALL, name=name)
             with pytest.raises(ArrayNotFound):
-                await other.remove("weights")
+                await store.info(name)
+            assert store.known(name) is None
 
-    live(body())
+
+async def test_drop_of_old_record_keeps_new_array_of_that_name(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        await put(store, np.zeros(10), "weights")
+        old = store._records["weights"]
+        await store.remove("weights")
+        info = await put(store, np.ones(10), "weights")
+        await store._room.drop(old)  # like a sweep that started earlier
+        store._room.forget(old)
+        assert store.known("weights") is not None
+        assert conversion.view(str(info.path), "weights").sum() == 10
+        assert store.used_bytes == info.size
 
 
-def test_name_is_reserved_from_allocation_on(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            first = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
+async def test_name_deleted_during_allocation_becomes_free(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        for _ in range(20):
+            first = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
             await asyncio.sleep(0)
-            with pytest.raises(ArrayConflict):
-                await store.place_for("weights", Layout((1,), "int8"), "me")
-            assert (await first).state == "writing"
-
-    live(body())
-
-
-def test_discard_removes_files_of_failed_attempt_only(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            folder = Path(store.places()[0][0])
-            for attempt in (1, 10):
-                conversion.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
-            await store.discard("task_a", 1)
-            assert [path.name for path in folder.iterdir()] == ["arr_a.10.0.part"]
-
-    live(body())
+            if "weights" in store._records:
+                await store.remove("weights")
+            again = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
+            outcomes = await asyncio.gather(first, again, return_exceptions=True)
+            assert {type(each) for each in outcomes} <= {ArrayInfo, ArrayNotFound, ArrayConflict}, outcomes
+            info = [each for each in outcomes if isinstance(each, ArrayInfo)]
+            assert len(info) <= 1
+            assert [each.id for each in store.page().arrays] == [each.id for each in info]
+            for each in info:
+                assert Path(str(each.path)).exists()
+                await store.remove("weights")
+        assert store.used_bytes == 0
 
 
-def test_results_are_deleted_with_their_task(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            one, other = await result(store, "task_a", np.zeros(10)), await result(store, "task_b", np.zeros(10))
-            assert (task_of(one), task_of(other)) == ("task_a", "task_b")
-            await store.forget("task_a")
-            assert [each.task_id for each in store.page().arrays] == ["task_b"]
-
-            async def exists(task_id: str) -> bool:
-                return False
-
-            await store.sweep(exists)
-            assert not store.page().arrays
-
-    live(body())
+async def test_array_of_another_runtime_is_read_only(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as one, store_in(tmp_path, "rt_2") as other:
+        await put(one, np.arange(10), "weights")
+        assert other.known("weights") is not None
+        with pytest.raises(ArrayConflict, match="belongs to another runtime"):
+            await other.remove("weights")
+        assert (await other.info("weights")).shape == [10]
+        await one.remove("weights")
+        with pytest.raises(ArrayNotFound):
+            await other.remove("weights")
 
 
-def test_results_over_quota_are_rejected_and_removed(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, array_bytes=2 * MB) as store:
-            await put(store, np.zeros(MB, np.uint8))
-            with pytest.raises(StorageUnavailable, match="array_bytes"):
-                await result(store, "task_a", np.zeros(MB, np.uint8))
-            assert len(list(Path(store.places()[0][0]).iterdir())) == 1
-
-    live(body())
+async def test_name_is_reserved_from_allocation_on(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        first = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
+        await asyncio.sleep(0)
+        with pytest.raises(ArrayConflict):
+            await store.place_for("weights", Layout((1,), "int8"), "me")
+        assert (await first).state == "writing"
 
 
-def test_next_server_takes_over_arrays_of_stopped_one(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, "rt_1") as store:
-            unfetched, fetched = await result(store, "task_a", np.ones(10)), await result(store, "task_b", np.ones(10))
-            needed, loose = await put(store, np.full(10, 2.0)), await put(store, np.zeros(10))
-            await store.info(fetched)
-            store.lease([needed.id], "task_c")
-        async with store_in(tmp_path, "rt_2") as store:
-            assert {each.id for each in store.page().arrays} == {unfetched, needed.id} | (
-                set() if store._spool.places[0].in_memory else {fetched}
-            )
-            assert conversion.view(store.path_of(needed.id), "a").tolist() == [2.0] * 10
-            assert store.known(loose.id) is None
-            await store.remove(needed.id)
-            await store.remove(unfetched)
-
-    live(body())
+async def test_discard_removes_files_of_failed_attempt_only(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        folder = Path(store.places()[0][0])
+        for attempt in (1, 10):
+            conversion.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
+        await store.discard("task_a", 1)
+        assert [path.name for path in folder.iterdir()] == ["arr_a.10.0.part"]
 
 
-def test_arrays_of_killed_server_are_taken_over_and_of_killed_kernel_removed(tmp_path: Path) -> None:
+async def test_results_are_deleted_with_their_task(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        one, other = await result(store, "task_a", np.zeros(10)), await result(store, "task_b", np.zeros(10))
+        assert (task_of(one), task_of(other)) == ("task_a", "task_b")
+        await store.forget("task_a")
+        assert [each.task_id for each in store.page().arrays] == ["task_b"]
+
+        async def exists(task_id: str) -> bool:
+            return False
+
+        await store.sweep(exists)
+        assert not store.page().arrays
+
+
+async def test_results_over_quota_are_rejected_and_removed(tmp_path: Path) -> None:
+    async with store_in(tmp_path, array_bytes=2 * MB) as store:
+        await put(store, np.zeros(MB, np.uint8))
+        with pytest.raises(StorageUnavailable, match="array_bytes"):
+            await result(store, "task_a", np.zeros(MB, np.uint8))
+        assert len(list(Path(store.places()[0][0]).iterdir())) == 1
+
+
+async def test_next_server_takes_over_arrays_of_stopped_one(tmp_path: Path) -> None:
+    async with store_in(tmp_path, "rt_1") as store:
+        unfetched, fetched = await result(store, "task_a", np.ones(10)), await result(store, "task_b", np.ones(10))
+        needed, loose = await put(store, np.full(10, 2.0)), await put(store, np.zeros(10))
+        await store.info(fetched)
+        store.lease([needed.id], "task_c")
+    async with store_in(tmp_path, "rt_2") as store:
+        assert {each.id for each in store.page().arrays} == {unfetched, needed.id} | (
+            set() if store._spool.places[0].in_memory else {fetched}
+        )
+        assert conversion.view(store.path_of(needed.id), "a").tolist() == [2.0] * 10
+        assert store.known(loose.id) is None
+        await store.remove(needed.id)
+        await store.remove(unfetched)
+
+
+async def test_arrays_of_killed_server_are_taken_over_and_of_killed_kernel_removed(tmp_path: Path) -> None:
     program = """
 import asyncio, os, sys
 from pathlib import Path
@@ -523,24 +458,21 @@ asyncio.run(main())
         assert process.stdout is not None
         ids[kind] = process.stdout.readline().strip()
 
-    async def body() -> None:
-        async with store_in(tmp_path, "rt_2") as store:
-            assert not store.page().arrays, "they are alive"
-            assert (await store.info(ids["server"])).shape == [10], "an array of another runtime can be read"
-            assert store.known(ids["embedded"]) is not None
-        for process in processes.values():
-            process.kill()
-            process.communicate()
-        async with store_in(tmp_path, "rt_3") as store:
-            assert [each.id for each in store.page().arrays] == [ids["server"]]
-            files = [path.name for place in store._spool.places for path in place.root.rglob("*") if path.is_file()]
-            assert sorted(name for name in files if not name.endswith(".lock") and name != "home") == [f"{ids['server']}.safetensors"]
-
-    live(body())
+    async with store_in(tmp_path, "rt_2") as store:
+        assert not store.page().arrays, "they are alive"
+        assert (await store.info(ids["server"])).shape == [10], "an array of another runtime can be read"
+        assert store.known(ids["embedded"]) is not None
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+    async with store_in(tmp_path, "rt_3") as store:
+        assert [each.id for each in store.page().arrays] == [ids["server"]]
+        files = [path.name for place in store._spool.places for path in place.root.rglob("*") if path.is_file()]
+        assert sorted(name for name in files if not name.endswith(".lock") and name != "home") == [f"{ids['server']}.safetensors"]
 
 
 @pytest.mark.parametrize("left", ["of a notebook", "without a home", "too old", "kept", "living"])
-def test_memory_of_killed_runtimes_in_other_data_folders_is_freed(
+async def test_memory_of_killed_runtimes_in_other_data_folders_is_freed(
     tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     monkeypatch.setattr(spool, "MEMORY", small_tmpfs)
@@ -549,20 +481,17 @@ def test_memory_of_killed_runtimes_in_other_data_folders_is_freed(
     other.open()
     root = other._spool.places[0].root
 
-    async def body() -> None:
-        path = Path(str((await put(other, np.zeros(10))).path))
-        if left != "living":
-            for place in other._spool.places:
-                place.lock.release()
-        if left == "without a home":
-            shutil.rmtree(tmp_path / "other")
-        elif left == "too old":
-            os.utime(path, (1, 1))
-        async with store_in(tmp_path / "data"):
-            assert path.exists() == (left in ("kept", "living"))
-            assert root.exists() == path.exists()
-
-    live(body())
+    path = Path(str((await put(other, np.zeros(10))).path))
+    if left != "living":
+        for place in other._spool.places:
+            place.lock.release()
+    if left == "without a home":
+        shutil.rmtree(tmp_path / "other")
+    elif left == "too old":
+        os.utime(path, (1, 1))
+    async with store_in(tmp_path / "data"):
+        assert path.exists() == (left in ("kept", "living"))
+        assert root.exists() == path.exists()
     other.close()
 
 
@@ -572,18 +501,15 @@ def shared_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def test_array_in_memory_reserves_its_memory_at_allocation(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, warm_bytes=0) as store:
-            if not store._spool.places[0].in_memory:
-                pytest.skip("no folder in memory here")
-            size = 400 * MB
-            taken = []
-            for _ in range(3):  # other processes have such files too
-                before = shared_memory()
-                info = await store.allocate(Layout((size,), "uint8"))
-                taken.append(shared_memory() - before)
-                await store.remove(info.id)
-            assert statistics.median(taken) > size / 2
-
-    live(body())
+async def test_array_in_memory_reserves_its_memory_at_allocation(tmp_path: Path) -> None:
+    async with store_in(tmp_path, warm_bytes=0) as store:
+        if not store._spool.places[0].in_memory:
+            pytest.skip("no folder in memory here")
+        size = 400 * MB
+        taken = []
+        for _ in range(3):  # other processes have such files too
+            before = shared_memory()
+            info = await store.allocate(Layout((size,), "uint8"))
+            taken.append(shared_memory() - before)
+            await store.remove(info.id)
+        assert statistics.median(taken) > size / 2

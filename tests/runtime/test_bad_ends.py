@@ -11,7 +11,7 @@ from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until
+from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, says, submit, until
 from tests.support import slowness
 
 # The pid comes last: who kills on hearing it kills after the last words.
@@ -23,227 +23,188 @@ async def worker_pid(runtime: Runtime, task_id: str) -> int:
     return int((await printed(runtime, task_id)).split()[1])
 
 
-def test_a_task_that_raises_fails_with_type_message_and_the_cells_own_lines(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            code = "def halve(n):\n    return 1 / n\n\nhalve(0)"
-            task = await ended(runtime, await submit(runtime, "python", {"code": code, "filename": "<cell 7>"}, retries=3))
-            assert (task.status, task.attempt) == ("failed", 1), "an error that the task raised is never retried"
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.type) == ("raised", "ZeroDivisionError")
-            assert task.error == task.failure.message == "ZeroDivisionError: division by zero"
-            lines = (task.failure.traceback or "").splitlines()
-            assert [line.strip() for line in lines if "cell 7" in line] == [
-                'File "<cell 7>", line 4, in <module>',
-                'File "<cell 7>", line 2, in halve',
-            ]
-            assert "openruntime_jupyter" not in (task.failure.traceback or "")
-
-    live(body())
+async def test_a_task_that_raises_fails_with_type_message_and_the_cells_own_lines(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        code = "def halve(n):\n    return 1 / n\n\nhalve(0)"
+        task = await ended(runtime, await submit(runtime, "python", {"code": code, "filename": "<cell 7>"}, retries=3))
+        assert (task.status, task.attempt) == ("failed", 1), "an error that the task raised is never retried"
+        assert task.failure is not None
+        assert (task.failure.kind, task.failure.type) == ("raised", "ZeroDivisionError")
+        assert task.error == task.failure.message == "ZeroDivisionError: division by zero"
+        lines = (task.failure.traceback or "").splitlines()
+        assert [line.strip() for line in lines if "cell 7" in line] == [
+            'File "<cell 7>", line 4, in <module>',
+            'File "<cell 7>", line 2, in halve',
+        ]
+        assert "openruntime_jupyter" not in (task.failure.traceback or "")
 
 
-def test_kill_9_of_a_worker_fails_its_task_alone_with_signal_peak_memory_and_last_output(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=2) as runtime:
-            victim, neighbour = await cell(runtime, LAST_WORDS), await cell(runtime, LAST_WORDS)
-            os.kill(await worker_pid(runtime, victim), signal.SIGKILL)
-            task = await ended(runtime, victim)
-            assert task.status == "failed"
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.signal) == ("worker_died", 9)
-            assert "signal 9" in task.failure.message
-            assert "likely out of memory" in task.failure.message
-            assert 10e6 < (task.failure.peak_memory or 0) < 2e9
-            assert "these are my last words" in (task.failure.last_output or "")
-            assert (await runtime.tasks.get(neighbour)).status == "running"
-            await runtime.cancel(neighbour)
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-
-    live(body())
+async def test_kill_9_of_a_worker_fails_its_task_alone_with_signal_peak_memory_and_last_output(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, cpu_slots=2) as runtime:
+        victim, neighbour = await cell(runtime, LAST_WORDS), await cell(runtime, LAST_WORDS)
+        os.kill(await worker_pid(runtime, victim), signal.SIGKILL)
+        task = await ended(runtime, victim)
+        assert task.status == "failed"
+        assert task.failure is not None
+        assert (task.failure.kind, task.failure.signal) == ("worker_died", 9)
+        assert "signal 9" in task.failure.message
+        assert "likely out of memory" in task.failure.message
+        assert 10e6 < (task.failure.peak_memory or 0) < 2e9
+        assert "these are my last words" in (task.failure.last_output or "")
+        assert (await runtime.tasks.get(neighbour)).status == "running"
+        await runtime.cancel(neighbour)
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
 
-def test_with_a_retry_it_runs_again_and_says_so(tmp_path: Path) -> None:
+async def test_with_a_retry_it_runs_again_and_says_so(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     code = f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\nif not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
     code += "print('second try')"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            task_id = await cell(runtime, code, retries=1)
-            task = await ended(runtime, task_id)
-            assert (task.status, task.attempt) == ("completed", 2)
-            assert (await printed(runtime, task_id, "stderr")).startswith("[attempt 1 of 2: ")
-            assert "second try" in await printed(runtime, task_id)
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        task_id = await cell(runtime, code, retries=1)
+        task = await ended(runtime, task_id)
+        assert (task.status, task.attempt) == ("completed", 2)
+        assert (await printed(runtime, task_id, "stderr")).startswith("[attempt 1 of 2: ")
+        assert "second try" in await printed(runtime, task_id)
 
 
-def test_an_exit_code_is_told_where_a_task_leaves_by_itself(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task = await ended(runtime, await cell(runtime, "import os; os._exit(3)"))
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.exit_code, task.failure.signal) == ("worker_died", 3, None)
-
-    live(body())
+async def test_an_exit_code_is_told_where_a_task_leaves_by_itself(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        task = await ended(runtime, await cell(runtime, "import os; os._exit(3)"))
+        assert task.failure is not None
+        assert (task.failure.kind, task.failure.exit_code, task.failure.signal) == ("worker_died", 3, None)
 
 
-def test_sys_exit_ends_the_task_and_not_the_worker(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            first = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
-            task = await ended(runtime, await submit(runtime, "call", {**pickled(sys.exit, 3), "burst": "one"}))
-            assert task.failure is not None
-            assert (task.failure.type, task.status) == ("SystemExit", "failed")
-            second = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
-            outputs = [(await ended(runtime, task_id)).result for task_id in (first, second)]
-            assert outputs[0] is not None
-            assert outputs[1] is not None
-            assert outputs[0].output["value"] == outputs[1].output["value"]
-
-    live(body())
+async def test_sys_exit_ends_the_task_and_not_the_worker(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        first = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
+        task = await ended(runtime, await submit(runtime, "call", {**pickled(sys.exit, 3), "burst": "one"}))
+        assert task.failure is not None
+        assert (task.failure.type, task.status) == ("SystemExit", "failed")
+        second = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
+        outputs = [(await ended(runtime, task_id)).result for task_id in (first, second)]
+        assert outputs[0] is not None
+        assert outputs[1] is not None
+        assert outputs[0].output["value"] == outputs[1].output["value"]
 
 
-def test_a_timeout_counts_from_the_start_of_running_and_ends_timed_out(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            timeout = 0.5 * slowness()
-            holder = await cell(runtime, f"import time; time.sleep({2 * timeout})")
-            waits_longer_than_that = await submit(runtime, "call", timeout=timeout)
-            loops = await cell(runtime, "print('in', flush=True)\nwhile True: pass", timeout=0.5)
-            assert (await ended(runtime, holder)).status == "completed"
-            assert (await ended(runtime, waits_longer_than_that)).status == "completed"
-            task = await ended(runtime, loops)
-            assert (task.status, task.cancel_stage) == ("timed_out", "interrupt")
-            assert "0.5 s" in (task.error or "")
-            assert (task.execution_time or 0) >= 0.5
-
-    live(body())
+async def test_a_timeout_counts_from_the_start_of_running_and_ends_timed_out(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        timeout = 0.5 * slowness()
+        holder = await cell(runtime, f"import time; time.sleep({2 * timeout})")
+        waits_longer_than_that = await submit(runtime, "call", timeout=timeout)
+        loops = await cell(runtime, "print('in', flush=True)\nwhile True: pass", timeout=0.5)
+        assert (await ended(runtime, holder)).status == "completed"
+        assert (await ended(runtime, waits_longer_than_that)).status == "completed"
+        task = await ended(runtime, loops)
+        assert (task.status, task.cancel_stage) == ("timed_out", "interrupt")
+        assert "0.5 s" in (task.error or "")
+        assert (task.execution_time or 0) >= 0.5
 
 
-def test_more_memory_than_the_machine_has_is_refused_with_both_figures(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await submit(runtime, "call"))
-            total = runtime.devices()[0].memory_total
-            with pytest.raises(MemoryRefused) as refused:
-                await submit(runtime, "memory_bandwidth", {"size_mb": total // 1_000_000})
-            assert refused.value.available == total
-            assert refused.value.needed > total
-            assert str(refused.value).count(" GB") == 2
-
-    live(body())
+async def test_more_memory_than_the_machine_has_is_refused_with_both_figures(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await ended(runtime, await submit(runtime, "call"))
+        total = runtime.devices()[0].memory_total
+        with pytest.raises(MemoryRefused) as refused:
+            await submit(runtime, "memory_bandwidth", {"size_mb": total // 1_000_000})
+        assert refused.value.available == total
+        assert refused.value.needed > total
+        assert str(refused.value).count(" GB") == 2
 
 
-def test_what_grows_past_its_limit_is_stopped_with_figures_and_its_neighbour_lives(tmp_path: Path) -> None:
+async def test_what_grows_past_its_limit_is_stopped_with_figures_and_its_neighbour_lives(tmp_path: Path) -> None:
     grows = "import time\nhoard = []\nwhile True:\n    hoard.append(bytearray(20_000_000))\n    time.sleep(0.01)"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=2) as runtime:
-            neighbour = await cell(runtime, LAST_WORDS)
-            task = await ended(runtime, await cell(runtime, grows, memory_limit=400_000_000, retries=2))
-            assert (task.status, task.attempt) == ("failed", 1), "growing too large again would help nobody"
-            assert task.failure is not None
-            assert task.failure.kind == "memory"
-            assert 400e6 < (task.failure.peak_memory or 0) < 3e9
-            assert "400 MB" in task.failure.message
-            assert (await runtime.tasks.get(neighbour)).status == "running"
-            await runtime.cancel(neighbour)
-
-    live(body())
+    async with runtime_in(tmp_path, cpu_slots=2) as runtime:
+        neighbour = await cell(runtime, LAST_WORDS)
+        task = await ended(runtime, await cell(runtime, grows, memory_limit=400_000_000, retries=2))
+        assert (task.status, task.attempt) == ("failed", 1), "growing too large again would help nobody"
+        assert task.failure is not None
+        assert task.failure.kind == "memory"
+        assert 400e6 < (task.failure.peak_memory or 0) < 3e9
+        assert "400 MB" in task.failure.message
+        assert (await runtime.tasks.get(neighbour)).status == "running"
+        await runtime.cancel(neighbour)
 
 
-def test_work_known_only_from_its_graph_fails_with_figures_before_anything_is_allocated(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            size = 200_000
-            parameters = {"expression": "sum(outer(a, a))", "inputs": {"a": {"ones": [size]}}}
-            task = await ended(runtime, await submit(runtime, "compute", parameters))
-            assert task.status == "failed"
-            assert "memory" in (task.error or "")
-            assert (task.error or "").count(" GB") == 2, task.error
-
-    live(body())
+async def test_work_known_only_from_its_graph_fails_with_figures_before_anything_is_allocated(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        size = 200_000
+        parameters = {"expression": "sum(outer(a, a))", "inputs": {"a": {"ones": [size]}}}
+        task = await ended(runtime, await submit(runtime, "compute", parameters))
+        assert task.status == "failed"
+        assert "memory" in (task.error or "")
+        assert (task.error or "").count(" GB") == 2, task.error
 
 
-def test_it_waits_for_memory_says_so_and_smaller_tasks_pass_it(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=2, memory_wait=600.0) as runtime:
-            holder = await cell(runtime, LAST_WORDS)
-            await says(runtime, holder, "worker")
-            # What is free is the machine's: hold nearly all of it by an estimate, not by using it.
-            runtime.scheduler.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
-            waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
-            passes = await submit(runtime, "call")
-            assert (await ended(runtime, passes)).status == "completed"
+async def test_it_waits_for_memory_says_so_and_smaller_tasks_pass_it(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, cpu_slots=2, memory_wait=600.0) as runtime:
+        holder = await cell(runtime, LAST_WORDS)
+        await says(runtime, holder, "worker")
+        # What is free is the machine's: hold nearly all of it by an estimate, not by using it.
+        runtime.scheduler.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
+        waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
+        passes = await submit(runtime, "call")
+        assert (await ended(runtime, passes)).status == "completed"
 
-            async def told() -> bool:
-                return "memory" in ((await runtime.tasks.get(waits)).waiting_for or "")
+        async def told() -> bool:
+            return "memory" in ((await runtime.tasks.get(waits)).waiting_for or "")
 
-            await until(told, what="waiting_for tells of the memory")
-            assert (await runtime.tasks.get(waits)).status == "pending"
-            await runtime.cancel(holder)
-            assert (await ended(runtime, waits)).status == "completed"
-
-    live(body())
+        await until(told, what="waiting_for tells of the memory")
+        assert (await runtime.tasks.get(waits)).status == "pending"
+        await runtime.cancel(holder)
+        assert (await ended(runtime, waits)).status == "completed"
 
 
-def test_an_idle_lane_on_which_it_never_fits_fails_it_with_figures(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, memory_wait=0.2) as runtime:
-            await ended(runtime, await submit(runtime, "call"))
-            # Nearly the machine's whole memory: less than all, and more than is free.
-            total, free = runtime.devices()[0].memory_total, runtime.devices()[0].memory_available
-            kind = operation("memory_bandwidth")
-            a_thousand = kind.memory(kind.validate({"size_mb": 1000}))
-            assert a_thousand is not None
-            size = (free + (total - free) // 2) * 1000 // a_thousand
-            task = await ended(runtime, await submit(runtime, "memory_bandwidth", {"size_mb": size}))
-            assert task.status == "failed"
-            assert task.failure is not None
-            assert task.failure.kind == "memory"
-            assert task.failure.message.count("GB") == 2
-
-    live(body())
+async def test_an_idle_lane_on_which_it_never_fits_fails_it_with_figures(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, memory_wait=0.2) as runtime:
+        await ended(runtime, await submit(runtime, "call"))
+        # Nearly the machine's whole memory: less than all, and more than is free.
+        total, free = runtime.devices()[0].memory_total, runtime.devices()[0].memory_available
+        kind = operation("memory_bandwidth")
+        a_thousand = kind.memory(kind.validate({"size_mb": 1000}))
+        assert a_thousand is not None
+        size = (free + (total - free) // 2) * 1000 // a_thousand
+        task = await ended(runtime, await submit(runtime, "memory_bandwidth", {"size_mb": size}))
+        assert task.status == "failed"
+        assert task.failure is not None
+        assert task.failure.kind == "memory"
+        assert task.failure.message.count("GB") == 2
 
 
-def test_wrong_requests_name_the_field_and_what_there_is(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            with pytest.raises(UnknownOperation, match="matrix_multiply"):
-                await submit(runtime, "nope")
-            with pytest.raises(InvalidRequest) as wrong:
-                await submit(runtime, "python", {"code": 7, "colour": "red"})
-            assert {detail["field"] for detail in wrong.value.details} == {"parameters.code", "parameters.colour"}
-            with pytest.raises(InvalidRequest, match="no name"):
-                await submit(runtime, "python", {"outputs": ["not a name"]})
-            with pytest.raises(InvalidRequest, match="base64"):
-                await submit(runtime, "call", {"pickled": "?"})
-            for name, value in (("interpreter", "/a\0b"), ("directory", "\0"), ("path", ["/a", "\0"])):
-                with pytest.raises(InvalidRequest, match=f"world.{name}.*NUL"):
-                    await submit(runtime, "python", {"world": {name: value}})
-            with pytest.raises(InvalidRequest, match="absolute"):
-                await submit(runtime, "python", {"world": {"interpreter": "python3"}})
-
-    live(body())
+async def test_wrong_requests_name_the_field_and_what_there_is(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        with pytest.raises(UnknownOperation, match="matrix_multiply"):
+            await submit(runtime, "nope")
+        with pytest.raises(InvalidRequest) as wrong:
+            await submit(runtime, "python", {"code": 7, "colour": "red"})
+        assert {detail["field"] for detail in wrong.value.details} == {"parameters.code", "parameters.colour"}
+        with pytest.raises(InvalidRequest, match="not a valid name"):
+            await submit(runtime, "python", {"outputs": ["not a name"]})
+        with pytest.raises(InvalidRequest, match="base64"):
+            await submit(runtime, "call", {"pickled": "?"})
+        for name, value in (("interpreter", "/a\0b"), ("directory", "\0"), ("path", ["/a", "\0"])):
+            with pytest.raises(InvalidRequest, match=f"world.{name}.*NUL"):
+                await submit(runtime, "python", {"world": {name: value}})
+        with pytest.raises(InvalidRequest, match="absolute"):
+            await submit(runtime, "python", {"world": {"interpreter": "python3"}})
 
 
-def test_who_may_not_execute_code_may_compute_and_only_for_so_long(tmp_path: Path) -> None:
+async def test_who_may_not_execute_code_may_compute_and_only_for_so_long(tmp_path: Path) -> None:
     stranger = Caller(None, may_execute=False, trusted=False)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            with pytest.raises(NotAllowed, match="token"):
-                await runtime.submit(TaskRequest(operation="python", parameters={"code": "1"}), stranger)
-            task = await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={"size": 64}, timeout=9999), stranger)
-            assert task.timeout == runtime.settings.untrusted_timeout
-            with pytest.raises(InvalidRequest, match="login"):
-                await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={"size": 8192, "iterations": 10_000}), stranger)
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        with pytest.raises(NotAllowed, match="token"):
+            await runtime.submit(TaskRequest(operation="python", parameters={"code": "1"}), stranger)
+        task = await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={"size": 64}, timeout=9999), stranger)
+        assert task.timeout == runtime.settings.untrusted_timeout
+        with pytest.raises(InvalidRequest, match="login"):
+            await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={"size": 8192, "iterations": 10_000}), stranger)
 
 
-def test_a_runtime_without_a_backend_says_what_to_install(tmp_path: Path) -> None:
+async def test_a_runtime_without_a_backend_says_what_to_install(tmp_path: Path) -> None:
     from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
     from openruntime_jupyter.errors import Unavailable
     from openruntime_jupyter.runtime.runtime import Runtime
@@ -257,17 +218,14 @@ def test_a_runtime_without_a_backend_says_what_to_install(tmp_path: Path) -> Non
     interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={broken}:{Path(__file__).parents[2]} exec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
 
-    async def body() -> None:
-        settings = Settings(data_dir=tmp_path / "data")
-        options = LocalOptions(payloads=settings.payloads, temporary=settings.temporary, interpreter=str(interpreter))
-        runtime = Runtime(settings, LocalEngine(options))
-        await runtime.start()
-        try:
-            with pytest.raises(Unavailable, match=r"pip install 'openruntime-jupyter\[cpu\]'"):
-                await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={}), ME)
-            assert (runtime.health().status, runtime.devices()) == ("degraded", [])
-            assert "libmlx.so" in runtime.health().problems[0]
-        finally:
-            await runtime.stop()
-
-    live(body())
+    settings = Settings(data_dir=tmp_path / "data")
+    options = LocalOptions(payloads=settings.payloads, temporary=settings.temporary, interpreter=str(interpreter))
+    runtime = Runtime(settings, LocalEngine(options))
+    await runtime.start()
+    try:
+        with pytest.raises(Unavailable, match=r"pip install 'openruntime-jupyter\[cpu\]'"):
+            await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={}), ME)
+        assert (runtime.health().status, runtime.devices()) == ("degraded", [])
+        assert "libmlx.so" in runtime.health().problems[0]
+    finally:
+        await runtime.stop()

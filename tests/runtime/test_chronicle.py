@@ -18,7 +18,7 @@ from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.system import Metrics, MetricsHistory
 from tests.runtime.history_support import opened, rows
 from tests.runtime.test_tally import Clocks
-from tests.runtimes import cell, ended, live, runtime_in, submit, until
+from tests.runtimes import cell, ended, runtime_in, submit, until
 
 Point = tuple[float | None, float | None, float | None]
 
@@ -48,160 +48,136 @@ def points(history: MetricsHistory, figure: str = "memory_usage") -> dict[float,
     }
 
 
-def test_sample_covers_time_since_previous_one(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-            begin = clocks.wall
-            see(recorder, clocks, 99.0)  # covers no time
-            for value in (10.0, 30.0):
-                clocks.go(10)
-                see(recorder, clocks, value)
-            for _ in range(4):
-                clocks.go(1)
-                see(recorder, clocks, 50.0)
-            found = points(await recorder.read("5m", 300))
-            assert list(found) == [begin + second for second in range(24)]
-            assert [point[1] for point in found.values()] == [10.0] * 10 + [30.0] * 10 + [50.0] * 4
-            assert points(await recorder.read("5m", 300), "worker_memory")[begin] == [1000.0] * 3
-
-    live(body())
+async def test_sample_covers_time_since_previous_one(tmp_path: Path) -> None:
+    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
+        begin = clocks.wall
+        see(recorder, clocks, 99.0)  # covers no time
+        for value in (10.0, 30.0):
+            clocks.go(10)
+            see(recorder, clocks, value)
+        for _ in range(4):
+            clocks.go(1)
+            see(recorder, clocks, 50.0)
+        found = points(await recorder.read("5m", 300))
+        assert list(found) == [begin + second for second in range(24)]
+        assert [point[1] for point in found.values()] == [10.0] * 10 + [30.0] * 10 + [50.0] * 4
+        assert points(await recorder.read("5m", 300), "worker_memory")[begin] == [1000.0] * 3
 
 
-def test_samples_are_weighted_by_duration(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-            clocks.wall -= clocks.wall % 300
+async def test_samples_are_weighted_by_duration(tmp_path: Path) -> None:
+    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
+        clocks.wall -= clocks.wall % 300
+        see(recorder, clocks, 0.0)
+        for _ in range(10):  # not watched: every ten seconds
+            clocks.go(10)
             see(recorder, clocks, 0.0)
-            for _ in range(10):  # not watched: every ten seconds
-                clocks.go(10)
-                see(recorder, clocks, 0.0)
-            for _ in range(100):  # the GPU is in use: every second
-                clocks.go(1)
-                see(recorder, clocks, 80.0)
-            found = points(await recorder.read("7d", 2000))
-            assert list(found.values()) == [[0.0, pytest.approx(40.0), 80.0]]
-
-    live(body())
+        for _ in range(100):  # the GPU is in use: every second
+            clocks.go(1)
+            see(recorder, clocks, 80.0)
+        found = points(await recorder.read("7d", 2000))
+        assert list(found.values()) == [[0.0, pytest.approx(40.0), 80.0]]
 
 
-def test_unreadable_metric_leaves_a_gap(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-            see(recorder, clocks, 1.0)
-            gpus = {"device_0": GpuFigures(memory_used=300), "device_1": GpuFigures(memory_used=200), "device_2": GpuFigures()}
-            for memory, gpu, figures in ((1.0, None, {}), (None, 5.0, gpus)):
-                clocks.go(1)
-                see(recorder, clocks, memory, gpu, gpus=figures)
-            history = await recorder.read("5m", 300)
-            assert [len(points(history, name)) for name in ("memory_usage", "gpu_utilization", "gpu_memory", "active_tasks")] == [
-                1,
-                1,
-                1,
-                2,
-            ]
-            assert list(points(history, "gpu_memory").values()) == [[500.0] * 3]
-
-    live(body())
+async def test_unreadable_metric_leaves_a_gap(tmp_path: Path) -> None:
+    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
+        see(recorder, clocks, 1.0)
+        gpus = {"device_0": GpuFigures(memory_used=300), "device_1": GpuFigures(memory_used=200), "device_2": GpuFigures()}
+        for memory, gpu, figures in ((1.0, None, {}), (None, 5.0, gpus)):
+            clocks.go(1)
+            see(recorder, clocks, memory, gpu, gpus=figures)
+        history = await recorder.read("5m", 300)
+        assert [len(points(history, name)) for name in ("memory_usage", "gpu_utilization", "gpu_memory", "active_tasks")] == [
+            1,
+            1,
+            1,
+            2,
+        ]
+        assert list(points(history, "gpu_memory").values()) == [[500.0] * 3]
 
 
-def test_suspended_runtime_leaves_a_gap(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-            begin = clocks.wall
-            see(recorder, clocks, 1.0)
-            clocks.go(10, 100)  # suspended: the monotonic clock stops
-            see(recorder, clocks, 1.0)
-            assert list(points(await recorder.read("5m", 300))) == [begin + 100 + second for second in range(10)]
-            clocks.go(100)  # stopped process: the monotonic clock continues
-            see(recorder, clocks, 1.0)
-            found = points(await recorder.read("5m", 300))
-            assert len(found) == 10 + 30, "at most three sampling intervals"
-            assert len(points(await recorder.read("5m", 300), "active_tasks")) == 10 + 31, "and the second in which it stopped"
-
-    live(body())
+async def test_suspended_runtime_leaves_a_gap(tmp_path: Path) -> None:
+    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
+        begin = clocks.wall
+        see(recorder, clocks, 1.0)
+        clocks.go(10, 100)  # suspended: the monotonic clock stops
+        see(recorder, clocks, 1.0)
+        assert list(points(await recorder.read("5m", 300))) == [begin + 100 + second for second in range(10)]
+        clocks.go(100)  # stopped process: the monotonic clock continues
+        see(recorder, clocks, 1.0)
+        found = points(await recorder.read("5m", 300))
+        assert len(found) == 10 + 30, "at most three sampling intervals"
+        assert len(points(await recorder.read("5m", 300), "active_tasks")) == 10 + 31, "and the second in which it stopped"
 
 
 @pytest.mark.parametrize("jump", [-3600.0, -86_400.0, 3600.0])
-def test_changed_wall_clock_keeps_history_correct(tmp_path: Path, jump: float) -> None:
-    async def body() -> None:
-        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-            begin = clocks.wall
+async def test_changed_wall_clock_keeps_history_correct(tmp_path: Path, jump: float) -> None:
+    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
+        begin = clocks.wall
+        see(recorder, clocks, 10.0)
+        for _ in range(6):
+            clocks.go(10)
             see(recorder, clocks, 10.0)
+        clocks.go(0, jump)
+        for _ in range(6):
+            clocks.go(10)
+            see(recorder, clocks, 20.0)
+        # The last minutes by the current clock.
+        now = points(await recorder.read("5m", 300))
+        assert {start: point[1] for start, point in now.items()} == {begin + jump + 60 + second: 20.0 for second in range(60)}
+
+
+async def test_clock_set_back_merges_both_time_ranges(tmp_path: Path) -> None:
+    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
+        begin = clocks.wall
+        see(recorder, clocks, 0.0)
+        for value, jump in ((10.0, -60.0), (30.0, 0.0)):
+            recorder.counters.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
             for _ in range(6):
                 clocks.go(10)
-                see(recorder, clocks, 10.0)
+                see(recorder, clocks, value)
             clocks.go(0, jump)
-            for _ in range(6):
-                clocks.go(10)
-                see(recorder, clocks, 20.0)
-            # The last minutes by the current clock.
-            now = points(await recorder.read("5m", 300))
-            assert {start: point[1] for start, point in now.items()} == {begin + jump + 60 + second: 20.0 for second in range(60)}
-
-    live(body())
+        history = await recorder.read("5m", 300)
+        assert points(history) == {begin + second: [10.0, 20.0, 30.0] for second in range(60)}
+        assert points(history, "failed_tasks")[begin] == [2.0] * 3
+        assert set(points(history, "active_tasks")) == set(points(history))
 
 
-def test_clock_set_back_merges_both_time_ranges(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-            begin = clocks.wall
-            see(recorder, clocks, 0.0)
-            for value, jump in ((10.0, -60.0), (30.0, 0.0)):
-                recorder.counters.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
-                for _ in range(6):
-                    clocks.go(10)
-                    see(recorder, clocks, value)
-                clocks.go(0, jump)
-            history = await recorder.read("5m", 300)
-            assert points(history) == {begin + second: [10.0, 20.0, 30.0] for second in range(60)}
-            assert points(history, "failed_tasks")[begin] == [2.0] * 3
-            assert set(points(history, "active_tasks")) == set(points(history))
-
-    live(body())
-
-
-def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with metrics_recorder(tmp_path) as (recorder, clocks, history):
+async def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path) -> None:
+    async with metrics_recorder(tmp_path) as (recorder, clocks, history):
+        see(recorder, clocks, 1.0)
+        on_disk = []
+        for _ in range(25):
+            clocks.go(1)
             see(recorder, clocks, 1.0)
-            on_disk = []
-            for _ in range(25):
-                clocks.go(1)
-                see(recorder, clocks, 1.0)
-                await history._metrics.flush(10.0)
-                on_disk.append(rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1")[0][0])
-            assert on_disk == [0] * 9 + [10] * 10 + [20] * 6
-            recorder.write()
-        assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(25,)]
-
-    live(body())
+            await history._metrics.flush(10.0)
+            on_disk.append(rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1")[0][0])
+        assert on_disk == [0] * 9 + [10] * 10 + [20] * 6
+        recorder.write()
+    assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(25,)]
 
 
-def test_metrics_history_survives_runtime_restart(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, idle_sample_interval=0.1) as first:
-            await asyncio.gather(*[ended(first, await cell(first, "import time; time.sleep(0.2)")) for _ in range(3)])
-            await ended(first, await cell(first, "1 / 0"))
-            waiting = await submit(first, "call")
-            await ended(first, waiting)
-            before = first.metrics_service.latest
-            await until(lambda: first.metrics_service.latest is not before, what="another sample")
-        async with runtime_in(tmp_path, idle_sample_interval=600.0) as second:
-            history = await second.metrics_service.history("5m", 300, first.id)
-            series = history.series
-            assert sum(value or 0 for value in series["completed_tasks"].mean) == 4
-            assert sum(value or 0 for value in series["failed_tasks"].mean) == 1
-            assert max(value or 0 for value in series["active_tasks"].max) == 1
-            assert max(value or 0 for value in series["pending_tasks"].max) >= 2
-            # Samples need not coincide with the tasks, because run times are recorded exactly.
-            ran = sum(value or 0 for value in series["active_tasks"].mean) * history.resolution_s
-            assert ran > 0.6
-            assert max(value or 0 for value in series["run_time"].max) >= 0.2
-            assert all(0 < value < 100 for value in series["memory_usage"].mean if value is not None)
-            assert any(value is not None for value in series["memory_usage"].mean)
-            assert {value for value in series["gpu_utilization"].mean if value is not None} == {0.0}
-            assert max(value or 0 for value in series["worker_memory"].max) > 1e6
-            here = await second.metrics_service.history("5m", 300, second.id)
-            assert sum(value or 0 for value in here.series["completed_tasks"].mean) == 0
-
-    live(body())
+async def test_metrics_history_survives_runtime_restart(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, idle_sample_interval=0.1) as first:
+        await asyncio.gather(*[ended(first, await cell(first, "import time; time.sleep(0.2)")) for _ in range(3)])
+        await ended(first, await cell(first, "1 / 0"))
+        waiting = await submit(first, "call")
+        await ended(first, waiting)
+        before = first.metrics_service.latest
+        await until(lambda: first.metrics_service.latest is not before, what="another sample")
+    async with runtime_in(tmp_path, idle_sample_interval=600.0) as second:
+        history = await second.metrics_service.history("5m", 300, first.id)
+        series = history.series
+        assert sum(value or 0 for value in series["completed_tasks"].mean) == 4
+        assert sum(value or 0 for value in series["failed_tasks"].mean) == 1
+        assert max(value or 0 for value in series["active_tasks"].max) == 1
+        assert max(value or 0 for value in series["pending_tasks"].max) >= 2
+        # Samples need not coincide with the tasks, because run times are recorded exactly.
+        ran = sum(value or 0 for value in series["active_tasks"].mean) * history.resolution_s
+        assert ran > 0.6
+        assert max(value or 0 for value in series["run_time"].max) >= 0.2
+        assert all(0 < value < 100 for value in series["memory_usage"].mean if value is not None)
+        assert any(value is not None for value in series["memory_usage"].mean)
+        assert {value for value in series["gpu_utilization"].mean if value is not None} == {0.0}
+        assert max(value or 0 for value in series["worker_memory"].max) > 1e6
+        here = await second.metrics_service.history("5m", 300, second.id)
+        assert sum(value or 0 for value in here.series["completed_tasks"].mean) == 0

@@ -9,57 +9,50 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.runtime.tasks.entry import Completion
-from tests.runtimes import ended, live, runtime_in, submit, until
+from tests.runtimes import ended, runtime_in, submit, until
 
 
-def test_everybody_who_waits_is_woken_and_who_comes_late_need_not_wait() -> None:
-    async def body() -> None:
-        finish = Completion()
-        waiting = [asyncio.create_task(finish.wait()) for _ in range(3)]
-        await asyncio.sleep(0)
-        finish.reach()
-        finish.reach()
-        await asyncio.wait_for(asyncio.gather(*waiting), 5)
-        await asyncio.wait_for(finish.wait(), 5)
-
-    live(body())
+async def test_everybody_who_waits_is_woken_and_who_comes_late_need_not_wait() -> None:
+    finish = Completion()
+    waiting = [asyncio.create_task(finish.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    finish.reach()
+    finish.reach()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    await asyncio.wait_for(finish.wait(), 5)
 
 
-def test_who_does_not_want_to_wait_any_longer_leaves_the_others_waiting() -> None:
-    async def body() -> None:
-        finish = Completion()
-        patient, leaver = asyncio.create_task(finish.wait()), asyncio.create_task(finish.wait())
-        await finish.wait(0.01)
-        leaver.cancel()
-        await asyncio.gather(leaver, return_exceptions=True)
-        assert leaver.cancelled()
-        assert not patient.done()
-        assert not finish.reached
-        finish.reach()
-        await asyncio.wait_for(patient, 5)
-
-    live(body())
+async def test_who_does_not_want_to_wait_any_longer_leaves_the_others_waiting() -> None:
+    finish = Completion()
+    patient, leaver = asyncio.create_task(finish.wait()), asyncio.create_task(finish.wait())
+    await finish.wait(0.01)
+    leaver.cancel()
+    await asyncio.gather(leaver, return_exceptions=True)
+    assert leaver.cancelled()
+    assert not patient.done()
+    assert not finish.reached
+    finish.reach()
+    await asyncio.wait_for(patient, 5)
 
 
-def test_the_caller_of_a_synchronous_task_has_its_answer_before_the_event_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            happened: list[str] = []
-            make = runtime.bus.task_update
+async def test_the_caller_of_a_synchronous_task_has_its_answer_before_the_event_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        happened: list[str] = []
+        make = runtime.bus.task_update
 
-            def making(task_id: str, describe: Any, terminal: bool) -> None:
-                if terminal:
-                    happened.append(f"{task_id} told")
-                make(task_id, describe, terminal)
+        def making(task_id: str, describe: Any, terminal: bool) -> None:
+            if terminal:
+                happened.append(f"{task_id} told")
+            make(task_id, describe, terminal)
 
-            monkeypatch.setattr(runtime.bus, "task_update", making)
-            for _ in range(5):
-                task_id = await submit(runtime, "compute", wait=True)
-                task = await ended(runtime, task_id)
-                happened.append(f"{task_id} answered")
-                assert task.status == "completed"
-                await until(lambda: len(happened) == 2, what="the event")
-                assert happened == [f"{task_id} answered", f"{task_id} told"]
-                happened.clear()
-
-    live(body())
+        monkeypatch.setattr(runtime.bus, "task_update", making)
+        for _ in range(5):
+            task_id = await submit(runtime, "compute", wait=True)
+            task = await ended(runtime, task_id)
+            happened.append(f"{task_id} answered")
+            assert task.status == "completed"
+            await until(lambda: len(happened) == 2, what="the event")
+            assert happened == [f"{task_id} answered", f"{task_id} told"]
+            happened.clear()

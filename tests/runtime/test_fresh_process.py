@@ -17,7 +17,7 @@ from openruntime_jupyter.engines.local import LocalEngine
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from openruntime_jupyter.worker.__main__ import hello
-from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, submit, until, value
+from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, submit, until, value
 
 REPOSITORY = Path(openruntime_jupyter.__file__).parents[1]
 
@@ -48,56 +48,44 @@ def read_helper() -> Any:
     return helper.VERSION, os.getpid()
 
 
-def test_each_cell_and_call_has_its_own_process(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, spare_workers=1) as runtime:
-            pids = [await found(runtime, "import os\nr = os.getpid()") for _ in range(2)]
-            pids += [await value(runtime, await submit(runtime, "call", pickled(pid))) for _ in range(2)]
-            assert len(set(pids)) == 4
-
-    live(body())
+async def test_each_cell_and_call_has_its_own_process(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, spare_workers=1) as runtime:
+        pids = [await found(runtime, "import os\nr = os.getpid()") for _ in range(2)]
+        pids += [await value(runtime, await submit(runtime, "call", pickled(pid))) for _ in range(2)]
+        assert len(set(pids)) == 4
 
 
-def test_calls_of_one_burst_share_a_process(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            one = {await burst(runtime, "one", pid) for _ in range(3)}
-            assert len(one) == 1
-            assert await burst(runtime, "two", pid) not in one
-            assert await burst(runtime, "one", pid, caller=Caller("somebody else")) not in one
-            assert await burst(runtime, "one", pid, world={"kernel": "another"}) not in one
-            assert await value(runtime, await submit(runtime, "call", pickled(pid))) not in one
-
-    live(body())
+async def test_calls_of_one_burst_share_a_process(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        one = {await burst(runtime, "one", pid) for _ in range(3)}
+        assert len(one) == 1
+        assert await burst(runtime, "two", pid) not in one
+        assert await burst(runtime, "one", pid, caller=Caller("somebody else")) not in one
+        assert await burst(runtime, "one", pid, world={"kernel": "another"}) not in one
+        assert await value(runtime, await submit(runtime, "call", pickled(pid))) not in one
 
 
-def test_process_of_a_burst_ends_with_it(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await burst(runtime, "one", pid)
-            assert [worker.state for worker in runtime.engine.workers()] == ["idle"]
-            await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
-
-    live(body())
+async def test_process_of_a_burst_ends_with_it(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await burst(runtime, "one", pid)
+        assert [worker.state for worker in runtime.engine.workers()] == ["idle"]
+        await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
 
 
-def test_call_of_a_burst_sees_an_edited_module(tmp_path: Path) -> None:
+async def test_call_of_a_burst_sees_an_edited_module(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     helper = project / "helper.py"
     helper.write_text("VERSION = 1\n")
     os.utime(helper, (1, 1))
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            first, process = await burst(runtime, "one", read_helper, world=world(project))
-            assert (await burst(runtime, "one", read_helper, world=world(project)))[1] == process
-            helper.write_text("VERSION = 2\n")
-            second, other = await burst(runtime, "one", read_helper, world=world(project))
-            assert (first, second) == (1, 2)
-            assert other != process
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        first, process = await burst(runtime, "one", read_helper, world=world(project))
+        assert (await burst(runtime, "one", read_helper, world=world(project)))[1] == process
+        helper.write_text("VERSION = 2\n")
+        second, other = await burst(runtime, "one", read_helper, world=world(project))
+        assert (first, second) == (1, 2)
+        assert other != process
 
 
 @pytest.fixture
@@ -129,93 +117,75 @@ async def prepared(runtime: Runtime) -> None:
     )
 
 
-def test_spare_imports_packages_that_its_kernel_used(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
-            assert await found(runtime, USES_IT, world=site[1]) == 1
-            await prepared(runtime)
-            assert await found(runtime, IMPORTED, world=site[1]) is True
-            await prepared(runtime)
-            assert await found(runtime, IMPORTED, world={**site[1], "kernel": "another"}) is False
-
-    live(body())
+async def test_spare_imports_packages_that_its_kernel_used(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
+    async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
+        assert await found(runtime, USES_IT, world=site[1]) == 1
+        await prepared(runtime)
+        assert await found(runtime, IMPORTED, world=site[1]) is True
+        await prepared(runtime)
+        assert await found(runtime, IMPORTED, world={**site[1], "kernel": "another"}) is False
 
 
 @pytest.mark.parametrize("how", ["edited", "shadowed", "another package installed"])
-def test_spare_with_outdated_imports_is_not_used(tmp_path: Path, site: tuple[Path, dict[str, Any]], how: str) -> None:
+async def test_spare_with_outdated_imports_is_not_used(tmp_path: Path, site: tuple[Path, dict[str, Any]], how: str) -> None:
     packages, here = site
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
-            assert await found(runtime, USES_IT, world=here) == 1
-            await prepared(runtime)
-            if how == "edited":
-                (packages / "installed_one.py").write_text("VERSION = 2\n")
-            elif how == "shadowed":
-                (Path(here["directory"]) / "installed_one.py").write_text("VERSION = 2\n")
-            else:
-                (packages / "installed_one-2.0.dist-info").mkdir()
-                (packages / "installed_one.py").write_text("VERSION = 2  # of another size, as bytecode is checked by size and time\n")
-                os.utime(packages / "installed_one.py", (1, 1))
-            assert await found(runtime, USES_IT, world=here) == 2
-
-    live(body())
+    async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
+        assert await found(runtime, USES_IT, world=here) == 1
+        await prepared(runtime)
+        if how == "edited":
+            (packages / "installed_one.py").write_text("VERSION = 2\n")
+        elif how == "shadowed":
+            (Path(here["directory"]) / "installed_one.py").write_text("VERSION = 2\n")
+        else:
+            (packages / "installed_one-2.0.dist-info").mkdir()
+            (packages / "installed_one.py").write_text("VERSION = 2  # of another size, as bytecode is checked by size and time\n")
+            os.utime(packages / "installed_one.py", (1, 1))
+        assert await found(runtime, USES_IT, world=here) == 2
 
 
-def test_variable_set_before_an_import_counts(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
+async def test_variable_set_before_an_import_counts(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
     """A package may read its environment while it is imported, so a spare that imported it with another one is not used."""
     packages, here = site
     (packages / "installed_one.py").write_text("import os\nVERSION = os.environ.get('MODE')\n")
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
-            assert await found(runtime, "import os\nos.environ['MODE'] = 'set in the cell'\n" + USES_IT, world=here) == "set in the cell"
-            assert await found(runtime, USES_IT, world=here) is None
-            await prepared(runtime)
-            assert await found(runtime, USES_IT, world={**here, "environment": {"MODE": "set in the notebook"}}) == "set in the notebook"
-            assert await found(runtime, USES_IT, world=here) is None
-
-    live(body())
+    async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
+        assert await found(runtime, "import os\nos.environ['MODE'] = 'set in the cell'\n" + USES_IT, world=here) == "set in the cell"
+        assert await found(runtime, USES_IT, world=here) is None
+        await prepared(runtime)
+        assert await found(runtime, USES_IT, world={**here, "environment": {"MODE": "set in the notebook"}}) == "set in the notebook"
+        assert await found(runtime, USES_IT, world=here) is None
 
 
-def test_worker_has_variables_of_its_caller_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_has_variables_of_its_caller_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMOVED", "1")
     look = (
         "import os, psutil\nr = [os.environ.get(n) for n in ('ADDED', 'REMOVED', 'OPENAI_API_KEY')], 'ADDED' in psutil.Process().environ()"
     )
 
-    async def body() -> None:
-        async with runtime_in(tmp_path, spare_workers=1) as runtime:
-            changes = {"ADDED": "1", "REMOVED": None, "OPENAI_API_KEY": "secret"}
-            assert await found(runtime, look, world={"environment": changes}) == (["1", None, None], True)
-            assert (await found(runtime, look))[0] == [None, "1", None]
-
-    live(body())
+    async with runtime_in(tmp_path, spare_workers=1) as runtime:
+        changes = {"ADDED": "1", "REMOVED": None, "OPENAI_API_KEY": "secret"}
+        assert await found(runtime, look, world={"environment": changes}) == (["1", None, None], True)
+        assert (await found(runtime, look))[0] == [None, "1", None]
 
 
-def test_kernels_with_changed_variables_leave_few_workers(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, spare_workers=1) as runtime:
-            for number in range(6):
-                changed = {"environment": {"NUMBER": str(number)}, "kernel": f"kernel {number}"}
-                assert await found(runtime, "import os, calendar\nr = os.environ['NUMBER']", world=changed) == str(number)
-            await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 60, "idle workers")
-            await until(lambda: len(runtime.engine.workers()) <= 3, 60, "one spare, and one for each of two kernels")
-
-    live(body())
+async def test_kernels_with_changed_variables_leave_few_workers(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, spare_workers=1) as runtime:
+        for number in range(6):
+            changed = {"environment": {"NUMBER": str(number)}, "kernel": f"kernel {number}"}
+            assert await found(runtime, "import os, calendar\nr = os.environ['NUMBER']", world=changed) == str(number)
+        await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 60, "idle workers")
+        await until(lambda: len(runtime.engine.workers()) <= 3, 60, "one spare, and one for each of two kernels")
 
 
-def test_threads_of_a_task_end_with_it_and_are_named(tmp_path: Path) -> None:
+async def test_threads_of_a_task_end_with_it_and_are_named(tmp_path: Path) -> None:
     code = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), name='mine').start()"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await cell(runtime, code)
-            assert (await ended(runtime, task_id)).status == "completed"
-            assert "mine" in await printed(runtime, task_id, "stderr")
-            await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await cell(runtime, code)
+        assert (await ended(runtime, task_id)).status == "completed"
+        assert "mine" in await printed(runtime, task_id, "stderr")
+        await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
 
 
 def test_spare_makes_no_context_on_the_device() -> None:
@@ -223,10 +193,7 @@ def test_spare_makes_no_context_on_the_device() -> None:
     assert hello(None, devices=True)["devices"]
 
 
-def test_tasks_wait_for_processes_without_a_spare(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=3) as runtime:
-            ids = await asyncio.gather(*(submit(runtime, "call", pickled(pid)) for _ in range(6)))
-            assert len({await value(runtime, task_id) for task_id in ids}) == 6
-
-    live(body())
+async def test_tasks_wait_for_processes_without_a_spare(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, cpu_slots=3) as runtime:
+        ids = await asyncio.gather(*(submit(runtime, "call", pickled(pid)) for _ in range(6)))
+        assert len({await value(runtime, task_id) for task_id in ids}) == 6

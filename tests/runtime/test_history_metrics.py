@@ -18,7 +18,6 @@ from openruntime_jupyter.runtime.metrics.rollup import TIERS, Ledger, window
 from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, prune, read, write
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
 from tests.runtime.history_support import opened, rows
-from tests.runtimes import live
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -271,84 +270,69 @@ def test_query_cost_is_independent_of_other_rows() -> None:
         assert before <= cost() < before * 1.05
 
 
-def test_metrics_continue_after_restart(tmp_path: Path) -> None:
-    async def body() -> None:
-        now = math.floor(time.time())
-        for runtime, begin in (("rt_1", now - 60), ("rt_2", now - 30)):
-            async with opened(tmp_path, runtime) as history:
-                ledger = Ledger(60.0)
-                ledger.lasted({"memory_usage": 50.0, "active_tasks": 1.0}, begin + 30, 30)
-                history.put_metrics(ledger.take())
-        async with opened(tmp_path, "rt_3") as history:
-            found = await history.metrics(now - 60, now, 60)
-            assert found.series["memory_usage"].mean == [50.0] * 60
-            assert found.series["active_tasks"].mean == [1.0] * 60
-
-    live(body())
+async def test_metrics_continue_after_restart(tmp_path: Path) -> None:
+    now = math.floor(time.time())
+    for runtime, begin in (("rt_1", now - 60), ("rt_2", now - 30)):
+        async with opened(tmp_path, runtime) as history:
+            ledger = Ledger(60.0)
+            ledger.lasted({"memory_usage": 50.0, "active_tasks": 1.0}, begin + 30, 30)
+            history.put_metrics(ledger.take())
+    async with opened(tmp_path, "rt_3") as history:
+        found = await history.metrics(now - 60, now, 60)
+        assert found.series["memory_usage"].mean == [50.0] * 60
+        assert found.series["active_tasks"].mean == [1.0] * 60
 
 
-def test_put_metrics_are_readable_and_added(tmp_path: Path) -> None:
-    async def body() -> None:
-        now = math.floor(time.time())
-        async with opened(tmp_path) as history:
-            for value in (1.0, 3.0):
-                ledger = Ledger(60.0)
-                ledger.lasted({"memory_usage": value}, now - 1.0, 1.0)
-                ledger.happened({"failed_tasks": 1.0}, now - 2.0)
-                history.put_metrics(ledger.take())
-            found = await history.metrics(now - 5, now, 5)
-            assert found.series["memory_usage"].mean == [None, None, None, 2.0, None]
-            assert found.series["memory_usage"].max[3] == 3.0
-            assert found.series["failed_tasks"].mean == [None, None, None, 2.0, None]
-
-    live(body())
+async def test_put_metrics_are_readable_and_added(tmp_path: Path) -> None:
+    now = math.floor(time.time())
+    async with opened(tmp_path) as history:
+        for value in (1.0, 3.0):
+            ledger = Ledger(60.0)
+            ledger.lasted({"memory_usage": value}, now - 1.0, 1.0)
+            ledger.happened({"failed_tasks": 1.0}, now - 2.0)
+            history.put_metrics(ledger.take())
+        found = await history.metrics(now - 5, now, 5)
+        assert found.series["memory_usage"].mean == [None, None, None, 2.0, None]
+        assert found.series["memory_usage"].max[3] == 3.0
+        assert found.series["failed_tasks"].mean == [None, None, None, 2.0, None]
 
 
-def test_failed_metric_writes_are_kept_bounded_and_retried(tmp_path: Path) -> None:
-    async def body() -> None:
-        now = math.floor(time.time())
-        async with opened(tmp_path) as history:
-            await history.metrics(now - 10, now, 10)
-            history._file.page_bound = 1
-            for start in range(now - 5000, now, 1000):
-                ledger = Ledger(1000.0)
-                ledger.lasted({"memory_usage": 7.0}, start + 1000, 1000)
-                history.put_metrics(ledger.take())
-                await history._metrics.flush(10.0)
-            assert history.problem is not None
-            assert rows(tmp_path, "SELECT count(*) FROM metrics") == [(0,)]
-            assert len([key for key in history._metrics._waiting if key[0] == 1]) == TIERS[0].most
-            history._file.page_bound = 0
-            history.put_metrics({})
-            found = await history.metrics(now - 900, now, 900)
-            assert found.series["memory_usage"].mean == [7.0] * 900
-
-    live(body())
-
-
-def test_metrics_are_pruned_while_writing(tmp_path: Path) -> None:
-    async def body() -> None:
-        now = math.floor(time.time())
-        async with opened(tmp_path) as history:
-            ledger = Ledger(1e6)
-            ledger.lasted({"memory_usage": 7.0}, now, 4000)
+async def test_failed_metric_writes_are_kept_bounded_and_retried(tmp_path: Path) -> None:
+    now = math.floor(time.time())
+    async with opened(tmp_path) as history:
+        await history.metrics(now - 10, now, 10)
+        history._file.page_bound = 1
+        for start in range(now - 5000, now, 1000):
+            ledger = Ledger(1000.0)
+            ledger.lasted({"memory_usage": 7.0}, start + 1000, 1000)
             history.put_metrics(ledger.take())
             await history._metrics.flush(10.0)
-            assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(TIERS[0].most,)]
-            assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 10")[0][0] >= 400
+        assert history.problem is not None
+        assert rows(tmp_path, "SELECT count(*) FROM metrics") == [(0,)]
+        assert len([key for key in history._metrics._waiting if key[0] == 1]) == TIERS[0].most
+        history._file.page_bound = 0
+        history.put_metrics({})
+        found = await history.metrics(now - 900, now, 900)
+        assert found.series["memory_usage"].mean == [7.0] * 900
 
-    live(body())
+
+async def test_metrics_are_pruned_while_writing(tmp_path: Path) -> None:
+    now = math.floor(time.time())
+    async with opened(tmp_path) as history:
+        ledger = Ledger(1e6)
+        ledger.lasted({"memory_usage": 7.0}, now, 4000)
+        history.put_metrics(ledger.take())
+        await history._metrics.flush(10.0)
+        assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(TIERS[0].most,)]
+        assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 10")[0][0] >= 400
 
 
-def test_concurrent_queries_return_the_same_series(tmp_path: Path) -> None:
-    async def body() -> None:
-        now = math.floor(time.time())
-        async with opened(tmp_path) as history:
-            ledger = Ledger(60.0)
-            ledger.lasted({"memory_usage": 7.0}, now, 10)
-            history.put_metrics(ledger.take())
-            answers = await asyncio.gather(*(history.metrics(now - 300, now, 300) for _ in range(10)))
-            assert all(answer == answers[0] for answer in answers)
-            assert answers[0].series["memory_usage"].mean[-10:] == [7.0] * 10
-
-    live(body())
+async def test_concurrent_queries_return_the_same_series(tmp_path: Path) -> None:
+    now = math.floor(time.time())
+    async with opened(tmp_path) as history:
+        ledger = Ledger(60.0)
+        ledger.lasted({"memory_usage": 7.0}, now, 10)
+        history.put_metrics(ledger.take())
+        answers = await asyncio.gather(*(history.metrics(now - 300, now, 300) for _ in range(10)))
+        assert all(answer == answers[0] for answer in answers)
+        assert answers[0].series["memory_usage"].mean[-10:] == [7.0] * 10

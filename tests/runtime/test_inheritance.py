@@ -15,7 +15,7 @@ from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import recovery
-from tests.runtimes import cell, ended, live, runtime_in, says, submit
+from tests.runtimes import cell, ended, runtime_in, says, submit
 
 
 async def left_behind(folder: Path, count: int) -> list[str]:
@@ -41,67 +41,60 @@ async def held_back(folder: Path, ready: Path) -> AsyncIterator[Runtime]:
         await runtime.stop()
 
 
-def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.1)
 
-    async def body() -> None:
-        first, second, third = await left_behind(tmp_path / "data", 3)
-        async with held_back(tmp_path, tmp_path / "ready") as runtime:
-            subscription, _ = runtime.bus.subscribe()
-            assert [(await runtime.tasks.get(task_id)).status for task_id in (first, second, third)] == ["pending"] * 3
-            cancelled = await asyncio.wait_for(runtime.cancel(first), 10)
-            assert (cancelled.status, cancelled.cancel_stage, cancelled.here) == ("cancelled", "queue", True)
-            assert cancelled.failure is not None
-            assert cancelled.failure.kind == "cancelled"
-            assert cancelled.finished_at is not None
-            moved = await runtime.reprioritise(third, 10)
-            assert (moved.status, moved.priority) == ("pending", 10)
-            with pytest.raises(TaskConflict, match="cancelled"):
-                await runtime.reprioritise(first, 10)
-            (tmp_path / "ready").touch()
-            ends = [await ended(runtime, task_id) for task_id in (first, second, third)]
-            assert [task.status for task in ends] == ["cancelled", "completed", "completed"]
-            assert (ends[2].started_at or "") < (ends[1].started_at or "")
-            subscription.close()
-            heard = [event.body["data"] async for event in subscription]
-            assert [item["status"] for item in heard if item["task_id"] == first] == ["cancelled"]
-            (news,) = (item for item in heard if item["task_id"] == first)
-            assert set(news) == set(next(item for item in heard if item["task_id"] == second))
-
-    live(body())
+    first, second, third = await left_behind(tmp_path / "data", 3)
+    async with held_back(tmp_path, tmp_path / "ready") as runtime:
+        subscription, _ = runtime.bus.subscribe()
+        assert [(await runtime.tasks.get(task_id)).status for task_id in (first, second, third)] == ["pending"] * 3
+        cancelled = await asyncio.wait_for(runtime.cancel(first), 10)
+        assert (cancelled.status, cancelled.cancel_stage, cancelled.here) == ("cancelled", "queue", True)
+        assert cancelled.failure is not None
+        assert cancelled.failure.kind == "cancelled"
+        assert cancelled.finished_at is not None
+        moved = await runtime.reprioritise(third, 10)
+        assert (moved.status, moved.priority) == ("pending", 10)
+        with pytest.raises(TaskConflict, match="cancelled"):
+            await runtime.reprioritise(first, 10)
+        (tmp_path / "ready").touch()
+        ends = [await ended(runtime, task_id) for task_id in (first, second, third)]
+        assert [task.status for task in ends] == ["cancelled", "completed", "completed"]
+        assert (ends[2].started_at or "") < (ends[1].started_at or "")
+        subscription.close()
+        heard = [event.body["data"] async for event in subscription]
+        assert [item["status"] for item in heard if item["task_id"] == first] == ["cancelled"]
+        (news,) = (item for item in heard if item["task_id"] == first)
+        assert set(news) == set(next(item for item in heard if item["task_id"] == second))
 
 
-def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_after_a_stop(
+async def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.05)
 
-    async def body() -> None:
-        ids = await left_behind(tmp_path / "data", 2)
-        async with held_back(tmp_path, tmp_path / "never") as runtime:
-            await asyncio.sleep(0.5)
-            assert runtime.health().status == "degraded"
-            assert [(await runtime.tasks.get(task_id)).status for task_id in ids] == ["pending"] * 2
-        async with runtime_in(tmp_path / "data") as later:
-            assert [(await ended(later, task_id)).status for task_id in ids] == ["completed"] * 2
-
-    live(body())
+    ids = await left_behind(tmp_path / "data", 2)
+    async with held_back(tmp_path, tmp_path / "never") as runtime:
+        await asyncio.sleep(0.5)
+        assert runtime.health().status == "degraded"
+        assert [(await runtime.tasks.get(task_id)).status for task_id in ids] == ["pending"] * 2
+    async with runtime_in(tmp_path / "data") as later:
+        assert [(await ended(later, task_id)).status for task_id in ids] == ["completed"] * 2
 
 
-def test_one_that_this_release_does_not_take_fails_and_spoils_none_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        odd, even = await left_behind(tmp_path, 2)
-        request = recovery._request
+async def test_one_that_this_release_does_not_take_fails_and_spoils_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, even = await left_behind(tmp_path, 2)
+    request = recovery._request
 
-        def refuses(task):
-            return request(task.model_copy(update={"priority": 11}) if task.task_id == odd else task)
+    def refuses(task):
+        return request(task.model_copy(update={"priority": 11}) if task.task_id == odd else task)
 
-        monkeypatch.setattr(recovery, "_request", refuses)
-        async with runtime_in(tmp_path) as runtime:
-            assert (await ended(runtime, even)).status == "completed"
-            task = await ended(runtime, odd)
-            assert task.status == "failed"
-            assert "could not be queued again" in (task.error or "")
-            assert "priority" in (task.error or "")
-
-    live(body())
+    monkeypatch.setattr(recovery, "_request", refuses)
+    async with runtime_in(tmp_path) as runtime:
+        assert (await ended(runtime, even)).status == "completed"
+        task = await ended(runtime, odd)
+        assert task.status == "failed"
+        assert "could not be queued again" in (task.error or "")
+        assert "priority" in (task.error or "")

@@ -97,10 +97,10 @@ def test_a_file_goes_by_its_name_without_its_kind_of_numbers_too_where_that_name
     write_twin(folder, tmp_path / "models" / "Small-1.5.Q4_1.gguf", "Q4_1")
     assert there.resolve("Small-1.5", GUEST).name == "Small-1.5.Q4_1"
     for name in ("Small-1", "tiny-3"):
-        with pytest.raises(InvalidRequest, match=r"there are Small-1\.5\.Q4_1, tiny-3\.2"):
+        with pytest.raises(InvalidRequest, match=r"available: Small-1\.5\.Q4_1, tiny-3\.2"):
             there.resolve(name, GUEST)
     write_twin(folder, tmp_path / "models" / "Small-1.5.f16.gguf", "F16")
-    with pytest.raises(InvalidRequest, match=r"there are Small-1\.5\.Q4_1, Small-1\.5\.f16, tiny-3\.2"):
+    with pytest.raises(InvalidRequest, match=r"available: Small-1\.5\.Q4_1, Small-1\.5\.f16, tiny-3\.2"):
         there.resolve("Small-1.5", GUEST)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.runtime.events.output import OutputBuffer, Stream
-from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, value
+from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20
 SHOW = "from openruntime_jupyter.current_task import current\n(lambda text: current().display({'text/plain': text}))"
@@ -33,66 +33,54 @@ async def longest_block() -> AsyncIterator[list[float]]:
     assert loop.is_running()
 
 
-def test_output_keeps_its_order(tmp_path: Path) -> None:
+async def test_output_keeps_its_order(tmp_path: Path) -> None:
     code = "from IPython.display import display, HTML\nprint('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\n4"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await cell(runtime, code)
-            await ended(runtime, task_id)
-            output = await runtime.tasks.output(task_id)
-            shown = [
-                (item.output_type, item.text or (item.data or {}).get("text/html") or (item.data or {}).get("text/plain"))
-                for item in output.items
-            ]
-            assert shown == [("stream", "one\n"), ("display_data", "<b>two</b>"), ("stream", "three\n"), ("execute_result", "4")]
-            assert output.finished
-            assert not output.truncated
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await cell(runtime, code)
+        await ended(runtime, task_id)
+        output = await runtime.tasks.output(task_id)
+        shown = [
+            (item.output_type, item.text or (item.data or {}).get("text/html") or (item.data or {}).get("text/plain"))
+            for item in output.items
+        ]
+        assert shown == [("stream", "one\n"), ("display_data", "<b>two</b>"), ("stream", "three\n"), ("execute_result", "4")]
+        assert output.finished
+        assert not output.truncated
 
 
-def test_output_of_subprocesses_and_c_code_is_captured(tmp_path: Path) -> None:
+async def test_output_of_subprocesses_and_c_code_is_captured(tmp_path: Path) -> None:
     code = "!echo from a shell\nimport ctypes, os\nctypes.CDLL(None).puts(b'from C')\nos.write(2, b'from the descriptor\\n')"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await cell(runtime, code)
-            await ended(runtime, task_id)
-            text = await printed(runtime, task_id)
-            assert "from a shell" in text
-            assert "from C" in text
-            assert await printed(runtime, task_id, "stderr") == "from the descriptor\n"
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await cell(runtime, code)
+        await ended(runtime, task_id)
+        text = await printed(runtime, task_id)
+        assert "from a shell" in text
+        assert "from C" in text
+        assert await printed(runtime, task_id, "stderr") == "from the descriptor\n"
 
 
-def test_cursor_returns_new_output_and_wait_ends_with_it(tmp_path: Path) -> None:
+async def test_cursor_returns_new_output_and_wait_ends_with_it(tmp_path: Path) -> None:
     code = "import time\nprint('first', flush=True)\ntime.sleep(0.5)\nprint('second', flush=True)\ntime.sleep(600)"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await cell(runtime, code)
-            await says(runtime, task_id, "first")
-            read = await runtime.tasks.output(task_id)
-            fresh = await runtime.tasks.output(task_id, since=read.next, wait=10)
-            assert [item.text for item in fresh.items] == ["second\n"]
-            assert (await runtime.tasks.output(task_id, since=fresh.next)).items == []
-            await runtime.cancel(task_id)
-            assert (await runtime.tasks.output(task_id, since=fresh.next, wait=10)).finished
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await cell(runtime, code)
+        await says(runtime, task_id, "first")
+        read = await runtime.tasks.output(task_id)
+        fresh = await runtime.tasks.output(task_id, since=read.next, wait=10)
+        assert [item.text for item in fresh.items] == ["second\n"]
+        assert (await runtime.tasks.output(task_id, since=fresh.next)).items == []
+        await runtime.cancel(task_id)
+        assert (await runtime.tasks.output(task_id, since=fresh.next, wait=10)).finished
 
 
-def test_output_of_tasks_is_separate(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            ids = [await cell(runtime, f"print('task {number}')") for number in range(20)]
-            for number, task_id in enumerate(ids):
-                await ended(runtime, task_id)
-                assert await printed(runtime, task_id) == f"task {number}\n"
-
-    live(body())
+async def test_output_of_tasks_is_separate(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        ids = [await cell(runtime, f"print('task {number}')") for number in range(20)]
+        for number, task_id in enumerate(ids):
+            await ended(runtime, task_id)
+            assert await printed(runtime, task_id) == f"task {number}\n"
 
 
 def test_long_output_is_truncated_with_note_and_end() -> None:
@@ -117,110 +105,92 @@ def test_too_large_image_is_replaced_by_note() -> None:
     assert "left out" in (buffer.items[-1].text or "")
 
 
-def test_output_flood_does_not_block_loop_or_other_tasks(tmp_path: Path) -> None:
+async def test_output_flood_does_not_block_loop_or_other_tasks(tmp_path: Path) -> None:
     flood = "print('in', flush=True)\nline = 'x' * 200\nwhile True: print(line)"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=2) as runtime:
-            task_id = await cell(runtime, flood)
-            await says(runtime, task_id, "in")
-            async with longest_block() as blocked:
-                for _ in range(50):
-                    await ended(runtime, await submit(runtime, "call"))
-                await asyncio.sleep(0.5)
-            assert blocked[0] < BLOCKED_MS
-            assert (await runtime.cancel(task_id)).status == "cancelled"
-            assert (await runtime.tasks.output(task_id)).truncated
-
-    live(body())
+    async with runtime_in(tmp_path, cpu_slots=2) as runtime:
+        task_id = await cell(runtime, flood)
+        await says(runtime, task_id, "in")
+        async with longest_block() as blocked:
+            for _ in range(50):
+                await ended(runtime, await submit(runtime, "call"))
+            await asyncio.sleep(0.5)
+        assert blocked[0] < BLOCKED_MS
+        assert (await runtime.cancel(task_id)).status == "cancelled"
+        assert (await runtime.tasks.output(task_id)).truncated
 
 
-def test_huge_result_does_not_block_loop(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await submit(runtime, "call"))
-            async with longest_block() as blocked:
-                task_id = await submit(runtime, "call", pickled(_many_bytes, 200_000_000))
-                await ended(runtime, task_id)
-            assert blocked[0] < BLOCKED_MS
-            assert await value(runtime, task_id) == _many_bytes(200_000_000)
-
-    live(body())
+async def test_huge_result_does_not_block_loop(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await ended(runtime, await submit(runtime, "call"))
+        async with longest_block() as blocked:
+            task_id = await submit(runtime, "call", pickled(_many_bytes, 200_000_000))
+            await ended(runtime, task_id)
+        assert blocked[0] < BLOCKED_MS
+        assert await value(runtime, task_id) == _many_bytes(200_000_000)
 
 
 def _many_bytes(size: int) -> bytes:
     return b"\x5a" * size
 
 
-def test_large_output_does_not_stay_in_memory(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            for how, number, kept in (("print", 1000, True), ("print", 900_000, False), (SHOW, 2_000_000, False)):
-                task_id = await cell(runtime, f"{how}('x' * {number})")
-                await ended(runtime, task_id)
-                output = await runtime.tasks.output(task_id)
-                shown = "".join(item.text or (item.data or {})["text/plain"] for item in output.items)
-                assert (shown.count("x"), output.finished) == (number, True)
-                assert (await runtime.tasks.output(task_id, since=output.next)).items == []
-                assert (runtime.tasks.find(task_id) is not None) is kept
-
-    live(body())
-
-
-def test_too_large_json_result_is_rejected_with_sizes(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            code = "from openruntime_jupyter.current_task import current\ntext = 'y' * 20_000_000\n"
-            code += "for n in range(3): current().display({'text/plain': text})"
-            task_id = await cell(runtime, code)
-            assert (await ended(runtime, task_id)).status == "completed"
+async def test_large_output_does_not_stay_in_memory(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        for how, number, kept in (("print", 1000, True), ("print", 900_000, False), (SHOW, 2_000_000, False)):
+            task_id = await cell(runtime, f"{how}('x' * {number})")
+            await ended(runtime, task_id)
             output = await runtime.tasks.output(task_id)
-            assert all("20,0" in (item.data or {})["text/plain"] for item in output.items)
+            shown = "".join(item.text or (item.data or {})["text/plain"] for item in output.items)
+            assert (shown.count("x"), output.finished) == (number, True)
+            assert (await runtime.tasks.output(task_id, since=output.next)).items == []
+            assert (runtime.tasks.find(task_id) is not None) is kept
 
-    live(body())
+
+async def test_too_large_json_result_is_rejected_with_sizes(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        code = "from openruntime_jupyter.current_task import current\ntext = 'y' * 20_000_000\n"
+        code += "for n in range(3): current().display({'text/plain': text})"
+        task_id = await cell(runtime, code)
+        assert (await ended(runtime, task_id)).status == "completed"
+        output = await runtime.tasks.output(task_id)
+        assert all("20,0" in (item.data or {})["text/plain"] for item in output.items)
 
 
-def test_worker_that_stops_reading_blocks_no_other_task(tmp_path: Path) -> None:
+async def test_worker_that_stops_reading_blocks_no_other_task(tmp_path: Path) -> None:
     # The frame of its next task is larger than the socket's buffer, and it never reads it.
     stuck = "import os, signal\nprint('in', flush=True)\nos.kill(os.getpid(), signal.SIGSTOP)"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=2) as runtime:
-            task_id = await cell(runtime, stuck)
-            await says(runtime, task_id, "in")
-            async with longest_block() as blocked:
-                large = [
-                    await submit(runtime, "python", {"code": "n = len(text)", "inputs": {"text": "x" * 900_000}, "outputs": ["n"]})
-                    for _ in range(5)
-                ]
-                for other in large:
-                    assert await value(runtime, other) == {"n": 900_000}
-            assert blocked[0] < BLOCKED_MS
-            assert (await runtime.cancel(task_id)).cancel_stage == "kill"
-
-    live(body())
+    async with runtime_in(tmp_path, cpu_slots=2) as runtime:
+        task_id = await cell(runtime, stuck)
+        await says(runtime, task_id, "in")
+        async with longest_block() as blocked:
+            large = [
+                await submit(runtime, "python", {"code": "n = len(text)", "inputs": {"text": "x" * 900_000}, "outputs": ["n"]})
+                for _ in range(5)
+            ]
+            for other in large:
+                assert await value(runtime, other) == {"n": 900_000}
+        assert blocked[0] < BLOCKED_MS
+        assert (await runtime.cancel(task_id)).cancel_stage == "kill"
 
 
-def test_progress_is_coalesced_with_remaining_time(tmp_path: Path) -> None:
+async def test_progress_is_coalesced_with_remaining_time(tmp_path: Path) -> None:
     code = (
         "from openruntime_jupyter import progress\nimport time\n"
         "for n in range(1, 1001):\n    progress(n, 2000, f'step {n}')\nprint('half', flush=True)\n"
         "time.sleep(0.3)\nprogress(2000, 2000, 'done')"
     )
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            subscription, _ = runtime.bus.subscribe(("task_progress", "task_update"))
-            task = await ended(runtime, await cell(runtime, code))
-            assert task.progress is not None
-            assert (task.progress.n, task.progress.total, task.progress.message) == (2000, 2000, "done")
-            assert task.progress.remaining == 0
-            subscription.close()
-            reports = [event.body["data"] async for event in subscription if event.topic == "task_progress"]
-            assert 2 <= len(reports) <= 30, "1,000 calls at once are coalesced"
-            assert reports[0]["remaining"] > 0
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        subscription, _ = runtime.bus.subscribe(("task_progress", "task_update"))
+        task = await ended(runtime, await cell(runtime, code))
+        assert task.progress is not None
+        assert (task.progress.n, task.progress.total, task.progress.message) == (2000, 2000, "done")
+        assert task.progress.remaining == 0
+        subscription.close()
+        reports = [event.body["data"] async for event in subscription if event.topic == "task_progress"]
+        assert 2 <= len(reports) <= 30, "1,000 calls at once are coalesced"
+        assert reports[0]["remaining"] > 0
 
 
 @pytest.mark.parametrize(

@@ -8,45 +8,39 @@ import pytest
 
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.tasks import Task
-from tests.runtimes import cell, ended, live, runtime_in, says, submit, until
+from tests.runtimes import cell, ended, runtime_in, says, submit, until
 
 
-def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_the_process(tmp_path: Path) -> None:
+async def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_the_process(tmp_path: Path) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     breaks = (
         "import openruntime_jupyter.worker.tracebacks as t\ndef describe(error): raise RuntimeError('broken')\nt.describe = describe\n1 / 0"
     )
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
-            task = await ended(runtime, await cell(runtime, breaks))
-            assert task.status == "failed"
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.exit_code) == ("worker_died", 70)
-            assert "RuntimeError: broken" in (task.failure.last_output or "")
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
+        task = await ended(runtime, await cell(runtime, breaks))
+        assert task.status == "failed"
+        assert task.failure is not None
+        assert (task.failure.kind, task.failure.exit_code) == ("worker_died", 70)
+        assert "RuntimeError: broken" in (task.failure.last_output or "")
 
 
-def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_more(tmp_path: Path) -> None:
+async def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_more(tmp_path: Path) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     waits = "import os, time\nprint('in', os.getpid(), flush=True)\ntime.sleep(600)"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=3, idle_worker_seconds=0.2) as runtime:
-            await ended(runtime, await cell(runtime, holds))
-            at_once = [await cell(runtime, waits) for _ in range(3)]
-            for task_id in at_once:
-                await says(runtime, task_id, "in")
-            for task_id in at_once:
-                await runtime.cancel(task_id)
-            await until(lambda: len(runtime.engine.workers()) <= 1, 30, "the end of the workers beyond one")
-
-    live(body())
+    async with runtime_in(tmp_path, cpu_slots=3, idle_worker_seconds=0.2) as runtime:
+        await ended(runtime, await cell(runtime, holds))
+        at_once = [await cell(runtime, waits) for _ in range(3)]
+        for task_id in at_once:
+            await says(runtime, task_id, "in")
+        for task_id in at_once:
+            await runtime.cancel(task_id)
+        await until(lambda: len(runtime.engine.workers()) <= 1, 30, "the end of the workers beyond one")
 
 
-def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_nothing_else(
+async def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     speaks = "from openruntime_jupyter.current_task import current\nsend = current()._send.__self__._channel.send\n"
@@ -59,16 +53,13 @@ def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_nothing
         "an unknown kind": "send(99, b'{}')",
     }
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            for what, code in nonsense.items():
-                task = await ended(runtime, await cell(runtime, f"{speaks}{code}\nimport time; time.sleep(600)"))
-                assert task.failure is not None, what
-                assert task.failure.kind == "worker_died", what
-                assert "it broke the protocol" in task.failure.message, (what, task.failure.message)
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        for what, code in nonsense.items():
+            task = await ended(runtime, await cell(runtime, f"{speaks}{code}\nimport time; time.sleep(600)"))
+            assert task.failure is not None, what
+            assert task.failure.kind == "worker_died", what
+            assert "it broke the protocol" in task.failure.message, (what, task.failure.message)
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
@@ -83,25 +74,22 @@ async def told(runtime: Runtime, code: str) -> Task:
     return kept
 
 
-def test_progress_takes_every_kind_of_number_and_what_tells_nothing_does_no_harm(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            for code, wanted in {
-                "progress(np.int64(3), np.float32(4))": (3, 4, None),
-                "import mlx.core as mx\nprogress(mx.array(3), mx.array(4.5))": (3, 4.5, None),
-                "progress(1, math.inf)": (1, None, None),
-                "progress(1, 2)\nprogress(math.nan, 2)": (1, 2, None),
-                "progress(10**400, 10**401)": None,
-                "progress(2**80, 2**81)": (2.0**80, 2.0**81, None),
-                "progress(1, 2, ValueError('half'))": (1, 2, "half"),
-                "progress(1, 2, 'x' * 20_000_000)": (1, 2, "x" * 1000),
-            }.items():
-                task = await told(runtime, code)
-                assert task.status == "completed", (code, task.error)
-                progress = task.progress
-                assert (None if progress is None else (progress.n, progress.total, progress.message)) == wanted, code
-            for code in ("progress('3', 4)", "progress([3])", "progress(None)", "import mlx.core as mx\nprogress(mx.array([1, 2]))"):
-                task = await told(runtime, code)
-                assert (task.error or "").startswith("TypeError: progress() takes numbers"), (code, task.error)
-
-    live(body())
+async def test_progress_takes_every_kind_of_number_and_what_tells_nothing_does_no_harm(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        for code, wanted in {
+            "progress(np.int64(3), np.float32(4))": (3, 4, None),
+            "import mlx.core as mx\nprogress(mx.array(3), mx.array(4.5))": (3, 4.5, None),
+            "progress(1, math.inf)": (1, None, None),
+            "progress(1, 2)\nprogress(math.nan, 2)": (1, 2, None),
+            "progress(10**400, 10**401)": None,
+            "progress(2**80, 2**81)": (2.0**80, 2.0**81, None),
+            "progress(1, 2, ValueError('half'))": (1, 2, "half"),
+            "progress(1, 2, 'x' * 20_000_000)": (1, 2, "x" * 1000),
+        }.items():
+            task = await told(runtime, code)
+            assert task.status == "completed", (code, task.error)
+            progress = task.progress
+            assert (None if progress is None else (progress.n, progress.total, progress.message)) == wanted, code
+        for code in ("progress('3', 4)", "progress([3])", "progress(None)", "import mlx.core as mx\nprogress(mx.array([1, 2]))"):
+            task = await told(runtime, code)
+            assert (task.error or "").startswith("TypeError: progress() takes numbers"), (code, task.error)

@@ -14,7 +14,7 @@ from openruntime_jupyter.errors import InvalidRequest, Stopping, StorageUnavaila
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
-from tests.runtimes import ME, cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
+from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, says, submit, until, value
 
 
 def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
@@ -22,204 +22,171 @@ def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
     return set(psutil.Process().children()) - set(others)
 
 
-def test_the_same_key_gives_the_same_task_also_at_the_same_moment_and_another_request_is_refused(tmp_path: Path) -> None:
+async def test_the_same_key_gives_the_same_task_also_at_the_same_moment_and_another_request_is_refused(tmp_path: Path) -> None:
     request = TaskRequest(operation="call", parameters={})
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            tasks = await asyncio.gather(*(runtime.submit(request, ME, "key") for _ in range(5)))
-            assert len({task.task_id for task in tasks}) == 1
-            await ended(runtime, tasks[0].task_id)
-            assert (await runtime.submit(request, ME, "key")).status == "completed"
-            assert (await runtime.submit(request, Caller("another"), "key")).task_id != tasks[0].task_id
-            with pytest.raises(InvalidRequest, match="Idempotency-Key"):
-                await runtime.submit(TaskRequest(operation="call", parameters={}, priority=9), ME, "key")
-            assert (await runtime.list_tasks()).total_count == 2
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        tasks = await asyncio.gather(*(runtime.submit(request, ME, "key") for _ in range(5)))
+        assert len({task.task_id for task in tasks}) == 1
+        await ended(runtime, tasks[0].task_id)
+        assert (await runtime.submit(request, ME, "key")).status == "completed"
+        assert (await runtime.submit(request, Caller("another"), "key")).task_id != tasks[0].task_id
+        with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+            await runtime.submit(TaskRequest(operation="call", parameters={}, priority=9), ME, "key")
+        assert (await runtime.list_tasks()).total_count == 2
 
 
-def test_a_key_whose_task_was_never_stored_is_used_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_whose_task_was_never_stored_is_used_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = TaskRequest(operation="call", parameters={}, wait=False)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
+    async with runtime_in(tmp_path) as runtime:
 
-            async def full(task: object, key: object) -> None:
-                raise StorageUnavailable("the disk is full")
+        async def full(task: object, key: object) -> None:
+            raise StorageUnavailable("the disk is full")
 
-            with monkeypatch.context() as patch:
-                patch.setattr(runtime.history, "commit_new", full)
-                with pytest.raises(StorageUnavailable):
-                    await runtime.submit(request, ME, "key")
-            task = await runtime.submit(request, ME, "key")
-            assert (await ended(runtime, task.task_id)).status == "completed"
-            assert (await runtime.submit(request, ME, "key")).task_id == task.task_id
-
-    live(body())
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime.history, "commit_new", full)
+            with pytest.raises(StorageUnavailable):
+                await runtime.submit(request, ME, "key")
+        task = await runtime.submit(request, ME, "key")
+        assert (await ended(runtime, task.task_id)).status == "completed"
+        assert (await runtime.submit(request, ME, "key")).task_id == task.task_id
 
 
-def test_an_asynchronous_task_waits_for_the_next_runtime_and_a_synchronous_one_is_interrupted(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as first:
-            running = await cell(first, "print('in', flush=True)\nimport time; time.sleep(600)", wait=False)
-            await says(first, running, "in")
-            later = await submit(first, "call", pickled(_answer), wait=False, priority=7, name="later")
-            gone = await submit(first, "call")
-        async with runtime_in(tmp_path) as second:
-            task = await ended(second, later)
-            assert (task.status, task.priority, task.name, task.owner, task.runtime) == ("completed", 7, "later", "me", second.id)
-            assert await value(second, later) == "answer"
-            assert (await second.tasks.get(running)).status == "interrupted"
-            assert await printed(second, running) == "in\n"
-            assert (await second.tasks.get(gone)).status == "interrupted"
-
-    live(body())
+async def test_an_asynchronous_task_waits_for_the_next_runtime_and_a_synchronous_one_is_interrupted(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as first:
+        running = await cell(first, "print('in', flush=True)\nimport time; time.sleep(600)", wait=False)
+        await says(first, running, "in")
+        later = await submit(first, "call", pickled(_answer), wait=False, priority=7, name="later")
+        gone = await submit(first, "call")
+    async with runtime_in(tmp_path) as second:
+        task = await ended(second, later)
+        assert (task.status, task.priority, task.name, task.owner, task.runtime) == ("completed", 7, "later", "me", second.id)
+        assert await value(second, later) == "answer"
+        assert (await second.tasks.get(running)).status == "interrupted"
+        assert await printed(second, running) == "in\n"
+        assert (await second.tasks.get(gone)).status == "interrupted"
 
 
 def _answer() -> str:
     return "answer"
 
 
-def test_an_embedded_runtimes_tasks_end_with_it_and_nobody_takes_them_over(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, embedded=True) as kernel:
-            holder = await cell(kernel, "print('in', flush=True)\nimport time; time.sleep(600)", wait=False)
-            await says(kernel, holder, "in")
-            waiting = await submit(kernel, "call", wait=False)
-        async with runtime_in(tmp_path) as server:
-            await ended(server, await submit(server, "call"))
-            assert [(await server.tasks.get(task_id)).status for task_id in (holder, waiting)] == ["interrupted"] * 2
-
-    live(body())
+async def test_an_embedded_runtimes_tasks_end_with_it_and_nobody_takes_them_over(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, embedded=True) as kernel:
+        holder = await cell(kernel, "print('in', flush=True)\nimport time; time.sleep(600)", wait=False)
+        await says(kernel, holder, "in")
+        waiting = await submit(kernel, "call", wait=False)
+    async with runtime_in(tmp_path) as server:
+        await ended(server, await submit(server, "call"))
+        assert [(await server.tasks.get(task_id)).status for task_id in (holder, waiting)] == ["interrupted"] * 2
 
 
-def test_a_stopped_runtime_leaves_no_process_no_lock_and_refuses_with_a_reason(tmp_path: Path) -> None:
-    async def body() -> None:
-        others = since()
-        runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))
-        await runtime.start()
-        busy = await cell(runtime, "print('in', flush=True)\nimport subprocess; subprocess.run(['sleep', '600'])")
-        await says(runtime, busy, "in")
-        assert since(others)
-        await runtime.stop()
-        await until(lambda: not since(others), 5, "the end of the workers")
-        with pytest.raises(Stopping):
-            await submit(runtime, "call")
-        await runtime.stop()  # twice is once
-        assert not list((tmp_path / "runtimes").glob("*"))
-
-    live(body())
+async def test_a_stopped_runtime_leaves_no_process_no_lock_and_refuses_with_a_reason(tmp_path: Path) -> None:
+    others = since()
+    runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))
+    await runtime.start()
+    busy = await cell(runtime, "print('in', flush=True)\nimport subprocess; subprocess.run(['sleep', '600'])")
+    await says(runtime, busy, "in")
+    assert since(others)
+    await runtime.stop()
+    await until(lambda: not since(others), 5, "the end of the workers")
+    with pytest.raises(Stopping):
+        await submit(runtime, "call")
+    await runtime.stop()  # twice is once
+    assert not list((tmp_path / "runtimes").glob("*"))
 
 
-def test_a_runtime_stopped_before_its_first_worker_said_hello_stops_as_cleanly(tmp_path: Path) -> None:
-    async def body() -> None:
-        others = since()
-        for pause in (0.0, 0.0, 0.01, 0.03):
-            runtime = Runtime(Settings(data_dir=tmp_path))
-            await runtime.start()
-            await asyncio.sleep(pause)
-            await runtime.stop()
-            await until(lambda: not since(others), 5, "the end of the workers")
-
-    live(body())
-
-
-def test_an_ended_task_is_found_by_id_with_output_and_payload_until_it_is_purged(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as first:
-            task_id = await submit(first, "python", {"code": "print('kept')\nlarge = b'x' * 3_000_000", "outputs": ["large"]})
-            await ended(first, task_id)
-            assert len((await value(first, task_id))["large"]) == 3_000_000
-        async with runtime_in(tmp_path) as second:
-            assert await printed(second, task_id) == "kept\n"
-            assert len((await value(second, task_id))["large"]) == 3_000_000
-            assert len(list((tmp_path / "payloads").iterdir())) == 1
-            await second.purge(task_id)
-            with pytest.raises(TaskNotFound):
-                await second.tasks.get(task_id)
-            assert not list((tmp_path / "payloads").iterdir())
-
-    live(body())
-
-
-def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            written, commit = asyncio.Event(), runtime.history.commit
-
-            async def cooperatively(task: Task) -> None:
-                if task.status.terminal:
-                    await written.wait()
-                await commit(task)
-
-            monkeypatch.setattr(runtime.history, "commit", cooperatively)
-            task_id = await submit(runtime, "call", wait=False)
-
-            await until(
-                lambda: [entry.state.terminal for entry in runtime.tasks.live if entry.task_id == task_id] == [True],
-                what="the end of the task",
-            )
-            purging = asyncio.ensure_future(runtime.purge(task_id))
-            await asyncio.sleep(0)
-            written.set()
-            await purging
-            with pytest.raises(TaskNotFound):
-                await runtime.tasks.get(task_id)
-
-    live(body())
-
-
-def test_what_is_not_there_is_told_apart_from_what_has_not_ended(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            with pytest.raises(TaskNotFound, match="task_nope"):
-                await runtime.tasks.get("task_nope")
-            busy = await cell(runtime, "import time; time.sleep(600)")
-            with pytest.raises(TaskConflict, match="cancel it first"):
-                await runtime.purge(busy)
-            with pytest.raises(TaskNotFound, match="no payload"):
-                await runtime.tasks.payload(busy)
-            await runtime.cancel(busy)
-
-    live(body())
-
-
-def test_a_failing_step_of_the_stop_keeps_no_other_from_being_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        others = since()
+async def test_a_runtime_stopped_before_its_first_worker_said_hello_stops_as_cleanly(tmp_path: Path) -> None:
+    others = since()
+    for pause in (0.0, 0.0, 0.01, 0.03):
         runtime = Runtime(Settings(data_dir=tmp_path))
         await runtime.start()
-        await ended(runtime, await submit(runtime, "call"))
-
-        async def breaks() -> None:
-            raise RuntimeError("broken")
-
-        monkeypatch.setattr(runtime.scheduler, "stop", breaks)
+        await asyncio.sleep(pause)
         await runtime.stop()
         await until(lambda: not since(others), 5, "the end of the workers")
 
-    live(body())
+
+async def test_an_ended_task_is_found_by_id_with_output_and_payload_until_it_is_purged(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as first:
+        task_id = await submit(first, "python", {"code": "print('kept')\nlarge = b'x' * 3_000_000", "outputs": ["large"]})
+        await ended(first, task_id)
+        assert len((await value(first, task_id))["large"]) == 3_000_000
+    async with runtime_in(tmp_path) as second:
+        assert await printed(second, task_id) == "kept\n"
+        assert len((await value(second, task_id))["large"]) == 3_000_000
+        assert len(list((tmp_path / "payloads").iterdir())) == 1
+        await second.purge(task_id)
+        with pytest.raises(TaskNotFound):
+            await second.tasks.get(task_id)
+        assert not list((tmp_path / "payloads").iterdir())
 
 
-def test_figures_are_true_or_null(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await submit(runtime, "call"))
-            metrics, devices = runtime.metrics(), runtime.devices()
-            assert metrics.gpu_utilization == 0.0, "there is no GPU"
-            assert 0 < (metrics.memory_usage or 0) < 100
-            assert (metrics.active_tasks, metrics.ai_tasks_processed) == (0, 0)
-            assert devices[0].memory_total <= psutil.virtual_memory().total
-            assert 0 < devices[0].memory_available <= devices[0].memory_total
-            task = await ended(runtime, await submit(runtime, "call", pickled(_allocate, 50_000_000)))
-            assert 50 <= (task.performance_metrics.memory_used_mb or 0) < 1000
-            assert (task.performance_metrics.peak_memory_mb or 0) > 50
-            assert 0 <= (task.performance_metrics.execution_time_ms or -1) < 60_000
-            assert runtime.health().status == "healthy"
-            assert len(runtime.system_metrics().uptime.split()) in (1, 2)
+async def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        written, commit = asyncio.Event(), runtime.history.commit
 
-    live(body())
+        async def cooperatively(task: Task) -> None:
+            if task.status.terminal:
+                await written.wait()
+            await commit(task)
+
+        monkeypatch.setattr(runtime.history, "commit", cooperatively)
+        task_id = await submit(runtime, "call", wait=False)
+
+        await until(
+            lambda: [entry.state.terminal for entry in runtime.tasks.live if entry.task_id == task_id] == [True],
+            what="the end of the task",
+        )
+        purging = asyncio.ensure_future(runtime.purge(task_id))
+        await asyncio.sleep(0)
+        written.set()
+        await purging
+        with pytest.raises(TaskNotFound):
+            await runtime.tasks.get(task_id)
+
+
+async def test_what_is_not_there_is_told_apart_from_what_has_not_ended(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        with pytest.raises(TaskNotFound, match="task_nope"):
+            await runtime.tasks.get("task_nope")
+        busy = await cell(runtime, "import time; time.sleep(600)")
+        with pytest.raises(TaskConflict, match="cancel it first"):
+            await runtime.purge(busy)
+        with pytest.raises(TaskNotFound, match="no payload"):
+            await runtime.tasks.payload(busy)
+        await runtime.cancel(busy)
+
+
+async def test_a_failing_step_of_the_stop_keeps_no_other_from_being_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = since()
+    runtime = Runtime(Settings(data_dir=tmp_path))
+    await runtime.start()
+    await ended(runtime, await submit(runtime, "call"))
+
+    async def breaks() -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(runtime.scheduler, "stop", breaks)
+    await runtime.stop()
+    await until(lambda: not since(others), 5, "the end of the workers")
+
+
+async def test_figures_are_true_or_null(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await ended(runtime, await submit(runtime, "call"))
+        metrics, devices = runtime.metrics(), runtime.devices()
+        assert metrics.gpu_utilization == 0.0, "there is no GPU"
+        assert 0 < (metrics.memory_usage or 0) < 100
+        assert (metrics.active_tasks, metrics.ai_tasks_processed) == (0, 0)
+        assert devices[0].memory_total <= psutil.virtual_memory().total
+        assert 0 < devices[0].memory_available <= devices[0].memory_total
+        task = await ended(runtime, await submit(runtime, "call", pickled(_allocate, 50_000_000)))
+        assert 50 <= (task.performance_metrics.memory_used_mb or 0) < 1000
+        assert (task.performance_metrics.peak_memory_mb or 0) > 50
+        assert 0 <= (task.performance_metrics.execution_time_ms or -1) < 60_000
+        assert runtime.health().status == "healthy"
+        assert len(runtime.system_metrics().uptime.split()) in (1, 2)
 
 
 def _allocate(size: int) -> int:
@@ -232,85 +199,70 @@ def _allocate(size: int) -> int:
     return int(last)
 
 
-def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody_does(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, sample_interval=0.05, idle_sample_interval=600.0) as runtime:
-            before = runtime.metrics_service._sampler.latest
-            subscription, _ = runtime.bus.subscribe(("metrics",))
-            heard = []
-            async for event in subscription:
-                heard.append(event.body["metrics"]["memory_usage"])
-                if len(heard) == 3:
-                    subscription.close()
-            assert all(heard)
-            assert runtime.metrics_service._sampler.latest is not before
-            await until(lambda: not runtime.metrics_service._sampler._watched, 5, "the sampler rests again")
-
-    live(body())
+async def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody_does(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, sample_interval=0.05, idle_sample_interval=600.0) as runtime:
+        before = runtime.metrics_service._sampler.latest
+        subscription, _ = runtime.bus.subscribe(("metrics",))
+        heard = []
+        async for event in subscription:
+            heard.append(event.body["metrics"]["memory_usage"])
+            if len(heard) == 3:
+                subscription.close()
+        assert all(heard)
+        assert runtime.metrics_service._sampler.latest is not before
+        await until(lambda: not runtime.metrics_service._sampler._watched, 5, "the sampler rests again")
 
 
-def test_the_data_folder_is_the_users_alone(tmp_path: Path) -> None:
+async def test_the_data_folder_is_the_users_alone(tmp_path: Path) -> None:
     folder = tmp_path / "data"
 
-    async def body() -> None:
-        before = os.umask(0)
-        try:
-            async with runtime_in(folder) as runtime:
-                await ended(runtime, await submit(runtime, "python", {"code": "x = b'x' * 2_000_000", "outputs": ["x"]}))
-        finally:
-            os.umask(before)
-
-    live(body())
+    before = os.umask(0)
+    try:
+        async with runtime_in(folder) as runtime:
+            await ended(runtime, await submit(runtime, "python", {"code": "x = b'x' * 2_000_000", "outputs": ["x"]}))
+    finally:
+        os.umask(before)
     for path in (folder, *folder.rglob("*")):
         if "mlx" not in path.parts:
             assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_a_task_that_another_runtime_took_over_is_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_that_another_runtime_took_over_is_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "ran"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            holder = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
-            await says(runtime, holder, "in")
-            waits = await cell(runtime, f"open({str(mark)!r}, 'w')", wait=False)
-            commit = runtime.history.commit
+    async with runtime_in(tmp_path / "data") as runtime:
+        holder = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
+        await says(runtime, holder, "in")
+        waits = await cell(runtime, f"open({str(mark)!r}, 'w')", wait=False)
+        commit = runtime.history.commit
 
-            async def theirs(task: Task) -> None:
-                if task.task_id == waits:
-                    raise TaskConflict("taken over by another runtime")
-                await commit(task)
+        async def theirs(task: Task) -> None:
+            if task.task_id == waits:
+                raise TaskConflict("taken over by another runtime")
+            await commit(task)
 
-            monkeypatch.setattr(runtime.history, "commit", theirs)
-            await runtime.cancel(holder)
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-            assert not mark.exists()
-
-    live(body())
+        monkeypatch.setattr(runtime.history, "commit", theirs)
+        await runtime.cancel(holder)
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        assert not mark.exists()
 
 
-def test_a_full_disk_refuses_what_must_be_stored_and_lets_the_rest_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
+async def test_a_full_disk_refuses_what_must_be_stored_and_lets_the_rest_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path) as runtime:
 
-            async def full(*arguments: object) -> None:
-                raise StorageUnavailable("the disk is full")
+        async def full(*arguments: object) -> None:
+            raise StorageUnavailable("the disk is full")
 
-            monkeypatch.setattr(runtime.history, "commit", full)
-            monkeypatch.setattr(runtime.history, "remember_key", full)
-            with pytest.raises(StorageUnavailable):
-                await submit(runtime, "call", wait=False)
-            task = await runtime.submit(TaskRequest(operation="call", parameters={}), ME, "key")
-            assert (await ended(runtime, task.task_id)).status == "completed"
-
-    live(body())
+        monkeypatch.setattr(runtime.history, "commit", full)
+        monkeypatch.setattr(runtime.history, "remember_key", full)
+        with pytest.raises(StorageUnavailable):
+            await submit(runtime, "call", wait=False)
+        task = await runtime.submit(TaskRequest(operation="call", parameters={}), ME, "key")
+        assert (await ended(runtime, task.task_id)).status == "completed"
 
 
-def test_a_data_folder_that_cannot_be_made_is_named_with_what_to_do(tmp_path: Path) -> None:
+async def test_a_data_folder_that_cannot_be_made_is_named_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    async def body() -> None:
-        with pytest.raises(StorageUnavailable, match="OPENRUNTIME_DATA_DIR"):
-            await Runtime(Settings(data_dir=tmp_path / "file" / "data")).start()
-
-    live(body())
+    with pytest.raises(StorageUnavailable, match="OPENRUNTIME_DATA_DIR"):
+        await Runtime(Settings(data_dir=tmp_path / "file" / "data")).start()

@@ -18,7 +18,7 @@ from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotF
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.sessions import Session
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, says, submit, until, value
+from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, until, value
 
 WAIT_FOR = "import os, time\nprint('in', flush=True)\nwhile not os.path.exists({path!r}): time.sleep(0.01)"
 ENDLESS = "import time\nprint('in', flush=True)\nwhile True: time.sleep(0.01)"
@@ -64,436 +64,352 @@ def in_notebook(path: str, **more: Any) -> dict[str, Any]:
     return {"notebook": path, "kernel": f"kernel of {path}", **more}
 
 
-def test_variables_and_modules_stay_between_tasks(tmp_path: Path) -> None:
+async def test_variables_and_modules_stay_between_tasks(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "counted.py").write_text("print('imported')\n")
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            await run(
-                runtime, f"import os, sys\nsys.path.insert(0, {os.fspath(tmp_path / 'lib')!r})\nos.chdir({os.fspath(tmp_path)!r})\nx = 40"
-            )
-            await run(runtime, "import counted, random\nrandom.seed(0)\nx += 2")
-            assert await show(runtime, "x, os.getcwd() == " + repr(os.fspath(tmp_path))) == "(42, True)"
-            again = await cell(runtime, "import counted\nfirst = random.random()", session="train")
-            assert (await ended(runtime, again)).status == "completed"
-            assert "imported" not in await printed(runtime, again)
-            assert await show(runtime, "first") == "0.8444218515250481"
-            assert only(runtime).tasks == 5
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        await run(
+            runtime, f"import os, sys\nsys.path.insert(0, {os.fspath(tmp_path / 'lib')!r})\nos.chdir({os.fspath(tmp_path)!r})\nx = 40"
+        )
+        await run(runtime, "import counted, random\nrandom.seed(0)\nx += 2")
+        assert await show(runtime, "x, os.getcwd() == " + repr(os.fspath(tmp_path))) == "(42, True)"
+        again = await cell(runtime, "import counted\nfirst = random.random()", session="train")
+        assert (await ended(runtime, again)).status == "completed"
+        assert "imported" not in await printed(runtime, again)
+        assert await show(runtime, "first") == "0.8444218515250481"
+        assert only(runtime).tasks == 5
 
 
-def test_calls_find_variables_of_the_session(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "model = {'weights': 7}")
-            first = await value(runtime, await submit(runtime, "call", pickled(_uses_model), session="train"))
-            assert first[0] == 7
-            assert await value(runtime, await submit(runtime, "call", pickled(_uses_model), session="train")) == first
-            alone = await ended(runtime, await submit(runtime, "call", pickled(_uses_model)))
-            assert alone.failure is not None
-            assert alone.failure.type == "NameError"
-
-    live(body())
+async def test_calls_find_variables_of_the_session(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "model = {'weights': 7}")
+        first = await value(runtime, await submit(runtime, "call", pickled(_uses_model), session="train"))
+        assert first[0] == 7
+        assert await value(runtime, await submit(runtime, "call", pickled(_uses_model), session="train")) == first
+        alone = await ended(runtime, await submit(runtime, "call", pickled(_uses_model)))
+        assert alone.failure is not None
+        assert alone.failure.type == "NameError"
 
 
 def _uses_model() -> tuple[int, int]:
     return model["weights"], os.getpid()  # type: ignore[name-defined] # noqa: F821
 
 
-def test_tasks_outside_see_nothing_of_it(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "import builtins, os\nbuiltins.left = os.environ['LEFT'] = 'behind'")
-            code = "import builtins, os\nassert not hasattr(builtins, 'left') and 'LEFT' not in os.environ"
-            task = await ended(runtime, await cell(runtime, code))
-            assert task.status == "completed", task.failure
-
-    live(body())
+async def test_tasks_outside_see_nothing_of_it(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "import builtins, os\nbuiltins.left = os.environ['LEFT'] = 'behind'")
+        code = "import builtins, os\nassert not hasattr(builtins, 'left') and 'LEFT' not in os.environ"
+        task = await ended(runtime, await cell(runtime, code))
+        assert task.status == "completed", task.failure
 
 
-def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
+async def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data", cpu_slots=3) as runtime:
-            first = await cell(runtime, WAIT_FOR.format(path=os.fspath(gate)) + "\nx = 1", session="train")
-            await says(runtime, first, "in")
-            second = await cell(runtime, "x += 1", session="train")
-            beside, other = await cell(runtime, "1"), await cell(runtime, "1", session="other")
-            assert (await ended(runtime, beside)).status == "completed"
-            assert (await ended(runtime, other)).status == "completed"
-            waiting = await runtime.tasks.get(second)
-            assert waiting.status == "pending"
-            assert waiting.waiting_for == f"the session 'train', which runs {first}"
-            assert [(each.name, each.state, each.task_id) for each in runtime.sessions.list() if each.name == "train"] == [
-                ("train", "busy", first)
-            ]
-            gate.touch()
-            assert (await ended(runtime, second)).status == "completed"
-            assert await show(runtime, "x") == "2"
-
-    live(body())
+    async with runtime_in(tmp_path / "data", cpu_slots=3) as runtime:
+        first = await cell(runtime, WAIT_FOR.format(path=os.fspath(gate)) + "\nx = 1", session="train")
+        await says(runtime, first, "in")
+        second = await cell(runtime, "x += 1", session="train")
+        beside, other = await cell(runtime, "1"), await cell(runtime, "1", session="other")
+        assert (await ended(runtime, beside)).status == "completed"
+        assert (await ended(runtime, other)).status == "completed"
+        waiting = await runtime.tasks.get(second)
+        assert waiting.status == "pending"
+        assert waiting.waiting_for == f"the session 'train', which runs {first}"
+        assert [(each.name, each.state, each.task_id) for each in runtime.sessions.list() if each.name == "train"] == [
+            ("train", "busy", first)
+        ]
+        gate.touch()
+        assert (await ended(runtime, second)).status == "completed"
+        assert await show(runtime, "x") == "2"
 
 
-def test_idle_session_holds_no_slot(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, cpu_slots=1) as runtime:
-            await run(runtime, "x = 1")
-            assert (await ended(runtime, await cell(runtime, "1"))).status == "completed"
-            (worker,) = [each for each in runtime.worker_stats.report() if each.session is not None]
-            assert (worker.session, worker.state, worker.id) == (only(runtime).id, "idle", only(runtime).worker)
-            assert (only(runtime).resident_bytes or 0) > 10_000_000
-
-    live(body())
+async def test_idle_session_holds_no_slot(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, cpu_slots=1) as runtime:
+        await run(runtime, "x = 1")
+        assert (await ended(runtime, await cell(runtime, "1"))).status == "completed"
+        (worker,) = [each for each in runtime.worker_stats.report() if each.session is not None]
+        assert (worker.session, worker.state, worker.id) == (only(runtime).id, "idle", only(runtime).worker)
+        assert (only(runtime).resident_bytes or 0) > 10_000_000
 
 
-def test_limit_names_open_sessions(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, max_sessions=2) as runtime:
-            await run(runtime, "x = 1", session="one")
-            await run(runtime, "x = 1", session="two")
-            with pytest.raises(Unavailable, match=r"2 sessions are open \(one, two\), and at most 2 .*max_sessions.*free"):
-                await cell(runtime, "x = 1", session="three")
-            await run(runtime, "x = 2", session="one")
-            runtime.sessions.free(next(each.id for each in runtime.sessions.list() if each.name == "two"))
-            await run(runtime, "x = 1", session="three")
-            assert {each.name for each in runtime.sessions.list()} == {"one", "three"}
-
-    live(body())
+async def test_limit_names_open_sessions(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, max_sessions=2) as runtime:
+        await run(runtime, "x = 1", session="one")
+        await run(runtime, "x = 1", session="two")
+        with pytest.raises(Unavailable, match=r"2 sessions are open \(one, two\), and at most 2 .*max_sessions.*free"):
+            await cell(runtime, "x = 1", session="three")
+        await run(runtime, "x = 2", session="one")
+        runtime.sessions.free(next(each.id for each in runtime.sessions.list() if each.name == "two"))
+        await run(runtime, "x = 1", session="three")
+        assert {each.name for each in runtime.sessions.list()} == {"one", "three"}
 
 
-def test_ended_sessions_do_not_count_toward_limit(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, max_sessions=1) as runtime:
-            os.kill(await session_pid(runtime), signal.SIGKILL)
-            await until(has_ended(runtime))
-            await run(runtime, "x = 1", session="other")
-            runtime.sessions.restart(next(each.id for each in runtime.sessions.list() if each.name == "train"))
-            with pytest.raises(Unavailable, match="max_sessions"):
-                await cell(runtime, "1", session="train")
-
-    live(body())
+async def test_ended_sessions_do_not_count_toward_limit(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, max_sessions=1) as runtime:
+        os.kill(await session_pid(runtime), signal.SIGKILL)
+        await until(has_ended(runtime))
+        await run(runtime, "x = 1", session="other")
+        runtime.sessions.restart(next(each.id for each in runtime.sessions.list() if each.name == "train"))
+        with pytest.raises(Unavailable, match="max_sessions"):
+            await cell(runtime, "1", session="train")
 
 
-def test_no_sessions_where_the_limit_is_zero(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, max_sessions=0) as runtime:
-            with pytest.raises(InvalidRequest, match="max_sessions is 0"):
-                await cell(runtime, "1", session="train")
-
-    live(body())
+async def test_no_sessions_where_the_limit_is_zero(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, max_sessions=0) as runtime:
+        with pytest.raises(InvalidRequest, match="max_sessions is 0"):
+            await cell(runtime, "1", session="train")
 
 
-def test_rejected_first_task_leaves_no_session(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            with pytest.raises(InvalidRequest, match="only python and call"):
-                await submit(runtime, "compute", {"expression": "1"}, session="train")
-            with pytest.raises(InvalidRequest, match="not a valid name"):
-                await cell(runtime, "1", session=" ")
-            assert runtime.sessions.list() == []
-
-    live(body())
+async def test_rejected_first_task_leaves_no_session(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        with pytest.raises(InvalidRequest, match="only python and call"):
+            await submit(runtime, "compute", {"expression": "1"}, session="train")
+        with pytest.raises(InvalidRequest, match="not a valid name"):
+            await cell(runtime, "1", session=" ")
+        assert runtime.sessions.list() == []
 
 
-def test_idle_time_ends_the_session(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, session_idle_seconds=0.5) as runtime:
-            pid = await session_pid(runtime)
-            assert only(runtime).expires_at is not None
-            await until(has_ended(runtime))
-            await until(lambda: not psutil.pid_exists(pid))
-            assert only(runtime).expires_at is None
-            with pytest.raises(SessionEnded, match=r"not used for .* \(session_idle_seconds\).*restart train"):
-                await cell(runtime, "1", session="train")
-
-    live(body())
+async def test_idle_time_ends_the_session(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, session_idle_seconds=0.5) as runtime:
+        pid = await session_pid(runtime)
+        assert only(runtime).expires_at is not None
+        await until(has_ended(runtime))
+        await until(lambda: not psutil.pid_exists(pid))
+        assert only(runtime).expires_at is None
+        with pytest.raises(SessionEnded, match=r"not used for .* \(session_idle_seconds\).*restart train"):
+            await cell(runtime, "1", session="train")
 
 
-def test_idle_time_stands_still_while_a_task_waits(tmp_path: Path) -> None:
+async def test_idle_time_stands_still_while_a_task_waits(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data", session_idle_seconds=0.3) as runtime:
-            await run(runtime, "x = 1")
-            holder = await cell(runtime, WAIT_FOR.format(path=os.fspath(gate)))
-            waiting = await cell(runtime, "x += 1", session="train")
-            await says(runtime, holder, "in")
-            loop = __import__("asyncio").get_running_loop()
-            late = loop.time() + 0.6
-            await until(lambda: loop.time() > late)
-            assert only(runtime).state == "idle"
-            gate.touch()
-            assert (await ended(runtime, waiting)).status == "completed"
-
-    live(body())
+    async with runtime_in(tmp_path / "data", session_idle_seconds=0.3) as runtime:
+        await run(runtime, "x = 1")
+        holder = await cell(runtime, WAIT_FOR.format(path=os.fspath(gate)))
+        waiting = await cell(runtime, "x += 1", session="train")
+        await says(runtime, holder, "in")
+        loop = __import__("asyncio").get_running_loop()
+        late = loop.time() + 0.6
+        await until(lambda: loop.time() > late)
+        assert only(runtime).state == "idle"
+        gate.touch()
+        assert (await ended(runtime, waiting)).status == "completed"
 
 
-def test_worker_killed_while_idle_is_reported(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            os.kill(await session_pid(runtime), signal.SIGKILL)
-            await until(has_ended(runtime))
-            assert only(runtime).worker is None
-            assert "killed by signal 9 (SIGKILL)" in (only(runtime).reason or "")
-            for _ in range(2):
-                with pytest.raises(SessionEnded, match=r"signal 9.*its variables are gone.*restart train"):
-                    await cell(runtime, "1", session="train")
-
-    live(body())
+async def test_worker_killed_while_idle_is_reported(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        os.kill(await session_pid(runtime), signal.SIGKILL)
+        await until(has_ended(runtime))
+        assert only(runtime).worker is None
+        assert "killed by signal 9 (SIGKILL)" in (only(runtime).reason or "")
+        for _ in range(2):
+            with pytest.raises(SessionEnded, match=r"signal 9.*its variables are gone.*restart train"):
+                await cell(runtime, "1", session="train")
 
 
-def test_worker_killed_while_busy_fails_its_task(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            pid = await session_pid(runtime)
-            task_id = await cell(runtime, ENDLESS, session="train")
-            await says(runtime, task_id, "in")
-            behind = await cell(runtime, "1", session="train")
-            os.kill(pid, signal.SIGKILL)
-            task = await ended(runtime, task_id)
-            assert (task.status, task.failure and task.failure.kind) == ("failed", "worker_died")
-            refused = await ended(runtime, behind)
-            assert refused.failure is not None
-            assert refused.failure.kind == "not_started"
-            assert "The session 'train' can't run this task: The worker was killed by signal 9" in refused.failure.message
-            assert has_ended(runtime)()
-
-    live(body())
+async def test_worker_killed_while_busy_fails_its_task(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        pid = await session_pid(runtime)
+        task_id = await cell(runtime, ENDLESS, session="train")
+        await says(runtime, task_id, "in")
+        behind = await cell(runtime, "1", session="train")
+        os.kill(pid, signal.SIGKILL)
+        task = await ended(runtime, task_id)
+        assert (task.status, task.failure and task.failure.kind) == ("failed", "worker_died")
+        refused = await ended(runtime, behind)
+        assert refused.failure is not None
+        assert refused.failure.kind == "not_started"
+        assert "The session 'train' can't run this task: The worker was killed by signal 9" in refused.failure.message
+        assert has_ended(runtime)()
 
 
-def test_stopped_worker_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            os.kill(await session_pid(runtime), signal.SIGSTOP)
-            task = await ended(runtime, await cell(runtime, "1", session="train"))
-            assert (task.status, task.failure and task.failure.kind) == ("failed", "worker_died")
-            assert "SIGSTOP" in (task.error or "")
-            assert "SIGSTOP" in (only(runtime).reason or "")
-
-    live(body())
+async def test_stopped_worker_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        os.kill(await session_pid(runtime), signal.SIGSTOP)
+        task = await ended(runtime, await cell(runtime, "1", session="train"))
+        assert (task.status, task.failure and task.failure.kind) == ("failed", "worker_died")
+        assert "SIGSTOP" in (task.error or "")
+        assert "SIGSTOP" in (only(runtime).reason or "")
 
 
-def test_retries_never_run_in_an_emptied_session(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "x = 1")
-            task = await ended(runtime, await cell(runtime, "import os\nos.kill(os.getpid(), 9)", session="train", retries=3))
-            assert (task.status, task.attempt) == ("failed", 1)
-
-    live(body())
+async def test_retries_never_run_in_an_emptied_session(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "x = 1")
+        task = await ended(runtime, await cell(runtime, "import os\nos.kill(os.getpid(), 9)", session="train", retries=3))
+        assert (task.status, task.attempt) == ("failed", 1)
 
 
-def test_restart_gives_an_empty_namespace(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "x = 1")
-            pid = await session_pid(runtime)
-            before = only(runtime)
-            restarted = runtime.sessions.restart(before.id)
-            assert (restarted.id, restarted.state, restarted.tasks, restarted.reason) == (before.id, "idle", 0, None)
-            assert await show(runtime, "'x' in globals()") == "False"
-            await until(lambda: not psutil.pid_exists(pid))
-            with pytest.raises(SessionNotFound, match=r"open sessions: train \(session_"):
-                runtime.sessions.restart("session_nosuch")
-
-    live(body())
+async def test_restart_gives_an_empty_namespace(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "x = 1")
+        pid = await session_pid(runtime)
+        before = only(runtime)
+        restarted = runtime.sessions.restart(before.id)
+        assert (restarted.id, restarted.state, restarted.tasks, restarted.reason) == (before.id, "idle", 0, None)
+        assert await show(runtime, "'x' in globals()") == "False"
+        await until(lambda: not psutil.pid_exists(pid))
+        with pytest.raises(SessionNotFound, match=r"open sessions: train \(session_"):
+            runtime.sessions.restart("session_nosuch")
 
 
-def test_restart_ends_the_running_task(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await cell(runtime, ENDLESS, session="train")
-            await says(runtime, task_id, "in")
-            runtime.sessions.restart(only(runtime).id)
-            task = await ended(runtime, task_id)
-            assert "its session was restarted" in (task.error or "")
-            assert await show(runtime, "'time' in globals()") == "False"
-            assert only(runtime).tasks == 1, "the ended task belongs to the session before the restart"
-
-    live(body())
+async def test_restart_ends_the_running_task(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await cell(runtime, ENDLESS, session="train")
+        await says(runtime, task_id, "in")
+        runtime.sessions.restart(only(runtime).id)
+        task = await ended(runtime, task_id)
+        assert "its session was restarted" in (task.error or "")
+        assert await show(runtime, "'time' in globals()") == "False"
+        assert only(runtime).tasks == 1, "the ended task belongs to the session before the restart"
 
 
-def test_tasks_submitted_before_a_restart_are_refused(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            running = await cell(runtime, ENDLESS, session="train")
-            await says(runtime, running, "in")
-            waiting = await cell(runtime, "x = 'never'", session="train")
-            runtime.sessions.restart(only(runtime).id)
-            after = await cell(runtime, "y = 1", session="train")
-            refused = await ended(runtime, waiting)
-            assert refused.failure is not None
-            assert refused.failure.kind == "not_started"
-            assert "it was restarted after this task was submitted" in refused.failure.message
-            assert (await ended(runtime, after)).status == "completed"
-            assert await show(runtime, "'x' in globals(), y") == "(False, 1)"
-
-    live(body())
+async def test_tasks_submitted_before_a_restart_are_refused(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        running = await cell(runtime, ENDLESS, session="train")
+        await says(runtime, running, "in")
+        waiting = await cell(runtime, "x = 'never'", session="train")
+        runtime.sessions.restart(only(runtime).id)
+        after = await cell(runtime, "y = 1", session="train")
+        refused = await ended(runtime, waiting)
+        assert refused.failure is not None
+        assert refused.failure.kind == "not_started"
+        assert "it was restarted after this task was submitted" in refused.failure.message
+        assert (await ended(runtime, after)).status == "completed"
+        assert await show(runtime, "'x' in globals(), y") == "(False, 1)"
 
 
-def test_restart_while_its_worker_starts(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            assert (await ended(runtime, await submit(runtime, "compute", {"expression": "1"}))).status == "completed"
-            first = await cell(runtime, "x = 1", session="train")
-            await until(lambda: only(runtime).state == "busy")
-            assert only(runtime).worker is None
-            runtime.sessions.restart(only(runtime).id)
-            task = await ended(runtime, first)
-            assert (task.status, task.error) == ("failed", "The task did not start: its session was restarted")
-            assert await show(runtime, "'x' in globals()") == "False"
-
-    live(body())
+async def test_restart_while_its_worker_starts(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        assert (await ended(runtime, await submit(runtime, "compute", {"expression": "1"}))).status == "completed"
+        first = await cell(runtime, "x = 1", session="train")
+        await until(lambda: only(runtime).state == "busy")
+        assert only(runtime).worker is None
+        runtime.sessions.restart(only(runtime).id)
+        task = await ended(runtime, first)
+        assert (task.status, task.error) == ("failed", "The task did not start: its session was restarted")
+        assert await show(runtime, "'x' in globals()") == "False"
 
 
-def test_free_ends_the_session_and_its_task(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            pid = await session_pid(runtime)
-            task_id = await cell(runtime, ENDLESS, session="train")
-            await says(runtime, task_id, "in")
-            waiting = await cell(runtime, "1", session="train")
-            freed = runtime.sessions.free(only(runtime).id)
-            assert (freed.name, freed.state) == ("train", "busy")
-            assert runtime.sessions.list() == []
-            assert "its session was freed" in ((await ended(runtime, task_id)).error or "")
-            assert "it was freed" in ((await ended(runtime, waiting)).error or "")
-            await until(lambda: not psutil.pid_exists(pid))
-            with pytest.raises(SessionEnded, match="freed"):
-                await cell(runtime, "1", session=freed.id)
-            assert await show(runtime, "'time' in globals()") == "False"
-
-    live(body())
+async def test_free_ends_the_session_and_its_task(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        pid = await session_pid(runtime)
+        task_id = await cell(runtime, ENDLESS, session="train")
+        await says(runtime, task_id, "in")
+        waiting = await cell(runtime, "1", session="train")
+        freed = runtime.sessions.free(only(runtime).id)
+        assert (freed.name, freed.state) == ("train", "busy")
+        assert runtime.sessions.list() == []
+        assert "its session was freed" in ((await ended(runtime, task_id)).error or "")
+        assert "it was freed" in ((await ended(runtime, waiting)).error or "")
+        await until(lambda: not psutil.pid_exists(pid))
+        with pytest.raises(SessionEnded, match="freed"):
+            await cell(runtime, "1", session=freed.id)
+        assert await show(runtime, "'time' in globals()") == "False"
 
 
-def test_cancel_by_interrupt_keeps_the_variables(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "x = 1")
-            task_id = await cell(runtime, "x = 2\n" + ENDLESS, session="train")
-            await says(runtime, task_id, "in")
-            assert (await runtime.cancel(task_id)).cancel_stage == "interrupt"
-            assert await show(runtime, "x") == "2"
-
-    live(body())
+async def test_cancel_by_interrupt_keeps_the_variables(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "x = 1")
+        task_id = await cell(runtime, "x = 2\n" + ENDLESS, session="train")
+        await says(runtime, task_id, "in")
+        assert (await runtime.cancel(task_id)).cancel_stage == "interrupt"
+        assert await show(runtime, "x") == "2"
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timed out"])
-def test_cancel_by_kill_ends_the_session(tmp_path: Path, how: str) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, cancel_grace=0.1) as runtime:
-            await run(runtime, "x = 1")
-            timeout = 0.5 if how == "timed out" else None
-            task_id = await cell(runtime, STUBBORN, session="train", timeout=timeout)
-            if timeout is None:
-                await says(runtime, task_id, "in")
-                assert (await runtime.cancel(task_id)).cancel_stage == "kill"
-            task = await ended(runtime, task_id)
-            assert task.status == ("timed_out" if timeout else "cancelled")
-            reason = only(runtime).reason or ""
-            assert ("ran longer than its timeout" if timeout else "was cancelled") in reason
-            assert task_id in reason
-            assert "out of memory" not in reason
-            with pytest.raises(SessionEnded, match="did not answer the interrupt"):
-                await cell(runtime, "x", session="train")
-
-    live(body())
+async def test_cancel_by_kill_ends_the_session(tmp_path: Path, how: str) -> None:
+    async with runtime_in(tmp_path, cancel_grace=0.1) as runtime:
+        await run(runtime, "x = 1")
+        timeout = 0.5 if how == "timed out" else None
+        task_id = await cell(runtime, STUBBORN, session="train", timeout=timeout)
+        if timeout is None:
+            await says(runtime, task_id, "in")
+            assert (await runtime.cancel(task_id)).cancel_stage == "kill"
+        task = await ended(runtime, task_id)
+        assert task.status == ("timed_out" if timeout else "cancelled")
+        reason = only(runtime).reason or ""
+        assert ("ran longer than its timeout" if timeout else "was cancelled") in reason
+        assert task_id in reason
+        assert "out of memory" not in reason
+        with pytest.raises(SessionEnded, match="did not answer the interrupt"):
+            await cell(runtime, "x", session="train")
 
 
-def test_memory_limit_ends_the_session(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "x = 1")
-            grows = "import time\nheld = [bytearray(b'x') * 1_000_000 for _ in range(600)]\ntime.sleep(60)"
-            task = await ended(runtime, await cell(runtime, grows, session="train", memory_limit=300_000_000))
-            assert (task.status, task.failure and task.failure.kind) == ("failed", "memory")
-            assert f"{task.task_id} exceeded its memory limit" in (only(runtime).reason or "")
-
-    live(body())
+async def test_memory_limit_ends_the_session(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "x = 1")
+        grows = "import time\nheld = [bytearray(b'x') * 1_000_000 for _ in range(600)]\ntime.sleep(60)"
+        task = await ended(runtime, await cell(runtime, grows, session="train", memory_limit=300_000_000))
+        assert (task.status, task.failure and task.failure.kind) == ("failed", "memory")
+        assert f"{task.task_id} exceeded its memory limit" in (only(runtime).reason or "")
 
 
-def test_large_task_does_not_wait_for_its_worker(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, cancel_grace=5.0) as runtime:
-            await run(runtime, "x = bytearray(b'x') * 600_000_000")
-            task = await ended(runtime, await cell(runtime, "len(x)", session="train"))
-            assert (task.execution_time or 0.0) < 5.0
-
-    live(body())
+async def test_large_task_does_not_wait_for_its_worker(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, cancel_grace=5.0) as runtime:
+        await run(runtime, "x = bytearray(b'x') * 600_000_000")
+        task = await ended(runtime, await cell(runtime, "len(x)", session="train"))
+        assert (task.execution_time or 0.0) < 5.0
 
 
-def test_notebooks_with_the_same_name_are_apart(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            for notebook in ("a.ipynb", "b.ipynb"):
-                code = {"code": f"x = {notebook!r}", "world": in_notebook(notebook)}
-                assert (await ended(runtime, await submit(runtime, "python", code, session="train"))).status == "completed"
-            for notebook in ("a.ipynb", "b.ipynb"):
-                code = {"code": "y = x", "outputs": ["y"], "world": in_notebook(notebook)}
-                assert await value(runtime, await submit(runtime, "python", code, session="train")) == {"y": notebook}
-            assert {(each.name, each.notebook) for each in runtime.sessions.list()} == {("train", "a.ipynb"), ("train", "b.ipynb")}
-
-    live(body())
+async def test_notebooks_with_the_same_name_are_apart(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        for notebook in ("a.ipynb", "b.ipynb"):
+            code = {"code": f"x = {notebook!r}", "world": in_notebook(notebook)}
+            assert (await ended(runtime, await submit(runtime, "python", code, session="train"))).status == "completed"
+        for notebook in ("a.ipynb", "b.ipynb"):
+            code = {"code": "y = x", "outputs": ["y"], "world": in_notebook(notebook)}
+            assert await value(runtime, await submit(runtime, "python", code, session="train")) == {"y": notebook}
+        assert {(each.name, each.notebook) for each in runtime.sessions.list()} == {("train", "a.ipynb"), ("train", "b.ipynb")}
 
 
-def test_owners_are_apart(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "x = 1")
-            world = TaskRequest(operation="python", parameters={"code": "x"}, session="train")
-            other = await runtime.submit(world, Caller("other"))
-            assert "NameError" in ((await ended(runtime, other.task_id)).error or "")
-            mine = next(each for each in runtime.sessions.list() if each.owner == "me")
-            with pytest.raises(SessionEnded):
-                await runtime.submit(world.model_copy(update={"session": mine.id}), Caller("other"))
-
-    live(body())
+async def test_owners_are_apart(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "x = 1")
+        world = TaskRequest(operation="python", parameters={"code": "x"}, session="train")
+        other = await runtime.submit(world, Caller("other"))
+        assert "NameError" in ((await ended(runtime, other.task_id)).error or "")
+        mine = next(each for each in runtime.sessions.list() if each.owner == "me")
+        with pytest.raises(SessionEnded):
+            await runtime.submit(world.model_copy(update={"session": mine.id}), Caller("other"))
 
 
-def test_waiting_task_of_a_dead_runtime_fails(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "x = 1")
-            holder = await cell(runtime, ENDLESS)
-            await says(runtime, holder, "in")
-            waiting = await cell(runtime, "x += 1", session="train", wait=False)
-        async with runtime_in(tmp_path) as runtime:
-            task = await ended(runtime, waiting)
-            assert (task.status, task.attempt) == ("failed", 0)
-            assert "its runtime was restarted" in (task.error or "")
-            assert runtime.sessions.list() == []
-
-    live(body())
+async def test_waiting_task_of_a_dead_runtime_fails(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "x = 1")
+        holder = await cell(runtime, ENDLESS)
+        await says(runtime, holder, "in")
+        waiting = await cell(runtime, "x += 1", session="train", wait=False)
+    async with runtime_in(tmp_path) as runtime:
+        task = await ended(runtime, waiting)
+        assert (task.status, task.attempt) == ("failed", 0)
+        assert "its runtime was restarted" in (task.error or "")
+        assert runtime.sessions.list() == []
 
 
-def test_modules_are_reloaded_only_on_request(tmp_path: Path) -> None:
+async def test_modules_are_reloaded_only_on_request(tmp_path: Path) -> None:
     module = tmp_path / "lib" / "settings_of_training.py"
     module.parent.mkdir()
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            module.write_text("RATE = 1")
-            await run(runtime, f"import sys\nsys.path.insert(0, {os.fspath(module.parent)!r})\nimport settings_of_training as s")
-            module.write_text("RATE = 2")
-            assert await show(runtime, "s.RATE") == "1"
-            await run(runtime, "%load_ext autoreload\n%autoreload 2")
-            module.write_text("RATE = 34")
-            assert await show(runtime, "s.RATE") == "34"
-            module.write_text("RATE = 567")
-            call = await submit(runtime, "call", pickled(_rate), session="train")
-            assert await value(runtime, call) == 567
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        module.write_text("RATE = 1")
+        await run(runtime, f"import sys\nsys.path.insert(0, {os.fspath(module.parent)!r})\nimport settings_of_training as s")
+        module.write_text("RATE = 2")
+        assert await show(runtime, "s.RATE") == "1"
+        await run(runtime, "%load_ext autoreload\n%autoreload 2")
+        module.write_text("RATE = 34")
+        assert await show(runtime, "s.RATE") == "34"
+        module.write_text("RATE = 567")
+        call = await submit(runtime, "call", pickled(_rate), session="train")
+        assert await value(runtime, call) == 567
 
 
 def _rate() -> int:
     return s.RATE  # type: ignore[name-defined] # noqa: F821
 
 
-def test_session_serves_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_session_serves_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = LocalEngine.devices
 
     async def two(self: LocalEngine, interpreter: str | None = None) -> list[DeviceReport]:
@@ -502,24 +418,18 @@ def test_session_serves_another_device(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(LocalEngine, "devices", two)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await run(runtime, "x = 1", device_preference="device_0")
-            task = await ended(runtime, await cell(runtime, "x += 1", session="train", device_preference="device_1"))
-            assert (task.status, task.device_used) == ("completed", "device_1")
-            assert await show(runtime, "x", device_preference="device_0") == "2"
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        await run(runtime, "x = 1", device_preference="device_0")
+        task = await ended(runtime, await cell(runtime, "x += 1", session="train", device_preference="device_1"))
+        assert (task.status, task.device_used) == ("completed", "device_1")
+        assert await show(runtime, "x", device_preference="device_0") == "2"
 
 
-def test_cancelled_first_task_leaves_an_empty_session(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            holder = await cell(runtime, ENDLESS)
-            await says(runtime, holder, "in")
-            task = await runtime.cancel(await cell(runtime, "1", session="train"))
-            await runtime.cancel(holder)
-            assert (only(runtime).tasks, only(runtime).worker, only(runtime).state) == (0, None, "idle")
-            assert await show(runtime, "6 * 7", session=task.session) == "42"
-
-    live(body())
+async def test_cancelled_first_task_leaves_an_empty_session(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        holder = await cell(runtime, ENDLESS)
+        await says(runtime, holder, "in")
+        task = await runtime.cancel(await cell(runtime, "1", session="train"))
+        await runtime.cancel(holder)
+        assert (only(runtime).tasks, only(runtime).worker, only(runtime).state) == (0, None, "idle")
+        assert await show(runtime, "6 * 7", session=task.session) == "42"

@@ -15,7 +15,7 @@ import pytest
 from openruntime_jupyter.engines import attempt
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import ended, live, pickled, runtime_in, submit, until, value
+from tests.runtimes import ended, pickled, runtime_in, submit, until, value
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a process has not read")
 
@@ -48,35 +48,29 @@ async def stopped_idle_worker(runtime: Runtime) -> int:
 
 @ON_LINUX
 @pytest.mark.parametrize("size", [0, 500_000], ids=["small", "larger than a socket holds"])
-def test_a_task_given_to_an_idle_worker_that_was_stopped_is_done_by_another(tmp_path: Path, size: int) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            pid = await stopped_idle_worker(runtime)
-            task = await ended(runtime, await submit(runtime, "call", burst(_who, os.urandom(size))))
-            assert (task.status, task.attempt) == ("completed", 1), task.failure
-            assert await value(runtime, task.task_id) != pid
-            await until(lambda: not psutil.pid_exists(pid), 60, "its end")
-
-    live(body())
+async def test_a_task_given_to_an_idle_worker_that_was_stopped_is_done_by_another(tmp_path: Path, size: int) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        pid = await stopped_idle_worker(runtime)
+        task = await ended(runtime, await submit(runtime, "call", burst(_who, os.urandom(size))))
+        assert (task.status, task.attempt) == ("completed", 1), task.failure
+        assert await value(runtime, task.task_id) != pid
+        await until(lambda: not psutil.pid_exists(pid), 60, "its end")
 
 
-def test_where_nobody_can_tell_whether_it_had_begun_it_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_nobody_can_tell_whether_it_had_begun_it_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorkerProcess, "unread", None)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await stopped_idle_worker(runtime)
-            task = await ended(runtime, await submit(runtime, "call", burst(_who)))
-            assert task.failure is not None
-            assert task.failure.kind == "worker_died"
-            assert "SIGSTOP" in str(task.error)
-            assert await value(runtime, await submit(runtime, "call", burst(_who)))
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        await stopped_idle_worker(runtime)
+        task = await ended(runtime, await submit(runtime, "call", burst(_who)))
+        assert task.failure is not None
+        assert task.failure.kind == "worker_died"
+        assert "SIGSTOP" in str(task.error)
+        assert await value(runtime, await submit(runtime, "call", burst(_who)))
 
 
 @ON_LINUX
-def test_a_task_that_has_begun_may_be_stopped_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_that_has_begun_may_be_stopped_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[bool | None] = []
     look = attempt.Attempt.look
 
@@ -86,12 +80,9 @@ def test_a_task_that_has_begun_may_be_stopped_and_goes_on(tmp_path: Path, monkey
 
     monkeypatch.setattr(attempt.Attempt, "look", looking)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await submit(runtime, "call", pickled(_stops_itself))
-            pid = await until(lambda: next((child.pid for child in psutil.Process().children() if child.status() == "stopped"), None))
-            await until(lambda: False in looks, 60, "a look at what it has read")
-            os.kill(pid, signal.SIGCONT)
-            assert await value(runtime, task_id) == pid
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await submit(runtime, "call", pickled(_stops_itself))
+        pid = await until(lambda: next((child.pid for child in psutil.Process().children() if child.status() == "stopped"), None))
+        await until(lambda: False in looks, 60, "a look at what it has read")
+        os.kill(pid, signal.SIGCONT)
+        assert await value(runtime, task_id) == pid

@@ -20,7 +20,7 @@ from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from tests.runtime.test_arrays import put
-from tests.runtimes import ME, cell, ended, live, runtime_in, says, submit, until
+from tests.runtimes import ME, cell, ended, runtime_in, says, submit, until
 
 LARGE = 300_000
 """Elements that are too many for a pickle, whatever their type of four bytes or more."""
@@ -52,7 +52,7 @@ async def call(runtime: Runtime, function: Any, *args: Any, **fields: Any) -> st
 
 
 @pytest.mark.parametrize("memory", ["small", "full", "read-only", "absent"])
-def test_arrays_go_to_a_task_and_back_whatever_memory_folder_there_is(
+async def test_arrays_go_to_a_task_and_back_whatever_memory_folder_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, memory: str
 ) -> None:
     folder = tmp_path / "nowhere" if memory == "absent" else request.getfixturevalue("small_tmpfs")
@@ -62,64 +62,55 @@ def test_arrays_go_to_a_task_and_back_whatever_memory_folder_there_is(
     elif memory == "read-only":
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            sent = np.arange(2_500_000, dtype=np.float64)  # 20 MB
-            found = await value(runtime, await call(runtime, lambda large: [large * 2, large[:100_000].copy()], sent))
-            assert (found[0] == sent * 2).all()
-            assert (found[1] == sent[:100_000]).all()
-            assert runtime.arrays.problem is None
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        sent = np.arange(2_500_000, dtype=np.float64)  # 20 MB
+        found = await value(runtime, await call(runtime, lambda large: [large * 2, large[:100_000].copy()], sent))
+        assert (found[0] == sent * 2).all()
+        assert (found[1] == sent[:100_000]).all()
+        assert runtime.arrays.problem is None
 
 
-def test_mlx_operations_take_arrays_and_compute_with_them(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            a = await put(runtime.arrays, np.arange(6, dtype=np.float32).reshape(2, 3))
-            b = await put(runtime.arrays, np.array([1, 2, 3], ml_dtypes.bfloat16))
-            task = await ended(
-                runtime,
-                await submit(runtime, "mlx_operation", {"function": "matmul", "args": [{"array": a.id}, {"array": b.id}]}),
-            )
-            assert task.result is not None, task.error
-            assert task.result.output["result"]["value"] == [8.0, 26.0]
-            task = await ended(
-                runtime,
-                await submit(runtime, "mlx_operation", {"function": "concatenate", "args": [[{"array": a.id}, {"array": a.id}]]}),
-            )
-            assert task.result is not None, task.error
-            assert task.result.output["result"]["shape"] == [4, 3]
-            task = await ended(
-                runtime, await submit(runtime, "compute", {"expression": "sum(x) * n", "inputs": {"x": {"array": a.id}, "n": 2}})
-            )
-            assert task.result is not None, task.error
-            assert task.result.output["value"] == 30.0
-
-    live(body())
+async def test_mlx_operations_take_arrays_and_compute_with_them(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        a = await put(runtime.arrays, np.arange(6, dtype=np.float32).reshape(2, 3))
+        b = await put(runtime.arrays, np.array([1, 2, 3], ml_dtypes.bfloat16))
+        task = await ended(
+            runtime,
+            await submit(runtime, "mlx_operation", {"function": "matmul", "args": [{"array": a.id}, {"array": b.id}]}),
+        )
+        assert task.result is not None, task.error
+        assert task.result.output["result"]["value"] == [8.0, 26.0]
+        task = await ended(
+            runtime,
+            await submit(runtime, "mlx_operation", {"function": "concatenate", "args": [[{"array": a.id}, {"array": a.id}]]}),
+        )
+        assert task.result is not None, task.error
+        assert task.result.output["result"]["shape"] == [4, 3]
+        task = await ended(
+            runtime, await submit(runtime, "compute", {"expression": "sum(x) * n", "inputs": {"x": {"array": a.id}, "n": 2}})
+        )
+        assert task.result is not None, task.error
+        assert task.result.output["value"] == 30.0
 
 
-def test_a_cell_finds_arrays_by_name_as_what_they_were(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            a = await put(runtime.arrays, np.ones((2, 2)))
-            layout = conversion.layout_of(mx.array([1, 2]))
-            assert layout is not None
-            room = await runtime.arrays.allocate(layout)
-            descriptor = os.open(str(room.path), os.O_RDWR)
-            conversion.fill(descriptor, layout, mx.array([1, 2]))
-            os.close(descriptor)
-            await runtime.arrays.ready(room.id)
-            code = "a[0] = 5\nx = (type(a).__module__, type(m).__module__, a.sum(), m.sum().item(), plain)"
-            inputs = {"a": {"array": a.id}, "m": {"array": room.id}, "plain": {"array": 3, "other": 1}}
-            found = await value(runtime, await submit(runtime, "python", {"code": code, "inputs": inputs, "outputs": ["x"]}))
-            assert found["x"] == ("numpy", "mlx.core", 12.0, 3, {"array": 3, "other": 1})
-            assert conversion.view(str(a.path), a.id).sum() == 4, "what the cell changed was its own"
-
-    live(body())
+async def test_a_cell_finds_arrays_by_name_as_what_they_were(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        a = await put(runtime.arrays, np.ones((2, 2)))
+        layout = conversion.layout_of(mx.array([1, 2]))
+        assert layout is not None
+        room = await runtime.arrays.allocate(layout)
+        descriptor = os.open(str(room.path), os.O_RDWR)
+        conversion.fill(descriptor, layout, mx.array([1, 2]))
+        os.close(descriptor)
+        await runtime.arrays.ready(room.id)
+        code = "a[0] = 5\nx = (type(a).__module__, type(m).__module__, a.sum(), m.sum().item(), plain)"
+        inputs = {"a": {"array": a.id}, "m": {"array": room.id}, "plain": {"array": 3, "other": 1}}
+        found = await value(runtime, await submit(runtime, "python", {"code": code, "inputs": inputs, "outputs": ["x"]}))
+        assert found["x"] == ("numpy", "mlx.core", 12.0, 3, {"array": 3, "other": 1})
+        assert conversion.view(str(a.path), a.id).sum() == 4, "what the cell changed was its own"
 
 
-def test_arrays_anywhere_in_arguments_and_results_travel_outside_the_pickle(tmp_path: Path) -> None:
+async def test_arrays_anywhere_in_arguments_and_results_travel_outside_the_pickle(tmp_path: Path) -> None:
     def work(first: Any, nested: Any) -> Any:
         import mlx.core as mx
 
@@ -133,84 +124,75 @@ def test_arrays_anywhere_in_arguments_and_results_travel_outside_the_pickle(tmp_
             "text": "kept",
         }
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            first = np.arange(LARGE, dtype=np.float32)
-            nested = {"x": np.arange(LARGE, dtype=">i4").reshape(2, -1).T}
-            task_id = await call(runtime, work, first, nested)
-            found = await value(runtime, task_id)
-            assert (found["double"] == first * 2).all()
-            assert found["same"][0] is found["same"][1]
-            assert (found["nested"] == nested["x"][::-1]).all()
-            assert isinstance(found["mlx"], mx.array)
-            assert found["mlx"].dtype == mx.bfloat16
-            assert mx.array_equal(found["mlx"], mx.arange(LARGE).astype(mx.bfloat16))
-            assert (found["complex128"] == first).all()
-            assert found["complex128"].dtype == np.complex128
-            assert (found["small"].tolist(), found["text"]) == ([0, 1, 2], "kept")
-            task = await runtime.tasks.get(task_id)
-            assert task.result is not None
-            assert task.result.payload is not None
-            assert task.result.payload.size < 10_000
-            assert [(each.dtype, each.kind, each.shape) for each in task.result.arrays] == [
-                ("float32", "numpy", [LARGE]),
-                ("float32", "numpy", [LARGE]),
-                ("uint8", "buffer", [4 * LARGE]),
-                ("bfloat16", "mlx", [LARGE]),
-                ("uint8", "buffer", [16 * LARGE]),
-            ]
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        first = np.arange(LARGE, dtype=np.float32)
+        nested = {"x": np.arange(LARGE, dtype=">i4").reshape(2, -1).T}
+        task_id = await call(runtime, work, first, nested)
+        found = await value(runtime, task_id)
+        assert (found["double"] == first * 2).all()
+        assert found["same"][0] is found["same"][1]
+        assert (found["nested"] == nested["x"][::-1]).all()
+        assert isinstance(found["mlx"], mx.array)
+        assert found["mlx"].dtype == mx.bfloat16
+        assert mx.array_equal(found["mlx"], mx.arange(LARGE).astype(mx.bfloat16))
+        assert (found["complex128"] == first).all()
+        assert found["complex128"].dtype == np.complex128
+        assert (found["small"].tolist(), found["text"]) == ([0, 1, 2], "kept")
+        task = await runtime.tasks.get(task_id)
+        assert task.result is not None
+        assert task.result.payload is not None
+        assert task.result.payload.size < 10_000
+        assert [(each.dtype, each.kind, each.shape) for each in task.result.arrays] == [
+            ("float32", "numpy", [LARGE]),
+            ("float32", "numpy", [LARGE]),
+            ("uint8", "buffer", [4 * LARGE]),
+            ("bfloat16", "mlx", [LARGE]),
+            ("uint8", "buffer", [16 * LARGE]),
+        ]
 
 
-def test_a_task_leases_its_arrays_from_its_submission_to_its_end(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
-            await says(runtime, blocker, "here")
-            told = await put(runtime.arrays, np.ones(10))
-            task_id = await submit(runtime, "python", {"code": "x = a.sum()", "inputs": {"a": {"array": told.id}}, "outputs": ["x"]})
-            assert (await runtime.arrays.info(told.id)).leases == 1
-            await runtime.arrays.remove(told.id)
-            with pytest.raises(InvalidRequest, match=f"there is no array {told.id}"):
-                await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": told.id}}})
-            await runtime.cancel(blocker)
-            assert (await value(runtime, task_id))["x"] == 10
-            await until(lambda: not files(runtime), what="the end of the input's file")
-
-    live(body())
+async def test_a_task_leases_its_arrays_from_its_submission_to_its_end(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
+        await says(runtime, blocker, "here")
+        told = await put(runtime.arrays, np.ones(10))
+        task_id = await submit(runtime, "python", {"code": "x = a.sum()", "inputs": {"a": {"array": told.id}}, "outputs": ["x"]})
+        assert (await runtime.arrays.info(told.id)).leases == 1
+        await runtime.arrays.remove(told.id)
+        with pytest.raises(InvalidRequest, match=f"there is no array {told.id}"):
+            await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": told.id}}})
+        await runtime.cancel(blocker)
+        assert (await value(runtime, task_id))["x"] == 10
+        await until(lambda: not files(runtime), what="the end of the input's file")
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed", "killed"])
-def test_a_lease_ends_however_the_task_ends_and_its_files_with_it(tmp_path: Path, end: str) -> None:
+async def test_a_lease_ends_however_the_task_ends_and_its_files_with_it(tmp_path: Path, end: str) -> None:
     codes = {
         "cancelled": "import time\nprint('here', flush=True)\ntime.sleep(60)",
         "failed": "print('here', flush=True)\nraise ValueError",
         "killed": "import os, time\nprint('here', flush=True)\ntime.sleep(0.2)\nos.kill(os.getpid(), 9)",
     }
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            told = await put(runtime.arrays, np.ones(10))
-            task_id = await submit(runtime, "python", {"code": codes[end], "inputs": {"a": {"array": told.id}}})
-            await says(runtime, task_id, "here")
-            if end == "cancelled":
-                await runtime.cancel(task_id)
-            task = await ended(runtime, task_id)
-            assert task.status == ("cancelled" if end == "cancelled" else "failed")
-            assert (await runtime.arrays.info(told.id)).leases == 0
-            await runtime.arrays.remove(told.id)
+    async with runtime_in(tmp_path) as runtime:
+        told = await put(runtime.arrays, np.ones(10))
+        task_id = await submit(runtime, "python", {"code": codes[end], "inputs": {"a": {"array": told.id}}})
+        await says(runtime, task_id, "here")
+        if end == "cancelled":
+            await runtime.cancel(task_id)
+        task = await ended(runtime, task_id)
+        assert task.status == ("cancelled" if end == "cancelled" else "failed")
+        assert (await runtime.arrays.info(told.id)).leases == 0
+        await runtime.arrays.remove(told.id)
 
-            async def gone() -> bool:
-                await runtime.arrays.sweep()
-                return not files(runtime)
+        async def gone() -> bool:
+            await runtime.arrays.sweep()
+            return not files(runtime)
 
-            await until(gone, what="the input's end: the worker lets go of it after it has answered")
-
-    live(body())
+        await until(gone, what="the input's end: the worker lets go of it after it has answered")
 
 
-def test_a_worker_that_is_killed_while_it_stores_its_result_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_worker_that_is_killed_while_it_stores_its_result_leaves_nothing(tmp_path: Path) -> None:
     class Stuck:
         def __reduce__(self) -> Any:
             import os
@@ -230,123 +212,99 @@ def test_a_worker_that_is_killed_while_it_stores_its_result_leaves_nothing(tmp_p
 
     stuck = Stuck
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await call(runtime, work)
-            await says(runtime, task_id, "stored half")
-            assert [name.removeprefix(task_id.replace("task", "arr")) for name in files(runtime)] == [".1.0.part", ".1.1.part"]
-            output = await runtime.tasks.output(task_id)
-            pid = int("".join(item.text or "" for item in output.items).split()[1])
-            os.kill(pid, signal.SIGKILL)
-            assert (await ended(runtime, task_id)).status == "failed"
-            assert not files(runtime)
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await call(runtime, work)
+        await says(runtime, task_id, "stored half")
+        assert [name.removeprefix(task_id.replace("task", "arr")) for name in files(runtime)] == [".1.0.part", ".1.1.part"]
+        output = await runtime.tasks.output(task_id)
+        pid = int("".join(item.text or "" for item in output.items).split()[1])
+        os.kill(pid, signal.SIGKILL)
+        assert (await ended(runtime, task_id)).status == "failed"
+        assert not files(runtime)
 
 
-def test_a_result_that_can_not_travel_leaves_none_of_its_arrays(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            code = "import numpy as np, threading\nx = np.ones(300_000)\ny = threading.Lock()"
-            task = await ended(runtime, await submit(runtime, "python", {"code": code, "outputs": ["x", "y"]}))
-            assert task.error is not None
-            assert "The output 'y' of type lock can't be sent back" in task.error
-            assert not files(runtime)
-
-    live(body())
+async def test_a_result_that_can_not_travel_leaves_none_of_its_arrays(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        code = "import numpy as np, threading\nx = np.ones(300_000)\ny = threading.Lock()"
+        task = await ended(runtime, await submit(runtime, "python", {"code": code, "outputs": ["x", "y"]}))
+        assert task.error is not None
+        assert "The output 'y' of type lock can't be sent back" in task.error
+        assert not files(runtime)
 
 
-def test_a_result_past_the_quota_fails_with_figures(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, array_bytes=2_000_000) as runtime:
-            code = "import numpy as np\nx = np.ones(300_000)"
-            task = await ended(runtime, await submit(runtime, "python", {"code": code, "outputs": ["x"]}))
-            assert task.status == "failed"
-            assert "2.42 MB does not fit: results may have 2.00 MB now" in (task.error or "")
-            assert not files(runtime)
-
-    live(body())
+async def test_a_result_past_the_quota_fails_with_figures(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, array_bytes=2_000_000) as runtime:
+        code = "import numpy as np\nx = np.ones(300_000)"
+        task = await ended(runtime, await submit(runtime, "python", {"code": code, "outputs": ["x"]}))
+        assert task.status == "failed"
+        assert "2.42 MB does not fit: the current limit is 2.00 MB" in (task.error or "")
+        assert not files(runtime)
 
 
-def test_what_is_no_reference_and_what_is_too_large_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            for bad in ("../../etc/passwd", "", "a/b", "x" * 300, 3):
-                with pytest.raises(InvalidRequest):
-                    await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": bad}}})
-            told = await put(runtime.arrays, np.ones(1000))
-            monkeypatch.setattr(runtime._admission, "total", lambda lane: 5000)
-            with pytest.raises(MemoryRefused, match=r"8\.00 kB"):
-                await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}})
-
-    live(body())
+async def test_what_is_no_reference_and_what_is_too_large_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        for bad in ("../../etc/passwd", "", "a/b", "x" * 300, 3):
+            with pytest.raises(InvalidRequest):
+                await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": bad}}})
+        told = await put(runtime.arrays, np.ones(1000))
+        monkeypatch.setattr(runtime._admission, "total", lambda lane: 5000)
+        with pytest.raises(MemoryRefused, match=r"8\.00 kB"):
+            await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}})
 
 
-def test_without_a_login_the_size_of_arrays_bounds_the_work(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, untrusted_timeout=1.0) as runtime:
-            told = await put(runtime.arrays, np.ones(1_000_000, np.float32))
-            stranger = Caller(None, may_execute=False, trusted=False)
-            parameters = {"expression": "sum(exp(x))", "inputs": {"x": {"array": told.id}}, "iterations": 10_000}
-            with pytest.raises(InvalidRequest, match="without a login"):
-                await runtime.submit(TaskRequest(operation="compute", parameters=parameters), stranger)
-            with pytest.raises(NotAllowed):
-                await runtime.submit(TaskRequest(operation="python", parameters={"inputs": {"x": {"array": told.id}}}), stranger)
-
-    live(body())
+async def test_without_a_login_the_size_of_arrays_bounds_the_work(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, untrusted_timeout=1.0) as runtime:
+        told = await put(runtime.arrays, np.ones(1_000_000, np.float32))
+        stranger = Caller(None, may_execute=False, trusted=False)
+        parameters = {"expression": "sum(exp(x))", "inputs": {"x": {"array": told.id}}, "iterations": 10_000}
+        with pytest.raises(InvalidRequest, match="without a login"):
+            await runtime.submit(TaskRequest(operation="compute", parameters=parameters), stranger)
+        with pytest.raises(NotAllowed):
+            await runtime.submit(TaskRequest(operation="python", parameters={"inputs": {"x": {"array": told.id}}}), stranger)
 
 
-def test_the_same_request_again_finds_its_task_though_its_arrays_are_gone(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            told = await put(runtime.arrays, np.ones(10))
-            request = TaskRequest(operation="compute", parameters={"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}, wait=False)
-            first = await runtime.submit(request, ME, "key")
-            await runtime.arrays.remove(told.id)
-            await ended(runtime, first.task_id)
-            assert (await runtime.submit(request, ME, "key")).task_id == first.task_id
-
-    live(body())
+async def test_the_same_request_again_finds_its_task_though_its_arrays_are_gone(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        told = await put(runtime.arrays, np.ones(10))
+        request = TaskRequest(operation="compute", parameters={"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}, wait=False)
+        first = await runtime.submit(request, ME, "key")
+        await runtime.arrays.remove(told.id)
+        await ended(runtime, first.task_id)
+        assert (await runtime.submit(request, ME, "key")).task_id == first.task_id
 
 
-def test_a_waiting_task_has_its_arrays_under_the_next_server_and_a_result_is_still_there(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            done = await submit(runtime, "python", {"code": "import numpy as np\nx = np.arange(300_000)", "outputs": ["x"]}, wait=False)
-            await ended(runtime, done)
-            blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
-            await says(runtime, blocker, "here")
-            told, loose = await put(runtime.arrays, np.full(10, 3.0)), await put(runtime.arrays, np.ones(10))
-            parameters = {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}
-            waiting = await submit(runtime, "compute", parameters, wait=False)
-        async with runtime_in(tmp_path) as runtime:
-            task = await ended(runtime, waiting)
-            assert task.result is not None, task.error
-            assert task.result.output["value"] == 30.0
-            assert runtime.arrays.known(loose.id) is None
-            assert (await value(runtime, done))["x"].sum() == sum(range(300_000))
-            await runtime.purge(done)
-            await runtime.arrays.remove(told.id)
-            assert not files(runtime)
-            folders = [place.root for place in runtime.arrays._spool.places]
-        assert not [folder for folder in folders if folder.exists()]
-
-    live(body())
+async def test_a_waiting_task_has_its_arrays_under_the_next_server_and_a_result_is_still_there(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        done = await submit(runtime, "python", {"code": "import numpy as np\nx = np.arange(300_000)", "outputs": ["x"]}, wait=False)
+        await ended(runtime, done)
+        blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
+        await says(runtime, blocker, "here")
+        told, loose = await put(runtime.arrays, np.full(10, 3.0)), await put(runtime.arrays, np.ones(10))
+        parameters = {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}
+        waiting = await submit(runtime, "compute", parameters, wait=False)
+    async with runtime_in(tmp_path) as runtime:
+        task = await ended(runtime, waiting)
+        assert task.result is not None, task.error
+        assert task.result.output["value"] == 30.0
+        assert runtime.arrays.known(loose.id) is None
+        assert (await value(runtime, done))["x"].sum() == sum(range(300_000))
+        await runtime.purge(done)
+        await runtime.arrays.remove(told.id)
+        assert not files(runtime)
+        folders = [place.root for place in runtime.arrays._spool.places]
+    assert not [folder for folder in folders if folder.exists()]
 
 
-def test_a_missing_file_of_a_waiting_task_fails_it_with_what_to_do(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
-            await says(runtime, blocker, "here")
-            told = await put(runtime.arrays, np.ones(10))
-            waiting = await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}})
-            Path(str(told.path)).unlink()
-            await runtime.cancel(blocker)
-            task = await ended(runtime, waiting)
-            assert task.status == "failed"
-            assert f"The array {told.id} is gone" in (task.error or "")
-            assert "Send it again" in (task.error or "")
-            assert (await ended(runtime, await cell(runtime, "1"))).status == "completed", "the worker lives on"
-
-    live(body())
+async def test_a_missing_file_of_a_waiting_task_fails_it_with_what_to_do(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
+        await says(runtime, blocker, "here")
+        told = await put(runtime.arrays, np.ones(10))
+        waiting = await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}})
+        Path(str(told.path)).unlink()
+        await runtime.cancel(blocker)
+        task = await ended(runtime, waiting)
+        assert task.status == "failed"
+        assert f"The array {told.id} no longer exists" in (task.error or "")
+        assert "Send it again" in (task.error or "")
+        assert (await ended(runtime, await cell(runtime, "1"))).status == "completed", "the worker lives on"

@@ -8,68 +8,59 @@ import pytest
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.schemas.base import epoch
-from tests.runtimes import cell, ended, live, pickled, runtime_in, says, submit, until
+from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, until
 from tests.work import spin
 
 
-def test_two_runtimes_take_turns_on_one_slot_and_neither_starves(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with (
-            runtime_in(tmp_path, device_lock="all", label="one") as one,
-            runtime_in(tmp_path, device_lock="all", label="two") as two,
-        ):
-            ids = [(runtime, await submit(runtime, "call", pickled(spin, 0.02))) for runtime in (one, two) for _ in range(15)]
-            tasks = [await ended(runtime, task_id) for runtime, task_id in ids]
-            spans = sorted((epoch(task.started_at) or 0, epoch(task.finished_at) or 0, task.runtime) for task in tasks)
-            assert all(task.status == "completed" for task in tasks)
-            for earlier, later in pairwise(spans):
-                assert later[0] > earlier[0] + 0.02, "two tasks computed on one slot at once"
-            changes = sum(earlier[2] != later[2] for earlier, later in pairwise(spans))
-            assert changes >= 5, f"one ran all its tasks before the other had a turn: {[span[2] for span in spans]}"
-
-    live(body())
+async def test_two_runtimes_take_turns_on_one_slot_and_neither_starves(tmp_path: Path) -> None:
+    async with (
+        runtime_in(tmp_path, device_lock="all", label="one") as one,
+        runtime_in(tmp_path, device_lock="all", label="two") as two,
+    ):
+        ids = [(runtime, await submit(runtime, "call", pickled(spin, 0.02))) for runtime in (one, two) for _ in range(15)]
+        tasks = [await ended(runtime, task_id) for runtime, task_id in ids]
+        spans = sorted((epoch(task.started_at) or 0, epoch(task.finished_at) or 0, task.runtime) for task in tasks)
+        assert all(task.status == "completed" for task in tasks)
+        for earlier, later in pairwise(spans):
+            assert later[0] > earlier[0] + 0.02, "two tasks computed on one slot at once"
+        changes = sum(earlier[2] != later[2] for earlier, later in pairwise(spans))
+        assert changes >= 5, f"one ran all its tasks before the other had a turn: {[span[2] for span in spans]}"
 
 
-def test_who_waits_is_told_who_has_the_device_and_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with (
-            runtime_in(tmp_path, device_lock="all", label="http://one") as one,
-            runtime_in(tmp_path, device_lock="all", label="http://two") as two,
-        ):
-            holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)", name="long training", wait=False)
-            await says(one, holder, "in")
-            waits = await submit(two, "call", name="quick")
+async def test_who_waits_is_told_who_has_the_device_and_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
+    async with (
+        runtime_in(tmp_path, device_lock="all", label="http://one") as one,
+        runtime_in(tmp_path, device_lock="all", label="http://two") as two,
+    ):
+        holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)", name="long training", wait=False)
+        await says(one, holder, "in")
+        waits = await submit(two, "call", name="quick")
 
-            async def told() -> bool:
-                return "http://one runs long training" in ((await two.tasks.get(waits)).waiting_for or "")
+        async def told() -> bool:
+            return "http://one runs long training" in ((await two.tasks.get(waits)).waiting_for or "")
 
-            await until(told, 10, "waiting_for names the holder")
-            seen = await two.tasks.get(holder)
-            assert (seen.here, seen.runtime, seen.status) == (False, one.id, "running")
-            assert {task.task_id: task.here for task in (await two.list_tasks()).tasks} == {holder: False, waits: True}
-            with pytest.raises(TaskConflict, match=one.id):
-                await two.cancel(holder)
-            behind = [await submit(one, "call", wait=False) for _ in range(2)]
-            for limit, offset, wanted in ((10, 0, [waits, *behind]), (1, 0, [waits]), (1, 1, behind[:1]), (5, 2, behind[1:])):
-                page = await two.list_tasks(limit, offset=offset, order="next")
-                assert ([task.task_id for task in page.tasks], page.total_count) == (wanted, 3), "those of the other runtime come last"
-            await one.cancel(holder)
-            assert (await ended(two, waits)).status == "completed"
-            assert (await two.tasks.wait(holder, 5)).status == "cancelled"
-
-    live(body())
+        await until(told, 10, "waiting_for names the holder")
+        seen = await two.tasks.get(holder)
+        assert (seen.here, seen.runtime, seen.status) == (False, one.id, "running")
+        assert {task.task_id: task.here for task in (await two.list_tasks()).tasks} == {holder: False, waits: True}
+        with pytest.raises(TaskConflict, match=one.id):
+            await two.cancel(holder)
+        behind = [await submit(one, "call", wait=False) for _ in range(2)]
+        for limit, offset, wanted in ((10, 0, [waits, *behind]), (1, 0, [waits]), (1, 1, behind[:1]), (5, 2, behind[1:])):
+            page = await two.list_tasks(limit, offset=offset, order="next")
+            assert ([task.task_id for task in page.tasks], page.total_count) == (wanted, 3), "those of the other runtime come last"
+        await one.cancel(holder)
+        assert (await ended(two, waits)).status == "completed"
+        assert (await two.tasks.wait(holder, 5)).status == "cancelled"
 
 
-def test_a_cancelled_wait_for_the_device_leaves_the_lane_in_order(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, device_lock="all") as one, runtime_in(tmp_path, device_lock="all") as two:
-            holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)")
-            await says(one, holder, "in")
-            waits = await submit(two, "call")
-            await asyncio.sleep(0.2)
-            assert (await two.cancel(waits)).cancel_stage == "queue"
-            await one.cancel(holder)
-            for runtime in (two, one, two):
-                assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-
-    live(body())
+async def test_a_cancelled_wait_for_the_device_leaves_the_lane_in_order(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, device_lock="all") as one, runtime_in(tmp_path, device_lock="all") as two:
+        holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)")
+        await says(one, holder, "in")
+        waits = await submit(two, "call")
+        await asyncio.sleep(0.2)
+        assert (await two.cancel(waits)).cancel_stage == "queue"
+        await one.cancel(holder)
+        for runtime in (two, one, two):
+            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"

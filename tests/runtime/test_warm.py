@@ -23,7 +23,7 @@ from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.test_arrays import put, result, store_in
 from tests.runtime.test_task_arrays import call
-from tests.runtimes import ended, live, runtime_in, says, submit, until
+from tests.runtimes import ended, runtime_in, says, submit, until
 
 MIB = 1 << 20
 SIZE = Layout((2 * MIB,), "uint8").size
@@ -52,45 +52,39 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("spool_dir", ["", "disk"])
-def test_new_array_reuses_file_of_deleted_one(tmp_path: Path, spool_dir: str) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, spool_dir=spool_dir and str(tmp_path / spool_dir)) as store:
-            first = await put(store, full(1))
-            inode = number(first)
-            await store.remove(first.id)
-            assert store.page().warm_bytes == SIZE
-            assert store.used_bytes == 0
-            second = await put(store, full(2))
-            assert number(second) == inode
-            assert (conversion.view(str(second.path), "x") == 2).all()
-            assert store.page().warm_bytes == 0
-            await store.remove(second.id)
-            folder = Path(str(second.path)).parent
-        assert not folder.exists()
-
-    live(body())
+async def test_new_array_reuses_file_of_deleted_one(tmp_path: Path, spool_dir: str) -> None:
+    async with store_in(tmp_path, spool_dir=spool_dir and str(tmp_path / spool_dir)) as store:
+        first = await put(store, full(1))
+        inode = number(first)
+        await store.remove(first.id)
+        assert store.page().warm_bytes == SIZE
+        assert store.used_bytes == 0
+        second = await put(store, full(2))
+        assert number(second) == inode
+        assert (conversion.view(str(second.path), "x") == 2).all()
+        assert store.page().warm_bytes == 0
+        await store.remove(second.id)
+        folder = Path(str(second.path)).parent
+    assert not folder.exists()
 
 
-def test_view_keeps_file_of_deleted_array(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            first = await put(store, full(1))
-            inode, view = number(first), conversion.view(str(first.path), "x")
-            await store.remove(first.id)
-            others = [await put(store, full(value)) for value in range(2, 6)]
-            assert inode not in {number(each) for each in others}
-            await store.sweep()
-            assert (view == 1).all()
-            del view
-            gc.collect()
-            await until(lambda: freed(store), 30.0, "the free block")
-            assert number(await put(store, full(9))) == inode
-
-    live(body())
+async def test_view_keeps_file_of_deleted_array(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        first = await put(store, full(1))
+        inode, view = number(first), conversion.view(str(first.path), "x")
+        await store.remove(first.id)
+        others = [await put(store, full(value)) for value in range(2, 6)]
+        assert inode not in {number(each) for each in others}
+        await store.sweep()
+        assert (view == 1).all()
+        del view
+        gc.collect()
+        await until(lambda: freed(store), 30.0, "the free block")
+        assert number(await put(store, full(9))) == inode
 
 
 @pytest.mark.parametrize("reader", ["a view", "a lease without a mapping"])
-def test_file_is_released_when_reader_is_killed(tmp_path: Path, reader: str) -> None:
+async def test_file_is_released_when_reader_is_killed(tmp_path: Path, reader: str) -> None:
     program = """
 import os, sys
 from openruntime_jupyter.arrays import array_file, conversion
@@ -99,26 +93,21 @@ print("ready", flush=True)
 sys.stdin.read()
 """
 
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            info = await put(store, full(1))
-            inode = number(info)
-            process = subprocess.Popen(
-                [sys.executable, "-c", program, str(info.path), reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            await store.remove(info.id)
-            assert number(await put(store, full(2))) != inode
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            await until(lambda: freed(store), 30.0, "the free block")
-            assert number(await put(store, full(3))) == inode
-
-    live(body())
+    async with store_in(tmp_path) as store:
+        info = await put(store, full(1))
+        inode = number(info)
+        process = subprocess.Popen([sys.executable, "-c", program, str(info.path), reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        await store.remove(info.id)
+        assert number(await put(store, full(2))) != inode
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        await until(lambda: freed(store), 30.0, "the free block")
+        assert number(await put(store, full(3))) == inode
 
 
-def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) -> None:
+async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) -> None:
     def hold(array: Any) -> None:
         import os
         import time
@@ -126,222 +115,183 @@ def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) -> Non
         os.write(1, b"holds %d end\n" % os.getpid())
         time.sleep(60)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            store = runtime.arrays
-            task_id = await call(runtime, hold, full(1))
-            await says(runtime, task_id, "end")
-            (info,) = store.page().arrays
-            inode = number(info)
-            await store.remove(info.id)
-            assert number(await put(store, full(2))) != inode
-            output = await runtime.tasks.output(task_id)
-            os.kill(int("".join(item.text or "" for item in output.items).split()[1]), signal.SIGKILL)
-            assert (await ended(runtime, task_id)).status == "failed"
-            await until(lambda: store.page().warm_bytes == SIZE, what="the free block")
-            assert number(await put(store, full(3))) == inode
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        store = runtime.arrays
+        task_id = await call(runtime, hold, full(1))
+        await says(runtime, task_id, "end")
+        (info,) = store.page().arrays
+        inode = number(info)
+        await store.remove(info.id)
+        assert number(await put(store, full(2))) != inode
+        output = await runtime.tasks.output(task_id)
+        os.kill(int("".join(item.text or "" for item in output.items).split()[1]), signal.SIGKILL)
+        assert (await ended(runtime, task_id)).status == "failed"
+        await until(lambda: store.page().warm_bytes == SIZE, what="the free block")
+        assert number(await put(store, full(3))) == inode
 
 
-def test_results_reuse_files_and_finished_task_releases_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_results_reuse_files_and_finished_task_releases_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays_module, "SWEEP_SECONDS", 1000.0)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            store = runtime.arrays
-            for value in range(3):
-                task_id = await call(runtime, lambda array: array + 1, full(value))
-                task = await ended(runtime, task_id)
-                assert task.result is not None, task.error
-                (sent,) = [each for each in store.page().arrays if each.task_id is None]
-                info = await store.info(task.result.arrays[0].id)
-                assert (conversion.view(str(info.path), "x") == value + 1).all()
-                await store.remove(sent.id)
-                await until(lambda: store.page().warm_bytes == SIZE, what="the input's file, without a sweep")
-                if value == 0:
-                    spare = blocks.free(Path(str(info.path)).parent)[0].path.stat().st_ino
-                    first = await put(store, full(7))
-                    assert number(first) == spare
-                    await store.remove(first.id)
-                    await store.remove(info.id)
-            assert len({path.stat().st_ino for place in store._spool.places for path in place.folder.rglob("*") if path.is_file()}) == 3
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        store = runtime.arrays
+        for value in range(3):
+            task_id = await call(runtime, lambda array: array + 1, full(value))
+            task = await ended(runtime, task_id)
+            assert task.result is not None, task.error
+            (sent,) = [each for each in store.page().arrays if each.task_id is None]
+            info = await store.info(task.result.arrays[0].id)
+            assert (conversion.view(str(info.path), "x") == value + 1).all()
+            await store.remove(sent.id)
+            await until(lambda: store.page().warm_bytes == SIZE, what="the input's file, without a sweep")
+            if value == 0:
+                spare = blocks.free(Path(str(info.path)).parent)[0].path.stat().st_ino
+                first = await put(store, full(7))
+                assert number(first) == spare
+                await store.remove(first.id)
+                await store.remove(info.id)
+        assert len({path.stat().st_ino for place in store._spool.places for path in place.folder.rglob("*") if path.is_file()}) == 3
 
 
-def test_concurrent_deletes_keep_next_array_of_that_name(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            for value in range(20):
-                info = await put(store, full(value), "weights")
-                await asyncio.gather(*(store.remove("weights") for _ in range(3)), store.sweep(), return_exceptions=True)
-                assert not Path(str(info.path)).exists()
-                assert store.page().warm_bytes == SIZE
-
-    live(body())
-
-
-def test_free_files_are_bounded_by_setting(tmp_path: Path) -> None:
-    async def body() -> None:
-        for most in (0, 2 * SIZE):
-            async with store_in(tmp_path, warm_bytes=most) as store:
-                info = [await put(store, full(value)) for value in range(4)]
-                for each in info:
-                    await store.remove(each.id)
-                assert store.page().warm_bytes == most
-
-    live(body())
-
-
-def test_free_files_count_towards_quota_and_are_released_first(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, array_bytes=3 * SIZE) as store:
-            for each in [await put(store, full(value)) for value in range(3)]:
-                await store.remove(each.id)
-            assert store.page().warm_bytes == 3 * SIZE
-            large = await put(store, full(1, 4 * MIB))
-            page = store.page()
-            assert page.total_bytes + page.warm_bytes <= 3 * SIZE
-            assert page.warm_bytes
-            assert (conversion.view(str(large.path), "x") == 1).all()
-
-    live(body())
-
-
-def test_free_files_are_released_in_small_memory_folder(tmp_path: Path, small_tmpfs: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, spool_dir=str(small_tmpfs), warm_bytes=8 * MIB) as store:
-            for each in [await put(store, full(value)) for value in range(3)]:
-                await store.remove(each.id)
-            assert store.page().warm_bytes == 3 * SIZE
-            info = await put(store, full(1, 5 * MIB))
-            assert (conversion.view(str(info.path), "x") == 1).all()
-            await store.remove(info.id)
-            assert store.places()[0][1] > 5 * MIB, "a result may use the free blocks"
-            array_id = await result(store, "task_a", full(2, 7 * MIB))
-            assert (conversion.view(store.path_of(array_id), "x") == 2).all()
-
-    live(body())
-
-
-def test_free_files_expire_and_are_released_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            await store.remove((await put(store, full(1))).id)
-            await store.sweep()
+async def test_concurrent_deletes_keep_next_array_of_that_name(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        for value in range(20):
+            info = await put(store, full(value), "weights")
+            await asyncio.gather(*(store.remove("weights") for _ in range(3)), store.sweep(), return_exceptions=True)
+            assert not Path(str(info.path)).exists()
             assert store.page().warm_bytes == SIZE
-            monkeypatch.setattr(block_cache, "IDLE_SECONDS", 0.0)
-            await store.sweep()
-            assert store.page().warm_bytes == 0
-            monkeypatch.setattr(block_cache, "IDLE_SECONDS", 600.0)
-            await store.remove((await put(store, full(1))).id)
-            monkeypatch.setattr(block_cache, "SHORT", 2.0)
-            await store.sweep()
-            assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
-
-    live(body())
 
 
-def test_free_files_expire_after_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_free_files_are_bounded_by_setting(tmp_path: Path) -> None:
+    for most in (0, 2 * SIZE):
+        async with store_in(tmp_path, warm_bytes=most) as store:
+            info = [await put(store, full(value)) for value in range(4)]
+            for each in info:
+                await store.remove(each.id)
+            assert store.page().warm_bytes == most
+
+
+async def test_free_files_count_towards_quota_and_are_released_first(tmp_path: Path) -> None:
+    async with store_in(tmp_path, array_bytes=3 * SIZE) as store:
+        for each in [await put(store, full(value)) for value in range(3)]:
+            await store.remove(each.id)
+        assert store.page().warm_bytes == 3 * SIZE
+        large = await put(store, full(1, 4 * MIB))
+        page = store.page()
+        assert page.total_bytes + page.warm_bytes <= 3 * SIZE
+        assert page.warm_bytes
+        assert (conversion.view(str(large.path), "x") == 1).all()
+
+
+async def test_free_files_are_released_in_small_memory_folder(tmp_path: Path, small_tmpfs: Path) -> None:
+    async with store_in(tmp_path, spool_dir=str(small_tmpfs), warm_bytes=8 * MIB) as store:
+        for each in [await put(store, full(value)) for value in range(3)]:
+            await store.remove(each.id)
+        assert store.page().warm_bytes == 3 * SIZE
+        info = await put(store, full(1, 5 * MIB))
+        assert (conversion.view(str(info.path), "x") == 1).all()
+        await store.remove(info.id)
+        assert store.places()[0][1] > 5 * MIB, "a result may use the free blocks"
+        array_id = await result(store, "task_a", full(2, 7 * MIB))
+        assert (conversion.view(store.path_of(array_id), "x") == 2).all()
+
+
+async def test_free_files_expire_and_are_released_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with store_in(tmp_path) as store:
+        await store.remove((await put(store, full(1))).id)
+        await store.sweep()
+        assert store.page().warm_bytes == SIZE
+        monkeypatch.setattr(block_cache, "IDLE_SECONDS", 0.0)
+        await store.sweep()
+        assert store.page().warm_bytes == 0
+        monkeypatch.setattr(block_cache, "IDLE_SECONDS", 600.0)
+        await store.remove((await put(store, full(1))).id)
+        monkeypatch.setattr(block_cache, "SHORT", 2.0)
+        await store.sweep()
+        assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
+
+
+async def test_free_files_expire_after_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = time.time
 
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            await store.remove((await put(store, full(1))).id)
-            await store.sweep()
-            assert store.page().warm_bytes == SIZE
-            monkeypatch.setattr(time, "time", lambda: true() - 86_400)
-            await store.sweep()
-            assert store.page().warm_bytes == 0
-
-    live(body())
+    async with store_in(tmp_path) as store:
+        await store.remove((await put(store, full(1))).id)
+        await store.sweep()
+        assert store.page().warm_bytes == SIZE
+        monkeypatch.setattr(time, "time", lambda: true() - 86_400)
+        await store.sweep()
+        assert store.page().warm_bytes == 0
 
 
-def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            store = runtime.arrays
-            if not store._spool.places[0].in_memory:
-                pytest.skip("no folder in memory here")
-            info = await put(store, full(1))
-            await store.remove((await put(store, full(2))).id)
-            assert store.page().warm_bytes
-            monkeypatch.setattr(runtime._admission, "free", lambda lane: 0 if store.page().warm_bytes else 10**12)
-            task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
-            assert task.status == "completed"
-            assert store.page().warm_bytes == 0
-            assert not store.give_up(1)
-
-    live(body())
+async def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        store = runtime.arrays
+        if not store._spool.places[0].in_memory:
+            pytest.skip("no folder in memory here")
+        info = await put(store, full(1))
+        await store.remove((await put(store, full(2))).id)
+        assert store.page().warm_bytes
+        monkeypatch.setattr(runtime._admission, "free", lambda lane: 0 if store.page().warm_bytes else 10**12)
+        task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
+        assert task.status == "completed"
+        assert store.page().warm_bytes == 0
+        assert not store.give_up(1)
 
 
-def test_exposed_file_is_never_reused(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store, store_in(tmp_path, "rt_2") as other:
-            info = store.exposed(await put(store, full(1)))
-            mapped = np.memmap(str(info.path), np.uint8, "r", Layout((2 * MIB,), "uint8").offset)
-            assert other.exposed(await other.info(info.id)).path is None, "its use is unknown to the runtime"
-            await store.remove(info.id)
-            assert store.page().warm_bytes == 0
-            await put(store, full(2))
-            assert (mapped == 1).all()
-
-    live(body())
+async def test_exposed_file_is_never_reused(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store, store_in(tmp_path, "rt_2") as other:
+        info = store.exposed(await put(store, full(1)))
+        mapped = np.memmap(str(info.path), np.uint8, "r", Layout((2 * MIB,), "uint8").offset)
+        assert other.exposed(await other.info(info.id)).path is None, "its use is unknown to the runtime"
+        await store.remove(info.id)
+        assert store.page().warm_bytes == 0
+        await put(store, full(2))
+        assert (mapped == 1).all()
 
 
-def test_files_of_dead_runtime_are_never_reused(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            kept = await result(store, "task_a", full(2))
-            await store.remove((await put(store, full(1))).id)
-            assert store.page().warm_bytes == SIZE
-        async with store_in(tmp_path, "rt_2") as store:
-            assert [each.id for each in store.page().arrays] == [kept]
-            assert store.page().warm_bytes == 0
-            await store.remove(kept)
-            assert store.page().warm_bytes == 0
-
-    live(body())
+async def test_files_of_dead_runtime_are_never_reused(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        kept = await result(store, "task_a", full(2))
+        await store.remove((await put(store, full(1))).id)
+        assert store.page().warm_bytes == SIZE
+    async with store_in(tmp_path, "rt_2") as store:
+        assert [each.id for each in store.page().arrays] == [kept]
+        assert store.page().warm_bytes == 0
+        await store.remove(kept)
+        assert store.page().warm_bytes == 0
 
 
-def test_files_of_many_fetched_results_are_reused(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path, warm_bytes=2 * SIZE) as store:
-            fetched = [await result(store, f"task_{name}", full(1)) for name in "abc"]
-            unfetched = await result(store, "task_d", full(2))
-            for each in fetched[:2]:
-                await store.info(each)
-            await put(store, full(3))
-            assert {each.id for each in store.page().arrays} >= {*fetched, unfetched}, "at most the limit"
-            await store.info(fetched[2])
-            inode = Path(store.path_of(fetched[0])).stat().st_ino
-            await put(store, full(4))
-            await until(lambda: store.page().warm_bytes == SIZE, what="the oldest result's file")
-            assert {each.id for each in store.page().arrays} >= {*fetched[1:], unfetched}
-            assert number(await put(store, full(5))) == inode
-
-    live(body())
+async def test_files_of_many_fetched_results_are_reused(tmp_path: Path) -> None:
+    async with store_in(tmp_path, warm_bytes=2 * SIZE) as store:
+        fetched = [await result(store, f"task_{name}", full(1)) for name in "abc"]
+        unfetched = await result(store, "task_d", full(2))
+        for each in fetched[:2]:
+            await store.info(each)
+        await put(store, full(3))
+        assert {each.id for each in store.page().arrays} >= {*fetched, unfetched}, "at most the limit"
+        await store.info(fetched[2])
+        inode = Path(store.path_of(fetched[0])).stat().st_ino
+        await put(store, full(4))
+        await until(lambda: store.page().warm_bytes == SIZE, what="the oldest result's file")
+        assert {each.id for each in store.page().arrays} >= {*fetched[1:], unfetched}
+        assert number(await put(store, full(5))) == inode
 
 
-def test_next_file_of_a_size_is_prepared_in_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_next_file_of_a_size_is_prepared_in_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            if not store._spool.places[0].in_memory:
-                pytest.skip("no folder in memory here")
-            first = await put(store, full(1))
-            await until(lambda: store.page().warm_bytes == SIZE, what="a free file")
-            (block,) = blocks.free(Path(str(first.path)).parent)
-            inode = block.path.stat().st_ino
-            assert number(await put(store, full(2))) == inode
-        async with store_in(tmp_path, warm_bytes=SIZE - 1) as store:
-            await put(store, full(1))
-            await until(lambda: not store._room.warm._coming, what="nothing to come")
-            assert store.page().warm_bytes == 0
-
-    live(body())
+    async with store_in(tmp_path) as store:
+        if not store._spool.places[0].in_memory:
+            pytest.skip("no folder in memory here")
+        first = await put(store, full(1))
+        await until(lambda: store.page().warm_bytes == SIZE, what="a free file")
+        (block,) = blocks.free(Path(str(first.path)).parent)
+        inode = block.path.stat().st_ino
+        assert number(await put(store, full(2))) == inode
+    async with store_in(tmp_path, warm_bytes=SIZE - 1) as store:
+        await put(store, full(1))
+        await until(lambda: not store._room.warm._coming, what="nothing to come")
+        assert store.page().warm_bytes == 0
 
 
 READER = """
@@ -400,20 +350,17 @@ async def come_and_go(store: ArrayStore, readers: list[Reader], values: range) -
     return files
 
 
-def test_readers_never_see_data_of_another_array(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with store_in(tmp_path) as store:
-            readers = [Reader(), Reader()]
-            try:
-                files = await come_and_go(store, readers, range(61))
-                readers.pop().kill()
-                readers.append(Reader())
-                files |= await come_and_go(store, readers, range(61, 121))
-            finally:
-                for each in readers:
-                    each.kill()
-            assert len(files) < 60, "most files were reused"
-            await store.sweep()
-            await until(lambda: store.used_bytes == 0, what="the end of what was deleted: one may have been on its way already")
-
-    live(body())
+async def test_readers_never_see_data_of_another_array(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        readers = [Reader(), Reader()]
+        try:
+            files = await come_and_go(store, readers, range(61))
+            readers.pop().kill()
+            readers.append(Reader())
+            files |= await come_and_go(store, readers, range(61, 121))
+        finally:
+            for each in readers:
+                each.kill()
+        assert len(files) < 60, "most files were reused"
+        await store.sweep()
+        await until(lambda: store.used_bytes == 0, what="the end of what was deleted: one may have been on its way already")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import openruntime_jupyter
-from tests.runtimes import cell, ended, live, pickled, printed, runtime_in, submit, value
+from tests.runtimes import cell, ended, pickled, printed, runtime_in, submit, value
 
 REPOSITORY = Path(openruntime_jupyter.__file__).parents[1]
 TELL = "import os, sys\nfound = {'prefix': sys.prefix, 'folder': os.getcwd(), 'path': list(sys.path)}"
@@ -31,71 +31,59 @@ def world(environment: Path, **more: Any) -> dict[str, Any]:
     return {"interpreter": str(environment / "bin" / "python"), **more}
 
 
-def test_a_cell_runs_in_the_callers_environment_folder_and_path(tmp_path: Path, other_environment: Path) -> None:
+async def test_a_cell_runs_in_the_callers_environment_folder_and_path(tmp_path: Path, other_environment: Path) -> None:
     folder, extra = tmp_path / "notebooks", tmp_path / "extra"
     folder.mkdir()
     extra.mkdir()
     parameters = {"code": TELL, "outputs": ["found"], "world": world(other_environment, directory=str(folder), path=[str(extra)])}
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            found = (await value(runtime, await submit(runtime, "python", parameters)))["found"]
-            assert os.path.realpath(found["prefix"]) == os.path.realpath(other_environment)
-            assert os.path.realpath(found["folder"]) == os.path.realpath(folder)
-            assert found["path"][0] == str(extra)
-            code = "import only_there\nanswer = only_there.ANSWER"
-            task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": world(other_environment)})
-            assert await value(runtime, task_id) == {"answer": "from the other environment"}
-            ours = await ended(runtime, await cell(runtime, "import only_there"))
-            assert ours.failure is not None
-            assert ours.failure.type == "ModuleNotFoundError"
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        found = (await value(runtime, await submit(runtime, "python", parameters)))["found"]
+        assert os.path.realpath(found["prefix"]) == os.path.realpath(other_environment)
+        assert os.path.realpath(found["folder"]) == os.path.realpath(folder)
+        assert found["path"][0] == str(extra)
+        code = "import only_there\nanswer = only_there.ANSWER"
+        task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": world(other_environment)})
+        assert await value(runtime, task_id) == {"answer": "from the other environment"}
+        ours = await ended(runtime, await cell(runtime, "import only_there"))
+        assert ours.failure is not None
+        assert ours.failure.type == "ModuleNotFoundError"
 
 
-def test_where_the_package_is_missing_the_error_says_what_to_install_where(tmp_path: Path) -> None:
+async def test_where_the_package_is_missing_the_error_says_what_to_install_where(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": world(bare)}))
-            assert task.status == "failed"
-            assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": world(bare)}))
+        assert task.status == "failed"
+        assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
 
-def test_an_interpreter_that_does_not_exist_and_one_that_is_no_python_are_told_apart(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
-            assert "/no/such/python can't be started: No such file" in (missing.error or "")
-            silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
-            assert "/bin/true ended before it was ready" in (silent.error or "")
-
-    live(body())
+async def test_an_interpreter_that_does_not_exist_and_one_that_is_no_python_are_told_apart(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
+        assert "/no/such/python can't be started: No such file" in (missing.error or "")
+        silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
+        assert "/bin/true ended before it was ready" in (silent.error or "")
 
 
-def test_where_mlx_is_broken_code_runs_all_the_same_and_is_told_what_to_install(tmp_path: Path) -> None:
+async def test_where_mlx_is_broken_code_runs_all_the_same_and_is_told_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "broken" / "mlx").mkdir(parents=True)
     (tmp_path / "broken" / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "broken"} exec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": str(interpreter)}}
-            task_id = await submit(runtime, "python", parameters)
-            assert await value(runtime, task_id) == {"x": 42}
-            assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": str(interpreter)}}
+        task_id = await submit(runtime, "python", parameters)
+        assert await value(runtime, task_id) == {"x": 42}
+        assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
 
 
-def test_a_package_of_another_protocol_there_is_told_with_what_to_install(tmp_path: Path) -> None:
+async def test_a_package_of_another_protocol_there_is_told_with_what_to_install(tmp_path: Path) -> None:
     other = tmp_path / "newer" / "openruntime_jupyter" / "worker"
     other.mkdir(parents=True)
     (other.parent / "__init__.py").touch()
@@ -112,44 +100,35 @@ def test_a_package_of_another_protocol_there_is_told_with_what_to_install(tmp_pa
     interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "newer"} exec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path / "data") as runtime:
-            task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": str(interpreter)}}))
-            assert "protocol 99 instead of" in (task.error or "")
-            assert "pip install openruntime-jupyter==" in (task.error or "")
-
-    live(body())
+    async with runtime_in(tmp_path / "data") as runtime:
+        task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": str(interpreter)}}))
+        assert "protocol 99 instead of" in (task.error or "")
+        assert "pip install openruntime-jupyter==" in (task.error or "")
 
 
-def test_secrets_are_not_in_a_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_secrets_are_not_in_a_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENRUNTIME_TOKEN", "OPENAI_API_KEY", "JUPYTERHUB_API_TOKEN"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("HARMLESS", "seen")
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            environment = await value(runtime, await submit(runtime, "call", pickled(_environment)))
-            assert environment["HARMLESS"] == "seen"
-            assert "secret" not in environment.values()
-            assert environment["OPENRUNTIME_WORKER"] == "1"
-            assert os.stat(environment["TMPDIR"]).st_mode & 0o777 == 0o700
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        environment = await value(runtime, await submit(runtime, "call", pickled(_environment)))
+        assert environment["HARMLESS"] == "seen"
+        assert "secret" not in environment.values()
+        assert environment["OPENRUNTIME_WORKER"] == "1"
+        assert os.stat(environment["TMPDIR"]).st_mode & 0o777 == 0o700
 
 
 def _environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-def test_a_function_and_an_output_that_cannot_travel_are_named(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task = await ended(
-                runtime,
-                await submit(runtime, "python", {"code": "fine = 1\nlock = __import__('threading').Lock()", "outputs": ["fine", "lock"]}),
-            )
-            assert "'lock'" in (task.error or "")
-            task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1", "outputs": ["a", "b"]}))
-            assert "without setting 'b'" in (task.error or "")
-
-    live(body())
+async def test_a_function_and_an_output_that_cannot_travel_are_named(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        task = await ended(
+            runtime,
+            await submit(runtime, "python", {"code": "fine = 1\nlock = __import__('threading').Lock()", "outputs": ["fine", "lock"]}),
+        )
+        assert "'lock'" in (task.error or "")
+        task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1", "outputs": ["a", "b"]}))
+        assert "without setting 'b'" in (task.error or "")

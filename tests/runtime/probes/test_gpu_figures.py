@@ -26,7 +26,7 @@ from openruntime_jupyter.runtime.tasks import views
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import Task
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
-from tests.runtimes import cell, ended, live, pickled, submit, until
+from tests.runtimes import cell, ended, pickled, submit, until
 from tests.support import wait_until
 from tests.work import spin
 
@@ -75,75 +75,60 @@ def busy_percent(task: Task) -> float | None:
     return task.performance_metrics.gpu_utilization
 
 
-def test_devices_and_metrics_show_driver_values(tmp_path: Path, nvml: FakeNvml) -> None:
-    async def body() -> None:
-        async with runtime_with_gpus(tmp_path, gpus=2) as runtime:
-            await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
-            first, second, cpu = runtime.devices()
-            assert (first.utilization, first.temperature_celsius, first.power_watts) == (87.0, 61.0, 312.45)
-            assert (first.memory_total, first.memory_available) == (24 * GIB, 18 * GIB)
-            assert second.utilization == 13.0
-            assert cpu.utilization == runtime.metrics().cpu_utilization
-            assert runtime.metrics().gpu_utilization == 50.0, "the mean of both"
-            body = cpu.model_dump()
-            assert "temperature_celsius" not in body
-            assert "power_watts" not in body
-
-    live(body())
+async def test_devices_and_metrics_show_driver_values(tmp_path: Path, nvml: FakeNvml) -> None:
+    async with runtime_with_gpus(tmp_path, gpus=2) as runtime:
+        await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
+        first, second, cpu = runtime.devices()
+        assert (first.utilization, first.temperature_celsius, first.power_watts) == (87.0, 61.0, 312.45)
+        assert (first.memory_total, first.memory_available) == (24 * GIB, 18 * GIB)
+        assert second.utilization == 13.0
+        assert cpu.utilization == runtime.metrics().cpu_utilization
+        assert runtime.metrics().gpu_utilization == 50.0, "the mean of both"
+        body = cpu.model_dump()
+        assert "temperature_celsius" not in body
+        assert "power_watts" not in body
     assert nvml.opened == 0, "NVML was shut down when the runtime stopped"
 
 
-def test_task_alone_on_gpu_gets_its_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
-    async def body() -> None:
-        async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
-            long = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
-            assert busy_percent(long) == 87.0
-            assert 1.6 <= (long.performance_metrics.device_time_s or 0) < 10
-            short = await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
-            assert busy_percent(short) is None, "no sample covers its run alone"
-            beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
-            assert busy_percent(beside) is None, "it ran on the CPU"
-            assert not runtime.metrics_service._sampler._due(), "metrics are not watched and the GPU is idle"
-
-    live(body())
+async def test_task_alone_on_gpu_gets_its_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
+    async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
+        long = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
+        assert busy_percent(long) == 87.0
+        assert 1.6 <= (long.performance_metrics.device_time_s or 0) < 10
+        short = await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
+        assert busy_percent(short) is None, "no sample covers its run alone"
+        beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
+        assert busy_percent(beside) is None, "it ran on the CPU"
+        assert not runtime.metrics_service._sampler._due(), "metrics are not watched and the GPU is idle"
 
 
-def test_tasks_that_share_a_gpu_get_no_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
-    async def body() -> None:
-        async with runtime_with_gpus(tmp_path, sample_interval=0.1, gpu_slots=2) as runtime:
-            both = [await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}) for _ in range(2)]
-            assert [busy_percent(await ended(runtime, one)) for one in both] == [None, None]
-
-    live(body())
+async def test_tasks_that_share_a_gpu_get_no_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
+    async with runtime_with_gpus(tmp_path, sample_interval=0.1, gpu_slots=2) as runtime:
+        both = [await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}) for _ in range(2)]
+        assert [busy_percent(await ended(runtime, one)) for one in both] == [None, None]
 
 
-def test_device_time_counts_every_attempt(tmp_path: Path, nvml: FakeNvml) -> None:
+async def test_device_time_counts_every_attempt(tmp_path: Path, nvml: FakeNvml) -> None:
     code = "import os, pathlib, time\ntime.sleep(0.4)\nfirst = pathlib.Path('first')\nif not first.exists():\n first.touch()\n os._exit(9)"
 
-    async def body() -> None:
-        async with runtime_with_gpus(tmp_path) as runtime:
-            task = await ended(runtime, await cell(runtime, f"import os; os.chdir({str(tmp_path)!r})\n{code}", retries=1))
-            assert (task.status, task.attempt) == ("completed", 2)
-            figures = task.performance_metrics
-            assert (figures.device_time_s or 0) >= 0.8
-            assert (figures.execution_time_ms or 0) / 1000 <= (figures.device_time_s or 0) - 0.4
-
-    live(body())
+    async with runtime_with_gpus(tmp_path) as runtime:
+        task = await ended(runtime, await cell(runtime, f"import os; os.chdir({str(tmp_path)!r})\n{code}", retries=1))
+        assert (task.status, task.attempt) == ("completed", 2)
+        figures = task.performance_metrics
+        assert (figures.device_time_s or 0) >= 0.8
+        assert (figures.execution_time_ms or 0) / 1000 <= (figures.device_time_s or 0) - 0.4
 
 
-def test_unreadable_gpu_is_null_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreadable_gpu_is_null_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init=Fails("NVML_ERROR_LIB_RM_VERSION_MISMATCH")))
 
-    async def body() -> None:
-        async with runtime_with_gpus(tmp_path) as runtime:
-            await until(lambda: runtime.metrics_service._sampler.latest.problems, 10, "the probes to be tried")
-            gpu = runtime.devices()[0]
-            assert runtime.metrics().gpu_utilization is None
-            assert "restart the machine" in (gpu.advice or "")
-            assert (gpu.memory_total, gpu.memory_available) == (24 * GIB, 24 * GIB)
-            assert not {"utilization", "temperature_celsius", "power_watts"} & set(gpu.model_dump())
-
-    live(body())
+    async with runtime_with_gpus(tmp_path) as runtime:
+        await until(lambda: runtime.metrics_service._sampler.latest.problems, 10, "the probes to be tried")
+        gpu = runtime.devices()[0]
+        assert runtime.metrics().gpu_utilization is None
+        assert "restart the machine" in (gpu.advice or "")
+        assert (gpu.memory_total, gpu.memory_available) == (24 * GIB, 24 * GIB)
+        assert not {"utilization", "temperature_celsius", "power_watts"} & set(gpu.model_dump())
 
 
 def test_lost_gpu_becomes_null(nvml: FakeNvml) -> None:
@@ -218,44 +203,38 @@ def test_available_memory_of_unified_gpu_is_machines(tmp_path: Path, monkeypatch
     assert device.utilization == 16.0
 
 
-def test_task_waits_for_gpu_memory_of_other_programs(tmp_path: Path, nvml: FakeNvml) -> None:
+async def test_task_waits_for_gpu_memory_of_other_programs(tmp_path: Path, nvml: FakeNvml) -> None:
     nvml.gpus[0].used = 20 * GIB
 
-    async def body() -> None:
-        async with runtime_with_gpus(tmp_path) as runtime:
-            await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
-            size = int((10 * GIB / 4 / 3) ** 0.5)  # three float32 matrices
-            waiting = await submit(runtime, "matrix_multiply", {"size": size, "iterations": 1}, wait=False)
+    async with runtime_with_gpus(tmp_path) as runtime:
+        await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
+        size = int((10 * GIB / 4 / 3) ** 0.5)  # three float32 matrices
+        waiting = await submit(runtime, "matrix_multiply", {"size": size, "iterations": 1}, wait=False)
 
-            async def told() -> bool:
-                return "are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
+        async def told() -> bool:
+            return "are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
 
-            await until(told, 10, "what it waits for")
-            assert "4.29 GB are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
-            await runtime.cancel(waiting)
-            nvml.gpus[0].used = 6 * GIB
-            small = await ended(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
-            assert small.status == "completed"
-
-    live(body())
+        await until(told, 10, "what it waits for")
+        assert "4.29 GB are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
+        await runtime.cancel(waiting)
+        nvml.gpus[0].used = 6 * GIB
+        small = await ended(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
+        assert small.status == "completed"
 
 
-def test_worker_reports_include_their_tasks(tmp_path: Path, nvml: FakeNvml) -> None:
-    async def body() -> None:
-        async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
-            await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
-            await ended(runtime, await submit(runtime, "call", {**pickled(spin, 0.05), "burst": "one"}))
-            (worker,) = [worker for worker in runtime.worker_stats.report() if worker.tasks]
-            assert (worker.device, worker.state, worker.task_id, worker.tasks) == ("device_0", "idle", None, 2)
-            assert 1.65 <= worker.device_time_s < 10
-            assert worker.gpu_utilization == 87.0, "of the metered task"
-            assert worker.resident_bytes
-            assert worker.resident_peak_bytes
-            assert worker.resident_peak_bytes >= worker.resident_bytes
-            assert worker.mlx_peak_bytes is not None
-            assert worker.interpreter == sys.executable
-
-    live(body())
+async def test_worker_reports_include_their_tasks(tmp_path: Path, nvml: FakeNvml) -> None:
+    async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
+        await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
+        await ended(runtime, await submit(runtime, "call", {**pickled(spin, 0.05), "burst": "one"}))
+        (worker,) = [worker for worker in runtime.worker_stats.report() if worker.tasks]
+        assert (worker.device, worker.state, worker.task_id, worker.tasks) == ("device_0", "idle", None, 2)
+        assert 1.65 <= worker.device_time_s < 10
+        assert worker.gpu_utilization == 87.0, "of the metered task"
+        assert worker.resident_bytes
+        assert worker.resident_peak_bytes
+        assert worker.resident_peak_bytes >= worker.resident_bytes
+        assert worker.mlx_peak_bytes is not None
+        assert worker.interpreter == sys.executable
 
 
 def test_schema_of_gpu_metrics_is_nullable_number() -> None:
