@@ -342,4 +342,4 @@ def test_the_command_has_a_help_of_its_own() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "openruntime_jupyter.cli", "pull", "--help"], capture_output=True, text=True, timeout=60, check=True
     )
-    assert "without any account" in done.stdout
+    assert "--models-dir" in done.stdout

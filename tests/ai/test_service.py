@@ -146,18 +146,15 @@ def test_a_remote_model_words_insights_only_where_that_is_allowed(tmp_path: Path
     ],
     ids=["a wrong address", "a default that is not there"],
 )
-def test_a_profile_that_is_wrong_is_told_and_the_queue_works_all_the_same(tmp_path: Path, config: AiConfig, said: str) -> None:
-    async def body() -> None:
-        service = host(Settings(data_dir=tmp_path, cpu_slots=1), config, {})
-        await service.runtime.start()
-        try:
-            assert any(said in problem for problem in service.runtime.health().problems)
-            assert (await ended(service.runtime, await submit(service.runtime, "call"))).status == "completed"
-        finally:
-            await service.runtime.stop()
-            await service.close()
-
-    live(body())
+async def test_a_profile_that_is_wrong_is_told_and_the_queue_works_all_the_same(tmp_path: Path, config: AiConfig, said: str) -> None:
+    service = host(Settings(data_dir=tmp_path, cpu_slots=1), config, {})
+    await service.runtime.start()
+    try:
+        assert any(said in problem for problem in service.runtime.health().problems)
+        assert (await ended(service.runtime, await submit(service.runtime, "call"))).status == "completed"
+    finally:
+        await service.runtime.stop()
+        await service.close()
 
 
 def test_with_neither_provider_nor_model_it_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,15 +168,12 @@ def test_with_neither_provider_nor_model_it_is_unavailable(tmp_path: Path, monke
     live(body())
 
 
-def test_silence_is_told_and_loses_nothing() -> None:
+async def test_silence_is_told_and_loses_nothing() -> None:
     async def cooperatively() -> AsyncIterator[int]:
         yield 1
         await asyncio.sleep(0.1)
         yield 2
 
-    async def body() -> None:
-        got = [item async for item in with_pauses(cooperatively(), 0.02)]
-        assert [item for item in got if item is not None] == [1, 2]
-        assert None in got
-
-    live(body())
+    got = [item async for item in with_pauses(cooperatively(), 0.02)]
+    assert [item for item in got if item is not None] == [1, 2]
+    assert None in got

@@ -45,72 +45,54 @@ def test_class_of_cell_can_be_pickled(tmp_path: Path) -> None:
     assert run(tmp_path, code, outputs=["x"]) == {"x": 3}
 
 
-def test_plot_is_displayed_as_picture(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task_id = await cell(runtime, "import matplotlib.pyplot as plt\nplt.plot([1, 2, 4])\nplt.show()")
-            assert (await ended(runtime, task_id, 60)).status == "completed"
+async def test_plot_is_displayed_as_picture(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await cell(runtime, "import matplotlib.pyplot as plt\nplt.plot([1, 2, 4])\nplt.show()")
+        assert (await ended(runtime, task_id, 60)).status == "completed"
+        output = await runtime.tasks.output(task_id)
+        pictures = [item.data["image/png"] for item in output.items if item.data and "image/png" in item.data]
+        assert len(pictures) == 1
+        assert base64.b64decode(pictures[0]).startswith(b"\x89PNG")
+
+
+async def test_matplotlib_magic_works_and_semicolon_hides_value(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        for code, shown in (("%matplotlib inline\n!true\n6 * 7", ["42"]), ("!true\n6 * 7;  # hidden", []), ("'a;'", ["'a;'"])):
+            task_id = await cell(runtime, code)
+            task = await ended(runtime, task_id, 60)
+            assert task.status == "completed", task.error
             output = await runtime.tasks.output(task_id)
-            pictures = [item.data["image/png"] for item in output.items if item.data and "image/png" in item.data]
-            assert len(pictures) == 1
-            assert base64.b64decode(pictures[0]).startswith(b"\x89PNG")
-
-    live(body())
+            assert [item.data["text/plain"] for item in output.items if item.data] == shown
 
 
-def test_matplotlib_magic_works_and_semicolon_hides_value(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            for code, shown in (("%matplotlib inline\n!true\n6 * 7", ["42"]), ("!true\n6 * 7;  # hidden", []), ("'a;'", ["'a;'"])):
-                task_id = await cell(runtime, code)
-                task = await ended(runtime, task_id, 60)
-                assert task.status == "completed", task.error
-                output = await runtime.tasks.output(task_id)
-                assert [item.data["text/plain"] for item in output.items if item.data] == shown
-
-    live(body())
+async def test_syntax_error_points_at_line_of_cell(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1\nb = = 2", "filename": "<cell 3>"}))
+        assert task.failure is not None
+        assert task.failure.type == "SyntaxError"
+        assert 'File "<cell 3>", line 2' in (task.failure.traceback or "")
+        assert "runner.py" not in (task.failure.traceback or "")
 
 
-def test_syntax_error_points_at_line_of_cell(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1\nb = = 2", "filename": "<cell 3>"}))
-            assert task.failure is not None
-            assert task.failure.type == "SyntaxError"
-            assert 'File "<cell 3>", line 2' in (task.failure.traceback or "")
-            assert "runner.py" not in (task.failure.traceback or "")
-
-    live(body())
+async def test_tasks_do_not_share_variables(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await ended(runtime, await cell(runtime, "secret = 1"))
+        task = await ended(runtime, await cell(runtime, "secret"))
+        assert task.error == "NameError: name 'secret' is not defined"
 
 
-def test_tasks_do_not_share_variables(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await ended(runtime, await cell(runtime, "secret = 1"))
-            task = await ended(runtime, await cell(runtime, "secret"))
-            assert task.error == "NameError: name 'secret' is not defined"
-
-    live(body())
+async def test_input_call_fails_immediately_with_reason(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        task = await ended(runtime, await cell(runtime, "input('name? ')"))
+        assert task.failure is not None
+        assert task.failure.type == "EOFError"
 
 
-def test_input_call_fails_immediately_with_reason(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            task = await ended(runtime, await cell(runtime, "input('name? ')"))
-            assert task.failure is not None
-            assert task.failure.type == "EOFError"
-
-    live(body())
-
-
-def test_late_output_of_subprocess_is_harmless(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            assert (
-                await ended(runtime, await cell(runtime, "import subprocess\np = subprocess.Popen(['sh', '-c', 'exec sleep 600'])"))
-            ).status == "completed"
-            task_id = await cell(runtime, "print('next')")
-            await ended(runtime, task_id)
-            assert await printed(runtime, task_id) == "next\n"
-
-    live(body())
+async def test_late_output_of_subprocess_is_harmless(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        assert (
+            await ended(runtime, await cell(runtime, "import subprocess\np = subprocess.Popen(['sh', '-c', 'exec sleep 600'])"))
+        ).status == "completed"
+        task_id = await cell(runtime, "print('next')")
+        await ended(runtime, task_id)
+        assert await printed(runtime, task_id) == "next\n"

@@ -19,7 +19,7 @@ from openruntime_jupyter.schemas.tasks import TaskState
 from openruntime_jupyter.server.handlers.prometheus import exposition
 from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 from tests.runtime.test_tally import change, entry
-from tests.runtimes import cell, ended, live, runtime_in, submit, until
+from tests.runtimes import cell, ended, runtime_in, submit, until
 from tests.support import Server
 
 PARSERS = {"text/plain": parse_text, "application/openmetrics-text": parse_open}
@@ -165,24 +165,21 @@ def test_unreadable_metric_is_omitted(runtime: Any, media: TextType) -> None:
         assert f"openruntime_{name}" not in found
 
 
-def test_real_runtime_counts_tasks(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path, spare_workers=1) as runtime:
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-            assert (await ended(runtime, await cell(runtime, "1 / 0"))).status == "failed"
-            died = await ended(runtime, await cell(runtime, "import os; os.kill(os.getpid(), 9)"))
-            assert died.status == "failed"
-            await until(lambda: any(worker.resident for worker in runtime.engine.workers()), 20, "a spare")
-            found = families(exposition(runtime, "text/plain")[0], "text/plain")
-            assert value(found, "openruntime_tasks_total", state="completed", operation="call") == 1
-            assert value(found, "openruntime_tasks_total", state="failed", operation="python") == 2
-            assert value(found, "openruntime_worker_deaths_total") == 1
-            assert value(found, "openruntime_task_run_seconds_count") == 3
-            assert value(found, "openruntime_task_queue_seconds_count") == 3
-            assert value(found, "openruntime_worker_memory_bytes") > 1e6
-            assert value(found, "openruntime_device_info", device="device_0") == 1
-
-    live(body())
+async def test_real_runtime_counts_tasks(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path, spare_workers=1) as runtime:
+        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        assert (await ended(runtime, await cell(runtime, "1 / 0"))).status == "failed"
+        died = await ended(runtime, await cell(runtime, "import os; os.kill(os.getpid(), 9)"))
+        assert died.status == "failed"
+        await until(lambda: any(worker.resident for worker in runtime.engine.workers()), 20, "a spare")
+        found = families(exposition(runtime, "text/plain")[0], "text/plain")
+        assert value(found, "openruntime_tasks_total", state="completed", operation="call") == 1
+        assert value(found, "openruntime_tasks_total", state="failed", operation="python") == 2
+        assert value(found, "openruntime_worker_deaths_total") == 1
+        assert value(found, "openruntime_task_run_seconds_count") == 3
+        assert value(found, "openruntime_task_queue_seconds_count") == 3
+        assert value(found, "openruntime_worker_memory_bytes") > 1e6
+        assert value(found, "openruntime_device_info", device="device_0") == 1
 
 
 @pytest.mark.parametrize(

@@ -38,33 +38,27 @@ def _itself() -> dict[str, Any]:
     }
 
 
-def test_worker_has_session_private_folder_and_no_stdin(tmp_path: Path) -> None:
+async def test_worker_has_session_private_folder_and_no_stdin(tmp_path: Path) -> None:
     (tmp_path / "not_inherited").write_text("x")
 
-    async def body() -> None:
-        with (tmp_path / "not_inherited").open() as file:
-            os.set_inheritable(file.fileno(), True)
-            async with runtime_in(tmp_path / "data") as runtime:
-                seen = await value(runtime, await submit(runtime, "call", pickled(_itself)))
-        assert seen["own session"]
-        assert seen["stdin"]
-        assert seen["safe path"]
-        assert not seen["told subprocesses"]
-        assert os.path.realpath(seen["temporary"]) == os.path.realpath(tmp_path / "data" / "tmp")
-        assert [place for place in seen["open"] if str(tmp_path) in place] == [], "nothing that the runtime has open"
-
-    live(body())
+    with (tmp_path / "not_inherited").open() as file:
+        os.set_inheritable(file.fileno(), True)
+        async with runtime_in(tmp_path / "data") as runtime:
+            seen = await value(runtime, await submit(runtime, "call", pickled(_itself)))
+    assert seen["own session"]
+    assert seen["stdin"]
+    assert seen["safe path"]
+    assert not seen["told subprocesses"]
+    assert os.path.realpath(seen["temporary"]) == os.path.realpath(tmp_path / "data" / "tmp")
+    assert [place for place in seen["open"] if str(tmp_path) in place] == [], "nothing that the runtime has open"
 
 
 @ON_LINUX
-def test_linux_worker_is_preferred_oom_victim_with_large_pages(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            seen = await value(runtime, await submit(runtime, "call", pickled(_itself)))
-        assert seen["score"] == "800"
-        assert "glibc.malloc.hugetlb=1" in seen["tunables"]
-
-    live(body())
+async def test_linux_worker_is_preferred_oom_victim_with_large_pages(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        seen = await value(runtime, await submit(runtime, "call", pickled(_itself)))
+    assert seen["score"] == "800"
+    assert "glibc.malloc.hugetlb=1" in seen["tunables"]
 
 
 @ON_LINUX
@@ -77,24 +71,19 @@ def test_allocator_settings_of_user_are_kept(tmp_path: Path, monkeypatch: pytest
         assert worker_environment(os.environ, tmp_path)["GLIBC_TUNABLES"] == wanted
 
 
-def test_end_of_worker_is_detected_without_pidfd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_end_of_worker_is_detected_without_pidfd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "pidfd_open", raising=False)
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            for _ in range(2):
-                task_id = await cell(runtime, "import os\nprint('in', flush=True)\nos.kill(os.getpid(), 9)")
-                task = await ended(runtime, task_id)
-                assert task.failure is not None
-                assert (task.failure.kind, task.failure.signal) == ("worker_died", signal.SIGKILL)
-            code = (
-                "import time\nwhile True:\n    try:\n        print('in', flush=True)\n        time.sleep(9)\n    except BaseException: pass"
-            )
-            holder = await cell(runtime, code)
-            await says(runtime, holder, "in")
-            assert (await runtime.cancel(holder)).cancel_stage in ("terminate", "kill")
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        for _ in range(2):
+            task_id = await cell(runtime, "import os\nprint('in', flush=True)\nos.kill(os.getpid(), 9)")
+            task = await ended(runtime, task_id)
+            assert task.failure is not None
+            assert (task.failure.kind, task.failure.signal) == ("worker_died", signal.SIGKILL)
+        code = "import time\nwhile True:\n    try:\n        print('in', flush=True)\n        time.sleep(9)\n    except BaseException: pass"
+        holder = await cell(runtime, code)
+        await says(runtime, holder, "in")
+        assert (await runtime.cancel(holder)).cancel_stage in ("terminate", "kill")
 
 
 def test_end_of_worker_is_detected_while_child_holds_output(tmp_path: Path) -> None:
@@ -147,7 +136,7 @@ def test_unknown_oom_count_reports_no_oom_kill() -> None:
     assert not watch.struck()
 
 
-def test_messages_of_old_thread_do_not_reach_other_task(tmp_path: Path) -> None:
+async def test_messages_of_old_thread_do_not_reach_other_task(tmp_path: Path) -> None:
     leaves = """
 import threading, time
 from openruntime_jupyter.current_task import current
@@ -161,15 +150,12 @@ def go_on(mine=current(), time=time):  # the variables of the cell end with it
 threading.Thread(target=go_on, daemon=True).start()
 """
 
-    async def body() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            assert (await ended(runtime, await cell(runtime, leaves))).status == "completed"
-            following = await cell(runtime, "import time; time.sleep(0.5)")
-            task = await ended(runtime, following)
-            assert task.progress is None
-            assert (await runtime.tasks.output(following)).items == []
-
-    live(body())
+    async with runtime_in(tmp_path) as runtime:
+        assert (await ended(runtime, await cell(runtime, leaves))).status == "completed"
+        following = await cell(runtime, "import time; time.sleep(0.5)")
+        task = await ended(runtime, following)
+        assert task.progress is None
+        assert (await runtime.tasks.output(following)).items == []
 
 
 def test_garbage_collection_skips_modules_loaded_at_start(tmp_path: Path) -> None:

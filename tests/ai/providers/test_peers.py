@@ -108,18 +108,15 @@ def test_a_parameter_that_it_refuses_fails_in_words(peer: Peer) -> None:
     assert "temperature" in str(caught.value) or "type" in str(caught.value), "what the server said of it"
 
 
-def test_a_question_that_is_given_up_leaves_the_server_free(peer: Peer) -> None:
-    async def body() -> None:
-        asked = RunOptions(peer.url, model=peer.model)
-        asking = asyncio.ensure_future(asked.run("x", parameters={"max_tokens": CONTEXT - 100, "temperature": 1.0}))
-        while not asked.listener.pieces and not asking.done():
-            await asyncio.sleep(0.002)
-        asking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):  # a tiny model may have finished by then
-            await asking
-        await asked.provider.close()
-
-    asyncio.run(body())
+async def test_a_question_that_is_given_up_leaves_the_server_free(peer: Peer) -> None:
+    asked = RunOptions(peer.url, model=peer.model)
+    asking = asyncio.ensure_future(asked.run("x", parameters={"max_tokens": CONTEXT - 100, "temperature": 1.0}))
+    while not asked.listener.pieces and not asking.done():
+        await asyncio.sleep(0.002)
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):  # a tiny model may have finished by then
+        await asking
+    await asked.provider.close()
     assert answered(peer, max_tokens=4, temperature=0.0)["text"]
 
 
