@@ -94,10 +94,10 @@ def test_notify_for_cell_respects_permission(server: Server, permission: str, ap
             told = await page.evaluate("() => window.told")
             if permission == "denied":
                 assert told == []
-                await expect(output).not_to_contain_text("Notified.")
+                await expect(output).not_to_contain_text("Notified")
             else:
                 assert [head[:16] for head, _ in told] == ["✓ long completed"]
-                await expect(output).to_contain_text("Notified.")
+                await expect(output).to_contain_text("Notified")
             await page.evaluate("() => window.dispatchEvent(new Event('focus'))")
             assert permission in await page.title(), "the page title is restored on return"
 
@@ -121,7 +121,7 @@ def test_notify_for_background_task_while_kernel_is_busy(server: Server, app: Ap
             await expect(output).to_contain_text("notifies you when the task ends")
             (server.home.path / "go").touch()
             await expect(page).to_have_title(re.compile("✓ long completed in"))
-            await expect(output).to_contain_text("Notified.")
+            await expect(output).to_contain_text("Notified")
             assert [head[:16] for head, _ in await page.evaluate("() => window.told")] == ["✓ long completed"]
             assert await page.locator(".jp-CodeCell").nth(2).locator(".jp-InputPrompt").inner_text() == "[*]:", "the kernel is busy"
             (server.home.path / "over").touch()
