@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.server.auth.peer_credentials import is_loopback
+from openruntime_jupyter.server.auth.identity import is_loopback
 
 
 class RemoteConnection(AssertionError):

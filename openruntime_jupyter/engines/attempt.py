@@ -24,8 +24,7 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
-from openruntime_jupyter.worker.codec import dumps
-from openruntime_jupyter.worker.frames import Kind
+from openruntime_jupyter.worker.frames import Kind, dumps
 
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
 

@@ -18,8 +18,7 @@ from traitlets.config import Config, Configurable
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.server.app import OpenRuntimeApp
-from openruntime_jupyter.server.auth.identity import StandaloneIdentity
-from openruntime_jupyter.server.auth.peer_credentials import is_loopback
+from openruntime_jupyter.server.auth.identity import StandaloneIdentity, is_loopback
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
 from openruntime_jupyter.server.config.ai_traits import AiTraits
 from openruntime_jupyter.server.config.traits import SettingsTraits

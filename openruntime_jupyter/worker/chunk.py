@@ -12,7 +12,7 @@ from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.operations.arrays import ArrayRef
 from openruntime_jupyter.operations.code.values import Packed, load, no_room, not_picklable, summary
 from openruntime_jupyter.worker.context import PROGRESS_INTERVAL, TaskContext
-from openruntime_jupyter.worker.tracebacks import describe
+from openruntime_jupyter.worker.runner import describe
 
 Outcomes = tuple[list[Any], dict[int, Any]]
 """Values of a chunk, None for failed items, and descriptions of the failures by index among all items."""

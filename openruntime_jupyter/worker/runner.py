@@ -10,23 +10,23 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from openruntime_jupyter.current_task import current, set_current
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
 from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import ModelParameters, Result, World
-from openruntime_jupyter.operations.code.environment import enter
+from openruntime_jupyter.operations.code.values import enter
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.schemas.values import ModelSource
-from openruntime_jupyter.worker import tracebacks
 from openruntime_jupyter.worker.array_io import ArrayIO
 from openruntime_jupyter.worker.blas import Blas
-from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.context import TaskContext
 from openruntime_jupyter.worker.devices import no_backend, select
-from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
+from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind, dumps
 from openruntime_jupyter.worker.imports import Imports
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 from openruntime_jupyter.worker.stdio import flush_output
@@ -220,7 +220,7 @@ class Runner:
         return None
 
     def _send_error(self, error: BaseException, report: dict[str, Any]) -> None:
-        self._channel.send(Kind.RAISED, {**report, **tracebacks.describe(error), "interrupted": self._guard.delivered})
+        self._channel.send(Kind.RAISED, {**report, **describe(error), "interrupted": self._guard.delivered})
 
     def _memory(self) -> dict[str, int | None]:
         mx = sys.modules.get("mlx.core")
@@ -310,3 +310,34 @@ def _finish_computing() -> None:
 def _write_private(path: Path, data: bytes) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
+
+
+PACKAGE = Path(__file__).resolve().parent.parent
+MACHINERY = (
+    *(str(PACKAGE / name) for name in ("worker", "arrays", "local_models", "current_task.py")),
+    *(str(PACKAGE / "operations" / name) for name in ("base.py", "call.py", "python.py", "code/shell.py")),
+    "/IPython/core/",
+)
+MAX_CHARACTERS = 100_000
+LONGEST_NAME = 500
+
+
+def own_frame(tb: TracebackType) -> bool:
+    """Return whether this frame belongs to the worker or IPython and not to the task."""
+    name = tb.tb_frame.f_code.co_filename
+    return any(part in name for part in MACHINERY)
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """Return `type`, `message` and `traceback` of `error`, without the frames above the task's code."""
+    tb = error.__traceback__
+    while tb is not None and own_frame(tb):
+        tb = tb.tb_next
+    try:
+        lines = "".join(traceback.format_exception(type(error), error, tb))
+        message = str(error)
+    except Exception as problem:  # a task's exception may have a broken __str__
+        lines, message = f"{type(error).__name__} (its __str__ failed: {problem!r})", ""
+    if len(lines) > MAX_CHARACTERS:
+        lines = f"{lines[: MAX_CHARACTERS // 2]}\n…\n{lines[-MAX_CHARACTERS // 2 :]}"
+    return {"type": type(error).__qualname__[:LONGEST_NAME], "message": message[:10_000], "traceback": lines}

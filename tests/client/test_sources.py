@@ -105,7 +105,7 @@ def test_the_lines_of_one_task_are_not_shown_for_the_next(client: Client, cell: 
 
 
 def test_a_file_of_the_worker_is_shown_as_it_is_there(tmp_path: Path) -> None:
-    from openruntime_jupyter.operations.code import sources
+    from openruntime_jupyter.operations import call as sources
 
     path = tmp_path / "module.py"
     path.write_text("one\ntwo\n")

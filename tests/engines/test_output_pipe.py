@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from openruntime_jupyter.engines.output_pipe import OutputPipe
+from openruntime_jupyter.engines.worker_process import OutputPipe
 
 MARKER = b"\x1e0123\x1e"
 

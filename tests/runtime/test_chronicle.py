@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.runtime.metrics.gpu.base import GpuFigures
-from openruntime_jupyter.runtime.metrics.recorder import MetricsRecorder
 from openruntime_jupyter.runtime.metrics.sampler import Sample
+from openruntime_jupyter.runtime.metrics.service import MetricsRecorder
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.base import epoch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.server.auth.peer_credentials import UNKNOWABLE, is_loopback, uid_of_peer
+from openruntime_jupyter.server.auth.identity import UNKNOWABLE, is_loopback, uid_of_peer
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports the user id")
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.worker.codec import dumps, loads
-from openruntime_jupyter.worker.frames import HEADER, INLINE_PAYLOAD, BrokenFrame, Kind, Receiver, encode
+from openruntime_jupyter.worker.frames import HEADER, INLINE_PAYLOAD, BrokenFrame, Kind, Receiver, dumps, encode, loads
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 import keyword
+import os
 import reprlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ from pydantic import BeforeValidator
 
 from openruntime_jupyter.errors import StorageUnavailable, gigabytes
 from openruntime_jupyter.operations.arrays import ArrayRef, reference
-from openruntime_jupyter.operations.base import Result
+from openruntime_jupyter.operations.base import Result, World
 
 if TYPE_CHECKING:
     from openruntime_jupyter.worker.context import TaskContext
@@ -116,3 +118,17 @@ def no_room(value: Any, what: str, problem: StorageUnavailable, context: TaskCon
 def not_picklable(value: Any, what: str, problem: Exception) -> TypeError:
     """Return the error for a value that can't be pickled."""
     return TypeError(f"{what} of type {type(value).__name__} can't be sent back: {problem}")
+
+
+def enter(world: World | None) -> None:
+    """Switch to the caller's working directory and import path; raise OSError if the directory can't be entered."""
+    if world is None:
+        return
+    if world.directory is not None:
+        try:
+            os.chdir(world.directory)
+        except OSError as problem:
+            raise type(problem)(problem.errno, f"The caller's folder can't be entered ({problem.strerror})", world.directory) from None
+    if world.path is not None:
+        # The caller's path first, then the entries that this worker needs.
+        sys.path[:] = world.path + [folder for folder in sys.path if folder not in world.path]

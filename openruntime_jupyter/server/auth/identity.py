@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import getpass
 import hmac
+import ipaddress
 import os
 import re
 import secrets
+import socket
+import sys
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -19,8 +24,6 @@ from jupyter_server.auth.authorizer import AllowAllAuthorizer
 from jupyter_server.auth.identity import IdentityProvider, User
 from tornado import web
 from traitlets import Bool
-
-from openruntime_jupyter.server.auth.peer_credentials import UNKNOWABLE, is_loopback, uid_of_peer
 
 if TYPE_CHECKING:
     from openruntime_jupyter.server.http.base import BaseHandler
@@ -176,3 +179,57 @@ class StandaloneIdentity(IdentityProvider):
         if self.has_generated_token and app.reachable_from_elsewhere:
             app.refuse(f"Listening on {app.ip or 'every address'} allows access from other machines: choose a token (--token=SECRET, or "
                        "the variable JUPYTER_TOKEN), or listen on 127.0.0.1 (omit --ip)")  # fmt: skip
+
+
+ESTABLISHED = "01"
+UNKNOWABLE = -1
+"""Value for systems that do not report the user id."""
+
+
+def is_loopback(address: str) -> bool:
+    """Return True for a numeric loopback address."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return bool((mapped or parsed).is_loopback)
+
+
+def uid_of_peer(connection: socket.socket, tables: Path = Path("/proc/net")) -> int | None:
+    """Return the user id of the process at the other end of a local connection.
+
+    Return `UNKNOWABLE` on systems that do not report it, and None if the system does not list the connection. Only connections
+    that are still open at the other end count, because the kernel assigns closed ones to root.
+    """
+    if not sys.platform.startswith("linux"):
+        return UNKNOWABLE
+    here, there = connection.getsockname()[:2], connection.getpeername()[:2]
+    for name, local, remote in _rows(there, here):
+        try:
+            lines = (tables / name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[1] == local and fields[2] == remote and fields[3] == ESTABLISHED:
+                return int(fields[7])
+    return None
+
+
+def _rows(local: tuple[str, int], remote: tuple[str, int]) -> Iterator[tuple[str, str, str]]:
+    """Yield the tables and addresses under which the kernel may list the peer's socket."""
+    version = ipaddress.ip_address(local[0].partition("%")[0]).version
+    if version == 4:
+        yield "tcp", _hexadecimal(local), _hexadecimal(remote)
+        # The peer may use an IPv6 socket with a mapped IPv4 address.
+        yield "tcp6", *(_hexadecimal((f"::ffff:{address}", port)) for address, port in (local, remote))  # type: ignore[misc]
+    else:
+        yield "tcp6", _hexadecimal(local), _hexadecimal(remote)
+
+
+def _hexadecimal(address: tuple[str, int]) -> str:
+    """Format an address like /proc/net: 32-bit words in native byte order, then the port."""
+    packed = ipaddress.ip_address(address[0].partition("%")[0]).packed
+    words = (packed[at : at + 4] for at in range(0, len(packed), 4))
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words) + f":{address[1]:04X}"

@@ -10,8 +10,7 @@ from tornado import web
 
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
 from openruntime_jupyter.schemas.ai import AgentList, AiRequest, AiTask, Conversation, ConversationList, ModelList, Unloaded, WorkflowList
-from openruntime_jupyter.server.handlers.waiting import APPLIED, LOCATION, PREFER, WaitingMixin
-from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.http.base import APPLIED, LOCATION, PREFER, Handler, WaitingMixin
 from openruntime_jupyter.server.http.requests import ConversationsQuery, Preference, TokensQuery, read_key, read_preference
 from openruntime_jupyter.server.http.sse import EVENT_STREAM, EVENTS, TokenStream
 from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, Parameter, Response, described

@@ -12,8 +12,7 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 from openruntime_jupyter.schemas.tasks import Task, TaskChange, TaskOutput, TaskPage, TaskRequest
-from openruntime_jupyter.server.handlers.waiting import APPLIED, LOCATION, PREFER, WaitingMixin
-from openruntime_jupyter.server.http.base import Handler
+from openruntime_jupyter.server.http.base import APPLIED, LOCATION, PREFER, Handler, WaitingMixin
 from openruntime_jupyter.server.http.requests import (
     DeleteQuery,
     OutputQuery,

@@ -22,6 +22,7 @@ from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
 from openruntime_jupyter.server.auth.identity import LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
 from openruntime_jupyter.server.http.requests import read_json, read_query
+from openruntime_jupyter.server.openapi.decorator import Parameter
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
@@ -377,3 +378,34 @@ def suited(handler: type[web.RequestHandler], request: HTTPServerRequest, limite
         attributes = {"__module__": handler.__module__, "__doc__": handler.__doc__}
         CHUNKED[handler] = web.stream_request_body(type(handler.__name__, (handler,), attributes))
     return CHUNKED[handler]
+
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.runtime.runtime import Runtime
+
+PREFER = Parameter(
+    "Prefer",
+    "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
+)
+APPLIED = Parameter("Preference-Applied", "The applied preference.")
+LOCATION = Parameter("Location", "URL of the task.")
+
+
+class WaitingMixin(Handler):
+    """Handler that cancels a task when all clients that wait for it have disconnected."""
+
+    async def while_wanted(self, runtime: Runtime, task_id: str, work: Coroutine[Any, Any, Value]) -> Value:
+        """Return the result of `work`, which waits for the task. Cancel the task when its last waiting client disconnects."""
+        waiters = self.app.waiters
+        waiters[task_id] += 1
+
+        def on_disconnect() -> None:
+            if waiters[task_id] == 1:
+                self.app.in_background(runtime.cancel(task_id))
+
+        try:
+            return await self.while_connected(work, on_disconnect)
+        finally:
+            waiters[task_id] -= 1
+            if waiters[task_id] == 0:
+                del waiters[task_id]
