@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import Row, median, within
-from openruntime_jupyter.ai.insights.response import insights
+from openruntime_jupyter.ai.insights.report import insights
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.metrics.rollup import Ledger
 from openruntime_jupyter.runtime.runtime import Runtime

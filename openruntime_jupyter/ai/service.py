@@ -13,12 +13,19 @@ from openruntime_jupyter.ai import conversations, system_data
 from openruntime_jupyter.ai.agents import Agent, Agents
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
-from openruntime_jupyter.ai.insights.rewriting import Choose
-from openruntime_jupyter.ai.messages import system_message, user_message, with_turns
+from openruntime_jupyter.ai.insights.rewriting import Choose, rewriters
 from openruntime_jupyter.ai.model_selection import Choice, Chooser, RemoteProfiles
 from openruntime_jupyter.ai.number_check import untold_of
-from openruntime_jupyter.ai.rewriters import rewriters
-from openruntime_jupyter.ai.workflows import RuntimeData, Shared, SystemAnalysis, Workflow, workflow
+from openruntime_jupyter.ai.workflows import (
+    RuntimeData,
+    Shared,
+    SystemAnalysis,
+    Workflow,
+    system_message,
+    user_message,
+    with_turns,
+    workflow,
+)
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo

@@ -8,9 +8,8 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.execution_environment import world
-from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request
+from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request, refuse_deadlock
 from openruntime_jupyter.client.map import run_map
 from openruntime_jupyter.client.serialization import pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.deadlock_guard import in_worker
+from openruntime_jupyter.client.handles import in_worker
 from openruntime_jupyter.client.transport.embedded import embedded
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend

@@ -15,9 +15,8 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.futures import Completions, TaskFuture
-from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.handles import TaskHandle, refuse_deadlock
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend, new_key

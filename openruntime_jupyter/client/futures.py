@@ -10,8 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any
 
-from openruntime_jupyter.client.exceptions import as_raised
-from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.handles import TaskHandle, as_raised
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, Watch

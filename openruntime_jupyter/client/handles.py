@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.arrays import receive
-from openruntime_jupyter.client.deadlock_guard import refuse_deadlock
 from openruntime_jupyter.client.serialization import unpack
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
+from openruntime_jupyter.current_task import current
 from openruntime_jupyter.errors import (
     InvalidRequest,
     OpenRuntimeError,
@@ -21,7 +24,9 @@ from openruntime_jupyter.errors import (
     TaskInterrupted,
     TaskTimedOut,
     WorkerDied,
+    WouldDeadlock,
 )
+from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import Ended, FailureKind, Origin, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
 ENDS: dict[TaskState, type[TaskError]] = {
@@ -276,3 +281,74 @@ def prompt_request(prompt: str, workflow: str, parameters: dict[str, Any], optio
         raise InvalidRequest.of("memory_limit", "applies only to tasks that run code: a model's memory is known before it is loaded")
     given = {name: value for name, value in parameters.items() if value is not None}
     return {"workflow_type": workflow, "prompt": prompt, "parameters": given, "origin": origin, **options}
+
+
+SPECIAL = (StopIteration, StopAsyncIteration)
+"""Exceptions that control iteration: raised from a future they would end a loop."""
+
+
+def as_raised(problem: BaseException) -> BaseException:
+    """Return a `TaskFailed` as an exception that is also an instance of the built-in exception that the task raised.
+
+    Other exceptions are returned unchanged. Only class and message are kept, not attributes such as `errno`.
+    """
+    if type(problem) is not TaskFailed or problem.task is None or problem.task.failure is None:
+        return problem
+    return _made(problem.task.failure.type or "", str(problem), problem.task)
+
+
+def _made(name: str, message: str, task: Task | None) -> TaskFailed:
+    return _combined(name)(message, task)
+
+
+@cache
+def _combined(name: str) -> type[TaskFailed]:
+    """Return a subclass of `TaskFailed` and of the built-in exception `name`, or `TaskFailed` if none can be made."""
+    raised = getattr(builtins, name, None)
+    if not isinstance(raised, type) or not issubclass(raised, Exception) or issubclass(raised, SPECIAL):
+        return TaskFailed
+    members = {"__doc__": TaskFailed.__doc__, "__reduce__": _reduced(name), "__str__": _message}
+    combined = type(TaskFailed.__name__, (TaskFailed, raised), members)
+    try:
+        combined("", None)
+    except TypeError:  # some, such as UnicodeDecodeError, need arguments that stayed in the worker
+        return TaskFailed
+    return combined
+
+
+def _message(problem: TaskFailed) -> str:
+    return str(problem.args[0])  # some, such as KeyError, format the message with repr
+
+
+def _reduced(name: str) -> object:
+    return lambda problem: (_made, (name, str(problem), problem.task))
+
+
+ADVICE = "Submit it and wait for its handle outside the task, or run the work directly in this task"
+
+
+def in_worker() -> bool:
+    """Return whether this code runs in a task, or in a process that a task started."""
+    return current() is not None or os.environ.get("OPENRUNTIME_WORKER") == "1"
+
+
+def refuse_deadlock(backend: Backend, wanted: str, what: str) -> None:
+    """Raise `WouldDeadlock` if this code runs in a task and `what` runs, or may run, on that task's lane.
+
+    `wanted` is the assigned or requested device of `what`. A waiting task keeps its slot: if all slots are held by waiting tasks,
+    no task of the lane can start.
+    """
+    if not in_worker():
+        return
+    context = current()
+    if context is not None and context.device_type != lane_of(wanted, backend.devices()):
+        return
+    mine = context.task_id if context is not None else "the task that started this process"
+    raise WouldDeadlock(f"Deadlock: waiting here would block {what}, because {mine} holds the device slot it needs. {ADVICE}")
+
+
+def lane_of(wanted: str, devices: list[Device]) -> str:
+    """Return the type (`gpu` or `cpu`) of a device id or preference."""
+    types = {device.id: device.type for device in devices}
+    fallback = "gpu" if "gpu" in types.values() else "cpu"
+    return types.get(wanted) or ("cpu" if wanted == "cpu" else fallback)

@@ -10,8 +10,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.deadlock_guard import lane_of
-from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.handles import TaskHandle, lane_of
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed

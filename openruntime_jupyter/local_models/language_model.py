@@ -15,8 +15,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.local_models.chunking import LARGEST, AdaptiveChunking
-from openruntime_jupyter.local_models.stop_sequences import StopFilter
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions
 
@@ -235,3 +233,75 @@ def _quiet() -> Iterator[None]:
     """Redirect stdout to stderr: the stdout of a task is only the generated text."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+STEP_SECONDS = 0.2
+"""Target duration of a step. Interrupts are handled between steps, and a cancel escalates to its second stage after 0.5 s."""
+SMALLEST = 32
+"""Tokens. All weights are read once for each piece, so smaller pieces are hardly faster."""
+LARGEST = 512
+"""Tokens. Larger pieces gain little and need more memory for attention."""
+
+
+class AdaptiveChunking:
+    """Estimate of the numbers of tokens and layers that take about `STEP_SECONDS` for this model and device.
+
+    A piece of the prompt that passes all layers in one step would have to be short, and every piece reads all weights again. So a piece
+    has as many tokens as one layer can process in a step, and a step covers as many layers as fit into its time.
+    """
+
+    def __init__(self) -> None:
+        self._work = 4.0 * SMALLEST
+        """Work of one step, in tokens times layers."""
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens of the next piece."""
+        return int(min(max(self._work, SMALLEST), LARGEST))
+
+    def layers(self, tokens: int) -> int:
+        """Return the number of layers of a step for a piece of `tokens`."""
+        return max(1, int(self._work / max(tokens, SMALLEST)))
+
+    def took(self, tokens: int, layers: int, seconds: float) -> None:
+        """Record the duration of a step. One measurement changes the work of a step by at most a factor of four."""
+        wanted = max(tokens, SMALLEST) * layers * STEP_SECONDS / max(seconds, 1e-6)
+        self._work = max(1.0, min(max(wanted, self._work / 4), self._work * 4))
+
+
+class StopFilter:
+    """Filter for streamed text that holds back a possible beginning of a stop string and drops everything from the first one on."""
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
+        self._held = ""
+        self.found = False
+        """True once a stop string was found."""
+
+    def feed(self, text: str) -> str:
+        """Add a piece of text; return the text that is final."""
+        if self.found:
+            return ""
+        self._held += text
+        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if found:  # the first complete one counts, so that the result does not depend on the cuts
+            self.found = True
+            return self._release(min(found)[1])
+        return self._release(len(self._held) - self._beginning())
+
+    def flush(self) -> str:
+        """Return the held text at the end of the stream."""
+        return "" if self.found else self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        text, self._held = self._held[:count], self._held[count:]
+        return text
+
+    def _beginning(self) -> int:
+        """Return the length of the longest suffix of the held text that begins a stop string."""
+        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
+            end = self._held[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

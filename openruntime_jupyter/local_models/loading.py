@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
-from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, OpenRuntimeError
-from openruntime_jupyter.local_models import float32
+from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused, OpenRuntimeError
 from openruntime_jupyter.local_models.folder import NotAModel, read_config, shape_of, weight_files
 from openruntime_jupyter.local_models.gguf.conversions import Conversions
 from openruntime_jupyter.local_models.language_model import LanguageModel, weights_of
-from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
 
@@ -95,7 +98,7 @@ def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
     model, config = utils.load_model(path, lazy=True)
     tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     if wide:
-        float32.convert(model, weight_files(path)[0], Conversions(kept) if kept is not None else None)
+        convert(model, weight_files(path)[0], Conversions(kept) if kept is not None else None)
     return model, tokenizer
 
 
@@ -123,3 +126,58 @@ def _warm(loaded: LanguageModel, context: TaskContext) -> None:
         loaded.tokens_of(None, [{"role": "user", "content": "?"}])
     loaded.write(loaded.tokens_of("? ?", []), GenerationOptions(max_tokens=2, sampling={"temp": 1.0}), silent)
     log.debug("Warmed up %s in %.2f s", loaded.name, time.perf_counter() - started)
+
+
+def import_mlx_lm(offline: bool) -> ModuleType:
+    """Import and return the package; `offline` disables access to the hub. Raise `EngineError` with the install command."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at import
+    try:
+        with _limits_kept():
+            import mlx_lm
+    except ImportError as problem:
+        command = f"{sys.executable} -m pip install 'openruntime-jupyter[local]'"
+        raise EngineError(f"Local models need mlx-lm, which can't be imported ({problem}). Install it with: {command}") from problem
+    package: ModuleType = mlx_lm
+    return package
+
+
+@contextlib.contextmanager
+def _limits_kept() -> Iterator[None]:
+    """Disable `resource.setrlimit`: importing mlx_lm lowers the limits of open files, and fails if they are lower already."""
+    real = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = real
+
+
+def convert(model: Any, source: Path, conversions: Conversions | None = None) -> None:
+    """Convert the lazily loaded `model` to float32 without evaluating it.
+
+    Converting a quantised model takes seconds, so `conversions` caches the result for the weight file `source`.
+    """
+    packed = [module for _, module in model.named_modules() if "scales" in module]
+    for module in packed:
+        for name in ("scales", "biases"):
+            if (values := module.get(name)) is not None and mx.issubdtype(values.dtype, mx.floating):
+                module[name] = values.astype(mx.float32)
+    if packed:
+        from mlx_lm.utils import dequantize_model
+
+        dequantize_model(model)
+    model.update(tree_map(_wide, model.parameters()))
+    if not packed or conversions is None:
+        return
+    weights = weights_of(model)
+    kept = conversions.find(source, {name: weight.shape for name, weight in weights.items()})
+    if kept is not None:
+        model.load_weights(list(kept.items()), strict=True)
+    else:
+        conversions.keep(source, weights)
+
+
+def _wide(weight: Any) -> Any:
+    return weight.astype(mx.float32) if mx.issubdtype(weight.dtype, mx.floating) and weight.dtype != mx.float32 else weight

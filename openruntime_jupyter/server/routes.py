@@ -20,11 +20,12 @@ from openruntime_jupyter.server.handlers.arrays import ArrayHandler, ArrayReadyH
 from openruntime_jupyter.server.handlers.batch import BatchHandler, ResultsHandler
 from openruntime_jupyter.server.handlers.docs import FILES, DocsFileHandler, DocsHandler, OpenApiHandler
 from openruntime_jupyter.server.handlers.insights import InsightsHandler
-from openruntime_jupyter.server.handlers.metrics import MetricsHandler, MetricsHistoryHandler
 from openruntime_jupyter.server.handlers.sessions import SessionHandler, SessionRestartHandler, SessionsHandler
 from openruntime_jupyter.server.handlers.system import (
     DevicesHandler,
     HealthHandler,
+    MetricsHandler,
+    MetricsHistoryHandler,
     NotFoundHandler,
     OperationsHandler,
     RootHandler,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from openruntime_jupyter.ai.messages import system_message, tokens_of, user_message, with_turns
-from openruntime_jupyter.ai.workflows import Shared
+from openruntime_jupyter.ai.workflows import Shared, system_message, tokens_of, user_message, with_turns
 from openruntime_jupyter.schemas.ai import Message, Turn
 
 NOW = "2026-01-01T12:00:00.000000Z"

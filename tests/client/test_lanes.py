@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.deadlock_guard import in_worker, lane_of
+from openruntime_jupyter.client.handles import in_worker, lane_of
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.current_task import set_current
 from openruntime_jupyter.errors import WouldDeadlock

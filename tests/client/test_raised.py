@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from openruntime_jupyter.client.exceptions import as_raised
+from openruntime_jupyter.client.handles import as_raised
 from openruntime_jupyter.errors import TaskFailed, WorkerDied
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskState
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from openruntime_jupyter.ai.agents import parse
 from openruntime_jupyter.ai.conversations import PATIENCE
-from openruntime_jupyter.ai.messages import UNKNOWN_CONTEXT
-from openruntime_jupyter.ai.workflows import WORKFLOWS, Shared
+from openruntime_jupyter.ai.workflows import UNKNOWN_CONTEXT, WORKFLOWS, Shared
 from openruntime_jupyter.server.config.ai_traits import AiTraits
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ai.md").read_text()

@@ -15,8 +15,7 @@ import pytest
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.notebook.dashboard import feed
-from openruntime_jupyter.notebook.dashboard.actions import ACTIONS
-from openruntime_jupyter.notebook.dashboard.widget import Dashboard
+from openruntime_jupyter.notebook.dashboard.widget import ACTIONS, Dashboard
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import wait_until
 

@@ -378,7 +378,7 @@ def in_a_process(program: str) -> str:
 def test_importing_mlx_lm_keeps_open_file_limits() -> None:
     program = (
         "import resource\n"
-        "from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm\n"
+        "from openruntime_jupyter.local_models.loading import import_mlx_lm\n"
         "import_mlx_lm(offline=True)\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
@@ -390,7 +390,7 @@ def test_missing_mlx_lm_names_install_command() -> None:
         "import sys\n"
         "sys.modules['mlx_lm'] = None\n"
         "from openruntime_jupyter.errors import EngineError\n"
-        "from openruntime_jupyter.local_models.mlx_lm_import import import_mlx_lm\n"
+        "from openruntime_jupyter.local_models.loading import import_mlx_lm\n"
         "try:\n"
         "    import_mlx_lm(offline=True)\n"
         "except EngineError as problem:\n"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openruntime_jupyter.server.http.negotiation import preferred
+from openruntime_jupyter.server.http.requests import preferred
 
 JSON, ENVELOPE, TEXT, OPEN = OFFERS = (
     "application/json",

@@ -220,7 +220,7 @@ class EmbeddedBackend:
     def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
         """Return findings about the recorded history."""
         # Imported here and not on the loop, because importing NumPy is slow.
-        from openruntime_jupyter.ai.insights.response import insights
+        from openruntime_jupyter.ai.insights.report import insights
 
         try:
             request = InsightsRequest(metric_type=metric_type, timeframe=timeframe, wording=wording)

@@ -13,7 +13,7 @@ from openruntime_jupyter.schemas.ai import AgentList, AiRequest, AiTask, Convers
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
-    from openruntime_jupyter.runtime.events.tokens import TokenPiece
+    from openruntime_jupyter.runtime.events.output import TokenPiece
     from openruntime_jupyter.runtime.runtime import Caller
 
 Result = TypeVar("Result")

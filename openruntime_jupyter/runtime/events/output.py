@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from openruntime_jupyter.schemas.tasks import OutputItem, TaskOutput
@@ -111,3 +114,62 @@ class OutputBuffer:
         self.finish()
         items = list(self.items)
         return TaskOutput.model_construct(task_id=task_id, items=items, next=len(items), truncated=self.truncated, finished=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPiece:
+    """Piece of text and the number of characters before it. A later piece with index 0 starts a new attempt."""
+
+    index: int
+    text: str
+
+
+class TokenLog:
+    """Append-only text until it is closed; any number of readers may read from any position."""
+
+    __slots__ = ("_attempt", "_changed", "_closed", "text")
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._attempt = 0
+        self._closed = False
+        self._changed: asyncio.Event | None = None
+
+    def add(self, text: str) -> TokenPiece:
+        """Append a piece of text and return it with its index."""
+        piece = TokenPiece(len(self.text), text)
+        self.text += text
+        self._wake_readers()
+        return piece
+
+    def restart(self) -> None:
+        """Clear the text for a new attempt after the worker died."""
+        self.text = ""
+        self._attempt += 1
+        self._wake_readers()
+
+    def close(self) -> None:
+        """End the text."""
+        self._closed = True
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def read(self, since: int = 0) -> AsyncIterator[TokenPiece]:
+        """Yield the text after `since` characters as it is appended."""
+        attempt = self._attempt
+        while True:
+            if attempt != self._attempt:
+                attempt, since = self._attempt, 0
+            if since < len(self.text):
+                piece = TokenPiece(since, self.text[since:])
+                since = len(self.text)
+                yield piece
+            elif self._closed:
+                return
+            else:
+                self._changed = self._changed or asyncio.Event()
+                await self._changed.wait()

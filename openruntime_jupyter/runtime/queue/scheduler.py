@@ -13,8 +13,7 @@ from openruntime_jupyter.engines.protocol import Completed, Died, Figures, Job, 
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
 from openruntime_jupyter.runtime.arrays.rows import result_name
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.events.output import Stream
-from openruntime_jupyter.runtime.events.tokens import TokenPiece
+from openruntime_jupyter.runtime.events.output import Stream, TokenPiece
 from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.runtime.events.output import OutputBuffer
-from openruntime_jupyter.runtime.events.tokens import TokenLog
+from openruntime_jupyter.runtime.events.output import OutputBuffer, TokenLog
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
 from openruntime_jupyter.schemas.tasks import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState

@@ -14,7 +14,7 @@ from pathlib import Path
 from openruntime_jupyter.engines.protocol import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict, TaskNotFound
 from openruntime_jupyter.runtime.events.bus import EventBus
-from openruntime_jupyter.runtime.events.tokens import TokenPiece
+from openruntime_jupyter.runtime.events.output import TokenPiece
 from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History

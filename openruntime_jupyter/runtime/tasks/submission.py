@@ -20,8 +20,7 @@ from openruntime_jupyter.operations.arrays import references
 from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.events.output import OutputBuffer
-from openruntime_jupyter.runtime.events.tokens import TokenLog
+from openruntime_jupyter.runtime.events.output import OutputBuffer, TokenLog
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.lane import Lane

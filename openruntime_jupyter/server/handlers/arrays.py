@@ -21,7 +21,7 @@ from openruntime_jupyter.server.handlers.uploads import Upload
 from openruntime_jupyter.server.http import base
 from openruntime_jupyter.server.http.base import ENVELOPE, Handler
 from openruntime_jupyter.server.http.errors import envelope
-from openruntime_jupyter.server.http.negotiation import preferred
+from openruntime_jupyter.server.http.requests import preferred
 from openruntime_jupyter.server.openapi.decorator import BYTES, JSON, Parameter, Response, described
 
 if TYPE_CHECKING:

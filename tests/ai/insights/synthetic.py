@@ -11,8 +11,7 @@ from typing import Any
 
 from openruntime_jupyter.ai.insights.dataset import Dataset, Environment, gather
 from openruntime_jupyter.ai.insights.finding import FindingDraft
-from openruntime_jupyter.ai.insights.report import drafts_of
-from openruntime_jupyter.ai.insights.response import name_tasks
+from openruntime_jupyter.ai.insights.report import drafts_of, name_tasks
 from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
 from openruntime_jupyter.runtime.metrics.rollup import Ledger
 from openruntime_jupyter.runtime.settings import Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai.insights.response import insights
+from openruntime_jupyter.ai.insights.report import insights
 from openruntime_jupyter.ai.insights.rewriting import Choose, Rewriter
 from openruntime_jupyter.ai.number_check import figures_of
 from openruntime_jupyter.errors import Stopping

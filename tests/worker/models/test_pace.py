@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openruntime_jupyter.local_models.chunking import LARGEST, SMALLEST, STEP_SECONDS, AdaptiveChunking
+from openruntime_jupyter.local_models.language_model import LARGEST, SMALLEST, STEP_SECONDS, AdaptiveChunking
 
 LAYERS = 30
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as some
 
-from openruntime_jupyter.local_models.stop_sequences import StopFilter
+from openruntime_jupyter.local_models.language_model import StopFilter
 
 LETTERS = some.text("ab\n", max_size=30)
 
