@@ -24,7 +24,7 @@ class Listener:
         self.pieces.append(text)
 
 
-class RunOptions:
+class Question:
     """Options of a provider with one profile, `p`."""
 
     def __init__(self, url: str, environ: Mapping[str, str] = ENVIRON, **fields: Any) -> None:
@@ -40,7 +40,7 @@ def ask(url: str, *, fields: Mapping[str, Any] | None = None, environ: Mapping[s
     """Return the response to one prompt."""
 
     async def body() -> dict[str, Any]:
-        asked = RunOptions(url, environ, **(fields or {}))
+        asked = Question(url, environ, **(fields or {}))
         try:
             answer = await asked.run(**request)
         finally:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.ai.provider_server import Connection, Request, chunk, providing
-from tests.ai.providers.asking import RunOptions
+from tests.ai.providers.asking import Question
 
 
 class Watch:
@@ -32,7 +32,7 @@ class Watch:
 @pytest.mark.parametrize("pieces", [0, 1, 50], ids=["before the first byte", "after a piece", "amid the text"])
 def test_a_cancel_closes_the_connection(pieces: int) -> None:
     async def body(url: str, watch: Watch) -> None:
-        asked = RunOptions(url)
+        asked = Question(url)
         task = asyncio.ensure_future(asked.run())
         await asyncio.to_thread(watch.asked.wait, 20)
         while len(asked.listener.pieces) < pieces:
@@ -51,7 +51,7 @@ def test_a_cancel_closes_the_connection(pieces: int) -> None:
 
 def test_a_cancelled_prompt_leaves_the_others_alone() -> None:
     async def body(url: str, watch: Watch) -> None:
-        asked = RunOptions(url)
+        asked = Question(url)
         first, second = (asyncio.ensure_future(asked.run()) for _ in range(2))
         while len(asked.listener.pieces) < 2:
             await asyncio.sleep(0.005)

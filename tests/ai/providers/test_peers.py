@@ -18,7 +18,7 @@ import pytest
 
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.ai import Answer
-from tests.ai.providers.asking import RunOptions, ask
+from tests.ai.providers.asking import Question, ask
 from tests.gguf_twin import write_twin
 from tests.llama_cpp import llama_cpp
 from tests.support import free_port, wait_until
@@ -109,7 +109,7 @@ def test_a_parameter_that_it_refuses_fails_in_words(peer: Peer) -> None:
 
 
 async def test_a_question_that_is_given_up_leaves_the_server_free(peer: Peer) -> None:
-    asked = RunOptions(peer.url, model=peer.model)
+    asked = Question(peer.url, model=peer.model)
     asking = asyncio.ensure_future(asked.run("x", parameters={"max_tokens": CONTEXT - 100, "temperature": 1.0}))
     while not asked.listener.pieces and not asking.done():
         await asyncio.sleep(0.002)
@@ -117,7 +117,7 @@ async def test_a_question_that_is_given_up_leaves_the_server_free(peer: Peer) ->
     with contextlib.suppress(asyncio.CancelledError):  # a tiny model may have finished by then
         await asking
     await asked.provider.close()
-    assert answered(peer, max_tokens=4, temperature=0.0)["text"]
+    assert (await asyncio.to_thread(answered, peer, max_tokens=4, temperature=0.0))["text"]
 
 
 def test_a_server_that_is_not_there_is_named(peer: Peer) -> None:

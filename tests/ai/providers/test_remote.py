@@ -12,7 +12,7 @@ from openruntime_jupyter.ai.providers.remote import RemoteProvider
 from openruntime_jupyter.errors import InvalidRequest, KeyMissing, OpenRuntimeError, ProviderRefused, ProviderUnreachable
 from openruntime_jupyter.schemas.ai import Answer
 from tests.ai.provider_server import Connection, Request, chunk, providing, refuses, says, usage
-from tests.ai.providers.asking import KEY, RunOptions, ask
+from tests.ai.providers.asking import KEY, Question, ask
 
 
 def test_an_answer_has_the_providers_figures_and_our_times() -> None:
@@ -114,7 +114,7 @@ def test_text_in_parts_and_halves_of_characters_are_text() -> None:
 @pytest.mark.parametrize("refusal", [{"error": {"message": "Unknown field: stream_options"}}, {"error": "include_usage is not known"}])
 def test_a_provider_that_refuses_the_option_for_figures_is_asked_without_it_from_then_on(refusal: Any) -> None:
     async def body(url: str) -> None:
-        asked = RunOptions(url)
+        asked = Question(url)
         for _ in range(2):
             assert (await asked.run())["text"] == "Hi"
         await asked.provider.close()
@@ -157,7 +157,7 @@ def test_loopback_needs_no_proxy_and_others_go_through_it(monkeypatch: pytest.Mo
 
 def test_clients_are_kept_and_closed() -> None:
     async def body(url: str) -> None:
-        asked = RunOptions(url)
+        asked = Question(url)
         await asyncio.gather(asked.run(), asked.run())
         (made,) = asked.provider._clients._made.values()
         client = made.result().openai
@@ -174,7 +174,7 @@ def test_a_key_that_changes_is_used_at_once() -> None:
     environ = {"THE_KEY": "first-key-000"}
 
     async def body(url: str) -> None:
-        asked = RunOptions(url, environ)
+        asked = Question(url, environ)
         await asked.run()
         environ["THE_KEY"] = "second-key-000"
         await asked.run()
@@ -201,5 +201,5 @@ def test_a_prompt_that_names_no_model_or_profile_where_none_is_set_is_wrong() ->
         ask("http://127.0.0.1:1/v1", profile="q")
     with pytest.raises(InvalidRequest, match="no profile is configured: set OPENAI_API_KEY"):
         asyncio.run(
-            RemoteProvider(profiles_from({}, {})).run({"messages": [{"role": "user", "content": "Hi"}]}, RunOptions("http://x").listener)
+            RemoteProvider(profiles_from({}, {})).run({"messages": [{"role": "user", "content": "Hi"}]}, Question("http://x").listener)
         )
