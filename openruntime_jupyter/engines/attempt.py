@@ -24,7 +24,8 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
-from openruntime_jupyter.worker.frames import Kind, dumps
+from openruntime_jupyter.worker.codec import dumps
+from openruntime_jupyter.worker.frames import Kind
 
 NEXT_STAGE = {Stage.INTERRUPT: (Stage.TERMINATE, signal.SIGTERM), Stage.TERMINATE: (Stage.KILL, signal.SIGKILL)}
 

@@ -33,18 +33,8 @@ from openruntime_jupyter.engines.exit_report import install_command, missing_pac
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment
 from openruntime_jupyter.environment import is_secret
 from openruntime_jupyter.errors import EngineError, InterpreterError
-from openruntime_jupyter.worker.frames import (
-    HEADER,
-    PROTOCOL,
-    READ_BYTES,
-    BrokenFrame,
-    Kind,
-    decode_header,
-    display_marker,
-    dumps,
-    encode,
-    loads,
-)
+from openruntime_jupyter.worker.codec import dumps, loads
+from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 
 REAP_POLL = 0.05
 """Seconds between checks of a child process on systems without pidfd."""

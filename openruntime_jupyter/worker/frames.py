@@ -6,13 +6,9 @@ Both sides use this module. The runtime rejects the hello frame of a worker with
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 from enum import IntEnum
-from typing import Any
-
-from pydantic_core import from_json, to_json
 
 PROTOCOL = 3
 HEADER = struct.Struct("!BIIQ")
@@ -97,19 +93,3 @@ class Receiver:
             if not more:
                 raise EOFError
             self._data += more
-
-
-def dumps(body: dict[str, Any]) -> bytes:
-    """Encode a body as JSON."""
-    try:
-        return to_json(body)
-    except ValueError:  # folder names may be invalid UTF-8
-        return json.dumps(body).encode()
-
-
-def loads(body: bytes | bytearray) -> Any:
-    """Decode a body."""
-    try:
-        return from_json(body)
-    except ValueError:  # it rejects more than 200 levels of nesting
-        return json.loads(body)

@@ -24,9 +24,10 @@ from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.array_io import ArrayIO
 from openruntime_jupyter.worker.blas import Blas
+from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.context import TaskContext
 from openruntime_jupyter.worker.devices import no_backend, select
-from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind, dumps
+from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.imports import Imports
 from openruntime_jupyter.worker.interrupts import InterruptGuard
 from openruntime_jupyter.worker.stdio import flush_output

@@ -14,7 +14,7 @@ from tests.runtimes import cell, ended, runtime_in, says, submit, until
 async def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_the_process(tmp_path: Path) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     breaks = (
-        "import openruntime_jupyter.worker.tracebacks as t\ndef describe(error): raise RuntimeError('broken')\nt.describe = describe\n1 / 0"
+        "import openruntime_jupyter.worker.runner as t\ndef describe(error): raise RuntimeError('broken')\nt.describe = describe\n1 / 0"
     )
 
     async with runtime_in(tmp_path) as runtime:

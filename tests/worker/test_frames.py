@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.worker.frames import HEADER, INLINE_PAYLOAD, BrokenFrame, Kind, Receiver, dumps, encode, loads
+from openruntime_jupyter.worker.codec import dumps, loads
+from openruntime_jupyter.worker.frames import HEADER, INLINE_PAYLOAD, BrokenFrame, Kind, Receiver, encode
 
 
 @pytest.fixture

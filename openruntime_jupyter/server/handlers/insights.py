@@ -42,6 +42,6 @@ class InsightsHandler(Handler):
     async def _insights(self, runtime: Runtime, request: InsightsRequest) -> Insights:
         choose = (await self.ai()).worders(await self.caller())
         # Imported on a thread at the first request, because most servers get none and NumPy is slow to import.
-        answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.response")
+        answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.report")
         found: Insights = await answer.insights(runtime, request, choose)
         return found
