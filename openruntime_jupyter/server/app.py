@@ -84,7 +84,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
 
     @property
     def standalone(self) -> bool:
-        """Whether the server is stand-alone."""
+        """True for a stand-alone server."""
         return self.server.starter_app is self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -172,36 +173,42 @@ def test_a_wrong_question_names_what_is_wrong(client: Client) -> None:
         client.ask("x", profile="missing")
 
 
-async def test_coroutines_ask_and_read_along(client: Client) -> None:
-    async with client.aio as aio:
-        handle = await aio.ask("slow word", "model_inference", max_tokens=5)
-        assert "".join([piece async for piece in handle]) == "You said: slow word"
-        assert (await handle).usage.tokens_used == 15
-        assert handle.left_out == 0
-        assert isinstance(await aio.task(handle.id), AsyncPromptHandle)
-        assert (await (await aio.again(handle.id))).text == "You said: slow word"
-        with pytest.raises(TaskFailed, match="no such thing"):
-            [piece async for piece in await aio.ask("fail")]
-        name = uuid4().hex
-        await (await aio.ask("one", conversation=name))
-        assert (await aio.conversation(name)).turns == 1
-        assert name in {each.name for each in await aio.conversations()}
-        assert (await aio.delete_conversation(name)).turns == 1
-        assert (await aio.agents()).agents
-        assert await aio.workflows()
-        assert [each.name for each in (await aio.models()).profiles] == ["cloud"]
-        with pytest.raises(ModelNotFound):
-            await aio.unload("org/none")
+def test_coroutines_ask_and_read_along(client: Client) -> None:
+    async def body() -> None:
+        async with client.aio as aio:
+            handle = await aio.ask("slow word", "model_inference", max_tokens=5)
+            assert "".join([piece async for piece in handle]) == "You said: slow word"
+            assert (await handle).usage.tokens_used == 15
+            assert handle.left_out == 0
+            assert isinstance(await aio.task(handle.id), AsyncPromptHandle)
+            assert (await (await aio.again(handle.id))).text == "You said: slow word"
+            with pytest.raises(TaskFailed, match="no such thing"):
+                [piece async for piece in await aio.ask("fail")]
+            name = uuid4().hex
+            await (await aio.ask("one", conversation=name))
+            assert (await aio.conversation(name)).turns == 1
+            assert name in {each.name for each in await aio.conversations()}
+            assert (await aio.delete_conversation(name)).turns == 1
+            assert (await aio.agents()).agents
+            assert await aio.workflows()
+            assert [each.name for each in (await aio.models()).profiles] == ["cloud"]
+            with pytest.raises(ModelNotFound):
+                await aio.unload("org/none")
+
+    asyncio.run(body())
 
 
-async def test_a_coroutine_that_stops_reading_cancels_nothing(client: Client) -> None:
-    async with client.aio as aio:
-        handle = await aio.ask("hold it")
-        async for piece in handle:
-            assert piece == "You said: "
-            break
-        assert await handle.status() == "running"
-        assert (await handle.cancel()).status == "cancelled"
+def test_a_coroutine_that_stops_reading_cancels_nothing(client: Client) -> None:
+    async def body() -> None:
+        async with client.aio as aio:
+            handle = await aio.ask("hold it")
+            async for piece in handle:
+                assert piece == "You said: "
+                break
+            assert await handle.status() == "running"
+            assert (await handle.cancel()).status == "cancelled"
+
+    asyncio.run(body())
 
 
 def test_an_answer_knows_its_code() -> None:

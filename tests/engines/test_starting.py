@@ -127,9 +127,9 @@ async def test_failed_parameters_file_keeps_worker(tmp_path: Path) -> None:
 
 
 async def test_failed_first_worker_is_retried_on_request(tmp_path: Path) -> None:
-    mended = tmp_path / "mended"
+    repaired = tmp_path / "repaired"
     interpreter = tmp_path / "python"
-    interpreter.write_text(f'#!/bin/sh\n[ -e {mended} ] || exit 3\nexec {sys.executable} "$@"\n')
+    interpreter.write_text(f'#!/bin/sh\n[ -e {repaired} ] || exit 3\nexec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
 
     settings = Settings(data_dir=tmp_path / "data")
@@ -141,7 +141,7 @@ async def test_failed_first_worker_is_retried_on_request(tmp_path: Path) -> None
             with pytest.raises(Unavailable, match="before it was ready"):
                 await submit(runtime, "call")
         assert runtime.health().status == "degraded"
-        mended.touch()
+        repaired.touch()
         assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
         assert runtime.health().status == "healthy"
     finally:

@@ -54,7 +54,7 @@ class Recovery:
         return True
 
     async def _queue(self, task_id: str) -> bool:
-        """Queue the task in its lane, or fail it; return False if there is no lane yet."""
+        """Queue the task in its lane, or fail it; return False while devices are unknown."""
         task = self._left.get(task_id)
         if task is None:  # cancelled in the meantime
             return True
