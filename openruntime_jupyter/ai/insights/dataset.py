@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
 
@@ -36,9 +36,8 @@ class Columns:
     """Metrics over time as arrays, with NaN for gaps."""
 
     raw: MetricColumns
-    _arrays: dict[tuple[str, str], Array] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def times(self) -> Array:
         """Return the start of each point in seconds since the epoch."""
         return np.array(self.raw.starts, dtype=np.float64)
@@ -48,14 +47,11 @@ class Columns:
         """Return the length of a point in seconds."""
         return self.raw.resolution
 
-    def of(self, figure: str, column: Literal["min", "mean", "max"] = "mean") -> Array:
+    def of(self, figure: str, column: Literal["mean", "max"] = "mean") -> Array:
         """Return the values of a metric, one per point."""
-        found = self._arrays.get((figure, column))
-        if found is None:
-            found = self._arrays[figure, column] = np.array(getattr(self.raw.series[figure], column), dtype=np.float64)
-        return found
+        return np.array(getattr(self.raw.series[figure], column), dtype=np.float64)
 
-    def known(self, figure: str, column: Literal["min", "mean", "max"] = "mean") -> Array:
+    def known(self, figure: str, column: Literal["mean", "max"] = "mean") -> Array:
         """Return the values of a metric without gaps."""
         values = self.of(figure, column)
         return values[~np.isnan(values)]
@@ -108,7 +104,6 @@ class Dataset:
     earlier: Columns | None
     """Metrics before the timeframe; None if the history does not keep them."""
     ended: Ended
-    running: list[Ran]
     compared: list[Compared]
 
     @property
@@ -116,7 +111,7 @@ class Dataset:
         """Return whether there are enough points to distinguish peaks and trends from chance."""
         return self.columns.observed >= LEAST_POINTS
 
-    @cached_property
+    @property
     def completed(self) -> list[Ran]:
         """Return the completed tasks of the sample."""
         return [task for task in self.ended.tasks if task.state == "completed"]
@@ -138,14 +133,13 @@ async def gather(history: History, timeframe: Timeframe, now: float, environment
     if EARLIER[timeframe]:
         earlier = Columns(await history.metrics(begin - EARLIER[timeframe] * span, begin, EARLIER_POINTS, None, now, sampled_only=True))
     ended = await history.look(partial(questions.ended, begin=begin, end=now))
-    running = await history.look(questions.running)
     often = Counter(task.operation for task in ended.tasks if task.state == "completed").most_common(MOST_OPERATIONS)
     compared = [
         each
         for operation, number in often
         if number >= LEAST_COMPARED and (each := await _compared(history, operation, begin, now)) is not None
     ]
-    return Dataset(timeframe, begin, now, environment, columns, earlier, ended, running, compared)
+    return Dataset(timeframe, begin, now, environment, columns, earlier, ended, compared)
 
 
 async def _compared(history: History, operation: str, begin: float, end: float) -> Compared | None:

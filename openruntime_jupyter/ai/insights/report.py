@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from openruntime_jupyter.ai.insights import levels, usage
+from openruntime_jupyter.ai.insights import metric_findings, task_findings
 from openruntime_jupyter.ai.insights.dataset import Dataset, Environment, gather
-from openruntime_jupyter.ai.insights.failures import OF_MEMORY, bursts, failures
-from openruntime_jupyter.ai.insights.finding import Finder, FindingDraft
-from openruntime_jupyter.ai.insights.formatting import TIMEFRAME_WORDS
+from openruntime_jupyter.ai.insights.finding import TIMEFRAME_WORDS, FindingDraft
+from openruntime_jupyter.ai.insights.metric_findings import LOAD, MEMORY
 from openruntime_jupyter.ai.insights.rewriting import Choose, rewrite
-from openruntime_jupyter.ai.insights.trends import LOAD, MEMORY, leaks, peaks, trends
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.storage import insights as questions
 from openruntime_jupyter.runtime.storage.store import History
@@ -23,26 +21,43 @@ from openruntime_jupyter.schemas.system import MetricsHistory, Timeframe
 
 MOST_FINDINGS = 8
 
-FINDERS: Mapping[MetricType, tuple[Finder, ...]] = {
+
+FINDERS: Mapping[MetricType, Sequence[Callable[[Dataset], list[FindingDraft]]]] = {
     "performance": (
-        *(levels.performance, peaks(MEMORY), peaks(LOAD), trends(MEMORY[:1]), trends(LOAD), leaks, bursts, failures()),
-        *(usage.queueing, usage.underused, usage.slower, usage.short_tasks, usage.devices),
+        metric_findings.performance_levels,
+        partial(metric_findings.peaks, metrics=(*MEMORY, *LOAD)),
+        partial(metric_findings.trends, metrics=(MEMORY[0], *LOAD)),
+        metric_findings.leaks,
+        task_findings.bursts,
+        task_findings.failures,
+        task_findings.queueing,
+        metric_findings.underused,
+        task_findings.slower,
+        task_findings.short_tasks,
+        task_findings.devices,
     ),
-    "memory": (levels.memory, leaks, peaks(MEMORY), trends(MEMORY), failures(OF_MEMORY), usage.largest),
+    "memory": (
+        metric_findings.memory_levels,
+        metric_findings.leaks,
+        partial(metric_findings.peaks, metrics=MEMORY),
+        partial(metric_findings.trends, metrics=MEMORY),
+        partial(task_findings.failures, kinds=task_findings.OF_MEMORY),
+        task_findings.largest,
+    ),
     "efficiency": (
-        levels.efficiency,
-        usage.idle,
-        usage.queueing,
-        usage.underused,
-        usage.short_tasks,
-        usage.wasted,
-        usage.slower,
-        usage.devices,
-        trends(LOAD),
+        metric_findings.efficiency_levels,
+        metric_findings.idle,
+        task_findings.queueing,
+        metric_findings.underused,
+        task_findings.short_tasks,
+        task_findings.wasted,
+        task_findings.slower,
+        task_findings.devices,
+        partial(metric_findings.trends, metrics=LOAD),
     ),
-    "errors": (levels.errors, bursts, failures()),
+    "errors": (metric_findings.error_levels, task_findings.bursts, task_findings.failures),
 }
-"""Finders by metric type."""
+"""Functions that compute the findings of a metric type."""
 
 
 def drafts_of(dataset: Dataset, metric_type: MetricType) -> list[FindingDraft]:
@@ -53,11 +68,10 @@ def drafts_of(dataset: Dataset, metric_type: MetricType) -> list[FindingDraft]:
     burst = max((draft.figures["failures"] or 0.0 for draft in found if draft.kind == "burst"), default=0.0)
     found = [draft for draft in found if not (leaking and draft.kind == "trend" and draft.figure == "worker_memory")]
     found = [draft for draft in found if draft.kind != "failures" or burst < (draft.figures["failures"] or 0.0)]
-    little = levels.too_little(dataset)
-    if little is not None:
-        found.append(little)
+    if not dataset.enough:
+        found.append(metric_findings.too_little(dataset))
     elif all(draft.severity == "info" for draft in found):
-        found.append(levels.nothing(dataset))
+        found.append(metric_findings.nothing(dataset))
     return sorted(found, key=lambda draft: -draft.rank)[:MOST_FINDINGS]
 
 
@@ -139,4 +153,5 @@ async def name_tasks(history: History, drafts: list[FindingDraft]) -> None:
     """Add related tasks to the findings that request them."""
     for draft in drafts:
         if draft.around is not None and draft.start is not None and draft.end is not None:
-            draft.attach(await history.look(partial(questions.around, begin=draft.start, end=draft.end)))
+            ran = await history.look(partial(questions.around, begin=draft.start, end=draft.end))
+            draft.attach(ran, draft.start, draft.end)

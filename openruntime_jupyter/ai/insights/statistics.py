@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,16 @@ def tail(z: float) -> float:
     return math.erfc(abs(z) / math.sqrt(2))
 
 
-def middle(values: Array) -> tuple[float, float]:
+def robust_scale(values: Array) -> tuple[float, float]:
     """Return the median and a robust standard deviation.
 
     The scale is the median absolute deviation times 1.4826, or, if more than half of the values are equal, the mean absolute
     deviation times 1.2533 (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993).
     """
-    median = float(np.median(values))
-    away = np.abs(values - median)
+    center = float(np.median(values))
+    away = np.abs(values - center)
     mad = float(np.median(away))
-    return median, MAD_TO_SIGMA * mad if mad > 0 else MEAN_DEVIATION_TO_SIGMA * float(away.mean())
+    return center, MAD_TO_SIGMA * mad if mad > 0 else MEAN_DEVIATION_TO_SIGMA * float(away.mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ def episodes(values: Array, *, least: float, sigmas: float = 6.0, rare: float = 
     known = values[~np.isnan(values)]
     if known.size == 0:
         return []
-    median, sigma = middle(known)
-    out = np.flatnonzero(values > median + max(sigmas * sigma, least))
+    center, sigma = robust_scale(known)
+    out = np.flatnonzero(values > center + max(sigmas * sigma, least))
     if out.size == 0 or out.size > max(FEW, rare * known.size):
         return []
     # A single normal value between two outliers does not split an episode.
@@ -86,16 +87,8 @@ def blocks(times: Array, values: Array, number: int = BLOCKS) -> tuple[Array, Ar
     parts = min(number, values.size)
     if parts == values.size:
         return times, values
-    edges = np.linspace(0, values.size, parts + 1).astype(int)
-    return _medians(times, edges), _medians(values, edges)
-
-
-def _medians(values: Array, edges: NDArray[np.int_]) -> Array:
-    """Return the median of each interval between `edges`. Vectorized, because one NumPy call per interval is many times slower."""
-    ordered = values[np.lexsort((values, np.repeat(np.arange(edges.size - 1), np.diff(edges))))]
-    low, high = (edges[:-1] + edges[1:] - 1) // 2, (edges[:-1] + edges[1:]) // 2
-    medians: Array = (ordered[low] + ordered[high]) / 2
-    return medians
+    medians = [np.array([median(part.tolist()) for part in np.array_split(column, parts)]) for column in (times, values)]
+    return medians[0], medians[1]
 
 
 def theil_sen(times: Array, values: Array) -> tuple[float, float]:
@@ -142,9 +135,9 @@ def drift(values: Array) -> float:
 
 def ranked(values: Array) -> Array:
     """Return the ranks of `values` from 1 on. Ties get their mean rank."""
-    _, positions, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[positions], dtype=np.float64)
+    ordered = np.sort(values)
+    ranks: Array = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2
+    return ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,21 +207,22 @@ def climb(times: Array, values: Array, *, least: float, share: float = 0.15, bef
 
 
 def _largest_rise(values: Array) -> tuple[int, int]:
+    """Return the indices of the low and the high of the largest rise that never falls back by more than a quarter of its gain."""
     # Drops within the standard deviation of the steps are noise.
     noise = 3 * MAD_TO_SIGMA * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
-    # One row per start index. Values before the start are treated as constant.
-    positions = np.arange(values.size)
-    ahead, low_values = positions >= positions[:, None], values[:, None]
-    course = np.where(ahead, values, low_values)
-    highest = np.maximum.accumulate(course, axis=1)
-    fallen = highest - course > np.maximum((highest - low_values) / 4, noise) + 1e-12
-    before_fall = ahead & ~np.logical_or.accumulate(fallen, axis=1)
-    tops = np.argmax(np.where(before_fall, course, -np.inf), axis=1)
-    low = int(np.argmax(values[tops] - values))
-    top = int(tops[low])
+    known = values.tolist()
+    largest, low, high = 0.0, 0, 0
+    for start, lowest in enumerate(known):
+        top = start
+        for position in range(start, len(known)):
+            if known[position] > known[top]:
+                top = position
+            elif known[top] - known[position] > max((known[top] - lowest) / 4, noise) + 1e-12:
+                break
+        if known[top] - lowest > largest:
+            largest, low, high = known[top] - lowest, start, top
     # On level parts before and after the rise, the positions of the minimum and the maximum are arbitrary.
-    inside = values[low : top + 1]
-    high = low + int(np.argmax(inside >= values[top] - noise))
+    high = low + int(np.argmax(values[low : high + 1] >= values[high] - noise))
     return low + int(np.flatnonzero(values[low : high + 1] <= values[low] + noise)[-1]), high
 
 
@@ -272,7 +266,7 @@ class Burst:
 
 
 def burst(failed: Array, ended: Array, *, least: float = 5.0, score: float = 12.0) -> Burst | None:
-    """Return the interval with the highest density of failures, or None if the distribution may be random.
+    """Return the interval with the highest density of failures, or None if the distribution may be random. `ended` includes `failed`.
 
     The density is relative to ended tasks and not to time, because more failures are expected when more tasks run. The score is the
     logarithm of the likelihood ratio of Kulldorff's scan for 0 and 1 (A Spatial Scan Statistic, 1997). For a given interval, a score of
@@ -282,9 +276,9 @@ def burst(failed: Array, ended: Array, *, least: float = 5.0, score: float = 12.
     positions = np.flatnonzero(failed > 0)
     if positions.size == 0:
         return None
-    all_failed, all_ended = float(failed.sum()), float(np.maximum(ended, failed).sum())
+    all_failed, all_ended = float(failed.sum()), float(ended.sum())
     f = np.concatenate([[0.0], np.cumsum(failed)])
-    n = np.concatenate([[0.0], np.cumsum(np.maximum(ended, failed))])
+    n = np.concatenate([[0.0], np.cumsum(ended)])
     inside = f[positions[None, :] + 1] - f[positions[:, None]]
     size = n[positions[None, :] + 1] - n[positions[:, None]]
     length = positions[None, :] - positions[:, None] + 1

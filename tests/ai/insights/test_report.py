@@ -16,20 +16,20 @@ from openruntime_jupyter.runtime.metrics.definitions import FIGURES
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.system import Metrics
 from tests.ai.insights.synthetic import planted
-from tests.ai.insights.test_wording import nobody
+from tests.ai.insights.test_rewriting import nobody
 from tests.runtime.history_support import opened
-from tests.runtimes import live, runtime_in
+from tests.runtimes import runtime_in
 
 
-async def told(folder: Path, choose: Choose = nobody, **asked: Any) -> Insights:
+async def report(folder: Path, choose: Choose = nobody, **asked: Any) -> Insights:
     async with opened(folder) as history:
         await planted("1h", time.time()).tell(history)
     async with runtime_in(folder) as runtime:
         return await insights(runtime, InsightsRequest(**{"metric_type": "performance", "timeframe": "1h", **asked}), choose)
 
 
-def test_an_answer_has_its_text_its_figures_and_what_to_draw(tmp_path: Path) -> None:
-    answer = Insights.model_validate(live(told(tmp_path)).model_dump())
+async def test_response_has_text_findings_and_marks(tmp_path: Path) -> None:
+    answer = Insights.model_validate((await report(tmp_path)).model_dump())
     assert answer.insights.startswith("Based on the last hour of performance data:\n\n1. ")
     for number, finding in enumerate(answer.findings, 1):
         assert f"\n{number}. {finding.text}" in answer.insights
@@ -46,14 +46,14 @@ def test_an_answer_has_its_text_its_figures_and_what_to_draw(tmp_path: Path) -> 
     assert [order[finding.severity] for finding in answer.findings] == sorted(order[finding.severity] for finding in answer.findings)
 
 
-def test_a_wording_changes_the_text_and_nothing_else(tmp_path: Path) -> None:
+async def test_rewriting_changes_only_the_text(tmp_path: Path) -> None:
     prompts = []
 
     async def ask(prompt: str) -> str:
         prompts.append(prompt)
         return prompt.rpartition("\n\nBased")[0] and "Here it is, b" + prompt[prompt.index("ased on the last") :]
 
-    answer = live(told(tmp_path, lambda which: Rewriter("m", ask) if which == "resident" else None))
+    answer = await report(tmp_path, lambda which: Rewriter("m", ask) if which == "resident" else None)
     assert answer.worded_by == "m"
     assert answer.insights.startswith("Here it is, based on")
     assert len(prompts) == 1
@@ -61,11 +61,8 @@ def test_a_wording_changes_the_text_and_nothing_else(tmp_path: Path) -> None:
     assert not any("Here it is" in finding.text for finding in answer.findings)
 
 
-def test_a_runtime_that_has_stopped_says_so(tmp_path: Path) -> None:
-    async def late() -> None:
-        async with runtime_in(tmp_path) as runtime:
-            await runtime.stop()
+async def test_stopped_runtime_is_reported(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await runtime.stop()
+        with pytest.raises(Stopping):
             await insights(runtime, InsightsRequest(metric_type="errors", timeframe="5m"), nobody)
-
-    with pytest.raises(Stopping):
-        live(late())
