@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,8 @@ KEYS = ("role", "name", "description", "capabilities")
 LARGEST_FILE = 100_000
 """Maximum bytes of a file, because every prompt includes the instructions."""
 MOST_FILES = 200
+
+Source = Literal["built-in", "configured"]
 
 _ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,49}")
 
@@ -49,7 +51,6 @@ class Agents:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._read: dict[Path, tuple[tuple[int, int], Agent | InvalidAgent]] = {}
 
     def all(self) -> AgentList:
         """Return all agents, built-in ones first, and the problems of files in the folder."""
@@ -66,66 +67,60 @@ class Agents:
         return agent
 
     def _collect(self) -> tuple[dict[str, Agent], list[str]]:
-        found = {agent.info.role: agent for agent in map(self._built_in, sorted(BUILT_IN.glob("*.md")))}
-        problems: list[str] = []
-        configured: dict[str, Path] = {}
-        for path, agent in self._configured(problems):
+        found = {agent.info.role: agent for path in sorted(BUILT_IN.glob("*.md")) if isinstance(agent := _agent(path, "built-in"), Agent)}
+        files, problems = self._configured()
+        paths: dict[str, Path] = {}
+        for path in files:
+            agent = _agent(path, "configured")
             if isinstance(agent, InvalidAgent):
                 problems.append(f"{path}: {agent}")
-            elif agent.info.role in configured:
-                problems.append(f"{path}: {configured[agent.info.role].name} already has the role {agent.info.role}: choose another role")
+            elif agent.info.role in paths:
+                problems.append(f"{path}: {paths[agent.info.role].name} already has the role {agent.info.role}: choose another role")
             else:
-                configured[agent.info.role] = path
+                paths[agent.info.role] = path
                 found[agent.info.role] = agent
         return found, problems
 
-    def _built_in(self, path: Path) -> Agent:
-        agent = self._agent(path, "built-in")
-        assert isinstance(agent, Agent), agent
-        return agent
-
-    def _configured(self, problems: list[str]) -> Iterator[tuple[Path, Agent | InvalidAgent]]:
+    def _configured(self) -> tuple[list[Path], list[str]]:
+        """Return the files of the folder, and its problems."""
         if self._folder is None:
-            return
+            return [], []
         try:
             files = sorted(path for path in self._folder.iterdir() if path.suffix == ".md")
         except OSError as problem:
-            problems.append(f"{self._folder} can't be read ({problem.strerror}): make it a folder of .md files, or remove agents_dir")
-            return
-        if len(files) > MOST_FILES:
-            problems.append(f"{self._folder} has {len(files)} files, but only the first {MOST_FILES} are read: remove some")
-        yield from ((path, self._agent(path, "configured")) for path in files[:MOST_FILES])
-
-    def _agent(self, path: Path, source: Literal["built-in", "configured"]) -> Agent | InvalidAgent:
-        try:
-            state = path.stat()
-        except OSError as problem:
-            return InvalidAgent(f"can't be read ({problem.strerror}): fix or remove the file")
-        version = (state.st_mtime_ns, state.st_size)
-        known = self._read.get(path)
-        if known is not None and known[0] == version:
-            return known[1]
-        agent = _read(path, state.st_size, source)
-        self._read[path] = version, agent
-        if isinstance(agent, InvalidAgent):
-            log.warning("Skipped the agent file %s: %s", path, agent)
-        return agent
+            return [], [f"{self._folder} can't be read ({problem.strerror}): make it a folder of .md files, or remove agents_dir"]
+        if len(files) <= MOST_FILES:
+            return files, []
+        return files[:MOST_FILES], [f"{self._folder} has {len(files)} files, but only the first {MOST_FILES} are read: remove some"]
 
 
-def _read(path: Path, size: int, source: Literal["built-in", "configured"]) -> Agent | InvalidAgent:
-    if size > LARGEST_FILE:
-        return InvalidAgent(f"has {size:,} bytes, but the maximum is {LARGEST_FILE:,}: shorten it")
+def _agent(path: Path, source: Source) -> Agent | InvalidAgent:
     try:
-        return parse(path.read_text(encoding="utf-8"), source)
-    except InvalidAgent as problem:
-        return problem
-    except UnicodeDecodeError:
-        return InvalidAgent("not UTF-8 text: save it as UTF-8")
+        state = path.stat()
     except OSError as problem:
         return InvalidAgent(f"can't be read ({problem.strerror}): fix or remove the file")
+    return _read(path, (state.st_mtime_ns, state.st_size), source)
 
 
-def parse(text: str, source: Literal["built-in", "configured"] = "configured") -> Agent:
+@lru_cache(maxsize=2 * MOST_FILES)
+def _read(path: Path, version: tuple[int, int], source: Source) -> Agent | InvalidAgent:
+    """Return the agent of a file. Each version of a file is read, and its problem logged, once."""
+    _, size = version
+    try:
+        if size > LARGEST_FILE:
+            raise InvalidAgent(f"has {size:,} bytes, but the maximum is {LARGEST_FILE:,}: shorten it")
+        return parse(path.read_text(encoding="utf-8"), source)
+    except InvalidAgent as problem:
+        invalid = problem
+    except UnicodeDecodeError:
+        invalid = InvalidAgent("not UTF-8 text: save it as UTF-8")
+    except OSError as problem:
+        invalid = InvalidAgent(f"can't be read ({problem.strerror}): fix or remove the file")
+    log.warning("Skipped the agent file %s: %s", path, invalid)
+    return invalid
+
+
+def parse(text: str, source: Source = "configured") -> Agent:
     """Return the agent of a file's text. Raises `InvalidAgent`."""
     lines = text.lstrip("\ufeff").splitlines()
     if not lines or lines[0].strip() != DELIMITER:

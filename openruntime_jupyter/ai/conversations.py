@@ -32,7 +32,8 @@ class Conversations:
         """Return a conversation with its turns. Raises `ConversationNotFound`."""
         found = await self._history.look(partial(stored.one, owner=owner or "", name=name))
         if found is None:
-            raise ConversationNotFound(_unknown(owner, name))
+            whose = f"of {owner}" if owner is not None else "without a login"
+            raise ConversationNotFound(f"Unknown conversation {name!r} {whose}: GET /ai/conversations lists the conversations")
         info, turns = found
         return Conversation(**info.model_dump(), messages=turns)
 
@@ -60,8 +61,3 @@ class Conversations:
                 f"The previous prompt of the conversation {name!r} is still pending: wait for it, or cancel it, and try again"
             ) from None
         return lock
-
-
-def _unknown(owner: str | None, name: str) -> str:
-    whose = f"of {owner}" if owner is not None else "without a login"
-    return f"Unknown conversation {name!r} {whose}: GET /ai/conversations lists the conversations"

@@ -60,7 +60,7 @@ def _from_keyring(service: str, user: str) -> str | None:
 
 
 class Redactor:
-    """Redactor of secrets in text. Use `stream` for text in pieces."""
+    """Redactor of secrets in text. Use `RedactedStream` for text in pieces."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         long = {secret for secret in secrets if len(secret) >= SHORTEST}
@@ -72,10 +72,6 @@ class Redactor:
         """Return `text` without secrets."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
-    def stream(self, tell: Callable[[str], None]) -> RedactedStream:
-        """Return a stream that passes pieces to `tell` without secrets, including those split across pieces."""
-        return RedactedStream(self, tell)
-
     def held_back(self, text: str) -> int:
         """Return the number of characters at the end of `text` that may be the start of a secret."""
         most = min(len(text), len(self._forms[0]) - 1) if self._forms else 0
@@ -83,7 +79,7 @@ class Redactor:
 
 
 class RedactedStream:
-    """Redaction of text in pieces. Holds back a possible start of a secret until the next piece."""
+    """Redaction of text in pieces, which are passed to `tell`. Holds back a possible start of a secret until the next piece."""
 
     def __init__(self, redactor: Redactor, tell: Callable[[str], None]) -> None:
         self._redactor = redactor

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from openruntime_jupyter.ai.profiles import Profiles
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.tasks.submission import Caller
-from openruntime_jupyter.schemas.ai import LOCAL, ProfileInfo
+from openruntime_jupyter.schemas.ai import LOCAL
 from openruntime_jupyter.schemas.values import ModelSource
 
 NOTHING = (
@@ -20,22 +20,6 @@ LOGIN_REQUIRED = (
     "The remote provider {!r} costs its owner money and requires a login: log in or send the server's token, or use a local "
     "model (`profile` `local`; `jupyter openruntime pull` downloads one)"
 )
-
-
-class RemoteProfiles(Protocol):
-    """Configured remote providers; see `ai/profiles.py`."""
-
-    default: str | None
-    """Default provider; `local`: a local model."""
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield their names."""
-
-    def __contains__(self, name: object) -> bool:
-        """Return whether a profile has this name."""
-
-    def info(self) -> list[ProfileInfo]:
-        """Return their public data."""
 
 
 class LocalModels(Protocol):
@@ -63,7 +47,7 @@ class Choice:
 class Chooser:
     """Selector of models among the configured and available ones. `default_model` is the default local model; empty: the first."""
 
-    def __init__(self, remote: RemoteProfiles, local: LocalModels, default_model: str = "") -> None:
+    def __init__(self, remote: Profiles, local: LocalModels, default_model: str = "") -> None:
         self._remote = remote
         self._local = local
         self._default_model = default_model
@@ -103,7 +87,7 @@ class Chooser:
             raise InvalidRequest.of("parameters.profile", problem)
         if not caller.may_spend:
             raise NotAllowed(LOGIN_REQUIRED.format(profile))
-        if model is None and all(each.model is None for each in self._remote.info() if each.name == profile):
+        if model is None and self._remote[profile].model is None:
             raise InvalidRequest.of("parameters.model", f"is required: the profile {profile!r} has no default model")
         return Choice(profile, model, None)
 

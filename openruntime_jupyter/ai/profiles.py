@@ -123,33 +123,21 @@ class Profile(BaseModel):
         return {found for reference in self.references.values() if (found := variable(reference))}
 
 
-class Profiles(Mapping[str, Profile]):
+class Profiles(dict[str, Profile]):
     """Profiles by name. `default` is the default profile, or None if there are several and none is configured as default."""
 
     def __init__(self, profiles: Mapping[str, Profile], default: str | None = None, problems: tuple[str, ...] = ()) -> None:
-        self._profiles = dict(profiles)
+        super().__init__(profiles)
         self.problems = problems
         """Problems of the environment variables. A profile with problems is omitted."""
-        only = next(iter(self._profiles)) if len(self._profiles) == 1 else None
-        self.default = default or next((name for name in ("default", ENVIRONMENT) if name in self._profiles), only)
-
-    def __getitem__(self, name: str) -> Profile:
-        return self._profiles[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._profiles)
-
-    def __len__(self) -> int:
-        return len(self._profiles)
-
-    def __repr__(self) -> str:
-        return f"Profiles({', '.join(self)})"
+        only = next(iter(self)) if len(self) == 1 else None
+        self.default = default or next((name for name in ("default", ENVIRONMENT) if name in self), only)
 
     def find(self, name: str | None = None) -> Profile:
         """Return the profile of that name, or the default one. Raises `InvalidRequest`, which lists the available profiles."""
         wanted = name or self.default
-        if wanted is not None and wanted in self._profiles:
-            return self._profiles[wanted]
+        if wanted is not None and wanted in self:
+            return self[wanted]
         there = f"available: {', '.join(self)}" if self else "no profile is configured: set OPENAI_API_KEY, or OpenRuntimeApp.profiles"
         problem = f"unknown profile {wanted!r}; {there}" if wanted else f"is required; {there}"
         raise InvalidRequest.of("parameters.profile", problem)
@@ -169,17 +157,14 @@ def profiles_from(configured: Mapping[str, Mapping[str, Any]], environ: Mapping[
 
     Problems of environment variables, which may be intended for other programs, are reported in `problems` instead.
     """
-    profiles: dict[str, Profile] = {}
-    problems: list[str] = []
+    found, problems = None, []
     try:
         found = from_environment(environ)
-        if found is not None:
-            profiles[found.name] = found
     except InvalidRequest as problem:
         problems.append(f"Skipped the AI provider of the environment: {problem}")
         log.warning("%s", problems[-1])
-    for name, fields in configured.items():
-        profiles[name] = _profile(name, fields)
+    profiles = {found.name: found} if found is not None else {}
+    profiles |= {name: _profile(name, fields) for name, fields in configured.items()}
     if default and default != LOCAL and default not in profiles:
         there = ", ".join(profiles) or "none"
         raise InvalidRequest.of("default_profile", f"unknown profile {default!r}; available: {there}")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine
+import logging
+import os
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
@@ -13,14 +17,13 @@ from openruntime_jupyter.ai import conversations, system_data
 from openruntime_jupyter.ai.agents import Agent, Agents
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
-from openruntime_jupyter.ai.insights.rewriting import Choose, rewriters
-from openruntime_jupyter.ai.model_selection import Choice, Chooser, RemoteProfiles
+from openruntime_jupyter.ai.insights.rewriting import Choose, ModelKind, Rewriter
+from openruntime_jupyter.ai.model_selection import Choice, Chooser
 from openruntime_jupyter.ai.number_check import untold_of
+from openruntime_jupyter.ai.profiles import profiles_from
+from openruntime_jupyter.ai.providers.remote import RemoteProvider
 from openruntime_jupyter.ai.workflows import (
-    RuntimeData,
     Shared,
-    SystemAnalysis,
-    Workflow,
     system_message,
     user_message,
     with_turns,
@@ -28,28 +31,48 @@ from openruntime_jupyter.ai.workflows import (
 )
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
+
+log = logging.getLogger(__name__)
 
 SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
 """Parameters that are passed to all providers unchanged."""
 
 
+def host(settings: Settings, config: AiConfig | None = None, environ: Mapping[str, str] = os.environ) -> AiService:
+    """Return the AI service with a runtime that is not started yet.
+
+    One invalid profile disables all configured profiles, which `/health` reports. The queue works without them.
+    """
+    config = config or AiConfig()
+    notices: list[str] = []
+    try:
+        profiles = profiles_from(config.profiles, environ, config.default_profile)
+    except InvalidRequest as problem:
+        notices.append(f"The configured profiles are disabled because of an error: {problem}")
+        log.warning("%s", notices[0])
+        profiles = profiles_from({}, environ)
+    provider = RemoteProvider(profiles, environ)
+    settings = replace(settings, secret_variables=(*settings.secret_variables, *sorted(profiles.secret_variables)))
+    runtime = Runtime(settings, inline={"chat": provider.run})
+    runtime.notices += [*notices, *profiles.problems]
+    return AiService(runtime, config, provider)
+
+
 class AiService:
     """AI interface of a runtime. All methods are called on the runtime's loop."""
 
-    def __init__(
-        self, runtime: Runtime, config: AiConfig, remote: RemoteProfiles, hang_up: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
+    def __init__(self, runtime: Runtime, config: AiConfig, provider: RemoteProvider) -> None:
         self.runtime = runtime
         self.agents = Agents(config.agents_dir)
         self.conversations = Conversations(runtime.history)
-        self.chooser = Chooser(remote, runtime.catalog, config.default_model)
-        self.config = config
-        self.unfit: set[str] = set()
+        self._config = config
+        self._provider = provider
+        self._chooser = Chooser(provider.profiles, runtime.catalog, config.default_model)
+        self._unfit: set[str] = set()
         """Models whose last rewritten insights were unusable."""
-        self._remote = remote
-        self._hang_up = hang_up
         self._background: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: AiRequest, caller: Caller, idempotency_key: str | None = None) -> str:
@@ -60,14 +83,15 @@ class AiService:
         """
         kind = workflow(request.workflow_type)
         parameters = kind.read(request.parameters)
-        agent = self._agent(kind, parameters)
-        choice = self.chooser.choose(parameters.profile, parameters.model, caller)
+        role = parameters.agent or kind.agent
+        agent = None if role is None else self.agents.find(role)
+        choice = self._chooser.choose(parameters.profile, parameters.model, caller)
         same = _fingerprint(request)
         if idempotency_key is not None:
             earlier = await self.runtime.submission.earlier(caller, idempotency_key, same)
             if earlier is not None:
                 return earlier
-        system = await self._system(kind, parameters, agent)
+        system = await self._system(parameters, agent)
 
         async def enqueue(messages: list[Message], left_out: int = 0) -> str:
             about = About(
@@ -109,9 +133,40 @@ class AiService:
             raise
         return answer_of(ended).result
 
-    def worders(self, caller: Caller) -> Choose:
-        """Return the selection of models that may rewrite insights for this caller."""
-        return rewriters(self, caller)
+    def rewriters(self, caller: Caller) -> Choose:
+        """Return the selection of a model to rewrite insights.
+
+        By default it uses only models that `insights_wording` allows; remote ones always need it. A model whose last text was unusable
+        is skipped by default, because each response would wait for it in vain.
+        """
+
+        def choose(kind: ModelKind) -> Rewriter | None:
+            choice = self._rewriting_choice(kind, caller)
+            if choice is None:
+                return None
+            model = choice.model or choice.profile or "the default model"
+            if kind == "resident" and model in self._unfit:
+                return None
+            return Rewriter(model, partial(self.ask, choice=choice, caller=caller), partial(self._learn, model))
+
+        return choose
+
+    def _rewriting_choice(self, kind: ModelKind, caller: Caller) -> Choice | None:
+        allowed, known = self._config.insights_wording, self.runtime.catalog.known()
+        if kind == "remote":
+            default = self._chooser.default
+            return Choice(default, None, None) if allowed == "remote" and default is not None and caller.may_spend else None
+        if kind == "resident":
+            loaded = {report.name for report in self.runtime.engine.models()} if allowed != "none" else set()
+            return next((Choice(None, each.name, each.context_length) for each in known if each.name in loaded), None)
+        try:
+            choice = self._chooser.local(None, caller)
+        except OpenRuntimeError:  # unavailable, or not permitted for this caller
+            return None
+        return choice if choice.model is not None or not known else Choice(None, known[0].name, choice.context_length)
+
+    def _learn(self, model: str, fit: bool) -> None:
+        (self._unfit.discard if fit else self._unfit.add)(model)
 
     def models(self, caller: Caller) -> ModelList:
         """Return the local models (marking those in memory) and the remote providers."""
@@ -138,11 +193,11 @@ class AiService:
                 )
             )
         local = list(found.values())
-        named = self.runtime.catalog.named(self.config.default_model)
+        named = self.runtime.catalog.named(self._config.default_model)
         default = found[named.name] if named is not None else local[0] if local else None
         if default is not None and default.kind is not None:
             default.default = True
-        return ModelList(models=local, profiles=self._remote.info())
+        return ModelList(models=local, profiles=self._provider.profiles.info())
 
     async def close(self) -> None:
         """Cancel background work and close connections to providers. Called after the runtime has stopped."""
@@ -150,20 +205,14 @@ class AiService:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        if self._hang_up is not None:
-            await self._hang_up()
+        await self._provider.close()
 
-    def _agent(self, kind: Workflow, parameters: Shared) -> Agent | None:
-        role = parameters.agent or kind.agent
-        return None if role is None else self.agents.find(role)
-
-    async def _system(self, kind: Workflow, parameters: Shared, agent: Agent | None) -> list[Message]:
-        parts = kind.requirements(parameters)
-        data = kind.runtime_data(parameters)
-        if data is not RuntimeData.NOTHING:
-            timeframe = getattr(parameters, "timeframe", SystemAnalysis().timeframe)
-            parts.append(await system_data.metrics_text(self.runtime, timeframe))
-        if data is RuntimeData.SETTINGS:
+    async def _system(self, parameters: Shared, agent: Agent | None) -> list[Message]:
+        parts = parameters.requirements()
+        period = parameters.metrics_period()
+        if period is not None:
+            parts.append(await system_data.metrics_text(self.runtime, period))
+        if parameters.sends_settings():
             parts.append(system_data.settings_text(self.runtime.settings))
         return system_message(agent.instructions if agent is not None else None, parameters, *parts)
 

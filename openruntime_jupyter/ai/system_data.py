@@ -8,7 +8,7 @@ from pathlib import Path
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.schemas.system import Device, MetricSeries, MetricsHistory, Timeframe
+from openruntime_jupyter.schemas.system import Device, MetricsHistory, Timeframe
 
 POINTS = 60
 PRIVATE = ("data_dir", "label", "device_lock_dir", "models_dir", "spool_dir", "blas", "allowed_models")
@@ -63,12 +63,9 @@ def _levels(history: MetricsHistory) -> list[str]:
 
 
 def _ends(history: MetricsHistory) -> list[str]:
-    counts = [f"{int(total)} {name.removesuffix('_tasks')}" for name in COUNTS if (total := _total(history.series.get(name)))]
+    totals = {name: sum(value or 0.0 for value in history.series[name].mean) for name in COUNTS if name in history.series}
+    counts = [f"{int(total)} {name.removesuffix('_tasks')}" for name, total in totals.items() if total]
     return [f"tasks that ended: {', '.join(counts) or 'none'}"]
-
-
-def _total(series: MetricSeries | None) -> float:
-    return sum(value for value in series.mean if value is not None) if series is not None else 0.0
 
 
 def _number(value: float | None, unit: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -50,6 +49,18 @@ class Shared(BaseModel):
         None, ge=0, allow_inf_nan=False, description="Seconds that a local model stays in memory after this prompt."
     )
 
+    def requirements(self) -> list[str]:
+        """Return the requirements of the parameters as sentences."""
+        return []
+
+    def metrics_period(self) -> Timeframe | None:
+        """Return the period of the metrics that are sent to the model, or None."""
+        return None
+
+    def sends_settings(self) -> bool:
+        """Return whether the runtime's settings are sent to the model."""
+        return False
+
 
 class CodeGeneration(Shared):
     """Parameters of `code_generation`."""
@@ -57,11 +68,20 @@ class CodeGeneration(Shared):
     language: Short | None = Field(None, description="The programming language.")
     style: Short | None = Field(None, description="Coding style, such as `functional`.")
 
+    def requirements(self) -> list[str]:
+        """Return the language and the style."""
+        given = {"Programming language": self.language, "Style": self.style}
+        return [f"{name}: {value}." for name, value in given.items() if value is not None]
+
 
 class SystemAnalysis(Shared):
     """Parameters of `system_analysis`."""
 
     timeframe: Timeframe = Field("1h", description="Period of the metrics that are sent to the model.")
+
+    def metrics_period(self) -> Timeframe:
+        """Return the timeframe."""
+        return self.timeframe
 
 
 class Optimization(Shared):
@@ -73,17 +93,22 @@ class Optimization(Shared):
     language: Short | None = Field(None, description="The programming language of the code.")
     timeframe: Timeframe = Field("1h", description="With `settings`: period of the metrics that are sent to the model.")
 
+    def requirements(self) -> list[str]:
+        """Return the language, and for settings the form of the answer."""
+        language = [] if self.language is None else [f"Programming language: {self.language}."]
+        return [*language, SETTINGS_REQUIREMENT] if self.sends_settings() and self.system is None else language
+
+    def metrics_period(self) -> Timeframe | None:
+        """Return the timeframe if the target is the settings."""
+        return self.timeframe if self.sends_settings() else None
+
+    def sends_settings(self) -> bool:
+        """Return whether the target is the settings."""
+        return self.target == "settings"
+
 
 class ModelInference(Shared):
     """Parameters of `model_inference`."""
-
-
-class RuntimeData(Enum):
-    """Data of the runtime that is sent to a model."""
-
-    NOTHING = "nothing"
-    FIGURES = "figures"
-    SETTINGS = "settings"
 
 
 @dataclass(frozen=True)
@@ -102,23 +127,6 @@ class Workflow:
             return self.parameters.model_validate(given)
         except ValidationError as problem:
             raise invalid(problem, "parameters", self.parameters.model_fields) from None
-
-    def runtime_data(self, parameters: Shared) -> RuntimeData:
-        """Return which data of the runtime is sent to the model."""
-        if isinstance(parameters, SystemAnalysis):
-            return RuntimeData.FIGURES
-        return RuntimeData.SETTINGS if isinstance(parameters, Optimization) and parameters.target == "settings" else RuntimeData.NOTHING
-
-    def requirements(self, parameters: Shared) -> list[str]:
-        """Return the requirements of the parameters as sentences."""
-        requirements = []
-        if isinstance(parameters, (CodeGeneration, Optimization)) and parameters.language is not None:
-            requirements.append(f"Programming language: {parameters.language}.")
-        if isinstance(parameters, CodeGeneration) and parameters.style is not None:
-            requirements.append(f"Style: {parameters.style}.")
-        if self.runtime_data(parameters) is RuntimeData.SETTINGS and parameters.system is None:
-            requirements.append(SETTINGS_REQUIREMENT)
-        return requirements
 
     def info(self) -> WorkflowInfo:
         """Return the entry of `GET /ai/workflows`."""

@@ -125,7 +125,7 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         self._begun = True
         # Imported on a thread: it takes several times as long as the rest of the extension's start.
         await asyncio.to_thread(import_module, "openruntime_jupyter.server.routes")
-        module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.factory")
+        module = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.service")
         ai: AiService = module.host(settings, self.ai_config())
         self.ai, self.runtime = ai, ai.runtime
         # Subscribed before the start, which may recover tasks of dead runtimes.

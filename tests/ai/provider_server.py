@@ -113,6 +113,13 @@ class ProviderServer:
         self._lock = threading.Lock()
         self._start(self._accept)
 
+    def script(self, *answers: Answer) -> ProviderServer:
+        """Set the answers of the next requests, and forget the earlier requests."""
+        with self._lock:
+            self.answers = list(answers)
+            self.requests.clear()
+        return self
+
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._threads.append(thread)
@@ -130,14 +137,12 @@ class ProviderServer:
     def _serve(self, client: socket.socket) -> None:
         with client:
             try:
-                while (request := _read(client)) is not None:
+                if (request := _read(client)) is not None:
                     with self._lock:
                         self.requests.append(request)
                         answer = self.answers[min(len(self.requests), len(self.answers)) - 1]
-                    connection = Connection(client)
-                    answer(connection, request)
-                    return
-            except (ConnectionError, OSError):
+                    answer(Connection(client), request)
+            except OSError:
                 return  # the client disconnected, as some tests require
             except BaseException as problem:
                 self.problems.append(problem)

@@ -17,23 +17,7 @@ def folder_of(tmp_path: Path, **files: str) -> Path:
     return tmp_path
 
 
-def test_the_references_agents_are_there_as_the_reference_prints_them() -> None:
-    developer, analyst = Agents().all().agents[1::-1]
-    assert (developer.role, developer.name, developer.capabilities) == (
-        "DEVELOPER",
-        "Code Assistant",
-        ["code_generation", "refactoring", "debugging"],
-    )
-    assert developer.description == "Assists with code generation and refactoring"
-    assert (analyst.role, analyst.name, analyst.capabilities) == (
-        "ANALYST",
-        "System Analyst",
-        ["performance_analysis", "optimization", "reporting"],
-    )
-    assert analyst.description == "Analyzes system performance and provides insights"
-
-
-def test_there_are_four_agents_and_each_has_instructions_and_says_what_it_can() -> None:
+def test_built_in_agents_have_instructions_and_capabilities() -> None:
     agents = Agents()
     found = agents.all()
     assert {agent.role for agent in found.agents} == {"DEVELOPER", "ANALYST", "OPTIMIZER", "RESEARCHER"}
@@ -44,7 +28,7 @@ def test_there_are_four_agents_and_each_has_instructions_and_says_what_it_can() 
         assert len(agents.find(agent.role).instructions) > 100
 
 
-def test_a_folder_overrides_an_agent_and_adds_another(tmp_path: Path) -> None:
+def test_folder_overrides_and_adds_agents(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, mine=GOOD.format(role="developer", name="Mine"), poet=GOOD.format(role="POET", name="Poet"))
     agents = Agents(folder)
     assert agents.find("Developer").instructions == "Be Mine."
@@ -52,7 +36,7 @@ def test_a_folder_overrides_an_agent_and_adds_another(tmp_path: Path) -> None:
     assert len(agents.all().agents) == 5
 
 
-def test_a_changed_file_counts_without_a_restart_and_a_removed_one_no_more(tmp_path: Path) -> None:
+def test_changed_and_removed_files_apply_without_restart(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, mine=GOOD.format(role="POET", name="First"))
     agents = Agents(folder)
     assert agents.find("poet").info.name == "First"
@@ -67,10 +51,8 @@ def test_a_changed_file_counts_without_a_restart_and_a_removed_one_no_more(tmp_p
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "does not start with ---"),
         ("Be good.", "does not start with ---"),
         ("---\nrole: X\nname: X\nBe good.", "--- that ends the front matter is missing"),
-        ("---\nrole: X\nname: X\n", "--- that ends the front matter is missing"),
         ("---\nname: X\n---\nBe good.", "`role: ...` is missing"),
         ("---\nrole: X\n---\nBe good.", "`name: ...` is missing"),
         ("---\nrole: X\nrole: Y\nname: X\n---\nBe good.", "duplicate key `role`"),
@@ -79,7 +61,7 @@ def test_a_changed_file_counts_without_a_restart_and_a_removed_one_no_more(tmp_p
         ("---\nrole: X\nname: X\n---\n \n", "has no instructions"),
     ],
 )
-def test_a_bad_file_is_told_with_what_to_do_and_the_others_work(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_file_is_reported_and_other_agents_work(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(InvalidAgent) as raised:
         parse(text)
     assert told in str(raised.value)
@@ -91,7 +73,7 @@ def test_a_bad_file_is_told_with_what_to_do_and_the_others_work(tmp_path: Path, 
     assert {"POET", "DEVELOPER"} <= {agent.role for agent in found.agents}
 
 
-def test_a_file_that_is_no_text_or_too_large_is_left_out(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "binary.md").write_bytes(b"---\nrole: \xff\n")
     (tmp_path / "large.md").write_text(GOOD.format(role="L", name="L") + "x" * LARGEST_FILE)
     (tmp_path / "folder.md").mkdir()
@@ -103,19 +85,17 @@ def test_a_file_that_is_no_text_or_too_large_is_left_out(tmp_path: Path) -> None
     ]
 
 
-def test_an_override_that_is_bad_leaves_ours_as_it_is(tmp_path: Path) -> None:
-    agents = Agents(folder_of(tmp_path, developer="---\nrole: DEVELOPER\n---\nx"))
+def test_invalid_override_and_duplicate_role_are_skipped(tmp_path: Path) -> None:
+    files = {"a": GOOD.format(role="POET", name="A"), "b": GOOD.format(role="poet", name="B")}
+    agents = Agents(folder_of(tmp_path, developer="---\nrole: DEVELOPER\n---\nx", **files))
     assert agents.find("DEVELOPER").info.source == "built-in"
-    assert len(agents.all().problems) == 1
-
-
-def test_of_two_files_with_one_role_the_first_counts_and_the_second_is_told(tmp_path: Path) -> None:
-    agents = Agents(folder_of(tmp_path, a=GOOD.format(role="POET", name="A"), b=GOOD.format(role="poet", name="B")))
     assert agents.find("POET").info.name == "A"
-    assert "a.md already has the role POET" in agents.all().problems[0]
+    duplicate, override = agents.all().problems
+    assert "a.md already has the role POET" in duplicate
+    assert "developer.md" in override
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_folder_is_reported(tmp_path: Path) -> None:
     found = Agents(tmp_path / "none").all()
     assert len(found.agents) == 4
     assert "can't be read (No such file or directory)" in found.problems[0]

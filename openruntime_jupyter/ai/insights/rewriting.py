@@ -6,19 +6,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from openruntime_jupyter.ai.model_selection import Choice
 from openruntime_jupyter.ai.number_check import faithful
-from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.insights import WordingChoice
 
 log = logging.getLogger(__name__)
-
-Rewrite = Callable[[str], Awaitable["str | None"]]
-"""Function that returns a model's response to a prompt, or None. Cancelling it cancels the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +20,16 @@ class Rewriter:
 
     model: str
     """Model name in responses."""
-    ask: Rewrite
+    ask: Callable[[str], Awaitable[str | None]]
+    """Returns the model's response to a prompt, or None. Cancelling it cancels the prompt."""
     learn: Callable[[bool], None] = lambda fit: None
     """Called with whether the model's text was usable."""
 
 
-Choose = Callable[[Literal["resident", "local", "remote"]], "Rewriter | None"]
-"""Function that selects a model: a loaded local one, any local one, or an allowed remote one. Returns None if unavailable."""
-
+ModelKind = Literal["resident", "local", "remote"]
+"""Kind of a model: a loaded local one, any local one, or an allowed remote one."""
+Choose = Callable[[ModelKind], "Rewriter | None"]
+"""Function that selects a model of a kind. Returns None if unavailable."""
 
 SECONDS = 20.0
 """Time limit for a model. After that the computed text is returned."""
@@ -84,54 +79,3 @@ def _rewriter(wording: WordingChoice, choose: Choose) -> tuple[Rewriter | None, 
         "Remote models may not rewrite the findings, which would leave this machine: set OpenRuntimeApp.insights_wording to `remote`, "
         "configure a provider and log in"
     )
-
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.ai.service import AiService
-
-
-def rewriters(service: AiService, caller: Caller) -> Choose:
-    """Return the model selection for `insights`. By default it uses only models that `insights_wording` allows; remote ones always need it.
-
-    A model whose last text was unusable is skipped by default, because each response would wait for it in vain.
-    """
-
-    def choose(which: Literal["resident", "local", "remote"]) -> Rewriter | None:
-        allowed = service.config.insights_wording
-        if which == "local":
-            choice = _local(service, caller)
-        elif which == "resident":
-            choice = _resident(service) if allowed != "none" else None
-        else:
-            choice = _remote(service, caller) if allowed == "remote" else None
-        if choice is None:
-            return None
-        model = choice.model or choice.profile or "the default model"
-        if which == "resident" and model in service.unfit:
-            return None
-        return Rewriter(model, partial(service.ask, choice=choice, caller=caller), partial(_learn, service.unfit, model))
-
-    return choose
-
-
-def _resident(service: AiService) -> Choice | None:
-    loaded = {report.name for report in service.runtime.engine.models()}
-    return next((Choice(None, each.name, each.context_length) for each in service.runtime.catalog.known() if each.name in loaded), None)
-
-
-def _local(service: AiService, caller: Caller) -> Choice | None:
-    try:
-        choice = service.chooser.local(None, caller)
-    except OpenRuntimeError:  # unavailable, or not permitted for this caller
-        return None
-    known = service.runtime.catalog.known()
-    return choice if choice.model is not None or not known else Choice(None, known[0].name, choice.context_length)
-
-
-def _remote(service: AiService, caller: Caller) -> Choice | None:
-    default = service.chooser.default
-    return Choice(default, None, None) if default is not None and caller.may_spend else None
-
-
-def _learn(unfit: set[str], model: str, fit: bool) -> None:
-    (unfit.discard if fit else unfit.add)(model)

@@ -8,18 +8,18 @@ import logging
 import os
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from openruntime_jupyter.ai.keys import KeyNotFound
-from openruntime_jupyter.ai.profiles import Profile, Profiles
-from openruntime_jupyter.ai.providers.clients import Client, Clients, Secrets
+from openruntime_jupyter.ai.keys import KeyNotFound, Redactor, look_up
+from openruntime_jupyter.ai.profiles import KEY, Profile, Profiles
 from openruntime_jupyter.ai.providers.errors import ErrorTranslator, error_text, one_line
 from openruntime_jupyter.ai.providers.responses import IncompleteResponse, ResponseParser
 from openruntime_jupyter.errors import InvalidRequest, KeyMissing, OpenRuntimeError, ProviderBroken, ProviderRefused
 from openruntime_jupyter.operations import chat
 
 if TYPE_CHECKING:
-    from openai import AsyncStream
+    from openai import AsyncOpenAI, AsyncStream
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,25 @@ TAIL_SECONDS = 5.0
 """Seconds to wait for the usage data after the end of the text."""
 LARGEST_BODY = 32_000_000
 """Maximum bytes of a response that is not streamed."""
+PLACEHOLDER = "the-key-travels-with-each-request"
+"""Placeholder key. Without a key, the package would use OPENAI_API_KEY for every profile."""
+CONNECT_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Secrets:
+    """Secret headers of a profile, with their redactor."""
+
+    headers: dict[str, str]
+    redactor: Redactor
+
+
+@dataclass(slots=True)
+class Client:
+    """Client, with the parameters that its provider rejected as `(model, parameter)`."""
+
+    openai: AsyncOpenAI
+    refuses: set[tuple[str, str]] = field(default_factory=set)
 
 
 class TokenReceiver(Protocol):
@@ -40,18 +59,25 @@ class RemoteProvider:
     """Client of the profiles' providers. All methods are called on the runtime's loop."""
 
     def __init__(self, profiles: Profiles, environ: Mapping[str, str] = os.environ) -> None:
-        self._profiles = profiles
-        self._clients = Clients(environ)
+        self.profiles = profiles
+        self._environ = environ
+        self._clients: dict[str, asyncio.Future[Client]] = {}
+        """Clients by profile, each created at the first prompt."""
+        self._closed = False
 
     async def close(self) -> None:
-        """Close the connections. Called after the runtime has stopped."""
-        await self._clients.close()
+        """Close all connections. Later requests fail. Called after the runtime has stopped."""
+        self._closed = True
+        clients, self._clients = list(self._clients.values()), {}
+        for client in await asyncio.gather(*clients, return_exceptions=True):
+            if isinstance(client, Client):
+                await client.openai.close()
 
     async def run(self, parameters: dict[str, Any], context: TokenReceiver) -> dict[str, Any]:
         """Return the fields of an `Answer`. Raises `ProviderError` and `InvalidRequest`. Cancelling it closes the connection."""
         request = chat.operation.validate(parameters)
         assert isinstance(request, chat.Params)
-        profile = self._profiles.find(request.profile)
+        profile = self.profiles.find(request.profile)
         body = _body(request, profile)
         secrets = await self._secrets(profile)
         translator = ErrorTranslator(profile, secrets.redactor)
@@ -72,14 +98,24 @@ class RemoteProvider:
             raise known from None
 
     async def _secrets(self, profile: Profile) -> Secrets:
+        """Return the current secrets of the profile, so that changed keys take effect immediately."""
         try:
-            return await self._clients.secrets(profile)
+            if any(reference.startswith("keyring:") for reference in profile.references.values()):
+                return await asyncio.to_thread(self._look_up, profile)
+            return self._look_up(profile)
         except KeyNotFound as problem:
             raise KeyMissing(f"The profile {profile.name!r} ({profile.host}) can't be used: {problem}") from None
 
+    def _look_up(self, profile: Profile) -> Secrets:
+        headers = {header: look_up(reference, self._environ) for header, reference in profile.references.items()}
+        redactor = Redactor(headers.values())
+        if KEY in headers:
+            headers["Authorization"] = f"Bearer {headers.pop(KEY)}"
+        return Secrets(headers, redactor)
+
     async def _ask(self, profile: Profile, secrets: Secrets, body: dict[str, Any], context: TokenReceiver) -> dict[str, Any]:
-        client = await self._clients.get(profile)
-        headers = self._clients.headers(profile, secrets)
+        client = await self._client(profile)
+        headers = self._headers(profile, secrets)
         parser = ResponseParser(secrets.redactor, context.token)
         async with await _opened(client, body, headers) as stream:
             kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -91,6 +127,37 @@ class RemoteProvider:
             else:
                 await _read(stream, parser)
         return parser.answer(profile.name)
+
+    async def _client(self, profile: Profile) -> Client:
+        """Return the profile's client. The first call imports `openai` (0.8 s) in a thread, without blocking the loop."""
+        if self._closed:
+            raise RuntimeError("The provider is closed")
+        client = self._clients.get(profile.name)
+        if client is None or (client.done() and client.exception() is not None):
+            client = self._clients[profile.name] = asyncio.ensure_future(asyncio.to_thread(_make_client, profile))
+        return await asyncio.shield(client)  # other callers may await the same client
+
+    def _headers(self, profile: Profile, secrets: Secrets) -> dict[str, Any]:
+        """Return the headers of a request, without values that the package would take from the environment for all profiles."""
+        from openai import Omit
+
+        ambient = [line.partition(":")[0].strip() for line in self._environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()]
+        named = {"OpenAI-Organization": profile.organization, "OpenAI-Project": profile.project}
+        ours = {**{name: value for name, value in named.items() if value}, **profile.headers, **secrets.headers}
+        taken = {name.lower() for name in ours}
+        return {**{name: Omit() for name in (*filter(None, ambient), "Authorization", *named) if name.lower() not in taken}, **ours}
+
+
+def _make_client(profile: Profile) -> Client:
+    import openai
+
+    timeout = openai.Timeout(profile.timeout, connect=min(profile.timeout, CONNECT_SECONDS))
+    # A redirect would send the prompt and headers with keys to another host.
+    http = openai.DefaultAsyncHttpx2Client(trust_env=not profile.loopback, timeout=timeout, follow_redirects=False)
+    client = openai.AsyncOpenAI(
+        api_key=PLACEHOLDER, base_url=profile.base_url, timeout=timeout, max_retries=profile.max_retries, http_client=http
+    )
+    return Client(client)
 
 
 def _body(request: chat.Params, profile: Profile) -> dict[str, Any]:

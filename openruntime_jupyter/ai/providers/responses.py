@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from openruntime_jupyter.ai.keys import Redactor
+from openruntime_jupyter.ai.keys import RedactedStream, Redactor
 from openruntime_jupyter.ai.providers.errors import error_text, one_line
 
 LONGEST_ANSWER = 10_000_000
@@ -27,7 +27,7 @@ class ResponseParser:
     def __init__(self, redactor: Redactor, tell: Callable[[str], None]) -> None:
         self._redactor = redactor
         self._tell = tell
-        self._out = redactor.stream(self._emit)
+        self._out = RedactedStream(redactor, self._emit)
         self._began = time.perf_counter()
         self._first_sign: float | None = None
         self._first_text: float | None = None

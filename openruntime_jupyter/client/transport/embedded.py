@@ -226,7 +226,7 @@ class EmbeddedBackend:
             request = InsightsRequest(metric_type=metric_type, timeframe=timeframe, wording=wording)
         except ValidationError as problem:
             raise invalid(problem) from None
-        return self._ask_ai(lambda ai: insights(ai.runtime, request, ai.worders(_caller())))
+        return self._ask_ai(lambda ai: insights(ai.runtime, request, ai.rewriters(_caller())))
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
         """Subscribe to events. Starts the runtime if needed."""
@@ -321,7 +321,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiService:
-    host: Callable[[Settings, AiConfig | None], AiService] = load("openruntime_jupyter.ai.factory").host
+    host: Callable[[Settings, AiConfig | None], AiService] = load("openruntime_jupyter.ai.service").host
     ai = host(settings, config)
     try:
         await ai.runtime.start()

@@ -40,7 +40,7 @@ class InsightsHandler(Handler):
         self.reply(await self.while_connected(self._insights(runtime, request)))
 
     async def _insights(self, runtime: Runtime, request: InsightsRequest) -> Insights:
-        choose = (await self.ai()).worders(await self.caller())
+        choose = (await self.ai()).rewriters(await self.caller())
         # Imported on a thread at the first request, because most servers get none and NumPy is slow to import.
         answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.report")
         found: Insights = await answer.insights(runtime, request, choose)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import ProviderBroken, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
-from tests.ai.provider_server import Answer, Connection, Request, chunk, providing, refuses, says, usage
-from tests.ai.providers.asking import KEY, ask
+from tests.ai.conftest import Provide
+from tests.ai.provider_server import Answer, Connection, Request, chunk, refuses, says, usage
+from tests.ai.providers.support import KEY, ask
 from tests.support import free_port
 
 PAGE = "<!DOCTYPE html><html><head><title>Welcome to nginx!</title></head><body>\n\n<p>data: nothing</p></body></html>"
@@ -137,10 +138,11 @@ FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_with_profile_and_host_and_what_to_do(fault: str) -> None:
+async def test_fault_is_reported_with_profile_host_and_advice(provide: Provide, fault: str) -> None:
     answer, kind, said = FAULTS[fault]
-    with providing(answer) as server, pytest.raises(ProviderError) as raised:
-        ask(server.url)
+    server = provide(answer)
+    with pytest.raises(ProviderError) as raised:
+        await ask(server.url)
     assert type(raised.value) is kind, raised.value
     message = str(raised.value)
     assert said in message
@@ -148,70 +150,65 @@ def test_a_fault_is_told_with_profile_and_host_and_what_to_do(fault: str) -> Non
     assert len(message) < 700
     assert KEY not in message
     assert raised.value.__suppress_context__, "a chain of causes may hold what was not redacted"
+    assert raised.value.retry_after == (7 if "in 7 s" in said else None)
 
 
-def test_how_long_to_wait_is_told_to_programs_too() -> None:
-    with providing(refuses("429 Too Many Requests", "", Retry_After="7")) as server, pytest.raises(ProviderBusy) as raised:
-        ask(server.url)
-    assert raised.value.retry_after == 7
+async def test_required_key_is_reported(provide: Provide) -> None:
+    server = provide(refuses("401 Unauthorized", ""))
+    with pytest.raises(ProviderRefused, match="requires a key"):
+        await ask(server.url, fields={"api_key": None})
 
 
-def test_a_key_that_is_wanted_and_not_configured_is_told_as_such() -> None:
-    with (
-        providing(refuses("401 Unauthorized", "")) as server,
-        pytest.raises(ProviderRefused, match="requires a key"),
-    ):
-        ask(server.url, fields={"api_key": None})
-
-
-def test_nobody_there_is_told_with_the_reason() -> None:
+async def test_unreachable_provider_is_reported() -> None:
     with pytest.raises(ProviderUnreachable, match=r"can't be reached \(.*\): check that it runs, and base_url"):
-        ask(f"http://127.0.0.1:{free_port()}/v1")
+        await ask(f"http://127.0.0.1:{free_port()}/v1")
 
 
-def test_silence_is_given_up_after_the_profiles_timeout() -> None:
-    silent = providing(lambda connection, request: connection.gone())
-    with silent as server, pytest.raises(ProviderUnreachable, match=r"no data for more than 0.2 s"):
-        ask(server.url, fields={"timeout": 0.2})
+async def test_silence_times_out(provide: Provide) -> None:
+    server = provide(lambda connection, request: connection.gone())
+    with pytest.raises(ProviderUnreachable, match=r"no data for more than 0.2 s"):
+        await ask(server.url, fields={"timeout": 0.2})
 
 
-def test_what_goes_wrong_after_the_last_word_spoils_no_answer() -> None:
-    with providing(sends(chunk("Hello"), chunk(None, "stop"), "{oops")) as server:
-        answer = ask(server.url)
+async def test_fault_after_the_text_is_ignored(provide: Provide) -> None:
+    server = provide(sends(chunk("Hello"), chunk(None, "stop"), "{oops"))
+    answer = await ask(server.url)
     assert answer["text"] == "Hello"
     assert answer["tokens_used"] is None
 
 
-def test_figures_that_never_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_usage_is_not_awaited(provide: Provide, monkeypatch: pytest.MonkeyPatch) -> None:
     def lingers(connection: Connection, request: Request) -> None:
         connection.begin()
         connection.text("Hello")
         connection.gone(20)
 
     monkeypatch.setattr("openruntime_jupyter.ai.providers.remote.TAIL_SECONDS", 0.1)
-    with providing(lingers) as server:
-        assert ask(server.url)["text"] == "Hello"
+    server = provide(lingers)
+    assert (await ask(server.url))["text"] == "Hello"
 
 
-def test_an_answer_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_answer_is_stopped(provide: Provide, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openruntime_jupyter.ai.providers.responses.LONGEST_ANSWER", 10)
-    with providing(says("Hello " * 3)) as server, pytest.raises(ProviderBroken, match="more than 10 characters: give max_tokens"):
-        ask(server.url)
+    server = provide(says("Hello " * 3))
+    with pytest.raises(ProviderBroken, match="more than 10 characters: give max_tokens"):
+        await ask(server.url)
 
 
-def test_a_body_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_body_is_stopped(provide: Provide, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openruntime_jupyter.ai.providers.remote.LARGEST_BODY", 1000)
-    with providing(refuses("200 OK", "x" * 100_000)) as server, pytest.raises(ProviderBroken, match="more than 1,000 bytes"):
-        ask(server.url)
+    server = provide(refuses("200 OK", "x" * 100_000))
+    with pytest.raises(ProviderBroken, match="more than 1,000 bytes"):
+        await ask(server.url)
 
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
-def test_a_refusal_for_load_is_tried_again_when_the_provider_says_and_not_for_ever(status: str) -> None:
+async def test_busy_provider_is_retried(provide: Provide, status: str) -> None:
     busy = refuses(status, {"error": "busy"}, Retry_After="0.05")
-    with providing(busy, busy, says("Hello")) as server:
-        assert ask(server.url, fields={"max_retries": 2})["text"] == "Hello"
-        assert len(server.requests) == 3
-    with providing(busy) as server:
-        with pytest.raises(ProviderError, match="busy"):
-            ask(server.url, fields={"max_retries": 1})
-        assert len(server.requests) == 2
+    server = provide(busy, busy, says("Hello"))
+    assert (await ask(server.url, fields={"max_retries": 2}))["text"] == "Hello"
+    assert len(server.requests) == 3
+    server = provide(busy)
+    with pytest.raises(ProviderError, match="busy"):
+        await ask(server.url, fields={"max_retries": 1})
+    assert len(server.requests) == 2

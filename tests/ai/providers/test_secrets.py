@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ai.provider_server import Connection, Request, chunk, providing
-from tests.ai.providers.asking import KEY
+from tests.ai.providers.support import KEY
 from tests.support import JUPYTER, Server, running_server
 
 PROMPT = {"workflow_type": "model_inference", "prompt": "Hello"}
@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
             yield running
 
 
-def test_a_key_that_is_sent_back_stands_nowhere(server: Server) -> None:
+def test_echoed_key_is_stored_and_shown_nowhere(server: Server) -> None:
     failed = server.request("POST", "/ai/tasks", json=PROMPT).json()
     assert failed["status"] == "failed"
     assert "not with Bearer [key]" in failed["error"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,16 +35,12 @@ class Question:
         return await self.provider.run({"messages": [{"role": "user", "content": prompt}], **more}, self.listener)
 
 
-def ask(url: str, *, fields: Mapping[str, Any] | None = None, environ: Mapping[str, str] = ENVIRON, **request: Any) -> dict[str, Any]:
+async def ask(url: str, *, fields: Mapping[str, Any] | None = None, environ: Mapping[str, str] = ENVIRON, **request: Any) -> dict[str, Any]:
     """Return the response to one prompt."""
-
-    async def body() -> dict[str, Any]:
-        asked = Question(url, environ, **(fields or {}))
-        try:
-            answer = await asked.run(**request)
-        finally:
-            await asked.provider.close()
-        assert "".join(asked.listener.pieces) == answer["text"]
-        return answer
-
-    return asyncio.run(body())
+    asked = Question(url, environ, **(fields or {}))
+    try:
+        answer = await asked.run(**request)
+    finally:
+        await asked.provider.close()
+    assert "".join(asked.listener.pieces) == answer["text"]
+    return answer
