@@ -152,10 +152,11 @@ class AiService:
         return choose
 
     def _rewriting_choice(self, kind: ModelKind, caller: Caller) -> Choice | None:
-        allowed, known = self._config.insights_wording, self.runtime.catalog.known()
+        allowed = self._config.insights_wording
         if kind == "remote":
             default = self._chooser.default
             return Choice(default, None, None) if allowed == "remote" and default is not None and caller.may_spend else None
+        known = self.runtime.catalog.known()
         if kind == "resident":
             loaded = {report.name for report in self.runtime.engine.models()} if allowed != "none" else set()
             return next((Choice(None, each.name, each.context_length) for each in known if each.name in loaded), None)
@@ -232,18 +233,16 @@ class AiService:
 
 def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list[Message], about: About) -> TaskRequest:
     """Return the task request: `chat` for a remote profile, else `generate`."""
-    given = {name: value for name in SAMPLING if (value := getattr(parameters, name)) is not None}
+    given = {name: value for name in (*SAMPLING, "keep_alive") if (value := getattr(parameters, name)) is not None}
     sent: dict[str, Any] = {"messages": [message.model_dump() for message in messages], "about": about.model_dump()}
     if choice.model is not None:
         sent["model"] = choice.model
-    if choice.profile is not None:
-        if parameters.keep_alive is not None:
-            raise InvalidRequest.of("parameters.keep_alive", f"applies only to local models, but {choice.profile!r} is a remote provider")
-        sent |= {"profile": choice.profile, "parameters": given}
-    else:
+    if choice.profile is None:
         sent |= given
-        if parameters.keep_alive is not None:
-            sent["keep_alive"] = parameters.keep_alive
+    elif "keep_alive" in given:
+        raise InvalidRequest.of("parameters.keep_alive", f"applies only to local models, but {choice.profile!r} is a remote provider")
+    else:
+        sent |= {"profile": choice.profile, "parameters": given}
     return TaskRequest(
         operation="generate" if choice.profile is None else "chat",
         parameters=sent,

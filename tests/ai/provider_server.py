@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 SSE = "text/event-stream"
@@ -96,22 +98,22 @@ def usage(prompt: int, completion: int) -> dict[str, Any]:
     return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny", "choices": [], "usage": figures}
 
 
-@dataclass
-class ProviderServer:
+class ProviderServer(socketserver.ThreadingTCPServer):
     """Server that answers each request with the next of `answers`, repeating the last one."""
 
-    answers: list[Answer]
-    requests: list[Request] = field(default_factory=list)
-    problems: list[BaseException] = field(default_factory=list)
+    request_queue_size = 128
 
-    def __post_init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        self._threads: list[threading.Thread] = []
+    def __init__(self, answers: list[Answer]) -> None:
+        self.answers = answers
+        self.requests: list[Request] = []
+        self.problems: list[BaseException | None] = []
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._start(self._accept)
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.port = self.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
 
     def script(self, *answers: Answer) -> ProviderServer:
         """Set the answers of the next requests, and forget the earlier requests."""
@@ -120,42 +122,27 @@ class ProviderServer:
             self.requests.clear()
         return self
 
-    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answer the request of a connection, on the thread of the connection."""
+        self._open.add(request)
+        if (received := _read(request)) is not None:
+            with self._lock:
+                self.requests.append(received)
+                answer = self.answers[min(len(self.requests), len(self.answers)) - 1]
+            answer(Connection(request), received)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._open.add(client)
-            self._start(self._serve, client)
-
-    def _serve(self, client: socket.socket) -> None:
-        with client:
-            try:
-                if (request := _read(client)) is not None:
-                    with self._lock:
-                        self.requests.append(request)
-                        answer = self.answers[min(len(self.requests), len(self.answers)) - 1]
-                    answer(Connection(client), request)
-            except OSError:
-                return  # the client disconnected, as some tests require
-            except BaseException as problem:
-                self.problems.append(problem)
-        self._open.discard(client)
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        problem = sys.exc_info()[1]
+        if not isinstance(problem, OSError):  # some tests require that the client disconnects
+            self.problems.append(problem)
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self.shutdown()
+        self._thread.join()
         for client in tuple(self._open):
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
+        self.server_close()
         assert not self.problems, self.problems
 
 

@@ -71,15 +71,6 @@ async def test_growing_worker_memory_is_a_leak(tmp_path: Path) -> None:
     assert leak.figures["to"] == pytest.approx(3.5e9, rel=0.1)
 
 
-async def test_leak_that_ends_with_its_worker_is_reported(tmp_path: Path) -> None:
-    story = ordinary(Story("1h", time.time()))
-    workers, begin, end = story.courses["worker_memory"], story.at(0.2), story.at(0.7)
-    story.courses["worker_memory"] = lambda at: workers(at) + (3e9 * (at - begin) / (end - begin) if begin < at < end else 0.0)
-    _, (drafts,) = await look(story, tmp_path, "memory")
-    leak = one(drafts, "leak", "worker_memory")
-    assert leak.end == pytest.approx(end, abs=story.span * 0.06)
-
-
 async def test_rising_memory_has_a_forecast(tmp_path: Path) -> None:
     story = ordinary(Story("6h", time.time()))
     story.courses["memory_usage"] = lambda at: 40 + 30 * (at - story.begin) / story.span + story.dice.gauss(0, 0.5)
@@ -88,16 +79,6 @@ async def test_rising_memory_has_a_forecast(tmp_path: Path) -> None:
     assert trend.severity == "warning"
     assert trend.figures["seconds_until_90_percent"] == pytest.approx(4 * 3600, rel=0.1)
     assert "in 4" in trend.text or "in 3.9" in trend.text
-
-
-async def test_memory_that_was_as_high_before_has_no_forecast(tmp_path: Path) -> None:
-    story = ordinary(Story("6h", time.time(), spans=2.5))
-    story.courses["memory_usage"] = lambda at: 40 + 30 * abs(at - story.begin) / story.span + story.dice.gauss(0, 0.5)
-    _, (drafts,) = await look(story, tmp_path, "memory")
-    trend = one(drafts, "trend", "memory_usage")
-    assert trend.severity == "info"
-    assert "earlier, too" in trend.text
-    assert trend.advice is None
 
 
 async def test_spike_without_tasks_names_another_program(tmp_path: Path) -> None:
@@ -285,3 +266,4 @@ async def test_daily_rise_has_no_forecast(tmp_path: Path) -> None:
     [rise] = [draft for draft in drafts if draft.kind == "trend"]
     assert rise.severity == "info"
     assert "earlier, too" in rise.text
+    assert rise.advice is None

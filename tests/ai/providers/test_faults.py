@@ -33,124 +33,87 @@ def cut_within_a_chunk(connection: Connection, request: Request) -> None:
     connection.send(f"{len(data):x}\r\n{data}\r\n400\r\ndata: ")
 
 
-def no_http(connection: Connection, request: Request) -> None:
-    connection.send("SSH-2.0-OpenSSH_9.6\r\n")
+def ok(body: Any, kind: str = "application/json") -> Answer:
+    return refuses("200 OK", body, kind)
 
 
-def hangs_up(connection: Connection, request: Request) -> None:
-    return
+NOT_FOUND, UNAUTHORIZED, BUSY = "404 Not Found", "401 Unauthorized", "429 Too Many Requests"
+REDIRECT = "308 Permanent Redirect"
+TOOL_CALL = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
 
-
-FAULTS: dict[str, tuple[Answer, type[ProviderError], str]] = {
-    "a web page with status 200": (
-        refuses("200 OK", PAGE, "text/html"),
-        ProviderBroken,
-        "a web page, 'Welcome to nginx!': check the end of base_url",
-    ),
-    "a web page as a stream": (
-        refuses("200 OK", PAGE, "text/event-stream"),
-        ProviderBroken,
-        "sent no response: check that base_url",
-    ),
-    "an empty object": (refuses("200 OK", {}), ProviderBroken, "no choices"),
-    "an empty body": (refuses("200 OK", ""), ProviderBroken, "invalid JSON (nothing)"),
-    "no JSON": (refuses("200 OK", "{oops"), ProviderBroken, "invalid JSON ({oops)"),
-    "an error with status 200": (refuses("200 OK", {"error": "model is asleep"}), ProviderBroken, "model is asleep"),
-    "choices that are null": (refuses("200 OK", {"model": "m", "choices": None}), ProviderBroken, "invalid completion"),
-    "no choice": (refuses("200 OK", {"model": "m", "choices": []}), ProviderBroken, "sent no response"),
-    "choices that are no list": (refuses("200 OK", {"choices": "many"}), ProviderBroken, "invalid completion"),
-    "a choice of nothing": (refuses("200 OK", {"choices": [None, 5, "x"]}), ProviderBroken, "sent no response"),
-    "a message without a finish": (
-        refuses("200 OK", {"choices": [{"message": {"content": "Hi"}}]}),
-        ProviderBroken,
-        "ended the response early, after 2 characters",
-    ),
-    "empty objects as chunks": (sends({}, {}, "[DONE]"), ProviderBroken, "no choices"),
-    "texts as chunks": (sends('"overloaded"', "[DONE]"), ProviderBroken, "overloaded"),
-    "figures alone": (sends(usage(3, 0), "[DONE]"), ProviderBroken, "sent no response"),
-    "nothing at all": (sends(), ProviderBroken, "sent no response"),
-    "a stream that is cut": (
-        sends(chunk("Hel"), chunk("lo")),
-        ProviderBroken,
-        "early, after 5 characters: try again",
-    ),
-    "a stream that is cut silently": (sends(chunk("Hel"), chunk("lo"), version="1.0"), ProviderBroken, "after 5 characters"),
-    "a done stream without a finish": (sends(chunk("Hel"), "[DONE]"), ProviderBroken, "after 3 characters"),
-    "a stream that is cut within a chunk": (cut_within_a_chunk, ProviderUnreachable, "closed the connection"),
-    "an invalid JSON line": (sends(chunk("Hel"), '{"choices": [{'), ProviderBroken, "invalid JSON"),
-    "bytes that are not text": (refuses("200 OK", "data: \udcff\n\n", "text/event-stream"), ProviderBroken, "not text"),
-    "an error in the stream": (
-        sends(chunk("Hel"), {"error": {"message": "out of memory"}}),
-        ProviderBroken,
-        "during the response: out of memory",
-    ),
-    "an error in the stream as a text": (sends({"error": "out of memory"}), ProviderBroken, "during the response: out of memory"),
-    "a filter": (
-        sends(chunk("Bad"), chunk(None, "content_filter")),
-        ProviderRefused,
-        "content filter, after 3 characters: rephrase",
-    ),
-    "an error as finish": (sends(chunk("Hel"), chunk(None, "error")), ProviderBroken, "with an error, after 3 characters"),
-    "a refusal": (sends(chunk(None, refusal="I can't."), chunk(None, "stop")), ProviderRefused, "declined to respond: I can't"),
-    "reasoning alone": (sends(chunk(None, reasoning_content="Hm"), chunk(None, "stop")), ProviderBroken, "reasoning but no text"),
-    "reasoning to the end": (sends(chunk(None, reasoning="Hm"), chunk(None, "length")), ProviderBroken, "raise max_tokens"),
-    "tool calls alone": (
-        sends(chunk(None, tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{}"}}]), chunk(None, "tool_calls")),
-        ProviderBroken,
-        "tool calls",
-    ),
-    "an error that is a text": (refuses("400 Bad Request", {"error": "temperature is too hot"}), ProviderRefused, "temperature is too hot"),
-    "a text for an error": (refuses("400 Bad Request", "no such thing", "text/plain"), ProviderRefused, "no such thing"),
-    "a wrong key": (
-        refuses("401 Unauthorized", {"error": {"message": "wrong"}}),
-        ProviderRefused,
-        "the key of env:THE_KEY: wrong; set a valid key",
-    ),
-    "no credit": (refuses("402 Payment Required", {"error": {"message": "empty"}}), ProviderBusy, "payment: empty"),
-    "no permission": (refuses("403 Forbidden", {"message": "not you"}), ProviderRefused, "denied access: not you"),
-    "an unknown model": (
-        refuses("404 Not Found", {"error": "no tiny here"}),
-        ProviderRefused,
-        "no tiny here; check model and the end of base_url",
-    ),
-    "an unknown address": (refuses("404 Not Found", PAGE, "text/html"), ProviderRefused, "a web page, 'Welcome to nginx!'; check model"),
-    "another method": (refuses("405 Method Not Allowed", ""), ProviderRefused, "no chat completions"),
-    "its own time-out": (refuses("408 Request Timeout", ""), ProviderUnreachable, "Request Timeout; try again"),
-    "a conflict": (refuses("409 Conflict", {"detail": "busy"}), ProviderRefused, "status 409: busy"),
-    "a long prompt": (refuses("413 Payload Too Large", ""), ProviderRefused, "too long"),
-    "details in a list": (refuses("422 Unprocessable Entity", {"detail": [{"msg": "no role"}]}), ProviderRefused, "no role"),
-    "too much": (
-        refuses("429 Too Many Requests", {"error": {"message": "slow down"}}, Retry_After="7"),
-        ProviderBusy,
-        "slow down; try again in 7 s",
-    ),
-    "too much for today": (refuses("429 Too Many Requests", ""), ProviderBusy, "try again later"),
-    "a failure": (refuses("500 Internal Server Error", {"error": "oops"}), ProviderBroken, "status 500: oops"),
-    "a gateway's page": (refuses("502 Bad Gateway", PAGE, "text/html"), ProviderBroken, "status 502: a web page"),
-    "another address": (
-        refuses("308 Permanent Redirect", "", Location="https://elsewhere.test/v1"),
-        ProviderRefused,
-        "(https://elsewhere.test/v1)",
-    ),
-    "another protocol": (no_http, ProviderUnreachable, "closed the connection"),
-    "no word": (hangs_up, ProviderUnreachable, "closed the connection"),
+FAULTS: dict[type[ProviderError], dict[str, tuple[Answer, str]]] = {
+    ProviderBroken: {
+        "a web page with status 200": (ok(PAGE, "text/html"), "a web page, 'Welcome to nginx!': check the end of base_url"),
+        "a web page as a stream": (ok(PAGE, "text/event-stream"), "sent no response: check that base_url"),
+        "an empty object": (ok({}), "no choices"),
+        "an empty body": (ok(""), "invalid JSON (nothing)"),
+        "no JSON": (ok("{oops"), "invalid JSON ({oops)"),
+        "an error with status 200": (ok({"error": "model is asleep"}), "model is asleep"),
+        "choices that are null": (ok({"model": "m", "choices": None}), "invalid completion"),
+        "choices that are not a list": (ok({"choices": "many"}), "invalid completion"),
+        "invalid choices": (ok({"choices": [None, 5, "x"]}), "sent no response"),
+        "a message without a finish": (ok({"choices": [{"message": {"content": "Hi"}}]}), "ended the response early, after 2 characters"),
+        "empty objects as chunks": (sends({}, {}, "[DONE]"), "no choices"),
+        "texts as chunks": (sends('"overloaded"', "[DONE]"), "overloaded"),
+        "usage alone": (sends(usage(3, 0), "[DONE]"), "sent no response"),
+        "nothing at all": (sends(), "sent no response"),
+        "a stream that is cut": (sends(chunk("Hel"), chunk("lo")), "early, after 5 characters: try again"),
+        "a stream that is cut silently": (sends(chunk("Hel"), chunk("lo"), version="1.0"), "after 5 characters"),
+        "a done stream without a finish": (sends(chunk("Hel"), "[DONE]"), "after 3 characters"),
+        "an invalid JSON line": (sends(chunk("Hel"), '{"choices": [{'), "invalid JSON"),
+        "bytes that are not text": (ok("data: \udcff\n\n", "text/event-stream"), "not text"),
+        "an error in the stream": (sends(chunk("Hel"), {"error": {"message": "out of memory"}}), "during the response: out of memory"),
+        "an error text in the stream": (sends({"error": "out of memory"}), "during the response: out of memory"),
+        "an error as finish": (sends(chunk("Hel"), chunk(None, "error")), "with an error, after 3 characters"),
+        "reasoning alone": (sends(chunk(None, reasoning_content="Hm"), chunk(None, "stop")), "reasoning but no text"),
+        "reasoning to the end": (sends(chunk(None, reasoning="Hm"), chunk(None, "length")), "raise max_tokens"),
+        "tool calls alone": (sends(chunk(None, tool_calls=[TOOL_CALL]), chunk(None, "tool_calls")), "tool calls"),
+        "a failure": (refuses("500 Internal Server Error", {"error": "oops"}), "status 500: oops"),
+        "a gateway's page": (refuses("502 Bad Gateway", PAGE, "text/html"), "status 502: a web page"),
+    },
+    ProviderRefused: {
+        "a filter": (sends(chunk("Bad"), chunk(None, "content_filter")), "content filter, after 3 characters: rephrase"),
+        "a refusal": (sends(chunk(None, refusal="I can't."), chunk(None, "stop")), "declined to respond: I can't"),
+        "an error that is a text": (refuses("400 Bad Request", {"error": "temperature is too hot"}), "temperature is too hot"),
+        "a text for an error": (refuses("400 Bad Request", "no such thing", "text/plain"), "no such thing"),
+        "a wrong key": (refuses(UNAUTHORIZED, {"error": {"message": "wrong"}}), "the key of env:THE_KEY: wrong; set a valid key"),
+        "no permission": (refuses("403 Forbidden", {"message": "not you"}), "denied access: not you"),
+        "an unknown model": (refuses(NOT_FOUND, {"error": "no tiny here"}), "no tiny here; check model and the end of base_url"),
+        "an unknown address": (refuses(NOT_FOUND, PAGE, "text/html"), "a web page, 'Welcome to nginx!'; check model"),
+        "another method": (refuses("405 Method Not Allowed", ""), "no chat completions"),
+        "a conflict": (refuses("409 Conflict", {"detail": "busy"}), "status 409: busy"),
+        "a long prompt": (refuses("413 Payload Too Large", ""), "too long"),
+        "details in a list": (refuses("422 Unprocessable Entity", {"detail": [{"msg": "no role"}]}), "no role"),
+        "a redirect": (refuses(REDIRECT, "", Location="https://elsewhere.test/v1"), "(https://elsewhere.test/v1)"),
+    },
+    ProviderBusy: {
+        "no credit": (refuses("402 Payment Required", {"error": {"message": "empty"}}), "payment: empty"),
+        "rate limit": (refuses(BUSY, {"error": {"message": "slow down"}}, Retry_After="7"), "slow down; try again in 7 s"),
+        "rate limit without a time": (refuses(BUSY, ""), "try again later"),
+    },
+    ProviderUnreachable: {
+        "a stream that is cut within a chunk": (cut_within_a_chunk, "closed the connection"),
+        "a time-out": (refuses("408 Request Timeout", ""), "Request Timeout; try again"),
+        "another protocol": (lambda connection, request: connection.send("SSH-2.0-OpenSSH_9.6\r\n"), "closed the connection"),
+        "a closed connection": (lambda connection, request: None, "closed the connection"),
+    },
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_fault_is_reported_with_profile_host_and_advice(provide: Provide, fault: str) -> None:
-    answer, kind, said = FAULTS[fault]
+@pytest.mark.parametrize(("kind", "fault"), [(kind, fault) for kind, faults in FAULTS.items() for fault in faults])
+async def test_fault_is_reported_with_profile_host_and_advice(provide: Provide, kind: type[ProviderError], fault: str) -> None:
+    answer, text = FAULTS[kind][fault]
     server = provide(answer)
     with pytest.raises(ProviderError) as raised:
         await ask(server.url)
     assert type(raised.value) is kind, raised.value
     message = str(raised.value)
-    assert said in message
+    assert text in message
     assert message.startswith(f"The provider 'p' (127.0.0.1:{server.port}) ")
     assert len(message) < 700
     assert KEY not in message
     assert raised.value.__suppress_context__, "a chain of causes may hold what was not redacted"
-    assert raised.value.retry_after == (7 if "in 7 s" in said else None)
+    assert raised.value.retry_after == (7 if "in 7 s" in text else None)
 
 
 async def test_required_key_is_reported(provide: Provide) -> None:
