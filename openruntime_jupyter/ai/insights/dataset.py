@@ -37,7 +37,7 @@ class Columns:
 
     raw: MetricColumns
 
-    @property
+    @cached_property
     def times(self) -> Array:
         """Return the start of each point in seconds since the epoch."""
         return np.array(self.raw.starts, dtype=np.float64)
@@ -47,9 +47,16 @@ class Columns:
         """Return the length of a point in seconds."""
         return self.raw.resolution
 
+    @cached_property
+    def _arrays(self) -> dict[tuple[str, str], Array]:
+        columns = ("mean", "max")
+        return {
+            (name, each): np.array(getattr(series, each), dtype=np.float64) for name, series in self.raw.series.items() for each in columns
+        }
+
     def of(self, figure: str, column: Literal["mean", "max"] = "mean") -> Array:
         """Return the values of a metric, one per point."""
-        return np.array(getattr(self.raw.series[figure], column), dtype=np.float64)
+        return self._arrays[figure, column]
 
     def known(self, figure: str, column: Literal["mean", "max"] = "mean") -> Array:
         """Return the values of a metric without gaps."""
