@@ -19,7 +19,7 @@ from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+    from openruntime_jupyter.operations.context import TaskContext
 
 CACHE_KEPT = 256 << 20
 """Maximum bytes of freed buffers that MLX keeps while a prompt is processed."""

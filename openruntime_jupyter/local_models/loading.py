@@ -25,7 +25,7 @@ from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+    from openruntime_jupyter.operations.context import TaskContext
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,10 @@ def import_mlx_lm(offline: bool) -> ModuleType:
 
 @contextlib.contextmanager
 def _limits_kept() -> Iterator[None]:
-    """Disable `resource.setrlimit`: importing mlx_lm lowers the limits of open files, and fails if they are lower already."""
+    """Disable `resource.setrlimit`: importing mlx_lm lowers the limits of open files, and fails if they are lower already.
+
+    `test_cpu_model_computes_in_float32_only_with_fast_blas_and_keeps_open_file_limits` needs it.
+    """
     real = resource.setrlimit
     resource.setrlimit = lambda *_: None
     try:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from openruntime_jupyter.operations.arrays import ArrayRef
-from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
-from openruntime_jupyter.operations.code.values import Packed, Pickled, check_pickled, dump, load, summary
+from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, Result, World
+from openruntime_jupyter.operations.code.values import Packed, Pickled, dump, load, summary
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.python import shell
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
 
 
 class Params(Parameters):
@@ -32,12 +29,6 @@ class Params(Parameters):
     burst: str | None = Field(
         None, description="Tasks of one owner with the same value may run one after the other in one process.", max_length=100
     )
-
-    @field_validator("pickled")
-    @classmethod
-    def _is_base64(cls, pickled: str | ArrayRef) -> str | ArrayRef:
-        check_pickled(pickled)
-        return pickled
 
 
 def run(params: Params, context: TaskContext) -> Result:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.operations import measurement
-from openruntime_jupyter.operations.base import Operation, Parameters
-from openruntime_jupyter.operations.inputs import Dtype, wrong
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
-
+from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.operations import numerics
+from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.context import TaskContext
 
 BYTES_PER_SECOND = 20e9
 """Lower bound for MLX's copy, scale and add on two x86-64 cores with warm pages; measured are 26 to 41 GB/s."""
@@ -59,9 +56,7 @@ class Params(Parameters):
     )
     iterations: int = Field(5, description="Timed runs of each kernel, after an untimed warm-up.", ge=1, le=100_000, strict=True)
     kernels: list[Kernel] = Field(["copy", "scale", "add", "triad"], description="Kernels to run.", min_length=1, max_length=4)
-    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
-        "float32", description="Dtype of the arrays; float64 on the CPU only."
-    )
+    dtype: numerics.FloatDtype = Field("float32", description="Dtype of the arrays; float64 on the CPU only.")
 
     @field_validator("kernels")
     @classmethod
@@ -73,13 +68,13 @@ class Params(Parameters):
     @property
     def count(self) -> int:
         """Return the number of elements of each array."""
-        return self.size_mb * 1_000_000 // Dtype(self.dtype).size
+        return self.size_mb * 1_000_000 // SIZES[self.dtype]
 
 
 def memory(params: Params) -> int:
     """Estimate the peak bytes: a, b, c and the scaled b of triad; or b while it is drawn in float32."""
-    item = Dtype(params.dtype).size
-    return params.count * max(4 * item, 2 * item + 4) + measurement.SMALL_CHANGE
+    item = SIZES[params.dtype]
+    return params.count * max(4 * item, 2 * item + 4) + numerics.SMALL_CHANGE
 
 
 def seconds(params: Params) -> float:
@@ -92,27 +87,25 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     """Run the kernels one after the other; compare a sample of each result with NumPy in float64."""
     import mlx.core as mx
 
-    measurement.refuse_float64_on_gpu(context, [params.dtype])
+    numerics.refuse_float64_on_gpu(context, [params.dtype])
     context.require_memory(memory(params), "This measurement")
-    dtype = Dtype(params.dtype).of(mx)
-    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX can't draw float64
-    a, b = (mx.random.uniform(shape=(params.count,), dtype=drawn, key=mx.random.key(seed)).astype(dtype) for seed in (1, 2))
+    a, b = (numerics.random_array(mx.random.uniform, (params.count,), params.dtype, key=mx.random.key(seed)) for seed in (1, 2))
     mx.eval(a)
     mx.eval(b)
-    watch = measurement.Watch(context, params.iterations * len(params.kernels))
-    chosen = mx.array(measurement.sample(params.count))
+    watch = numerics.Watch(context, params.iterations * len(params.kernels))
+    chosen = mx.array(numerics.sample(params.count))
     kernels: dict[str, Any] = {}
     for name in params.kernels:
         kernel = _KERNELS[name]
         result, times = watch.time(lambda make=kernel.make: make(mx, a, b), params.iterations, name)  # type: ignore[misc]
-        moved = kernel.arrays * params.count * Dtype(params.dtype).size
+        moved = kernel.arrays * params.count * SIZES[params.dtype]
         kernels[name] = {
             "formula": kernel.formula,
             "bytes_per_iteration": moved,
-            "seconds_per_iteration": measurement.spread(times),
-            **measurement.rates(moved, times, "gb_per_second"),
-            "error": measurement.difference(
-                measurement.as_numpy(result[chosen]), kernel.reference(measurement.as_numpy(a[chosen]), measurement.as_numpy(b[chosen]))
+            "seconds_per_iteration": numerics.spread(times),
+            **numerics.rates(moved, times, "gb_per_second"),
+            "error": numerics.difference(
+                numerics.as_numpy(result[chosen]), kernel.reference(numerics.as_numpy(a[chosen]), numerics.as_numpy(b[chosen]))
             ),
         }
         del result
@@ -133,6 +126,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=measurement.warm,
+    warm=numerics.warm,
     shared=True,
 )

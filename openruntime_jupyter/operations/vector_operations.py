@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.operations import measurement
-from openruntime_jupyter.operations.base import Operation, Parameters
-from openruntime_jupyter.operations.inputs import Dtype, wrong
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
-
+from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.operations import numerics
+from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.context import TaskContext
 
 SCALAR = 3.0
 CHUNK = 1_000_000
@@ -75,7 +72,7 @@ class Params(Parameters):
         min_length=1,
         max_length=len(_OPERATIONS),
     )
-    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
+    dtype: numerics.FloatDtype = Field(
         "float32",
         description="Dtype of the vectors; float64 on the CPU only. float16 vectors are scaled so that the sum of their squares fits.",
     )
@@ -95,9 +92,9 @@ def memory(params: Params) -> int:
     The peak is either x, y, a result and an intermediate result; or y while it is drawn in float32; or a result and a chunk of its
     reference.
     """
-    item = Dtype(params.dtype).size
+    item = SIZES[params.dtype]
     comparing = 3 * item * params.size + 4 * min(params.size, CHUNK)
-    return max(4 * item * params.size, (2 * item + 4) * params.size, comparing) + measurement.SMALL_CHANGE
+    return max(4 * item * params.size, (2 * item + 4) * params.size, comparing) + numerics.SMALL_CHANGE
 
 
 def seconds(params: Params) -> float:
@@ -110,22 +107,22 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     """Run the operations one after the other; compare with float64, elementwise ones on a sample, reductions in full."""
     import mlx.core as mx
 
-    measurement.refuse_float64_on_gpu(context, [params.dtype])
+    numerics.refuse_float64_on_gpu(context, [params.dtype])
     context.require_memory(memory(params), "These operations")
     x, y = (_vector(mx, params, key) for key in mx.random.split(mx.random.key(params.seed)))
-    watch = measurement.Watch(context, params.iterations * len(params.operations))
+    watch = numerics.Watch(context, params.iterations * len(params.operations))
     results: dict[str, Any] = {}
     for name in params.operations:
         kind = _OPERATIONS[name]
         result, times = watch.time(lambda make=kind.make: make(mx, x, y), params.iterations, name)  # type: ignore[misc]
-        moved, flops = kind.arrays * params.size * Dtype(params.dtype).size, kind.flops * params.size
+        moved, flops = kind.arrays * params.size * SIZES[params.dtype], kind.flops * params.size
         results[name] = {
             "formula": kind.formula,
-            "seconds_per_iteration": measurement.spread(times),
+            "seconds_per_iteration": numerics.spread(times),
             "bytes_per_iteration": moved,
-            **measurement.rates(moved, times, "gb_per_second"),
+            **numerics.rates(moved, times, "gb_per_second"),
             "flops_per_iteration": flops,
-            **measurement.rates(flops, times, "gflops"),
+            **numerics.rates(flops, times, "gflops"),
             "error": _error(mx, kind, x, y, result),
         }
         del result
@@ -141,9 +138,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 def _vector(mx: Any, params: Params, key: Any) -> Any:
     # The sum of squares of n numbers uniform in [-a, a) is n a²/3: in float16 it must stay below 65,504.
     bound = min(1.0, math.sqrt(90_000 / params.size)) if params.dtype == "float16" else 1.0
-    dtype = Dtype(params.dtype).of(mx)
-    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX can't draw float64
-    vector = mx.random.uniform(-bound, bound, (params.size,), dtype=drawn, key=key).astype(dtype)
+    vector = numerics.random_array(mx.random.uniform, (params.size,), params.dtype, low=-bound, high=bound, key=key)
     mx.eval(vector)
     return vector
 
@@ -152,18 +147,18 @@ def _error(mx: Any, kind: _VectorOperation, x: Any, y: Any, result: Any) -> dict
     import numpy as np
 
     if kind.join is None:
-        chosen = mx.array(measurement.sample(x.size))
-        expected = kind.reference(np, measurement.as_numpy(x[chosen]), measurement.as_numpy(y[chosen]))
-        return measurement.difference(measurement.as_numpy(result[chosen]), expected)
+        chosen = mx.array(numerics.sample(x.size))
+        expected = kind.reference(np, numerics.as_numpy(x[chosen]), numerics.as_numpy(y[chosen]))
+        return numerics.difference(numerics.as_numpy(result[chosen]), expected)
     expected = kind.join([float(kind.reference(np, *pair)) for pair in _chunks(x, y)])
     # A sum may cancel to nearly zero, so the error is relative to the sum of the magnitudes.
     scale = max(abs(expected), kind.join([float(kind.reference(np, abs(a), abs(b))) for a, b in _chunks(x, y)]))
-    return measurement.difference(measurement.as_numpy(result), expected, scale)
+    return numerics.difference(numerics.as_numpy(result), expected, scale)
 
 
 def _chunks(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
     for start in range(0, x.size, CHUNK):
-        yield measurement.as_numpy(x[start : start + CHUNK]), measurement.as_numpy(y[start : start + CHUNK])
+        yield numerics.as_numpy(x[start : start + CHUNK]), numerics.as_numpy(y[start : start + CHUNK])
 
 
 operation = Operation(
@@ -173,6 +168,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=measurement.warm,
+    warm=numerics.warm,
     shared=True,
 )

@@ -8,9 +8,9 @@ import mlx.core as mx
 import pytest
 
 from openruntime_jupyter.errors import MemoryRefused
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import graph
 from openruntime_jupyter.operations.mlx.summaries import LOOKING
-from openruntime_jupyter.worker.context import TaskContext
 
 SQUARE = {"normal": [600, 600]}
 SPD = {"eye": 300}

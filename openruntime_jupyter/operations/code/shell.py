@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
@@ -13,8 +13,7 @@ from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+from openruntime_jupyter.operations.context import TaskContext
 
 
 class TaskDisplayPublisher(DisplayPublisher):

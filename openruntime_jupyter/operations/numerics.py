@@ -1,22 +1,38 @@
-"""Measurement of duration, rate and numerical error of operations."""
+"""Random arrays, and measurement of duration, rate and numerical error, for operations that compute with MLX."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
 from openruntime_jupyter.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
-
+from openruntime_jupyter.operations.context import TaskContext
 
 SAMPLE = 1000
 """Number of elements of an output that are compared with the reference."""
 SMALL_CHANGE = 100_000
 """Bytes of indices, keys and samples of that size, in addition to the operands."""
+
+
+FloatDtype = Literal["float32", "float16", "bfloat16", "float64"]
+FLOATING = get_args(FloatDtype)
+
+
+def mlx_dtype(name: str) -> Any:
+    """Return the element type of MLX with that name."""
+    import mlx.core as mx
+
+    return mx.bool_ if name == "bool" else getattr(mx, name)
+
+
+def random_array(draw: Callable[..., Any], shape: tuple[int, ...], dtype: str, **options: Any) -> Any:
+    """Return a lazy array from `mx.random.uniform` or `mx.random.normal`. MLX can't draw float64, so it is converted from float32."""
+    import mlx.core as mx
+
+    kind = mlx_dtype(dtype)
+    return draw(shape=shape, dtype=mx.float32 if kind == mx.float64 else kind, **options).astype(kind)
 
 
 def warm() -> None:

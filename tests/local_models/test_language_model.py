@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openruntime_jupyter.local_models.language_model import LARGEST, SMALLEST, STEP_SECONDS, AdaptiveChunking
+from hypothesis import given
+from hypothesis import strategies as some
+
+from openruntime_jupyter.local_models.language_model import LARGEST, SMALLEST, STEP_SECONDS, AdaptiveChunking, StopFilter
 
 LAYERS = 30
 
@@ -49,3 +52,32 @@ def test_short_piece_counts_as_smallest_piece() -> None:
     few.took(2, LAYERS, 0.1)
     small.took(SMALLEST, LAYERS, 0.1)
     assert (few.tokens, few.layers(2)) == (small.tokens, small.layers(SMALLEST))
+
+
+LETTERS = some.text("ab\n", max_size=30)
+
+
+@given(LETTERS, some.lists(some.text("ab\n", min_size=1, max_size=4), max_size=3), some.lists(some.integers(0, 5), min_size=1, max_size=40))
+def test_text_ends_at_first_stop_for_any_cuts(text: str, stops: list[str], cuts: list[int]) -> None:
+    stream, passed, place, cut = StopFilter(stops), "", 0, 0
+    while place < len(text) or cut < len(cuts):
+        size = cuts[cut] if cut < len(cuts) else 1
+        passed += stream.feed(text[place : place + size])
+        place, cut = place + size, cut + 1
+    passed += stream.flush()
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert passed == text[: min(found)[1] if found else len(text)]
+    assert stream.found == bool(found)
+
+
+@given(LETTERS)
+def test_without_stop_strings_nothing_is_held_back(text: str) -> None:
+    stream = StopFilter()
+    assert [stream.feed(letter) for letter in text] == list(text)
+
+
+def test_only_possible_stop_prefixes_are_held_back() -> None:
+    stream = StopFilter(["\nuser:"])
+    assert stream.feed("yes\nuse") == "yes"
+    assert stream.feed("ful") == "\nuseful"
+    assert not stream.found
