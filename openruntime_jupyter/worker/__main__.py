@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
     runner = Runner(channel, guard, blas, display_marker(marker), imports, hello_body["problem"])
     read_fresh_sources(installed)
     imports.ready()
-    # Exclude the loaded modules from later collections, which are fast then.
+    # Exclude the loaded modules from later collections, such as the one after each failed task: 19 ms otherwise.
     gc.freeze()
     gc.enable()
     while True:

@@ -133,7 +133,7 @@ def test_incomplete_model_is_not_listed_and_path_error_names_cause(tmp_path: Pat
 
 def test_damaged_weights_are_reported(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "models" / "tiny")
-    for content in (b"", b"\xff" * 20, b"\x05\0\0\0\0\0\0\0{...}", b"\x02\0\0\0\0\0\0\0[]", b"\x07\0\0\0\0\0\0\0{\"a\":1}"):
+    for content in (b"", b"\xff" * 20, b"\x05\0\0\0\0\0\0\0{...}", b"\x02\0\0\0\0\0\0\0[]", b'\x07\0\0\0\0\0\0\0{"a":1}'):
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(InvalidRequest, match="can't be read"):
             catalog(tmp_path).resolve(str(folder), ME)

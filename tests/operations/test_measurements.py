@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.operations import matrix_multiply, memory_bandwidth, vector_operations
+from openruntime_jupyter.operations import matrix_multiply, memory_bandwidth, numerics, vector_operations
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.registry import operation
 
@@ -252,7 +252,7 @@ def test_reference_equals_formula(name):
 
 
 def test_reduction_is_compared_over_every_chunk(monkeypatch, run):
-    monkeypatch.setattr(vector_operations, "CHUNK", 100)
+    monkeypatch.setattr(numerics, "CHUNK", 100)
     output = run("vector_operations", {"size": 1050, "operations": ["dot", "norm", "sum", "max"], "iterations": 1})
     assert all(measured["error"]["max_relative"] < 1e-6 for measured in output["operations"].values())
 
