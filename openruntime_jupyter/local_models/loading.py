@@ -46,7 +46,7 @@ def load(source: ModelSource, context: TaskContext) -> LanguageModel:
     import_mlx_lm(offline=source.kind != "hub")
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            source = _at_hand(source)
+            source = _with_local_files(source)
             wide = _choose(source, context)
             model, tokenizer = _load(source, wide)
             _read_weights(model, source.name, context)
@@ -61,7 +61,7 @@ def load(source: ModelSource, context: TaskContext) -> LanguageModel:
     return loaded
 
 
-def _at_hand(source: ModelSource) -> ModelSource:
+def _with_local_files(source: ModelSource) -> ModelSource:
     """Return the source with local files, because mlx-lm's `load` would request a missing path from the hub."""
     if source.kind == "hub":
         from huggingface_hub import snapshot_download

@@ -14,6 +14,17 @@ from openruntime_jupyter.operations.code.values import Packed, Pickled, dump, lo
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.python import shell
 
+_shown: set[str] = set()
+"""Files whose lines `show` has replaced."""
+
+
+class Source(Parameters):
+    """Lines of a file."""
+
+    file: str = Field("", description="File name in tracebacks.", max_length=4096)
+    first: int = Field(1, description="Number of the first line.", ge=1, le=1_000_000)
+    text: str = Field("", description="The lines.")
+
 
 class Params(Parameters):
     """A function and its arguments."""
@@ -48,6 +59,22 @@ def run(params: Params, context: TaskContext) -> Result:
     return Result(summary(value), *dump(value, "The function's result", context))
 
 
+def show(sources: Iterable[Source]) -> None:
+    """Replace the lines shown in tracebacks by those of `sources`."""
+    while _shown:
+        linecache.cache.pop(_shown.pop(), None)
+    for source in sources:
+        if source.file not in _shown and linecache.getlines(source.file):
+            continue  # the file exists here too
+        known = linecache.getlines(source.file)
+        lines = [f"{line}\n" for line in source.text.removesuffix("\n").split("\n")]
+        before, after = known[: source.first - 1], known[source.first - 1 + len(lines) :]
+        full = [*before, *["\n"] * (source.first - 1 - len(before)), *lines, *after]
+        # Entries without a modification time are not checked against the disk.
+        linecache.cache[source.file] = (sum(map(len, full)), None, full, source.file)
+        _shown.add(source.file)
+
+
 def offer_variables(function: Any) -> None:
     """Add variables of the session to the globals of a function pickled by value, unless its notebook sets them."""
     space = getattr(function, "__globals__", None)
@@ -67,30 +94,3 @@ def warm() -> None:
 operation = Operation(
     name="call", summary="Call a Python function that was pickled by value.", params=Params, run=run, needs_execute=True, warm=warm
 )
-
-
-_shown: set[str] = set()
-
-
-class Source(Parameters):
-    """Lines of a file."""
-
-    file: str = Field("", description="File name in tracebacks.", max_length=4096)
-    first: int = Field(1, description="Number of the first line.", ge=1, le=1_000_000)
-    text: str = Field("", description="The lines.")
-
-
-def show(sources: Iterable[Source]) -> None:
-    """Replace the lines shown in tracebacks by those of `sources`."""
-    while _shown:
-        linecache.cache.pop(_shown.pop(), None)
-    for source in sources:
-        if source.file not in _shown and linecache.getlines(source.file):
-            continue  # the file exists here too
-        known = linecache.getlines(source.file)
-        lines = [f"{line}\n" for line in source.text.removesuffix("\n").split("\n")]
-        before, after = known[: source.first - 1], known[source.first - 1 + len(lines) :]
-        full = [*before, *["\n"] * (source.first - 1 - len(before)), *lines, *after]
-        # Entries without a modification time are not checked against the disk.
-        linecache.cache[source.file] = (sum(map(len, full)), None, full, source.file)
-        _shown.add(source.file)

@@ -103,7 +103,7 @@ def test_script_regenerates_the_file(tmp_path):
     assert json.loads(path.read_text())["functions"] == functions.functions()
 
 
-SCRIPT = """
+PROGRAM = """
 import sys
 from pathlib import Path
 from openruntime_jupyter.operations.registry import BUILT_IN, operation
@@ -120,5 +120,5 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in ("mlx", "
 
 
 def test_listing_and_validation_import_neither_mlx_nor_numpy():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
