@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+    from openruntime_jupyter.operations.context import TaskContext
 
 _current: TaskContext | None = None
 

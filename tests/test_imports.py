@@ -80,7 +80,7 @@ def loaded_by(module):
     return sorted(name for name in sys.modules if name.startswith(P + "."))
 
 
-operations = [P + ".operations" + end for end in ("", ".base", ".arrays", ".call")]
+operations = [P + ".operations" + end for end in ("", ".base", ".inputs", ".call")]
 orders = [(a, pause, b) for a, b in itertools.permutations(operations, 2) for pause in loaded_by(a) if pause.startswith(operations[0])]
 commands, discovery = P + ".notebook.commands", P + ".client.discovery"
 for a, b in ((commands, discovery), (discovery, commands)):

@@ -158,7 +158,9 @@ def _random_state(state: Any) -> Any:
 def _transform(obj: Any) -> Any:
     """Reduce the result of an MLX function transform by name, or by compiling again if it certainly comes from `mx.compile`.
 
-    A compiled function without states refers to None, None and the function. `mx.vmap` has its axes there, which are never None.
+    A compiled function without states refers to None, None and the function. `mx.vmap` has its axes there, which are never None. MLX
+    has no public way to the function inside; `test_compiled_functions_compute_the_same` and `test_transforms_are_rejected_anywhere` need
+    this one.
     """
     if (name := _named(obj)) is not None:
         return name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ def shape_of(folder: Path) -> Shape:
         inner = config.get("text_config")
         sizes = {**config, **inner} if isinstance(inner, dict) else config
         return Shape(size, _whole(sizes, "max_position_embeddings"), _float32_bytes(files, config), cache_numbers(sizes))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:  # a damaged header may be any JSON
         raise NotAModel(f"{folder} can't be read: {problem}") from None
 
 
@@ -108,12 +107,17 @@ def _float32_bytes(files: list[Path], config: dict[str, Any]) -> int:
 def _tensors(files: list[Path]) -> Iterator[tuple[str, int, bool]]:
     """Yield name, number of elements, and True for packed elements."""
     for file in files:
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
-            if length > LONGEST_HEADER:
-                raise ValueError(f"{file.name} is not a safetensors file")
-            header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                yield name, math.prod(tensor["shape"]), tensor["dtype"] == "U32"
+        tensors, _ = read_tensors(file)
+        for name, tensor in tensors.items():
+            yield name, math.prod(tensor["shape"]), tensor["dtype"] == "U32"
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the descriptions of the tensors in a safetensors file, and the position of their data; raise OSError or ValueError."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= LONGEST_HEADER:
+            raise ValueError(f"{file.name} is not a safetensors file")
+        tensors = json.loads(stream.read(length))
+    tensors.pop("__metadata__", None)
+    return tensors, 8 + length

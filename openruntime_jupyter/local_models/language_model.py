@@ -19,7 +19,7 @@ from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+    from openruntime_jupyter.operations.context import TaskContext
 
 CACHE_KEPT = 256 << 20
 """Maximum bytes of freed buffers that MLX keeps while a prompt is processed."""
@@ -69,7 +69,7 @@ class LanguageModel:
         self._token_bytes = cache_numbers and cache_numbers * _item_size(model)
         self._heads = int(getattr(getattr(model, "args", None), "num_attention_heads", 0) or 0)
         self._memory = MemoryReader()
-        self._pace = AdaptiveChunking()
+        self._chunking = AdaptiveChunking()
 
     # The prompt
 
@@ -171,7 +171,7 @@ class LanguageModel:
         done, total = 0, len(tokens)
         context.progress(done, total, "reading the prompt")
         while done < total - 1:
-            piece = tokens[done : min(done + self._pace.tokens, total - 1)]
+            piece = tokens[done : min(done + self._chunking.tokens, total - 1)]
             self.model(mx.array(piece)[None], cache=cache)  # lazy
             layer = 0
             while layer < len(cache):
@@ -184,9 +184,9 @@ class LanguageModel:
     def _step(self, tokens: int, cache: list[Any], first: int) -> int:
         """Compute a piece of the prompt from layer `first` for one step; return the next layer."""
         started = time.perf_counter()
-        step = cache[first : first + self._pace.layers(tokens)]
+        step = cache[first : first + self._chunking.layers(tokens)]
         mx.eval([layer.state for layer in step])
-        self._pace.took(tokens, len(step), time.perf_counter() - started)
+        self._chunking.record(tokens, len(step), time.perf_counter() - started)
         return first + len(step)
 
     @cached_property
@@ -263,7 +263,7 @@ class AdaptiveChunking:
         """Return the number of layers of a step for a piece of `tokens`."""
         return max(1, int(self._work / max(tokens, SMALLEST)))
 
-    def took(self, tokens: int, layers: int, seconds: float) -> None:
+    def record(self, tokens: int, layers: int, seconds: float) -> None:
         """Record the duration of a step. One measurement changes the work of a step by at most a factor of four."""
         wanted = max(tokens, SMALLEST) * layers * STEP_SECONDS / max(seconds, 1e-6)
         self._work = max(1.0, min(max(wanted, self._work / 4), self._work * 4))

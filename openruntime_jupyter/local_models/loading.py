@@ -25,7 +25,7 @@ from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+    from openruntime_jupyter.operations.context import TaskContext
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def load(source: ModelSource, context: TaskContext) -> LanguageModel:
     import_mlx_lm(offline=source.kind != "hub")
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            source = _at_hand(source)
+            source = _with_local_files(source)
             wide = _choose(source, context)
             model, tokenizer = _load(source, wide)
             _read_weights(model, source.name, context)
@@ -61,7 +61,7 @@ def load(source: ModelSource, context: TaskContext) -> LanguageModel:
     return loaded
 
 
-def _at_hand(source: ModelSource) -> ModelSource:
+def _with_local_files(source: ModelSource) -> ModelSource:
     """Return the source with local files, because mlx-lm's `load` would request a missing path from the hub."""
     if source.kind == "hub":
         from huggingface_hub import snapshot_download
@@ -145,7 +145,10 @@ def import_mlx_lm(offline: bool) -> ModuleType:
 
 @contextlib.contextmanager
 def _limits_kept() -> Iterator[None]:
-    """Disable `resource.setrlimit`: importing mlx_lm lowers the limits of open files, and fails if they are lower already."""
+    """Disable `resource.setrlimit`: importing mlx_lm lowers the limits of open files, and fails if they are lower already.
+
+    `test_cpu_model_computes_in_float32_only_with_fast_blas_and_keeps_open_file_limits` needs it.
+    """
     real = resource.setrlimit
     resource.setrlimit = lambda *_: None
     try:

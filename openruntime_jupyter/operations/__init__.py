@@ -9,23 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.operations.arrays import ArrayRef
-    from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
+    from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, Result, World
 
 __all__ = ["ArrayRef", "Operation", "Parameters", "Result", "World"]
 
-# Not imported here, because every submodule imports this package first. The resulting cycle would give incomplete modules to two threads
-# that enter it at different modules.
-_WHERE = {name: f"{__name__}.{'arrays' if name == 'ArrayRef' else 'base'}" for name in __all__}
-
 
 def __getattr__(name: str) -> Any:
-    try:
-        module = _WHERE[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return getattr(import_module(module), name)
+    # Not imported above, because every submodule imports this package first. The resulting cycle would give incomplete modules to two
+    # threads that enter it at different modules: see tests/test_imports.py.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.base"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted({*globals(), *__all__})

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.schemas.values import ModelSource
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-    from openruntime_jupyter.worker.context import TaskContext
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +45,62 @@ class ModelParameters(Parameters):
     def use(self, source: ModelSource) -> None:
         """Set the entry of the model catalog, for estimates and for the operation."""
         self._source = source
+
+
+class ArrayRef(Parameters):
+    """Parameter that refers to an array in the spool; `context.array(ref.array)` returns its value.
+
+    The runtime sets `shape`, `dtype` and `nbytes` before it calls `memory`, `seconds` or `run`.
+    """
+
+    array: str = Field(description="The array's id.", min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    _layout: tuple[tuple[int, ...], str, int] | None = PrivateAttr(None)
+
+    def resolve(self, shape: tuple[int, ...], dtype: str, nbytes: int) -> None:
+        """Set shape, dtype and size in bytes of the array."""
+        self._layout = (shape, dtype, nbytes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape; empty before `resolve`."""
+        return self._layout[0] if self._layout is not None else ()
+
+    @property
+    def dtype(self) -> str:
+        """Return the dtype name of MLX; empty before `resolve`."""
+        return self._layout[1] if self._layout is not None else ""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the elements in bytes; 0 before `resolve`."""
+        return self._layout[2] if self._layout is not None else 0
+
+    @property
+    def elements(self) -> int:
+        """Return the number of elements."""
+        return math.prod(self.shape)
+
+
+def reference(value: Any) -> Any:
+    """Convert `{"array": text}` to an `ArrayRef`; return any other value unchanged."""
+    if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("array"), str):
+        return ArrayRef.model_validate(value)
+    return value
+
+
+_HOLDERS = (BaseModel, dict, list, tuple)
+"""Types that may contain references; checked first, because lists may have millions of numbers."""
+
+
+def references(value: BaseModel | dict[str, Any] | list[Any] | tuple[Any, ...]) -> Iterator[ArrayRef]:
+    """Yield the references in validated parameters, in order."""
+    if isinstance(value, ArrayRef):
+        yield value
+        return
+    parts = vars(value).values() if isinstance(value, BaseModel) else value.values() if isinstance(value, dict) else value
+    for each in parts:
+        if each and isinstance(each, _HOLDERS):
+            yield from references(each)
 
 
 def _path(text: str) -> str:
@@ -179,6 +232,11 @@ class Operation:
             problem = f"{type(error).__name__}: {error}"
         log.warning("Ignored %s() of the operation %s: %s", hook, self.name, problem)
         return None
+
+
+def wrong(problem: str) -> PydanticCustomError:
+    """Return a validation error with the text `problem`, without pydantic's prefix "Value error"."""
+    return PydanticCustomError("wrong", "{problem}", {"problem": problem})  # as context, because the template would interpret braces
 
 
 def invalid(problem: ValidationError, prefix: str = "", known: Iterable[str] = ()) -> InvalidRequest:

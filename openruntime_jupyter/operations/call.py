@@ -5,17 +5,25 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from openruntime_jupyter.operations.arrays import ArrayRef
-from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
-from openruntime_jupyter.operations.code.values import Packed, Pickled, check_pickled, dump, load, summary
+from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, Result, World
+from openruntime_jupyter.operations.code.values import Packed, Pickled, dump, load, summary
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.python import shell
 
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+_shown: set[str] = set()
+"""Files whose lines `show` has replaced."""
+
+
+class Source(Parameters):
+    """Lines of a file."""
+
+    file: str = Field("", description="File name in tracebacks.", max_length=4096)
+    first: int = Field(1, description="Number of the first line.", ge=1, le=1_000_000)
+    text: str = Field("", description="The lines.")
 
 
 class Params(Parameters):
@@ -33,12 +41,6 @@ class Params(Parameters):
         None, description="Tasks of one owner with the same value may run one after the other in one process.", max_length=100
     )
 
-    @field_validator("pickled")
-    @classmethod
-    def _is_base64(cls, pickled: str | ArrayRef) -> str | ArrayRef:
-        check_pickled(pickled)
-        return pickled
-
 
 def run(params: Params, context: TaskContext) -> Result:
     """Call the function; return its value as payload, and its type and a bounded repr as `output`."""
@@ -55,6 +57,22 @@ def run(params: Params, context: TaskContext) -> Result:
     if isinstance(value, Packed):
         return value
     return Result(summary(value), *dump(value, "The function's result", context))
+
+
+def show(sources: Iterable[Source]) -> None:
+    """Replace the lines shown in tracebacks by those of `sources`."""
+    while _shown:
+        linecache.cache.pop(_shown.pop(), None)
+    for source in sources:
+        if source.file not in _shown and linecache.getlines(source.file):
+            continue  # the file exists here too
+        known = linecache.getlines(source.file)
+        lines = [f"{line}\n" for line in source.text.removesuffix("\n").split("\n")]
+        before, after = known[: source.first - 1], known[source.first - 1 + len(lines) :]
+        full = [*before, *["\n"] * (source.first - 1 - len(before)), *lines, *after]
+        # Entries without a modification time are not checked against the disk.
+        linecache.cache[source.file] = (sum(map(len, full)), None, full, source.file)
+        _shown.add(source.file)
 
 
 def offer_variables(function: Any) -> None:
@@ -76,30 +94,3 @@ def warm() -> None:
 operation = Operation(
     name="call", summary="Call a Python function that was pickled by value.", params=Params, run=run, needs_execute=True, warm=warm
 )
-
-
-_shown: set[str] = set()
-
-
-class Source(Parameters):
-    """Lines of a file."""
-
-    file: str = Field("", description="File name in tracebacks.", max_length=4096)
-    first: int = Field(1, description="Number of the first line.", ge=1, le=1_000_000)
-    text: str = Field("", description="The lines.")
-
-
-def show(sources: Iterable[Source]) -> None:
-    """Replace the lines shown in tracebacks by those of `sources`."""
-    while _shown:
-        linecache.cache.pop(_shown.pop(), None)
-    for source in sources:
-        if source.file not in _shown and linecache.getlines(source.file):
-            continue  # the file exists here too
-        known = linecache.getlines(source.file)
-        lines = [f"{line}\n" for line in source.text.removesuffix("\n").split("\n")]
-        before, after = known[: source.first - 1], known[source.first - 1 + len(lines) :]
-        full = [*before, *["\n"] * (source.first - 1 - len(before)), *lines, *after]
-        # Entries without a modification time are not checked against the disk.
-        linecache.cache[source.file] = (sum(map(len, full)), None, full, source.file)
-        _shown.add(source.file)

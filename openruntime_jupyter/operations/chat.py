@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pydantic import Field, field_validator
 
 from openruntime_jupyter.errors import EngineError
-from openruntime_jupyter.operations.base import Operation, Parameters
-from openruntime_jupyter.operations.inputs import wrong
+from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.schemas.ai import About, Message
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
 
 REJECTED = {
     "messages": "set messages beside parameters, not inside",

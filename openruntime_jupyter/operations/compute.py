@@ -5,25 +5,21 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import inputs as _inputs
-from openruntime_jupyter.operations import measurement
-from openruntime_jupyter.operations.arrays import ArrayRef
-from openruntime_jupyter.operations.base import Operation, Parameters
-from openruntime_jupyter.operations.inputs import MAX_INTEGER, Generator, Value, wrong
+from openruntime_jupyter.operations import numerics
+from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, wrong
+from openruntime_jupyter.operations.context import TaskContext
+from openruntime_jupyter.operations.inputs import MAX_INTEGER, Generator, Value
 from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx import expressions
 from openruntime_jupyter.operations.mlx import graph as _graph
 from openruntime_jupyter.operations.mlx.expressions import Expression
 from openruntime_jupyter.operations.mlx.summaries import LOOKING, summary
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
-
 
 SECONDS_PER_ELEMENT = 1e-9
 """Measured time per element of an operation such as `+` on two x86-64 cores, rounded up; functions such as exp take ten times longer."""
@@ -110,7 +106,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
     used, parsed = params.used(), params.parsed()
     dtypes = [str(value.dtype) for value in used.values() if isinstance(value, Generator | ArrayRef)]
-    measurement.refuse_float64_on_gpu(context, [*dtypes, "float64" if "float64" in params.expression else ""])
+    numerics.refuse_float64_on_gpu(context, [*dtypes, "float64" if "float64" in params.expression else ""])
     context.require_memory(memory(params), "Building the inputs")
     inputs = {name: _made(mx, context, name, value, index) for index, (name, value) in enumerate(used.items())}
     inputs_size = sum(array.nbytes for array in _graph.arrays(list(inputs.values())))
@@ -120,7 +116,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     needed = max(inputs_size + planned.needed + LOOKING, memory(params))
     context.require_memory(needed, "This expression")
     del value
-    watch = measurement.Watch(context, params.iterations)
+    watch = numerics.Watch(context, params.iterations)
     result, times = watch.time(lambda: _Evaluation(mx, parsed, inputs).value(), params.iterations, "evaluating", params.iterations > 1)
     if params.return_arrays:
         context.give(result)
@@ -128,7 +124,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         "expression": params.expression,
         "inputs": {name: _calls.described([value], {}) for name, value in inputs.items()},
         "iterations": params.iterations,
-        "seconds_per_iteration": measurement.spread(times),
+        "seconds_per_iteration": numerics.spread(times),
         "memory_estimate": needed,
         **summary(result),
     }
@@ -265,6 +261,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=measurement.warm,
+    warm=numerics.warm,
     shared=True,
 )

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from openruntime_jupyter.operations.base import ModelParameters, Operation
-from openruntime_jupyter.operations.inputs import wrong
+from openruntime_jupyter.operations.base import ModelParameters, Operation, wrong
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, Message
 from openruntime_jupyter.schemas.values import GenerationOptions
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
 
 GREETING = "Say hello in one sentence."
 """Default prompt, to check that everything works."""

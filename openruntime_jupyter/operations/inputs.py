@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from enum import Enum
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
 
-from openruntime_jupyter.operations.arrays import ArrayRef, references
-from openruntime_jupyter.operations.base import Parameters, describe_error
+from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.operations.base import ArrayRef, Parameters, describe_error, references, wrong
+from openruntime_jupyter.operations.numerics import FLOATING, mlx_dtype, random_array
+from openruntime_jupyter.schemas.values import ArrayDtype
 
 INLINE_NUMBERS = 20_000
 """Maximum numbers in all inline lists of a parameter. Reading them blocks the server's event loop, for up to 10 ms."""
@@ -22,57 +22,12 @@ MAX_SIDE = 2**31 - 1
 MAX_INTEGER = 2**63
 MAX_ELEMENTS = 2**37
 """Maximum elements of one array, views included: more than fits into any memory, but too few for endless work on a view."""
-
-
 KEY = 100
 """Bytes of the key of a random generator and its overhead."""
 
 
-class Dtype(str, Enum):
-    """The element types of MLX."""
-
-    BOOL = "bool"
-    INT8 = "int8"
-    INT16 = "int16"
-    INT32 = "int32"
-    INT64 = "int64"
-    UINT8 = "uint8"
-    UINT16 = "uint16"
-    UINT32 = "uint32"
-    UINT64 = "uint64"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-    COMPLEX64 = "complex64"
-
-    def __str__(self) -> str:
-        return self.value
-
-    @property
-    def size(self) -> int:
-        """Return the size of one element in bytes."""
-        return _SIZES[self]
-
-    @property
-    def floating(self) -> bool:
-        """Return whether it is a real floating type."""
-        return self in (Dtype.FLOAT16, Dtype.BFLOAT16, Dtype.FLOAT32, Dtype.FLOAT64)
-
-    def of(self, mx: Any) -> Any:
-        """Return the MLX dtype."""
-        return mx.bool_ if self is Dtype.BOOL else getattr(mx, self.value)
-
-
-_SIZES = {dtype: int("".join(filter(str.isdigit, dtype)) or 8) // 8 for dtype in Dtype}
-
 Side = Annotated[int, Field(ge=0, le=MAX_SIDE, strict=True)]
 Shape = Annotated[list[Side], Field(max_length=MAX_DIMENSIONS)]
-
-
-def wrong(problem: str) -> PydanticCustomError:
-    """Return a validation error with the text `problem`, without pydantic's prefix "Value error"."""
-    return PydanticCustomError("wrong", "{problem}", {"problem": problem})  # as context, because the template would interpret braces
 
 
 class Generator(Parameters):
@@ -85,7 +40,7 @@ class Generator(Parameters):
     arange: Side | None = Field(None, description="0, 1, 2 … below this number.")
     eye: Side | None = Field(None, description="The identity matrix of that size.")
     values: Annotated[list[Any] | int | float | bool | None, Field(description="The numbers, to combine with `dtype`.")] = None
-    dtype: Dtype | None = Field(None, description="Default: float32; int32 for `arange`; MLX's choice for `values`.")
+    dtype: ArrayDtype | None = Field(None, description="Default: float32; int32 for `arange`; MLX's choice for `values`.")
     seed: int | None = Field(
         None,
         description="For `random` and `normal`; default: the index of the input, so that a task is reproducible.",
@@ -101,7 +56,7 @@ class Generator(Parameters):
             raise wrong(f"a generator needs exactly one of {', '.join(_WAYS)}, but has {' and '.join(ways) or 'none'}")
         if self.seed is not None and self.way not in ("random", "normal"):
             raise wrong(f"seed: only for random and normal, not for {self.way}")
-        if self.way in ("random", "normal") and self.dtype is not None and not self.dtype.floating:
+        if self.way in ("random", "normal") and self.dtype is not None and self.dtype not in FLOATING:
             raise wrong(f"dtype: {self.way} supports float16, bfloat16, float32 and float64, not {self.dtype}")
         if self.way == "values":
             check_numbers(self.values)
@@ -133,7 +88,7 @@ class Generator(Parameters):
     @property
     def nbytes(self) -> int:
         """Return the size of the array in bytes."""
-        return self.elements * (8 if self.way == "values" and self.dtype is None else (self.dtype or Dtype.FLOAT32).size)
+        return self.elements * (8 if self.way == "values" and self.dtype is None else SIZES[self.dtype or "float32"])
 
     @property
     def making(self) -> int:
@@ -143,18 +98,17 @@ class Generator(Parameters):
         """
         if self.way not in ("random", "normal"):
             return self.nbytes
-        return self.nbytes + KEY + (0 if self.dtype in (None, Dtype.FLOAT32) else 4 * self.elements)
+        return self.nbytes + KEY + (0 if self.dtype in (None, "float32") else 4 * self.elements)
 
     def build(self, mx: Any, index: int) -> Any:
         """Build the lazy array; `index` is the default seed."""
-        dtype = (self.dtype or (Dtype.INT32 if self.way == "arange" else Dtype.FLOAT32)).of(mx)
+        dtype = mlx_dtype(self.dtype or ("int32" if self.way == "arange" else "float32"))
         if self.way == "values":
             return mx.array(self.values) if self.dtype is None else mx.array(self.values, dtype=dtype)
         if self.way in ("random", "normal"):
             key = mx.random.key(index if self.seed is None else self.seed)
             draw = mx.random.uniform if self.way == "random" else mx.random.normal
-            drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX can't draw float64
-            return draw(shape=self.shape, dtype=drawn, key=key).astype(dtype)
+            return random_array(draw, self.shape, self.dtype or "float32", key=key)
         if self.arange is not None:
             return mx.arange(self.arange).astype(dtype)  # its dtype argument does not support bool
         return mx.eye(self.eye, dtype=dtype) if self.eye is not None else getattr(mx, self.way)(self.shape, dtype=dtype)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from openruntime_jupyter.operations import measurement
-from openruntime_jupyter.operations.base import Operation, Parameters
-from openruntime_jupyter.operations.inputs import Dtype, wrong
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
-
+from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.operations import numerics
+from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.context import TaskContext
 
 FLOPS_PER_SECOND = 180e9
 """Measured for float32 with OpenBLAS on two x86-64 cores; MLX's bundled BLAS is 40 times slower there, and a GPU is faster."""
@@ -30,9 +27,7 @@ class Params(Parameters):
     n: MatrixSide | None = Field(None, description="Columns of the second matrix and of the product.")
     k: MatrixSide | None = Field(None, description="Columns of the first matrix and rows of the second.")
     iterations: int = Field(5, description="Timed products, after an untimed warm-up.", ge=1, le=100_000, strict=True)
-    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
-        "float32", description="Dtype of both matrices and the product; float64 on the CPU only."
-    )
+    dtype: numerics.FloatDtype = Field("float32", description="Dtype of both matrices and the product; float64 on the CPU only.")
     seed: int = Field(0, description="Seed of the random matrices, which are uniform in [-1, 1).", ge=0, le=2**63 - 1, strict=True)
 
     @model_validator(mode="after")
@@ -67,10 +62,10 @@ def memory(params: Params) -> int:
     float32.
     """
     m, n, k = params.sides
-    item = Dtype(params.dtype).size
+    item = SIZES[params.dtype]
     multiplying = item * (m * k + k * n + m * n) + SAMPLED_SIDE * (item + 4) * (2 * k + n)
     drawing = max((4 + item) * m * k, item * m * k + (4 + item) * k * n)
-    return max(multiplying, drawing) + measurement.SMALL_CHANGE
+    return max(multiplying, drawing) + numerics.SMALL_CHANGE
 
 
 def seconds(params: Params) -> float:
@@ -82,38 +77,32 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     """Multiply, and compare a sample of the product with NumPy's in float64."""
     import mlx.core as mx
 
-    measurement.refuse_float64_on_gpu(context, [params.dtype])
+    numerics.refuse_float64_on_gpu(context, [params.dtype])
     context.require_memory(memory(params), "This product")
     m, n, k = params.sides
-    dtype = Dtype(params.dtype).of(mx)
-    keys = mx.random.split(mx.random.key(params.seed))
-    a = _matrix(mx, (m, k), dtype, keys[0])
-    b = _matrix(mx, (k, n), dtype, keys[1])
-    product, times = measurement.Watch(context, params.iterations).time(lambda: a @ b, params.iterations, f"{m} by {k} times {k} by {n}")
+    first, second = mx.random.split(mx.random.key(params.seed))
+    a = numerics.random_array(mx.random.uniform, (m, k), params.dtype, low=-1, high=1, key=first)
+    b = numerics.random_array(mx.random.uniform, (k, n), params.dtype, low=-1, high=1, key=second)
+    mx.eval(a)
+    mx.eval(b)
+    product, times = numerics.Watch(context, params.iterations).time(lambda: a @ b, params.iterations, f"{m} by {k} times {k} by {n}")
     return {
         "m": m,
         "n": n,
         "k": k,
         "dtype": params.dtype,
         "iterations": params.iterations,
-        "seconds_per_iteration": measurement.spread(times),
+        "seconds_per_iteration": numerics.spread(times),
         "flops_per_iteration": params.flops,
-        **measurement.rates(params.flops, times, "gflops"),
+        **numerics.rates(params.flops, times, "gflops"),
         "error": _error(mx, a, b, product),
     }
 
 
-def _matrix(mx: Any, shape: tuple[int, int], dtype: Any, key: Any) -> Any:
-    drawn = mx.float32 if dtype == mx.float64 else dtype  # MLX can't draw float64
-    matrix = mx.random.uniform(-1, 1, shape, dtype=drawn, key=key).astype(dtype)
-    mx.eval(matrix)
-    return matrix
-
-
 def _error(mx: Any, a: Any, b: Any, product: Any) -> dict[str, float | int | None]:
-    rows, columns = (mx.array(measurement.sample(side, SAMPLED_SIDE)) for side in product.shape)
-    expected = measurement.as_numpy(a[rows]) @ measurement.as_numpy(b[:, columns])
-    return measurement.difference(measurement.as_numpy(product[rows][:, columns]), expected)
+    rows, columns = (mx.array(numerics.sample(side, SAMPLED_SIDE)) for side in product.shape)
+    expected = numerics.as_numpy(a[rows]) @ numerics.as_numpy(b[:, columns])
+    return numerics.difference(numerics.as_numpy(product[rows][:, columns]), expected)
 
 
 operation = Operation(
@@ -123,6 +112,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=measurement.warm,
+    warm=numerics.warm,
     shared=True,
 )

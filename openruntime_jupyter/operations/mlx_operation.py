@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import inputs as _inputs
-from openruntime_jupyter.operations import measurement
-from openruntime_jupyter.operations.arrays import ArrayRef, references
-from openruntime_jupyter.operations.base import Operation, Parameters
-from openruntime_jupyter.operations.inputs import Generator, Value, wrong
+from openruntime_jupyter.operations import numerics
+from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, references, wrong
+from openruntime_jupyter.operations.context import TaskContext
+from openruntime_jupyter.operations.inputs import Generator, Value
 from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx import functions as _functions
 from openruntime_jupyter.operations.mlx import graph
 from openruntime_jupyter.operations.mlx.summaries import LOOKING, summary
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
-
 
 SECONDS_PER_ELEMENT = 10e-9
 """Measured time per element of exp, one of the slower functions, on two x86-64 cores."""
@@ -117,7 +113,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
     dtypes = [str(each.dtype) for value in params.values for each in _inputs.generators(value)]
     dtypes += [each.dtype for each in references(params.values)]
-    measurement.refuse_float64_on_gpu(context, [*dtypes, *(str(value) for value in params.values if isinstance(value, str))])
+    numerics.refuse_float64_on_gpu(context, [*dtypes, *(str(value) for value in params.values if isinstance(value, str))])
     context.require_memory(memory(params), "Building the arguments")
     call = _calls.function(mx, params.function)
     args, kwargs = params.given, params.kwargs
@@ -128,7 +124,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         needed = sum(array.nbytes for array in inputs) + graph.needed(mx, call, args, kwargs) + LOOKING
         needed = max(needed, memory(params))
         context.require_memory(needed, params.function)
-        watch = measurement.Watch(context, params.iterations)
+        watch = numerics.Watch(context, params.iterations)
         result, times = watch.time(lambda: _results(call(*args, **kwargs)), params.iterations, params.function, params.iterations > 1)
     except _calls.MLX_RAISES as problem:
         raise InvalidRequest.of("parameters", _calls.explained(params.function, problem, args, kwargs)) from None
@@ -140,7 +136,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         "function": params.function,
         "arguments": _calls.described(args, kwargs),
         "iterations": params.iterations,
-        "seconds_per_iteration": measurement.spread(times),
+        "seconds_per_iteration": numerics.spread(times),
         "memory_estimate": needed,
         "result": results[0] if len(results) == 1 else results,
     }
@@ -180,6 +176,6 @@ operation = Operation(
     run=run,
     memory=memory,
     seconds=seconds,
-    warm=measurement.warm,
+    warm=numerics.warm,
     shared=True,
 )

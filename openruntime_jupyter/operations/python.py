@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.operations.arrays import ArrayRef, reference
-from openruntime_jupyter.operations.base import Operation, Parameters, Result, World
-from openruntime_jupyter.operations.code.values import Pickled, check_pickled, dump, identifier, load, no_room, not_picklable, summary
+from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, Result, World, reference
+from openruntime_jupyter.operations.code.values import Pickled, dump, identifier, load, no_room, not_picklable, summary
+from openruntime_jupyter.operations.context import TaskContext
 
 if TYPE_CHECKING:
     from openruntime_jupyter.operations.code.shell import TaskShell
-    from openruntime_jupyter.worker.context import TaskContext
-
-_shell: TaskShell | None = None
 
 Input = Annotated[Any, BeforeValidator(reference), WithJsonSchema({"description": 'Any JSON; `{"array": id}` is an array.'})]
 
@@ -46,12 +43,6 @@ class Params(Parameters):
     def _output_names(cls, outputs: list[str]) -> list[str]:
         return [identifier(name) for name in outputs]
 
-    @field_validator("pickled")
-    @classmethod
-    def _is_base64(cls, pickled: str | ArrayRef | None) -> str | ArrayRef | None:
-        check_pickled(pickled)
-        return pickled
-
 
 class OutputNotSet(NameError):
     """Code that ended without setting one of its outputs."""
@@ -59,12 +50,9 @@ class OutputNotSet(NameError):
 
 def shell() -> TaskShell:
     """Return the IPython shell of this worker, created on first use."""
-    global _shell
-    if _shell is None:
-        from openruntime_jupyter.operations.code.shell import TaskShell
+    from openruntime_jupyter.operations.code.shell import TaskShell
 
-        _shell = TaskShell.instance()
-    return _shell
+    return TaskShell.instance()
 
 
 def run(params: Params, context: TaskContext) -> Result:

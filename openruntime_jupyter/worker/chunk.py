@@ -9,9 +9,9 @@ from typing import Any
 
 from openruntime_jupyter.current_task import current, progress
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.operations.arrays import ArrayRef
+from openruntime_jupyter.operations.base import ArrayRef
 from openruntime_jupyter.operations.code.values import Packed, load, no_room, not_picklable, summary
-from openruntime_jupyter.worker.context import PROGRESS_INTERVAL, TaskContext
+from openruntime_jupyter.operations.context import PROGRESS_INTERVAL, TaskContext
 from openruntime_jupyter.worker.runner import describe
 
 Outcomes = tuple[list[Any], dict[int, Any]]

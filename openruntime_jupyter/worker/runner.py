@@ -15,23 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from openruntime_jupyter.current_task import current, set_current
+from openruntime_jupyter.current_task import set_current
 from openruntime_jupyter.errors import NoBackend, UnknownOperation
-from openruntime_jupyter.operations.arrays import references
-from openruntime_jupyter.operations.base import ModelParameters, Result, World
+from openruntime_jupyter.operations.base import ModelParameters, Result, World, references
 from openruntime_jupyter.operations.code.values import enter
+from openruntime_jupyter.operations.context import ArrayIO, TaskContext
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.schemas.values import ModelSource
-from openruntime_jupyter.worker.array_io import ArrayIO
 from openruntime_jupyter.worker.blas import Blas
+from openruntime_jupyter.worker.channel import Channel, as_json, flush_output
 from openruntime_jupyter.worker.codec import dumps
-from openruntime_jupyter.worker.context import TaskContext
+from openruntime_jupyter.worker.control import InterruptGuard
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.imports import Imports
-from openruntime_jupyter.worker.interrupts import InterruptGuard
-from openruntime_jupyter.worker.stdio import flush_output
-from openruntime_jupyter.worker.transport import Channel, as_json
 
 MLX_CACHE_KEPT = 64 << 20
 """Maximum bytes of freed buffers that MLX keeps between tasks of one worker."""
@@ -61,7 +58,6 @@ class Runner:
         self._resident = Resident()
         self._threads = 0
         self._device: tuple[str, int] | None = None
-        self._array_io = ArrayIO()
         self._kept: dict[str, Any] = {}
         self._used = False
 
@@ -71,23 +67,25 @@ class Runner:
             enter(World(directory=body["directory"], path=body["path"]))
             self._imports.import_ahead(body["modules"])
         flush_output()
-        self._channel.send(Kind.PREPARED, {})
+        self._channel.send(Kind.PREPARED, b"{}")
 
     def run(self, body: dict[str, Any]) -> None:
         """Run the task of a `RUN` frame, send its result, and clean up."""
         task_id = body["task_id"]
         if body["check"] and (changed := self._imports.changed(self._used)) is not None:
-            self._channel.send(Kind.DECLINED, {"task_id": task_id, "reason": f"{changed} has changed since this worker imported it"})
+            declined = {"task_id": task_id, "reason": f"{changed} has changed since this worker imported it"}
+            self._channel.send(Kind.DECLINED, as_json(declined))
             return
         self._prepare(body)
-        self._array_io = ArrayIO(body.get("arrays"))
+        context = self._context(body)
+        set_current(context)
         begun, started = time.time_ns(), time.perf_counter()
         result: Result | None = None
         error: BaseException | None = None
         try:
             try:
                 self._guard.enter(task_id)
-                result = self._operate(body)
+                result = self._operate(body, context)
             finally:
                 self._guard.leave()
         except BaseException as problem:  # SystemExit and KeyboardInterrupt end the task too, not the worker
@@ -96,26 +94,24 @@ class Runner:
             if self._guard.delivered:
                 _finish_computing()
         # An interrupted import leaves an incomplete package, so no other task may run in this process.
-        context = current()
-        spent = self._guard.delivered and context is not None and len(sys.modules) != context.modules
-        if context is not None:
-            context.end()
+        spent = self._guard.delivered and len(sys.modules) != context.modules
+        context.end()
         report = {
             "task_id": task_id,
             "execution_time": time.perf_counter() - started,
             "keeps": bool(self._kept),
-            "imported": context.imported if context is not None else [],
+            "imported": context.imported,
+            "spent": spent or (body["burst"] and not self._imports.end_task(begun)),
             **self._memory(),
         }
-        report["spent"] = spent or (body["burst"] and not self._imports.end_task(begun))
         if body["private"] and not (body["burst"] or body["session"]):
             _warn_about_threads()
         flush_output()
         if error is None and result is not None:
-            error = self._send_result(result, report, body)
+            error = self._send_result(result, {**report, "arrays": context.array_io.stored}, body)
         if error is not None:
-            self._array_io.clear()
-            self._send_error(error, report)
+            context.array_io.clear()
+            self._channel.send(Kind.RAISED, as_json({**report, **describe(error), "interrupted": self._guard.delivered}))
             error.__traceback__ = None
             _release_exception()
         del result, error
@@ -136,21 +132,20 @@ class Runner:
         if (mx := sys.modules.get("mlx.core")) is not None:
             mx.reset_peak_memory()
 
-    def _operate(self, body: dict[str, Any]) -> Result:
-        model = ModelSource(**body["model"]) if body.get("model") else None
-        fast = self._blas is None or self._blas.fast
-        context = TaskContext(
+    def _context(self, body: dict[str, Any]) -> TaskContext:
+        return TaskContext(
             body["task_id"],
             body["device"]["type"],
             body["memory_total"],
             self._send,
-            self._array_io,
-            model,
+            ArrayIO(body.get("arrays")),
+            ModelSource(**body["model"]) if body.get("model") else None,
             self._kept,
-            fast,
-            body["session"],
+            fast_float32=self._blas is None or self._blas.fast,
+            session=body["session"],
         )
-        set_current(context)
+
+    def _operate(self, body: dict[str, Any], context: TaskContext) -> Result:
         parameters = body.get("parameters")
         if parameters is None:
             parameters = json.loads(Path(body["parameters_file"]).read_bytes())
@@ -164,15 +159,16 @@ class Runner:
                 raise NoBackend(advice)
             sys.stderr.write(f"{advice}\n")  # the caller's code may not need MLX
         checked = kind.validate(parameters)
-        if model is not None and isinstance(checked, ModelParameters):
-            checked.use(model)
-        if not (body["session"] and self._used):  # a session keeps the folder and import path set by its tasks
-            enter(getattr(checked, "world", None))
+        if context.model is not None and isinstance(checked, ModelParameters):
+            checked.use(context.model)
+        world = getattr(checked, "world", None)
+        if world is not None and not (body["session"] and self._used):  # a session keeps the folder and import path set by its tasks
+            enter(world)
         # Only for the first task of a burst: later ones import the same modules, and the check costs 200 µs.
         records_imports = body["private"] and not self._used
         environment = _import_environment() if records_imports else None
         for reference in references(checked):
-            layout = self._array_io.layout(reference.array)
+            layout = context.array_io.layout(reference.array)
             reference.resolve(layout.shape, layout.dtype, layout.nbytes)
         returned = kind.run(checked, context)
         if records_imports and _import_environment() == environment:  # otherwise a later import may differ
@@ -206,7 +202,7 @@ class Runner:
                 f"the result has {len(output):,} bytes as JSON, but the maximum is {MAX_OUTPUT_JSON:,}: return a summary, "
                 "or return large data as an output of a cell or as the value of a call"
             )
-        frame = {**report, "encoding": result.encoding, "payload_size": None, "payload_file": False, "arrays": self._array_io.stored}
+        frame = {**report, "encoding": result.encoding, "payload_size": None, "payload_file": False}
         payload = result.payload
         if payload is not None:
             frame["payload_size"] = len(payload)
@@ -219,9 +215,6 @@ class Runner:
         encoded = dumps(frame)[:-1] + b',"output":' + output + b"}"
         self._channel.send(Kind.RESULT, encoded, payload or b"")
         return None
-
-    def _send_error(self, error: BaseException, report: dict[str, Any]) -> None:
-        self._channel.send(Kind.RAISED, {**report, **describe(error), "interrupted": self._guard.delivered})
 
     def _memory(self) -> dict[str, int | None]:
         mx = sys.modules.get("mlx.core")
@@ -316,7 +309,7 @@ def _write_private(path: Path, data: bytes) -> None:
 PACKAGE = Path(__file__).resolve().parent.parent
 MACHINERY = (
     *(str(PACKAGE / name) for name in ("worker", "arrays", "local_models", "current_task.py")),
-    *(str(PACKAGE / "operations" / name) for name in ("base.py", "call.py", "python.py", "code/shell.py")),
+    *(str(PACKAGE / "operations" / name) for name in ("base.py", "context.py", "call.py", "python.py", "code/shell.py")),
     "/IPython/core/",
 )
 MAX_CHARACTERS = 100_000

@@ -12,8 +12,8 @@ from openruntime_jupyter.client.handles import in_worker, lane_of
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.current_task import set_current
 from openruntime_jupyter.errors import WouldDeadlock
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.schemas.system import Device
-from openruntime_jupyter.worker.context import TaskContext
 
 
 def device(name: str, kind: str) -> Device:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.operations.inputs import Dtype, Generator
+from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.operations.context import TaskContext
+from openruntime_jupyter.operations.inputs import Generator
 from openruntime_jupyter.operations.mlx.expressions import FUNCTIONS
 from openruntime_jupyter.operations.registry import operation
-from openruntime_jupyter.worker.context import TaskContext
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 NAMES = ("compute", "matrix_multiply", "vector_operations", "memory_bandwidth", "mlx_operation")
@@ -73,7 +74,7 @@ def test_examples_return_documented_fields():
 
 def test_page_lists_generators_and_dtypes():
     assert [*table("Arrays as parameters", "field"), "dtype", "seed"] == list(Generator.model_fields)
-    assert {str(dtype) for dtype in Dtype if f"`{dtype}`" not in section("Arrays as parameters")} == set()
+    assert {dtype for dtype in SIZES if f"`{dtype}`" not in section("Arrays as parameters")} == set()
 
 
 def test_page_lists_expression_functions():

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.registry import operation
-from openruntime_jupyter.worker.context import TaskContext
 
 Run = Callable[..., dict[str, Any]]
 

@@ -8,12 +8,8 @@ from pydantic import ValidationError
 from openruntime_jupyter.operations.base import LARGEST_ENVIRONMENT, LONGEST_VARIABLE, MOST_VARIABLES, World
 
 
-def test_world_without_environment_changes_nothing() -> None:
-    world = World()
-    assert (world.environment, world.kernel) == ({}, None)
-
-
 def test_world_keeps_set_and_removed_variables() -> None:
+    assert World().environment == {}
     assert World(environment={"A": "é", "EMPTY": "", "B": None}).environment == {"A": "é", "EMPTY": "", "B": None}
 
 

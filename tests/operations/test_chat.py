@@ -6,7 +6,7 @@ import pytest
 
 from openruntime_jupyter.errors import EngineError, InvalidRequest
 from openruntime_jupyter.operations.chat import REJECTED, operation
-from openruntime_jupyter.worker.context import TaskContext
+from openruntime_jupyter.operations.context import TaskContext
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import compute
 from openruntime_jupyter.operations.compute import operation
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import expressions as language
 from openruntime_jupyter.operations.mlx import graph
-from openruntime_jupyter.worker.context import TaskContext
 
 RNG = np.random.default_rng(7)
 A = RNG.uniform(-1, 1, (4, 3)).round(3)
@@ -23,6 +23,7 @@ S = (B @ B.T + 3 * np.eye(3)).round(3)
 V = np.array([3.0, -1.0, 2.0])
 INPUTS = {"a": A.tolist(), "b": B.tolist(), "s": S.tolist(), "v": V.tolist(), "n": 2, "x": 0.5, "i": [7, -7, 5]}
 
+# Syntax and conversion of arguments; test_mlx_operation compares single functions.
 AGAINST_NUMPY: list[tuple[str, Any]] = [
     ("sum(tanh(a @ b) + v @ b)", np.sum(np.tanh(A @ B) + V @ B)),
     ("a", A),
@@ -37,63 +38,28 @@ AGAINST_NUMPY: list[tuple[str, Any]] = [
     ("2 ** i", 2.0 ** np.array([7, -7, 5]) * [1, 0, 1]),
     ("i // 2", np.array([3, -4, 2])),
     ("i % 3", np.array([1, 2, 2])),
-    ("a > 0", A > 0),
     ("where(a > 0, a, 0)", np.where(A > 0, A, 0)),
     ("sum(a, axis=1, keepdims=True)", A.sum(1, keepdims=True)),
     ("sum(a, axis=(0, 1))", A.sum()),
     ("mean(a, axis=-1)", A.mean(-1)),
-    ("std(a)", A.std()),
-    ("max(a, axis=0) - min(a, axis=0)", A.max(0) - A.min(0)),
     ("transpose(a) @ a", A.T @ A),
     ("inv(s) @ s", np.eye(3)),
     ("solve(s, v)", np.linalg.solve(S, V)),
     ("det(s)", np.linalg.det(S)),
     ("norm(a, ord='fro')", np.linalg.norm(A)),
     ("norm(v, ord=inf)", 3.0),
-    ("pinv(a)", np.linalg.pinv(A)),
-    ("eigvalsh(s)", np.linalg.eigvalsh(S)),
-    ("cholesky(s)", np.linalg.cholesky(S)),
     ("fft(v)", np.fft.fft(V)),
-    ("real(ifft(fft(v)))", V),
-    ("abs(rfft(v))", abs(np.fft.rfft(V))),
     ("einsum('ij,jk->ik', a, b)", A @ B),
-    ("outer(v, v)", np.outer(V, V)),
-    ("kron(v, v)", np.kron(V, V)),
     ("concatenate([a, 2 * a], axis=0)", np.concatenate([A, 2 * A])),
-    ("stack([v, v], axis=1)", np.stack([V, V], 1)),
     ("reshape(a, (2, 6))", A.reshape(2, 6)),
-    ("reshape(a, [-1])", A.ravel()),
     ("broadcast_to(v, (2, 3))", np.broadcast_to(V, (2, 3))),
-    ("clip(a, -x, x)", A.clip(-0.5, 0.5)),
-    ("maximum(a, 0) + minimum(a, 0)", A),
-    ("sort(v)", np.sort(V)),
-    ("argmax(v) + argmin(v)", 1),
-    ("cumsum(v)", V.cumsum()),
-    ("prod(v)", V.prod()),
-    ("softmax(v, axis=-1)", np.exp(V) / np.exp(V).sum()),
-    ("logsumexp(v)", np.log(np.exp(V).sum())),
-    ("sigmoid(v)", 1 / (1 + np.exp(-V))),
     ("erf(v)", [math.erf(each) for each in V]),
-    ("sqrt(exp(log(abs(v))) ** 2)", abs(V)),
-    ("sin(v) ** 2 + cos(v) ** 2", np.ones(3)),
-    ("arctan2(v, v + 1)", np.arctan2(V, V + 1)),
     ("sum(isnan(v / 0 - v / 0))", 3),
-    ("round(a * 10)", (A * 10).round()),
     ("astype(v, 'int32')", V.astype(int)),
-    ("tile(v, [2, 2])", np.tile(V, (2, 2))),
     ("tril(s) + triu(s) - diag(diag(s))", S),
-    ("trace(s)", np.trace(S)),
-    ("var(a, axis=0, ddof=1)", A.var(0, ddof=1)),
-    ("median(v)", 2.0),
-    ("cross(v, v + 1)", np.cross(V, V + 1)),
-    ("vecdot(v, v)", V @ V),
-    ("tensordot(a, b, axes=1)", A @ B),
     ("sin(pi / 2) + log(e)", 2.0),
     ("all(s > 0) == all(s >= 0)", np.all(S > 0) == np.all(S >= 0)),
     ("sum(zeros_like(a)) + sum(ones_like(a))", 12),
-    ("squeeze(expand_dims(v, 0))", V),
-    ("flip(v)", V[::-1]),
-    ("topk(v, 1)", [3.0]),
     ("nan_to_num(v / 0, posinf=1, neginf=-1)", [1, -1, 1]),
 ]
 
@@ -226,14 +192,6 @@ def test_estimates_grow_with_inputs_operations_and_iterations():
     assert both(expression="1 + 1") == (0, 0.0)
 
 
-def test_interrupt_takes_effect_between_iterations(run):
-    def interrupted(kind: str, body: dict[str, Any]) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run("compute", {"iterations": 10_000}, TaskContext(send=interrupted))
-
-
 NUMBERS = st.integers(-8, 8).map(lambda number: number / 8)
 MATRICES = st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=3, max_size=3)
 LEAVES = st.sampled_from(["a", "b", "c", "0.5", "2", "(-1.25)"])
@@ -257,7 +215,7 @@ def combined(parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 NUMPY = {name: getattr(np, name) for name in ("tanh", "abs", "maximum", "minimum", "sum", "mean", "max", "transpose", "add")}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.recursive(LEAVES, combined, max_leaves=8), MATRICES, MATRICES, MATRICES)
 def test_random_expression_agrees_with_numpy(expression, a, b, c):
     inputs = {"a": a, "b": b, "c": c}
@@ -285,7 +243,7 @@ CALLS = st.tuples(st.sampled_from(sorted(language.FUNCTIONS)), st.lists(ARGUMENT
 ODD_INPUTS = {"a": [[1, -2], [0, 4]], "b": {"values": [[0.5, -1.0], [3.0, 0.0]]}, "c": {"zeros": [0]}, "d": {"arange": 3, "dtype": "uint8"}}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(CALLS, st.sampled_from(["", " + a", " // a", " % c", " @ b", " ** 2", " < d"]))
 def test_random_call_returns_a_value_or_an_error(call, rest):
     message = None

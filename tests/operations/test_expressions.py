@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations.compute import operation
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import expressions
 from openruntime_jupyter.operations.mlx.expressions import FUNCTIONS, parse
-from openruntime_jupyter.worker.context import TaskContext
 
 INPUTS = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [5.0, 6.0], "n": 3}
 NODES = (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.List, ast.Tuple, ast.keyword)
@@ -34,15 +35,11 @@ def refusal(expression: str) -> str:
     ("expression", "problem"),
     [
         ("", "empty expression; allowed are numbers, inputs"),
-        (" \n\t", "empty expression"),
         ("a b", "at column "),
-        ("a $ b", "at column 3: "),
         ("sum(a", "at column 4: '(' was never closed"),
         ("a) + (b", "at column 2: unmatched ')'"),
         ("a +", "at column 4: invalid syntax"),
         ("a = 1", "at column 3: invalid syntax"),
-        ("a; b", "at column 2: invalid syntax"),
-        ("import os", "at column 1: invalid syntax"),
         ("a # b", "at column 3: '#' is not allowed"),
         ("a + '\\x41'", "is not allowed"),
         ("a + x", "at column 5 (x): unknown input; the inputs are: a, b, n"),
@@ -53,32 +50,20 @@ def refusal(expression: str) -> str:
         ("2 * a.sum()", "at column 5 (a.sum): only functions can be called by name"),
         ("a[0]", "at column 1 (a[0]): indexing is not supported"),
         ("[1, 2]", "at column 1 ([1, 2]): a list is allowed only as an argument"),
-        ("1, 2", "at column 1 (1, 2): a tuple is allowed only as an argument"),
         ("a and b", "at column 1 (a and b): use logical_and(x, y)"),
-        ("not a", "at column 1 (not a): use logical_not(x)"),
         ("~a", "at column 1 (~a): use logical_not(x)"),
         ("a if b else n", "at column 1 (a if b else n): use where(condition, x, y)"),
         ("0 < a < 1", "at column 1 (0 < a < 1): compare two values"),
-        ("a in b", "at column 1 (a in b): compare two values"),
         ("a | b", "at column 1 (a | b): BinOp is not allowed"),
-        ("lambda: a", "at column 1 (lambda: a): Lambda is not allowed"),
-        ("[x for x in a]", "at column 1 ([x for x in a]): ListComp is not allowed"),
         ("sum(*a)", "at column 5 (*a): write arguments one by one, without *"),
         ("sum(**a)", "at column 5 (**a): write arguments one by one, without **"),
         ("sum(a, axis=0, axis=1)", "at column"),
         ("sum(a, axes=0)", "at column 8 (axes=0): sum has no parameter axes; the signature is sum(a: array"),
-        ("sum(a, stream=0)", "at column 8 (stream=0): sum has no parameter stream"),
-        ("(sum)(a)(b)", "only functions can be called by name"),
-        ("f'{a}'", "JoinedStr is not allowed"),
         ("'text'", "at column 1 ('text'): allowed only as an argument"),
         ("a + None", "at column 5 (None): allowed only as an argument"),
-        ("a + True", "at column 5 (True): allowed only as an argument"),
         ("a + 2j", "at column 5 (2j): a number of type complex is not allowed"),
-        ("a + ...", "at column 5 (...): a number of type ellipsis is not allowed"),
         ("sum(a, b'x')", "a number of type bytes is not allowed"),
         ("a + 9007199254740993", "at column 5 (9007199254740993): integers may be at most 9007199254740992"),
-        ("a + (b := 2)", "NamedExpr is not allowed"),
-        ("await a", "at column"),
         ("einsum('" + "i" * 101 + "', a)", "a text of 101 characters exceeds the maximum of 100"),
         ("-" * 120 + "a", "nested more than 100 levels"),
         ("sum(a" + ", a" * 250 + ")", "more than 200 numbers, names and operations"),
@@ -109,9 +94,8 @@ def test_sum_of_ninety_terms_is_allowed():
     assert parse(" + ".join(["a"] * 90), ("a",)).operations == 89
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_every_function_can_be_called(name):
-    assert parse(f"{name}(a)", ("a",)).operations == 1
+def test_every_function_can_be_called():
+    assert all(parse(f"{name}(a)", ("a",)).operations == 1 for name in FUNCTIONS)
 
 
 def test_inputs_shadow_constants():
@@ -127,8 +111,9 @@ PIECES = """
 HOSTILE = st.sampled_from([*PIECES.split(), "\n", "\0", "\u2028", "\u00e9", "\uff53um"])
 
 
-def see_that_it_is_harmless(expression: str) -> None:
-    """Check that an expression is rejected with `InvalidRequest` or consists of allowed nodes."""
+@settings(max_examples=250, deadline=None)
+@given(st.lists(HOSTILE, max_size=12).map(" ".join) | st.lists(HOSTILE, max_size=12).map("".join) | st.text(max_size=60))
+def test_hostile_expression_is_rejected_or_consists_of_allowed_nodes(expression):
     try:
         params: Any = operation.validate({"expression": expression, "inputs": INPUTS})
     except InvalidRequest:
@@ -140,28 +125,13 @@ def see_that_it_is_harmless(expression: str) -> None:
             assert node.func.id in FUNCTIONS
         elif isinstance(node, ast.Name):
             assert node.id in {*INPUTS, *FUNCTIONS, *expressions.CONSTANTS}
-    try:
+    with suppress(InvalidRequest):
         operation.run(params, TaskContext(memory_total=10_000_000))
-    except InvalidRequest:
-        return
 
 
-@settings(max_examples=600, deadline=None)
-@given(st.lists(HOSTILE, max_size=12).map(" ".join) | st.lists(HOSTILE, max_size=12).map("".join))
-def test_hostile_python_is_rejected_or_harmless(expression):
-    see_that_it_is_harmless(expression)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(max_size=60))
-def test_random_text_is_rejected_or_harmless(expression):
-    see_that_it_is_harmless(expression)
-
-
-@pytest.mark.parametrize("name", sorted(name for name in dir(builtins) if name not in FUNCTIONS and name.isidentifier()))
-def test_python_builtins_are_unreachable(name):
-    assert name not in FUNCTIONS
-    if name not in ("None", "True", "False", "__debug__"):
+def test_python_builtins_are_unreachable():
+    names = {name for name in dir(builtins) if name.isidentifier()} - {*FUNCTIONS, "None", "True", "False", "__debug__"}
+    for name in names:
         assert "at column" in refusal(f"{name}(a)")
         assert "at column" in refusal(f"a + {name}")
 
@@ -171,15 +141,9 @@ def test_python_builtins_are_unreachable(name):
     [
         "a.__class__.__mro__[1].__subclasses__()",
         "sum.__globals__",
-        "(lambda: 0).__code__",
-        "[c for c in ().__class__.__base__.__subclasses__()]",
         "getattr(a, '__class__')",
-        "sum(a, axis=open('/etc/passwd'))",
-        "einsum(a.__doc__, a)",
         "where(a, (yield), b)",
         "__import__('os').system('true')",
-        "sum(a)(b)",
-        "'{0.__class__}'.format(a)",
         "f'{a.__class__}'",
     ],
 )

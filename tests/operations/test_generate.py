@@ -17,13 +17,13 @@ import psutil
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.generate import Params, memory
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.ai import Answer
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.schemas.values import ModelSource
-from openruntime_jupyter.worker.context import TaskContext
 from tests.runtimes import ended, printed, runtime_in, submit, until
 from tests.tiny_model import make_tiny_model
 
@@ -79,6 +79,15 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         stage.close()
 
 
+def on_stage(test: Callable[[Runtime], Coroutine[Any, Any, None]]) -> Callable[[Stage], None]:
+    """Run a test on the event loop of the stage."""
+
+    def run(stage: Stage) -> None:
+        stage.play(test)
+
+    return run
+
+
 async def prompt(runtime: Runtime, **parameters: Any) -> str:
     """Submit a prompt; return the task id."""
     return await submit(runtime, "generate", {"model": "tiny", "prompt": "the queue", **parameters})
@@ -98,10 +107,6 @@ def worker_of(runtime: Runtime) -> psutil.Process:
     return max((each for each in children if "openruntime_jupyter.worker" in each.cmdline()), key=lambda each: each.memory_info().rss)
 
 
-def test_greedy_text_equals_mlx_lm_with_consistent_statistics(stage: Stage) -> None:
-    stage.play(same_as_mlx_lm)
-
-
 PLAIN = """
 import json, sys, mlx_lm
 model, tokenizer = mlx_lm.load(sys.argv[1])
@@ -109,7 +114,8 @@ print(json.dumps([mlx_lm.generate(model, tokenizer, prompt, max_tokens=40) for p
 """
 
 
-async def same_as_mlx_lm(runtime: Runtime) -> None:
+@on_stage
+async def test_greedy_text_equals_mlx_lm_with_consistent_statistics(runtime: Runtime) -> None:
     await runtime.unload()
     prompts = ["the queue", "a", "0123456789 " * 20, "0123456789 " * 120]  # the last one is processed in pieces
     model = str(runtime.settings.models / "tiny")
@@ -126,55 +132,47 @@ async def same_as_mlx_lm(runtime: Runtime) -> None:
         assert (response.load_time_s is None) == (number > 0), "only the first one loads it"
 
 
-def test_tokens_are_streamed_and_add_up_to_the_response(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        task_id = await prompt(runtime, max_tokens=100)
-        streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
-        task = await ended(runtime, task_id)
-        assert task.result is not None
-        assert streamed == task.result.output["text"] == await printed(runtime, task_id)
-        endless = await prompt(runtime, **ENDLESS)
-        async for _ in runtime.tasks.tokens(endless):
-            break
-        assert (await runtime.tasks.get(endless)).status == "running", "the first token was not streamed immediately"
-        await runtime.cancel(endless)
-
-    stage.play(body)
+@on_stage
+async def test_tokens_are_streamed_and_add_up_to_the_response(runtime: Runtime) -> None:
+    task_id = await prompt(runtime, max_tokens=100)
+    streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
+    task = await ended(runtime, task_id)
+    assert task.result is not None
+    assert streamed == task.result.output["text"] == await printed(runtime, task_id)
+    endless = await prompt(runtime, **ENDLESS)
+    async for _ in runtime.tasks.tokens(endless):
+        break
+    assert (await runtime.tasks.get(endless)).status == "running", "the first token was not streamed immediately"
+    await runtime.cancel(endless)
 
 
-def test_seed_makes_text_reproducible(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        hot = {"temperature": 1.5, "top_p": 0.95, "top_k": 10_000, "min_p": 0.001, "repetition_penalty": 1.2, "max_tokens": 30}
-        first, again = [await answer(runtime, seed=7, **hot) for _ in range(2)]
-        other, another = [await answer(runtime, **hot) for _ in range(2)]
-        assert first.text == again.text
-        assert len({first.text, other.text, another.text}) == 3
-
-    stage.play(body)
+@on_stage
+async def test_seed_makes_text_reproducible(runtime: Runtime) -> None:
+    hot = {"temperature": 1.5, "top_p": 0.95, "top_k": 10_000, "min_p": 0.001, "repetition_penalty": 1.2, "max_tokens": 30}
+    first, again = [await answer(runtime, seed=7, **hot) for _ in range(2)]
+    other, another = [await answer(runtime, **hot) for _ in range(2)]
+    assert first.text == again.text
+    assert len({first.text, other.text, another.text}) == 3
 
 
-def test_stop_text_ends_response_and_is_not_streamed(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        whole = (await answer(runtime, max_tokens=60)).text
-        stop = whole[20:24]
-        task_id = await prompt(runtime, max_tokens=60, stop=["no such text", stop])
-        streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
-        task = await ended(runtime, task_id)
-        assert task.result is not None
-        assert streamed == task.result.output["text"] == whole[: whole.index(stop)]
-        assert task.result.output["finish_reason"] == "stop"
-
-    stage.play(body)
+@on_stage
+async def test_stop_text_ends_response_and_is_not_streamed(runtime: Runtime) -> None:
+    whole = (await answer(runtime, max_tokens=60)).text
+    stop = whole[20:24]
+    task_id = await prompt(runtime, max_tokens=60, stop=["no such text", stop])
+    streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
+    task = await ended(runtime, task_id)
+    assert task.result is not None
+    assert streamed == task.result.output["text"] == whole[: whole.index(stop)]
+    assert task.result.output["finish_reason"] == "stop"
 
 
-def test_prompt_over_context_length_is_rejected_with_sizes(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        task = await ended(runtime, await prompt(runtime, model="short", prompt="ab " * 400), 60)
-        assert task.status == "failed"
-        assert "tokens, but short has a context of 300" in str(task.error)
-        assert (await answer(runtime, model="short", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
-
-    stage.play(body)
+@on_stage
+async def test_prompt_over_context_length_is_rejected_with_sizes(runtime: Runtime) -> None:
+    task = await ended(runtime, await prompt(runtime, model="short", prompt="ab " * 400), 60)
+    assert task.status == "failed"
+    assert "tokens, but short has a context of 300" in str(task.error)
+    assert (await answer(runtime, model="short", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
 
 
 def test_prompt_over_memory_is_rejected_by_server_and_worker(stage: Stage) -> None:
@@ -205,18 +203,16 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
     assert min(took) < 1.0, took
 
 
-def test_cancel_during_generation_keeps_model_in_memory(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        await runtime.unload()
+@on_stage
+async def test_cancel_during_generation_keeps_model_in_memory(runtime: Runtime) -> None:
+    await runtime.unload()
 
-        async def begin() -> str:
-            task_id = await prompt(runtime, **ENDLESS)
-            await until(lambda: says_more_than(runtime, task_id, 100), 60)
-            return task_id
+    async def begin() -> str:
+        task_id = await prompt(runtime, **ENDLESS)
+        await until(lambda: says_more_than(runtime, task_id, 100), 60)
+        return task_id
 
-        await frees_within_a_second(runtime, begin)
-
-    stage.play(body)
+    await frees_within_a_second(runtime, begin)
 
 
 async def says_more_than(runtime: Runtime, task_id: str, characters: int) -> bool:
@@ -224,19 +220,17 @@ async def says_more_than(runtime: Runtime, task_id: str, characters: int) -> boo
     return len(await printed(runtime, task_id)) > characters
 
 
-def test_cancel_during_prompt_processing_keeps_model_in_memory(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        await answer(runtime, max_tokens=1)
+@on_stage
+async def test_cancel_during_prompt_processing_keeps_model_in_memory(runtime: Runtime) -> None:
+    await answer(runtime, max_tokens=1)
 
-        async def begin() -> str:
-            task_id = await prompt(runtime, prompt="0123456789" * 20_000, **ENDLESS)
-            await until(lambda: reading(runtime, task_id), 60)
-            assert not await printed(runtime, task_id)
-            return task_id
+    async def begin() -> str:
+        task_id = await prompt(runtime, prompt="0123456789" * 20_000, **ENDLESS)
+        await until(lambda: reading(runtime, task_id), 60)
+        assert not await printed(runtime, task_id)
+        return task_id
 
-        await frees_within_a_second(runtime, begin)
-
-    stage.play(body)
+    await frees_within_a_second(runtime, begin)
 
 
 async def reading(runtime: Runtime, task_id: str) -> bool:
@@ -245,48 +239,42 @@ async def reading(runtime: Runtime, task_id: str) -> bool:
     return task.progress is not None and task.progress.message == "reading the prompt" and task.progress.n > 0
 
 
-def test_killed_worker_fails_only_its_task_and_model_is_reloaded(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        await runtime.unload()
-        task_id = await prompt(runtime, **ENDLESS)
-        await until(lambda: says_more_than(runtime, task_id, 100), 60)
-        following = await prompt(runtime, max_tokens=5)
-        os.kill(worker_of(runtime).pid, signal.SIGKILL)
-        task: Task = await ended(runtime, task_id)
-        assert task.failure is not None
-        assert (task.status, task.failure.kind, task.failure.signal) == ("failed", "worker_died", signal.SIGKILL)
-        task = await ended(runtime, following, 60)
-        assert task.result is not None, task.failure
-        assert task.result.output["load_time_s"] > 0
-
-    stage.play(body)
+@on_stage
+async def test_killed_worker_fails_only_its_task_and_model_is_reloaded(runtime: Runtime) -> None:
+    await runtime.unload()
+    task_id = await prompt(runtime, **ENDLESS)
+    await until(lambda: says_more_than(runtime, task_id, 100), 60)
+    following = await prompt(runtime, max_tokens=5)
+    os.kill(worker_of(runtime).pid, signal.SIGKILL)
+    task: Task = await ended(runtime, task_id)
+    assert task.failure is not None
+    assert (task.status, task.failure.kind, task.failure.signal) == ("failed", "worker_died", signal.SIGKILL)
+    task = await ended(runtime, following, 60)
+    assert task.result is not None, task.failure
+    assert task.result.output["load_time_s"] > 0
 
 
-def test_prompts_of_several_models_and_tasks_run_independently(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        one, other = [(await answer(runtime, model=name, max_tokens=20)).text for name in ("tiny", "other")]
-        assert one != other
-        names = ("tiny", "other", "tiny", "other")
-        assert [response.text for response in await asyncio.gather(*(answer(runtime, model=name, max_tokens=20) for name in names))] == [
-            one,
-            other,
-        ] * 2
-        assert {model.name for model in runtime.engine.models()} == {"tiny", "other"}
-
-    stage.play(body)
+@on_stage
+async def test_prompts_of_several_models_and_tasks_run_independently(runtime: Runtime) -> None:
+    one, other = [(await answer(runtime, model=name, max_tokens=20)).text for name in ("tiny", "other")]
+    assert one != other
+    names = ("tiny", "other", "tiny", "other")
+    assert [response.text for response in await asyncio.gather(*(answer(runtime, model=name, max_tokens=20) for name in names))] == [
+        one,
+        other,
+    ] * 2
+    assert {model.name for model in runtime.engine.models()} == {"tiny", "other"}
 
 
-def test_messages_require_a_chat_template(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the queue"}]
-        templated = "system: be brief<|end|>user: the queue<|end|>assistant:"
-        response = await answer(runtime, prompt=None, messages=messages, max_tokens=20)
-        assert response.text == (await answer(runtime, prompt=templated, max_tokens=20)).text
-        task = await ended(runtime, await prompt(runtime, model="plain", prompt=None, messages=messages), 60)
-        assert "plain has no chat template" in str(task.error)
-        assert (await answer(runtime, model="plain", max_tokens=5)).completion_tokens == 5
-
-    stage.play(body)
+@on_stage
+async def test_messages_require_a_chat_template(runtime: Runtime) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the queue"}]
+    templated = "system: be brief<|end|>user: the queue<|end|>assistant:"
+    response = await answer(runtime, prompt=None, messages=messages, max_tokens=20)
+    assert response.text == (await answer(runtime, prompt=templated, max_tokens=20)).text
+    task = await ended(runtime, await prompt(runtime, model="plain", prompt=None, messages=messages), 60)
+    assert "plain has no chat template" in str(task.error)
+    assert (await answer(runtime, model="plain", max_tokens=5)).completion_tokens == 5
 
 
 @pytest.mark.parametrize(
@@ -312,25 +300,23 @@ def test_invalid_parameters_are_rejected(wrong: dict[str, Any]) -> None:
         operation("generate").validate(wrong)
 
 
-def test_load_error_is_reported_and_ends_the_worker(stage: Stage) -> None:
-    async def body(runtime: Runtime) -> None:
-        for name, cause in (("strange", "no such kind"), ("code", "custom module")):
-            task = await ended(runtime, await prompt(runtime, model=name), 60)
-            assert task.status == "failed"
-            assert f"{name} can't be loaded" in str(task.error)
-            assert cause in str(task.error)
-        assert not {"strange", "code"} & {model.name for model in runtime.engine.models()}
-        assert not (stage.folder / "run").exists(), "the code of a model was run"
-
-    stage.play(body)
+@on_stage
+async def test_load_error_is_reported_and_ends_the_worker(runtime: Runtime) -> None:
+    for name, cause in (("strange", "no such kind"), ("code", "custom module")):
+        task = await ended(runtime, await prompt(runtime, model=name), 60)
+        assert task.status == "failed"
+        assert f"{name} can't be loaded" in str(task.error)
+        assert cause in str(task.error)
+    assert not {"strange", "code"} & {model.name for model in runtime.engine.models()}
+    assert not (runtime.settings.data_dir / "run").exists(), "the code of a model was run"
 
 
-def test_cpu_model_computes_in_float32_only_with_fast_blas(tmp_path: Path) -> None:
+def test_cpu_model_computes_in_float32_only_with_fast_blas_and_keeps_open_file_limits(tmp_path: Path) -> None:
     program = (
-        "import sys, json, mlx.core as mx\n"
+        "import json, resource, sys\n"
         "from openruntime_jupyter.local_models import loading\n"
         "from openruntime_jupyter.local_models.language_model import weights_of\n"
-        "from openruntime_jupyter.worker.context import TaskContext\n"
+        "from openruntime_jupyter.operations.context import TaskContext\n"
         "from openruntime_jupyter.local_models.catalog import ModelCatalog\n"
         "from openruntime_jupyter.runtime.settings import Settings\n"
         "from pathlib import Path\n"
@@ -341,16 +327,17 @@ def test_cpu_model_computes_in_float32_only_with_fast_blas(tmp_path: Path) -> No
         "    weights = weights_of(model.model)\n"
         "    rows.append([sorted({str(w.dtype) for w in weights.values()}), sum(w.nbytes for w in weights.values()), "
         "model.tokens_of('the queue', []), float(weights['model.embed_tokens.weight'][7, 3])])\n"
-        "print(json.dumps([rows, source.float32_bytes]))\n"
+        "print(json.dumps([rows, source.float32_bytes, resource.getrlimit(resource.RLIMIT_NOFILE)]))\n"
     )
     packed(make_tiny_model(tmp_path / "models" / "tiny"))
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    (first, second, as_it_is), expected = json.loads(done.stdout)
+    (first, second, as_it_is), expected, limits = json.loads(done.stdout)
     assert first == second, "the second is read from the kept file"
     assert first[:2] == [["mlx.core.float32"], expected]
     assert "mlx.core.uint32" in as_it_is[0]
     kept = list((tmp_path / "models" / ".converted").iterdir())
     assert [file.suffix for file in kept] == [".safetensors"]
+    assert tuple(limits) == resource.getrlimit(resource.RLIMIT_NOFILE), "importing mlx_lm lowered them"
 
 
 def packed(folder: Path) -> None:
@@ -370,21 +357,6 @@ def packed(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "quantization": {"group_size": 32, "bits": 4}}))
 
 
-def in_a_process(program: str) -> str:
-    """Run code in a new process, to protect the test process; return its output."""
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-
-
-def test_importing_mlx_lm_keeps_open_file_limits() -> None:
-    program = (
-        "import resource\n"
-        "from openruntime_jupyter.local_models.loading import import_mlx_lm\n"
-        "import_mlx_lm(offline=True)\n"
-        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
-    )
-    assert in_a_process(program) == str(resource.getrlimit(resource.RLIMIT_NOFILE))
-
-
 def test_missing_mlx_lm_names_install_command() -> None:
     program = (
         "import sys\n"
@@ -396,4 +368,5 @@ def test_missing_mlx_lm_names_install_command() -> None:
         "except EngineError as problem:\n"
         "    print(problem)"
     )
-    assert "python -m pip install 'openruntime-jupyter[local]'" in in_a_process(program)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "python -m pip install 'openruntime-jupyter[local]'" in done.stdout

@@ -8,42 +8,29 @@ import mlx.core as mx
 import pytest
 
 from openruntime_jupyter.errors import MemoryRefused
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import graph
 from openruntime_jupyter.operations.mlx.summaries import LOOKING
-from openruntime_jupyter.worker.context import TaskContext
 
 SQUARE = {"normal": [600, 600]}
 SPD = {"eye": 300}
 IMAGES = {"normal": [2, 48, 48, 16]}
 CALLS: list[tuple[str, list[Any], dict[str, Any]]] = [
-    ("abs", [SQUARE], {}),
     ("add", [SQUARE, SQUARE], {}),
     ("matmul", [SQUARE, SQUARE], {}),
     ("matmul", [{"normal": [600, 600], "dtype": "bfloat16"}, {"normal": [600, 600], "dtype": "bfloat16"}], {}),
     ("softmax", [SQUARE], {"axis": 1}),
     ("logsumexp", [SQUARE], {"axis": 0}),
-    ("logcumsumexp", [SQUARE], {"axis": 1}),
-    ("std", [SQUARE], {"axis": 1}),
-    ("median", [SQUARE], {"axis": 1}),
     ("sort", [SQUARE], {"axis": 0}),
-    ("argsort", [SQUARE], {}),
     ("unique", [{"arange": 300_000}], {"size": 300_000}),
-    ("outer", [{"normal": [800]}, {"normal": [900]}], {}),
     ("kron", [{"normal": [30, 30]}, {"normal": [25, 25]}], {}),
     ("tile", [SQUARE, [2, 2]], {}),
-    ("repeat", [SQUARE, 3], {}),
     ("pad", [SQUARE, 100], {"mode": "reflect"}),
     ("transpose", [SQUARE], {}),
-    ("contiguous", [SQUARE], {}),
     ("broadcast_to", [{"normal": [1, 600]}, [900, 600]], {}),
-    ("isclose", [SQUARE, SQUARE], {}),
-    ("nan_to_num", [SQUARE], {}),
-    ("to_fp8", [SQUARE], {}),
-    ("floor_divide", [{"arange": 500_000}, {"ones": [500_000], "dtype": "int32"}], {}),
     ("einsum", ["ij,jk,kl->il", SQUARE, SQUARE, SQUARE], {}),
     ("block_masked_mm", [{"normal": [512, 512]}, {"normal": [512, 512]}, 64, {"ones": [8, 8]}], {}),
     ("fft.fft", [SQUARE], {"n": 1000, "axis": 0}),
-    ("fft.irfft2", [SQUARE], {}),
     ("fft.stft", [{"normal": [300_000]}], {"n_fft": 512}),
     ("conv1d", [{"normal": [4, 5000, 16]}, {"normal": [32, 9, 16]}], {}),
     ("conv2d", [IMAGES, {"normal": [32, 5, 5, 16]}], {"padding": 2}),
@@ -51,18 +38,12 @@ CALLS: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("conv_transpose2d", [IMAGES, {"normal": [32, 5, 5, 16]}], {"stride": 2}),
     ("convolve", [{"normal": [100_000]}, {"normal": [100]}], {}),
     ("linalg.svd", [SQUARE], {}),
-    ("linalg.qr", [SQUARE], {}),
     ("linalg.eig", [{"normal": [150, 150]}], {}),
-    ("linalg.eigh", [SPD], {}),
     ("linalg.inv", [SPD], {}),
     ("linalg.pinv", [{"normal": [300, 200]}], {}),
     ("linalg.solve", [SPD, {"normal": [300, 300]}], {}),
-    ("linalg.lu", [SPD], {}),
-    ("linalg.cholesky", [SPD], {}),
-    ("linalg.norm", [SQUARE], {"ord": "nuc"}),
     ("random.normal", [[700, 700]], {"dtype": "float16"}),
     ("random.categorical", [SQUARE], {}),
-    ("random.permutation", [600_000], {}),
     ("fast.layer_norm", [SQUARE, None, None, 1e-5], {}),
     ("fast.scaled_dot_product_attention", [{"normal": [1, 8, 256, 64]}] * 3, {"scale": 0.1}),
 ]
@@ -86,11 +67,8 @@ def test_call_estimate_covers_peak_within_bounds(run, function, args, kwargs):
         ("sum(tanh(a)) + sum(tanh(a)) + sum(exp(a) * exp(a))", {"a": SQUARE}),
         ("mean(where(a > 0, a, -a) * (a + 1) / (2 + abs(a)), axis=0)", {"a": SQUARE}),
         ("inv(a @ transpose(a) + b) @ transpose(a)", {"a": {"normal": [300, 300]}, "b": {"eye": 300}}),
-        ("concatenate([tanh(a), tanh(b), a, b], axis=1)", {"a": SQUARE, "b": SQUARE}),
         ("broadcast_to(a, [500, 600]) @ b", {"a": {"normal": [1, 600]}, "b": SQUARE}),
         ("abs(fft(a))", {"a": {"normal": [400_000]}}),
-        ("a // 3 % 7", {"a": {"arange": 400_000}}),
-        ("sum(outer(a, a) * 2)", {"a": {"normal": [1000]}}),
         ("a", {"a": {"normal": [500_000], "dtype": "float16"}}),
     ],
 )

@@ -9,9 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from openruntime_jupyter.arrays.array_file import SIZES
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import inputs as _inputs
-from openruntime_jupyter.operations.inputs import KEY, Dtype, Generator
+from openruntime_jupyter.operations.inputs import KEY, Generator
+from openruntime_jupyter.operations.numerics import FLOATING, mlx_dtype
 from openruntime_jupyter.operations.registry import operation
 
 GENERATORS: list[dict[str, Any]] = [
@@ -122,7 +124,7 @@ def test_invalid_input_is_rejected_with_reason(value, problem):
 
 def test_needed_bytes_include_inputs_built_before():
     one = Generator(zeros=[1000])
-    drawn = Generator(random=[1000], dtype=Dtype.FLOAT16)
+    drawn = Generator(random=[1000], dtype="float16")
     assert one.nbytes == one.making == 4000
     assert (drawn.nbytes, drawn.making) == (2000, 6000 + KEY)
     assert _inputs.needed([one, drawn]) == 4000 + 6000 + KEY
@@ -131,10 +133,10 @@ def test_needed_bytes_include_inputs_built_before():
     assert _inputs.elements([one, [1, 2, 3], 4]) == 1004
 
 
-@pytest.mark.parametrize("dtype", Dtype)
+@pytest.mark.parametrize("dtype", SIZES)
 def test_dtype_sizes_equal_mlx(dtype):
-    assert dtype.size == dtype.of(mx).size
-    assert dtype.floating == mx.issubdtype(dtype.of(mx), mx.floating)
+    assert SIZES[dtype] == mlx_dtype(dtype).size
+    assert (dtype in FLOATING) == mx.issubdtype(mlx_dtype(dtype), mx.floating)
 
 
 def calls(work: Callable[[], object]) -> int:

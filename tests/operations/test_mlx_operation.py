@@ -13,19 +13,15 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx_operation import operation
-from openruntime_jupyter.worker.context import TaskContext
 
 RNG = np.random.default_rng(11)
 A = RNG.uniform(-1, 1, (3, 4)).round(3)
 B = RNG.uniform(-1, 1, (4, 5)).round(3)
 S = (A @ A.T + 3 * np.eye(3)).round(3)
 V = np.array([3.0, -1.0, 2.0, 2.0, 0.5])
-
-
-def sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
 
 
 def softmax(x: Any) -> Any:
@@ -35,61 +31,35 @@ def softmax(x: Any) -> Any:
 AGAINST_NUMPY: list[tuple[str, list[Any], dict[str, Any], Any]] = [
     ("matmul", [A, B], {}, A @ B),
     ("add", [A, 2], {}, A + 2),
-    ("subtract", [1.5, A], {}, 1.5 - A),
-    ("divide", [A, A + 3], {}, A / (A + 3)),
     ("power", [abs(A), 0.5], {}, abs(A) ** 0.5),
     ("sum", [A], {"axis": [0, 1]}, A.sum()),
     ("sum", [A, 1], {"keepdims": True}, A.sum(1, keepdims=True)),
     ("mean", [A], {"axis": 0}, A.mean(0)),
     ("var", [A], {"axis": 1, "ddof": 1}, A.var(1, ddof=1)),
-    ("prod", [A], {"axis": 1}, A.prod(1)),
-    ("cumsum", [A, 1], {}, A.cumsum(1)),
-    ("max", [A], {"axis": -1}, A.max(-1)),
-    ("argmax", [A, 1], {}, A.argmax(1)),
     ("sort", [V], {}, np.sort(V)),
-    ("median", [V], {}, np.median(V)),
-    ("exp", [A], {}, np.exp(A)),
-    ("log1p", [A], {}, np.log1p(A)),
-    ("arctan2", [A, A + 2], {}, np.arctan2(A, A + 2)),
-    ("tanh", [A], {}, np.tanh(A)),
-    ("sigmoid", [A], {}, sigmoid(A)),
     ("softmax", [A], {"axis": -1}, softmax(A)),
-    ("clip", [A, -0.5, 0.5], {}, A.clip(-0.5, 0.5)),
     ("where", [[[True, False, True, False]], A, 0], {}, np.where([[True, False, True, False]], A, 0)),
     ("transpose", [A], {}, A.T),
     ("transpose", [A, [1, 0]], {}, A.T),
     ("reshape", [A, [2, 6]], {}, A.reshape(2, 6)),
     ("concatenate", [[A, A + 1]], {"axis": 0}, np.concatenate([A, A + 1])),
-    ("stack", [[A, A]], {"axis": 1}, np.stack([A, A], 1)),
     ("pad", [A, [[1, 0], [2, 3]]], {"constant_values": 7}, np.pad(A, [[1, 0], [2, 3]], constant_values=7)),
     ("roll", [A, [1, 2], [0, 1]], {}, np.roll(A, [1, 2], [0, 1])),
-    ("tile", [V, [2, 2]], {}, np.tile(V, [2, 2])),
-    ("outer", [V, V], {}, np.outer(V, V)),
-    ("kron", [S, S], {}, np.kron(S, S)),
-    ("inner", [V, V], {}, V @ V),
     ("tensordot", [A, B], {"axes": [[1], [0]]}, A @ B),
     ("einsum", ["ij,jk->ki", A, B], {}, (A @ B).T),
     ("convolve", [V, [1.0, 2.0]], {"mode": "full"}, np.convolve(V, [1.0, 2.0])),
-    ("linalg.norm", [A], {}, np.linalg.norm(A)),
-    ("linalg.norm", [A, "fro"], {}, np.linalg.norm(A, "fro")),
     ("linalg.norm", [A, "nuc"], {}, np.linalg.norm(A, "nuc")),
     ("linalg.norm", [A, "inf"], {}, np.linalg.norm(A, np.inf)),
     ("linalg.norm", [A], {"ord": 1, "axis": 1}, np.linalg.norm(A, 1, axis=1)),
     ("linalg.inv", [S], {}, np.linalg.inv(S)),
     ("linalg.solve", [S, A], {}, np.linalg.solve(S, A)),
     ("linalg.cholesky", [S], {}, np.linalg.cholesky(S)),
-    ("linalg.det", [S], {}, np.linalg.det(S)),
-    ("linalg.eigvalsh", [S], {}, np.linalg.eigvalsh(S)),
-    ("linalg.pinv", [A], {}, np.linalg.pinv(A)),
     ("fft.fft", [V], {}, np.fft.fft(V)),
     ("fft.rfft", [A], {"axis": 0}, np.fft.rfft(A, axis=0)),
-    ("fft.ifft2", [A], {}, np.fft.ifft2(A)),
     ("floor_divide", [[7, -7, 5], 2], {}, np.array([7, -7, 5]) // 2),
     ("remainder", [[7, -7, 5], [3, 3, -3]], {}, np.array([7, -7, 5]) % np.array([3, 3, -3])),
-    ("remainder", [V, 0.75], {}, V % 0.75),
     ("logical_and", [[True, True], [True, False]], {}, [True, False]),
     ("eye", [3], {"k": 1}, np.eye(3, k=1)),
-    ("linspace", [0, 1, 5], {}, np.linspace(0, 1, 5)),
     ("sum", [[]], {}, 0.0),
     ("abs", [-3], {}, 3),
 ]
@@ -259,7 +229,7 @@ def test_calls_that_crash_or_hang_mlx_are_rejected():
         "import json, sys\n"
         "from openruntime_jupyter.errors import InvalidRequest\n"
         "from openruntime_jupyter.operations.mlx_operation import operation\n"
-        "from openruntime_jupyter.worker.context import TaskContext\n"
+        "from openruntime_jupyter.operations.context import TaskContext\n"
         "for line in sys.stdin:\n"
         "    try:\n"
         "        result = operation.run(operation.validate(json.loads(line)), TaskContext())['result']\n"

@@ -16,7 +16,7 @@ from pydantic import model_validator
 from openruntime_jupyter.client.discovery import connect
 from openruntime_jupyter.errors import InvalidRequest, TaskFailed, UnknownOperation
 from openruntime_jupyter.operations import Operation, Parameters
-from openruntime_jupyter.operations.plugins import Plugins
+from openruntime_jupyter.operations.registry import Plugins
 from tests.support import STANDALONE, Server, running_server, wait_until
 
 pytestmark = pytest.mark.timeout(300)

@@ -7,42 +7,38 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from tests.runtimes import cell, ended, live, printed, runtime_in, submit, value
+from tests.runtimes import cell, ended, printed, runtime_in, submit, value
 
 
-def run(folder: Path, code: str, **parameters: Any) -> Any:
+async def run(folder: Path, code: str, **parameters: Any) -> Any:
     """Run a cell and return its outputs."""
-
-    async def body() -> Any:
-        async with runtime_in(folder) as runtime:
-            return await value(runtime, await submit(runtime, "python", {"code": code, **parameters}))
-
-    return live(body())
+    async with runtime_in(folder) as runtime:
+        return await value(runtime, await submit(runtime, "python", {"code": code, **parameters}))
 
 
-def test_json_and_pickled_inputs_and_named_outputs(tmp_path: Path) -> None:
+async def test_json_and_pickled_inputs_and_named_outputs(tmp_path: Path) -> None:
     packed = base64.b64encode(cloudpickle.dumps({"double": lambda n: 2 * n, "big": 1 << 100})).decode()
-    found = run(tmp_path, "x = double(a) + big\nf = lambda: x", inputs={"a": 4}, pickled=packed, outputs=["x", "f"])
+    found = await run(tmp_path, "x = double(a) + big\nf = lambda: x", inputs={"a": 4}, pickled=packed, outputs=["x", "f"])
     assert found["x"] == 8 + (1 << 100)
     assert found["f"]() == found["x"], "a function of the cell comes back by value"
 
 
-def test_mlx_results_in_cell_agree_with_numpy(tmp_path: Path) -> None:
+async def test_mlx_results_in_cell_agree_with_numpy(tmp_path: Path) -> None:
     import numpy as np
 
     code = "import mlx.core as mx, numpy as np\na = mx.arange(12).reshape(3, 4).astype(mx.float32)\nx = np.array(mx.linalg.norm(a @ a.T))"
     a = np.arange(12, dtype=np.float64).reshape(3, 4)
-    assert run(tmp_path, code, outputs=["x"])["x"] == pytest.approx(np.linalg.norm(a @ a.T), rel=1e-6)
+    assert (await run(tmp_path, code, outputs=["x"]))["x"] == pytest.approx(np.linalg.norm(a @ a.T), rel=1e-6)
 
 
-def test_magics_shell_lines_and_top_level_await_work(tmp_path: Path) -> None:
+async def test_magics_shell_lines_and_top_level_await_work(tmp_path: Path) -> None:
     code = "import asyncio\nawait asyncio.sleep(0)\nlisted = !echo one; echo two\n%timeit -n1 -r1 pass\nx = [str(line) for line in listed]"
-    assert run(tmp_path, code, outputs=["x"]) == {"x": ["one", "two"]}
+    assert await run(tmp_path, code, outputs=["x"]) == {"x": ["one", "two"]}
 
 
-def test_class_of_cell_can_be_pickled(tmp_path: Path) -> None:
+async def test_class_of_cell_can_be_pickled(tmp_path: Path) -> None:
     code = "import pickle\nclass Point:\n    x = 3\nx = pickle.loads(pickle.dumps(Point())).x"
-    assert run(tmp_path, code, outputs=["x"]) == {"x": 3}
+    assert await run(tmp_path, code, outputs=["x"]) == {"x": 3}
 
 
 async def test_plot_is_displayed_as_picture(tmp_path: Path) -> None:

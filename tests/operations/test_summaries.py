@@ -13,7 +13,7 @@ TYPES = (mx.bool_, mx.int8, mx.int32, mx.int64, mx.uint8, mx.uint64, mx.float16,
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("shape", [(), (1,), (3, 4), (7, 150), (0,), (3, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(), (3, 4), (7, 150), (3, 0)], ids=str)
 def test_statistics_equal_numpy_in_float64(shape, dtype):
     with mx.stream(mx.cpu):
         array = (mx.random.uniform(shape=shape, key=mx.random.key(3)) * 100).astype(dtype)
@@ -37,11 +37,6 @@ def test_non_finite_values_are_null_and_counted():
     assert (described["min"], described["max"], described["mean"], described["non_finite"]) == (-3.0, 1.0, -1.0, 3)
 
 
-def test_without_finite_values_statistics_are_null():
-    described = summary(mx.array([float("nan")]))
-    assert (described["min"], described["max"], described["mean"], described["non_finite"]) == (None, None, None, 1)
-
-
 def test_complex_statistics_use_magnitudes():
     described = summary(mx.array([3 + 4j, 0j, complex(0, float("inf"))]))
     assert described["dtype"] == "complex64"
@@ -63,8 +58,3 @@ def test_empty_array_with_many_rows_has_no_values():
     described = summary(mx.zeros((2**30, 0)))
     assert described["value"] is None
     assert described["size"] == 0
-
-
-def test_up_to_thousand_values_are_included():
-    assert summary(mx.arange(1000))["value"] == list(range(1000))
-    assert summary(mx.arange(1001))["value"] is None

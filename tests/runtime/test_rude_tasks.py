@@ -46,8 +46,8 @@ async def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_n
     speaks = "from openruntime_jupyter.current_task import current\nsend = current()._send.__self__._channel.send\n"
     nonsense = {
         "no JSON": "send(13, b'{' * 100)",
-        "a field is missing": "send(13, {})",
-        "no number": "send(13, {'n': '1', 'total': 2})",
+        "a field is missing": "send(13, b'{}')",
+        "no number": 'send(13, b\'{"n": "1", "total": 2}\')',
         "too large": "send(13, b' ' * 20_000_000)",
         "no object": "send(13, b'[]')",
         "an unknown kind": "send(99, b'{}')",

@@ -88,35 +88,20 @@ def test_installed_folders_hold_packages_but_not_the_working_directory() -> None
     assert not os.path.realpath(__file__).startswith(folders)
 
 
-def test_package_imported_ahead_is_unchanged(installed: Path) -> None:
+def test_change_since_import_ahead_is_named(installed: Path) -> None:
+    own, package = installed.parent / "own", installed / f"{PACKAGE}.py"
     imports = imports_of(installed)
     imports.import_ahead([PACKAGE, "no_such_module"])
     assert PACKAGE in sys.modules
-    assert imports.changed(reused=False) is None
-
-
-def test_changed_package_is_named(installed: Path) -> None:
-    imports = imports_of(installed)
-    imports.import_ahead([PACKAGE])
-    (installed / f"{PACKAGE}.py").write_text("VERSION = 22\n")
-    assert imports.changed(reused=False) == str(installed / f"{PACKAGE}.py")
-
-
-def test_installation_of_another_package_is_noticed(installed: Path) -> None:
-    imports = imports_of(installed)
-    imports.import_ahead([PACKAGE])
-    (installed / "another-1.0.dist-info").mkdir()
-    assert imports.changed(reused=False) == os.path.join(os.path.realpath(installed), "")
-
-
-def test_new_file_that_shadows_a_package_is_noticed(installed: Path) -> None:
-    imports = imports_of(installed)
-    imports.import_ahead([PACKAGE])
-    own = installed.parent / "own"
     (own / "unrelated.py").touch()
     assert imports.changed(reused=False) is None
-    (own / f"{PACKAGE}.py").write_text("VERSION = 'mine'\n")
-    assert imports.changed(reused=False) == str(own / f"{PACKAGE}.py")
+    shadow = own / f"{PACKAGE}.py"
+    shadow.write_text("VERSION = 'mine'\n")
+    assert imports.changed(reused=False) == str(shadow)
+    package.write_text("VERSION = 22\n")
+    assert imports.changed(reused=False) == str(package)
+    (installed / "another-1.0.dist-info").mkdir()
+    assert imports.changed(reused=False) == os.path.join(os.path.realpath(installed), ""), "another package was installed"
 
 
 def test_module_of_the_caller_is_never_imported_ahead(installed: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from openruntime_jupyter.local_models.folder import LONGEST_HEADER
+from openruntime_jupyter.local_models.folder import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -117,15 +117,10 @@ class Conversions:
 
 def _is_whole(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Return whether a file holds complete float32 arrays of exactly these shapes; raise OSError if it does not exist."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > LONGEST_HEADER:
-            return False
-        try:
-            described: dict[str, Any] = json.loads(file.read(length))
-            described.pop("__metadata__", None)
-            declared = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in described.items()}
-            end = max(entry["data_offsets"][1] for entry in described.values())
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-            return False
-        return declared == {name: ("F32", shape) for name, shape in shapes.items()} and os.fstat(file.fileno()).st_size == 8 + length + end
+    try:
+        described, start = read_tensors(path)
+        declared = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in described.items()}
+        end = max(entry["data_offsets"][1] for entry in described.values())
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return False
+    return declared == {name: ("F32", shape) for name, shape in shapes.items()} and path.stat().st_size == start + end

@@ -85,20 +85,22 @@ class Header:
 
     def whole(self, key: str, default: int | None = None) -> int:
         """Return a positive integer; raise `NotAModel` if it is invalid, or missing without a default."""
-        value = self.values.get(key, default)
-        if value is None:
-            raise NotAModel(f"{self.path} lacks the key {key}: convert the model again with a current convert_hf_to_gguf.py")
+        value = self._value(key, default)
         if type(value) is not int or value < 1:
             raise NotAModel(f"{self.path} has {key} = {value!r}, expected a positive integer")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a positive finite number; raise `NotAModel` if it is invalid, or missing without a default."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise NotAModel(f"{self.path} has {key} = {value!r}, expected a positive number")
+        return value
+
+    def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key, default)
         if value is None:
             raise NotAModel(f"{self.path} lacks the key {key}: convert the model again with a current convert_hf_to_gguf.py")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise NotAModel(f"{self.path} has {key} = {value!r}, expected a positive number")
         return value
 
 

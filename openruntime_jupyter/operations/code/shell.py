@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import linecache
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
@@ -13,8 +14,7 @@ from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+from openruntime_jupyter.operations.context import TaskContext
 
 
 class TaskDisplayPublisher(DisplayPublisher):
@@ -55,6 +55,7 @@ class TaskCompiler(CachingCompiler):
     """Compiler that uses the caller's name for the code, so that tracebacks point at the caller's cell."""
 
     filename = "<cell>"
+    """File name of the running cell."""
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
         """Return the name of the running cell."""
@@ -94,8 +95,9 @@ class TaskShell(InteractiveShell):
         self.source = code
         self.last_value = None
         # Only now: the traceback of the previous task needed these lines.
-        linecache.cache.pop(TaskCompiler.filename, None)
-        TaskCompiler.filename = filename
+        compiler: Any = self.compile
+        linecache.cache.pop(compiler.filename, None)
+        compiler.filename = filename
         if not context.session:
             self.user_ns.clear()
             self.user_ns.update(self._plain, __name__="__main__")
@@ -128,6 +130,4 @@ class TaskShell(InteractiveShell):
 
 def _textual(data: dict[str, Any]) -> dict[str, Any]:
     """Convert MIME data for JSON: bytes become base64, as in notebook files."""
-    import base64
-
     return {kind: base64.b64encode(value).decode() if isinstance(value, (bytes, bytearray)) else value for kind, value in data.items()}

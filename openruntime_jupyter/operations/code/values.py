@@ -7,19 +7,17 @@ import binascii
 import json
 import keyword
 import os
+import pickle
 import reprlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from openruntime_jupyter.errors import StorageUnavailable, gigabytes
-from openruntime_jupyter.operations.arrays import ArrayRef, reference
-from openruntime_jupyter.operations.base import Result, World
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
+from openruntime_jupyter.operations.base import ArrayRef, Result, World, reference
+from openruntime_jupyter.operations.context import TaskContext
 
 REPR_CHARACTERS = 1000
 JSON_CHARACTERS = 10_000
@@ -36,22 +34,22 @@ def identifier(name: str) -> str:
     return name
 
 
-Pickled = Annotated[str | ArrayRef, BeforeValidator(reference)]
-"""Pickle as base64 text; large ones as an array of bytes."""
-
-
-def check_pickled(pickled: str | ArrayRef | None) -> None:
-    """Raise ValueError for text that is not base64."""
-    if isinstance(pickled, str):
-        unpack(pickled)
-
-
 def unpack(text: str) -> bytes:
     """Decode base64 text; raise ValueError."""
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as problem:
         raise ValueError(f"invalid base64: {problem}") from None
+
+
+def _checked(pickled: str | ArrayRef) -> str | ArrayRef:
+    if isinstance(pickled, str):
+        unpack(pickled)
+    return pickled
+
+
+Pickled = Annotated[str | ArrayRef, BeforeValidator(reference), AfterValidator(_checked)]
+"""Pickle as base64 text; large ones as an array of bytes."""
 
 
 def summary(value: Any) -> dict[str, Any]:
@@ -78,15 +76,11 @@ def load(pickled: str | ArrayRef, arrays: Sequence[ArrayRef], what: str, context
 
     Raises ModuleNotFoundError that names `what` and the missing module.
     """
-    import pickle
-
     views = [context.array(each.array, "numpy") for each in arrays]
     data = unpack(pickled) if isinstance(pickled, str) else context.array(pickled.array, "numpy")
     try:
         return pickle.loads(data, buffers=views)  # noqa: S301 - code of the caller
     except ModuleNotFoundError as problem:
-        import sys
-
         raise ModuleNotFoundError(
             f"{what} needs the module {problem.name!r}, which the worker's interpreter {sys.executable} does not have", name=problem.name
         ) from problem
@@ -120,10 +114,8 @@ def not_picklable(value: Any, what: str, problem: Exception) -> TypeError:
     return TypeError(f"{what} of type {type(value).__name__} can't be sent back: {problem}")
 
 
-def enter(world: World | None) -> None:
+def enter(world: World) -> None:
     """Switch to the caller's working directory and import path; raise OSError if the directory can't be entered."""
-    if world is None:
-        return
     if world.directory is not None:
         try:
             os.chdir(world.directory)

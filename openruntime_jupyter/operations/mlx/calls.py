@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from openruntime_jupyter.arrays.array_file import SIZES
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations.inputs import Dtype
 from openruntime_jupyter.operations.mlx import functions as _functions
 from openruntime_jupyter.operations.mlx.functions import Parameter
 from openruntime_jupyter.operations.mlx.graph import is_array
+from openruntime_jupyter.operations.numerics import mlx_dtype
 
 MLX_RAISES = (ValueError, TypeError, RuntimeError, OverflowError, IndexError, NotImplementedError, MemoryError)
 """Exceptions of MLX for invalid arguments. (NotImplementedError is a RuntimeError, listed for clarity.)"""
@@ -19,7 +20,6 @@ _INT32 = range(-(2**31), 2**31)
 _GROUP_SIZES = (16, 32, 64, 128)
 _CONVOLUTION_STEPS = ("stride", "dilation", "kernel_dilation", "input_dilation", "groups")
 _EMPTY_ALLOWED = ("conj", "conjugate", "linalg.cross", "linalg.norm")
-_NAMES = frozenset(map(str, Dtype))
 
 
 def function(mx: Any, name: str) -> Callable[..., Any]:
@@ -101,8 +101,8 @@ def _converted(mx: Any, value: Any, parameter: Parameter | None) -> Any:
     if parameter.is_key and isinstance(value, int):
         return mx.random.key(value)
     if isinstance(value, str):
-        if parameter.takes_dtype and value in _NAMES:
-            return Dtype(value).of(mx)
+        if parameter.takes_dtype and value in SIZES:
+            return mlx_dtype(value)
         return float(value) if parameter.takes_number and value in ("inf", "-inf") else value
     if isinstance(value, int | float) and parameter.takes_array and not parameter.takes_number:
         return mx.array(value)

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from pydantic_core import PydanticCustomError
 
-from openruntime_jupyter.operations.inputs import wrong
+from openruntime_jupyter.operations.base import wrong
 from openruntime_jupyter.operations.mlx import functions as _functions
 
 MAX_LENGTH = 2000

@@ -1,7 +1,7 @@
 """The `mlx.core` functions that operations may call, with their signatures.
 
-They are listed in `functions.json`, so that the server does not import MLX. `python -m openruntime_jupyter.operations.mlx.functions`
-regenerates it from the installed MLX; a test fails when that is necessary.
+They are listed in `functions.json`, so that the server does not import MLX. `tools/list-mlx-functions` regenerates it from the installed
+MLX; a test fails when that is necessary.
 """
 
 from __future__ import annotations
@@ -9,16 +9,11 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-import re
-import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 PATH = Path(__file__).with_name("functions.json")
-MODULES = ("", "linalg", "fft", "random", "fast")
 
 REJECTED = {
     **dict.fromkeys(
@@ -40,13 +35,6 @@ REJECTED = {
     **dict.fromkeys(("split", "unstack"), "one small call can create millions of arrays"),
 }
 """Array functions that are not available, with the reasons."""
-
-_ARRAYS = re.compile(r"array|(?:tuple|list)\[array(?:, (?:array|\.\.\.))*\]")
-_PLAIN = re.compile(
-    r"array|scalar|int|float|bool|str|None|Dtype|list\[array\]|Literal\[[^]]*\]"
-    r"|(?:Sequence|list|tuple)\[int(?:, (?:int|\.\.\.))*\]|(?:list|tuple)\[(?:Sequence\[int\]|tuple\[int, int\])(?:, Sequence\[int\])?\]"
-)
-"""Allowed types of parameters. Functions with other types (files, callables, devices, bytes) are excluded."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +102,7 @@ def functions() -> dict[str, str]:
 @cache
 def signature(name: str) -> Signature:
     """Return the parsed signature of an allowed function."""
-    return _parse(functions()[name])
+    return parse(functions()[name])
 
 
 def rejection(name: str) -> str:
@@ -126,7 +114,7 @@ def rejection(name: str) -> str:
     return f"{name[:100]!r} is not one of the {len(functions())} available functions of mlx.core{hint}"
 
 
-def _parse(text: str) -> Signature:
+def parse(text: str) -> Signature:
     """Parse the text of a signature, which has no `stream` parameter."""
     definition = ast.parse(f"def {text}: ...").body[0]
     assert isinstance(definition, ast.FunctionDef)
@@ -142,57 +130,3 @@ def _parse(text: str) -> Signature:
         positional.append(parameter(star, True) if star.annotation else Parameter(star.arg, frozenset({"array"}), True))
     everything = positional + [parameter(node) for node in arguments.kwonlyargs]
     return Signature(text, tuple(positional), {each.name: each for each in everything if not each.variadic})
-
-
-def _text(overload: tuple[Any, ...]) -> str:
-    """Return the text of a nanobind signature with defaults, without module names and the stream."""
-    text, _, *rest = overload
-    defaults = rest[0] if rest and rest[0] else ()
-    for index, value in reversed(list(enumerate(defaults))):
-        text = text.replace(f"\\{index}", repr(value))
-    text = text.removeprefix("def ").replace("mlx.core.", "").replace("collections.abc.", "")
-    text = re.sub(r",?\s*stream: [^=]*= \w+", "", text)
-    text = re.sub(r"\s+", " ", re.sub(r",\s*\*\s*\)", ")", text))
-    return text.replace(" :", ":")
-
-
-def _fits(text: str) -> bool:
-    """Return whether a function takes only plain values and arrays, and returns only arrays."""
-    _, arrow, returns = text.rpartition(" -> ")
-    if not arrow or not all(_ARRAYS.fullmatch(part.strip()) for part in returns.split("|")):
-        return False
-    try:
-        parsed = _parse(text)
-    except SyntaxError:  # unparsable types are not plain ones
-        return False
-    taken = [kind for parameter in (*parsed.positional, *parsed.by_name.values()) for kind in parameter.types]
-    return bool(taken) and all(map(_PLAIN.fullmatch, taken))
-
-
-def derive() -> dict[str, str]:
-    """Return the allowed functions of the installed MLX. Imports MLX; for the script below and tests."""
-    import mlx.core as mx
-
-    signatures: dict[str, str] = {}
-    for module in MODULES:
-        owner = getattr(mx, module) if module else mx
-        for name, value in sorted(vars(owner).items()):
-            dotted = f"{module}.{name}" if module else name
-            if name.startswith("_") or dotted in REJECTED or not hasattr(value, "__nb_signature__"):
-                continue
-            overloads = [_text(overload) for overload in value.__nb_signature__]
-            if all(map(_fits, overloads)):
-                signatures[dotted] = max(overloads, key=len)
-    return signatures
-
-
-def main() -> None:
-    """Write `functions.json` from the installed MLX."""
-    signatures = derive()
-    made_with = f"mlx {version('mlx')}"
-    PATH.write_text(json.dumps({"made_with": made_with, "functions": signatures}, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{PATH}: {len(signatures)} functions of {made_with}\n")
-
-
-if __name__ == "__main__":
-    main()

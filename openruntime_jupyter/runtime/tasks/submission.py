@@ -16,8 +16,7 @@ from pydantic_core import to_json
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, QueueFull, Stopping, StorageUnavailable, Unavailable, UnknownOperation
-from openruntime_jupyter.operations.arrays import references
-from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World
+from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World, references
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events.output import OutputBuffer, TokenLog

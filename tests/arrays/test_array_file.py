@@ -52,7 +52,7 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_numpy_array_round_trip_is_exact(tmp_path: Path, data: st.DataObject) -> None:
     dtype, shape = data.draw(DTYPES), data.draw(SHAPES)
     raw = data.draw(st.binary(min_size=int(np.prod(shape)) * dtype.itemsize, max_size=int(np.prod(shape)) * dtype.itemsize))
@@ -66,7 +66,7 @@ def test_numpy_array_round_trip_is_exact(tmp_path: Path, data: st.DataObject) ->
         assert bits(back) == bits(turned)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3), (1, 1, 1, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(), (2, 0, 4), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", array_file.SIZES)
 def test_mlx_array_round_trip_is_exact(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     size, count = array_file.SIZES[name], int(np.prod(shape))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -70,3 +73,24 @@ def test_deep_nesting_and_nan_are_read_like_json_module() -> None:
     assert loads(deep) == json.loads(deep)
     assert math.isnan(loads(b'{"output":{"value":NaN}}')["output"]["value"])
     assert loads(b'{"value":-Infinity}') == {"value": -math.inf}
+
+
+CODE = (
+    "import sys\n"
+    "from openruntime_jupyter.worker.channel import write_whole_lines\n"
+    "write_whole_lines()\n"
+    "print('a', 1, 'line')\n"
+    "print('an', 2, 'error', file=sys.stderr)\n"
+    "print('no end', end='')\n"
+)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_printed_line_is_one_write_for_any_buffering(unbuffered: str) -> None:
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with reader, writer:
+        reader.settimeout(60)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        end = writer.fileno()
+        subprocess.run([sys.executable, "-c", CODE], stdout=end, stderr=end, env=environment, check=True, timeout=60)
+        assert [reader.recv(100) for _ in range(3)] == [b"a 1 line\n", b"an 2 error\n", b"no end"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.current_task import set_current
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.worker import chunk as mapping
-from openruntime_jupyter.worker.context import TaskContext
 
 
 def progress_of(items: list[int], interval: float, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def catalog(folder: Path, **settings: object) -> ModelCatalog:
     return ModelCatalog(Settings(data_dir=folder, **settings))  # type: ignore[arg-type]
 
 
-def test_a_model_of_the_folder_goes_by_its_name_and_tells_its_sizes(tmp_path: Path) -> None:
+def test_model_in_folder_has_name_and_sizes(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "models" / "tiny", context=300)
     source = catalog(tmp_path).resolve("tiny", GUEST)
     assert (source.name, source.path, source.kind, source.context_length) == ("tiny", str(folder), "mlx", 300)
@@ -30,7 +30,7 @@ def test_a_model_of_the_folder_goes_by_its_name_and_tells_its_sizes(tmp_path: Pa
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_float32_size_of_quantised_weights_is_that_of_what_they_stand_for(tmp_path: Path, bits: int) -> None:
+def test_float32_size_of_quantised_weights_equals_original(tmp_path: Path, bits: int) -> None:
     import mlx.core as mx
 
     folder = make_tiny_model(tmp_path / "models" / "tiny")
@@ -52,7 +52,7 @@ def test_the_float32_size_of_quantised_weights_is_that_of_what_they_stand_for(tm
     assert catalog(tmp_path).resolve("packed", ME).float32_bytes == whole
 
 
-def test_a_name_never_leaves_the_folder_of_models(tmp_path: Path) -> None:
+def test_name_never_leaves_folder_of_models(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "outside")
     make_tiny_model(tmp_path / "models" / "tiny")
     for name in ("../outside", "tiny/../../outside", "..", ".", "", "tiny/", "no such", "\0"):
@@ -60,56 +60,56 @@ def test_a_name_never_leaves_the_folder_of_models(tmp_path: Path) -> None:
             catalog(tmp_path, allow_hub=True).resolve(name, GUEST)
 
 
-def test_a_path_is_for_who_may_execute_and_a_guest_learns_nothing_of_what_is_there(tmp_path: Path) -> None:
+def test_path_requires_execute_permission_and_reveals_nothing(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "elsewhere" / "tiny")
     assert catalog(tmp_path).resolve(str(folder), ME).path == str(folder)
-    said = set()
+    messages = set()
     for path in (folder, tmp_path / "nothing"):
         with pytest.raises(NotAllowed) as refused:
             catalog(tmp_path).resolve(str(path), GUEST)
-        said.add(str(refused.value))
-    assert len(said) == 1
+        messages.add(str(refused.value))
+    assert len(messages) == 1
 
 
-def test_a_path_that_is_allowed_is_there_for_all_by_path_and_by_name(tmp_path: Path) -> None:
+def test_allowed_path_is_available_by_path_and_name(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "elsewhere" / "tiny")
-    there = catalog(tmp_path, allowed_models=(str(folder),))
-    assert there.resolve(str(folder), GUEST) == there.resolve("tiny", GUEST) == there.known()[0]
+    models = catalog(tmp_path, allowed_models=(str(folder),))
+    assert models.resolve(str(folder), GUEST) == models.resolve("tiny", GUEST) == models.known()[0]
 
 
-def test_a_link_is_one_model_with_what_it_leads_to(tmp_path: Path) -> None:
+def test_link_and_target_are_one_model(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "elsewhere" / "real")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "link").symlink_to(folder)
-    there = catalog(tmp_path)
-    assert there.resolve("link", GUEST) == there.resolve(str(folder), ME)
+    models = catalog(tmp_path)
+    assert models.resolve("link", GUEST) == models.resolve(str(folder), ME)
 
 
-def test_the_fetched_model_answers_where_none_is_named(tmp_path: Path) -> None:
+def test_downloaded_model_is_default(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "models" / "A")
     make_tiny_model(tmp_path / "models" / "SmolLM2-135M-Instruct")
     assert catalog(tmp_path).resolve(None, GUEST).name == "SmolLM2-135M-Instruct"
 
 
-def test_a_file_goes_by_its_name_without_its_kind_of_numbers_too_where_that_names_one_alone(tmp_path: Path) -> None:
+def test_quantisation_suffix_is_optional_if_unambiguous(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "models" / "tiny-3.2")
-    there = catalog(tmp_path)
+    models = catalog(tmp_path)
     write_twin(folder, tmp_path / "models" / "Small-1.5.Q4_1.gguf", "Q4_1")
-    assert there.resolve("Small-1.5", GUEST).name == "Small-1.5.Q4_1"
+    assert models.resolve("Small-1.5", GUEST).name == "Small-1.5.Q4_1"
     for name in ("Small-1", "tiny-3"):
         with pytest.raises(InvalidRequest, match=r"available: Small-1\.5\.Q4_1, tiny-3\.2"):
-            there.resolve(name, GUEST)
+            models.resolve(name, GUEST)
     write_twin(folder, tmp_path / "models" / "Small-1.5.f16.gguf", "F16")
     with pytest.raises(InvalidRequest, match=r"available: Small-1\.5\.Q4_1, Small-1\.5\.f16, tiny-3\.2"):
-        there.resolve("Small-1.5", GUEST)
+        models.resolve("Small-1.5", GUEST)
 
 
-def test_without_any_model_the_answer_names_both_ways_out(tmp_path: Path) -> None:
+def test_missing_model_names_both_solutions(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"jupyter openruntime pull.*remote provider"):
         catalog(tmp_path).resolve(None, ME)
 
 
-def test_a_name_on_the_hub_needs_the_hub_and_the_list_or_the_right_to_execute(tmp_path: Path) -> None:
+def test_hub_name_requires_allow_hub_and_permission(tmp_path: Path) -> None:
     with pytest.raises(NotAllowed, match="allow_hub"):
         catalog(tmp_path, allowed_models=("someone/model",)).resolve("someone/model", ME)
     with pytest.raises(NotAllowed, match="allowed_models"):
@@ -118,29 +118,29 @@ def test_a_name_on_the_hub_needs_the_hub_and_the_list_or_the_right_to_execute(tm
     assert catalog(tmp_path, allow_hub=True, allowed_models=("someone/model",)).resolve("someone/model", GUEST).kind == "hub"
 
 
-def test_what_is_no_model_is_not_listed_and_says_what_is_missing_by_its_path(tmp_path: Path) -> None:
+def test_incomplete_model_is_not_listed_and_path_error_names_cause(tmp_path: Path) -> None:
     half = make_tiny_model(tmp_path / "models" / "half")
     (half / "model.safetensors").unlink()
     (tmp_path / "models" / "notes").mkdir()
     (tmp_path / "models" / "broken").mkdir()
     (tmp_path / "models" / "broken" / "config.json").write_text("{")
-    there = catalog(tmp_path)
-    assert there.known() == []
+    models = catalog(tmp_path)
+    assert models.known() == []
     for name, missing in (("half", "safetensors"), ("notes", "config.json"), ("broken", "can't be read"), ("nowhere", "can't be read")):
         with pytest.raises(InvalidRequest, match=missing):
-            there.resolve(str(tmp_path / "models" / name), ME)
+            models.resolve(str(tmp_path / "models" / name), ME)
 
 
-def test_damaged_weights_are_told_as_such(tmp_path: Path) -> None:
+def test_damaged_weights_are_reported(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "models" / "tiny")
-    for content in (b"", b"\xff" * 20, b"\x05\0\0\0\0\0\0\0{...}"):
+    for content in (b"", b"\xff" * 20, b"\x05\0\0\0\0\0\0\0{...}", b"\x02\0\0\0\0\0\0\0[]", b'\x07\0\0\0\0\0\0\0{"a":1}'):
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(InvalidRequest, match="can't be read"):
             catalog(tmp_path).resolve(str(folder), ME)
 
 
-def test_a_new_model_is_seen_at_once(tmp_path: Path) -> None:
-    there = catalog(tmp_path)
-    assert there.known() == []
+def test_new_model_is_found_immediately(tmp_path: Path) -> None:
+    models = catalog(tmp_path)
+    assert models.known() == []
     make_tiny_model(tmp_path / "models" / "tiny")
-    assert [source.name for source in there.known()] == ["tiny"]
+    assert [source.name for source in models.known()] == ["tiny"]

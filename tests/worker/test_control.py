@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.worker.interrupts import InterruptGuard
+from openruntime_jupyter.worker.control import InterruptGuard
 
 
 @pytest.fixture

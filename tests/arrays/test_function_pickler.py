@@ -93,12 +93,8 @@ def test_array_methods_round_trip() -> None:
 
 INSTANCES: dict[str, Callable[[], Any]] = {
     "linear": lambda: nn.Linear(3, 3),
-    "sequential": lambda: nn.Sequential(nn.Linear(3, 4), nn.relu, nn.Linear(4, 3), nn.gelu),
     "transformer": lambda: nn.TransformerEncoder(1, 4, 2, activation=nn.silu),
-    "lstm": lambda: nn.LSTM(3, 4),
-    "gru": lambda: nn.GRU(3, 4),
     "quantized": lambda: nn.QuantizedLinear(64, 3),
-    "convolution": lambda: nn.Conv2d(1, 2, 3),
     "compiled in a module": lambda: _with(step=mx.compile(double)),
 }
 
@@ -149,16 +145,11 @@ def test_optimizers_step_the_same(kind: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [mx.Device(mx.gpu, 1), mx.cpu, mx.default_device(), mx.default_stream(mx.cpu), mx.float16, mx.bool_, mx.array(1.0).dtype, mx.floating],
+    [mx.Device(mx.gpu, 1), mx.default_device(), mx.default_stream(mx.cpu), mx.bool_, mx.array(1.0).dtype, mx.floating],
     ids=str,
 )
 def test_devices_streams_and_dtypes_are_equal(value: Any) -> None:
     assert there_and_back(value) == value
-
-
-def test_dtype_limits_round_trip() -> None:
-    assert there_and_back(mx.finfo(mx.float16)).max == mx.finfo(mx.float16).max
-    assert there_and_back(mx.iinfo(mx.int8)).max == 127
 
 
 def test_random_state_as_a_result_is_a_list_with_its_key() -> None:
@@ -186,12 +177,6 @@ def test_compiled_functions_compute_the_same(name: str) -> None:
     assert mx.array_equal(back(argument), function(argument))
 
 
-def test_recursive_compiled_function_round_trips() -> None:
-    space: dict[str, Any] = {"__name__": "__main__", "mx": mx}
-    exec("@mx.compile\ndef down(a, n):\n    return a if n == 0 else down(a * 2, n - 1)", space)
-    assert there_and_back(space["down"])(mx.array(1.0), 3).item() == 8
-
-
 def test_compiled_method_round_trips() -> None:
     space: dict[str, Any] = {"__name__": "__main__", "mx": mx}
     exec("class Doubles:\n    step = staticmethod(mx.compile(lambda a: a * 2))", space)
@@ -206,26 +191,18 @@ def _custom() -> Any:
 
 REFUSED: dict[str, Callable[[], Any]] = {
     "grad": lambda: mx.grad(square),
-    "grad of argnums": lambda: mx.grad(square, argnums=(0,)),
     "value_and_grad": lambda: mx.value_and_grad(square),
     "vmap": lambda: mx.vmap(square),
     "vmap with axes": lambda: mx.vmap(square, in_axes=1, out_axes=0),
-    "vmap with no axis": lambda: mx.vmap(square, in_axes=(None,), out_axes=(None,)),
     "checkpoint": lambda: mx.checkpoint(square),
-    "checkpoint of a layer": lambda: nn.utils.checkpoint(nn.Linear(3, 2)),
     "custom function": _custom,
     "grad of compiled": lambda: mx.grad(mx.compile(square)),
     "compiled grad": lambda: mx.compile(mx.grad(square)),
-    "vmap of grad": lambda: mx.vmap(mx.grad(square)),
-    "grad of a layer": lambda: mx.grad(nn.Linear(3, 2)),
     "compiled with inputs": lambda: mx.compile(square, inputs=[X]),
-    "compiled with outputs": lambda: mx.compile(square, outputs=[X]),
     "compiled with random state": lambda: mx.compile(square, inputs=[mx.random.state], outputs=[mx.random.state]),
     "value_and_grad of a model": lambda: nn.value_and_grad(nn.Linear(3, 1), square),
     "stream": lambda: mx.new_stream(mx.cpu),
-    "stream context": lambda: mx.stream(mx.cpu),
     "iterator": lambda: iter(X),
-    "at": lambda: X.at[0],
 }
 PLACES: dict[str, Callable[[Any], Any]] = {
     "itself": lambda value: value,

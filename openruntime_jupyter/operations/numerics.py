@@ -1,22 +1,43 @@
-"""Measurement of duration, rate and numerical error of operations."""
+"""Random arrays, and measurement of duration, rate and numerical error, for operations that compute with MLX."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.operations.context import TaskContext
 
-if TYPE_CHECKING:
-    from openruntime_jupyter.worker.context import TaskContext
-
-
+CHUNK = 1_000_000
+"""Elements of the reference of a reduction that are converted to float64 at once."""
 SAMPLE = 1000
 """Number of elements of an output that are compared with the reference."""
 SMALL_CHANGE = 100_000
 """Bytes of indices, keys and samples of that size, in addition to the operands."""
+DRAWING_SECONDS = 7e-9
+"""Measured time to draw a random float32 on two x86-64 cores."""
+
+
+FloatDtype = Literal["float32", "float16", "bfloat16", "float64"]
+FLOATING = get_args(FloatDtype)
+
+
+def mlx_dtype(name: str) -> Any:
+    """Return the element type of MLX with that name."""
+    import mlx.core as mx
+
+    return mx.bool_ if name == "bool" else getattr(mx, name)
+
+
+def random_array(draw: Callable[..., Any], shape: tuple[int, ...], dtype: str, **options: Any) -> Any:
+    """Return a lazy array from `mx.random.uniform` or `mx.random.normal`. MLX can't draw float64, so it is converted from float32."""
+    import mlx.core as mx
+
+    kind = mlx_dtype(dtype)
+    return draw(shape=shape, dtype=mx.float32 if kind == mx.float64 else kind, **options).astype(kind)
 
 
 def warm() -> None:
@@ -102,6 +123,57 @@ def difference(actual: Any, expected: Any, scale: float | None = None) -> dict[s
     worst = float(np.abs(actual - expected).max())
     base = float(np.abs(expected).max()) if scale is None else scale
     return {"max_absolute": worst, "max_relative": worst / base if base else None, "sampled": int(expected.size)}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A timed computation over one or two arrays of equal length."""
+
+    formula: str
+    arrays: int
+    """Number of arrays read and written, each counted once."""
+    make: Callable[[Any, Any, Any], Any]
+    """Function of `mlx.core` and both arrays."""
+    reference: Callable[[Any, Any, Any], Any]
+    """Equivalent in NumPy; for a reduction, of one chunk."""
+    join: Callable[[list[Any]], float] | None = None
+    """Function that combines the chunks of a reduction; None for elementwise computations."""
+    flops: int = 0
+    """Floating point operations per element; a function such as exp counts as one."""
+    nanoseconds: float = 0.0
+    """Measured time per element in float32 on two x86-64 cores; only for the estimate."""
+
+    def measure(self, watch: Watch, name: str, x: Any, y: Any, iterations: int) -> dict[str, Any]:
+        """Return formula, times, rates and the error of the result: elementwise ones on a sample, reductions in full."""
+        import mlx.core as mx
+
+        result, times = watch.time(lambda: self.make(mx, x, y), iterations, name)
+        moved, flops = self.arrays * x.nbytes, self.flops * x.size
+        return {
+            "formula": self.formula,
+            "seconds_per_iteration": spread(times),
+            "bytes_per_iteration": moved,
+            **rates(moved, times, "gb_per_second"),
+            **({"flops_per_iteration": flops, **rates(flops, times, "gflops")} if flops else {}),
+            "error": self._error(x, y, result),
+        }
+
+    def _error(self, x: Any, y: Any, result: Any) -> dict[str, float | int | None]:
+        import mlx.core as mx
+        import numpy as np
+
+        if self.join is None:
+            chosen = mx.array(sample(x.size))
+            return difference(as_numpy(result[chosen]), self.reference(np, as_numpy(x[chosen]), as_numpy(y[chosen])))
+        expected = self.join([float(self.reference(np, *pair)) for pair in _chunks(x, y)])
+        # A sum may cancel to nearly zero, so the error is relative to the sum of the magnitudes.
+        scale = max(abs(expected), self.join([float(self.reference(np, abs(a), abs(b))) for a, b in _chunks(x, y)]))
+        return difference(as_numpy(result), expected, scale)
+
+
+def _chunks(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
+    for start in range(0, x.size, CHUNK):
+        yield as_numpy(x[start : start + CHUNK]), as_numpy(y[start : start + CHUNK])
 
 
 def refuse_float64_on_gpu(context: TaskContext, dtypes: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from openruntime_jupyter.worker.context import TaskContext
+from openruntime_jupyter.operations.context import TaskContext
 
 
 def test_end_waits_for_message_of_thread() -> None:

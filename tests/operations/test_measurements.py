@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
+from openruntime_jupyter.operations import matrix_multiply, memory_bandwidth, numerics, vector_operations
+from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.registry import operation
-from openruntime_jupyter.worker.context import TaskContext
 
 MEASURING = ("matrix_multiply", "vector_operations", "memory_bandwidth")
 SMALL: dict[str, dict[str, Any]] = {
@@ -146,3 +149,119 @@ def test_invalid_parameter_is_named_with_reason(name, parameters, problem):
     with pytest.raises(InvalidRequest) as refusal:
         operation(name).validate(parameters)
     assert str(refusal.value).startswith(problem)
+
+
+# Maximum rounding error of the dtype times the length of the sums of these shapes.
+PRODUCT_TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2, "float64": 1e-13}
+
+
+@pytest.mark.parametrize("dtype", PRODUCT_TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (100, 33, 257), (64, 64, 64)])
+def test_error_is_within_rounding_of_dtype(run, shape, dtype):
+    m, n, k = shape
+    output = run("matrix_multiply", {"m": m, "n": n, "k": k, "dtype": dtype, "iterations": 1})
+    assert (output["m"], output["n"], output["k"]) == shape
+    assert output["flops_per_iteration"] == 2 * m * n * k
+    assert output["error"]["sampled"] == min(m, 32) * min(n, 32)
+    assert output["error"]["max_relative"] < PRODUCT_TOLERANCE[dtype]
+
+
+def test_wrong_product_has_large_error():
+    a, b = mx.random.normal((50, 40)), mx.random.normal((40, 60))
+    wrong = mx.array(np.array(a @ b))
+    wrong[49, 59] += 1.0
+    error = matrix_multiply._error(mx, a, b, wrong)  # the corners are in every sample
+    assert error["max_absolute"] == pytest.approx(1.0, abs=1e-4)
+    assert matrix_multiply._error(mx, a, b, a @ b)["max_absolute"] == pytest.approx(0.0, abs=1e-4)
+
+
+KERNEL_TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-15}
+
+
+@pytest.mark.parametrize("dtype", KERNEL_TOLERANCE)
+def test_kernel_error_is_within_rounding_of_dtype(run, dtype):
+    output = run("memory_bandwidth", {"size_mb": 1, "dtype": dtype, "iterations": 1})
+    assert list(output["kernels"]) == ["copy", "scale", "add", "triad"]
+    for measured in output["kernels"].values():
+        assert measured["error"]["max_relative"] < KERNEL_TOLERANCE[dtype]
+        assert measured["error"]["sampled"] == 1000
+    assert output["kernels"]["copy"]["error"]["max_absolute"] == 0.0
+
+
+def test_bytes_are_counted_as_in_stream(run):
+    output = run("memory_bandwidth", {"size_mb": 3, "iterations": 1})
+    assert output["elements"] == 750_000
+    assert [measured["bytes_per_iteration"] for measured in output["kernels"].values()] == [6_000_000, 6_000_000, 9_000_000, 9_000_000]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_copy_moves_every_element(size):
+    a = mx.arange(size).astype(mx.float32)
+    mx.eval(a)
+    before = mx.get_active_memory()
+    copied = memory_bandwidth._KERNELS["copy"].make(mx, a, a)
+    mx.eval(copied)
+    assert np.array_equal(np.array(copied), np.arange(size))
+    if size > 1:
+        assert mx.get_active_memory() >= before + copied.nbytes
+
+
+def test_only_selected_kernels_run(run):
+    assert list(run("memory_bandwidth", {"size_mb": 1, "iterations": 1, "kernels": ["triad", "copy"]})["kernels"]) == ["triad", "copy"]
+
+
+EVERY = ["add", "subtract", "multiply", "divide", "saxpy", "dot", "norm", "sum", "max", "exp", "sqrt", "tanh"]
+# MLX sums a norm in the dtype itself, so its error grows with the length.
+VECTOR_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "float64": 1e-6}
+
+
+@pytest.mark.parametrize("dtype", VECTOR_TOLERANCE)
+@pytest.mark.parametrize("size", [1, 7, 1001, 40_000])
+def test_operation_error_is_within_rounding_of_dtype(run, size, dtype):
+    output = run("vector_operations", {"size": size, "operations": EVERY, "dtype": dtype, "iterations": 1})
+    assert list(output["operations"]) == EVERY
+    for name, measured in output["operations"].items():
+        error = measured["error"]
+        assert error["max_relative"] is not None, name
+        assert error["max_relative"] < VECTOR_TOLERANCE[dtype], name
+        assert error["sampled"] == (1 if name in ("dot", "norm", "sum", "max") else min(size, 1000))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_reference_equals_formula(name):
+    """Compare the float64 reference with the formula in the output."""
+    x, y = np.random.default_rng(5).uniform(-1, 1, (2, 50))
+    kind = vector_operations._OPERATIONS[name]
+    written = {
+        "x + y": x + y,
+        "x - y": x - y,
+        "x y": x * y,
+        "x / (2 + y)": x / (2 + y),
+        "3 x + y": 3 * x + y,
+        "sum(x y)": math.fsum(x * y),
+        "sqrt(sum(x^2))": np.linalg.norm(x),
+        "sum(x)": math.fsum(x),
+        "max(x)": max(x),
+        "exp(x)": np.exp(x),
+        "sqrt(1 + x)": np.sqrt(1 + x),
+        "tanh(x)": np.tanh(x),
+    }[kind.formula]
+    reference = kind.reference(np, x, y)
+    assert np.allclose(reference if kind.join is None else kind.join([float(reference)]), written, rtol=1e-14)
+    assert np.allclose(np.array(kind.make(mx, mx.array(x, dtype=mx.float32), mx.array(y, dtype=mx.float32))), written, rtol=1e-4, atol=1e-6)
+
+
+def test_reduction_is_compared_over_every_chunk(monkeypatch, run):
+    monkeypatch.setattr(numerics, "CHUNK", 100)
+    output = run("vector_operations", {"size": 1050, "operations": ["dot", "norm", "sum", "max"], "iterations": 1})
+    assert all(measured["error"]["max_relative"] < 1e-6 for measured in output["operations"].values())
+
+
+def test_float16_sums_do_not_overflow(run):
+    output = run("vector_operations", {"size": 2_000_000, "operations": ["dot", "norm", "sum"], "dtype": "float16", "iterations": 1})
+    assert all(measured["error"]["max_relative"] < 0.01 for measured in output["operations"].values())
+
+
+def test_bytes_count_each_vector_once(run):
+    output = run("vector_operations", {"size": 100, "operations": ["add", "exp", "sum"], "dtype": "bfloat16", "iterations": 1})
+    assert [measured["bytes_per_iteration"] for measured in output["operations"].values()] == [600, 400, 200]

@@ -13,7 +13,7 @@ from tests.gguf_twin import write_twin
 from tests.llama_cpp import greedy, llama_cpp, tokens_of
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_0", "Q4_1")
-PROMPTS = ("the queue is", "0123456789", "what runs on the device", " answers; a task", "x")
+PROMPTS = ("the queue is", "0123456789", " answers; a task")
 COUNT = 40
 
 
