@@ -107,4 +107,5 @@ operation = Operation(
     memory=memory,
     resident=True,
     shared=True,
+    returns_arrays=False,
 )

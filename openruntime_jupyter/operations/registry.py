@@ -12,6 +12,7 @@ from importlib import import_module
 from openruntime_jupyter.errors import UnknownOperation
 from openruntime_jupyter.operations.base import Operation
 from openruntime_jupyter.operations.plugins import Plugins
+from openruntime_jupyter.schemas.system import OperationInfo
 
 BUILT_IN = ("compute", "matrix_multiply", "vector_operations", "memory_bandwidth", "mlx_operation", "python", "call", "generate", "chat")
 
@@ -45,3 +46,13 @@ def operation(name: str) -> Operation:
         problem = f"unknown operation {name!r}; {advice}"
         raise UnknownOperation(f"operation: {problem}", [{"field": "operation", "problem": problem}])
     return plugin
+
+
+def describe_operations() -> list[OperationInfo]:
+    """Return every operation with the JSON schema of its parameters."""
+    return [
+        OperationInfo(
+            name=kind.name, summary=kind.summary, needs_execute=kind.needs_execute, parameters_schema=kind.params.model_json_schema()
+        )
+        for kind in operations().values()
+    ]

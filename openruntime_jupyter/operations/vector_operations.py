@@ -175,4 +175,5 @@ operation = Operation(
     seconds=seconds,
     warm=measurement.warm,
     shared=True,
+    returns_arrays=False,
 )

@@ -144,7 +144,7 @@ async def test_it_waits_for_memory_says_so_and_smaller_tasks_pass_it(tmp_path: P
         holder = await cell(runtime, LAST_WORDS)
         await says(runtime, holder, "worker")
         # What is free is the machine's: hold nearly all of it by an estimate, not by using it.
-        runtime.scheduler.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
+        runtime.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
         waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
         passes = await submit(runtime, "call")
         assert (await ended(runtime, passes)).status == "completed"

@@ -2,28 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import partial
 
 import pytest
 
-from openruntime_jupyter.runtime.events.bus import COALESCE_SECONDS, REPLAY_EVENTS, EventBus
-
-
-def state(name: str) -> dict[str, str]:
-    return {"task_id": "task_1", "status": name}
-
-
-async def test_updates_of_one_task_are_coalesced_and_the_terminal_one_comes_at_once() -> None:
-    bus = EventBus()
-    subscription, _ = bus.subscribe()
-    for name in ("pending", "running"):
-        bus.task_update("task_1", partial(state, name), terminal=False)
-    bus.task_update("task_1", lambda: state("completed"), terminal=True)
-    bus.task_update("task_2", lambda: {"task_id": "task_2", "status": "running"}, terminal=False)
-    await asyncio.sleep(3 * COALESCE_SECONDS)
-    subscription.close()
-    heard = [(event.body["data"]["task_id"], event.body["data"]["status"]) async for event in subscription]
-    assert heard == [("task_1", "completed"), ("task_2", "running")]
+from openruntime_jupyter.runtime.events.bus import REPLAY_EVENTS, EventBus
 
 
 async def test_who_is_in_no_hurry_is_woken_once_for_all_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,14 +40,14 @@ async def test_the_caller_of_a_synchronous_task_has_its_answer_before_the_event_
 ) -> None:
     async with runtime_in(tmp_path) as runtime:
         happened: list[str] = []
-        make = runtime.bus.task_update
+        publish = runtime.bus.publish
 
-        def making(task_id: str, describe: Any, terminal: bool) -> None:
-            if terminal:
-                happened.append(f"{task_id} told")
-            make(task_id, describe, terminal)
+        def publishing(topic: str, body: dict[str, Any], **options: Any) -> None:
+            if topic == "task_update" and body["data"]["status"] == "completed":
+                happened.append(f"{body['data']['task_id']} told")
+            publish(topic, body, **options)
 
-        monkeypatch.setattr(runtime.bus, "task_update", making)
+        monkeypatch.setattr(runtime.bus, "publish", publishing)
         for _ in range(5):
             task_id = await submit(runtime, "compute", wait=True)
             task = await ended(runtime, task_id)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from openruntime_jupyter.runtime.events.output import TokenLog, TokenPiece
+from openruntime_jupyter.runtime.tasks.entry import TokenLog, TokenPiece
 
 
 async def text_of(log: TokenLog, since: int = 0) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 from openruntime_jupyter.engines.protocol import DeviceReport, Engine
 from openruntime_jupyter.errors import EngineError, NoBackend, Unavailable
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
-from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.queue.lane import Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.tasks import views
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +20,16 @@ log = logging.getLogger(__name__)
 class DeviceDiscovery:
     """Opens the device lanes once a worker has reported its devices, and passes the GPUs to `set_gpus`."""
 
-    def __init__(self, settings: Settings, engine: Engine, scheduler: Scheduler, set_gpus: Callable[[Sequence[Gpu]], None]) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, lanes: Lanes, scheduler: Scheduler, set_gpus: Callable[[Sequence[Gpu]], None]
+    ) -> None:
         self.problem: EngineError | None = None
         """Why no device was found."""
         self.coming: list[asyncio.Task[Any]] = []
         """Running discovery, to be cancelled at the stop."""
         self._settings = settings
         self._engine = engine
+        self._lanes = lanes
         self._scheduler = scheduler
         self._set_gpus = set_gpus
 
@@ -42,7 +44,7 @@ class DeviceDiscovery:
 
         After a failure the next call tries again: the missing package may be installed by now.
         """
-        if self._scheduler.lanes:
+        if self._lanes.devices:
             return
         if self.coming[0].done():
             self.begin()
@@ -62,10 +64,15 @@ class DeviceDiscovery:
             self.problem = problem
             log.warning("%s", problem)
             raise
-        if not self._scheduler.lanes:
-            self._scheduler.open([self._lane(number, report) for number, report in enumerate(found)])
-            self._set_gpus(views.gpus(self._scheduler.lanes.values()))
-            self.problem = None
+        if self._lanes.devices:
+            return
+        lanes = [self._lane(number, report) for number, report in enumerate(found)]
+        self._lanes.add(lanes)
+        for lane in lanes:
+            self._scheduler.open(lane)
+        gpus = [(lane.id, lane.device) for lane in lanes if lane.device.type == "gpu"]
+        self._set_gpus([Gpu(lane_id, device.index, device.name, device.capabilities) for lane_id, device in gpus])
+        self.problem = None
 
     def _lane(self, number: int, report: DeviceReport) -> Lane:
         slots = self._settings.gpu_slots if report.type == "gpu" else self._settings.cpu_slot_count
