@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream
 
+from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream
 from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20

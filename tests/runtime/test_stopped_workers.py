@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter.engines import attempt
+from openruntime_jupyter.engines.local import Attempt
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.runtime.runtime import Runtime
 from tests.runtimes import ended, pickled, runtime_in, submit, until, value
@@ -72,13 +72,13 @@ async def test_where_nobody_can_tell_whether_it_had_begun_it_fails_and_says_why(
 @ON_LINUX
 async def test_a_task_that_has_begun_may_be_stopped_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[bool | None] = []
-    look = attempt.Attempt.look
+    look = Attempt.look
 
-    def looking(self: attempt.Attempt) -> None:
+    def looking(self: Attempt) -> None:
         look(self)
         looks.append(self.worker.unread if self.worker is not None else None)
 
-    monkeypatch.setattr(attempt.Attempt, "look", looking)
+    monkeypatch.setattr(Attempt, "look", looking)
 
     async with runtime_in(tmp_path) as runtime:
         task_id = await submit(runtime, "call", pickled(_stops_itself))
