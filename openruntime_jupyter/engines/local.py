@@ -382,10 +382,6 @@ class LocalEngine:
             self._pool("device_0", interpreter).adopt(worker)
         return reports
 
-    def prepare(self, lane: str, workers: int) -> None:
-        """Start the spares of this lane."""
-        self._pool(lane, self._options.interpreter).keep_spares()
-
     # Running
 
     async def run(self, job: Job, observer: Observer) -> Outcome:

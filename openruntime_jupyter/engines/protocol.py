@@ -255,9 +255,6 @@ class Engine(Runs, Protocol):
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers once the first one is ready; raise `EngineError` if none starts."""
 
-    def prepare(self, lane: str, workers: int) -> None:
-        """Start workers of this lane in advance."""
-
     def resident(self, task_id: str) -> int | None:
         """Return the resident bytes of the worker that runs this task, or None."""
 

@@ -13,7 +13,6 @@ from openruntime_jupyter.engines import pool as pools
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.protocol import Job
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.settings import Settings
 from tests.runtimes import cell, ended, printed, runtime_in, says, submit, until
 
 WAITS = "import time\nprint('in', flush=True)\ntime.sleep(600)"
@@ -32,10 +31,6 @@ async def test_configured_number_of_spares_is_kept(tmp_path: Path, spares: int) 
         await until(lambda: len(idle(runtime)) == spares, what="the spares")
         assert len(runtime.engine.workers()) == spares + 1
         await runtime.cancel(busy)
-
-
-def test_one_spare_by_default() -> None:
-    assert Settings().spare_workers == 1
 
 
 async def test_built_in_operations_share_a_worker(tmp_path: Path) -> None:

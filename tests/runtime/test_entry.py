@@ -10,7 +10,7 @@ from openruntime_jupyter.schemas.tasks import Task, TaskRequest, TaskState
 from tests.runtimes import runtime_in
 
 
-async def test_a_record_has_every_field_and_is_what_validating_it_gives(tmp_path: Path) -> None:
+async def test_unchecked_record_equals_validated_one(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         request = TaskRequest(operation="call", parameters={}, name="a name", wait=False)
         records = [await runtime.submit(request, Caller(owner="somebody"))]
@@ -23,7 +23,7 @@ async def test_a_record_has_every_field_and_is_what_validating_it_gives(tmp_path
         assert records[1].status is TaskState.COMPLETED
 
 
-async def test_an_event_says_of_a_task_what_its_record_says(tmp_path: Path) -> None:
+async def test_event_equals_record(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         subscription, _ = runtime.bus.subscribe()
         task_id = await runtime.submission.submit(TaskRequest(operation="call", parameters={}), Caller())
@@ -33,7 +33,7 @@ async def test_an_event_says_of_a_task_what_its_record_says(tmp_path: Path) -> N
         assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
 
 
-async def test_whoever_has_waited_for_a_task_finds_it_counted_in_the_figures(tmp_path: Path) -> None:
+async def test_ended_task_is_counted_in_metrics(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         for number in range(1, 4):
             await runtime.tasks.wait(await runtime.submission.submit(TaskRequest(operation="call", parameters={}), Caller()))

@@ -28,12 +28,12 @@ def world(folder: Path, kernel: str = "kernel", **more: Any) -> dict[str, Any]:
 
 
 async def found(runtime: Runtime, code: str, **parameters: Any) -> Any:
-    """What a cell leaves in `r`."""
+    """Return the value of `r` after a cell."""
     return (await value(runtime, await submit(runtime, "python", {"code": code, "outputs": ["r"], **parameters})))["r"]
 
 
 async def burst(runtime: Runtime, name: str, function: Any, *arguments: Any, caller: Caller = ME, **parameters: Any) -> Any:
-    """What one call of a burst returns."""
+    """Return the result of one call of a burst."""
     request = TaskRequest(operation="call", parameters={**pickled(function, *arguments), "burst": name, **parameters})
     return await value(runtime, (await runtime.submit(request, caller)).task_id)
 
@@ -90,7 +90,7 @@ async def test_call_of_a_burst_sees_an_edited_module(tmp_path: Path) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """The installed packages of an environment of its own, with one package, and the world of a kernel there."""
+    """Folder of installed packages of a separate environment, and the execution environment of a kernel there."""
     folder = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))

@@ -1,4 +1,4 @@
-"""Whom a lane wakes."""
+"""Slots that a lane wakes, and estimates of starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openruntime_jupyter.schemas.tasks import Progress
 
 
 class Waiting:
-    """What a lane reads of a task that waits."""
+    """Pending task as far as a lane sees it."""
 
     def __init__(self, number: int) -> None:
         self.key = QueueKey(0.0, number)
@@ -25,7 +25,7 @@ def make_lane(slots: int) -> Lane:
     return Lane("device_0", DeviceReport("cpu", 0, "a processor", None, (), "0"), slots, 30.0, engine=cast("Any", None))
 
 
-async def test_each_task_wakes_one_slot_that_has_nothing_to_do_and_the_end_wakes_all() -> None:
+async def test_added_task_wakes_one_slot_and_stop_wakes_all() -> None:
     lane = make_lane(4)
     slots = [asyncio.create_task(lane.wait_for_task()) for _ in range(4)]
     await asyncio.sleep(0)
@@ -37,7 +37,7 @@ async def test_each_task_wakes_one_slot_that_has_nothing_to_do_and_the_end_wakes
     await asyncio.wait_for(asyncio.gather(*slots), 5)
 
 
-async def test_a_slot_that_went_away_is_not_woken_in_place_of_another() -> None:
+async def test_cancelled_slot_is_not_woken() -> None:
     lane = make_lane(2)
     stays, leaves = asyncio.create_task(lane.wait_for_task()), asyncio.create_task(lane.wait_for_task())
     await asyncio.sleep(0)
@@ -48,7 +48,7 @@ async def test_a_slot_that_went_away_is_not_woken_in_place_of_another() -> None:
 
 
 class Running(Waiting):
-    """What a lane reads of a task that runs: it has run for `elapsed` seconds, and may say how many are `left`."""
+    """Running task as far as a lane sees it, which has run for `elapsed` seconds and may report how many are `left`."""
 
     def __init__(self, number: int, elapsed: float, left: float | None = None) -> None:
         super().__init__(number)
@@ -57,7 +57,7 @@ class Running(Waiting):
 
 
 def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -> list[float | None]:
-    """In how many seconds each of `waiting` tasks will start."""
+    """Return the estimated seconds until the start of each of `waiting` tasks."""
     lane = make_lane(slots)
     for seconds in ran:
         lane.add_duration(seconds)
@@ -69,21 +69,21 @@ def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -
     return [None if (start := lane.estimate(entry)) is None else start - now for entry in entries]
 
 
-def test_a_start_is_estimated_by_what_ran_before_and_by_how_long_the_running_have_run() -> None:
+def test_start_is_estimated_from_recent_and_elapsed_durations() -> None:
     assert starts(1, [], [Running(0, 1.0)], 1) == [None]
     assert starts(1, [600.0], [Running(0, 60.0)], 3) == [pytest.approx(seconds, abs=50) for seconds in (540, 1140, 1740)]
     assert starts(2, [600.0], [Running(0, 0.0), Running(1, 300.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (300, 750)]
     assert starts(2, [600.0], [Running(0, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (0, 600)]
 
 
-def test_of_a_task_that_has_outrun_all_before_nothing_is_said_unless_it_says_it_itself() -> None:
+def test_no_estimate_behind_task_longer_than_all_before() -> None:
     outrun = Running(0, 5000.0)
     assert starts(1, [600.0], [outrun], 2) == [None, None]
     assert starts(2, [600.0], [outrun, Running(1, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (600, 1200)]
     assert starts(1, [600.0], [Running(0, 5000.0, left=900.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (900, 1500)]
 
 
-def test_a_slot_that_is_held_for_long_does_not_delay_what_another_one_takes() -> None:
+def test_estimate_does_not_average_over_slots() -> None:
     """As an average over both slots would have it."""
     said = starts(2, [600.0], [Running(0, 0.0, left=100_000.0), Running(1, 0.0, left=300.0)], 3)
     assert said == [pytest.approx(seconds, abs=50) for seconds in (300, 900, 1500)]

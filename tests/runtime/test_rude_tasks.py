@@ -1,4 +1,4 @@
-"""What a task does to its worker harms nobody but itself: the next one on the same worker, and the lane, are as they were."""
+"""Tasks that damage their worker fail alone, and neither later tasks nor the lane are affected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openruntime_jupyter.schemas.tasks import Task
 from tests.runtimes import cell, ended, runtime_in, says, submit, until
 
 
-async def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_the_process(tmp_path: Path) -> None:
+async def test_task_that_breaks_its_worker_fails_alone(tmp_path: Path) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     breaks = (
         "import openruntime_jupyter.worker.runner as t\ndef describe(error): raise RuntimeError('broken')\nt.describe = describe\n1 / 0"
@@ -26,7 +26,7 @@ async def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_
         assert "RuntimeError: broken" in (task.failure.last_output or "")
 
 
-async def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_more(tmp_path: Path) -> None:
+async def test_unneeded_worker_held_by_thread_is_ended(tmp_path: Path) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     waits = "import os, time\nprint('in', os.getpid(), flush=True)\ntime.sleep(600)"
 
@@ -40,9 +40,7 @@ async def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_m
         await until(lambda: len(runtime.engine.workers()) <= 1, 30, "the end of the workers beyond one")
 
 
-async def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_invalid_frame_ends_worker_with_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     speaks = "from openruntime_jupyter.current_task import current\nsend = current()._send.__self__._channel.send\n"
     nonsense = {
         "no JSON": "send(13, b'{' * 100)",
@@ -64,8 +62,9 @@ async def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_n
 
 
 async def told(runtime: Runtime, code: str) -> Task:
-    """The task of a cell that tells its progress, as the history has it."""
-    task_id = await cell(runtime, f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}")
+    """Return the task of a cell that reports progress, as the history has it. The cells of a session share a process."""
+    code = f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}"
+    task_id = await cell(runtime, code, session="progress")
     task = await ended(runtime, task_id)
     await runtime.list_tasks()  # what was written behind is on disk by then
     runtime.tasks.forget(task_id)
@@ -74,7 +73,7 @@ async def told(runtime: Runtime, code: str) -> Task:
     return kept
 
 
-async def test_progress_takes_every_kind_of_number_and_what_tells_nothing_does_no_harm(tmp_path: Path) -> None:
+async def test_progress_accepts_all_kinds_of_numbers(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         for code, wanted in {
             "progress(np.int64(3), np.float32(4))": (3, 4, None),

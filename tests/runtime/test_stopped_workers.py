@@ -1,4 +1,4 @@
-"""A worker that somebody stops, by a signal or a debugger: no task waits for ever for one that never knew of it."""
+"""Workers suspended by a signal or a debugger: no task waits endlessly for a worker that has not read it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def stopped_idle_worker(runtime: Runtime) -> int:
 
 @ON_LINUX
 @pytest.mark.parametrize("size", [0, 500_000], ids=["small", "larger than a socket holds"])
-async def test_a_task_given_to_an_idle_worker_that_was_stopped_is_done_by_another(tmp_path: Path, size: int) -> None:
+async def test_task_of_suspended_idle_worker_runs_on_another(tmp_path: Path, size: int) -> None:
     async with runtime_in(tmp_path) as runtime:
         pid = await stopped_idle_worker(runtime)
         task = await ended(runtime, await submit(runtime, "call", burst(_who, os.urandom(size))))
@@ -57,7 +57,7 @@ async def test_a_task_given_to_an_idle_worker_that_was_stopped_is_done_by_anothe
         await until(lambda: not psutil.pid_exists(pid), 60, "its end")
 
 
-async def test_where_nobody_can_tell_whether_it_had_begun_it_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorkerProcess, "unread", None)
 
     async with runtime_in(tmp_path) as runtime:
@@ -70,7 +70,7 @@ async def test_where_nobody_can_tell_whether_it_had_begun_it_fails_and_says_why(
 
 
 @ON_LINUX
-async def test_a_task_that_has_begun_may_be_stopped_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_running_task_may_be_suspended_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[bool | None] = []
     look = Attempt.look
 

@@ -263,7 +263,7 @@ class Scheduler:
         return entry.attempt <= entry.retries and entry.session is None and not self._stopping and entry.stop_reason is None
 
     async def _keep_arrays(self, entry: Entry, outcome: Outcome) -> tuple[list[ArrayReference], Outcome]:
-        """Store the arrays that the attempt returned, or remove those that it left. The task fails if there is no room for them."""
+        """Store the arrays that the attempt returned, or remove those that it left. The task fails if they do not fit."""
         if not isinstance(outcome, Completed):
             if isinstance(outcome, Died | Stopped):
                 try:

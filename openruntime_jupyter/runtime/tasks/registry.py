@@ -125,11 +125,6 @@ class TaskRegistry:
         """Return the task if it is live here or has just ended, else None."""
         return self._entries.get(task_id) or self._finished.get(task_id)
 
-    @property
-    def live(self) -> list[Entry]:
-        """The tasks of this runtime that have not ended."""
-        return list(self._entries.values())
-
     def inherit(self, entry: Entry) -> None:
         """Add a task of a dead runtime, which the history has already."""
         self._entries[entry.task_id] = entry
@@ -359,7 +354,7 @@ class TaskRegistry:
             yield TokenPiece(since, text[since:])
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
-        """Return the opaque result and its encoding; raise `TaskNotFound` if there is none."""
+        """Return the opaque result and its encoding; raise `TaskNotFound` if it is missing."""
         task = await self.get(task_id)
         found = await self._history.get_payload(task_id)
         if found is None:

@@ -12,7 +12,7 @@ from openruntime_jupyter.runtime.tasks.entry import Completion
 from tests.runtimes import ended, runtime_in, submit, until
 
 
-async def test_everybody_who_waits_is_woken_and_who_comes_late_need_not_wait() -> None:
+async def test_all_waiters_resume_and_later_ones_do_not_wait() -> None:
     finish = Completion()
     waiting = [asyncio.create_task(finish.wait()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -22,7 +22,7 @@ async def test_everybody_who_waits_is_woken_and_who_comes_late_need_not_wait() -
     await asyncio.wait_for(finish.wait(), 5)
 
 
-async def test_who_does_not_want_to_wait_any_longer_leaves_the_others_waiting() -> None:
+async def test_cancelled_waiter_does_not_affect_others() -> None:
     finish = Completion()
     patient, leaver = asyncio.create_task(finish.wait()), asyncio.create_task(finish.wait())
     await finish.wait(0.01)
@@ -35,9 +35,7 @@ async def test_who_does_not_want_to_wait_any_longer_leaves_the_others_waiting() 
     await asyncio.wait_for(patient, 5)
 
 
-async def test_the_caller_of_a_synchronous_task_has_its_answer_before_the_event_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_synchronous_caller_resumes_before_the_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with runtime_in(tmp_path) as runtime:
         happened: list[str] = []
         publish = runtime.bus.publish

@@ -18,7 +18,7 @@ TELL = "import os, sys\nfound = {'prefix': sys.prefix, 'folder': os.getcwd(), 'p
 
 @pytest.fixture(scope="module")
 def other_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kernel's environment: another virtual environment that has this package, and a module of its own."""
+    """Virtual environment of a kernel, with this package and a module that only it has."""
     folder = tmp_path_factory.mktemp("other") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
@@ -31,7 +31,7 @@ def world(environment: Path, **more: Any) -> dict[str, Any]:
     return {"interpreter": str(environment / "bin" / "python"), **more}
 
 
-async def test_a_cell_runs_in_the_callers_environment_folder_and_path(tmp_path: Path, other_environment: Path) -> None:
+async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path, other_environment: Path) -> None:
     folder, extra = tmp_path / "notebooks", tmp_path / "extra"
     folder.mkdir()
     extra.mkdir()
@@ -50,7 +50,7 @@ async def test_a_cell_runs_in_the_callers_environment_folder_and_path(tmp_path: 
         assert ours.failure.type == "ModuleNotFoundError"
 
 
-async def test_where_the_package_is_missing_the_error_says_what_to_install_where(tmp_path: Path) -> None:
+async def test_missing_package_is_reported_with_command(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
 
@@ -61,7 +61,7 @@ async def test_where_the_package_is_missing_the_error_says_what_to_install_where
         assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
 
-async def test_an_interpreter_that_does_not_exist_and_one_that_is_no_python_are_told_apart(tmp_path: Path) -> None:
+async def test_missing_interpreter_and_other_program_are_reported(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
         assert "/no/such/python can't be started: No such file" in (missing.error or "")
@@ -69,7 +69,7 @@ async def test_an_interpreter_that_does_not_exist_and_one_that_is_no_python_are_
         assert "/bin/true ended before it was ready" in (silent.error or "")
 
 
-async def test_where_mlx_is_broken_code_runs_all_the_same_and_is_told_what_to_install(tmp_path: Path) -> None:
+async def test_code_runs_without_mlx_and_output_names_command(tmp_path: Path) -> None:
     (tmp_path / "broken" / "mlx").mkdir(parents=True)
     (tmp_path / "broken" / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
     interpreter = tmp_path / "python"
@@ -83,7 +83,7 @@ async def test_where_mlx_is_broken_code_runs_all_the_same_and_is_told_what_to_in
         assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
 
 
-async def test_a_package_of_another_protocol_there_is_told_with_what_to_install(tmp_path: Path) -> None:
+async def test_other_protocol_version_is_reported_with_command(tmp_path: Path) -> None:
     other = tmp_path / "newer" / "openruntime_jupyter" / "worker"
     other.mkdir(parents=True)
     (other.parent / "__init__.py").touch()
@@ -106,7 +106,7 @@ async def test_a_package_of_another_protocol_there_is_told_with_what_to_install(
         assert "pip install openruntime-jupyter==" in (task.error or "")
 
 
-async def test_secrets_are_not_in_a_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_of_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENRUNTIME_TOKEN", "OPENAI_API_KEY", "JUPYTERHUB_API_TOKEN"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("HARMLESS", "seen")
@@ -123,7 +123,7 @@ def _environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-async def test_a_function_and_an_output_that_cannot_travel_are_named(tmp_path: Path) -> None:
+async def test_unpicklable_and_missing_outputs_are_named(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         task = await ended(
             runtime,

@@ -23,7 +23,7 @@ async def worker_pid(runtime: Runtime, task_id: str) -> int:
     return int((await printed(runtime, task_id)).split()[1])
 
 
-async def test_a_task_that_raises_fails_with_type_message_and_the_cells_own_lines(tmp_path: Path) -> None:
+async def test_raised_error_has_type_message_and_lines_of_the_cell(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         code = "def halve(n):\n    return 1 / n\n\nhalve(0)"
         task = await ended(runtime, await submit(runtime, "python", {"code": code, "filename": "<cell 7>"}, retries=3))
@@ -39,7 +39,7 @@ async def test_a_task_that_raises_fails_with_type_message_and_the_cells_own_line
         assert "openruntime_jupyter" not in (task.failure.traceback or "")
 
 
-async def test_kill_9_of_a_worker_fails_its_task_alone_with_signal_peak_memory_and_last_output(tmp_path: Path) -> None:
+async def test_killed_worker_fails_its_task_with_signal_memory_and_output(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, cpu_slots=2) as runtime:
         victim, neighbour = await cell(runtime, LAST_WORDS), await cell(runtime, LAST_WORDS)
         os.kill(await worker_pid(runtime, victim), signal.SIGKILL)
@@ -56,7 +56,7 @@ async def test_kill_9_of_a_worker_fails_its_task_alone_with_signal_peak_memory_a
         assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
 
-async def test_with_a_retry_it_runs_again_and_says_so(tmp_path: Path) -> None:
+async def test_task_with_retries_runs_again_after_worker_death(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     code = f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\nif not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
     code += "print('second try')"
@@ -69,14 +69,14 @@ async def test_with_a_retry_it_runs_again_and_says_so(tmp_path: Path) -> None:
         assert "second try" in await printed(runtime, task_id)
 
 
-async def test_an_exit_code_is_told_where_a_task_leaves_by_itself(tmp_path: Path) -> None:
+async def test_exit_code_of_worker_is_reported(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         task = await ended(runtime, await cell(runtime, "import os; os._exit(3)"))
         assert task.failure is not None
         assert (task.failure.kind, task.failure.exit_code, task.failure.signal) == ("worker_died", 3, None)
 
 
-async def test_sys_exit_ends_the_task_and_not_the_worker(tmp_path: Path) -> None:
+async def test_sys_exit_fails_task_and_keeps_worker(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         first = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
         task = await ended(runtime, await submit(runtime, "call", {**pickled(sys.exit, 3), "burst": "one"}))
@@ -89,7 +89,7 @@ async def test_sys_exit_ends_the_task_and_not_the_worker(tmp_path: Path) -> None
         assert outputs[0].output["value"] == outputs[1].output["value"]
 
 
-async def test_a_timeout_counts_from_the_start_of_running_and_ends_timed_out(tmp_path: Path) -> None:
+async def test_timeout_counts_from_the_start(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         timeout = 0.5 * slowness()
         holder = await cell(runtime, f"import time; time.sleep({2 * timeout})")
@@ -103,7 +103,7 @@ async def test_a_timeout_counts_from_the_start_of_running_and_ends_timed_out(tmp
         assert (task.execution_time or 0) >= 0.5
 
 
-async def test_more_memory_than_the_machine_has_is_refused_with_both_figures(tmp_path: Path) -> None:
+async def test_task_larger_than_memory_is_rejected_with_sizes(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await ended(runtime, await submit(runtime, "call"))
         total = runtime.devices()[0].memory_total
@@ -114,13 +114,13 @@ async def test_more_memory_than_the_machine_has_is_refused_with_both_figures(tmp
         assert str(refused.value).count(" GB") == 2
 
 
-async def test_what_grows_past_its_limit_is_stopped_with_figures_and_its_neighbour_lives(tmp_path: Path) -> None:
+async def test_task_over_memory_limit_is_stopped_alone(tmp_path: Path) -> None:
     grows = "import time\nhoard = []\nwhile True:\n    hoard.append(bytearray(20_000_000))\n    time.sleep(0.01)"
 
     async with runtime_in(tmp_path, cpu_slots=2) as runtime:
         neighbour = await cell(runtime, LAST_WORDS)
         task = await ended(runtime, await cell(runtime, grows, memory_limit=400_000_000, retries=2))
-        assert (task.status, task.attempt) == ("failed", 1), "growing too large again would help nobody"
+        assert (task.status, task.attempt) == ("failed", 1), "no retry of a task that is too large"
         assert task.failure is not None
         assert task.failure.kind == "memory"
         assert 400e6 < (task.failure.peak_memory or 0) < 3e9
@@ -129,7 +129,7 @@ async def test_what_grows_past_its_limit_is_stopped_with_figures_and_its_neighbo
         await runtime.cancel(neighbour)
 
 
-async def test_work_known_only_from_its_graph_fails_with_figures_before_anything_is_allocated(tmp_path: Path) -> None:
+async def test_too_large_graph_fails_before_allocation(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         size = 200_000
         parameters = {"expression": "sum(outer(a, a))", "inputs": {"a": {"ones": [size]}}}
@@ -139,11 +139,11 @@ async def test_work_known_only_from_its_graph_fails_with_figures_before_anything
         assert (task.error or "").count(" GB") == 2, task.error
 
 
-async def test_it_waits_for_memory_says_so_and_smaller_tasks_pass_it(tmp_path: Path) -> None:
+async def test_smaller_tasks_pass_task_that_waits_for_memory(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, cpu_slots=2, memory_wait=600.0) as runtime:
         holder = await cell(runtime, LAST_WORDS)
         await says(runtime, holder, "worker")
-        # What is free is the machine's: hold nearly all of it by an estimate, not by using it.
+        # Hold nearly all free memory by an estimate, without using it.
         runtime.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
         waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
         passes = await submit(runtime, "call")
@@ -152,13 +152,13 @@ async def test_it_waits_for_memory_says_so_and_smaller_tasks_pass_it(tmp_path: P
         async def told() -> bool:
             return "memory" in ((await runtime.tasks.get(waits)).waiting_for or "")
 
-        await until(told, what="waiting_for tells of the memory")
+        await until(told, what="memory in waiting_for")
         assert (await runtime.tasks.get(waits)).status == "pending"
         await runtime.cancel(holder)
         assert (await ended(runtime, waits)).status == "completed"
 
 
-async def test_an_idle_lane_on_which_it_never_fits_fails_it_with_figures(tmp_path: Path) -> None:
+async def test_task_that_never_fits_idle_lane_fails_with_sizes(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, memory_wait=0.2) as runtime:
         await ended(runtime, await submit(runtime, "call"))
         # Nearly the machine's whole memory: less than all, and more than is free.
@@ -174,7 +174,7 @@ async def test_an_idle_lane_on_which_it_never_fits_fails_it_with_figures(tmp_pat
         assert task.failure.message.count("GB") == 2
 
 
-async def test_wrong_requests_name_the_field_and_what_there_is(tmp_path: Path) -> None:
+async def test_invalid_request_names_field(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         with pytest.raises(UnknownOperation, match="matrix_multiply"):
             await submit(runtime, "nope")
@@ -192,7 +192,7 @@ async def test_wrong_requests_name_the_field_and_what_there_is(tmp_path: Path) -
             await submit(runtime, "python", {"world": {"interpreter": "python3"}})
 
 
-async def test_who_may_not_execute_code_may_compute_and_only_for_so_long(tmp_path: Path) -> None:
+async def test_untrusted_caller_may_only_compute_for_a_limited_time(tmp_path: Path) -> None:
     stranger = Caller(None, may_execute=False, trusted=False)
 
     async with runtime_in(tmp_path) as runtime:
@@ -204,7 +204,7 @@ async def test_who_may_not_execute_code_may_compute_and_only_for_so_long(tmp_pat
             await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={"size": 8192, "iterations": 10_000}), stranger)
 
 
-async def test_a_runtime_without_a_backend_says_what_to_install(tmp_path: Path) -> None:
+async def test_missing_backend_is_reported_with_command(tmp_path: Path) -> None:
     from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
     from openruntime_jupyter.errors import Unavailable
     from openruntime_jupyter.runtime.runtime import Runtime
