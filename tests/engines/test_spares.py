@@ -95,6 +95,7 @@ async def test_spare_used_by_built_in_operations_is_replaced_once_they_pause(mon
         await asyncio.sleep(0.01)
     for _ in range(20):
         worker = pool.take_idle(job)
+        assert worker is not None
         assert worker in used
         pool.give_back(worker)
     await asyncio.sleep(0.3)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import openruntime_jupyter
+from openruntime_jupyter.runtime.runtime import Runtime
 from tests.runtimes import cell, ended, pickled, printed, runtime_in, submit, value
 
 REPOSITORY = Path(openruntime_jupyter.__file__).parents[1]
@@ -31,59 +32,52 @@ def world(environment: Path, **more: Any) -> dict[str, Any]:
     return {"interpreter": str(environment / "bin" / "python"), **more}
 
 
-async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path, other_environment: Path) -> None:
+async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path, runtime: Runtime, other_environment: Path) -> None:
     folder, extra = tmp_path / "notebooks", tmp_path / "extra"
     folder.mkdir()
     extra.mkdir()
     parameters = {"code": TELL, "outputs": ["found"], "world": world(other_environment, directory=str(folder), path=[str(extra)])}
-
-    async with runtime_in(tmp_path / "data") as runtime:
-        found = (await value(runtime, await submit(runtime, "python", parameters)))["found"]
-        assert os.path.realpath(found["prefix"]) == os.path.realpath(other_environment)
-        assert os.path.realpath(found["folder"]) == os.path.realpath(folder)
-        assert found["path"][0] == str(extra)
-        code = "import only_there\nanswer = only_there.ANSWER"
-        task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": world(other_environment)})
-        assert await value(runtime, task_id) == {"answer": "from the other environment"}
-        ours = await ended(runtime, await cell(runtime, "import only_there"))
-        assert ours.failure is not None
-        assert ours.failure.type == "ModuleNotFoundError"
+    found = (await value(runtime, await submit(runtime, "python", parameters)))["found"]
+    assert os.path.realpath(found["prefix"]) == os.path.realpath(other_environment)
+    assert os.path.realpath(found["folder"]) == os.path.realpath(folder)
+    assert found["path"][0] == str(extra)
+    code = "import only_there\nanswer = only_there.ANSWER"
+    task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": world(other_environment)})
+    assert await value(runtime, task_id) == {"answer": "from the other environment"}
+    ours = await ended(runtime, await cell(runtime, "import only_there"))
+    assert ours.failure is not None
+    assert ours.failure.type == "ModuleNotFoundError"
 
 
-async def test_missing_package_is_reported_with_command(tmp_path: Path) -> None:
+async def test_missing_package_is_reported_with_command(tmp_path: Path, runtime: Runtime) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
-
-    async with runtime_in(tmp_path / "data") as runtime:
-        task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": world(bare)}))
-        assert task.status == "failed"
-        assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+    task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": world(bare)}))
+    assert task.status == "failed"
+    assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
+    assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
 
 
-async def test_missing_interpreter_and_other_program_are_reported(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
-        assert "/no/such/python can't be started: No such file" in (missing.error or "")
-        silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
-        assert "/bin/true ended before it was ready" in (silent.error or "")
+async def test_missing_interpreter_and_other_program_are_reported(runtime: Runtime) -> None:
+    missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
+    assert "/no/such/python can't be started: No such file" in (missing.error or "")
+    silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
+    assert "/bin/true ended before it was ready" in (silent.error or "")
 
 
-async def test_code_runs_without_mlx_and_output_names_command(tmp_path: Path) -> None:
+async def test_code_runs_without_mlx_and_output_names_command(tmp_path: Path, runtime: Runtime) -> None:
     (tmp_path / "broken" / "mlx").mkdir(parents=True)
     (tmp_path / "broken" / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "broken"} exec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
-
-    async with runtime_in(tmp_path / "data") as runtime:
-        parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": str(interpreter)}}
-        task_id = await submit(runtime, "python", parameters)
-        assert await value(runtime, task_id) == {"x": 42}
-        assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
+    parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": str(interpreter)}}
+    task_id = await submit(runtime, "python", parameters)
+    assert await value(runtime, task_id) == {"x": 42}
+    assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
 
 
-async def test_other_protocol_version_is_reported_with_command(tmp_path: Path) -> None:
+async def test_other_protocol_version_is_reported_with_command(tmp_path: Path, runtime: Runtime) -> None:
     other = tmp_path / "newer" / "openruntime_jupyter" / "worker"
     other.mkdir(parents=True)
     (other.parent / "__init__.py").touch()
@@ -99,11 +93,9 @@ async def test_other_protocol_version_is_reported_with_command(tmp_path: Path) -
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "newer"} exec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
-
-    async with runtime_in(tmp_path / "data") as runtime:
-        task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": str(interpreter)}}))
-        assert "protocol 99 instead of" in (task.error or "")
-        assert "pip install openruntime-jupyter==" in (task.error or "")
+    task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": str(interpreter)}}))
+    assert "protocol 99 instead of" in (task.error or "")
+    assert "pip install openruntime-jupyter==" in (task.error or "")
 
 
 async def test_environment_of_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +115,11 @@ def _environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-async def test_unpicklable_and_missing_outputs_are_named(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        task = await ended(
-            runtime,
-            await submit(runtime, "python", {"code": "fine = 1\nlock = __import__('threading').Lock()", "outputs": ["fine", "lock"]}),
-        )
-        assert "'lock'" in (task.error or "")
-        task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1", "outputs": ["a", "b"]}))
-        assert "without setting 'b'" in (task.error or "")
+async def test_unpicklable_and_missing_outputs_are_named(runtime: Runtime) -> None:
+    task = await ended(
+        runtime,
+        await submit(runtime, "python", {"code": "fine = 1\nlock = __import__('threading').Lock()", "outputs": ["fine", "lock"]}),
+    )
+    assert "'lock'" in (task.error or "")
+    task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1", "outputs": ["a", "b"]}))
+    assert "without setting 'b'" in (task.error or "")
