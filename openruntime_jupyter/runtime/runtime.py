@@ -25,10 +25,9 @@ from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.permissions import private_folder
-from openruntime_jupyter.runtime.queue.device_discovery import DeviceDiscovery
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
-from openruntime_jupyter.runtime.queue.scheduler import Scheduler, WorkerStats
+from openruntime_jupyter.runtime.queue.scheduler import DeviceDiscovery, Scheduler, WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.system_probe import Machine, Memory

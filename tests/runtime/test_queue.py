@@ -121,6 +121,15 @@ async def test_pending_task_has_estimated_start_once_a_task_has_run(tmp_path: Pa
         await runtime.cancel(holder)
 
 
+async def test_folder_for_arrays_is_chosen_only_if_results_may_have_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        places, calls = runtime.arrays.places, []
+        monkeypatch.setattr(runtime.arrays, "places", lambda: calls.append("call") or places())
+        for operation, parameters, expected in (("matrix_multiply", {"size": 8, "iterations": 1}, []), ("compute", {}, ["call"])):
+            assert (await ended(runtime, await submit(runtime, operation, parameters))).status == "completed"
+            assert calls == expected
+
+
 async def test_two_slots_run_two_tasks_at_once(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, cpu_slots=2) as runtime:
         holders = [await busy(runtime), await busy(runtime)]
