@@ -49,6 +49,16 @@ async def cell(runtime: Runtime, code: str, **fields: Any) -> str:
     return await submit(runtime, "python", {"code": code}, **fields)
 
 
+ENDLESS = "import time\nprint('in', flush=True)\nwhile True: time.sleep(0.01)"
+
+
+async def busy(runtime: Runtime, **fields: Any) -> str:
+    """Submit a cell that runs until it is stopped, wait until it runs, and return its id."""
+    task_id = await cell(runtime, ENDLESS, **fields)
+    await says(runtime, task_id, "in")
+    return task_id
+
+
 def pickled(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Return the parameters of a `call`. The function is pickled by value, so workers need not import the tests."""
     module = sys.modules[function.__module__]

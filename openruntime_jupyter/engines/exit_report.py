@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import EngineError, InterpreterError, gigabytes
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.engines.worker_process import Death, WorkerProcess
 
 
 def oom_kills() -> int | None:
@@ -66,11 +64,20 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def died(worker: WorkerProcess, death: Death, peak: int | None) -> Failure:
-    """Return the failure of a task whose worker died; `peak` is in bytes."""
+class Death:
+    """End of a process: `signal` or `exit_code`, and the peak of its resident memory in bytes."""
+
+    def __init__(self, status: int, peak: int | None) -> None:
+        self.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        self.exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        self.peak = peak
+
+
+def died(death: Death, peak: int | None, killed_by_us: str | None, last_output: str) -> Failure:
+    """Return the failure of a task whose worker died; `peak` is in bytes, `killed_by_us` the reason if the runtime stopped it."""
     figures = f", peak memory {gigabytes(peak)}" if peak else ""
-    if worker.killed_by_us:
-        how = f"The worker was stopped: {worker.killed_by_us}{figures}"
+    if killed_by_us:
+        how = f"The worker was stopped: {killed_by_us}{figures}"
     elif death.signal is not None:
         how = f"The worker was killed by signal {death.signal} ({signal_name(death.signal)}){figures}{_likely(death.signal)}"
     else:
@@ -81,7 +88,7 @@ def died(worker: WorkerProcess, death: Death, peak: int | None) -> Failure:
         signal=death.signal,
         exit_code=death.exit_code,
         peak_memory=peak,
-        last_output=worker.last_output() or None,
+        last_output=last_output or None,
     )
 
 
@@ -119,8 +126,6 @@ def not_started(interpreter: str, problem: OSError) -> EngineError:
 
 def install_command(interpreter: str) -> str:
     """Return the command that installs this version of the package for that interpreter."""
-    from openruntime_jupyter import __version__
-
     return f"{interpreter} -m pip install openruntime-jupyter=={__version__}"
 
 

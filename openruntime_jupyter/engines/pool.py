@@ -29,7 +29,7 @@ BURST_SECONDS = 2.0
 
 SPARE_SECONDS = 0.25
 """Idle time after which a used spare is replaced. Starting one slows short tasks down: with an immediate start, an empty cell took
-three times as long."""
+three times as long, and so do the first built-in operations."""
 
 LATEST_SPARE_SECONDS = 2.0
 """Time after which a used spare is replaced even without idle time."""
@@ -78,7 +78,7 @@ class Pool:
     spares
         Number of spares besides the prepared ones.
     busy
-        Returns the workers that are running tasks.
+        Returns the workers that are running tasks, with their jobs.
     own
         Changed environment variables of tasks that specify none.
     """
@@ -91,7 +91,7 @@ class Pool:
         dismiss: Callable[[WorkerProcess], None],
         start_timeout: float,
         spares: int = 1,
-        busy: Callable[[], Iterable[WorkerProcess]] = tuple,
+        busy: Callable[[], Iterable[tuple[WorkerProcess, Job]]] = tuple,
         own: Variables = (),
     ) -> None:
         self.lane = lane
@@ -126,7 +126,7 @@ class Pool:
         found = self._take_alive(job)
         if found is not None:
             self._forget_idle(found)
-            if found.fresh:
+            if found.fresh or self._timer is not None:
                 self.keep_spares_soon()
         return found
 
@@ -160,7 +160,7 @@ class Pool:
             return worker
         waiter = _Waiter(job, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
-        if job.burst is not None and any(worker.burst == job.burst for worker in self._busy()):
+        if job.burst is not None and any(worker.burst == job.burst for worker, _ in self._busy()):
             asyncio.get_running_loop().call_later(WAITING_BURST_SECONDS, self._start_for_waiting)
         else:
             self._start_for_waiting()
@@ -183,6 +183,8 @@ class Pool:
                 waiter.future.set_result(worker)
                 return
         worker.idle_since = time.monotonic()
+        if not worker.fresh and self._timer is not None:
+            self.keep_spares_soon()
         if worker.fresh:
             self._idle.append(worker)
             if self._timer is None:
@@ -194,8 +196,6 @@ class Pool:
                 self._dismiss(worker)
         elif worker.burst is not None:
             self._bursts.setdefault(worker.burst, []).append(worker)
-            if self._timer is not None:
-                self.keep_spares_soon()
             worker.burst_timer = asyncio.get_running_loop().call_later(BURST_SECONDS, self._end_burst, worker)
         else:
             self._shared.append(worker)
@@ -220,7 +220,7 @@ class Pool:
     # Spares
 
     def keep_spares_soon(self) -> None:
-        """Start the missing spares once no task of this pool has started or ended for `SPARE_SECONDS`."""
+        """Start the missing spares once no task of this pool has started or ended for `SPARE_SECONDS` and no shared worker is busy."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()
@@ -228,7 +228,14 @@ class Pool:
             self._latest = loop.time() + LATEST_SPARE_SECONDS
         else:
             self._timer.cancel()
-        self._timer = loop.call_at(min(loop.time() + SPARE_SECONDS, self._latest), self.keep_spares)
+        self._timer = loop.call_at(min(loop.time() + SPARE_SECONDS, self._latest), self._keep_spares_if_quiet)
+
+    def _keep_spares_if_quiet(self) -> None:
+        shared = any(worker.lane == self.lane and not job.private for worker, job in self._busy())
+        if shared and asyncio.get_running_loop().time() < self._latest:
+            self.keep_spares_soon()
+        else:
+            self.keep_spares()
 
     def keep_spares(self) -> None:
         """Start the missing workers: one for each waiting task, the spares, and one for each environment with known imports."""
@@ -329,12 +336,7 @@ class Pool:
             worker = self._start(self.interpreter, dict(variables))
             worker.variables = variables
             worker.lane = self.lane
-            try:
-                await asyncio.wait_for(asyncio.shield(worker.hello), self._start_timeout)
-            except asyncio.TimeoutError:
-                worker.killed_by_us = f"it was not ready after {self._start_timeout:g} s"
-                worker.signal_group(9)
-                raise EngineError(f"The worker of {self.interpreter} was not ready after {self._start_timeout:g} s") from None
+            await worker.ready(self._start_timeout)
         except EngineError as problem:
             self._failed(problem)
         except Exception as problem:  # a bug here must not leave tasks waiting

@@ -5,6 +5,7 @@ It uses task ids, lanes, payload names and worker names, but no paths or pids, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
@@ -91,7 +92,8 @@ class SessionUse:
 class Job:
     """One attempt at a task, as a lane passes it to an engine. `parameters` is JSON; sizes are in bytes.
 
-    `arrays` are the ids of the input arrays named in the parameters; ids of result arrays begin with `array_name`.
+    `arrays` are the ids of the input arrays named in the parameters; ids of result arrays begin with `array_name`, which is None for an
+    operation without result arrays.
 
     A `private` job runs code of its caller, so it gets a worker process that no other task has used. Jobs with the same `burst` may
     follow each other in one process.
@@ -112,7 +114,7 @@ class Job:
     private: bool = False
     burst: str | None = None
     arrays: tuple[str, ...] = ()
-    array_name: str = ""
+    array_name: str | None = None
     model: ModelUse | None = None
     session: SessionUse | None = None
 
@@ -209,6 +211,12 @@ class WorkerReport:
     session: SessionUse | None = None
 
 
+def held(workers: Sequence[WorkerReport]) -> int | None:
+    """Return the resident bytes of the workers whose memory is readable; None if there are workers and none is readable."""
+    known = [worker.resident for worker in workers if worker.resident is not None]
+    return sum(known) if known or not workers else None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelReport:
     """Model that a worker keeps: `resident` is that worker's memory in bytes, times are in seconds.
@@ -246,9 +254,6 @@ class Engine(Runs, Protocol):
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers once the first one is ready; raise `EngineError` if none starts."""
-
-    def prepare(self, lane: str, workers: int) -> None:
-        """Start workers of this lane in advance."""
 
     def resident(self, task_id: str) -> int | None:
         """Return the resident bytes of the worker that runs this task, or None."""

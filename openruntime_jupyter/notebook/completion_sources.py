@@ -109,10 +109,9 @@ class CompletionSources:
 
     def _own_operations(self) -> list[OperationInfo]:
         """Return the operations of an embedded runtime, without starting it."""
-        from openruntime_jupyter.operations.registry import operations
-        from openruntime_jupyter.runtime.tasks.views import operations as described
+        from openruntime_jupyter.operations.registry import describe_operations
 
-        return self._cached("own operations", lambda: described(operations()), [])
+        return self._cached("own operations", describe_operations, [])
 
     def _ask(self, what: str, query: Callable[[Client], Answer], default: Answer, kept: float = KEPT) -> Answer:
         def ask() -> Answer:

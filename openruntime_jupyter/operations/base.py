@@ -194,6 +194,8 @@ class Operation:
     inline: bool = False
     resident: bool = False
     shared: bool = False
+    returns_arrays: bool = True
+    """False for an operation whose results never have arrays, so that no folder for them is chosen before each task."""
 
     @property
     def answers_prompts(self) -> bool:

@@ -104,4 +104,5 @@ operation = Operation(
     memory=memory,
     resident=True,
     shared=True,
+    returns_arrays=False,
 )

@@ -101,4 +101,5 @@ operation = Operation(
     seconds=seconds,
     warm=numerics.warm,
     shared=True,
+    returns_arrays=False,
 )

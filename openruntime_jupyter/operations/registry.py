@@ -20,6 +20,7 @@ from threading import RLock
 
 from openruntime_jupyter.errors import UnknownOperation
 from openruntime_jupyter.operations.base import ModelParameters, Operation, Parameters
+from openruntime_jupyter.schemas.system import OperationInfo
 
 log = logging.getLogger(__name__)
 
@@ -164,3 +165,13 @@ def operation(name: str) -> Operation:
         problem = f"unknown operation {name!r}; {advice}"
         raise UnknownOperation(f"operation: {problem}", [{"field": "operation", "problem": problem}])
     return plugin
+
+
+def describe_operations() -> list[OperationInfo]:
+    """Return every operation with the JSON schema of its parameters."""
+    return [
+        OperationInfo(
+            name=kind.name, summary=kind.summary, needs_execute=kind.needs_execute, parameters_schema=kind.params.model_json_schema()
+        )
+        for kind in operations().values()
+    ]

@@ -117,4 +117,5 @@ operation = Operation(
     seconds=seconds,
     warm=numerics.warm,
     shared=True,
+    returns_arrays=False,
 )

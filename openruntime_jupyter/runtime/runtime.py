@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.inline import InlineEngine, Runner
+from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine, Runner
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Engine
-from openruntime_jupyter.errors import (
-    InvalidRequest,
-    StorageUnavailable,
-    TaskConflict,
-)
+from openruntime_jupyter.environment import at_start, changed_by_now
+from openruntime_jupyter.errors import InvalidRequest, ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.local_models.catalog import ModelCatalog
-from openruntime_jupyter.operations.registry import left_out, operations
+from openruntime_jupyter.operations.registry import left_out
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events.bus import EventBus
-from openruntime_jupyter.runtime.factory import local_engine, make_folders, remote_lane, unload
 from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING
+from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
-from openruntime_jupyter.runtime.queue.admission import Admission
-from openruntime_jupyter.runtime.queue.device_discovery import DeviceDiscovery
+from openruntime_jupyter.runtime.permissions import private_folder
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
-from openruntime_jupyter.runtime.queue.scheduler import Scheduler
-from openruntime_jupyter.runtime.queue.worker_stats import WorkerStats
+from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
+from openruntime_jupyter.runtime.queue.scheduler import DeviceDiscovery, Scheduler, WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.system_probe import Machine, Memory
-from openruntime_jupyter.runtime.tasks import failures, views
+from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.batch import BatchResults, BatchSubmission
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.recovery import Recovery
@@ -39,7 +39,7 @@ from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
-from openruntime_jupyter.schemas.system import Device, Health, Metrics, OperationInfo, SystemMetrics
+from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
 from openruntime_jupyter.schemas.tasks import Task, TaskOrder, TaskPage, TaskRequest, TaskState
 
 __all__ = ["Caller", "Runtime"]
@@ -78,15 +78,17 @@ class Runtime:
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
         self.catalog = ModelCatalog(self.settings)
         self.sessions = Sessions(self.settings, lambda: self.engine)
-        self.engine = engine or local_engine(self.settings, self.arrays, self.sessions.worker_ended)
+        self.engine = engine or self._local_engine()
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
+        self.lanes = Lanes()
         self._admission = Admission(self._machine, self.engine, self.metrics_service.fresh, self.arrays.give_up)
         self.worker_stats = WorkerStats(self.engine)
-        self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters)
+        self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes)
         self._device_lock = DeviceLock(self.settings, self.id)
         self.scheduler = Scheduler(
             self.settings,
+            self.lanes,
             self._admission,
             self._device_lock,
             self.tasks,
@@ -95,12 +97,13 @@ class Runtime:
             self.arrays,
             self.sessions,
         )
-        self._devices = DeviceDiscovery(self.settings, self.engine, self.scheduler, self.metrics_service.set_gpus)
+        self._devices = DeviceDiscovery(self.settings, self.engine, self.lanes, self.scheduler, self.metrics_service.set_gpus)
         self.submission = TaskSubmission(
             self.settings,
             self.id,
             self.history,
             self.tasks,
+            self.lanes,
             self.scheduler,
             self._admission,
             self._devices.need,
@@ -117,6 +120,27 @@ class Runtime:
         self._stopping = False
         self._background: set[asyncio.Task[Any]] = set()
 
+    def _local_engine(self) -> LocalEngine:
+        settings = self.settings
+        return LocalEngine(
+            LocalOptions(
+                payloads=settings.payloads,
+                temporary=settings.temporary,
+                arrays=self.arrays,
+                blas=settings.blas,
+                cancel_grace=settings.cancel_grace,
+                spare_workers=settings.spare_workers,
+                idle_worker_seconds=settings.idle_worker_seconds,
+                start_timeout=settings.start_timeout,
+                max_models=settings.max_models,
+                secret_variables=frozenset(settings.secret_variables),
+                # A kernel's tasks bring the variables that changed since its start.
+                session_ended=self.sessions.worker_ended,
+                environment=at_start() if settings.embedded else dict(os.environ),
+                own_variables=changed_by_now() if settings.embedded else (),
+            )
+        )
+
     # Start and stop
 
     async def start(self) -> None:
@@ -125,10 +149,12 @@ class Runtime:
         Raises `StorageUnavailable` where the data folder can't be used.
         """
         loop = asyncio.get_running_loop()
-        make_folders(self.settings)
+        self._make_folders()
         self._started = True
         if self._inline is not None:
-            self.scheduler.open_remote(remote_lane(self.settings, self._inline))
+            lane = Lane(LANE, REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline)
+            self.lanes.add_remote(lane)
+            self.scheduler.open(lane)
         self.metrics_service.start()
         await self.engine.start()
         await loop.run_in_executor(None, self.arrays.open)
@@ -141,6 +167,19 @@ class Runtime:
         self._keep(self._recovery.take(taken_over))
         self._keep(self._sweep())
         self._keep(self.arrays.run_sweeper(self._knows))
+
+    def _make_folders(self) -> None:
+        """Create the data folders with mode 0700; raise `StorageUnavailable`."""
+        settings = self.settings
+        try:
+            for folder in (settings.data_dir, settings.payloads, settings.temporary):
+                private_folder(folder)
+        except OSError as problem:
+            raise StorageUnavailable(
+                f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
+                "or choose another by OPENRUNTIME_DATA_DIR",
+                retry_after=60.0,
+            ) from problem
 
     async def stop(self, deadline: float = 5.0) -> None:
         """Stop within `deadline` seconds, without raising.
@@ -243,8 +282,8 @@ class Runtime:
         if before is not None or operation is not None or owner is not None or states not in (None, [TaskState.PENDING]):
             raise InvalidRequest.of("order", "`next` lists all pending tasks: only `limit` and `offset` go with it")
         # Pending tasks of the user's other runtimes follow, the oldest first.
-        here = self.scheduler.pending
-        tasks = [entry.record(parameters=False) for entry in self.scheduler.next_up(limit, offset)]
+        here = self.lanes.pending
+        tasks = [self.tasks.view(entry, parameters=False) for entry in self.lanes.next_up(limit, offset)]
         others, elsewhere = await self.history.waiting_elsewhere(here, limit - len(tasks), max(0, offset - here))
         return TaskPage(tasks=[*tasks, *others], total_count=here + elsewhere, next_before=None, timestamp=timestamp(time.time()))
 
@@ -273,7 +312,7 @@ class Runtime:
             raise TaskConflict(f"{task_id} is {task.status}{where}: only a pending task's priority can be changed")
         self.scheduler.reprioritise(entry, priority)
         await self.tasks.record(entry)
-        return entry.record()
+        return self.tasks.view(entry)
 
     async def purge(self, task_id: str) -> None:
         """Delete an ended task with its output and payload; raise `TaskConflict` for any other."""
@@ -292,11 +331,11 @@ class Runtime:
     @property
     def active(self) -> bool:
         """True while tasks are running or pending."""
-        return bool(self.scheduler.running or self.scheduler.pending)
+        return bool(self.lanes.running or self.lanes.pending)
 
     def devices(self) -> list[Device]:
         """Return the devices; empty until the first worker has reported them."""
-        return views.devices(self.scheduler.lanes.values(), self._admission, self.metrics_service.latest)
+        return [view_device(lane, self._admission, self.metrics_service.latest) for lane in self.lanes.devices.values()]
 
     def metrics(self) -> Metrics:
         """Return the current metrics."""
@@ -304,12 +343,29 @@ class Runtime:
 
     def system_metrics(self) -> SystemMetrics:
         """Return the current metrics, with uptime."""
-        uptime = views.uptime(time.monotonic() - self.started_at)
+        uptime = format_uptime(time.monotonic() - self.started_at)
         return SystemMetrics(**self._metrics_fields(), uptime=uptime, timestamp=timestamp(time.time()))
 
     def _metrics_fields(self) -> dict[str, Any]:
-        self.tasks.tell_states()  # so that the counters include all changes
-        return views.metrics(self.scheduler, self.metrics_service.latest, self.metrics_service.counters.answered)
+        self.tasks.updates.count()  # so that the counters include all changes
+        sample = self.metrics_service.latest
+        return {
+            "gpu_utilization": self._gpu_utilization(),
+            "memory_usage": sample.memory_usage,
+            "active_tasks": self.lanes.running,
+            "ai_tasks_processed": self.metrics_service.counters.answered,
+            "cpu_utilization": sample.cpu_utilization,
+            "pending_tasks": self.lanes.pending,
+        }
+
+    def _gpu_utilization(self) -> float | None:
+        """Return the mean over the readable GPUs, in percent: 0.0 without a GPU, None if none is readable."""
+        if not self.lanes.has_gpu:
+            return 0.0
+        gpus = self.metrics_service.latest.gpus
+        figures = [gpus.get(lane.id, NOTHING).utilization for lane in self.lanes.devices.values() if lane.device.type == "gpu"]
+        known = [figure for figure in figures if figure is not None]
+        return round(statistics.fmean(known), 1) if known else None
 
     def memory(self) -> Memory:
         """Return the memory of the machine, or of the container."""
@@ -321,24 +377,69 @@ class Runtime:
         Raises `TaskConflict` where that model answers a prompt now, and `ModelNotFound` where it is not in memory.
         """
         source = self.catalog.named(name) if name is not None else None
-        return await unload(self.engine, name if source is None else source.name)
+        if source is not None:
+            name = source.name
+        unloaded = await self.engine.unload(name)
+        if name is None or unloaded:
+            return unloaded
+        loaded = self.engine.models()
+        busy = next((each.task_id for each in loaded if each.name == name and each.task_id is not None), None)
+        if busy is not None:
+            raise TaskConflict(f"The model {name!r} is answering {busy}: cancel that task or wait for it")
+        names = ", ".join(each.name for each in loaded) or "none"
+        raise ModelNotFound(f"The model {name!r} is not in memory. Models in memory: {names}")
 
     def health(self) -> Health:
         """Return the health status and the problems."""
         # A notice reports a past event: it does not degrade the status.
         wrong = [problem for problem in (self.history.problem, self._devices.problem, self.arrays.problem) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
-        status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self.scheduler.lanes else "healthy"
+        status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self.lanes.devices else "healthy"
         return Health(
             status=status,
             timestamp=timestamp(time.time()),
             version=self.version,
-            devices=len(self.scheduler.lanes),
+            devices=len(self.lanes.devices),
             metrics=self.metrics(),
             problems=problems,
             runtime=self.id,
         )
 
-    def operations(self) -> list[OperationInfo]:
-        """Return every operation with its schema."""
-        return views.operations(operations())
+
+def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
+    """Return a device as its workers reported it, with current memory in bytes and the readable metrics."""
+    report, on_gpu = lane.device, lane.device.type == "gpu"
+    figures = sample.gpus.get(lane.id, NOTHING)
+    if lane.shares_memory or figures.memory_total is None or figures.memory_used is None:
+        available = admission.free(lane)
+    else:  # the driver's figures of a GPU with its own memory include other programs' use
+        available = max(0, min(figures.memory_total - figures.memory_used, admission.total(lane)))
+    return Device(
+        id=lane.id,
+        name=report.name,
+        type="gpu" if on_gpu else "cpu",
+        status="busy" if len(lane.running) >= lane.slots else "available",
+        capabilities=list(report.capabilities),
+        memory_total=admission.total(lane),
+        memory_available=available,
+        utilization=figures.utilization if on_gpu else sample.cpu_utilization,
+        temperature_celsius=figures.temperature,
+        power_watts=figures.power,
+        slots=lane.slots,
+        running=len(lane.running),
+        pending=len(lane),
+        mlx_version=report.mlx_version,
+        blas=report.blas,
+        advice=report.advice or sample.problems.get(lane.id),
+    )
+
+
+def format_uptime(seconds: float) -> str:
+    """Return a duration such as `"2h 15m"`, in its two largest units."""
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])

@@ -50,7 +50,8 @@ Model = TypeVar("Model", bound=Wire)
 def construct_unchecked(kind: type[Model], fields: dict[str, Any]) -> Model:
     """Return a `kind` with these fields, all of which must be given and valid.
 
-    Four are created for every task, and validation takes ten times as long.
+    Two or three records are made of every task. Validating them would take 15 µs more a task in the benchmark's row "runtime: empty tasks,
+    states, events and history on".
     """
     made = kind.__new__(kind)
     put = object.__setattr__

@@ -14,7 +14,7 @@ from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
 
 
 class TaskState(str, Enum):
-    """State of a task. `runtime/tasks/states.py` has the table of transitions."""
+    """State of a task. `runtime/tasks/entry.py` has the table of transitions."""
 
     PENDING = "pending"
     RUNNING = "running"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +8,7 @@ import pytest
 from openruntime_jupyter.engines.inline import InlineContext, InlineEngine
 from openruntime_jupyter.engines.protocol import Completed, Died, Job, RaisedError, Stage, Stopped, StopReason
 from openruntime_jupyter.errors import NotAllowed
-from tests.engines.test_residents import Deaf
-from tests.runtimes import live
+from tests.engines.test_model_pool import Deaf
 
 
 def job(task_id: str = "task_1", parameters: bytes = b'{"words": "hello"}', operation: str = "echo") -> Job:
@@ -41,11 +39,11 @@ async def test_coroutine_gets_parameters_and_returns_output() -> None:
 @pytest.mark.parametrize(
     ("problem", "expected"), [(NotAllowed("log in"), "log in"), (ZeroDivisionError("by nought"), "fault in openruntime")]
 )
-def test_exception_of_coroutine_fails_task(problem: Exception, expected: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_exception_of_coroutine_fails_task(problem: Exception, expected: str, caplog: pytest.LogCaptureFixture) -> None:
     async def fails(parameters: dict[str, Any], context: InlineContext) -> dict[str, Any]:
         raise problem
 
-    outcome = live(InlineEngine({"echo": fails}).run(job(), Deaf()))
+    outcome = await InlineEngine({"echo": fails}).run(job(), Deaf())
     assert isinstance(outcome, RaisedError)
     assert outcome.failure.type == type(problem).__name__
     assert expected in outcome.failure.message
@@ -92,8 +90,8 @@ async def test_stop_ends_running_tasks_and_rejects_new_ones() -> None:
         assert outcome.reason is StopReason.ENDED
 
 
-def test_unknown_operation_fails(tmp_path: Path) -> None:
-    outcome = live(InlineEngine({}).run(job(), Deaf()))
+async def test_unknown_operation_fails() -> None:
+    outcome = await InlineEngine({}).run(job(), Deaf())
     assert isinstance(outcome, Died)
     assert "another release" in outcome.failure.message
     assert not outcome.retry

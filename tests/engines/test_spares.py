@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from openruntime_jupyter.engines import pool as pools
+from openruntime_jupyter.engines.pool import Pool
+from openruntime_jupyter.engines.protocol import Job
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.settings import Settings
 from tests.runtimes import cell, ended, printed, runtime_in, says, submit, until
 
 WAITS = "import time\nprint('in', flush=True)\ntime.sleep(600)"
@@ -28,10 +33,6 @@ async def test_configured_number_of_spares_is_kept(tmp_path: Path, spares: int) 
         await runtime.cancel(busy)
 
 
-def test_one_spare_by_default() -> None:
-    assert Settings().spare_workers == 1
-
-
 async def test_built_in_operations_share_a_worker(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, spare_workers=0) as runtime:
         for _ in range(3):
@@ -50,3 +51,53 @@ async def test_task_after_killed_worker_runs_in_another(tmp_path: Path, spares: 
         second = await cell(runtime, "import os\nprint(os.getpid())")
         await ended(runtime, second)
         assert (await printed(runtime, first)).split() != (await printed(runtime, second)).split() != []
+
+
+class FakeWorker:
+    """Worker that is ready at once, as far as a pool sees it."""
+
+    def __init__(self) -> None:
+        self.alive = self.fresh = True
+        self.lane: str | None = None
+        self.burst = self.environment = None
+        self.variables: tuple[tuple[str, str | None], ...] = ()
+        self.idle_since = 0.0
+
+    async def ready(self, seconds: float) -> None:
+        """Return at once."""
+
+
+async def test_spare_used_by_built_in_operations_is_replaced_once_they_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SPARE_SECONDS", 0.1)
+    job = Job("task_1", "compute", b"{}", "device_0", "cpu", 0, None, 0, 1, "task_1.1")
+    started: list[FakeWorker] = []
+    busy: list[tuple[Any, Job]] = []
+
+    def start(*_: Any) -> Any:
+        started.append(FakeWorker())
+        return started[-1]
+
+    pool = Pool("device_0", "python", start, lambda worker: None, 60.0, busy=lambda: busy)
+    pool.adopt(start())
+    used: set[Any] = set()
+    begun = time.monotonic()
+    while time.monotonic() - begun < 0.5:
+        worker = pool.take_idle(job)
+        assert worker is not None
+        used.add(worker)
+        worker.fresh = False
+        busy.append((worker, job))
+        await asyncio.sleep(0.15)  # longer than the pause
+        busy.clear()
+        pool.give_back(worker)
+    assert (len(used), len(started)) == (1, 1)
+    while len(started) < 2:
+        await asyncio.sleep(0.01)
+    for _ in range(20):
+        worker = pool.take_idle(job)
+        assert worker is not None
+        assert worker in used
+        pool.give_back(worker)
+    await asyncio.sleep(0.3)
+    assert len(started) == 2, "a reused worker needs no new spare"
+    pool.close()

@@ -88,7 +88,7 @@ def test_start_errors_have_advice() -> None:
 async def test_dead_idle_worker_gets_no_task(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await ended(runtime, await submit(runtime, "compute"))
-        for _ in range(10):
+        for _ in range(4):
             await until(lambda: any(worker.state == "idle" for worker in runtime.engine.workers()), 20, "an idle worker")
             dead = list(runtime.engine._workers)  # type: ignore[attr-defined]
             for worker in dead:

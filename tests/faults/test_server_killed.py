@@ -12,10 +12,10 @@ import pytest
 
 from tests.support import STANDALONE, Home, alive, running_server, wait_until
 
-TASKS = 50
+TASKS = 30
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_killed_server_loses_and_repeats_no_task(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     marks = tmp_path / "marks"

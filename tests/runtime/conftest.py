@@ -1,12 +1,17 @@
-"""Folders that tests of arrays need."""
+"""Folders that tests of arrays need, and a runtime that the tests of a module share."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jupyter_core.utils import ensure_event_loop
+
+from openruntime_jupyter.runtime.runtime import Runtime
+from tests.runtimes import runtime_in
 
 
 @pytest.fixture
@@ -19,3 +24,19 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jp_asyncio_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Event loop of all tests of a module, so that they can share a runtime."""
+    loop = ensure_event_loop(prefer_selector_loop=True)
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """Runtime with one slot and no spares, which the independent tests of a module share."""
+    context = runtime_in(tmp_path_factory.mktemp("runtime"))
+    yield jp_asyncio_loop.run_until_complete(context.__aenter__())
+    jp_asyncio_loop.run_until_complete(context.__aexit__(None, None, None))

@@ -1,8 +1,9 @@
-"""Many tasks at once: answered each in its place, recorded in one transaction."""
+"""Submission of many tasks in one transaction, and collection of many results."""
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,16 @@ from openruntime_jupyter.errors import (
     OpenRuntimeError,
     QueueFull,
     StorageUnavailable,
+    TaskNotFound,
     UnknownDevice,
     UnknownOperation,
 )
 from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
-from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.storage.writer import Writer
-from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.runtimes import ME, cell, ended, runtime_in, says
-
-HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"
+from openruntime_jupyter.runtime.tasks import batch, registry
+from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest, TaskState
+from tests.runtimes import ME, busy, ended, pickled, runtime_in, until
 
 
 def call(**fields: Any) -> dict[str, Any]:
@@ -36,13 +36,7 @@ def tasks_of(answers: list[Task | OpenRuntimeError]) -> list[Task]:
     return [answer for answer in answers if isinstance(answer, Task)]
 
 
-async def hold(runtime: Runtime) -> str:
-    task_id = await cell(runtime, HOLD)
-    await says(runtime, task_id, "holding")
-    return task_id
-
-
-async def test_each_is_answered_in_its_place_and_a_wrong_one_spoils_no_other(tmp_path: Path) -> None:
+async def test_invalid_request_in_batch_rejects_no_other(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         wrong: list[Any] = [call(priority=99), {"operation": "nosuch", "parameters": {}}, call(device_preference="device_9"), 3, None]
         answers = await runtime.batches.submit([call(name="first"), *wrong, call(name="last", wait=True)], ME)
@@ -59,7 +53,7 @@ async def test_each_is_answered_in_its_place_and_a_wrong_one_spoils_no_other(tmp
             assert (await ended(runtime, task.task_id)).status is TaskState.COMPLETED
 
 
-async def test_who_may_not_run_code_is_told_in_place(tmp_path: Path) -> None:
+async def test_forbidden_request_in_batch_rejects_no_other(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         stranger = Caller(may_execute=False, trusted=False)
         refused, taken = await runtime.batches.submit([call(), {"operation": "compute", "parameters": {}}], stranger)
@@ -68,13 +62,13 @@ async def test_who_may_not_run_code_is_told_in_place(tmp_path: Path) -> None:
         assert taken.timeout == runtime.settings.untrusted_timeout
 
 
-async def test_a_thousand_are_on_disk_in_one_transaction_and_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batch_is_one_transaction_and_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     together = Writer._together
     monkeypatch.setattr(Writer, "_together", lambda self, jobs: (groups.append(len(jobs)), together(self, jobs))[1])
 
     async with runtime_in(tmp_path) as runtime:
-        holder = await hold(runtime)
+        holder = await busy(runtime)
         groups.clear()
         tasks = tasks_of(await runtime.batches.submit([call(name=str(number)) for number in range(1000)], ME))
         assert sum(groups) == 1, "one piece of work for all of them"
@@ -87,9 +81,9 @@ async def test_a_thousand_are_on_disk_in_one_transaction_and_run_in_their_order(
         assert (await ended(runtime, tasks[3].task_id)).status is TaskState.COMPLETED
 
 
-async def test_the_queues_bound_counts_all_of_them(tmp_path: Path) -> None:
+async def test_max_pending_counts_tasks_of_batches(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, max_pending=5) as runtime:
-        await hold(runtime)
+        await busy(runtime)
         both = await asyncio.gather(*(runtime.batches.submit([call() for _ in range(4)], ME) for _ in range(2)))
         answers = [answer for some in both for answer in some]
         assert sum(isinstance(answer, Task) for answer in answers) == 5
@@ -97,15 +91,15 @@ async def test_the_queues_bound_counts_all_of_them(tmp_path: Path) -> None:
         assert runtime.metrics().pending_tasks == 5
 
 
-async def test_without_a_queue_only_what_can_start_at_once_is_taken(tmp_path: Path) -> None:
+async def test_max_pending_0_accepts_tasks_that_can_start(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, max_pending=0) as runtime:
         answers = await runtime.batches.submit([call() for _ in range(3)], ME)
         assert [type(answer) for answer in answers] == [Task, QueueFull, QueueFull]
 
 
-async def test_the_same_key_gives_the_same_tasks_and_tries_again_what_was_refused(tmp_path: Path) -> None:
+async def test_repeated_key_returns_same_tasks_and_retries_rejected(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, max_pending=2) as runtime:
-        holder = await hold(runtime)
+        holder = await busy(runtime)
         requests = [call(priority=99), call(), call(), call()]
         first = await runtime.batches.submit(requests, ME, "key")
         assert [type(answer) for answer in first] == [InvalidRequest, Task, Task, QueueFull]
@@ -122,7 +116,7 @@ async def test_the_same_key_gives_the_same_tasks_and_tries_again_what_was_refuse
         assert (await runtime.list_tasks(operation="call")).total_count == 3
 
 
-async def test_the_same_key_finds_its_tasks_after_a_restart(tmp_path: Path) -> None:
+async def test_repeated_key_finds_tasks_after_restart(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         before = tasks_of(await runtime.batches.submit([call(), call()], ME, "key"))
         for task in before:
@@ -132,7 +126,7 @@ async def test_the_same_key_finds_its_tasks_after_a_restart(tmp_path: Path) -> N
         assert [(task.task_id, task.status) for task in after] == [(task.task_id, TaskState.COMPLETED) for task in before]
 
 
-async def test_a_key_stands_for_one_batch_alone(tmp_path: Path) -> None:
+async def test_key_of_another_batch_is_rejected(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await runtime.batches.submit([call()], ME, "key")
         for other in ([call(), call()], [call(name="other")]):
@@ -141,7 +135,7 @@ async def test_a_key_stands_for_one_batch_alone(tmp_path: Path) -> None:
         assert isinstance((await runtime.batches.submit([call(name="other")], Caller("another"), "key"))[0], Task)
 
 
-async def test_what_was_purged_is_not_made_again_and_the_others_are_told(tmp_path: Path) -> None:
+async def test_repeated_key_does_not_restore_purged_task(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         first, second = tasks_of(await runtime.batches.submit([call(), call()], ME, "key"))
         await ended(runtime, second.task_id)
@@ -153,9 +147,9 @@ async def test_what_was_purged_is_not_made_again_and_the_others_are_told(tmp_pat
         assert "purged" in str(refused)
 
 
-async def test_what_the_disk_does_not_take_is_not_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batch_that_cannot_be_stored_is_not_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with runtime_in(tmp_path) as runtime:
-        await hold(runtime)
+        await busy(runtime)
 
         async def full(*_: Any) -> set[str]:
             raise StorageUnavailable("the disk is full: make room")
@@ -166,14 +160,142 @@ async def test_what_the_disk_does_not_take_is_not_queued(tmp_path: Path, monkeyp
         assert runtime.metrics().pending_tasks == 0
 
 
-async def test_too_many_are_refused_as_a_whole(tmp_path: Path) -> None:
+async def test_too_large_batch_is_rejected(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         with pytest.raises(InvalidRequest, match="5,000 in one batch"):
             await runtime.batches.submit([call()] * (MOST_IN_BATCH + 1), ME)
 
 
-def test_ids_that_are_made_together_lead_to_one_another() -> None:
-    ids = make_ids("task", 100)
-    assert ids == sorted(set(ids))
-    assert [neighbour(ids[40], step) for step in range(-40, 60)] == ids
-    assert make_ids("task", 1)[0] > ids[-1]
+def repeat(text: str, times: int) -> str:
+    return text * times
+
+
+def calls(*arguments: tuple[str, int]) -> list[dict[str, Any]]:
+    return [{"operation": "call", "parameters": pickled(repeat, *each)} for each in arguments]
+
+
+async def submit_many(runtime: Runtime, requests: list[dict[str, Any]], **options: Any) -> list[str]:
+    return [task.task_id for task in tasks_of(await runtime.batches.submit(requests, ME, **options))]
+
+
+def values(collected: list[Ended]) -> list[Any]:
+    return [None if each.payload is None else pickle.loads(each.payload[0]) for each in collected]
+
+
+async def test_collect_returns_ended_tasks_in_the_order_of_the_request(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        ids = await submit_many(runtime, calls(("a", 1), ("b", 2), ("c", 3)))
+        collected = await runtime.results.collect([*reversed(ids), ids[0]], at_least=3, wait=60)
+        assert [each.task_id for each in collected] == list(reversed(ids))
+        assert values(collected) == ["ccc", "bb", "a"]
+        assert all(isinstance(each.task, Task) and each.task.parameters is None for each in collected)
+
+
+async def test_collect_returns_once_enough_tasks_have_ended(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        ids = await submit_many(runtime, calls(("a", 1), ("b", 1)))
+        holder = await busy(runtime)
+        late = await submit_many(runtime, calls(("c", 1)))
+        assert values(await runtime.results.collect([*ids, holder, *late], at_least=2, wait=60)) == ["a", "b"]
+        assert values(await runtime.results.collect([holder, *late], at_least=2, wait=0)) == []
+        waiting = asyncio.create_task(runtime.results.collect([holder, *late], at_least=99, wait=60))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await runtime.cancel(holder)
+        collected = await waiting
+        assert [getattr(each.task, "status", None) for each in collected] == [TaskState.CANCELLED, TaskState.COMPLETED]
+
+
+async def test_collect_names_unknown_tasks(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        (known,) = await submit_many(runtime, calls(("a", 1)))
+        unknown, found = await runtime.results.collect(["task_0", known], at_least=2, wait=60)
+        assert isinstance(unknown.task, TaskNotFound)
+        assert values([found]) == ["a"]
+
+
+async def test_collect_reads_tasks_that_only_the_history_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "FINISHED_KEPT", 0)
+
+    async with runtime_in(tmp_path) as runtime:
+        ids = await submit_many(runtime, calls(("a", 1), ("b", 1)))
+        await runtime.results.collect(ids, at_least=2, wait=60)
+        assert values(await runtime.results.collect(ids, at_least=2, wait=60)) == ["a", "b"]
+
+
+async def test_collect_waits_for_a_task_of_another_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "OTHERS_POLL", 0.01)
+
+    async with runtime_in(tmp_path) as runtime, runtime_in(tmp_path) as other:
+        holder = await busy(other, wait=False)
+        (known,) = await submit_many(runtime, calls(("a", 1)))
+        waiting = asyncio.create_task(runtime.results.collect([holder, known], at_least=2, wait=60))
+        await other.cancel(holder)
+        collected = await waiting
+        assert [getattr(each.task, "status", None) for each in collected] == [TaskState.CANCELLED, TaskState.COMPLETED]
+
+
+async def test_collect_bounds_the_payloads_of_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "LARGEST_PAYLOAD", 2000)
+    monkeypatch.setattr(batch, "MOST_PAYLOADS", 1500)
+
+    async with runtime_in(tmp_path) as runtime:
+        ids = await submit_many(runtime, calls(("a", 3000), ("b", 1000), ("c", 1000), ("d", 1000)))
+        await runtime.results.collect(ids, at_least=4, wait=60)
+        collected = await runtime.results.collect(ids)
+        assert [each.task_id for each in collected] == ids[:3], "the third fills the answer"
+        assert values(collected) == [None, "b" * 1000, "c" * 1000], "the first is fetched by itself"
+
+
+async def test_cancelled_collect_leaves_no_callbacks(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        holder = await busy(runtime)
+        entry = runtime.tasks.find(holder)
+        assert entry is not None
+        for _ in range(3):
+            waiting = asyncio.create_task(runtime.results.collect([holder], wait=60))
+            await until(lambda: entry.done._callbacks, what="the wait")
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert not entry.done._callbacks
+
+
+async def test_tasks_that_are_not_durable_end_with_their_runtime(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        await busy(runtime)
+        lasting = await submit_many(runtime, calls(("a", 1)))
+        passing = await submit_many(runtime, calls(("b", 1)), durable=False)
+        assert [(await runtime.tasks.get(each)).wait for each in (*lasting, *passing)] == [False, True]
+        assert await runtime.history.get(passing[0]) is not None, "it is on disk, but for its later states"
+    async with runtime_in(tmp_path) as runtime:
+        await runtime.results.collect(lasting, wait=60)
+        states = [(await runtime.tasks.get(each)).status for each in (*lasting, *passing)]
+        assert states == [TaskState.COMPLETED, TaskState.INTERRUPTED]
+
+
+async def test_key_of_durable_batch_does_not_match_transient_one(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        requests = [{"operation": "compute", "parameters": {}}]
+        first = await submit_many(runtime, requests, idempotency_key="key", durable=False)
+        assert await submit_many(runtime, requests, idempotency_key="key", durable=False) == first
+        with pytest.raises(InvalidRequest, match="another request"):
+            await submit_many(runtime, requests, idempotency_key="key")
+
+
+async def test_a_failure_of_the_history_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path) as runtime:
+
+        async def fail(*_: Any) -> None:
+            raise OpenRuntimeError("unreadable")
+
+        monkeypatch.setattr(runtime.history, "get", fail)
+        with pytest.raises(OpenRuntimeError, match="unreadable"):
+            await runtime.results.collect(["task_0"])
+
+
+async def test_burst_is_an_optional_parameter_of_call(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        for burst in (None, "abc"):
+            await runtime.submit(TaskRequest(operation="call", parameters={"burst": burst}), ME)
+        with pytest.raises(InvalidRequest, match="burst"):
+            await runtime.submit(TaskRequest(operation="call", parameters={"burst": "x" * 101}), ME)

@@ -47,81 +47,72 @@ mx.eval(a)
         pytest.param(LONG_EVAL, {"terminate", "kill"}, id="one long mx.eval"),
     ],
 )
-async def test_a_cancel_ends_it_names_the_stage_and_spares_the_next_task(tmp_path: Path, code: str, stages: set[str]) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await cell(runtime, code)
-        await says(runtime, task_id, "in")
-        following = await submit(runtime, "call", pickled(lambda: 6 * 7))
-        soon = 1.5 * slowness()
-        task = await asyncio.wait_for(runtime.cancel(task_id), 60)
-        assert (task.status, task.cancel_stage in stages) == ("cancelled", True), (task.status, task.cancel_stage)
-        assert task.failure is not None
-        assert task.failure.kind == "cancelled"
-        # The lane serves the next task within 1.5 s, as the issue asks.
-        assert (await ended(runtime, following, seconds=soon)).status == "completed"
-        assert await value(runtime, following) == 42
+async def test_cancel_reports_its_stage_and_frees_the_slot(runtime: Runtime, code: str, stages: set[str]) -> None:
+    task_id = await cell(runtime, code)
+    await says(runtime, task_id, "in")
+    following = await submit(runtime, "call", pickled(lambda: 6 * 7))
+    soon = 1.5 * slowness()
+    task = await asyncio.wait_for(runtime.cancel(task_id), 60)
+    assert (task.status, task.cancel_stage in stages) == ("cancelled", True), (task.status, task.cancel_stage)
+    assert task.failure is not None
+    assert task.failure.kind == "cancelled"
+    # The lane serves the next task within 1.5 s, as the issue asks.
+    assert (await ended(runtime, following, seconds=soon)).status == "completed"
+    assert await value(runtime, following) == 42
 
 
-async def test_a_pending_task_is_cancelled_in_the_queue_and_never_runs(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        holder = await cell(runtime, LOOP)
-        await says(runtime, holder, "in")
-        waiting = await cell(runtime, f"open({str(tmp_path / 'ran')!r}, 'w')")
-        task = await runtime.cancel(waiting)
-        assert (task.status, task.cancel_stage, task.attempt) == ("cancelled", "queue", 0)
-        await runtime.cancel(holder)
-        await ended(runtime, await submit(runtime, "call"))
-        assert not (tmp_path / "ran").exists()
+async def test_cancelled_pending_task_never_runs(tmp_path: Path, runtime: Runtime) -> None:
+    holder = await cell(runtime, LOOP)
+    await says(runtime, holder, "in")
+    waiting = await cell(runtime, f"open({str(tmp_path / 'ran')!r}, 'w')")
+    task = await runtime.cancel(waiting)
+    assert (task.status, task.cancel_stage, task.attempt) == ("cancelled", "queue", 0)
+    await runtime.cancel(holder)
+    await ended(runtime, await submit(runtime, "call"))
+    assert not (tmp_path / "ran").exists()
 
 
-async def test_cancelling_an_ended_task_changes_nothing(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        done = await ended(runtime, await submit(runtime, "call"))
-        again = await runtime.cancel(done.task_id)
-        assert (again.status, again.cancel_stage, again.finished_at) == ("completed", None, done.finished_at)
+async def test_cancel_of_ended_task_changes_nothing(runtime: Runtime) -> None:
+    done = await ended(runtime, await submit(runtime, "call"))
+    again = await runtime.cancel(done.task_id)
+    assert (again.status, again.cancel_stage, again.finished_at) == ("completed", None, done.finished_at)
 
 
-async def test_what_a_cancelled_task_started_does_not_outlive_a_kill(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        code = "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nprint('child', child.pid, flush=True)\n" + SWALLOWS
-        task_id = await cell(runtime, code)
-        await says(runtime, task_id, "in")
-        child = psutil.Process(int((await printed(runtime, task_id)).split()[1]))
-        assert (await runtime.cancel(task_id)).status == "cancelled"
-        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the child is gone")
+async def test_kill_ends_child_processes_of_the_task(runtime: Runtime) -> None:
+    code = "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nprint('child', child.pid, flush=True)\n" + SWALLOWS
+    task_id = await cell(runtime, code)
+    await says(runtime, task_id, "in")
+    child = psutil.Process(int((await printed(runtime, task_id)).split()[1]))
+    assert (await runtime.cancel(task_id)).status == "cancelled"
+    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the child is gone")
 
 
-async def test_a_task_that_turns_the_interrupt_into_its_own_error_is_cancelled_all_the_same(tmp_path: Path) -> None:
+async def test_error_raised_on_interrupt_counts_as_cancelled(runtime: Runtime) -> None:
     code = "print('in', flush=True)\ntry:\n    while True: pass\nexcept KeyboardInterrupt:\n    raise ValueError('mine')"
-
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await cell(runtime, code)
-        await says(runtime, task_id, "in")
-        task = await runtime.cancel(task_id)
-        assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
+    task_id = await cell(runtime, code)
+    await says(runtime, task_id, "in")
+    task = await runtime.cancel(task_id)
+    assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
 
 
-async def test_a_task_that_raises_keyboard_interrupt_by_itself_has_failed_and_was_not_cancelled(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        task = await ended(runtime, await submit(runtime, "call", pickled(_raise_interrupt)))
-        assert task.status == "failed"
-        assert task.failure is not None
-        assert task.failure.type == "KeyboardInterrupt"
+async def test_keyboard_interrupt_of_the_task_is_a_failure(runtime: Runtime) -> None:
+    task = await ended(runtime, await submit(runtime, "call", pickled(_raise_interrupt)))
+    assert task.status == "failed"
+    assert task.failure is not None
+    assert task.failure.type == "KeyboardInterrupt"
 
 
 def _raise_interrupt() -> None:
     raise KeyboardInterrupt
 
 
-async def test_a_signal_from_outside_does_not_end_a_worker_nor_its_task(tmp_path: Path) -> None:
+async def test_sigint_from_outside_does_not_end_task(runtime: Runtime) -> None:
     code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.05)\nx = 'unharmed'"
-
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await submit(runtime, "python", {"code": code, "outputs": ["x"]})
-        assert await value(runtime, task_id) == {"x": "unharmed"}
+    task_id = await submit(runtime, "python", {"code": code, "outputs": ["x"]})
+    assert await value(runtime, task_id) == {"x": "unharmed"}
 
 
-async def test_of_1000_random_cancels_around_task_boundaries_none_hits_another_task(tmp_path: Path) -> None:
+async def test_random_cancels_at_task_boundaries_hit_no_other_task(runtime: Runtime) -> None:
     chance = random.Random(20261122)
 
     async def one(runtime: Runtime, number: int) -> tuple[str, str]:
@@ -137,14 +128,13 @@ async def test_of_1000_random_cancels_around_task_boundaries_none_hits_another_t
         assert await value(runtime, bystander) == -number
         return cancelled.status.value, str(cancelled.cancel_stage)
 
-    async with runtime_in(tmp_path) as runtime:  # one slot: the other task runs on the same worker, right behind
-        await ended(runtime, await submit(runtime, "call", pickled(_busy_for, 0.0, 0)))
-        found: dict[Any, int] = {}
-        for number in range(1, 1001):
-            end = await one(runtime, number)
-            found[end] = found.get(end, 0) + 1
-        assert {status for status, _ in found} == {"completed", "cancelled"}, found
-        assert found.get(("cancelled", "interrupt"), 0) > 50, f"too few hit a running task to prove anything: {found}"
+    await ended(runtime, await submit(runtime, "call", pickled(_busy_for, 0.0, 0)))
+    found: dict[Any, int] = {}
+    for number in range(1, 1001):
+        end = await one(runtime, number)
+        found[end] = found.get(end, 0) + 1
+    assert {status for status, _ in found} == {"completed", "cancelled"}, found
+    assert found.get(("cancelled", "interrupt"), 0) > 50, f"too few hit a running task to prove anything: {found}"
 
 
 def _busy_for(seconds: float, answer: int) -> int:
@@ -157,15 +147,15 @@ def _busy_for(seconds: float, answer: int) -> int:
     return answer
 
 
-async def test_a_cancel_while_large_parameters_are_handed_over_spares_the_worker(tmp_path: Path) -> None:
+async def test_cancel_while_large_parameters_are_written_keeps_worker(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await ended(runtime, await submit(runtime, "call"))
-        for _ in range(20):
+        for _ in range(8):
             task_id = await submit(runtime, "python", {"code": "text = len(text)", "inputs": {"text": "x" * 3_000_000}})
             while (await runtime.tasks.get(task_id, parameters=False)).status == "pending":
                 await asyncio.sleep(0)
             task = await runtime.cancel(task_id)
             assert task.status in ("cancelled", "completed")
-            following = await submit(runtime, "call", pickled(lambda: "unharmed"))
-            assert await value(runtime, following) == "unharmed"
+        following = await submit(runtime, "call", pickled(lambda: "unharmed"))
+        assert await value(runtime, following) == "unharmed"
         assert not list((tmp_path / "tmp").glob("*.parameters"))

@@ -12,26 +12,26 @@ from openruntime_jupyter.runtime.storage.rows import micros
 from openruntime_jupyter.schemas.base import epoch, timestamp
 
 
-def test_ids_sort_by_the_order_in_which_they_were_made() -> None:
+def test_ids_sort_by_creation() -> None:
     made = [make_id("task") for _ in range(2000)] + make_ids("task", 50) + [make_id("task")]
     assert sorted(made) == made
     assert len(set(made)) == len(made)
     assert {len(each) for each in made} == {25}
 
 
-def test_ids_go_on_rising_where_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_increase_when_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     made, true = [make_id("task")], time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: true() - 365 * 86_400 * 10**9)
     made += [make_id("task"), *make_ids("task", 3), make_id("task")]
     assert sorted(set(made)) == made
 
 
-def test_ids_that_were_made_together_lead_to_each_other() -> None:
+def test_neighbour_computes_ids_of_one_run() -> None:
     made = make_ids("task", 1000)
     assert [neighbour(made[500], step - 500) for step in range(1000)] == made
 
 
-def test_a_time_is_told_to_the_microsecond_and_read_back() -> None:
+def test_timestamps_have_microseconds() -> None:
     for seconds in (0.0, 0.9999995, 59.000001, 1_700_000_000.999999, 1_732_320_828.123457, 4_102_444_799.5):
         told = timestamp(seconds)
         assert abs(epoch(told) - seconds) <= 1e-6  # type: ignore[operator]

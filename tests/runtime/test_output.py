@@ -1,3 +1,5 @@
+"""Output and generated text of tasks."""
+
 from __future__ import annotations
 
 import asyncio
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.runtime.events.output import OutputBuffer, Stream
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream, TokenLog, TokenPiece
 from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20
@@ -33,54 +36,46 @@ async def longest_block() -> AsyncIterator[list[float]]:
     assert loop.is_running()
 
 
-async def test_output_keeps_its_order(tmp_path: Path) -> None:
+async def test_output_keeps_its_order(runtime: Runtime) -> None:
     code = "from IPython.display import display, HTML\nprint('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\n4"
-
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await cell(runtime, code)
-        await ended(runtime, task_id)
-        output = await runtime.tasks.output(task_id)
-        shown = [
-            (item.output_type, item.text or (item.data or {}).get("text/html") or (item.data or {}).get("text/plain"))
-            for item in output.items
-        ]
-        assert shown == [("stream", "one\n"), ("display_data", "<b>two</b>"), ("stream", "three\n"), ("execute_result", "4")]
-        assert output.finished
-        assert not output.truncated
+    task_id = await cell(runtime, code)
+    await ended(runtime, task_id)
+    output = await runtime.tasks.output(task_id)
+    shown = [
+        (item.output_type, item.text or (item.data or {}).get("text/html") or (item.data or {}).get("text/plain")) for item in output.items
+    ]
+    assert shown == [("stream", "one\n"), ("display_data", "<b>two</b>"), ("stream", "three\n"), ("execute_result", "4")]
+    assert output.finished
+    assert not output.truncated
 
 
-async def test_output_of_subprocesses_and_c_code_is_captured(tmp_path: Path) -> None:
+async def test_output_of_subprocesses_and_c_code_is_captured(runtime: Runtime) -> None:
     code = "!echo from a shell\nimport ctypes, os\nctypes.CDLL(None).puts(b'from C')\nos.write(2, b'from the descriptor\\n')"
-
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await cell(runtime, code)
-        await ended(runtime, task_id)
-        text = await printed(runtime, task_id)
-        assert "from a shell" in text
-        assert "from C" in text
-        assert await printed(runtime, task_id, "stderr") == "from the descriptor\n"
+    task_id = await cell(runtime, code)
+    await ended(runtime, task_id)
+    text = await printed(runtime, task_id)
+    assert "from a shell" in text
+    assert "from C" in text
+    assert await printed(runtime, task_id, "stderr") == "from the descriptor\n"
 
 
-async def test_cursor_returns_new_output_and_wait_ends_with_it(tmp_path: Path) -> None:
+async def test_cursor_returns_new_output_and_wait_ends_with_it(runtime: Runtime) -> None:
     code = "import time\nprint('first', flush=True)\ntime.sleep(0.5)\nprint('second', flush=True)\ntime.sleep(600)"
-
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await cell(runtime, code)
-        await says(runtime, task_id, "first")
-        read = await runtime.tasks.output(task_id)
-        fresh = await runtime.tasks.output(task_id, since=read.next, wait=10)
-        assert [item.text for item in fresh.items] == ["second\n"]
-        assert (await runtime.tasks.output(task_id, since=fresh.next)).items == []
-        await runtime.cancel(task_id)
-        assert (await runtime.tasks.output(task_id, since=fresh.next, wait=10)).finished
+    task_id = await cell(runtime, code)
+    await says(runtime, task_id, "first")
+    read = await runtime.tasks.output(task_id)
+    fresh = await runtime.tasks.output(task_id, since=read.next, wait=10)
+    assert [item.text for item in fresh.items] == ["second\n"]
+    assert (await runtime.tasks.output(task_id, since=fresh.next)).items == []
+    await runtime.cancel(task_id)
+    assert (await runtime.tasks.output(task_id, since=fresh.next, wait=10)).finished
 
 
-async def test_output_of_tasks_is_separate(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        ids = [await cell(runtime, f"print('task {number}')") for number in range(20)]
-        for number, task_id in enumerate(ids):
-            await ended(runtime, task_id)
-            assert await printed(runtime, task_id) == f"task {number}\n"
+async def test_output_of_tasks_is_separate(runtime: Runtime) -> None:
+    ids = [await cell(runtime, f"print('task {number}')") for number in range(6)]
+    for number, task_id in enumerate(ids):
+        await ended(runtime, task_id)
+        assert await printed(runtime, task_id) == f"task {number}\n"
 
 
 def test_long_output_is_truncated_with_note_and_end() -> None:
@@ -113,21 +108,20 @@ async def test_output_flood_does_not_block_loop_or_other_tasks(tmp_path: Path) -
         await says(runtime, task_id, "in")
         async with longest_block() as blocked:
             for _ in range(50):
-                await ended(runtime, await submit(runtime, "call"))
+                await ended(runtime, await submit(runtime, "call", {"burst": "one"}))
             await asyncio.sleep(0.5)
         assert blocked[0] < BLOCKED_MS
         assert (await runtime.cancel(task_id)).status == "cancelled"
         assert (await runtime.tasks.output(task_id)).truncated
 
 
-async def test_huge_result_does_not_block_loop(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await ended(runtime, await submit(runtime, "call"))
-        async with longest_block() as blocked:
-            task_id = await submit(runtime, "call", pickled(_many_bytes, 200_000_000))
-            await ended(runtime, task_id)
-        assert blocked[0] < BLOCKED_MS
-        assert await value(runtime, task_id) == _many_bytes(200_000_000)
+async def test_huge_result_does_not_block_loop(runtime: Runtime) -> None:
+    await ended(runtime, await submit(runtime, "call"))
+    async with longest_block() as blocked:
+        task_id = await submit(runtime, "call", pickled(_many_bytes, 200_000_000))
+        await ended(runtime, task_id)
+    assert blocked[0] < BLOCKED_MS
+    assert await value(runtime, task_id) == _many_bytes(200_000_000)
 
 
 def _many_bytes(size: int) -> bytes:
@@ -146,14 +140,13 @@ async def test_large_output_does_not_stay_in_memory(tmp_path: Path) -> None:
             assert (runtime.tasks.find(task_id) is not None) is kept
 
 
-async def test_too_large_json_result_is_rejected_with_sizes(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        code = "from openruntime_jupyter.current_task import current\ntext = 'y' * 20_000_000\n"
-        code += "for n in range(3): current().display({'text/plain': text})"
-        task_id = await cell(runtime, code)
-        assert (await ended(runtime, task_id)).status == "completed"
-        output = await runtime.tasks.output(task_id)
-        assert all("20,0" in (item.data or {})["text/plain"] for item in output.items)
+async def test_too_large_json_result_is_rejected_with_sizes(runtime: Runtime) -> None:
+    code = "from openruntime_jupyter.current_task import current\ntext = 'y' * 20_000_000\n"
+    code += "for n in range(3): current().display({'text/plain': text})"
+    task_id = await cell(runtime, code)
+    assert (await ended(runtime, task_id)).status == "completed"
+    output = await runtime.tasks.output(task_id)
+    assert all("20,0" in (item.data or {})["text/plain"] for item in output.items)
 
 
 async def test_worker_that_stops_reading_blocks_no_other_task(tmp_path: Path) -> None:
@@ -174,23 +167,21 @@ async def test_worker_that_stops_reading_blocks_no_other_task(tmp_path: Path) ->
         assert (await runtime.cancel(task_id)).cancel_stage == "kill"
 
 
-async def test_progress_is_coalesced_with_remaining_time(tmp_path: Path) -> None:
+async def test_progress_is_coalesced_with_remaining_time(runtime: Runtime) -> None:
     code = (
         "from openruntime_jupyter import progress\nimport time\n"
         "for n in range(1, 1001):\n    progress(n, 2000, f'step {n}')\nprint('half', flush=True)\n"
         "time.sleep(0.3)\nprogress(2000, 2000, 'done')"
     )
-
-    async with runtime_in(tmp_path) as runtime:
-        subscription, _ = runtime.bus.subscribe(("task_progress", "task_update"))
-        task = await ended(runtime, await cell(runtime, code))
-        assert task.progress is not None
-        assert (task.progress.n, task.progress.total, task.progress.message) == (2000, 2000, "done")
-        assert task.progress.remaining == 0
-        subscription.close()
-        reports = [event.body["data"] async for event in subscription if event.topic == "task_progress"]
-        assert 2 <= len(reports) <= 30, "1,000 calls at once are coalesced"
-        assert reports[0]["remaining"] > 0
+    subscription, _ = runtime.bus.subscribe(("task_progress", "task_update"))
+    task = await ended(runtime, await cell(runtime, code))
+    assert task.progress is not None
+    assert (task.progress.n, task.progress.total, task.progress.message) == (2000, 2000, "done")
+    assert task.progress.remaining == 0
+    subscription.close()
+    reports = [event.body["data"] async for event in subscription if event.topic == "task_progress"]
+    assert 2 <= len(reports) <= 30, "1,000 calls at once are coalesced"
+    assert reports[0]["remaining"] > 0
 
 
 @pytest.mark.parametrize(
@@ -221,3 +212,38 @@ def test_note_after_image_or_truncation_adds_no_empty_line() -> None:
     buffer.print("stdout", "x" * 2000)
     buffer.note("[two]\n")
     assert (buffer.whole("task_1").items[-1].text or "").endswith("x\n[two]\n")
+
+
+async def text_of(log: TokenLog, since: int = 0) -> str:
+    return "".join([piece.text async for piece in log.read(since)])
+
+
+async def test_every_reader_gets_text_from_its_position() -> None:
+    log = TokenLog()
+    assert log.add("one ") == TokenPiece(0, "one ")
+    readers = [asyncio.ensure_future(text_of(log, since)) for since in (0, 2, 4, 9)]
+    await asyncio.sleep(0)
+    assert log.add("two ") == TokenPiece(4, "two ")
+    await asyncio.sleep(0)
+    log.add("three")
+    log.close()
+    assert await asyncio.gather(*readers) == ["one two three", "e two three", "two three", "hree"]
+    assert await text_of(log) == "one two three"
+
+
+async def test_reader_restarts_with_new_attempt() -> None:
+    log = TokenLog()
+    found: list[TokenPiece] = []
+
+    async def read() -> None:
+        found.extend([piece async for piece in log.read()])
+
+    log.add("of the first worker")
+    reading = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    log.restart()
+    await asyncio.sleep(0)
+    log.add("of the second")
+    log.close()
+    await reading
+    assert found == [TokenPiece(0, "of the first worker"), TokenPiece(0, "of the second")]

@@ -1,47 +1,40 @@
+"""Order of the queue, states, slots and estimates."""
+
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from openruntime_jupyter.engines.protocol import DeviceReport
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, TaskConflict, UnknownDevice
+from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.metrics.counters import Counters
+from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, QueueKey, follow
+from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, Entry, QueueKey, follow
+from openruntime_jupyter.runtime.tasks.registry import COALESCE_SECONDS, TaskUpdates
 from openruntime_jupyter.schemas.base import epoch
-from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.runtimes import cell, ended, runtime_in, says, submit
+from openruntime_jupyter.schemas.tasks import Progress, Task, TaskState
+from tests.runtimes import ENDLESS, busy, cell, ended, runtime_in, says, submit
 
-HOLD = "import time\nprint('holding', flush=True)\nwhile True: time.sleep(0.01)"
-
-
-async def busy(runtime: Runtime) -> str:
-    """Keep the only slot busy until it is cancelled."""
-    task_id = await cell(runtime, HOLD)
-    await says(runtime, task_id, "holding")
-    return task_id
+BURST = {"burst": "one"}
+"""Parameters of calls that share a process, and so take little time."""
 
 
 async def order_of(runtime: Runtime, ids: list[str]) -> list[str]:
-    """The ids in the order in which the tasks started."""
+    """Return the ids in the order in which the tasks started."""
     tasks = [await ended(runtime, task_id) for task_id in ids]
     return [task.task_id for task in sorted(tasks, key=lambda task: epoch(task.started_at) or 0)]
 
 
-async def test_with_one_slot_busy_tasks_of_1_5_10_5_run_as_10_5_5_1(tmp_path: Path) -> None:
+async def test_tasks_are_listed_and_run_by_priority(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         holder = await busy(runtime)
-        one, five, ten, other_five = [await submit(runtime, "call", priority=priority) for priority in (1, 5, 10, 5)]
-        positions = [(await runtime.tasks.get(task_id)).position for task_id in (one, five, ten, other_five)]
-        assert positions == [4, 2, 1, 3]
-        await runtime.cancel(holder)
-        assert await order_of(runtime, [one, five, ten, other_five]) == [ten, five, other_five, one]
-
-
-async def test_what_is_next_is_listed_first_and_paged_and_no_filter_goes_with_it(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        holder = await busy(runtime)
-        ids = [await submit(runtime, "call", priority=priority) for priority in (1, 5, 10, 5, 9)]
+        ids = [await submit(runtime, "call", BURST, priority=priority) for priority in (1, 5, 10, 5, 9)]
         wanted = [ids[index] for index in (2, 4, 1, 3, 0)]
         pages = [await runtime.list_tasks(2, offset=offset, order="next") for offset in (0, 2, 4, 6)]
         assert [task.task_id for page in pages for task in page.tasks] == wanted
@@ -52,38 +45,33 @@ async def test_what_is_next_is_listed_first_and_paged_and_no_filter_goes_with_it
             with pytest.raises(InvalidRequest, match="`limit` and `offset`"):
                 await runtime.list_tasks(order="next", **unfit)
         await runtime.cancel(holder)
+        assert await order_of(runtime, ids) == wanted
 
 
-async def test_a_changed_priority_changes_the_order_and_keeps_the_submission_time(tmp_path: Path) -> None:
+async def test_priority_of_pending_task_can_be_changed(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         holder = await busy(runtime)
-        first, second, third = [await submit(runtime, "call", priority=5) for _ in range(3)]
+        first, second, third = [await submit(runtime, "call", BURST, priority=5) for _ in range(3)]
         before = (await runtime.tasks.get(third)).submitted_at
         moved = await runtime.reprioritise(third, 9)
         assert (moved.priority, moved.position, moved.submitted_at) == (9, 1, before)
         await runtime.reprioritise(first, 1)
-        await runtime.cancel(holder)
-        assert await order_of(runtime, [first, second, third]) == [third, second, first]
-
-
-async def test_the_priority_of_a_running_or_ended_task_is_a_conflict(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        holder = await busy(runtime)
         with pytest.raises(TaskConflict, match="running"):
             await runtime.reprioritise(holder, 10)
         await runtime.cancel(holder)
         with pytest.raises(TaskConflict, match="cancelled"):
             await runtime.reprioritise(holder, 10)
+        assert await order_of(runtime, [first, second, third]) == [third, second, first]
 
 
-async def test_a_task_of_priority_1_gets_through_a_steady_stream_of_tens(tmp_path: Path) -> None:
+async def test_task_of_lowest_priority_does_not_starve(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, aging_seconds=0.02) as runtime:
         holder = await busy(runtime)
-        stream = [await submit(runtime, "call", priority=10) for _ in range(20)]
-        low = await submit(runtime, "call", priority=1)
+        stream = [await submit(runtime, "call", BURST, priority=10) for _ in range(20)]
+        low = await submit(runtime, "call", BURST, priority=1)
         await runtime.cancel(holder)
         while not (await runtime.tasks.get(low)).status.terminal:
-            stream.append(await submit(runtime, "call", priority=10))
+            stream.append(await submit(runtime, "call", BURST, priority=10))
             await runtime.tasks.wait(stream[-10])
             assert len(stream) < 5000, "5,000 tasks of priority 10 passed the one of priority 1"
         started = epoch((await runtime.tasks.get(low)).started_at) or 0
@@ -92,27 +80,27 @@ async def test_a_task_of_priority_1_gets_through_a_steady_stream_of_tens(tmp_pat
         assert passed, "no task of priority 10 was waiting when it started, so nothing was shown"
 
 
-def test_without_aging_worth_speaking_of_the_tens_go_first(tmp_path: Path) -> None:
+def test_one_step_of_priority_equals_the_aging_time() -> None:
     assert QueueKey.of(100.0, 10, 30.0, 2) < QueueKey.of(0.0, 1, 30.0, 1)
     assert QueueKey.of(271.0, 10, 30.0, 2) > QueueKey.of(0.0, 1, 30.0, 1)
     assert QueueKey.of(5.0, 5, 30.0, 1) < QueueKey.of(5.0, 5, 30.0, 2)
 
 
-async def test_one_task_more_than_may_wait_is_refused_with_the_bound(tmp_path: Path) -> None:
+async def test_full_queue_rejects_task_with_limit(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, max_pending=2) as runtime:
         holder = await busy(runtime)
-        waiting = [await submit(runtime, "call") for _ in range(2)]
-        with pytest.raises(QueueFull, match="max_pending") as refused:
+        waiting = [await submit(runtime, "call", BURST) for _ in range(2)]
+        with pytest.raises(QueueFull, match="max_pending") as rejected:
             await submit(runtime, "call")
-        assert refused.value.retry_after
+        assert rejected.value.retry_after
         await runtime.cancel(holder)
         assert [(await ended(runtime, task_id)).status for task_id in waiting] == ["completed"] * 2
 
 
-async def test_auto_and_gpu_fall_to_the_cpu_and_say_so_and_an_unknown_device_is_refused(tmp_path: Path) -> None:
+async def test_gpu_falls_back_to_cpu_and_unknown_device_is_rejected(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         for preference in ("auto", "gpu", "cpu", "device_0"):
-            task = await ended(runtime, await submit(runtime, "call", device_preference=preference))
+            task = await ended(runtime, await submit(runtime, "call", BURST, device_preference=preference))
             assert task.result is not None
             assert task.result.device_used == task.device_used == "device_0"
         assert runtime.devices()[0].type == "cpu", "this test is for machines without a GPU"
@@ -120,17 +108,26 @@ async def test_auto_and_gpu_fall_to_the_cpu_and_say_so_and_an_unknown_device_is_
             await submit(runtime, "call", device_preference="device_7")
 
 
-async def test_a_waiting_task_has_an_estimate_once_something_has_run(tmp_path: Path) -> None:
+async def test_pending_task_has_estimated_start_once_a_task_has_run(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await ended(runtime, await cell(runtime, "import time; time.sleep(0.2)"))
-        # It says itself how long it will take, so that it can't outrun the one before on a slow machine.
-        holder = await cell(runtime, f"import openruntime_jupyter as o; o.progress(1, 1000)\n{HOLD}")
-        await says(runtime, holder, "holding")
+        # Its progress has the remaining time, so that it can't outrun the one before on a slow machine.
+        holder = await cell(runtime, f"import openruntime_jupyter as o; o.progress(1, 1000)\n{ENDLESS}")
+        await says(runtime, holder, "in")
         waiting = [await runtime.tasks.get(await submit(runtime, "call")) for _ in range(3)]
         starts = [epoch(task.estimated_start) for task in waiting]
         assert all(starts)
         assert starts == sorted(starts, key=lambda start: start or 0)
         await runtime.cancel(holder)
+
+
+async def test_folder_for_arrays_is_chosen_only_if_results_may_have_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        places, calls = runtime.arrays.places, []
+        monkeypatch.setattr(runtime.arrays, "places", lambda: calls.append("call") or places())
+        for operation, parameters, expected in (("matrix_multiply", {"size": 8, "iterations": 1}, []), ("compute", {}, ["call"])):
+            assert (await ended(runtime, await submit(runtime, operation, parameters))).status == "completed"
+            assert calls == expected
 
 
 async def test_two_slots_run_two_tasks_at_once(tmp_path: Path) -> None:
@@ -142,7 +139,7 @@ async def test_two_slots_run_two_tasks_at_once(tmp_path: Path) -> None:
         assert runtime.metrics().active_tasks == 0
 
 
-def test_no_state_follows_a_terminal_one_and_every_other_can_end() -> None:
+def test_no_state_follows_a_final_one_and_every_other_can_end() -> None:
     for state, following in TRANSITIONS.items():
         if state.terminal:
             assert not following
@@ -153,18 +150,16 @@ def test_no_state_follows_a_terminal_one_and_every_other_can_end() -> None:
     assert follow(TaskState.PENDING, TaskState.RUNNING) is TaskState.RUNNING
 
 
-async def test_a_fault_of_ours_at_a_tasks_end_costs_neither_its_waiter_nor_the_lane_its_slot(
+async def test_internal_error_at_end_of_task_blocks_neither_waiter_nor_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def breaks(*_: object) -> None:
         raise RuntimeError("broken")
 
     async with runtime_in(tmp_path) as runtime:
-        await ended(runtime, await submit(runtime, "call"))
-        for owner, name in ((runtime.arrays, "release"), (runtime.tasks, "record"), (runtime._admission, "blocked_reason")):
+        for owner, name in ((runtime.worker_stats, "ran"), (runtime.tasks, "record"), (runtime._admission, "blocked_reason")):
             with monkeypatch.context() as patch:
-                task_id = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
-                await says(runtime, task_id, "in")
+                task_id = await busy(runtime)
                 patch.setattr(owner, name, breaks)
                 task = await asyncio.wait_for(runtime.cancel(task_id), 10)
                 assert task.status in ("failed", "cancelled")
@@ -172,7 +167,7 @@ async def test_a_fault_of_ours_at_a_tasks_end_costs_neither_its_waiter_nor_the_l
     assert "broken" in caplog.text
 
 
-async def test_a_task_that_is_moved_and_cancelled_at_once_ends_once(tmp_path: Path) -> None:
+async def test_task_moved_and_cancelled_at_once_ends_once(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         holder = await busy(runtime)
         subscription, _ = runtime.bus.subscribe()
@@ -186,31 +181,143 @@ async def test_a_task_that_is_moved_and_cancelled_at_once_ends_once(tmp_path: Pa
         await runtime.cancel(holder)
 
 
-async def test_no_state_is_told_before_it_is_on_disk_and_each_end_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_states_are_published_once_stored_and_each_end_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with runtime_in(tmp_path) as runtime:
-        commit, told, stored = runtime.history.commit, [], []
+        commit, published, stored = runtime.history.commit, [], []
 
-        async def cooperatively(task: Task) -> None:
-            await asyncio.sleep(0.15)  # longer than updates are gathered
+        async def slowly(task: Task) -> None:
+            await asyncio.sleep(3 * COALESCE_SECONDS)
             await commit(task)
             stored.append((task.task_id, task.status))
 
-        monkeypatch.setattr(runtime.history, "commit", cooperatively)
+        monkeypatch.setattr(runtime.history, "commit", slowly)
         subscription, _ = runtime.bus.subscribe()
 
         async def listen() -> None:
             async for event in subscription:
                 data = event.body["data"]
-                assert (data["task_id"], data["status"]) in stored, f"{data['status']} was told and is not stored"
-                told.append((data["task_id"], data["status"]))
+                assert (data["task_id"], data["status"]) in stored, f"{data['status']} was published and is not stored"
+                published.append((data["task_id"], data["status"]))
 
         listening = asyncio.ensure_future(listen())
-        ids = [await submit(runtime, "call", wait=False) for _ in range(5)]
+        ids = [await submit(runtime, "call", BURST, wait=False) for _ in range(5)]
         for task_id in ids:
             while not (task := await runtime.tasks.get(task_id)).status.terminal:
                 await asyncio.sleep(0)
-            assert (task_id, task.status) in stored, "who asks is told no sooner"
+            assert (task_id, task.status) in stored
             assert (await runtime.tasks.output(task_id)).finished
         subscription.close()
         await listening
-        assert sorted(each for each in told if each[1] == "completed") == sorted((task_id, "completed") for task_id in ids)
+        assert sorted(each for each in published if each[1] == "completed") == sorted((task_id, "completed") for task_id in ids)
+
+
+class Changing:
+    """Task as far as its updates see it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = TaskState.PENDING
+
+    def event(self) -> dict[str, Any]:
+        """Return the content of an event."""
+        return {"task_id": self.name, "status": self.state.value}
+
+
+async def test_states_are_coalesced_and_final_ones_published_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[Any, TaskState]] = []
+    monkeypatch.setattr(Counters, "changed", lambda self, changes: counted.extend(changes))
+    bus = EventBus()
+    updates = TaskUpdates(bus, Counters(10.0))
+    subscription, _ = bus.subscribe()
+    first, second, third = (Changing(name) for name in ("first", "second", "third"))
+    for task, states in (
+        (first, (TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED)),
+        (second, (TaskState.PENDING, TaskState.RUNNING)),
+        (third, (TaskState.PENDING,)),
+    ):
+        for task.state in states:
+            updates.add(task)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    third.state = TaskState.CANCELLED  # it is not on disk yet
+    assert len(counted) == 6
+    await asyncio.sleep(3 * COALESCE_SECONDS)
+    updates.add(third)  # type: ignore[arg-type]
+    updates.close()
+    subscription.close()
+    published = [tuple(event.body["data"].values()) async for event in subscription]
+    assert published == [("first", "completed"), ("second", "running"), ("third", "cancelled")]
+
+
+class Waiting:
+    """Pending task as far as a lane sees it."""
+
+    def __init__(self, number: int) -> None:
+        self.key = QueueKey(0.0, number)
+
+
+def make_lane(slots: int) -> Lane:
+    return Lane("device_0", DeviceReport("cpu", 0, "a processor", None, (), "0"), slots, 30.0, engine=cast("Any", None))
+
+
+async def test_added_task_wakes_one_slot_and_stop_wakes_all() -> None:
+    lane = make_lane(4)
+    slots = [asyncio.create_task(lane.wait_for_task()) for _ in range(4)]
+    await asyncio.sleep(0)
+    for number in (1, 2):
+        lane.add(cast("Entry", Waiting(number)))
+        await asyncio.sleep(0)
+        assert sum(slot.done() for slot in slots) == number
+    lane.wake()
+    await asyncio.wait_for(asyncio.gather(*slots), 5)
+
+
+async def test_cancelled_slot_is_not_woken() -> None:
+    lane = make_lane(2)
+    stays, leaves = asyncio.create_task(lane.wait_for_task()), asyncio.create_task(lane.wait_for_task())
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.gather(leaves, return_exceptions=True)
+    lane.add(cast("Entry", Waiting(1)))
+    await asyncio.wait_for(stays, 5)
+
+
+class Running(Waiting):
+    """Running task as far as a lane sees it, which has run for `elapsed` seconds and may report how many are `left`."""
+
+    def __init__(self, number: int, elapsed: float, left: float | None = None) -> None:
+        super().__init__(number)
+        self.progress = None if left is None else Progress(n=1, total=2, remaining=left)
+        self.elapsed = lambda: elapsed
+
+
+def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -> list[float | None]:
+    """Return the estimated seconds until the start of each of `waiting` tasks."""
+    lane = make_lane(slots)
+    for seconds in ran:
+        lane.add_duration(seconds)
+    lane.running = {str(index): cast("Entry", each) for index, each in enumerate(running)}
+    entries = [cast("Entry", Waiting(100 + number)) for number in range(waiting)]
+    for entry in entries:
+        lane.add(entry)
+    now = time.time()
+    return [None if (start := lane.estimate(entry)) is None else start - now for entry in entries]
+
+
+def test_start_is_estimated_from_recent_and_elapsed_durations() -> None:
+    assert starts(1, [], [Running(0, 1.0)], 1) == [None]
+    assert starts(1, [600.0], [Running(0, 60.0)], 3) == [pytest.approx(seconds, abs=50) for seconds in (540, 1140, 1740)]
+    assert starts(2, [600.0], [Running(0, 0.0), Running(1, 300.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (300, 750)]
+    assert starts(2, [600.0], [Running(0, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (0, 600)]
+
+
+def test_no_estimate_behind_task_longer_than_all_before() -> None:
+    outrun = Running(0, 5000.0)
+    assert starts(1, [600.0], [outrun], 2) == [None, None]
+    assert starts(2, [600.0], [outrun, Running(1, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (600, 1200)]
+    assert starts(1, [600.0], [Running(0, 5000.0, left=900.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (900, 1500)]
+
+
+def test_estimate_does_not_average_over_slots() -> None:
+    """As an average over both slots would have it."""
+    said = starts(2, [600.0], [Running(0, 0.0, left=100_000.0), Running(1, 0.0, left=300.0)], 3)
+    assert said == [pytest.approx(seconds, abs=50) for seconds in (300, 900, 1500)]

@@ -1,32 +1,38 @@
-"""What a task does to its worker harms nobody but itself: the next one on the same worker, and the lane, are as they were."""
+"""Tasks that damage or suspend their worker fail alone, and neither later tasks nor the lane are affected."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from openruntime_jupyter.engines.local import Attempt
+from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.tasks import Task
-from tests.runtimes import cell, ended, runtime_in, says, submit, until
+from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, until, value
 
 
-async def test_a_task_that_breaks_its_worker_fails_alone_though_a_thread_of_its_holds_the_process(tmp_path: Path) -> None:
+async def test_task_that_breaks_its_worker_fails_alone(runtime: Runtime) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     breaks = (
         "import openruntime_jupyter.worker.runner as t\ndef describe(error): raise RuntimeError('broken')\nt.describe = describe\n1 / 0"
     )
-
-    async with runtime_in(tmp_path) as runtime:
-        assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
-        task = await ended(runtime, await cell(runtime, breaks))
-        assert task.status == "failed"
-        assert task.failure is not None
-        assert (task.failure.kind, task.failure.exit_code) == ("worker_died", 70)
-        assert "RuntimeError: broken" in (task.failure.last_output or "")
+    assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
+    task = await ended(runtime, await cell(runtime, breaks))
+    assert task.status == "failed"
+    assert task.failure is not None
+    assert (task.failure.kind, task.failure.exit_code) == ("worker_died", 70)
+    assert "RuntimeError: broken" in (task.failure.last_output or "")
 
 
-async def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_more(tmp_path: Path) -> None:
+async def test_unneeded_worker_held_by_thread_is_ended(tmp_path: Path) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     waits = "import os, time\nprint('in', os.getpid(), flush=True)\ntime.sleep(600)"
 
@@ -40,9 +46,7 @@ async def test_a_worker_that_a_thread_holds_is_ended_when_it_is_not_needed_any_m
         await until(lambda: len(runtime.engine.workers()) <= 1, 30, "the end of the workers beyond one")
 
 
-async def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_invalid_frame_ends_worker_with_reason(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
     speaks = "from openruntime_jupyter.current_task import current\nsend = current()._send.__self__._channel.send\n"
     nonsense = {
         "no JSON": "send(13, b'{' * 100)",
@@ -52,20 +56,19 @@ async def test_a_frame_that_makes_no_sense_ends_its_worker_with_the_reason_and_n
         "no object": "send(13, b'[]')",
         "an unknown kind": "send(99, b'{}')",
     }
-
-    async with runtime_in(tmp_path) as runtime:
-        for what, code in nonsense.items():
-            task = await ended(runtime, await cell(runtime, f"{speaks}{code}\nimport time; time.sleep(600)"))
-            assert task.failure is not None, what
-            assert task.failure.kind == "worker_died", what
-            assert "it broke the protocol" in task.failure.message, (what, task.failure.message)
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+    for what, code in nonsense.items():
+        task = await ended(runtime, await cell(runtime, f"{speaks}{code}\nimport time; time.sleep(600)"))
+        assert task.failure is not None, what
+        assert task.failure.kind == "worker_died", what
+        assert "it broke the protocol" in task.failure.message, (what, task.failure.message)
+    assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def told(runtime: Runtime, code: str) -> Task:
-    """The task of a cell that tells its progress, as the history has it."""
-    task_id = await cell(runtime, f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}")
+    """Return the task of a cell that reports progress, as the history has it. The cells of a session share a process."""
+    code = f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}"
+    task_id = await cell(runtime, code, session="progress")
     task = await ended(runtime, task_id)
     await runtime.list_tasks()  # what was written behind is on disk by then
     runtime.tasks.forget(task_id)
@@ -74,22 +77,89 @@ async def told(runtime: Runtime, code: str) -> Task:
     return kept
 
 
-async def test_progress_takes_every_kind_of_number_and_what_tells_nothing_does_no_harm(tmp_path: Path) -> None:
+async def test_progress_accepts_all_kinds_of_numbers(runtime: Runtime) -> None:
+    for code, wanted in {
+        "progress(np.int64(3), np.float32(4))": (3, 4, None),
+        "import mlx.core as mx\nprogress(mx.array(3), mx.array(4.5))": (3, 4.5, None),
+        "progress(1, math.inf)": (1, None, None),
+        "progress(1, 2)\nprogress(math.nan, 2)": (1, 2, None),
+        "progress(10**400, 10**401)": None,
+        "progress(2**80, 2**81)": (2.0**80, 2.0**81, None),
+        "progress(1, 2, ValueError('half'))": (1, 2, "half"),
+        "progress(1, 2, 'x' * 20_000_000)": (1, 2, "x" * 1000),
+    }.items():
+        task = await told(runtime, code)
+        assert task.status == "completed", (code, task.error)
+        progress = task.progress
+        assert (None if progress is None else (progress.n, progress.total, progress.message)) == wanted, code
+    for code in ("progress('3', 4)", "progress([3])", "progress(None)", "import mlx.core as mx\nprogress(mx.array([1, 2]))"):
+        task = await told(runtime, code)
+        assert (task.error or "").startswith("TypeError: progress() takes numbers"), (code, task.error)
+
+
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a process has not read")
+
+
+def _who(ballast: bytes = b"") -> int:
+    return os.getpid()
+
+
+def _stops_itself() -> int:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return os.getpid()
+
+
+def burst(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The parameters of a call of the one burst of these tests."""
+    return {**pickled(function, *arguments), "burst": "one"}
+
+
+async def stopped(pid: int) -> None:
+    await until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 60, "the stop")
+
+
+async def stopped_idle_worker(runtime: Runtime) -> int:
+    """Stop the idle worker that the next call of the burst gets; its pid."""
+    pid: int = await value(runtime, await submit(runtime, "call", burst(_who)))
+    os.kill(pid, signal.SIGSTOP)
+    await stopped(pid)
+    return pid
+
+
+@ON_LINUX
+@pytest.mark.parametrize("size", [0, 500_000], ids=["small", "larger than a socket holds"])
+async def test_task_of_suspended_idle_worker_runs_on_another(runtime: Runtime, size: int) -> None:
+    pid = await stopped_idle_worker(runtime)
+    task = await ended(runtime, await submit(runtime, "call", burst(_who, os.urandom(size))))
+    assert (task.status, task.attempt) == ("completed", 1), task.failure
+    assert await value(runtime, task.task_id) != pid
+    await until(lambda: not psutil.pid_exists(pid), 60, "its end")
+
+
+async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorkerProcess, "unread", None)
+
     async with runtime_in(tmp_path) as runtime:
-        for code, wanted in {
-            "progress(np.int64(3), np.float32(4))": (3, 4, None),
-            "import mlx.core as mx\nprogress(mx.array(3), mx.array(4.5))": (3, 4.5, None),
-            "progress(1, math.inf)": (1, None, None),
-            "progress(1, 2)\nprogress(math.nan, 2)": (1, 2, None),
-            "progress(10**400, 10**401)": None,
-            "progress(2**80, 2**81)": (2.0**80, 2.0**81, None),
-            "progress(1, 2, ValueError('half'))": (1, 2, "half"),
-            "progress(1, 2, 'x' * 20_000_000)": (1, 2, "x" * 1000),
-        }.items():
-            task = await told(runtime, code)
-            assert task.status == "completed", (code, task.error)
-            progress = task.progress
-            assert (None if progress is None else (progress.n, progress.total, progress.message)) == wanted, code
-        for code in ("progress('3', 4)", "progress([3])", "progress(None)", "import mlx.core as mx\nprogress(mx.array([1, 2]))"):
-            task = await told(runtime, code)
-            assert (task.error or "").startswith("TypeError: progress() takes numbers"), (code, task.error)
+        await stopped_idle_worker(runtime)
+        task = await ended(runtime, await submit(runtime, "call", burst(_who)))
+        assert task.failure is not None
+        assert task.failure.kind == "worker_died"
+        assert "SIGSTOP" in str(task.error)
+        assert await value(runtime, await submit(runtime, "call", burst(_who)))
+
+
+@ON_LINUX
+async def test_running_task_may_be_suspended_and_continued(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[bool | None] = []
+    look = Attempt.look
+
+    def looking(self: Attempt) -> None:
+        look(self)
+        looks.append(self.worker.unread if self.worker is not None else None)
+
+    monkeypatch.setattr(Attempt, "look", looking)
+    task_id = await submit(runtime, "call", pickled(_stops_itself))
+    pid = await until(lambda: next((child.pid for child in psutil.Process().children() if child.status() == "stopped"), None))
+    await until(lambda: False in looks, 60, "a look at what it has read")
+    os.kill(pid, signal.SIGCONT)
+    assert await value(runtime, task_id) == pid

@@ -14,7 +14,7 @@ from openruntime_jupyter.errors import InvalidRequest, Stopping, StorageUnavaila
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
-from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, says, submit, until, value
+from tests.runtimes import ME, busy, cell, ended, pickled, printed, runtime_in, says, submit, until, value
 
 
 def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
@@ -22,7 +22,7 @@ def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
     return set(psutil.Process().children()) - set(others)
 
 
-async def test_the_same_key_gives_the_same_task_also_at_the_same_moment_and_another_request_is_refused(tmp_path: Path) -> None:
+async def test_idempotency_key_gives_one_task_and_rejects_another_request(tmp_path: Path) -> None:
     request = TaskRequest(operation="call", parameters={})
 
     async with runtime_in(tmp_path) as runtime:
@@ -36,7 +36,7 @@ async def test_the_same_key_gives_the_same_task_also_at_the_same_moment_and_anot
         assert (await runtime.list_tasks()).total_count == 2
 
 
-async def test_a_key_whose_task_was_never_stored_is_used_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_key_of_unstored_task_is_used_for_the_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = TaskRequest(operation="call", parameters={}, wait=False)
 
     async with runtime_in(tmp_path) as runtime:
@@ -53,10 +53,9 @@ async def test_a_key_whose_task_was_never_stored_is_used_for_the_next_try(tmp_pa
         assert (await runtime.submit(request, ME, "key")).task_id == task.task_id
 
 
-async def test_an_asynchronous_task_waits_for_the_next_runtime_and_a_synchronous_one_is_interrupted(tmp_path: Path) -> None:
+async def test_next_runtime_takes_over_pending_asynchronous_tasks(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as first:
-        running = await cell(first, "print('in', flush=True)\nimport time; time.sleep(600)", wait=False)
-        await says(first, running, "in")
+        running = await busy(first, wait=False)
         later = await submit(first, "call", pickled(_answer), wait=False, priority=7, name="later")
         gone = await submit(first, "call")
     async with runtime_in(tmp_path) as second:
@@ -72,17 +71,16 @@ def _answer() -> str:
     return "answer"
 
 
-async def test_an_embedded_runtimes_tasks_end_with_it_and_nobody_takes_them_over(tmp_path: Path) -> None:
+async def test_tasks_of_embedded_runtime_end_with_it(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, embedded=True) as kernel:
-        holder = await cell(kernel, "print('in', flush=True)\nimport time; time.sleep(600)", wait=False)
-        await says(kernel, holder, "in")
+        holder = await busy(kernel, wait=False)
         waiting = await submit(kernel, "call", wait=False)
     async with runtime_in(tmp_path) as server:
         await ended(server, await submit(server, "call"))
         assert [(await server.tasks.get(task_id)).status for task_id in (holder, waiting)] == ["interrupted"] * 2
 
 
-async def test_a_stopped_runtime_leaves_no_process_no_lock_and_refuses_with_a_reason(tmp_path: Path) -> None:
+async def test_stopped_runtime_leaves_no_process_and_rejects_tasks(tmp_path: Path) -> None:
     others = since()
     runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))
     await runtime.start()
@@ -97,7 +95,7 @@ async def test_a_stopped_runtime_leaves_no_process_no_lock_and_refuses_with_a_re
     assert not list((tmp_path / "runtimes").glob("*"))
 
 
-async def test_a_runtime_stopped_before_its_first_worker_said_hello_stops_as_cleanly(tmp_path: Path) -> None:
+async def test_stop_during_start_of_first_worker_leaves_no_process(tmp_path: Path) -> None:
     others = since()
     for pause in (0.0, 0.0, 0.01, 0.03):
         runtime = Runtime(Settings(data_dir=tmp_path))
@@ -107,7 +105,7 @@ async def test_a_runtime_stopped_before_its_first_worker_said_hello_stops_as_cle
         await until(lambda: not since(others), 5, "the end of the workers")
 
 
-async def test_an_ended_task_is_found_by_id_with_output_and_payload_until_it_is_purged(tmp_path: Path) -> None:
+async def test_ended_task_keeps_output_and_payload_until_purged(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as first:
         task_id = await submit(first, "python", {"code": "print('kept')\nlarge = b'x' * 3_000_000", "outputs": ["large"]})
         await ended(first, task_id)
@@ -122,7 +120,7 @@ async def test_an_ended_task_is_found_by_id_with_output_and_payload_until_it_is_
         assert not list((tmp_path / "payloads").iterdir())
 
 
-async def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_task_purged_while_its_end_is_written_stays_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with runtime_in(tmp_path) as runtime:
         written, commit = asyncio.Event(), runtime.history.commit
 
@@ -135,7 +133,7 @@ async def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back
         task_id = await submit(runtime, "call", wait=False)
 
         await until(
-            lambda: [entry.state.terminal for entry in runtime.tasks.live if entry.task_id == task_id] == [True],
+            lambda: (entry := runtime.tasks.find(task_id)) is not None and entry.state.terminal,
             what="the end of the task",
         )
         purging = asyncio.ensure_future(runtime.purge(task_id))
@@ -146,7 +144,7 @@ async def test_a_task_that_is_purged_while_its_end_is_written_does_not_come_back
             await runtime.tasks.get(task_id)
 
 
-async def test_what_is_not_there_is_told_apart_from_what_has_not_ended(tmp_path: Path) -> None:
+async def test_errors_for_unknown_and_unfinished_tasks_differ(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         with pytest.raises(TaskNotFound, match="task_nope"):
             await runtime.tasks.get("task_nope")
@@ -158,7 +156,7 @@ async def test_what_is_not_there_is_told_apart_from_what_has_not_ended(tmp_path:
         await runtime.cancel(busy)
 
 
-async def test_a_failing_step_of_the_stop_keeps_no_other_from_being_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_step_of_stop_does_not_prevent_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = since()
     runtime = Runtime(Settings(data_dir=tmp_path))
     await runtime.start()
@@ -172,7 +170,7 @@ async def test_a_failing_step_of_the_stop_keeps_no_other_from_being_done(tmp_pat
     await until(lambda: not since(others), 5, "the end of the workers")
 
 
-async def test_figures_are_true_or_null(tmp_path: Path) -> None:
+async def test_metrics_are_plausible_or_null(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await ended(runtime, await submit(runtime, "call"))
         metrics, devices = runtime.metrics(), runtime.devices()
@@ -199,7 +197,7 @@ def _allocate(size: int) -> int:
     return int(last)
 
 
-async def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_nobody_does(tmp_path: Path) -> None:
+async def test_metrics_are_published_only_with_subscribers(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, sample_interval=0.05, idle_sample_interval=600.0) as runtime:
         before = runtime.metrics_service._sampler.latest
         subscription, _ = runtime.bus.subscribe(("metrics",))
@@ -213,7 +211,7 @@ async def test_metrics_come_every_interval_while_somebody_watches_and_stop_when_
         await until(lambda: not runtime.metrics_service._sampler._watched, 5, "the sampler rests again")
 
 
-async def test_the_data_folder_is_the_users_alone(tmp_path: Path) -> None:
+async def test_data_folder_is_private(tmp_path: Path) -> None:
     folder = tmp_path / "data"
 
     before = os.umask(0)
@@ -227,12 +225,11 @@ async def test_the_data_folder_is_the_users_alone(tmp_path: Path) -> None:
             assert path.stat().st_mode & 0o077 == 0, path
 
 
-async def test_a_task_that_another_runtime_took_over_is_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_task_taken_over_by_another_runtime_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "ran"
 
     async with runtime_in(tmp_path / "data") as runtime:
-        holder = await cell(runtime, "print('in', flush=True)\nimport time; time.sleep(600)")
-        await says(runtime, holder, "in")
+        holder = await busy(runtime)
         waits = await cell(runtime, f"open({str(mark)!r}, 'w')", wait=False)
         commit = runtime.history.commit
 
@@ -247,7 +244,7 @@ async def test_a_task_that_another_runtime_took_over_is_not_run_here(tmp_path: P
         assert not mark.exists()
 
 
-async def test_a_full_disk_refuses_what_must_be_stored_and_lets_the_rest_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_disk_rejects_asynchronous_tasks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with runtime_in(tmp_path) as runtime:
 
         async def full(*arguments: object) -> None:
@@ -261,7 +258,7 @@ async def test_a_full_disk_refuses_what_must_be_stored_and_lets_the_rest_go_on(t
         assert (await ended(runtime, task.task_id)).status == "completed"
 
 
-async def test_a_data_folder_that_cannot_be_made_is_named_with_what_to_do(tmp_path: Path) -> None:
+async def test_unusable_data_folder_is_reported_with_advice(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StorageUnavailable, match="OPENRUNTIME_DATA_DIR"):

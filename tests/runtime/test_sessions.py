@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
@@ -18,10 +19,9 @@ from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotF
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.sessions import Session
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, until, value
+from tests.runtimes import ENDLESS, busy, cell, ended, pickled, printed, runtime_in, says, submit, until, value
 
 WAIT_FOR = "import os, time\nprint('in', flush=True)\nwhile not os.path.exists({path!r}): time.sleep(0.01)"
-ENDLESS = "import time\nprint('in', flush=True)\nwhile True: time.sleep(0.01)"
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -35,7 +35,7 @@ while True:
 
 
 async def show(runtime: Runtime, expression: str, **fields: Any) -> str:
-    """What a cell of the session `train` shows for an expression."""
+    """Return the shown value of an expression in the session `train`."""
     task = await ended(runtime, await cell(runtime, expression, **{"session": "train", **fields}))
     assert task.status == "completed", task.failure
     assert task.result is not None
@@ -96,14 +96,6 @@ def _uses_model() -> tuple[int, int]:
     return model["weights"], os.getpid()  # type: ignore[name-defined] # noqa: F821
 
 
-async def test_tasks_outside_see_nothing_of_it(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await run(runtime, "import builtins, os\nbuiltins.left = os.environ['LEFT'] = 'behind'")
-        code = "import builtins, os\nassert not hasattr(builtins, 'left') and 'LEFT' not in os.environ"
-        task = await ended(runtime, await cell(runtime, code))
-        assert task.status == "completed", task.failure
-
-
 async def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
@@ -125,45 +117,42 @@ async def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
         assert await show(runtime, "x") == "2"
 
 
-async def test_idle_session_holds_no_slot(tmp_path: Path) -> None:
+async def test_idle_session_holds_no_slot_and_changes_no_other_task(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, cpu_slots=1) as runtime:
-        await run(runtime, "x = 1")
-        assert (await ended(runtime, await cell(runtime, "1"))).status == "completed"
+        await run(runtime, "import builtins, os\nbuiltins.left = os.environ['LEFT'] = 'behind'")
+        code = "import builtins, os\nassert not hasattr(builtins, 'left') and 'LEFT' not in os.environ"
+        task = await ended(runtime, await cell(runtime, code))
+        assert task.status == "completed", task.failure
         (worker,) = [each for each in runtime.worker_stats.report() if each.session is not None]
         assert (worker.session, worker.state, worker.id) == (only(runtime).id, "idle", only(runtime).worker)
         assert (only(runtime).resident_bytes or 0) > 10_000_000
 
 
-async def test_limit_names_open_sessions(tmp_path: Path) -> None:
+async def test_limit_counts_open_sessions_and_names_them(tmp_path: Path) -> None:
+    def session_id(name: str) -> str:
+        return next(each.id for each in runtime.sessions.list() if each.name == name)
+
     async with runtime_in(tmp_path, max_sessions=2) as runtime:
-        await run(runtime, "x = 1", session="one")
+        pid = await session_pid(runtime)
         await run(runtime, "x = 1", session="two")
-        with pytest.raises(Unavailable, match=r"2 sessions are open \(one, two\), and at most 2 .*max_sessions.*free"):
+        with pytest.raises(Unavailable, match=r"2 sessions are open \(train, two\), and at most 2 .*max_sessions.*free"):
             await cell(runtime, "x = 1", session="three")
-        await run(runtime, "x = 2", session="one")
-        runtime.sessions.free(next(each.id for each in runtime.sessions.list() if each.name == "two"))
+        await run(runtime, "x = 2", session="two")
+        runtime.sessions.free(session_id("two"))
         await run(runtime, "x = 1", session="three")
-        assert {each.name for each in runtime.sessions.list()} == {"one", "three"}
-
-
-async def test_ended_sessions_do_not_count_toward_limit(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, max_sessions=1) as runtime:
-        os.kill(await session_pid(runtime), signal.SIGKILL)
-        await until(has_ended(runtime))
-        await run(runtime, "x = 1", session="other")
-        runtime.sessions.restart(next(each.id for each in runtime.sessions.list() if each.name == "train"))
+        assert {each.name for each in runtime.sessions.list()} == {"train", "three"}
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: any(each.state == "ended" for each in runtime.sessions.list()))
+        await run(runtime, "x = 1", session="four")
+        runtime.sessions.restart(session_id("train"))
         with pytest.raises(Unavailable, match="max_sessions"):
             await cell(runtime, "1", session="train")
 
 
-async def test_no_sessions_where_the_limit_is_zero(tmp_path: Path) -> None:
+async def test_rejected_first_task_leaves_no_session(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, max_sessions=0) as runtime:
         with pytest.raises(InvalidRequest, match="max_sessions is 0"):
             await cell(runtime, "1", session="train")
-
-
-async def test_rejected_first_task_leaves_no_session(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
         with pytest.raises(InvalidRequest, match="only python and call"):
             await submit(runtime, "compute", {"expression": "1"}, session="train")
         with pytest.raises(InvalidRequest, match="not a valid name"):
@@ -190,9 +179,7 @@ async def test_idle_time_stands_still_while_a_task_waits(tmp_path: Path) -> None
         holder = await cell(runtime, WAIT_FOR.format(path=os.fspath(gate)))
         waiting = await cell(runtime, "x += 1", session="train")
         await says(runtime, holder, "in")
-        loop = __import__("asyncio").get_running_loop()
-        late = loop.time() + 0.6
-        await until(lambda: loop.time() > late)
+        await asyncio.sleep(0.6)
         assert only(runtime).state == "idle"
         gate.touch()
         assert (await ended(runtime, waiting)).status == "completed"
@@ -212,8 +199,7 @@ async def test_worker_killed_while_idle_is_reported(tmp_path: Path) -> None:
 async def test_worker_killed_while_busy_fails_its_task(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         pid = await session_pid(runtime)
-        task_id = await cell(runtime, ENDLESS, session="train")
-        await says(runtime, task_id, "in")
+        task_id = await busy(runtime, session="train")
         behind = await cell(runtime, "1", session="train")
         os.kill(pid, signal.SIGKILL)
         task = await ended(runtime, task_id)
@@ -254,30 +240,20 @@ async def test_restart_gives_an_empty_namespace(tmp_path: Path) -> None:
             runtime.sessions.restart("session_nosuch")
 
 
-async def test_restart_ends_the_running_task(tmp_path: Path) -> None:
+async def test_restart_ends_running_task_and_rejects_pending_ones(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
-        task_id = await cell(runtime, ENDLESS, session="train")
-        await says(runtime, task_id, "in")
-        runtime.sessions.restart(only(runtime).id)
-        task = await ended(runtime, task_id)
-        assert "its session was restarted" in (task.error or "")
-        assert await show(runtime, "'time' in globals()") == "False"
-        assert only(runtime).tasks == 1, "the ended task belongs to the session before the restart"
-
-
-async def test_tasks_submitted_before_a_restart_are_refused(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        running = await cell(runtime, ENDLESS, session="train")
-        await says(runtime, running, "in")
+        running = await busy(runtime, session="train")
         waiting = await cell(runtime, "x = 'never'", session="train")
         runtime.sessions.restart(only(runtime).id)
         after = await cell(runtime, "y = 1", session="train")
-        refused = await ended(runtime, waiting)
-        assert refused.failure is not None
-        assert refused.failure.kind == "not_started"
-        assert "it was restarted after this task was submitted" in refused.failure.message
+        assert "its session was restarted" in ((await ended(runtime, running)).error or "")
+        rejected = await ended(runtime, waiting)
+        assert rejected.failure is not None
+        assert rejected.failure.kind == "not_started"
+        assert "it was restarted after this task was submitted" in rejected.failure.message
         assert (await ended(runtime, after)).status == "completed"
-        assert await show(runtime, "'x' in globals(), y") == "(False, 1)"
+        assert await show(runtime, "'time' in globals(), 'x' in globals(), y") == "(False, False, 1)"
+        assert only(runtime).tasks == 2, "tasks before the restart do not count"
 
 
 async def test_restart_while_its_worker_starts(tmp_path: Path) -> None:
@@ -295,8 +271,7 @@ async def test_restart_while_its_worker_starts(tmp_path: Path) -> None:
 async def test_free_ends_the_session_and_its_task(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         pid = await session_pid(runtime)
-        task_id = await cell(runtime, ENDLESS, session="train")
-        await says(runtime, task_id, "in")
+        task_id = await busy(runtime, session="train")
         waiting = await cell(runtime, "1", session="train")
         freed = runtime.sessions.free(only(runtime).id)
         assert (freed.name, freed.state) == ("train", "busy")
@@ -353,7 +328,7 @@ async def test_large_task_does_not_wait_for_its_worker(tmp_path: Path) -> None:
         assert (task.execution_time or 0.0) < 5.0
 
 
-async def test_notebooks_with_the_same_name_are_apart(tmp_path: Path) -> None:
+async def test_notebooks_and_owners_have_separate_sessions(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         for notebook in ("a.ipynb", "b.ipynb"):
             code = {"code": f"x = {notebook!r}", "world": in_notebook(notebook)}
@@ -362,24 +337,18 @@ async def test_notebooks_with_the_same_name_are_apart(tmp_path: Path) -> None:
             code = {"code": "y = x", "outputs": ["y"], "world": in_notebook(notebook)}
             assert await value(runtime, await submit(runtime, "python", code, session="train")) == {"y": notebook}
         assert {(each.name, each.notebook) for each in runtime.sessions.list()} == {("train", "a.ipynb"), ("train", "b.ipynb")}
-
-
-async def test_owners_are_apart(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await run(runtime, "x = 1")
-        world = TaskRequest(operation="python", parameters={"code": "x"}, session="train")
-        other = await runtime.submit(world, Caller("other"))
+        request = TaskRequest(operation="python", parameters={"code": "x", "world": in_notebook("a.ipynb")}, session="train")
+        other = await runtime.submit(request, Caller("other"))
         assert "NameError" in ((await ended(runtime, other.task_id)).error or "")
         mine = next(each for each in runtime.sessions.list() if each.owner == "me")
         with pytest.raises(SessionEnded):
-            await runtime.submit(world.model_copy(update={"session": mine.id}), Caller("other"))
+            await runtime.submit(request.model_copy(update={"session": mine.id}), Caller("other"))
 
 
 async def test_waiting_task_of_a_dead_runtime_fails(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await run(runtime, "x = 1")
-        holder = await cell(runtime, ENDLESS)
-        await says(runtime, holder, "in")
+        await busy(runtime)
         waiting = await cell(runtime, "x += 1", session="train", wait=False)
     async with runtime_in(tmp_path) as runtime:
         task = await ended(runtime, waiting)
@@ -427,8 +396,7 @@ async def test_session_serves_another_device(tmp_path: Path, monkeypatch: pytest
 
 async def test_cancelled_first_task_leaves_an_empty_session(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
-        holder = await cell(runtime, ENDLESS)
-        await says(runtime, holder, "in")
+        holder = await busy(runtime)
         task = await runtime.cancel(await cell(runtime, "1", session="train"))
         await runtime.cancel(holder)
         assert (only(runtime).tasks, only(runtime).worker, only(runtime).state) == (0, None, "idle")

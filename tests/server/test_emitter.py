@@ -107,12 +107,11 @@ def test_burst_of_events_is_resumed_from_bus(monkeypatch: pytest.MonkeyPatch) ->
         bus, sink = EventBus(), io.StringIO()
         following = asyncio.ensure_future(TaskEvents(logger_to(sink)).follow(bus))
         await asyncio.sleep(0)
-        bus.task_update("task_0", lambda: update("completed", task_id="task_0"), terminal=True)
+        bus.publish("task_update", {"data": update("completed", task_id="task_0")}, replay=True)
         while "task_0" not in sink.getvalue():
             await asyncio.sleep(0)
         for number in range(1, 100):
-            said = update("completed", task_id=f"task_{number}")
-            bus.task_update(said["task_id"], lambda said=said: said, terminal=True)  # type: ignore[misc]
+            bus.publish("task_update", {"data": update("completed", task_id=f"task_{number}")}, replay=True)
         while "task_99" not in sink.getvalue():
             await asyncio.sleep(0.001)
         bus.close()

@@ -28,6 +28,7 @@ from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.operations.registry import describe_operations
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest, MetricType, WordingChoice
@@ -211,7 +212,7 @@ class EmbeddedBackend:
 
     def operations(self) -> list[OperationInfo]:
         """Return the available operations."""
-        return self._ask(_read(lambda runtime: runtime.operations()))
+        return describe_operations()
 
     def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
         """Return the recorded metrics of a timeframe."""

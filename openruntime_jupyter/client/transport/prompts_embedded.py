@@ -13,8 +13,8 @@ from openruntime_jupyter.schemas.ai import AgentList, AiRequest, AiTask, Convers
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
-    from openruntime_jupyter.runtime.events.output import TokenPiece
     from openruntime_jupyter.runtime.runtime import Caller
+    from openruntime_jupyter.runtime.tasks.entry import TokenPiece
 
 Result = TypeVar("Result")
 Call = Callable[["AiService"], Coroutine[Any, Any, Any]]

@@ -1,7 +1,7 @@
 """Event bus that publishes task events to subscribers.
 
-Each event is encoded once for all subscribers. Updates of one task are coalesced for up to 50 ms, except terminal ones. The last
-events are kept for replay, so that a reconnecting subscriber misses none or learns that it did.
+Each event is encoded once for all subscribers. The last events are kept for replay, so that a reconnecting subscriber misses none or
+learns that it did.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic_core import to_json
 
-COALESCE_SECONDS = 0.05
-AT_ONCE = 200
-"""Updates published in one loop iteration, which takes about a millisecond."""
 REPLAY_EVENTS = 10_000
 QUEUE_EVENTS = 1_000
 """Maximum number of queued events of a subscriber before it is disconnected."""
@@ -28,33 +24,14 @@ QUEUE_BYTES = 16_000_000
 Data = dict[str, Any]
 
 
-class LazyContent(Protocol):
-    """Lazy content of a message."""
-
-    def data(self) -> Data:
-        """Return the message's `data`."""
-
-
-Describe = Callable[[], "Data | LazyContent | None"]
-
-TOPICS = ("task_update", "metrics", "task_progress", "task_output", "ai_token")
-
-
 @dataclass(slots=True)
 class Event:
-    """One message, given as its `body` or as lazy content. Most messages are never read, so the body is built at first use."""
+    """One message; `body` is the message as sent, without the `id`."""
 
     id: int
     topic: str
-    content: Data | LazyContent
+    body: Data
     _encoded: str | None = field(default=None, repr=False)
-
-    @property
-    def body(self) -> Data:
-        """Message as sent, without the `id`."""
-        if not isinstance(self.content, dict):
-            self.content = {"type": self.topic, "data": self.content.data()}
-        return self.content
 
     @property
     def size(self) -> int:
@@ -141,14 +118,12 @@ class EventBus:
         self._first_kept = self._last + 1
         self._kept: deque[Event] = deque()
         self._subscriptions: set[Subscription] = set()
-        self._held: dict[str, Describe] = {}
-        self._timer: asyncio.TimerHandle | None = None
         self.on_watch: Callable[[], None] | None = None
 
-    def publish(self, topic: str, content: Data | LazyContent, *, replay: bool = False) -> None:
+    def publish(self, topic: str, body: Data, *, replay: bool = False) -> None:
         """Send a message to every subscriber of `topic`; with `replay`, keep it for reconnecting subscribers."""
         self._last += 1
-        event = Event(self._last, topic, content)
+        event = Event(self._last, topic, body)
         if replay:
             self._kept.append(event)
             if len(self._kept) > REPLAY_EVENTS:
@@ -156,28 +131,6 @@ class EventBus:
         for subscription in tuple(self._subscriptions):
             if topic in subscription.topics:
                 subscription.push(event)
-
-    def task_update(self, task_id: str, describe: Describe, terminal: bool) -> None:
-        """Publish a task's new state; `describe()` returns the message's `data` when it is sent, or None if it is stale."""
-        if terminal:
-            self._held.pop(task_id, None)
-            self._publish_update(describe)
-            return
-        self._held[task_id] = describe
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self._release)
-
-    def _release(self) -> None:
-        self._timer = None
-        for task_id in tuple(islice(self._held, AT_ONCE)):
-            self._publish_update(self._held.pop(task_id))
-        if self._held:
-            self._timer = asyncio.get_running_loop().call_later(0, self._release)
-
-    def _publish_update(self, describe: Describe) -> None:
-        data = describe()
-        if data is not None:
-            self.publish("task_update", {"type": "task_update", "data": data} if isinstance(data, dict) else data, replay=True)
 
     def subscribe(
         self, topics: Iterable[str] = ("task_update",), since: int | None = None, bound: int = QUEUE_EVENTS, gather: float = 0.0
@@ -215,8 +168,5 @@ class EventBus:
 
     def close(self) -> None:
         """End every subscription."""
-        while self._timer is not None:
-            self._timer.cancel()
-            self._release()
         for subscription in tuple(self._subscriptions):
             subscription.close()

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from openruntime_jupyter.engines.protocol import WorkerReport
+from openruntime_jupyter.engines.protocol import WorkerReport, held
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Clock, Counters
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
@@ -17,7 +17,6 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.system_probe import Machine
-from openruntime_jupyter.runtime.tasks import views
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe
 
@@ -90,7 +89,7 @@ class MetricsService:
     def _publish(self) -> None:
         self._watch()
         metrics = self._metrics()
-        self.metrics_recorder.sampled(self._sampler.latest, metrics, views.held(self._workers()))
+        self.metrics_recorder.sampled(self._sampler.latest, metrics, held(self._workers()))
         if self._bus.watched("metrics"):
             self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})
 

@@ -1,4 +1,4 @@
-"""Queue and slots of one device."""
+"""Lanes: queue and slots of each device, and what may start on it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
-from openruntime_jupyter.engines.protocol import DeviceReport, Runs
+from openruntime_jupyter.engines.protocol import DeviceReport, Engine, Runs
+from openruntime_jupyter.errors import MemoryRefused, UnknownDevice, gigabytes
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
+from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 RECENT = 50
@@ -28,7 +31,7 @@ class Blocked(NamedTuple):
     drains: bool = True
 
 
-Fits = Callable[[Entry], "Blocked | None"]
+Fits = Callable[["Lane", Entry], "Blocked | None"]
 
 
 class Lane:
@@ -56,13 +59,14 @@ class Lane:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def pending(self) -> list[Entry]:
-        """Return the pending tasks in queue order."""
-        return list(self._pending.values())
-
-    def first(self, number: int) -> list[Entry]:
-        """Return the first `number` pending tasks."""
+    def first(self, number: int | None = None) -> list[Entry]:
+        """Return the first `number` pending tasks, or all, in queue order."""
         return list(self._pending.values()[:number])
+
+    @property
+    def shares_memory(self) -> bool:
+        """True if the device computes in the machine's memory."""
+        return self.device.type == "cpu" or "unified_memory" in self.device.capabilities
 
     def add(self, entry: Entry) -> None:
         """Add a pending task at the position of its key."""
@@ -100,14 +104,14 @@ class Lane:
         self.add(entry)
 
     def take(self, fits: Fits) -> Entry | None:
-        """Remove and return the next task that can start now. `fits(entry)` returns why a task can't, or None.
+        """Remove and return the next task that can start now. `fits(lane, entry)` returns why a task can't, or None.
 
         Smaller tasks may pass a blocked one for `aging_seconds`; then the lane drains for it.
         """
         now = time.monotonic()
         for index in range(min(len(self._pending), LOOK_PAST)):
             entry: Entry = self._pending.peekitem(index)[1]
-            blocked = fits(entry)
+            blocked = fits(self, entry)
             if blocked is None:
                 entry.waiting_for = None
                 entry.blocked_since = None
@@ -178,3 +182,134 @@ def _level(ends: list[float], ahead: float) -> float:
         filled += end
         level = (ahead + filled) / number
     return level
+
+
+class Lanes:
+    """Lanes of a runtime by id: those of devices, once they are known, and the one of operations that need no device."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, Lane] = {}
+        self.remote: Lane | None = None
+        """Lane of operations that need no device."""
+        self._all: dict[str, Lane] = {}
+        self._places: dict[str, Lane] = {}
+
+    def add(self, lanes: list[Lane]) -> None:
+        """Add the lanes of the devices."""
+        self.devices = {lane.id: lane for lane in lanes}
+        self._all |= self.devices
+        first = {lane.device.type: lane for lane in reversed(lanes)}
+        gpu, cpu = first.get("gpu", lanes[0]), first.get("cpu", lanes[0])
+        self._places = {"auto": gpu, "gpu": gpu, "cpu": cpu, **self.devices}
+
+    def add_remote(self, lane: Lane) -> None:
+        """Add the lane of operations that need no device."""
+        self.remote = self._all[lane.id] = lane
+
+    def __getitem__(self, lane_id: str) -> Lane:
+        return self._all[lane_id]
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._all.values())
+
+    def place(self, preference: str) -> Lane:
+        """Return the lane for `auto`, `gpu`, `cpu` or a device id; raise `UnknownDevice`. Without a GPU, `gpu` is the CPU."""
+        lane = self._places.get(preference)
+        if lane is None:
+            problem = f"unknown device {preference!r}; known are auto, gpu, cpu, {', '.join(self.devices)}"
+            raise UnknownDevice(f"device_preference: {problem}", [{"field": "device_preference", "problem": problem}])
+        return lane
+
+    @property
+    def has_gpu(self) -> bool:
+        """True if one of the devices is a GPU."""
+        return any(lane.device.type == "gpu" for lane in self.devices.values())
+
+    @property
+    def pending(self) -> int:
+        """Number of pending tasks."""
+        return sum(map(len, self))
+
+    @property
+    def running(self) -> int:
+        """Number of running tasks."""
+        return sum(len(lane.running) for lane in self)
+
+    def next_up(self, limit: int, offset: int = 0) -> list[Entry]:
+        """Return pending tasks by position: the first of each lane, then the second of each lane, and so on."""
+        placed = ((place, number, entry) for number, lane in enumerate(self) for place, entry in enumerate(lane.first(offset + limit)))
+        return [entry for *_, entry in sorted(placed, key=lambda each: each[:2])[offset : offset + limit]]
+
+
+class Admission:
+    """Memory admission by the operations' estimates and the memory that workers hold.
+
+    `gpu(device)` returns a GPU's figures. `give_up(bytes)` begins to release memory that is kept only for speed, and returns whether there
+    is any.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        engine: Engine,
+        gpu: Callable[[str], GpuFigures] = lambda device: NOTHING,
+        give_up: Callable[[int], bool] = lambda wanted: False,
+    ) -> None:
+        self._machine = machine
+        self._engine = engine
+        self._gpu = gpu
+        self._give_up = give_up
+
+    def machine_total(self) -> int:
+        """Return the machine's memory in bytes."""
+        return self._machine.total
+
+    def total(self, lane: Lane) -> int:
+        """Return the device's memory in bytes; for a device that shares it, the machine's or container's."""
+        machine = self._machine.total
+        own = lane.device.memory
+        if own is None:
+            return machine
+        return min(own, machine) if lane.shares_memory else own
+
+    def free(self, lane: Lane) -> int:
+        """Return the free bytes of the device, less what running tasks will still allocate."""
+        shared = lane.shares_memory
+        left = self._machine.memory().available if shared else self.total(lane)
+        for entry in lane.running.values():
+            if entry.needs is not None:
+                left -= max(0, entry.needs - (self._engine.resident(entry.task_id) or 0) if shared else entry.needs)
+        if not shared:
+            figures = self._gpu(lane.id)  # the driver's include other programs' use
+            if figures.memory_total is not None and figures.memory_used is not None:
+                left = min(left, figures.memory_total - figures.memory_used)
+        return max(0, left)
+
+    def check(self, needs: int | None, lane: Lane) -> None:
+        """Raise `MemoryRefused` with both sizes if the task can never fit."""
+        if needs is not None and needs > self.total(lane):
+            raise MemoryRefused(needs, self.total(lane))
+
+    def blocked_reason(self, lane: Lane, entry: Entry) -> Blocked | None:
+        """Return why a task can't start now, or None. Idle models are unloaded for it."""
+        if entry.session is not None and entry.session.task_id is not None:
+            return Blocked(f"the session {entry.session.name!r}, which runs {entry.session.task_id}", drains=False)
+        model = entry.model.source if entry.model is not None else None
+        if model is not None:
+            for other in lane.running.values():
+                if other.model is not None and other.model.source == model:
+                    return Blocked(f"the model {model.name}, which answers {other.task_id}", drains=False)
+        if entry.needs is None:
+            return None
+        needs = entry.needs
+        if model is not None:
+            needs = max(0, needs - self._engine.holds(lane.id, model))
+        free = self.free(lane)
+        if needs <= free:
+            return None
+        if lane.shares_memory and self._give_up(needs - free):
+            room = "; memory that was kept for arrays is given back for it"
+        else:
+            leaving = self._engine.make_room(lane.id, model)
+            room = f"; the idle model {leaving} is unloaded for it" if leaving else ""
+        return Blocked(f"memory: it needs {gigabytes(needs)} and {gigabytes(free)} are free{room}")

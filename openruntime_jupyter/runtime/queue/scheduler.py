@@ -1,4 +1,4 @@
-"""Scheduler: each slot of each lane runs the most urgent task that can start, then the next."""
+"""Scheduler: each slot of each lane runs the most urgent task that can start, then the next. Discovery opens the lanes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,38 @@ import contextlib
 import logging
 import os
 import time
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from openruntime_jupyter.engines.protocol import Completed, Died, Figures, Job, Outcome, RaisedError, Stage, Stopped, StopReason
-from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable, TaskConflict, UnknownDevice
+from openruntime_jupyter.engines.protocol import (
+    Completed,
+    DeviceReport,
+    Died,
+    Engine,
+    Figures,
+    Job,
+    Outcome,
+    RaisedError,
+    Stage,
+    Stopped,
+    StopReason,
+)
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.arrays.rows import result_name
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.events.output import Stream, TokenPiece
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
 from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
-from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
-from openruntime_jupyter.runtime.queue.lane import Lane
-from openruntime_jupyter.runtime.queue.worker_stats import WorkerStats
+from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import failures
-from openruntime_jupyter.runtime.tasks.entry import Entry
+from openruntime_jupyter.runtime.tasks.entry import Entry, Stream
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.schemas.arrays import ArrayReference
-from openruntime_jupyter.schemas.base import construct_unchecked
+from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.system import Worker
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
 from openruntime_jupyter.schemas.tasks import Payload as PayloadInfo
 
@@ -38,11 +51,12 @@ MEMORY_POLL = 0.25
 
 
 class Scheduler:
-    """Lanes, their slots, and the tasks in them. The registry records each change of a task's state."""
+    """Slots of the lanes, and the tasks in them. The registry records each change of a task's state."""
 
     def __init__(
         self,
         settings: Settings,
+        lanes: Lanes,
         admission: Admission,
         device_lock: DeviceLock,
         registry: TaskRegistry,
@@ -51,10 +65,7 @@ class Scheduler:
         arrays: ArrayStore,
         sessions: Sessions,
     ) -> None:
-        self.lanes: dict[str, Lane] = {}
-        """Device lanes by id."""
-        self.remote: Lane | None = None
-        """Lane of operations that need no device."""
+        self._lanes = lanes
         self._settings = settings
         self._admission = admission
         self._device_lock = device_lock
@@ -64,57 +75,14 @@ class Scheduler:
         self._arrays = arrays
         self._sessions = sessions
         self._slots: list[asyncio.Task[None]] = []
-        self._all: list[Lane] = []
-        self._places: dict[str, Lane] = {}
-        self._has_gpu = False
         self._stopping = False
 
-    # Lanes
-
-    def open(self, lanes: list[Lane]) -> None:
-        """Start the slots of these lanes."""
-        for lane in lanes:
-            self.lanes[lane.id] = lane
-            self._open_slots(lane)
-        first = {lane.device.type: lane for lane in reversed(lanes)}
-        gpu, cpu = first.get("gpu", lanes[0]), first.get("cpu", lanes[0])
-        self._places = {"auto": gpu, "gpu": gpu, "cpu": cpu, **self.lanes}
-
-    def open_remote(self, lane: Lane) -> None:
-        """Start the slots of the lane for operations that need no device."""
-        self.remote = lane
-        self._open_slots(lane)
-
-    def _open_slots(self, lane: Lane) -> None:
-        self._all.append(lane)
-        self._has_gpu = self._has_gpu or lane.device.type == "gpu"
+    def open(self, lane: Lane) -> None:
+        """Start the slots of this lane."""
         for slot in range(lane.slots):
             task = asyncio.get_running_loop().create_task(self._serve(lane, slot), name=f"{lane.id}.{slot}")
-            task.add_done_callback(_tell_crash)
+            task.add_done_callback(_log_crash)
             self._slots.append(task)
-
-    def place(self, preference: str) -> Lane:
-        """Return the lane for `auto`, `gpu`, `cpu` or a device id; raise `UnknownDevice`. Without a GPU, `gpu` is the CPU."""
-        lane = self._places.get(preference)
-        if lane is None:
-            problem = f"unknown device {preference!r}; known are auto, gpu, cpu, {', '.join(self.lanes)}"
-            raise UnknownDevice(f"device_preference: {problem}", [{"field": "device_preference", "problem": problem}])
-        return lane
-
-    @property
-    def pending(self) -> int:
-        """Number of pending tasks."""
-        return sum(map(len, self._all))
-
-    def next_up(self, limit: int, offset: int = 0) -> list[Entry]:
-        """Return pending tasks by position: the first of each lane, then the second of each lane, and so on."""
-        placed = ((place, number, entry) for number, lane in enumerate(self._all) for place, entry in enumerate(lane.first(offset + limit)))
-        return [entry for *_, entry in sorted(placed, key=lambda each: each[:2])[offset : offset + limit]]
-
-    @property
-    def running(self) -> int:
-        """Number of running tasks."""
-        return sum(len(lane.running) for lane in self._all)
 
     # Requests
 
@@ -123,7 +91,7 @@ class Scheduler:
         if self._stopping:
             entry.done.reach()
         else:
-            entry.lane.add(entry)
+            self._lanes[entry.lane].add(entry)
 
     async def cancel(self, entry: Entry) -> None:
         """Cancel the task in any state, and return when it has ended."""
@@ -132,33 +100,34 @@ class Scheduler:
             await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
         elif not entry.state.terminal:
             entry.stop_reason = StopReason.CANCELLED
-            entry.lane.engine.halt(entry.task_id, StopReason.CANCELLED)
+            self._lanes[entry.lane].engine.halt(entry.task_id, StopReason.CANCELLED)
         await entry.done.wait()
 
     def _withdraw(self, entry: Entry) -> bool:
         """Take a pending task out of its lane; return False if it is not there."""
-        removed = entry.lane.remove(entry)
+        removed = self._lanes[entry.lane].remove(entry)
         if removed and entry.session is not None:
             self._sessions.leave(entry.session)
         return removed
 
     def reprioritise(self, entry: Entry, priority: int) -> None:
         """Change a pending task's priority; raise `TaskConflict` for any other task."""
-        if entry.state is not TaskState.PENDING or entry.lane.position(entry) is None:
+        lane = self._lanes[entry.lane]
+        if entry.state is not TaskState.PENDING or lane.position(entry) is None:
             raise TaskConflict(f"{entry.task_id} is {entry.state}: only a pending task's priority can be changed")
-        entry.lane.move(entry, priority)
+        lane.move(entry, priority)
 
     async def stop(self) -> list[Entry]:
         """Start no more tasks, and return the pending ones, removed from the lanes. The engine ends running tasks."""
         self._stopping = True
-        waiting = [entry for lane in self._all for entry in lane.pending()]
+        waiting = [entry for lane in self._lanes for entry in lane.first()]
         for entry in waiting:
-            entry.lane.remove(entry)
+            self._lanes[entry.lane].remove(entry)
         return waiting
 
     async def close(self, deadline: float) -> None:
         """Stop the slots after the engine has ended their tasks."""
-        for lane in self._all:
+        for lane in self._lanes:
             lane.wake()
         if self._slots:
             await asyncio.wait(self._slots, timeout=deadline)
@@ -169,18 +138,18 @@ class Scheduler:
     # Slots
 
     async def _serve(self, lane: Lane, slot: int) -> None:
+        shared = self._device_lock.shared(lane)
         while not self._stopping:
             if not len(lane):
                 await lane.wait_for_task()
                 continue
             try:
-                await self._take_turn(lane, slot)
+                await self._take_turn(lane, slot, shared)
             except Exception:  # a bug must not cost the lane its slot
                 log.exception("A slot of %s failed: this is a bug in openruntime", lane.id)
                 await asyncio.sleep(MEMORY_POLL)
 
-    async def _take_turn(self, lane: Lane, slot: int) -> None:
-        shared = self._device_lock.shared(lane)
+    async def _take_turn(self, lane: Lane, slot: int, shared: bool) -> None:
         lane.changed.clear()
         if shared:
             await self._device_lock.begin(lane, slot)
@@ -189,7 +158,7 @@ class Scheduler:
             if entry is not None:
                 if shared:
                     self._device_lock.tell(lane, slot, entry)
-                await self._execute(entry)
+                await self._execute(lane, entry)
         finally:
             if shared:
                 self._device_lock.end(lane, slot)
@@ -205,8 +174,7 @@ class Scheduler:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(lane.changed.wait(), MEMORY_POLL)
 
-    async def _execute(self, entry: Entry) -> None:
-        lane = entry.lane
+    async def _execute(self, lane: Lane, entry: Entry) -> None:
         lane.running[entry.task_id] = entry
         if entry.session is not None:
             entry.session.task_id = entry.task_id
@@ -226,7 +194,7 @@ class Scheduler:
             elif refused is not None:
                 outcome = Died(refused, retry=False)
             else:
-                outcome = await self._run(entry)
+                outcome = await self._run(lane, entry)
         except Exception as problem:  # a bug must end this task, not the lane
             log.exception("The engine failed on %s", entry.task_id)
             outcome = Died(failures.fault(f"The engine failed: {problem!r}"), retry=False)
@@ -236,7 +204,7 @@ class Scheduler:
                 self._sessions.finish(entry.session, entry.session_number, entry.worker is not None)
             lane.changed.set()
         try:
-            await self._conclude(entry, outcome)
+            await self._conclude(lane, entry, outcome)
         except Exception as problem:  # a bug must not block waiters
             log.exception("The end of %s could not be recorded", entry.task_id)
             try:
@@ -245,15 +213,14 @@ class Scheduler:
             finally:
                 entry.done.reach()
 
-    async def _run(self, entry: Entry) -> Outcome:
-        watcher = Watcher(entry, self._registry, self._meters)
+    async def _run(self, lane: Lane, entry: Entry) -> Outcome:
+        watcher = Watcher(entry, lane, self._registry, self._meters)
         try:
-            return await entry.lane.engine.run(self._job(entry), watcher)
+            return await lane.engine.run(self._job(lane, entry), watcher)
         finally:
             watcher.close()
 
-    def _job(self, entry: Entry) -> Job:
-        lane = entry.lane
+    def _job(self, lane: Lane, entry: Entry) -> Job:
         return Job(
             task_id=entry.task_id,
             operation=entry.operation,
@@ -271,31 +238,28 @@ class Scheduler:
             burst=entry.burst if entry.session is None else None,
             session=entry.session.use if entry.session is not None else None,
             arrays=entry.arrays,
-            array_name=result_name(entry.task_id, entry.attempt),
+            array_name=result_name(entry.task_id, entry.attempt) if entry.returns_arrays else None,
             model=entry.model,
         )
 
-    async def _conclude(self, entry: Entry, outcome: Outcome) -> None:
+    async def _conclude(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
         entry.execution_time = time.monotonic() - (entry.started_mono or time.monotonic())
-        self._measure(entry, outcome)
+        self._measure(lane, entry, outcome)
         arrays: list[ArrayReference] = []
-        if not isinstance(outcome, Completed) or outcome.arrays:
+        if outcome.arrays if isinstance(outcome, Completed) else entry.returns_arrays:
             arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
-            entry.lane.add_duration(entry.execution_time)
+            lane.add_duration(entry.execution_time)
             payload = None
             if outcome.payload is not None or outcome.payload_stored:
-                payload = construct_unchecked(PayloadInfo, {"size": outcome.payload_size, "encoding": outcome.encoding})
+                payload = PayloadInfo(size=outcome.payload_size, encoding=outcome.encoding)
                 self._registry.keep_payload(entry, outcome)
-            entry.result = construct_unchecked(
-                TaskResult,
-                {
-                    "execution_time": outcome.figures.execution_time,
-                    "device_used": entry.lane.id,
-                    "output": outcome.output,
-                    "payload": payload,
-                    "arrays": arrays,
-                },
+            entry.result = TaskResult(
+                execution_time=outcome.figures.execution_time,
+                device_used=lane.id,
+                output=outcome.output,
+                payload=payload,
+                arrays=arrays,
             )
             await self._end(entry, TaskState.COMPLETED, None)
         elif isinstance(outcome, RaisedError):
@@ -304,7 +268,7 @@ class Scheduler:
             entry.cancel_stage = outcome.stage.value
             await self._end(entry, *failures.stopped(outcome, entry))
         elif outcome.retry and self._may_retry(entry):
-            await self._again(entry, outcome)
+            await self._again(lane, entry, outcome)
         else:
             await self._end(entry, TaskState.FAILED, outcome.failure)
 
@@ -313,7 +277,7 @@ class Scheduler:
         return entry.attempt <= entry.retries and entry.session is None and not self._stopping and entry.stop_reason is None
 
     async def _keep_arrays(self, entry: Entry, outcome: Outcome) -> tuple[list[ArrayReference], Outcome]:
-        """Store the arrays that the attempt returned, or remove those that it left. The task fails if there is no room for them."""
+        """Store the arrays that the attempt returned, or remove those that it left. The task fails if they do not fit."""
         if not isinstance(outcome, Completed):
             if isinstance(outcome, Died | Stopped):
                 try:
@@ -327,7 +291,7 @@ class Scheduler:
             message = f"The result can't be stored. {problem}"
             return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
 
-    async def _again(self, entry: Entry, outcome: Died) -> None:
+    async def _again(self, lane: Lane, entry: Entry, outcome: Died) -> None:
         entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
         self._registry.output_changed(entry)
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
@@ -339,23 +303,20 @@ class Scheduler:
         if entry.stop_reason is not None:  # cancelled during the write
             await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
         else:
-            entry.lane.add(entry)
+            lane.add(entry)
 
-    def _measure(self, entry: Entry, outcome: Outcome) -> None:
+    def _measure(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
         figures = outcome.figures
         ran = entry.execution_time or 0.0
-        measured = self._meters.end(entry.task_id)
+        measured = self._meters.end(entry.task_id) if lane.device.type == "gpu" else None
         if entry.worker is not None:
             self._worker_stats.ran(entry.worker, ran, figures, measured)
-        entry.metrics = construct_unchecked(
-            PerformanceMetrics,
-            {
-                "execution_time_ms": round(1000 * ran, 3),
-                "memory_used_mb": round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
-                "gpu_utilization": measured if self._has_gpu else 0.0,
-                "peak_memory_mb": round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
-                "device_time_s": round((entry.metrics.device_time_s or 0.0) + ran, 6),
-            },
+        entry.metrics = PerformanceMetrics(
+            execution_time_ms=round(1000 * ran, 3),
+            memory_used_mb=round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
+            gpu_utilization=measured if self._lanes.has_gpu else 0.0,
+            peak_memory_mb=round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
+            device_time_s=round((entry.metrics.device_time_s or 0.0) + ran, 6),
         )
 
     async def _end(self, entry: Entry, state: TaskState, failure: Failure | None) -> None:
@@ -366,37 +327,26 @@ class Scheduler:
         if entry.wait:  # recorded before waiters run: its write is not awaited
             entry.done.reach()
         await self._registry.record(entry)
-        self._arrays.release(entry.task_id, entry.arrays)
+        if entry.arrays:
+            self._arrays.release(entry.task_id, entry.arrays)
         if entry.tokens is not None:
             entry.tokens.close()
         entry.done.reach()
         entry.tell()
 
 
-def _tell_crash(task: asyncio.Task[None]) -> None:
+def _log_crash(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.critical("A slot of the queue ended; this is a fault in openruntime", exc_info=task.exception())
-
-
-class News(Protocol):
-    """Receiver of running tasks' output and progress."""
-
-    def output_changed(self, entry: Entry) -> None:
-        """Report new output."""
-
-    def progressed(self, entry: Entry) -> None:
-        """Report new progress."""
-
-    def generated(self, entry: Entry, piece: TokenPiece) -> None:
-        """Report new text of a model."""
 
 
 class Watcher:
     """Observer of one running attempt."""
 
-    def __init__(self, entry: Entry, news: News, meters: Meters) -> None:
+    def __init__(self, entry: Entry, lane: Lane, registry: TaskRegistry, meters: Meters) -> None:
         self._entry = entry
-        self._news = news
+        self._lane = lane
+        self._registry = registry
         self._meters = meters
         self._timer: asyncio.TimerHandle | None = None
 
@@ -406,12 +356,13 @@ class Watcher:
         entry = self._entry
         entry.worker = worker
         entry.started, entry.started_mono = time.time(), time.monotonic()
-        if entry.lane.device.type == "gpu":
-            self._meters.begin(entry.task_id, entry.lane.id)
+        lane = self._lane
+        if lane.device.type == "gpu":
+            self._meters.begin(entry.task_id, lane.id)
         if entry.timeout is not None:
-            self._timer = asyncio.get_running_loop().call_later(entry.timeout, entry.lane.engine.halt, entry.task_id, StopReason.TIMED_OUT)
+            self._timer = asyncio.get_running_loop().call_later(entry.timeout, lane.engine.halt, entry.task_id, StopReason.TIMED_OUT)
         if entry.stop_reason is not None:
-            entry.lane.engine.halt(entry.task_id, entry.stop_reason)
+            lane.engine.halt(entry.task_id, entry.stop_reason)
 
     def close(self) -> None:
         """Stop the timeout at the end of the attempt."""
@@ -425,23 +376,156 @@ class Watcher:
         remaining = None
         if total and n and entry.started_mono is not None and n <= total:
             remaining = (time.monotonic() - entry.started_mono) * (total - n) / n
-        entry.progress = Progress.model_construct(n=n, total=total, message=progress.get("message"), remaining=remaining)
-        self._news.progressed(entry)
+        entry.progress = Progress(n=n, total=total, message=progress.get("message"), remaining=remaining)
+        self._registry.progressed(entry)
 
     def printed(self, stream: Stream, text: str) -> None:
         """Add a piece of text to the output."""
         self._entry.output.print(stream, text)
-        self._news.output_changed(self._entry)
+        self._registry.output_changed(self._entry)
 
     def displayed(self, item: dict[str, Any]) -> None:
         """Add a display to the output."""
         self._entry.output.display(item)
-        self._news.output_changed(self._entry)
+        self._registry.output_changed(self._entry)
 
     def generated(self, text: str) -> None:
         """Publish generated text at once, and add it to the output, which is stored."""
         entry = self._entry
         if entry.tokens is not None:
-            self._news.generated(entry, entry.tokens.add(text))
+            self._registry.generated(entry, entry.tokens.add(text))
         entry.output.print("stdout", text)
-        self._news.output_changed(entry)
+        self._registry.output_changed(entry)
+
+
+class DeviceDiscovery:
+    """Opens the device lanes once a worker has reported its devices, and passes the GPUs to `set_gpus`."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, lanes: Lanes, scheduler: Scheduler, set_gpus: Callable[[Sequence[Gpu]], None]
+    ) -> None:
+        self.problem: EngineError | None = None
+        """Why no device was found."""
+        self.coming: list[asyncio.Task[Any]] = []
+        """Running discovery, to be cancelled at the stop."""
+        self._settings = settings
+        self._engine = engine
+        self._lanes = lanes
+        self._scheduler = scheduler
+        self._set_gpus = set_gpus
+
+    def begin(self) -> None:
+        """Start the discovery in the background."""
+        opening = asyncio.get_running_loop().create_task(self._open(None))
+        opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.coming = [opening]
+
+    async def need(self, interpreter: str | None) -> None:
+        """Wait until devices are known; raise `Unavailable` with advice if none is found.
+
+        After a failure the next call tries again: the missing package may be installed by now.
+        """
+        if self._lanes.devices:
+            return
+        if self.coming[0].done():
+            self.begin()
+        try:
+            await asyncio.shield(self.coming[0])
+        except EngineError as problem:
+            if isinstance(problem, NoBackend) and interpreter is not None:
+                # The caller's environment may have the package that the server's lacks.
+                await self._open(interpreter)
+                return
+            raise Unavailable(str(problem), retry_after=30.0) from problem
+
+    async def _open(self, interpreter: str | None) -> None:
+        try:
+            found = await self._engine.devices(interpreter)
+        except EngineError as problem:
+            self.problem = problem
+            log.warning("%s", problem)
+            raise
+        if self._lanes.devices:
+            return
+        lanes = [self._lane(number, report) for number, report in enumerate(found)]
+        self._lanes.add(lanes)
+        for lane in lanes:
+            self._scheduler.open(lane)
+        gpus = [(lane.id, lane.device) for lane in lanes if lane.device.type == "gpu"]
+        self._set_gpus([Gpu(lane_id, device.index, device.name, device.capabilities) for lane_id, device in gpus])
+        self.problem = None
+
+    def _lane(self, number: int, report: DeviceReport) -> Lane:
+        slots = self._settings.gpu_slots if report.type == "gpu" else self._settings.cpu_slot_count
+        return Lane(f"device_{number}", report, slots, self._settings.aging_seconds, self._engine)
+
+
+FORGET_AT = 200
+"""Number of records above which those of dead workers are dropped."""
+
+
+@dataclass(slots=True)
+class _Record:
+    tasks: int = 0
+    seconds: float = 0.0
+    mlx_peak: int | None = None
+    resident_peak: int | None = None
+    metered_seconds: float = 0.0
+    metered: float = 0.0
+
+
+class WorkerStats:
+    """Sums of task measurements by worker."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._records: dict[str, _Record] = {}
+
+    def ran(self, worker: str, seconds: float, figures: Figures, gpu_utilization: float | None) -> None:
+        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilisation in percent."""
+        record = self._records.get(worker)
+        if record is None:
+            self._forget()
+            record = self._records[worker] = _Record()
+        record.tasks += 1
+        record.seconds += seconds
+        record.mlx_peak = _larger(record.mlx_peak, figures.mlx_peak)
+        record.resident_peak = _larger(record.resident_peak, figures.resident_peak)
+        if gpu_utilization is not None:
+            record.metered_seconds += seconds
+            record.metered += seconds * gpu_utilization
+
+    def report(self) -> list[Worker]:
+        """Return the live workers, oldest first."""
+        return [
+            Worker(
+                id=each.name,
+                device=each.lane,
+                state=each.state,
+                interpreter=each.interpreter,
+                started_at=timestamp(each.started),
+                task_id=each.task_id,
+                model=each.model,
+                session=each.session.id if each.session is not None else None,
+                session_name=each.session.name if each.session is not None else None,
+                resident_bytes=each.resident,
+                tasks=record.tasks,
+                device_time_s=round(record.seconds, 6),
+                resident_peak_bytes=_larger(record.resident_peak, each.resident),
+                mlx_peak_bytes=record.mlx_peak,
+                gpu_utilization=round(record.metered / record.metered_seconds, 1) if record.metered_seconds else None,
+            )
+            for each in sorted(self._engine.workers(), key=lambda each: each.started)
+            for record in (self._records.get(each.name, _Record()),)
+        ]
+
+    def _forget(self) -> None:
+        if len(self._records) >= FORGET_AT:
+            living = {each.name for each in self._engine.workers()}
+            self._records = {name: record for name, record in self._records.items() if name in living}
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return max(other, one)

@@ -84,7 +84,7 @@ class BatchSubmission:
     async def _find(self, task_id: str) -> Task | None:
         entry = self._registry.find(task_id)
         if entry is not None:
-            return entry.record(parameters=False)
+            return self._registry.view(entry, parameters=False)
         task = await self._history.get(task_id)
         return task and task.model_copy(update={"parameters": None})
 
@@ -110,7 +110,7 @@ class BatchSubmission:
         # Tasks on disk are queued even if the caller has gone.
         taken = await asyncio.shield(self._record(taken, answers, key))
         async for index, entry in cooperatively(taken.items()):
-            answers[index] = entry.record(parameters=False)
+            answers[index] = self._registry.view(entry, parameters=False)
         return [answers[index] for index in range(len(requests))]
 
     async def _prepare(self, request: Any, caller: Caller, durable: bool, task_id: str) -> Entry:
@@ -153,7 +153,7 @@ class BatchSubmission:
             # The fingerprint also names the index of the first stored task, from which the others follow.
             key = (*key[:2], f"{key[2]}@{next(iter(taken))}")
         entries = list(taken.values())
-        return await self._registry.admit_all(entries, [entry.snapshot(live=False) async for entry in cooperatively(entries)], key)
+        return await self._registry.admit_all(entries, [entry.record() async for entry in cooperatively(entries)], key)
 
 
 class BatchResults:

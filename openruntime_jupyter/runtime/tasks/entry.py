@@ -1,24 +1,29 @@
-"""A task of this runtime, its states, and its queue key."""
+"""A task of this runtime: its states, its queue key, and its output."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.runtime.events.output import OutputBuffer, TokenLog
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
-from openruntime_jupyter.schemas.tasks import Failure, Origin, PerformanceMetrics, Progress, Task, TaskResult, TaskState
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.queue.lane import Lane
-
+from openruntime_jupyter.schemas.tasks import (
+    Failure,
+    Origin,
+    OutputItem,
+    PerformanceMetrics,
+    Progress,
+    Task,
+    TaskOutput,
+    TaskResult,
+    TaskState,
+)
 
 _NO_METRICS = PerformanceMetrics()
 
@@ -90,32 +95,191 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-class TaskNews(NamedTuple):
-    """Content of a task event. `data` is built only if a subscriber wants it."""
+TAIL_CHARACTERS = 20_000
+Stream = Literal["stdout", "stderr"]
 
-    task_id: str
-    status: TaskState
-    execution_time: float | None
-    operation: str
-    name: str | None
-    owner: str | None
-    priority: int
-    attempt: int
-    device_used: str | None
-    error: str | None
-    cancel_stage: str | None
-    changed: float
-
-    def data(self) -> dict[str, Any]:
-        """Return the `data` of a message."""
-        said = self._asdict()
-        said["status"] = self.status.value
-        said["timestamp"] = timestamp(said.pop("changed"))
-        return said
+DISPLAY_FACTOR = 10
+"""Rich output may be this many times as large as text, because of images."""
 
 
-NEWS = (*TaskNews._fields[:-1], "timestamp")
-"""Fields of a record that an event has."""
+class OutputBuffer:
+    """Output buffer filled by `print` and `display`; `read(since)` returns the items after a cursor.
+
+    Text is kept up to `cap` characters, then only its end, with a note about the omitted part. A cursor is the number of items read;
+    items do not change once they were read.
+    """
+
+    def __init__(self, cap: int) -> None:
+        self.items: list[OutputItem] = []
+        self.truncated = False
+        self._cap = cap
+        self._open: list[str] = []
+        self._open_name: Stream | None = None
+        self._text_kept = 0
+        self._displays_kept = 0
+        self._left_out = 0
+        self._tail = ""
+        self._tail_name: Stream = "stdout"
+        self._finished = False
+
+    @property
+    def size(self) -> int:
+        """Approximate number of characters."""
+        return self._text_kept + self._displays_kept
+
+    def print(self, name: Stream, text: str) -> None:
+        """Append `text` that the task wrote to `stdout` or `stderr`."""
+        room = self._cap - self._text_kept
+        if room > 0:
+            kept = text[:room]
+            self._text_kept += len(kept)
+            if self._open_name != name:
+                self._seal()
+                self._open_name = name
+            self._open.append(kept)
+            text = text[room:]
+        if text:
+            self._leave_out(name, text)
+
+    def note(self, text: str) -> None:
+        """Append a message of the runtime on separate lines."""
+        last = self._tail or "".join(self._open[-1:]) or (self.items[-1].text if self.items else None) or "\n"
+        self.print("stderr", text if last.endswith("\n") else f"\n{text}")
+
+    def _leave_out(self, name: Stream, text: str) -> None:
+        if not self.truncated:
+            self.truncated = True
+            self._seal()
+            self._append_note(
+                f"\n[more than {self._cap:,} characters: further output is left out until the task ends, "
+                f"then the last {TAIL_CHARACTERS:,} characters are shown]\n"
+            )
+        self._left_out += len(text)
+        self._tail = (self._tail + text)[-TAIL_CHARACTERS:]
+        self._tail_name = name
+
+    def _append_note(self, text: str) -> None:
+        self.items.append(OutputItem(output_type="stream", name="stderr", text=text))
+
+    def display(self, item: dict[str, Any]) -> None:
+        """Append a MIME bundle: `output_type`, `data`, `metadata`."""
+        size = sum(len(value) if isinstance(value, str) else 1000 for value in item["data"].values())
+        self._seal()
+        self._displays_kept += size
+        if self._displays_kept > self._cap * DISPLAY_FACTOR:
+            self.truncated = True
+            self._append_note(f"[a rich output of {size:,} bytes was left out: the limit per task is {self._cap * DISPLAY_FACTOR:,}]\n")
+        else:
+            self.items.append(OutputItem(output_type=item["output_type"], data=item["data"], metadata=item["metadata"]))
+
+    def _seal(self) -> None:
+        if self._open:
+            self.items.append(OutputItem(output_type="stream", name=self._open_name, text="".join(self._open)))
+            self._open = []
+        self._open_name = None
+
+    def finish(self) -> None:
+        """Append the end of the omitted text; called when the task has finished."""
+        if self._finished:
+            return
+        self._finished = True
+        self._seal()
+        if self._left_out:
+            skipped = self._left_out - len(self._tail)
+            self._append_note(f"[{skipped:,} characters left out]\n")
+            self.items.append(OutputItem(output_type="stream", name=self._tail_name, text=self._tail))
+            self._tail, self._left_out = "", 0
+
+    def read(self, since: int) -> tuple[list[OutputItem], int]:
+        """Return the items after the cursor `since`, and the next cursor."""
+        self._seal()
+        return self.items[since:], len(self.items)
+
+    def whole(self, task_id: str) -> TaskOutput:
+        """Return the whole output for the history. Call it once the task has finished."""
+        self.finish()
+        items = list(self.items)
+        return TaskOutput(task_id=task_id, items=items, next=len(items), truncated=self.truncated, finished=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPiece:
+    """Piece of text and the number of characters before it. A later piece with index 0 starts a new attempt."""
+
+    index: int
+    text: str
+
+
+class TokenLog:
+    """Append-only text until it is closed; any number of readers may read from any position."""
+
+    __slots__ = ("_attempt", "_changed", "_closed", "text")
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._attempt = 0
+        self._closed = False
+        self._changed: asyncio.Event | None = None
+
+    def add(self, text: str) -> TokenPiece:
+        """Append a piece of text and return it with its index."""
+        piece = TokenPiece(len(self.text), text)
+        self.text += text
+        self._wake_readers()
+        return piece
+
+    def restart(self) -> None:
+        """Clear the text for a new attempt after the worker died."""
+        self.text = ""
+        self._attempt += 1
+        self._wake_readers()
+
+    def close(self) -> None:
+        """End the text."""
+        self._closed = True
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def read(self, since: int = 0) -> AsyncIterator[TokenPiece]:
+        """Yield the text after `since` characters as it is appended."""
+        attempt = self._attempt
+        while True:
+            if attempt != self._attempt:
+                attempt, since = self._attempt, 0
+            if since < len(self.text):
+                piece = TokenPiece(since, self.text[since:])
+                since = len(self.text)
+                yield piece
+            elif self._closed:
+                return
+            else:
+                self._changed = self._changed or asyncio.Event()
+                await self._changed.wait()
+
+
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.CANCELLED, TaskState.FAILED, TaskState.INTERRUPTED}),
+    # Back to pending: the worker died, and the task has retries left.
+    TaskState.RUNNING: frozenset(
+        {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMED_OUT, TaskState.INTERRUPTED, TaskState.PENDING}
+    ),
+    TaskState.COMPLETED: frozenset(),
+    TaskState.FAILED: frozenset(),
+    TaskState.CANCELLED: frozenset(),
+    TaskState.TIMED_OUT: frozenset(),
+    TaskState.INTERRUPTED: frozenset(),
+}
+
+
+def follow(state: TaskState, following: TaskState) -> TaskState:
+    """Return `following` if it may follow `state`; raise `TaskConflict` otherwise."""
+    if following not in TRANSITIONS[state]:
+        raise TaskConflict(f"a task that is {state} can't become {following}")
+    return following
 
 
 class QueueKey(NamedTuple):
@@ -130,6 +294,25 @@ class QueueKey(NamedTuple):
         return cls(submitted - priority * aging_seconds, sequence)
 
 
+NEWS = frozenset(
+    {
+        "task_id",
+        "status",
+        "execution_time",
+        "operation",
+        "name",
+        "owner",
+        "priority",
+        "attempt",
+        "device_used",
+        "error",
+        "cancel_stage",
+        "timestamp",
+    }
+)
+"""Fields of a record that an event has."""
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """State of one task.
@@ -142,7 +325,8 @@ class Entry:
     operation: str
     parameters: bytes
     given: dict[str, Any]
-    lane: Lane
+    lane: str
+    """Id of the lane."""
     key: QueueKey
     priority: int
     owner: str | None
@@ -165,6 +349,8 @@ class Entry:
     """Burst of calls whose processes the task may use."""
     arrays: tuple[str, ...] = ()
     """Ids of the arrays in the parameters."""
+    returns_arrays: bool = True
+    """False if the result never has arrays."""
     model: ModelUse | None = None
     session: SessionEntry | None = None
     session_number: int = 0
@@ -220,92 +406,68 @@ class Entry:
             self.news.set()
             self.news = None
 
-    def lasting(self) -> Task:
-        """Return the record for the history, without position and estimates."""
-        return self.record() if self.state.terminal else self.snapshot(live=False)
-
     def record(self, parameters: bool = True) -> Task:
-        """Return the current record; one shared object after the end."""
+        """Return a new record, without what changes while the task waits or runs; after the end one shared record."""
         if not self.state.terminal:
-            return self.snapshot(parameters)
+            return self._snapshot(parameters)
         if self._last is None:
-            self._last = self.snapshot(live=False)
-        return self._last if parameters else construct_unchecked(Task, {**self._last.__dict__, "parameters": None})
+            self._last = self._snapshot(parameters=True)
+        return self._last if parameters else self._last.model_copy(update={"parameters": None})
 
-    def snapshot(self, parameters: bool = True, live: bool = True) -> Task:
-        """Return a new record; `live` adds position, estimate and the running time so far."""
-        pending = live and self.state is TaskState.PENDING
-        now = {
+    def _snapshot(self, parameters: bool) -> Task:
+        failure, session = self.failure, self.session
+        return construct_unchecked(
+            Task,
+            {
+                "task_id": self.task_id,
+                "status": self.state,
+                "operation": self.operation,
+                "name": self.name,
+                "owner": self.owner,
+                "origin": self.origin,
+                "priority": self.priority,
+                "device_preference": self.device_preference,
+                "device_used": self.device_used,
+                "session": session.id if session is not None else None,
+                "session_name": session.name if session is not None else None,
+                "timeout": self.timeout,
+                "retries": self.retries,
+                "attempt": self.attempt,
+                "wait": self.wait,
+                "memory_limit": self.memory_limit,
+                "timestamp": timestamp(self.changed or self.submitted),
+                "submitted_at": timestamp(self.submitted),
+                "started_at": iso(self.started),
+                "finished_at": iso(self.finished),
+                "execution_time": self.execution_time,
+                "position": None,
+                "estimated_start": None,
+                "waiting_for": None,
+                "progress": self.progress,
+                "cancel_stage": self.cancel_stage,
+                "result": self.result,
+                "error": failure.message if failure is not None else None,
+                "failure": failure,
+                "performance_metrics": self.metrics,
+                "runtime": self.runtime,
+                "here": True,
+                "parameters": self.given if parameters else None,
+            },
+        )
+
+    def event(self) -> dict[str, Any]:
+        """Return the current `NEWS`."""
+        return {
             "task_id": self.task_id,
-            "status": self.state,
+            "status": self.state.value,
+            "execution_time": self.elapsed(),
             "operation": self.operation,
             "name": self.name,
             "owner": self.owner,
-            "origin": self.origin,
             "priority": self.priority,
-            "device_preference": self.device_preference,
-            "device_used": self.device_used,
-            "session": self.session.id if self.session is not None else None,
-            "session_name": self.session.name if self.session is not None else None,
-            "timeout": self.timeout,
-            "retries": self.retries,
             "attempt": self.attempt,
-            "wait": self.wait,
-            "memory_limit": self.memory_limit,
-            "timestamp": timestamp(self.changed or self.submitted),
-            "submitted_at": timestamp(self.submitted),
-            "started_at": iso(self.started),
-            "finished_at": iso(self.finished),
-            "execution_time": self.elapsed() if live or self.state.terminal else None,
-            "position": self.lane.position(self) if pending else None,
-            "estimated_start": iso(self.lane.estimate(self)) if pending else None,
-            "waiting_for": (self.waiting_for or self.lane.waiting_for) if pending else None,
-            "progress": self.progress,
-            "cancel_stage": self.cancel_stage,
-            "result": self.result,
+            "device_used": self.device_used,
             "error": self.failure.message if self.failure is not None else None,
-            "failure": self.failure,
-            "performance_metrics": self.metrics,
-            "runtime": self.runtime,
-            "here": True,
-            "parameters": self.given if parameters else None,
+            "cancel_stage": self.cancel_stage,
+            "timestamp": timestamp(self.changed or self.submitted),
         }
-        return construct_unchecked(Task, now)
-
-    def news_item(self) -> TaskNews:
-        """Return the current event content."""
-        return TaskNews(
-            self.task_id,
-            self.state,
-            self.elapsed(),
-            self.operation,
-            self.name,
-            self.owner,
-            self.priority,
-            self.attempt,
-            self.device_used,
-            self.failure.message if self.failure is not None else None,
-            self.cancel_stage,
-            self.changed or self.submitted,
-        )
-
-
-TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
-    TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.CANCELLED, TaskState.FAILED, TaskState.INTERRUPTED}),
-    # Back to pending: the worker died, and the task has retries left.
-    TaskState.RUNNING: frozenset(
-        {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMED_OUT, TaskState.INTERRUPTED, TaskState.PENDING}
-    ),
-    TaskState.COMPLETED: frozenset(),
-    TaskState.FAILED: frozenset(),
-    TaskState.CANCELLED: frozenset(),
-    TaskState.TIMED_OUT: frozenset(),
-    TaskState.INTERRUPTED: frozenset(),
-}
-
-
-def follow(state: TaskState, following: TaskState) -> TaskState:
-    """Return `following` if it may follow `state`; raise `TaskConflict` otherwise."""
-    if following not in TRANSITIONS[state]:
-        raise TaskConflict(f"a task that is {state} can't become {following}")
-    return following

@@ -91,7 +91,7 @@ class Recovery:
         except BaseException:
             self._left[task_id] = task
             raise
-        self._registry.tell_of(ended)
+        self._registry.updates.ended(ended)
         return True
 
 

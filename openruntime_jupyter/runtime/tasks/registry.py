@@ -8,18 +8,19 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from openruntime_jupyter.engines.protocol import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict, TaskNotFound
 from openruntime_jupyter.runtime.events.bus import EventBus
-from openruntime_jupyter.runtime.events.output import TokenPiece
 from openruntime_jupyter.runtime.metrics.counters import Counters
+from openruntime_jupyter.runtime.queue.lane import Lanes
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TaskNews
-from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TokenPiece
+from openruntime_jupyter.schemas.base import iso, timestamp
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,69 @@ OTHERS_POLL = 0.25
 OUTPUT_INTERVAL = 0.1
 """Seconds during which output is collected before it is published."""
 
+COALESCE_SECONDS = 0.05
+"""Seconds during which states of a task are coalesced."""
+
+AT_ONCE = 200
+"""Updates published in one loop iteration, which takes about a millisecond."""
+
+
+class TaskUpdates:
+    """Publication of task states, which are counted and coalesced here.
+
+    A state is counted in the next loop iteration, because waiters, and the worker that runs the task, come first. A final state is
+    published then. Of the others the newest is published after up to 50 ms, unless the task has changed since: its change follows then.
+    """
+
+    def __init__(self, bus: EventBus, counters: Counters) -> None:
+        self._bus = bus
+        self._counters = counters
+        self._changes: list[tuple[Entry, TaskState]] = []
+        self._held: dict[Entry, TaskState] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, entry: Entry) -> None:
+        """Publish the state of a task, which is on disk."""
+        if not self._changes:
+            asyncio.get_running_loop().call_soon(self.count)
+        self._changes.append((entry, entry.state))
+
+    def count(self) -> None:
+        """Count the new states and publish the final ones."""
+        changes, self._changes = self._changes, []
+        if changes:
+            self._counters.changed(changes)
+        for entry, state in changes:
+            if state.terminal:
+                self._held.pop(entry, None)
+                self._publish(entry.event())
+            else:
+                self._held[entry] = state
+        if self._held and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self._release)
+
+    def ended(self, task: Task) -> None:
+        """Publish the end of a task that was never queued here."""
+        self._publish(task.model_dump(mode="json", include=set(NEWS)))
+
+    def _release(self) -> None:
+        self._timer = None
+        for entry in tuple(islice(self._held, AT_ONCE)):
+            if self._held.pop(entry) is entry.state:
+                self._publish(entry.event())
+        if self._held:
+            self._timer = asyncio.get_running_loop().call_later(0, self._release)
+
+    def _publish(self, data: dict[str, Any]) -> None:
+        self._bus.publish("task_update", {"type": "task_update", "data": data}, replay=True)
+
+    def close(self) -> None:
+        """Publish what is left."""
+        self.count()
+        while self._timer is not None:
+            self._timer.cancel()
+            self._release()
+
 
 class TaskRegistry:
     """Tasks by id: their state changes, which go to disk and then to subscribers, and queries.
@@ -45,25 +109,21 @@ class TaskRegistry:
     It holds the live tasks of this runtime and the last ones that ended. The history has all others.
     """
 
-    def __init__(self, settings: Settings, history: History, bus: EventBus, counters: Counters) -> None:
+    def __init__(self, settings: Settings, history: History, bus: EventBus, counters: Counters, lanes: Lanes) -> None:
+        self.updates = TaskUpdates(bus, counters)
         self._entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Entry] = OrderedDict()
         self._settings = settings
         self._history = history
         self._bus = bus
         self._counters = counters
+        self._lanes = lanes
         self._dirty: set[Entry] = set()
-        self._untold: list[tuple[Entry, TaskState]] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def find(self, task_id: str) -> Entry | None:
         """Return the task if it is live here or has just ended, else None."""
         return self._entries.get(task_id) or self._finished.get(task_id)
-
-    @property
-    def live(self) -> list[Entry]:
-        """The tasks of this runtime that have not ended."""
-        return list(self._entries.values())
 
     def inherit(self, entry: Entry) -> None:
         """Add a task of a dead runtime, which the history has already."""
@@ -79,10 +139,10 @@ class TaskRegistry:
         If the key has a task already, nothing is recorded, and its id and fingerprint are returned.
         """
         if entry.wait:
-            self._history.write_behind(entry.task_id, entry.lasting)
+            self._history.write_behind(entry.task_id, entry.record)
         elif key is None:
-            await self._history.commit(entry.lasting())
-        elif (earlier := await self._history.commit_new(entry.lasting(), key)) is not None:
+            await self._history.commit(entry.record())
+        elif (earlier := await self._history.commit_new(entry.record(), key)) is not None:
             return earlier
         self._entries[entry.task_id] = entry
         return None
@@ -93,37 +153,16 @@ class TaskRegistry:
         self._entries.update((entry.task_id, entry) for entry in entries if entry.task_id not in refused)
         return refused
 
-    def announce(self, entry: Entry) -> None:
-        """Publish the state in the next loop iteration: waiters, and the worker that runs the task, come first."""
-        if not self._untold:
-            asyncio.get_running_loop().call_soon(self.tell_states)
-        self._untold.append((entry, entry.state))
-
-    def tell_states(self) -> None:
-        """Publish all announced states."""
-        if not self._untold:
-            return
-        untold, self._untold = self._untold, []
-        self._counters.changed(untold)
-        for entry, state in untold:
-            if entry.state is state:
-                self._bus.task_update(entry.task_id, partial(_news, entry, state), state.terminal)
-
-    def tell_of(self, task: Task) -> None:
-        """Publish the end of a task that was never queued here."""
-        news = task.model_dump(mode="json", include=set(NEWS))
-        self._bus.task_update(task.task_id, lambda: news, terminal=True)
-
     async def record(self, entry: Entry) -> bool:
         """Record a changed state; return False if another runtime has taken over the task, which must not run here then."""
         state = entry.state
         if state.terminal:
             self._close_output(entry)
         if entry.wait:
-            self._history.write_behind(entry.task_id, entry.lasting)
+            self._history.write_behind(entry.task_id, entry.record)
         else:
             try:
-                await self._history.commit(entry.lasting())
+                await self._history.commit(entry.record())
             except TaskConflict as problem:
                 log.warning("%s is not ours any more: %s", entry.task_id, problem)
                 if not entry.state.terminal:
@@ -132,7 +171,7 @@ class TaskRegistry:
             except StorageUnavailable as problem:
                 # The task continues, and its state is written as soon as possible.
                 log.warning("%s is %s, which can't be stored now: %s", entry.task_id, entry.state, problem)
-                self._history.write_behind(entry.task_id, entry.lasting)
+                self._history.write_behind(entry.task_id, entry.record)
         if entry.state is not state:
             return True  # changed again during the write; the later change is published by its own call
         if state.terminal:
@@ -142,7 +181,7 @@ class TaskRegistry:
             entry.parameters = b""
             while len(self._finished) > FINISHED_KEPT:
                 self._finished.popitem(last=False)
-        self.announce(entry)
+        self.updates.add(entry)
         return True
 
     def _lose(self, entry: Entry) -> None:
@@ -209,12 +248,24 @@ class TaskRegistry:
 
     # Queries
 
+    def view(self, entry: Entry, parameters: bool = True) -> Task:
+        """Return the current record of a task, with its place in the queue or its running time so far."""
+        task = entry.record(parameters)
+        if entry.state is TaskState.PENDING:
+            lane = self._lanes[entry.lane]
+            task.position = lane.position(entry)
+            task.estimated_start = iso(lane.estimate(entry))
+            task.waiting_for = entry.waiting_for or lane.waiting_for
+        elif not entry.state.terminal:
+            task.execution_time = entry.elapsed()
+        return task
+
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:
         """Return the ended task, or its record after `timeout` seconds; raise `TaskNotFound`."""
         entry = self.find(task_id)
         if entry is not None:
             await entry.done.wait(timeout)
-            return entry.record(parameters) if entry.over else await self.get(task_id, parameters)
+            return self.view(entry, parameters) if entry.over else await self.get(task_id, parameters)
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             task = await self.get(task_id, parameters)
@@ -231,7 +282,7 @@ class TaskRegistry:
         if entry is not None:
             if entry.state.terminal:  # its end is being recorded
                 await entry.done.wait()
-            return entry.record(parameters)
+            return self.view(entry, parameters)
         task = await self._history.get(task_id)
         if task is None:
             raise TaskNotFound(f"Unknown task {task_id!r}: its id is wrong, or the history no longer keeps it")
@@ -255,7 +306,7 @@ class TaskRegistry:
 
     def _newest(self, stored: Task) -> Task:
         entry = self._entries.get(stored.task_id)
-        return stored if entry is None or entry.state.terminal else entry.record(parameters=False)
+        return stored if entry is None or entry.state.terminal else self.view(entry, parameters=False)
 
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """Return the output after cursor `since`, after up to `wait` seconds for something new; `record` adds the task's record."""
@@ -271,9 +322,7 @@ class TaskRegistry:
             items, following = entry.output.read(since)
             left = ends - time.monotonic()
             if items or left <= 0 or entry.over:
-                return TaskOutput.model_construct(
-                    task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.over
-                )
+                return TaskOutput(task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.over)
             news = entry.news = entry.news or asyncio.Event()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(news.wait(), left)
@@ -305,7 +354,7 @@ class TaskRegistry:
             yield TokenPiece(since, text[since:])
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
-        """Return the opaque result and its encoding; raise `TaskNotFound` if there is none."""
+        """Return the opaque result and its encoding; raise `TaskNotFound` if it is missing."""
         task = await self.get(task_id)
         found = await self._history.get_payload(task_id)
         if found is None:
@@ -315,12 +364,7 @@ class TaskRegistry:
 
     def close(self) -> None:
         """Publish what is left."""
-        self.tell_states()
+        self.updates.close()
         if self._timer is not None:
             self._timer.cancel()
             self._tell_output()
-
-
-def _news(entry: Entry, state: TaskState) -> TaskNews | None:
-    """Return the event content of a state; None if the state has changed since: the later one is published when it is on disk."""
-    return entry.news_item() if entry.state is state else None

@@ -13,20 +13,17 @@ from weakref import WeakValueDictionary
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, QueueFull, Stopping, StorageUnavailable, Unavailable, UnknownOperation
 from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World, references
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.events.output import OutputBuffer, TokenLog
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.queue.admission import Admission
-from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
+from openruntime_jupyter.runtime.tasks.entry import Entry, OutputBuffer, QueueKey, TokenLog
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.schemas.base import epoch
@@ -62,7 +59,6 @@ class Checked:
     model: ModelUse | None = None
 
 
-Known = Callable[[str], Layout | None]
 FindModel = Callable[[str | None, Caller], ModelSource]
 """Resolves the name or path of a model for a caller; raises `InvalidRequest`, `NotAllowed` or `Unavailable`."""
 
@@ -76,24 +72,7 @@ def minds_execute(name: str) -> bool:
     return kind.needs_execute or kind.resident
 
 
-def no_models(*_: object) -> ModelSource:
-    """Reject every model, for a runtime without a catalogue."""
-    raise Unavailable("This runtime has no models.", retry_after=60.0)
-
-
-def check(
-    request: TaskRequest,
-    caller: Caller,
-    settings: Settings,
-    known: Known = lambda array_id: None,
-    find_model: FindModel = no_models,
-) -> Checked:
-    """Validate and authorise a request; raise `InvalidRequest` and its subclasses, `NotAllowed`, and what `find_model` raises.
-
-    `known` tells what an array is. One that it does not know is refused later, when the task would lease it: a request that is
-    sent again must find its task though its arrays may be gone.
-    """
-    kind = operation(request.operation)
+def _authorise(kind: Operation, caller: Caller) -> None:
     if kind.needs_execute and not caller.may_execute:
         raise NotAllowed(
             f"The operation {kind.name!r} runs your own code and needs the permission to execute: log in, "
@@ -104,46 +83,12 @@ def check(
             f"The operation {kind.name!r} uses a remote provider at the owner's cost and needs a login: log in, give the token "
             "that was printed when the server started, or use a local model"
         )
-    parameters = kind.validate(request.parameters)
-    encoded = to_json(request.parameters, inf_nan_mode="constants")
-    if len(encoded) > settings.max_parameters_bytes:
-        raise InvalidRequest.of(
-            "parameters",
-            f"{len(encoded):,} bytes of JSON, and the most is {settings.max_parameters_bytes:,} (max_parameters_bytes); "
-            "let the task load large data itself",
-        )
-    named = list(references(parameters))
-    arrays = tuple(dict.fromkeys(each.array for each in named))
-    for each in named:
-        if (layout := known(each.array)) is not None:
-            each.resolve(layout.shape, layout.dtype, layout.nbytes)
-    model = _model(parameters, caller, settings, find_model) if isinstance(parameters, ModelParameters) else None
-    timeout = request.timeout or (PROMPT_TIMEOUT if kind.answers_prompts else None)
-    if not caller.trusted:
-        timeout = _bounded(kind, parameters, timeout, settings.untrusted_timeout)
-    world = getattr(parameters, "world", None)
-    interpreter = world.interpreter if world is not None else None
-    if interpreter is not None and not os.path.isabs(interpreter):  # noqa: PTH117 - with a Path it is a tenth of submitting a batch
-        raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
-    environment = execution_environment(world) if world is not None else ExecutionEnvironment()
-    burst = getattr(parameters, "burst", None)
-    if burst is not None:  # a process is never shared between users or kernels
-        burst = f"{caller.owner or ''} {environment.kernel or ''} {burst}"
-    if request.session is not None and kind.name not in ("python", "call"):
-        raise InvalidRequest.of("session", f"{kind.name} uses no variables of a session: only python and call do")
-    return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, environment, world, burst, arrays, model)
 
 
 def execution_environment(world: World) -> ExecutionEnvironment:
     """Return the part of a request's `world` that decides which prepared worker its task may have."""
     path = None if world.path is None else tuple(world.path)
     return ExecutionEnvironment(world.directory, path, tuple(sorted(world.environment.items())), world.kernel)
-
-
-def _model(parameters: ModelParameters, caller: Caller, settings: Settings, find_model: FindModel) -> ModelUse:
-    source = find_model(parameters.model, caller)
-    parameters.use(source)
-    return ModelUse(source, settings.keep_alive if parameters.keep_alive is None else parameters.keep_alive)
 
 
 def _bounded(kind: Operation, parameters: Parameters, timeout: float | None, most: float) -> float:
@@ -170,17 +115,19 @@ class TaskSubmission:
         runtime_id: str,
         history: History,
         registry: TaskRegistry,
+        lanes: Lanes,
         scheduler: Scheduler,
         admission: Admission,
         need_lanes: Callable[[str | None], Awaitable[None]],
         arrays: ArrayStore,
         sessions: Sessions,
-        find_model: FindModel = no_models,
+        find_model: FindModel,
     ) -> None:
         self._settings = settings
         self._runtime = runtime_id
         self._history = history
         self._registry = registry
+        self._lanes = lanes
         self._scheduler = scheduler
         self._admission = admission
         self.need_lanes = need_lanes
@@ -207,7 +154,7 @@ class TaskSubmission:
         if idempotency_key is None:
             await self._admit(entry)
             return entry.task_id
-        self.require_room(entry.lane)
+        self._require_room(entry)
         async with self.lock(caller, idempotency_key):
             return await self._once(entry, same or fingerprint(request), idempotency_key)
 
@@ -239,25 +186,63 @@ class TaskSubmission:
         return self._entry(request, checked, caller.owner, lane, task_id)
 
     def check(self, request: TaskRequest, caller: Caller) -> Checked:
-        """Validate a request; see `validation.check`."""
-        return check(request, caller, self._settings, self._arrays.known, self._find_model)
+        """Validate and authorise a request; raise `InvalidRequest` and its subclasses, `NotAllowed`, and what `find_model` raises.
+
+        Missing arrays are rejected later, when the task would lease them: a repeated request must find its task though its arrays may be
+        gone.
+        """
+        kind = operation(request.operation)
+        _authorise(kind, caller)
+        parameters = kind.validate(request.parameters)
+        encoded = to_json(request.parameters, inf_nan_mode="constants")
+        most = self._settings.max_parameters_bytes
+        if len(encoded) > most:
+            raise InvalidRequest.of(
+                "parameters",
+                f"{len(encoded):,} bytes of JSON, and the most is {most:,} (max_parameters_bytes); let the task load large data itself",
+            )
+        named = list(references(parameters))
+        for each in named:
+            if (layout := self._arrays.known(each.array)) is not None:
+                each.resolve(layout.shape, layout.dtype, layout.nbytes)
+        model = None
+        if isinstance(parameters, ModelParameters):
+            source = self._find_model(parameters.model, caller)
+            parameters.use(source)
+            model = ModelUse(source, self._settings.keep_alive if parameters.keep_alive is None else parameters.keep_alive)
+        timeout = request.timeout or (PROMPT_TIMEOUT if kind.answers_prompts else None)
+        if not caller.trusted:
+            timeout = _bounded(kind, parameters, timeout, self._settings.untrusted_timeout)
+        world = getattr(parameters, "world", None)
+        interpreter = world.interpreter if world is not None else None
+        if interpreter is not None and not os.path.isabs(interpreter):  # noqa: PTH117 - with a Path it is a tenth of submitting a batch
+            raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
+        environment = execution_environment(world) if world is not None else ExecutionEnvironment()
+        burst = getattr(parameters, "burst", None)
+        if burst is not None:  # a process is never shared between users or kernels
+            burst = f"{caller.owner or ''} {environment.kernel or ''} {burst}"
+        if request.session is not None and kind.name not in ("python", "call"):
+            raise InvalidRequest.of("session", f"{kind.name} uses no variables of a session: only python and call do")
+        arrays = tuple(dict.fromkeys(each.array for each in named))
+        return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, environment, world, burst, arrays, model)
 
     async def place(self, checked: Checked, preference: str) -> Lane:
         """Return the lane of the task; raise `UnknownDevice` or `Unavailable`."""
         if not checked.operation.inline:
-            await self.need_lanes(checked.interpreter)
-            return self._scheduler.place(preference)
-        if self._scheduler.remote is None:
+            if not self._lanes.devices:
+                await self.need_lanes(checked.interpreter)
+            return self._lanes.place(preference)
+        if self._lanes.remote is None:
             raise Unavailable(f"This runtime has no provider for {checked.operation.name!r}", retry_after=60.0)
-        return self._scheduler.remote
+        return self._lanes.remote
 
     def _require_open(self) -> None:
         if self._stopping:
             raise Stopping("The runtime is stopping: retry after it has restarted", retry_after=5.0)
 
-    def require_room(self, lane: Lane) -> None:
-        """Raise `QueueFull` if the queue has no room for one more task."""
-        waiting = self._scheduler.pending + self._coming
+    def _require_room(self, entry: Entry) -> None:
+        """Raise `QueueFull` if the queue has no room for the task."""
+        waiting, lane = self._lanes.pending + self._coming, self._lanes[entry.lane]
         if waiting < self._settings.max_pending:
             return
         if self._settings.max_pending == 0 and len(lane.running) + self._coming < lane.slots:
@@ -268,8 +253,9 @@ class TaskSubmission:
 
     def expect(self, entry: Entry) -> None:
         """Reserve a place in the queue and the arrays of a task to be recorded; raise `QueueFull` or `InvalidRequest`."""
-        self.require_room(entry.lane)
-        self._arrays.lease(entry.arrays, entry.task_id)
+        self._require_room(entry)
+        if entry.arrays:
+            self._arrays.lease(entry.arrays, entry.task_id)
         self._coming += 1
         if entry.session is not None:
             self._sessions.enter(entry.session)
@@ -277,7 +263,8 @@ class TaskSubmission:
     def give_up(self, entry: Entry) -> None:
         """Undo `expect` for a task that was not recorded."""
         self._coming -= 1
-        self._arrays.release(entry.task_id, entry.arrays)
+        if entry.arrays:
+            self._arrays.release(entry.task_id, entry.arrays)
         if entry.session is not None:
             self._sessions.leave(entry.session)
 
@@ -285,7 +272,7 @@ class TaskSubmission:
         """Queue a recorded task after `expect`."""
         self._coming -= 1
         self._scheduler.enqueue(entry)
-        self._registry.announce(entry)
+        self._registry.updates.add(entry)
 
     async def _once(self, entry: Entry, same: str, key: str) -> str:
         if entry.wait:
@@ -337,7 +324,7 @@ class TaskSubmission:
             operation=request.operation,
             parameters=checked.parameters,
             given=request.parameters,
-            lane=lane,
+            lane=lane.id,
             key=QueueKey.of(now, request.priority, self._settings.aging_seconds, self._sequence),
             priority=request.priority,
             owner=owner,
@@ -357,6 +344,7 @@ class TaskSubmission:
             private=not (checked.operation.shared or checked.operation.resident),
             burst=checked.burst,
             arrays=checked.arrays,
+            returns_arrays=checked.operation.returns_arrays,
             model=checked.model,
             session=session,
             session_number=session.number if session is not None else 0,
@@ -376,7 +364,7 @@ class TaskSubmission:
         entry.attempt = task.attempt
         self._registry.inherit(entry)
         self._scheduler.enqueue(entry)
-        self._registry.announce(entry)
+        self._registry.updates.add(entry)
 
 
 def _must_be(known: str, same: str) -> None:

@@ -16,11 +16,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from openruntime_jupyter.engines.protocol import WorkerState
+from openruntime_jupyter.engines.protocol import WorkerState, held
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.tasks.views import held
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
 from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType

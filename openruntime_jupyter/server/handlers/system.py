@@ -9,6 +9,7 @@ from pydantic import Field
 from tornado import web
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.operations.registry import describe_operations
 from openruntime_jupyter.schemas.system import Health, MetricsHistory, SystemMetrics, Timeframe
 from openruntime_jupyter.server.http.base import ENVELOPE, Handler
 from openruntime_jupyter.server.http.requests import Query, preferred
@@ -71,8 +72,8 @@ class OperationsHandler(Handler):
     @authorized
     async def get(self) -> None:
         """List the operations with the JSON schemas of their parameters."""
-        runtime = await self.runtime()
-        self.reply({"operations": runtime.operations()})
+        await self.runtime()
+        self.reply({"operations": describe_operations()})
 
 
 class NotFoundHandler(Handler):

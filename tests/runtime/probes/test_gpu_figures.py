@@ -17,12 +17,10 @@ from openruntime_jupyter.engines.protocol import DeviceReport, Job, Observer, Ou
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
-from openruntime_jupyter.runtime.queue.admission import Admission
-from openruntime_jupyter.runtime.queue.lane import Lane
-from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.queue.lane import Admission, Lane
+from openruntime_jupyter.runtime.runtime import Runtime, view_device
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.system_probe import Machine, Memory
-from openruntime_jupyter.runtime.tasks import views
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import Task
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
@@ -191,14 +189,14 @@ def test_vendor_library_is_called_on_one_thread(nvml: FakeNvml, monkeypatch: pyt
     assert threading.get_ident() not in threads
 
 
-def test_available_memory_of_unified_gpu_is_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_available_memory_of_unified_gpu_is_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "memory", lambda self: Memory(36 * GIB, 7 * GIB))
     report = DeviceReport("gpu", 0, "Apple M3 Pro", 24 * GIB, ("metal", "mlx", "unified_memory"), "0.32")
     engine = LocalEngine(LocalOptions(tmp_path, tmp_path))
     lane = Lane("device_0", report, 1, 30.0, engine)
     admission = Admission(Machine(list), engine)
     sample = Sample(gpus={"device_0": GpuFigures(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
-    (device,) = views.devices([lane], admission, sample)
+    device = view_device(lane, admission, sample)
     assert (device.memory_total, device.memory_available) == (24 * GIB, 7 * GIB)
     assert device.utilization == 16.0
 

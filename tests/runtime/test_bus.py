@@ -2,31 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import partial
 
 import pytest
 
-from openruntime_jupyter.runtime.events.bus import COALESCE_SECONDS, REPLAY_EVENTS, EventBus
+from openruntime_jupyter.runtime.events.bus import REPLAY_EVENTS, EventBus
 
 
-def state(name: str) -> dict[str, str]:
-    return {"task_id": "task_1", "status": name}
-
-
-async def test_updates_of_one_task_are_coalesced_and_the_terminal_one_comes_at_once() -> None:
-    bus = EventBus()
-    subscription, _ = bus.subscribe()
-    for name in ("pending", "running"):
-        bus.task_update("task_1", partial(state, name), terminal=False)
-    bus.task_update("task_1", lambda: state("completed"), terminal=True)
-    bus.task_update("task_2", lambda: {"task_id": "task_2", "status": "running"}, terminal=False)
-    await asyncio.sleep(3 * COALESCE_SECONDS)
-    subscription.close()
-    heard = [(event.body["data"]["task_id"], event.body["data"]["status"]) async for event in subscription]
-    assert heard == [("task_1", "completed"), ("task_2", "running")]
-
-
-async def test_who_is_in_no_hurry_is_woken_once_for_all_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gathering_subscriber_resumes_once_for_several_events(monkeypatch: pytest.MonkeyPatch) -> None:
     pause, over, asked = asyncio.sleep, asyncio.Event(), []
 
     async def sleep(seconds: float) -> None:
@@ -54,7 +36,7 @@ async def test_who_is_in_no_hurry_is_woken_once_for_all_that_came_meanwhile(monk
     assert (heard, asked) == ([0, 1, 2], [0.5])
 
 
-async def test_ids_rise_and_are_safe_integers_in_javascript() -> None:
+async def test_ids_increase_and_are_safe_integers_in_javascript() -> None:
     bus = EventBus()
     subscription, _ = bus.subscribe()
     for _ in range(100):
@@ -66,7 +48,7 @@ async def test_ids_rise_and_are_safe_integers_in_javascript() -> None:
     assert EventBus().last_id > ids[0], "ids rise across restarts too"
 
 
-async def test_who_comes_back_with_since_misses_nothing_and_hears_nothing_twice() -> None:
+async def test_since_replays_each_missed_event_once() -> None:
     bus = EventBus()
     first, _ = bus.subscribe()
     for number in range(5):
@@ -82,7 +64,7 @@ async def test_who_comes_back_with_since_misses_nothing_and_hears_nothing_twice(
     assert [event.body["number"] for event in seen] + [event.body["number"] async for event in again] == list(range(11))
 
 
-async def test_a_gap_is_told_where_events_are_gone_or_from_another_run() -> None:
+async def test_gap_is_reported_for_lost_events() -> None:
     bus = EventBus()
     start = bus.last_id
     for number in range(REPLAY_EVENTS + 10):
@@ -100,7 +82,7 @@ async def test_a_gap_is_told_where_events_are_gone_or_from_another_run() -> None
         assert gap is expected, f"since {since - start} of {bus.last_id - start}"
 
 
-async def test_who_does_not_read_is_cut_off_and_delays_nobody() -> None:
+async def test_slow_subscriber_is_disconnected_alone() -> None:
     bus = EventBus()
     sleeper, _ = bus.subscribe(bound=10)
     reader, _ = bus.subscribe(bound=1000)
@@ -123,7 +105,7 @@ async def test_metrics_are_coalesced_to_the_newest_for_a_slow_reader() -> None:
     assert not subscription.overflowed
 
 
-async def test_a_message_is_encoded_once_for_all_its_readers() -> None:
+async def test_message_is_encoded_once_for_all_subscribers() -> None:
     bus = EventBus()
     subscriptions = [bus.subscribe()[0] for _ in range(3)]
     bus.publish("task_update", {"type": "task_update", "data": {"figure": float("nan")}})
@@ -132,4 +114,4 @@ async def test_a_message_is_encoded_once_for_all_its_readers() -> None:
         subscription.close()
         texts += [event.encoded async for event in subscription]
     assert len({id(text) for text in texts}) == 1
-    assert json.loads(texts[0])["data"] == {"figure": None}, "what is no number is null"
+    assert json.loads(texts[0])["data"] == {"figure": None}, "NaN is null"

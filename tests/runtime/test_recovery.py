@@ -15,14 +15,13 @@ from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import recovery
-from tests.runtimes import cell, ended, runtime_in, says, submit
+from tests.runtimes import busy, ended, runtime_in, submit
 
 
 async def left_behind(folder: Path, count: int) -> list[str]:
     """The ids of tasks that an ended runtime has left waiting, in the order of their submission."""
     async with runtime_in(folder) as first:
-        holder = await cell(first, "print('in', flush=True)\nimport time; time.sleep(600)")
-        await says(first, holder, "in")
+        await busy(first)
         return [await submit(first, "call", wait=False) for _ in range(count)]
 
 
@@ -41,7 +40,7 @@ async def held_back(folder: Path, ready: Path) -> AsyncIterator[Runtime]:
         await runtime.stop()
 
 
-async def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_recovered_task_can_be_cancelled_and_moved_without_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.1)
 
     first, second, third = await left_behind(tmp_path / "data", 3)
@@ -68,9 +67,7 @@ async def test_it_can_be_cancelled_and_moved_before_there_is_a_lane(tmp_path: Pa
         assert set(news) == set(next(item for item in heard if item["task_id"] == second))
 
 
-async def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_after_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_recovered_task_waits_for_a_device_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.05)
 
     ids = await left_behind(tmp_path / "data", 2)
@@ -82,9 +79,7 @@ async def test_it_waits_while_there_is_nothing_to_compute_on_and_is_still_there_
         assert [(await ended(later, task_id)).status for task_id in ids] == ["completed"] * 2
 
 
-async def test_one_that_this_release_does_not_take_fails_and_spoils_none_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_invalid_recovered_task_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd, even = await left_behind(tmp_path, 2)
     request = recovery._request
 

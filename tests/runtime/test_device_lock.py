@@ -8,16 +8,17 @@ import pytest
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.schemas.base import epoch
-from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, until
+from tests.runtimes import busy, ended, pickled, runtime_in, submit, until
 from tests.work import spin
 
 
-async def test_two_runtimes_take_turns_on_one_slot_and_neither_starves(tmp_path: Path) -> None:
+async def test_two_runtimes_take_turns_on_one_slot(tmp_path: Path) -> None:
     async with (
         runtime_in(tmp_path, device_lock="all", label="one") as one,
         runtime_in(tmp_path, device_lock="all", label="two") as two,
     ):
-        ids = [(runtime, await submit(runtime, "call", pickled(spin, 0.02))) for runtime in (one, two) for _ in range(15)]
+        call = {**pickled(spin, 0.02), "burst": "one"}
+        ids = [(runtime, await submit(runtime, "call", call)) for runtime in (one, two) for _ in range(15)]
         tasks = [await ended(runtime, task_id) for runtime, task_id in ids]
         spans = sorted((epoch(task.started_at) or 0, epoch(task.finished_at) or 0, task.runtime) for task in tasks)
         assert all(task.status == "completed" for task in tasks)
@@ -27,13 +28,12 @@ async def test_two_runtimes_take_turns_on_one_slot_and_neither_starves(tmp_path:
         assert changes >= 5, f"one ran all its tasks before the other had a turn: {[span[2] for span in spans]}"
 
 
-async def test_who_waits_is_told_who_has_the_device_and_each_sees_the_others_tasks_as_the_others(tmp_path: Path) -> None:
+async def test_waiting_task_names_holder_in_another_runtime(tmp_path: Path) -> None:
     async with (
         runtime_in(tmp_path, device_lock="all", label="http://one") as one,
         runtime_in(tmp_path, device_lock="all", label="http://two") as two,
     ):
-        holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)", name="long training", wait=False)
-        await says(one, holder, "in")
+        holder = await busy(one, name="long training", wait=False)
         waits = await submit(two, "call", name="quick")
 
         async def told() -> bool:
@@ -54,10 +54,9 @@ async def test_who_waits_is_told_who_has_the_device_and_each_sees_the_others_tas
         assert (await two.tasks.wait(holder, 5)).status == "cancelled"
 
 
-async def test_a_cancelled_wait_for_the_device_leaves_the_lane_in_order(tmp_path: Path) -> None:
+async def test_wait_for_device_can_be_cancelled(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, device_lock="all") as one, runtime_in(tmp_path, device_lock="all") as two:
-        holder = await cell(one, "print('in', flush=True)\nimport time\nwhile True: time.sleep(0.01)")
-        await says(one, holder, "in")
+        holder = await busy(one)
         waits = await submit(two, "call")
         await asyncio.sleep(0.2)
         assert (await two.cancel(waits)).cancel_stage == "queue"

@@ -1,4 +1,4 @@
-"""A task sees the code as it is on disk now, and nothing that an earlier task left behind."""
+"""Processes and environments of tasks: a task sees the code that is on disk now, and nothing of earlier tasks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,114 @@ from openruntime_jupyter.schemas.tasks import TaskRequest
 from openruntime_jupyter.worker.__main__ import hello
 from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, submit, until, value
 
+TELL = "import os, sys\nfound = {'prefix': sys.prefix, 'folder': os.getcwd(), 'path': list(sys.path)}"
+
+
+@pytest.fixture(scope="module")
+def other_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Virtual environment of a kernel, with this package and a module that only it has."""
+    folder = tmp_path_factory.mktemp("other") / "venv"
+    make_environment(folder, "only_there", "ANSWER = 'from the other environment'\n")
+    return folder
+
+
+def interpreter_of(environment: Path, **more: Any) -> dict[str, Any]:
+    return {"interpreter": str(environment / "bin" / "python"), **more}
+
+
+async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path, runtime: Runtime, other_environment: Path) -> None:
+    folder, extra = tmp_path / "notebooks", tmp_path / "extra"
+    folder.mkdir()
+    extra.mkdir()
+    parameters = {"code": TELL, "outputs": ["found"], "world": interpreter_of(other_environment, directory=str(folder), path=[str(extra)])}
+    found = (await value(runtime, await submit(runtime, "python", parameters)))["found"]
+    assert os.path.realpath(found["prefix"]) == os.path.realpath(other_environment)
+    assert os.path.realpath(found["folder"]) == os.path.realpath(folder)
+    assert found["path"][0] == str(extra)
+    code = "import only_there\nanswer = only_there.ANSWER"
+    task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": interpreter_of(other_environment)})
+    assert await value(runtime, task_id) == {"answer": "from the other environment"}
+    ours = await ended(runtime, await cell(runtime, "import only_there"))
+    assert ours.failure is not None
+    assert ours.failure.type == "ModuleNotFoundError"
+
+
+async def test_missing_package_is_reported_with_command(tmp_path: Path, runtime: Runtime) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": interpreter_of(bare)}))
+    assert task.status == "failed"
+    assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
+    assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+
+
+async def test_missing_interpreter_and_other_program_are_reported(runtime: Runtime) -> None:
+    missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
+    assert "/no/such/python can't be started: No such file" in (missing.error or "")
+    silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
+    assert "/bin/true ended before it was ready" in (silent.error or "")
+
+
+async def test_code_runs_without_mlx_and_output_names_command(tmp_path: Path, runtime: Runtime) -> None:
+    (tmp_path / "broken" / "mlx").mkdir(parents=True)
+    (tmp_path / "broken" / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "broken"} exec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": str(interpreter)}}
+    task_id = await submit(runtime, "python", parameters)
+    assert await value(runtime, task_id) == {"x": 42}
+    assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
+
+
+async def test_other_protocol_version_is_reported_with_command(tmp_path: Path, runtime: Runtime) -> None:
+    other = tmp_path / "newer" / "openruntime_jupyter" / "worker"
+    other.mkdir(parents=True)
+    (other.parent / "__init__.py").touch()
+    (other / "__init__.py").touch()
+    says_hello = (
+        "import json, socket, struct, sys, time\n"
+        "body = json.dumps({'protocol': 99}).encode()\n"
+        "data = socket.socket(fileno=int(sys.argv[1]))\n"
+        "data.sendall(struct.pack('!BIIQ', 10, int(sys.argv[3]), len(body), 0) + body)\n"
+        "time.sleep(60)\n"
+    )
+    (other / "__main__.py").write_text(says_hello)
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "newer"} exec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": str(interpreter)}}))
+    assert "protocol 99 instead of" in (task.error or "")
+    assert "pip install openruntime-jupyter==" in (task.error or "")
+
+
+async def test_environment_of_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENRUNTIME_TOKEN", "OPENAI_API_KEY", "JUPYTERHUB_API_TOKEN"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("HARMLESS", "seen")
+
+    async with runtime_in(tmp_path) as runtime:
+        environment = await value(runtime, await submit(runtime, "call", pickled(_environment)))
+        assert environment["HARMLESS"] == "seen"
+        assert "secret" not in environment.values()
+        assert environment["OPENRUNTIME_WORKER"] == "1"
+        assert os.stat(environment["TMPDIR"]).st_mode & 0o777 == 0o700
+
+
+def _environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+async def test_unpicklable_and_missing_outputs_are_named(runtime: Runtime) -> None:
+    task = await ended(
+        runtime,
+        await submit(runtime, "python", {"code": "fine = 1\nlock = __import__('threading').Lock()", "outputs": ["fine", "lock"]}),
+    )
+    assert "'lock'" in (task.error or "")
+    task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1", "outputs": ["a", "b"]}))
+    assert "without setting 'b'" in (task.error or "")
+
+
 REPOSITORY = Path(openruntime_jupyter.__file__).parents[1]
 
 
@@ -27,13 +135,22 @@ def world(folder: Path, kernel: str = "kernel", **more: Any) -> dict[str, Any]:
     return {"directory": str(folder), "path": [str(folder)], "kernel": kernel, **more}
 
 
+def make_environment(folder: Path, module: str, code: str) -> Path:
+    """Create a virtual environment with this package and one module, and return its folder of packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    (packages / "borrowed.pth").write_text(f"{REPOSITORY}\n{sysconfig.get_path('purelib')}\n")
+    (packages / f"{module}.py").write_text(code)
+    return packages
+
+
 async def found(runtime: Runtime, code: str, **parameters: Any) -> Any:
-    """What a cell leaves in `r`."""
+    """Return the value of `r` after a cell."""
     return (await value(runtime, await submit(runtime, "python", {"code": code, "outputs": ["r"], **parameters})))["r"]
 
 
 async def burst(runtime: Runtime, name: str, function: Any, *arguments: Any, caller: Caller = ME, **parameters: Any) -> Any:
-    """What one call of a burst returns."""
+    """Return the result of one call of a burst."""
     request = TaskRequest(operation="call", parameters={**pickled(function, *arguments), "burst": name, **parameters})
     return await value(runtime, (await runtime.submit(request, caller)).task_id)
 
@@ -90,12 +207,9 @@ async def test_call_of_a_burst_sees_an_edited_module(tmp_path: Path) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """The installed packages of an environment of its own, with one package, and the world of a kernel there."""
+    """Folder of installed packages of a separate environment, and the execution environment of a kernel there."""
     folder = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    (packages / "borrowed.pth").write_text(f"{REPOSITORY}\n{sysconfig.get_path('purelib')}\n")
-    (packages / "installed_one.py").write_text("VERSION = 1\n")
+    packages = make_environment(folder, "installed_one", "VERSION = 1\n")
     os.utime(packages / "installed_one.py", (1, 1))
     project = tmp_path / "project"
     project.mkdir()

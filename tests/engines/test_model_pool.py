@@ -11,7 +11,6 @@ from typing import Any
 
 import cloudpickle
 import psutil
-import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Completed, Died, Job, ModelUse, RaisedError, Stopped, StopReason
@@ -185,9 +184,8 @@ async def test_model_is_loaded_again_after_worker_death(tmp_path: Path) -> None:
         assert (await answered(engine, "a"))[0] == 1
 
 
-@pytest.mark.parametrize("how", ["does not load"])
-async def test_worker_without_its_model_ends(tmp_path: Path, how: str) -> None:
+async def test_worker_without_its_model_ends(tmp_path: Path) -> None:
     async with engine_in(tmp_path) as engine:
-        outcome = await engine.run(job("a", how), Deaf())
+        outcome = await engine.run(job("a", "does not load"), Deaf())
         assert isinstance(outcome, RaisedError)
         assert names(engine) == []
