@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.rows import Row, median, within
 from openruntime_jupyter.ai.insights.report import insights
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.rollup import Ledger
+from openruntime_jupyter.runtime.metrics.counters import Ledger
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History

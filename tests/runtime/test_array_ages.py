@@ -13,7 +13,8 @@ import pytest
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
-from openruntime_jupyter.runtime.arrays import quota, rows
+from openruntime_jupyter.runtime.arrays import rows
+from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.test_arrays import MB, SMALL, put, result, store_in
 
@@ -116,7 +117,7 @@ async def test_slow_writer_is_not_abandoned(tmp_path: Path, monkeypatch: pytest.
         info = await store.allocate(SMALL)
         descriptor = os.open(str(info.path), os.O_RDWR)
         assert blocks.lease(descriptor, str(info.path))
-        ages.seconds += 10 * quota.WRITER_SECONDS
+        ages.seconds += 10 * array_store.WRITER_SECONDS
         await store.sweep()
         os.close(descriptor)
         await store.sweep()

@@ -22,8 +22,8 @@ from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
-from openruntime_jupyter.runtime.arrays import quota as array_room
 from openruntime_jupyter.runtime.arrays import spool
+from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.arrays.rows import result_name, task_of
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.settings import Settings
@@ -180,7 +180,7 @@ async def test_full_spool_rejects_with_sizes_until_space_is_freed(tmp_path: Path
 async def test_spool_that_fills_during_allocation_leaves_no_file(
     tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool.SpoolFolder, "room", lambda place, machine: 10**9)
+    monkeypatch.setattr(ArrayStore, "_free_bytes", lambda store, place: 10**9)
 
     async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
         with pytest.raises(StorageUnavailable, match=r"does not fit .* MB left"):
@@ -199,7 +199,7 @@ async def test_quota_error_names_sizes(tmp_path: Path) -> None:
 
 
 async def test_only_fetched_results_are_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_room, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(array_store, "QUIET_SECONDS", 0.0)
 
     async with store_in(tmp_path, array_bytes=4 * MB) as store:
         kept = await result(store, "task_a", np.zeros(MB, np.uint8))
@@ -247,7 +247,7 @@ async def test_lease_of_killed_reader_is_released(tmp_path: Path) -> None:
 
 
 async def test_sweep_removes_array_of_killed_writer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_room, "WRITER_SECONDS", -1.0)
+    monkeypatch.setattr(array_store, "WRITER_SECONDS", -1.0)
     program = (
         "import fcntl, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); fcntl.flock(fd, fcntl.LOCK_SH); os.pwrite(fd, b'half', 20000); "
         "print('half', flush=True); sys.stdin.read()"
@@ -303,7 +303,7 @@ async def test_leased_inputs_survive_deletion_and_expiry(tmp_path: Path) -> None
         await store.remove(info.id)
         assert Path(store.path_of(info.id)).exists()
         store.release("task_a", [info.id])
-        while store._room._dropping:
+        while store._dropping:
             await asyncio.sleep(0.01)
         assert store.used_bytes == 0
 
@@ -333,8 +333,8 @@ async def test_drop_of_old_record_keeps_new_array_of_that_name(tmp_path: Path) -
         old = store._records["weights"]
         await store.remove("weights")
         info = await put(store, np.ones(10), "weights")
-        await store._room.drop(old)  # like a sweep that started earlier
-        store._room.forget(old)
+        await store._drop(old)  # like a sweep that started earlier
+        store._forget_missing(old)
         assert store.known("weights") is not None
         assert conversion.view(str(info.path), "weights").sum() == 10
         assert store.used_bytes == info.size

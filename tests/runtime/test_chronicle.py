@@ -149,7 +149,7 @@ async def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path)
         for _ in range(25):
             clocks.go(1)
             see(recorder, clocks, 1.0)
-            await history._metrics.flush(10.0)
+            await history._flush(10.0)
             on_disk.append(rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1")[0][0])
         assert on_disk == [0] * 9 + [10] * 10 + [20] * 6
         recorder.write()

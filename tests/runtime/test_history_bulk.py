@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.runtime.storage.bulk_writes import write_payloads, write_records
-from openruntime_jupyter.runtime.storage.rows import TaskRecord
+from openruntime_jupyter.runtime.storage.rows import TaskRecord, write_payloads, write_records
 from openruntime_jupyter.runtime.storage.schema import migrate
 
 MANY = 100
@@ -78,7 +77,7 @@ def test_unencodable_record_does_not_block_others(connection: sqlite3.Connection
 
 
 def test_payload_replaces_earlier_one(connection: sqlite3.Connection) -> None:
-    write_payloads(connection, [(f"task_{number:03}", 1, 1, "cloudpickle", None, b"a") for number in range(MANY)])
-    write_payloads(connection, [(f"task_{number:03}", 2, 2, "cloudpickle", None, b"bb") for number in range(MANY)])
-    assert connection.execute("SELECT DISTINCT stored, size, data FROM payloads").fetchall() == [(2, 2, b"bb")]
+    write_payloads(connection, {f"task_{number:03}": ("cloudpickle", b"a") for number in range(MANY)})
+    write_payloads(connection, {f"task_{number:03}": ("cloudpickle", b"bb") for number in range(MANY)})
+    assert connection.execute("SELECT DISTINCT size, data FROM payloads").fetchall() == [(2, b"bb")]
     assert connection.execute("SELECT count(*) FROM payloads").fetchone() == (MANY,)

@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Aggregation, of_kind
-from openruntime_jupyter.runtime.metrics.rollup import TIERS, Ledger, window
-from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, prune, read, write
+from openruntime_jupyter.runtime.metrics.counters import METRICS, TIERS, Aggregation, Ledger
+from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, of_kind, prune, read, window, write
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
-from tests.runtime.history_support import opened, rows
+from tests.runtime.history_support import fill_disk, opened, rows
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -165,7 +164,7 @@ def test_gap_is_none_not_zero() -> None:
 def test_only_runtime_metrics_of_several_runtimes_are_added() -> None:
     with database() as connection:
         for runtime, value in (("rt_1", 1.0), ("rt_2", 3.0)):
-            for figure in (each.name for each in FIGURES if each.kind in (Aggregation.MACHINE, Aggregation.LEVEL)):
+            for figure in (each.name for each in METRICS if each.kind in (Aggregation.MACHINE, Aggregation.LEVEL)):
                 store(connection, [(NOW - 600.0, float(NOW), value)], runtime, figure)
         for span in SPANS.values():
             found = ask(connection, span, 100)
@@ -204,7 +203,7 @@ def test_runtime_counts_for_the_part_it_ran(points: int) -> None:
 def test_sampled_only_returns_the_same_sampled_series(points: int) -> None:
     with database() as connection:
         for runtime, value in (("rt_1", 1.0), ("rt_2", 3.0)):
-            for figure in FIGURES:
+            for figure in METRICS:
                 lasted = [(NOW - since, NOW - since + 200.0, value + number) for number, since in enumerate((90_000.0, 4_000.0, 500.0))]
                 store(connection, lasted, runtime, figure.name)
         wanted = window(NOW - 7 * DAY, NOW, points, NOW)
@@ -301,16 +300,16 @@ async def test_failed_metric_writes_are_kept_bounded_and_retried(tmp_path: Path)
     now = math.floor(time.time())
     async with opened(tmp_path) as history:
         await history.metrics(now - 10, now, 10)
-        history._file.page_bound = 1
+        fill_disk(history)
         for start in range(now - 5000, now, 1000):
             ledger = Ledger(1000.0)
             ledger.lasted({"memory_usage": 7.0}, start + 1000, 1000)
             history.put_metrics(ledger.take())
-            await history._metrics.flush(10.0)
+            await history._flush(10.0)
         assert history.problem is not None
         assert rows(tmp_path, "SELECT count(*) FROM metrics") == [(0,)]
         assert len([key for key in history._metrics._waiting if key[0] == 1]) == TIERS[0].most
-        history._file.page_bound = 0
+        fill_disk(history, False)
         history.put_metrics({})
         found = await history.metrics(now - 900, now, 900)
         assert found.series["memory_usage"].mean == [7.0] * 900
@@ -322,7 +321,7 @@ async def test_metrics_are_pruned_while_writing(tmp_path: Path) -> None:
         ledger = Ledger(1e6)
         ledger.lasted({"memory_usage": 7.0}, now, 4000)
         history.put_metrics(ledger.take())
-        await history._metrics.flush(10.0)
+        await history._flush(10.0)
         assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(TIERS[0].most,)]
         assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 10")[0][0] >= 400
 

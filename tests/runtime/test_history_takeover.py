@@ -15,7 +15,7 @@ import pytest
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.storage.rows import record_of, write
+from openruntime_jupyter.runtime.storage.rows import record_of
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import FailureKind, Task, TaskState
 from tests.runtime.history_support import child, make_task, moved, opened, rows, states
@@ -110,18 +110,15 @@ def test_finished_tasks_are_unchanged_by_takeover(tmp_path: Path) -> None:
     assert {task.task_id: task.status for task in found.values()} == {task.task_id: task.status for task in tasks}
 
 
-def test_tasks_of_running_runtime_are_not_taken_over(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        waits, runs = make_task(), moved(make_task(wait=True), RUNNING)
-        async with opened(tmp_path, "rt_alive", label="http://127.0.0.1:8888/") as alive:
-            await alive.commit(waits)
-            await alive.commit(runs)
-            async with opened(tmp_path, "rt_new") as history:
-                assert history.taken == []  # type: ignore[attr-defined]
-                assert states(tmp_path) == {waits.task_id: "pending", runs.task_id: "running"}
-            await alive.commit(moved(waits, RUNNING))
-
-    asyncio.run(scenario())
+async def test_tasks_of_running_runtime_are_not_taken_over(tmp_path: Path) -> None:
+    waits, runs = make_task(), moved(make_task(wait=True), RUNNING)
+    async with opened(tmp_path, "rt_alive", label="http://127.0.0.1:8888/") as alive:
+        await alive.commit(waits)
+        await alive.commit(runs)
+        async with opened(tmp_path, "rt_new") as history:
+            assert history.taken == []  # type: ignore[attr-defined]
+            assert states(tmp_path) == {waits.task_id: "pending", runs.task_id: "running"}
+        await alive.commit(moved(waits, RUNNING))
 
 
 def test_reused_process_id_does_not_keep_runtime_alive(tmp_path: Path) -> None:
@@ -140,45 +137,39 @@ def test_tasks_of_earlier_runtime_with_same_id_are_taken_over(tmp_path: Path) ->
     assert [one.task_id for one in ours] == [task.task_id]
 
 
-def test_running_runtime_takes_over_tasks_of_later_deaths(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        mine, waits, kernels = make_task(), make_task(), moved(make_task(), RUNNING)
-        async with opened(tmp_path, "rt_1") as history:
-            await history.commit(mine)
-            async with opened(tmp_path, "rt_2") as other, opened(tmp_path, "rt_3", embedded=True) as kernel:
-                await other.commit(waits)
-                await kernel.commit(kernels)
-                assert await history.take_over() == []
-            ours = await history.take_over()
-            assert [task.task_id for task in ours] == [waits.task_id]
-            assert states(tmp_path) == {mine.task_id: "pending", waits.task_id: "pending", kernels.task_id: "interrupted"}
-            await history.commit(moved(waits, COMPLETED))
-
-    asyncio.run(scenario())
+async def test_running_runtime_takes_over_tasks_of_later_deaths(tmp_path: Path) -> None:
+    mine, waits, kernels = make_task(), make_task(), moved(make_task(), RUNNING)
+    async with opened(tmp_path, "rt_1") as history:
+        await history.commit(mine)
+        async with opened(tmp_path, "rt_2") as other, opened(tmp_path, "rt_3", embedded=True) as kernel:
+            await other.commit(waits)
+            await kernel.commit(kernels)
+            assert await history.take_over() == []
+        ours = await history.take_over()
+        assert [task.task_id for task in ours] == [waits.task_id]
+        assert states(tmp_path) == {mine.task_id: "pending", waits.task_id: "pending", kernels.task_id: "interrupted"}
+        await history.commit(moved(waits, COMPLETED))
 
 
-def test_task_taken_over_by_another_runtime_is_not_overwritten(tmp_path: Path) -> None:
+async def test_task_taken_over_by_another_runtime_is_not_overwritten(tmp_path: Path) -> None:
     """The lock file of a running runtime is removed manually. The runtime must detect the takeover before it runs the task."""
 
-    async def scenario() -> None:
-        waits, behind = make_task(), make_task()
-        async with opened(tmp_path, "rt_1") as history:
-            await history.commit(waits)
-            await history.commit(behind)
-            (tmp_path / "runtimes" / "rt_1.lock").unlink()
-            async with opened(tmp_path, "rt_2") as other:
-                assert len(other.taken) == 2  # type: ignore[attr-defined]
-                with pytest.raises(TaskConflict, match="taken over by the runtime rt_2"):
-                    await history.commit(moved(waits, RUNNING))
-                history.write_behind(behind.task_id, lambda: moved(behind, COMPLETED))
-                await history.page(1)
-                assert set(states(tmp_path).values()) == {"pending"}
-                await other.commit(moved(waits, RUNNING))
-                with pytest.raises(TaskConflict, match="taken over"):
-                    await history.commit(moved(waits, COMPLETED))
-                assert states(tmp_path)[waits.task_id] == "running"
-
-    asyncio.run(scenario())
+    waits, behind = make_task(), make_task()
+    async with opened(tmp_path, "rt_1") as history:
+        await history.commit(waits)
+        await history.commit(behind)
+        (tmp_path / "runtimes" / "rt_1.lock").unlink()
+        async with opened(tmp_path, "rt_2") as other:
+            assert len(other.taken) == 2  # type: ignore[attr-defined]
+            with pytest.raises(TaskConflict, match="taken over by the runtime rt_2"):
+                await history.commit(moved(waits, RUNNING))
+            history.write_behind(behind.task_id, lambda: moved(behind, COMPLETED))
+            await history.page(1)
+            assert set(states(tmp_path).values()) == {"pending"}
+            await other.commit(moved(waits, RUNNING))
+            with pytest.raises(TaskConflict, match="taken over"):
+                await history.commit(moved(waits, COMPLETED))
+            assert states(tmp_path)[waits.task_id] == "running"
 
 
 def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
@@ -273,7 +264,7 @@ def test_takeover_takes_each_of_many_tasks_once(tmp_path: Path) -> None:
     connection = history._file.connect()
     connection.execute("BEGIN")
     for _ in range(5_000):
-        write(connection, record_of(make_task(), "rt_dead", embedded=False), known=False)
+        record_of(make_task(), "rt_dead", embedded=False).write(connection, known=False)
     connection.execute("COMMIT")
     connection.close()
 

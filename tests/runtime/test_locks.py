@@ -137,21 +137,18 @@ def test_slot_has_one_holder_visible_to_others(tmp_path: Path) -> None:
         lock.close()
 
 
-def test_slot_is_released_when_holder_dies(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        lock = DeviceSlotLock(tmp_path, "device_0", 0)
-        with child("holds", tmp_path) as process:
-            assert process.receive() == "held"
-            waiting = asyncio.create_task(lock.acquire(HOLDER))
-            holder = await until(lock.holder)
-            assert (holder["runtime"], holder["name"], holder["pid"]) == ("rt_child", "training", process.process.pid)
-            assert not waiting.done()
-            process.kill()
-            await asyncio.wait_for(waiting, 5)
-            assert lock.holder() == HOLDER
-            lock.close()
-
-    asyncio.run(scenario())
+async def test_slot_is_released_when_holder_dies(tmp_path: Path) -> None:
+    lock = DeviceSlotLock(tmp_path, "device_0", 0)
+    with child("holds", tmp_path) as process:
+        assert process.receive() == "held"
+        waiting = asyncio.create_task(lock.acquire(HOLDER))
+        holder = await until(lock.holder)
+        assert (holder["runtime"], holder["name"], holder["pid"]) == ("rt_child", "training", process.process.pid)
+        assert not waiting.done()
+        process.kill()
+        await asyncio.wait_for(waiting, 5)
+        assert lock.holder() == HOLDER
+        lock.close()
 
 
 def test_slot_can_be_acquired_on_full_disk(tmp_path: Path) -> None:
@@ -181,23 +178,20 @@ def test_dead_holder_is_not_reported(tmp_path: Path) -> None:
     assert DeviceSlotLock(tmp_path, "device_0", 0).holder() is None
 
 
-def test_cancelled_wait_holds_no_lock(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        first, second, third = (DeviceSlotLock(tmp_path, "device_0", 0) for _ in range(3))
-        assert first.try_acquire(HOLDER)
-        waiting = asyncio.create_task(second.acquire({"runtime": "rt_2"}))
-        # It holds the turnstile, so a third one cannot try.
-        await until(lambda: second._turnstile.held)
-        first.release()
-        assert not third.try_acquire({"runtime": "rt_3"})
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert third.try_acquire({"runtime": "rt_3"})
-        for lock in (first, second, third):
-            lock.close()
-
-    asyncio.run(scenario())
+async def test_cancelled_wait_holds_no_lock(tmp_path: Path) -> None:
+    first, second, third = (DeviceSlotLock(tmp_path, "device_0", 0) for _ in range(3))
+    assert first.try_acquire(HOLDER)
+    waiting = asyncio.create_task(second.acquire({"runtime": "rt_2"}))
+    # It holds the turnstile, so a third one cannot try.
+    await until(lambda: second._turnstile.held)
+    first.release()
+    assert not third.try_acquire({"runtime": "rt_3"})
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert third.try_acquire({"runtime": "rt_3"})
+    for lock in (first, second, third):
+        lock.close()
 
 
 def test_busy_runtime_does_not_starve_waiting_one(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openruntime_jupyter.runtime.metrics.rollup import TIERS, Bucket, Buckets, Ledger, Spread, Tier, add_to, bound, window
+from openruntime_jupyter.runtime.metrics.counters import TIERS, Bucket, Buckets, Ledger, Spread, Tier
+from openruntime_jupyter.runtime.storage.metrics import add_to, bound, window
 
 NOW = 1_800_000_000.0
 Lasted = tuple[float, float, float]

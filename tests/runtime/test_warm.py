@@ -17,8 +17,8 @@ import pytest
 
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.runtime.arrays import block_cache, quota
-from openruntime_jupyter.runtime.arrays import store as arrays_module
+from openruntime_jupyter.runtime.arrays import spool
+from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.test_arrays import put, result, store_in
@@ -47,8 +47,8 @@ async def freed(store: ArrayStore) -> bool:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable preparation of blocks, and make fetched results evictable immediately."""
-    monkeypatch.setattr(quota, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(block_cache.BlockCache, "expect", lambda self, folder, size, room: None)
+    monkeypatch.setattr(array_store, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(spool.BlockCache, "expect", lambda *arguments: None)
 
 
 @pytest.mark.parametrize("spool_dir", ["", "disk"])
@@ -131,7 +131,7 @@ async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) 
 
 
 async def test_results_reuse_files_and_finished_task_releases_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays_module, "SWEEP_SECONDS", 1000.0)
+    monkeypatch.setattr(array_store, "SWEEP_SECONDS", 1000.0)
 
     async with runtime_in(tmp_path) as runtime:
         store = runtime.arrays
@@ -201,12 +201,12 @@ async def test_free_files_expire_and_are_released_when_memory_is_short(tmp_path:
         await store.remove((await put(store, full(1))).id)
         await store.sweep()
         assert store.page().warm_bytes == SIZE
-        monkeypatch.setattr(block_cache, "IDLE_SECONDS", 0.0)
+        monkeypatch.setattr(spool, "IDLE_SECONDS", 0.0)
         await store.sweep()
         assert store.page().warm_bytes == 0
-        monkeypatch.setattr(block_cache, "IDLE_SECONDS", 600.0)
+        monkeypatch.setattr(spool, "IDLE_SECONDS", 600.0)
         await store.remove((await put(store, full(1))).id)
-        monkeypatch.setattr(block_cache, "SHORT", 2.0)
+        monkeypatch.setattr(spool, "SHORT", 2.0)
         await store.sweep()
         assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
 
@@ -290,7 +290,7 @@ async def test_next_file_of_a_size_is_prepared_in_background(tmp_path: Path, mon
         assert number(await put(store, full(2))) == inode
     async with store_in(tmp_path, warm_bytes=SIZE - 1) as store:
         await put(store, full(1))
-        await until(lambda: not store._room.warm._coming, what="nothing to come")
+        await until(lambda: not store._blocks._coming, what="nothing to come")
         assert store.page().warm_bytes == 0
 
 

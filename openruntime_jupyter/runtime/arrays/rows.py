@@ -56,12 +56,12 @@ class ArrayRecord:
     layout: Layout
     folder: Path
     owner: str | None = None
-    making: bool = False
+    creating: bool = False
     """Its file is being created; it cannot be deleted until that has ended."""
-    made: bool = False
+    allocated: bool = False
     """Its file exists and can be filled."""
     ready: bool = False
-    finishing: bool = False
+    verifying: bool = False
     """Its file is being verified; it can neither be used nor deleted until that has ended."""
     created: float = field(default_factory=time.time)
     """Seconds since the epoch."""
@@ -69,13 +69,13 @@ class ArrayRecord:
     """Time of the last use by `now`."""
     fetched: bool = False
     """A client has requested it since it was ready."""
-    doomed: bool = False
+    delete_pending: bool = False
     """It is deleted as soon as it is unused."""
     exposed: bool = False
     """Its path was returned to a client that may use the file without a lease, so the file is never reused for another array."""
-    leaving: bool = False
+    deleting: bool = False
     """Its file is being deleted, unless a lease is found."""
-    gone: bool = False
+    deleted: bool = False
     """Its file was deleted; the name may belong to another array by now."""
     leases: set[str] = field(default_factory=set)
     """Tasks that are pending or running with it."""
@@ -95,9 +95,9 @@ class ArrayRecord:
         return self.folder / f"{self.id}{SUFFIX if self.ready else UNFINISHED}"
 
     @property
-    def lost(self) -> bool:
+    def file_missing(self) -> bool:
         """True if another program removed its file. Reads the file system."""
-        return self.ready and not (self.leaving or self.finishing) and not self.path.exists()
+        return self.ready and not (self.deleting or self.verifying) and not self.path.exists()
 
     def touch(self) -> None:
         """Set the time of the last use to now."""
@@ -153,9 +153,9 @@ def evictable(records: Iterable[ArrayRecord], seconds: float, quiet: float) -> l
         for record in records
         if record.ready
         and not record.leases
-        and (record.doomed or record.expired(seconds) or (record.task_id is not None and record.fetched and record.idle >= quiet))
+        and (record.delete_pending or record.expired(seconds) or (record.task_id is not None and record.fetched and record.idle >= quiet))
     ]
-    return sorted(useless, key=lambda record: (not record.doomed, not record.expired(seconds), record.used))
+    return sorted(useless, key=lambda record: (not record.delete_pending, not record.expired(seconds), record.used))
 
 
 def near_and_fetched(records: Iterable[ArrayRecord], wanted: ArrayRecord, most: int) -> ArrayRecord | None:
@@ -199,7 +199,7 @@ def load_record(path: Path) -> ArrayRecord | None:
 
 def name_conflict(record: ArrayRecord) -> ArrayConflict:
     """Return the error for a name that this array already has."""
-    if record.doomed:
+    if record.delete_pending:
         return ArrayConflict(f"The array {record.id} was deleted but is still in use and keeps its name until then: use another name")
     return ArrayConflict(f"The array {record.id} already exists, and arrays are immutable: delete it first, or use another name")
 

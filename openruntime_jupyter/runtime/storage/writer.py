@@ -107,6 +107,12 @@ class DatabaseThread(ABC):
             jobs = jobs + more
         return jobs, False
 
+    def _heal(self, error: Exception) -> None:
+        """Close the connection that found damage, and move the file aside if a new connection finds it as well."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._file.heal(connection, error)
+
     def disconnect(self) -> None:
         """Close the connection; must run in this thread."""
         connection, self._connection = self._connection, None
@@ -121,7 +127,6 @@ class Writer(DatabaseThread):
     def __init__(self, file: HistoryFile, prepare: Callable[[], None], deliver: Deliver) -> None:
         super().__init__("openruntime-history-writer", file, deliver)
         self._prepare = prepare
-        self._page_bound = 0
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Run all jobs in one transaction. If one of them causes an error, run each alone, so that the others succeed."""
@@ -159,10 +164,6 @@ class Writer(DatabaseThread):
         if self._connection is None:
             self._prepare()
             self._connection = self._file.connect()
-            self._page_bound = 0
-        if self._page_bound != self._file.page_bound:
-            self._file.bound(self._connection)
-            self._page_bound = self._file.page_bound
         return self._connection
 
     def _transaction(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
@@ -179,12 +180,6 @@ class Writer(DatabaseThread):
                     connection.execute("ROLLBACK")
             raise
         return outcomes
-
-    def _heal(self, error: Exception) -> None:
-        assert isinstance(error, sqlite3.Error)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._file.heal(connection, error)
 
 
 class Reader(DatabaseThread):
@@ -205,6 +200,8 @@ class Reader(DatabaseThread):
                 if not is_damage(error):
                     raise
                 self._heal(error)
+                # The writer creates the new file at its next write; the reader needs it now.
+                self._file.connect().close()
                 return self._snapshot(job)
             except Exception as again:
                 self.disconnect()
@@ -221,14 +218,6 @@ class Reader(DatabaseThread):
         finally:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-
-    def _heal(self, error: Exception) -> None:
-        assert isinstance(error, sqlite3.Error)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._file.heal(connection, error)
-            # The writer creates the new file at its next write; the reader needs it now.
-            self._file.connect().close()
 
 
 def _outcome(connection: sqlite3.Connection, job: Job) -> Outcome:

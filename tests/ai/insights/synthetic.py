@@ -12,8 +12,7 @@ from typing import Any
 from openruntime_jupyter.ai.insights.dataset import Dataset, Environment, gather
 from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.report import drafts_of, name_tasks
-from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
-from openruntime_jupyter.runtime.metrics.rollup import Ledger
+from openruntime_jupyter.runtime.metrics.counters import ENDED_AS, Ledger
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.base import epoch, iso
@@ -122,7 +121,7 @@ class Story:
         history.put_metrics(ledger.take())
         for first in range(0, len(self.tasks), 1000):
             await history.commit_all(self.tasks[first : first + 1000])
-        await history._metrics.flush(60)
+        await history._flush(60)
         await until(lambda: not history._behind.waiting, 60, "the history's writing")
 
 

@@ -1,4 +1,4 @@
-"""Fake of the IOKit and CoreFoundation functions that `iokit.py` declares, with reference counts.
+"""Fake of the IOKit and CoreFoundation functions that `apple.py` declares, with reference counts.
 
 The numbers come from recorded driver statistics; see `RECORDED`.
 """
@@ -9,7 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from openruntime_jupyter.runtime.metrics.gpu import iokit
+from openruntime_jupyter.runtime.metrics.gpu import apple
 
 # As `ioreg -r -d 1 -w 0 -c IOAccelerator` printed PerformanceStatistics on an M3 Pro and on an M1 Pro, published in the tests of
 # open-source monitors.
@@ -55,7 +55,7 @@ class Mac:
         self.owned: Counter[int] = Counter()
         self.ports: Counter[int] = Counter()
         self.queue: list[int] = []
-        names = {*iokit.IOKIT, *iokit.CORE_FOUNDATION}
+        names = {*apple.IOKIT, *apple.CORE_FOUNDATION}
         # Only declared functions can be called: pointers of undeclared ones would be truncated on a real Mac.
         functions = {name: getattr(self, name) for name in names}
         self.libraries = SimpleNamespace(**functions), SimpleNamespace(**functions)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable
-from openruntime_jupyter.runtime.metrics.gpu.selection import KINDS, Probes
+from openruntime_jupyter.runtime.metrics.sampler import PROBES, Probes
 from tests.runtime.probes.fake_nvml import Fails, FakeGpu, FakeNvml
 
 CUDA = Gpu("device_0", 0, "NVIDIA GeForce RTX 4090", ("cuda", "mlx"))
@@ -103,4 +103,4 @@ def test_driver_error_is_reported_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has what this misses")
 def test_apple_gpus_are_read_by_iokit() -> None:
     assert "macOS" in Probes([METAL]).problems["device_0"]
-    assert set(KINDS) == {"cuda", "metal"}
+    assert set(PROBES) == {"cuda", "metal"}
