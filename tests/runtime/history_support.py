@@ -67,6 +67,11 @@ async def opened(folder: Path, runtime: str = "rt_1", **settings: Any) -> AsyncI
         await history.close(10.0)
 
 
+async def execute(history: History, query: str) -> None:
+    """Execute a statement in the writer's thread."""
+    await history.change(lambda connection: connection.execute(query).fetchall())
+
+
 def fill_disk(history: History, full: bool = True) -> None:
     """Make the disk look full for the writer, or no longer, after the jobs that it already has."""
     query = f"PRAGMA max_page_count = {1 if full else 2**32 - 2}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -112,16 +112,9 @@ class Spread:
 class Bucket:
     """Values of one bucket by metric name, with the first and the last measured moment."""
 
-    began: float
-    ended: float
-    spreads: dict[str, Spread] = field(default_factory=dict)
-
-    def spread(self, name: str) -> Spread:
-        """Return the spread of a metric, created if missing."""
-        found = self.spreads.get(name)
-        if found is None:
-            found = self.spreads[name] = Spread()
-        return found
+    began: float = math.inf
+    ended: float = -math.inf
+    spreads: defaultdict[str, Spread] = field(default_factory=lambda: defaultdict(Spread))
 
     def widen(self, began: float, ended: float) -> None:
         """Extend the measured range."""
@@ -132,11 +125,14 @@ class Bucket:
         """Add the values and the measured range of `other`."""
         self.widen(other.began, other.ended)
         for name, spread in other.spreads.items():
-            self.spread(name).merge(spread)
+            self.spreads[name].merge(spread)
 
 
-Buckets = dict[tuple[int, int], Bucket]
-"""Buckets by (seconds of their tier, start in seconds since the epoch)."""
+class Buckets(defaultdict[tuple[int, int], Bucket]):
+    """Buckets by (seconds of their tier, start in seconds since the epoch), created when they are first used."""
+
+    def __init__(self) -> None:
+        super().__init__(Bucket)
 
 
 class Ledger:
@@ -147,7 +143,7 @@ class Ledger:
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
-        self._seconds: dict[int, Bucket] = {}
+        self._seconds: defaultdict[int, Bucket] = defaultdict(Bucket)
 
     def lasted(self, values: Mapping[str, float], end: float, seconds: float) -> None:
         """Add values that lasted for `seconds` until `end`, in seconds since the epoch."""
@@ -156,43 +152,33 @@ class Ledger:
             first, last = max(begin, second), min(end, second + 1)
             if last <= first:
                 continue
-            bucket = self._bucket(second, first, last)
+            bucket = self._seconds[second]
+            bucket.widen(first, last)
             for name, value in values.items():
-                bucket.spread(name).add(value, last - first)
+                bucket.spreads[name].add(value, last - first)
 
     def varied(self, spreads: Mapping[str, Spread], second: int, began: float, ended: float) -> None:
         """Add spreads measured within one second, from `began` to `ended`."""
-        bucket = self._bucket(second, began, ended)
+        bucket = self._seconds[second]
+        bucket.widen(began, ended)
         for name, spread in spreads.items():
-            bucket.spread(name).merge(spread)
+            bucket.spreads[name].merge(spread)
 
     def happened(self, values: Mapping[str, float], at: float) -> None:
         """Add single values measured at the time `at`, in seconds since the epoch."""
-        second = int(at)
-        bucket = self._seconds.get(second) or self._bucket(second, at, at)
+        bucket = self._seconds[int(at)]
+        bucket.widen(at, at)
         for name, value in values.items():
-            (bucket.spreads.get(name) or bucket.spread(name)).add(value)
+            bucket.spreads[name].add(value)
 
     def take(self) -> Buckets:
         """Return the measurements in buckets of every tier, to be added to earlier ones, and clear them here."""
-        seconds, self._seconds = self._seconds, {}
-        folded: Buckets = {}
+        seconds, self._seconds = self._seconds, defaultdict(Bucket)
+        folded = Buckets()
         for second, bucket in seconds.items():
             for tier in TIERS:
-                key = tier.seconds, second - second % tier.seconds
-                found = folded.get(key)
-                if found is None:
-                    found = folded[key] = Bucket(bucket.began, bucket.ended)
-                found.merge(bucket)
+                folded[tier.seconds, second - second % tier.seconds].merge(bucket)
         return folded
-
-    def _bucket(self, second: int, began: float, ended: float) -> Bucket:
-        bucket = self._seconds.get(second)
-        if bucket is None:
-            bucket = self._seconds[second] = Bucket(began, ended)
-        else:
-            bucket.widen(began, ended)
-        return bucket
 
 
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)

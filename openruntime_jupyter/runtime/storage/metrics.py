@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import sqlite3
@@ -138,8 +139,7 @@ def write(connection: sqlite3.Connection, runtime: str, buckets: Buckets) -> Non
             spread = bucket.spreads.get(name)
             row += _NOTHING if spread is None else (round(spread.low, DIGITS), spread.total, round(spread.high, DIGITS), spread.weight)
         for name in _COUNT_NAMES:
-            spread = bucket.spreads.get(name)
-            row.append(None if spread is None else spread.total)
+            row.append(bucket.spreads[name].total if name in bucket.spreads else None)
         rows.append(row)
     connection.executemany(_ADD, rows)
 
@@ -202,37 +202,30 @@ def read(connection: sqlite3.Connection, window: Window, runtime: str | None, sa
     """Return the metrics of one runtime, or of all, within a window; `sampled_only` omits task metrics, which saves time."""
     bindings = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
     spreads, counts = (_MACHINE, ()) if sampled_only else (_SPREADS, _COUNTS)
-    found = _Columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, bindings).fetchall())
-    series = {metric.name: Series(metric, found.next(), _rounded(found.next()), found.next()) for metric in spreads}
+    found = _columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, bindings).fetchall())
+    series = {metric.name: Series(metric, next(found), _rounded(next(found)), next(found)) for metric in spreads}
     for metric in counts:
-        number = found.next()
+        number = next(found)
         series[metric.name] = Series(metric, number, number, number)
-    totals = [found.next() for _ in _LEVELS]
+    totals = [next(found) for _ in _LEVELS]
     levels = _READ_BUCKET_LEVELS if window.step == window.tier.seconds else _READ_LEVELS
-    found = _Columns(window.count, connection.execute(levels, bindings).fetchall())
+    found = _columns(window.count, connection.execute(levels, bindings).fetchall())
     for metric, total in zip(_LEVELS, totals, strict=True):
-        low, high, weight = found.next(), found.next(), found.next()
+        low, high, weight = next(found), next(found), next(found)
         mean = [number / seconds if number is not None and seconds else None for number, seconds in zip(total, weight, strict=True)]
         series[metric.name] = Series(metric, low, _rounded(mean), high)
     in_order = {metric.name: series[metric.name] for metric in METRICS if metric.name in series}
     return MetricColumns(window.step, list(window.starts), in_order)
 
 
-class _Columns:
-    """Iterator over the columns of a query result, each padded to the length of the window; the first column holds the points."""
-
-    def __init__(self, count: int, rows: list[tuple[Any, ...]]) -> None:
-        columns: Iterator[tuple[Any, ...]] = zip(*rows, strict=True)
-        self._points: tuple[int, ...] = next(columns, ())
-        self._columns = columns
-        self._count = count
-
-    def next(self) -> list[Number]:
-        """Return the next column, with None for points without a row."""
-        column: list[Number] = [None] * self._count
-        for point, value in zip(self._points, next(self._columns, ()), strict=True):
+def _columns(count: int, rows: list[tuple[Any, ...]]) -> Iterator[list[Number]]:
+    """Yield the columns of a query result, padded with None to `count` points; the first column of `rows` has the points."""
+    points, *columns = zip(*rows, strict=True) if rows else [()]
+    for values in itertools.chain(columns, itertools.repeat(())):
+        column: list[Number] = [None] * count
+        for point, value in zip(points, values, strict=False):
             column[point] = value
-        return column
+        yield column
 
 
 def _rounded(column: list[Number]) -> list[Number]:
@@ -240,13 +233,9 @@ def _rounded(column: list[Number]) -> list[Number]:
 
 
 def add_to(buckets: Buckets, more: Buckets) -> None:
-    """Merge `more`, which must not be used afterwards, into `buckets`."""
+    """Merge `more` into `buckets`."""
     for key, bucket in more.items():
-        found = buckets.get(key)
-        if found is None:
-            buckets[key] = bucket
-        else:
-            found.merge(bucket)
+        buckets[key].merge(bucket)
 
 
 def bound(buckets: Buckets, now: float) -> None:
@@ -267,7 +256,7 @@ class MetricsWriteBehind:
         """Number of submitted writes that have not ended."""
         self._runtime = runtime
         self._submit = submit
-        self._waiting: Buckets = {}
+        self._waiting = Buckets()
         self._pruned = -PRUNE_SECONDS
 
     def add(self, buckets: Buckets) -> None:
@@ -275,7 +264,7 @@ class MetricsWriteBehind:
         add_to(self._waiting, buckets)
         if not self._waiting:
             return
-        written, self._waiting = self._waiting, {}
+        written, self._waiting = self._waiting, Buckets()
         due = time.monotonic() - self._pruned >= PRUNE_SECONDS
         if due:
             self._pruned = time.monotonic()

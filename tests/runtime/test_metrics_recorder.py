@@ -17,7 +17,7 @@ from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.system import Metrics, MetricsHistory
 from tests.runtime.history_support import opened, rows
-from tests.runtime.test_tally import Clocks
+from tests.runtime.test_counters import Clocks
 from tests.runtimes import cell, ended, runtime_in, submit, until
 
 Point = tuple[float | None, float | None, float | None]

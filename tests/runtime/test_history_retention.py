@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.runtime.storage import retention as history_sweep
+from openruntime_jupyter.runtime.storage import retention
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
-from tests.runtime.history_support import make_task, moved, opened, rows, states
+from tests.runtime.history_support import execute, make_task, moved, opened, rows, states
 
 DAY = 24 * 3600.0
 KEEP_ALL: dict[str, Any] = {"retention_days": 0, "retention_tasks": 0, "retention_payload_bytes": 0}
-
-
-def ran(connection: sqlite3.Connection, query: str) -> list[Any]:
-    return connection.execute(query).fetchall()
 
 
 def ended(days_ago: float, state: TaskState = TaskState.COMPLETED) -> Task:
@@ -85,7 +79,7 @@ async def test_zero_limits_keep_everything(tmp_path: Path) -> None:
 
 async def test_large_sweep_allows_writes_in_between(tmp_path: Path) -> None:
     async with opened(tmp_path, **KEEP_ALL | {"retention_tasks": 10}) as history:
-        tasks = [ended(1) for _ in range(3 * history_sweep.STEP_TASKS)]
+        tasks = [ended(1) for _ in range(3 * retention.STEP_TASKS)]
         await asyncio.gather(*(history.commit(task) for task in tasks))
         sweep = asyncio.create_task(history.sweep())
         waits = []
@@ -122,8 +116,7 @@ async def test_orphaned_outputs_and_payloads_are_removed_after_an_hour(tmp_path:
         await history.commit(task)
         await history.page(1)
         for table in ("outputs", "payloads"):
-            hour_ago = f"UPDATE {table} SET stored = stored - {history_sweep.HOUR + 1} WHERE task_id <> 'task_young'"
-            await history._write(partial(ran, query=hour_ago))
+            await execute(history, f"UPDATE {table} SET stored = stored - {retention.HOUR + 1} WHERE task_id <> 'task_young'")
         await history.sweep()
     for table in ("outputs", "payloads"):
         assert {row[0] for row in rows(tmp_path, f"SELECT task_id FROM {table}")} == {task.task_id, "task_young"}
@@ -137,11 +130,8 @@ async def test_keys_and_deletion_traces_expire_after_a_day(tmp_path: Path) -> No
             await history.remember_key(None, f"key {number}", task.task_id, "f")
             await history.delete(task.task_id)
             if number == 0:
-                for query in (
-                    f"UPDATE keys SET stored = stored - {history_sweep.DAY}",
-                    f"UPDATE gone SET deleted = deleted - {history_sweep.DAY}",
-                ):
-                    await history._write(partial(ran, query=query))
+                await execute(history, f"UPDATE keys SET stored = stored - {retention.DAY}")
+                await execute(history, f"UPDATE gone SET deleted = deleted - {retention.DAY}")
         await history.sweep()
     assert rows(tmp_path, "SELECT key FROM keys") == [("key 1",)]
     assert rows(tmp_path, "SELECT id FROM gone") == [(task.task_id,)]
