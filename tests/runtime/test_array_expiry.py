@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
-from openruntime_jupyter.runtime.arrays import rows
 from openruntime_jupyter.runtime.arrays import store as array_store
+from openruntime_jupyter.runtime.arrays.rows import ArrayRecord
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.test_arrays import MB, SMALL, put, result, store_in
 
@@ -24,7 +25,7 @@ class Ages:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        monkeypatch.setattr(rows, "now", lambda: self.seconds)
+        monkeypatch.setattr(sys.modules[ArrayRecord.__module__], "now", lambda: self.seconds)
 
 
 async def test_unused_array_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,8 @@ async def test_who_may_not_run_code_is_told_in_place(tmp_path: Path) -> None:
 
 async def test_a_thousand_are_on_disk_in_one_transaction_and_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    together = Writer._together
-    monkeypatch.setattr(Writer, "_together", lambda self, jobs: (groups.append(len(jobs)), together(self, jobs))[1])
+    together = Writer._run_group
+    monkeypatch.setattr(Writer, "_run_group", lambda self, jobs: (groups.append(len(jobs)), together(self, jobs))[1])
 
     async with runtime_in(tmp_path) as runtime:
         holder = await hold(runtime)

@@ -48,7 +48,7 @@ async def freed(store: ArrayStore) -> bool:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable preparation of blocks, and make fetched results evictable immediately."""
     monkeypatch.setattr(array_store, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(spool.BlockCache, "expect", lambda *arguments: None)
+    monkeypatch.setattr(spool.BlockCache, "prepare_next", lambda *arguments: None)
 
 
 @pytest.mark.parametrize("spool_dir", ["", "disk"])
@@ -210,7 +210,7 @@ async def test_free_files_expire_and_are_released_when_memory_is_short(tmp_path:
             await store.sweep()
         assert store.page().warm_bytes == 0, "the clock was set back"
         await store.remove((await put(store, full(1))).id)
-        monkeypatch.setattr(spool, "SHORT", 2.0)
+        monkeypatch.setattr(spool, "LOW_MEMORY", 2.0)
         await store.sweep()
         assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
 
@@ -282,7 +282,7 @@ async def test_next_file_of_a_size_is_prepared_in_background(tmp_path: Path, mon
         assert number(await put(store, full(2))) == inode
     async with store_in(tmp_path, warm_bytes=SIZE - 1) as store:
         await put(store, full(1))
-        await until(lambda: not store._blocks._coming, what="nothing to come")
+        await until(lambda: not store._blocks._tasks, what="nothing to come")
         assert store.page().warm_bytes == 0
 
 

@@ -186,14 +186,14 @@ async def test_rejected_commit_does_not_roll_back_its_group(tmp_path: Path) -> N
 
 async def test_commits_of_one_iteration_share_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    together = writer.Writer._together
+    together = writer.Writer._run_group
 
     def counted(self: writer.Writer, jobs: list[writer.Job]) -> list[writer.Outcome]:
         groups.append(len(jobs))
         return together(self, jobs)
 
     async with opened(tmp_path) as history:
-        monkeypatch.setattr(writer.Writer, "_together", counted)
+        monkeypatch.setattr(writer.Writer, "_run_group", counted)
         await asyncio.gather(*(history.commit(make_task()) for _ in range(100)))
     assert groups == [100]
 

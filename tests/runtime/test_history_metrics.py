@@ -22,7 +22,7 @@ DAY = 86_400
 SPANS = {"5m": 300, "15m": 900, "1h": 3600, "6h": 21_600, "24h": DAY, "7d": 7 * DAY}
 MANY, ONE = 300, 2016
 """Points of a week: each of many buckets, and each of one."""
-Lasted = tuple[float, float, float]
+Interval = tuple[float, float, float]
 
 
 @contextlib.contextmanager
@@ -33,11 +33,11 @@ def database() -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def store(connection: sqlite3.Connection, raw: list[Lasted], runtime: str = "rt_1", figure: str = "memory_usage") -> None:
+def store(connection: sqlite3.Connection, raw: list[Interval], runtime: str = "rt_1", figure: str = "memory_usage") -> None:
     """Write the buckets of a runtime that measured these values from begin to end."""
     ledger = Ledger(1e6)
     for begin, end, value in raw:
-        ledger.lasted({figure: value}, end, end - begin)
+        ledger.add_interval({figure: value}, end, end - begin)
     write(connection, runtime, ledger.take())
 
 
@@ -45,7 +45,7 @@ def ask(connection: sqlite3.Connection, span: float, points: int = 300, now: flo
     return read(connection, window(now - span, now, points, now), runtime)
 
 
-def oracle(raw: list[Lasted], begin: float, end: float) -> list[float | None]:
+def oracle(raw: list[Interval], begin: float, end: float) -> list[float | None]:
     parts = [(value, min(until, end) - max(since, begin)) for since, until, value in raw]
     parts = [(value, weight) for value, weight in parts if weight > 0]
     if not parts:
@@ -54,11 +54,11 @@ def oracle(raw: list[Lasted], begin: float, end: float) -> list[float | None]:
     return [min(value for value, _ in parts), mean, max(value for value, _ in parts)]
 
 
-def assert_right(found: MetricColumns, raw: list[Lasted], figure: str = "memory_usage") -> None:
+def assert_right(found: MetricColumns, raw: list[Interval], figure: str = "memory_usage") -> None:
     """Check that each point matches the raw samples within it, and is None without samples."""
     series, step = found.series[figure], found.resolution
     assert len(found.starts) == len(series.min) == len(series.mean) == len(series.max)
-    within: dict[int, list[Lasted]] = {}
+    within: dict[int, list[Interval]] = {}
     for each in raw:
         for start in range(math.floor(each[0] / step) * step, math.ceil(each[1]), step):
             within.setdefault(start, []).append(each)
@@ -92,7 +92,7 @@ def test_series_match_raw_samples_with_any_clock_changes(steps: list[tuple[float
 def test_months_of_metrics_stay_bounded_and_correct() -> None:
     dice = random.Random(1)
     most = sum(tier.most for tier in TIERS)
-    raw: list[Lasted] = []
+    raw: list[Interval] = []
     with database() as connection:
         for day in range(60):
             now = float(NOW - (59 - day) * DAY)
@@ -200,7 +200,7 @@ def test_task_metrics_cover_all_tasks() -> None:
         for runtime, times in (("rt_1", (1.0, 2.0)), ("rt_2", (6.0,))):
             ledger = Ledger(60.0)
             for seconds in times:
-                ledger.happened({"run_time": seconds, "completed_tasks": 1.0}, NOW - 42.0)
+                ledger.add_event({"run_time": seconds, "completed_tasks": 1.0}, NOW - 42.0)
             write(connection, runtime, ledger.take())
         for span in SPANS.values():
             found = ask(connection, span)
@@ -236,7 +236,7 @@ def test_query_cost_is_independent_of_other_rows() -> None:
         store(connection, [(NOW - 7.0 * DAY + 300 * number, NOW - 7.0 * DAY + 300 * number + 10, 1.0) for number in range(2016)])
         before = cost()
         other = Ledger(1e6)
-        other.lasted({"memory_usage": 1.0}, NOW - 30.0 * DAY, 3000)
+        other.add_interval({"memory_usage": 1.0}, NOW - 30.0 * DAY, 3000)
         write(connection, "rt_2", other.take())
         assert before <= cost() < before * 1.05
 
@@ -246,7 +246,7 @@ async def test_metrics_continue_after_restart(tmp_path: Path) -> None:
     for runtime, begin in (("rt_1", now - 60), ("rt_2", now - 30)):
         async with opened(tmp_path, runtime) as history:
             ledger = Ledger(60.0)
-            ledger.lasted({"memory_usage": 50.0, "active_tasks": 1.0}, begin + 30, 30)
+            ledger.add_interval({"memory_usage": 50.0, "active_tasks": 1.0}, begin + 30, 30)
             history.put_metrics(ledger.take())
     async with opened(tmp_path, "rt_3") as history:
         found = await history.metrics(now - 60, now, 60)
@@ -259,8 +259,8 @@ async def test_put_metrics_are_readable_and_added(tmp_path: Path) -> None:
     async with opened(tmp_path) as history:
         for value in (1.0, 3.0):
             ledger = Ledger(60.0)
-            ledger.lasted({"memory_usage": value}, now - 1.0, 1.0)
-            ledger.happened({"failed_tasks": 1.0}, now - 2.0)
+            ledger.add_interval({"memory_usage": value}, now - 1.0, 1.0)
+            ledger.add_event({"failed_tasks": 1.0}, now - 2.0)
             history.put_metrics(ledger.take())
         found = await history.metrics(now - 5, now, 5)
         assert found.series["memory_usage"].mean == [None, None, None, 2.0, None]
@@ -275,7 +275,7 @@ async def test_failed_metric_writes_are_kept_bounded_and_retried(tmp_path: Path)
         fill_disk(history)
         for start in range(now - 5000, now, 1000):
             ledger = Ledger(1000.0)
-            ledger.lasted({"memory_usage": 7.0}, start + 1000, 1000)
+            ledger.add_interval({"memory_usage": 7.0}, start + 1000, 1000)
             history.put_metrics(ledger.take())
             await history._flush(10.0)
         assert history.problem is not None
@@ -291,7 +291,7 @@ async def test_metrics_are_pruned_while_writing(tmp_path: Path) -> None:
     now = math.floor(time.time())
     async with opened(tmp_path) as history:
         ledger = Ledger(1e6)
-        ledger.lasted({"memory_usage": 7.0}, now, 4000)
+        ledger.add_interval({"memory_usage": 7.0}, now, 4000)
         history.put_metrics(ledger.take())
         await history._flush(10.0)
         assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(TIERS[0].most,)]

@@ -131,7 +131,7 @@ async def test_clock_set_back_merges_both_time_ranges(tmp_path: Path) -> None:
         begin = clocks.wall
         see(recorder, clocks, 0.0)
         for value, jump in ((10.0, -60.0), (30.0, 0.0)):
-            recorder.counters.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
+            recorder.counters.ledger.add_event({"failed_tasks": 1.0}, clocks.wall)
             for _ in range(6):
                 clocks.go(10)
                 see(recorder, clocks, value)

@@ -11,7 +11,7 @@ from openruntime_jupyter.runtime.metrics.counters import TIERS, Bucket, Buckets,
 from openruntime_jupyter.runtime.storage.metrics import add_to, bound, window
 
 NOW = 1_800_000_000.0
-Lasted = tuple[float, float, float]
+Interval = tuple[float, float, float]
 """Begin and end since the epoch, and the value in between."""
 
 # Steps of an eighth of a second add up exactly.
@@ -21,7 +21,7 @@ VALUES = st.integers(-1000, 1000).map(float)
 STEPS = st.lists(st.tuples(EIGHTHS, JUMPS, VALUES), min_size=1, max_size=25)
 
 
-def intervals(steps: Sequence[tuple[float, float, float]]) -> list[Lasted]:
+def intervals(steps: Sequence[tuple[float, float, float]]) -> list[Interval]:
     """Return the intervals of a clock that is changed by `jump` after each step."""
     found, now = [], NOW
     for seconds, jump, value in steps:
@@ -31,7 +31,7 @@ def intervals(steps: Sequence[tuple[float, float, float]]) -> list[Lasted]:
     return found
 
 
-def oracle(raw: Iterable[Lasted], tier: Tier) -> dict[int, tuple[float, float, float, float]]:
+def oracle(raw: Iterable[Interval], tier: Tier) -> dict[int, tuple[float, float, float, float]]:
     """Return low, high, total and weight of each bucket, computed directly from the definition."""
     found: dict[int, list[tuple[float, float]]] = {}
     for begin, end, value in raw:
@@ -64,7 +64,7 @@ def test_tiers_match_raw_samples_with_clock_jumps(steps: list[tuple[float, float
     ledger, stored = Ledger(60.0), Buckets()
     raw = intervals(steps)
     for number, (begin, end, value) in enumerate(raw):
-        ledger.lasted({"x": value}, end, end - begin)
+        ledger.add_interval({"x": value}, end, end - begin)
         if number in writes:
             add_to(stored, ledger.take())
     add_to(stored, ledger.take())
@@ -79,7 +79,7 @@ def test_tiers_match_raw_samples_with_clock_jumps(steps: list[tuple[float, float
 def test_single_values_count_once_in_every_tier(events: list[tuple[float, float]]) -> None:
     ledger = Ledger(60.0)
     for at, value in events:
-        ledger.happened({"x": value, "n": 1.0}, at)
+        ledger.add_event({"x": value, "n": 1.0}, at)
     buckets = ledger.take()
     for tier in TIERS:
         mine = [bucket for (seconds, _), bucket in buckets.items() if seconds == tier.seconds]
@@ -91,7 +91,7 @@ def test_single_values_count_once_in_every_tier(events: list[tuple[float, float]
 
 def test_buckets_record_measured_range() -> None:
     ledger = Ledger(60.0)
-    ledger.lasted({"x": 1.0}, NOW + 7.25, 3.0)
+    ledger.add_interval({"x": 1.0}, NOW + 7.25, 3.0)
     buckets = ledger.take()
     assert {(start - NOW, each.began - NOW, each.ended - NOW) for (tier, start), each in buckets.items() if tier == 1} == {
         (4, 4.25, 5),
@@ -104,7 +104,7 @@ def test_buckets_record_measured_range() -> None:
 
 def test_long_time_without_sample_is_a_gap() -> None:
     ledger = Ledger(20.0)
-    ledger.lasted({"x": 1.0}, NOW + 3600, 3600)
+    ledger.add_interval({"x": 1.0}, NOW + 3600, 3600)
     assert sum(each.spreads["x"].weight for (tier, _), each in ledger.take().items() if tier == 1) == 20
     assert not ledger.take(), "taken buckets are not returned again"
 

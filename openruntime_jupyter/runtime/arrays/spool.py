@@ -45,7 +45,7 @@ DISK_LEFT = 0.05
 DISK_LEFT_BYTES = 1_000_000_000
 IDLE_SECONDS = 600.0
 """Lifetime of an unused free block."""
-SHORT = MEMORY_LEFT + 0.05
+LOW_MEMORY = MEMORY_LEFT + 0.05
 """Free blocks in memory are released if less than this fraction of the total memory is available."""
 
 
@@ -85,10 +85,10 @@ class Spool:
             locks.remove_dead_locks(place.root)
         if self.places:
             self.problem = None
-        self._clear_strangers()
+        self._clear_other_data_folders()
         return adopted
 
-    def _clear_strangers(self) -> None:
+    def _clear_other_data_folders(self) -> None:
         """Free memory left behind by killed runtimes of other data folders, which may never start again."""
         for place in self.places:
             for root in place.root.parent.glob(f"openruntime-{os.geteuid()}-*") if place.in_memory else ():
@@ -175,8 +175,8 @@ class BlockCache:
         self.most = most
         self._spool = spool
         self._machine = machine
-        self._given_up: asyncio.Task[None] | None = None
-        self._coming: set[asyncio.Task[Any]] = set()
+        self._releasing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._preparing = threading.Lock()
         self._closed = False
 
@@ -195,32 +195,32 @@ class BlockCache:
         """Return the bytes of the free blocks in one folder."""
         return sum(block.size for block in blocks.free(folder))
 
-    def keeps(self, folder: Path, size: int) -> bool:
+    def accepts(self, folder: Path, size: int) -> bool:
         """Return whether an unused file of that size is kept as a free block."""
         place = self._spool.place_of(folder)
         return place is not None and place.reusable and not self._closed and blocks.SMALLEST <= size <= self.most
 
-    async def keep_within(self, most: int) -> None:
+    async def shrink_to(self, most: int) -> None:
         """Release the oldest blocks until all take at most `most` bytes and at most the cache's limit."""
         for place in self._spool.places:
-            await self._give_back(place.folder, self.bytes - max(0, min(most, self.most)))
+            await self._release(place.folder, self.bytes - max(0, min(most, self.most)))
 
-    async def tidy(self) -> None:
+    async def release_expired(self) -> None:
         """Release expired blocks, and all blocks in memory if memory is short."""
         if not self.bytes:
             return
         now = time.time()
         memory = self._machine.memory()
         for place in self._spool.places:
-            if place.in_memory and memory.available < SHORT * memory.total:
-                await self._give_back(place.folder, self.bytes_in(place.folder))
+            if place.in_memory and memory.available < LOW_MEMORY * memory.total:
+                await self._release(place.folder, self.bytes_in(place.folder))
             # Blocks freed in the future expire as well: the clock was set back since.
             old = sum(block.size for block in blocks.free(place.folder) if abs(now - block.since) > IDLE_SECONDS)
-            await self._give_back(place.folder, old)
+            await self._release(place.folder, old)
 
     def give_up(self, wanted: int) -> bool:
         """Start releasing memory for a task that needs it. Return whether any will be released."""
-        if self._given_up is not None and not self._given_up.done():
+        if self._releasing is not None and not self._releasing.done():
             return True
         folders = [place.folder for place in self._spool.places if place.in_memory and blocks.free(place.folder)]
         if not folders:
@@ -229,24 +229,24 @@ class BlockCache:
         async def give() -> None:
             left = wanted
             for folder in folders:
-                left -= await self._give_back(folder, left)
+                left -= await self._release(folder, left)
 
-        self._given_up = self._start(give())
+        self._releasing = self._start(give())
         return True
 
-    def expect(self, folder: Path, size: int, quota: int, free: int) -> None:
+    def prepare_next(self, folder: Path, size: int, quota: int, free: int) -> None:
         """Prepare another block of that size in memory in the background, if the bytes left of the quota and `free` memory suffice."""
         place = self._spool.place_of(folder)
-        if self._coming or self._closed or place is None or not place.in_memory:  # disks are not filled with zeros
+        if self._tasks or self._closed or place is None or not place.in_memory:  # disks are not filled with zeros
             return
-        left = free - int((SHORT - MEMORY_LEFT) * self._machine.total)
+        left = free - int((LOW_MEMORY - MEMORY_LEFT) * self._machine.total)
         if self.bytes + size <= min(quota, self.most) and 2 * size <= left:
             self._start(asyncio.to_thread(self._prepare, folder, size))
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
-        self._coming.add(task)
-        task.add_done_callback(self._coming.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     def _prepare(self, folder: Path, size: int) -> None:
@@ -254,7 +254,7 @@ class BlockCache:
             if not self._closed and blocks.prepare(folder, size, lambda: self._closed):
                 log.debug("Prepared a file of %s for the next array", gigabytes(size))
 
-    async def _give_back(self, folder: Path, wanted: int) -> int:
+    async def _release(self, folder: Path, wanted: int) -> int:
         return await asyncio.to_thread(blocks.give_back, folder, wanted) if wanted > 0 else 0
 
 

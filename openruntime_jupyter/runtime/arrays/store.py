@@ -427,16 +427,16 @@ class ArrayStore:
 
     async def _files_created(self, records: Collection[ArrayRecord]) -> None:
         """Release free blocks that exceed the quota with the new `records`, and prepare blocks for further arrays of their sizes."""
-        await self._blocks.keep_within(self.quota - self.used_bytes)
+        await self._blocks.shrink_to(self.quota - self.used_bytes)
         for record in records:
             place = self._spool.place_of(record.folder)
-            if place is None or not self._blocks.keeps(place.folder, record.size) or blocks.fits(place.folder, record.size):
+            if place is None or not self._blocks.accepts(place.folder, record.size) or blocks.fits(place.folder, record.size):
                 continue
             fetched = self._evictable(QUIET_SECONDS)
             if (old := near_and_fetched(fetched, record, self._blocks.most)) is not None:
                 self._later(self._drop(old, only_unused=True))
             else:
-                self._blocks.expect(place.folder, record.size, self.quota - self.used_bytes, self._free_bytes(place))
+                self._blocks.prepare_next(place.folder, record.size, self.quota - self.used_bytes, self._free_bytes(place))
 
     async def _drop(self, record: ArrayRecord, only_unused: bool = False) -> None:
         """Delete the array's file as soon as it is unused; with `only_unused`, do nothing if it is in use."""
@@ -446,7 +446,7 @@ class ArrayStore:
         if record.leases or record.deleting or record.verifying or record.creating:
             record.delete_pending = record.delete_pending or not only_unused
             return
-        path, reuse = record.path, not record.exposed and self._blocks.keeps(record.folder, record.size)
+        path, reuse = record.path, not record.exposed and self._blocks.accepts(record.folder, record.size)
         record.deleting = True
         try:
             gone = await asyncio.to_thread(blocks.retire, path, reuse)
@@ -459,7 +459,7 @@ class ArrayStore:
             record.deleted = True
             if self._records.get(record.id) is record:
                 del self._records[record.id]
-            await self._blocks.keep_within(self.quota - self.used_bytes)
+            await self._blocks.shrink_to(self.quota - self.used_bytes)
         elif not only_unused and not record.delete_pending:
             record.delete_pending = True
             self._later(self._retry(record))
@@ -497,7 +497,7 @@ class ArrayStore:
                 or (exists is not None and record.task_id is not None and not await exists(record.task_id))
             ):
                 await self._drop(record)
-        await self._blocks.tidy()
+        await self._blocks.release_expired()
 
     def _forget_missing(self, record: ArrayRecord) -> None:
         """Remove and log an array whose file was removed by another program."""

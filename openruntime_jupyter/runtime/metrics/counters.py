@@ -145,7 +145,7 @@ class Ledger:
         self._longest = longest
         self._seconds: defaultdict[int, Bucket] = defaultdict(Bucket)
 
-    def lasted(self, values: Mapping[str, float], end: float, seconds: float) -> None:
+    def add_interval(self, values: Mapping[str, float], end: float, seconds: float) -> None:
         """Add values that lasted for `seconds` until `end`, in seconds since the epoch."""
         begin = end - min(seconds, self._longest)
         for second in range(math.floor(begin), math.ceil(end)):
@@ -157,14 +157,14 @@ class Ledger:
             for name, value in values.items():
                 bucket.spreads[name].add(value, last - first)
 
-    def varied(self, spreads: Mapping[str, Spread], second: int, began: float, ended: float) -> None:
+    def add_spreads(self, spreads: Mapping[str, Spread], second: int, began: float, ended: float) -> None:
         """Add spreads measured within one second, from `began` to `ended`."""
         bucket = self._seconds[second]
         bucket.widen(began, ended)
         for name, spread in spreads.items():
             bucket.spreads[name].merge(spread)
 
-    def happened(self, values: Mapping[str, float], at: float) -> None:
+    def add_event(self, values: Mapping[str, float], at: float) -> None:
         """Add single values measured at the time `at`, in seconds since the epoch."""
         bucket = self._seconds[int(at)]
         bucket.widen(at, at)
@@ -253,13 +253,13 @@ class Levels:
         left = now - self._until
         self._close(self._until)
         if left > 0:
-            self._ledger.lasted({"active_tasks": self._active, "pending_tasks": self._pending}, self._wall(), left)
+            self._ledger.add_interval({"active_tasks": self._active, "pending_tasks": self._pending}, self._wall(), left)
         self._open(now)
 
     def _close(self, until: float) -> None:
         self._hold(until)
         if self._ran.weight:
-            self._ledger.varied(
+            self._ledger.add_spreads(
                 {"active_tasks": self._ran, "pending_tasks": self._waited}, self._second, self._began, self._began + self._ran.weight
             )
 
@@ -328,7 +328,7 @@ class Counters:
         if entry.attempt == 1 and entry.started_mono is not None:
             waited = max(0.0, entry.started_mono - entry.submitted_mono)
             self.queued.observe(waited)
-            self.ledger.happened({"queue_time": waited}, self._wall())
+            self.ledger.add_event({"queue_time": waited}, self._wall())
 
     def _ended(self, entry: Entry, state: TaskState) -> None:
         self.ended[state.value, entry.operation] += 1
@@ -342,4 +342,4 @@ class Counters:
             happened["run_time"] = entry.execution_time
             if entry.metrics.memory_used_mb is not None:
                 happened["mlx_memory"] = entry.metrics.memory_used_mb * 1e6
-        self.ledger.happened(happened, self._wall())
+        self.ledger.add_event(happened, self._wall())

@@ -114,7 +114,7 @@ class MetricsRecorder:
         """Record a new sample with its `metrics`; `worker_memory` is the memory of all workers in bytes."""
         if self._sampled is not None and sample.taken > self._sampled:
             end = self._wall() - (self._monotonic() - sample.taken)
-            self.counters.ledger.lasted(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
+            self.counters.ledger.add_interval(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
         self._sampled = sample.taken
         # A wait may end a little early.
         if self._monotonic() - self._written >= 0.95 * WRITE_SECONDS:

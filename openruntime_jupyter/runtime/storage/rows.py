@@ -27,7 +27,7 @@ from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskOu
 
 log = logging.getLogger(__name__)
 
-OF_THE_MOMENT = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
+TRANSIENT_FIELDS = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
 """Fields left out of the document: they have a column, or are valid only while the runtime runs."""
 ROW = "id, runtime, state, operation, submitted, document"
 """Columns that `task_of` reads."""
@@ -125,7 +125,7 @@ def record_of(task: Task, runtime: str, embedded: bool) -> TaskRecord:
         embedded,
         task.attempt,
         task.retries,
-        text_of(task, OF_THE_MOMENT),
+        text_of(task, TRANSIENT_FIELDS),
         task.parameters,
     )
 
@@ -324,7 +324,7 @@ def take_over(connection: sqlite3.Connection, me: str, embedded: bool, is_alive:
             continue
         task = task_of(task_of_row, me, parameters if waits else None)
         owner = me if waits else row[1]
-        changed = _queued_again(task, now) if waits else _interrupted(task, bool(durable), bool(hosted), now)
+        changed = _requeued(task, now) if waits else _interrupted(task, bool(durable), bool(hosted), now)
         record = record_of(changed, owner, bool(hosted))
         connection.execute("UPDATE tasks SET runtime = ? WHERE id = ?", (owner, task.task_id))
         connection.execute(UPDATE, record.change)
@@ -333,7 +333,7 @@ def take_over(connection: sqlite3.Connection, me: str, embedded: bool, is_alive:
     return requeued
 
 
-def _queued_again(task: Task, now: float) -> Task:
+def _requeued(task: Task, now: float) -> Task:
     if task.status == TaskState.PENDING:
         return task
     return task.model_copy(

@@ -310,20 +310,20 @@ class History:
         limits = retention.Limits(since, most, settings.retention_payload_bytes)
         deleted = 0
         while True:
-            number, files = await self._write(lambda connection: retention.step(connection, limits))
+            number, files = await self._write(lambda connection: retention.delete_expired(connection, limits))
             await self._remove(files)
             deleted += number
             if not number:
                 break
-        await self._write(lambda connection: retention.forget(connection, now))
+        await self._write(lambda connection: retention.expire_keys(connection, now))
         for table in ("outputs", "payloads"):
             after: str | None = ""
             while after is not None:
                 lone, after = await self._read(partial(retention.orphans, table=table, after=after))
                 if lone:
                     await self._write(partial(retention.remove_orphans, table=table, ids=lone, now=now))
-        await self._remove(await self._read(lambda connection: retention.strays(connection, self._payload_folder, now)))
-        while await self._write(retention.give_back):
+        await self._remove(await self._read(lambda connection: retention.unreferenced_files(connection, self._payload_folder, now)))
+        while await self._write(retention.vacuum):
             pass
         return deleted
 

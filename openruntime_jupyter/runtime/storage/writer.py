@@ -131,15 +131,15 @@ class Writer(DatabaseThread):
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Run all jobs in one transaction. If one of them causes an error, run each alone, so that the others succeed."""
         try:
-            return self._together(jobs)
+            return self._run_group(jobs)
         except Exception as error:
-            return self._after(error, jobs)
+            return self._recover(error, jobs)
 
-    def _after(self, error: Exception, jobs: list[Job]) -> list[Outcome]:
+    def _recover(self, error: Exception, jobs: list[Job]) -> list[Outcome]:
         if is_damage(error):
             try:
                 self._heal(error)
-                return self._together(jobs)
+                return self._run_group(jobs)
             except Exception as again:
                 error = again
         outside = is_storage(error) and not is_full(error)
@@ -150,7 +150,7 @@ class Writer(DatabaseThread):
             return [(job, None, raised) for job in jobs]
         return [outcome for job in jobs for outcome in self.run([job])]
 
-    def _together(self, jobs: list[Job]) -> list[Outcome]:
+    def _run_group(self, jobs: list[Job]) -> list[Outcome]:
         while True:
             connection = self._connected()
             outcomes = self._transaction(connection, jobs)

@@ -115,9 +115,9 @@ class Story:
         for number in range(int(self.spans * self.span / step)):
             # One second per sample, with the value of its point: a week would be 600,000 seconds.
             at = self.now - number * step
-            ledger.lasted({name: course(at) for name, course in self.courses.items()}, at, 1.0)
+            ledger.add_interval({name: course(at) for name, course in self.courses.items()}, at, 1.0)
         for task in self.tasks:
-            ledger.happened({ENDED_AS[task.status]: 1.0, "run_time": task.execution_time or 0.0}, _seconds(task.finished_at))
+            ledger.add_event({ENDED_AS[task.status]: 1.0, "run_time": task.execution_time or 0.0}, _seconds(task.finished_at))
         history.put_metrics(ledger.take())
         for first in range(0, len(self.tasks), 1000):
             await history.commit_all(self.tasks[first : first + 1000])
