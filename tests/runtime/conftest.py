@@ -1,12 +1,18 @@
-"""Folders that tests of arrays need."""
+"""Fixtures of the runtime's tests."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.storage.store import History
+from tests.runtime.array_support import store_in
+from tests.runtime.history_support import opened
 
 
 @pytest.fixture
@@ -19,3 +25,19 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def history(tmp_path: Path, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[History]:
+    """An open history in `tmp_path`."""
+    opening = opened(tmp_path)
+    yield jp_asyncio_loop.run_until_complete(opening.__aenter__())
+    jp_asyncio_loop.run_until_complete(opening.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def store(tmp_path: Path, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[ArrayStore]:
+    """An open array store in `tmp_path`."""
+    opening = store_in(tmp_path)
+    yield jp_asyncio_loop.run_until_complete(opening.__aenter__())
+    jp_asyncio_loop.run_until_complete(opening.__aexit__(None, None, None))

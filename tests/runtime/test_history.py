@@ -73,7 +73,7 @@ async def test_record_has_parameters_once_and_no_transient_fields(tmp_path: Path
     assert "a + b" not in rows(tmp_path, "SELECT document FROM tasks")[0][0]
 
 
-async def test_write_behind_describes_task_when_written(tmp_path: Path) -> None:
+async def test_write_behind_describes_task_when_written(history: History, tmp_path: Path) -> None:
     described: list[TaskState] = []
     task = make_task(wait=True)
 
@@ -81,36 +81,34 @@ async def test_write_behind_describes_task_when_written(tmp_path: Path) -> None:
         described.append(task.status)
         return task
 
-    async with opened(tmp_path) as history:
-        for state in (PENDING, RUNNING, COMPLETED):
-            task = moved(task, state)
-            history.write_behind(task.task_id, describe)
-        await until(lambda: states(tmp_path), what="the record")
-        assert described == [COMPLETED], "three changes were coalesced into one"
-        found = await history.get(task.task_id)
-        assert found is not None
-        assert found.parameters == {"expression": "a + b"}
+    for state in (PENDING, RUNNING, COMPLETED):
+        task = moved(task, state)
+        history.write_behind(task.task_id, describe)
+    await until(lambda: states(tmp_path), what="the record")
+    assert described == [COMPLETED], "three changes were coalesced into one"
+    found = await history.get(task.task_id)
+    assert found is not None
+    assert found.parameters == {"expression": "a + b"}
 
 
-async def test_reads_see_pending_writes(tmp_path: Path) -> None:
+async def test_reads_see_pending_writes(history: History, tmp_path: Path) -> None:
     task = make_task(COMPLETED, wait=True)
     output = TaskOutput(
         task_id=task.task_id, items=[OutputItem(output_type="stream", name="stdout", text="hello\n")], next=1, finished=True
     )
-    async with opened(tmp_path) as history:
-        history.write_behind(task.task_id, lambda: task)
-        history.put_output(task.task_id, output)
-        history.put_payload(task.task_id, "cloudpickle", b"\0payload")
-        assert await history.get(task.task_id) == task
-        assert await history.get_output(task.task_id) == output
-        assert await history.get_payload(task.task_id) == (b"\0payload", "cloudpickle")
-        assert not states(tmp_path), "none of that was on disk yet"
-        tasks, total, before = await history.page(10)
-        assert ([one.task_id for one in tasks], total, before) == ([task.task_id], 1, None)
-        assert await history.get_output(task.task_id) == output
-        assert await history.get_payload(task.task_id) == (b"\0payload", "cloudpickle")
-        assert await history.get_output("task_none") is None
-        assert await history.get_payload("task_none") is None
+    history.write_behind(task.task_id, lambda: task)
+    history.put_output(task.task_id, output)
+    history.put_payload(task.task_id, "cloudpickle", b"\0payload")
+    assert await history.get(task.task_id) == task
+    assert await history.get_output(task.task_id) == output
+    assert await history.get_payload(task.task_id) == (b"\0payload", "cloudpickle")
+    assert not states(tmp_path), "none of that was on disk yet"
+    tasks, total, before = await history.page(10)
+    assert ([one.task_id for one in tasks], total, before) == ([task.task_id], 1, None)
+    assert await history.get_output(task.task_id) == output
+    assert await history.get_payload(task.task_id) == (b"\0payload", "cloudpickle")
+    assert await history.get_output("task_none") is None
+    assert await history.get_payload("task_none") is None
 
 
 async def test_failing_describe_does_not_block_other_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,7 +124,7 @@ async def test_failing_describe_does_not_block_other_records(tmp_path: Path, cap
     assert "task_odd" in caplog.text
 
 
-async def test_values_that_json_cannot_encode_are_replaced(tmp_path: Path) -> None:
+async def test_values_that_json_cannot_encode_are_replaced(history: History) -> None:
     output: dict[Any, Any] = {"lone": "a\ud800b", "not a number": float("nan"), "object": object(), "bytes": b"\xff", (1, 2): "key"}
     task = make_task(COMPLETED).model_copy(
         update={
@@ -141,17 +139,16 @@ async def test_values_that_json_cannot_encode_are_replaced(tmp_path: Path) -> No
         truncated=False,
         finished=True,
     )
-    async with opened(tmp_path) as history:
-        history.put_output(task.task_id, shown)
-        await history.commit(task)
-        found = await history.get(task.task_id)
-        assert found is not None
-        assert found.status is COMPLETED
-        assert found.result is not None
-        assert found.result.output["lone"] == "a?b"
-        read = await history.get_output(task.task_id)
-        assert read is not None
-        assert read.items[0].text == "?"
+    history.put_output(task.task_id, shown)
+    await history.commit(task)
+    found = await history.get(task.task_id)
+    assert found is not None
+    assert found.status is COMPLETED
+    assert found.result is not None
+    assert found.result.output["lone"] == "a?b"
+    read = await history.get_output(task.task_id)
+    assert read is not None
+    assert read.items[0].text == "?"
 
 
 @pytest.mark.parametrize("late", [PENDING, RUNNING, FAILED])
@@ -169,19 +166,18 @@ async def test_terminal_state_on_disk_never_changes(tmp_path: Path, late: TaskSt
     assert json.loads(rows(tmp_path, "SELECT document FROM tasks")[0][0])["error"] == "first"
 
 
-async def test_rejected_commit_does_not_roll_back_its_group(tmp_path: Path) -> None:
+async def test_rejected_commit_does_not_roll_back_its_group(history: History, tmp_path: Path) -> None:
     done = make_task(COMPLETED)
     others = [make_task() for _ in range(20)]
-    async with opened(tmp_path) as history:
-        await history.commit(done)
-        answers = await asyncio.gather(
-            *(history.commit(task) for task in others[:10]),
-            history.commit(moved(done, FAILED)),
-            *(history.commit(task) for task in others[10:]),
-            return_exceptions=True,
-        )
-        assert [type(answer) for answer in answers if answer is not None] == [TaskConflict]
-        assert set(states(tmp_path)) == {done.task_id, *(task.task_id for task in others)}
+    await history.commit(done)
+    answers = await asyncio.gather(
+        *(history.commit(task) for task in others[:10]),
+        history.commit(moved(done, FAILED)),
+        *(history.commit(task) for task in others[10:]),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers if answer is not None] == [TaskConflict]
+    assert set(states(tmp_path)) == {done.task_id, *(task.task_id for task in others)}
 
 
 async def test_commits_of_one_iteration_share_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,42 +194,39 @@ async def test_commits_of_one_iteration_share_a_transaction(tmp_path: Path, monk
     assert groups == [100]
 
 
-async def test_cancelled_commit_is_still_written(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        task = make_task()
-        commit = asyncio.create_task(history.commit(task))
-        await asyncio.sleep(0)
-        commit.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await commit
-        await history.commit(make_task())
-        assert task.task_id in states(tmp_path)
+async def test_cancelled_commit_is_still_written(history: History, tmp_path: Path) -> None:
+    task = make_task()
+    commit = asyncio.create_task(history.commit(task))
+    await asyncio.sleep(0)
+    commit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+    await history.commit(make_task())
+    assert task.task_id in states(tmp_path)
 
 
-async def test_payload_and_output_are_written_before_final_record(tmp_path: Path) -> None:
+async def test_payload_and_output_are_written_before_final_record(history: History, tmp_path: Path) -> None:
     task = make_task(COMPLETED)
-    async with opened(tmp_path) as history:
-        history.put_payload(task.task_id, "cloudpickle", b"value")
-        history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=0))
-        await history.commit(task)
-        assert rows(tmp_path, "SELECT task_id, data FROM payloads") == [(task.task_id, b"value")]
-        assert rows(tmp_path, "SELECT task_id FROM outputs") == [(task.task_id,)]
+    history.put_payload(task.task_id, "cloudpickle", b"value")
+    history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=0))
+    await history.commit(task)
+    assert rows(tmp_path, "SELECT task_id, data FROM payloads") == [(task.task_id, b"value")]
+    assert rows(tmp_path, "SELECT task_id FROM outputs") == [(task.task_id,)]
 
 
-async def test_history_owns_payload_files(tmp_path: Path) -> None:
+async def test_history_owns_payload_files(history: History, tmp_path: Path) -> None:
     task = make_task(COMPLETED)
-    async with opened(tmp_path) as history:
-        file = tmp_path / "payloads" / "one"
-        file.write_bytes(b"large")
-        history.put_payload(task.task_id, "cloudpickle", file)
-        await history.commit(task)
-        assert await history.get_payload(task.task_id) == (file, "cloudpickle")
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        with pytest.raises(ValueError, match="is not in"):
-            history.put_payload(task.task_id, "cloudpickle", tmp_path / "elsewhere")
-        await history.delete(task.task_id)
-        assert not file.exists()
-        assert await history.get_payload(task.task_id) is None
+    file = tmp_path / "payloads" / "one"
+    file.write_bytes(b"large")
+    history.put_payload(task.task_id, "cloudpickle", file)
+    await history.commit(task)
+    assert await history.get_payload(task.task_id) == (file, "cloudpickle")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with pytest.raises(ValueError, match="is not in"):
+        history.put_payload(task.task_id, "cloudpickle", tmp_path / "elsewhere")
+    await history.delete(task.task_id)
+    assert not file.exists()
+    assert await history.get_payload(task.task_id) is None
 
 
 async def test_deleted_task_is_removed_completely_and_not_recorded_again(tmp_path: Path) -> None:
@@ -255,24 +248,22 @@ async def test_deleted_task_is_removed_completely_and_not_recorded_again(tmp_pat
 
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
-async def test_unfinished_task_cannot_be_deleted(tmp_path: Path, state: TaskState) -> None:
+async def test_unfinished_task_cannot_be_deleted(history: History, state: TaskState) -> None:
     task = moved(make_task(wait=True), state)
-    async with opened(tmp_path) as history:
-        history.write_behind(task.task_id, lambda: task)
-        with pytest.raises(TaskConflict, match="cancel it first"):
-            await history.delete(task.task_id)
-        assert await history.get(task.task_id) is not None
+    history.write_behind(task.task_id, lambda: task)
+    with pytest.raises(TaskConflict, match="cancel it first"):
+        await history.delete(task.task_id)
+    assert await history.get(task.task_id) is not None
 
 
-async def test_idempotency_key_expires_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened(tmp_path) as history:
-        assert await history.remember_key("ann", "k", "task_1", "f1") is None
-        assert await history.remember_key("ann", "k", "task_2", "f2") == ("task_1", "f1")
-        assert await history.remember_key("ben", "k", "task_3", "f3") is None
-        assert await history.remember_key(None, "k", "task_4", "f4") is None
-        assert await history.remember_key(None, "k", "task_5", "f5") == ("task_4", "f4")
-        monkeypatch.setattr(queries, "KEY_MICROSECONDS", 0)
-        assert await history.remember_key("ann", "k", "task_6", "f6") is None
+async def test_idempotency_key_expires_after_a_day(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await history.remember_key("ann", "k", "task_1", "f1") is None
+    assert await history.remember_key("ann", "k", "task_2", "f2") == ("task_1", "f1")
+    assert await history.remember_key("ben", "k", "task_3", "f3") is None
+    assert await history.remember_key(None, "k", "task_4", "f4") is None
+    assert await history.remember_key(None, "k", "task_5", "f5") == ("task_4", "f4")
+    monkeypatch.setattr(queries, "KEY_MICROSECONDS", 0)
+    assert await history.remember_key("ann", "k", "task_6", "f6") is None
 
 
 async def test_key_without_recorded_task_ends_with_its_runtime(tmp_path: Path) -> None:
@@ -286,14 +277,13 @@ async def test_key_without_recorded_task_ends_with_its_runtime(tmp_path: Path) -
         assert await history.remember_key(None, "lost", "task_new", "f") is None
 
 
-async def test_key_of_purged_task_is_free(tmp_path: Path) -> None:
+async def test_key_of_purged_task_is_free(history: History) -> None:
     task = make_task(COMPLETED)
-    async with opened(tmp_path) as history:
-        await history.remember_key("ann", "k", task.task_id, "f")
-        await history.commit(task)
-        await history.delete(task.task_id)
-        assert await history.remember_key("ann", "k", "task_2", "f") is None
-        assert await history.remember_key("ann", "k", "task_3", "f") == ("task_2", "f")
+    await history.remember_key("ann", "k", task.task_id, "f")
+    await history.commit(task)
+    await history.delete(task.task_id)
+    assert await history.remember_key("ann", "k", "task_2", "f") is None
+    assert await history.remember_key("ann", "k", "task_3", "f") == ("task_2", "f")
 
 
 async def test_files_and_folders_are_private_with_any_umask(tmp_path: Path) -> None:
@@ -364,15 +354,14 @@ def test_failed_migration_changes_nothing(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA user_version").fetchone() == (0,)
 
 
-async def test_record_of_newer_release_is_read_without_unknown_fields(tmp_path: Path) -> None:
+async def test_record_of_newer_release_is_read_without_unknown_fields(history: History) -> None:
     task, other, broken = full_task(), full_task(), full_task()
-    async with opened(tmp_path) as history:
-        for one in (task, other, broken):
-            await history.commit(one)
-        for one, new in ((task, "'$.colour', 1, '$.result.shade', 2"), (broken, "'$.priority', 'high'")):
-            await execute(history, f"UPDATE tasks SET document = json_set(document, {new}) WHERE id = '{one.task_id}'")
-        assert await history.get(task.task_id) == task.model_copy(update={"runtime": "rt_1"})
-        page, _, _ = await history.page(10)
-        assert [one.task_id for one in page] == [broken.task_id, other.task_id, task.task_id]
-        assert page[0].status is COMPLETED
-        assert "upgrade openruntime-jupyter" in (page[0].error or "")
+    for one in (task, other, broken):
+        await history.commit(one)
+    for one, new in ((task, "'$.colour', 1, '$.result.shade', 2"), (broken, "'$.priority', 'high'")):
+        await execute(history, f"UPDATE tasks SET document = json_set(document, {new}) WHERE id = '{one.task_id}'")
+    assert await history.get(task.task_id) == task.model_copy(update={"runtime": "rt_1"})
+    page, _, _ = await history.page(10)
+    assert [one.task_id for one in page] == [broken.task_id, other.task_id, task.task_id]
+    assert page[0].status is COMPLETED
+    assert "upgrade openruntime-jupyter" in (page[0].error or "")

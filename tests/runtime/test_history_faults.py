@@ -43,81 +43,77 @@ async def fill(history: History) -> None:
         raise AssertionError("the disk did not get full")
 
 
-async def test_full_disk_rejects_commits_with_advice(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        await history.commit(make_task())
-        await fill(history)
-        with pytest.raises(StorageUnavailable, match="is full: free some space") as caught:
-            await history.commit(make_task(parameters=FILLER))
-        assert history.problem == str(caught.value)
-        assert str(tmp_path) in history.problem
-        assert caught.value.retry_after is not None
-        fill_disk(history, False)
-        await until(lambda: history.problem is None, what="the problem's end, by itself")
+async def test_full_disk_rejects_commits_with_advice(history: History, tmp_path: Path) -> None:
+    await history.commit(make_task())
+    await fill(history)
+    with pytest.raises(StorageUnavailable, match="is full: free some space") as caught:
         await history.commit(make_task(parameters=FILLER))
+    assert history.problem == str(caught.value)
+    assert str(tmp_path) in history.problem
+    assert caught.value.retry_after is not None
+    fill_disk(history, False)
+    await until(lambda: history.problem is None, what="the problem's end, by itself")
+    await history.commit(make_task(parameters=FILLER))
 
 
-async def test_full_disk_keeps_pending_writes_until_space_is_free(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        early = make_task(parameters=FILLER)
-        await history.commit(early)
-        await fill(history)
-        file = tmp_path / "payloads" / "file"
-        file.write_bytes(b"in a file")
-        os.utime(file, (1, 1))
-        late = [moved(make_task(wait=True, parameters=FILLER), TaskState.RUNNING) for _ in range(30)]
-        for task in late:
-            history.write_behind(task.task_id, as_it_is(task))
-            history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=7))
-            history.put_payload(task.task_id, "cloudpickle", b"p" * 10_000 if task is not late[0] else file)
-        await asyncio.sleep(0.3)
-        assert not states(tmp_path).keys() & {task.task_id for task in late}
-        assert file.stat().st_mtime > 1, "the sweep does not treat it as an orphan"
-        assert history.problem is not None
-        # Pending records can be read, and the newest versions are written.
-        late[:] = [moved(task, COMPLETED) for task in late]
-        for task in late:
-            assert await history.get_payload(task.task_id) == (file if task is late[0] else b"p" * 10_000, "cloudpickle")
-            history.write_behind(task.task_id, as_it_is(task))
-            assert await history.get(task.task_id) == task
-        fill_disk(history, False)
-        await until(lambda: history.problem is None, what="the problem's end, by itself")
-        await until(lambda: {states(tmp_path).get(task.task_id) for task in late} == {"completed"}, what="the newest of each")
-        for task in late:
-            assert (await history.get_payload(task.task_id)) is not None
-            output = await history.get_output(task.task_id)
-            assert output is not None
-            assert output.next == 7
+async def test_full_disk_keeps_pending_writes_until_space_is_free(history: History, tmp_path: Path) -> None:
+    early = make_task(parameters=FILLER)
+    await history.commit(early)
+    await fill(history)
+    file = tmp_path / "payloads" / "file"
+    file.write_bytes(b"in a file")
+    os.utime(file, (1, 1))
+    late = [moved(make_task(wait=True, parameters=FILLER), TaskState.RUNNING) for _ in range(30)]
+    for task in late:
+        history.write_behind(task.task_id, as_it_is(task))
+        history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=7))
+        history.put_payload(task.task_id, "cloudpickle", b"p" * 10_000 if task is not late[0] else file)
+    await asyncio.sleep(0.3)
+    assert not states(tmp_path).keys() & {task.task_id for task in late}
+    assert file.stat().st_mtime > 1, "the sweep does not treat it as an orphan"
+    assert history.problem is not None
+    # Pending records can be read, and the newest versions are written.
+    late[:] = [moved(task, COMPLETED) for task in late]
+    for task in late:
+        assert await history.get_payload(task.task_id) == (file if task is late[0] else b"p" * 10_000, "cloudpickle")
+        history.write_behind(task.task_id, as_it_is(task))
+        assert await history.get(task.task_id) == task
+    fill_disk(history, False)
+    await until(lambda: history.problem is None, what="the problem's end, by itself")
+    await until(lambda: {states(tmp_path).get(task.task_id) for task in late} == {"completed"}, what="the newest of each")
+    for task in late:
+        assert (await history.get_payload(task.task_id)) is not None
+        output = await history.get_output(task.task_id)
+        assert output is not None
+        assert output.next == 7
 
 
-async def test_full_disk_still_stores_small_records(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        small = [make_task() for _ in range(3)]
-        for task in small:
-            await history.commit(task)
-        await fill(history)
-        results = await asyncio.gather(
-            *(history.commit(moved(task, COMPLETED)) for task in small),
-            history.commit(make_task(parameters={"filler": "x" * 1_000_000})),
-            return_exceptions=True,
-        )
-        assert [type(result) for result in results] == [type(None)] * 3 + [StorageUnavailable]
-        assert {states(tmp_path)[task.task_id] for task in small} == {"completed"}
-
-
-async def test_payload_that_does_not_fit_does_not_block_final_record(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        task = make_task()
+async def test_full_disk_still_stores_small_records(history: History, tmp_path: Path) -> None:
+    small = [make_task() for _ in range(3)]
+    for task in small:
         await history.commit(task)
-        await fill(history)
-        history.put_payload(task.task_id, "cloudpickle", b"p" * 1_000_000)
-        await history.commit(moved(task, COMPLETED))
-        assert states(tmp_path)[task.task_id] == "completed"
-        assert rows(tmp_path, "SELECT * FROM payloads") == []
-        assert history.problem is not None
-        fill_disk(history, False)
-        await until(lambda: history.problem is None)
-        assert rows(tmp_path, "SELECT size FROM payloads") == [(1_000_000,)]
+    await fill(history)
+    results = await asyncio.gather(
+        *(history.commit(moved(task, COMPLETED)) for task in small),
+        history.commit(make_task(parameters={"filler": "x" * 1_000_000})),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [type(None)] * 3 + [StorageUnavailable]
+    assert {states(tmp_path)[task.task_id] for task in small} == {"completed"}
+
+
+async def test_payload_that_does_not_fit_does_not_block_final_record(history: History, tmp_path: Path) -> None:
+    task = make_task()
+    await history.commit(task)
+    await fill(history)
+    history.put_payload(task.task_id, "cloudpickle", b"p" * 1_000_000)
+    await history.commit(moved(task, COMPLETED))
+    assert states(tmp_path)[task.task_id] == "completed"
+    assert rows(tmp_path, "SELECT * FROM payloads") == []
+    assert history.problem is not None
+    fill_disk(history, False)
+    await until(lambda: history.problem is None)
+    assert rows(tmp_path, "SELECT size FROM payloads") == [(1_000_000,)]
 
 
 def test_file_size_limit_loses_no_acknowledged_commit(tmp_path: Path) -> None:
@@ -140,35 +136,33 @@ def locked(folder: Path) -> Iterator[Child]:
         yield process
 
 
-async def test_locked_file_is_reported_and_writing_resumes(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        early, late = make_task(), make_task(COMPLETED)
-        await history.commit(early)
-        # Busy timeout of the writer's connection in milliseconds.
-        await history._write(lambda connection: connection.execute("PRAGMA busy_timeout = 200").fetchall())
-        with locked(tmp_path) as process:
-            history.write_behind(late.task_id, lambda: late)
-            with pytest.raises(StorageUnavailable, match="locked"):
-                await history.commit(make_task())
-            assert "end it, or wait" in (history.problem or "")
-            found = await history.get(early.task_id)
-            assert found is not None, "reading still works"
-            await history.page(10)  # it does not wait for the lock, which is released later
-            process.send("go")
-            assert process.receive() == "free"
-            await until(lambda: history.problem is None, what="the problem's end, by itself")
-        assert states(tmp_path)[late.task_id] == "completed"
+async def test_locked_file_is_reported_and_writing_resumes(history: History, tmp_path: Path) -> None:
+    early, late = make_task(), make_task(COMPLETED)
+    await history.commit(early)
+    # Busy timeout of the writer's connection in milliseconds.
+    await history._write(lambda connection: connection.execute("PRAGMA busy_timeout = 200").fetchall())
+    with locked(tmp_path) as process:
+        history.write_behind(late.task_id, lambda: late)
+        with pytest.raises(StorageUnavailable, match="locked"):
+            await history.commit(make_task())
+        assert "end it, or wait" in (history.problem or "")
+        found = await history.get(early.task_id)
+        assert found is not None, "reading still works"
+        await history.page(10)  # it does not wait for the lock, which is released later
+        process.send("go")
+        assert process.receive() == "free"
+        await until(lambda: history.problem is None, what="the problem's end, by itself")
+    assert states(tmp_path)[late.task_id] == "completed"
 
 
-async def test_commit_waits_for_a_short_lock(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        with locked(tmp_path) as process:
-            commit = asyncio.create_task(history.commit(make_task()))
-            await asyncio.sleep(0.3)
-            assert not commit.done()
-            process.send("go")
-            await asyncio.wait_for(commit, 60)
-        assert history.problem is None
+async def test_commit_waits_for_a_short_lock(history: History, tmp_path: Path) -> None:
+    with locked(tmp_path) as process:
+        commit = asyncio.create_task(history.commit(make_task()))
+        await asyncio.sleep(0.3)
+        assert not commit.done()
+        process.send("go")
+        await asyncio.wait_for(commit, 60)
+    assert history.problem is None
 
 
 async def test_close_keeps_deadline_while_file_is_locked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -308,20 +302,19 @@ async def test_intact_file_is_not_moved_after_one_bad_connection(tmp_path: Path)
     assert not list(tmp_path.glob("*.corrupt*"))
 
 
-async def test_file_removed_during_use_is_created_again(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        known = make_task()
-        await history.commit(known)
-        for path in tmp_path.glob("history.sqlite3*"):
-            path.unlink()
-        later = make_task()
-        await history.commit(later)
-        assert states(tmp_path) == {later.task_id: "pending"}
-        await history.commit(moved(known, TaskState.RUNNING))
-        found = await history.get(known.task_id)
-        assert found is not None
-        assert found.parameters == known.parameters, "its row was missing, so it was inserted with its parameters"
-        assert "removed or replaced" in (history.notice or "")
+async def test_file_removed_during_use_is_created_again(history: History, tmp_path: Path) -> None:
+    known = make_task()
+    await history.commit(known)
+    for path in tmp_path.glob("history.sqlite3*"):
+        path.unlink()
+    later = make_task()
+    await history.commit(later)
+    assert states(tmp_path) == {later.task_id: "pending"}
+    await history.commit(moved(known, TaskState.RUNNING))
+    found = await history.get(known.task_id)
+    assert found is not None
+    assert found.parameters == known.parameters, "its row was missing, so it was inserted with its parameters"
+    assert "removed or replaced" in (history.notice or "")
 
 
 def make_newer(folder: Path) -> int:
@@ -360,16 +353,15 @@ async def test_file_of_newer_release_is_unchanged_and_memory_is_used(tmp_path: P
     assert (tmp_path / "history.sqlite3").read_bytes() == content
 
 
-async def test_migration_by_newer_release_during_use_is_detected(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        task = make_task()
-        await history.commit(task)
-        newer = make_newer(tmp_path)
-        with pytest.raises(StorageUnavailable, match=f"version {newer}"):
-            await history.commit(moved(task, COMPLETED))
-        assert states(tmp_path) == {task.task_id: "pending"}
-        late = make_task(COMPLETED, wait=True)
-        history.write_behind(late.task_id, lambda: late)
-        assert [one.task_id for one in (await history.page(10))[0]] == [late.task_id]
-        assert states(tmp_path) == {task.task_id: "pending"}
-        assert f"version {newer}" in (history.problem or "")
+async def test_migration_by_newer_release_during_use_is_detected(history: History, tmp_path: Path) -> None:
+    task = make_task()
+    await history.commit(task)
+    newer = make_newer(tmp_path)
+    with pytest.raises(StorageUnavailable, match=f"version {newer}"):
+        await history.commit(moved(task, COMPLETED))
+    assert states(tmp_path) == {task.task_id: "pending"}
+    late = make_task(COMPLETED, wait=True)
+    history.write_behind(late.task_id, lambda: late)
+    assert [one.task_id for one in (await history.page(10))[0]] == [late.task_id]
+    assert states(tmp_path) == {task.task_id: "pending"}
+    assert f"version {newer}" in (history.problem or "")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from openruntime_jupyter.runtime.metrics.counters import METRICS, TIERS, Aggregation, Buckets, Ledger
 from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, of_kind, prune, read, window, write
 from openruntime_jupyter.runtime.storage.schema import migrate
+from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.history_support import fill_disk, opened, rows
 
 NOW = 1_800_000_000
@@ -254,45 +255,42 @@ async def test_metrics_continue_after_restart(tmp_path: Path) -> None:
         assert found.series["active_tasks"].mean == [1.0] * 60
 
 
-async def test_put_metrics_are_readable_and_added(tmp_path: Path) -> None:
+async def test_put_metrics_are_readable_and_added(history: History) -> None:
     now = math.floor(time.time())
-    async with opened(tmp_path) as history:
-        for value in (1.0, 3.0):
-            ledger = Ledger(60.0)
-            ledger.add_interval({"memory_usage": value}, now - 1.0, 1.0)
-            ledger.add_event({"failed_tasks": 1.0}, now - 2.0)
-            history.put_metrics(ledger.take())
-        found = await history.metrics(now - 5, now, 5)
-        assert found.series["memory_usage"].mean == [None, None, None, 2.0, None]
-        assert found.series["memory_usage"].max[3] == 3.0
-        assert found.series["failed_tasks"].mean == [None, None, None, 2.0, None]
+    for value in (1.0, 3.0):
+        ledger = Ledger(60.0)
+        ledger.add_interval({"memory_usage": value}, now - 1.0, 1.0)
+        ledger.add_event({"failed_tasks": 1.0}, now - 2.0)
+        history.put_metrics(ledger.take())
+    found = await history.metrics(now - 5, now, 5)
+    assert found.series["memory_usage"].mean == [None, None, None, 2.0, None]
+    assert found.series["memory_usage"].max[3] == 3.0
+    assert found.series["failed_tasks"].mean == [None, None, None, 2.0, None]
 
 
-async def test_failed_metric_writes_are_kept_bounded_and_retried(tmp_path: Path) -> None:
+async def test_failed_metric_writes_are_kept_bounded_and_retried(history: History, tmp_path: Path) -> None:
     now = math.floor(time.time())
-    async with opened(tmp_path) as history:
-        await history.metrics(now - 10, now, 10)
-        fill_disk(history)
-        for start in range(now - 5000, now, 1000):
-            ledger = Ledger(1000.0)
-            ledger.add_interval({"memory_usage": 7.0}, start + 1000, 1000)
-            history.put_metrics(ledger.take())
-            await history._flush(10.0)
-        assert history.problem is not None
-        assert rows(tmp_path, "SELECT count(*) FROM metrics") == [(0,)]
-        assert len([key for key in history._metrics._waiting if key[0] == 1]) == TIERS[0].most
-        fill_disk(history, False)
-        history.put_metrics(Buckets())
-        found = await history.metrics(now - 900, now, 900)
-        assert found.series["memory_usage"].mean == [7.0] * 900
-
-
-async def test_metrics_are_pruned_while_writing(tmp_path: Path) -> None:
-    now = math.floor(time.time())
-    async with opened(tmp_path) as history:
-        ledger = Ledger(1e6)
-        ledger.add_interval({"memory_usage": 7.0}, now, 4000)
+    await history.metrics(now - 10, now, 10)
+    fill_disk(history)
+    for start in range(now - 5000, now, 1000):
+        ledger = Ledger(1000.0)
+        ledger.add_interval({"memory_usage": 7.0}, start + 1000, 1000)
         history.put_metrics(ledger.take())
         await history._flush(10.0)
-        assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(TIERS[0].most,)]
-        assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 10")[0][0] >= 400
+    assert history.problem is not None
+    assert rows(tmp_path, "SELECT count(*) FROM metrics") == [(0,)]
+    assert len([key for key in history._metrics._waiting if key[0] == 1]) == TIERS[0].most
+    fill_disk(history, False)
+    history.put_metrics(Buckets())
+    found = await history.metrics(now - 900, now, 900)
+    assert found.series["memory_usage"].mean == [7.0] * 900
+
+
+async def test_metrics_are_pruned_while_writing(history: History, tmp_path: Path) -> None:
+    now = math.floor(time.time())
+    ledger = Ledger(1e6)
+    ledger.add_interval({"memory_usage": 7.0}, now, 4000)
+    history.put_metrics(ledger.take())
+    await history._flush(10.0)
+    assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1") == [(TIERS[0].most,)]
+    assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 10")[0][0] >= 400

@@ -100,30 +100,28 @@ async def test_counts_stay_exact_after_moves_takeovers_and_deletions(tmp_path: P
             assert (await history.page(0, **wanted))[1] == sum(matches(task, wanted) for task in left)
 
 
-async def test_new_and_deleted_tasks_do_not_shift_next_page(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        tasks = [make_task(TaskState.COMPLETED, seconds=1_700_000_000 + index // 5) for index in range(10)]
-        for task in tasks:
-            await history.commit(task)
-        first, _, before = await history.page(4)
-        assert before == first[-1].task_id == tasks[6].task_id
-        await history.commit(make_task())
-        await history.delete(before)
-        for offset in (0, 2):
-            rest, total, _ = await history.page(4, before=before, offset=offset)
-            assert [task.task_id for task in rest] == [task.task_id for task in tasks[5 - offset : 1 - offset if offset < 2 else None : -1]]
-            assert total == 10
-        with pytest.raises(InvalidRequest, match="before"):
-            await history.page(4, before="task_none")
+async def test_new_and_deleted_tasks_do_not_shift_next_page(history: History) -> None:
+    tasks = [make_task(TaskState.COMPLETED, seconds=1_700_000_000 + index // 5) for index in range(10)]
+    for task in tasks:
+        await history.commit(task)
+    first, _, before = await history.page(4)
+    assert before == first[-1].task_id == tasks[6].task_id
+    await history.commit(make_task())
+    await history.delete(before)
+    for offset in (0, 2):
+        rest, total, _ = await history.page(4, before=before, offset=offset)
+        assert [task.task_id for task in rest] == [task.task_id for task in tasks[5 - offset : 1 - offset if offset < 2 else None : -1]]
+        assert total == 10
+    with pytest.raises(InvalidRequest, match="before"):
+        await history.page(4, before="task_none")
 
 
-async def test_unusual_limits_and_offsets_are_accepted(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        await history.commit(make_task())
-        assert (await history.page(0))[:2] == ([], 1)
-        assert (await history.page(-5))[:2] == ([], 1)
-        assert len((await history.page(10**9, offset=-3))[0]) == 1
-        assert (await history.page(10, offset=10**9))[:2] == ([], 1)
+async def test_unusual_limits_and_offsets_are_accepted(history: History) -> None:
+    await history.commit(make_task())
+    assert (await history.page(0))[:2] == ([], 1)
+    assert (await history.page(-5))[:2] == ([], 1)
+    assert len((await history.page(10**9, offset=-3))[0]) == 1
+    assert (await history.page(10, offset=10**9))[:2] == ([], 1)
 
 
 async def test_pages_use_indexes_only(tmp_path: Path) -> None:

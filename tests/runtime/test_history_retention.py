@@ -91,20 +91,19 @@ async def test_large_sweep_allows_writes_in_between(tmp_path: Path) -> None:
         assert len(waits) > 3, "it was not one long transaction"
 
 
-async def test_unreferenced_files_are_removed_after_an_hour(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        folder = tmp_path / "payloads"
-        for name in ("kept", "old", "young"):
-            (folder / name).write_bytes(name.encode())
-        for name in ("kept", "old"):
-            os.utime(folder / name, (time.time() - 3_700,) * 2)
-        (folder / "folder").mkdir()
-        os.utime(folder / "folder", (1, 1))
-        task = make_task(TaskState.COMPLETED)
-        history.put_payload(task.task_id, "cloudpickle", folder / "kept")
-        await history.commit(task)
-        await history.sweep()
-        assert sorted(path.name for path in folder.iterdir()) == ["folder", "kept", "young"]
+async def test_unreferenced_files_are_removed_after_an_hour(history: History, tmp_path: Path) -> None:
+    folder = tmp_path / "payloads"
+    for name in ("kept", "old", "young"):
+        (folder / name).write_bytes(name.encode())
+    for name in ("kept", "old"):
+        os.utime(folder / name, (time.time() - 3_700,) * 2)
+    (folder / "folder").mkdir()
+    os.utime(folder / "folder", (1, 1))
+    task = make_task(TaskState.COMPLETED)
+    history.put_payload(task.task_id, "cloudpickle", folder / "kept")
+    await history.commit(task)
+    await history.sweep()
+    assert sorted(path.name for path in folder.iterdir()) == ["folder", "kept", "young"]
 
 
 async def test_orphaned_outputs_and_payloads_are_removed_after_an_hour(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from tests.runtime.test_arrays import put
+from tests.runtime.array_support import put
 from tests.runtimes import ME, cell, ended, runtime_in, says, submit, until
 
 LARGE = 300_000

@@ -26,14 +26,10 @@ from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequ
 from openruntime_jupyter.runtime.arrays.rows import (
     CHOSEN,
     OWN,
-    QUIET_SECONDS,
     ArrayRecord,
     check_name,
-    evictable,
     load_record,
     name_conflict,
-    near_and_fetched,
-    no_space,
     read_layout,
     result_name,
 )
@@ -46,6 +42,8 @@ from openruntime_jupyter.schemas.base import timestamp
 
 log = logging.getLogger(__name__)
 
+QUIET_SECONDS = 0.5
+"""Time for which a fetched result is not evicted, so that the client can map it."""
 SPACE_CACHE_SECONDS = 0.5
 """Maximum age of the free space passed to a task; the actual allocation checks it again."""
 WRITER_SECONDS = 30.0
@@ -75,8 +73,6 @@ class ArrayStore:
         self._writers: Counter[str] = Counter()
         self._space_read_at = float("-inf")
         self._rooms: list[tuple[str, int, int]] = []
-        self._all_rooms: list[tuple[str, int, int]] = []
-        """Result of `places` while no arrays exist."""
         self._dropping: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -325,12 +321,7 @@ class ArrayStore:
         if now - self._space_read_at > SPACE_CACHE_SECONDS:
             self._space_read_at = now
             self._rooms = [(str(place.folder), self._free_bytes(place), blocks.held(place.folder)) for place in self._spool.places]
-            self._all_rooms = self._within(self.quota)
-        if not self._records:
-            return self._all_rooms
-        return self._within(self.quota + sum(record.size for record in self._evictable(0.0)) - self.used_bytes)
-
-    def _within(self, left: int) -> list[tuple[str, int, int]]:
+        left = self.quota + sum(record.size for record in self._evictable(0.0)) - self.used_bytes
         return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:
@@ -422,8 +413,14 @@ class ArrayStore:
                 continue
             await self._files_created([record])
             return
-        rooms = {place.root: self._free_bytes(place) + blocks.held(place.folder) for place in self._spool.places}
-        raise refusal or no_space(record.size, self._spool.problem, rooms)
+        if self.problem is not None:
+            raise StorageUnavailable(self.problem, retry_after=60.0)
+        rooms = (f"{place.root} has {gigabytes(self._free_bytes(place) + blocks.held(place.folder))}" for place in self._spool.places)
+        raise refusal or StorageUnavailable(
+            f"No room for an array of {gigabytes(record.size)}: {', '.join(rooms)} left for arrays. "
+            "Delete unneeded arrays, or choose a larger folder with the setting spool_dir.",
+            retry_after=10.0,
+        )
 
     async def _files_created(self, records: Collection[ArrayRecord]) -> None:
         """Release free blocks that exceed the quota with the new `records`, and prepare blocks for further arrays of their sizes."""
@@ -432,9 +429,11 @@ class ArrayStore:
             place = self._spool.place_of(record.folder)
             if place is None or not self._blocks.accepts(place.folder, record.size) or blocks.fits(place.folder, record.size):
                 continue
-            fetched = self._evictable(QUIET_SECONDS)
-            if (old := near_and_fetched(fetched, record, self._blocks.most)) is not None:
-                self._later(self._drop(old, only_unused=True))
+            fetched = [each for each in self._evictable(QUIET_SECONDS) if each.fetched and each.task_id is not None]
+            fitting = [each for each in fetched if each.folder == place.folder and not each.exposed and blocks.near(each.size, record.size)]
+            # Clients may fetch results again, so some are kept.
+            if fitting and sum(each.size for each in fetched) > self._blocks.most:
+                self._later(self._drop(min(fitting, key=lambda each: each.used), only_unused=True))
             else:
                 self._blocks.prepare_next(place.folder, record.size, self.quota - self.used_bytes, self._free_bytes(place))
 
@@ -477,7 +476,16 @@ class ArrayStore:
         task.add_done_callback(self._dropping.discard)
 
     def _evictable(self, quiet: float) -> list[ArrayRecord]:
-        return evictable(self._records.values(), self._settings.array_seconds, quiet)
+        """Return the evictable arrays in order of eviction: deleted ones, expired ones, then results fetched `quiet` seconds ago."""
+        seconds = self._settings.array_seconds
+        useless = [
+            each
+            for each in self._records.values()
+            if each.ready
+            and not each.leases
+            and (each.delete_pending or each.expired(seconds) or (each.task_id is not None and each.fetched and each.idle >= quiet))
+        ]
+        return sorted(useless, key=lambda record: (not record.delete_pending, not record.expired(seconds), record.used))
 
     async def sweep(self, exists: Callable[[str], Awaitable[bool]] | None = None) -> None:
         """Delete expired arrays, abandoned unfinished ones, and those deleted while in use.
