@@ -115,14 +115,14 @@ async def test_untrusted_memory_folder_falls_back_to_disk(tmp_path: Path, monkey
 
 
 async def test_array_too_large_for_memory_folder_is_stored_on_disk(
-    store: ArrayStore, tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "MEMORY", small_tmpfs)
-
-    small, large = await put(store, np.ones(MB, np.uint8)), await put(store, np.full(20 * MB, 7, np.uint8))
-    assert str(small.path).startswith(str(small_tmpfs))
-    assert str(large.path).startswith(str(tmp_path / "arrays"))
-    assert (conversion.view(str(large.path), large.id) == 7).all()
+    async with store_in(tmp_path) as store:
+        small, large = await put(store, np.ones(MB, np.uint8)), await put(store, np.full(20 * MB, 7, np.uint8))
+        assert str(small.path).startswith(str(small_tmpfs))
+        assert str(large.path).startswith(str(tmp_path / "arrays"))
+        assert (conversion.view(str(large.path), large.id) == 7).all()
 
 
 async def test_full_spool_rejects_with_sizes_until_space_is_freed(tmp_path: Path, small_tmpfs: Path) -> None:

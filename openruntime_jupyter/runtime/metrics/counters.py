@@ -167,7 +167,8 @@ class Ledger:
     def add_event(self, values: Mapping[str, float], at: float) -> None:
         """Add single values measured at the time `at`, in seconds since the epoch."""
         bucket = self._seconds[int(at)]
-        bucket.widen(at, at)
+        if bucket.ended < bucket.began:  # a new one
+            bucket.widen(at, at)
         for name, value in values.items():
             bucket.spreads[name].add(value)
 

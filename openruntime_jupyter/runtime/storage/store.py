@@ -594,7 +594,7 @@ class WriteBehind:
     def _write_records(self, connection: sqlite3.Connection, tasks: list[tuple[Task, bool]]) -> list[TaskRecord]:
         records = []
         for task, known in tasks:
-            with rows.logged_data_errors(task.task_id):
+            with rows.DataErrorLog(task.task_id):
                 records.append((record_of(task, self._runtime, self._embedded), known))
         return rows.write_records(connection, records)
 
