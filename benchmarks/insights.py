@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.rows import Row, median, within
 from openruntime_jupyter.ai.insights.report import insights
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.rollup import Ledger
+from openruntime_jupyter.runtime.metrics.counters import Ledger
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
@@ -61,7 +61,7 @@ async def _write(folder: Path) -> None:
     ledger = Ledger(10.0)
     moments = [now - number * 60.0 for number in range(DAYS * 1440)] + [now - number * 10.0 for number in range(6 * 360)]
     for at in moments:
-        ledger.lasted({name: max(0.0, dice.gauss(level, level / 20)) for name, level in LEVELS.items()}, at, 1.0)
+        ledger.add_interval({name: max(0.0, dice.gauss(level, level / 20)) for name, level in LEVELS.items()}, at, 1.0)
     history.put_metrics(ledger.take())
     tasks = [_task(now - (TASKS - number) * DAYS * 86_400 / TASKS, dice) for number in range(TASKS)]
     for first in range(0, TASKS, 1000):

@@ -41,14 +41,8 @@ def at_start() -> dict[str, str]:
     started: dict[str, str] = {}
     with contextlib.suppress(psutil.Error, OSError, NotImplementedError):
         started = psutil.Process().environ()
-    if not _plausible(started):
-        started = AT_IMPORT
-    return started
-
-
-def _plausible(started: dict[str, str]) -> bool:
-    """Return whether `started` looks intact: a damaged environment has lost PATH."""
-    return bool(started) and ("PATH" in started or "PATH" not in AT_IMPORT)
+    # An overwritten environment has lost PATH.
+    return started if started and ("PATH" in started or "PATH" not in AT_IMPORT) else AT_IMPORT
 
 
 SET_BY_KERNEL = {

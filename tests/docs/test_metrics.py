@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from openruntime_jupyter.runtime.metrics.definitions import FIGURES
-from openruntime_jupyter.runtime.metrics.rollup import TIERS
+from openruntime_jupyter.runtime.metrics.counters import METRICS, TIERS
 from openruntime_jupyter.server.handlers.prometheus import DEVICE_GAUGES
 from tests.support import STANDALONE, Server, running_server, wait_until
 
@@ -57,7 +56,7 @@ def test_page_lists_resolutions_and_retention() -> None:
 
 
 def test_page_lists_series_with_units() -> None:
-    assert [(name, unit) for name, unit, _ in table("series")] == [(figure.name, figure.unit) for figure in FIGURES]
+    assert [(name, unit) for name, unit, _ in table("series")] == [(figure.name, figure.unit) for figure in METRICS]
 
 
 def test_page_lists_prometheus_metrics(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""Folders that tests of arrays need, and a runtime that the tests of a module share."""
+"""Fixtures of the runtime's tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from jupyter_core.utils import ensure_event_loop
 
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.storage.store import History
+from tests.runtime.array_support import store_in
+from tests.runtime.history_support import opened
 from tests.runtimes import runtime_in
 
 
@@ -40,3 +44,19 @@ def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest
     context = runtime_in(tmp_path_factory.mktemp("runtime"))
     yield jp_asyncio_loop.run_until_complete(context.__aenter__())
     jp_asyncio_loop.run_until_complete(context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def history(tmp_path: Path, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[History]:
+    """An open history in `tmp_path`."""
+    opening = opened(tmp_path)
+    yield jp_asyncio_loop.run_until_complete(opening.__aenter__())
+    jp_asyncio_loop.run_until_complete(opening.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def store(tmp_path: Path, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[ArrayStore]:
+    """An open array store in `tmp_path`."""
+    opening = store_in(tmp_path)
+    yield jp_asyncio_loop.run_until_complete(opening.__aenter__())
+    jp_asyncio_loop.run_until_complete(opening.__aexit__(None, None, None))

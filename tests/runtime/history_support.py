@@ -16,6 +16,7 @@ from typing import Any
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.runtime.storage.writer import Job
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -64,6 +65,17 @@ async def opened(folder: Path, runtime: str = "rt_1", **settings: Any) -> AsyncI
         yield history
     finally:
         await history.close(10.0)
+
+
+async def execute(history: History, query: str) -> None:
+    """Execute a statement in the writer's thread."""
+    await history.change(lambda connection: connection.execute(query).fetchall())
+
+
+def fill_disk(history: History, full: bool = True) -> None:
+    """Make the disk look full for the writer, or no longer, after the jobs that it already has."""
+    query = f"PRAGMA max_page_count = {1 if full else 2**32 - 2}"
+    history._writer.put([Job(lambda connection: connection.execute(query).fetchall(), lambda result, error: None)])
 
 
 async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:

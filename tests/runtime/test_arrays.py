@@ -10,8 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,112 +19,72 @@ import pytest
 
 from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
-from openruntime_jupyter.runtime.arrays import quota as array_room
 from openruntime_jupyter.runtime.arrays import spool
+from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.arrays.rows import result_name, task_of
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.schemas.arrays import ArrayInfo
-from tests.runtimes import live, until
-
-MB = 1_000_000
-SMALL = Layout((250_000,), "float32")
-"""1 MB of elements."""
+from tests.runtime.array_support import MB, SMALL, put, result, store_in
+from tests.runtimes import until
 
 
-@asynccontextmanager
-async def store_in(folder: Path, runtime_id: str = "rt_1", **settings: Any) -> AsyncIterator[ArrayStore]:
-    store = ArrayStore(Settings(data_dir=folder, **settings), runtime_id, Machine(list))
-    store.open()
-    try:
-        yield store
-    finally:
-        await store.stop()
-
-
-async def put(store: ArrayStore, array: np.ndarray[Any, Any], name: str | None = None) -> ArrayInfo:
-    """Store an array as a local client does."""
-    layout = conversion.layout_of(array)
-    assert layout is not None
-    room = await store.allocate(layout, "me", name)
-    descriptor = os.open(str(room.path), os.O_RDWR)
-    conversion.fill(descriptor, layout, array)
-    os.close(descriptor)
-    return await store.ready(room.id)
-
-
-async def result(store: ArrayStore, task: str, array: np.ndarray[Any, Any], number: int = 0, attempt: int = 1) -> str:
-    """Store a result as a worker and its engine do at the end of a task."""
-    array_id = f"{result_name(task, attempt)}.{number}"
-    layout = conversion.store(array, Path(store.places()[0][0]) / f"{array_id}.part")
-    await store.adopt("me", [StoredArray(array_id, layout.shape, layout.dtype, layout.kind, 0)])
-    return array_id
-
-
-async def test_array_with_removed_file_is_unknown(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        uses: list[Callable[[str], Any]] = [
-            store.info,
-            store.remove,
-            lambda name: store.allocate(SMALL, "me", name),
-        ]
-        for number, use in enumerate(uses):
-            info = await put(store, np.ones(250_000, np.float32), f"removed_{number}")
-            Path(str(info.path)).unlink()
-            if number < 2:
-                with pytest.raises(ArrayNotFound, match="its file was deleted"):
-                    await use(info.id)
-            else:
-                assert (await use(info.id)).state == "writing", "its name is free"
-                await store.remove(info.id)
-            assert store.page().arrays == []
-            assert store.used_bytes == 0
-        info = await put(store, np.ones(3))
+async def test_array_with_removed_file_is_unknown(store: ArrayStore) -> None:
+    uses: list[Callable[[str], Any]] = [
+        store.info,
+        store.remove,
+        lambda name: store.allocate(SMALL, "me", name),
+    ]
+    for number, use in enumerate(uses):
+        info = await put(store, np.ones(250_000, np.float32), f"removed_{number}")
         Path(str(info.path)).unlink()
-        with pytest.raises(InvalidRequest, match="there is no array"):
-            store.lease([info.id], "task_1")
+        if number < 2:
+            with pytest.raises(ArrayNotFound, match="its file was deleted"):
+                await use(info.id)
+        else:
+            assert (await use(info.id)).state == "writing", "its name is free"
+            await store.remove(info.id)
+        assert store.page().arrays == []
+        assert store.used_bytes == 0
+    info = await put(store, np.ones(3))
+    Path(str(info.path)).unlink()
+    with pytest.raises(InvalidRequest, match="there is no array"):
+        store.lease([info.id], "task_1")
 
 
-async def test_sweep_logs_array_with_removed_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_sweep_logs_array_with_removed_file(store: ArrayStore, caplog: pytest.LogCaptureFixture) -> None:
+    removed, kept = await put(store, np.ones(3)), await put(store, np.ones(4))
+    begun = await store.allocate(SMALL, "me")
+    Path(str(removed.path)).unlink()
+    await store.sweep()
+    assert {each.id for each in store.page().arrays} == {kept.id, begun.id}
+    assert [record.getMessage().startswith(f"The array {removed.id} is gone") for record in caplog.records] == [True]
+
+
+async def test_array_round_trip(store: ArrayStore) -> None:
+    sent = np.arange(12, dtype=np.int16).reshape(3, 4)
+    info = await put(store, sent)
+    assert (info.shape, info.dtype, info.bytes, info.state, info.owner) == ([3, 4], "int16", 24, "ready", "me")
+    back = conversion.view(str((await store.info(info.id)).path), info.id)
+    assert (back == sent).all()
+    assert [each.id for each in store.page().arrays] == [info.id]
+    await store.remove(info.id)
+    with pytest.raises(ArrayNotFound, match="There is no array"):
+        await store.info(info.id)
+    assert (back == sent).all(), "a process that maps it keeps it"
+
+
+async def test_spool_folder_is_private_and_removed_on_close(tmp_path: Path) -> None:
     async with store_in(tmp_path) as store:
-        removed, kept = await put(store, np.ones(3)), await put(store, np.ones(4))
-        begun = await store.allocate(SMALL, "me")
-        Path(str(removed.path)).unlink()
-        await store.sweep()
-        assert {each.id for each in store.page().arrays} == {kept.id, begun.id}
-        assert [record.getMessage().startswith(f"The array {removed.id} is gone") for record in caplog.records] == [True]
-
-
-async def test_array_round_trip(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        sent = np.arange(12, dtype=np.int16).reshape(3, 4)
-        info = await put(store, sent)
-        assert (info.shape, info.dtype, info.bytes, info.state, info.owner) == ([3, 4], "int16", 24, "ready", "me")
-        back = conversion.view(str((await store.info(info.id)).path), info.id)
-        assert (back == sent).all()
-        assert [each.id for each in store.page().arrays] == [info.id]
-        await store.remove(info.id)
-        with pytest.raises(ArrayNotFound, match="There is no array"):
-            await store.info(info.id)
-        assert (back == sent).all(), "a process that maps it keeps it"
-
-
-def test_spool_folder_is_private_in_memory_and_removed_on_close(tmp_path: Path) -> None:
-    async def body() -> list[Path]:
-        async with store_in(tmp_path) as store:
-            await put(store, np.zeros(10))
-            roots = [place.root for place in store._spool.places]
-            assert [place.in_memory for place in store._spool.places] == ([True, False] if len(roots) == 2 else [False])
-            for root in roots:
-                for path in (root, *root.rglob("*")):
-                    assert not path.stat().st_mode & 0o077, path
-            return roots
-
-    for root in live(body()):
-        assert not root.exists()
+        await put(store, np.zeros(10))
+        roots = [place.root for place in store._spool.places]
+        assert [place.in_memory for place in store._spool.places] == ([True, False] if len(roots) == 2 else [False])
+        for root in roots:
+            for path in (root, *root.rglob("*")):
+                assert not path.stat().st_mode & 0o077, path
+    assert not any(root.exists() for root in roots)
 
 
 @pytest.mark.parametrize("left", ["absent", "file", "others", "link"])
@@ -159,7 +118,6 @@ async def test_array_too_large_for_memory_folder_is_stored_on_disk(
     tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "MEMORY", small_tmpfs)
-
     async with store_in(tmp_path) as store:
         small, large = await put(store, np.ones(MB, np.uint8)), await put(store, np.full(20 * MB, 7, np.uint8))
         assert str(small.path).startswith(str(small_tmpfs))
@@ -180,7 +138,7 @@ async def test_full_spool_rejects_with_sizes_until_space_is_freed(tmp_path: Path
 async def test_spool_that_fills_during_allocation_leaves_no_file(
     tmp_path: Path, small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool.SpoolFolder, "room", lambda place, machine: 10**9)
+    monkeypatch.setattr(ArrayStore, "_free_bytes", lambda store, place: 10**9)
 
     async with store_in(tmp_path, spool_dir=str(small_tmpfs)) as store:
         with pytest.raises(StorageUnavailable, match=r"does not fit .* MB left"):
@@ -199,7 +157,7 @@ async def test_quota_error_names_sizes(tmp_path: Path) -> None:
 
 
 async def test_only_fetched_results_are_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_room, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(array_store, "QUIET_SECONDS", 0.0)
 
     async with store_in(tmp_path, array_bytes=4 * MB) as store:
         kept = await result(store, "task_a", np.zeros(MB, np.uint8))
@@ -219,79 +177,68 @@ async def test_only_fetched_results_are_evicted(tmp_path: Path, monkeypatch: pyt
         assert await store.allocate(SMALL), "its last view was released"
 
 
-async def test_lease_of_killed_reader_is_released(tmp_path: Path) -> None:
+async def test_lease_of_killed_reader_is_released(store: ArrayStore) -> None:
     program = (
         "import sys; from openruntime_jupyter.arrays import conversion; "
         "view = conversion.view(sys.argv[1], 'a'); print(view[0], flush=True); "
         "sys.stdin.read()"
     )
 
-    async with store_in(tmp_path) as store:
-        info = await put(store, np.full(MB, 9, np.uint8))
-        reader = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == b"9\n"
-        await store.remove(info.id)
-        assert store.used_bytes == info.size, "its bytes still count"
+    info = await put(store, np.full(MB, 9, np.uint8))
+    reader = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"9\n"
+    await store.remove(info.id)
+    assert store.used_bytes == info.size, "its bytes still count"
+    await store.sweep()
+    assert store.used_bytes == info.size
+    reader.send_signal(signal.SIGKILL)
+    reader.communicate()
+
+    async def gone() -> bool:
         await store.sweep()
-        assert store.used_bytes == info.size
-        reader.send_signal(signal.SIGKILL)
-        reader.communicate()
+        return store.used_bytes == 0
 
-        async def gone() -> bool:
-            await store.sweep()
-            return store.used_bytes == 0
-
-        await until(gone, 30.0, "the end of the lease")
-        assert not Path(str(info.path)).exists()
+    await until(gone, 30.0, "the end of the lease")
+    assert not Path(str(info.path)).exists()
 
 
-async def test_sweep_removes_array_of_killed_writer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_room, "WRITER_SECONDS", -1.0)
+async def test_sweep_removes_array_of_killed_writer_only(store: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_store, "WRITER_SECONDS", -1.0)
     program = (
         "import fcntl, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); fcntl.flock(fd, fcntl.LOCK_SH); os.pwrite(fd, b'half', 20000); "
         "print('half', flush=True); sys.stdin.read()"
     )
 
-    async with store_in(tmp_path) as store:
-        info = await store.allocate(SMALL)
-        with pytest.raises(InvalidRequest, match="not complete"):
-            store.lease([info.id], "task_a")
-        writer = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"half\n"
-        await store.sweep()
-        assert (await store.info(info.id)).state == "writing"
-        writer.kill()
-        writer.communicate()
-        await store.sweep()
-        with pytest.raises(ArrayNotFound):
-            await store.ready(info.id)
-        assert not Path(str(info.path)).exists()
+    info = await store.allocate(SMALL)
+    with pytest.raises(InvalidRequest, match="not complete"):
+        store.lease([info.id], "task_a")
+    writer = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"half\n"
+    await store.sweep()
+    assert (await store.info(info.id)).state == "writing"
+    writer.kill()
+    writer.communicate()
+    await store.sweep()
+    with pytest.raises(ArrayNotFound):
+        await store.ready(info.id)
+    assert not Path(str(info.path)).exists()
 
 
 @pytest.mark.parametrize("harm", ["removed", "truncated", "rewritten"])
-async def test_file_with_changed_header_never_becomes_ready(tmp_path: Path, harm: str) -> None:
-    async with store_in(tmp_path) as store:
-        info = await store.allocate(SMALL)
-        path = Path(str(info.path))
-        if harm == "removed":
-            path.unlink()
-        elif harm == "truncated":
-            os.truncate(path, 100_000)
-        else:
-            path.write_bytes(Layout((1,), "int8").header().ljust(info.size))
-        with pytest.raises(ArrayNotFound, match=r"no longer exists|damaged"):
-            await store.ready(info.id)
-        assert store.used_bytes == 0
-
-
-async def test_missing_file_raises_array_not_found(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        info = await put(store, np.zeros(10))
-        Path(str(info.path)).unlink()
-        with pytest.raises(ArrayNotFound, match=r"no longer exists.*Send it again"):
-            conversion.view(store.path_of(info.id), info.id)
+async def test_file_with_changed_header_never_becomes_ready(store: ArrayStore, harm: str) -> None:
+    info = await store.allocate(SMALL)
+    path = Path(str(info.path))
+    if harm == "removed":
+        path.unlink()
+    elif harm == "truncated":
+        os.truncate(path, 100_000)
+    else:
+        path.write_bytes(Layout((1,), "int8").header().ljust(info.size))
+    with pytest.raises(ArrayNotFound, match=r"no longer exists|damaged"):
+        await store.ready(info.id)
+    assert store.used_bytes == 0
 
 
 async def test_leased_inputs_survive_deletion_and_expiry(tmp_path: Path) -> None:
@@ -303,60 +250,57 @@ async def test_leased_inputs_survive_deletion_and_expiry(tmp_path: Path) -> None
         await store.remove(info.id)
         assert Path(store.path_of(info.id)).exists()
         store.release("task_a", [info.id])
-        while store._room._dropping:
+        while store._dropping:
             await asyncio.sleep(0.01)
         assert store.used_bytes == 0
 
 
-async def test_names_are_unique_and_cannot_escape_the_folder(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        await put(store, np.zeros(10), "weights")
-        with pytest.raises(ArrayConflict, match="delete it first"):
-            await store.allocate(SMALL, name="weights")
-        with pytest.raises(ArrayConflict, match="already complete"):
-            await store.ready("weights")
-        store.lease(["weights"], "task_a")
-        await store.remove("weights")
-        with pytest.raises(ArrayConflict, match="deleted but is still in use"):
-            await store.allocate(SMALL, name="weights")
-        for name in ("../x", "a/b", "", ".hidden", "arr_x", "a" * 101, "ü"):
-            with pytest.raises(InvalidRequest, match="name"):
-                await store.allocate(SMALL, name=name)
-            with pytest.raises(ArrayNotFound):
-                await store.info(name)
-            assert store.known(name) is None
+async def test_names_are_unique_and_cannot_escape_the_folder(store: ArrayStore) -> None:
+    await put(store, np.zeros(10), "weights")
+    with pytest.raises(ArrayConflict, match="delete it first"):
+        await store.allocate(SMALL, name="weights")
+    with pytest.raises(ArrayConflict, match="already complete"):
+        await store.ready("weights")
+    store.lease(["weights"], "task_a")
+    await store.remove("weights")
+    with pytest.raises(ArrayConflict, match="deleted but is still in use"):
+        await store.allocate(SMALL, name="weights")
+    for name in ("../x", "a/b", "", ".hidden", "arr_x", "a" * 101, "ü"):
+        with pytest.raises(InvalidRequest, match="name"):
+            await store.allocate(SMALL, name=name)
+        with pytest.raises(ArrayNotFound):
+            await store.info(name)
+        assert store.known(name) is None
 
 
-async def test_drop_of_old_record_keeps_new_array_of_that_name(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        await put(store, np.zeros(10), "weights")
-        old = store._records["weights"]
-        await store.remove("weights")
-        info = await put(store, np.ones(10), "weights")
-        await store._room.drop(old)  # like a sweep that started earlier
-        store._room.forget(old)
-        assert store.known("weights") is not None
-        assert conversion.view(str(info.path), "weights").sum() == 10
-        assert store.used_bytes == info.size
+async def test_drop_of_old_record_keeps_new_array_of_that_name(store: ArrayStore) -> None:
+    await put(store, np.zeros(10), "weights")
+    old = store._records["weights"]
+    await store.remove("weights")
+    info = await put(store, np.ones(10), "weights")
+    await store._drop(old)  # like a sweep that started earlier
+    store._forget_missing(old)
+    assert store.known("weights") is not None
+    assert conversion.view(str(info.path), "weights").sum() == 10
+    assert store.used_bytes == info.size
 
 
-async def test_name_deleted_during_allocation_becomes_free(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        for _ in range(20):
-            first = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
-            await asyncio.sleep(0)
-            if "weights" in store._records:
-                await store.remove("weights")
-            again = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
-            outcomes = await asyncio.gather(first, again, return_exceptions=True)
-            assert {type(each) for each in outcomes} <= {ArrayInfo, ArrayNotFound, ArrayConflict}, outcomes
-            info = [each for each in outcomes if isinstance(each, ArrayInfo)]
-            assert len(info) <= 1
-            assert [each.id for each in store.page().arrays] == [each.id for each in info]
-            for each in info:
-                assert Path(str(each.path)).exists()
-                await store.remove("weights")
-        assert store.used_bytes == 0
+async def test_name_deleted_during_allocation_becomes_free(store: ArrayStore) -> None:
+    for _ in range(20):
+        first = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
+        await asyncio.sleep(0)
+        if "weights" in store._records:
+            await store.remove("weights")
+        again = asyncio.ensure_future(store.allocate(SMALL, name="weights"))
+        outcomes = await asyncio.gather(first, again, return_exceptions=True)
+        assert {type(each) for each in outcomes} <= {ArrayInfo, ArrayNotFound, ArrayConflict}, outcomes
+        info = [each for each in outcomes if isinstance(each, ArrayInfo)]
+        assert len(info) <= 1
+        assert [each.id for each in store.page().arrays] == [each.id for each in info]
+        for each in info:
+            assert Path(str(each.path)).exists()
+            await store.remove("weights")
+    assert store.used_bytes == 0
 
 
 async def test_array_of_another_runtime_is_read_only(tmp_path: Path) -> None:
@@ -371,36 +315,33 @@ async def test_array_of_another_runtime_is_read_only(tmp_path: Path) -> None:
             await other.remove("weights")
 
 
-async def test_name_is_reserved_from_allocation_on(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        first = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
-        await asyncio.sleep(0)
-        with pytest.raises(ArrayConflict):
-            await store.place_for("weights", Layout((1,), "int8"), "me")
-        assert (await first).state == "writing"
+async def test_name_is_reserved_from_allocation_on(store: ArrayStore) -> None:
+    first = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
+    await asyncio.sleep(0)
+    with pytest.raises(ArrayConflict):
+        await store.place_for("weights", Layout((1,), "int8"), "me")
+    assert (await first).state == "writing"
 
 
-async def test_discard_removes_files_of_failed_attempt_only(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        folder = Path(store.places()[0][0])
-        for attempt in (1, 10):
-            conversion.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
-        await store.discard("task_a", 1)
-        assert [path.name for path in folder.iterdir()] == ["arr_a.10.0.part"]
+async def test_discard_removes_files_of_failed_attempt_only(store: ArrayStore) -> None:
+    folder = Path(store.places()[0][0])
+    for attempt in (1, 10):
+        conversion.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
+    await store.discard("task_a", 1)
+    assert [path.name for path in folder.iterdir()] == ["arr_a.10.0.part"]
 
 
-async def test_results_are_deleted_with_their_task(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        one, other = await result(store, "task_a", np.zeros(10)), await result(store, "task_b", np.zeros(10))
-        assert (task_of(one), task_of(other)) == ("task_a", "task_b")
-        await store.forget("task_a")
-        assert [each.task_id for each in store.page().arrays] == ["task_b"]
+async def test_results_are_deleted_with_their_task(store: ArrayStore) -> None:
+    one, other = await result(store, "task_a", np.zeros(10)), await result(store, "task_b", np.zeros(10))
+    assert (task_of(one), task_of(other)) == ("task_a", "task_b")
+    await store.forget("task_a")
+    assert [each.task_id for each in store.page().arrays] == ["task_b"]
 
-        async def exists(task_id: str) -> bool:
-            return False
+    async def exists(task_id: str) -> bool:
+        return False
 
-        await store.sweep(exists)
-        assert not store.page().arrays
+    await store.sweep(exists)
+    assert not store.page().arrays
 
 
 async def test_results_over_quota_are_rejected_and_removed(tmp_path: Path) -> None:

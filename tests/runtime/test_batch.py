@@ -64,8 +64,8 @@ async def test_forbidden_request_in_batch_rejects_no_other(tmp_path: Path) -> No
 
 async def test_batch_is_one_transaction_and_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    together = Writer._together
-    monkeypatch.setattr(Writer, "_together", lambda self, jobs: (groups.append(len(jobs)), together(self, jobs))[1])
+    together = Writer._run_group
+    monkeypatch.setattr(Writer, "_run_group", lambda self, jobs: (groups.append(len(jobs)), together(self, jobs))[1])
 
     async with runtime_in(tmp_path) as runtime:
         holder = await busy(runtime)

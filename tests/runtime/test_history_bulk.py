@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.runtime.storage.bulk_writes import write_payloads, write_records
-from openruntime_jupyter.runtime.storage.rows import TaskRecord
+from openruntime_jupyter.runtime.storage.rows import TaskRecord, write_payloads, write_records
 from openruntime_jupyter.runtime.storage.schema import migrate
 
 MANY = 100
@@ -33,20 +32,18 @@ def states(connection: sqlite3.Connection) -> dict[str, str]:
     return dict(connection.execute("SELECT id, state FROM tasks ORDER BY sequence"))
 
 
-def test_bulk_insert_keeps_order(connection: sqlite3.Connection) -> None:
+def test_bulk_insert_and_update_write_every_record(connection: sqlite3.Connection) -> None:
     records = [record(number) for number in range(MANY)]
     assert write_records(connection, [(each, False) for each in records]) == records
-    assert list(states(connection)) == [each.id for each in records]
+    assert list(states(connection)) == [each.id for each in records], "in order"
     assert connection.execute("SELECT parameters FROM tasks WHERE id = 'task_042'").fetchone() == ('{"n":42}',)
-
-
-def test_bulk_update_changes_known_rows(connection: sqlite3.Connection) -> None:
-    write_records(connection, [(record(number), False) for number in range(MANY)])
     ended = [record(number, "completed", document='{"end":1}') for number in range(MANY)]
     assert write_records(connection, [(each, True) for each in ended]) == ended
-    assert set(states(connection).values()) == {"completed"}
     assert connection.execute("SELECT DISTINCT document, finished, parameters IS NULL FROM tasks").fetchall() == [('{"end":1}', 2, 0)]
     assert dict(connection.execute("SELECT state, number FROM counters")) == {"pending": 0, "completed": MANY}
+    for data in (b"a", b"bb"):
+        write_payloads(connection, {each.id: ("cloudpickle", data) for each in records})
+    assert connection.execute("SELECT size, data, count(*) FROM payloads GROUP BY 1, 2").fetchall() == [(2, b"bb", MANY)]
 
 
 def test_guarded_row_does_not_affect_its_group(connection: sqlite3.Connection) -> None:
@@ -75,10 +72,3 @@ def test_unencodable_record_does_not_block_others(connection: sqlite3.Connection
     assert [each.id for each in written] == [each.id for each in records if each.id != "task_020"]
     assert "task_020" in caplog.text
     assert len(states(connection)) == MANY - 1
-
-
-def test_payload_replaces_earlier_one(connection: sqlite3.Connection) -> None:
-    write_payloads(connection, [(f"task_{number:03}", 1, 1, "cloudpickle", None, b"a") for number in range(MANY)])
-    write_payloads(connection, [(f"task_{number:03}", 2, 2, "cloudpickle", None, b"bb") for number in range(MANY)])
-    assert connection.execute("SELECT DISTINCT stored, size, data FROM payloads").fetchall() == [(2, 2, b"bb")]
-    assert connection.execute("SELECT count(*) FROM payloads").fetchone() == (MANY,)

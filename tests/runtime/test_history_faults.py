@@ -14,11 +14,11 @@ import pytest
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.storage import write_behind
+from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.schemas.tasks import OutputItem, TaskOutput, TaskState
-from tests.runtime.history_support import Child, as_it_is, child, make_task, moved, opened, rows, states, until
+from openruntime_jupyter.schemas.tasks import TaskOutput, TaskState
+from tests.runtime.history_support import Child, as_it_is, child, fill_disk, make_task, moved, opened, rows, states, until
 
 COMPLETED = TaskState.COMPLETED
 FILLER = {"filler": "x" * 20_000}
@@ -27,13 +27,13 @@ FILLER = {"filler": "x" * 20_000}
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the retry pause to a tenth, to save time."""
-    assert write_behind.RETRY_SECONDS == 1.0
-    monkeypatch.setattr(write_behind, "RETRY_SECONDS", 0.1)
+    assert store.RETRY_SECONDS == 1.0
+    monkeypatch.setattr(store, "RETRY_SECONDS", 0.1)
 
 
 async def fill(history: History) -> None:
     """Stop the file from growing, and fill its free pages."""
-    history._file.page_bound = 1
+    fill_disk(history)
     for _ in range(1_000):
         try:
             await history.commit(make_task(parameters=FILLER))
@@ -43,114 +43,77 @@ async def fill(history: History) -> None:
         raise AssertionError("the disk did not get full")
 
 
-def test_full_disk_rejects_commits_with_advice(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            await history.commit(make_task())
-            await fill(history)
-            with pytest.raises(StorageUnavailable, match="is full: free some space") as caught:
-                await history.commit(make_task(parameters=FILLER))
-            assert history.problem == str(caught.value)
-            assert str(tmp_path) in history.problem
-            assert caught.value.retry_after is not None
-            history._file.page_bound = 0
-            await until(lambda: history.problem is None, what="the problem's end, by itself")
-            await history.commit(make_task(parameters=FILLER))
-
-    asyncio.run(scenario())
+async def test_full_disk_rejects_commits_with_advice(history: History, tmp_path: Path) -> None:
+    await history.commit(make_task())
+    await fill(history)
+    with pytest.raises(StorageUnavailable, match="is full: free some space") as caught:
+        await history.commit(make_task(parameters=FILLER))
+    assert history.problem == str(caught.value)
+    assert str(tmp_path) in history.problem
+    assert caught.value.retry_after is not None
+    fill_disk(history, False)
+    await until(lambda: history.problem is None, what="the problem's end, by itself")
+    await history.commit(make_task(parameters=FILLER))
 
 
-def test_full_disk_keeps_pending_writes_until_space_is_free(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            early = make_task(parameters=FILLER)
-            await history.commit(early)
-            await fill(history)
-            file = tmp_path / "payloads" / "file"
-            file.write_bytes(b"in a file")
-            os.utime(file, (1, 1))
-            late = [moved(make_task(wait=True, parameters=FILLER), TaskState.RUNNING) for _ in range(30)]
-            for task in late:
-                history.write_behind(task.task_id, as_it_is(task))
-                history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=7))
-                history.put_payload(task.task_id, "cloudpickle", b"p" * 10_000 if task is not late[0] else file)
-            await asyncio.sleep(0.3)
-            assert not states(tmp_path).keys() & {task.task_id for task in late}
-            assert file.stat().st_mtime > 1, "the sweep does not treat it as an orphan"
-            assert history.problem is not None
-            # Pending records can be read, and the newest versions are written.
-            late[:] = [moved(task, COMPLETED) for task in late]
-            for task in late:
-                assert await history.get_payload(task.task_id) == (file if task is late[0] else b"p" * 10_000, "cloudpickle")
-                history.write_behind(task.task_id, as_it_is(task))
-                assert await history.get(task.task_id) == task
-            history._file.page_bound = 0
-            await until(lambda: history.problem is None, what="the problem's end, by itself")
-            await until(lambda: {states(tmp_path).get(task.task_id) for task in late} == {"completed"}, what="the newest of each")
-            for task in late:
-                assert (await history.get_payload(task.task_id)) is not None
-                output = await history.get_output(task.task_id)
-                assert output is not None
-                assert output.next == 7
-
-    asyncio.run(scenario())
+async def test_full_disk_keeps_pending_writes_until_space_is_free(history: History, tmp_path: Path) -> None:
+    early = make_task(parameters=FILLER)
+    await history.commit(early)
+    await fill(history)
+    file = tmp_path / "payloads" / "file"
+    file.write_bytes(b"in a file")
+    os.utime(file, (1, 1))
+    late = [moved(make_task(wait=True, parameters=FILLER), TaskState.RUNNING) for _ in range(30)]
+    for task in late:
+        history.write_behind(task.task_id, as_it_is(task))
+        history.put_output(task.task_id, TaskOutput(task_id=task.task_id, items=[], next=7))
+        history.put_payload(task.task_id, "cloudpickle", b"p" * 10_000 if task is not late[0] else file)
+    await asyncio.sleep(0.3)
+    assert not states(tmp_path).keys() & {task.task_id for task in late}
+    assert file.stat().st_mtime > 1, "the sweep does not treat it as an orphan"
+    assert history.problem is not None
+    # Pending records can be read, and the newest versions are written.
+    late[:] = [moved(task, COMPLETED) for task in late]
+    for task in late:
+        assert await history.get_payload(task.task_id) == (file if task is late[0] else b"p" * 10_000, "cloudpickle")
+        history.write_behind(task.task_id, as_it_is(task))
+        assert await history.get(task.task_id) == task
+    fill_disk(history, False)
+    await until(lambda: history.problem is None, what="the problem's end, by itself")
+    await until(lambda: {states(tmp_path).get(task.task_id) for task in late} == {"completed"}, what="the newest of each")
+    for task in late:
+        assert (await history.get_payload(task.task_id)) is not None
+        output = await history.get_output(task.task_id)
+        assert output is not None
+        assert output.next == 7
 
 
-def test_newer_version_replaces_failed_write(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        def output(number: int) -> TaskOutput:
-            text = OutputItem(output_type="stream", name="stdout", text="x" * 20_000)
-            return TaskOutput(task_id="task_1", items=[text], next=number)
-
-        async with opened(tmp_path) as history:
-            await fill(history)
-            history.put_output("task_1", output(1))
-            history._behind._hand_over()
-            # While the first write is in flight.
-            history.put_output("task_1", output(2))
-            await until(lambda: history._behind.refused, what="the refusal")
-            history._file.page_bound = 0
-            await until(lambda: history.problem is None, what="the problem's end, by itself")
-            await history.page(1)
-        assert json.loads(rows(tmp_path, "SELECT document FROM outputs")[0][0])["next"] == 2
-
-    asyncio.run(scenario())
+async def test_full_disk_still_stores_small_records(history: History, tmp_path: Path) -> None:
+    small = [make_task() for _ in range(3)]
+    for task in small:
+        await history.commit(task)
+    await fill(history)
+    results = await asyncio.gather(
+        *(history.commit(moved(task, COMPLETED)) for task in small),
+        history.commit(make_task(parameters={"filler": "x" * 1_000_000})),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [type(None)] * 3 + [StorageUnavailable]
+    assert {states(tmp_path)[task.task_id] for task in small} == {"completed"}
 
 
-def test_full_disk_still_stores_small_records(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            small = [make_task() for _ in range(3)]
-            for task in small:
-                await history.commit(task)
-            await fill(history)
-            results = await asyncio.gather(
-                *(history.commit(moved(task, COMPLETED)) for task in small),
-                history.commit(make_task(parameters={"filler": "x" * 1_000_000})),
-                return_exceptions=True,
-            )
-            assert [type(result) for result in results] == [type(None)] * 3 + [StorageUnavailable]
-            assert {states(tmp_path)[task.task_id] for task in small} == {"completed"}
-
-    asyncio.run(scenario())
-
-
-def test_payload_that_does_not_fit_does_not_block_final_record(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            task = make_task()
-            await history.commit(task)
-            await fill(history)
-            history.put_payload(task.task_id, "cloudpickle", b"p" * 1_000_000)
-            await history.commit(moved(task, COMPLETED))
-            assert states(tmp_path)[task.task_id] == "completed"
-            assert rows(tmp_path, "SELECT * FROM payloads") == []
-            assert history.problem is not None
-            history._file.page_bound = 0
-            await until(lambda: history.problem is None)
-            assert rows(tmp_path, "SELECT size FROM payloads") == [(1_000_000,)]
-
-    asyncio.run(scenario())
+async def test_payload_that_does_not_fit_does_not_block_final_record(history: History, tmp_path: Path) -> None:
+    task = make_task()
+    await history.commit(task)
+    await fill(history)
+    history.put_payload(task.task_id, "cloudpickle", b"p" * 1_000_000)
+    await history.commit(moved(task, COMPLETED))
+    assert states(tmp_path)[task.task_id] == "completed"
+    assert rows(tmp_path, "SELECT * FROM payloads") == []
+    assert history.problem is not None
+    fill_disk(history, False)
+    await until(lambda: history.problem is None)
+    assert rows(tmp_path, "SELECT size FROM payloads") == [(1_000_000,)]
 
 
 def test_file_size_limit_loses_no_acknowledged_commit(tmp_path: Path) -> None:
@@ -173,104 +136,86 @@ def locked(folder: Path) -> Iterator[Child]:
         yield process
 
 
-def test_locked_file_is_reported_and_writing_resumes(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            early, late = make_task(), make_task(COMPLETED)
-            await history.commit(early)
-            # Busy timeout of the writer's connection in milliseconds.
-            await history._write(lambda connection: connection.execute("PRAGMA busy_timeout = 200").fetchall())
-            with locked(tmp_path) as process:
-                history.write_behind(late.task_id, lambda: late)
-                with pytest.raises(StorageUnavailable, match="locked"):
-                    await history.commit(make_task())
-                assert "end it, or wait" in (history.problem or "")
-                found = await history.get(early.task_id)
-                assert found is not None, "reading still works"
-                await history.page(10)  # it does not wait for the lock, which is released later
-                process.send("go")
-                assert process.receive() == "free"
-                await until(lambda: history.problem is None, what="the problem's end, by itself")
-            assert states(tmp_path)[late.task_id] == "completed"
-
-    asyncio.run(scenario())
-
-
-def test_commit_waits_for_a_short_lock(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            with locked(tmp_path) as process:
-                commit = asyncio.create_task(history.commit(make_task()))
-                await asyncio.sleep(0.3)
-                assert not commit.done()
-                process.send("go")
-                await asyncio.wait_for(commit, 60)
-            assert history.problem is None
-
-    asyncio.run(scenario())
-
-
-def test_close_keeps_deadline_while_file_is_locked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        history = History(Settings(data_dir=tmp_path), "rt_1")
-        history.open()
-        task = make_task(COMPLETED)
-        with locked(tmp_path):
-            history.write_behind(task.task_id, lambda: task)
-            await history.close(0.5)  # it ends before the lock is released
-            assert "still busy" in caplog.text
-            assert (tmp_path / "runtimes" / "rt_1.lock").exists(), "it may still write, so it counts as alive"
-        # The lock is released, so the pending records are written.
-        await until(lambda: not history._writer.alive, what="the writer's end")
-        assert states(tmp_path) == {task.task_id: "completed"}
-        history._lock.release()
-
-    asyncio.run(scenario())
-
-
-def test_missing_data_folder_is_reported_and_used_once_writable(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        place = tmp_path / "data"
-        place.write_text("a file in the way")
-        history = History(Settings(data_dir=place), "rt_1")
-        with pytest.raises(StorageUnavailable, match="writable"):
-            history.open()
-        assert history.problem is not None
-        with pytest.raises(StorageUnavailable):
-            await history.commit(make_task())
-        with pytest.raises(StorageUnavailable):
-            await history.page(10)
-        late = make_task(COMPLETED, wait=True)
+async def test_locked_file_is_reported_and_writing_resumes(history: History, tmp_path: Path) -> None:
+    early, late = make_task(), make_task(COMPLETED)
+    await history.commit(early)
+    # Busy timeout of the writer's connection in milliseconds.
+    await history._write(lambda connection: connection.execute("PRAGMA busy_timeout = 200").fetchall())
+    with locked(tmp_path) as process:
         history.write_behind(late.task_id, lambda: late)
-        assert await history.get(late.task_id) == late
-        place.unlink()
+        with pytest.raises(StorageUnavailable, match="locked"):
+            await history.commit(make_task())
+        assert "end it, or wait" in (history.problem or "")
+        found = await history.get(early.task_id)
+        assert found is not None, "reading still works"
+        await history.page(10)  # it does not wait for the lock, which is released later
+        process.send("go")
+        assert process.receive() == "free"
         await until(lambda: history.problem is None, what="the problem's end, by itself")
-        assert states(place) == {late.task_id: "completed"}
-        assert (place / "runtimes" / "rt_1.lock").exists(), "its runtime lock exists before its first record"
-        await history.close()
+    assert states(tmp_path)[late.task_id] == "completed"
 
-    asyncio.run(scenario())
+
+async def test_commit_waits_for_a_short_lock(history: History, tmp_path: Path) -> None:
+    with locked(tmp_path) as process:
+        commit = asyncio.create_task(history.commit(make_task()))
+        await asyncio.sleep(0.3)
+        assert not commit.done()
+        process.send("go")
+        await asyncio.wait_for(commit, 60)
+    assert history.problem is None
+
+
+async def test_close_keeps_deadline_while_file_is_locked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    history = History(Settings(data_dir=tmp_path), "rt_1")
+    history.open()
+    task = make_task(COMPLETED)
+    with locked(tmp_path):
+        history.write_behind(task.task_id, lambda: task)
+        await history.close(0.5)  # it ends before the lock is released
+        assert "still busy" in caplog.text
+        assert (tmp_path / "runtimes" / "rt_1.lock").exists(), "it may still write, so it counts as alive"
+    # The lock is released, so the pending records are written.
+    await until(lambda: not history._writer.alive, what="the writer's end")
+    assert states(tmp_path) == {task.task_id: "completed"}
+    history._lock.release()
+
+
+async def test_missing_data_folder_is_reported_and_used_once_writable(tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    place.write_text("a file in the way")
+    history = History(Settings(data_dir=place), "rt_1")
+    with pytest.raises(StorageUnavailable, match="writable"):
+        history.open()
+    assert history.problem is not None
+    with pytest.raises(StorageUnavailable):
+        await history.commit(make_task())
+    with pytest.raises(StorageUnavailable):
+        await history.page(10)
+    late = make_task(COMPLETED, wait=True)
+    history.write_behind(late.task_id, lambda: late)
+    assert await history.get(late.task_id) == late
+    place.unlink()
+    await until(lambda: history.problem is None, what="the problem's end, by itself")
+    assert states(place) == {late.task_id: "completed"}
+    assert (place / "runtimes" / "rt_1.lock").exists(), "its runtime lock exists before its first record"
+    await history.close()
 
 
 @pytest.mark.parametrize("where", ["data", "."])
-def test_read_only_folder_is_reported_and_used_once_writable(tmp_path: Path, where: str) -> None:
-    async def scenario(place: Path) -> None:
-        history = History(Settings(data_dir=place), "rt_1")
+async def test_read_only_folder_is_reported_and_used_once_writable(tmp_path: Path, where: str) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    try:
+        if os.access(closed, os.W_OK):
+            pytest.skip("root may write everywhere")
+        history = History(Settings(data_dir=closed / where), "rt_1")
         with pytest.raises(StorageUnavailable, match="writable"):
             history.open()
-        assert str(place) in (history.problem or "")
+        assert str(closed / where) in (history.problem or "")
         closed.chmod(0o700)
         await history.commit(make_task())
         await until(lambda: history.problem is None, what="the problem's end")
         await history.close()
-
-    closed = tmp_path / "closed"
-    closed.mkdir()
-    closed.chmod(0o500)
-    try:
-        if os.access(closed, os.W_OK):
-            pytest.skip("root may write everywhere")
-        asyncio.run(scenario(closed / where))
     finally:
         closed.chmod(0o700)
 
@@ -292,95 +237,84 @@ def overwrite_the_middle(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [spoil_header, cut, overwrite_the_middle])
-def test_damaged_file_is_moved_aside_and_replaced(tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            await asyncio.gather(*(history.commit(make_task(COMPLETED)) for _ in range(300)))
-            assert history.notice is None
-        path = tmp_path / "history.sqlite3"
-        damage(path)
-        content = path.read_bytes()
-        async with opened(tmp_path, "rt_2") as history:
-            task = make_task()
-            await history.commit(task)
-            assert history.problem is None
-            assert (await history.page(10))[1] == 1
-            assert "damaged" in (history.notice or "")
-        aside = list(tmp_path.glob("history-*.corrupt.sqlite3"))
-        assert len(aside) == 1
-        assert aside[0].read_bytes() == content, "its content is unchanged"
-        assert aside[0].stat().st_mode & 0o777 == 0o600
-        assert caplog.text.count("The history was damaged") == 1
-        assert str(aside[0]) in caplog.text
-
-    asyncio.run(scenario())
+async def test_damaged_file_is_moved_aside_and_replaced(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as history:
+        await asyncio.gather(*(history.commit(make_task(COMPLETED)) for _ in range(300)))
+        assert history.notice is None
+    path = tmp_path / "history.sqlite3"
+    damage(path)
+    content = path.read_bytes()
+    async with opened(tmp_path, "rt_2") as history:
+        task = make_task()
+        await history.commit(task)
+        assert history.problem is None
+        assert (await history.page(10))[1] == 1
+        assert "damaged" in (history.notice or "")
+    aside = list(tmp_path.glob("history-*.corrupt.sqlite3"))
+    assert len(aside) == 1
+    assert aside[0].read_bytes() == content, "its content is unchanged"
+    assert aside[0].stat().st_mode & 0o777 == 0o600
+    assert caplog.text.count("The history was damaged") == 1
+    assert str(aside[0]) in caplog.text
 
 
 @pytest.mark.parametrize("who", ["writer", "reader"])
-def test_damage_during_use_is_repaired_and_the_query_repeated(tmp_path: Path, who: str) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path, "rt_1") as history, opened(tmp_path, "rt_2") as other:
-            old = [make_task(COMPLETED) for _ in range(300)]
-            await asyncio.gather(*(history.commit(task) for task in old))
-            with contextlib.closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
-                assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
-            overwrite_the_middle(tmp_path / "history.sqlite3")
-            mine, theirs = make_task(), make_task()
-            # The first writer has valid pages in its cache; all other connections read the damaged ones.
-            if who == "reader":
-                assert await history.get(old[0].task_id) is None
-                assert "damaged" in (history.notice or "")
-                await other.commit(theirs)
-            else:
-                await other.commit(theirs)
-                assert "damaged" in (other.notice or "")
-            await history.commit(mine)
-            for each in (history, other):
-                assert {task.task_id for task in (await each.page(10))[0]} == {mine.task_id, theirs.task_id}
-                assert each.problem is None
-            outcomes = sorted((each.notice or "").split(" was ")[1].split()[0] for each in (history, other))
-            assert outcomes == ["damaged", "removed"], "the other history noticed the replacement"
-            assert len(list(tmp_path.glob("*.corrupt.sqlite3"))) == 1
-
-    asyncio.run(scenario())
+async def test_damage_during_use_is_repaired_and_the_query_repeated(tmp_path: Path, who: str) -> None:
+    async with opened(tmp_path, "rt_1") as history, opened(tmp_path, "rt_2") as other:
+        old = [make_task(COMPLETED) for _ in range(300)]
+        await asyncio.gather(*(history.commit(task) for task in old))
+        with contextlib.closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
+            assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        overwrite_the_middle(tmp_path / "history.sqlite3")
+        mine, theirs = make_task(), make_task()
+        # The first writer has valid pages in its cache; all other connections read the damaged ones.
+        if who == "reader":
+            assert await history.get(old[0].task_id) is None
+            assert "damaged" in (history.notice or "")
+            await other.commit(theirs)
+        else:
+            await other.commit(theirs)
+            assert "damaged" in (other.notice or "")
+        await history.commit(mine)
+        for each in (history, other):
+            assert {task.task_id for task in (await each.page(10))[0]} == {mine.task_id, theirs.task_id}
+            assert each.problem is None
+        outcomes = sorted((each.notice or "").split(" was ")[1].split()[0] for each in (history, other))
+        assert outcomes == ["damaged", "removed"], "the other history noticed the replacement"
+        assert len(list(tmp_path.glob("*.corrupt.sqlite3"))) == 1
 
 
-def test_intact_file_is_not_moved_after_one_bad_connection(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        def fail(connection: sqlite3.Connection) -> None:
-            raise sqlite3.DatabaseError("database disk image is malformed")
+async def test_intact_file_is_not_moved_after_one_bad_connection(tmp_path: Path) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
 
-        async with opened(tmp_path) as history:
-            task = make_task()
-            await history.commit(task)
-            for ask in (history._write, history._read):
-                with pytest.raises(StorageUnavailable, match="malformed"):
-                    await ask(fail)
-            await until(lambda: history.problem is None, what="the problem's end, by itself")
-            assert await history.get(task.task_id) is not None
-            assert history.notice is None
-        assert not list(tmp_path.glob("*.corrupt*"))
-
-    asyncio.run(scenario())
+    async with opened(tmp_path) as history:
+        task = make_task()
+        await history.commit(task)
+        for ask in (history._write, history._read):
+            with pytest.raises(StorageUnavailable, match="malformed"):
+                await ask(fail)
+        await until(lambda: history.problem is None, what="the problem's end, by itself")
+        assert await history.get(task.task_id) is not None
+        assert history.notice is None
+    assert not list(tmp_path.glob("*.corrupt*"))
 
 
-def test_file_removed_during_use_is_created_again(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            known = make_task()
-            await history.commit(known)
-            for path in tmp_path.glob("history.sqlite3*"):
-                path.unlink()
-            later = make_task()
-            await history.commit(later)
-            assert states(tmp_path) == {later.task_id: "pending"}
-            await history.commit(moved(known, TaskState.RUNNING))
-            found = await history.get(known.task_id)
-            assert found is not None
-            assert found.parameters == known.parameters, "its row was missing, so it was inserted with its parameters"
-            assert "removed or replaced" in (history.notice or "")
-
-    asyncio.run(scenario())
+async def test_file_removed_during_use_is_created_again(history: History, tmp_path: Path) -> None:
+    known = make_task()
+    await history.commit(known)
+    for path in tmp_path.glob("history.sqlite3*"):
+        path.unlink()
+    later = make_task()
+    await history.commit(later)
+    assert states(tmp_path) == {later.task_id: "pending"}
+    await history.commit(moved(known, TaskState.RUNNING))
+    found = await history.get(known.task_id)
+    assert found is not None
+    assert found.parameters == known.parameters, "its row was missing, so it was inserted with its parameters"
+    assert "removed or replaced" in (history.notice or "")
 
 
 def make_newer(folder: Path) -> int:
@@ -391,50 +325,43 @@ def make_newer(folder: Path) -> int:
     return newer
 
 
-def test_file_of_newer_release_is_unchanged_and_memory_is_used(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        old = make_task()
-        async with opened(tmp_path) as history:
-            await history.commit(old)
-        newer = make_newer(tmp_path)
-        content = (tmp_path / "history.sqlite3").read_bytes()
-        history = History(Settings(data_dir=tmp_path), "rt_2")
-        with pytest.raises(StorageUnavailable, match=f"version {newer}.* up to {len(MIGRATIONS)}: upgrade it"):
-            history.open()
-        assert f"version {newer}" in (history.problem or "")
-        with pytest.raises(StorageUnavailable, match=f"version {newer}"):
-            await history.commit(make_task())
-        task = make_task(COMPLETED, wait=True)
-        history.write_behind(task.task_id, lambda: task)
-        history.put_payload(task.task_id, "cloudpickle", b"value")
-        tasks, total, _ = await history.page(10)
-        assert ([one.task_id for one in tasks], total) == ([task.task_id], 1)
-        assert await history.get(task.task_id) is not None
-        assert await history.get(old.task_id) is None
-        assert await history.get_payload(task.task_id) == (b"value", "cloudpickle")
-        assert await history.remember_key(None, "k", task.task_id, "f") is None
-        assert await history.sweep() == 0
-        await history.delete(task.task_id)
-        assert f"version {newer}" in (history.problem or ""), "it is not cleared"
-        await history.close()
-        assert (tmp_path / "history.sqlite3").read_bytes() == content
-
-    asyncio.run(scenario())
+async def test_file_of_newer_release_is_unchanged_and_memory_is_used(tmp_path: Path) -> None:
+    old = make_task()
+    async with opened(tmp_path) as history:
+        await history.commit(old)
+    newer = make_newer(tmp_path)
+    content = (tmp_path / "history.sqlite3").read_bytes()
+    history = History(Settings(data_dir=tmp_path), "rt_2")
+    with pytest.raises(StorageUnavailable, match=f"version {newer}.* up to {len(MIGRATIONS)}: upgrade it"):
+        history.open()
+    assert f"version {newer}" in (history.problem or "")
+    with pytest.raises(StorageUnavailable, match=f"version {newer}"):
+        await history.commit(make_task())
+    task = make_task(COMPLETED, wait=True)
+    history.write_behind(task.task_id, lambda: task)
+    history.put_payload(task.task_id, "cloudpickle", b"value")
+    tasks, total, _ = await history.page(10)
+    assert ([one.task_id for one in tasks], total) == ([task.task_id], 1)
+    assert await history.get(task.task_id) is not None
+    assert await history.get(old.task_id) is None
+    assert await history.get_payload(task.task_id) == (b"value", "cloudpickle")
+    assert await history.remember_key(None, "k", task.task_id, "f") is None
+    assert await history.sweep() == 0
+    await history.delete(task.task_id)
+    assert f"version {newer}" in (history.problem or ""), "it is not cleared"
+    await history.close()
+    assert (tmp_path / "history.sqlite3").read_bytes() == content
 
 
-def test_migration_by_newer_release_during_use_is_detected(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with opened(tmp_path) as history:
-            task = make_task()
-            await history.commit(task)
-            newer = make_newer(tmp_path)
-            with pytest.raises(StorageUnavailable, match=f"version {newer}"):
-                await history.commit(moved(task, COMPLETED))
-            assert states(tmp_path) == {task.task_id: "pending"}
-            late = make_task(COMPLETED, wait=True)
-            history.write_behind(late.task_id, lambda: late)
-            assert [one.task_id for one in (await history.page(10))[0]] == [late.task_id]
-            assert states(tmp_path) == {task.task_id: "pending"}
-            assert f"version {newer}" in (history.problem or "")
-
-    asyncio.run(scenario())
+async def test_migration_by_newer_release_during_use_is_detected(history: History, tmp_path: Path) -> None:
+    task = make_task()
+    await history.commit(task)
+    newer = make_newer(tmp_path)
+    with pytest.raises(StorageUnavailable, match=f"version {newer}"):
+        await history.commit(moved(task, COMPLETED))
+    assert states(tmp_path) == {task.task_id: "pending"}
+    late = make_task(COMPLETED, wait=True)
+    history.write_behind(late.task_id, lambda: late)
+    assert [one.task_id for one in (await history.page(10))[0]] == [late.task_id]
+    assert states(tmp_path) == {task.task_id: "pending"}
+    assert f"version {newer}" in (history.problem or "")

@@ -14,51 +14,39 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.storage.rows import record_of, write
-from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import FailureKind, Task, TaskState
 from tests.runtime.history_support import child, make_task, moved, opened, rows, states
 
 PENDING, RUNNING, COMPLETED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED
 
 
-def leave(folder: Path, tasks: list[Task], runtime: str = "rt_dead", **settings: Any) -> None:
+async def leave(folder: Path, tasks: list[Task], runtime: str = "rt_dead", **settings: Any) -> None:
     """Record tasks of a runtime that then dies."""
-
-    async def scenario() -> None:
-        async with opened(folder, runtime, **settings) as history:
-            for task in tasks:
-                await history.commit(task)
-
-    asyncio.run(scenario())
+    async with opened(folder, runtime, **settings) as history:
+        await asyncio.gather(*(history.commit(task) for task in tasks))
 
 
-def taken(folder: Path, runtime: str = "rt_new", **settings: Any) -> tuple[list[Task], dict[str, Task]]:
+async def taken(folder: Path, runtime: str = "rt_new", **settings: Any) -> tuple[list[Task], dict[str, Task]]:
     """Return the tasks that a new runtime takes over, and all tasks as it reads them."""
-
-    async def scenario() -> tuple[list[Task], dict[str, Task]]:
-        async with opened(folder, runtime, **settings) as history:
-            tasks, _, _ = await history.page(10_000)
-            return history.taken, {task.task_id: task for task in tasks}  # type: ignore[attr-defined]
-
-    return asyncio.run(scenario())
+    async with opened(folder, runtime, **settings) as history:
+        tasks, _, _ = await history.page(10_000)
+        return history.taken, {task.task_id: task for task in tasks}  # type: ignore[attr-defined]
 
 
-def test_pending_asynchronous_tasks_of_dead_runtimes_are_taken_over(tmp_path: Path) -> None:
+async def test_pending_asynchronous_tasks_of_dead_runtimes_are_taken_over(tmp_path: Path) -> None:
     tasks = [make_task(owner="ann", priority=index + 1, parameters={"index": index}) for index in range(5)]
-    leave(tmp_path, random.Random(0).sample(tasks, 5))
-    ours, found = taken(tmp_path)
+    await leave(tmp_path, random.Random(0).sample(tasks, 5))
+    ours, found = await taken(tmp_path)
     assert ours == [task.model_copy(update={"runtime": "rt_new", "here": True}) for task in tasks]
     assert {(task.runtime, task.here, task.status) for task in found.values()} == {("rt_new", True, PENDING)}
 
 
-def test_running_task_is_requeued_only_with_retries_left(tmp_path: Path) -> None:
+async def test_running_task_is_requeued_only_with_retries_left(tmp_path: Path) -> None:
     once = moved(make_task(retries=1), RUNNING, attempt=1, device_used="device_0", started_at="2026-01-01T00:00:00.000000Z")
     twice = moved(make_task(retries=1), RUNNING, attempt=2)
     never = moved(make_task(), RUNNING, attempt=1)
-    leave(tmp_path, [once, twice, never])
-    ours, found = taken(tmp_path)
+    await leave(tmp_path, [once, twice, never])
+    ours, found = await taken(tmp_path)
     assert [(task.task_id, task.status, task.attempt, task.started_at, task.device_used) for task in ours] == [
         (once.task_id, PENDING, 1, None, None)
     ]
@@ -73,119 +61,110 @@ def test_running_task_is_requeued_only_with_retries_left(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
-def test_synchronous_task_of_dead_runtime_is_interrupted(tmp_path: Path, state: TaskState) -> None:
+async def test_synchronous_task_of_dead_runtime_is_interrupted(tmp_path: Path, state: TaskState) -> None:
     task = moved(make_task(wait=True, retries=5), state)
-    leave(tmp_path, [task])
-    ours, found = taken(tmp_path)
+    await leave(tmp_path, [task])
+    ours, found = await taken(tmp_path)
     assert ours == []
     assert found[task.task_id].status is TaskState.INTERRUPTED
 
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
-def test_task_of_dead_kernel_is_interrupted(tmp_path: Path, state: TaskState) -> None:
+async def test_task_of_dead_kernel_is_interrupted(tmp_path: Path, state: TaskState) -> None:
     task = moved(make_task(retries=5), state)
-    leave(tmp_path, [task], embedded=True)
-    ours, found = taken(tmp_path)
+    await leave(tmp_path, [task], embedded=True)
+    ours, found = await taken(tmp_path)
     assert ours == []
     assert found[task.task_id].status is TaskState.INTERRUPTED
     assert "kernel" in (found[task.task_id].error or "")
 
 
-def test_kernel_leaves_tasks_of_dead_server_to_next_server(tmp_path: Path) -> None:
+async def test_kernel_leaves_tasks_of_dead_server_to_next_server(tmp_path: Path) -> None:
     waits, runs = make_task(), moved(make_task(), RUNNING)
-    leave(tmp_path, [waits, runs])
-    ours, found = taken(tmp_path, "rt_kernel", embedded=True)
+    await leave(tmp_path, [waits, runs])
+    ours, found = await taken(tmp_path, "rt_kernel", embedded=True)
     assert ours == []
     assert found[waits.task_id].status is PENDING
     assert found[runs.task_id].status is TaskState.INTERRUPTED
-    ours, _ = taken(tmp_path, "rt_server")
+    ours, _ = await taken(tmp_path, "rt_server")
     assert [task.task_id for task in ours] == [waits.task_id]
 
 
-def test_finished_tasks_are_unchanged_by_takeover(tmp_path: Path) -> None:
+async def test_finished_tasks_are_unchanged_by_takeover(tmp_path: Path) -> None:
     tasks = [make_task(state) for state in TaskState if state.terminal]
-    leave(tmp_path, tasks)
-    ours, found = taken(tmp_path)
+    await leave(tmp_path, tasks)
+    ours, found = await taken(tmp_path)
     assert ours == []
     assert {task.task_id: task.status for task in found.values()} == {task.task_id: task.status for task in tasks}
 
 
-def test_tasks_of_running_runtime_are_not_taken_over(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        waits, runs = make_task(), moved(make_task(wait=True), RUNNING)
-        async with opened(tmp_path, "rt_alive", label="http://127.0.0.1:8888/") as alive:
-            await alive.commit(waits)
-            await alive.commit(runs)
-            async with opened(tmp_path, "rt_new") as history:
-                assert history.taken == []  # type: ignore[attr-defined]
-                assert states(tmp_path) == {waits.task_id: "pending", runs.task_id: "running"}
-            await alive.commit(moved(waits, RUNNING))
-
-    asyncio.run(scenario())
+async def test_tasks_of_running_runtime_are_not_taken_over(tmp_path: Path) -> None:
+    waits, runs = make_task(), moved(make_task(wait=True), RUNNING)
+    async with opened(tmp_path, "rt_alive", label="http://127.0.0.1:8888/") as alive:
+        await alive.commit(waits)
+        await alive.commit(runs)
+        async with opened(tmp_path, "rt_new") as history:
+            assert history.taken == []  # type: ignore[attr-defined]
+            assert states(tmp_path) == {waits.task_id: "pending", runs.task_id: "running"}
+        await alive.commit(moved(waits, RUNNING))
 
 
-def test_reused_process_id_does_not_keep_runtime_alive(tmp_path: Path) -> None:
+async def test_reused_process_id_does_not_keep_runtime_alive(tmp_path: Path) -> None:
     task = make_task()
-    leave(tmp_path, [task])
+    await leave(tmp_path, [task])
     (tmp_path / "runtimes" / "rt_dead.lock").write_text(json.dumps({"runtime": "rt_dead", "pid": os.getpid()}))
-    ours, _ = taken(tmp_path)
+    ours, _ = await taken(tmp_path)
     assert [one.task_id for one in ours] == [task.task_id]
     assert not (tmp_path / "runtimes" / "rt_dead.lock").exists()
 
 
-def test_tasks_of_earlier_runtime_with_same_id_are_taken_over(tmp_path: Path) -> None:
+async def test_tasks_of_earlier_runtime_with_same_id_are_taken_over(tmp_path: Path) -> None:
     task = make_task()
-    leave(tmp_path, [task], "rt_same")
-    ours, _ = taken(tmp_path, "rt_same")
+    await leave(tmp_path, [task], "rt_same")
+    ours, _ = await taken(tmp_path, "rt_same")
     assert [one.task_id for one in ours] == [task.task_id]
 
 
-def test_running_runtime_takes_over_tasks_of_later_deaths(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        mine, waits, kernels = make_task(), make_task(), moved(make_task(), RUNNING)
-        async with opened(tmp_path, "rt_1") as history:
-            await history.commit(mine)
-            async with opened(tmp_path, "rt_2") as other, opened(tmp_path, "rt_3", embedded=True) as kernel:
-                await other.commit(waits)
-                await kernel.commit(kernels)
-                assert await history.take_over() == []
-            ours = await history.take_over()
-            assert [task.task_id for task in ours] == [waits.task_id]
-            assert states(tmp_path) == {mine.task_id: "pending", waits.task_id: "pending", kernels.task_id: "interrupted"}
-            await history.commit(moved(waits, COMPLETED))
-
-    asyncio.run(scenario())
+async def test_running_runtime_takes_over_tasks_of_later_deaths(tmp_path: Path) -> None:
+    mine, waits, kernels = make_task(), make_task(), moved(make_task(), RUNNING)
+    async with opened(tmp_path, "rt_1") as history:
+        await history.commit(mine)
+        async with opened(tmp_path, "rt_2") as other, opened(tmp_path, "rt_3", embedded=True) as kernel:
+            await other.commit(waits)
+            await kernel.commit(kernels)
+            assert await history.take_over() == []
+        ours = await history.take_over()
+        assert [task.task_id for task in ours] == [waits.task_id]
+        assert states(tmp_path) == {mine.task_id: "pending", waits.task_id: "pending", kernels.task_id: "interrupted"}
+        await history.commit(moved(waits, COMPLETED))
 
 
-def test_task_taken_over_by_another_runtime_is_not_overwritten(tmp_path: Path) -> None:
+async def test_task_taken_over_by_another_runtime_is_not_overwritten(tmp_path: Path) -> None:
     """The lock file of a running runtime is removed manually. The runtime must detect the takeover before it runs the task."""
 
-    async def scenario() -> None:
-        waits, behind = make_task(), make_task()
-        async with opened(tmp_path, "rt_1") as history:
-            await history.commit(waits)
-            await history.commit(behind)
-            (tmp_path / "runtimes" / "rt_1.lock").unlink()
-            async with opened(tmp_path, "rt_2") as other:
-                assert len(other.taken) == 2  # type: ignore[attr-defined]
-                with pytest.raises(TaskConflict, match="taken over by the runtime rt_2"):
-                    await history.commit(moved(waits, RUNNING))
-                history.write_behind(behind.task_id, lambda: moved(behind, COMPLETED))
-                await history.page(1)
-                assert set(states(tmp_path).values()) == {"pending"}
-                await other.commit(moved(waits, RUNNING))
-                with pytest.raises(TaskConflict, match="taken over"):
-                    await history.commit(moved(waits, COMPLETED))
-                assert states(tmp_path)[waits.task_id] == "running"
-
-    asyncio.run(scenario())
+    waits, behind = make_task(), make_task()
+    async with opened(tmp_path, "rt_1") as history:
+        await history.commit(waits)
+        await history.commit(behind)
+        (tmp_path / "runtimes" / "rt_1.lock").unlink()
+        async with opened(tmp_path, "rt_2") as other:
+            assert len(other.taken) == 2  # type: ignore[attr-defined]
+            with pytest.raises(TaskConflict, match="taken over by the runtime rt_2"):
+                await history.commit(moved(waits, RUNNING))
+            history.write_behind(behind.task_id, lambda: moved(behind, COMPLETED))
+            await history.page(1)
+            assert set(states(tmp_path).values()) == {"pending"}
+            await other.commit(moved(waits, RUNNING))
+            with pytest.raises(TaskConflict, match="taken over"):
+                await history.commit(moved(waits, COMPLETED))
+            assert states(tmp_path)[waits.task_id] == "running"
 
 
-def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
+async def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
     order = {"pending": 0, "running": 1, "completed": 2}
     chance = random.Random(1)
     survived = 0
-    for attempt in range(6):
+    for attempt in range(3):
         folder = tmp_path / str(attempt)
         with child("commits", folder, "rt_dead") as process:
             process.receive()
@@ -200,26 +179,26 @@ def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
             assert order[before[task_id]] >= order[state], f"{task_id} was acknowledged as {state} and is {before[task_id]}"
         payloads = dict(rows(folder, "SELECT task_id, data FROM payloads"))
         assert all(payloads.get(task_id) == task_id.encode() for task_id, state in before.items() if state == "completed")
-        ours, found = taken(folder)
+        ours, found = await taken(folder)
         # All have a retry left, so pending and running tasks are queued again, and completed ones are unchanged.
         assert {task.task_id for task in ours} == {task_id for task_id, state in before.items() if state != "completed"}
         assert {task_id: str(task.status) for task_id, task in found.items()} == {
             task_id: "completed" if state == "completed" else "pending" for task_id, state in before.items()
         }
-    assert survived > 100
+    assert survived > 50
 
 
-def test_concurrently_started_runtimes_never_take_the_same_task(tmp_path: Path) -> None:
+async def test_concurrently_started_runtimes_never_take_the_same_task(tmp_path: Path) -> None:
     doubled: list[str] = []
     shares = Counter[int]()
     with child("takes") as first, child("takes") as second, child("takes") as third:
         takers = (first, second, third)
         for process in takers:
             assert process.receive() == "ready"
-        for attempt in range(40):
+        for attempt in range(12):
             folder = tmp_path / str(attempt)
             tasks = [make_task() for _ in range(20)]
-            leave(folder, tasks)
+            await leave(folder, tasks)
             for number, process in enumerate(takers):
                 process.send(f"{folder} rt_{number}")
             answers = [json.loads(process.receive()) for process in takers]
@@ -232,16 +211,12 @@ def test_concurrently_started_runtimes_never_take_the_same_task(tmp_path: Path) 
     assert len(shares) > 1, f"only one of them ever took a task: {shares}"
 
 
-def test_takeover_is_atomic(tmp_path: Path) -> None:
+async def test_takeover_is_atomic(tmp_path: Path) -> None:
     """If a runtime is killed during takeover, the next one takes over all tasks intact."""
     tasks = [make_task() for _ in range(2_000)]
     folder = tmp_path / "history"
 
-    async def scenario() -> None:
-        async with opened(folder, "rt_dead") as history:
-            await asyncio.gather(*(history.commit(task) for task in tasks))
-
-    asyncio.run(scenario())
+    await leave(folder, tasks)
     chance = random.Random(2)
     for number in range(4):
         with child("takes") as process:
@@ -252,7 +227,7 @@ def test_takeover_is_atomic(tmp_path: Path) -> None:
     assert set(left) == {task.task_id for task in tasks}
     owners = {runtime for (runtime,) in rows(folder, "SELECT DISTINCT runtime FROM tasks WHERE finished IS NULL")}
     assert len(owners) <= 1
-    ours, _ = taken(folder)
+    ours, _ = await taken(folder)
     assert {task.task_id for task in ours} == {task_id for task_id, state in left.items() if state == "pending"}
     assert all(task.parameters == {"expression": "a + b"} for task in ours)
 
@@ -266,20 +241,3 @@ def test_several_runtimes_write_concurrently(tmp_path: Path) -> None:
         for process in (first, second):
             assert process.receive() == "done"
     assert dict(rows(tmp_path, "SELECT runtime, count(*) FROM tasks GROUP BY runtime")) == {"rt_1": 300, "rt_2": 300}
-
-
-def test_takeover_takes_each_of_many_tasks_once(tmp_path: Path) -> None:
-    history = History(Settings(data_dir=tmp_path), "rt_dead")
-    connection = history._file.connect()
-    connection.execute("BEGIN")
-    for _ in range(5_000):
-        write(connection, record_of(make_task(), "rt_dead", embedded=False), known=False)
-    connection.execute("COMMIT")
-    connection.close()
-
-    async def scenario() -> None:
-        async with opened(tmp_path, "rt_new") as new:
-            taken = new.taken  # type: ignore[attr-defined]
-            assert len(taken) == len({each.task_id for each in taken}) == 5_000
-
-    asyncio.run(scenario())

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ from tests.runtime.history_support import child, until
 from tests.support import wait_until
 
 HOLDER = {"runtime": "rt_1", "label": "http://127.0.0.1:8888/", "pid": 1, "task_id": "task_1", "name": "mine"}
+
+
+@pytest.fixture(autouse=True)
+def closed_at_end() -> Iterator[None]:
+    """Close every lock that a test created."""
+    yield
+    for lock in tuple(locks._open_locks):
+        lock.close()
 
 
 def mode(path: Path) -> int:
@@ -36,17 +45,8 @@ def test_runtime_is_alive_until_its_process_is_killed(tmp_path: Path) -> None:
         assert (tmp_path / "rt_9.lock").exists()
 
 
-def test_lock_file_with_running_pid_does_not_make_runtime_alive(tmp_path: Path) -> None:
-    (tmp_path / "rt_9.lock").write_text(f'{{"runtime": "rt_9", "pid": {os.getpid()}}}')
-    assert not locks.is_alive(tmp_path, "rt_9")
-
-
-def test_runtime_without_lock_file_is_dead(tmp_path: Path) -> None:
-    assert not locks.is_alive(tmp_path, "rt_9")
-    assert not locks.is_alive(tmp_path / "missing", "rt_9")
-
-
 def test_concurrent_checks_do_not_report_dead_runtime_alive(tmp_path: Path) -> None:
+    assert not locks.is_alive(tmp_path, "rt_9"), "it has no file"
     (tmp_path / "rt_9.lock").touch()
     looker = os.open(tmp_path / "rt_9.lock", os.O_RDONLY)
     try:
@@ -102,8 +102,6 @@ def test_lock_files_are_private_with_any_umask(tmp_path: Path) -> None:
     for folder in ("runtimes", "locks", "closed"):
         assert mode(tmp_path / folder) == 0o700
         assert {mode(path) for path in (tmp_path / folder).iterdir()} == {0o600}
-    lock.close()
-    other.close()
 
 
 def test_shared_lock_folder_hides_task_names_from_other_users(tmp_path: Path) -> None:
@@ -116,7 +114,6 @@ def test_shared_lock_folder_hides_task_names_from_other_users(tmp_path: Path) ->
     assert {mode(path) for path in folder.iterdir()} == {0o666}
     holder = DeviceSlotLock(folder, "device_0", 0).holder()
     assert holder == {key: value for key, value in HOLDER.items() if key != "name"}
-    lock.close()
 
 
 def test_slot_has_one_holder_visible_to_others(tmp_path: Path) -> None:
@@ -133,25 +130,19 @@ def test_slot_has_one_holder_visible_to_others(tmp_path: Path) -> None:
     assert second.try_acquire({"runtime": "rt_2", "name": "x" * 100_000 + "\ud800"})
     assert first.holder() == {"runtime": "rt_2", "name": "x" * 100}
     assert not first.try_acquire(HOLDER)
-    for lock in (first, second, elsewhere):
-        lock.close()
 
 
-def test_slot_is_released_when_holder_dies(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        lock = DeviceSlotLock(tmp_path, "device_0", 0)
-        with child("holds", tmp_path) as process:
-            assert process.receive() == "held"
-            waiting = asyncio.create_task(lock.acquire(HOLDER))
-            holder = await until(lock.holder)
-            assert (holder["runtime"], holder["name"], holder["pid"]) == ("rt_child", "training", process.process.pid)
-            assert not waiting.done()
-            process.kill()
-            await asyncio.wait_for(waiting, 5)
-            assert lock.holder() == HOLDER
-            lock.close()
-
-    asyncio.run(scenario())
+async def test_slot_is_released_when_holder_dies(tmp_path: Path) -> None:
+    lock = DeviceSlotLock(tmp_path, "device_0", 0)
+    with child("holds", tmp_path) as process:
+        assert process.receive() == "held"
+        waiting = asyncio.create_task(lock.acquire(HOLDER))
+        holder = await until(lock.holder)
+        assert (holder["runtime"], holder["name"], holder["pid"]) == ("rt_child", "training", process.process.pid)
+        assert not waiting.done()
+        process.kill()
+        await asyncio.wait_for(waiting, 5)
+        assert lock.holder() == HOLDER
 
 
 def test_slot_can_be_acquired_on_full_disk(tmp_path: Path) -> None:
@@ -160,7 +151,6 @@ def test_slot_can_be_acquired_on_full_disk(tmp_path: Path) -> None:
         lock = DeviceSlotLock(tmp_path, "device_0", 0)
         assert not lock.try_acquire(HOLDER)
         assert lock.holder() is None, "held by an unknown holder"
-        lock.close()
 
 
 def test_holder_can_be_updated(tmp_path: Path) -> None:
@@ -170,8 +160,6 @@ def test_holder_can_be_updated(tmp_path: Path) -> None:
     assert first.try_acquire(HOLDER)
     first.retell({**HOLDER, "task_id": "task_2"})
     assert first.holder() == second.holder() == {**HOLDER, "task_id": "task_2"}
-    first.close()
-    second.close()
 
 
 def test_dead_holder_is_not_reported(tmp_path: Path) -> None:
@@ -181,23 +169,18 @@ def test_dead_holder_is_not_reported(tmp_path: Path) -> None:
     assert DeviceSlotLock(tmp_path, "device_0", 0).holder() is None
 
 
-def test_cancelled_wait_holds_no_lock(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        first, second, third = (DeviceSlotLock(tmp_path, "device_0", 0) for _ in range(3))
-        assert first.try_acquire(HOLDER)
-        waiting = asyncio.create_task(second.acquire({"runtime": "rt_2"}))
-        # It holds the turnstile, so a third one cannot try.
-        await until(lambda: second._turnstile.held)
-        first.release()
-        assert not third.try_acquire({"runtime": "rt_3"})
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert third.try_acquire({"runtime": "rt_3"})
-        for lock in (first, second, third):
-            lock.close()
-
-    asyncio.run(scenario())
+async def test_cancelled_wait_holds_no_lock(tmp_path: Path) -> None:
+    first, second, third = (DeviceSlotLock(tmp_path, "device_0", 0) for _ in range(3))
+    assert first.try_acquire(HOLDER)
+    waiting = asyncio.create_task(second.acquire({"runtime": "rt_2"}))
+    # It holds the turnstile, so a third one cannot try.
+    await until(lambda: second._turnstile.held)
+    first.release()
+    assert not third.try_acquire({"runtime": "rt_3"})
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert third.try_acquire({"runtime": "rt_3"})
 
 
 def test_busy_runtime_does_not_starve_waiting_one(tmp_path: Path) -> None:
@@ -227,8 +210,6 @@ def test_removed_lock_file_is_created_again_and_still_excludes(tmp_path: Path) -
     assert not first.try_acquire(HOLDER)
     second.release()
     assert first.try_acquire(HOLDER)
-    first.close()
-    second.close()
 
 
 def test_workers_do_not_inherit_locks(tmp_path: Path) -> None:
@@ -236,7 +217,6 @@ def test_workers_do_not_inherit_locks(tmp_path: Path) -> None:
     assert lock.try_acquire(HOLDER)
     assert not os.get_inheritable(lock._slot._descriptor)
     assert not os.get_inheritable(lock._turnstile._descriptor)
-    lock.close()
 
 
 def test_unusable_lock_folder_raises_with_advice(tmp_path: Path) -> None:

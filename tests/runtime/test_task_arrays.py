@@ -1,4 +1,4 @@
-"""Arrays as inputs and results of tasks, on real workers: by reference in, by reference out, and nothing left behind."""
+"""Arrays as inputs and results of tasks on real workers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from tests.runtime.test_arrays import put
+from tests.runtime.array_support import put
 from tests.runtimes import ME, cell, ended, runtime_in, says, submit, until
 
 LARGE = 300_000
-"""Elements that are too many for a pickle, whatever their type of four bytes or more."""
+"""Number of elements that is too large for a pickle with any type of at least four bytes."""
 
 
 def files(runtime: Runtime) -> list[str]:
-    """The arrays' files, wherever they are."""
+    """Return the names of all array files."""
     return sorted(path.name for place in runtime.arrays._spool.places for path in place.folder.iterdir())
 
 
 async def value(runtime: Runtime, task_id: str) -> Any:
-    """What a task gave back, as a client on this machine puts it together."""
+    """Return the result of a task as a local client reads it."""
     task = await ended(runtime, task_id)
     assert task.status == "completed", task.failure
     assert task.result is not None
@@ -43,7 +43,7 @@ async def value(runtime: Runtime, task_id: str) -> Any:
 
 
 async def call(runtime: Runtime, function: Any, *args: Any, **fields: Any) -> str:
-    """Queue a call whose large arguments are sent as arrays; its id."""
+    """Submit a call with its large arguments as arrays, and return its id."""
     sent: list[Any] = []
     data = pickling.pack((function, args, {}), lambda array, layout: sent.append(array))
     ids = [(await put(runtime.arrays, np.asarray(conversion.as_numpy(each)))).id for each in sent]
@@ -51,17 +51,13 @@ async def call(runtime: Runtime, function: Any, *args: Any, **fields: Any) -> st
     return await submit(runtime, "call", parameters, **fields)
 
 
-@pytest.mark.parametrize("memory", ["small", "full", "read-only", "absent"])
-async def test_arrays_go_to_a_task_and_back_whatever_memory_folder_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, memory: str
+@pytest.mark.parametrize("memory", ["small", "read-only"])
+async def test_arrays_travel_without_a_usable_memory_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tmpfs: Path, memory: str
 ) -> None:
-    folder = tmp_path / "nowhere" if memory == "absent" else request.getfixturevalue("small_tmpfs")
-    monkeypatch.setattr(spool, "MEMORY", folder)
-    if memory == "full":
-        (folder / "anothers").write_bytes(bytes(8_300_000))
-    elif memory == "read-only":
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-
+    monkeypatch.setattr(spool, "MEMORY", small_tmpfs)
+    if memory == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
     async with runtime_in(tmp_path / "data") as runtime:
         sent = np.arange(2_500_000, dtype=np.float64)  # 20 MB
         found = await value(runtime, await call(runtime, lambda large: [large * 2, large[:100_000].copy()], sent))
@@ -70,7 +66,7 @@ async def test_arrays_go_to_a_task_and_back_whatever_memory_folder_there_is(
         assert runtime.arrays.problem is None
 
 
-async def test_mlx_operations_take_arrays_and_compute_with_them(tmp_path: Path) -> None:
+async def test_mlx_operations_use_stored_arrays(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         a = await put(runtime.arrays, np.arange(6, dtype=np.float32).reshape(2, 3))
         b = await put(runtime.arrays, np.array([1, 2, 3], ml_dtypes.bfloat16))
@@ -93,7 +89,7 @@ async def test_mlx_operations_take_arrays_and_compute_with_them(tmp_path: Path) 
         assert task.result.output["value"] == 30.0
 
 
-async def test_a_cell_finds_arrays_by_name_as_what_they_were(tmp_path: Path) -> None:
+async def test_cell_gets_input_arrays_with_their_types(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         a = await put(runtime.arrays, np.ones((2, 2)))
         layout = conversion.layout_of(mx.array([1, 2]))
@@ -107,10 +103,10 @@ async def test_a_cell_finds_arrays_by_name_as_what_they_were(tmp_path: Path) -> 
         inputs = {"a": {"array": a.id}, "m": {"array": room.id}, "plain": {"array": 3, "other": 1}}
         found = await value(runtime, await submit(runtime, "python", {"code": code, "inputs": inputs, "outputs": ["x"]}))
         assert found["x"] == ("numpy", "mlx.core", 12.0, 3, {"array": 3, "other": 1})
-        assert conversion.view(str(a.path), a.id).sum() == 4, "what the cell changed was its own"
+        assert conversion.view(str(a.path), a.id).sum() == 4, "the cell changed a copy"
 
 
-async def test_arrays_anywhere_in_arguments_and_results_travel_outside_the_pickle(tmp_path: Path) -> None:
+async def test_nested_arrays_travel_outside_the_pickle(tmp_path: Path) -> None:
     def work(first: Any, nested: Any) -> Any:
         import mlx.core as mx
 
@@ -151,23 +147,22 @@ async def test_arrays_anywhere_in_arguments_and_results_travel_outside_the_pickl
         ]
 
 
-async def test_a_task_leases_its_arrays_from_its_submission_to_its_end(tmp_path: Path) -> None:
+async def test_task_leases_its_arrays_until_its_end(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
         await says(runtime, blocker, "here")
-        told = await put(runtime.arrays, np.ones(10))
-        task_id = await submit(runtime, "python", {"code": "x = a.sum()", "inputs": {"a": {"array": told.id}}, "outputs": ["x"]})
-        assert (await runtime.arrays.info(told.id)).leases == 1
-        await runtime.arrays.remove(told.id)
-        with pytest.raises(InvalidRequest, match=f"there is no array {told.id}"):
-            await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": told.id}}})
+        info = await put(runtime.arrays, np.ones(10))
+        task_id = await submit(runtime, "python", {"code": "x = a.sum()", "inputs": {"a": {"array": info.id}}, "outputs": ["x"]})
+        assert (await runtime.arrays.info(info.id)).leases == 1
+        await runtime.arrays.remove(info.id)
+        with pytest.raises(InvalidRequest, match=f"there is no array {info.id}"):
+            await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": info.id}}})
         await runtime.cancel(blocker)
         assert (await value(runtime, task_id))["x"] == 10
-        await until(lambda: not files(runtime), what="the end of the input's file")
+        await until(lambda: not files(runtime), what="deletion of the input")
 
 
-@pytest.mark.parametrize("end", ["cancelled", "failed", "killed"])
-async def test_a_lease_ends_however_the_task_ends_and_its_files_with_it(tmp_path: Path, end: str) -> None:
+async def test_lease_and_files_end_with_the_task(tmp_path: Path) -> None:
     codes = {
         "cancelled": "import time\nprint('here', flush=True)\ntime.sleep(60)",
         "failed": "print('here', flush=True)\nraise ValueError",
@@ -175,24 +170,24 @@ async def test_a_lease_ends_however_the_task_ends_and_its_files_with_it(tmp_path
     }
 
     async with runtime_in(tmp_path) as runtime:
-        told = await put(runtime.arrays, np.ones(10))
-        task_id = await submit(runtime, "python", {"code": codes[end], "inputs": {"a": {"array": told.id}}})
-        await says(runtime, task_id, "here")
-        if end == "cancelled":
-            await runtime.cancel(task_id)
-        task = await ended(runtime, task_id)
-        assert task.status == ("cancelled" if end == "cancelled" else "failed")
-        assert (await runtime.arrays.info(told.id)).leases == 0
-        await runtime.arrays.remove(told.id)
 
-        async def gone() -> bool:
+        async def swept() -> bool:
             await runtime.arrays.sweep()
             return not files(runtime)
 
-        await until(gone, what="the input's end: the worker lets go of it after it has answered")
+        for end, code in codes.items():
+            info = await put(runtime.arrays, np.ones(10))
+            task_id = await submit(runtime, "python", {"code": code, "inputs": {"a": {"array": info.id}}})
+            await says(runtime, task_id, "here")
+            if end == "cancelled":
+                await runtime.cancel(task_id)
+            assert (await ended(runtime, task_id)).status == ("cancelled" if end == "cancelled" else "failed")
+            assert (await runtime.arrays.info(info.id)).leases == 0
+            await runtime.arrays.remove(info.id)
+            await until(swept, what="deletion of the input, which the worker releases after its result")
 
 
-async def test_a_worker_that_is_killed_while_it_stores_its_result_leaves_nothing(tmp_path: Path) -> None:
+async def test_worker_killed_while_storing_result_leaves_no_files(tmp_path: Path) -> None:
     class Stuck:
         def __reduce__(self) -> Any:
             import os
@@ -223,64 +218,54 @@ async def test_a_worker_that_is_killed_while_it_stores_its_result_leaves_nothing
         assert not files(runtime)
 
 
-async def test_a_result_that_can_not_travel_leaves_none_of_its_arrays(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        code = "import numpy as np, threading\nx = np.ones(300_000)\ny = threading.Lock()"
-        task = await ended(runtime, await submit(runtime, "python", {"code": code, "outputs": ["x", "y"]}))
-        assert task.error is not None
-        assert "The output 'y' of type lock can't be sent back" in task.error
-        assert not files(runtime)
-
-
-async def test_a_result_past_the_quota_fails_with_figures(tmp_path: Path) -> None:
+async def test_rejected_result_leaves_no_arrays(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, array_bytes=2_000_000) as runtime:
-        code = "import numpy as np\nx = np.ones(300_000)"
-        task = await ended(runtime, await submit(runtime, "python", {"code": code, "outputs": ["x"]}))
-        assert task.status == "failed"
-        assert "2.42 MB does not fit: the current limit is 2.00 MB" in (task.error or "")
-        assert not files(runtime)
+        for code, message in (
+            ("x = np.ones(200_000)\nimport threading\ny = threading.Lock()", "The output 'y' of type lock can't be sent back"),
+            ("x = y = np.ones(300_000)", "2.42 MB does not fit: the current limit is 2.00 MB"),
+        ):
+            task = await ended(runtime, await submit(runtime, "python", {"code": f"import numpy as np\n{code}", "outputs": ["x", "y"]}))
+            assert task.status == "failed"
+            assert message in (task.error or "")
+            assert not files(runtime)
 
 
-async def test_what_is_no_reference_and_what_is_too_large_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with runtime_in(tmp_path) as runtime:
+async def test_invalid_and_too_large_inputs_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runtime_in(tmp_path, untrusted_timeout=1.0) as runtime:
         for bad in ("../../etc/passwd", "", "a/b", "x" * 300, 3):
             with pytest.raises(InvalidRequest):
                 await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": bad}}})
-        told = await put(runtime.arrays, np.ones(1000))
-        monkeypatch.setattr(runtime._admission, "total", lambda lane: 5000)
-        with pytest.raises(MemoryRefused, match=r"8\.00 kB"):
-            await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}})
-
-
-async def test_without_a_login_the_size_of_arrays_bounds_the_work(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, untrusted_timeout=1.0) as runtime:
-        told = await put(runtime.arrays, np.ones(1_000_000, np.float32))
+        info = await put(runtime.arrays, np.ones(1_000_000, np.float32))
+        inputs = {"x": {"array": info.id}}
         stranger = Caller(None, may_execute=False, trusted=False)
-        parameters = {"expression": "sum(exp(x))", "inputs": {"x": {"array": told.id}}, "iterations": 10_000}
+        parameters = {"expression": "sum(exp(x))", "inputs": inputs, "iterations": 10_000}
         with pytest.raises(InvalidRequest, match="without a login"):
             await runtime.submit(TaskRequest(operation="compute", parameters=parameters), stranger)
         with pytest.raises(NotAllowed):
-            await runtime.submit(TaskRequest(operation="python", parameters={"inputs": {"x": {"array": told.id}}}), stranger)
+            await runtime.submit(TaskRequest(operation="python", parameters={"inputs": inputs}), stranger)
+        monkeypatch.setattr(runtime._admission, "total", lambda lane: 5000)
+        with pytest.raises(MemoryRefused, match=r"4\.00 MB"):
+            await submit(runtime, "compute", {"expression": "sum(x)", "inputs": inputs})
 
 
-async def test_the_same_request_again_finds_its_task_though_its_arrays_are_gone(tmp_path: Path) -> None:
+async def test_repeated_request_finds_task_after_its_arrays_are_deleted(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
-        told = await put(runtime.arrays, np.ones(10))
-        request = TaskRequest(operation="compute", parameters={"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}, wait=False)
+        info = await put(runtime.arrays, np.ones(10))
+        request = TaskRequest(operation="compute", parameters={"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}, wait=False)
         first = await runtime.submit(request, ME, "key")
-        await runtime.arrays.remove(told.id)
+        await runtime.arrays.remove(info.id)
         await ended(runtime, first.task_id)
         assert (await runtime.submit(request, ME, "key")).task_id == first.task_id
 
 
-async def test_a_waiting_task_has_its_arrays_under_the_next_server_and_a_result_is_still_there(tmp_path: Path) -> None:
+async def test_next_server_has_arrays_of_pending_tasks_and_results(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         done = await submit(runtime, "python", {"code": "import numpy as np\nx = np.arange(300_000)", "outputs": ["x"]}, wait=False)
         await ended(runtime, done)
         blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
         await says(runtime, blocker, "here")
-        told, loose = await put(runtime.arrays, np.full(10, 3.0)), await put(runtime.arrays, np.ones(10))
-        parameters = {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}}
+        info, loose = await put(runtime.arrays, np.full(10, 3.0)), await put(runtime.arrays, np.ones(10))
+        parameters = {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}
         waiting = await submit(runtime, "compute", parameters, wait=False)
     async with runtime_in(tmp_path) as runtime:
         task = await ended(runtime, waiting)
@@ -289,22 +274,22 @@ async def test_a_waiting_task_has_its_arrays_under_the_next_server_and_a_result_
         assert runtime.arrays.known(loose.id) is None
         assert (await value(runtime, done))["x"].sum() == sum(range(300_000))
         await runtime.purge(done)
-        await runtime.arrays.remove(told.id)
+        await runtime.arrays.remove(info.id)
         assert not files(runtime)
         folders = [place.root for place in runtime.arrays._spool.places]
     assert not [folder for folder in folders if folder.exists()]
 
 
-async def test_a_missing_file_of_a_waiting_task_fails_it_with_what_to_do(tmp_path: Path) -> None:
+async def test_missing_input_file_fails_task_with_advice(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         blocker = await cell(runtime, "import time\nprint('here', flush=True)\ntime.sleep(60)")
         await says(runtime, blocker, "here")
-        told = await put(runtime.arrays, np.ones(10))
-        waiting = await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": told.id}}})
-        Path(str(told.path)).unlink()
+        info = await put(runtime.arrays, np.ones(10))
+        waiting = await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}})
+        Path(str(info.path)).unlink()
         await runtime.cancel(blocker)
         task = await ended(runtime, waiting)
         assert task.status == "failed"
-        assert f"The array {told.id} no longer exists" in (task.error or "")
+        assert f"The array {info.id} no longer exists" in (task.error or "")
         assert "Send it again" in (task.error or "")
-        assert (await ended(runtime, await cell(runtime, "1"))).status == "completed", "the worker lives on"
+        assert (await ended(runtime, await cell(runtime, "1"))).status == "completed", "the worker still runs tasks"

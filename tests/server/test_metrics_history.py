@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.definitions import FIGURES
+from openruntime_jupyter.runtime.metrics.counters import METRICS
 from openruntime_jupyter.schemas.system import TIMEFRAMES, MetricsHistory
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Home, Server, running_server, wait_until
@@ -26,8 +26,8 @@ def test_metrics_history_has_equal_column_lengths(jupyter: Server, timeframe: st
     told = jupyter.get("/metrics/history", params={"timeframe": timeframe, "points": points})
     assert MetricsHistory.model_validate(told).timeframe == timeframe
     assert 1 <= len(told["timestamps"]) <= points
-    assert set(told["series"]) == {figure.name for figure in FIGURES}
-    for figure in FIGURES:
+    assert set(told["series"]) == {figure.name for figure in METRICS}
+    for figure in METRICS:
         series = told["series"][figure.name]
         assert series["unit"] == figure.unit
         assert {len(series[column]) for column in ("min", "mean", "max")} == {len(told["timestamps"])}

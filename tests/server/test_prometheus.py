@@ -18,7 +18,7 @@ from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
 from openruntime_jupyter.server.handlers.prometheus import exposition
 from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
-from tests.runtime.test_tally import change, entry
+from tests.runtime.test_counters import change, entry
 from tests.runtimes import cell, ended, runtime_in, submit, until
 from tests.support import Server
 

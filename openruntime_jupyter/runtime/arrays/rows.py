@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from openruntime_jupyter.arrays import array_file
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.arrays.blocks import UNFINISHED, near
-from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
+from openruntime_jupyter.arrays.blocks import UNFINISHED
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.runtime.arrays.spool import SUFFIX
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayReference
 from openruntime_jupyter.schemas.base import iso, timestamp
 
 OWN = re.compile(r"arr_[0-9a-z]{1,40}(\.\d{1,9}\.\d{1,9})?")
 """Ids that a runtime makes, for an allocated array or for a task's result (task, attempt, index)."""
-QUIET_SECONDS = 0.5
-"""Time for which a fetched result is not evicted, so that the client can map it."""
 CHOSEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names that clients may choose."""
 
@@ -56,12 +53,12 @@ class ArrayRecord:
     layout: Layout
     folder: Path
     owner: str | None = None
-    making: bool = False
+    creating: bool = False
     """Its file is being created; it cannot be deleted until that has ended."""
-    made: bool = False
+    allocated: bool = False
     """Its file exists and can be filled."""
     ready: bool = False
-    finishing: bool = False
+    verifying: bool = False
     """Its file is being verified; it can neither be used nor deleted until that has ended."""
     created: float = field(default_factory=time.time)
     """Seconds since the epoch."""
@@ -69,13 +66,13 @@ class ArrayRecord:
     """Time of the last use by `now`."""
     fetched: bool = False
     """A client has requested it since it was ready."""
-    doomed: bool = False
+    delete_pending: bool = False
     """It is deleted as soon as it is unused."""
     exposed: bool = False
     """Its path was returned to a client that may use the file without a lease, so the file is never reused for another array."""
-    leaving: bool = False
+    deleting: bool = False
     """Its file is being deleted, unless a lease is found."""
-    gone: bool = False
+    deleted: bool = False
     """Its file was deleted; the name may belong to another array by now."""
     leases: set[str] = field(default_factory=set)
     """Tasks that are pending or running with it."""
@@ -95,9 +92,9 @@ class ArrayRecord:
         return self.folder / f"{self.id}{SUFFIX if self.ready else UNFINISHED}"
 
     @property
-    def lost(self) -> bool:
+    def file_missing(self) -> bool:
         """True if another program removed its file. Reads the file system."""
-        return self.ready and not (self.leaving or self.finishing) and not self.path.exists()
+        return self.ready and not (self.deleting or self.verifying) and not self.path.exists()
 
     def touch(self) -> None:
         """Set the time of the last use to now."""
@@ -143,33 +140,6 @@ class ArrayRecord:
         )
 
 
-def evictable(records: Iterable[ArrayRecord], seconds: float, quiet: float) -> list[ArrayRecord]:
-    """Return the evictable arrays in order of eviction: deleted ones, expired ones, then fetched results.
-
-    `seconds` is the lifetime of an unused array, `quiet` the time since the last request before a result may be evicted.
-    """
-    useless = [
-        record
-        for record in records
-        if record.ready
-        and not record.leases
-        and (record.doomed or record.expired(seconds) or (record.task_id is not None and record.fetched and record.idle >= quiet))
-    ]
-    return sorted(useless, key=lambda record: (not record.doomed, not record.expired(seconds), record.used))
-
-
-def near_and_fetched(records: Iterable[ArrayRecord], wanted: ArrayRecord, most: int) -> ArrayRecord | None:
-    """Return the oldest fetched result among `records` whose file can be reused for one like `wanted`.
-
-    Return None if fetched results take at most `most` bytes in total, because their clients may fetch them again.
-    """
-    fetched = [record for record in records if record.fetched and record.task_id is not None]
-    if sum(record.size for record in fetched) <= most:
-        return None
-    fitting = [each for each in fetched if each.folder == wanted.folder and not each.exposed and near(each.size, wanted.size)]
-    return min(fitting, key=lambda record: record.used, default=None)
-
-
 def read_layout(path: Path, array_id: str) -> Layout:
     """Return the layout of an array's file; raise `ArrayNotFound` if it is missing, truncated or damaged. Blocks."""
     descriptor = array_file.open_for_reading(path, array_id)
@@ -199,18 +169,6 @@ def load_record(path: Path) -> ArrayRecord | None:
 
 def name_conflict(record: ArrayRecord) -> ArrayConflict:
     """Return the error for a name that this array already has."""
-    if record.doomed:
+    if record.delete_pending:
         return ArrayConflict(f"The array {record.id} was deleted but is still in use and keeps its name until then: use another name")
     return ArrayConflict(f"The array {record.id} already exists, and arrays are immutable: delete it first, or use another name")
-
-
-def no_space(size: int, problem: str | None, rooms: dict[Path, int]) -> StorageUnavailable:
-    """Return the error for `size` bytes that fit into none of the folders; `problem` is set if no folder is usable."""
-    if problem is not None:
-        return StorageUnavailable(problem, retry_after=60.0)
-    free = ", ".join(f"{folder} has {gigabytes(room)}" for folder, room in rooms.items())
-    return StorageUnavailable(
-        f"No room for an array of {gigabytes(size)}: {free} left for arrays. Delete unneeded arrays, or "
-        "choose a larger folder with the setting spool_dir.",
-        retry_after=10.0,
-    )

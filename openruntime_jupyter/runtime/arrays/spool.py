@@ -1,4 +1,4 @@
-"""Folders of array files, in memory if it is large enough, else on disk.
+"""Folders of array files, in memory if it is large enough, else on disk, and the free blocks in them.
 
 A root holds a folder for each runtime and, beside it, the lock that the runtime holds while it runs. Folders that another user could
 have created are not used.
@@ -6,6 +6,7 @@ have created are not used.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -13,13 +14,16 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from openruntime_jupyter.arrays import blocks
 from openruntime_jupyter.arrays.blocks import UNFINISHED
+from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.permissions import private_file, private_folder
 from openruntime_jupyter.runtime.settings import Settings
@@ -39,6 +43,10 @@ MEMORY_LEFT = 0.1
 DISK_LEFT = 0.05
 """Fraction of a disk that arrays never use, up to `DISK_LEFT_BYTES`."""
 DISK_LEFT_BYTES = 1_000_000_000
+IDLE_SECONDS = 600.0
+"""Lifetime of an unused free block."""
+LOW_MEMORY = MEMORY_LEFT + 0.05
+"""Free blocks in memory are released if less than this fraction of the total memory is available."""
 
 
 @dataclass(slots=True)
@@ -50,18 +58,6 @@ class SpoolFolder:
     in_memory: bool
     reusable: bool
     lock: locks.RuntimeLock
-
-    def room(self, machine: Machine) -> int:
-        """Return the bytes available for a new array."""
-        try:
-            found = os.statvfs(self.folder)
-        except OSError:
-            return 0
-        left = found.f_bavail * found.f_frsize
-        if self.in_memory:
-            memory = machine.memory()
-            return max(0, min(left, int(memory.available - MEMORY_LEFT * memory.total)))
-        return max(0, left - min(int(found.f_blocks * found.f_frsize * DISK_LEFT), DISK_LEFT_BYTES))
 
 
 class Spool:
@@ -89,10 +85,10 @@ class Spool:
             locks.remove_dead_locks(place.root)
         if self.places:
             self.problem = None
-        self._clear_strangers()
+        self._clear_other_data_folders()
         return adopted
 
-    def _clear_strangers(self) -> None:
+    def _clear_other_data_folders(self) -> None:
         """Free memory left behind by killed runtimes of other data folders, which may never start again."""
         for place in self.places:
             for root in place.root.parent.glob(f"openruntime-{os.geteuid()}-*") if place.in_memory else ():
@@ -140,6 +136,10 @@ class Spool:
             return [folder for folder in place.root.iterdir() if folder != place.folder and folder.is_dir() and not folder.is_symlink()]
         return []
 
+    def place_of(self, folder: Path) -> SpoolFolder | None:
+        """Return the place of a folder of this runtime, or None."""
+        return next((place for place in self.places if place.folder == folder), None)
+
     def elsewhere(self, array_id: str) -> Path | None:
         """Return the file of an array of another runtime of this user, or None."""
         for place in self.places:
@@ -166,6 +166,96 @@ class Spool:
                 place.folder.rmdir()
             place.lock.release()
             _remove_empty(place.root)
+
+
+class BlockCache:
+    """Cache of up to `most` bytes of free blocks. Its methods run on the runtime's loop without blocking it, except `close`."""
+
+    def __init__(self, spool: Spool, machine: Machine, most: int) -> None:
+        self.most = most
+        self._spool = spool
+        self._machine = machine
+        self._releasing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._preparing = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """Stop preparing blocks; blocks until the current preparation has ended."""
+        self._closed = True
+        with self._preparing:
+            pass
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all free blocks."""
+        return sum(self.bytes_in(place.folder) for place in self._spool.places)
+
+    def bytes_in(self, folder: Path) -> int:
+        """Return the bytes of the free blocks in one folder."""
+        return sum(block.size for block in blocks.free(folder))
+
+    def accepts(self, folder: Path, size: int) -> bool:
+        """Return whether an unused file of that size is kept as a free block."""
+        place = self._spool.place_of(folder)
+        return place is not None and place.reusable and not self._closed and blocks.SMALLEST <= size <= self.most
+
+    async def shrink_to(self, most: int) -> None:
+        """Release the oldest blocks until all take at most `most` bytes and at most the cache's limit."""
+        for place in self._spool.places:
+            await self._release(place.folder, self.bytes - max(0, min(most, self.most)))
+
+    async def release_expired(self) -> None:
+        """Release expired blocks, and all blocks in memory if memory is short."""
+        if not self.bytes:
+            return
+        now = time.time()
+        memory = self._machine.memory()
+        for place in self._spool.places:
+            if place.in_memory and memory.available < LOW_MEMORY * memory.total:
+                await self._release(place.folder, self.bytes_in(place.folder))
+            # Blocks freed in the future expire as well: the clock was set back since.
+            old = sum(block.size for block in blocks.free(place.folder) if abs(now - block.since) > IDLE_SECONDS)
+            await self._release(place.folder, old)
+
+    def give_up(self, wanted: int) -> bool:
+        """Start releasing memory for a task that needs it. Return whether any will be released."""
+        if self._releasing is not None and not self._releasing.done():
+            return True
+        folders = [place.folder for place in self._spool.places if place.in_memory and blocks.free(place.folder)]
+        if not folders:
+            return False
+
+        async def give() -> None:
+            left = wanted
+            for folder in folders:
+                left -= await self._release(folder, left)
+
+        self._releasing = self._start(give())
+        return True
+
+    def prepare_next(self, folder: Path, size: int, quota: int, free: int) -> None:
+        """Prepare another block of that size in memory in the background, if the bytes left of the quota and `free` memory suffice."""
+        place = self._spool.place_of(folder)
+        if self._tasks or self._closed or place is None or not place.in_memory:  # disks are not filled with zeros
+            return
+        left = free - int((LOW_MEMORY - MEMORY_LEFT) * self._machine.total)
+        if self.bytes + size <= min(quota, self.most) and 2 * size <= left:
+            self._start(asyncio.to_thread(self._prepare, folder, size))
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _prepare(self, folder: Path, size: int) -> None:
+        with self._preparing:
+            if not self._closed and blocks.prepare(folder, size, lambda: self._closed):
+                log.debug("Prepared a file of %s for the next array", gigabytes(size))
+
+    async def _release(self, folder: Path, wanted: int) -> int:
+        return await asyncio.to_thread(blocks.give_back, folder, wanted) if wanted > 0 else 0
 
 
 def _private(root: Path) -> bool:

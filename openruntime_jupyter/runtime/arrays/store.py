@@ -1,4 +1,4 @@
-"""Array store of a runtime: allocation, leases and deletion of arrays.
+"""Array store of a runtime: allocation, leases, quota, eviction and deletion of arrays.
 
 A file is created in its full size, filled by the client that allocated it, and immutable once it is ready. Pending and running tasks
 hold a lease on their arrays here. Processes that map an array hold a lease on its file (see `arrays.blocks`), which the operating
@@ -14,15 +14,15 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
+from openruntime_jupyter.arrays import array_file, blocks
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.engines.protocol import StoredArray
-from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, gigabytes
-from openruntime_jupyter.runtime.arrays.quota import ArrayQuota
+from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
 from openruntime_jupyter.runtime.arrays.rows import (
     CHOSEN,
     OWN,
@@ -33,7 +33,7 @@ from openruntime_jupyter.runtime.arrays.rows import (
     read_layout,
     result_name,
 )
-from openruntime_jupyter.runtime.arrays.spool import SUFFIX, Spool
+from openruntime_jupyter.runtime.arrays.spool import DISK_LEFT, DISK_LEFT_BYTES, MEMORY_LEFT, SUFFIX, BlockCache, Spool, SpoolFolder
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.system_probe import Machine
@@ -42,6 +42,16 @@ from openruntime_jupyter.schemas.base import timestamp
 
 log = logging.getLogger(__name__)
 
+QUIET_SECONDS = 0.5
+"""Time for which a fetched result is not evicted, so that the client can map it."""
+SPACE_CACHE_SECONDS = 0.5
+"""Maximum age of the free space passed to a task; the actual allocation checks it again."""
+WRITER_SECONDS = 30.0
+"""Maximum time between allocating and filling an array for a writer without a lock."""
+RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)
+"""Delays between attempts to remove a deleted array that is still in use; a worker releases it right after its result."""
+BLOCKS_PART = 8
+"""Free blocks take at most the total memory divided by this number, unless configured otherwise."""
 SWEEP_SECONDS = 2.0
 ROUNDS_OF_TASKS = 300
 """Every n-th sweep also deletes the results of unknown tasks."""
@@ -51,11 +61,19 @@ class ArrayStore:
     """Store of a runtime's arrays. Its methods run on the runtime's loop, except `open` and `close`, which block."""
 
     def __init__(self, settings: Settings, runtime_id: str, machine: Machine) -> None:
+        total = machine.memory().total
+        self.quota = settings.array_bytes or total // 2
+        """Maximum bytes of all arrays."""
         self._settings = settings
+        self._machine = machine
         self._spool = Spool(settings, runtime_id)
+        most = min(self.quota, total // BLOCKS_PART if settings.warm_bytes < 0 else settings.warm_bytes)
+        self._blocks = BlockCache(self._spool, machine, most)
         self._records: dict[str, ArrayRecord] = {}
-        self._room = ArrayQuota(settings, self._spool, machine, self._records)
         self._writers: Counter[str] = Counter()
+        self._space_read_at = float("-inf")
+        self._rooms: list[tuple[str, int, int]] = []
+        self._dropping: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Create the folders and take over the arrays of dead runtimes of this user. Blocks."""
@@ -65,7 +83,9 @@ class ArrayStore:
 
     async def stop(self) -> None:
         """Cancel background work, then `close`."""
-        await self._room.stop()
+        for task in tuple(self._dropping):
+            task.cancel()
+        await asyncio.gather(*self._dropping, return_exceptions=True)
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
@@ -73,21 +93,22 @@ class ArrayStore:
 
         Files for the next runtime stay: arrays leased by pending tasks, and results that are not fetched yet or are on disk.
         """
-        kept = [record for record in self._records.values() if self._outlives_us(record)]
+        kept = [record for record in self._records.values() if self._kept_for_next(record)]
         for record in kept:
             with contextlib.suppress(OSError):
                 os.utime(record.path, times=(time.time(), time.time() - record.idle))  # the next runtime derives its age from it
         self._records.clear()
-        self._room.warm.close()
+        self._blocks.close()
         self._spool.close(frozenset(record.path for record in kept))
 
-    def _outlives_us(self, record: ArrayRecord) -> bool:
+    def _kept_for_next(self, record: ArrayRecord) -> bool:
         if self._settings.embedded or not record.ready or record.expired(self._settings.array_seconds):
             return False
         if record.leases:
             return True
-        in_memory = any(place.in_memory for place in self._spool.places if place.folder == record.folder)
-        return record.task_id is not None and not record.doomed and not (in_memory and record.fetched)
+        place = self._spool.place_of(record.folder)
+        in_memory = place is not None and place.in_memory
+        return record.task_id is not None and not record.delete_pending and not (in_memory and record.fetched)
 
     @property
     def problem(self) -> str | None:
@@ -109,21 +130,21 @@ class ArrayStore:
             raise InvalidRequest.of(
                 "array", f"{gigabytes(layout.size)} exceed the quota of {gigabytes(self.quota)} for all arrays (array_bytes)"
             )
-        await self._room.require(layout.size)
+        await self._require(layout.size)
         if (known := self._records.get(array_id)) is not None:
             raise name_conflict(known)
-        record = self._records[array_id] = ArrayRecord(array_id, layout, Path(), owner, making=True)
+        record = self._records[array_id] = ArrayRecord(array_id, layout, Path(), owner, creating=True)
         try:
-            await self._room.make(record)
+            await self._make(record)
         except BaseException:
             self._records.pop(array_id, None)
             raise
         finally:
-            record.making = False
-        if record.doomed or array_id not in self._records:  # deleted, or the store closed, during creation
-            await self._room.drop(record)
+            record.creating = False
+        if record.delete_pending or array_id not in self._records:  # deleted, or the store closed, during creation
+            await self._drop(record)
             raise self._unknown(array_id)
-        record.made = True
+        record.allocated = True
         return self._info(record)
 
     def require_free(self, name: str) -> None:
@@ -131,7 +152,7 @@ class ArrayStore:
         record = self._found(name)
         if record is None:
             check_name(name)
-        elif record.ready or name in self._writers or not record.made:
+        elif record.ready or name in self._writers or not record.allocated:
             raise name_conflict(record)
 
     async def place_for(self, name: str, layout: Layout, owner: str | None) -> ArrayInfo:
@@ -154,9 +175,9 @@ class ArrayStore:
         `sent` is set by an upload through this process.
         """
         record = self._record(array_id)
-        if record.ready or record.finishing:
+        if record.ready or record.verifying:
             raise ArrayConflict(f"The array {array_id} is already complete")
-        if not record.made or (array_id in self._writers and not sent):
+        if not record.allocated or (array_id in self._writers and not sent):
             raise ArrayConflict(f"The array {array_id} is still being sent: it is complete when the upload has ended")
         await self._finish(record)
         return self._info(record)
@@ -171,24 +192,24 @@ class ArrayStore:
             unfinished.chmod(0o400)
             unfinished.rename(record.folder / f"{record.id}{SUFFIX}")
 
-        if record.leaving:  # it is being deleted
+        if record.deleting:  # it is being deleted
             raise self._unknown(record.id)
-        record.finishing = True
+        record.verifying = True
         try:
             await asyncio.to_thread(finish)
             record.ready = True
         except OSError as problem:
-            record.doomed = True
+            record.delete_pending = True
             raise ArrayNotFound(f"The array {record.id} is gone ({problem.strerror}): send it again") from None
         except ArrayNotFound:
-            record.doomed = True
+            record.delete_pending = True
             raise
         finally:
-            record.finishing = False
+            record.verifying = False
             record.touch()
-            if record.doomed:
-                await self._room.drop(record)
-        if record.doomed:  # deleted during verification
+            if record.delete_pending:
+                await self._drop(record)
+        if record.delete_pending:  # deleted during verification
             raise self._unknown(record.id)
 
     async def remove(self, array_id: str) -> None:
@@ -198,12 +219,12 @@ class ArrayStore:
         """
         if self._found(array_id) is None and self._outside(array_id) is not None:
             raise ArrayConflict(f"The array {array_id} belongs to another runtime on this machine: delete it there")
-        await self._room.drop(self._record(array_id))
+        await self._drop(self._record(array_id))
 
     async def info(self, array_id: str) -> ArrayInfo:
         """Return the description of an array of this or another runtime of this user; raise `ArrayNotFound` if unknown."""
         record = self._found(array_id)
-        if record is None or record.doomed:
+        if record is None or record.delete_pending:
             return self._info(await self._elsewhere(array_id))
         if record.ready:
             record.touch()
@@ -223,18 +244,18 @@ class ArrayStore:
         The path is omitted if the array belongs to another runtime or is being deleted.
         """
         record = self._records.get(info.id)
-        if record is None or record.leaving:
+        if record is None or record.deleting:
             return info.model_copy(update={"path": None})
         record.exposed = True
         return info
 
     def page(self) -> ArrayPage:
         """Return all arrays of this runtime, newest first."""
-        shown = sorted((record for record in self._records.values() if not record.doomed), key=lambda record: -record.created)
+        shown = sorted((record for record in self._records.values() if not record.delete_pending), key=lambda record: -record.created)
         return ArrayPage(
             arrays=[self._info(record) for record in shown],
             total_bytes=self.used_bytes,
-            warm_bytes=self._room.warm.bytes,
+            warm_bytes=self._blocks.bytes,
             quota_bytes=self.quota,
             timestamp=timestamp(time.time()),
         )
@@ -255,7 +276,7 @@ class ArrayStore:
         """Return the layout of a usable array, or None."""
         record = self._found(array_id)
         if record is not None:
-            return record.layout if record.ready and not record.doomed and not record.leaving else None
+            return record.layout if record.ready and not record.delete_pending and not record.deleting else None
         path = self._outside(array_id)
         with contextlib.suppress(ArrayNotFound):
             return read_layout(path, array_id) if path is not None else None
@@ -283,8 +304,8 @@ class ArrayStore:
             if record is not None:
                 record.leases.discard(task_id)
                 record.touch()
-                if record.doomed and not record.leases:
-                    self._room.drop_soon(record)
+                if record.delete_pending and not record.leases:
+                    self._later(self._drop(record))
 
     def path_of(self, array_id: str) -> str:
         """Return the file of an array for an engine; raise `ArrayNotFound` if it is unknown."""
@@ -295,8 +316,13 @@ class ArrayStore:
         return str(path)
 
     def places(self) -> list[tuple[str, int, int]]:
-        """Return the folders for results, as `ArrayQuota.places` does."""
-        return self._room.places()
+        """Return the folders for results, best first, each with its free bytes and its free bytes without releasing free blocks."""
+        now = time.monotonic()
+        if now - self._space_read_at > SPACE_CACHE_SECONDS:
+            self._space_read_at = now
+            self._rooms = [(str(place.folder), self._free_bytes(place), blocks.held(place.folder)) for place in self._spool.places]
+        left = self.quota + sum(record.size for record in self._evictable(0.0)) - self.used_bytes
+        return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:
         """Add the result arrays that a worker has written to the store. Return their references.
@@ -309,14 +335,14 @@ class ArrayStore:
         ]
         try:
             if records:
-                await self._room.require(sum(record.size for record in records))
+                await self._require(sum(record.size for record in records))
             self._records.update((record.id, record) for record in records)
             for record in records:
                 await self._finish(record)
-            await self._room.files_created(records)
+            await self._files_created(records)
         except BaseException:
             for record in records:
-                await self._room.drop(record)
+                await self._drop(record)
             raise
         return [record.reference() for record in records]
 
@@ -327,28 +353,174 @@ class ArrayStore:
     async def forget(self, task_id: str) -> None:
         """Delete the results of a deleted task."""
         for record in [record for record in self._records.values() if record.task_id == task_id]:
-            await self._room.drop(record)
+            await self._drop(record)
+
+    # Quota. Sizes are in bytes.
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all array files, including those to be deleted after use."""
-        return self._room.used
-
-    @property
-    def quota(self) -> int:
-        """Maximum bytes of all arrays."""
-        return self._room.quota
+        """Bytes of all array files, including those to be deleted after use and without free blocks."""
+        return sum(record.size for record in self._records.values())
 
     def give_up(self, wanted: int) -> bool:
         """Start releasing `wanted` bytes of free blocks in memory. Return whether any will be released."""
-        return self._room.warm.give_up(wanted)
+        return self._blocks.give_up(wanted)
+
+    def _free_bytes(self, place: SpoolFolder) -> int:
+        """Return the bytes available for a new array in a folder."""
+        try:
+            found = os.statvfs(place.folder)
+        except OSError:
+            return 0
+        left = found.f_bavail * found.f_frsize
+        if place.in_memory:
+            memory = self._machine.memory()
+            return max(0, min(left, int(memory.available - MEMORY_LEFT * memory.total)))
+        return max(0, left - min(int(found.f_blocks * found.f_frsize * DISK_LEFT), DISK_LEFT_BYTES))
+
+    async def _require(self, size: int) -> None:
+        """Evict arrays until `size` more bytes fit into the quota. Register their array before the next await.
+
+        Raises `StorageUnavailable` if they do not fit.
+        """
+        for pause in (0.0, QUIET_SECONDS):
+            if pause and self._evictable(0.0) and self.used_bytes + size > self.quota:
+                await asyncio.sleep(pause)  # recently fetched results become evictable then
+            for record in self._evictable(QUIET_SECONDS):
+                if self.used_bytes + size <= self.quota:
+                    return
+                await self._drop(record, only_unused=True)
+        used = self.used_bytes
+        if used + size > self.quota:
+            raise StorageUnavailable(
+                f"No room for an array of {gigabytes(size)}: arrays use {gigabytes(used)} of {gigabytes(self.quota)} "
+                "(array_bytes). Delete unneeded arrays (GET /arrays lists them), or raise that setting.",
+                retry_after=10.0,
+            )
+
+    async def _make(self, record: ArrayRecord) -> None:
+        """Create the file of an array whose size is already counted; raise `StorageUnavailable` if no folder has room."""
+        refusal: StorageUnavailable | None = None
+        for place in self._spool.places:
+            room = self._free_bytes(place)
+            if record.size > room + blocks.held(place.folder):
+                continue
+            record.folder = place.folder
+            try:
+                os.close(await asyncio.to_thread(array_file.make, record.path, record.layout, room))
+            except StorageUnavailable as problem:  # another process took the space
+                refusal = problem
+                continue
+            await self._files_created([record])
+            return
+        if self.problem is not None:
+            raise StorageUnavailable(self.problem, retry_after=60.0)
+        rooms = (f"{place.root} has {gigabytes(self._free_bytes(place) + blocks.held(place.folder))}" for place in self._spool.places)
+        raise refusal or StorageUnavailable(
+            f"No room for an array of {gigabytes(record.size)}: {', '.join(rooms)} left for arrays. "
+            "Delete unneeded arrays, or choose a larger folder with the setting spool_dir.",
+            retry_after=10.0,
+        )
+
+    async def _files_created(self, records: Collection[ArrayRecord]) -> None:
+        """Release free blocks that exceed the quota with the new `records`, and prepare blocks for further arrays of their sizes."""
+        await self._blocks.shrink_to(self.quota - self.used_bytes)
+        for record in records:
+            place = self._spool.place_of(record.folder)
+            if place is None or not self._blocks.accepts(place.folder, record.size) or blocks.fits(place.folder, record.size):
+                continue
+            fetched = [each for each in self._evictable(QUIET_SECONDS) if each.fetched and each.task_id is not None]
+            fitting = [each for each in fetched if each.folder == place.folder and not each.exposed and blocks.near(each.size, record.size)]
+            # Clients may fetch results again, so some are kept.
+            if fitting and sum(each.size for each in fetched) > self._blocks.most:
+                self._later(self._drop(min(fitting, key=lambda each: each.used), only_unused=True))
+            else:
+                self._blocks.prepare_next(place.folder, record.size, self.quota - self.used_bytes, self._free_bytes(place))
+
+    async def _drop(self, record: ArrayRecord, only_unused: bool = False) -> None:
+        """Delete the array's file as soon as it is unused; with `only_unused`, do nothing if it is in use."""
+        # Once, and one call at a time: a second one could remove the next array of that name, or miss a file that is being created.
+        if record.deleted:
+            return
+        if record.leases or record.deleting or record.verifying or record.creating:
+            record.delete_pending = record.delete_pending or not only_unused
+            return
+        path, reuse = record.path, not record.exposed and self._blocks.accepts(record.folder, record.size)
+        record.deleting = True
+        try:
+            gone = await asyncio.to_thread(blocks.retire, path, reuse)
+            if not gone and not record.ready:  # its writer's data is no longer needed
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+                gone = True
+        finally:
+            record.deleting = False
+        if gone:
+            record.deleted = True
+            if self._records.get(record.id) is record:
+                del self._records[record.id]
+            await self._blocks.shrink_to(self.quota - self.used_bytes)
+        elif not only_unused and not record.delete_pending:
+            record.delete_pending = True
+            self._later(self._retry(record))
+
+    async def _retry(self, record: ArrayRecord) -> None:
+        for pause in RETRY_SECONDS:
+            await asyncio.sleep(pause)
+            if record.deleted:
+                return
+            await self._drop(record)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    def _evictable(self, quiet: float) -> list[ArrayRecord]:
+        """Return the evictable arrays in order of eviction: deleted ones, expired ones, then results fetched `quiet` seconds ago."""
+        seconds = self._settings.array_seconds
+        useless = [
+            each
+            for each in self._records.values()
+            if each.ready
+            and not each.leases
+            and (each.delete_pending or each.expired(seconds) or (each.task_id is not None and each.fetched and each.idle >= quiet))
+        ]
+        return sorted(useless, key=lambda record: (not record.delete_pending, not record.expired(seconds), record.used))
 
     async def sweep(self, exists: Callable[[str], Awaitable[bool]] | None = None) -> None:
         """Delete expired arrays, abandoned unfinished ones, and those deleted while in use.
 
         If `exists(task_id)` is given, also delete the results of unknown tasks.
         """
-        await self._room.sweep(self._writers, exists)
+        records = list(self._records.values())
+        for record in await asyncio.to_thread(lambda: [each for each in records if each.file_missing]):
+            if record.file_missing:  # it may have been deleted since
+                self._forget_missing(record)
+        for record in list(self._records.values()):
+            if not record.ready:
+                await self._drop_abandoned(record)
+            elif (
+                record.expired(self._settings.array_seconds)
+                or record.delete_pending
+                or (exists is not None and record.task_id is not None and not await exists(record.task_id))
+            ):
+                await self._drop(record)
+        await self._blocks.release_expired()
+
+    def _forget_missing(self, record: ArrayRecord) -> None:
+        """Remove and log an array whose file was removed by another program."""
+        record.deleted = True
+        if self._records.get(record.id) is record:
+            del self._records[record.id]
+            log.warning("The array %s is gone: another program removed its file %s", record.id, record.path)
+
+    async def _drop_abandoned(self, record: ArrayRecord) -> None:
+        if not record.allocated or record.verifying or record.idle <= WRITER_SECONDS:
+            return
+        if record.id in self._writers or await asyncio.to_thread(blocks.leased, record.path):
+            record.touch()  # the time limit to call `ready` starts when its lease ends
+        elif not record.ready:
+            await self._drop(record)
 
     async def run_sweeper(self, exists: Callable[[str], Awaitable[bool]]) -> None:
         """Sweep every few seconds until cancelled."""
@@ -366,14 +538,14 @@ class ArrayStore:
     def _found(self, array_id: str) -> ArrayRecord | None:
         """Return the record of an array, or None if it is unknown or another program removed its file."""
         record = self._records.get(array_id)
-        if record is None or not record.lost:
+        if record is None or not record.file_missing:
             return record
-        self._room.forget(record)
+        self._forget_missing(record)
         return None
 
     def _record(self, array_id: str) -> ArrayRecord:
         record = self._found(array_id)
-        if record is None or record.doomed:
+        if record is None or record.delete_pending:
             raise self._unknown(array_id)
         return record
 

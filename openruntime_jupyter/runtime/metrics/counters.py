@@ -1,17 +1,186 @@
-"""Task counters, at about a microsecond per change: since the start for Prometheus, and by second for the metrics history."""
+"""Metrics of one runtime as they are measured: definitions, buckets of increasing length, and task counters.
+
+A change costs about a microsecond. Buckets start at whole seconds since the epoch by the wall clock, so daylight saving has no effect.
+Durations come from a monotonic clock. If the wall clock is set back, two time ranges share buckets and each keeps its weight; if it is
+set forward, a gap is left. In both cases every measurement counts exactly once.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
 
-from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
-from openruntime_jupyter.runtime.metrics.rollup import Ledger, Spread
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.schemas.tasks import FailureKind, TaskState
+
+
+class Aggregation(str, Enum):
+    """Aggregation of a metric's values within a time range."""
+
+    MACHINE = "machine"
+    """State of the machine: all runtimes measure the same value, so values are not added."""
+    LEVEL = "level"
+    """State of one runtime: values of several runtimes are added."""
+    TASK = "task"
+    """One value per task, at its start or end."""
+    COUNT = "count"
+    """Number of tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Definition of one recorded metric."""
+
+    name: str
+    unit: Literal["percent", "bytes", "tasks", "seconds"]
+    kind: Aggregation
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("gpu_utilization", "percent", Aggregation.MACHINE),
+    Metric("gpu_memory", "bytes", Aggregation.MACHINE),
+    Metric("memory_usage", "percent", Aggregation.MACHINE),
+    Metric("cpu_utilization", "percent", Aggregation.MACHINE),
+    Metric("active_tasks", "tasks", Aggregation.LEVEL),
+    Metric("pending_tasks", "tasks", Aggregation.LEVEL),
+    Metric("worker_memory", "bytes", Aggregation.LEVEL),
+    Metric("queue_time", "seconds", Aggregation.TASK),
+    Metric("run_time", "seconds", Aggregation.TASK),
+    Metric("mlx_memory", "bytes", Aggregation.TASK),
+    Metric("completed_tasks", "tasks", Aggregation.COUNT),
+    Metric("failed_tasks", "tasks", Aggregation.COUNT),
+    Metric("cancelled_tasks", "tasks", Aggregation.COUNT),
+    Metric("timed_out_tasks", "tasks", Aggregation.COUNT),
+    Metric("interrupted_tasks", "tasks", Aggregation.COUNT),
+)
+
+ENDED_AS = {state: f"{state}_tasks" for state in TaskState if state.terminal}
+"""Name of the metric that counts the tasks that ended in a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Tier of buckets that are `seconds` long and kept for `keep` seconds."""
+
+    seconds: int
+    keep: int
+
+    @property
+    def most(self) -> int:
+        """Maximum number of kept buckets: one minute more than `keep`, so that a query over all of `keep` finds every bucket."""
+        return self.keep // self.seconds + max(1, 60 // self.seconds)
+
+
+TIERS = (Tier(1, 900), Tier(10, 6 * 3600), Tier(60, 24 * 3600), Tier(300, 7 * 24 * 3600))
+"""Finest first; each bucket of a tier consists of whole buckets of the tier before."""
+
+
+@dataclass(slots=True)
+class Spread:
+    """Minimum, maximum and weighted total of values; the weight is a duration in seconds, or 1 for values without a duration."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, weight: float = 1.0) -> None:
+        """Add a value."""
+        # Not min() and max(), which cost three times as much: this runs several times per task.
+        if value < self.low:  # noqa: PLR1730
+            self.low = value
+        if value > self.high:  # noqa: PLR1730
+            self.high = value
+        self.total += value * weight
+        self.weight += weight
+
+    def merge(self, other: Spread) -> None:
+        """Add the values of `other`."""
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
+        self.total += other.total
+        self.weight += other.weight
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Values of one bucket by metric name, with the first and the last measured moment."""
+
+    began: float = math.inf
+    ended: float = -math.inf
+    spreads: defaultdict[str, Spread] = field(default_factory=lambda: defaultdict(Spread))
+
+    def widen(self, began: float, ended: float) -> None:
+        """Extend the measured range."""
+        self.began = min(self.began, began)
+        self.ended = max(self.ended, ended)
+
+    def merge(self, other: Bucket) -> None:
+        """Add the values and the measured range of `other`."""
+        self.widen(other.began, other.ended)
+        for name, spread in other.spreads.items():
+            self.spreads[name].merge(spread)
+
+
+class Buckets(defaultdict[tuple[int, int], Bucket]):
+    """Buckets by (seconds of their tier, start in seconds since the epoch), created when they are first used."""
+
+    def __init__(self) -> None:
+        super().__init__(Bucket)
+
+
+class Ledger:
+    """Measurements since the last `take`, by second of the wall clock.
+
+    A value is assumed to last at most `longest` seconds. A longer time without measurements is a gap.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._seconds: defaultdict[int, Bucket] = defaultdict(Bucket)
+
+    def add_interval(self, values: Mapping[str, float], end: float, seconds: float) -> None:
+        """Add values that lasted for `seconds` until `end`, in seconds since the epoch."""
+        begin = end - min(seconds, self._longest)
+        for second in range(math.floor(begin), math.ceil(end)):
+            first, last = max(begin, second), min(end, second + 1)
+            if last <= first:
+                continue
+            bucket = self._seconds[second]
+            bucket.widen(first, last)
+            for name, value in values.items():
+                bucket.spreads[name].add(value, last - first)
+
+    def add_spreads(self, spreads: Mapping[str, Spread], second: int, began: float, ended: float) -> None:
+        """Add spreads measured within one second, from `began` to `ended`."""
+        bucket = self._seconds[second]
+        bucket.widen(began, ended)
+        for name, spread in spreads.items():
+            bucket.spreads[name].merge(spread)
+
+    def add_event(self, values: Mapping[str, float], at: float) -> None:
+        """Add single values measured at the time `at`, in seconds since the epoch."""
+        bucket = self._seconds[int(at)]
+        if bucket.ended < bucket.began:  # a new one
+            bucket.widen(at, at)
+        for name, value in values.items():
+            bucket.spreads[name].add(value)
+
+    def take(self) -> Buckets:
+        """Return the measurements in buckets of every tier, to be added to earlier ones, and clear them here."""
+        seconds, self._seconds = self._seconds, defaultdict(Bucket)
+        folded = Buckets()
+        for second, bucket in seconds.items():
+            for tier in TIERS:
+                folded[tier.seconds, second - second % tier.seconds].merge(bucket)
+        return folded
+
 
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 """Upper bounds of the histogram buckets in seconds; the last bucket has none."""
@@ -85,13 +254,13 @@ class Levels:
         left = now - self._until
         self._close(self._until)
         if left > 0:
-            self._ledger.lasted({"active_tasks": self._active, "pending_tasks": self._pending}, self._wall(), left)
+            self._ledger.add_interval({"active_tasks": self._active, "pending_tasks": self._pending}, self._wall(), left)
         self._open(now)
 
     def _close(self, until: float) -> None:
         self._hold(until)
         if self._ran.weight:
-            self._ledger.varied(
+            self._ledger.add_spreads(
                 {"active_tasks": self._ran, "pending_tasks": self._waited}, self._second, self._began, self._began + self._ran.weight
             )
 
@@ -160,7 +329,7 @@ class Counters:
         if entry.attempt == 1 and entry.started_mono is not None:
             waited = max(0.0, entry.started_mono - entry.submitted_mono)
             self.queued.observe(waited)
-            self.ledger.happened({"queue_time": waited}, self._wall())
+            self.ledger.add_event({"queue_time": waited}, self._wall())
 
     def _ended(self, entry: Entry, state: TaskState) -> None:
         self.ended[state.value, entry.operation] += 1
@@ -174,4 +343,4 @@ class Counters:
             happened["run_time"] = entry.execution_time
             if entry.metrics.memory_used_mb is not None:
                 happened["mlx_memory"] = entry.metrics.memory_used_mb * 1e6
-        self.ledger.happened(happened, self._wall())
+        self.ledger.add_event(happened, self._wall())

@@ -1,4 +1,4 @@
-"""Thread that samples machine and GPU metrics: every second while they are watched or a GPU is in use, else every ten."""
+"""Sampler of machine and GPU metrics: every second while they are watched or a GPU is in use, else every ten."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, Probe, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
-from openruntime_jupyter.runtime.metrics.gpu.selection import Probes
+from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
+
+STALE_SECONDS = 30.0
+"""Age after which a sample is stale, unless three sampling intervals are longer."""
+
+ProbeFactory = Callable[[Sequence[Gpu]], Probe]
+
+PROBES: Mapping[str, ProbeFactory] = {"metal": AppleProbe, "cuda": NvidiaProbe}
+"""Probe by the capability that MLX reports for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +37,6 @@ class Sample:
     """Reason why a GPU cannot be read, by device id."""
     taken: float = 0.0
     """Start of the sampling in seconds of the monotonic clock."""
-
-
-STALE_SECONDS = 30.0
-"""Age after which a sample is stale, unless three sampling intervals are longer."""
 
 
 class Sampler:
@@ -146,3 +151,46 @@ def _read_or_none(read: Callable[[], float | None]) -> float | None:
     except Exception as problem:  # whatever the reason, other metrics must not be affected
         log.debug("Cannot read a metric: %s", problem)
         return None
+
+
+class Probes:
+    """Probes of a machine's GPUs. They are opened, read and closed on one thread; no method raises."""
+
+    def __init__(self, gpus: Sequence[Gpu] = (), factories: Mapping[str, ProbeFactory] = PROBES) -> None:
+        self._probes: list[Probe] = []
+        self._silent: set[str] = set()
+        self.problems: dict[str, str] = {}
+        """Message for users why a GPU has no probe, by `Gpu.key`."""
+        for capability, factory in factories.items():
+            served = [gpu for gpu in gpus if capability in gpu.capabilities]
+            if served:
+                self._open(factory, served)
+
+    def read(self) -> dict[str, GpuFigures]:
+        """Return the current metrics by `Gpu.key`, without GPUs that cannot be read."""
+        found: dict[str, GpuFigures] = {}
+        for probe in self._probes:
+            try:
+                found |= probe.read()
+            except Exception as problem:  # a failing probe must not affect the others
+                if probe.name not in self._silent:
+                    self._silent.add(probe.name)
+                    log.warning("The probe %s cannot read GPU metrics: %s", probe.name, problem)
+        return found
+
+    def close(self) -> None:
+        """Close every probe."""
+        while self._probes:
+            probe = self._probes.pop()
+            try:
+                probe.close()
+            except Exception as problem:  # nothing else to do
+                log.debug("The probe %s did not close: %s", probe.name, problem)
+
+    def _open(self, factory: ProbeFactory, gpus: Sequence[Gpu]) -> None:
+        try:
+            self._probes.append(factory(gpus))
+        except Exception as problem:  # a vendor's library may raise anything; tasks run without its metrics
+            reason = str(problem) if isinstance(problem, ProbeUnavailable) else f"{type(problem).__name__}: {problem}"
+            log.warning("Cannot read metrics of %s: %s", ", ".join(gpu.name for gpu in gpus), reason)
+            self.problems |= {gpu.key: f"Cannot read its utilisation and memory: {reason}" for gpu in gpus}

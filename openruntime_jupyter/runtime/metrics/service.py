@@ -20,6 +20,10 @@ from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe
 
+WRITE_SECONDS = 10.0
+"""Interval between writes: up to this many seconds are lost if the process is killed."""
+LEAST_SECONDS = 10.0
+
 
 class MetricsService:
     """Metrics service of a runtime. It must be created on the runtime's loop, where everything but sampling runs.
@@ -37,17 +41,14 @@ class MetricsService:
         workers: Callable[[], Sequence[WorkerReport]],
     ) -> None:
         self.meters = Meters()
-        self.metrics_recorder = MetricsRecorder(settings, history)
+        self._recorder = MetricsRecorder(settings, history)
+        self.counters = self._recorder.counters
+        """Task counters since the runtime's start."""
         self._bus = bus
         self._metrics = metrics
         self._workers = workers
         self._loop = asyncio.get_running_loop()
         self._sampler = Sampler(machine, settings.sample_interval, settings.idle_sample_interval, self._call_publish, self.meters)
-
-    @property
-    def counters(self) -> Counters:
-        """Task counters since the runtime's start."""
-        return self.metrics_recorder.counters
 
     @property
     def latest(self) -> Sample:
@@ -72,12 +73,12 @@ class MetricsService:
 
     async def history(self, timeframe: Timeframe, points: int = 300, runtime: str | None = None) -> MetricsHistory:
         """Return the metrics of the last `timeframe` in at most `points` points: of one of this user's runtimes, or of all together."""
-        return await self.metrics_recorder.read(timeframe, points, runtime)
+        return await self._recorder.read(timeframe, points, runtime)
 
     async def stop(self, deadline: float = 1.0) -> None:
         """Stop sampling within `deadline` seconds and pass everything measured to the history."""
         await self._loop.run_in_executor(None, self._sampler.stop, deadline)
-        self.metrics_recorder.write()
+        self._recorder.write()
 
     def _watch(self) -> None:
         self._sampler.watch(self._bus.watched("metrics"))
@@ -89,14 +90,9 @@ class MetricsService:
     def _publish(self) -> None:
         self._watch()
         metrics = self._metrics()
-        self.metrics_recorder.sampled(self._sampler.latest, metrics, held(self._workers()))
+        self._recorder.sampled(self._sampler.latest, metrics, held(self._workers()))
         if self._bus.watched("metrics"):
             self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})
-
-
-WRITE_SECONDS = 10.0
-"""Interval between writes: up to this many seconds are lost if the process is killed."""
-LEAST_SECONDS = 10.0
 
 
 class MetricsRecorder:
@@ -117,7 +113,7 @@ class MetricsRecorder:
         """Record a new sample with its `metrics`; `worker_memory` is the memory of all workers in bytes."""
         if self._sampled is not None and sample.taken > self._sampled:
             end = self._wall() - (self._monotonic() - sample.taken)
-            self.counters.ledger.lasted(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
+            self.counters.ledger.add_interval(_values(sample, metrics, worker_memory), end, sample.taken - self._sampled)
         self._sampled = sample.taken
         # A wait may end a little early.
         if self._monotonic() - self._written >= 0.95 * WRITE_SECONDS:
@@ -151,7 +147,7 @@ def _values(sample: Sample, metrics: Metrics, worker_memory: int | None) -> dict
 
 def _answer(timeframe: Timeframe, found: MetricColumns) -> MetricsHistory:
     series = {
-        name: MetricSeries.model_construct(unit=each.figure.unit, min=each.min, mean=each.mean, max=each.max)
+        name: MetricSeries.model_construct(unit=each.metric.unit, min=each.min, mean=each.mean, max=each.max)
         for name, each in found.series.items()
     }
     return MetricsHistory.model_construct(

@@ -37,9 +37,6 @@ class HistoryFile:
         self.path = folder / NAME
         self.notice: str | None = None
         self.volatile = False
-        self.page_bound = 0
-        """Maximum number of pages of the file; 0 for SQLite's limit. Tests use it to simulate a full disk."""
-        self.busy_seconds = BUSY_SECONDS
         self._durability = durability
 
     def connect(self) -> sqlite3.Connection:
@@ -75,12 +72,12 @@ class HistoryFile:
                 raise
         return connection
 
-    def heal(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:
+    def heal(self, connection: sqlite3.Connection, error: Exception) -> None:
         """Move the file aside if a new connection finds the damage as well; call `connect()` next."""
         with self._alone():
-            same_file = self.identity() == self.identity_of(connection)
+            in_place = not self.volatile and self.in_place(connection)
             connection.close()
-            if not same_file:
+            if not in_place:
                 self.notice_replaced()
             elif not self._sound():
                 self._set_aside(error)
@@ -99,13 +96,9 @@ class HistoryFile:
             return None
         return found.st_dev, found.st_ino
 
-    def identity_of(self, connection: sqlite3.Connection) -> tuple[int, int] | None:
-        """Return device and inode of the file that `connection` has open."""
-        return connection.identity if isinstance(connection, _Connection) else None
-
     def in_place(self, connection: sqlite3.Connection) -> bool:
         """Return whether `connection` still uses the file at the path, not one that was moved or removed."""
-        return self.volatile or self.identity() == self.identity_of(connection)
+        return self.volatile or (isinstance(connection, _Connection) and connection.identity == self.identity())
 
     def check(self, connection: sqlite3.Connection) -> None:
         """Raise `SchemaTooNew` if a newer release has changed the schema since `connection` was made."""
@@ -114,10 +107,6 @@ class HistoryFile:
         except SchemaTooNew:
             self.volatile = True
             raise
-
-    def bound(self, connection: sqlite3.Connection) -> None:
-        """Apply `page_bound`."""
-        connection.execute(f"PRAGMA max_page_count = {self.page_bound or 2**32 - 2}")
 
     def _open(self) -> sqlite3.Connection:
         private_file(self.path)
@@ -128,11 +117,7 @@ class HistoryFile:
             before = self.identity()
             # The URI's mode keeps SQLite from creating the file with the umask's permissions.
             connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                timeout=self.busy_seconds,
-                isolation_level=None,
-                factory=_Connection,
+                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=_Connection
             )
             if before is not None and before == self.identity():
                 connection.identity = before
@@ -173,7 +158,7 @@ class HistoryFile:
             except sqlite3.Error as error:
                 return not is_damage(error)
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
+    def _set_aside(self, error: Exception) -> None:
         stamp = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
         aside = self.path.with_name(f"history-{stamp}.corrupt.sqlite3")
         number = 1
@@ -191,7 +176,7 @@ class HistoryFile:
         """Exclude other processes while opening or moving the file, so that a new file never gets the companions of an old one."""
         lock = LockFile(self.path.with_suffix(".lock"))
         try:
-            if not lock_within(lock, self.busy_seconds):
+            if not lock_within(lock, BUSY_SECONDS):
                 raise sqlite3.OperationalError("database is locked")
             yield
         finally:

@@ -11,7 +11,7 @@ import sqlite3
 from openruntime_jupyter.schemas.ai import ConversationInfo, Turn
 from openruntime_jupyter.schemas.base import timestamp
 
-TURNS = """
+TURNS_SCHEMA = """
 CREATE TABLE turns (
     task_id TEXT PRIMARY KEY,
     owner TEXT NOT NULL,         -- empty for no owner: no name is empty

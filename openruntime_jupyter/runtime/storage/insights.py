@@ -9,7 +9,7 @@ import sqlite3
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from openruntime_jupyter.runtime.storage.rows import micros
 
@@ -65,19 +65,23 @@ class Ended:
     failures: list[Ran]
 
 
-_PATHS = (
-    "name",
-    "started_at",
-    "execution_time",
-    "device_used",
-    "failure.kind",
-    "error",
-    "performance_metrics.memory_used_mb",
-    "performance_metrics.peak_memory_mb",
-)
 # A damaged record, which is not valid JSON, must not fail the query.
 _TEXT = "CASE WHEN json_valid(document) THEN document ELSE '{}' END"
-_ROW = "id, operation, owner, state, submitted, finished, " + ", ".join(f"json_extract({_TEXT}, '$.{path}')" for path in _PATHS)
+
+
+def _field(path: str) -> str:
+    return f"json_extract({_TEXT}, '$.{path}')"
+
+
+_ROW = ", ".join(
+    (
+        "id, operation, owner, state, submitted / 1e6, finished / 1e6",
+        *map(_field, ("name", "started_at", "execution_time", "device_used", "failure.kind")),
+        f"substr({_field('error')}, 1, {LONGEST_ERROR})",
+        f"{_field('performance_metrics.memory_used_mb')} * 1e6",
+        f"{_field('performance_metrics.peak_memory_mb')} * 1e6",
+    )
+)
 # Knuth's multiplicative hash samples neighbours evenly, even if two types of tasks alternate.
 _DRAWN = "((sequence * 2654435761) & 4294967295) < ?"
 _ALL = 1 << 32
@@ -151,27 +155,8 @@ def durations(connection: sqlite3.Connection, operation: str, begin: float, end:
 
 
 def _rows(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> list[Ran]:
-    return [_ran(row) for row in connection.execute(query, values)]
-
-
-def _ran(row: tuple[Any, ...]) -> Ran:
-    task_id, operation, owner, state, submitted, finished, name, started, seconds, device, kind, error, mlx, peak = row
-    return Ran(
-        task_id,
-        operation,
-        owner,
-        state,
-        submitted / 1e6,
-        None if finished is None else finished / 1e6,
-        name,
-        None if started is None else micros(started) / 1e6,
-        seconds,
-        device,
-        kind,
-        None if error is None else error[:LONGEST_ERROR],
-        None if mlx is None else mlx * 1e6,
-        None if peak is None else peak * 1e6,
-    )
+    rows = connection.execute(query, values)
+    return [Ran._make((*row[:7], None if row[7] is None else micros(row[7]) / 1e6, *row[8:])) for row in rows]
 
 
 def _micros(seconds: float) -> int:

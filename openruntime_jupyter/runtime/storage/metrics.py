@@ -1,9 +1,10 @@
-"""Metrics of all runtimes on disk, written behind in the tiers of `metrics/rollup.py` and read as columns of equal length."""
+"""Metrics of all runtimes on disk, written behind in the tiers of `metrics/counters.py` and read as columns of equal length."""
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.metrics.definitions import FIGURES, Aggregation, Figure, names, of_kind
-from openruntime_jupyter.runtime.metrics.rollup import TIERS, Buckets, Window, add_to, bound
+from openruntime_jupyter.runtime.metrics.counters import METRICS, TIERS, Aggregation, Buckets, Metric, Tier
 from openruntime_jupyter.runtime.storage.writer import Job
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,51 @@ log = logging.getLogger(__name__)
 PRUNE_SECONDS = 60.0
 DIGITS = 6
 """Decimals of returned values: microseconds, or a millionth of a percent."""
+SLACK_SECONDS = 5.0
+"""Seconds by which the start of a query may exceed `keep`, to allow for its latency."""
 
 Number = float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Time range to read from `tier`: `count` points of `step` seconds, the first at `first`."""
+
+    tier: Tier
+    first: int
+    step: int
+    count: int
+
+    @property
+    def last(self) -> int:
+        """The end of the last point."""
+        return self.first + self.count * self.step
+
+    @property
+    def starts(self) -> range:
+        """Start of each point in seconds since the epoch."""
+        return range(self.first, self.last, self.step)
+
+
+def window(start: float, end: float, points: int, now: float) -> Window:
+    """Return the window that covers `start` to `end` in at most `points` points, which start at multiples of their length.
+
+    The tier is the one with the most points among those that reach back to `start`; among equal ones it is the coarsest, which costs
+    least. A point that begins before `start` is omitted; the point that contains `end` is included. Raises `ValueError` unless `end`
+    is after `start`.
+    """
+    if not start < end or points < 1:
+        raise ValueError(f"no points between {start} and {end}")
+    reaching = [tier for tier in TIERS if now - start <= tier.keep + SLACK_SECONDS] or [TIERS[-1]]
+    wanted = (end - start) / points
+    step, tier = min(((_step(wanted, tier), tier) for tier in reaching), key=lambda found: (found[0], -found[1].seconds))
+    first = math.ceil(start / step) * step
+    return Window(tier, first, step, max(0, math.ceil(end / step) - first // step))
+
+
+def _step(wanted: float, tier: Tier) -> int:
+    """Return the shortest length of a point that consists of whole buckets and is at least `wanted` seconds."""
+    return tier.seconds * max(1, math.ceil(wanted / tier.seconds - 1e-9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +74,7 @@ class Series:
     For a metric that counts tasks all three columns hold the number of tasks within the point.
     """
 
-    figure: Figure
+    metric: Metric
     min: list[Number]
     mean: list[Number]
     max: list[Number]
@@ -49,12 +92,22 @@ class MetricColumns:
     series: dict[str, Series]
 
 
+def of_kind(*kinds: Aggregation) -> tuple[Metric, ...]:
+    """Return the metrics of these kinds in order."""
+    return tuple(metric for metric in METRICS if metric.kind in kinds)
+
+
+def names(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Return the names of these metrics in order."""
+    return tuple(metric.name for metric in metrics)
+
+
 # Machine and task metrics use the spread over all rows; counts and levels use the sum of all rows.
 _MACHINE = of_kind(Aggregation.MACHINE)
 _SPREADS = of_kind(Aggregation.MACHINE, Aggregation.TASK)
 _LEVELS = of_kind(Aggregation.LEVEL)
 _COUNTS = of_kind(Aggregation.COUNT)
-_SPREAD_NAMES = tuple(figure.name for figure in FIGURES if figure.kind is not Aggregation.COUNT)
+_SPREAD_NAMES = tuple(metric.name for metric in METRICS if metric.kind is not Aggregation.COUNT)
 _COUNT_NAMES = names(_COUNTS)
 _NOTHING = (None, None, None, None)
 
@@ -86,8 +139,7 @@ def write(connection: sqlite3.Connection, runtime: str, buckets: Buckets) -> Non
             spread = bucket.spreads.get(name)
             row += _NOTHING if spread is None else (round(spread.low, DIGITS), spread.total, round(spread.high, DIGITS), spread.weight)
         for name in _COUNT_NAMES:
-            spread = bucket.spreads.get(name)
-            row.append(None if spread is None else spread.total)
+            row.append(bucket.spreads[name].total if name in bucket.spreads else None)
         rows.append(row)
     connection.executemany(_ADD, rows)
 
@@ -110,7 +162,7 @@ def prune(connection: sqlite3.Connection, now: float) -> None:
 _FROM = "FROM metrics WHERE tier = :tier AND start >= :first AND start < :last AND (:runtime IS NULL OR runtime = :runtime)"
 
 
-def _by_point(spreads: Sequence[Figure], sums: Sequence[Figure]) -> str:
+def _by_point(spreads: Sequence[Metric], sums: Sequence[Metric]) -> str:
     """Return the query for the low, mean and high of each of `spreads`, and the total of each of `sums`."""
     columns = [f"min({name}_low), sum({name}_total) / nullif(sum({name}_weight), 0), max({name}_high)" for name in names(spreads)]
     columns += [f"total({name}_total)" for name in names(sums)]
@@ -150,85 +202,85 @@ def read(connection: sqlite3.Connection, window: Window, runtime: str | None, sa
     """Return the metrics of one runtime, or of all, within a window; `sampled_only` omits task metrics, which saves time."""
     bindings = {"tier": window.tier.seconds, "first": window.first, "last": window.last, "step": window.step, "runtime": runtime}
     spreads, counts = (_MACHINE, ()) if sampled_only else (_SPREADS, _COUNTS)
-    found = _Columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, bindings).fetchall())
-    series = {figure.name: Series(figure, found.next(), _rounded(found.next()), found.next()) for figure in spreads}
-    for figure in counts:
-        number = found.next()
-        series[figure.name] = Series(figure, number, number, number)
-    totals = [found.next() for _ in _LEVELS]
+    found = _columns(window.count, connection.execute(_READ_SAMPLED if sampled_only else _READ, bindings).fetchall())
+    series = {metric.name: Series(metric, next(found), _rounded(next(found)), next(found)) for metric in spreads}
+    for metric in counts:
+        number = next(found)
+        series[metric.name] = Series(metric, number, number, number)
+    totals = [next(found) for _ in _LEVELS]
     levels = _READ_BUCKET_LEVELS if window.step == window.tier.seconds else _READ_LEVELS
-    found = _Columns(window.count, connection.execute(levels, bindings).fetchall())
-    for figure, total in zip(_LEVELS, totals, strict=True):
-        low, high, weight = found.next(), found.next(), found.next()
+    found = _columns(window.count, connection.execute(levels, bindings).fetchall())
+    for metric, total in zip(_LEVELS, totals, strict=True):
+        low, high, weight = next(found), next(found), next(found)
         mean = [number / seconds if number is not None and seconds else None for number, seconds in zip(total, weight, strict=True)]
-        series[figure.name] = Series(figure, low, _rounded(mean), high)
-    in_order = {figure.name: series[figure.name] for figure in FIGURES if figure.name in series}
+        series[metric.name] = Series(metric, low, _rounded(mean), high)
+    in_order = {metric.name: series[metric.name] for metric in METRICS if metric.name in series}
     return MetricColumns(window.step, list(window.starts), in_order)
 
 
-class _Columns:
-    """Iterator over the columns of a query result, each padded to the length of the window; the first column holds the points."""
-
-    def __init__(self, count: int, rows: list[tuple[Any, ...]]) -> None:
-        columns: Iterator[tuple[Any, ...]] = zip(*rows, strict=True)
-        self._points: tuple[int, ...] = next(columns, ())
-        self._columns = columns
-        self._count = count
-
-    def next(self) -> list[Number]:
-        """Return the next column, with None for points without a row."""
-        column: list[Number] = [None] * self._count
-        for point, value in zip(self._points, next(self._columns, ()), strict=True):
+def _columns(count: int, rows: list[tuple[Any, ...]]) -> Iterator[list[Number]]:
+    """Yield the columns of a query result, padded with None to `count` points; the first column of `rows` has the points."""
+    points, *columns = zip(*rows, strict=True) if rows else [()]
+    for values in itertools.chain(columns, itertools.repeat(())):
+        column: list[Number] = [None] * count
+        for point, value in zip(points, values, strict=False):
             column[point] = value
-        return column
+        yield column
 
 
 def _rounded(column: list[Number]) -> list[Number]:
     return [None if value is None else round(value, DIGITS) for value in column]
 
 
+def add_to(buckets: Buckets, more: Buckets) -> None:
+    """Merge `more` into `buckets`."""
+    for key, bucket in more.items():
+        buckets[key].merge(bucket)
+
+
+def bound(buckets: Buckets, now: float) -> None:
+    """Drop the buckets that exceed each tier's maximum number, farthest from `now` first."""
+    for tier in TIERS:
+        keys = [key for key in buckets if key[0] == tier.seconds]
+        if len(keys) > tier.most:
+            keys.sort(key=lambda key: abs(key[1] - now))
+            for key in keys[tier.most :]:
+                del buckets[key]
+
+
 class MetricsWriteBehind:
     """Write-behind buffer of metrics. Buckets of a failed write are kept, up to the tiers' limits, and written with the next ones."""
 
     def __init__(self, runtime: str, submit: Callable[[list[Job]], None]) -> None:
+        self.in_flight = 0
+        """Number of submitted writes that have not ended."""
         self._runtime = runtime
         self._submit = submit
-        self._waiting: Buckets = {}
-        self._batches: set[asyncio.Future[None]] = set()
+        self._waiting = Buckets()
         self._pruned = -PRUNE_SECONDS
 
     def add(self, buckets: Buckets) -> None:
         """Submit these buckets together with those of failed writes."""
         add_to(self._waiting, buckets)
-        if self._waiting:
-            buckets, self._waiting = self._waiting, {}
-            self._submit([self._start_batch(buckets)])
-
-    async def flush(self, seconds: float) -> None:
-        """Wait up to `seconds` until every submitted write has succeeded or failed."""
-        if self._batches:
-            await asyncio.wait(tuple(self._batches), timeout=seconds)
-
-    def _start_batch(self, buckets: Buckets) -> Job:
-        future = asyncio.get_running_loop().create_future()
-        self._batches.add(future)
+        if not self._waiting:
+            return
+        written, self._waiting = self._waiting, Buckets()
         due = time.monotonic() - self._pruned >= PRUNE_SECONDS
         if due:
             self._pruned = time.monotonic()
 
         def work(connection: sqlite3.Connection) -> None:
-            write(connection, self._runtime, buckets)
+            write(connection, self._runtime, written)
             if due:
                 prune(connection, time.time())
 
         def done(_: object, error: BaseException | None) -> None:
-            self._batches.discard(future)
+            self.in_flight -= 1
             if isinstance(error, StorageUnavailable):
-                add_to(self._waiting, buckets)
+                add_to(self._waiting, written)
                 bound(self._waiting, time.time())
             elif error is not None:
                 log.error("The metrics of the last seconds are lost", exc_info=error)
-            if not future.done():
-                future.set_result(None)
 
-        return Job(work, done)
+        self.in_flight += 1
+        self._submit([Job(work, done)])

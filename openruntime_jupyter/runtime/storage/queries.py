@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.errors import InvalidRequest, TaskConflict
-from openruntime_jupyter.runtime.storage.rows import ROW, task_of
+from openruntime_jupyter.runtime.storage.rows import ROW, TaskRecord, task_of, write_or_raise
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput
 
 NEWEST_FIRST = "ORDER BY submitted DESC, sequence DESC"
@@ -145,6 +145,27 @@ def remember_key(
     if task_id is not None:
         connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", (owner, key, task_id, fingerprint, runtime, now))
     return None
+
+
+def write_new(connection: sqlite3.Connection, record: TaskRecord, key: tuple[str, str, str], now: int) -> tuple[str, str] | None:
+    """Write a new task under its key (owner, key, fingerprint), or return the (task id, fingerprint) that the key already belongs to."""
+    owner, name, fingerprint = key
+    earlier = remember_key(connection, owner, name, record.id, fingerprint, record.runtime, now)
+    if earlier is None:
+        write_or_raise(connection, record, known=False)
+    return earlier
+
+
+def write_all(connection: sqlite3.Connection, records: list[TaskRecord], key: tuple[str, str, str] | None, now: int) -> list[TaskRecord]:
+    """Write new records. Return the written ones; a record that a guard rejects does not affect the others.
+
+    `key` is (owner, key, fingerprint). Raises `TaskConflict`, before anything changes, if it already belongs to other tasks.
+    """
+    if key is not None and records:
+        owner, name, fingerprint = key
+        if remember_key(connection, owner, name, records[0].id, fingerprint, records[0].runtime, now) is not None:
+            raise TaskConflict("Another server is using this Idempotency-Key: repeat the request to get its tasks")
+    return [record for record in records if record.write(connection, known=False)]
 
 
 def delete(connection: sqlite3.Connection, task_id: str) -> list[str]:

@@ -30,7 +30,7 @@ class Limits:
     payload_bytes: int
 
 
-def step(connection: sqlite3.Connection, limits: Limits) -> tuple[int, list[str]]:
+def delete_expired(connection: sqlite3.Connection, limits: Limits) -> tuple[int, list[str]]:
     """Delete some of the oldest finished tasks that exceed a limit.
 
     Return their number, which is 0 once nothing is left to delete, and the payload files to remove.
@@ -80,7 +80,7 @@ def _too_large(connection: sqlite3.Connection, limits: Limits) -> list[str]:
     return chosen
 
 
-def forget(connection: sqlite3.Connection, now: int) -> None:
+def expire_keys(connection: sqlite3.Connection, now: int) -> None:
     """Delete idempotency keys and traces of deleted tasks that are older than a day."""
     connection.execute("DELETE FROM keys WHERE stored < ?", (now - DAY,))
     connection.execute("DELETE FROM gone WHERE deleted < ?", (now - DAY,))
@@ -95,14 +95,14 @@ def orphans(connection: sqlite3.Connection, table: str, after: str) -> tuple[lis
 
 
 def remove_orphans(connection: sqlite3.Connection, table: str, ids: list[str], now: int) -> None:
-    """Delete those older than an hour; the task of a younger one may not be written yet. `strays` finds their files."""
+    """Delete those older than an hour; the task of a younger one may not be written yet. `unreferenced_files` finds their files."""
     connection.executemany(
         f"DELETE FROM {table} WHERE task_id = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608
         [(task_id, now - HOUR) for task_id in ids],
     )
 
 
-def strays(connection: sqlite3.Connection, folder: Path, now: int) -> list[str]:
+def unreferenced_files(connection: sqlite3.Connection, folder: Path, now: int) -> list[str]:
     """Return the files of the payload folder that no task references and that are older than an hour."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -121,7 +121,7 @@ def remove_files(folder: Path, names: list[str]) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def give_back(connection: sqlite3.Connection) -> bool:
+def vacuum(connection: sqlite3.Connection) -> bool:
     """Return some free pages to the disk. Return whether a further call is needed."""
     free = int(connection.execute("PRAGMA freelist_count").fetchone()[0])
     if free <= KEPT_PAGES:

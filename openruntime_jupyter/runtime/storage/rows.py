@@ -1,49 +1,68 @@
-"""Conversion between Task objects and rows, and the SQL guards that protect a row from invalid changes."""
+"""Conversion between tasks and rows, and writes with the SQL guards that protect a row from invalid changes.
+
+Buffered rows are written many at once. While SQLite works, Python's other threads run. Between two statements the writer waits for the
+interpreter lock, and then the loop waits for the writer: one statement per row would cost the loop about as much as all its other work
+for a short task (benchmark row "throughput of empty tasks").
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from openruntime_jupyter.errors import TaskConflict
+from openruntime_jupyter.runtime.permissions import close_to_others
 from openruntime_jupyter.schemas.base import iso
-from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskState
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskOutput, TaskState
 
 log = logging.getLogger(__name__)
 
-OF_THE_MOMENT = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
+TRANSIENT_FIELDS = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
 """Fields left out of the document: they have a column, or are valid only while the runtime runs."""
+ROW = "id, runtime, state, operation, submitted, document"
+"""Columns that `task_of` reads."""
+
+SIZES = (64, 8) if sqlite3.sqlite_version_info >= (3, 33) else ()  # the first version with UPDATE ... FROM
+"""Rows of one statement; the remainder is written row by row. Few sizes, because each is prepared and cached as one statement."""
 
 # A terminal state never changes, and a row that another runtime took over may only be changed by that runtime.
 UPDATE = "UPDATE tasks SET state = ?, finished = ?, attempt = ?, document = ? WHERE id = ? AND runtime = ? AND finished IS NULL"
+UPDATE_MANY = """
+UPDATE tasks SET state = new.column1, finished = new.column2, attempt = new.column3, document = new.column4
+FROM (VALUES {}) AS new WHERE id = new.column5 AND runtime = new.column6 AND finished IS NULL
+"""
 # Purged tasks are not inserted again. OR IGNORE and a second statement cost less than an upsert.
-INSERT = """
+INSERT_MANY = """
 INSERT OR IGNORE INTO tasks
     (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, document, parameters)
-SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13
-WHERE NOT EXISTS (SELECT 1 FROM gone WHERE id = ?1)
+SELECT * FROM (VALUES {}) AS new WHERE NOT EXISTS (SELECT 1 FROM gone WHERE id = new.column1)
 """
+PAYLOADS = "INSERT OR REPLACE INTO payloads (task_id, stored, size, encoding, file, data) VALUES {}"
+
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - both sides of the difference are UTC, and naive ones subtract faster
+MICROSECOND = timedelta(microseconds=1)
+
+Payload = tuple[str, "bytes | Path"]
+"""Encoding and data of a task's opaque result."""
+Row = tuple[Any, ...]
+Item = TypeVar("Item")
 
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
-def encode(parameters: dict[str, Any] | None) -> str | None:
-    """Return parameters as JSON, including NaN and text that UTF-8 cannot encode."""
-    return None if parameters is None else "{}" if not parameters else _encode(parameters)
-
-
-ROW = "id, runtime, state, operation, submitted, document"
-"""Columns that `task_of` reads."""
-
-
-EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - both sides of the difference are UTC, and naive ones subtract faster
-MICROSECOND = timedelta(microseconds=1)
+def now_micros() -> int:
+    """Return the current time in microseconds since the epoch."""
+    return time.time_ns() // 1000
 
 
 def micros(timestamp: str) -> int:
@@ -52,7 +71,7 @@ def micros(timestamp: str) -> int:
 
 
 class TaskRecord(NamedTuple):
-    """Snapshot of a task, ready to be written; its fields are the columns of `INSERT` in order."""
+    """Snapshot of a task, ready to be written; its fields are the columns of `INSERT_MANY` in order."""
 
     id: str
     runtime: str
@@ -69,22 +88,26 @@ class TaskRecord(NamedTuple):
     parameters: dict[str, Any] | None
 
     @property
-    def change(self) -> tuple[Any, ...]:
+    def change(self) -> Row:
         """Values of `UPDATE`."""
         return self.state, self.finished, self.attempt, self.document, self.id, self.runtime
 
     @property
-    def row(self) -> tuple[Any, ...]:
-        """Values of `INSERT`."""
-        return (*self[:-1], encode(self.parameters))
+    def row(self) -> Row:
+        """Values of `INSERT_MANY`; the parameters as JSON, including NaN and text that UTF-8 cannot encode."""
+        return (*self[:-1], None if self.parameters is None else _encode(self.parameters))
 
-    def update(self, connection: sqlite3.Connection) -> bool:
-        """Update the row if it exists and the guards allow it. Return whether it changed."""
+    def write(self, connection: sqlite3.Connection, known: bool) -> bool:
+        """Write the record. Return False if a guard rejected it.
+
+        `known` means that the row exists, which avoids encoding the parameters.
+        """
+        if known and self._update(connection):
+            return True
+        return bool(_execute(connection, INSERT_MANY, [self.row])) or (not known and self._update(connection))
+
+    def _update(self, connection: sqlite3.Connection) -> bool:
         return bool(connection.execute(UPDATE, self.change).rowcount)
-
-    def insert(self, connection: sqlite3.Connection) -> bool:
-        """Insert the row if it is missing and was not purged. Return whether it was inserted."""
-        return bool(connection.execute(INSERT, self.row).rowcount)
 
 
 def record_of(task: Task, runtime: str, embedded: bool) -> TaskRecord:
@@ -102,7 +125,7 @@ def record_of(task: Task, runtime: str, embedded: bool) -> TaskRecord:
         embedded,
         task.attempt,
         task.retries,
-        text_of(task, OF_THE_MOMENT),
+        text_of(task, TRANSIENT_FIELDS),
         task.parameters,
     )
 
@@ -118,19 +141,9 @@ def text_of(model: BaseModel, leave_out: set[str] | None = None) -> str:
         return text.encode("utf-8", "replace").decode()
 
 
-def write(connection: sqlite3.Connection, record: TaskRecord, known: bool) -> bool:
-    """Write a record. Return False if a guard rejected it.
-
-    `known` means that the row exists, which avoids encoding the parameters.
-    """
-    if known and record.update(connection):
-        return True
-    return record.insert(connection) or (not known and record.update(connection))
-
-
 def write_or_raise(connection: sqlite3.Connection, record: TaskRecord, known: bool) -> None:
     """Write a record; raise `TaskConflict` if this runtime may not change the row."""
-    if write(connection, record, known):
+    if record.write(connection, known):
         return
     row = connection.execute("SELECT runtime, state FROM tasks WHERE id = ?", (record.id,)).fetchone()
     if row is None:
@@ -139,6 +152,117 @@ def write_or_raise(connection: sqlite3.Connection, record: TaskRecord, known: bo
         raise TaskConflict(f"{record.id} was taken over by the runtime {row[0]}: it must not run here")
     if row[1] != record.state:
         raise TaskConflict(f"{record.id} is {row[1]}, which is final")
+
+
+def write_records(connection: sqlite3.Connection, records: Sequence[tuple[TaskRecord, bool]]) -> list[TaskRecord]:
+    """Write records of different tasks, each given with whether its row exists. Return the written ones."""
+    prepared: dict[bool, list[tuple[TaskRecord, Row]]] = {True: [], False: []}
+    for record, known in records:
+        with DataErrorLog(record.id):
+            prepared[known].append((record, record.change if known else record.row))
+    written: list[TaskRecord] = []
+    for known, template in ((True, UPDATE_MANY), (False, INSERT_MANY)):
+        for group in _groups(prepared[known]):
+            if len(group) > 1 and _at_once(connection, template, [row for _, row in group]):
+                written += [record for record, _ in group]
+                continue
+            for record, _ in group:
+                with DataErrorLog(record.id):
+                    if record.write(connection, known):
+                        written.append(record)
+    return written
+
+
+def write_outputs(connection: sqlite3.Connection, outputs: dict[str, TaskOutput]) -> None:
+    """Write outputs by task."""
+    for task_id, output in outputs.items():
+        with DataErrorLog(task_id):
+            values = task_id, now_micros(), text_of(output)
+            connection.execute("INSERT OR REPLACE INTO outputs (task_id, stored, document) VALUES (?, ?, ?)", values)
+
+
+def write_payloads(connection: sqlite3.Connection, payloads: dict[str, Payload]) -> None:
+    """Write payloads by task; files become private."""
+    rows: list[Row] = []
+    for task_id, (encoding, data) in payloads.items():
+        with DataErrorLog(task_id):
+            if isinstance(data, Path):
+                close_to_others(data)
+                rows.append((task_id, now_micros(), data.stat().st_size, encoding, data.name, None))
+            else:
+                rows.append((task_id, now_micros(), len(data), encoding, None, data))
+    for group in _groups(rows):
+        if len(group) > 1 and _at_once(connection, PAYLOADS, group):
+            continue
+        for row in group:
+            with DataErrorLog(row[0]):
+                _execute(connection, PAYLOADS, [row])
+
+
+def probe(connection: sqlite3.Connection) -> None:
+    """Write and delete a row, to check that the disk has space."""
+    connection.execute("INSERT INTO probe VALUES (zeroblob(65536))")
+    connection.execute("DELETE FROM probe")
+
+
+class DataErrorLog:
+    """Context that logs the error of a record that cannot be encoded, so that it does not block the others; it passes on disk errors.
+
+    A class, because a generator would cost two microseconds more, several times per task.
+    """
+
+    __slots__ = ("_task_id",)
+
+    def __init__(self, task_id: str) -> None:
+        self._task_id = task_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, Exception) or not _is_data_error(error):
+            return False
+        log.error("Cannot write the record of %s", self._task_id, exc_info=error)
+        return True
+
+
+def _is_data_error(error: Exception) -> bool:
+    return not isinstance(error, sqlite3.DatabaseError) or isinstance(error, (sqlite3.DataError, sqlite3.ProgrammingError))
+
+
+def _groups(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield the items in order in groups of `SIZES`, then the remaining ones individually."""
+    start = 0
+    for size in (*SIZES, 1):
+        while len(items) - start >= size:
+            yield items[start : start + size]
+            start += size
+
+
+def _at_once(connection: sqlite3.Connection, template: str, rows: Sequence[Row]) -> bool:
+    """Write all of these rows, or none if a guard rejects one or SQLite does not accept a value. Return whether they were written."""
+    connection.execute("SAVEPOINT together")
+    try:
+        done = _execute(connection, template, rows) == len(rows)
+    except Exception as error:
+        if not _is_data_error(error):
+            raise
+        done = False
+    if not done:
+        connection.execute("ROLLBACK TO together")
+    connection.execute("RELEASE together")
+    return done
+
+
+def _execute(connection: sqlite3.Connection, template: str, rows: Sequence[Row]) -> int:
+    values = [value for row in rows for value in row]
+    return connection.execute(_statement(template, len(rows), len(rows[0])), values).rowcount
+
+
+@cache
+def _statement(template: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return template.format(", ".join([row] * rows))
 
 
 def task_of(row: tuple[Any, ...], me: str, parameters: str | None = None) -> Task:
@@ -210,16 +334,16 @@ def take_over(connection: sqlite3.Connection, me: str, embedded: bool, is_alive:
             continue
         task = task_of(task_of_row, me, parameters if waits else None)
         owner = me if waits else row[1]
-        changed = _queued_again(task, now) if waits else _interrupted(task, bool(durable), bool(hosted), now)
+        changed = _requeued(task, now) if waits else _interrupted(task, bool(durable), bool(hosted), now)
         record = record_of(changed, owner, bool(hosted))
         connection.execute("UPDATE tasks SET runtime = ? WHERE id = ?", (owner, task.task_id))
-        record.update(connection)
+        connection.execute(UPDATE, record.change)
         if waits:
             requeued.append(changed.model_copy(update={"runtime": me, "here": True}))
     return requeued
 
 
-def _queued_again(task: Task, now: float) -> Task:
+def _requeued(task: Task, now: float) -> Task:
     if task.status == TaskState.PENDING:
         return task
     return task.model_copy(

@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Sequence
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.storage.conversations import TURNS
+from openruntime_jupyter.runtime.storage.conversations import TURNS_SCHEMA
 
-FIRST = """
+TASKS_SCHEMA = """
 CREATE TABLE tasks (
     sequence INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -85,7 +85,7 @@ CREATE TRIGGER tasks_deleted AFTER DELETE ON tasks BEGIN
 END;
 """
 
-SECOND = """
+METRICS_SCHEMA = """
 -- Metrics over time, in buckets of `tier` seconds, one row per bucket and runtime. The mean is total / weight. Weights are seconds, or
 -- tasks for metrics with one value per task.
 CREATE TABLE metrics (
@@ -113,7 +113,7 @@ CREATE TABLE metrics (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: Sequence[str] = (FIRST, SECOND, TURNS)
+MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
 
 

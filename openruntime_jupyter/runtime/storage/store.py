@@ -7,28 +7,27 @@ damage and its permissions, `writer.py` for the threads, and `rows.py` for rows 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from openruntime_jupyter.errors import Stopping, StorageUnavailable
 from openruntime_jupyter.runtime import locks
-from openruntime_jupyter.runtime.metrics.rollup import Buckets, window
+from openruntime_jupyter.runtime.metrics.counters import Buckets
 from openruntime_jupyter.runtime.permissions import private_folder
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.storage import queries
-from openruntime_jupyter.runtime.storage import retention as sweeping
-from openruntime_jupyter.runtime.storage.bulk_writes import write_all, write_new
+from openruntime_jupyter.runtime.storage import queries, retention, rows
 from openruntime_jupyter.runtime.storage.connection import HistoryFile
-from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsWriteBehind, read
-from openruntime_jupyter.runtime.storage.rows import record_of, take_over, write_or_raise
+from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsWriteBehind, read, window
+from openruntime_jupyter.runtime.storage.rows import Payload, TaskRecord, now_micros, record_of
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
-from openruntime_jupyter.runtime.storage.write_behind import Describe, WriteBehind, now_micros
 from openruntime_jupyter.runtime.storage.writer import Job, Outcome, Reader, Writer, resolve, settle
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
@@ -40,8 +39,18 @@ READ_AFTER_SECONDS = 2.0
 MOST_LISTED = 10_000
 VOLATILE_TASKS = 10_000
 """Finished tasks kept in memory if no file can be used."""
+DELAY_SECONDS = 0.05
+RETRY_SECONDS = 1.0
+MOST_RECORDS = 500
+"""Tasks described in one loop iteration, which takes a few milliseconds."""
+SMALL_PAYLOAD = 4096
+"""Largest payload in bytes that is written together with others."""
+MOST_BATCHES = 4
+"""Batches in flight at once. If the disk is slow, further items stay in the buffer, where newer versions replace older ones."""
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Describe = Callable[[], Task]
 
 
 class History:
@@ -114,20 +123,21 @@ class History:
         A runtime calls it periodically; otherwise the tasks of a dead kernel would stay listed as running.
         """
         self._check_open()
-        tasks = await self._write(partial(self._take_over, is_alive=self._is_alive))
+        tasks = await self._write(
+            partial(self._take_over, is_alive=lambda runtime: runtime == self._me or locks.is_alive(self._runtimes, runtime))
+        )
         self._behind.known.update(task.task_id for task in tasks)
         return tasks
 
     def _take_over(self, connection: sqlite3.Connection, is_alive: Callable[[str], bool]) -> list[Task]:
         if self._file.volatile:
             return []
-        return take_over(connection, self._me, self._settings.embedded, is_alive, time.time())
-
-    def _is_alive(self, runtime: str) -> bool:
-        return runtime == self._me or locks.is_alive(self._runtimes, runtime)
+        return rows.take_over(connection, self._me, self._settings.embedded, is_alive, time.time())
 
     def _is_other_alive(self, runtime: str) -> bool:
         return runtime != self._me and locks.is_alive(self._runtimes, runtime)
+
+    # Writes
 
     async def commit(self, task: Task) -> None:
         """Write the task with its pending output and payload, and return when they are on disk.
@@ -135,13 +145,11 @@ class History:
         Raises `StorageUnavailable` if the write fails, and `TaskConflict` if this runtime may not change the row: another runtime has
         taken the task over, it was purged, or it already has another final state.
         """
-        self._check_open()
-        if self._refusal is not None:
-            raise StorageUnavailable(self._refusal, retry_after=3600.0)
-        record = record_of(task, self._me, self._settings.embedded)
+        self._check_writable()
+        record = self._record(task)
         known = task.task_id in self._behind.known
         before = self._behind.attachment_jobs(task.task_id)
-        await self._write(lambda connection: write_or_raise(connection, record, known), before)
+        await self._write(lambda connection: rows.write_or_raise(connection, record, known), before)
         self._behind.remember([record])
 
     async def commit_new(self, task: Task, key: tuple[str, str, str]) -> tuple[str, str] | None:
@@ -149,11 +157,9 @@ class History:
 
         If the key already belongs to a task, write nothing and return its id and fingerprint. Raises the errors of `commit`.
         """
-        self._check_open()
-        if self._refusal is not None:
-            raise StorageUnavailable(self._refusal, retry_after=3600.0)
-        record = record_of(task, self._me, self._settings.embedded)
-        earlier = await self._write(lambda connection: write_new(connection, record, key, now_micros()))
+        self._check_writable()
+        record = self._record(task)
+        earlier = await self._write(lambda connection: queries.write_new(connection, record, key, now_micros()))
         if earlier is None:
             self._behind.remember([record])
         return earlier
@@ -164,13 +170,15 @@ class History:
         `key` is (owner, idempotency key, fingerprint) and is stored for the first task. Raises `StorageUnavailable` if the write fails,
         and `TaskConflict` if the key belongs to other tasks; nothing is written then.
         """
-        self._check_open()
-        if self._refusal is not None:
-            raise StorageUnavailable(self._refusal, retry_after=3600.0)
-        describe = partial(record_of, runtime=self._me, embedded=self._settings.embedded)
-        written = await self._write(lambda connection: write_all(connection, [describe(task) for task in tasks], key, now_micros()))
+        self._check_writable()
+        written = await self._write(
+            lambda connection: queries.write_all(connection, [self._record(task) for task in tasks], key, now_micros())
+        )
         self._behind.remember(written)
         return {task.task_id for task in tasks}.difference(record.id for record in written)
+
+    def _record(self, task: Task) -> TaskRecord:
+        return record_of(task, self._me, self._settings.embedded)
 
     def write_behind(self, task_id: str, describe: Describe) -> None:
         """Write the task as `describe()` returns it within 50 ms; never raises, and retries while the disk fails."""
@@ -191,6 +199,32 @@ class History:
             raise ValueError(f"{data} is not in {self._payload_folder}")
         if not self._closed:
             self._behind.add(self._behind.payloads, task_id, (encoding, data))
+
+    def put_metrics(self, buckets: Buckets) -> None:
+        """Add these to the metrics of this runtime soon; buckets of a failed write are written with the next ones. Never raises."""
+        if not self._closed:
+            self._metrics.add(buckets)
+
+    async def delete(self, task_id: str) -> None:
+        """Delete a task, its output and payload; unknown ids are ignored. Raises `TaskConflict` if the task is not finished."""
+        files = await self.change(lambda connection: queries.delete(connection, task_id))
+        self._behind.drop(task_id)
+        await self._remove(files)
+
+    async def change(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Run `work` on the writer's thread after flushing pending writes; its changes are on disk when this returns."""
+        self._check_open()
+        await self._flush()
+        return await self._write(work)
+
+    async def remember_key(self, owner: str | None, key: str, task_id: str | None, fingerprint: str = "") -> tuple[str, str] | None:
+        """Store an idempotency key for a day, or return the (task id, fingerprint) it belongs to; with None as `task_id` only look."""
+        self._check_open()
+        return await self._write(
+            lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
+        )
+
+    # Reads
 
     async def get(self, task_id: str) -> Task | None:
         """Return the current task with its parameters, or None if it is unknown. Raises `StorageUnavailable` if reading fails."""
@@ -242,18 +276,6 @@ class History:
         """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is the number in this one."""
         return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, here, limit, offset))
 
-    async def look(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Run `work`, which must not write, on the reader's thread after flushing pending writes, and return its result."""
-        self._check_open()
-        if self._problem is None:
-            await self._behind.flush(READ_AFTER_SECONDS)
-        return await self._read(work)
-
-    def put_metrics(self, buckets: Buckets) -> None:
-        """Add these to the metrics of this runtime soon; buckets of a failed write are written with the next ones. Never raises."""
-        if not self._closed:
-            self._metrics.add(buckets)
-
     async def metrics(
         self, start: float, end: float, points: int, runtime: str | None = None, now: float | None = None, *, sampled_only: bool = False
     ) -> MetricColumns:
@@ -265,29 +287,17 @@ class History:
         """
         self._check_open()
         wanted = window(start, end, points, time.time() if now is None else now)
-        await self._metrics.flush(READ_AFTER_SECONDS)
+        await self._flush()
         return await self._read(lambda connection: read(connection, wanted, runtime, sampled_only))
 
-    async def delete(self, task_id: str) -> None:
-        """Delete a task, its output and payload; unknown ids are ignored. Raises `TaskConflict` if the task is not finished."""
+    async def look(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Run `work`, which must not write, on the reader's thread after flushing pending writes, and return its result."""
         self._check_open()
-        await self._behind.flush(READ_AFTER_SECONDS)
-        files = await self._write(lambda connection: queries.delete(connection, task_id))
-        self._behind.drop(task_id)
-        await self._remove(files)
+        if self._problem is None:
+            await self._flush()
+        return await self._read(work)
 
-    async def change(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Run `work` on the writer's thread after flushing pending writes; its changes are on disk when this returns."""
-        self._check_open()
-        await self._behind.flush(READ_AFTER_SECONDS)
-        return await self._write(work)
-
-    async def remember_key(self, owner: str | None, key: str, task_id: str | None, fingerprint: str = "") -> tuple[str, str] | None:
-        """Store an idempotency key for a day, or return the (task id, fingerprint) it belongs to; with None as `task_id` only look."""
-        self._check_open()
-        return await self._write(
-            lambda connection: queries.remember_key(connection, owner or "", key, task_id, fingerprint, self._me, now_micros())
-        )
+    # Retention
 
     async def sweep(self) -> int:
         """Delete finished tasks that exceed the retention settings, and files that no task references. Return the number of tasks."""
@@ -296,34 +306,33 @@ class History:
         most = settings.retention_tasks
         if self._file.volatile:
             most = min(most or VOLATILE_TASKS, VOLATILE_TASKS)
-        since = now - round(settings.retention_days * sweeping.DAY) if settings.retention_days else 0
-        limits = sweeping.Limits(since, most, settings.retention_payload_bytes)
+        since = now - round(settings.retention_days * retention.DAY) if settings.retention_days else 0
+        limits = retention.Limits(since, most, settings.retention_payload_bytes)
         deleted = 0
         while True:
-            number, files = await self._write(lambda connection: sweeping.step(connection, limits))
+            number, files = await self._write(lambda connection: retention.delete_expired(connection, limits))
             await self._remove(files)
             deleted += number
             if not number:
                 break
-        await self._write(lambda connection: sweeping.forget(connection, now))
+        await self._write(lambda connection: retention.expire_keys(connection, now))
         for table in ("outputs", "payloads"):
-            await self._sweep_orphans(table, now)
-        await self._remove(await self._read(lambda connection: sweeping.strays(connection, self._payload_folder, now)))
-        while await self._write(sweeping.give_back):
+            after: str | None = ""
+            while after is not None:
+                lone, after = await self._read(partial(retention.orphans, table=table, after=after))
+                if lone:
+                    await self._write(partial(retention.remove_orphans, table=table, ids=lone, now=now))
+        await self._remove(await self._read(lambda connection: retention.unreferenced_files(connection, self._payload_folder, now)))
+        while await self._write(retention.vacuum):
             pass
         return deleted
-
-    async def _sweep_orphans(self, table: str, now: int) -> None:
-        after: str | None = ""
-        while after is not None:
-            lone, after = await self._read(partial(sweeping.orphans, table=table, after=after))
-            if lone:
-                await self._write(partial(sweeping.remove_orphans, table=table, ids=lone, now=now))
 
     async def _remove(self, files: list[str]) -> None:
         if files:
             # In the reader's thread, because removing a large file takes a while.
-            await self._read(lambda connection: sweeping.remove_files(self._payload_folder, files))
+            await self._read(lambda connection: retention.remove_files(self._payload_folder, files))
+
+    # Threads
 
     async def close(self, deadline: float = 5.0) -> None:
         """Flush pending writes, stop the threads and release the runtime lock within `deadline` seconds; never raises.
@@ -333,9 +342,7 @@ class History:
         if self._closed:
             return
         until = time.monotonic() + deadline
-        self._behind.stop()
-        await self._behind.flush(deadline)
-        await self._metrics.flush(max(0.0, until - time.monotonic()))
+        await self._flush(deadline)
         self._closed = True
         self._behind.stop()
         self._post()
@@ -354,9 +361,21 @@ class History:
         if self._closed:
             raise Stopping("The history is closed because its runtime has stopped")
 
-    async def _write(self, work: Callable[[sqlite3.Connection], Answer], before: list[Job] | None = None) -> Answer:
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._refusal is not None:
+            raise StorageUnavailable(self._refusal, retry_after=3600.0)
+
+    async def _flush(self, seconds: float = READ_AFTER_SECONDS) -> None:
+        """Write everything that waits, and wait up to `seconds` until each write has succeeded or failed."""
+        await self._behind.submit_all()
+        if self._behind.in_flight or self._metrics.in_flight:
+            with contextlib.suppress(StorageUnavailable, Stopping, asyncio.TimeoutError):
+                await asyncio.wait_for(self._write(_barrier), seconds)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], Answer], before: Sequence[Job] = ()) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._submit([*(before or ()), Job(work, partial(resolve, future))])
+        self._submit([*before, Job(work, partial(resolve, future))])
         return await future
 
     async def _read(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
@@ -399,7 +418,8 @@ class History:
         if failed is not None:
             self._fail(failed)
         settle(outcomes)
-        if failed is None and self._problem is not None and not self._behind.refused:
+        wrote = failed is None and any(job.work is not _barrier for job, _, _ in outcomes)
+        if wrote and self._problem is not None and not self._behind.refused:
             self._problem = None
             log.info("Writing the history works again")
         if self._problem is not None and self._loop is not None and not self._closed:
@@ -413,3 +433,200 @@ class History:
             self._refusal = str(error)
         else:
             self._problem = str(error)
+
+
+def _barrier(connection: sqlite3.Connection) -> None:
+    """Do nothing. The writer runs jobs in order, so this one ends after all earlier ones; its success does not show that writing works."""
+
+
+class PendingWrites(Generic[Item]):
+    """Items of one type that are not on disk yet, by task."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, Item] = {}
+        self.in_flight: list[dict[str, Item]] = []
+        self.refused: set[str] = set()
+        """Tasks whose last write failed."""
+
+    def find(self, task_id: str) -> Item | None:
+        """Return the newest version that is not on disk yet, or None."""
+        for items in (self.waiting, *reversed(self.in_flight)):
+            if task_id in items:
+                return items[task_id]
+        return None
+
+    def take(self, most: int | None = None) -> dict[str, Item]:
+        """Remove and return the oldest waiting items, at most `most`."""
+        taken = dict(islice(self.waiting.items(), most))
+        for task_id in taken:
+            del self.waiting[task_id]
+        return taken
+
+    def committed(self, batch: dict[str, Item], *, kept: bool) -> None:
+        """End a batch. If the write failed, its items wait again, unless a newer version already does."""
+        self.in_flight = [other for other in self.in_flight if other is not batch]
+        if kept:
+            self.refused.difference_update(batch)
+        else:
+            self.refused.update(batch)
+            self.waiting = {**batch, **self.waiting}
+
+    def drop(self, task_id: str) -> None:
+        """Discard all items of a task."""
+        for items in (self.waiting, *self.in_flight):
+            items.pop(task_id, None)
+        self.refused.discard(task_id)
+
+
+class WriteBehind:
+    """Write-behind buffer: the newest record, output and payload of each task, kept until they are on disk.
+
+    It runs on the loop and passes jobs to `submit`; failed writes are retried every second. `known` holds the unfinished tasks that
+    have a row on disk. `failing()` returns whether writing fails now.
+    """
+
+    def __init__(self, runtime: str, embedded: bool, submit: Callable[[list[Job]], None], failing: Callable[[], bool]) -> None:
+        self.records: PendingWrites[Describe] = PendingWrites()
+        self.outputs: PendingWrites[TaskOutput] = PendingWrites()
+        self.payloads: PendingWrites[Payload] = PendingWrites()
+        self.known: set[str] = set()
+        self._all: tuple[PendingWrites[Any], ...] = (self.records, self.outputs, self.payloads)
+        self._runtime = runtime
+        self._embedded = embedded
+        self._submit = submit
+        self._failing = failing
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Number of items that are not submitted yet."""
+        return sum(len(pending.waiting) for pending in self._all)
+
+    @property
+    def in_flight(self) -> int:
+        """Number of submitted batches whose write has not ended."""
+        return sum(len(pending.in_flight) for pending in self._all)
+
+    @property
+    def refused(self) -> bool:
+        """True if any item's last write failed."""
+        return any(pending.refused for pending in self._all)
+
+    def add(self, pending: PendingWrites[Item], task_id: str, item: Item) -> None:
+        """Write `item` soon, in place of an older one of the same task."""
+        pending.waiting[task_id] = item
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Schedule the next write: soon or, while writing fails, within a second."""
+        if self._timer is None:
+            many = len(self.records.waiting) >= MOST_RECORDS
+            delay = RETRY_SECONDS if self._failing() else 0.0 if many else DELAY_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
+
+    def stop(self) -> None:
+        """Cancel the scheduled write."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def drop(self, task_id: str) -> None:
+        """Discard everything about a deleted task."""
+        for pending in self._all:
+            pending.drop(task_id)
+        self.known.discard(task_id)
+
+    def remember(self, records: Iterable[TaskRecord]) -> None:
+        """Update `known` from records that were written."""
+        for record in records:
+            if record.finished is not None:
+                self.known.discard(record.id)
+            else:
+                self.known.add(record.id)
+
+    def attachment_jobs(self, task_id: str) -> list[Job]:
+        """Return the jobs for a task's output and payload, which must be on disk no later than its final record."""
+        jobs = []
+        if task_id in self.payloads.waiting:
+            jobs.append(self._batch(self.payloads, {task_id: self.payloads.waiting.pop(task_id)}, rows.write_payloads))
+        if task_id in self.outputs.waiting:
+            jobs.append(self._batch(self.outputs, {task_id: self.outputs.waiting.pop(task_id)}, rows.write_outputs))
+        return jobs
+
+    async def submit_all(self) -> None:
+        """Submit everything that waits, in several loop iterations if there are many records."""
+        for _ in range(1 + len(self.records.waiting) // MOST_RECORDS):
+            self._submit_waiting()
+            await asyncio.sleep(0)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._failing():
+            self._touch_files()
+            if not self.waiting:
+                self._submit([Job(rows.probe, lambda result, error: None)])
+        if self.in_flight >= MOST_BATCHES:
+            # The first batch that ends schedules the next write.
+            return
+        self._submit_waiting()
+        if self._failing() or self.waiting:
+            self.schedule()
+
+    def _submit_waiting(self) -> None:
+        """Submit all payloads and outputs, then up to `MOST_RECORDS` records, which must not be on disk before them."""
+        jobs = [self._batch(self.payloads, some, rows.write_payloads) for some in _parted(self.payloads.take())]
+        if outputs := self.outputs.take():
+            jobs.append(self._batch(self.outputs, outputs, rows.write_outputs))
+        described: dict[str, Describe] = {}
+        tasks: list[tuple[Task, bool]] = []
+        for task_id, describe in self.records.take(MOST_RECORDS).items():
+            try:
+                tasks.append((describe(), task_id in self.known))
+            except Exception:
+                log.exception("Cannot write the record of %s: describing it failed", task_id)
+            else:
+                described[task_id] = describe
+        if described:
+            jobs.append(self._batch(self.records, described, lambda connection, _: self._write_records(connection, tasks)))
+        if jobs:
+            self._submit(jobs)
+
+    def _write_records(self, connection: sqlite3.Connection, tasks: list[tuple[Task, bool]]) -> list[TaskRecord]:
+        records = []
+        for task, known in tasks:
+            with rows.DataErrorLog(task.task_id):
+                records.append((record_of(task, self._runtime, self._embedded), known))
+        return rows.write_records(connection, records)
+
+    def _batch(
+        self, pending: PendingWrites[Item], items: dict[str, Item], work: Callable[[sqlite3.Connection, dict[str, Item]], Any]
+    ) -> Job:
+        """Return a job that writes `items`; they wait again if it fails."""
+        # `drop` changes this copy; the writer thread uses the other.
+        batch = dict(items)
+        pending.in_flight.append(batch)
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if error is not None and not isinstance(error, StorageUnavailable):
+                log.error("Buffered records are lost: writing them failed", exc_info=error)
+            pending.committed(batch, kept=not isinstance(error, StorageUnavailable))
+            if error is None and isinstance(result, list):
+                self.remember(result)
+            if self.waiting or self._failing():
+                self.schedule()
+
+        return Job(lambda connection: work(connection, items), done)
+
+    def _touch_files(self) -> None:
+        # Otherwise another runtime's sweep would delete a payload as an orphan after the disk was full for an hour.
+        for _, data in self.payloads.waiting.values():
+            if isinstance(data, Path):
+                with contextlib.suppress(OSError):
+                    os.utime(data)
+
+
+def _parted(payloads: dict[str, Payload]) -> list[dict[str, Payload]]:
+    """Group small payloads, and put each large one in a group alone, so that a full disk fails only that one."""
+    small = {task_id: item for task_id, item in payloads.items() if isinstance(item[1], bytes) and len(item[1]) <= SMALL_PAYLOAD}
+    large = [{task_id: item} for task_id, item in payloads.items() if task_id not in small]
+    return [small, *large] if small else large

@@ -107,6 +107,12 @@ class DatabaseThread(ABC):
             jobs = jobs + more
         return jobs, False
 
+    def _heal(self, error: Exception) -> None:
+        """Close the connection that found damage, and move the file aside if a new connection finds it as well."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._file.heal(connection, error)
+
     def disconnect(self) -> None:
         """Close the connection; must run in this thread."""
         connection, self._connection = self._connection, None
@@ -121,20 +127,19 @@ class Writer(DatabaseThread):
     def __init__(self, file: HistoryFile, prepare: Callable[[], None], deliver: Deliver) -> None:
         super().__init__("openruntime-history-writer", file, deliver)
         self._prepare = prepare
-        self._page_bound = 0
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Run all jobs in one transaction. If one of them causes an error, run each alone, so that the others succeed."""
         try:
-            return self._together(jobs)
+            return self._run_group(jobs)
         except Exception as error:
-            return self._after(error, jobs)
+            return self._recover(error, jobs)
 
-    def _after(self, error: Exception, jobs: list[Job]) -> list[Outcome]:
+    def _recover(self, error: Exception, jobs: list[Job]) -> list[Outcome]:
         if is_damage(error):
             try:
                 self._heal(error)
-                return self._together(jobs)
+                return self._run_group(jobs)
             except Exception as again:
                 error = again
         outside = is_storage(error) and not is_full(error)
@@ -145,7 +150,7 @@ class Writer(DatabaseThread):
             return [(job, None, raised) for job in jobs]
         return [outcome for job in jobs for outcome in self.run([job])]
 
-    def _together(self, jobs: list[Job]) -> list[Outcome]:
+    def _run_group(self, jobs: list[Job]) -> list[Outcome]:
         while True:
             connection = self._connected()
             outcomes = self._transaction(connection, jobs)
@@ -159,10 +164,6 @@ class Writer(DatabaseThread):
         if self._connection is None:
             self._prepare()
             self._connection = self._file.connect()
-            self._page_bound = 0
-        if self._page_bound != self._file.page_bound:
-            self._file.bound(self._connection)
-            self._page_bound = self._file.page_bound
         return self._connection
 
     def _transaction(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
@@ -179,12 +180,6 @@ class Writer(DatabaseThread):
                     connection.execute("ROLLBACK")
             raise
         return outcomes
-
-    def _heal(self, error: Exception) -> None:
-        assert isinstance(error, sqlite3.Error)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._file.heal(connection, error)
 
 
 class Reader(DatabaseThread):
@@ -205,6 +200,8 @@ class Reader(DatabaseThread):
                 if not is_damage(error):
                     raise
                 self._heal(error)
+                # The writer creates the new file at its next write; the reader needs it now.
+                self._file.connect().close()
                 return self._snapshot(job)
             except Exception as again:
                 self.disconnect()
@@ -221,14 +218,6 @@ class Reader(DatabaseThread):
         finally:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-
-    def _heal(self, error: Exception) -> None:
-        assert isinstance(error, sqlite3.Error)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._file.heal(connection, error)
-            # The writer creates the new file at its next write; the reader needs it now.
-            self._file.connect().close()
 
 
 def _outcome(connection: sqlite3.Connection, job: Job) -> Outcome:

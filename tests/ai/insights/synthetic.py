@@ -12,8 +12,7 @@ from typing import Any
 from openruntime_jupyter.ai.insights.dataset import Dataset, Environment, gather
 from openruntime_jupyter.ai.insights.finding import FindingDraft
 from openruntime_jupyter.ai.insights.report import drafts_of, name_tasks
-from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS
-from openruntime_jupyter.runtime.metrics.rollup import Ledger
+from openruntime_jupyter.runtime.metrics.counters import ENDED_AS, Ledger
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.base import epoch, iso
@@ -116,13 +115,13 @@ class Story:
         for number in range(int(self.spans * self.span / step)):
             # One second per sample, with the value of its point: a week would be 600,000 seconds.
             at = self.now - number * step
-            ledger.lasted({name: course(at) for name, course in self.courses.items()}, at, 1.0)
+            ledger.add_interval({name: course(at) for name, course in self.courses.items()}, at, 1.0)
         for task in self.tasks:
-            ledger.happened({ENDED_AS[task.status]: 1.0, "run_time": task.execution_time or 0.0}, _seconds(task.finished_at))
+            ledger.add_event({ENDED_AS[task.status]: 1.0, "run_time": task.execution_time or 0.0}, _seconds(task.finished_at))
         history.put_metrics(ledger.take())
         for first in range(0, len(self.tasks), 1000):
             await history.commit_all(self.tasks[first : first + 1000])
-        await history._metrics.flush(60)
+        await history._flush(60)
         await until(lambda: not history._behind.waiting, 60, "the history's writing")
 
 

@@ -12,7 +12,7 @@ from openruntime_jupyter.ai.insights.report import insights
 from openruntime_jupyter.ai.insights.rewriting import Choose, Rewriter
 from openruntime_jupyter.ai.number_check import figures_of
 from openruntime_jupyter.errors import Stopping
-from openruntime_jupyter.runtime.metrics.definitions import FIGURES
+from openruntime_jupyter.runtime.metrics.counters import METRICS
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.system import Metrics
 from tests.ai.insights.synthetic import planted
@@ -36,7 +36,7 @@ async def test_response_has_text_findings_and_marks(tmp_path: Path) -> None:
         assert finding.advice is None or finding.advice in answer.insights
     assert isinstance(answer.metrics, Metrics)
     assert (answer.worded_by, answer.notice, answer.basis.enough) == ("none", None, True)
-    assert set(answer.data.series) == {figure.name for figure in FIGURES}
+    assert set(answer.data.series) == {figure.name for figure in METRICS}
     assert {"burst", "leak", "peak"} <= {mark.kind for mark in answer.data.marks}
     for mark in answer.data.marks:
         finding = answer.findings[mark.finding - 1]

@@ -1,4 +1,4 @@
-"""Fake of the IOKit and CoreFoundation functions that `iokit.py` declares, with reference counts.
+"""Fake of the IOKit and CoreFoundation functions that `apple.py` declares, with reference counts.
 
 The numbers come from recorded driver statistics; see `RECORDED`.
 """
@@ -9,7 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from openruntime_jupyter.runtime.metrics.gpu import iokit
+from openruntime_jupyter.runtime.metrics.gpu import apple
 
 # As `ioreg -r -d 1 -w 0 -c IOAccelerator` printed PerformanceStatistics on an M3 Pro and on an M1 Pro, published in the tests of
 # open-source monitors.
@@ -17,21 +17,13 @@ RECORDED = {
     "M3 Pro": {
         "In use system memory (driver)": 0,
         "Alloc system memory": 16749051904,
-        "Tiler Utilization %": 7,
-        "recoveryCount": 0,
-        "lastRecoveryTime": 0,
         "Renderer Utilization %": 11,
-        "TiledSceneBytes": 1441792,
         "Device Utilization %": 16,
-        "SplitSceneCount": 0,
-        "Allocated PB Size": 89915392,
         "In use system memory": 568164352,
     },
     "M1 Pro": {
         "In use system memory (driver)": 0,
         "Alloc system memory": 14511046656,
-        "Tiler Utilization %": 34,
-        "recoveryCount": 0,
         "Renderer Utilization %": 34,
         "Device Utilization %": 34,
         "In use system memory": 7688503296,
@@ -55,7 +47,7 @@ class Mac:
         self.owned: Counter[int] = Counter()
         self.ports: Counter[int] = Counter()
         self.queue: list[int] = []
-        names = {*iokit.IOKIT, *iokit.CORE_FOUNDATION}
+        names = {*apple.IOKIT, *apple.CORE_FOUNDATION}
         # Only declared functions can be called: pointers of undeclared ones would be truncated on a real Mac.
         functions = {name: getattr(self, name) for name in names}
         self.libraries = SimpleNamespace(**functions), SimpleNamespace(**functions)

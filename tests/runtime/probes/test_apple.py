@@ -7,10 +7,9 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu import iokit
-from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe
+from openruntime_jupyter.runtime.metrics.gpu import apple
+from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe, Registry
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable
-from openruntime_jupyter.runtime.metrics.gpu.iokit import Registry
 from tests.runtime.probes.fake_iokit import RECORDED, TOO_LARGE, Mac
 
 GPU = Gpu("device_0", 0, "Apple M3 Pro", ("metal", "mlx", "unified_memory"))
@@ -110,7 +109,7 @@ def test_nothing_is_loaded_except_on_macos(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_framework_load_error_names_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(iokit, "FRAMEWORK", "/nowhere/{0}")
+    monkeypatch.setattr(apple, "FRAMEWORK", "/nowhere/{0}")
     with pytest.raises(ProbeUnavailable, match="/nowhere/IOKit"):
         Registry()
 

@@ -12,65 +12,42 @@ def busy(percent: float | None, gpu: str = "device_0") -> dict[str, GpuFigures]:
     return {gpu: GpuFigures(utilization=percent)}
 
 
-def later(seconds: float) -> float:
-    return time.monotonic() + seconds
+def feed(meters: Meters, figures: dict[str, GpuFigures], seconds: float) -> None:
+    """Feed a sample that is taken so many seconds from now."""
+    meters.feed(figures, time.monotonic() + seconds)
 
 
-def test_meter_returns_mean_of_samples_during_run() -> None:
+@pytest.mark.parametrize(
+    ("samples", "mean"),
+    [
+        ([(2.0, busy(80.0)), (3.0, busy(90.0)), (4.0, busy(95.5))], 88.5),
+        ([(2.0, busy(0.0))], 0.0),
+        ([(-5.0, busy(100.0)), (SETTLE_SECONDS / 2, busy(100.0))], None),
+        ([(SETTLE_SECONDS / 2, busy(100.0)), (SETTLE_SECONDS + 0.1, busy(40.0))], 40.0),
+        ([(2.0, {}), (3.0, busy(None)), (4.0, {"device_0": NOTHING}), (5.0, busy(50.0, "device_1"))], None),
+    ],
+)
+def test_meter_returns_mean_of_its_gpus_samples_during_run(samples: list[tuple[float, dict[str, GpuFigures]]], mean: float | None) -> None:
     meters = Meters()
     meters.begin("a", "device_0")
-    for second, percent in ((2.0, 80.0), (3.0, 90.0), (4.0, 95.5)):
-        meters.feed(busy(percent), later(second))
-    assert meters.end("a") == 88.5
-
-
-def test_sample_window_before_start_is_ignored() -> None:
-    meters = Meters()
-    meters.begin("a", "device_0")
-    meters.feed(busy(100.0), later(-5.0))
-    meters.feed(busy(100.0), later(SETTLE_SECONDS / 2))
-    assert meters.end("a") is None
-    meters.begin("a", "device_0")
-    meters.feed(busy(100.0), later(SETTLE_SECONDS / 2))
-    meters.feed(busy(40.0), later(SETTLE_SECONDS + 0.1))
-    assert meters.end("a") == 40.0
-
-
-def test_idle_gpu_is_0_not_none() -> None:
-    meters = Meters()
-    meters.begin("a", "device_0")
-    meters.feed(busy(0.0), later(2.0))
-    assert meters.end("a") == 0.0
-
-
-@pytest.mark.parametrize("figures", [{}, busy(None), {"device_0": NOTHING}, busy(50.0, "device_1")])
-def test_meter_without_samples_of_its_gpu_is_none(figures: dict[str, GpuFigures]) -> None:
-    meters = Meters()
-    meters.begin("a", "device_0")
-    meters.feed(figures, later(2.0))
-    assert meters.end("a") is None
+    for seconds, figures in samples:
+        feed(meters, figures, seconds)
+    assert meters.end("a") == mean
 
 
 def test_only_tasks_that_shared_a_gpu_get_none() -> None:
     meters = Meters()
     meters.begin("first", "device_0")
     meters.begin("beside", "device_1")
-    meters.feed({**busy(70.0), **busy(30.0, "device_1")}, later(2.0))
+    feed(meters, {**busy(70.0), **busy(30.0, "device_1")}, 2.0)
     meters.begin("second", "device_0")
     assert meters.end("second") is None
-    meters.feed({**busy(70.0), **busy(30.0, "device_1")}, later(3.0))
+    feed(meters, {**busy(70.0), **busy(30.0, "device_1")}, 3.0)
     assert meters.end("first") is None
     assert meters.end("beside") == 30.0
-
-
-def test_unknown_and_ended_meters_are_none() -> None:
-    meters = Meters()
     assert meters.end("never") is None
     assert not meters.busy
-    meters.begin("a", "device_0")
+    meters.begin("alone", "device_0")
     assert meters.busy
-    meters.end("a")
-    assert not meters.busy
-    meters.begin("b", "device_0")
-    meters.feed(busy(60.0), later(2.0))
-    assert meters.end("b") == 60.0, "it was alone: a had ended"
+    feed(meters, busy(60.0), 2.0)
+    assert meters.end("alone") == 60.0

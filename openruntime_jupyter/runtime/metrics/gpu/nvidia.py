@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable, percent
-from openruntime_jupyter.runtime.metrics.gpu.cuda_order import Candidate, NvmlGpus, match, visible
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +20,15 @@ ADVICE = {
     "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the driver was updated while it ran: restart the machine",
     "NVML_ERROR_NO_PERMISSION": "this user has no permission for /dev/nvidiactl",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A GPU or MIG device of NVML; name and UUID are None if NVML does not report them."""
+
+    handle: Any
+    name: str | None
+    uuid: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +102,29 @@ class NvidiaProbe:
                 log.info("NVML cannot read the %s of a GPU: %s", what, problem)
             return None
 
+    # Matching: NVML lists all GPUs in PCI bus order, CUDA the visible ones in its own order.
+
     def _find(self, gpus: Sequence[Gpu], environment: Mapping[str, str]) -> dict[str, _Device]:
-        machine = self._machine()
-        places = visible(machine, environment.get("CUDA_VISIBLE_DEVICES"), self._by_uuid)
-        chosen = match(gpus, places, machine, environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID")
-        devices = {key: self._device(candidate.handle) for key, candidate in chosen.items()}
+        """Return the certain matches by `Gpu.key`. Uncertain ones are omitted, because metrics of the wrong GPU are worse than none."""
+        candidates, countable = self._candidates()
+        listed = self._visible(candidates, environment.get("CUDA_VISIBLE_DEVICES"))
+        names = [candidate.name for candidate in candidates]
+        alike = len(names) == 1 or (len(set(names)) == 1 and None not in names)
+        # Without PCI_BUS_ID, CUDA puts the fastest GPU first, so that only equal or unique names are certain.
+        same_order = countable and (environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or alike)
+        devices: dict[str, _Device | None] = {}
+        for gpu in gpus:
+            if gpu.index >= len(listed):
+                continue
+            candidate, certain = listed[gpu.index]
+            if certain or same_order:
+                devices[gpu.key] = self._device(candidate.handle)
+            elif countable and names.count(gpu.name) == 1:
+                devices[gpu.key] = self._device(candidates[names.index(gpu.name)].handle)
         return {key: device for key, device in devices.items() if device is not None}
 
-    def _machine(self) -> NvmlGpus:
+    def _candidates(self) -> tuple[list[Candidate], bool]:
+        """Return NVML's GPUs in order, and whether CUDA lists the same ones, so that indices can be compared."""
         nvml = self._nvml
         gpus: list[Candidate] = []
         countable = True
@@ -116,16 +139,35 @@ class NvidiaProbe:
                 gpus.append(self._candidate(handle))
         # Which of several GPUs CUDA lists if one is partitioned is undocumented.
         parted = len(gpus) > 1 and any(self._is_parted(gpu.handle) for gpu in gpus)
-        return NvmlGpus(tuple(gpus), countable and not parted)
+        return gpus, countable and not parted
+
+    def _visible(self, candidates: list[Candidate], setting: str | None) -> list[tuple[Candidate, bool]]:
+        """Return CUDA's device list for a value of `CUDA_VISIBLE_DEVICES`; True for a UUID, which does not depend on the order.
+
+        The value lists indices or UUIDs, which may be abbreviated. Like CUDA, ignore everything from the first unknown entry on.
+        """
+        if setting is None:
+            return [(candidate, False) for candidate in candidates]
+        found: list[tuple[Candidate, bool]] = []
+        for entry in (part.strip() for part in setting.split(",")):
+            by_number = entry.isdecimal() and int(entry) < len(candidates)
+            candidate = candidates[int(entry)] if by_number else self._named(entry, candidates)
+            if candidate is None:
+                break
+            found.append((candidate, not by_number))
+        return found
+
+    def _named(self, entry: str, candidates: list[Candidate]) -> Candidate | None:
+        if entry.startswith("MIG-"):
+            handle = self._try(f"handle of {entry}", self._nvml.nvmlDeviceGetHandleByUUID, entry)
+            return self._candidate(handle) if handle is not None else None
+        matching = [candidate for candidate in candidates if entry.startswith("GPU-") and (candidate.uuid or "").startswith(entry)]
+        return matching[0] if len(matching) == 1 else None
 
     def _candidate(self, handle: Any) -> Candidate:
         name = self._try("name", self._nvml.nvmlDeviceGetName, handle)
         uuid = self._try("UUID", self._nvml.nvmlDeviceGetUUID, handle)
         return Candidate(handle, name, uuid)
-
-    def _by_uuid(self, uuid: str) -> Candidate | None:
-        handle = self._try(f"handle of {uuid}", self._nvml.nvmlDeviceGetHandleByUUID, uuid)
-        return self._candidate(handle) if handle is not None else None
 
     def _is_parted(self, handle: Any) -> bool:
         """Return whether the GPU is in MIG mode; False if the GPU or the driver does not support MIG."""

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.storage import write_behind
+from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS
 from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.runtime.history_support import make_task, moved, states, until
+from tests.runtime.history_support import fill_disk, make_task, moved, states, until
 
 TASKS = 4
 STEPS = st.one_of(
@@ -67,8 +67,8 @@ class Story:
                     tasks, total, _ = await self.history.page(TASKS)
                     assert total == len(tasks) <= len(states(self.folder))
                 else:
-                    self.history._file.page_bound = 1 if kind == "fill" else 0
-            self.history._file.page_bound = 0
+                    fill_disk(self.history, kind == "fill")
+            fill_disk(self.history, False)
             wanted = {self.tasks[index].task_id: str(self.tasks[index].status) for index in self.begun}
             await until(lambda: states(self.folder) == wanted, 5.0, f"{wanted} on disk, which has {states(self.folder)}")
             await until(lambda: self.history.problem is None, 5.0, "the problem's end")
@@ -82,7 +82,7 @@ def test_newest_states_reach_disk_and_acknowledged_ones_stay(
     monkeypatch: pytest.MonkeyPatch,
     steps: list[tuple],  # type: ignore[type-arg]
 ) -> None:
-    monkeypatch.setattr(write_behind, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(write_behind, "DELAY_SECONDS", 0.002)
+    monkeypatch.setattr(store, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(store, "DELAY_SECONDS", 0.002)
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(Story(Path(folder)).run(steps))

@@ -17,7 +17,7 @@ from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.system import Metrics, MetricsHistory
 from tests.runtime.history_support import opened, rows
-from tests.runtime.test_tally import Clocks
+from tests.runtime.test_counters import Clocks
 from tests.runtimes import cell, ended, runtime_in, submit, until
 
 Point = tuple[float | None, float | None, float | None]
@@ -131,7 +131,7 @@ async def test_clock_set_back_merges_both_time_ranges(tmp_path: Path) -> None:
         begin = clocks.wall
         see(recorder, clocks, 0.0)
         for value, jump in ((10.0, -60.0), (30.0, 0.0)):
-            recorder.counters.ledger.happened({"failed_tasks": 1.0}, clocks.wall)
+            recorder.counters.ledger.add_event({"failed_tasks": 1.0}, clocks.wall)
             for _ in range(6):
                 clocks.go(10)
                 see(recorder, clocks, value)
@@ -149,7 +149,7 @@ async def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path)
         for _ in range(25):
             clocks.go(1)
             see(recorder, clocks, 1.0)
-            await history._metrics.flush(10.0)
+            await history._flush(10.0)
             on_disk.append(rows(tmp_path, "SELECT count(*) FROM metrics WHERE tier = 1")[0][0])
         assert on_disk == [0] * 9 + [10] * 10 + [20] * 6
         recorder.write()

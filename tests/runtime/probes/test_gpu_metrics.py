@@ -21,7 +21,6 @@ from openruntime_jupyter.runtime.queue.lane import Admission, Lane
 from openruntime_jupyter.runtime.runtime import Runtime, view_device
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.system_probe import Machine, Memory
-from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import Task
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
 from tests.runtimes import cell, ended, pickled, submit, until
@@ -233,14 +232,3 @@ async def test_worker_reports_include_their_tasks(tmp_path: Path, nvml: FakeNvml
         assert worker.resident_peak_bytes >= worker.resident_bytes
         assert worker.mlx_peak_bytes is not None
         assert worker.interpreter == sys.executable
-
-
-def test_schema_of_gpu_metrics_is_nullable_number() -> None:
-    schema = Device.model_json_schema(mode="serialization")
-    for name in ("utilization", "temperature_celsius", "power_watts"):
-        assert schema["properties"][name]["type"] == "number"
-        assert "default" not in schema["properties"][name]
-        assert name not in schema["required"]
-    cold = Device(id="device_0", name="x", type="gpu", status="busy", capabilities=[], memory_total=1, memory_available=1, power_watts=0.0)
-    assert cold.model_dump()["power_watts"] == 0.0, "0 is a value"
-    assert Device.model_validate_json(cold.model_dump_json()) == cold

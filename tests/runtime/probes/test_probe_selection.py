@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable
-from openruntime_jupyter.runtime.metrics.gpu.selection import KINDS, Probes
-from tests.runtime.probes.fake_nvml import Fails, FakeGpu, FakeNvml
+from openruntime_jupyter.runtime.metrics.sampler import PROBES, Probes
 
 CUDA = Gpu("device_0", 0, "NVIDIA GeForce RTX 4090", ("cuda", "mlx"))
 METAL = Gpu("device_0", 0, "Apple M3 Pro", ("metal", "mlx", "unified_memory"))
@@ -85,22 +84,7 @@ def test_probe_that_fails_later_is_logged_once(caplog: pytest.LogCaptureFixture)
     assert probes.read() == {}
 
 
-def test_nvidia_gpus_are_read_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml(FakeGpu())
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    probes = Probes([CUDA])
-    assert probes.read()["device_0"].utilization == 87.0
-    probes.close()
-    assert nvml.opened == 0
-
-
-def test_driver_error_is_reported_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init=Fails("NVML_ERROR_LIB_RM_VERSION_MISMATCH")))
-    assert "restart the machine" in Probes([CUDA]).problems["device_0"]
-
-
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has what this misses")
 def test_apple_gpus_are_read_by_iokit() -> None:
     assert "macOS" in Probes([METAL]).problems["device_0"]
-    assert set(KINDS) == {"cuda", "metal"}
+    assert set(PROBES) == {"cuda", "metal"}

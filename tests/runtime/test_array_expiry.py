@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
-from openruntime_jupyter.runtime.arrays import quota, rows
+from openruntime_jupyter.runtime.arrays import store as array_store
+from openruntime_jupyter.runtime.arrays.rows import ArrayRecord
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
-from tests.runtime.test_arrays import MB, SMALL, put, result, store_in
+from tests.runtime.array_support import MB, SMALL, put, result, store_in
 
 
 class Ages:
@@ -23,7 +26,7 @@ class Ages:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        monkeypatch.setattr(rows, "now", lambda: self.seconds)
+        monkeypatch.setattr(sys.modules[ArrayRecord.__module__], "now", lambda: self.seconds)
 
 
 async def test_unused_array_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,13 +76,12 @@ async def test_idle_time_survives_server_restart(tmp_path: Path, monkeypatch: py
         assert [each.id for each in store.page().arrays] == [young], old
 
 
-async def test_concurrent_ready_calls_keep_the_array(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        info = await store.allocate(SMALL)
-        first, second = await asyncio.gather(store.ready(info.id), store.ready(info.id), return_exceptions=True)
-        assert isinstance(first, ArrayInfo)
-        assert isinstance(second, ArrayConflict)
-        assert conversion.view(store.path_of(info.id), info.id).shape == SMALL.shape
+async def test_concurrent_ready_calls_keep_the_array(store: ArrayStore) -> None:
+    info = await store.allocate(SMALL)
+    first, second = await asyncio.gather(store.ready(info.id), store.ready(info.id), return_exceptions=True)
+    assert isinstance(first, ArrayInfo)
+    assert isinstance(second, ArrayConflict)
+    assert conversion.view(store.path_of(info.id), info.id).shape == SMALL.shape
 
 
 @pytest.mark.parametrize("first", ["ready", "remove"])
@@ -96,38 +98,35 @@ async def test_array_deleted_during_finish_leaves_no_file(tmp_path: Path, first:
             assert not [path for place in store._spool.places for path in place.folder.iterdir() if path.is_file()]
 
 
-async def test_array_being_uploaded_cannot_be_marked_ready(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        making = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
-        await asyncio.sleep(0)
+async def test_array_being_uploaded_cannot_be_marked_ready(store: ArrayStore) -> None:
+    making = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
+    await asyncio.sleep(0)
+    with pytest.raises(ArrayConflict, match="being sent"):
+        await store.ready("weights")
+    await making
+    with store.writing("weights"):
         with pytest.raises(ArrayConflict, match="being sent"):
             await store.ready("weights")
-        await making
-        with store.writing("weights"):
-            with pytest.raises(ArrayConflict, match="being sent"):
-                await store.ready("weights")
-            assert (await store.ready("weights", sent=True)).state == "ready"
+        assert (await store.ready("weights", sent=True)).state == "ready"
 
 
-async def test_slow_writer_is_not_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_writer_is_not_abandoned(store: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:
     ages = Ages(monkeypatch)
 
-    async with store_in(tmp_path) as store:
-        info = await store.allocate(SMALL)
-        descriptor = os.open(str(info.path), os.O_RDWR)
-        assert blocks.lease(descriptor, str(info.path))
-        ages.seconds += 10 * quota.WRITER_SECONDS
-        await store.sweep()
-        os.close(descriptor)
-        await store.sweep()
-        assert (await store.ready(info.id)).state == "ready"
+    info = await store.allocate(SMALL)
+    descriptor = os.open(str(info.path), os.O_RDWR)
+    assert blocks.lease(descriptor, str(info.path))
+    ages.seconds += 10 * array_store.WRITER_SECONDS
+    await store.sweep()
+    os.close(descriptor)
+    await store.sweep()
+    assert (await store.ready(info.id)).state == "ready"
 
 
-async def test_task_cannot_lease_array_being_deleted(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        info = await put(store, np.zeros(10))
-        going = asyncio.ensure_future(store.remove(info.id))
-        await asyncio.sleep(0)
-        with pytest.raises(InvalidRequest, match="it was deleted"):
-            store.lease([info.id], "task_a")
-        await going
+async def test_task_cannot_lease_array_being_deleted(store: ArrayStore) -> None:
+    info = await put(store, np.zeros(10))
+    going = asyncio.ensure_future(store.remove(info.id))
+    await asyncio.sleep(0)
+    with pytest.raises(InvalidRequest, match="it was deleted"):
+        store.lease([info.id], "task_a")
+    await going

@@ -17,11 +17,11 @@ import pytest
 
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.runtime.arrays import block_cache, quota
-from openruntime_jupyter.runtime.arrays import store as arrays_module
+from openruntime_jupyter.runtime.arrays import spool
+from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
-from tests.runtime.test_arrays import put, result, store_in
+from tests.runtime.array_support import put, result, store_in
 from tests.runtime.test_task_arrays import call
 from tests.runtimes import ended, runtime_in, says, submit, until
 
@@ -47,8 +47,8 @@ async def freed(store: ArrayStore) -> bool:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable preparation of blocks, and make fetched results evictable immediately."""
-    monkeypatch.setattr(quota, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(block_cache.BlockCache, "expect", lambda self, folder, size, room: None)
+    monkeypatch.setattr(array_store, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(spool.BlockCache, "prepare_next", lambda *arguments: None)
 
 
 @pytest.mark.parametrize("spool_dir", ["", "disk"])
@@ -68,43 +68,40 @@ async def test_new_array_reuses_file_of_deleted_one(tmp_path: Path, spool_dir: s
     assert not folder.exists()
 
 
-async def test_view_keeps_file_of_deleted_array(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        first = await put(store, full(1))
-        inode, view = number(first), conversion.view(str(first.path), "x")
-        await store.remove(first.id)
-        others = [await put(store, full(value)) for value in range(2, 6)]
-        assert inode not in {number(each) for each in others}
-        await store.sweep()
-        assert (view == 1).all()
-        del view
-        gc.collect()
-        await until(lambda: freed(store), 30.0, "the free block")
-        assert number(await put(store, full(9))) == inode
+async def test_view_keeps_file_of_deleted_array(store: ArrayStore) -> None:
+    first = await put(store, full(1))
+    inode, view = number(first), conversion.view(str(first.path), "x")
+    await store.remove(first.id)
+    others = [await put(store, full(value)) for value in range(2, 6)]
+    assert inode not in {number(each) for each in others}
+    await store.sweep()
+    assert (view == 1).all()
+    del view
+    gc.collect()
+    await until(lambda: freed(store), 30.0, "the free block")
+    assert number(await put(store, full(9))) == inode
 
 
-@pytest.mark.parametrize("reader", ["a view", "a lease without a mapping"])
-async def test_file_is_released_when_reader_is_killed(tmp_path: Path, reader: str) -> None:
+async def test_file_is_released_when_process_with_lease_is_killed(store: ArrayStore) -> None:
     program = """
-import os, sys
-from openruntime_jupyter.arrays import array_file, conversion
-kept = conversion.view(sys.argv[1], "a") if sys.argv[2] == "a view" else array_file.open_for_reading(sys.argv[1], "a")
+import sys
+from openruntime_jupyter.arrays import array_file
+kept = array_file.open_for_reading(sys.argv[1], "a")
 print("ready", flush=True)
 sys.stdin.read()
 """
 
-    async with store_in(tmp_path) as store:
-        info = await put(store, full(1))
-        inode = number(info)
-        process = subprocess.Popen([sys.executable, "-c", program, str(info.path), reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        await store.remove(info.id)
-        assert number(await put(store, full(2))) != inode
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        await until(lambda: freed(store), 30.0, "the free block")
-        assert number(await put(store, full(3))) == inode
+    info = await put(store, full(1))
+    inode = number(info)
+    process = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    await store.remove(info.id)
+    assert number(await put(store, full(2))) != inode
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    await until(lambda: freed(store), 30.0, "the free block")
+    assert number(await put(store, full(3))) == inode
 
 
 async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) -> None:
@@ -131,7 +128,7 @@ async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) 
 
 
 async def test_results_reuse_files_and_finished_task_releases_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays_module, "SWEEP_SECONDS", 1000.0)
+    monkeypatch.setattr(array_store, "SWEEP_SECONDS", 1000.0)
 
     async with runtime_in(tmp_path) as runtime:
         store = runtime.arrays
@@ -153,13 +150,12 @@ async def test_results_reuse_files_and_finished_task_releases_inputs(tmp_path: P
         assert len({path.stat().st_ino for place in store._spool.places for path in place.folder.rglob("*") if path.is_file()}) == 3
 
 
-async def test_concurrent_deletes_keep_next_array_of_that_name(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        for value in range(20):
-            info = await put(store, full(value), "weights")
-            await asyncio.gather(*(store.remove("weights") for _ in range(3)), store.sweep(), return_exceptions=True)
-            assert not Path(str(info.path)).exists()
-            assert store.page().warm_bytes == SIZE
+async def test_concurrent_deletes_keep_next_array_of_that_name(store: ArrayStore) -> None:
+    for value in range(20):
+        info = await put(store, full(value), "weights")
+        await asyncio.gather(*(store.remove("weights") for _ in range(3)), store.sweep(), return_exceptions=True)
+        assert not Path(str(info.path)).exists()
+        assert store.page().warm_bytes == SIZE
 
 
 async def test_free_files_are_bounded_by_setting(tmp_path: Path) -> None:
@@ -196,31 +192,23 @@ async def test_free_files_are_released_in_small_memory_folder(tmp_path: Path, sm
         assert (conversion.view(store.path_of(array_id), "x") == 2).all()
 
 
-async def test_free_files_expire_and_are_released_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with store_in(tmp_path) as store:
-        await store.remove((await put(store, full(1))).id)
+async def test_free_files_expire_and_are_released_when_memory_is_short(store: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.remove((await put(store, full(1))).id)
+    await store.sweep()
+    assert store.page().warm_bytes == SIZE
+    monkeypatch.setattr(spool, "IDLE_SECONDS", 0.0)
+    await store.sweep()
+    assert store.page().warm_bytes == 0
+    monkeypatch.setattr(spool, "IDLE_SECONDS", 600.0)
+    await store.remove((await put(store, full(1))).id)
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda now=time.time: now() - 86_400)
         await store.sweep()
-        assert store.page().warm_bytes == SIZE
-        monkeypatch.setattr(block_cache, "IDLE_SECONDS", 0.0)
-        await store.sweep()
-        assert store.page().warm_bytes == 0
-        monkeypatch.setattr(block_cache, "IDLE_SECONDS", 600.0)
-        await store.remove((await put(store, full(1))).id)
-        monkeypatch.setattr(block_cache, "SHORT", 2.0)
-        await store.sweep()
-        assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
-
-
-async def test_free_files_expire_after_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = time.time
-
-    async with store_in(tmp_path) as store:
-        await store.remove((await put(store, full(1))).id)
-        await store.sweep()
-        assert store.page().warm_bytes == SIZE
-        monkeypatch.setattr(time, "time", lambda: true() - 86_400)
-        await store.sweep()
-        assert store.page().warm_bytes == 0
+    assert store.page().warm_bytes == 0, "the clock was set back"
+    await store.remove((await put(store, full(1))).id)
+    monkeypatch.setattr(spool, "LOW_MEMORY", 2.0)
+    await store.sweep()
+    assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
 
 
 async def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +278,7 @@ async def test_next_file_of_a_size_is_prepared_in_background(tmp_path: Path, mon
         assert number(await put(store, full(2))) == inode
     async with store_in(tmp_path, warm_bytes=SIZE - 1) as store:
         await put(store, full(1))
-        await until(lambda: not store._room.warm._coming, what="nothing to come")
+        await until(lambda: not store._blocks._tasks, what="nothing to come")
         assert store.page().warm_bytes == 0
 
 
@@ -350,17 +338,16 @@ async def come_and_go(store: ArrayStore, readers: list[Reader], values: range) -
     return files
 
 
-async def test_readers_never_see_data_of_another_array(tmp_path: Path) -> None:
-    async with store_in(tmp_path) as store:
-        readers = [Reader(), Reader()]
-        try:
-            files = await come_and_go(store, readers, range(61))
-            readers.pop().kill()
-            readers.append(Reader())
-            files |= await come_and_go(store, readers, range(61, 121))
-        finally:
-            for each in readers:
-                each.kill()
-        assert len(files) < 60, "most files were reused"
-        await store.sweep()
-        await until(lambda: store.used_bytes == 0, what="the end of what was deleted: one may have been on its way already")
+async def test_readers_never_see_data_of_another_array(store: ArrayStore) -> None:
+    readers = [Reader(), Reader()]
+    try:
+        files = await come_and_go(store, readers, range(61))
+        readers.pop().kill()
+        readers.append(Reader())
+        files |= await come_and_go(store, readers, range(61, 121))
+    finally:
+        for each in readers:
+            each.kill()
+    assert len(files) < 60, "most files were reused"
+    await store.sweep()
+    await until(lambda: store.used_bytes == 0, what="the end of what was deleted: one may have been on its way already")

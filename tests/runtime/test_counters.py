@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Counters, Histogram
-from openruntime_jupyter.runtime.metrics.definitions import ENDED_AS, FIGURES
-from openruntime_jupyter.runtime.metrics.rollup import Spread
+from openruntime_jupyter.runtime.metrics.counters import BOUNDS, ENDED_AS, Counters, Histogram, Spread
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, TaskState
 
 NOW = 1_800_000_000.0
@@ -163,8 +161,3 @@ def test_histogram_bound_belongs_to_lower_bucket(values: list[float]) -> None:
         expected[sum(bound < value for bound in BOUNDS)] += 1
     assert histogram.counts == expected
     assert histogram.total == pytest.approx(sum(values))
-
-
-def test_every_terminal_state_has_a_metric() -> None:
-    assert set(ENDED_AS) == {state for state in TaskState if state.terminal}
-    assert set(ENDED_AS.values()) <= {figure.name for figure in FIGURES}
