@@ -86,9 +86,9 @@ class OpenRuntimeMagics(Magics):
         devices: Mapping[str, str] = {}
         seen = not isinstance(value, TaskHandle)
         with suppress(OpenRuntimeError):  # show the last known state if the runtime is unreachable
-            devices = session.devices()
             if isinstance(value, TaskHandle):
                 record, seen = value.task, True
+            devices = session.devices()
         return TaskTable(record, devices) if isinstance(record, TaskPage) else TaskCard(record, devices, seen)
 
     def forget(self) -> None:
