@@ -72,7 +72,7 @@ def test_closed_pipe_is_not_an_error(home: Home) -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("start", "write settings as --Class.name=value"),
+        ("zzz", "write settings as --Class.name=value"),
         ("--port=many", "use 0 to 65535"),
         ("--port=99999", "use 0 to 65535"),
         ("cancel", "required: id"),
