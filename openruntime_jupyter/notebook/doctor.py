@@ -16,7 +16,7 @@ from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import NotAllowed, OpenRuntimeError, TaskError, Unavailable
 from openruntime_jupyter.notebook.display.format import duration
-from openruntime_jupyter.notebook.display.html import Column, RecordTable, Styled, sign, table
+from openruntime_jupyter.notebook.display.html import Column, RecordTable, Styled, prose, sign, table
 
 PATIENCE = 30.0
 """Timeout of a small task, in seconds. The first task also waits for a worker to start."""
@@ -54,7 +54,7 @@ class Report(RecordTable[Check]):
     columns = (
         Column("", lambda check: sign(*SIGNS[check.verdict], check.verdict)),
         Column("check", lambda check: check.name, labelled=False),
-        Column("result", lambda check: check.says, "wrap", labelled=False),
+        Column("result", lambda check: prose(check.says), "wrap", labelled=False),
     )
 
     @property
@@ -177,7 +177,7 @@ def _arrays(client: Client) -> Iterator[Check]:
     same = bool(np.array_equal(back, -there))
     way = "through mapped files" if client.backend.local else "over HTTP"
     took = duration(time.monotonic() - began)
-    says = f"1 MiB there and back in {took}, {way}" if same else "an array was corrupted in transfer: please report this bug"
+    says = f"1 MiB to a worker and back in {took}, {way}" if same else "an array was corrupted in transfer: please report this bug"
     yield Check("spool", "ok" if same else "wrong", says)
 
 

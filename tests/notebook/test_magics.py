@@ -208,7 +208,7 @@ def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> No
         "status": "device_0",
         "devices": "free memory",
         "workers": "worker_",
-        "doctor": "there and back",
+        "doctor": "to a worker and back",
         "tasks": "newest first",
         "operations": "matrix_multiply",
         "": "--memory-limit",

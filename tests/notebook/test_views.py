@@ -173,7 +173,9 @@ def test_status_without_gpu_omits_gpu_metrics() -> None:
 
 
 def test_status_shows_problems() -> None:
-    assert "! device_0: install a BLAS" in status("install a BLAS").text()
+    shown = status("see `%openruntime doctor`")
+    assert "! device_0: see `%openruntime doctor`" in shown.text()
+    assert "! device_0: see <code>%openruntime doctor</code>" in shown.html()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.display.format import clock
-from openruntime_jupyter.notebook.display.html import Column, Html, RecordTable, Styled, View, code, line, pairs, sign, tag, warnings
+from openruntime_jupyter.notebook.display.html import Column, Html, RecordTable, Styled, View, code, line, pairs, prose, sign, tag, warnings
 from openruntime_jupyter.schemas.ai import AgentInfo, AgentList, Conversation, ConversationInfo, ModelList
 from openruntime_jupyter.schemas.system import Health
 from openruntime_jupyter.schemas.tasks import Task
@@ -149,4 +149,7 @@ class Config(View):
             ("local models", ", ".join(model.name for model in self.models.models) or "none: `%openruntime pull` downloads one"),
             ("custom agents", ", ".join(configured) or "none: set OpenRuntimeApp.agents_dir to their folder"),
         ]
-        return [pairs(rows, "Configuration"), *warnings([*self.health.problems, *self.agents.problems])]
+        return [
+            pairs([(name, prose(value)) for name, value in rows], "Configuration"),
+            *warnings([*self.health.problems, *self.agents.problems]),
+        ]

@@ -124,9 +124,9 @@ def sign(text: str, colour: str, label: str | None = None) -> Styled:
     return styled("span", text, class_=colour, aria_hidden=hidden, aria_label=label, role="img" if label else None)
 
 
-def warnings(problems: Iterable[Any]) -> list[Styled]:
+def warnings(problems: Iterable[str]) -> list[Styled]:
     """Return a line for each problem."""
-    return [line("! ", problem, class_="wa") for problem in problems]
+    return [line("! ", prose(problem), class_="wa") for problem in problems]
 
 
 CODE = re.compile(r'("[^"]*"|`[^`]*`)')

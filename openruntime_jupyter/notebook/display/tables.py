@@ -184,9 +184,7 @@ class SessionTable(RecordTable[WorkerSession]):
     def notes(self) -> Iterable[Styled]:
         """Return advice on ended sessions."""
         return warnings(
-            prose(
-                f"The session {each.name} has ended: {each.reason}. `%openruntime restart {each.name}` restarts it with an empty namespace"
-            )
+            f"The session {each.name} has ended: {each.reason}. `%openruntime restart {each.name}` restarts it with an empty namespace"
             for each in self
             if each.reason
         )
