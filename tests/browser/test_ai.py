@@ -31,7 +31,7 @@ def answer(connection: Connection, request: Request) -> None:
         connection.text(CODE)
     else:
         connection.text("The **first** part.\n\n", finish=None)
-        if "for ever" in asked:
+        if "forever" in asked:
             assert connection.gone(200), "the stream was not closed"
             return
         assert go_on.wait(200)
@@ -91,7 +91,7 @@ def test_answer_streams_into_page_without_running_scripts(server: Server, app: A
 
 
 def test_stop_button_cancels_prompt_and_keeps_text(server: Server) -> None:
-    new_notebook(server, "stop-ai.ipynb", LOAD, "%%openruntime ai --name held\ntalk for ever", "print('the kernel is', 'usable')")
+    new_notebook(server, "stop-ai.ipynb", LOAD, "%%openruntime ai --name held\ntalk forever", "print('the kernel is', 'usable')")
 
     async def story() -> None:
         async with opened(server, "stop-ai.ipynb", "notebook7") as notebook:
