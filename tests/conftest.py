@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Generator, Iterator
 
 import psutil
@@ -64,6 +65,15 @@ def nothing_is_left_behind() -> Iterator[None]:
         lambda: not [child for child in me.children(recursive=True) if alive(child)],
         10,
         lambda: f"end of {me.children(recursive=True)}",
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def event_threads_have_ended() -> Iterator[None]:
+    """Check that each file closes its event subscriptions, whose threads would disturb the next files of the process."""
+    yield
+    wait_until(
+        lambda: not [thread for thread in threading.enumerate() if thread.name == "openruntime-events"], 20, "end of the event threads"
     )
 
 

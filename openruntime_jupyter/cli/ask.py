@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
+from openruntime_jupyter.notebook.display.html import text_table
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 if TYPE_CHECKING:
@@ -134,9 +135,7 @@ def _tasks(client: Client, options: argparse.Namespace) -> str:
         return _json(page)
     if not page.tasks:
         return f"No tasks in state {' or '.join(states)}" if states else "No tasks"
-    rows = [("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", "")] + [_row(task) for task in page.tasks]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
+    lines = [text_table(("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", ""), [_row(task) for task in page.tasks])]
     left = page.total_count - len(page.tasks)
     return "\n".join(lines + ([f"and {left:,} older"] if left > 0 else []))
 

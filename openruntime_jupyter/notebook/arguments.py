@@ -1,4 +1,4 @@
-"""Parser for the line of a magic: options, names, and `key=value` pairs of Python literals."""
+"""Options of the magics, and the parser for their lines: options, names, and `key=value` pairs of Python literals."""
 
 from __future__ import annotations
 
@@ -6,111 +6,19 @@ import ast
 import keyword
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from IPython.core.error import UsageError
 
 LAST = "_openruntime"
 """Variable for the handle of the newest task submitted by a magic."""
 
-OPTIONS = ("priority", "device", "timeout", "retries", "name", "memory_limit", "session")
-"""Task options, named as in `Client.with_options`."""
-
-ALONE = ("--bg", "--notify", "--verbose")
-"""Options without a value."""
-
-FLAGS = ("--as", *ALONE)
-"""Options of the magics themselves, in addition to the task options."""
-
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 CLOSING = {")": "(", "]": "[", "}": "{"}
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Parsed line of a magic. `words` and `pairs` are the positional arguments, in order."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    """Given task options, for `Client.with_options`."""
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    background: bool = False
-    """Return the handle immediately instead of waiting."""
-    variable: str | None = None
-    """Variable for the handle, in addition to `_openruntime`."""
-    notify: bool = False
-    """Notify on completion."""
-    verbose: bool = False
-    """Show the full traceback of an error."""
-    words: tuple[str, ...] = ()
-    pairs: dict[str, Any] = field(default_factory=dict)
-    help: bool = False
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See `%openruntime` for help")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="openruntime", add_help=False, allow_abbrev=False)
-    parser.add_argument("--priority", type=int)
-    parser.add_argument("--device")
-    parser.add_argument("--timeout", type=float)
-    parser.add_argument("--retries", type=int)
-    parser.add_argument("--name", type=unquoted)
-    parser.add_argument("--memory-limit", type=size)
-    parser.add_argument("--session", type=unquoted)
-    parser.add_argument("--bg", action="store_true")
-    parser.add_argument("--as", dest="variable", type=identifier)
-    parser.add_argument("--notify", action="store_true")
-    parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--help", "-h", action="store_true")
-    return parser
-
-
-@cache
-def _cell_parser() -> _Parser:
-    parser = _parser()
-    parser.add_argument("--in", dest="inputs", nargs="+", action="extend", default=[])
-    parser.add_argument("--out", dest="outputs", nargs="+", action="extend", default=[])
-    return parser
-
-
-def parse_cell(line: str) -> Arguments:
-    """Parse the line of `%%openruntime`. Raises `UsageError`."""
-    parsed, rest = _cell_parser().parse_known_args(tokens(line, comment=True))
-    if rest:
-        raise UsageError(_unexpected(rest[0], "in", "out"))
-    return _arguments(vars(parsed), inputs=names(parsed.inputs), outputs=names(parsed.outputs))
-
-
-def parse_line(line: str) -> Arguments:
-    """Parse the line of `%openruntime`. Raises `UsageError`."""
-    parsed, rest = _parser().parse_known_args(tokens(line, comment=True))
-    words: list[str] = []
-    pairs: dict[str, Any] = {}
-    for token in rest:
-        if token.startswith("--"):
-            raise UsageError(_unexpected(token))
-        key, equals, value = token.partition("=")
-        if not (equals and key.isidentifier()):
-            words.append(token)
-        elif key in pairs:
-            raise UsageError(f"{key!r} is given twice")
-        else:
-            pairs[key] = literal(value)
-    return _arguments(vars(parsed), words=tuple(words), pairs=pairs)
-
-
-def _arguments(parsed: dict[str, Any], **rest: Any) -> Arguments:
-    options = {name: parsed[name] for name in OPTIONS if parsed[name] is not None}
-    flags = {name: parsed[name] for name in ("variable", "notify", "verbose", "help")}
-    return Arguments(options=options, background=parsed["bg"], **flags, **rest)
 
 
 def tokens(line: str, comment: bool = False) -> list[str]:
@@ -178,13 +86,156 @@ def size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def _unexpected(token: str, *more: str) -> str:
-    known = [*(f"--{name.replace('_', '-')}" for name in (*more, *OPTIONS)), *FLAGS]
-    near = get_close_matches(token, known, 1)
-    if near:
-        advice = f"Did you mean {near[0]}?"
-    elif token.startswith("-"):
-        advice = f"The options are {', '.join(known)}"
-    else:
-        advice = f"A value with a space needs quotes around it; the options are {', '.join(known)}"
-    return f"unknown argument {token!r}. {advice}"
+@dataclass(frozen=True)
+class Option:
+    """One option, from which the parser, the help and the completion are made."""
+
+    kind: str
+    """Kind of its value, which help shows and completion uses. An empty string marks a flag."""
+    description: str
+    read: Callable[[str], Any] = unquoted
+    choices: tuple[str, ...] = ()
+    many: Literal["", "words", "repeated"] = ""
+    """How several values are given: as several words, or by repeating the option."""
+
+
+FLAGS: dict[str, Option] = {
+    "--bg": Option("", "run in the background; the cell's value is the task's handle"),
+    "--as": Option("variable", "also store the handle in this variable (_openruntime always has the newest)", identifier),
+    "--notify": Option("", "notify on completion: a browser notification if allowed, else the page title"),
+    "--verbose": Option("", "show the full traceback of an error instead of a card"),
+}
+"""Options of the magics themselves."""
+
+TASK_OPTIONS: dict[str, Option] = {
+    "--priority": Option("priority", "1 to 10, default 5; 10 is the most urgent", int),
+    "--device": Option("device", "auto, gpu, cpu, or the id of a device"),
+    "--timeout": Option("seconds", "maximum run time in seconds", float),
+    "--retries": Option("number", "retries if the worker process dies", int),
+    "--name": Option("text", "task name"),
+}
+"""Options of any task, named as in `Client.with_options`."""
+
+LINE_OPTIONS: dict[str, Option] = {
+    **TASK_OPTIONS,
+    "--memory-limit": Option("size", "stop the task if its worker exceeds this size, such as 2GB or 500MB", size),
+    "--session": Option("session", "run in this session, whose worker keeps its variables and modules for the next task"),
+    **FLAGS,
+}
+"""Options of operations."""
+
+CELL_OPTIONS: dict[str, Option] = {
+    "--in": Option("variables", "input variables, copied to the worker", str, many="words"),
+    "--out": Option("outputs", "output variables, copied back", str, many="words"),
+    **LINE_OPTIONS,
+}
+"""Options of cells."""
+
+
+def usages(options: Mapping[str, Option]) -> list[tuple[str, str]]:
+    """Return the usage and the description of each option."""
+    values = {name: "|".join(option.choices) or option.kind.upper() for name, option in options.items()}
+    return [(f"{name} {values[name]}".rstrip(), option.description) for name, option in options.items()]
+
+
+@dataclass(frozen=True)
+class TaskArguments:
+    """Arguments of any line that runs a task."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Given task options, for `Client.with_options`."""
+    background: bool = False
+    """Return the handle immediately instead of waiting."""
+    variable: str | None = None
+    """Variable for the handle, in addition to `_openruntime`."""
+    notify: bool = False
+    """Notify on completion."""
+    verbose: bool = False
+    """Show the full traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Arguments(TaskArguments):
+    """Parsed line of a magic. `words` and `pairs` are the positional arguments, in order."""
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    pairs: dict[str, Any] = field(default_factory=dict)
+    help: bool = False
+
+
+class OptionParser(ArgumentParser):
+    """Parser of options. Raises `UsageError` for invalid values, with `see` as the command that shows the options."""
+
+    def __init__(self, options: Mapping[str, Option], see: str) -> None:
+        super().__init__(prog="openruntime", add_help=False, allow_abbrev=False)
+        self._see = see
+        for name, option in options.items():
+            if not option.kind:
+                self.add_argument(name, action="store_true")
+            elif option.many == "words":
+                self.add_argument(name, nargs="+", action="extend", default=[], type=option.read)
+            elif option.many == "repeated":
+                self.add_argument(name, action="append", default=[], type=option.read)
+            else:
+                self.add_argument(name, type=option.read, choices=option.choices or None)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`."""
+        raise UsageError(f"{message}. See `{self._see}` for the options")
+
+
+@cache
+def _parser(cell: bool) -> OptionParser:
+    parser = OptionParser(CELL_OPTIONS if cell else LINE_OPTIONS, "%openruntime")
+    parser.add_argument("--help", "-h", action="store_true")
+    return parser
+
+
+def parse_cell(line: str) -> Arguments:
+    """Parse the line of `%%openruntime`. Raises `UsageError`."""
+    parsed, rest = _parser(cell=True).parse_known_args(tokens(line, comment=True))
+    if rest:
+        raise UsageError(
+            unknown_option(rest[0], CELL_OPTIONS, "" if rest[0].startswith("-") else "A value with a space needs quotes around it")
+        )
+    given = vars(parsed)
+    return Arguments(**task_arguments(given), inputs=names(given["in"]), outputs=names(given["out"]), help=parsed.help)
+
+
+def parse_line(line: str) -> Arguments:
+    """Parse the line of `%openruntime`. Raises `UsageError`."""
+    parsed, rest = _parser(cell=False).parse_known_args(tokens(line, comment=True))
+    words: list[str] = []
+    pairs: dict[str, Any] = {}
+    for token in rest:
+        if token.startswith("--"):
+            raise UsageError(unknown_option(token, LINE_OPTIONS))
+        key, equals, value = token.partition("=")
+        if not (equals and key.isidentifier()):
+            words.append(token)
+        elif key in pairs:
+            raise UsageError(f"{key!r} is given twice")
+        else:
+            pairs[key] = literal(value)
+    return Arguments(**task_arguments(vars(parsed)), words=tuple(words), pairs=pairs, help=parsed.help)
+
+
+def task_arguments(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `TaskArguments`."""
+    names = [name.removeprefix("--").replace("-", "_") for name in LINE_OPTIONS if name not in FLAGS]
+    return {
+        "options": {name: parsed[name] for name in names if parsed.get(name) is not None},
+        "background": parsed["bg"],
+        "variable": parsed["as"],
+        "notify": parsed["notify"],
+        "verbose": parsed["verbose"],
+    }
+
+
+def unknown_option(word: str, known: Iterable[str], hint: str = "") -> str:
+    """Return the message for an unknown option, with a suggestion and a `hint`."""
+    near = get_close_matches(word, known, 1)
+    advice = f"Did you mean {near[0]}?" if near else f"The options are {', '.join(known)}{'.' if hint else ''}"
+    return f"unknown {'option' if word.startswith('-') else 'argument'} {word!r}. {advice} {hint}".rstrip()

@@ -1,29 +1,37 @@
-"""Subcommands of `%openruntime`. Each is a function from the session and the parsed line to a displayable value."""
+"""Subcommands of `%openruntime`, from which the help and the completion are made. Each returns a displayable value."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from IPython.core.error import UsageError
 from IPython.display import publish_display_data
 
-from openruntime_jupyter.client.handles import PromptHandle
-from openruntime_jupyter.notebook.ai import line_words
-from openruntime_jupyter.notebook.ai.pull import known_models
+from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
+from openruntime_jupyter.local_models.pull import KNOWN
+from openruntime_jupyter.notebook.ai.magic import ai_cell, ai_line, fix
+from openruntime_jupyter.notebook.ai.pull import pull_model
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
-from openruntime_jupyter.notebook.arguments import Arguments, literal, parse_line
-from openruntime_jupyter.notebook.completion_sources import LIVE, CompletionSources
-from openruntime_jupyter.notebook.display.cards import InsightsCard, ModelTable
+from openruntime_jupyter.notebook.ai.views import AgentTable, Config, ConversationCard, ConversationTable
+from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, Arguments, literal, parse_cell, parse_line, usages
 from openruntime_jupyter.notebook.display.help import Help
-from openruntime_jupyter.notebook.display.tables import DeviceTable, OperationTable, SessionTable, Status, WorkerTable
+from openruntime_jupyter.notebook.display.tables import (
+    DeviceTable,
+    InsightsCard,
+    ModelTable,
+    OperationTable,
+    SessionTable,
+    Status,
+    WorkerTable,
+)
 from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
 from openruntime_jupyter.notebook.doctor import Report, examine
-from openruntime_jupyter.notebook.run.cell import completed, run_again, run_operation, shown, watch
-from openruntime_jupyter.notebook.run.output import Replay
+from openruntime_jupyter.notebook.run.cell import completed, run_again, run_cell, run_operation, shown, watch
+from openruntime_jupyter.notebook.run.follow import OutputReplay
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.insights import MetricType, WordingChoice
 from openruntime_jupyter.schemas.system import Health, Timeframe
@@ -36,34 +44,44 @@ START_SECONDS = 10.0
 def run_line(session: Session, line: str) -> Any:
     """Run a line of `%openruntime`. Raises `UsageError` for an invalid line."""
     first, _, rest_of_line = line.strip().partition(" ")
-    if first in line_words.PROMPTS:
-        return line_words.PROMPTS[first](session, rest_of_line)
+    if first in COMMANDS and COMMANDS[first].free_text:
+        return COMMANDS[first].function(session, rest_of_line)
     arguments = parse_line(line)
     if arguments.help or arguments.words in ((), ("help",)):
         if arguments.pairs or arguments.options:
             raise UsageError(
                 "a command or operation is missing, such as `%openruntime matrix_multiply size=1000`; see `%openruntime` for help"
             )
-        return Help()
+        return HELP
     word, *rest = arguments.words
     if word in COMMANDS:
         return COMMANDS[word].run(session, arguments, rest)
-    known = {entry.name: entry for entry in session.client.operations()}
+    known = [*COMMANDS, *(entry.name for entry in session.client.operations())]
     if word not in known:
-        near = get_close_matches(word, [*COMMANDS, *line_words.PROMPTS, *known], 3, 0.5)
-        advice = f"Did you mean {' or '.join(near)}?" if near else f"Use one of {', '.join([*COMMANDS, *line_words.PROMPTS, *known])}"
+        near = get_close_matches(word, known, 3, 0.5)
+        advice = f"Did you mean {' or '.join(near)}?" if near else f"Use one of {', '.join(known)}"
         raise UsageError(f"{word!r} is neither a command nor an operation. {advice}")
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}: write parameters of {word} as name=value")
     return run_operation(session, arguments, word)
 
 
+def run_cell_magic(session: Session, line: str, cell: str) -> Any:
+    """Run a cell of `%%openruntime`. Raises `UsageError` for an invalid line."""
+    word, _, rest = line.strip().partition(" ")
+    if word == "ai":
+        return ai_cell(session, rest, cell)
+    arguments = parse_cell(line)
+    return HELP if arguments.help else run_cell(session, arguments, cell)
+
+
 @dataclass(frozen=True)
 class Operand:
-    """Required positional argument of a subcommand: its description and its completions."""
+    """Required positional argument of a subcommand. `kind` names its source of completions."""
 
+    name: str
     description: str
-    complete: Callable[[CompletionSources], Iterable[str]] = lambda _: ()
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,8 @@ class Command:
     """One subcommand and its arguments."""
 
     function: Callable[..., Any]
+    description: str
+    """Description in the help. An empty string hides the subcommand."""
     operands: tuple[Operand, ...] = ()
     keywords: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Keyword arguments (`name=value`) with their allowed values. An empty tuple allows any value."""
@@ -78,10 +98,14 @@ class Command:
     """Keyword arguments that may be given without their name."""
     multiple: tuple[str, ...] = ()
     """Keyword arguments that accept several comma-separated values."""
+    example: str = ""
+    """Optional arguments in the help."""
     options: bool = False
     """True if the subcommand accepts task options."""
     follows: bool = False
     """True if the subcommand waits for a task, and so accepts `--notify`."""
+    free_text: bool = False
+    """True if the function gets the rest of the line as it is."""
 
     def run(self, session: Session, arguments: Arguments, rest: list[str]) -> Any:
         """Validate the arguments and run the subcommand. Raises `UsageError` for invalid arguments."""
@@ -121,11 +145,33 @@ class Command:
             raise UsageError(f"unknown {name} {unknown[0]!r}; {advice} {', '.join(known)}")
 
 
-def _status(session: Session, _arguments: Arguments) -> Status:
-    return Status(session.client.where, _started(session), session.client.devices())
+COMMANDS: dict[str, Command] = {}
+"""Subcommands by name, in the order of the help."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _started(session: Session) -> Health:
+def command(description: str, *operands: Operand, **more: Any) -> Callable[[Function], Function]:
+    """Register a function `_name` as the subcommand `name`. The arguments are those of `Command`."""
+
+    def register(function: Function) -> Function:
+        COMMANDS[function.__name__.strip("_")] = Command(function, description, operands, **more)
+        return function
+
+    return register
+
+
+def _task(kind: str = "task") -> Operand:
+    return Operand("TASK", "the id of one task or a variable with its handle", kind)
+
+
+SESSION = Operand("SESSION", "the name or id of a session", "session")
+CONVERSATION = Operand("NAME", "the name of a conversation", "conversation")
+PLACE = "the URL of a runtime, or `embedded` (a runtime inside this kernel), or `auto` (the default runtime of this kernel)"
+TIMEFRAMES = get_args(Timeframe)
+
+
+def started(session: Session) -> Health:
     """Return the runtime's health once it has started and detected its devices."""
     deadline = time.monotonic() + START_SECONDS
     while (health := session.client.health()).status == "starting" and time.monotonic() < deadline:
@@ -133,11 +179,52 @@ def _started(session: Session) -> Health:
     return health
 
 
+@command("show the runtime's address, devices and problems")
+def _status(session: Session, _arguments: Arguments) -> Status:
+    return Status(session.client.where, started(session), session.client.devices())
+
+
+@command("switch to another runtime; `embedded` runs inside this kernel, `auto` is the default", Operand("URL", PLACE, "runtime"))
 def _connect(session: Session, arguments: Arguments, word: str) -> Status:
     session.use(None if word == "auto" else word)
     return _status(session, arguments)
 
 
+@command("list the MLX devices with memory, load and queue")
+def _devices(session: Session, _arguments: Arguments) -> DeviceTable:
+    started(session)
+    return DeviceTable(session.client.devices())
+
+
+@command("list the worker processes and their statistics")
+def _workers(session: Session, _arguments: Arguments) -> WorkerTable:
+    return WorkerTable(session.client.workers(), session.devices())
+
+
+@command("list the sessions (workers that keep variables)")
+def _sessions(session: Session, _arguments: Arguments) -> SessionTable:
+    return SessionTable(session.client.sessions())
+
+
+@command("restart a session with an empty namespace", SESSION)
+def _restart(session: Session, arguments: Arguments, word: str) -> SessionTable:
+    session.client.restart_session(str(literal(word)))
+    return _sessions(session, arguments)
+
+
+@command("end a session and free its memory", SESSION)
+def _free(session: Session, arguments: Arguments, word: str) -> SessionTable:
+    session.client.free_session(str(literal(word)))
+    return _sessions(session, arguments)
+
+
+@command(
+    "list the newest tasks of all notebooks",
+    keywords={"limit": (), "state": tuple(map(str, TaskState)), "operation": (), "owner": ()},
+    unnamed=("state",),
+    multiple=("state",),
+    example="[failed] [limit=20]",
+)
 def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     wanted: Mapping[str, Any] = {"limit": 20, **arguments.pairs}
     states = [part.strip() for part in str(wanted["state"]).split(",")] if "state" in wanted else None
@@ -147,150 +234,152 @@ def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     return TaskTable(page, session.devices(), {name: str(value) for name, value in arguments.pairs.items() if name != "limit"})
 
 
-def _devices(session: Session, _arguments: Arguments) -> DeviceTable:
-    _started(session)
-    return DeviceTable(session.client.devices())
+@command("follow a task; Ctrl-C stops following, and the task continues", _task("live task"), follows=True)
+def _wait(session: Session, arguments: Arguments, word: str) -> None:
+    watch(session, arguments, session.handle(word))
 
 
-def _workers(session: Session, _arguments: Arguments) -> WorkerTable:
-    return WorkerTable(session.client.workers(), session.devices())
-
-
-def _sessions(session: Session, _arguments: Arguments) -> SessionTable:
-    return SessionTable(session.client.sessions())
-
-
-def _restart(session: Session, _arguments: Arguments, word: str) -> SessionTable:
-    session.client.restart_session(str(literal(word)))
-    return SessionTable(session.client.sessions())
-
-
-def _free(session: Session, _arguments: Arguments, word: str) -> SessionTable:
-    session.client.free_session(str(literal(word)))
-    return SessionTable(session.client.sessions())
-
-
-def _priority(session: Session, _arguments: Arguments, word: str, level: str) -> TaskCard:
-    if not level.isdecimal() or not 1 <= int(level) <= 10:
-        raise UsageError(f"{level!r} is not a valid priority: use 1 to 10, where 10 is the most urgent")
-    return TaskCard(session.handle(word).set_priority(int(level)), session.devices())
-
-
-def _models(session: Session, _arguments: Arguments) -> ModelTable:
-    return ModelTable(session.client.models())
-
-
-def _unload(session: Session, _arguments: Arguments, word: str) -> ModelTable:
-    session.client.unload(str(literal(word)))
-    return ModelTable(session.client.models())
-
-
-def _insights(session: Session, arguments: Arguments) -> InsightsCard:
-    wanted = {"metric": "performance", "timeframe": "1h", "wording": "none", **arguments.pairs}
-    return InsightsCard(session.client.insights(wanted["metric"], wanted["timeframe"], wanted["wording"]))
-
-
-def _doctor(session: Session, _arguments: Arguments) -> Report:
-    return examine(lambda: session.client)
-
-
-def _dashboard(session: Session, arguments: Arguments) -> Any:
-    from openruntime_jupyter.notebook.dashboard.widget import Dashboard
-
-    return Dashboard(session.client, arguments.pairs.get("timeframe", "5m"))
-
-
-def _operations(session: Session, _arguments: Arguments) -> OperationTable:
-    return OperationTable(session.client.operations())
-
-
-def _cancel(session: Session, _arguments: Arguments, word: str) -> TaskCard:
-    return TaskCard(session.handle(word).cancel(), session.devices())
-
-
-def _result(session: Session, arguments: Arguments, word: str) -> Any:
-    handle = session.handle(word)
-    task = handle.task
-    if not task.status.terminal:
-        raise UsageError(f"{handle.id} is still {task.status}: use `%openruntime wait {word}` to wait for it")
-    completed(session, task, arguments.verbose, watched=False)
-    return shown(task, handle.result())
-
-
+@command("show a task's output again", _task())
 def _output(session: Session, _arguments: Arguments, word: str) -> None:
     handle = session.handle(word)
     output = handle.output
     if isinstance(handle, PromptHandle):
         publish_display_data({"text/markdown": sanitize(output.stdout), "text/plain": output.stdout})
     else:
-        Replay().show(output.items)
+        OutputReplay().show(output.items)
 
 
-def _wait(session: Session, arguments: Arguments, word: str) -> None:
-    watch(session, arguments, session.handle(word))
+@command("show a task's result or error", _task("finished task"))
+def _result(session: Session, arguments: Arguments, word: str) -> Any:
+    handle = _ended(session, word)
+    completed(session, handle.last_seen, arguments.verbose, watched=False)
+    return shown(handle.last_seen, handle.result())
 
 
+@command("run a task again, as a new task", _task(), example="[options]", options=True, follows=True)
 def _retry(session: Session, arguments: Arguments, word: str) -> Any:
+    return run_again(session, arguments, _ended(session, word))
+
+
+COMMANDS["again"] = replace(COMMANDS["retry"], description="")
+
+
+def _ended(session: Session, word: str) -> TaskHandle:
     handle = session.handle(word)
     if not handle.status.terminal:
         raise UsageError(f"{handle.id} is still {handle.last_seen.status}: use `%openruntime wait {word}` to wait for it")
-    return run_again(session, arguments, handle)
+    return handle
 
 
-def _task(*states: TaskState) -> Operand:
-    return Operand("the id of one task or a variable with its handle", lambda sources: sources.tasks(*states))
-
-
-RETRY = Command(_retry, operands=(_task(),), options=True, follows=True)
-TIMEFRAMES = get_args(Timeframe)
-SESSION = Operand("the name or id of a session", lambda sources: sources.sessions())
-CONVERSATION = Operand("the name of a conversation", lambda sources: sources.conversations())
-PLACE = Operand(
-    "the URL of a runtime, or `embedded` (a runtime inside this kernel), or `auto` (the default runtime of this kernel)",
-    lambda _: ("embedded", "auto"),
+@command(
+    "change a waiting task's priority: 1 to 10, where 10 is the most urgent",
+    _task("pending task"),
+    Operand("N", "a number from 1 to 10", "priority"),
 )
+def _priority(session: Session, _arguments: Arguments, word: str, level: str) -> TaskCard:
+    if not level.isdecimal() or not 1 <= int(level) <= 10:
+        raise UsageError(f"{level!r} is not a valid priority: use 1 to 10, where 10 is the most urgent")
+    return TaskCard(session.handle(word).set_priority(int(level)), session.devices())
 
-COMMANDS: dict[str, Command] = {
-    "status": Command(_status),
-    "devices": Command(_devices),
-    "workers": Command(_workers),
-    "sessions": Command(_sessions),
-    "restart": Command(_restart, operands=(SESSION,)),
-    "free": Command(_free, operands=(SESSION,)),
-    "connect": Command(_connect, operands=(PLACE,)),
-    "tasks": Command(
-        _tasks,
-        keywords={"limit": (), "state": tuple(str(state) for state in TaskState), "operation": (), "owner": ()},
-        unnamed=("state",),
-        multiple=("state",),
-    ),
-    "operations": Command(_operations),
-    "wait": Command(_wait, operands=(_task(*LIVE),), follows=True),
-    "output": Command(_output, operands=(_task(),)),
-    "result": Command(_result, operands=(_task(TaskState.COMPLETED, TaskState.FAILED),)),
-    "retry": RETRY,
-    "again": RETRY,
-    "models": Command(_models),
-    "unload": Command(_unload, operands=(Operand("the name of a loaded model", lambda sources: sources.resident()),)),
-    "agents": Command(lambda session, _: line_words.agents(session)),
-    "config": Command(lambda session, _: line_words.config(session)),
-    "pull": Command(
-        lambda session, given: line_words.pull(session, given.pairs.get("model")), keywords={"model": known_models()}, unnamed=("model",)
-    ),
-    "conversations": Command(lambda session, _: line_words.conversations(session)),
-    "conversation": Command(lambda session, _, name: line_words.conversation(session, str(literal(name))), operands=(CONVERSATION,)),
-    "forget": Command(lambda session, _, name: line_words.forget(session, str(literal(name))), operands=(CONVERSATION,)),
-    "insights": Command(
-        _insights,
-        keywords={"metric": get_args(MetricType), "timeframe": TIMEFRAMES, "wording": get_args(WordingChoice)},
-        unnamed=("metric", "timeframe"),
-    ),
-    "dashboard": Command(_dashboard, keywords={"timeframe": TIMEFRAMES}, unnamed=("timeframe",)),
-    "doctor": Command(_doctor),
-    "priority": Command(
-        _priority,
-        operands=(_task(TaskState.PENDING), Operand("a number from 1 to 10", lambda _: map(str, range(10, 0, -1)))),
-    ),
-    "cancel": Command(_cancel, operands=(_task(*LIVE),)),
-}
-"""Subcommands by name, also used for completion and for suggestions on typing errors."""
+
+@command("cancel a task; its worker is killed if necessary", _task("live task"))
+def _cancel(session: Session, _arguments: Arguments, word: str) -> TaskCard:
+    return TaskCard(session.handle(word).cancel(), session.devices())
+
+
+@command("list the operations and their parameters")
+def _operations(session: Session, _arguments: Arguments) -> OperationTable:
+    return OperationTable(session.client.operations())
+
+
+@command(
+    "show findings from the recorded history, with advice",
+    keywords={"metric": get_args(MetricType), "timeframe": TIMEFRAMES, "wording": get_args(WordingChoice)},
+    unnamed=("metric", "timeframe"),
+    example="[errors] [24h]",
+)
+def _insights(session: Session, arguments: Arguments) -> InsightsCard:
+    wanted = {"metric": "performance", "timeframe": "1h", "wording": "none", **arguments.pairs}
+    return InsightsCard(session.client.insights(wanted["metric"], wanted["timeframe"], wanted["wording"]))
+
+
+@command(
+    "show a live dashboard: devices, charts, tasks, models", keywords={"timeframe": TIMEFRAMES}, unnamed=("timeframe",), example="[1h]"
+)
+def _dashboard(session: Session, arguments: Arguments) -> Any:
+    from openruntime_jupyter.notebook.dashboard.widget import Dashboard
+
+    return Dashboard(session.client, arguments.pairs.get("timeframe", "5m"))
+
+
+@command("check every component, from this kernel to a worker and back")
+def _doctor(session: Session, _arguments: Arguments) -> Report:
+    return examine(lambda: session.client)
+
+
+COMMANDS["ai"] = Command(
+    ai_line, "ask a model; `%openruntime ai` without a prompt shows the options", example='"prompt" [options]', free_text=True
+)
+COMMANDS["fix"] = Command(fix, "ask a model to explain and fix the last error; nothing is run", example="[options]", free_text=True)
+
+
+@command("show the configuration of prompts: profiles and local models, without keys")
+def _config(session: Session, _arguments: Arguments) -> Config:
+    client = session.client
+    return Config(client.where, client.health(), client.models(), client.agents())
+
+
+@command("list the models and which are loaded")
+def _models(session: Session, _arguments: Arguments) -> ModelTable:
+    return ModelTable(session.client.models())
+
+
+@command("unload a model from memory", Operand("MODEL", "the name of a loaded model", "loaded model"))
+def _unload(session: Session, arguments: Arguments, word: str) -> ModelTable:
+    session.client.unload(str(literal(word)))
+    return _models(session, arguments)
+
+
+@command("download a small local model; no account is needed", keywords={"model": tuple(model.name for model in KNOWN)}, unnamed=("model",))
+def _pull(session: Session, arguments: Arguments) -> Any:
+    return pull_model(session, arguments.pairs.get("model"))
+
+
+@command("list the agents (roles for a model)")
+def _agents(session: Session, _arguments: Arguments) -> AgentTable:
+    return AgentTable(session.client.agents())
+
+
+@command("list the conversations")
+def _conversations(session: Session, _arguments: Arguments) -> ConversationTable:
+    return ConversationTable(session.client.conversations())
+
+
+@command("show a conversation", CONVERSATION)
+def _conversation(session: Session, _arguments: Arguments, word: str) -> ConversationCard:
+    return ConversationCard(session.client.conversation(str(literal(word))))
+
+
+@command("delete a conversation", CONVERSATION)
+def _forget(session: Session, _arguments: Arguments, word: str) -> ConversationCard:
+    return ConversationCard(session.client.delete_conversation(str(literal(word))), erased=True)
+
+
+def _usage(name: str, command: Command) -> str:
+    return " ".join(
+        ["%openruntime", name, *(operand.name for operand in command.operands), *([command.example] if command.example else [])]
+    )
+
+
+HELP = Help(
+    "OpenRuntime: MLX work in worker processes, one queue for all notebooks",
+    [
+        ("%%openruntime [--in a,b] [--out c,d] [options]", "run the cell in a worker; Ctrl-C cancels it, a second Ctrl-C stops waiting"),
+        ("%%openruntime ai [workflow] [options]", "ask a model with the cell as the prompt, and stream the answer; Ctrl-C cancels it"),
+        ("%openruntime OPERATION name=value …", "run an operation; values are Python literals, the result is a dict"),
+        *((_usage(name, command), command.description) for name, command in COMMANDS.items() if command.description),
+    ],
+    usages(CELL_OPTIONS),
+    "TASK is an id (task_…) or a variable with a handle. Operations accept the same options, except --in and --out, which are for cells. "
+    "Press Tab for completion.",
+)

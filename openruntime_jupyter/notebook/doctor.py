@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import NotAllowed, OpenRuntimeError, TaskError, Unavailable
-from openruntime_jupyter.notebook.checks import SIGNS, TOKEN_ADVICE, Check, Verdict, access, front_end, widgets_here
 from openruntime_jupyter.notebook.display.format import duration
-from openruntime_jupyter.notebook.display.html import Html, View, block, table, tag, text_table
+from openruntime_jupyter.notebook.display.html import Column, RecordTable, Styled, prose, sign, table
 
 PATIENCE = 30.0
 """Timeout of a small task, in seconds. The first task also waits for a worker to start."""
@@ -19,41 +24,56 @@ PATIENCE = 30.0
 ARRAY = 1 << 20
 """Size of the test array, in bytes: large enough to go through the spool."""
 
+Verdict = Literal["ok", "note", "wrong"]
 
-class Report(View, list[Check]):
-    """Results of the doctor: a list of checks that is displayed as a table."""
+SIGNS: dict[Verdict, tuple[str, str]] = {"ok": ("✓", "ok"), "note": ("!", "wa"), "wrong": ("✗", "no")}
 
-    COLUMNS = ("", "check", "result")
+TOKEN_ADVICE = "Restart this kernel to get a token from its server, or use `%openruntime connect URL?token=…`"
+
+FOREIGN = "http://another-site.invalid"
+"""Origin of a simulated malicious page."""
+
+PACKAGES = ("ipywidgets", "anywidget")
+PAGE = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
+"""Front-end extension that JupyterLab and Notebook need for widgets, and the package that provides each."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of one check: `ok`, a `note` with a suggestion, or `wrong` with a fix."""
+
+    name: str
+    verdict: Verdict
+    says: str
+
+
+class Report(RecordTable[Check]):
+    """Results of the doctor."""
+
+    label, kind = "OpenRuntime doctor", "ort-c"
+    columns = (
+        Column("", lambda check: sign(*SIGNS[check.verdict], check.verdict)),
+        Column("check", lambda check: check.name, labelled=False),
+        Column("result", lambda check: prose(check.says), "wrap", labelled=False),
+    )
 
     @property
     def well(self) -> bool:
         """True if no check failed."""
         return all(check.verdict != "wrong" for check in self)
 
-    @property
-    def _head(self) -> str:
+    def content(self) -> Iterable[Styled]:
+        """Return the number of failed checks and the table."""
         wrong = sum(check.verdict == "wrong" for check in self)
-        return "All checks passed" if self.well else f"{wrong} of {len(self)} checks failed"
-
-    def _rows(self, sign: Callable[[Verdict], str | Html]) -> list[list[str | Html]]:
-        return [[sign(check.verdict), check.name, check.says] for check in self]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        rows = self._rows(lambda verdict: tag("span", SIGNS[verdict][0], class_=SIGNS[verdict][1], role="img", aria_label=verdict))
-        return block("OpenRuntime doctor", table(self._head, self.COLUMNS, rows, wide=(2,), plain=(1, 2)), kind="ort-c")
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return f"{self._head}\n{text_table(self.COLUMNS, self._rows(lambda verdict: SIGNS[verdict][0]))}"
+        return [table(f"{wrong} of {len(self)} checks failed" if wrong else "All checks passed", self.columns, self)]
 
 
 def examine(connect: Callable[[], Client]) -> Report:
     """Run all checks. Without a connection to a runtime, the checks that need one are skipped."""
-    report = Report(widgets_here())
+    report = Report(_widgets())
     try:
         client = connect()
-        report += [_runtime(client), *access(client.backend)]
+        report += [_runtime(client), *_access(client.backend)]
     except NotAllowed as problem:
         return Report([*report, Check("token", "wrong", f"{problem}. {TOKEN_ADVICE}")])
     except OpenRuntimeError as problem:
@@ -62,7 +82,7 @@ def examine(connect: Callable[[], Client]) -> Report:
     for name, look in (
         ("versions", _versions),
         ("environments", _environments),
-        ("front end", front_end),
+        ("front end", _front_end),
         ("devices", _devices),
         ("a task", _task),
         ("a cell", _cell),
@@ -157,7 +177,7 @@ def _arrays(client: Client) -> Iterator[Check]:
     same = bool(np.array_equal(back, -there))
     way = "through mapped files" if client.backend.local else "over HTTP"
     took = duration(time.monotonic() - began)
-    says = f"1 MiB there and back in {took}, {way}" if same else "an array was corrupted in transfer: please report this bug"
+    says = f"1 MiB to a worker and back in {took}, {way}" if same else "an array was corrupted in transfer: please report this bug"
     yield Check("spool", "ok" if same else "wrong", says)
 
 
@@ -172,3 +192,56 @@ def _models(client: Client) -> Iterator[Check]:
             "note",
             "no model is available: `jupyter openruntime pull` downloads a small one, OPENAI_API_KEY or a profile sets up a provider",
         )
+
+
+def _widgets() -> Iterator[Check]:
+    """Check that the kernel has the packages for widgets."""
+    found, missing = [], []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        yield Check("widgets", "wrong", f"{' and '.join(missing)} missing here: {sys.executable} -m pip install {' '.join(missing)}")
+    else:
+        yield Check("widgets", "ok", f"{', '.join(found)} in this kernel")
+
+
+def _front_end(client: Client) -> Iterator[Check]:
+    """Check that the server's front end can show widgets. Its environment may differ from the kernel's."""
+    if client.where == "embedded" or not client.backend.local:
+        yield Check(
+            "front end", "ok", "cannot be checked from here: if pages show text instead of the dashboard, they lack the widget packages"
+        )
+        return
+    prefixes = {Path(worker.interpreter).parent.parent for worker in client.workers()}
+    missing = [package for name, package in PAGE.items() if not _installed(name, prefixes)]
+    if missing:
+        python = min((worker.interpreter for worker in client.workers()), default=sys.executable)
+        problem = f"the server lacks {' and '.join(missing)}, so pages show text instead of the dashboard"
+        yield Check("front end", "note", f"{problem}: {python} -m pip install {' '.join(missing)}, and reload the page")
+    else:
+        yield Check("front end", "ok", "the server has the extensions for widgets")
+
+
+def _installed(name: str, prefixes: Iterable[Path]) -> bool:
+    from jupyter_core.paths import jupyter_path
+
+    folders = [*(prefix / "share" / "jupyter" / "labextensions" for prefix in prefixes), *map(Path, jupyter_path("labextensions"))]
+    return any((folder / name / "package.json").exists() for folder in folders)
+
+
+def _access(backend: Backend) -> Iterator[Check]:
+    """Check that the runtime accepts this kernel and rejects cross-site requests from the user's browser."""
+    if not isinstance(backend, HttpBackend):
+        yield Check("token", "ok", "not needed: the runtime is in this kernel")
+        return
+    how = "with a token" if backend.has_token else "without a token"
+    yield Check("token", "ok", f"this kernel is accepted {how}")
+    status = backend.knock(FOREIGN)
+    if status in (401, 403, 404):
+        yield Check("XSRF", "ok", f"cross-site requests are rejected (status {status}); requests with a token need no XSRF cookie")
+    else:
+        advice = "set a token or password for the server, and keep ServerApp.disable_check_xsrf off"
+        yield Check("XSRF", "wrong", f"cross-site requests can submit tasks (status {status}): {advice}")

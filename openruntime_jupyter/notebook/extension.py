@@ -6,7 +6,7 @@ Loading imports little. The code that runs tasks takes half a second to import, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from openruntime_jupyter.notebook.display.html import View
 
 if TYPE_CHECKING:
     from openruntime_jupyter.client.handles import TaskHandle
-    from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
+    from openruntime_jupyter.notebook.completion import CompletionSources
     from openruntime_jupyter.notebook.session import Session
     from openruntime_jupyter.schemas.tasks import Task, TaskPage
 
@@ -39,6 +39,7 @@ class OpenRuntimeMagics(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._session: Session | None = None
+        self._sources: CompletionSources | None = None
         self._loading = threading.Thread(target=load, args=("openruntime_jupyter.notebook.commands",), daemon=True)
         self._loading.start()
 
@@ -59,20 +60,36 @@ class OpenRuntimeMagics(Magics):
     def openruntime(self, line: str, cell: str | None = None) -> Any:
         """Run MLX work in worker processes. `%openruntime` shows the help, `%%openruntime` runs a cell as a task."""
         session = self.session
-        from openruntime_jupyter.notebook.commands import run_line
+        from openruntime_jupyter.notebook.commands import run_cell_magic, run_line
         from openruntime_jupyter.notebook.display.errors import one_line_errors
-        from openruntime_jupyter.notebook.run.cell import start_cell
 
         with one_line_errors():
-            return run_line(session, line) if cell is None else start_cell(session, line, cell)
+            return run_line(session, line) if cell is None else run_cell_magic(session, line, cell)
 
     def complete(self, context: Any) -> Any:
         """Return the completions at the cursor as an IPython matcher."""
-        from openruntime_jupyter.notebook.ai import completion as ai_completion
-        from openruntime_jupyter.notebook.completion import matches
+        session = self.session
+        from openruntime_jupyter.notebook.completion import CompletionSources, matches
 
-        ai_completion.register()
-        return matches(context, lambda: self.session)
+        if self._sources is None:
+            self._sources = CompletionSources(session)
+        return matches(context, self._sources)
+
+    def view(self, value: TaskHandle | Task | TaskPage) -> View:
+        """Return the view of a handle or record."""
+        session = self.session
+        from openruntime_jupyter.client.handles import TaskHandle
+        from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
+        from openruntime_jupyter.schemas.tasks import TaskPage
+
+        record = value.last_seen if isinstance(value, TaskHandle) else value
+        devices: Mapping[str, str] = {}
+        seen = not isinstance(value, TaskHandle)
+        with suppress(OpenRuntimeError):  # show the last known state if the runtime is unreachable
+            if isinstance(value, TaskHandle):
+                record, seen = value.task, True
+            devices = session.devices()
+        return TaskTable(record, devices) if isinstance(record, TaskPage) else TaskCard(record, devices, seen)
 
     def forget(self) -> None:
         """Close the connection to the runtime. Tasks continue."""
@@ -88,8 +105,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     _add_matcher(shell, magics)
     shell.events.register("post_run_cell", last_failure.record)
     formatters = _formatters(shell)
-    for kind, view in ((HANDLE, _card), (TASK, _task_card), (PAGE, _table)):
-        _show(formatters, kind, magics, view)
+    for kind in (HANDLE, TASK, PAGE):
+        _show(formatters, kind, magics)
     # IPython uses this method of an exception to render it.
     setattr(OpenRuntimeError, "_render_traceback_", _render_error)  # noqa: B010  not declared by any exception
     module, _, name = REPLY.rpartition(".")
@@ -138,39 +155,11 @@ def _markdown(reply: Any) -> str:
     return sanitize(reply.text)
 
 
-def _show(formatters: Any, kind: str, magics: OpenRuntimeMagics, view: Callable[[Session, Any], View]) -> None:
+def _show(formatters: Any, kind: str, magics: OpenRuntimeMagics) -> None:
     """Register the formatters that display a type as a view."""
     module, _, name = kind.rpartition(".")
-    formatters["text/html"].for_type_by_name(module, name, lambda shown: view(magics.session, shown).html())
-    formatters["text/plain"].for_type_by_name(module, name, lambda shown, printer, _cycle: printer.text(view(magics.session, shown).text()))
-
-
-def _card(session: Session, handle: TaskHandle) -> TaskCard:
-    from openruntime_jupyter.notebook.display.tasks import TaskCard
-
-    try:
-        return TaskCard(handle.task, session.devices())
-    except OpenRuntimeError:  # show the last known state if the runtime is unreachable
-        return TaskCard(handle.last_seen, {}, seen=False)
-
-
-def _task_card(session: Session, task: Task) -> TaskCard:
-    from openruntime_jupyter.notebook.display.tasks import TaskCard
-
-    return TaskCard(task, _devices(session))
-
-
-def _table(session: Session, page: TaskPage) -> TaskTable:
-    from openruntime_jupyter.notebook.display.tasks import TaskTable
-
-    return TaskTable(page, _devices(session))
-
-
-def _devices(session: Session) -> Mapping[str, str]:
-    try:
-        return session.devices()
-    except OpenRuntimeError:
-        return {}
+    formatters["text/html"].for_type_by_name(module, name, lambda value: magics.view(value).html())
+    formatters["text/plain"].for_type_by_name(module, name, lambda value, printer, _cycle: printer.text(magics.view(value).text()))
 
 
 def _render_error(error: OpenRuntimeError) -> list[str]:

@@ -16,7 +16,6 @@ from openruntime_jupyter.client.discovery import EMBEDDED, connect
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
-from openruntime_jupyter.notebook.completion_sources import CompletionSources
 
 
 class Session:
@@ -28,7 +27,6 @@ class Session:
         self._client: Client | None = None
         self._lost: str | None = None
         self._devices: dict[str, str] = {}
-        self.sources = CompletionSources(self)
 
     @property
     def client(self) -> Client:

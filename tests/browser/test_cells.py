@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.chromium import run
-from tests.browser.lab import APPS, LAB, App, new_notebook, opened
+from tests.browser.lab import LAB, App, new_notebook, opened
 from tests.support import Home, Server, running_server, slowness
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -71,7 +71,7 @@ def test_million_lines_keep_page_usable(server: Server) -> None:
     run(story())
 
 
-@pytest.mark.parametrize(("permission", "app"), [("granted", "lab"), ("granted", "notebook7"), ("default", "lab"), ("denied", "notebook7")])
+@pytest.mark.parametrize(("permission", "app"), [("granted", "notebook7"), ("default", "lab"), ("denied", "notebook7")])
 def test_notify_for_cell_respects_permission(server: Server, permission: str, app: App) -> None:
     name = f"{permission}-{app}.ipynb"
     new_notebook(server, name, LOAD, LONG)
@@ -104,16 +104,14 @@ def test_notify_for_cell_respects_permission(server: Server, permission: str, ap
     run(story())
 
 
-@pytest.mark.parametrize("app", APPS)
-def test_notify_for_background_task_while_kernel_is_busy(server: Server, app: App) -> None:
-    name = f"later-{app}.ipynb"
+def test_notify_for_background_task_while_kernel_is_busy(server: Server) -> None:
     busy = "import time\nfrom pathlib import Path\nwhile not Path('over').exists():\n    time.sleep(0.05)"
-    new_notebook(server, name, LOAD, LONG.replace("--notify", "--bg --notify"), busy)
+    new_notebook(server, "later.ipynb", LOAD, LONG.replace("--notify", "--bg --notify"), busy)
     for file in ("go", "over"):
         (server.home.path / file).unlink(missing_ok=True)
 
     async def story() -> None:
-        async with opened(server, name, app) as notebook:
+        async with opened(server, "later.ipynb") as notebook:
             page = notebook.page
             await page.evaluate(RECORD, "granted")
             await notebook.start_all()
@@ -130,13 +128,11 @@ def test_notify_for_background_task_while_kernel_is_busy(server: Server, app: Ap
     run(story())
 
 
-@pytest.mark.parametrize("app", APPS)
-def test_error_card_collapses_traceback_and_stops_run_all(server: Server, app: App) -> None:
-    name = f"error-{app}.ipynb"
-    new_notebook(server, name, LOAD, "%%openruntime\ndef divide(n):\n    return n / 0\n\ndivide(1)", "print('never', 'reached')")
+def test_error_card_collapses_traceback_and_stops_run_all(server: Server) -> None:
+    new_notebook(server, "error.ipynb", LOAD, "%%openruntime\ndef divide(n):\n    return n / 0\n\ndivide(1)", "print('never', 'reached')")
 
     async def story() -> None:
-        async with opened(server, name, app) as notebook:
+        async with opened(server, "error.ipynb") as notebook:
             await notebook.run_all()
             output = notebook.page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea")
             card = output.locator(".ort-x")

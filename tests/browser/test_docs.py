@@ -61,12 +61,3 @@ def test_operation_can_be_tried_without_login(tmp_path_factory: pytest.TempPathF
 
     with running_server(Home(tmp_path_factory.mktemp("standalone")), STANDALONE) as server:
         run(body(server))
-
-
-def test_filter_keeps_matching_tags(server: Server) -> None:
-    async def body() -> None:
-        async with docs(server, f"{server.url}/docs?token={server.token}") as page:
-            await page.get_by_placeholder("Filter by tag").fill("Arrays")
-            await expect(page.locator(".opblock-tag-section")).to_have_count(1)
-
-    run(body())

@@ -1,4 +1,4 @@
-"""The quick-start notebook of `make lab`, and a task that is cancelled or found again."""
+"""The quick-start notebook of `make lab`, and the stop button."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "notebooks" / "quickstart.ipynb"
 LOOP = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.05)"
-BACKGROUND = "%%openruntime --bg --out answer\nimport time\ntime.sleep(3)\nprint('from the worker')\nanswer = 6 * 7"
 
 
 @pytest.fixture(scope="module")
@@ -82,27 +81,3 @@ async def place(line: Locator) -> FloatRect:
 
 async def select(notebook: Notebook, cell: int) -> None:
     await notebook.page.locator(".jp-CodeCell").nth(cell).locator(".jp-InputArea-prompt").click()
-
-
-def test_a_task_is_found_again_after_a_kernel_restart(server: Server) -> None:
-    new_notebook(server, "again.ipynb", "%load_ext openruntime_jupyter", BACKGROUND)
-    found = "from openruntime_jupyter import connect\nhandle = connect().task('TASK')\nprint(handle.result(), handle.output.stdout)"
-
-    async def story() -> None:
-        async with opened(server, "again.ipynb") as notebook:
-            await notebook.run_all()
-            shown = re.search(r"task_\w+", await notebook.text(1))
-            assert shown is not None
-            await notebook.menu("Kernel", "Restart Kernel…")
-            async with notebook.page.expect_response(lambda answer: answer.url.partition("?")[0].endswith("/restart")):
-                await notebook.page.click(".jp-Dialog button:has-text('Restart')")
-            await notebook.idle()
-            await select(notebook, 1)
-            await notebook.menu("Edit", "Cut Cell")
-            await select(notebook, 0)
-            await notebook.page.locator(".jp-CodeCell").nth(0).locator(".cm-content").fill(found.replace("TASK", shown[0]))
-            await notebook.menu("Edit", "Clear Outputs of All Cells")
-            await notebook.run_all()
-            assert "{'answer': 42} from the worker" in await notebook.text(0)
-
-    run(story())

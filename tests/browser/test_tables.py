@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.mark.parametrize(("app", "dark"), [("lab", False), ("lab", True), ("notebook7", True)])
+@pytest.mark.parametrize(("app", "dark"), [("lab", False), ("notebook7", True)])
 def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
     name = f"tables-{app}-{dark}.ipynb"
     new_notebook(server, name, SHOW, *(f"%openruntime {word}" for word in OTHERS), EVERY_COLUMN)

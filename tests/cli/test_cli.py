@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.cli import main
 from tests.support import JUPYTER, STANDALONE, TOKEN, Home, Server, free_port, running_server, wait_until
 
 
@@ -41,24 +42,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_help_fits_on_a_screen_and_names_every_command(home: Home) -> None:
+def test_help_fits_on_a_screen_and_names_every_command(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(home, "--version").strip() == __version__
     told = run(home, "--help")
     assert len(told.splitlines()) < 45
     for word in ("status", "tasks", "cancel", "--port", "--token", "--help-all", "localhost:8000"):
         assert word in told
     for command in ("status", "tasks", "cancel"):
-        assert "--url" in run(home, command, "--help")
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert "--url" in capsys.readouterr().out
 
 
 def test_help_all_lists_every_setting(home: Home) -> None:
     told = run(home, "--help-all")
-    for setting in (
-        "--OpenRuntimeApp.cpu_slots",
-        "--OpenRuntimeApp.memory_limit",
-        "--OpenRuntimeApp.production",
-        "--StandaloneIdentity.allow_local",
-    ):
-        assert setting in told
+    assert {"--OpenRuntimeApp.cpu_slots", "--OpenRuntimeApp.production", "--StandaloneIdentity.allow_local"} <= set(
+        re.findall(r"--\w+\.\w+", told)
+    )
 
 
 def test_closed_pipe_is_not_an_error(home: Home) -> None:
@@ -69,27 +69,27 @@ def test_closed_pipe_is_not_an_error(home: Home) -> None:
     assert told.stderr == ""
 
 
-def test_version_matches_package(home: Home) -> None:
-    assert run(home, "--version").strip() == __version__
-
-
 @pytest.mark.parametrize(
-    "arguments",
-    [["--prot=1"], ["start"], ["--port=many"], ["--port=99999"], ["--port=-1"], ["cancel"], ["tasks", "--limit=x"], ["tasks", "zzz"]],
-    ids=str,
+    ("typed", "said"),
+    [
+        ("zzz", "write settings as --Class.name=value"),
+        ("--port=many", "use 0 to 65535"),
+        ("--port=99999", "use 0 to 65535"),
+        ("cancel", "required: id"),
+        ("tasks --limit=x", "invalid int value"),
+        ("tasks zzz", "use one of pending"),
+        ("stauts", "did you mean status?"),
+        ("pul", "did you mean pull?"),
+        ("--prot=8001", "did you mean --port?"),
+        ("tasks runing", "did you mean running?"),
+    ],
 )
-def test_invalid_arguments_are_reported(home: Home, arguments: list[str]) -> None:
-    told = run(home, *arguments, code=2)
+def test_invalid_arguments_are_reported_with_suggestions(capsys: pytest.CaptureFixture[str], typed: str, said: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(typed.split())
+    told = capsys.readouterr().err
     assert "usage:" in told
-    assert "error:" in told
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [("stauts", "status"), ("pul", "pull"), ("--prot=8001", "--port"), ("--tokn", "--token"), ("tasks runing", "running")],
-)
-def test_typing_errors_get_suggestions(home: Home, typed: str, meant: str) -> None:
-    assert f"did you mean {meant}?" in run(home, *typed.split(), code=2)
+    assert said in told
 
 
 def test_invalid_setting_is_named(home: Home) -> None:
@@ -176,8 +176,7 @@ def test_status_finds_the_users_server(server: Server) -> None:
 
 def test_status_of_a_named_server(server: Server, home: Home) -> None:
     assert "healthy" in run(home, "status", f"--url={server.url}", f"--token={TOKEN}")
-    told = run(home, "status", f"--url={server.url}", "--token=wrong", code=1)
-    assert "token" in told
+    assert "--token=" in run(home, "status", f"--url={server.url}", "--token=wrong", code=1)
 
 
 def test_tasks_are_listed_and_cancelled(server: Server) -> None:
@@ -240,7 +239,3 @@ def test_other_terminal_finds_the_users_jupyter_server(tmp_path: Path) -> None:
         (told,) = jupyter.home.runtime_dir.glob("jpserver-*.json")
         told.chmod(0o644)
         assert "No OpenRuntime server" in run(jupyter.home, "status", code=1), "files writable by other users are ignored"
-
-
-def test_wrong_token_error_names_the_option(server: Server) -> None:
-    assert "--token=" in run(server.home, "status", "--url", server.url, "--token=wrong", code=1)

@@ -12,7 +12,10 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.support import TOKEN, Home, running_server
+from tests.ai.provider_server import Connection, ProviderServer, Request, providing, usage
+from tests.server.ai_support import steered
+from tests.support import TOKEN, Home, Server, running_server
+from tests.tiny_model import make_tiny_model
 
 SECONDS = 60.0
 
@@ -27,7 +30,7 @@ class Cell:
     updates: int = 0
     _displays: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def hear(self, message: dict[str, Any]) -> None:
+    def apply(self, message: dict[str, Any]) -> None:
         """Apply one kernel message."""
         kind, content = message["msg_type"], message["content"]
         if kind == "stream" and self.outputs and self.outputs[-1].get("name") == content["name"]:
@@ -82,7 +85,7 @@ class Kernel:
             message = self.client.get_iopub_msg(timeout=SECONDS)
             if message["parent_header"].get("msg_id") != message_id:
                 continue
-            cell.hear(message)
+            cell.apply(message)
             if waiting is not None and waiting(cell):
                 waiting = None
                 then()
@@ -95,7 +98,7 @@ class Kernel:
         cell.status, cell.error = reply["content"]["status"], reply["content"]
         return cell
 
-    def told_later(self) -> str:
+    def updated_later(self) -> str:
         """Return the HTML of the next display update outside a running cell."""
         while True:
             message = self.client.get_iopub_msg(timeout=SECONDS)
@@ -124,6 +127,11 @@ class Kernel:
         self.manager.interrupt_kernel()
 
 
+def error_of(cell: Cell) -> str:
+    """Return the displayed error of a cell, or the line of an invalid magic."""
+    return "\n".join([cell.stream("stderr").strip(), *cell.error.get("traceback", ())]).strip()
+
+
 @contextmanager
 def running_kernel(home: Home, environment: Mapping[str, str] | None = None) -> Iterator[Kernel]:
     """Start a kernel with the magics loaded, and stop it at the end."""
@@ -143,16 +151,65 @@ def running_kernel(home: Home, environment: Mapping[str, str] | None = None) -> 
         manager.cleanup_resources()
 
 
-@pytest.fixture(scope="module", params=["embedded", "server"])
-def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """Start a kernel with an embedded runtime, and one with a server."""
-    home = Home(tmp_path_factory.mktemp("kernel"))
-    if request.param == "embedded":
-        with running_kernel(home) as running:
-            yield running
+CODE = "It divides by zero.\n\n```python\nx = 6 * 7\n```\n\nThat is all."
+
+
+def answer(connection: Connection, request: Request) -> None:
+    """Answer `give code` with `CODE`, `label` with the last word in capitals, and other prompts with `steered`."""
+    asked = request.json["messages"][-1]["content"]
+    if "give code" not in asked and "corrected cell" not in asked and "label" not in asked:
+        steered(connection, request)
         return
-    with running_server(home, config={"OpenRuntimeApp": {"cpu_slots": 2}}) as server:
-        # The variables that a server sets for its kernels; this process is the kernel's parent.
-        told = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
-        with running_kernel(home, told) as running:
-            yield running
+    if "broken" in asked:
+        connection.answer('{"error": {"message": "no such thing"}}', "400 Bad Request")
+        return
+    connection.begin()
+    connection.text(*(asked.split()[-1].upper() if "label" in asked else CODE))
+    connection.event(usage(10, 5))
+    connection.event("[DONE]")
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[ProviderServer]:
+    """Start a fake provider of models."""
+    with providing(answer) as running:
+        yield running
+
+
+def of_provider(provider: ProviderServer) -> dict[str, str]:
+    """Return the environment that makes a provider the default."""
+    return {"OPENRUNTIME_AI_BASE_URL": provider.url, "OPENRUNTIME_AI_MODEL": "any"}
+
+
+def of_server(server: Server) -> dict[str, str]:
+    """Return the variables that a server sets for its kernels. This process is the kernel's parent."""
+    return {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
+
+
+@pytest.fixture(scope="session")
+def embedded_kernel(tmp_path_factory: pytest.TempPathFactory, provider: ProviderServer) -> Iterator[Kernel]:
+    """Start a kernel with an embedded runtime, a default provider and a tiny local model, for all tests of this process."""
+    home = Home(tmp_path_factory.mktemp("kernel"))
+    make_tiny_model(home.data_dir / "models" / "tiny")
+    with running_kernel(home, of_provider(provider)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_kernel(tmp_path_factory: pytest.TempPathFactory, provider: ProviderServer) -> Iterator[Kernel]:
+    """Start a kernel of a server with the same provider and model, for all tests of this process."""
+    home = Home(tmp_path_factory.mktemp("kernel"))
+    make_tiny_model(home.data_dir / "models" / "tiny")
+    config = {"OpenRuntimeApp": {"cpu_slots": 2}}
+    with (
+        running_server(home, config=config, environment=of_provider(provider)) as server,
+        running_kernel(home, of_server(server)) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(params=["embedded", "server"])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Return the kernel with an embedded runtime, and the kernel of a server."""
+    found: Kernel = request.getfixturevalue(f"{request.param}_kernel")
+    return found

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
@@ -50,6 +50,7 @@ def test_duplicate_names_count_once() -> None:
         ("--priority high", "--priority"),
         ("--timeout soon", "--timeout"),
         ("--memory-limit lots", "2GB"),
+        ("--memory-limit 2 GB", "needs quotes around it"),
         ("--prioritty 3", "--priority"),
         ("--zzz", "--in, --out"),
         ("stray", "stray"),
@@ -84,6 +85,24 @@ def test_options_may_follow_an_operation() -> None:
     assert (found.words, found.pairs, found.options, found.background) == (("matrix_multiply",), {"size": 10}, {"priority": 9}, True)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("poetry", "code_generation"),
+        ("code_generatoin", "Did you mean code_generation"),
+        ("--temprature 1", "Did you mean --temperature"),
+        ("--temperature hot", "temperature"),
+        ("--out 3x", "3x"),
+        ("--map rows", "--out"),
+        ("--bg --out a", "--as"),
+    ],
+)
+def test_invalid_prompt_line_is_rejected_with_reason(line: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_ai(line, cell=True)
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize(("line", "said"), [("x n=1 n=2", "twice"), ("x --in a", "--in"), ("x n=[1", "never closed")])
 def test_line_magic_rejects_unknown_arguments(line: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -116,10 +135,14 @@ def test_comments_are_ignored_except_in_prompts() -> None:
     assert parse_ai("what does # mean", cell=False).prompt == "what does # mean"
 
 
+AWKWARD = st.text("a'\"\\ ,=#{}[]()\n\t\u00e9", max_size=8)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | AWKWARD,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(AWKWARD, inner, max_size=3),
         max_leaves=8,
     )
 )
@@ -127,7 +150,8 @@ def test_literals_round_trip(value: Any) -> None:
     assert parse_line(f"op first={value!r} second=2").pairs == {"first": value, "second": 2}
 
 
-@given(st.text())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.sampled_from(["--in", "--as", "a,b", "x=1"]) | AWKWARD).map(" ".join))
 def test_any_line_is_parsed_or_rejected(line: str) -> None:
     for parse in (parse_cell, parse_line):
         with suppress(UsageError):

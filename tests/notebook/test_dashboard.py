@@ -35,9 +35,11 @@ def client(backend: EmbeddedBackend) -> Client:
 @pytest.fixture
 def dashboard(client: Client) -> Iterator[Dashboard]:
     made = Dashboard(client)
-    wait_until(lambda: made.devices, 20, "the first look")
-    yield made
-    made.close()
+    try:
+        wait_until(lambda: made.devices, 20, "the first update")
+        yield made
+    finally:
+        made.close()
 
 
 def shown(dashboard: Dashboard, task_id: str) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import sqlite3
 import sys
@@ -17,9 +17,8 @@ from openruntime_jupyter import connect
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.client.transport.http import HttpBackend
-from openruntime_jupyter.notebook import checks, doctor
-from openruntime_jupyter.notebook.checks import Check
-from openruntime_jupyter.notebook.doctor import examine
+from openruntime_jupyter.notebook import doctor
+from openruntime_jupyter.notebook.doctor import Check, examine
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import TOKEN, Home, Server, free_port, running_server
 
@@ -88,23 +87,29 @@ def test_another_version(client: Client, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"{sys.executable} -m pip install openruntime-jupyter==" in check.says
 
 
-@pytest.mark.parametrize("lacks", ["the package", "what the package needs"])
-def test_kernel_environment_lacks_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: str) -> None:
+@pytest.fixture
+def other_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make this kernel one of an environment without any package."""
     venv.create(tmp_path / "other", with_pip=False, symlinks=True)
-    other = os.fspath(tmp_path / "other" / "bin" / "python")
-    home = {"PYTHONPATH": ""} if lacks == "the package" else {}
-    with running_server(tmp_path, environment=home) as running:
-        client = Client(HttpBackend(running.url, TOKEN))
-        monkeypatch.setattr(sys, "executable", other)
-        monkeypatch.setattr(sys, "path", [""])
-        cell = found(client, "a cell")
-        assert cell.verdict == "wrong"
-        if lacks == "the package":
-            assert other in cell.says
-            assert "install" in cell.says
-        else:
-            assert "exit code 1" in cell.says or "ModuleNotFoundError" in cell.says, cell.says
-        assert "operations with" in found(client, "environments").says
+    python = os.fspath(tmp_path / "other" / "bin" / "python")
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(sys, "path", [""])
+    return python
+
+
+def test_kernel_environment_lacks_the_package(tmp_path: Path, other_python: str) -> None:
+    with running_server(tmp_path, environment={"PYTHONPATH": ""}) as running:
+        cell = found(Client(HttpBackend(running.url, TOKEN)), "a cell")
+    assert cell.verdict == "wrong"
+    assert other_python in cell.says
+    assert "install" in cell.says
+
+
+def test_kernel_environment_lacks_a_dependency(client: Client, other_python: str) -> None:
+    report = {check.name: check for check in examine(lambda: client)}
+    assert report["a cell"].verdict == "wrong"
+    assert "exit code 1" in report["a cell"].says or "ModuleNotFoundError" in report["a cell"].says
+    assert "operations with" in report["environments"].says
 
 
 def test_a_runtime_elsewhere_runs_cells_with_its_own_python(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,24 +120,15 @@ def test_a_runtime_elsewhere_runs_cells_with_its_own_python(server: Server, monk
     assert "elsewhere" in check.says
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the Linux wheels of MLX need one")
-def test_a_device_without_a_blas(tmp_path: Path) -> None:
-    with running_server(tmp_path, config={"OpenRuntimeApp": {"blas": "/no/such/libblas.so"}}) as slow:
-        check = found(Client(HttpBackend(slow.url, TOKEN)), "device_0")
-        assert check.verdict == "note"
-        assert "/no/such/libblas.so" in check.says
-        assert "libopenblas0-pthread" in check.says
-
-
 def test_a_kernel_without_widgets(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PACKAGES", ("ipywidgets", "no_such_widgets"))
+    monkeypatch.setattr(doctor, "PACKAGES", ("ipywidgets", "no_such_widgets"))
     check = found(client, "widgets")
     assert check.verdict == "wrong"
     assert check.says.endswith(f"{sys.executable} -m pip install no_such_widgets")
 
 
 def test_pages_without_widgets(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PAGE", {"anywidget": "anywidget", "no-such-extension": "no_such_package"})
+    monkeypatch.setattr(doctor, "PAGE", {"anywidget": "anywidget", "no-such-extension": "no_such_package"})
     check = found(client, "front end")
     assert check.verdict == "note"
     assert "pip install no_such_package, and reload the page" in check.says
@@ -149,19 +145,25 @@ def test_unwritable_spool(tmp_path: Path) -> None:
     config = {"OpenRuntimeApp": {"spool_dir": os.fspath(tmp_path / "file" / "spool")}}
     with running_server(tmp_path, config=config, healthy=False) as broken:
         check = found(Client(HttpBackend(broken.url, TOKEN)), "spool")
-        assert check.verdict == "wrong"
-        assert "set spool_dir" in check.says
+    assert check.verdict == "wrong"
+    assert "set spool_dir" in check.says
 
 
-def test_a_history_of_a_newer_release(tmp_path: Path) -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the Linux wheels of MLX need one")
+def test_a_device_without_a_blas(tmp_path: Path) -> None:
+    with running_server(tmp_path, config={"OpenRuntimeApp": {"blas": "/no/such/libblas.so"}}) as slow:
+        check = found(Client(HttpBackend(slow.url, TOKEN)), "device_0")
+    assert check.verdict == "note"
+    assert "/no/such/libblas.so" in check.says
+    assert "libopenblas0-pthread" in check.says
+
+
+def test_history_of_a_newer_release(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    with running_server(home):
-        pass
-    (file,) = home.path.rglob("history.sqlite3")
-    with sqlite3.connect(file) as database:
+    home.data_dir.mkdir(mode=0o700)
+    with contextlib.closing(sqlite3.connect(home.data_dir / "history.sqlite3")) as database:
         database.execute("PRAGMA user_version = 9999")
-    database.close()
     with running_server(home, healthy=False) as broken:
         check = found(Client(HttpBackend(broken.url, TOKEN)), "history")
-        assert check.verdict == "wrong"
-        assert "newer" in json.dumps(check.says)
+    assert check.verdict == "wrong"
+    assert "newer" in check.says

@@ -11,7 +11,7 @@ import pytest
 from openruntime_jupyter.notebook.display import errors
 from openruntime_jupyter.notebook.display.errors import ErrorCard, frames, one_line
 from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.notebook.conftest import Cell, Kernel
+from tests.notebook.conftest import Cell, Kernel, error_of
 
 DIVIDE = "def divide(n):\n    return n / 0\n\ndivide(1)"
 DEEP = """Traceback (most recent call last):
@@ -28,14 +28,9 @@ numpy.linalg.LinAlgError: Singular matrix
 """
 
 
-def told(cell: Cell) -> str:
-    """Return the traceback as received by Jupyter."""
-    return "\n".join(cell.error["traceback"])
-
-
 def bare(cell: Cell) -> str:
     """Return the traceback without colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", told(cell))
+    return re.sub(r"\x1b\[[0-9;]*m", "", error_of(cell))
 
 
 def card(cell: Cell, mime: str = "text/plain") -> str:
@@ -56,8 +51,8 @@ def test_error_card_shows_only_user_frames(kernel: Kernel) -> None:
     assert "in divide" in cell.error["evalue"], "readable for code that catches it"
     assert [output["kind"] for output in cell.outputs] == ["display_data", "display_data", "error"], "the line, the card and the error"
     assert cell.line.startswith("✕ failed after ")
-    assert "ZeroDivisionError: division by zero (task_" in told(cell)
-    assert len(told(cell).splitlines()) == 1
+    assert "ZeroDivisionError: division by zero (task_" in error_of(cell)
+    assert len(error_of(cell).splitlines()) == 1
     where = f"In [{cell.error['execution_count']}]"
     for place in (f"{where}, line 5", f"{where}, line 3, in divide"):
         assert place in card(cell), "line numbers match the cell"
@@ -68,20 +63,20 @@ def test_error_card_shows_only_user_frames(kernel: Kernel) -> None:
     assert "openruntime_jupyter" not in card(cell), "no internal frames"
 
 
-def test_verbose_shows_full_traceback(kernel: Kernel) -> None:
+def test_verbose_shows_full_traceback(server_kernel: Kernel) -> None:
     for line in ("%%openruntime --verbose --as broken\n" + DIVIDE, "%openruntime result broken --verbose"):
-        cell = kernel.run(line)
+        cell = server_kernel.run(line)
         assert cell.status == "error"
-        assert "Traceback (most recent call last)" in told(cell)
-        assert "    return n / 0" in told(cell)
+        assert "Traceback (most recent call last)" in error_of(cell)
+        assert "    return n / 0" in error_of(cell)
         assert cell.outputs[-1]["kind"] == "error"
         assert not [output for output in cell.outputs if "<details>" in output.get("data", {}).get("text/html", "")]
 
 
-def test_syntax_error_shows_its_line(kernel: Kernel) -> None:
-    cell = kernel.run("%%openruntime\nfine = 1\nfor broken")
+def test_syntax_error_shows_its_line(server_kernel: Kernel) -> None:
+    cell = server_kernel.run("%%openruntime\nfine = 1\nfor broken")
     assert cell.status == "error"
-    assert "SyntaxError" in told(cell)
+    assert "SyntaxError" in error_of(cell)
     assert "line 3" in card(cell)
     assert "for broken" in card(cell)
 
@@ -89,27 +84,27 @@ def test_syntax_error_shows_its_line(kernel: Kernel) -> None:
 def test_dead_worker_card_shows_last_output_unless_displayed(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime\nimport os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
     assert cell.error["ename"] == "WorkerDied"
-    assert "signal 9" in told(cell)
+    assert "signal 9" in error_of(cell)
     assert cell.stream() == "last words\n"
-    assert len(told(cell).splitlines()) == 1
+    assert len(error_of(cell).splitlines()) == 1
     assert "last words" not in card(cell)
     assert "no other task is affected" in card(cell)
     assert "last words" in card(kernel.run("%openruntime result _openruntime"))
 
 
-def test_error_advice_matches_the_exception(kernel: Kernel) -> None:
-    kernel.run("weights = [1]")
-    assert "pass it with --in weights" in card(kernel.run("%%openruntime\nprint(weights)"))
-    assert "import or define nothing_of_that_kind" in card(kernel.run("%%openruntime\nprint(nothing_of_that_kind)"))
-    assert "%pip install no_such_package" in card(kernel.run("%%openruntime\nimport no_such_package.inside"))
-    assert "pass the answer with --in" in card(kernel.run("%%openruntime\ninput()"))
-    assert "--out" in card(kernel.run("%%openruntime --out missing\nhere = 1"))
-    assert "Increase --timeout" in card(kernel.run("%%openruntime --timeout 0.2\nimport time; time.sleep(30)"))
+def test_error_advice_matches_the_exception(server_kernel: Kernel) -> None:
+    server_kernel.run("weights = [1]")
+    assert "pass it with --in weights" in card(server_kernel.run("%%openruntime\nprint(weights)"))
+    assert "import or define nothing_of_that_kind" in card(server_kernel.run("%%openruntime\nprint(nothing_of_that_kind)"))
+    assert "%pip install no_such_package" in card(server_kernel.run("%%openruntime\nimport no_such_package.inside"))
+    assert "pass the answer with --in" in card(server_kernel.run("%%openruntime\ninput()"))
+    assert "--out" in card(server_kernel.run("%%openruntime --out missing\nhere = 1"))
+    assert "Increase --timeout" in card(server_kernel.run("%%openruntime --timeout 0.2\nimport time; time.sleep(30)"))
 
 
-def test_caught_error_shows_no_card(kernel: Kernel) -> None:
+def test_caught_error_shows_no_card(server_kernel: Kernel) -> None:
     attempt = "try:\n    get_ipython().run_cell_magic('openruntime', '', '1 / 0')"
-    cell = kernel.run(f"{attempt}\nexcept Exception as problem:\n    print(type(problem).__name__)")
+    cell = server_kernel.run(f"{attempt}\nexcept Exception as problem:\n    print(type(problem).__name__)")
     assert cell.status == "ok"
     assert cell.stream() == "TaskFailed\n"
     assert len(cell.shown()) == 1, "the status line"
@@ -147,21 +142,21 @@ def test_terminal_without_colours_gets_no_escapes(monkeypatch: pytest.MonkeyPatc
     assert one_line(ValueError("no"))._render_traceback_() == [shown]  # type: ignore[attr-defined]
 
 
-def test_client_error_shows_only_user_frames(kernel: Kernel) -> None:
-    cell = kernel.run(
+def test_client_error_shows_only_user_frames(server_kernel: Kernel) -> None:
+    cell = server_kernel.run(
         "from openruntime_jupyter import connect\nclient = connect()\ndef mine():\n    return client.run('compute', inptus={})\nmine()"
     )
     assert cell.error["ename"] == "InvalidRequest"
     assert "return client.run" in bare(cell)
     assert "did you mean inputs?" in bare(cell)
     assert "client.py" not in bare(cell)
-    lost = kernel.run("connect('http://127.0.0.1:1')")
+    lost = server_kernel.run("connect('http://127.0.0.1:1')")
     assert lost.error["ename"] == "NotConnected"
     assert "httpx" not in bare(lost), "no error of the HTTP library"
 
 
-def test_client_error_keeps_exception_context(kernel: Kernel) -> None:
-    cell = kernel.run("try:\n    1 / 0\nexcept ZeroDivisionError:\n    client.run('nothing')")
+def test_client_error_keeps_exception_context(server_kernel: Kernel) -> None:
+    cell = server_kernel.run("try:\n    1 / 0\nexcept ZeroDivisionError:\n    client.run('nothing')")
     assert cell.error["ename"] == "UnknownOperation"
     assert "During handling" in bare(cell)
     assert "ZeroDivisionError: division by zero" in bare(cell)

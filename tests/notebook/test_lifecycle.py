@@ -16,8 +16,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from openruntime_jupyter.notebook.run.follow import Interrupts
-from tests.notebook.conftest import Cell, Kernel, running_kernel
-from tests.support import STANDALONE, TOKEN, Home, alive, running_server, wait_until
+from tests.ai.provider_server import ProviderServer
+from tests.notebook.conftest import Cell, Kernel, of_provider, of_server, running_kernel
+from tests.support import STANDALONE, Home, alive, running_server, wait_until
 
 BUSY = "%%openruntime --bg --as job --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.01)"
 
@@ -26,7 +27,7 @@ def descendants(kernel: Kernel) -> list[psutil.Process]:
     return psutil.Process(kernel.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("how", ["shut down", "killed", "restarted", "left by os._exit", "left by exit"])
+@pytest.mark.parametrize("how", ["killed", "restarted", "left by os._exit", "left by exit"])
 def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path, how: str) -> None:
     with running_kernel(Home(tmp_path)) as kernel:
         kernel.run(BUSY)
@@ -37,8 +38,6 @@ def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path
             os.kill(kernel.pid, signal.SIGKILL)
         elif how == "restarted":
             kernel.manager.restart_kernel()
-        elif how == "shut down":
-            kernel.client.shutdown()
         else:
             kernel.client.execute("import os; os._exit(1)" if how == "left by os._exit" else "exit()")
         wait_until(lambda: not [process for process in left if alive(process)], 20, "its workers end")
@@ -47,6 +46,7 @@ def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path
 def test_kernel_restart_without_server_interrupts_tasks(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with running_kernel(home) as kernel:
+        assert "device_0" in kernel.run("%openruntime devices").value, "the first command waits for the start"
         kernel.run(BUSY)
         wait_until(lambda: "it runs" in kernel.value("job.output.stdout"), 20, "it prints")
         task_id = kernel.value("job.id").strip("'")
@@ -60,23 +60,21 @@ def test_kernel_restart_without_server_interrupts_tasks(tmp_path: Path) -> None:
 
 def test_server_crash_ends_cell_with_advice(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    with running_server(home) as server:
-        told = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": TOKEN, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
-        with running_kernel(home, told) as kernel:
+    with running_server(home) as server, running_kernel(home, of_server(server)) as kernel:
 
-            def it_runs(cell: Cell) -> bool:
-                return "it runs" in cell.stream()
+        def it_runs(cell: Cell) -> bool:
+            return "it runs" in cell.stream()
 
-            cell = kernel.run(BUSY.replace("--bg --as job ", ""), it_runs, server.kill)
-            assert cell.error["ename"] == "NotConnected"
-            assert "restart Jupyter Server" in cell.error["evalue"]
-            assert "`%openruntime wait task_" in cell.error["evalue"]
-            assert len("\n".join(cell.error["traceback"]).splitlines()) == 1
-            assert "unreachable" in cell.line
-            again = kernel.run("%openruntime status")
-            assert again.error["ename"] == "NotConnected"
-            assert "connect('embedded')" in again.error["evalue"]
-            assert kernel.value("6 * 7") == "42"
+        cell = kernel.run(BUSY.replace("--bg --as job ", ""), it_runs, server.kill)
+        assert cell.error["ename"] == "NotConnected"
+        assert "restart Jupyter Server" in cell.error["evalue"]
+        assert "`%openruntime wait task_" in cell.error["evalue"]
+        assert len("\n".join(cell.error["traceback"]).splitlines()) == 1
+        assert "unreachable" in cell.line
+        again = kernel.run("%openruntime status")
+        assert again.error["ename"] == "NotConnected"
+        assert "connect('embedded')" in again.error["evalue"]
+        assert kernel.value("6 * 7") == "42"
 
 
 def test_server_stop_ends_cell_with_task_state_or_advice(tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ def test_failing_cell_stops_nbclient_and_logs_traceback(tmp_path: Path) -> None:
     assert error["output_type"] == "error"
 
 
-def test_plain_ipython_shows_text(tmp_path: Path) -> None:
+def test_plain_ipython_shows_text(tmp_path: Path, provider: ProviderServer) -> None:
     code = """
 ip = get_ipython()
 ip.run_line_magic('load_ext', 'openruntime_jupyter')
@@ -136,21 +134,24 @@ ip.user_ns['n'] = 6
 ip.run_cell_magic('openruntime', '--in n --out answer --name product', 'answer = n * 7; print(answer)')
 print(ip.user_ns['answer'] + 1)
 print(ip.display_formatter.formatters['text/plain'](ip.run_line_magic('openruntime', 'status')))
+reply = ip.run_cell_magic('openruntime', 'ai', 'a slow hello')
+print(reply.text == 'You said: a slow hello')
 """
     done = subprocess.run(
         [sys.executable, "-m", "IPython", "--quick", "--no-banner", "--colors=nocolor", "-c", code],
-        env=Home(tmp_path).environment(),
+        env=Home(tmp_path).environment(of_provider(provider)),
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("42\n43\nOpenRuntime 2")
     assert "device_0" in done.stdout
-    assert done.stderr.count("completed in") == 1, "the line is shown once, at the end"
+    assert done.stdout.endswith("You said: a slow hello\nTrue\n")
+    assert done.stderr.count("completed in") == 2, "each line is shown once, at the end"
 
 
 def test_cell_on_another_thread_ignores_interrupts() -> None:
@@ -179,8 +180,3 @@ def test_third_interrupt_always_raises() -> None:
             signal.raise_signal(signal.SIGINT)
     assert len(woken) == 3
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_devices_as_first_command_of_a_kernel(tmp_path: Path) -> None:
-    with running_kernel(Home(tmp_path)) as kernel:
-        assert "device_0" in kernel.run("%openruntime devices").value

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.notebook.conftest import Kernel
-from tests.notebook.test_magics import told
+from tests.notebook.conftest import Kernel, error_of
 from tests.support import wait_until
 
 FREE_ALL = (
@@ -29,12 +28,12 @@ def test_cells_of_a_session_share_variables(kernel: Kernel) -> None:
     assert "session train" in cell.line
     assert kernel.value("y") == "[1, 2]"
     alone = kernel.run("%%openruntime\nx")
-    assert "NameError" in told(alone)
+    assert "NameError" in error_of(alone)
 
 
 def test_operations_take_no_session(kernel: Kernel) -> None:
     cell = kernel.run("%openruntime matrix_multiply size=8 --session train")
-    assert "session: matrix_multiply uses no variables of a session: only python and call do" in told(cell)
+    assert "session: matrix_multiply uses no variables of a session: only python and call do" in error_of(cell)
     assert "No open sessions" in kernel.run("%openruntime sessions").value
 
 
@@ -60,10 +59,10 @@ def test_sessions_are_shown_as_a_table(kernel: Kernel) -> None:
 def test_restart_empties_and_free_ends_a_session(kernel: Kernel) -> None:
     kernel.run("%%openruntime --session emptied\nx = 1")
     assert "emptied" in kernel.run("%openruntime restart emptied").value
-    assert "NameError" in told(kernel.run("%%openruntime --session emptied\nx"))
+    assert "NameError" in error_of(kernel.run("%%openruntime --session emptied\nx"))
     assert "No open sessions" in kernel.run("%openruntime free emptied").value
     for word in ("restart", "free"):
-        assert "This notebook has no session 'emptied'" in told(kernel.run(f"%openruntime {word} emptied"))
+        assert "This notebook has no session 'emptied'" in error_of(kernel.run(f"%openruntime {word} emptied"))
         assert f"{word} takes the name or id of a session" in kernel.run(f"%openruntime {word}").stream("stderr")
 
 
@@ -75,7 +74,7 @@ def test_dead_session_says_what_to_do(kernel: Kernel) -> None:
     assert "retries" not in card
     table = wait_until(lambda: _ended(kernel), 20, "its end")
     assert "! The session dead has ended: The worker was killed by signal 9" in table
-    refused = told(kernel.run("%%openruntime --session dead\n1"))
+    refused = error_of(kernel.run("%%openruntime --session dead\n1"))
     assert "`%openruntime restart dead` starts an empty session of this name" in refused
     kernel.run("%openruntime restart dead")
     assert kernel.run("%%openruntime --session dead\n1").status == "ok"

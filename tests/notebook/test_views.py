@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.notebook.display.cards import InsightsCard
+from openruntime_jupyter.notebook.commands import HELP
 from openruntime_jupyter.notebook.display.errors import ErrorCard
 from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
-from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.html import View, tag
-from openruntime_jupyter.notebook.display.tables import DeviceTable, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.display.tables import DeviceTable, InsightsCard, OperationTable, Status, WorkerTable
 from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskLine, TaskTable
 from openruntime_jupyter.schemas.insights import Finding, Insights
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, OperationInfo, Worker
@@ -92,16 +91,20 @@ EVERY = [
     DeviceTable([]),
     WorkerTable([worker(EVIL), worker()], {"device_0": EVIL}),
     WorkerTable([], {}),
-    Help(),
+    HELP,
     ErrorCard(failed(), {}),
     ErrorCard(failed(kind=FailureKind.WORKER_DIED, traceback=None), {}, watched=False),
 ]
 
 
 @pytest.mark.parametrize("view", EVERY, ids=lambda view: type(view).__name__)
-def test_views_are_valid_html_and_escape_content(view: View) -> None:
+def test_views_are_valid_labelled_html_and_plain_text(view: View) -> None:
+    bundle = view._repr_mimebundle_()
+    assert "aria-label=" in bundle["text/html"]
+    assert bundle["text/plain"].strip()
+    assert "<div" not in bundle["text/plain"]
     found = Balanced()
-    found.feed(str(view.html()))
+    found.feed(bundle["text/html"])
     assert (found.wrong, found.open) == ([], [])
     assert "script" not in found.names
 
@@ -115,14 +118,6 @@ def test_tables_omit_unmeasured_columns() -> None:
     warm = status().devices[0].model_copy(update={"temperature_celsius": 0.0, "utilization": 12.4})
     assert "°C" in DeviceTable([warm]).text()
     assert "12 %" in DeviceTable([warm]).text()
-
-
-@pytest.mark.parametrize("view", EVERY, ids=lambda view: type(view).__name__)
-def test_views_have_aria_label_and_plain_text(view: View) -> None:
-    bundle = view._repr_mimebundle_()
-    assert "aria-label=" in bundle["text/html"]
-    assert bundle["text/plain"].strip()
-    assert "<div" not in bundle["text/plain"]
 
 
 def test_attributes_are_escaped() -> None:
@@ -156,16 +151,11 @@ def test_task_line_shows_state(changes: dict[str, Any], expected: str) -> None:
     assert TaskLine(task(**changes), {"device_0": "a chip"}).text() == expected
 
 
-def test_the_bar_is_as_long_as_the_progress() -> None:
-    html = str(TaskLine(task(progress=Progress(n=1, total=4, message=None, remaining=None)), {}).html())
-    assert "width:25.0%" in html
-    assert 'aria-valuenow="25"' in html
-
-
-@pytest.mark.parametrize("n", [-5, 25])
-def test_progress_beyond_its_bounds_stays_within_the_bar(n: float) -> None:
+@pytest.mark.parametrize(("n", "percent"), [(5, 25), (-5, 0), (25, 100)])
+def test_bar_is_as_long_as_the_progress_within_its_bounds(n: float, percent: int) -> None:
     html = str(TaskLine(task(progress=Progress(n=n, total=20, message=None, remaining=None)), {}).html())
-    assert ("width:0.0%" if n < 0 else "width:100.0%") in html
+    assert f"width:{percent}.0%" in html
+    assert f'aria-valuenow="{percent}"' in html
 
 
 def test_tables_and_cards_are_values() -> None:
@@ -183,7 +173,9 @@ def test_status_without_gpu_omits_gpu_metrics() -> None:
 
 
 def test_status_shows_problems() -> None:
-    assert "! device_0: install a BLAS" in status("install a BLAS").text()
+    shown = status("see `%openruntime doctor`")
+    assert "! device_0: see `%openruntime doctor`" in shown.text()
+    assert "! device_0: see <code>%openruntime doctor</code>" in shown.html()
 
 
 @pytest.mark.parametrize(
@@ -191,13 +183,10 @@ def test_status_shows_problems() -> None:
     [
         (None, "—"),
         (0.00042, "420 µs"),
-        (0.083, "83 ms"),
         (0.9996, "1.0 s"),
-        (4.24, "4.2 s"),
         (59.96, "1 min"),
         (200, "3 min 20 s"),
         (7500, "2 h 5 min"),
-        (7200, "2 h"),
     ],
 )
 def test_durations_have_a_suitable_unit(seconds: float | None, expected: str) -> None:
@@ -208,14 +197,11 @@ def test_durations_have_a_suitable_unit(seconds: float | None, expected: str) ->
     ("value", "expected"),
     [
         (12345, "12,345"),
-        (3.0, "3"),
         (0.123456, "0.1235"),
-        (1234.5678, "1,235"),
         (98765.4, "98,765"),
         (1.5e-7, "1.5e-07"),
         (1e20, "1e+20"),
         (float("nan"), "nan"),
-        (float("inf"), "inf"),
         (True, "True"),
         ("text", "text"),
     ],
@@ -224,9 +210,7 @@ def test_numbers_have_four_significant_digits(value: object, expected: str) -> N
     assert number(value) == expected
 
 
-@pytest.mark.parametrize(
-    ("position", "expected"), [(1, "next"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd"), (1013, "1,013th")]
-)
+@pytest.mark.parametrize(("position", "expected"), [(1, "next"), (2, "2nd"), (11, "11th"), (22, "22nd"), (1013, "1,013th")])
 def test_queue_positions_are_ordinals(position: int, expected: str) -> None:
     assert ordinal(position) == f"{expected} in line"
 
@@ -252,14 +236,10 @@ def test_times_of_other_days_have_a_date() -> None:
     ("name", "value", "expected"),
     [
         ("seconds_per_iteration", 0.00052884, "529 µs"),
-        ("seconds_per_iteration", 0.0126412, "12.6 ms"),
-        ("seconds_per_iteration", 7.0, "7 s"),
         ("seconds_per_iteration", 200, "3 min 20 s"),
         ("gflops", 53.9123, "53.91 GFLOP/s"),
         ("gflops_best", 63.0, "63 GFLOP/s"),
-        ("gb_per_second", 14.781, "14.78 GB/s"),
         ("bytes_per_iteration", 1_200_000, "1.20 MB"),
-        ("memory_estimate", 2_560_000, "2.56 MB"),
         ("iterations", 3, None),
         ("gflops", None, None),
         ("gflops", True, None),
@@ -311,8 +291,3 @@ def test_workers_of_one_device_have_no_device_column() -> None:
 def test_free_memory_shows_a_common_unit_once(free: float, said: str) -> None:
     device = status().devices[0].model_copy(update={"memory_available": int(free), "memory_total": 8_000_000_000})
     assert said in DeviceTable([device]).text()
-
-
-def test_help_shows_names_as_code() -> None:
-    assert "<code>embedded</code>" in Help().html()
-    assert "`" not in Help().html()

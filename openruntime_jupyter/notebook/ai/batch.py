@@ -1,23 +1,35 @@
-"""Batch of prompts, submitted with a bounded number in flight so that other users' tasks still get a turn."""
+"""The option `--map`: one prompt for each row of a list or data frame. Rows answered by an earlier run are skipped."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
+
+from IPython.core.error import UsageError
+from IPython.display import display
 
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.futures import Completions, TaskFuture
-from openruntime_jupyter.errors import OpenRuntimeError, QueueFull, RateLimited
+from openruntime_jupyter.errors import OpenRuntimeError, QueueFull, RateLimited, TaskError
+from openruntime_jupyter.notebook.ai.context import NAME, fill, is_frame
+from openruntime_jupyter.notebook.ai.options import AiArguments
+from openruntime_jupyter.notebook.ai.views import Sent
+from openruntime_jupyter.notebook.display.errors import one_line
 from openruntime_jupyter.notebook.display.format import duration, rough
-from openruntime_jupyter.notebook.display.html import Html, View, block, joined, tag
-from openruntime_jupyter.notebook.run.follow import Interrupts
-from openruntime_jupyter.notebook.run.live_status import Live
+from openruntime_jupyter.notebook.display.html import Column, Styled, View, joined, line, sign, table, tag
+from openruntime_jupyter.notebook.display.tasks import progress_bar
+from openruntime_jupyter.notebook.run.follow import CANCEL_SECONDS, Interrupts, LiveDisplay
+from openruntime_jupyter.notebook.run.notifications import Notification
+from openruntime_jupyter.notebook.session import Session
 
 MOST_AHEAD = 32
 """Maximum number of prompts in flight (pending or running)."""
@@ -25,12 +37,18 @@ HOPELESS = 10
 """Number of consecutive failures after which the batch stops."""
 POLL_SECONDS = 0.2
 """Interval between progress updates."""
-CANCEL_SECONDS = 15.0
-"""Time to wait for cancelled prompts to finish."""
+ANSWER, TASK, ERROR = "answer", "task_id", "error"
+"""Columns added to a data frame."""
+ATTRIBUTE = "openruntime"
+"""Key in `DataFrame.attrs` that maps task ids to prompt keys."""
+SHOWN = 10
+"""Maximum number of displayed rows."""
+LONGEST = 120
+"""Maximum length of a displayed row or answer, in characters."""
 
 
 class Batch(View):
-    """Batch of prompts, displayed as a status line with a progress bar.
+    """Batch of prompts with a bounded number in flight, so that other users' tasks still get a turn. Displayed as a progress bar.
 
     `done` maps the index of each prompt answered earlier to its answer and task id; these are not submitted again. `answers` and
     `task_ids` are in the order of the prompts. `failures` maps an index to an error message. `problem` is the error that aborted the
@@ -40,8 +58,8 @@ class Batch(View):
     def __init__(
         self, client: Client, workflow: str, parameters: dict[str, Any], prompts: Sequence[str], done: Mapping[int, tuple[str, str]]
     ) -> None:
-        self.answers: list[str | None] = [done[place][0] if place in done else None for place in range(len(prompts))]
-        self.task_ids: list[str | None] = [done[place][1] if place in done else None for place in range(len(prompts))]
+        self.answers: list[str | None] = [done.get(place, (None, None))[0] for place in range(len(prompts))]
+        self.task_ids: list[str | None] = [done.get(place, (None, None))[1] for place in range(len(prompts))]
         self.failures: dict[int, str] = {}
         self.problem: OpenRuntimeError | None = None
         self.then: Callable[[], Any] = lambda: None
@@ -154,7 +172,8 @@ class Batch(View):
         self._in_flight.clear()
 
     @property
-    def _words(self) -> tuple[str, str, str]:
+    def _state(self) -> tuple[str, str, str]:
+        """Sign, words and colour of the state."""
         if self._ended is None:
             return ("●", "cancelling" if self.cancelled else "running", "go")
         if self.cancelled:
@@ -163,35 +182,30 @@ class Batch(View):
             return ("✕", "gave up", "no")
         return ("✓", "completed", "ok") if not self.failures else ("!", "completed", "wa")
 
-    @property
-    def _parts(self) -> list[str]:
+    def _facts(self) -> Styled:
         spent = (self._ended or time.monotonic()) - self._began
         ended = self.answered + len(self.failures)
         left = spent / ended * (len(self._left) + len(self._in_flight)) if ended and self._ended is None else None
-        parts = [
-            f"{self.known + self.answered:,} of {len(self._prompts):,} rows",
-            f"{self.known:,} from earlier runs" if self.known else None,
-            f"{len(self.failures):,} failed" if self.failures else None,
-            f"{self.tokens:,} tokens" if self.tokens else None,
-            duration(spent),
-            f"about {rough(left)} left" if left else None,
-            f"{HOPELESS} consecutive failures" if self.gave_up else None,
-            _first_line(self.problem) if self.problem is not None else None,
-        ]
-        return [part for part in parts if part]
+        return joined(
+            [
+                f"{self.known + self.answered:,} of {len(self._prompts):,} rows",
+                f"{self.known:,} from earlier runs" if self.known else None,
+                f"{len(self.failures):,} failed" if self.failures else None,
+                f"{self.tokens:,} tokens" if self.tokens else None,
+                duration(spent),
+                f"about {rough(left)} left" if left else None,
+                f"{HOPELESS} consecutive failures" if self.gave_up else None,
+                _first_line(self.problem) if self.problem is not None else None,
+            ]
+        )
 
-    def html(self) -> str:
-        """Return the view as HTML."""
-        sign, words, colour = self._words
-        state = Html(f"{tag('span', sign, class_=colour, aria_hidden='true')} {tag('span', words)}")
-        line = tag("div", tag("span", state), " ", tag("span", joined(self._parts), class_="m"), class_="ort-h")
+    def content(self) -> Iterable[Styled]:
+        """Return the status line and the progress bar."""
+        mark, words, colour = self._state
+        facts = self._facts()
+        html = tag("div", tag("span", sign(mark, colour), " ", words), " ", tag("span", facts, class_="m"), class_="ort-h")
         done = (self.known + self.answered + len(self.failures)) / max(1, len(self._prompts))
-        filled = tag("div", class_=colour if colour in ("ok", "no") else None, style=f"width:{done:.1%}")
-        return block(f"Prompts: {words}", line, tag("div", filled, class_="ort-b", role="progressbar", aria_valuenow=round(done * 100)))
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return " · ".join([" ".join(self._words[:2]), *self._parts])
+        return [Styled(f"{mark} {words} · {facts}", html), progress_bar(done, colour)]
 
     def __repr__(self) -> str:
         return f"<Batch of {len(self._prompts):,} prompts: {self.text()}>"
@@ -199,7 +213,7 @@ class Batch(View):
 
 def watch_batch(batch: Batch) -> bool:
     """Run the batch with a live progress display, and return whether Ctrl-C cancelled it. A second Ctrl-C returns at once."""
-    live = Live()
+    live = LiveDisplay()
     with Interrupts() as interrupts:
         batch.start()
         deadline = float("inf")
@@ -214,3 +228,160 @@ def watch_batch(batch: Batch) -> bool:
 
 def _first_line(problem: BaseException) -> str:
     return (str(problem).splitlines() or [type(problem).__name__])[0]
+
+
+class Answers(View, list[Any]):
+    """Answers in the order of the rows, None for missing ones: a list that is displayed as a table.
+
+    `failures` maps a row's index to its error message, and `task_ids` has the task of each row.
+    """
+
+    label = "Answers"
+    columns: tuple[Column[tuple[int, str, str]], ...] = (
+        Column("", lambda row: row[0], "number"),
+        Column("row", lambda row: row[1], "wrap", labelled=False),
+        Column("answer", lambda row: row[2], "wrap", labelled=False),
+    )
+
+    def __init__(self, batch: Batch, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+        super().__init__(batch.answers)
+        self.failures = dict(sorted(batch.failures.copy().items()))
+        self.task_ids = list(batch.task_ids)
+        self.keys = list(keys)
+        self._rows = [_cut(row["item"]) for row in rows]
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the rows without an answer."""
+        return [place for place, answer in enumerate(self) if answer is None]
+
+    def earlier(self) -> dict[str, tuple[str, str]]:
+        """Return the answers and task ids by prompt key."""
+        known = zip(self.keys, self, self.task_ids, strict=True)
+        return {key: (answer, task) for key, answer, task in known if answer is not None and task is not None}
+
+    def content(self) -> Iterable[Styled]:
+        """Return a table of the first rows. Failed rows take precedence."""
+        caption = f"{len(self) - len(self.missing):,} of {len(self):,} rows answered"
+        caption += f"; {len(self.failures):,} failed (.failures)" if self.failures else ""
+        places = [*self.failures, *(place for place in range(len(self)) if place not in self.failures)][:SHOWN]
+        errors = {place: f"✕ {_cut(why)}" for place, why in self.failures.items()}
+        yield table(caption, self.columns, [(at, self._rows[at], errors.get(at) or _cut(self[at] or "—")) for at in sorted(places)])
+        if len(self) > SHOWN:
+            yield Styled("", line(f"and {len(self) - SHOWN:,} more", class_="m").html)
+
+
+def ask_rows(
+    session: Session, client: Client, arguments: AiArguments, parameters: dict[str, Any], prompt: str, variables: Mapping[str, Any]
+) -> Any:
+    """Submit a prompt for each row without an answer. The result is stored in the `--out` variable, even after Ctrl-C."""
+    assert arguments.rows is not None
+    assert arguments.out is not None
+    if arguments.rows not in session.namespace:
+        raise UsageError(f"--map: undefined variable {arguments.rows!r}: run the cell that defines it first")
+    source, out = session.namespace[arguments.rows], arguments.out
+    rows = rows_of(source, arguments.rows)
+    prompts = [fill(prompt, {**variables, **row}) for row in rows]
+    _require_a_name(prompt, rows)
+    keys = [_key(arguments.workflow, text, parameters) for text in prompts]
+    earlier = _earlier(session.namespace.get(out))
+    batch = Batch(
+        client, arguments.workflow, parameters, prompts, {place: earlier[key] for place, key in enumerate(keys) if key in earlier}
+    )
+
+    def keep() -> Any:
+        answers = Answers(batch, rows, keys)
+        session.namespace[out] = found = answers if not is_frame(source) else _frame(source, answers)
+        return found
+
+    if arguments.show_prompt:
+        settings = {"workflow": arguments.workflow, **parameters}
+        display(Sent([{"role": "user", "content": prompts[0]}], settings, f"The first of {len(prompts):,} prompts"))
+    notification = Notification(f"map-{uuid4().hex}", "the last prompt") if arguments.notify else None
+    if arguments.background:
+
+        def end() -> None:
+            keep()
+            if notification is not None:
+                notification.send(batch.text())
+
+        batch.then = end
+        batch.start()
+        if arguments.variable is not None:
+            session.namespace[arguments.variable] = batch
+        return batch
+    try:
+        stopped = watch_batch(batch)
+    finally:
+        found = keep()
+        if notification is not None:
+            notification.send(batch.text())
+    return _ended(batch, found, stopped, out)
+
+
+def rows_of(source: Any, name: str) -> list[dict[str, Any]]:
+    """Return the template values of each row by name. Raises `UsageError` for values without rows."""
+    if is_frame(source):
+        taken = [column for column in (ANSWER, TASK, ERROR) if column in source.columns]
+        if taken:
+            raise UsageError(f"--map: {name} already has a column {taken[0]!r}, which is needed for the result: rename or drop it")
+        names = [str(column) for column in source.columns]
+        rows = [dict(zip(names, row, strict=True)) for row in source.itertuples(index=False, name=None)]
+        return [{**row, "item": row} for row in rows]
+    if isinstance(source, (str, bytes, Mapping)) or not hasattr(source, "__iter__") or not hasattr(source, "__len__"):
+        raise UsageError(f"--map: {name} is of type {type(source).__name__}, which has no rows: use a list or a data frame")
+    return [{**item, "item": item} if isinstance(item, Mapping) else {"item": item} for item in source]
+
+
+def _require_a_name(prompt: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise UsageError("--map: there are no rows")
+    known = list(rows[0])
+    if not any(found in known for found in NAME.findall(prompt)):
+        others = f", or {', '.join(f'{{{name}}}' for name in known if name != 'item')}" if len(known) > 1 else ""
+        raise UsageError(f"the prompt does not refer to the row: use {{item}}{others} as a placeholder for the row")
+
+
+def _key(workflow: str, prompt: str, parameters: Mapping[str, Any]) -> str:
+    """Return a hash that identifies a prompt with its workflow and parameters."""
+    content = json.dumps([workflow, prompt, parameters], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _earlier(kept: Any) -> dict[str, tuple[str, str]]:
+    """Return the answers and task ids of an earlier run by prompt key."""
+    if isinstance(kept, Answers):
+        return kept.earlier()
+    if not is_frame(kept) or not {ANSWER, TASK} <= set(kept.columns):
+        return {}
+    keys = kept.attrs.get(ATTRIBUTE, {})
+    return {
+        keys[task]: (answer, task) for answer, task in zip(kept[ANSWER], kept[TASK], strict=True) if task in keys and answer is not None
+    }
+
+
+def _frame(source: Any, answers: Answers) -> Any:
+    """Return a copy of the data frame with columns for answers, task ids and errors."""
+    frame = source.copy()
+    frame[ANSWER] = list(answers)
+    frame[TASK] = answers.task_ids
+    if answers.failures:
+        frame[ERROR] = [answers.failures.get(place) for place in range(len(answers))]
+    frame.attrs[ATTRIBUTE] = {task: key for key, task in zip(answers.keys, answers.task_ids, strict=True) if task is not None}
+    return frame
+
+
+def _ended(batch: Batch, found: Any, stopped: bool, out: str) -> Any:
+    if batch.problem is not None:
+        raise batch.problem
+    if stopped:
+        raise one_line(KeyboardInterrupt(f"cancelled; the answers so far are in {out}: run the cell again to continue with the rest"))
+    if batch.failures and not batch.answered:
+        place = min(batch.failures)
+        raise one_line(TaskError(f"No row was answered. The first, row {place}: {batch.failures[place]}"))
+    return found
+
+
+def _cut(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

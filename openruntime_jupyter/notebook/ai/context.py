@@ -1,7 +1,8 @@
-"""Descriptions of variables for prompts: type, schema and first values, with size limits."""
+"""Variables in prompts: their descriptions with size limits, and `{name}`, which is replaced if the variable exists."""
 
 from __future__ import annotations
 
+import re
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,9 @@ def describe(variables: Mapping[str, Any]) -> str:
 
 
 def _described(value: Any) -> str:
-    pandas = sys.modules.get("pandas")  # if the value is a data frame, pandas has been imported
-    if pandas is not None and isinstance(value, pandas.DataFrame):
+    if is_frame(value):
         return _frame(value)
-    if pandas is not None and isinstance(value, pandas.Series):
+    if is_frame(value, "Series"):
         return f"a pandas Series{f' called {value.name!r}' if value.name is not None else ''}, as a data frame: {_frame(value.to_frame())}"
     kind = _kind(value)
     shape = getattr(value, "shape", None)
@@ -34,6 +34,12 @@ def _described(value: Any) -> str:
         return f"{kind} of shape {tuple(shape)} and dtype {value.dtype}"
     size = f" of {len(value):,}" if isinstance(value, (Sequence, Mapping, set, frozenset)) else ""
     return f"{kind}{size}\n{_short(value)}"
+
+
+def is_frame(value: Any, kind: str = "DataFrame") -> bool:
+    """Return whether a value is a data frame or, with `kind`, another type of pandas."""
+    pandas = sys.modules.get("pandas")  # if the value is a data frame, pandas has been imported
+    return pandas is not None and isinstance(value, getattr(pandas, kind))
 
 
 def _kind(value: Any) -> str:
@@ -67,3 +73,27 @@ def _short(value: Any) -> str:
     bounded.maxlist = bounded.maxtuple = bounded.maxset = bounded.maxdict = 20
     text = bounded.repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+NAME = re.compile(r"(?<!\{)\{([^\W\d]\w*)\}(?!\})")
+"""A name in single braces. `{{name}}`, `{a.b}`, `{1}` and `{}` do not match."""
+LONGEST_FILLED = 20_000
+"""Maximum length of a value that is not a string, in characters. Longer values are truncated with a note."""
+
+
+def fill(prompt: str, values: Mapping[str, Any]) -> str:
+    """Return `prompt` with known names replaced by their values. Inserted text is not expanded again."""
+    return NAME.sub(lambda found: render(values[found[1]]) if found[1] in values else found[0], prompt)
+
+
+def render(value: Any) -> str:
+    """Return the text of a value in a prompt."""
+    if isinstance(value, str):
+        return value
+    text = str(value)
+    return text if len(text) <= LONGEST_FILLED else f"{text[:LONGEST_FILLED]} … (truncated: {len(text):,} characters in total)"
+
+
+def user_variables(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's variables, without those that IPython defined and the user has not changed."""
+    return {name: value for name, value in namespace.items() if name not in hidden or hidden[name] is not value}

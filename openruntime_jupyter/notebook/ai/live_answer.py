@@ -10,33 +10,56 @@ from html import escape
 from typing import Any
 
 from openruntime_jupyter.client.ai_response import Reply
-from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
+from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.display.format import duration, number
-from openruntime_jupyter.notebook.display.states import details, state_words
-from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, follow_with
-from openruntime_jupyter.notebook.run.live_status import StatusLine
-from openruntime_jupyter.notebook.run.output import Replay
+from openruntime_jupyter.notebook.display.html import View
+from openruntime_jupyter.notebook.display.tasks import STATES, details, state
+from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, OutputReplay, StatusLine, follow
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.ai import LOCAL
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskState
 
-UPDATE_SECONDS = 0.1
-"""Interval between updates of a short answer."""
+ANSWER_SECONDS = 0.1
+"""Minimum interval between updates of a short answer."""
 CHARACTERS_A_SECOND = 200_000
 """Maximum rate at which text is sent to the page: long answers are updated less often."""
+WRITING = "writing"
+"""Progress message of a local model that counts tokens."""
+COLOURS = {"ok": "success-color1", "no": "error-color1", "go": "brand-color1", "wa": "warn-color1", "m": "ui-font-color2"}
+"""JupyterLab colour variable for each state class."""
+
+
+class AnswerView(View):
+    """Answer with a status line. Its plain text is the status line alone, because a terminal prints the answer itself."""
+
+    def __init__(self, task: Task, facts: list[str], answer: str) -> None:
+        self._task, self._facts, self._answer = task, facts, answer
+
+    def bundle(self) -> dict[str, Any]:
+        """Return the status line and the answer as Markdown and as plain text."""
+        colour = COLOURS[STATES[self._task.status][2]]
+        rest = " · ".join([*map(escape, self._facts), f"<code>{escape(self._task.task_id)}</code>"])
+        head = f'<small><span style="color:var(--jp-{colour}, inherit)">{escape(state(self._task))}</span>'
+        head += f' · <span style="color:var(--jp-{COLOURS["m"]}, inherit)">{rest}</span></small>'
+        return {"text/markdown": f"{head}\n\n{sanitize(self._answer)}", "text/plain": f"{self.text()}\n\n{self._answer}".rstrip()}
+
+    def text(self) -> str:
+        """Return the status line as plain text."""
+        return " · ".join([state(self._task), *self._facts, self._task.task_id])
 
 
 class AnswerLine(StatusLine):
     """Live display of a prompt. In a terminal, the text is printed as it arrives, with the status line on stderr."""
 
     def __init__(self, handle: PromptHandle, devices: Mapping[str, str]) -> None:
+        super().__init__(handle.last_seen, devices)
         self.text = ""
-        self._left_out = handle.left_out
+        omitted = handle.left_out
+        self._omitted = [f"{omitted} oldest turns omitted: they exceed the context window"] if omitted else []
         self._first_at: float | None = None
         self._first_tokens = 0.0
         self._printed = 0
-        super().__init__(handle.last_seen, devices)
 
     def add(self, piece: str) -> None:
         """Append a piece of text and update the display."""
@@ -48,34 +71,32 @@ class AnswerLine(StatusLine):
         self.show()
 
     def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
-        """Update the display, about ten times a second. The arguments are those of `StatusLine.show`."""
+        """Show `task` as `StatusLine.show` does."""
         if task is not None and task.attempt > max(1, self.task.attempt):
             self.text = ""  # the worker died and the answer starts over
-        self.task, self._note = task or self.task, note or self._note
-        if (final_text := _final_text(self.task)) is not None:
-            self.text = final_text
-        interval = max(UPDATE_SECONDS, len(self.text) / CHARACTERS_A_SECOND)
-        urgent = final or note is not None or self.task.status.terminal
-        if not urgent and time.monotonic() - self._shown_at < interval:
+        if task is not None and (answer := _answer(task)) is not None:
+            self.text = answer
+        super().show(task, note, final)
+
+    def interval(self) -> float:
+        """Return the minimum number of seconds between updates."""
+        return max(ANSWER_SECONDS, len(self.text) / CHARACTERS_A_SECOND)
+
+    def view(self) -> AnswerView:
+        """Return the view of the prompt and its answer so far."""
+        note = [self.note] if self.note and not self.task.status.terminal else []
+        return AnswerView(self.task, [*note, *self._facts(), *self._omitted], self.text)
+
+    def update(self, view: View, final: bool = False) -> None:
+        """Replace the display by `view`. A terminal prints the new text instead, and the status line at the end."""
+        if not self.terminal:
+            super().update(view, final)
             return
-        if self._terminal:
-            self._print(final)
-        elif (bundle := self.bundle()) != self._shown:
-            self._send(bundle)
-        self._shown_at = time.monotonic()
-
-    def bundle(self) -> dict[str, Any]:
-        """Return the display as Markdown and as plain text."""
-        sign, words, colour = state_words(self.task)
-        parts = self._parts()
-        head = f'<small><span style="color:var(--jp-{COLOURS[colour]}, inherit)">{sign} {escape(words)}</span>'
-        rest = [*(escape(part) for part in parts), f"<code>{escape(self.task.task_id)}</code>"]
-        head += f' · <span style="color:var(--jp-{COLOURS["m"]}, inherit)">{" · ".join(rest)}</span></small>'
-        return {"text/markdown": f"{head}\n\n{sanitize(self.text)}", "text/plain": f"{self._plain()}\n\n{self.text}".rstrip()}
-
-    def _plain(self) -> str:
-        sign, words, _ = state_words(self.task)
-        return " · ".join([f"{sign} {words}", *self._parts(), self.task.task_id])
+        new, self._printed = self.text[self._printed :], max(self._printed, len(self.text))
+        sys.stdout.write(f"{new}\n" if final and self._printed else new)
+        sys.stdout.flush()
+        if final:
+            super().update(view, final)
 
     @property
     def _tokens(self) -> float | None:
@@ -83,41 +104,21 @@ class AnswerLine(StatusLine):
         progress = self.task.progress
         return progress.n if progress is not None and progress.message == WRITING else None
 
-    def _parts(self) -> list[str]:
+    def _facts(self) -> list[str]:
         task = self.task
-        note = [self._note] if self._note and not task.status.terminal else []
         if task.status is TaskState.COMPLETED and task.result is not None:
-            return [*note, *statistics(task.result.output), *self._about_turns()]
+            return statistics(task.result.output)
         if task.status is TaskState.RUNNING and self.text:
             written = self._tokens
             # Remote providers report the number of tokens only at the end.
             progress = [f"{number(written)} tokens" if written else f"{len(self.text):,} characters", self._speed(written)]
-            return [*note, *(part for part in progress if part), duration(task.execution_time), *self._about_turns()]
-        return [*note, *details(task, self._devices), *self._about_turns()]
+            return [*(part for part in progress if part), duration(task.execution_time)]
+        return details(task, self.devices)
 
     def _speed(self, written: float | None) -> str | None:
         if self._first_at is None or not written or (seconds := time.monotonic() - self._first_at) < 1:
             return None
         return f"{(written - self._first_tokens) / seconds:.1f} tokens/s"
-
-    def _about_turns(self) -> list[str]:
-        return [f"{self._left_out} oldest turns omitted: they exceed the context window"] if self._left_out else []
-
-    def _print(self, final: bool) -> None:
-        if len(self.text) > self._printed:
-            sys.stdout.write(self.text[self._printed :])
-            sys.stdout.flush()
-            self._printed = len(self.text)
-        if final:
-            sys.stdout.write("\n" if self._printed else "")
-            sys.stdout.flush()
-            self._write(self._plain(), final)
-
-
-COLOURS = {"ok": "success-color1", "no": "error-color1", "go": "brand-color1", "wa": "warn-color1", "m": "ui-font-color2"}
-"""JupyterLab colour variable for each state class."""
-WRITING = "writing"
-"""Progress message of a local model that counts tokens."""
 
 
 def statistics(output: Mapping[str, Any]) -> list[str]:
@@ -132,7 +133,7 @@ def statistics(output: Mapping[str, Any]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _final_text(task: Task) -> str | None:
+def _answer(task: Task) -> str | None:
     """Return the answer of a completed task, else None."""
     if task.status is not TaskState.COMPLETED or task.result is None:
         return None
@@ -140,17 +141,16 @@ def _final_text(task: Task) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def watch_answer(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
-    """Show an answer while it is generated. Arguments and return value are those of `follow`."""
-    assert isinstance(handle, PromptHandle)
-    line, replay = AnswerLine(handle, devices), Replay()
+def follow_answer(handle: PromptHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
+    """Show an answer while it is generated. Return the task's record and the reason for stopping."""
+    line, replay = AnswerLine(handle, devices), OutputReplay()
 
     def show(items: list[OutputItem]) -> None:
         # The answer is also the task's stdout. The runtime batches it into about ten pieces a second.
         line.add("".join(item.text or "" for item in items if item.name == "stdout"))
         replay.show(item for item in items if item.name != "stdout")
 
-    return follow_with(handle, line, show, interrupts, cancel)
+    return follow(handle, line, show, interrupts, cancel)
 
 
 class ShownReply(Reply):

@@ -1,10 +1,15 @@
-"""The magic `%openruntime ai`: fill in variables, submit the prompt, show the answer, and store the result."""
+"""The magics `%openruntime ai` and `%openruntime fix`: submit a prompt, show the answer, and store or insert it.
+
+Code in an answer is never run.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
@@ -12,21 +17,36 @@ from IPython.display import display
 
 from openruntime_jupyter.ai.model_selection import NOTHING
 from openruntime_jupyter.ai.number_check import untold_of
-from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS
-from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS, WORKFLOWS
+from openruntime_jupyter.client.ai_response import CodeBlock, Reply
 from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
-from openruntime_jupyter.notebook.ai.cards import AiHelp, NoProvider, Note, Sent
-from openruntime_jupyter.notebook.ai.context import describe
-from openruntime_jupyter.notebook.ai.insert import insert
+from openruntime_jupyter.notebook.ai.batch import ask_rows
+from openruntime_jupyter.notebook.ai.context import describe, fill, user_variables
+from openruntime_jupyter.notebook.ai.last_error import last_failure
 from openruntime_jupyter.notebook.ai.live_answer import ShownReply
-from openruntime_jupyter.notebook.ai.map import ask_rows
-from openruntime_jupyter.notebook.ai.options import AiArguments, parse_ai, wants_help
-from openruntime_jupyter.notebook.ai.template import fill, user_variables
+from openruntime_jupyter.notebook.ai.options import OPTIONS, AiArguments, parse_ai, wants_help
+from openruntime_jupyter.notebook.ai.views import NoProvider, Note, Sent
+from openruntime_jupyter.notebook.arguments import usages
 from openruntime_jupyter.notebook.display.errors import one_line
+from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.run.cell import run
 from openruntime_jupyter.notebook.session import Session
 
+HELP = Help(
+    "Prompts",
+    [
+        (
+            "%%openruntime ai [workflow] [options]",
+            "send the cell as a prompt and stream the answer; Ctrl-C cancels it, a second Ctrl-C stops waiting",
+        ),
+        ('%openruntime ai [workflow] "prompt" [options]', "the same on one line; `answer = %openruntime ai …` stores the answer"),
+        ("%openruntime fix [options]", "explain and fix the last error; the code is put in the next cell and never run"),
+    ],
+    usages(OPTIONS),
+    "{name} is replaced if a variable with this name exists; other braces are left as they are. "
+    f"Workflows: {', '.join(WORKFLOWS)} (default: model_inference, or code_generation with --insert).",
+)
 Answer = TypeVar("Answer")
 
 PARAMETER = re.compile(r"\bparameters\.(\w+)(?=:)")
@@ -36,7 +56,7 @@ PARAMETER = re.compile(r"\bparameters\.(\w+)(?=:)")
 def ai_cell(session: Session, line: str, cell: str) -> Any:
     """Run `%%openruntime ai` with the cell as the prompt."""
     if wants_help(line):
-        return AiHelp()
+        return HELP
     arguments = parse_ai(line, cell=True)
     if not cell.strip():
         raise UsageError("the cell is empty: write the prompt below the magic")
@@ -46,9 +66,9 @@ def ai_cell(session: Session, line: str, cell: str) -> Any:
 def ai_line(session: Session, line: str) -> Any:
     """Run `%openruntime ai "…"`."""
     if wants_help(line):
-        return AiHelp()
+        return HELP
     arguments = parse_ai(line, cell=False)
-    return ask(session, arguments, arguments.prompt) if arguments.prompt else AiHelp()
+    return ask(session, arguments, arguments.prompt) if arguments.prompt else HELP
 
 
 def ask(session: Session, arguments: AiArguments, prompt: str, context: str | None = None) -> Any:
@@ -70,7 +90,7 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
             display(Sent.of(client.backend.get(handle.id)))
         return handle
 
-    handle, task = with_readable_errors(lambda: run(session, arguments, submit, arguments.notify))
+    handle, task = with_readable_errors(lambda: run(session, arguments, submit))
     return handle if task is None else _deliver(session, arguments, handle.result())
 
 
@@ -86,7 +106,7 @@ def _deliver(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
     if arguments.out is not None:
         session.namespace[arguments.out] = reply
     if arguments.insert:
-        display(insert(session.shell, reply))
+        display(insert(session, reply))
     if arguments.workflow == SYSTEM_ANALYSIS:
         _warn(session, reply)
     return ShownReply.shown(reply, session)
@@ -109,3 +129,70 @@ def with_readable_errors(ask: Callable[[], Answer]) -> Answer:
         if str(problem) == NOTHING:  # over HTTP a full queue is the same type
             raise one_line(problem, "No model is available for prompts: the card above explains the setup", card=NoProvider()) from None
         raise
+
+
+FIX_PROMPT = (
+    "The cell of a Jupyter notebook above raised the error above. Explain in one or two sentences what is wrong. Then give the whole "
+    "corrected cell in one Python code block."
+)
+
+
+def fix(session: Session, line: str) -> Any:
+    """Ask the model about the last error and put the corrected cell below."""
+    arguments = parse_ai(line, cell=False)
+    failed = last_failure.failed
+    if failed is None:
+        raise UsageError("no cell has failed since `%load_ext openruntime_jupyter`: rerun the failing cell, then `%openruntime fix`")
+    if arguments.rows is not None or arguments.background:
+        raise UsageError("fix does not support --map and --bg")
+    lines, traced = len(failed.source.splitlines()), len(failed.traceback.splitlines())
+    also = f", and a description of {', '.join(arguments.described)}" if arguments.described else ""
+    display(Note(f"Sent: the failed cell ({lines} lines) and its traceback ({traced} lines){also}. --show-prompt shows the exact text."))
+    context = f"The cell:\n```python\n{failed.source.strip()}\n```\n\nThe error:\n```\n{failed.traceback}\n```"
+    prompt = f"{FIX_PROMPT}\n{arguments.prompt}".strip()
+    # raw: braces in a traceback or in source code are not placeholders.
+    arguments = replace(arguments, workflow="code_generation", insert=True, raw=True)
+    return ask(session, arguments, prompt, context)
+
+
+PYTHON = ("", "python", "py", "python3", "ipython", "pycon")
+MAGICS = {"bash": "bash", "sh": "bash", "shell": "bash", "zsh": "bash", "html": "html", "javascript": "javascript", "js": "javascript"}
+"""Cell magic for each language other than Python that a notebook cell can hold."""
+
+
+def insert(session: Session, reply: Reply) -> Note:
+    """Put an answer's code into the next cell without running it, and return a note for the user.
+
+    The front end inserts the code when the cell ends: JupyterLab, Notebook 7 and VS Code create a cell, and a terminal fills in its
+    next prompt. Programs that run notebooks ignore it.
+    """
+    code = insertable(reply)
+    if not code:
+        return Note("The answer contains no code that a cell can run: nothing was inserted.")
+    session.shell.set_next_input(code, replace=False)
+    return Note(
+        "The code was inserted into the next cell, not run. If no cell appeared, this front end does not support it. Get the code with",
+        "print(_.code)",
+    )
+
+
+def insertable(reply: Reply) -> str:
+    """Return the code for a cell: all Python blocks, else the first block whose language has a cell magic, else an empty string."""
+    python = [block.source for block in reply.code_blocks if block.language in PYTHON and block.source.strip()]
+    if python:
+        return "\n\n".join(python)
+    others = (_by_magic(block) for block in reply.code_blocks if block.language in MAGICS)
+    return next(others, reply.text.strip() if not reply.code_blocks and _is_python(reply.text) else "")
+
+
+def _by_magic(block: CodeBlock) -> str:
+    return f"%%{MAGICS[block.language]}\n{block.source}"
+
+
+def _is_python(text: str) -> bool:
+    """Return whether a text without code blocks is code. Single words and sentences are not, even if they can be parsed."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError):
+        return False
+    return any(not isinstance(each, (ast.Expr, ast.AnnAssign)) or isinstance(getattr(each, "value", None), ast.Call) for each in body)

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from openruntime_jupyter.errors import PullFailed
-from openruntime_jupyter.local_models.pull import KNOWN, Fetchable, Pulled, known, pull
-from openruntime_jupyter.notebook.ai.cards import Note
-from openruntime_jupyter.notebook.display.html import View, block, tag
-from openruntime_jupyter.notebook.run.live_status import Live
+from openruntime_jupyter.local_models.pull import Fetchable, Pulled, known, pull
+from openruntime_jupyter.notebook.ai.views import Note
+from openruntime_jupyter.notebook.display.html import Styled, View, joined, line
+from openruntime_jupyter.notebook.display.tasks import progress_bar
+from openruntime_jupyter.notebook.run.follow import UPDATE_SECONDS, LiveDisplay
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.runtime.settings import Settings
-
-EVERY = 0.2
-"""Interval between progress updates, in seconds."""
 
 
 class PullProgress(View):
     """Progress of a download."""
 
+    label = "OpenRuntime pull"
+
     def __init__(self, step: str, done: int = 0, total: int = 0) -> None:
         self._step, self._done, self._total = step, done, total
 
-    @property
-    def _line(self) -> str:
-        return f"{self._step} · {self._done / 1e6:.1f} of {self._total / 1e6:.1f} MB" if self._total else self._step
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        share = self._done / self._total if self._total else 0.0
-        bar = tag("div", tag("div", style=f"width:{share:.0%}"), class_="ort-b", role="progressbar", aria_valuenow=round(share * 100))
-        return block("OpenRuntime pull", tag("div", self._line, class_="ort-h"), bar if self._total else "")
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return self._line
+    def content(self) -> Iterable[Styled]:
+        """Return the step and, during a download, its progress."""
+        if self._total:
+            megabytes = f"{self._done / 1e6:.1f} of {self._total / 1e6:.1f} MB"
+            return [line(joined([self._step, megabytes]), class_="ort-h"), progress_bar(self._done / self._total)]
+        return [line(self._step, class_="ort-h")]
 
 
 class PullDisplay:
     """Live display of a download."""
 
     def __init__(self) -> None:
-        self._live = Live()
-        self._at = float("-inf")
+        self._live = LiveDisplay()
+        self._updated_at = float("-inf")
 
     def say(self, text: str, final: bool = False) -> None:
         """Show a message."""
@@ -51,9 +45,9 @@ class PullDisplay:
 
     def show(self, step: str, done: int, total: int) -> None:
         """Show the progress: `done` of `total` bytes."""
-        if time.monotonic() - self._at >= EVERY or done >= total:
+        if time.monotonic() - self._updated_at >= UPDATE_SECONDS or done >= total:
             self._live.update(PullProgress(step, done, total))
-            self._at = time.monotonic()
+            self._updated_at = time.monotonic()
 
 
 def pull_model(session: Session, name: str | None = None) -> Any:
@@ -85,8 +79,3 @@ def _availability(session: Session, model: Fetchable, pulled: Pulled) -> Note:
         f"The model is in {pulled.path.parent}, which this runtime does not search: OpenRuntimeApp.models_dir is set to another folder. "
         "Move the file there, or add it to OpenRuntimeApp.allowed_models."
     )
-
-
-def known_models() -> tuple[str, ...]:
-    """Return the names of the models that can be downloaded."""
-    return tuple(model.name for model in KNOWN)

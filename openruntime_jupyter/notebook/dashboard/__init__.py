@@ -1,5 +1,5 @@
 """The dashboard: a live view of a runtime's devices, charts, tasks, models and operations in a notebook.
 
-`feed.py` collects the data, `actions.py` runs button actions for pages that cannot reach the server, `widget.py` is the widget, and
-`frontend/` is the page's code, which `frontend/build.mjs` bundles into `static/`.
+`feed.py` collects the data, `widget.py` is the widget, which also runs actions for pages that cannot reach the server, and `frontend/`
+is the page's code, which `frontend/build.mjs` bundles into `static/`.
 """

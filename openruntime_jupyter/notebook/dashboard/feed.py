@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Watch
@@ -231,11 +231,13 @@ def packed(history: MetricsHistory) -> dict[str, Any]:
     }
 
 
-_feeds: WeakKeyDictionary[Backend, Feed] = WeakKeyDictionary()
+_feeds: WeakValueDictionary[Backend, Feed] = WeakValueDictionary()
+"""Feeds by runtime. Dashboards keep them alive."""
 
 
 def feed_of(backend: Backend) -> Feed:
     """Return the shared feed of a runtime."""
-    if backend not in _feeds:
-        _feeds[backend] = Feed(backend)
-    return _feeds[backend]
+    feed = _feeds.get(backend)
+    if feed is None:
+        feed = _feeds[backend] = Feed(backend)
+    return feed

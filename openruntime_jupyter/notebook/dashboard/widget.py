@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import anywidget
 import traitlets
+from pydantic import BaseModel
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import connect
@@ -108,7 +109,8 @@ class Dashboard(anywidget.AnyWidget):
         except (OpenRuntimeError, KeyError, ValueError) as problem:
             self.send({"number": number, "error": str(problem), "details": getattr(problem, "details", [])})
         else:
-            self.send({"number": number, "answer": answer})
+            sent = answer.model_dump(mode="json", exclude={"parameters"}) if isinstance(answer, BaseModel) else answer
+            self.send({"number": number, "answer": sent})
 
     def close(self) -> None:
         """Stop the updates permanently. Tasks continue."""
@@ -137,35 +139,22 @@ class Dashboard(anywidget.AnyWidget):
         return f"<Dashboard of {self._client.where}>"
 
 
-Action = Callable[[Backend, dict[str, Any]], Any]
-
-
-def _again(backend: Backend, args: dict[str, Any]) -> Any:
-    return again(backend, args["id"], "notebook").model_dump(mode="json")
-
-
-def _run(backend: Backend, args: dict[str, Any]) -> Any:
-    return backend.submit({**args, "origin": "notebook"}, new_key()).model_dump(mode="json", exclude={"parameters"})
-
-
-def _tasks(backend: Backend, args: dict[str, Any]) -> Any:
+def _tasks(backend: Backend, args: dict[str, Any]) -> dict[str, Any]:
     page = backend.tasks(int(args["limit"]), states=args.get("states"), offset=int(args["offset"]), order=args["order"])
     return {"tasks": [row(task) for task in page.tasks]}
 
 
-ACTIONS: dict[str, Action] = {
-    "cancel": lambda backend, args: backend.cancel(args["id"]).model_dump(mode="json", exclude={"parameters"}),
-    "priority": lambda backend, args: backend.reprioritise(args["id"], int(args["priority"])).model_dump(
-        mode="json", exclude={"parameters"}
-    ),
-    "task": lambda backend, args: backend.get(args["id"], parameters=False).model_dump(mode="json"),
+ACTIONS: dict[str, Callable[[Backend, dict[str, Any]], BaseModel | dict[str, Any]]] = {
+    "cancel": lambda backend, args: backend.cancel(args["id"]),
+    "priority": lambda backend, args: backend.reprioritise(args["id"], int(args["priority"])),
+    "task": lambda backend, args: backend.get(args["id"], parameters=False),
     "tasks": _tasks,
-    "output": lambda backend, args: backend.output(args["id"], int(args.get("since", 0))).model_dump(mode="json"),
-    "again": _again,
-    "run": _run,
-    "restart": lambda backend, args: backend.restart_session(args["id"]).model_dump(mode="json"),
-    "free": lambda backend, args: backend.free_session(args["id"]).model_dump(mode="json"),
+    "output": lambda backend, args: backend.output(args["id"], int(args.get("since", 0))),
+    "again": lambda backend, args: again(backend, args["id"], "notebook"),
+    "run": lambda backend, args: backend.submit({**args, "origin": "notebook"}, new_key()),
+    "restart": lambda backend, args: backend.restart_session(args["id"]),
+    "free": lambda backend, args: backend.free_session(args["id"]),
     "unload": lambda backend, args: {"unloaded": backend.prompts.unload(args["name"])},
-    "insights": lambda backend, args: backend.insights(args["metric_type"], args["timeframe"]).model_dump(mode="json"),
+    "insights": lambda backend, args: backend.insights(args["metric_type"], args["timeframe"]),
 }
-"""Actions by name, as called by the page. Each raises the backend's errors."""
+"""Actions by name, as called by the page. Each raises the backend's errors. Records are sent without a task's parameters."""

@@ -7,7 +7,7 @@ notebooks find the traceback in the exception's text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from IPython.display import publish_display_data
 
 from openruntime_jupyter.client.handles import task_error
 from openruntime_jupyter.errors import OpenRuntimeError, TaskError
-from openruntime_jupyter.notebook.display.html import Html, View, block, joined, tag
-from openruntime_jupyter.notebook.display.states import WORDS, title
+from openruntime_jupyter.notebook.display.html import Html, Styled, View, code, joined, line, sign, tag
+from openruntime_jupyter.notebook.display.tasks import STATES, title
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskState
 
 Error = TypeVar("Error", bound=BaseException)
@@ -34,8 +34,8 @@ MOST_FRAMES = 4
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
-def one_line(error: Error, line: str | None = None, above: str | None = None, card: View | None = None) -> Error:
-    """Make IPython show `error` as `line` (default: its message) instead of a traceback, and return it.
+def one_line(error: Error, message: str | None = None, above: str | None = None, card: View | None = None) -> Error:
+    """Make IPython show `error` as one line with `message` (default: its own) instead of a traceback, and return it.
 
     The text `above` is shown before the line. A `card` is shown in its place, except in programs that run notebooks, which show both
     because they log the error's text.
@@ -46,7 +46,7 @@ def one_line(error: Error, line: str | None = None, above: str | None = None, ca
         shell: Any = get_ipython()
         plain = str(getattr(shell, "colors", "")).lower() == "nocolor"
         name = type(error).__name__ if plain else f"{BOLD}{type(error).__name__}{PLAIN}"
-        lines = [f"{name}: {line or error}"]
+        lines = [f"{name}: {message or error}"]
         kernel = getattr(shell, "kernel", None)
         if card is not None and kernel is None:  # a terminal shows the card as text
             return [card.text()]
@@ -102,9 +102,9 @@ def completion_error(task: Task, variables: Mapping[str, Any], verbose: bool, wa
     displayed (`watched`).
     """
     error, failure = task_error(task), task.failure
-    line = f"{(task.error or str(task.status)).rstrip('.').splitlines()[0]} ({task.task_id})"
+    message = f"{(task.error or str(task.status)).rstrip('.').splitlines()[0]} ({task.task_id})"
     whole = (failure.traceback or failure.last_output) if failure is not None else None
-    return one_line(error, line, whole, None if verbose else ErrorCard(task, variables, watched))
+    return one_line(error, message, whole, None if verbose else ErrorCard(task, variables, watched))
 
 
 @dataclass(frozen=True)
@@ -131,57 +131,49 @@ def frames(traceback: str) -> list[Frame]:
 
 
 class ErrorCard(View):
-    """Error of a task, with its location and advice."""
+    """Error of a task, with its location and advice. `watched` means that its output is already displayed."""
+
+    kind = "ort-c ort-x"
 
     def __init__(self, task: Task, variables: Mapping[str, Any], watched: bool = True) -> None:
         self.task = task
+        self.label = f"Error of {title(task)}"
         failure = task.failure
-        self._message = (task.error or str(task.status)).strip()
         self._traceback = (failure.traceback or "").rstrip() if failure else ""
         self._last = (failure.last_output or "").rstrip() if failure and not watched and not failure.traceback else ""
-        self._frames = frames(self._traceback)
         self._advice = advice(task, variables)
 
-    @property
+    def content(self) -> Iterable[Styled]:
+        """Return the message, the frames, advice, the traceback, the last output, and the next commands."""
+        yield self._head()
+        for frame in frames(self._traceback):
+            html = tag("div", tag("span", frame.where, class_="m"), " ", tag("code", frame.source), class_="ort-h")
+            yield Styled(f"    {frame.where}" + (f"\n        {frame.source}" if frame.source else ""), html)
+        yield from map(line, self._advice)
+        if self._traceback:
+            hint = f"Full traceback: %openruntime result {self.task.task_id} --verbose"
+            yield Styled(hint, _collapsed("Traceback in the worker", self._traceback))
+        if self._last:
+            indented = "".join(f"\n    {each}" for each in self._last.splitlines())
+            yield Styled(f"Last output:{indented}", _collapsed("Last output", self._last))
+        yield line(joined(map(code, self._next())), class_="m")
+
+    def _head(self) -> Styled:
+        message = (self.task.error or str(self.task.status)).strip()
+        kind, colon, rest = message.partition(": ")
+        html = tag("span", tag("strong", kind), colon, rest) if colon and kind.isidentifier() else tag("strong", message)
+        mark, _, colour = STATES[self.task.status]
+        return Styled(f"{mark} {message} ({self.task.task_id})", tag("div", sign(mark, colour), " ", html, class_="ort-e"))
+
     def _next(self) -> list[str]:
         died = self.task.failure is not None and self.task.failure.kind is FailureKind.WORKER_DIED
-        if died and self.task.session_name:
-            found = [f"%openruntime restart {self.task.session_name}"]
-        else:
-            found = [f"%openruntime retry {self.task.task_id}"]
-        return [*found, f"%openruntime output {self.task.task_id}"] if self._last else found
+        session = self.task.session_name if died else None
+        first = f"%openruntime restart {session}" if session else f"%openruntime retry {self.task.task_id}"
+        return [first, f"%openruntime output {self.task.task_id}"] if self._last else [first]
 
-    def html(self) -> str:
-        """Return the view as HTML."""
-        sign, _, colour = WORDS[self.task.status]
-        kind, colon, message = self._message.partition(": ")
-        message_tag = tag("span", tag("strong", kind), colon, message) if colon and kind.isidentifier() else tag("strong", self._message)
-        head = tag("div", tag("span", sign, class_=colour, aria_hidden="true"), " ", message_tag, class_="ort-e")
-        places = [
-            tag("div", tag("span", frame.where, class_="m"), " ", tag("code", frame.source), class_="ort-h") for frame in self._frames
-        ]
-        todo = [tag("div", line) for line in self._advice]
-        commands = tag("div", joined([tag("code", command) for command in self._next]), class_="m")
-        return block(f"Error of {title(self.task)}", head, *places, *todo, *self._whole(), commands, kind="ort-c ort-x")
 
-    def _whole(self) -> list[Html]:
-        found = []
-        for name, text in (("Traceback in the worker", self._traceback), ("Last output", self._last)):
-            if text:
-                lines = f"{name} ({len(text.splitlines())} lines)"
-                found.append(tag("details", tag("summary", lines), tag("pre", text, tabindex="0")))
-        return found
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        lines = [f"{WORDS[self.task.status][0]} {self._message} ({self.task.task_id})"]
-        for frame in self._frames:
-            lines += [f"    {frame.where}", *([f"        {frame.source}"] if frame.source else [])]
-        lines += self._advice
-        if self._traceback:
-            lines.append(f"Full traceback: %openruntime result {self.task.task_id} --verbose")
-        lines += ["Last output:", *(f"    {line}" for line in self._last.splitlines())] if self._last else []
-        return "\n".join([*lines, " · ".join(self._next)])
+def _collapsed(name: str, text: str) -> Html:
+    return tag("details", tag("summary", f"{name} ({len(text.splitlines())} lines)"), tag("pre", text, tabindex="0"))
 
 
 def advice(task: Task, variables: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Building blocks of views: HTML that follows JupyterLab's theme, and the equivalent plain text.
+"""Building blocks of views. Each part of a view has a plain-text form and an HTML form that follows JupyterLab's theme.
 
 Colours come from Jupyter's CSS variables, with fallbacks for VS Code and exported pages. The content is readable without any style, as
 on GitHub. All text is escaped in `Html.of`.
@@ -7,9 +7,15 @@ on GitHub. All text is escaped in `Html.of`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Record = TypeVar("Record")
 
 Bundle = dict[str, Any]
 """MIME bundle: a view in several formats, from which the front end chooses."""
@@ -70,8 +76,23 @@ class Html(str):
 
     @classmethod
     def of(cls, value: Any) -> Html:
-        """Return `value` as HTML, escaped unless it already is HTML."""
+        """Return `value` as HTML, escaped unless it is HTML or has an HTML form."""
+        if isinstance(value, Styled):
+            return value.html
         return value if isinstance(value, Html) else cls(escape(str(value)))
+
+
+class Styled(str):
+    """Plain text with an HTML form."""
+
+    __slots__ = ("html",)
+    html: Html
+
+    def __new__(cls, text: str, html: Html) -> Self:
+        """Return `text` with its HTML form."""
+        made = super().__new__(cls, text)
+        made.html = html
+        return made
 
 
 def tag(name: str, *children: Any, **attributes: Any) -> Html:
@@ -82,18 +103,46 @@ def tag(name: str, *children: Any, **attributes: Any) -> Html:
     return Html(f"<{name}{attrs}>{''.join(Html.of(child) for child in children)}</{name}>")
 
 
+def styled(name: str, *children: Any, **attributes: Any) -> Styled:
+    """Return an element whose text is the text of its children."""
+    return Styled("".join(map(str, children)), tag(name, *children, **attributes))
+
+
+def line(*children: Any, class_: str | None = None) -> Styled:
+    """Return a line of a view."""
+    return styled("div", *children, class_=class_)
+
+
+def code(text: str, class_: str | None = None) -> Styled:
+    """Return a text in code style."""
+    return styled("code", text, class_=class_)
+
+
+def sign(text: str, colour: str, label: str | None = None) -> Styled:
+    """Return a coloured sign. Screen readers read `label` or skip the sign."""
+    hidden = "true" if label is None else None
+    return styled("span", text, class_=colour, aria_hidden=hidden, aria_label=label, role="img" if label else None)
+
+
+def warnings(problems: Iterable[str]) -> list[Styled]:
+    """Return a line for each problem."""
+    return [line("! ", prose(problem), class_="wa") for problem in problems]
+
+
 CODE = re.compile(r'("[^"]*"|`[^`]*`)')
 """Code between backticks. Quoted text is matched too, so that backticks inside it are ignored."""
 
 
-def prose(text: str) -> Html:
-    """Return a text as HTML, with text between backticks in code style."""
-    return Html("".join(tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in CODE.split(text)))
+def prose(text: str) -> Styled:
+    """Return a text. In HTML, text between backticks is in code style."""
+    pieces = (tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in CODE.split(text))
+    return Styled(text, Html("".join(pieces)))
 
 
-def joined(parts: Sequence[Any]) -> Html:
+def joined(parts: Iterable[Any]) -> Styled:
     """Return the non-empty parts, joined by separators that are readable without style."""
-    return Html(" · ".join(Html.of(part) for part in parts if part))
+    shown = [part for part in parts if part]
+    return Styled(" · ".join(map(str, shown)), Html(" · ".join(map(Html.of, shown))))
 
 
 def block(label: str, *children: Any, kind: str = "") -> Html:
@@ -101,46 +150,46 @@ def block(label: str, *children: Any, kind: str = "") -> Html:
     return Html(STYLE + tag("div", *children, class_=f"ort {kind}".rstrip(), role="group", aria_label=label))
 
 
-def table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    numeric: Sequence[int] = (),
-    wide: Sequence[int] = (),
-    plain: Sequence[int] = (),
-) -> Html:
-    """Return a table with a caption. The columns at the indices `numeric` are right-aligned, those at `wide` may wrap within words.
+@dataclass(frozen=True)
+class Column(Generic[Record]):
+    """Column of a table: its heading and its value for a record."""
 
-    On narrow pages, rows of tables with many columns become cards with labelled values. The columns at `plain` have no label.
+    name: str
+    value: Callable[[Record], Any]
+    kind: Literal["", "number", "wrap"] = ""
+    """Numbers are right-aligned, and columns of kind `wrap` may be wrapped within words."""
+    labelled: bool = True
+    """False if the value needs no label in a card."""
+
+
+def table(caption: str, columns: Sequence[Column[Record]], records: Iterable[Record]) -> Styled:
+    """Return a table with a caption. Columns without any value are omitted.
+
+    On narrow pages, rows of tables with many columns become cards with labelled values.
     """
+    values = [[column.value(record) for column in columns] for record in records]
+    kept = [index for index in range(len(columns)) if any(row[index] != "" for row in values)]
+    columns, rows = [columns[index] for index in kept], [[row[index] for index in kept] for row in values]
+    text = text_table([column.name for column in columns], rows)
+    return Styled(f"{caption}\n{text}" if caption else text, _html_table(caption, columns, rows))
+
+
+def _html_table(caption: str, columns: Sequence[Column[Any]], rows: Sequence[Sequence[Any]]) -> Html:
     cards = len(columns) >= MANY_COLUMNS
+    classes = {"number": "n", "wrap": "w"}
 
     def role(name: str) -> str | None:
         return name if cards else None  # CSS display changes remove table semantics for screen readers, so set roles
 
-    def kind(index: int) -> str | None:
-        return "n" if index in numeric else "w" if index in wide else None
+    def cell(column: Column[Any], value: Any) -> Html:
+        label = column.name if cards and value != "" and column.labelled else None
+        return tag("td", value, class_=classes.get(column.kind), role=role("cell"), data_l=label)
 
-    def cell(index: int, value: Any) -> Html:
-        label = columns[index] if cards and value != "" and index not in plain else None
-        return tag("td", value, class_=kind(index), role=role("cell"), data_l=label)
-
-    heads = (tag("th", column, scope="col", class_=kind(index), role=role("columnheader")) for index, column in enumerate(columns))
-    head = tag("tr", *heads, role=role("row"))
-    body = [tag("tr", *(cell(index, value) for index, value in enumerate(row)), role=role("row")) for row in rows]
-    parts = (tag("caption", caption), tag("thead", head, role=role("rowgroup")), tag("tbody", *body, role=role("rowgroup")))
+    heads = (tag("th", column.name, scope="col", class_=classes.get(column.kind), role=role("columnheader")) for column in columns)
+    head = tag("thead", tag("tr", *heads, role=role("row")), role=role("rowgroup"))
+    body = [tag("tr", *map(cell, columns, row), role=role("row")) for row in rows]
+    parts = (tag("caption", caption) if caption else "", head, tag("tbody", *body, role=role("rowgroup")))
     return tag("div", tag("table", *parts, role=role("table")), class_="ort-t ort-k" if cards else "ort-t", tabindex="0")
-
-
-def places(columns: Sequence[str], names: Collection[str]) -> list[int]:
-    """Return the indices of the `columns` that are in `names`."""
-    return [index for index, column in enumerate(columns) if column in names]
-
-
-def pairs(caption: str, rows: Sequence[tuple[str, Any]]) -> Html:
-    """Return a table of names and values."""
-    body = [tag("tr", tag("th", name, scope="row"), tag("td", value, class_="w")) for name, value in rows]
-    return tag("div", tag("table", tag("caption", caption) if caption else "", tag("tbody", *body)), class_="ort-t")
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -150,22 +199,33 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def text_pairs(rows: Sequence[tuple[str, Any]]) -> str:
-    """Return names and values as plain text, one pair per line."""
+def pairs(rows: Sequence[tuple[str, Any]], caption: str = "") -> Styled:
+    """Return a table of names and values."""
     width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    body = [tag("tr", tag("th", name, scope="row"), tag("td", value, class_="w")) for name, value in rows]
+    html = tag("div", tag("table", tag("caption", caption) if caption else "", tag("tbody", *body)), class_="ort-t")
+    return Styled("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows), html)
 
 
 class View:
     """Displayable value with an HTML and a plain-text form."""
 
+    label = "OpenRuntime"
+    """Name for screen readers."""
+    kind = ""
+    """CSS class: `ort-c` for a card."""
+
+    def content(self) -> Iterable[Styled]:
+        """Return the parts, one below the other. Parts with an empty text are shown in HTML only."""
+        raise NotImplementedError
+
     def html(self) -> str:
         """Return the view as HTML."""
-        raise NotImplementedError
+        return block(self.label, *self.content(), kind=self.kind)
 
     def text(self) -> str:
         """Return the view as plain text."""
-        raise NotImplementedError
+        return "\n".join(str(part) for part in self.content() if part)
 
     def bundle(self) -> Bundle:
         """Return both forms as a MIME bundle."""
@@ -173,3 +233,21 @@ class View:
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
         return self.bundle()
+
+
+class RecordTable(View, list[Record]):
+    """List of records that is displayed as a table."""
+
+    caption = ""
+    empty = ""
+    """Text in place of an empty table."""
+    columns: Sequence[Column[Record]] = ()
+
+    def notes(self) -> Iterable[Styled]:
+        """Return the lines below the table."""
+        return ()
+
+    def content(self) -> Iterable[Styled]:
+        """Return the table and its notes."""
+        shown = table(self.caption, self.columns, self) if self else line(prose(self.empty), class_="m")
+        return [shown, *self.notes()]

@@ -1,254 +1,59 @@
-"""Views of a runtime: status, devices, workers, sessions and operations."""
+"""Views of a runtime: status, devices, workers, sessions, operations, models and insights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.notebook.display.format import clock, duration
-from openruntime_jupyter.notebook.display.html import View, block, joined, places, prose, table, tag, text_table
+from openruntime_jupyter.notebook.display.format import clock, duration, local_times
+from openruntime_jupyter.notebook.display.html import (
+    Column,
+    RecordTable,
+    Styled,
+    View,
+    code,
+    joined,
+    line,
+    prose,
+    sign,
+    styled,
+    table,
+    warnings,
+)
+from openruntime_jupyter.schemas.ai import ModelInfo, ModelList
+from openruntime_jupyter.schemas.insights import Finding, Insights
 from openruntime_jupyter.schemas.sessions import Session as WorkerSession
 from openruntime_jupyter.schemas.system import Device, Health, OperationInfo, Worker
 
 
-class OperationTable(View, list[OperationInfo]):
-    """Operations and their parameters: a list of records that is displayed as a table."""
+class OperationTable(RecordTable[OperationInfo]):
+    """Operations and their parameters."""
 
-    COLUMNS = ("operation", "description", "parameters")
-
-    def _rows(self) -> list[list[str]]:
-        return [[entry.name, entry.summary, _parameters(entry.parameters_schema)] for entry in self]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        rows = [[tag("code", name), summary, parameters] for name, summary, parameters in self._rows()]
-        return block("OpenRuntime operations", table("Operations", self.COLUMNS, rows, wide=(1, 2), plain=(0, 1)))
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return text_table(self.COLUMNS, self._rows())
+    label, caption = "OpenRuntime operations", "Operations"
+    columns = (
+        Column("operation", lambda each: code(each.name), labelled=False),
+        Column("description", lambda each: each.summary, "wrap", labelled=False),
+        Column("parameters", lambda each: _parameters(each.parameters_schema), "wrap"),
+    )
 
 
-class Status(View):
-    """Status of a runtime: address, health, devices and metrics. `health` and `devices` are the records."""
-
-    COLUMNS = ("device", "name", "kind", "state", "running", "waiting", "slots", "free memory", "BLAS")
-
-    def __init__(self, where: str, health: Health, devices: Sequence[Device]) -> None:
-        self.where = where
-        self.health = health
-        self.devices = list(devices)
-
-    @property
-    def _head(self) -> str:
-        place = "inside this process" if self.where == "embedded" else f"at {self.where}"
-        return f"OpenRuntime {self.health.version}, {self.health.status}, {place}"
-
-    def _rows(self) -> list[list[Any]]:
-        return [[*_state(device), _free(device), device.blas or "—"] for device in self.devices]
-
-    @property
-    def _metrics(self) -> list[str]:
-        metrics = self.health.metrics
-        shown = [("CPU", metrics.cpu_utilization), ("GPU", metrics.gpu_utilization), ("memory", metrics.memory_usage)]
-        percents = [f"{name} {value:.0f} %" for name, value in shown if value is not None and (name != "GPU" or self._has_gpu)]
-        return [*percents, f"{metrics.active_tasks} running", f"{metrics.pending_tasks} waiting"]
-
-    @property
-    def _has_gpu(self) -> bool:
-        return any(device.type == "gpu" for device in self.devices)
-
-    @property
-    def _advice(self) -> list[str]:
-        return [*self.health.problems, *(f"{device.id}: {device.advice}" for device in self.devices if device.advice)]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        lines = [tag("strong", self._head), tag("div", joined(self._metrics), class_="m")]
-        lines += [tag("div", f"! {problem}", class_="wa") for problem in self._advice]
-        return block(
-            "OpenRuntime status",
-            *lines,
-            *([table("Devices", self.COLUMNS, self._rows(), (4, 5, 6), wide=(1,), plain=(0, 1, 2, 3))] if self.devices else []),
-            kind="ort-c",
-        )
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        lines = [self._head, " · ".join(self._metrics), *(f"! {problem}" for problem in self._advice)]
-        return "\n".join([*lines, *([text_table(self.COLUMNS, self._rows())] if self.devices else [])])
+def _parameters(schema: dict[str, Any]) -> str:
+    fields = schema.get("properties", {})
+    return ", ".join(f"{name}={entry['default']!r}" if entry.get("default") is not None else name for name, entry in fields.items())
 
 
-class DeviceTable(View, list[Device]):
-    """MLX devices: a list of records that is displayed as a table."""
-
-    COLUMNS = ("device", "name", "kind", "state", "running", "waiting", "slots", "load", "free memory", "°C", "W", "BLAS")
-
-    def _rows(self) -> list[list[Any]]:
-        return [
-            [
-                *_state(device),
-                "" if device.utilization is None else f"{device.utilization:.0f} %",
-                _free(device),
-                "" if device.temperature_celsius is None else f"{device.temperature_celsius:.0f}",
-                "" if device.power_watts is None else f"{device.power_watts:.0f}",
-                device.blas or "",
-            ]
-            for device in self
-        ]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        if not self:
-            return block("OpenRuntime devices", tag("div", NO_DEVICES, class_="m"))
-        columns, rows = _filled(self.COLUMNS, self._rows())
-        advice = [tag("div", f"! {device.id}: {device.advice}", class_="wa") for device in self if device.advice]
-        numeric = places(columns, ("running", "waiting", "slots", "load", "°C", "W"))
-        wide, plain = places(columns, ("name",)), places(columns, ("device", "name", "kind", "state"))
-        return block("OpenRuntime devices", table("Devices", columns, rows, numeric, wide, plain), *advice)
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        columns, rows = _filled(self.COLUMNS, self._rows())
-        advice = [f"! {device.id}: {device.advice}" for device in self if device.advice]
-        return "\n".join([text_table(columns, rows), *advice]) if self else NO_DEVICES
-
-
-class WorkerTable(View, list[Worker]):
-    """Worker processes: a list of records that is displayed as a table. A device shared by all is shown in the caption."""
-
-    COLUMNS = ("worker", "device", "state", "task", "session", "model", "tasks done", "computed", "memory", "peak", "MLX's peak")
-
-    def __init__(self, workers: Sequence[Worker], devices: Mapping[str, str]) -> None:
-        super().__init__(workers)
-        self._devices = devices
-
-    def _device(self, worker: Worker) -> str:
-        return self._devices.get(worker.device or "", worker.device or "")
-
-    @property
-    def _common(self) -> str | None:
-        return self._device(self[0]) if len({worker.device for worker in self}) == 1 else None
-
-    @property
-    def _caption(self) -> str:
-        number = f"{len(self):,} {'worker' if len(self) == 1 else 'workers'}"
-        return f"{number} · on {self._common}" if self._common else number
-
-    def _rows(self) -> list[list[Any]]:
-        return [
-            [
-                worker.id,
-                "" if self._common else self._device(worker),
-                worker.state,
-                worker.task_id or "",
-                worker.session_name or "",
-                worker.model or "",
-                worker.tasks,
-                duration(worker.device_time_s) if worker.tasks else "",
-                *(
-                    "" if size is None else gigabytes(size)
-                    for size in (worker.resident_bytes, worker.resident_peak_bytes, worker.mlx_peak_bytes)
-                ),
-            ]
-            for worker in self
-        ]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        if not self:
-            return block("OpenRuntime workers", tag("div", NO_WORKERS, class_="m"))
-        columns, rows = _filled(self.COLUMNS, self._rows())
-        numeric, wide, plain = (
-            places(columns, self.COLUMNS[6:]),
-            places(columns, ("device", "task", "session", "model")),
-            places(columns, self.COLUMNS[:3]),
-        )
-        return block("OpenRuntime workers", table(self._caption, columns, rows, numeric, wide, plain))
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return f"{self._caption}\n{text_table(*_filled(self.COLUMNS, self._rows()))}" if self else NO_WORKERS
-
-
-class SessionTable(View, list[WorkerSession]):
-    """Sessions: a list of records that is displayed as a table. A notebook shared by all is shown in the caption."""
-
-    COLUMNS = ("session", "state", "running", "notebook", "owner", "tasks done", "memory", "last used", "ends", "id")
-
-    def _rows(self, code: Callable[[str], Any]) -> tuple[list[str], list[list[Any]]]:
-        rows = [
-            [
-                each.name,
-                str(each.state),
-                code(each.task_id) if each.task_id else "",
-                "" if len(self._notebooks) == 1 else _file(each),
-                "" if len(self._owners) == 1 else each.owner or "",
-                each.tasks,
-                _size(each.resident_bytes),
-                clock(each.used_at),
-                clock(each.expires_at) if each.expires_at else "",
-                code(each.id),
-            ]
-            for each in self
-        ]
-        return _filled(self.COLUMNS, rows)
-
-    @property
-    def _notebooks(self) -> set[str]:
-        return {each.notebook or "" for each in self}
-
-    @property
-    def _owners(self) -> set[str]:
-        return {each.owner or "" for each in self}
-
-    @property
-    def _caption(self) -> str:
-        parts = [f"{len(self):,} {'session' if len(self) == 1 else 'sessions'}, most recently used first"]
-        if len(self._notebooks) == 1 and _file(self[0]):
-            parts.append(f"of {_file(self[0])}")
-        return " · ".join(parts)
-
-    @property
-    def _advice(self) -> list[str]:
-        return [
-            f"! The session {each.name} has ended: {each.reason}. `%openruntime restart {each.name}` restarts it with an empty namespace"
-            for each in self
-            if each.reason
-        ]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        if not self:
-            return block("OpenRuntime sessions", tag("div", prose(NO_SESSIONS), class_="m"))
-        columns, rows = self._rows(lambda text: tag("code", text))
-        numeric = places(columns, ("tasks done", "memory"))
-        wide, plain = places(columns, ("session", "running", "notebook", "owner", "id")), places(columns, ("session", "state"))
-        advice = [tag("div", prose(line), class_="wa") for line in self._advice]
-        return block("OpenRuntime sessions", table(self._caption, columns, rows, numeric, wide, plain), *advice)
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return "\n".join([self._caption, text_table(*self._rows(str)), *self._advice]) if self else NO_SESSIONS
-
-
-NO_SESSIONS = "No open sessions: `%%openruntime --session NAME` starts one"
-NO_DEVICES = "No devices known yet: the first worker reports them when it has started"
-NO_WORKERS = "No workers running: the next task starts one"
-
-
-def _size(size: int | None) -> str:
-    return "" if size is None else gigabytes(size)
-
-
-def _file(session: WorkerSession) -> str:
-    return PurePath(session.notebook).name if session.notebook else ""
-
-
-def _state(device: Device) -> list[Any]:
-    return [device.id, device.name, device.type.upper(), device.status, device.running, device.pending, device.slots]
+NAMED_DEVICE: tuple[Column[Device], ...] = (
+    Column("device", lambda each: each.id, labelled=False),
+    Column("name", lambda each: each.name, "wrap", labelled=False),
+    Column("kind", lambda each: each.type.upper(), labelled=False),
+    Column("state", lambda each: each.status, labelled=False),
+    Column("running", lambda each: each.running, "number"),
+    Column("waiting", lambda each: each.pending, "number"),
+    Column("slots", lambda each: each.slots, "number"),
+)
+BLAS: Column[Device] = Column("BLAS", lambda each: each.blas or "")
 
 
 def _free(device: Device) -> str:
@@ -258,12 +63,220 @@ def _free(device: Device) -> str:
     return f"{amount if total.endswith(f' {unit}') else free} of {total}"
 
 
-def _filled(columns: Sequence[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Return the non-empty columns. Values that this machine cannot measure are omitted."""
-    kept = [index for index in range(len(columns)) if any(row[index] != "" for row in rows)]
-    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
+FREE_MEMORY = Column("free memory", _free)
 
 
-def _parameters(schema: dict[str, Any]) -> str:
-    fields = schema.get("properties", {})
-    return ", ".join(f"{name}={entry['default']!r}" if entry.get("default") is not None else name for name, entry in fields.items())
+class DeviceTable(RecordTable[Device]):
+    """MLX devices."""
+
+    label, caption = "OpenRuntime devices", "Devices"
+    empty = "No devices known yet: the first worker reports them when it has started"
+    columns = (
+        *NAMED_DEVICE,
+        Column("load", lambda each: _measured(each.utilization, " %"), "number"),
+        FREE_MEMORY,
+        Column("°C", lambda each: _measured(each.temperature_celsius), "number"),
+        Column("W", lambda each: _measured(each.power_watts), "number"),
+        BLAS,
+    )
+
+    def notes(self) -> Iterable[Styled]:
+        """Return advice on the devices."""
+        return warnings(_device_advice(self))
+
+
+def _measured(value: float | None, unit: str = "") -> str:
+    return "" if value is None else f"{value:.0f}{unit}"
+
+
+def _device_advice(devices: Iterable[Device]) -> list[str]:
+    return [f"{device.id}: {device.advice}" for device in devices if device.advice]
+
+
+class Status(View):
+    """Status of a runtime: address, health, devices and metrics. `health` and `devices` are the records."""
+
+    label, kind = "OpenRuntime status", "ort-c"
+
+    def __init__(self, where: str, health: Health, devices: Sequence[Device]) -> None:
+        self.where = where
+        self.health = health
+        self.devices = list(devices)
+
+    def content(self) -> Iterable[Styled]:
+        """Return the address, the metrics, problems and devices."""
+        place = "inside this process" if self.where == "embedded" else f"at {self.where}"
+        yield styled("strong", f"OpenRuntime {self.health.version}, {self.health.status}, {place}")
+        yield line(joined(self._metrics()), class_="m")
+        yield from warnings([*self.health.problems, *_device_advice(self.devices)])
+        if self.devices:
+            yield table("Devices", (*NAMED_DEVICE, FREE_MEMORY, BLAS), self.devices)
+
+    def _metrics(self) -> list[str]:
+        metrics = self.health.metrics
+        measured = {"CPU": metrics.cpu_utilization, "GPU": metrics.gpu_utilization, "memory": metrics.memory_usage}
+        if not any(device.type == "gpu" for device in self.devices):
+            del measured["GPU"]
+        percents = [f"{name} {value:.0f} %" for name, value in measured.items() if value is not None]
+        return [*percents, f"{metrics.active_tasks} running", f"{metrics.pending_tasks} waiting"]
+
+
+class WorkerTable(RecordTable[Worker]):
+    """Worker processes. A device shared by all is shown in the caption."""
+
+    label = "OpenRuntime workers"
+    empty = "No workers running: the next task starts one"
+
+    def __init__(self, workers: Sequence[Worker], devices: Mapping[str, str]) -> None:
+        super().__init__(workers)
+
+        def device(worker: Worker) -> str:
+            return devices.get(worker.device or "", worker.device or "")
+
+        names = {device(worker) for worker in workers}
+        common = names.pop() if len(names) == 1 else ""
+        count = f"{len(workers):,} {'worker' if len(workers) == 1 else 'workers'}"
+        self.caption = f"{count} · on {common}" if common else count
+        self.columns = (
+            Column("worker", lambda each: each.id, labelled=False),
+            Column("device", lambda each: "" if common else device(each), "wrap", labelled=False),
+            Column("state", lambda each: each.state, labelled=False),
+            Column("task", lambda each: each.task_id or "", "wrap"),
+            Column("session", lambda each: each.session_name or "", "wrap"),
+            Column("model", lambda each: each.model or "", "wrap"),
+            Column("tasks done", lambda each: each.tasks, "number"),
+            Column("computed", lambda each: duration(each.device_time_s) if each.tasks else "", "number"),
+            Column("memory", lambda each: _size(each.resident_bytes), "number"),
+            Column("peak", lambda each: _size(each.resident_peak_bytes), "number"),
+            Column("MLX's peak", lambda each: _size(each.mlx_peak_bytes), "number"),
+        )
+
+
+def _size(size: int | None) -> str:
+    return "" if size is None else gigabytes(size)
+
+
+class SessionTable(RecordTable[WorkerSession]):
+    """Sessions. A notebook shared by all is shown in the caption."""
+
+    label = "OpenRuntime sessions"
+    empty = "No open sessions: `%%openruntime --session NAME` starts one"
+
+    def __init__(self, sessions: Sequence[WorkerSession]) -> None:
+        super().__init__(sessions)
+        notebooks, owners = {_notebook(each) for each in sessions}, {each.owner for each in sessions}
+        common = notebooks.pop() if len(notebooks) == 1 else ""
+        count = f"{len(sessions):,} {'session' if len(sessions) == 1 else 'sessions'}, most recently used first"
+        self.caption = f"{count} · of {common}" if common else count
+        self.columns = (
+            Column("session", lambda each: each.name, "wrap", labelled=False),
+            Column("state", lambda each: str(each.state), labelled=False),
+            Column("running", lambda each: code(each.task_id) if each.task_id else "", "wrap"),
+            Column("notebook", lambda each: "" if common else _notebook(each), "wrap"),
+            Column("owner", lambda each: (each.owner or "") if len(owners) > 1 else "", "wrap"),
+            Column("tasks done", lambda each: each.tasks, "number"),
+            Column("memory", lambda each: _size(each.resident_bytes), "number"),
+            Column("last used", lambda each: clock(each.used_at)),
+            Column("ends", lambda each: clock(each.expires_at) if each.expires_at else ""),
+            Column("id", lambda each: code(each.id), "wrap"),
+        )
+
+    def notes(self) -> Iterable[Styled]:
+        """Return advice on ended sessions."""
+        return warnings(
+            f"The session {each.name} has ended: {each.reason}. `%openruntime restart {each.name}` restarts it with an empty namespace"
+            for each in self
+            if each.reason
+        )
+
+
+def _notebook(session: WorkerSession) -> str:
+    return PurePath(session.notebook).name if session.notebook else ""
+
+
+class ModelTable(RecordTable[ModelInfo]):
+    """Local models of the runtime. `profiles` are the remote providers, which are shown in the same table."""
+
+    label = "OpenRuntime models"
+    empty = (
+        "No model is available for prompts: `%openruntime pull` downloads a small local model, "
+        "and OPENAI_API_KEY in the server's environment or a profile in its configuration sets up a provider"
+    )
+    rows: tuple[Column[Sequence[str]], ...] = (
+        Column("model", lambda row: row[0], "wrap", labelled=False),
+        Column("kind", lambda row: row[1], labelled=False),
+        Column("size", lambda row: row[2]),
+        Column("context", lambda row: row[3]),
+        Column("in memory", lambda row: row[4]),
+        Column("default", lambda row: row[5]),
+    )
+
+    def __init__(self, found: ModelList) -> None:
+        super().__init__(found.models)
+        self.profiles = found.profiles
+
+    def content(self) -> Iterable[Styled]:
+        """Return a table of models and profiles."""
+        remote_first = any(profile.default for profile in self.profiles)
+        local = [
+            (
+                model.name,
+                model.kind or "",
+                _size(model.bytes),
+                "" if model.context_length is None else f"{model.context_length:,} tokens",
+                "; ".join(_held(model)) or "—",
+                "✓" if model.default and not remote_first else "",
+            )
+            for model in self
+        ]
+        remote = [
+            (f"{each.name}: {each.model or 'no model set'}", "profile", "", "", "remote", "✓" if each.default else "")
+            for each in self.profiles
+        ]
+        rows = [*local, *remote]
+        return [table("Models", self.rows, rows) if rows else line(prose(self.empty), class_="m")]
+
+
+def _held(model: ModelInfo) -> list[str]:
+    """Return the states of the workers that hold the model."""
+    held = []
+    for worker in model.resident:
+        size = "" if worker.resident_bytes is None else f", {gigabytes(worker.resident_bytes)}"
+        if worker.idle_seconds is None:
+            held.append(f"busy with {worker.task_id}{size}")
+        else:
+            held.append(f"idle{size}, for {duration(max(0.0, worker.keep_alive_seconds - worker.idle_seconds))} more")
+    return held
+
+
+SEVERITIES = {"warning": ("✕", "no"), "notice": ("!", "wa"), "info": ("·", "m")}
+
+
+class InsightsCard(View):
+    """Findings from the recorded history, most important first. `insights` is the record."""
+
+    label, kind = "OpenRuntime insights", "ort-c"
+
+    def __init__(self, insights: Insights) -> None:
+        self.insights = insights
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Findings with their metrics, times and tasks."""
+        return self.insights.findings
+
+    def content(self) -> Iterable[Styled]:
+        """Return the findings with local times and with names in code style: as reworded by a model, or with their severities."""
+        insights = self.insights
+        yield styled("strong", f"{insights.metric_type} over the last {insights.timeframe}, at {clock(insights.timestamp)}")
+        if insights.worded_by != "none":
+            yield from (line(self._prose(each)) for each in insights.insights.splitlines() if each.strip())
+            return
+        for finding in self.findings:
+            mark, colour = SEVERITIES[finding.severity]
+            yield line(sign(mark, colour, finding.severity), " ", self._prose(finding.text))
+            if finding.advice:
+                yield line(self._prose(finding.advice), class_="m")
+
+    def _prose(self, text: str) -> Styled:
+        return prose(local_times(text, self.insights.timestamp))

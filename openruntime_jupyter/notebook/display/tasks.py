@@ -2,31 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from openruntime_jupyter.notebook.display.format import clock, duration, memory, number, unit_head, with_unit
-from openruntime_jupyter.notebook.display.html import Html, View, block, joined, pairs, places, table, tag, text_pairs, text_table
-from openruntime_jupyter.notebook.display.states import DEFAULT_PRIORITY, WORDS, details, fraction, phrase, title
-from openruntime_jupyter.schemas.tasks import Task, TaskPage, TaskState
+from openruntime_jupyter.notebook.display.format import clock, duration, memory, number, ordinal, rough, unit_head, with_unit
+from openruntime_jupyter.notebook.display.html import (
+    Column,
+    Html,
+    RecordTable,
+    Styled,
+    View,
+    code,
+    joined,
+    line,
+    pairs,
+    sign,
+    styled,
+    table,
+    tag,
+)
+from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.tasks import Progress, Task, TaskPage, TaskState
 
+STATES: dict[TaskState, tuple[str, str, str]] = {
+    # state: sign, word, CSS class of the colour
+    TaskState.PENDING: ("○", "waiting", "wa"),
+    TaskState.RUNNING: ("●", "running", "go"),
+    TaskState.COMPLETED: ("✓", "completed", "ok"),
+    TaskState.FAILED: ("✕", "failed", "no"),
+    TaskState.CANCELLED: ("■", "cancelled", "m"),
+    TaskState.TIMED_OUT: ("✕", "timed out", "no"),
+    TaskState.INTERRUPTED: ("✕", "interrupted", "no"),
+}
+DEFAULT_PRIORITY = 5
+"""Default priority, which views omit."""
 LONGEST_CELL = 500
 """Maximum length of a value in a card, in characters."""
 
 
-def state_mark(task: Task, words: str | None = None) -> Html:
-    """Return the state as a coloured sign and words."""
-    sign, _, colour = WORDS[task.status]
-    return Html(f"{tag('span', sign, class_=colour, aria_hidden='true')}&nbsp;{tag('span', words or phrase(task))}")
+def title(task: Task) -> str:
+    """Return the name of the task, or else its operation."""
+    return task.name or task.operation
 
 
-def state_text(task: Task) -> str:
-    """Return the state as plain text."""
-    return f"{WORDS[task.status][0]} {phrase(task)}"
+def phrase(task: Task) -> str:
+    """Return the state in words: `"running"`, `"completed in 4.2 s"`, `"cancelled before it started"`."""
+    word = STATES[task.status][1]
+    if not task.status.terminal:
+        return word
+    if task.execution_time is None:
+        return word if task.status is TaskState.COMPLETED else f"{word} before it started"
+    return f"{word} {'in' if task.status is TaskState.COMPLETED else 'after'} {duration(task.execution_time)}"
 
 
-def _head(task: Task) -> tuple[Html | str, ...]:
-    return tag("span", state_mark(task)), " ", tag("strong", title(task)), " "
+def state(task: Task, words: str | None = None) -> Styled:
+    """Return the state as a coloured sign and words (default: `phrase`)."""
+    mark, _, colour = STATES[task.status]
+    words = words or phrase(task)
+    return Styled(f"{mark} {words}", Html(f"{sign(mark, colour).html}&nbsp;{tag('span', words)}"))
+
+
+def details(task: Task, devices: Mapping[str, str], live: bool = True) -> list[str]:
+    """Return further facts about the task, most important first. `devices` maps ids to names.
+
+    `live` False omits the run time so far, which would be wrong in a view that is not updated.
+    """
+    parts: list[str | None] = []
+    if task.status is TaskState.PENDING:
+        parts += _waiting(task)
+    if not task.status.terminal and task.progress is not None:
+        parts += _progress(task.progress)
+    if live and task.status is TaskState.RUNNING and task.execution_time is not None:
+        parts.append(duration(task.execution_time))
+    if task.session_name:
+        parts.append(f"session {task.session_name}")
+    if task.attempt > 1:
+        parts.append(f"attempt {task.attempt}")
+    if task.device_used:
+        parts.append(devices.get(task.device_used, task.device_used))
+    parts.append(memory(task))
+    return [part for part in parts if part]
+
+
+def _waiting(task: Task) -> list[str | None]:
+    starts = epoch(task.estimated_start)
+    left = starts - time.time() if starts is not None else None
+    return [
+        ordinal(task.position) if task.position else None,
+        f"for {task.waiting_for.removeprefix('for ')}" if task.waiting_for else None,
+        f"starts in about {rough(left)}" if left is not None and left > 0.5 else None,
+        f"priority {task.priority}" if task.priority != DEFAULT_PRIORITY else None,
+    ]
+
+
+def _progress(progress: Progress) -> list[str | None]:
+    if progress.total:
+        done = f"{progress.n / progress.total:.0%} ({number(progress.n)} of {number(progress.total)})"
+    else:
+        done = f"{number(progress.n)} done"
+    left = f"about {rough(progress.remaining)} left" if progress.remaining else None
+    return [done, left, progress.message]  # last, since a long message is truncated
+
+
+def progress_bar(share: float | None, colour: str | None = None) -> Styled:
+    """Return a bar filled from 0 to 1. None: the progress is unknown, and only the colour of an ended task fills the bar."""
+    colour = colour if colour in ("ok", "no") else None
+    if share is None:
+        return Styled("", tag("div", tag("div", class_=colour, style="width:100%") if colour else "", class_="ort-b", aria_hidden="true"))
+    share = min(1.0, max(0.0, share))
+    measured = {"aria_label": "progress", "aria_valuemin": 0, "aria_valuemax": 100, "aria_valuenow": round(share * 100)}
+    return Styled("", tag("div", tag("div", class_=colour, style=f"width:{share:.1%}"), class_="ort-b", role="progressbar", **measured))
 
 
 class TaskLine(View):
@@ -34,176 +120,119 @@ class TaskLine(View):
 
     def __init__(self, task: Task, devices: Mapping[str, str], note: str | None = None) -> None:
         self.task = task
-        self._parts = [*([note] if note else []), *details(task, devices)]
+        self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
+        self._facts = joined([note, *details(task, devices)])
 
-    def html(self) -> str:
-        """Return the view as HTML."""
+    def content(self) -> Iterable[Styled]:
+        """Return the line and the bar."""
         task = self.task
-        parts = tag("span", joined(self._parts), class_="m s", title=" · ".join(self._parts))
-        line = tag("div", *_head(task), parts, " ", tag("code", task.task_id, class_="m r"), class_="ort-h ort-l")
-        return block(f"OpenRuntime task {title(task)}: {phrase(task)}", line, self._bar())
+        facts = tag("span", self._facts, class_="m s", title=str(self._facts))
+        parts = [*_head(task), facts, " ", code(task.task_id, class_="m r").html]
+        html = tag("div", *parts, class_="ort-h ort-l")
+        progress = task.progress
+        share = 1.0 if task.status is TaskState.COMPLETED else progress.n / progress.total if progress and progress.total else None
+        return [
+            Styled(str(joined([state(task), title(task), self._facts, task.task_id])), html),
+            progress_bar(share, STATES[task.status][2]),
+        ]
 
-    def _bar(self) -> Html:
-        done = fraction(self.task)
-        colour = {"ok": "ok", "no": "no"}.get(WORDS[self.task.status][2])
-        if done is None:
-            # Without progress, a finished task fills the bar with the colour of its state.
-            return tag("div", tag("div", class_=colour, style="width:100%") if colour else "", class_="ort-b", aria_hidden="true")
-        return tag(
-            "div",
-            tag("div", class_=colour, style=f"width:{done:.1%}"),
-            class_="ort-b",
-            role="progressbar",
-            aria_label="progress",
-            aria_valuemin=0,
-            aria_valuemax=100,
-            aria_valuenow=round(done * 100),
-        )
 
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return " · ".join([state_text(self.task), title(self.task), *self._parts, self.task.task_id])
+def _head(task: Task) -> tuple[Html | str, ...]:
+    return tag("span", state(task)), " ", tag("strong", title(task)), " "
 
 
 class TaskCard(View):
     """Display of a handle: the task's state and the next commands. `seen` False marks the last known state of an unreachable runtime."""
 
+    kind = "ort-c"
+
     def __init__(self, task: Task, devices: Mapping[str, str], seen: bool = True) -> None:
         self.task = task
-        self._details = [*([] if seen else ["unreachable, last known state"]), *details(task, devices, live=False)]
+        self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
+        self._details = joined([None if seen else "unreachable, last known state", *details(task, devices, live=False)])
 
-    @property
-    def _next(self) -> list[str]:
-        if self.task.status in (TaskState.COMPLETED, TaskState.FAILED):
-            verbs = ["result", "output"]
-        else:
-            verbs = ["output"] if self.task.status.terminal else ["wait", "output", "cancel"]
-        return [f"%openruntime {verb} {self.task.task_id}" for verb in verbs]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
+    def content(self) -> Iterable[Styled]:
+        """Return the state, the details, the error, and the next commands."""
         task = self.task
-        head = tag("div", *_head(task), tag("code", task.task_id, class_="m r"), class_="ort-h")
-        rest = [part for part in (joined(self._details), task.error) if part]
-        lines = [tag("div", part, class_="m") for part in rest]
-        advice = tag("div", joined([tag("code", command) for command in self._next]), class_="m")
-        return block(f"OpenRuntime task {title(task)}: {phrase(task)}", head, *lines, advice, kind="ort-c")
+        head = tag("div", *_head(task), code(task.task_id, class_="m r"), class_="ort-h")
+        yield Styled(str(joined([state(task), title(task), self._details, task.task_id])), head)
+        if self._details:
+            yield Styled("", line(self._details, class_="m").html)
+        if task.error:
+            yield line(task.error, class_="m")
+        yield line(joined(code(f"%openruntime {verb} {task.task_id}") for verb in self._next()), class_="m")
 
-    def text(self) -> str:
-        """Return the view as plain text."""
-        known = [state_text(self.task), title(self.task), *self._details, self.task.task_id]
-        lines = [" · ".join(known), self.task.error or "", " · ".join(self._next)]
-        return "\n".join(line for line in lines if line)
+    def _next(self) -> tuple[str, ...]:
+        if self.task.status in (TaskState.COMPLETED, TaskState.FAILED):
+            return "result", "output"
+        return ("output",) if self.task.status.terminal else ("wait", "output", "cancel")
 
 
-class TaskTable(View, list[Task]):
-    """Tasks, newest first: a list of records that is displayed as a table.
+class TaskTable(RecordTable[Task]):
+    """Tasks, newest first.
 
-    Columns in which all tasks agree are omitted. A common device and owner are shown in the caption, the default priority is not.
+    A device and an owner that all tasks share are shown in the caption. The default priority is omitted. `filters` are shown when no
+    task matches.
     """
 
-    COLUMNS = ("state", "task", "session", "ran", "submitted", "device", "priority", "owner", "id")
-    WIDE = ("task", "session", "device", "owner", "id")
-    PLAIN = ("state", "task", "id")
-    """Columns without a label in cards."""
+    label = "OpenRuntime tasks"
 
     def __init__(self, page: TaskPage, devices: Mapping[str, str], filters: Mapping[str, str] | None = None) -> None:
         super().__init__(page.tasks)
-        self._filters = filters or {}
-        """Filters by name, shown when no task matches."""
         self.total_count = page.total_count
-        self._devices = devices
 
-    def _device(self, task: Task) -> str:
-        wanted = "" if task.device_preference == "auto" else task.device_preference
-        return self._devices.get(task.device_used or wanted, task.device_used or wanted)
+        def device(task: Task) -> str:
+            wanted = "" if task.device_preference == "auto" else task.device_preference
+            return devices.get(task.device_used or wanted, task.device_used or wanted)
 
-    @staticmethod
-    def _owner(task: Task) -> str:
-        return ", ".join(part for part in (task.owner, None if task.here else "another runtime") if part)
+        given = ", ".join(f"{name} {value}" for name, value in (filters or {}).items())
+        self.empty = f"No tasks with {given}" if given else "No tasks"
+        one_device, one_owner = len(self._distinct(device)) < 2, len({_owner(task) for task in self}) < 2
+        one_priority = all(task.priority == DEFAULT_PRIORITY for task in self)
+        self.columns = (
+            Column("state", lambda each: state(each, STATES[each.status][1]), labelled=False),
+            Column("task", title, "wrap", labelled=False),
+            Column("session", lambda each: each.session_name or "", "wrap"),
+            Column("ran", lambda each: duration(each.execution_time), "number"),
+            Column("submitted", lambda each: clock(each.submitted_at)),
+            Column("device", lambda each: "" if one_device else device(each), "wrap"),
+            Column("priority", lambda each: "" if one_priority else each.priority, "number"),
+            Column("owner", lambda each: "" if one_owner else _owner(each), "wrap"),
+            Column("id", lambda each: code(each.task_id), "wrap", labelled=False),
+        )
+        count = f"{len(self):,} of {page.total_count:,}" if page.total_count > len(self) else f"{len(self):,}"
+        parts = [f"{count} {'task' if page.total_count == 1 else 'tasks'}, newest first"]
+        parts += [f"on {name}" for name in self._distinct(device) if one_device]
+        parts += [f"of {name}" for name in self._distinct(_owner) if one_owner]
+        self.caption = " · ".join(parts)
 
-    @property
-    def _kept(self) -> list[int]:
-        """Indices of the columns in which tasks differ."""
-        common = {"device": len(self._distinct(self._device)) < 2, "owner": len({self._owner(task) for task in self}) < 2}
-        common["session"] = not any(task.session_name for task in self)
-        common["priority"] = all(task.priority == DEFAULT_PRIORITY for task in self)
-        return [index for index, name in enumerate(self.COLUMNS) if not common.get(name)]
+    def _distinct(self, value: Callable[[Task], str]) -> set[str]:
+        return {value(task) for task in self} - {""}
 
-    def _distinct(self, of: Callable[[Task], str]) -> list[str]:
-        return sorted({of(task) for task in self} - {""})
 
-    def _rows(self, mark: Any, code: Any) -> tuple[list[str], list[list[Any]]]:
-        kept = self._kept
-        rows = [
-            [
-                mark(task),
-                title(task),
-                task.session_name or "",
-                duration(task.execution_time),
-                clock(task.submitted_at),
-                self._device(task),
-                task.priority,
-                self._owner(task),
-                code(task.task_id),
-            ]
-            for task in self
-        ]
-        return [self.COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in rows]
-
-    @property
-    def _caption(self) -> str:
-        if not self:
-            filters = ", ".join(f"{name} {value}" for name, value in self._filters.items())
-            return f"No tasks with {filters}" if filters else "No tasks"
-        number = f"{len(self):,} of {self.total_count:,}" if self.total_count > len(self) else f"{len(self):,}"
-        shared = [
-            f"{before} {words[0]}"
-            for name, before, of in (("device", "on", self._device), ("owner", "of", self._owner))
-            if self.COLUMNS.index(name) not in self._kept and (words := self._distinct(of))
-        ]
-        return " · ".join([f"{number} {'task' if self.total_count == 1 else 'tasks'}, newest first", *shared])
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        if not self:
-            return block("OpenRuntime tasks", tag("div", self._caption, class_="m"))
-        columns, rows = self._rows(lambda task: state_mark(task, WORDS[task.status][1]), lambda text: tag("code", text))
-        numeric, wide, plain = (places(columns, names) for names in (("ran", "priority"), self.WIDE, self.PLAIN))
-        return block("OpenRuntime tasks", table(self._caption, columns, rows, numeric, wide, plain))
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        columns, rows = self._rows(lambda task: f"{WORDS[task.status][0]} {WORDS[task.status][1]}", str)
-        return f"{self._caption}\n{text_table(columns, rows)}" if self else self._caption
+def _owner(task: Task) -> str:
+    return ", ".join(part for part in (task.owner, None if task.here else "another runtime") if part)
 
 
 class ResultCard(View, dict[str, Any]):
     """Output of an operation: a dict that is displayed as a card. `task` is the record."""
 
+    kind = "ort-c"
+
     def __init__(self, task: Task, output: dict[str, Any]) -> None:
         super().__init__(output)
         self.task = task
+        self.label = f"Result of {title(task)}"
 
-    @property
-    def _plain(self) -> list[tuple[str, str]]:
-        return [(_spaced(name), _value(name, value)) for name, value in self.items() if not _is_table(value)]
-
-    @property
-    def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        return [(_spaced(name), *_rows_of(value)) for name, value in self.items() if _is_table(value)]
-
-    def html(self) -> str:
-        """Return the view as HTML."""
-        metrics = joined([duration(self.task.execution_time), memory(self.task)])
-        head = tag("div", tag("strong", title(self.task)), " ", tag("span", metrics, class_="m"), class_="ort-h")
-        tables = [table(name, columns, rows, numeric=_numeric(rows)) for name, columns, rows in self._tables]
-        return block(f"Result of {title(self.task)}", head, pairs("", self._plain), *tables, kind="ort-c")
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        tables = [f"{name}\n{text_table(columns, rows)}" for name, columns, rows in self._tables]
-        return "\n".join([f"{title(self.task)}: {phrase(self.task)}", text_pairs(self._plain), *tables])
+    def content(self) -> Iterable[Styled]:
+        """Return the plain values, followed by a table for each dict of records."""
+        task = self.task
+        metrics = tag("span", joined([duration(task.execution_time), memory(task)]), class_="m")
+        yield Styled(f"{title(task)}: {phrase(task)}", tag("div", styled("strong", title(task)), " ", metrics, class_="ort-h"))
+        yield pairs([(_spaced(name), _value(name, value)) for name, value in self.items() if not _is_table(value)])
+        for name, value in self.items():
+            if _is_table(value):
+                yield _records(_spaced(name), value)
 
 
 def _spaced(name: str) -> str:
@@ -215,16 +244,15 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and len(value) > 1 and all(isinstance(entry, dict) for entry in value.values())
 
 
-def _rows_of(records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and rows of a dict of records, without values that are nested deeper."""
+def _records(caption: str, records: dict[str, dict[str, Any]]) -> Styled:
+    """Return a table of a dict of records, without values that are nested deeper."""
     names = list(dict.fromkeys(name for entry in records.values() for name, value in entry.items() if not isinstance(value, dict)))
-    rows = [[key, *(_short(entry.get(name)) for name in names)] for key, entry in records.items()]
-    return ["", *map(unit_head, names)], rows
 
+    def column(name: str) -> Column[tuple[str, dict[str, Any]]]:
+        numeric = all(_short(entry.get(name))[:1] in "0123456789-—" for entry in records.values())
+        return Column(unit_head(name), lambda record: _short(record[1].get(name)), "number" if numeric else "")
 
-def _numeric(rows: list[list[str]]) -> list[int]:
-    """Return the indices of the columns that contain only numbers."""
-    return [index for index, column in enumerate(zip(*rows, strict=True)) if all(cell[:1] in "0123456789-—" for cell in column)]
+    return table(caption, [Column("", lambda record: record[0]), *map(column, names)], records.items())
 
 
 def _value(name: str, value: Any) -> str:

@@ -4,50 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any
 
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
-from openruntime_jupyter.notebook.ai.live_answer import ShownReply, watch_answer
-from openruntime_jupyter.notebook.arguments import Arguments, parse_cell
+from openruntime_jupyter.notebook.ai.live_answer import ShownReply, follow_answer
+from openruntime_jupyter.notebook.arguments import Arguments, TaskArguments
 from openruntime_jupyter.notebook.display.errors import completion_error, one_line
-from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.tasks import ResultCard
-from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, FollowEnd, Interrupts, follow
-from openruntime_jupyter.notebook.run.notifications import BackgroundNotification, notify_at_exit
+from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, FollowEnd, Interrupts, OutputReplay, StatusLine, follow
+from openruntime_jupyter.notebook.run.notifications import notify_at_exit, notify_in_background
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.tasks import Task, TaskState
-
-CELLS: dict[str, Callable[[Session, str, str], Any]] = {}
-"""Handlers of cells without code, by the first word of the line, such as `ai`. The handler gets the rest of the line."""
-
-
-def start_cell(session: Session, line: str, cell: str) -> Any:
-    """Run a cell of `%%openruntime`. Raises `UsageError` for an invalid line."""
-    word, _, rest = line.strip().partition(" ")
-    if word in CELLS:
-        return CELLS[word](session, rest, cell)
-    arguments = parse_cell(line)
-    return Help() if arguments.help else run_cell(session, arguments, cell)
-
-
-class RunOptions(Protocol):
-    """Options of any line that runs a task."""
-
-    @property
-    def background(self) -> bool:
-        """Return the handle immediately instead of waiting."""
-
-    @property
-    def variable(self) -> str | None:
-        """Variable for the handle, in addition to `_openruntime`."""
-
-    @property
-    def verbose(self) -> bool:
-        """Show the full traceback of an error."""
 
 
 def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | None:
@@ -60,9 +31,7 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
     filename = f"In [{session.cell_number()}]"
     follow_for = 0.0 if arguments.background else FIRST_SECONDS
-    handle, task = run(
-        session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename, follow_for), arguments.notify
-    )
+    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename, follow_for))
     if task is None:
         return handle
     if arguments.outputs:
@@ -74,7 +43,7 @@ def run_operation(session: Session, arguments: Arguments, operation: str) -> Any
     """Run an operation. Return its output as a card, the requested arrays, or the handle of a background task."""
     client = session.client.with_options(**arguments.options)
     try:
-        handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs), arguments.notify)
+        handle, task = run(session, arguments, lambda: client.submit(operation, **arguments.pairs))
     except InvalidRequest as problem:
         raise one_line(problem, _explain(problem, operation, session, arguments.pairs)) from None
     return handle if task is None else shown(task, handle.result())
@@ -87,7 +56,8 @@ def shown(task: Task, value: Any) -> Any:
 
 def _explain(problem: InvalidRequest, operation: str, session: Session, given: Mapping[str, Any]) -> str:
     """Return a message about invalid parameters: their names, the `given` values, and suggestions for unknown names."""
-    known = session.sources.parameters(operation)
+    schemas = {entry.name: entry.parameters_schema for entry in session.client.operations()}
+    known = schemas.get(operation, {}).get("properties", {})
     problems = []
     for detail in problem.details:
         name, why = detail["field"].removeprefix("parameters.").removeprefix("parameters"), detail["problem"]
@@ -103,7 +73,7 @@ def _explain(problem: InvalidRequest, operation: str, session: Session, given: M
 
 def run_again(session: Session, arguments: Arguments, handle: TaskHandle) -> Any:
     """Run a task again. Return the same kind of value as `run_operation`."""
-    again, task = run(session, arguments, lambda: session.client.again(handle.id, **arguments.options), arguments.notify)
+    again, task = run(session, arguments, lambda: session.client.again(handle.id, **arguments.options))
     if task is None:
         return again
     value = again.result()
@@ -127,20 +97,22 @@ def completed(session: Session, task: Task, verbose: bool = False, watched: bool
 
 
 def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
-    return (watch_answer if isinstance(handle, PromptHandle) else follow)(handle, devices, interrupts, cancel)
+    if isinstance(handle, PromptHandle):
+        return follow_answer(handle, devices, interrupts, cancel)
+    return follow(handle, StatusLine(handle.last_seen, devices), OutputReplay().show, interrupts, cancel)
 
 
-def run(session: Session, arguments: RunOptions, submit: Callable[[], TaskHandle], notify: bool = False) -> tuple[TaskHandle, Task | None]:
+def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:
     """Submit a task and, unless it runs in the background, follow it. Return the handle and the completed task, if followed."""
     try:
         with Interrupts() as interrupts:
             handle = submit()
             session.remember(handle, arguments.variable)
             if arguments.background and not interrupts.count:
-                if notify:
-                    BackgroundNotification(session.client.backend, handle)
+                if arguments.notify:
+                    notify_in_background(handle)
                 return handle, None
-            with notify_at_exit(handle, notify):
+            with notify_at_exit(handle, arguments.notify):
                 task, left = _show(handle, session.devices(), interrupts)
     except NotConnected:
         session.lose()

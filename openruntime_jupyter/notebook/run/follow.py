@@ -7,19 +7,23 @@ the right cell.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from enum import Enum
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, display, publish_display_data
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
-from openruntime_jupyter.notebook.run.live_status import StatusLine
-from openruntime_jupyter.notebook.run.output import Replay
+from openruntime_jupyter.notebook.display.html import View
+from openruntime_jupyter.notebook.display.tasks import TaskLine
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ REST_SECONDS = 0.1
 """Minimum interval between requests, so that a task that prints continuously causes ten a second."""
 CANCEL_SECONDS = 15.0
 """Time to wait for a cancelled task to end."""
+UPDATE_SECONDS = 0.2
+"""Minimum interval between updates of a status line."""
 
 
 class FollowEnd(Enum):
@@ -70,6 +76,87 @@ class Interrupts(AbstractContextManager["Interrupts"]):
         self.wake()
         if self.count > 2:
             raise KeyboardInterrupt
+
+
+class LiveDisplay:
+    """Display that is updated in place. In a terminal, which cannot update displays, it is a line on stderr."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+        self._handle: DisplayHandle | None = None
+        self.terminal = getattr(get_ipython(), "kernel", None) is None
+
+    def update(self, view: View, final: bool = False) -> None:
+        """Replace the display by `view`. `final` marks the last update."""
+        if self.terminal:
+            self._write(view.text(), final)
+        elif (bundle := view.bundle()) != self._shown:
+            self._shown = bundle
+            if self._handle is None:
+                self._handle = display(bundle, raw=True, display_id=True)
+            else:
+                self._handle.update(bundle, raw=True)
+
+    def _write(self, text: str, final: bool) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text}\n" if final else f"\r\x1b[K{text[:120]}")
+            sys.stderr.flush()
+        elif final:
+            sys.stderr.write(f"{text}\n")
+
+
+class StatusLine(LiveDisplay):
+    """Live display of a task. The final state is saved with the notebook."""
+
+    def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
+        super().__init__()
+        self.task = task
+        self.devices = devices
+        self.note: str | None = None
+        self._updated_at = float("-inf")
+
+    def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
+        """Show `task` (None: the last one) and keep `note`. Updates are limited to one per `interval`, except final ones and notes."""
+        self.task, self.note = task or self.task, note or self.note
+        urgent = final or note is not None or self.task.status.terminal
+        if urgent or time.monotonic() - self._updated_at >= self.interval():
+            self.update(self.view(), final)
+            self._updated_at = time.monotonic()
+
+    def interval(self) -> float:
+        """Return the minimum number of seconds between updates."""
+        return UPDATE_SECONDS
+
+    def view(self) -> View:
+        """Return the view of the task."""
+        return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note)
+
+
+class OutputReplay:
+    """Writer of a task's output to the kernel's streams and displays, so that progress bars and pictures work as usual."""
+
+    def __init__(self) -> None:
+        self._last: TextIO | None = None
+
+    def show(self, items: Iterable[OutputItem]) -> None:
+        """Show `items` after the earlier output."""
+        for item in items:
+            if item.output_type == "stream":
+                self._write(sys.stderr if item.name == "stderr" else sys.stdout, item.text or "")
+            elif item.data:
+                self._flush()
+                publish_display_data(item.data, item.metadata or {})
+        self._flush()
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        if self._last is not stream:
+            self._flush()  # the streams are sent independently, so flush to preserve the order
+            self._last = stream
+        stream.write(text)
+
+    def _flush(self) -> None:
+        if self._last is not None:
+            self._last.flush()
 
 
 class Follower(threading.Thread):
@@ -110,19 +197,14 @@ class Follower(threading.Thread):
         return task
 
 
-def follow(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
-    """Show a task until it ends. Return its record and the reason for stopping.
+def follow(
+    handle: TaskHandle, line: StatusLine, show: Callable[[list[OutputItem]], None], interrupts: Interrupts, cancel: bool = True
+) -> tuple[Task, FollowEnd]:
+    """Show a task in `line`, and its output with `show`, until it ends. Return its record and the reason for stopping.
 
     Ctrl-C cancels the task, and a second Ctrl-C stops following it. With `cancel` False, the first Ctrl-C stops following.
     Raises errors of the runtime, such as `NotConnected`.
     """
-    return follow_with(handle, StatusLine(handle.last_seen, devices), Replay().show, interrupts, cancel)
-
-
-def follow_with(
-    handle: TaskHandle, line: StatusLine, show: Callable[[list[OutputItem]], None], interrupts: Interrupts, cancel: bool = True
-) -> tuple[Task, FollowEnd]:
-    """Follow a task as `follow` does, with a custom status line and a custom function to show output."""
     news: SimpleQueue[Any] = SimpleQueue()
     interrupts.wake = lambda: news.put(None)
     follower = Follower(handle, news)
@@ -147,14 +229,12 @@ def _watch(
     interrupts: Interrupts,
     cancel: bool,
 ) -> tuple[Task, FollowEnd]:
-    finished, deadline = False, float("inf")
+    finished, deadline = False, None
     while not (finished and line.task.status.terminal):
-        if interrupts.count > (1 if cancel else 0) or time.monotonic() > deadline:
-            line.show(
-                note="no longer watched, still running" if deadline == float("inf") else "being cancelled, no longer watched", final=True
-            )
+        if interrupts.count > (1 if cancel else 0) or (deadline is not None and time.monotonic() > deadline):
+            line.show(note="no longer watched, still running" if deadline is None else "being cancelled, no longer watched", final=True)
             return line.task, FollowEnd.DETACHED
-        if interrupts.count and deadline == float("inf"):
+        if interrupts.count and deadline is None:
             deadline = time.monotonic() + CANCEL_SECONDS
             line.show(note="cancelling")
             threading.Thread(target=_cancel, args=(handle, news), name=f"openruntime-cancel-{handle.id}", daemon=True).start()
@@ -170,7 +250,7 @@ def _watch(
         elif isinstance(item, Task):
             line.show(item)
     line.show(final=True)
-    return line.task, FollowEnd.INTERRUPTED if deadline != float("inf") else FollowEnd.ENDED
+    return line.task, FollowEnd.ENDED if deadline is None else FollowEnd.INTERRUPTED
 
 
 def _cancel(handle: TaskHandle, news: SimpleQueue[Any]) -> None:

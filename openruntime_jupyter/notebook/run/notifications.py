@@ -10,21 +10,21 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.client.transport.protocol import Backend
-from openruntime_jupyter.client.transport.watch import CONNECTED, Watch
-from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.notebook.display.html import View, block, tag
-from openruntime_jupyter.notebook.display.states import WORDS, phrase, title
-from openruntime_jupyter.schemas.tasks import Task, TaskState
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
+from openruntime_jupyter.notebook.display.html import Html, Styled, View, tag
+from openruntime_jupyter.notebook.display.tasks import STATES, phrase, title
+from openruntime_jupyter.schemas.tasks import Task
 
+RETRY_SECONDS = 2.0
+"""Interval between attempts to reach the runtime of a background task."""
 FRESH = 60
 """Maximum age of the output, in seconds. A page that runs the script later shows a saved notebook."""
 
@@ -118,7 +118,7 @@ class Notification:
 
     def send_for(self, task: Task) -> None:
         """Send a notification about the state of `task`."""
-        self.send(f"{WORDS[task.status][0]} {title(task)} {phrase(task)}", task.error.splitlines()[0] if task.error else "")
+        self.send(f"{STATES[task.status][0]} {title(task)} {phrase(task)}", task.error.splitlines()[0] if task.error else "")
 
 
 @contextmanager
@@ -134,58 +134,37 @@ def notify_at_exit(handle: TaskHandle, wanted: bool) -> Iterator[None]:
         notification.send_for(handle.last_seen)
 
 
-class BackgroundNotification:
-    """Notification about a background task. It needs a running kernel."""
+def notify_in_background(handle: TaskHandle) -> None:
+    """Send a notification when a background task ends. It needs a running kernel."""
+    notification = Notification(handle.id, "the task")
 
-    def __init__(self, backend: Backend, handle: TaskHandle) -> None:
-        self._handle = handle
-        self._notification = Notification(handle.id, "the task")
-        self._lock = threading.Lock()
-        self._sent = False
-        self._watch: Watch | None = None
-        watch = backend.watch(("task_update",), self._on_event)
-        with self._lock:
-            self._watch = watch
-            sent = self._sent
-        if sent:
-            watch.close()
-
-    def _on_event(self, message: dict[str, Any]) -> None:
-        data = message.get("data") or {}
-        ended = data.get("task_id") == self._handle.id and TaskState(data["status"]).terminal
-        # The task may have ended before the subscription or during a disconnection.
-        if not ended and message["type"] != CONNECTED:
-            return
-        with suppress(OpenRuntimeError):  # if the runtime is unreachable, the reconnection triggers another event
-            task = self._handle.task
-            if task.status.terminal:
-                self._end(task)
-
-    def _end(self, task: Task) -> None:
-        with self._lock:
-            if self._sent:
+    def wait() -> None:
+        while True:
+            try:
+                notification.send_for(handle.wait())
+            except NotConnected:
+                time.sleep(RETRY_SECONDS)
+            except OpenRuntimeError:  # the task was deleted
                 return
-            self._sent, watch = True, self._watch
-        self._notification.send_for(task)
-        if watch is not None:
-            watch.close()
+            else:
+                return
+
+    threading.Thread(target=wait, name=f"openruntime-notify-{handle.id}", daemon=True).start()
 
 
 class _Script(View):
     """Line of text that a script replaces if the page runs scripts."""
+
+    label = "Notification"
 
     def __init__(self, place: str, code: str, otherwise: str, **names: Any) -> None:
         self._place, self._otherwise = place, otherwise
         known = {"ID": place, "NOW": round(time.time()), "FRESH": FRESH, **names}
         # Escape `<` so that no text can close the script element.
         set_up = "".join(f"const {name} = {json.dumps(value).replace('<', chr(92) + 'u003c')};" for name, value in known.items())
-        self._code = f"(() => {{{set_up}{code}}})();"
+        self._script = Html(f"<script>(() => {{{set_up}{code}}})();</script>")
 
-    def html(self) -> str:
-        """Return the view as HTML."""
-        line = tag("div", self._otherwise, class_="m", id=self._place, role="status")
-        return block("Notification", line) + f"<script>{self._code}</script>"
-
-    def text(self) -> str:
-        """Return the view as plain text."""
-        return self._otherwise
+    def content(self) -> Iterable[Styled]:
+        """Return the text and the script."""
+        html = tag("div", self._otherwise, class_="m", id=self._place, role="status")
+        return [Styled(self._otherwise, Html(html + self._script))]

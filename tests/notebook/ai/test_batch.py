@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.ai.provider_server import ProviderServer
-from tests.notebook.conftest import Cell, Kernel
-from tests.notebook.test_magics import told
+from tests.notebook.conftest import Cell, Kernel, error_of
 
 MAP = "%%openruntime ai --map rows --out labels\nlabel {item}"
 
@@ -36,17 +35,19 @@ def test_map_skips_answered_rows(kernel: Kernel, provider: ProviderServer) -> No
     assert len(provider.requests) - before == 1, "rows are identified by their prompt, not by their index"
 
 
-def test_map_adds_columns_to_data_frame(kernel: Kernel, provider: ProviderServer) -> None:
-    assert kernel.run("import pandas").status == "ok"
-    kernel.run("frame = pandas.DataFrame({'colour': ['red', 'broken'], 'n': [1, 2]}, index=['a', 'b'])")
-    cell = kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
+def test_map_adds_columns_to_data_frame(server_kernel: Kernel, provider: ProviderServer) -> None:
+    assert server_kernel.run("import pandas").status == "ok"
+    server_kernel.run("frame = pandas.DataFrame({'colour': ['red', 'broken'], 'n': [1, 2]}, index=['a', 'b'])")
+    cell = server_kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
     assert cell.status == "ok", cell.error
-    assert kernel.value("list(answered.columns), list(answered.index)") == "(['colour', 'n', 'answer', 'task_id', 'error'], ['a', 'b'])"
-    assert kernel.value("answered.answer.iloc[0], answered.answer.isna().tolist()") == "('RED', [False, True])"
+    assert (
+        server_kernel.value("list(answered.columns), list(answered.index)") == "(['colour', 'n', 'answer', 'task_id', 'error'], ['a', 'b'])"
+    )
+    assert server_kernel.value("answered.answer.iloc[0], answered.answer.isna().tolist()") == "('RED', [False, True])"
     before = len(provider.requests)
-    kernel.run("frame.loc['b', 'colour'] = 'blue'")
-    kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
-    assert kernel.value("answered.answer.tolist(), list(answered.columns)[-1]") == "(['RED', 'BLUE'], 'task_id')"
+    server_kernel.run("frame.loc['b', 'colour'] = 'blue'")
+    server_kernel.run("%%openruntime ai --map frame --out answered\nlabel {n} {colour}")
+    assert server_kernel.value("answered.answer.tolist(), list(answered.columns)[-1]") == "(['RED', 'BLUE'], 'task_id')"
     assert len(provider.requests) - before == 1
 
 
@@ -58,26 +59,26 @@ def test_interrupt_of_map_keeps_answers_and_cancels_rest(kernel: Kernel) -> None
 
     cell = kernel.run("%%openruntime ai --map rows --out kept --name held\n{item}", one_is_there, kernel.interrupt)
     assert cell.error["ename"] == "KeyboardInterrupt"
-    assert "run the cell again" in told(cell)
+    assert "run the cell again" in error_of(cell)
     assert kernel.value("kept[0], len(kept.missing)") == "('You said: one', 51)"
     live = "[t for t in __import__('openruntime_jupyter').connect().tasks(states=['pending', 'running']).tasks if t.name == 'held']"
     assert kernel.value(live) == "[]"
 
 
-def test_background_map_can_be_waited_for(kernel: Kernel) -> None:
-    kernel.run("rows = ['a', 'b']")
-    started = kernel.run(MAP.replace("--out labels", "--out later --bg --as batch --show-prompt"))
+def test_background_map_can_be_waited_for(server_kernel: Kernel) -> None:
+    server_kernel.run("rows = ['a', 'b']")
+    started = server_kernel.run(MAP.replace("--out labels", "--out later --bg --as batch --show-prompt"))
     assert "The first of 2 prompts" in started.shown()[0]
     assert "label a" in started.shown()[0]
-    assert kernel.value("batch.wait(60), list(later)") == "(True, ['A', 'B'])"
+    assert server_kernel.value("batch.wait(60), list(later)") == "(True, ['A', 'B'])"
 
 
-def test_map_stops_after_consecutive_failures(kernel: Kernel, provider: ProviderServer) -> None:
-    kernel.run("rows = [f'broken{n}' for n in range(200)]")
+def test_map_stops_after_consecutive_failures(server_kernel: Kernel, provider: ProviderServer) -> None:
+    server_kernel.run("rows = [f'broken{n}' for n in range(200)]")
     before = len(provider.requests)
-    cell = kernel.run(MAP.replace("labels", "none"))
+    cell = server_kernel.run(MAP.replace("labels", "none"))
     assert cell.status == "error"
-    assert "No row was answered" in told(cell)
+    assert "No row was answered" in error_of(cell)
     assert len(provider.requests) - before < 100
 
 
@@ -90,6 +91,6 @@ def test_map_stops_after_consecutive_failures(kernel: Kernel, provider: Provider
         ("[{'a': 1}]", "label {b}", "{a}"),
     ],
 )
-def test_map_rejects_values_without_rows(kernel: Kernel, rows: str, prompt: str, what: str) -> None:
-    kernel.run(f"rows = {rows}")
-    assert what in kernel.run(f"%%openruntime ai --map rows --out labels2\n{prompt}").stream("stderr")
+def test_map_rejects_values_without_rows(server_kernel: Kernel, rows: str, prompt: str, what: str) -> None:
+    server_kernel.run(f"rows = {rows}")
+    assert what in server_kernel.run(f"%%openruntime ai --map rows --out labels2\n{prompt}").stream("stderr")

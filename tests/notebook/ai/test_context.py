@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.client.ai_response import Reply, Usage
-from openruntime_jupyter.notebook.ai.context import COLUMNS, LONGEST, describe
-from openruntime_jupyter.notebook.ai.insert import insertable
-from openruntime_jupyter.notebook.ai.template import LONGEST as LONGEST_FILLED
-from openruntime_jupyter.notebook.ai.template import fill
+from openruntime_jupyter.notebook.ai.context import COLUMNS, LONGEST, LONGEST_FILLED, describe, fill
+from openruntime_jupyter.notebook.ai.magic import insertable
 
 
 def test_data_frame_description_has_schema_and_head() -> None:
