@@ -59,12 +59,13 @@ bench: $(VENV)/.bench ## compare speed with similar tools, on an idle machine (B
 	@tools/install-blas
 	$(RUN) benchmarks $(BENCH_ARGS)
 
-check: $(VENV)/.dev ## check format, lint, types and layout
+check: $(VENV)/.dev ## check format, lint, types, layout and documentation
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_floors.py tests/test_repository.py
 	tools/build-frontend $(VENV)/bin/python --check
+	$(VENV)/bin/python tools/generate-docs --check
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 format: $(VENV)/.dev ## format the sources and fix lint errors
@@ -74,7 +75,8 @@ format: $(VENV)/.dev ## format the sources and fix lint errors
 frontend: $(VENV)/.dev ## build the dashboard bundle after a change of its sources
 	tools/build-frontend $(VENV)/bin/python
 
-docs: $(VENV)/.dev ## build the documentation as a site
+docs: $(VENV)/.dev ## write the generated tables of the documentation, and build it as a site
+	$(VENV)/bin/python tools/generate-docs
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 pictures: $(VENV)/.test ## update the README's pictures from a real run of several minutes

@@ -30,24 +30,25 @@ class Figure:
     name: str
     unit: Literal["percent", "bytes", "tasks", "seconds"]
     kind: Aggregation
+    meaning: str
 
 
 FIGURES: tuple[Figure, ...] = (
-    Figure("gpu_utilization", "percent", Aggregation.MACHINE),
-    Figure("gpu_memory", "bytes", Aggregation.MACHINE),
-    Figure("memory_usage", "percent", Aggregation.MACHINE),
-    Figure("cpu_utilization", "percent", Aggregation.MACHINE),
-    Figure("active_tasks", "tasks", Aggregation.LEVEL),
-    Figure("pending_tasks", "tasks", Aggregation.LEVEL),
-    Figure("worker_memory", "bytes", Aggregation.LEVEL),
-    Figure("queue_time", "seconds", Aggregation.TASK),
-    Figure("run_time", "seconds", Aggregation.TASK),
-    Figure("mlx_memory", "bytes", Aggregation.TASK),
-    Figure("completed_tasks", "tasks", Aggregation.COUNT),
-    Figure("failed_tasks", "tasks", Aggregation.COUNT),
-    Figure("cancelled_tasks", "tasks", Aggregation.COUNT),
-    Figure("timed_out_tasks", "tasks", Aggregation.COUNT),
-    Figure("interrupted_tasks", "tasks", Aggregation.COUNT),
+    Figure("gpu_utilization", "percent", Aggregation.MACHINE, "Mean GPU utilization; 0 without a GPU."),
+    Figure("gpu_memory", "bytes", Aggregation.MACHINE, "Used memory of all GPUs, if it can be read."),
+    Figure("memory_usage", "percent", Aggregation.MACHINE, "Used memory of the machine or the container."),
+    Figure("cpu_utilization", "percent", Aggregation.MACHINE, "Utilization of all cores."),
+    Figure("active_tasks", "tasks", Aggregation.LEVEL, "Running tasks."),
+    Figure("pending_tasks", "tasks", Aggregation.LEVEL, "Pending tasks."),
+    Figure("worker_memory", "bytes", Aggregation.LEVEL, "Resident memory of all workers."),
+    Figure("queue_time", "seconds", Aggregation.TASK, "Time from submission to the first start."),
+    Figure("run_time", "seconds", Aggregation.TASK, "Time from the last start to the end."),
+    Figure("mlx_memory", "bytes", Aggregation.TASK, "Peak of MLX's own allocations in a task."),
+    Figure("completed_tasks", "tasks", Aggregation.COUNT, "Number of completed tasks."),
+    Figure("failed_tasks", "tasks", Aggregation.COUNT, "Number of failed tasks."),
+    Figure("cancelled_tasks", "tasks", Aggregation.COUNT, "Number of cancelled tasks."),
+    Figure("timed_out_tasks", "tasks", Aggregation.COUNT, "Number of tasks that timed out."),
+    Figure("interrupted_tasks", "tasks", Aggregation.COUNT, "Number of interrupted tasks, except those of a runtime that was killed."),
 )
 
 ENDED_AS = {state: f"{state}_tasks" for state in TaskState if state.terminal}
