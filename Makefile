@@ -10,6 +10,8 @@ NOTEBOOKS ?=
 TEST_MODELS := $(VENV)/models
 # Tests mostly wait for processes, so four workers keep two cores busy. tests/conftest.py defines their order and grouping.
 PARALLEL ?= -n 4 --no-loadscope-reorder
+# The floor of the coverage holds for whole runs only.
+COVERAGE ?= $(if $(TEST_ARGS),,--cov --cov-report=term:skip-covered)
 
 # The backend of MLX. Never install both: mlx-cpu and mlx-cuda-12 install the same file.
 ifeq ($(shell uname -s),Darwin)
@@ -44,27 +46,29 @@ DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DI
 
 help: ## list all commands
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1	/'
-	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  PARALLEL= (one test at a time)  CHROMIUM=/path/to/chromium"
+	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  PARALLEL= (one test at a time)  COVERAGE= (none)  CHROMIUM=/path/to/chromium"
 
 lab: $(VENV)/.lab ## download the default model and open JupyterLab on the quick-start notebook
 	@$(RUN) openruntime_jupyter.cli pull || echo "Continuing without a local model. Prompts need a remote provider."
 	$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks/quickstart.ipynb $(ROOT_ARG) $(DISPLAY_ARG) $(LAB_ARGS)
 
-test: $(VENV)/.test ## run every test: the package, the notebooks, the browser
+test: $(VENV)/.test ## run every test with coverage: the package, the notebooks, the browser, smoke tests on other versions of Python
 	@tools/install-blas
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
-	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) $(TEST_ARGS)
+	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) -m "not smoke" $(COVERAGE) $(TEST_ARGS)
+	@$(if $(TEST_ARGS),,$(VENV)/bin/python tools/run-smoke-tests $(VENV) $(filter cpu cuda,$(BACKEND)))
 
 bench: $(VENV)/.bench ## compare speed with similar tools, on an idle machine (BENCH_ARGS='engine http' for some)
 	@tools/install-blas
 	$(RUN) benchmarks $(BENCH_ARGS)
 
-check: $(VENV)/.dev ## check format, lint, types and layout
+check: $(VENV)/.dev ## check format, lint, types, layout and documentation
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_floors.py tests/test_repository.py
 	tools/build-frontend $(VENV)/bin/python --check
+	$(VENV)/bin/python tools/generate-docs --check
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 format: $(VENV)/.dev ## format the sources and fix lint errors
@@ -74,7 +78,8 @@ format: $(VENV)/.dev ## format the sources and fix lint errors
 frontend: $(VENV)/.dev ## build the dashboard bundle after a change of its sources
 	tools/build-frontend $(VENV)/bin/python
 
-docs: $(VENV)/.dev ## build the documentation as a site
+docs: $(VENV)/.dev ## write the generated tables of the documentation, and build it as a site
+	$(VENV)/bin/python tools/generate-docs
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 pictures: $(VENV)/.test ## update the README's pictures from a real run of several minutes
@@ -88,7 +93,7 @@ notebooks: $(VENV)/.test ## run the notebooks and save their outputs, on an idle
 	$(RUN) tests.rerun_notebooks $(NOTEBOOKS)
 
 clean: ## remove the files created by other commands
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: packages are reinstalled only if the project metadata changes, and the environment is recreated only if the backend changes.

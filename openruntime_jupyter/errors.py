@@ -1,46 +1,5 @@
 """Errors that this package raises deliberately.
 
-OpenRuntimeError
-├── InvalidRequest            invalid value, field, operation or device
-│   ├── UnknownOperation
-│   ├── UnknownDevice
-│   ├── MemoryRefused         needs more memory than the device has
-│   └── SessionEnded          the session has ended and its variables are lost
-├── MalformedRequest          not JSON, or a wrong content type
-├── BodyTooLarge              body larger than the configured limit
-├── NotAllowed                the caller lacks the permission
-├── TaskNotFound              unknown task id
-├── SessionNotFound           unknown session id
-├── TaskConflict              the state of the task does not allow this
-├── ModelNotFound             unknown model, or model not in memory
-├── ConversationNotFound      unknown conversation
-├── ArrayNotFound             unknown array id, or its file is missing or damaged
-├── ArrayConflict             the state of the array does not allow this
-├── Unavailable               temporary; has `retry_after` in seconds
-│   ├── QueueFull
-│   ├── RateLimited           too many requests or open connections of one caller
-│   ├── Stopping
-│   └── StorageUnavailable    the history is not writable, or an array does not fit on the disk
-├── EngineError               a worker could not be started
-│   ├── InterpreterError      the interpreter or this package in it is missing
-│   └── NoBackend             MLX is installed without a backend
-├── TaskError                 raised by `result()` for an incomplete task; has the `Task`
-│   ├── TaskFailed            the task itself raised
-│   ├── WorkerDied            its worker process died
-│   ├── TaskTimedOut
-│   ├── TaskCancelled
-│   └── TaskInterrupted       its runtime ended while it ran
-├── MapFailed                 raised by `map()`; has the failures and the other results
-├── ProviderError             a remote provider did not answer a prompt
-│   ├── KeyMissing            the API key is missing
-│   ├── ProviderUnreachable   connection failed, lost or timed out
-│   ├── ProviderRefused       rejected key, model, parameter or prompt
-│   ├── ProviderBusy          rate limit exceeded, or credit used up
-│   └── ProviderBroken        server error, or an incomplete response
-├── WouldDeadlock             a task waits for another task in its lane
-├── PullFailed                a model download failed
-└── NotConnected              no runtime responds at the address
-
 `server/http/errors.py` maps these errors to HTTP status codes.
 """
 

@@ -27,6 +27,9 @@ FOREIGN = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
 LONG = ("tests/browser/", "tests/test_notebooks_", "tests/acceptance/")
 """Tests that take minutes."""
 
+MEASURED = ("tests/operations/", "tests/server/test_tasks.py", "tests/server/test_routes.py")
+"""Tests whose workers and servers run code that no test calls in its own process."""
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
@@ -77,6 +80,14 @@ def event_threads_have_ended() -> Iterator[None]:
     )
 
 
+def only_some_processes_are_measured(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measure the coverage of workers and servers in `MEASURED` only: it costs 0.1 s and half of the processor time of each process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.nodeid.startswith(MEASURED):
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def only_local_connections() -> Iterator[None]:
     """Reject connections to other machines, and disable model downloads in child processes."""
@@ -87,10 +98,11 @@ def only_local_connections() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def current_test_is_not_passed_to_tasks() -> Iterator[None]:
-    """Exclude pytest's variable with the running test: with it, a spare worker could serve only one test."""
+def variables_of_pytest_are_not_passed_to_tasks() -> Iterator[None]:
+    """Exclude variables that change from test to test: with them, a spare worker could serve only one test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution_environment, "RESERVED", (*execution_environment.RESERVED, "PYTEST_CURRENT_TEST"))
+        names = ("PYTEST_CURRENT_TEST", "COVERAGE_PROCESS_CONFIG")
+        patch.setattr(execution_environment, "RESERVED", (*execution_environment.RESERVED, *names))
         yield
 
 

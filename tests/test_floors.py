@@ -1,4 +1,4 @@
-"""The layout of the house: who may import whom, and what may be imported where."""
+"""Rooms of the package: their order of imports, and the rooms that may import heavy packages."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ FLOORS = (
     ),
     *("server", "client", "notebook", "cli"),
 )
-"""Ground first. The package's own `__init__` is the roof."""
+"""Rooms, lowest first. A room imports from itself and from lower rooms; `__init__` of the package may import all."""
 
 NOT_EVEN_BELOW = {("client", "server"), ("notebook", "server")}
-"""A client reaches a server over HTTP, and a notebook through a client."""
+"""Forbidden imports from lower rooms: clients use HTTP, and notebooks use clients."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module: where, and whether only for types, and whether inside a function."""
+    """Imported module with its location; `for_types`: for type checkers only; `late`: inside a function."""
 
     file: str
     line: int
@@ -53,7 +53,7 @@ class Import:
         return f"{self.file}:{self.line} imports {self.module}"
 
     def of(self, *packages: str) -> bool:
-        """Whether it is one of `packages` or lies inside one."""
+        """Return True for one of `packages` or a module inside one."""
         return any(self.module == package or self.module.startswith(f"{package}.") for package in packages)
 
 
@@ -66,7 +66,7 @@ def relative(path: Path) -> str:
 
 
 def imports_of(source: str, file: str) -> Iterator[Import]:
-    """Every import of a source text, those within functions included."""
+    """Yield all imports of a source text, including those in functions."""
     yield from _visit(ast.parse(source), file, for_types=False, late=False)
 
 
@@ -88,7 +88,7 @@ def _visit(node: ast.AST, file: str, *, for_types: bool, late: bool) -> Iterator
 
 
 def _from(node: ast.ImportFrom, file: str, *, for_types: bool, late: bool) -> Iterator[Import]:
-    """`from a import b` may name the module a.b: told apart by whether a file of that name is ours."""
+    """Yield the imports of `from a import b`, where b is a module of this package or a name in a."""
     module = "." * node.level + (node.module or "")
     names = tuple(alias.name for alias in node.names)
     package, *inner = module.split(".")
@@ -102,7 +102,7 @@ def _from(node: ast.ImportFrom, file: str, *, for_types: bool, late: bool) -> It
 
 
 def floor(file: str) -> str:
-    """The floor on which a file of the package stands."""
+    """Return the room of a file."""
     return file.split("/", maxsplit=1)[0].removesuffix(".py")
 
 
@@ -111,7 +111,7 @@ def all_imports() -> list[Import]:
 
 
 def too_high(found: Import) -> bool:
-    """Whether an import reaches above its file's floor. What only types need is left to the reader's judgement."""
+    """Return True for an import from a higher room than that of its file. Imports for type checkers are allowed."""
     if not found.of(PACKAGE) or found.for_types:
         return False
     here = floor(found.file)
@@ -124,7 +124,7 @@ def too_high(found: Import) -> bool:
 
 
 def misplaced(found: Import) -> bool:
-    """Whether an import of something heavy stands outside the folder that may have it."""
+    """Return True for an import of a heavy package outside of the rooms that may import it."""
     here = floor(found.file)
     if found.of("mlx"):
         return not (here in ("arrays", "local_models", "worker") or (here == "operations" and (found.late or found.for_types)))
@@ -136,20 +136,20 @@ def misplaced(found: Import) -> bool:
     return False
 
 
-def test_every_file_stands_on_a_floor_of_the_design() -> None:
+def test_every_file_is_in_a_known_room() -> None:
     strays = [relative(path) for path in sources() if floor(relative(path)) not in (*FLOORS, "__init__")]
     assert not strays
 
 
-def test_no_file_imports_from_a_floor_above_its_own() -> None:
+def test_no_file_imports_from_a_higher_room() -> None:
     assert not [str(found) for found in all_imports() if too_high(found)]
 
 
-def test_every_import_of_our_own_is_absolute() -> None:
+def test_imports_of_the_package_are_absolute() -> None:
     assert not [str(found) for found in all_imports() if found.module.startswith(".")]
 
 
-def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
+def test_heavy_packages_are_imported_in_their_rooms_only() -> None:
     assert not [str(found) for found in all_imports() if misplaced(found)]
 
 
@@ -175,27 +175,27 @@ def test_heavy_packages_are_imported_only_where_the_design_allows() -> None:
         ("operations/call.py", "def run():\n    import IPython", True),
     ],
 )
-def test_the_rules_find_what_they_are_for(file: str, source: str, wrong: bool) -> None:
+def test_rules_detect_forbidden_imports(file: str, source: str, wrong: bool) -> None:
     found = list(imports_of(source, file))
     assert len(found) == 1
     assert (too_high(found[0]) or misplaced(found[0])) is wrong
 
 
 def modules_by_name() -> dict[str, Path]:
-    """The files of the package by the names of their modules."""
+    """Return the files of the package by module name."""
     names = {".".join([PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]): path for path in sources()}
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
 def needs(module: str, source: str, modules: Collection[str]) -> set[str]:
-    """The modules of the package that must be imported before `module` is: a submodule needs its packages, all up to the top."""
+    """Return the modules of the package that are imported before `module`, including its parent packages."""
     wanted = {found.module for found in imports_of(source, module) if found.of(PACKAGE) and not found.late and not found.for_types}
     packages = {name.rsplit(".", count)[0] for name in (module, *wanted) for count in range(1, name.count(".") + 1)}
     return ((wanted & set(modules)) | packages) - {module}
 
 
 def cycle_in(graph: dict[str, set[str]]) -> list[str]:
-    """Some modules that need each other, in order; empty if there are none."""
+    """Return the modules of one import cycle in order, or an empty list."""
     try:
         tuple(TopologicalSorter(graph).static_order())
     except CycleError as problem:
@@ -219,7 +219,7 @@ def test_import_of_submodule_by_its_package_is_a_cycle() -> None:
 
 
 def loaded_by(module: str) -> set[str]:
-    """The top-level packages that a fresh interpreter has after importing `module`."""
+    """Return the top-level packages in a new interpreter after importing `module`."""
     program = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     return set(done.stdout.split())
@@ -239,5 +239,5 @@ def loaded_by(module: str) -> set[str]:
         (f"{PACKAGE}.worker.__main__", {"tornado", "jupyter_server", "ipywidgets", "IPython", "openai", "httpx"}),
     ],
 )
-def test_importing_a_floor_loads_nothing_that_it_does_not_need(module: str, kept_out: set[str]) -> None:
+def test_importing_a_room_does_not_load_heavy_packages(module: str, kept_out: set[str]) -> None:
     assert not loaded_by(module) & kept_out

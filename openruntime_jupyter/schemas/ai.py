@@ -36,12 +36,12 @@ class About(Wire):
 class Answer(Wire):
     """Response of a model: the `output` of a completed AI task. Metrics that the provider does not report are null."""
 
-    text: str
+    text: str = Field(description="Generated text.")
     model_used: str | None = Field(None, description="Name of the model as reported by the provider.")
     provider: str = Field(description="`local`, or the name of a profile.")
     finish_reason: str | None = Field(None, description="For example `stop`, or `length` if the response was truncated at `max_tokens`.")
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: int | None = Field(None, description="Tokens of the prompt.")
+    completion_tokens: int | None = Field(None, description="Tokens of the response.")
     tokens_used: int | None = Field(None, description="Tokens of prompt and response together.")
     tokens_per_second: float | None = Field(None, description="Generation speed of the response.")
     prompt_tokens_per_second: float | None = Field(None, description="Processing speed of the prompt.")
@@ -81,7 +81,7 @@ class AiTask(Wire):
     """AI task as returned by `POST /ai/tasks`; `GET /tasks/{id}` returns the full record."""
 
     task_id: str = Field(description="Id of the task. It begins with `ai_task_`; ids sort by submission time.")
-    status: TaskState
+    status: TaskState = Field(description="State of the task.")
     result: str | None = Field(description="Text of the response, for a completed task.")
     model_used: str | None = Field(description="Name of the model as reported by the provider.")
     tokens_used: int | None = Field(description="Tokens of prompt and response together; null if the provider does not report them.")

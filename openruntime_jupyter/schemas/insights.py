@@ -120,11 +120,11 @@ class Insights(Wire):
 
     insights: str = Field(description="Text of all findings, most important first.")
     metrics: Metrics = Field(description="Current metrics.")
-    timestamp: Timestamp
-    metric_type: MetricType
-    timeframe: Timeframe
+    timestamp: Timestamp = Field(description="Current time.")
+    metric_type: MetricType = Field(description="As in the request.")
+    timeframe: Timeframe = Field(description="As in the request.")
     findings: list[Finding] = Field(description="Findings in the order of the text. They are computed without a model.")
-    data: InsightsData
-    basis: Basis
+    data: InsightsData = Field(description="Data to plot: the recorded series, and `marks` with the positions of the findings.")
+    basis: Basis = Field(description="Amount of data behind the findings.")
     worded_by: str = Field(description="`none`, or the name of the model that rewrote the findings.")
     notice: str | None = Field(None, description="Reason why the requested `wording` was not used.")

@@ -23,7 +23,7 @@ class SessionState(str, Enum):
 class Session(Wire):
     """Worker whose variables and modules persist between tasks."""
 
-    id: str
+    id: str = Field(description="Id of the session; it begins with `session_`.")
     name: str = Field(description="Name by which tasks refer to the session; unique for a user and notebook.")
     state: SessionState = Field(description="`ended`: the variables are lost, and the session accepts no task until it is restarted.")
     owner: str | None = Field(None, description="User who started the session; null without a login.")
@@ -35,7 +35,7 @@ class Session(Wire):
     resident_bytes: int | None = Field(None, description="Resident memory of the worker in bytes.")
     task_id: str | None = Field(None, description="Id of the running task.")
     tasks: int = Field(0, description="Number of finished tasks since the session was started.")
-    created_at: Timestamp
+    created_at: Timestamp = Field(description="Time of creation.")
     used_at: Timestamp = Field(description="Time at which the last task finished or the session was created or restarted.")
     expires_at: Timestamp | None = Field(None, description="Time at which the session ends unless it is used before.")
     ended_at: Timestamp | None = Field(None, description="Time at which the session ended.")

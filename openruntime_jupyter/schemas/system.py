@@ -25,8 +25,8 @@ class Device(Wire):
 
     id: str = Field(description="Id such as `device_0` or `device_1`; GPUs come first.")
     name: str = Field(description="Model name of the chip or processor.")
-    type: Literal["gpu", "cpu"]
-    status: Literal["available", "busy", "starting", "unavailable"]
+    type: Literal["gpu", "cpu"] = Field(description="Type of the device.")
+    status: Literal["available", "busy", "starting", "unavailable"] = Field(description="State of the device.")
     capabilities: list[str] = Field(description="Capabilities, for example `mlx`, `metal`, `unified_memory`.")
     memory_total: int = Field(description="Total memory in bytes.")
     memory_available: int = Field(description="Available memory in bytes.")
@@ -98,7 +98,7 @@ class MetricSeries(Wire):
 class MetricsHistory(Wire):
     """Response of `GET /metrics/history`."""
 
-    timeframe: Timeframe
+    timeframe: Timeframe = Field(description="As in the request.")
     start: Timestamp = Field(description="First timestamp.")
     end: Timestamp = Field(description="End of the last point, which may be in the future.")
     resolution_s: int = Field(description="Seconds between two points.")
@@ -109,12 +109,14 @@ class MetricsHistory(Wire):
 class Health(Wire):
     """Response of `GET /health`."""
 
-    status: Literal["healthy", "degraded", "starting", "stopping"]
-    timestamp: Timestamp
-    service: str = "OpenRuntime"
+    status: Literal["healthy", "degraded", "starting", "stopping"] = Field(
+        description="State of the runtime; `degraded`: it works, but with `problems`."
+    )
+    timestamp: Timestamp = Field(description="Current time.")
+    service: str = Field("OpenRuntime", description="Name of the service.")
     version: str = Field(description="Version of this package.")
     devices: int = Field(description="Number of devices.")
-    metrics: Metrics
+    metrics: Metrics = Field(description="Current metrics.")
     problems: list[str] = Field(default_factory=list, description="Problems, each with a suggested fix.")
     runtime: str = Field("", description="Id of this runtime.")
 

@@ -121,7 +121,7 @@ class FailureKind(str, Enum):
 class Failure(Wire):
     """Details of a task that did not complete."""
 
-    kind: FailureKind
+    kind: FailureKind = Field(description="Reason of the failure.")
     message: str = Field(description="One-line description of the failure, with a suggested fix where possible.")
     type: str | None = Field(None, description="Class of the exception, if the task raised one.")
     traceback: str | None = Field(None, description="Remote traceback, if the task raised an exception.")
@@ -152,7 +152,7 @@ class Task(Wire):
     """Record of a task."""
 
     task_id: str = Field(description="Id of the task; ids sort by submission time.")
-    status: TaskState
+    status: TaskState = Field(description="State of the task.")
     operation: str = Field(description="Name of the operation.")
     name: str | None = Field(None, description="Display name.")
     owner: str | None = Field(None, description="User who submitted the task; null without a login.")
@@ -182,7 +182,7 @@ class Task(Wire):
     result: TaskResult | None = Field(None, description="Result, for a completed task.")
     error: str | None = Field(None, description="One-line error message, unless the task completed.")
     failure: Failure | None = Field(None, description="Details of the failure, unless the task completed.")
-    performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics)
+    performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics, description="Measurements of the task.")
     runtime: str = Field("", description="Id of the runtime that owns the task.")
     here: bool = Field(True, description="false: the task belongs to another runtime on the same machine.")
     parameters: dict[str, Any] | None = Field(

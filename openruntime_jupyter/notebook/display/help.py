@@ -13,11 +13,12 @@ class Help(View):
     label, kind = "OpenRuntime help", "ort-c"
 
     def __init__(self, title: str, commands: Sequence[tuple[str, str]], options: Sequence[tuple[str, str]], note: str) -> None:
-        self._title, self._commands, self._options, self._note = title, commands, options, note
+        self.commands = commands
+        self._title, self._options, self._note = title, options, note
 
     def content(self) -> Iterable[Styled]:
         """Return the tables and the note."""
-        yield _usages(self._title, "command", self._commands)
+        yield _usages(self._title, "command", self.commands)
         yield _usages("Options", "option", self._options)
         yield line(self._note, class_="m")
 

@@ -40,24 +40,25 @@ class Metric:
     name: str
     unit: Literal["percent", "bytes", "tasks", "seconds"]
     kind: Aggregation
+    meaning: str
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("gpu_utilization", "percent", Aggregation.MACHINE),
-    Metric("gpu_memory", "bytes", Aggregation.MACHINE),
-    Metric("memory_usage", "percent", Aggregation.MACHINE),
-    Metric("cpu_utilization", "percent", Aggregation.MACHINE),
-    Metric("active_tasks", "tasks", Aggregation.LEVEL),
-    Metric("pending_tasks", "tasks", Aggregation.LEVEL),
-    Metric("worker_memory", "bytes", Aggregation.LEVEL),
-    Metric("queue_time", "seconds", Aggregation.TASK),
-    Metric("run_time", "seconds", Aggregation.TASK),
-    Metric("mlx_memory", "bytes", Aggregation.TASK),
-    Metric("completed_tasks", "tasks", Aggregation.COUNT),
-    Metric("failed_tasks", "tasks", Aggregation.COUNT),
-    Metric("cancelled_tasks", "tasks", Aggregation.COUNT),
-    Metric("timed_out_tasks", "tasks", Aggregation.COUNT),
-    Metric("interrupted_tasks", "tasks", Aggregation.COUNT),
+    Metric("gpu_utilization", "percent", Aggregation.MACHINE, "Mean GPU utilization; 0 without a GPU."),
+    Metric("gpu_memory", "bytes", Aggregation.MACHINE, "Used memory of all GPUs, if it can be read."),
+    Metric("memory_usage", "percent", Aggregation.MACHINE, "Used memory of the machine or the container."),
+    Metric("cpu_utilization", "percent", Aggregation.MACHINE, "Utilization of all cores."),
+    Metric("active_tasks", "tasks", Aggregation.LEVEL, "Running tasks."),
+    Metric("pending_tasks", "tasks", Aggregation.LEVEL, "Pending tasks."),
+    Metric("worker_memory", "bytes", Aggregation.LEVEL, "Resident memory of all workers."),
+    Metric("queue_time", "seconds", Aggregation.TASK, "Time from submission to the first start."),
+    Metric("run_time", "seconds", Aggregation.TASK, "Time from the last start to the end."),
+    Metric("mlx_memory", "bytes", Aggregation.TASK, "Peak of MLX's own allocations in a task."),
+    Metric("completed_tasks", "tasks", Aggregation.COUNT, "Number of completed tasks."),
+    Metric("failed_tasks", "tasks", Aggregation.COUNT, "Number of failed tasks."),
+    Metric("cancelled_tasks", "tasks", Aggregation.COUNT, "Number of cancelled tasks."),
+    Metric("timed_out_tasks", "tasks", Aggregation.COUNT, "Number of tasks that timed out."),
+    Metric("interrupted_tasks", "tasks", Aggregation.COUNT, "Number of interrupted tasks, except those of a runtime that was killed."),
 )
 
 ENDED_AS = {state: f"{state}_tasks" for state in TaskState if state.terminal}

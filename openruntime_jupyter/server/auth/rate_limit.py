@@ -34,7 +34,7 @@ class LimitsTraits(HasTraits):
 
     production = Bool(
         False,
-        help="""Whether the three limits below default to production values: 1,000 requests per minute, 100 connections, 10 WebSockets.
+        help="""True: the three limits below default to production values: 1,000 requests per minute, 100 connections, 10 WebSockets.
         A limit that is set explicitly keeps its value.""",
     ).tag(config=True)
     max_requests_per_minute = Int(

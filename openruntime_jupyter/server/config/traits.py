@@ -203,7 +203,7 @@ class SettingsTraits(HasTraits):
     ).tag(config=True)
     allow_hub = Bool(
         default_of("allow_hub"),
-        help="""Whether models may be downloaded from the Hugging Face hub by name, which can take gigabytes. False: only local
+        help="""True: models may be downloaded from the Hugging Face hub by name, which can take gigabytes. False: only local
         models.""",
     ).tag(config=True)
     keep_alive = Float(
