@@ -17,6 +17,7 @@ from openruntime_jupyter.engines.protocol import Engine
 from openruntime_jupyter.environment import at_start, changed_by_now
 from openruntime_jupyter.errors import InvalidRequest, ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.local_models.catalog import ModelCatalog
+from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.operations.registry import left_out
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events.bus import EventBus
@@ -30,7 +31,6 @@ from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import DeviceDiscovery, Scheduler, WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.system_probe import Machine, Memory
 from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.batch import BatchResults, BatchSubmission
 from openruntime_jupyter.runtime.tasks.entry import Entry

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
+from openruntime_jupyter.runtime.tasks.batch import MOST_IN_BATCH
 from openruntime_jupyter.schemas.base import Timestamp, Wire
 from openruntime_jupyter.schemas.sessions import Session
 from openruntime_jupyter.schemas.system import Device, OperationInfo, Worker

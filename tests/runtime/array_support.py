@@ -13,10 +13,9 @@ import numpy as np
 from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.engines.protocol import StoredArray
-from openruntime_jupyter.runtime.arrays.rows import result_name
-from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.arrays.store import ArrayStore, result_name
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 
 MB = 1_000_000

@@ -15,8 +15,7 @@ from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.runtime.arrays import store as array_store
-from openruntime_jupyter.runtime.arrays.rows import ArrayRecord
-from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.arrays.store import ArrayRecord, ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.array_support import MB, SMALL, put, result, store_in
 

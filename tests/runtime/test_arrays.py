@@ -20,12 +20,11 @@ import pytest
 from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.arrays import store as array_store
-from openruntime_jupyter.runtime.arrays.rows import result_name, task_of
-from openruntime_jupyter.runtime.arrays.store import ArrayStore
+from openruntime_jupyter.runtime.arrays.store import ArrayStore, result_name, task_of
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.array_support import MB, SMALL, put, result, store_in
 from tests.runtimes import until
@@ -373,7 +372,7 @@ async def test_arrays_of_killed_server_are_taken_over_and_of_killed_kernel_remov
 import asyncio, os, sys
 from pathlib import Path
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.system_probe import Machine
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.arrays.array_file import Layout
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from openruntime_jupyter.memory import Memory, cgroup_memory, own_cgroups
-from openruntime_jupyter.runtime.system_probe import Machine
+from openruntime_jupyter.memory import Machine, Memory, cgroup_memory, own_cgroups
 
 GIB = 1 << 30
 

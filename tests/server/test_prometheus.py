@@ -11,9 +11,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from openruntime_jupyter.engines.protocol import WorkerReport, WorkerState
+from openruntime_jupyter.memory import Memory
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import Counters
-from openruntime_jupyter.runtime.system_probe import Memory
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
 from openruntime_jupyter.server.handlers.prometheus import exposition

@@ -24,10 +24,10 @@ from typing import Any
 from openruntime_jupyter.arrays import blocks
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.errors import gigabytes
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.permissions import private_file, private_folder
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.system_probe import Machine
 
 log = logging.getLogger(__name__)
 

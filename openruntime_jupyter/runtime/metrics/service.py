@@ -8,15 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from openruntime_jupyter.engines.protocol import WorkerReport, held
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Clock, Counters
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
-from openruntime_jupyter.runtime.metrics.gpu.meters import Meters
-from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
+from openruntime_jupyter.runtime.metrics.sampler import Meters, Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Metrics, MetricSeries, MetricsHistory, Timeframe
 

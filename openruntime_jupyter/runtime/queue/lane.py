@@ -13,8 +13,8 @@ from sortedcontainers import SortedDict
 
 from openruntime_jupyter.engines.protocol import DeviceReport, Engine, Runs
 from openruntime_jupyter.errors import MemoryRefused, UnknownDevice, gigabytes
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
-from openruntime_jupyter.runtime.system_probe import Machine
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 RECENT = 50

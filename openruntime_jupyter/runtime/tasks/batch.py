@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.runtime.cooperative import AT_ONCE, MOST_IN_BATCH, cooperatively
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import Entry, wait_for_some
@@ -230,3 +229,20 @@ def _in_memory(payload: tuple[bytes | Path, str] | None) -> tuple[bytes, str] | 
     if payload is None or isinstance(payload[0], Path):
         return None
     return payload[0], payload[1]
+
+
+MOST_IN_BATCH = 5_000
+"""Maximum number of tasks in one batch; the steps that cannot be split would take noticeably long for more."""
+
+AT_ONCE = 50
+"""Tasks handled in one loop iteration, which takes a few milliseconds."""
+
+Item = TypeVar("Item")
+
+
+async def cooperatively(items: Iterable[Item]) -> AsyncIterator[Item]:
+    """Yield each of `items`; the loop runs other work in between."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
 from tornado import web
 
-from openruntime_jupyter.runtime.cooperative import cooperatively
+from openruntime_jupyter.runtime.tasks.batch import cooperatively
 from openruntime_jupyter.schemas.tasks import Ended, Task
 from openruntime_jupyter.server.http.base import Handler
 from openruntime_jupyter.server.http.errors import problem_of

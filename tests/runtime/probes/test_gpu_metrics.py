@@ -14,13 +14,13 @@ import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import DeviceReport, Job, Observer, Outcome
+from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
 from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane
 from openruntime_jupyter.runtime.runtime import Runtime, view_device
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.system_probe import Machine, Memory
 from openruntime_jupyter.schemas.tasks import Task
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
 from tests.runtimes import cell, ended, pickled, submit, until

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
-from openruntime_jupyter.runtime.metrics.gpu.meters import SETTLE_SECONDS, Meters
+from openruntime_jupyter.runtime.metrics.sampler import SETTLE_SECONDS, Meters
 
 
 def busy(percent: float | None, gpu: str = "device_0") -> dict[str, GpuFigures]:
