@@ -6,9 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import TypeVar
 
-MOST_IN_BATCH = 5_000
-"""Maximum number of tasks in one batch; the steps that cannot be split would take noticeably long for more."""
-
 AT_ONCE = 50
 """Tasks handled in one loop iteration, which takes a few milliseconds."""
 

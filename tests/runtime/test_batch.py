@@ -17,10 +17,10 @@ from openruntime_jupyter.errors import (
     UnknownDevice,
     UnknownOperation,
 )
-from openruntime_jupyter.runtime.cooperative import MOST_IN_BATCH
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.storage.writer import Writer
+from openruntime_jupyter.schemas.batch import MOST_IN_BATCH
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 from tests.runtimes import ME, cell, ended, runtime_in, says
 

@@ -12,12 +12,23 @@ import traitlets
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import connect
-from openruntime_jupyter.client.handles import again
+from openruntime_jupyter.client.handles import again, record
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.dashboard.feed import Subscription, feed_of, row
 from openruntime_jupyter.notebook.display.tables import Status
 from openruntime_jupyter.notebook.display.tasks import TaskTable
+from openruntime_jupyter.schemas.endpoints import (
+    ANALYSE_HISTORY,
+    CHANGE_TASK,
+    DELETE_TASK,
+    FREE_SESSION,
+    GET_OUTPUT,
+    LIST_TASKS,
+    RESTART_SESSION,
+    SUBMIT_TASK,
+    UNLOAD_MODEL,
+)
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Timeframe
 
 STATIC = Path(__file__).parent / "static"
@@ -145,27 +156,37 @@ def _again(backend: Backend, args: dict[str, Any]) -> Any:
 
 
 def _run(backend: Backend, args: dict[str, Any]) -> Any:
-    return backend.submit({**args, "origin": "notebook"}, new_key()).model_dump(mode="json", exclude={"parameters"})
+    return backend.call(SUBMIT_TASK, body={**args, "origin": "notebook"}, key=new_key()).model_dump(mode="json", exclude={"parameters"})
 
 
 def _tasks(backend: Backend, args: dict[str, Any]) -> Any:
-    page = backend.tasks(int(args["limit"]), states=args.get("states"), offset=int(args["offset"]), order=args["order"])
+    query = {"limit": int(args["limit"]), "state": args.get("states"), "offset": int(args["offset"]), "order": args["order"]}
+    page = backend.call(LIST_TASKS, query=query)
     return {"tasks": [row(task) for task in page.tasks]}
 
 
+def _output(backend: Backend, args: dict[str, Any]) -> Any:
+    return backend.call(GET_OUTPUT, args["id"], query={"since": int(args.get("since", 0))}).model_dump(mode="json")
+
+
+def _insights(backend: Backend, args: dict[str, Any]) -> Any:
+    request = {"metric_type": args["metric_type"], "timeframe": args["timeframe"], "wording": "none"}
+    return backend.call(ANALYSE_HISTORY, body=request).model_dump(mode="json")
+
+
 ACTIONS: dict[str, Action] = {
-    "cancel": lambda backend, args: backend.cancel(args["id"]).model_dump(mode="json", exclude={"parameters"}),
-    "priority": lambda backend, args: backend.reprioritise(args["id"], int(args["priority"])).model_dump(
+    "cancel": lambda backend, args: backend.call(DELETE_TASK, args["id"]).model_dump(mode="json", exclude={"parameters"}),
+    "priority": lambda backend, args: backend.call(CHANGE_TASK, args["id"], body={"priority": int(args["priority"])}).model_dump(
         mode="json", exclude={"parameters"}
     ),
-    "task": lambda backend, args: backend.get(args["id"], parameters=False).model_dump(mode="json"),
+    "task": lambda backend, args: record(backend, args["id"]).model_dump(mode="json"),
     "tasks": _tasks,
-    "output": lambda backend, args: backend.output(args["id"], int(args.get("since", 0))).model_dump(mode="json"),
+    "output": _output,
     "again": _again,
     "run": _run,
-    "restart": lambda backend, args: backend.restart_session(args["id"]).model_dump(mode="json"),
-    "free": lambda backend, args: backend.free_session(args["id"]).model_dump(mode="json"),
-    "unload": lambda backend, args: {"unloaded": backend.prompts.unload(args["name"])},
-    "insights": lambda backend, args: backend.insights(args["metric_type"], args["timeframe"]).model_dump(mode="json"),
+    "restart": lambda backend, args: backend.call(RESTART_SESSION, args["id"]).model_dump(mode="json"),
+    "free": lambda backend, args: backend.call(FREE_SESSION, args["id"]).model_dump(mode="json"),
+    "unload": lambda backend, args: {"unloaded": backend.call(UNLOAD_MODEL, args["name"])},
+    "insights": _insights,
 }
 """Actions by name, as called by the page. Each raises the backend's errors."""

@@ -14,12 +14,13 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.runtime.cooperative import AT_ONCE, MOST_IN_BATCH, cooperatively
+from openruntime_jupyter.runtime.cooperative import AT_ONCE, cooperatively
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import Entry, wait_for_some
 from openruntime_jupyter.runtime.tasks.registry import OTHERS_POLL, TaskRegistry
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
+from openruntime_jupyter.schemas.batch import MOST_IN_BATCH
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest
 
 LARGEST_PAYLOAD = 65_536

@@ -13,9 +13,9 @@ from pydantic_core import to_json
 from tornado import web
 
 from openruntime_jupyter.operations.registry import operations
+from openruntime_jupyter.schemas.endpoints import GET_DOCS, GET_OPENAPI, JSON
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
-from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.openapi.decorator import JSON, Response, described
+from openruntime_jupyter.server.http.base import Handler, serves
 
 SWAGGER = Path(__file__).parents[1] / "openapi" / "swagger"
 FILES = {"swagger-ui-bundle.js": "text/javascript", "init.js": "text/javascript", "swagger-ui.css": "text/css"}
@@ -62,9 +62,7 @@ class AboutHandler(Handler):
 class OpenApiHandler(AboutHandler):
     """Handler of `GET /openapi.json`."""
 
-    @described("About the API", Response(description="OpenAPI 3.1 document.", media={JSON: {"type": "object"}}))
-    @web.authenticated
-    @authorized
+    @serves(GET_OPENAPI)
     async def get(self) -> None:
         """Return this description as an OpenAPI document."""
         self.finish(to_json(self.document()), set_content_type=JSON)
@@ -78,11 +76,7 @@ class DocsHandler(AboutHandler):
         """Jupyter's restrictive policy for APIs, extended by what Swagger UI needs from this server."""
         return f"{super().content_security_policy}; {POLICY}"
 
-    @described(
-        "About the API", Response(description="Swagger UI, without resources of other hosts.", media={"text/html": {"type": "string"}})
-    )
-    @web.authenticated
-    @authorized
+    @serves(GET_DOCS)
     async def get(self) -> None:
         """Return an HTML page on which the API can be read and tried."""
         # Reading the token also sets its cookie, with which the page's requests are compared.

@@ -6,28 +6,18 @@ import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from jupyter_server.auth.decorator import authorized
-from tornado import web
-
+from openruntime_jupyter.schemas.endpoints import ANALYSE_HISTORY
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
-from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.openapi.decorator import described
+from openruntime_jupyter.server.http.base import Handler, serves
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
-
-EXAMPLES = {
-    "The last hour": {"metric_type": "performance", "timeframe": "1h"},
-    "Failures of a week, without a model": {"metric_type": "errors", "timeframe": "7d", "wording": "none"},
-}
 
 
 class InsightsHandler(Handler):
     """Handler of `POST /ai/insights`."""
 
-    @described("AI", Insights, body=InsightsRequest, examples=EXAMPLES)
-    @web.authenticated
-    @authorized
+    @serves(ANALYSE_HISTORY)
     async def post(self) -> None:
         """Analyse the recorded history for performance, memory, efficiency or errors.
 

@@ -21,9 +21,9 @@ from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.views import held
+from openruntime_jupyter.schemas.endpoints import VERSIONS, TextType
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
-from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 
 
 def exposition(runtime: Runtime, media: TextType) -> tuple[bytes, str]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jupyter_server.auth.authorizer import Authorizer
+from jupyter_server.auth.decorator import authorized, ws_authenticated
 from jupyter_server.auth.identity import IdentityProvider, User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.prometheus.log_functions import prometheus_log_method
@@ -19,10 +20,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, Endpoint
 from openruntime_jupyter.server.auth.identity import LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
 from openruntime_jupyter.server.http.requests import read_json, read_query
-from openruntime_jupyter.server.openapi.decorator import Parameter
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from openruntime_jupyter.server.app import OpenRuntimeApp
 
 RESOURCE = "openruntime"
-ENVELOPE = "application/vnd.openruntime.envelope+json"
 BODY_SLACK = 65_536
 """Maximum size of a body in bytes, in addition to the task's parameters."""
 STALLED_SECONDS = 120.0
@@ -46,6 +46,31 @@ OTHER_PAGE = "Pages from {} are not allowed to use this server: set ServerApp.al
 
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def serves(endpoint: Endpoint[Any]) -> Callable[[Verb], Verb]:
+    """Return a decorator that binds a handler method to its endpoint and checks login and permission before each call.
+
+    A WebSocket checks its permission itself, while the response can still be an HTTP error.
+    """
+
+    def bind(verb: Verb) -> Verb:
+        guarded: Any
+        if endpoint.messages is not None:
+            guarded = ws_authenticated(verb)
+        else:
+            guarded = web.authenticated(authorized(endpoint.action)(verb) if endpoint.action else authorized(verb))
+        guarded.endpoint = endpoint
+        return cast("Verb", guarded)
+
+    return bind
+
+
+def endpoint_of(handler: type[web.RequestHandler], verb: str) -> Endpoint[Any] | None:
+    """Return the endpoint of a handler's method, or None."""
+    found: Endpoint[Any] | None = getattr(getattr(handler, verb.lower()), "endpoint", None)
+    return found
 
 
 class BaseHandler(JupyterHandler):
@@ -378,17 +403,6 @@ def suited(handler: type[web.RequestHandler], request: HTTPServerRequest, limite
         attributes = {"__module__": handler.__module__, "__doc__": handler.__doc__}
         CHUNKED[handler] = web.stream_request_body(type(handler.__name__, (handler,), attributes))
     return CHUNKED[handler]
-
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.runtime import Runtime
-
-PREFER = Parameter(
-    "Prefer",
-    "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
-)
-APPLIED = Parameter("Preference-Applied", "The applied preference.")
-LOCATION = Parameter("Location", "URL of the task.")
 
 
 class WaitingMixin(Handler):
