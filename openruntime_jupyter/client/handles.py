@@ -26,7 +26,7 @@ from openruntime_jupyter.errors import (
     WorkerDied,
     WouldDeadlock,
 )
-from openruntime_jupyter.schemas.endpoints import CHANGE_TASK, DELETE_TASK, GET_OUTPUT, GET_PAYLOAD, GET_TASK, LIST_DEVICES, SUBMIT_TASK
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import Ended, FailureKind, Origin, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
@@ -67,7 +67,7 @@ class Output:
 
 def record(backend: Backend, task_id: str, wait: float = 0.0) -> Task:
     """Return a task's record without its parameters, which may be large, at its end or after `wait` seconds."""
-    return backend.call(GET_TASK, task_id, query={"parameters": False}, wait=wait)
+    return backend.call(api.GET_TASK, task_id, query={"parameters": False}, wait=wait)
 
 
 class TaskHandle:
@@ -113,7 +113,7 @@ class TaskHandle:
     @property
     def output(self) -> Output:
         """Return the output so far."""
-        shown = self._backend.call(GET_OUTPUT, self.id)
+        shown = self._backend.call(api.GET_OUTPUT, self.id)
         return Output(tuple(shown.items), shown.truncated, shown.finished)
 
     def follow_output(self, since: int = 0, wait: float = 0.0) -> TaskOutput:
@@ -123,7 +123,7 @@ class TaskHandle:
         """
         shown, self._shown = self._shown, None
         if shown is None or since > 0:
-            shown = self._backend.call(GET_OUTPUT, self.id, query={"since": since, "record": True}, wait=wait)
+            shown = self._backend.call(api.GET_OUTPUT, self.id, query={"since": since, "record": True}, wait=wait)
         if shown.task is not None:
             self._task = shown.task
         return shown
@@ -163,7 +163,7 @@ class TaskHandle:
             return self._arrays(task.result) if task.result.arrays else task.result.output
         if task.result.payload is None:
             return {} if task.operation == "python" else None
-        payload, encoding = self._payload or (self._backend.call(GET_PAYLOAD, self.id), task.result.payload.encoding)
+        payload, encoding = self._payload or (self._backend.call(api.GET_PAYLOAD, self.id), task.result.payload.encoding)
         self._payload = None
         return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
 
@@ -182,17 +182,17 @@ class TaskHandle:
 
     def cancel(self) -> Task:
         """Cancel the task and return its final record. `cancel_stage` is the stage that stopped it."""
-        self._task = self._backend.call(DELETE_TASK, self.id)
+        self._task = self._backend.call(api.DELETE_TASK, self.id)
         return self._task
 
     def set_priority(self, priority: int) -> Task:
         """Change the priority (1 to 10; 10 is the most urgent) of the pending task. Raises `TaskConflict` once it has started."""
-        self._task = self._backend.call(CHANGE_TASK, self.id, body={"priority": priority})
+        self._task = self._backend.call(api.CHANGE_TASK, self.id, body={"priority": priority})
         return self._task
 
     def purge(self) -> None:
         """Delete the ended task with its output and result. Raises `TaskConflict` before the task has ended."""
-        self._backend.call(DELETE_TASK, self.id, query={"purge": True})
+        self._backend.call(api.DELETE_TASK, self.id, query={"purge": True})
 
     def __repr__(self) -> str:
         seen = "" if self._task.status.terminal else "last seen "
@@ -229,10 +229,10 @@ def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any
 
     Raises the errors of a submission: `InvalidRequest` if arrays of the task have been deleted.
     """
-    before = backend.call(GET_TASK, task_id)
+    before = backend.call(api.GET_TASK, task_id)
     request = {"parameters": {}, **{name: value for name in KEPT if (value := getattr(before, name)) is not None}}
     try:
-        return backend.call(SUBMIT_TASK, body={**request, **(changes or {}), "origin": origin}, key=new_key())
+        return backend.call(api.SUBMIT_TASK, body={**request, **(changes or {}), "origin": origin}, key=new_key())
     except InvalidRequest as problem:
         if not request["parameters"].get("arrays"):
             raise
@@ -347,7 +347,7 @@ def refuse_deadlock(backend: Backend, wanted: str, what: str) -> None:
     if not in_worker():
         return
     context = current()
-    if context is not None and context.device_type != lane_of(wanted, backend.call(LIST_DEVICES)):
+    if context is not None and context.device_type != lane_of(wanted, backend.call(api.LIST_DEVICES)):
         return
     mine = context.task_id if context is not None else "the task that started this process"
     raise WouldDeadlock(f"Deadlock: waiting here would block {what}, because {mine} holds the device slot it needs. {ADVICE}")

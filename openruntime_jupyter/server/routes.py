@@ -7,7 +7,7 @@ import re
 from tornado import web
 
 from openruntime_jupyter.schemas.endpoints import ENDPOINTS, Endpoint
-from openruntime_jupyter.server.handlers import ai, arrays, batch, docs, insights, sessions, system, tasks
+from openruntime_jupyter.server.handlers import ai, arrays, batch, docs, sessions, system, tasks
 from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.websocket import EventsSocket
 
@@ -22,7 +22,7 @@ HANDLERS: tuple[Handler, ...] = (
     *(tasks.EnhancedTasksHandler, tasks.TaskHandler, tasks.OutputHandler, tasks.PayloadHandler),
     *(arrays.ArraysHandler, arrays.ArrayHandler, arrays.ArrayReadyHandler),
     *(sessions.SessionsHandler, sessions.SessionHandler, sessions.SessionRestartHandler),
-    *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, insights.InsightsHandler),
+    *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, ai.InsightsHandler),
     *(ai.ConversationsHandler, ai.ConversationHandler, ai.ModelsHandler, ai.ModelHandler),
     *(EventsSocket, docs.OpenApiHandler, docs.DocsHandler),
 )

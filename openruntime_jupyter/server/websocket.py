@@ -139,7 +139,7 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, BaseHandler):
             greeting["gap"] = gap
         # The id must be lower than that of all following events, including repeated ones.
         first = Event(newest if self._since is None else min(self._since, newest), "connected", greeting)
-        self._writer = self.app.in_background(self._write(first, self._subscription))
+        self._writer = self.services.in_background(self._write(first, self._subscription))
 
     async def _write(self, first: Event, subscription: Subscription) -> None:
         beat = asyncio.ensure_future(self._beat(subscription))

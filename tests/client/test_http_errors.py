@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from openruntime_jupyter.client.transport.errors import BAD_URL, MESSAGES, TRANSLATED, from_answer, translate
-from openruntime_jupyter.client.transport.http import HttpBackend, is_loopback
+from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -223,11 +223,3 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
     body = '{"devices": []}'
     with listening(says(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}")) as url:
         assert HttpBackend(url).call(LIST_DEVICES) == []
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("example.org", False), ("10.0.0.1", False)],
-)
-def test_which_hosts_are_this_machine(host: str, here: bool) -> None:
-    assert is_loopback(host) is here

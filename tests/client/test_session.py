@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.client.async_client import AsyncClient
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
@@ -175,23 +174,21 @@ def test_again_runs_in_the_same_session(client: Client) -> None:
     assert value_of(client, "x") == 2
 
 
-def test_async_client_uses_sessions(client: Client) -> None:
-    async def body(inside: AsyncClient) -> None:
-        pid = await inside.call(os.getpid)
-        assert await inside.call(os.getpid) == pid
-        assert [each.name for each in await inside.sessions()] == ["train"]
-        running = await inside.submit_call(_endless)
-        with pytest.raises(asyncio.TimeoutError):
-            await running.result(0.5)
-        assert (await inside.restart_session("train")).tasks == 0
-        with pytest.raises(WorkerDied, match="its session was restarted"):
-            await running
-        assert await inside.call(os.getpid) != pid
-        assert (await inside.free_session("train")).name == "train"
-        assert await inside.sessions() == []
-        inside.let_go()
-
-    asyncio.run(body(client.aio.with_options(session="train")))
+async def test_async_client_uses_sessions(client: Client) -> None:
+    inside = client.aio.with_options(session="train")
+    pid = await inside.call(os.getpid)
+    assert await inside.call(os.getpid) == pid
+    assert [each.name for each in await inside.sessions()] == ["train"]
+    running = await inside.submit_call(_endless)
+    with pytest.raises(asyncio.TimeoutError):
+        await running.result(0.5)
+    assert (await inside.restart_session("train")).tasks == 0
+    with pytest.raises(WorkerDied, match="its session was restarted"):
+        await running
+    assert await inside.call(os.getpid) != pid
+    assert (await inside.free_session("train")).name == "train"
+    assert await inside.sessions() == []
+    inside.let_go()
 
 
 def _endless() -> None:

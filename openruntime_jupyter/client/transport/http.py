@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import threading
@@ -18,6 +17,7 @@ from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.client.transport.websocket import SocketEvents
+from openruntime_jupyter.environment import is_loopback
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import EVENT_STREAM, GET_ARRAY, JSON, PREFER, PUT_ARRAY, SAFETENSORS, STREAM_TOKENS, Endpoint
@@ -33,16 +33,6 @@ PIECE = 1 << 20
 """Size in bytes of a download chunk."""
 
 Result = TypeVar("Result")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether `host` is a loopback address, which proxies can't reach."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class HttpBackend:

@@ -13,16 +13,8 @@ from weakref import WeakKeyDictionary
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.base import epoch
-from openruntime_jupyter.schemas.endpoints import (
-    GET_HEALTH,
-    GET_METRICS_HISTORY,
-    LIST_DEVICES,
-    LIST_MODELS,
-    LIST_OPERATIONS,
-    LIST_SESSIONS,
-    LIST_TASKS,
-)
 from openruntime_jupyter.schemas.system import MetricsHistory, Timeframe
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -143,14 +135,14 @@ class Feed:
     def _parts(self) -> dict[str, Any]:
         backend = self._backend
         if self._operations is None:
-            self._operations = [entry.model_dump(mode="json") for entry in backend.call(LIST_OPERATIONS)]
+            self._operations = [entry.model_dump(mode="json") for entry in backend.call(api.LIST_OPERATIONS)]
         return {
             "connection": {"live": True, "reason": None},
-            "health": backend.call(GET_HEALTH).model_dump(mode="json"),
-            "devices": [device.model_dump(mode="json") for device in backend.call(LIST_DEVICES)],
+            "health": backend.call(api.GET_HEALTH).model_dump(mode="json"),
+            "devices": [device.model_dump(mode="json") for device in backend.call(api.LIST_DEVICES)],
             **self._table.parts(),
-            "sessions": [session.model_dump(mode="json", exclude_none=True) for session in backend.call(LIST_SESSIONS)],
-            "models": [model.model_dump(mode="json") for model in backend.call(LIST_MODELS).models if model.resident],
+            "sessions": [session.model_dump(mode="json", exclude_none=True) for session in backend.call(api.LIST_SESSIONS)],
+            "models": [model.model_dump(mode="json") for model in backend.call(api.LIST_MODELS).models if model.resident],
             "operations": self._operations,
         }
 
@@ -159,7 +151,7 @@ class Feed:
         with self._lock:
             due = [each for each in self._subscriptions if now - each.charted_at >= 0.9 * EVERY[each.timeframe]]
         for timeframe in {each.timeframe for each in due}:
-            chart = packed(self._backend.call(GET_METRICS_HISTORY, query={"timeframe": timeframe, "points": POINTS}))
+            chart = packed(self._backend.call(api.GET_METRICS_HISTORY, query={"timeframe": timeframe, "points": POINTS}))
             for subscription in due:
                 if subscription.timeframe == timeframe:
                     subscription.charted_at = now
@@ -200,9 +192,9 @@ class _Table:
         if self._stale:
             self._stale, self.fetched_at = False, time.monotonic()
             # Finished tasks are fetched first, so that a task that changes state in between is listed once, in its newer state.
-            ended = self._backend.call(LIST_TASKS, query={"limit": ROWS, "state": ENDED})
-            waiting = self._backend.call(LIST_TASKS, query={"limit": ROWS, "order": "next"})
-            running = self._backend.call(LIST_TASKS, query={"limit": RUNNING, "state": ["running"]})
+            ended = self._backend.call(api.LIST_TASKS, query={"limit": ROWS, "state": ENDED})
+            waiting = self._backend.call(api.LIST_TASKS, query={"limit": ROWS, "order": "next"})
+            running = self._backend.call(api.LIST_TASKS, query={"limit": RUNNING, "state": ["running"]})
             tasks = {task.task_id: task for task in (*sorted(running.tasks, key=_start), *waiting.tasks, *ended.tasks)}
             counts = {"running": running.total_count, "waiting": waiting.total_count, "ended": ended.total_count}
             self._parts = {"tasks": [row(task) for task in tasks.values()], "counts": counts}

@@ -18,17 +18,7 @@ from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.dashboard.feed import Subscription, feed_of, row
 from openruntime_jupyter.notebook.display.tables import Status
 from openruntime_jupyter.notebook.display.tasks import TaskTable
-from openruntime_jupyter.schemas.endpoints import (
-    ANALYSE_HISTORY,
-    CHANGE_TASK,
-    DELETE_TASK,
-    FREE_SESSION,
-    GET_OUTPUT,
-    LIST_TASKS,
-    RESTART_SESSION,
-    SUBMIT_TASK,
-    UNLOAD_MODEL,
-)
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Timeframe
 
 STATIC = Path(__file__).parent / "static"
@@ -156,27 +146,27 @@ def _again(backend: Backend, args: dict[str, Any]) -> Any:
 
 
 def _run(backend: Backend, args: dict[str, Any]) -> Any:
-    return backend.call(SUBMIT_TASK, body={**args, "origin": "notebook"}, key=new_key()).model_dump(mode="json", exclude={"parameters"})
+    return backend.call(api.SUBMIT_TASK, body={**args, "origin": "notebook"}, key=new_key()).model_dump(mode="json", exclude={"parameters"})
 
 
 def _tasks(backend: Backend, args: dict[str, Any]) -> Any:
     query = {"limit": int(args["limit"]), "state": args.get("states"), "offset": int(args["offset"]), "order": args["order"]}
-    page = backend.call(LIST_TASKS, query=query)
+    page = backend.call(api.LIST_TASKS, query=query)
     return {"tasks": [row(task) for task in page.tasks]}
 
 
 def _output(backend: Backend, args: dict[str, Any]) -> Any:
-    return backend.call(GET_OUTPUT, args["id"], query={"since": int(args.get("since", 0))}).model_dump(mode="json")
+    return backend.call(api.GET_OUTPUT, args["id"], query={"since": int(args.get("since", 0))}).model_dump(mode="json")
 
 
 def _insights(backend: Backend, args: dict[str, Any]) -> Any:
     request = {"metric_type": args["metric_type"], "timeframe": args["timeframe"], "wording": "none"}
-    return backend.call(ANALYSE_HISTORY, body=request).model_dump(mode="json")
+    return backend.call(api.ANALYSE_HISTORY, body=request).model_dump(mode="json")
 
 
 ACTIONS: dict[str, Action] = {
-    "cancel": lambda backend, args: backend.call(DELETE_TASK, args["id"]).model_dump(mode="json", exclude={"parameters"}),
-    "priority": lambda backend, args: backend.call(CHANGE_TASK, args["id"], body={"priority": int(args["priority"])}).model_dump(
+    "cancel": lambda backend, args: backend.call(api.DELETE_TASK, args["id"]).model_dump(mode="json", exclude={"parameters"}),
+    "priority": lambda backend, args: backend.call(api.CHANGE_TASK, args["id"], body={"priority": int(args["priority"])}).model_dump(
         mode="json", exclude={"parameters"}
     ),
     "task": lambda backend, args: record(backend, args["id"]).model_dump(mode="json"),
@@ -184,9 +174,9 @@ ACTIONS: dict[str, Action] = {
     "output": _output,
     "again": _again,
     "run": _run,
-    "restart": lambda backend, args: backend.call(RESTART_SESSION, args["id"]).model_dump(mode="json"),
-    "free": lambda backend, args: backend.call(FREE_SESSION, args["id"]).model_dump(mode="json"),
-    "unload": lambda backend, args: {"unloaded": backend.call(UNLOAD_MODEL, args["name"])},
+    "restart": lambda backend, args: backend.call(api.RESTART_SESSION, args["id"]).model_dump(mode="json"),
+    "free": lambda backend, args: backend.call(api.FREE_SESSION, args["id"]).model_dump(mode="json"),
+    "unload": lambda backend, args: {"unloaded": backend.call(api.UNLOAD_MODEL, args["name"])},
     "insights": _insights,
 }
 """Actions by name, as called by the page. Each raises the backend's errors."""

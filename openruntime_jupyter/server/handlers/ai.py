@@ -1,14 +1,15 @@
-"""Handlers of agents, workflows, AI tasks, models and conversations."""
+"""Handlers of agents, workflows, AI tasks, models, conversations and insights."""
 
 from __future__ import annotations
 
+import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from jupyter_server.utils import url_path_join
 
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
 from openruntime_jupyter.schemas.ai import AiRequest, ConversationList, Unloaded
 from openruntime_jupyter.schemas.endpoints import (
+    ANALYSE_HISTORY,
     DELETE_CONVERSATION,
     GET_CONVERSATION,
     LIST_AGENTS,
@@ -19,13 +20,14 @@ from openruntime_jupyter.schemas.endpoints import (
     SUBMIT_PROMPT,
     UNLOAD_MODEL,
 )
+from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import ConversationsQuery, TokensQuery
 from openruntime_jupyter.server.http.base import Handler, WaitingMixin, serves
-from openruntime_jupyter.server.http.requests import Preference, read_key, read_preference
+from openruntime_jupyter.server.http.requests import read_key, read_preference
 from openruntime_jupyter.server.http.sse import TokenStream
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.ai.service import AiService
+    from openruntime_jupyter.runtime.runtime import Runtime
 
 AI_ID = "ai_task_"
 
@@ -73,28 +75,15 @@ class AiTasksHandler(WaitingMixin, TokenStream):
         service = await self.ai()
         caller = await self.caller()
         if not request.wait:
-            await self._accepted(service, await service.submit(request, caller, key), preference)
+            task_id = await service.submit(request, caller, key)
+            self.reply_accepted(await self.while_connected(service.get(task_id, preference.wait or 0.0)), preference)
             return
         task_id = await self.while_connected(service.submit(request, caller, key))
         if request.stream:
-            self._locate(task_id)
+            self.locate(task_id)
             await self.while_wanted(service.runtime, task_id, self.stream(service, task_id))
         else:
             self.reply(await self.while_wanted(service.runtime, task_id, service.get(task_id, None)))
-
-    async def _accepted(self, service: AiService, task_id: str, preference: Preference) -> None:
-        """Respond to an asynchronous submission: 200 if the task finished within the preferred wait, otherwise 202."""
-        if preference.applied is not None:
-            self.set_header("Preference-Applied", preference.applied)
-        task = await self.while_connected(service.get(task_id, preference.wait or 0.0))
-        if preference.wait is not None and task.status.terminal:
-            self.reply(task)
-        else:
-            self._locate(task_id)
-            self.reply(task, 202)
-
-    def _locate(self, task_id: str) -> None:
-        self.set_header("Location", url_path_join(self.app.url_path, "tasks", task_id))
 
 
 class TokensHandler(TokenStream):
@@ -161,3 +150,26 @@ class ConversationHandler(Handler):
         query = self.query(ConversationsQuery)
         service = await self.ai()
         self.reply(await service.conversations.delete(query.owner or (await self.caller()).owner, name))
+
+
+class InsightsHandler(Handler):
+    """Handler of `POST /ai/insights`."""
+
+    @serves(ANALYSE_HISTORY)
+    async def post(self) -> None:
+        """Analyse the recorded history for performance, memory, efficiency or errors.
+
+        Findings are peaks, trends, leaks, bursts of failures, queueing and more, with numbers, times and the tasks that ran at the time.
+        They are computed from recorded data. A model may rewrite the text but adds no information: texts with missing or additional
+        numbers are rejected.
+        """
+        request = self.body(InsightsRequest)
+        runtime = await self.runtime()
+        self.reply(await self.while_connected(self._insights(runtime, request)))
+
+    async def _insights(self, runtime: Runtime, request: InsightsRequest) -> Insights:
+        choose = (await self.ai()).worders(await self.caller())
+        # Imported on a thread at the first request, because most servers get none and NumPy is slow to import.
+        answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.report")
+        found: Insights = await answer.insights(runtime, request, choose)
+        return found

@@ -69,7 +69,7 @@ class ArraysHandler(_ArrayBaseHandler):
         layout = array_file.check_bounds(request.shape, request.dtype, request.kind)
         store = (await self.runtime()).arrays
         info = self.visible_info(store, await store.allocate(layout, owner_of(self.user)))
-        self.reply(info, 201, {"Location": url_path_join(self.app.url_path, "arrays", info.id)})
+        self.reply(info, 201, {"Location": url_path_join(self.services.options.url_path, "arrays", info.id)})
 
 
 class ArrayHandler(_ArrayBaseHandler):
@@ -170,7 +170,7 @@ class ArrayHandler(_ArrayBaseHandler):
     def _abandon_upload(self) -> None:
         self._stop_stall_timer()
         if self._upload is not None:
-            self.app.in_background(self._upload.abandon())
+            self.services.in_background(self._upload.abandon())
 
     @serves(GET_ARRAY)
     async def get(self, array_id: str) -> None:

@@ -8,14 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
-from tornado import web
 
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.schemas.endpoints import GET_DOCS, GET_OPENAPI, JSON
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
-from openruntime_jupyter.server.http.base import Handler, serves
+from openruntime_jupyter.server.http.base import Handler, protected, serves
 
 SWAGGER = Path(__file__).parents[1] / "openapi" / "swagger"
 FILES = {"swagger-ui-bundle.js": "text/javascript", "init.js": "text/javascript", "swagger-ui.css": "text/css"}
@@ -54,9 +52,9 @@ class AboutHandler(Handler):
 
     def document(self) -> dict[str, Any]:
         """Return the OpenAPI document of this server with its URL."""
-        provider = self.app.server.identity_provider
+        provider = self.settings["identity_provider"]
         local = isinstance(provider, StandaloneIdentity) and provider.allow_local and not self.settings.get("allow_remote_access")
-        return _document(self.app.url_path, local, tuple(operations()))
+        return _document(self.services.options.url_path, local, tuple(operations()))
 
 
 class OpenApiHandler(AboutHandler):
@@ -81,7 +79,7 @@ class DocsHandler(AboutHandler):
         """Return an HTML page on which the API can be read and tried."""
         # Reading the token also sets its cookie, with which the page's requests are compared.
         values = {"title": f"{self.document()['info']['title']}: API", "xsrf": self.xsrf_token.decode()}
-        root = self.app.url_path.rstrip("/")
+        root = self.services.options.url_path.rstrip("/")
         values |= {"docs": f"{root}/docs", "document": f"{root}/openapi.json"}
         self.finish(PAGE.format_map({name: escape(value) for name, value in values.items()}), set_content_type="text/html; charset=UTF-8")
 
@@ -94,8 +92,7 @@ class DocsFileHandler(AboutHandler):
         """Jupyter's restrictive policy for APIs."""
         return str(super().content_security_policy)
 
-    @web.authenticated
-    @authorized
+    @protected
     async def get(self, name: str) -> None:
         """Send a script or style of the page."""
         self.set_header("Cache-Control", "private, max-age=3600")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from openruntime_jupyter import __version__
@@ -19,7 +18,7 @@ from openruntime_jupyter.schemas.endpoints import (
     VERSIONS,
 )
 from openruntime_jupyter.schemas.queries import HistoryQuery
-from openruntime_jupyter.server.http.base import Handler, serves
+from openruntime_jupyter.server.http.base import Handler, protected, serves
 from openruntime_jupyter.server.http.requests import preferred
 
 
@@ -75,8 +74,7 @@ class OperationsHandler(Handler):
 class NotFoundHandler(Handler):
     """Handler of all other paths, which responds with 404 to authorized clients."""
 
-    @web.authenticated
-    @authorized
+    @protected
     async def get(self) -> None:
         """Respond with 404."""
         raise web.HTTPError(404)

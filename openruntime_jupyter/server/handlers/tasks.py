@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from jupyter_server.utils import url_path_join
 
@@ -23,10 +23,7 @@ from openruntime_jupyter.schemas.endpoints import (
 from openruntime_jupyter.schemas.queries import DeleteQuery, OutputQuery, PageQuery, TaskQuery, TasksQuery, WaitQuery
 from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest
 from openruntime_jupyter.server.http.base import Handler, WaitingMixin, serves
-from openruntime_jupyter.server.http.requests import Preference, read_key, read_preference
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.server.http.requests import read_key, read_preference
 
 
 class TasksHandler(WaitingMixin):
@@ -55,25 +52,15 @@ class TasksHandler(WaitingMixin):
         runtime = await self.runtime()
         caller = await self.caller(request.operation)
         if preference.applied is not None:
-            self.set_header("Preference-Applied", preference.applied)
             request = request.model_copy(update={"wait": False})
         task_id = await runtime.submission.submit(request, caller, key)
         # Parameters are omitted: the client has them, and they may be large.
         if request.wait:
             self.reply(await self.while_wanted(runtime, task_id, runtime.tasks.wait(task_id, parameters=False)))
+        elif preference.wait:
+            self.reply_accepted(await self.while_connected(runtime.tasks.wait(task_id, preference.wait, parameters=False)), preference)
         else:
-            await self._accepted(runtime, task_id, preference)
-
-    async def _accepted(self, runtime: Runtime, task_id: str, preference: Preference) -> None:
-        """Respond to an asynchronous submission: 200 if the task finished within the preferred wait, otherwise 202."""
-        if preference.wait:
-            task = await self.while_connected(runtime.tasks.wait(task_id, preference.wait, parameters=False))
-        else:
-            task = await runtime.tasks.get(task_id, parameters=False)
-        if preference.wait is not None and task.status.terminal:
-            self.reply(task)
-        else:
-            self.reply(task, 202, {"Location": url_path_join(self.app.url_path, "tasks", task.task_id)})
+            self.reply_accepted(await runtime.tasks.get(task_id, parameters=False), preference)
 
 
 class FollowedTaskHandler(Handler):
@@ -92,7 +79,7 @@ class FollowedTaskHandler(Handler):
         runtime = await self.runtime()
         task_id = await runtime.submission.submit(request, await self.caller(request.operation), key)
         output = await self.while_connected(runtime.tasks.output(task_id, 0, query.wait, record=True))
-        self.reply(output, 202, {"Location": url_path_join(self.app.url_path, "tasks", task_id)})
+        self.reply(output, 202, {"Location": url_path_join(self.services.options.url_path, "tasks", task_id)})
 
 
 class EnhancedTasksHandler(Handler):

@@ -9,13 +9,8 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest
-from openruntime_jupyter.server.handlers.arrays import ArrayHandler
-from openruntime_jupyter.server.handlers.tasks import TasksHandler
-from openruntime_jupyter.server.http.base import suited
-from openruntime_jupyter.server.websocket import EventsSocket
 from tests.server.conftest import error_of
 from tests.support import Server
 
@@ -266,30 +261,3 @@ def test_body_result_is_independent_of_chunking(standalone: Server, more: int, c
     content = iter([body[:20], body[20:]]) if chunked else body
     answer = standalone.request("POST", "/tasks", content=content, headers={"Content-Type": "application/json"})
     assert answer.json()["result"]["output"]["value"] == 3
-
-
-@pytest.mark.parametrize(
-    ("headers", "limited", "pieces"),
-    [
-        ({}, False, False),
-        ({"Content-Length": "0"}, False, False),
-        ({"Content-Length": "65536", "Content-Type": "application/json"}, False, False),
-        ({"Content-Length": "65537", "Content-Type": "application/json"}, False, True),
-        ({"Content-Length": "2, 2", "Content-Type": "application/json"}, False, True),
-        ({"Transfer-Encoding": "chunked", "Content-Type": "application/json"}, False, True),
-        ({"Content-Length": "10", "Content-Type": "multipart/form-data; boundary=x"}, False, True),
-        ({"Content-Length": "10", "Content-Type": "application/x-www-form-urlencoded"}, False, True),
-        ({}, True, True),
-    ],
-)
-def test_large_or_limited_bodies_are_chunked(headers: dict[str, str], limited: bool, pieces: bool) -> None:
-    request = HTTPServerRequest(
-        headers=HTTPHeaders({"Host": "localhost", **headers}),
-        connection=HTTPConnection(),
-        start_line=RequestStartLine("POST", "/tasks", "HTTP/1.1"),
-    )
-    chosen = suited(TasksHandler, request, limited)
-    assert issubclass(chosen, TasksHandler)
-    assert (chosen is not TasksHandler) is pieces
-    assert suited(ArrayHandler, request, limited) is not ArrayHandler, "it stores the pieces as they come"
-    assert suited(EventsSocket, request, limited) is EventsSocket
