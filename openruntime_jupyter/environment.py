@@ -73,7 +73,7 @@ def changed_by_now() -> tuple[tuple[str, str | None], ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether `host` is a loopback address or its name, which only programs of this machine can reach."""
+    """Return whether `host` is a loopback address or its name, which other machines cannot reach."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""What the request handlers use: the runtime with its start and stop, the rate limits, and the identity of notebooks."""
+"""Services of the request handlers: the runtime with its start and stop, the rate limits, and the identity of notebooks."""
 
 from __future__ import annotations
 
