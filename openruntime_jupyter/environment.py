@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 from functools import cache
 
@@ -63,3 +64,14 @@ def changed_by_now() -> tuple[tuple[str, str | None], ...]:
     start, now = at_start(), dict(os.environ)
     names = (name for name in start.keys() | now.keys() if name not in SET_BY_KERNEL and start.get(name) != now.get(name))
     return tuple((name, now.get(name)) for name in sorted(names))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` is a loopback address or its name, which other machines cannot reach."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

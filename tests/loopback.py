@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.server.auth.identity import is_loopback
+from openruntime_jupyter.environment import is_loopback
 
 
 class RemoteConnection(AssertionError):
@@ -19,7 +19,7 @@ def is_local(connection: socket.socket, address: Any) -> bool:
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
         return True
     host = str(address[0])
-    return host == "localhost" or is_loopback(host)
+    return is_loopback(host)
 
 
 def guard(patch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,6 @@ NEAR = 4
 """A block is used for an array if their sizes differ by at most 1/NEAR (a quarter) of the array's size."""
 PIECE = 4 << 20
 
-LEASE_HEADER = "OpenRuntime-Lease"
-LEASED = "flock"
-"""Value that HTTP clients send if they lease each file that they open by its path, as described above."""
-
 _numbers = itertools.count()
 _NAME = re.compile(r"(?P<since>\d{20})-(?P<size>\d+)-\d+-\d+")
 

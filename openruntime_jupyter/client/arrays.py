@@ -12,6 +12,7 @@ from openruntime_jupyter.arrays.function_pickler import Stream
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, Unavailable, gigabytes
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayReference
+from openruntime_jupyter.schemas.endpoints import ALLOCATE_ARRAY, DELETE_ARRAY, GET_ARRAY, MARK_ARRAY_READY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,7 +83,7 @@ class ArrayUploads:
         self.ids, self._pickles = [], []
         for array_id in ids:
             with contextlib.suppress(OpenRuntimeError):
-                self._backend.delete_array(array_id)
+                self._backend.call(DELETE_ARRAY, array_id)
 
     def __enter__(self) -> Self:
         return self
@@ -111,15 +112,16 @@ def pickles_with_arrays() -> bool:
 
 def send(backend: Backend, value: Any, layout: Layout) -> str:
     """Send an array or the stream of a pickle to the runtime and return its id."""
-    info = backend.allocate(list(layout.shape), layout.dtype, layout.kind)
+    request = {"shape": list(layout.shape), "dtype": layout.dtype, "kind": layout.kind}
+    info = backend.call(ALLOCATE_ARRAY, body=request)
     try:
         if _fill(backend, info, value, layout):
-            backend.array_ready(info.id)
+            backend.call(MARK_ARRAY_READY, info.id)
         else:
-            backend.put_array(info.id, _pieces(value, layout), layout.size)
+            backend.upload(info.id, _pieces(value, layout), layout.size)
     except BaseException:
         with contextlib.suppress(OpenRuntimeError):
-            backend.delete_array(info.id)
+            backend.call(DELETE_ARRAY, info.id)
         raise
     return info.id
 
@@ -172,7 +174,7 @@ def receive(backend: Backend, wanted: ArrayReference) -> Array:
 
     from openruntime_jupyter.arrays import array_file, conversion
 
-    info = backend.array(wanted.id)
+    info = backend.call(GET_ARRAY, wanted.id)
     if backend.local and info.path is not None and os.access(info.path, os.R_OK):  # it may belong to another user
         return conversion.view(info.path, info.id)
     layout = array_file.check_bounds(info.shape, info.dtype, info.kind)
@@ -180,7 +182,7 @@ def receive(backend: Backend, wanted: ArrayReference) -> Array:
     if layout.nbytes:
         target = array.reshape(-1).view(np.uint8).data
         place = -layout.offset
-        for piece in backend.get_array(info.id):
+        for piece in backend.download(info.id):
             part = piece[max(0, -place) :]
             at = max(0, place)
             if at + len(part) > layout.nbytes:

@@ -5,25 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.futures import Completions
 from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle
 from openruntime_jupyter.client.transport.watch import CONNECTED
-from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
-from openruntime_jupyter.schemas.sessions import Session
-from openruntime_jupyter.schemas.system import Device, Health, OperationInfo, SystemMetrics
-from openruntime_jupyter.schemas.tasks import Task, TaskPage, TaskState
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from openruntime_jupyter.client.client import Client
-
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
-
 
 MOST_UNREAD = 10_000
 """Buffered messages per watcher."""
@@ -130,6 +126,18 @@ def _settle(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
+def in_thread(
+    method: Callable[Concatenate[Client, Params], Result],
+) -> Callable[Concatenate[AsyncClient, Params], Coroutine[Any, Any, Result]]:
+    """Return the coroutine method that runs a method of `Client` in a thread, with its signature and docstring."""
+
+    @wraps(method)
+    async def call(self: AsyncClient, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+        return await asyncio.to_thread(method, self.client, *args, **kwargs)
+
+    return call
+
+
 class AsyncClient:
     """Asynchronous counterpart of `Client`, available as `client.aio`. Cancelling `run` or `call` cancels the task."""
 
@@ -157,10 +165,6 @@ class AsyncClient:
         """Run `function(*args, **kwargs)` in a worker and return its value; see `Client.call`."""
         return await self._finish(await self.submit_call(function, *args, **kwargs))
 
-    async def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, **options: Any) -> list[Any]:
-        """Return `function(item)` for each item, in order; see `Client.map`."""
-        return await asyncio.to_thread(partial(self.client.map, function, iterable, **options))
-
     async def task(self, task_id: str) -> AsyncTaskHandle:
         """Return the handle of a task, an `AsyncPromptHandle` for AI tasks. Raises `TaskNotFound`."""
         return self._handle(await asyncio.to_thread(self.client.task, task_id))
@@ -171,73 +175,29 @@ class AsyncClient:
         handle = await asyncio.to_thread(partial(self.client.ask, prompt, workflow, **parameters))
         return AsyncPromptHandle(handle, self._completions)
 
-    async def agents(self) -> AgentList:
-        """Return the available agents."""
-        return await asyncio.to_thread(self.client.agents)
-
-    async def workflows(self) -> list[WorkflowInfo]:
-        """Return the available workflows."""
-        return await asyncio.to_thread(self.client.workflows)
-
-    async def models(self) -> ModelList:
-        """Return the available models and remote providers."""
-        return await asyncio.to_thread(self.client.models)
-
-    async def unload(self, name: str) -> list[str]:
-        """Free the memory of an idle model; see `Client.unload`."""
-        return await asyncio.to_thread(self.client.unload, name)
-
-    async def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
-        """Return the conversations; see `Client.conversations`."""
-        return await asyncio.to_thread(self.client.conversations, owner)
-
-    async def conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """Return a conversation with its turns; see `Client.conversation`."""
-        return await asyncio.to_thread(self.client.conversation, name, owner)
-
-    async def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
-        """Delete a conversation; see `Client.delete_conversation`."""
-        return await asyncio.to_thread(self.client.delete_conversation, name, owner)
-
-    async def tasks(self, **filters: Any) -> TaskPage:
-        """Return a page of tasks; see `Client.tasks`."""
-        return await asyncio.to_thread(partial(self.client.tasks, **filters))
-
-    async def cancel(self, task_id: str) -> Task:
-        """Cancel a task and return its final record."""
-        return await asyncio.to_thread(self.client.cancel, task_id)
-
     async def again(self, task_id: str, **options: Any) -> AsyncTaskHandle:
         """Submit the work of a task again; see `Client.again`."""
         return await self._submitted(partial(self.client.again, task_id, **options))
 
-    async def sessions(self) -> list[Session]:
-        """Return all sessions, most recently used first. `with_options(session=NAME)` runs tasks in one."""
-        return await asyncio.to_thread(self.client.sessions)
-
-    async def restart_session(self, session: str) -> Session:
-        """End the worker of a session (name or id); its next task starts with an empty namespace."""
-        return await asyncio.to_thread(self.client.restart_session, session)
-
-    async def free_session(self, session: str) -> Session:
-        """End a session (name or id), free its memory and return its last record."""
-        return await asyncio.to_thread(self.client.free_session, session)
-
-    async def devices(self) -> list[Device]:
-        """Return the compute devices."""
-        return await asyncio.to_thread(self.client.devices)
-
-    async def metrics(self) -> SystemMetrics:
-        """Return the current metrics."""
-        return await asyncio.to_thread(self.client.metrics)
-
-    async def health(self) -> Health:
-        """Return the health report."""
-        return await asyncio.to_thread(self.client.health)
-
-    async def operations(self) -> list[OperationInfo]:
-        """Return the available operations."""
-        return await asyncio.to_thread(self.client.operations)
+    agents = in_thread(Client.agents)
+    workflows = in_thread(Client.workflows)
+    models = in_thread(Client.models)
+    unload = in_thread(Client.unload)
+    conversations = in_thread(Client.conversations)
+    conversation = in_thread(Client.conversation)
+    delete_conversation = in_thread(Client.delete_conversation)
+    tasks = in_thread(Client.tasks)
+    cancel = in_thread(Client.cancel)
+    sessions = in_thread(Client.sessions)
+    restart_session = in_thread(Client.restart_session)
+    free_session = in_thread(Client.free_session)
+    devices = in_thread(Client.devices)
+    metrics = in_thread(Client.metrics)
+    metrics_history = in_thread(Client.metrics_history)
+    insights = in_thread(Client.insights)
+    health = in_thread(Client.health)
+    operations = in_thread(Client.operations)
+    map = in_thread(Client.map)
 
     async def watch(self, topics: Iterable[str] = ("task_update",)) -> AsyncIterator[dict[str, Any]]:
         """Yield events; see `Client.watch`. A watcher `MOST_UNREAD` messages behind gets `connected` with `gap` instead."""

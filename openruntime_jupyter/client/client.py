@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.execution_environment import world
-from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request, refuse_deadlock
+from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request, record, refuse_deadlock
 from openruntime_jupyter.client.map import run_map
 from openruntime_jupyter.client.serialization import pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import SessionEnded, TaskNotFound
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.schemas.sessions import Session
@@ -245,14 +246,14 @@ class Client:
         """
         given = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
         request = prompt_request(prompt, workflow, given, self.options.request(), self.origin)
-        asked = self.backend.prompts.ask(request, new_key())
-        return PromptHandle(self.backend, self.backend.get(asked.task_id, parameters=False), asked.left_out)
+        asked = self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
+        return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
 
     def task(self, task_id: str) -> TaskHandle:
         """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`."""
         if not task_id:
             raise TaskNotFound("a task id is required: tasks() lists them")
-        return handle_of(self.backend, self.backend.get(task_id, parameters=False))
+        return handle_of(self.backend, record(self.backend, task_id))
 
     def tasks(
         self,
@@ -269,11 +270,12 @@ class Client:
 
         With `order="next"`, return the pending tasks in run order, without the first `offset`. This order takes no filters.
         """
-        return self.backend.tasks(limit, before, states, operation, owner, offset=offset, order=order)
+        query = {"limit": limit, "before": before, "state": states, "operation": operation, "owner": owner}
+        return self.backend.call(api.LIST_TASKS, query={**query, "offset": offset, "order": order})
 
     def cancel(self, task_id: str) -> Task:
         """Cancel a task and return its final record."""
-        return self.backend.cancel(task_id)
+        return self.backend.call(api.DELETE_TASK, task_id)
 
     def again(self, task_id: str, **options: Any) -> TaskHandle:
         """Submit the work of a task again. `options`, those of `with_options`, override the options of the task.
@@ -306,13 +308,13 @@ class Client:
 
     def sessions(self) -> list[Session]:
         """Return all sessions of the runtime, most recently used first."""
-        return self.backend.sessions()
+        return self.backend.call(api.LIST_SESSIONS)
 
     def restart_session(self, session: str) -> Session:
         """End the worker of a session (name or id); its next task starts with an empty namespace. Raises `SessionNotFound`."""
         from openruntime_jupyter.client.session import find_session
 
-        return self.backend.restart_session(find_session(self, session).id)
+        return self.backend.call(api.RESTART_SESSION, find_session(self, session).id)
 
     def free_session(self, session: str) -> Session:
         """End a session (name or id), free its memory and return its last record. Raises `SessionNotFound`."""
@@ -320,7 +322,7 @@ class Client:
 
         found = find_session(self, session)
         self.session_ids.pop(found.name, None)
-        return self.backend.free_session(found.id)
+        return self.backend.call(api.FREE_SESSION, found.id)
 
     def caller(self) -> tuple[str | None, str | None]:
         """Return the path of this process's notebook and the process's random id, which identify its sessions."""
@@ -329,59 +331,60 @@ class Client:
 
     def devices(self) -> list[Device]:
         """Return the compute devices."""
-        return self.backend.devices()
+        return self.backend.call(api.LIST_DEVICES)
 
     def workers(self) -> list[Worker]:
         """Return the worker processes with their statistics."""
-        return self.backend.workers()
+        return self.backend.call(api.LIST_WORKERS)
 
     def metrics(self) -> SystemMetrics:
         """Return the current metrics."""
-        return self.backend.metrics()
+        return self.backend.call(api.GET_METRICS)
 
     def health(self) -> Health:
         """Return the health report, with advice for each problem."""
-        return self.backend.health()
+        return self.backend.call(api.GET_HEALTH)
 
     def models(self) -> ModelList:
         """Return the available models (marking those in memory) and the remote providers."""
-        return self.backend.prompts.models()
+        return self.backend.call(api.LIST_MODELS)
 
     def unload(self, name: str) -> list[str]:
         """Free the memory of an idle model. Raises `ModelNotFound`, and `TaskConflict` while the model is in use."""
-        return self.backend.prompts.unload(name)
+        return self.backend.call(api.UNLOAD_MODEL, name)
 
     def agents(self) -> AgentList:
         """Return the available agents and the problems of files in the configured folder."""
-        return self.backend.prompts.agents()
+        return self.backend.call(api.LIST_AGENTS)
 
     def workflows(self) -> list[WorkflowInfo]:
         """Return the available workflows with their parameter schemas."""
-        return self.backend.prompts.workflows()
+        return self.backend.call(api.LIST_WORKFLOWS)
 
     def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
         """Return the conversations of all users or of `owner`, most recently used first."""
-        return self.backend.prompts.conversations(owner)
+        return self.backend.call(api.LIST_CONVERSATIONS, query={"owner": owner})
 
     def conversation(self, name: str, owner: str | None = None) -> Conversation:
         """Return a conversation of the caller, or of `owner`, with its turns. Raises `ConversationNotFound`."""
-        return self.backend.prompts.conversation(name, owner)
+        return self.backend.call(api.GET_CONVERSATION, name, query={"owner": owner})
 
     def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
         """Delete a conversation and return it. Raises `ConversationNotFound`."""
-        return self.backend.prompts.delete_conversation(name, owner)
+        return self.backend.call(api.DELETE_CONVERSATION, name, query={"owner": owner})
 
     def metrics_history(self, timeframe: Timeframe = "5m", points: int = 300) -> MetricsHistory:
         """Return the metrics of the last `timeframe` (`5m`, `15m`, `1h`, `6h`, `24h`, `7d`) in at most `points` points."""
-        return self.backend.metrics_history(timeframe, points)
+        return self.backend.call(api.GET_METRICS_HISTORY, query={"timeframe": timeframe, "points": points})
 
     def insights(self, metric_type: MetricType = "performance", timeframe: Timeframe = "1h", wording: WordingChoice = "none") -> Insights:
         """Return findings about `performance`, `memory`, `efficiency` or `errors`. `wording` selects a model to rewrite them."""
-        return self.backend.insights(metric_type, timeframe, wording)
+        request = {"metric_type": metric_type, "timeframe": timeframe, "wording": wording}
+        return self.backend.call(api.ANALYSE_HISTORY, body=request)
 
     def operations(self) -> list[OperationInfo]:
         """Return the available operations with their parameter schemas."""
-        return self.backend.operations()
+        return self.backend.call(api.LIST_OPERATIONS)
 
     def close(self) -> None:
         """Close the connection, including that of `aio`. Tasks keep running."""
@@ -419,8 +422,8 @@ class Client:
     def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None, follow: float = 0.0) -> TaskHandle:
         request, key = self._request(operation, parameters, name), new_key()
         if not follow:
-            return TaskHandle(self.backend, self._send(lambda: self.backend.submit(request, key)))
-        shown = self._send(lambda: self.backend.submit_followed(request, key, follow))
+            return TaskHandle(self.backend, self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key)))
+        shown = self._send(lambda: self.backend.call(api.SUBMIT_FOLLOWED, body=request, key=key, wait=follow))
         assert shown.task is not None
         return TaskHandle(self.backend, shown.task, shown)
 
@@ -450,11 +453,11 @@ class Client:
         refuse_deadlock(self.backend, self.options.device, "a new task")
         request, key = self._request(operation, parameters, name), new_key()
         try:
-            handle = TaskHandle(self.backend, self._send(lambda: self.backend.submit(request, key, FIRST_WAIT)))
-            return handle.result()
+            task = self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key, wait=FIRST_WAIT))
+            return TaskHandle(self.backend, task).result()
         except KeyboardInterrupt:
             # The same key returns the same task, even if the interrupt came before its id.
-            self.backend.cancel(self.backend.submit(request, key).task_id)
+            self.cancel(self.backend.call(api.SUBMIT_TASK, body=request, key=key).task_id)
             raise
 
 

@@ -22,6 +22,7 @@ from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, TaskNotFound, WouldDeadlock
 from openruntime_jupyter.runtime.settings import default_data_dir
+from openruntime_jupyter.schemas.endpoints import GET_HEALTH
 from openruntime_jupyter.schemas.tasks import Origin
 
 EMBEDDED = "embedded"
@@ -85,15 +86,15 @@ def _named(url: str, token: str | None) -> HttpBackend:
         path = path.removesuffix(end)
     plain = HttpBackend(urlunsplit((parts.scheme, parts.netloc, path, "", "")), token, renew=renew)
     if path.endswith("/openruntime"):
-        plain.health()
+        plain.call(GET_HEALTH)
         return plain
     try:
-        plain.health()
+        plain.call(GET_HEALTH)
         return plain
     except (NotConnected, NotAllowed, TaskNotFound) as problem:
         below = HttpBackend(f"{plain.where}/openruntime", token)
         try:
-            below.health()
+            below.call(GET_HEALTH)
             return below
         except NotAllowed:
             raise
@@ -113,7 +114,7 @@ def _of_kernel() -> HttpBackend | None:
     if url and os.environ.get("OPENRUNTIME_SERVER_PID") == parent:
         backend = HttpBackend(url, token, local=True)
         try:
-            backend.health()
+            backend.call(GET_HEALTH)
         except NotConnected as problem:
             # The server existed when this kernel started. A silent fallback would hide its tasks.
             raise NotConnected(f"{problem}; connect('embedded') uses a runtime inside this process instead") from problem
@@ -174,7 +175,7 @@ def _answering(backend: HttpBackend | None) -> HttpBackend | None:
     if backend is None:
         return None
     try:
-        backend.health()
+        backend.call(GET_HEALTH)
     except (NotConnected, NotAllowed, TaskNotFound):
         backend.close()
         return None

@@ -21,6 +21,7 @@ from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.schemas.endpoints import SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Submissions:
         while group := self._next():
             try:
                 self._completions.open()  # before a task can end
-                answers = self._backend.submit_many([each.request for each in group], new_key())
+                answers = self._backend.call(SUBMIT_BATCH, body={"tasks": [each.request for each in group]}, key=new_key())
             except BaseException as problem:
                 for each in group:
                     each.future.refuse(problem)

@@ -15,6 +15,7 @@ from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskCancelled
+from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS
 from openruntime_jupyter.schemas.tasks import Ended, TaskState
 
 log = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ class Completions:
         for start in range(0, len(futures), MOST_IN_BATCH):
             asked = list(futures)[start : start + MOST_IN_BATCH]
             try:
-                while asked and (collected := self._backend.collect(asked)):
+                while asked and (collected := self._backend.call(COLLECT_RESULTS, body={"tasks": asked})):
                     for ended in collected:
                         self._take(ended, left.pop(ended.task_id))
                     asked = [task_id for task_id in asked if task_id in left]

@@ -26,6 +26,7 @@ from openruntime_jupyter.errors import (
     WorkerDied,
     WouldDeadlock,
 )
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import Ended, FailureKind, Origin, OutputItem, Progress, Task, TaskOutput, TaskResult, TaskState
 
@@ -64,6 +65,11 @@ class Output:
         return "".join(item.text if item.text is not None else _plain(item) for item in self.items)
 
 
+def record(backend: Backend, task_id: str, wait: float = 0.0) -> Task:
+    """Return a task's record without its parameters, which may be large, at its end or after `wait` seconds."""
+    return backend.call(api.GET_TASK, task_id, query={"parameters": False}, wait=wait)
+
+
 class TaskHandle:
     """Handle of a task.
 
@@ -89,9 +95,9 @@ class TaskHandle:
 
     @property
     def task(self) -> Task:
-        """Return the current record without its parameters, which may be large (`connect().backend.get(id)` includes them)."""
+        """Return the current record without its parameters, which may be large (`connect().backend.call(GET_TASK, id)` has them)."""
         if not self._task.status.terminal:
-            self._task = self._backend.get(self.id, parameters=False)
+            self._task = record(self._backend, self.id)
         return self._task
 
     @property
@@ -107,7 +113,7 @@ class TaskHandle:
     @property
     def output(self) -> Output:
         """Return the output so far."""
-        shown = self._backend.output(self.id)
+        shown = self._backend.call(api.GET_OUTPUT, self.id)
         return Output(tuple(shown.items), shown.truncated, shown.finished)
 
     def follow_output(self, since: int = 0, wait: float = 0.0) -> TaskOutput:
@@ -117,7 +123,7 @@ class TaskHandle:
         """
         shown, self._shown = self._shown, None
         if shown is None or since > 0:
-            shown = self._backend.output(self.id, since, wait, record=True)
+            shown = self._backend.call(api.GET_OUTPUT, self.id, query={"since": since, "record": True}, wait=wait)
         if shown.task is not None:
             self._task = shown.task
         return shown
@@ -133,7 +139,7 @@ class TaskHandle:
             left = LONGEST_WAIT if deadline is None else min(LONGEST_WAIT, deadline - time.monotonic())
             if left <= 0:
                 break
-            self._task = self._backend.wait(self.id, left)
+            self._task = record(self._backend, self.id, left)
         return self._task
 
     def result(self, timeout: float | None = None) -> Any:
@@ -157,12 +163,12 @@ class TaskHandle:
             return self._arrays(task.result) if task.result.arrays else task.result.output
         if task.result.payload is None:
             return {} if task.operation == "python" else None
-        payload, encoding = self._payload or self._backend.payload(self.id)
+        payload, encoding = self._payload or (self._backend.call(api.GET_PAYLOAD, self.id), task.result.payload.encoding)
         self._payload = None
         return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
 
     def take(self, ended: Ended) -> None:
-        """Store a result of `Backend.collect`, so that `result()` needs no request. Raises `TaskNotFound` for an unknown task."""
+        """Store a result of `COLLECT_RESULTS`, so that `result()` needs no request. Raises `TaskNotFound` for an unknown task."""
         if isinstance(ended.task, OpenRuntimeError):
             raise ended.task
         self._task, self._payload = ended.task, ended.payload
@@ -176,17 +182,17 @@ class TaskHandle:
 
     def cancel(self) -> Task:
         """Cancel the task and return its final record. `cancel_stage` is the stage that stopped it."""
-        self._task = self._backend.cancel(self.id)
+        self._task = self._backend.call(api.DELETE_TASK, self.id)
         return self._task
 
     def set_priority(self, priority: int) -> Task:
         """Change the priority (1 to 10; 10 is the most urgent) of the pending task. Raises `TaskConflict` once it has started."""
-        self._task = self._backend.reprioritise(self.id, priority)
+        self._task = self._backend.call(api.CHANGE_TASK, self.id, body={"priority": priority})
         return self._task
 
     def purge(self) -> None:
         """Delete the ended task with its output and result. Raises `TaskConflict` before the task has ended."""
-        self._backend.purge(self.id)
+        self._backend.call(api.DELETE_TASK, self.id, query={"purge": True})
 
     def __repr__(self) -> str:
         seen = "" if self._task.status.terminal else "last seen "
@@ -223,10 +229,10 @@ def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any
 
     Raises the errors of a submission: `InvalidRequest` if arrays of the task have been deleted.
     """
-    before = backend.get(task_id)
+    before = backend.call(api.GET_TASK, task_id)
     request = {"parameters": {}, **{name: value for name in KEPT if (value := getattr(before, name)) is not None}}
     try:
-        return backend.submit({**request, **(changes or {}), "origin": origin}, new_key())
+        return backend.call(api.SUBMIT_TASK, body={**request, **(changes or {}), "origin": origin}, key=new_key())
     except InvalidRequest as problem:
         if not request["parameters"].get("arrays"):
             raise
@@ -259,7 +265,7 @@ class PromptHandle(TaskHandle):
         An offset of 0 after the first piece restarts the text: the worker died and the task is retried. Closing the iterator does
         not cancel the task.
         """
-        return self._backend.prompts.tokens(self.id, since)
+        return self._backend.tokens(self.id, since)
 
     def __iter__(self) -> Iterator[str]:
         """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
@@ -341,7 +347,7 @@ def refuse_deadlock(backend: Backend, wanted: str, what: str) -> None:
     if not in_worker():
         return
     context = current()
-    if context is not None and context.device_type != lane_of(wanted, backend.devices()):
+    if context is not None and context.device_type != lane_of(wanted, backend.call(api.LIST_DEVICES)):
         return
     mine = context.task_id if context is not None else "the task that started this process"
     raise WouldDeadlock(f"Deadlock: waiting here would block {what}, because {mine} holds the device slot it needs. {ADVICE}")

@@ -14,6 +14,7 @@ from openruntime_jupyter.client.handles import TaskHandle, lane_of
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
+from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.worker.chunk import apply
 
@@ -92,7 +93,8 @@ class Mapping:
 
     def _submit(self, group: list[Chunk], key: str) -> list[Task | OpenRuntimeError]:
         # Not durable: only this process uses the results, and small tasks run three times as fast (`benchmarks/map.py`).
-        return self.backend.submit_many([chunk.request for chunk in group], key, durable=False)
+        body = {"tasks": [chunk.request for chunk in group], "durable": False}
+        return self.backend.call(SUBMIT_BATCH, body=body, key=key)
 
     def _take(self, group: list[Chunk], answers: list[Task | OpenRuntimeError]) -> None:
         for chunk, answer in zip(group, answers, strict=True):
@@ -103,7 +105,8 @@ class Mapping:
     def _collect(self) -> None:
         """Fetch results of ended tasks in one request: enough to submit more chunks, or all remaining ones."""
         wanted = len(self._submitted) - (0 if self._all_sent else MOST_AHEAD // 2)
-        for ended in self.backend.collect(list(self._submitted), max(1, wanted), LONGEST_WAIT):
+        body = {"tasks": list(self._submitted), "at_least": max(1, wanted)}
+        for ended in self.backend.call(COLLECT_RESULTS, body=body, wait=LONGEST_WAIT):
             chunk, handle = self._submitted[ended.task_id]
             handle.take(ended)
             self._store(chunk, handle)

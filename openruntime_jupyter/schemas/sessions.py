@@ -40,3 +40,9 @@ class Session(Wire):
     expires_at: Timestamp | None = Field(None, description="Time at which the session ends unless it is used before.")
     ended_at: Timestamp | None = Field(None, description="Time at which the session ended.")
     reason: str | None = Field(None, description="Reason why the session ended.")
+
+
+class SessionList(Wire):
+    """Response of `GET /sessions`."""
+
+    sessions: list[Session] = Field(description="Sessions, most recently used first.")

@@ -128,3 +128,29 @@ class OperationInfo(Wire):
     summary: str = Field(description="One-line summary.")
     needs_execute: bool = Field(description="true if the operation runs the caller's code and needs the permission to execute code.")
     parameters_schema: dict[str, Any] = Field(description="JSON schema of the parameters.")
+
+
+class ServiceInfo(Wire):
+    """Response of `GET /`."""
+
+    name: Literal["OpenRuntime"]
+    version: str = Field(description="Version of the package and of the API.")
+    status: Literal["running"]
+
+
+class DeviceList(Wire):
+    """Response of `GET /devices`."""
+
+    devices: list[Device] = Field(description="Devices, GPUs first.")
+
+
+class WorkerList(Wire):
+    """Response of `GET /workers`."""
+
+    workers: list[Worker] = Field(description="Workers, oldest first.")
+
+
+class OperationList(Wire):
+    """Response of `GET /operations`."""
+
+    operations: list[OperationInfo]

@@ -27,6 +27,11 @@ ArrayKind = Literal["numpy", "mlx", "buffer"]
 """Original type of an array; a buffer is part of a pickled object."""
 
 
+LEASE_HEADER = "OpenRuntime-Lease"
+LEASED = "flock"
+"""Header and value of a request whose program holds a shared flock on each array file that it opens by path."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """Files of a model as found by the runtime's catalogue. A field is None if its value is unknown until the model is loaded.

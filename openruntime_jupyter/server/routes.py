@@ -1,4 +1,4 @@
-"""Route table."""
+"""Routes: the handlers of all endpoints, and the patterns of their paths."""
 
 from __future__ import annotations
 
@@ -6,86 +6,46 @@ import re
 
 from tornado import web
 
-from openruntime_jupyter.server.handlers.ai import (
-    AgentsHandler,
-    AiTasksHandler,
-    ConversationHandler,
-    ConversationsHandler,
-    ModelHandler,
-    ModelsHandler,
-    TokensHandler,
-    WorkflowsHandler,
-)
-from openruntime_jupyter.server.handlers.arrays import ArrayHandler, ArrayReadyHandler, ArraysHandler
-from openruntime_jupyter.server.handlers.batch import BatchHandler, ResultsHandler
-from openruntime_jupyter.server.handlers.docs import FILES, DocsFileHandler, DocsHandler, OpenApiHandler
-from openruntime_jupyter.server.handlers.insights import InsightsHandler
-from openruntime_jupyter.server.handlers.sessions import SessionHandler, SessionRestartHandler, SessionsHandler
-from openruntime_jupyter.server.handlers.system import (
-    DevicesHandler,
-    HealthHandler,
-    MetricsHandler,
-    MetricsHistoryHandler,
-    NotFoundHandler,
-    OperationsHandler,
-    RootHandler,
-    WorkersHandler,
-)
-from openruntime_jupyter.server.handlers.tasks import (
-    EnhancedTasksHandler,
-    FollowedTaskHandler,
-    OutputHandler,
-    PayloadHandler,
-    TaskHandler,
-    TasksHandler,
-)
+from openruntime_jupyter.schemas.endpoints import ENDPOINTS, Endpoint
+from openruntime_jupyter.server.handlers import ai, arrays, batch, docs, sessions, system, tasks
+from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.websocket import EventsSocket
 
-TASK_ID = "([^/]+)"
+Handler = type[web.RequestHandler]
 
-ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
-    ("/?", RootHandler),
-    ("/health", HealthHandler),
-    ("/metrics", MetricsHandler),
-    ("/metrics/history", MetricsHistoryHandler),
-    ("/devices", DevicesHandler),
-    ("/workers", WorkersHandler),
-    ("/operations", OperationsHandler),
-    ("/tasks", TasksHandler),
-    ("/tasks/output", FollowedTaskHandler),
-    ("/tasks/batch", BatchHandler),
-    ("/tasks/batch/results", ResultsHandler),
-    ("/tasks/enhanced", EnhancedTasksHandler),
-    (f"/tasks/{TASK_ID}", TaskHandler),
-    (f"/tasks/{TASK_ID}/output", OutputHandler),
-    (f"/tasks/{TASK_ID}/payload", PayloadHandler),
-    ("/arrays", ArraysHandler),
-    (f"/arrays/{TASK_ID}", ArrayHandler),
-    (f"/arrays/{TASK_ID}/ready", ArrayReadyHandler),
-    ("/sessions", SessionsHandler),
-    (f"/sessions/{TASK_ID}", SessionHandler),
-    (f"/sessions/{TASK_ID}/restart", SessionRestartHandler),
-    ("/ai/agents", AgentsHandler),
-    ("/ai/workflows", WorkflowsHandler),
-    ("/ai/tasks", AiTasksHandler),
-    (f"/tasks/{TASK_ID}/tokens", TokensHandler),
-    ("/ai/insights", InsightsHandler),
-    ("/ai/conversations", ConversationsHandler),
-    (f"/ai/conversations/{TASK_ID}", ConversationHandler),
-    ("/models", ModelsHandler),
-    (f"/models/{TASK_ID}", ModelHandler),
-    ("/ws", EventsSocket),
-    ("/openapi.json", OpenApiHandler),
-    ("/docs", DocsHandler),
+ID = "([^/]+)"
+
+HANDLERS: tuple[Handler, ...] = (
+    *(system.RootHandler, system.HealthHandler, system.MetricsHandler, system.MetricsHistoryHandler),
+    *(system.DevicesHandler, system.WorkersHandler, system.OperationsHandler),
+    *(tasks.TasksHandler, tasks.FollowedTaskHandler, batch.BatchHandler, batch.ResultsHandler),
+    *(tasks.EnhancedTasksHandler, tasks.TaskHandler, tasks.OutputHandler, tasks.PayloadHandler),
+    *(arrays.ArraysHandler, arrays.ArrayHandler, arrays.ArrayReadyHandler),
+    *(sessions.SessionsHandler, sessions.SessionHandler, sessions.SessionRestartHandler),
+    *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, ai.InsightsHandler),
+    *(ai.ConversationsHandler, ai.ConversationHandler, ai.ModelsHandler, ai.ModelHandler),
+    *(EventsSocket, docs.OpenApiHandler, docs.DocsHandler),
 )
-"""Paths below the mount as regular expressions, and their handlers."""
 
 
-def routes(mount: str, but_for: str = "") -> list[tuple[str, type[web.RequestHandler]]]:
+def _handler_of(endpoint: Endpoint[object]) -> Handler:
+    return next(handler for handler in HANDLERS if endpoint_of(handler, endpoint.method) is endpoint)
+
+
+def pattern_of(path: str) -> str:
+    """Return the regular expression of a path template; the root matches with and without a slash."""
+    return re.sub(r"\{\w+\}", ID, path) if path != "/" else "/?"
+
+
+ROUTES: tuple[tuple[str, Handler], ...] = tuple({pattern_of(each.path): _handler_of(each) for each in ENDPOINTS}.items())
+"""Paths below the mount as regular expressions, and their handlers, in the order of the endpoints."""
+
+
+def routes(mount: str, but_for: str = "") -> list[tuple[str, Handler]]:
     """Return the routes below `mount` (`/openruntime`, or empty for the root), with a final route that returns 404 for other paths.
 
     `but_for` is a path below the mount that Jupyter handles.
     """
     exception = f"(?!{but_for}$)" if but_for else ""
-    page_files = (f"{mount}/docs/({'|'.join(map(re.escape, FILES))})", DocsFileHandler)
-    return [*((mount + path, handler) for path, handler in ROUTES), page_files, (f"{mount}/{exception}.*", NotFoundHandler)]
+    page_files = (f"{mount}/docs/({'|'.join(map(re.escape, docs.FILES))})", docs.DocsFileHandler)
+    return [*((mount + path, handler) for path, handler in ROUTES), page_files, (f"{mount}/{exception}.*", system.NotFoundHandler)]

@@ -17,8 +17,9 @@ from traitlets import Dict, default
 from traitlets.config import Config, Configurable
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.environment import is_loopback
 from openruntime_jupyter.server.app import OpenRuntimeApp
-from openruntime_jupyter.server.auth.identity import StandaloneIdentity, is_loopback
+from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
 from openruntime_jupyter.server.config.ai_traits import AiTraits
 from openruntime_jupyter.server.config.traits import SettingsTraits

@@ -40,6 +40,7 @@ SET_UP = """
 from openruntime_jupyter import connect
 from openruntime_jupyter.client.transport.protocol import new_key
 from openruntime_jupyter.client.execution_environment import world
+from openruntime_jupyter.schemas.endpoints import SUBMIT_TASK
 client = connect()
 def run(code):
     space = {}
@@ -47,7 +48,8 @@ def run(code):
     return space["r"]
 def rest(code):
     parameters = {"code": code, "outputs": ["r"], "world": world()}
-    task = client.backend.submit({"operation": "python", "parameters": parameters}, new_key(), 60.0)
+    body = {"operation": "python", "parameters": parameters}
+    task = client.backend.call(SUBMIT_TASK, body=body, key=new_key(), wait=20.0)
     return client.task(task.task_id).result()["r"]
 def task(way, code):
     return eval(way, {**globals(), "code": code})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.endpoints import Endpoint
 from tests.support import Server, running_server
 
 
@@ -40,3 +42,15 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def client(backend: Backend) -> Client:
     """Return a client of each backend."""
     return Client(backend)
+
+
+def intercept(patch: pytest.MonkeyPatch, backend: Backend, endpoint: Endpoint[Any], before: Callable[[Any], object]) -> None:
+    """Call `before(body)` before each call of `endpoint`."""
+    call = backend.call
+
+    def intercepted(called: Endpoint[Any], *ids: str, **options: Any) -> Any:
+        if called is endpoint:
+            before(options.get("body"))
+        return call(called, *ids, **options)
+
+    patch.setattr(backend, "call", intercepted)

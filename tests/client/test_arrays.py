@@ -24,6 +24,7 @@ from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, TaskFailed, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.endpoints import GET_ARRAY, GET_TASK, LIST_ARRAYS
 from tests.support import Server, running_server, wait_until
 
 LARGE = 100_000
@@ -62,11 +63,7 @@ def client(backend: Backend) -> Client:
 
 def ids(client: Client) -> set[str]:
     """Return the ids of the arrays in the spool."""
-    backend: Any = client.backend
-    if isinstance(backend, HttpBackend):
-        return {each["id"] for each in backend._request("GET", "/arrays").json()["arrays"]}
-    runtime = backend._started().ai.runtime
-    return {each.id for each in runtime.arrays.page().arrays}
+    return {each.id for each in client.backend.call(LIST_ARRAYS).arrays}
 
 
 def test_arrays_go_in_and_come_back_bit_for_bit(client: Client) -> None:
@@ -136,7 +133,7 @@ def test_a_cells_inputs_and_outputs_travel_without_pickle_and_json(client: Clien
     assert (y["twice"] == x * 2).all()
     assert (y["kept"][0] == 0).all()
     assert x[-1] == LARGE - 1, "the cell had a copy"
-    task = client.backend.get(handle.id)
+    task = client.backend.call(GET_TASK, handle.id)
     assert task.parameters is not None
     assert len(task.parameters["pickled"]) < 2000
     assert task.result is not None
@@ -166,7 +163,7 @@ def test_a_result_stays_readable_after_its_task_is_erased_and_as_long_as_a_slice
     handle.purge()
     assert part.tolist() == [LARGE * 4 - 3, LARGE * 4 - 2, LARGE * 4 - 1]
     with pytest.raises(ArrayNotFound, match=gone):
-        client.backend.array(gone)
+        client.backend.call(GET_ARRAY, gone)
 
 
 def test_a_submission_that_is_refused_leaves_no_array(client: Client) -> None:
@@ -226,7 +223,7 @@ def test_a_result_whose_file_is_gone_is_a_clear_error(client: Client) -> None:
     handle = client.submit_call(np.arange, LARGE * 4)
     task = handle.wait()
     assert task.result is not None
-    path = client.backend.array(task.result.arrays[0].id).path
+    path = client.backend.call(GET_ARRAY, task.result.arrays[0].id).path
     assert path is not None
     Path(path).unlink()
     with pytest.raises(ArrayNotFound, match=r"array .*(deleted|never existed)"):

@@ -29,6 +29,7 @@ from openruntime_jupyter.errors import (
     WorkerDied,
     WouldDeadlock,
 )
+from openruntime_jupyter.schemas.endpoints import GET_TASK, SUBMIT_FOLLOWED, SUBMIT_TASK
 from openruntime_jupyter.schemas.tasks import OutputItem, TaskState
 from tests.support import Server, wait_until
 
@@ -230,11 +231,11 @@ def test_submitting_can_return_what_the_task_shows_at_once(client: Client) -> No
 def test_same_key_gives_the_same_followed_task(client: Client) -> None:
     request = {"operation": "python", "parameters": {"code": "print(6 * 7)"}}
     key = new_key()
-    first = client.backend.submit_followed(request, key, 30)
-    again = client.backend.submit_followed(request, key, 30)
-    assert (again.task_id, client.backend.submit(request, key).task_id) == (first.task_id, first.task_id)
+    first = client.backend.call(SUBMIT_FOLLOWED, body=request, key=key, wait=30)
+    again = client.backend.call(SUBMIT_FOLLOWED, body=request, key=key, wait=30)
+    assert (again.task_id, client.backend.call(SUBMIT_TASK, body=request, key=key).task_id) == (first.task_id, first.task_id)
     with pytest.raises(InvalidRequest):
-        client.backend.submit_followed({**request, "priority": 9}, key, 0)
+        client.backend.call(SUBMIT_FOLLOWED, body={**request, "priority": 9}, key=key, wait=0)
 
 
 def test_asking_for_output_returns_as_soon_as_the_task_ends(client: Client) -> None:
@@ -308,12 +309,12 @@ def test_wrong_requests_say_which_field_is_wrong(client: Client) -> None:
 
 def test_the_same_key_gives_the_same_task(backend: Backend) -> None:
     key, request = new_key(), {"operation": "matrix_multiply", "parameters": {"size": 8}}
-    first = backend.submit(request, key)
-    assert backend.submit(request, key, wait=10).task_id == first.task_id
+    first = backend.call(SUBMIT_TASK, body=request, key=key)
+    assert backend.call(SUBMIT_TASK, body=request, key=key, wait=10).task_id == first.task_id
 
 
 def test_a_submission_that_may_wait_brings_the_end_with_it(backend: Backend) -> None:
-    task = backend.submit({"operation": "matrix_multiply", "parameters": {"size": 8}}, new_key(), wait=20)
+    task = backend.call(SUBMIT_TASK, body={"operation": "matrix_multiply", "parameters": {"size": 8}}, key=new_key(), wait=20)
     assert task.status is TaskState.COMPLETED
 
 
@@ -399,9 +400,9 @@ def test_a_task_may_hand_on_work_to_a_server_without_waiting_for_it(server: Serv
 def test_looking_at_a_task_again_and_again_does_not_move_its_parameters(client: Client) -> None:
     handle = client.submit_code("1", {"large": b"x" * 1_000_000})
     handle.result(timeout=30)
-    assert client.backend.get(handle.id).parameters is not None
+    assert client.backend.call(GET_TASK, handle.id).parameters is not None
     assert client.task(handle.id).task.parameters is None
-    assert client.backend.wait(handle.id, 1).parameters is None
+    assert client.backend.call(GET_TASK, handle.id, query={"parameters": False}, wait=1).parameters is None
 
 
 def test_a_call_is_named_after_its_function_unless_it_has_a_name(client: Client) -> None:

@@ -19,6 +19,7 @@ from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.errors import NotConnected, StorageUnavailable
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.endpoints import GET_HEALTH
 from openruntime_jupyter.schemas.tasks import Task
 from tests.support import Home, alive, slowness, wait_until
 
@@ -117,7 +118,7 @@ def test_who_only_looks_at_what_it_hears_does_not_start_a_stopped_runtime_again(
             hears.set()
             stopped.wait(60)
             try:
-                answers.put(backend.health().status)
+                answers.put(backend.call(GET_HEALTH).status)
             except NotConnected as problem:
                 answers.put(str(problem))
 
@@ -127,7 +128,7 @@ def test_who_only_looks_at_what_it_hears_does_not_start_a_stopped_runtime_again(
         stopped.set()
         assert "was stopped" in answers.get(timeout=60)
         assert not backend.started
-        assert backend.health().status in ("starting", "healthy"), "whoever uses it starts it"
+        assert backend.call(GET_HEALTH).status in ("starting", "healthy"), "whoever uses it starts it"
         wait_until(lambda: "was stopped" not in answers.get(timeout=60), what="the figures of the new one")
     backend.stop()
 
@@ -157,7 +158,7 @@ def test_a_data_folder_that_cannot_be_written_is_an_error_and_no_hang(tmp_path: 
     backend = EmbeddedBackend(Settings(data_dir=tmp_path / "file", embedded=True))
     before = set(threading.enumerate())
     with pytest.raises(StorageUnavailable, match="file"):
-        backend.health()
+        backend.call(GET_HEALTH)
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread not in before], 5, "its threads end")
 
 

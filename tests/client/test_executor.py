@@ -20,6 +20,8 @@ from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.futures import TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected, TaskFailed, TaskNotFound, UnknownDevice, WorkerDied
+from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, GET_TASK, SUBMIT_BATCH
+from tests.client.conftest import intercept
 from tests.support import wait_until
 
 
@@ -138,7 +140,7 @@ def test_a_result_that_a_lost_connection_kept_back_is_fetched_when_the_runtime_i
         completions = executor._completions
         with monkeypatch.context() as patch:
             patch.setattr(TaskHandle, "result", _unreachable)
-            patch.setattr(client.backend, "collect", _unreachable)
+            intercept(patch, client.backend, COLLECT_RESULTS, _unreachable)
             future = executor.submit(square, 4)
             wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")
             completions._settle(future.handle.id, future)
@@ -155,7 +157,7 @@ def test_a_task_that_was_erased_is_told_to_who_waits_for_it(client: Client, monk
     with client.executor() as executor:
         with monkeypatch.context() as patch:
             patch.setattr(TaskHandle, "result", _unreachable)
-            patch.setattr(client.backend, "collect", _unreachable)
+            intercept(patch, client.backend, COLLECT_RESULTS, _unreachable)
             future = executor.submit(square, 4)
             wait_until(lambda: client.task(future.handle.id).status == "completed", 30, "the end of the task")
             client.task(future.handle.id).purge()
@@ -236,21 +238,19 @@ def test_arrays_go_in_and_out(client: Client) -> None:
 
 
 def parameters_of(client: Client, future: TaskFuture) -> dict[str, Any]:
-    return client.backend.get(future.handle.id).parameters or {}
+    return client.backend.call(GET_TASK, future.handle.id).parameters or {}
 
 
 def test_calls_made_during_a_request_go_together_with_the_next_one(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     sending, go_on = threading.Event(), threading.Event()
-    submit_many = client.backend.submit_many
 
-    def cooperatively(requests: list[Any], key: str) -> Any:
-        groups.append(len(requests))
+    def hold(body: Any) -> None:
+        groups.append(len(body["tasks"]))
         sending.set()
         assert go_on.wait(60)
-        return submit_many(requests, key)
 
-    monkeypatch.setattr(client.backend, "submit_many", cooperatively)
+    intercept(monkeypatch, client.backend, SUBMIT_BATCH, hold)
     with client.executor() as executor:
         futures = [executor.submit(square, 0)]
         assert sending.wait(60)
@@ -278,7 +278,7 @@ def test_unpicklable_argument_is_named_by_submit(client: Client) -> None:
 def test_failed_request_is_the_exception_of_its_futures(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     with client.executor() as executor:
         with monkeypatch.context() as patch:
-            patch.setattr(client.backend, "submit_many", _unreachable)
+            intercept(patch, client.backend, SUBMIT_BATCH, _unreachable)
             assert isinstance(executor.submit(square, 1).exception(60), NotConnected)
         assert executor.submit(square, 2).result(60) == 4
 
@@ -317,8 +317,7 @@ def test_large_results_and_small_ones_reach_their_futures(client: Client) -> Non
 
 def test_shutdown_sends_calls_that_wait_for_a_request(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    submit_many = client.backend.submit_many
-    monkeypatch.setattr(client.backend, "submit_many", lambda *asked: (go_on.wait(60), submit_many(*asked))[1])
+    intercept(monkeypatch, client.backend, SUBMIT_BATCH, lambda _: go_on.wait(60))
     executor = client.executor()
     futures = [executor.submit(square, number) for number in range(3)]
     executor.shutdown(wait=False)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from openruntime_jupyter.client.transport.errors import BAD_URL, MESSAGES, TRANSLATED, from_answer, translate
-from openruntime_jupyter.client.transport.http import HttpBackend, is_loopback
+from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -27,6 +27,7 @@ from openruntime_jupyter.errors import (
     UnknownDevice,
     UnknownOperation,
 )
+from openruntime_jupyter.schemas.endpoints import GET_HEALTH, LIST_DEVICES
 from tests.support import free_port
 
 EVERY = sorted(
@@ -58,7 +59,7 @@ def test_nothing_is_decided_on_that_httpx_no_longer_has() -> None:
 
 def test_where_nothing_listens_the_error_says_what_to_do() -> None:
     with pytest.raises(NotConnected, match="jupyter openruntime"):
-        HttpBackend(f"http://127.0.0.1:{free_port()}").health()
+        HttpBackend(f"http://127.0.0.1:{free_port()}").call(GET_HEALTH)
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def says(text: str) -> Callable[[socket.socket], None]:
 )
 def test_a_stranger_at_the_port_is_told_as_such(answer: Callable[[socket.socket], object], said: str) -> None:
     with listening(answer) as url, pytest.raises(NotConnected, match=said):
-        HttpBackend(url, patience=5).health()
+        HttpBackend(url, patience=5).call(GET_HEALTH)
 
 
 REFUSAL = 'HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 15\r\nConnection: close\r\n\r\n{"error": "no"}'
@@ -132,7 +133,7 @@ def test_a_server_that_was_started_anew_is_asked_with_its_new_token_though_a_kep
 
     with listening(answer) as url:
         backend = HttpBackend(url, "the first", patience=5, renew=lambda: "the second" if len(asked) > 1 else None)
-        assert backend.devices() == []
+        assert backend.call(LIST_DEVICES) == []
     assert [b"the second" in each for each in asked] == [False, False, True]
 
 
@@ -144,7 +145,7 @@ def test_a_token_that_is_refused_is_sent_once_where_there_is_no_other() -> None:
         connection.sendall(REFUSAL.encode())
 
     with listening(answer) as url, pytest.raises(NotAllowed):
-        HttpBackend(url, "the first", patience=5, renew=lambda: "the first").devices()
+        HttpBackend(url, "the first", patience=5, renew=lambda: "the first").call(LIST_DEVICES)
     assert len(asked) == 1
 
 
@@ -153,7 +154,7 @@ def test_a_server_that_never_answers_is_given_up() -> None:
     with listening(lambda _: release.wait(10)) as url:
         try:
             with pytest.raises(NotConnected, match="Timeout waiting for"):
-                HttpBackend(url, patience=0.3).health()
+                HttpBackend(url, patience=0.3).call(GET_HEALTH)
         finally:
             release.set()
 
@@ -207,7 +208,7 @@ def test_what_is_no_url_is_refused_before_anything_is_sent(url: str) -> None:
 
 def test_a_host_that_no_domain_may_be_called_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="url"):
-        HttpBackend(f"http://{'a' * 70}.example").health()
+        HttpBackend(f"http://{'a' * 70}.example").call(GET_HEALTH)
 
 
 def test_a_token_that_no_header_can_carry_is_refused_without_telling_it() -> None:
@@ -221,12 +222,4 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     body = '{"devices": []}'
     with listening(says(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}")) as url:
-        assert HttpBackend(url).devices() == []
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("example.org", False), ("10.0.0.1", False)],
-)
-def test_which_hosts_are_this_machine(host: str, here: bool) -> None:
-    assert is_loopback(host) is here
+        assert HttpBackend(url).call(LIST_DEVICES) == []

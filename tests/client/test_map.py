@@ -17,7 +17,9 @@ from openruntime_jupyter.client import map as mapping
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, TaskFailed, TaskNotFound, UnknownDevice, UnknownOperation, WorkerDied
+from openruntime_jupyter.schemas.endpoints import ALLOCATE_ARRAY, COLLECT_RESULTS, GET_PAYLOAD, GET_TASK, SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task, TaskState
+from tests.client.conftest import intercept
 from tests.support import wait_until
 
 
@@ -176,21 +178,21 @@ def test_an_unknown_device_is_told_and_leaves_nothing_in_the_queue(client: Clien
 def test_a_batch_is_answered_item_by_item(backend: Backend) -> None:
     key = new_key()
     requests: list[dict[str, Any]] = [{"operation": "call", "parameters": {}}, {"operation": "nosuch", "parameters": {}}]
-    taken, refused = backend.submit_many(requests, key)
+    taken, refused = backend.call(SUBMIT_BATCH, body={"tasks": requests}, key=key)
     assert isinstance(taken, Task)
     assert isinstance(refused, UnknownOperation)
     assert refused.details[0]["field"] == "operation"
-    again, _ = backend.submit_many(requests, key)
+    again, _ = backend.call(SUBMIT_BATCH, body={"tasks": requests}, key=key)
     assert isinstance(again, Task)
     assert again.task_id == taken.task_id
 
 
 def test_collect_brings_records_and_payloads(backend: Backend) -> None:
     requests = [{"operation": "call", "parameters": {}}, {"operation": "compute", "parameters": {}}]
-    ids = [answer.task_id for answer in backend.submit_many(requests, new_key()) if isinstance(answer, Task)]
-    called, computed, unknown = backend.collect([*ids, "task_0"], at_least=3, wait=60)
+    ids = [answer.task_id for answer in backend.call(SUBMIT_BATCH, body={"tasks": requests}, key=new_key()) if isinstance(answer, Task)]
+    called, computed, unknown = backend.call(COLLECT_RESULTS, body={"tasks": [*ids, "task_0"], "at_least": 3}, wait=60)
     assert [called.task_id, computed.task_id, unknown.task_id] == [*ids, "task_0"]
-    assert called.payload == backend.payload(ids[0])
+    assert called.payload == (backend.call(GET_PAYLOAD, ids[0]), "cloudpickle")
     assert isinstance(computed.task, Task)
     assert (computed.task.status, computed.payload) == (TaskState.COMPLETED, None)
     assert isinstance(unknown.task, TaskNotFound)
@@ -199,8 +201,7 @@ def test_collect_brings_records_and_payloads(backend: Backend) -> None:
 def test_function_is_pickled_once_and_its_arrays_are_sent_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     pickled: list[int] = []
     sent: list[Any] = []
-    allocate = client.backend.allocate
-    monkeypatch.setattr(client.backend, "allocate", lambda *shape: (sent.append(shape), allocate(*shape))[1])
+    intercept(monkeypatch, client.backend, ALLOCATE_ARRAY, sent.append)
 
     class Counted:
         def __reduce__(self) -> Any:
@@ -229,7 +230,7 @@ def test_large_results_are_fetched_one_by_one(client: Client) -> None:
 def test_tasks_of_one_map_share_a_burst_id_of_their_own(client: Client) -> None:
     def bursts(number: int) -> list[str]:
         ids = [task.task_id for task in client.tasks(limit=number, operation="call").tasks]
-        return [(client.backend.get(task_id).parameters or {}).get("burst", "") for task_id in ids]
+        return [(client.backend.call(GET_TASK, task_id).parameters or {}).get("burst", "") for task_id in ids]
 
     client.map(square(), range(3), chunk_size=1)
     client.map(square(), range(3), chunk_size=1)
@@ -243,10 +244,9 @@ def test_tasks_of_one_map_share_a_burst_id_of_their_own(client: Client) -> None:
 
 def test_results_of_many_chunks_come_by_few_requests(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    collect = client.backend.collect
-    monkeypatch.setattr(client.backend, "collect", lambda ids, *wanted: (asked.append(len(ids)), collect(ids, *wanted))[1])
-    for single in ("get", "wait", "payload"):
-        monkeypatch.setattr(client.backend, single, lambda *_: pytest.fail("a request for one task"))
+    intercept(monkeypatch, client.backend, COLLECT_RESULTS, lambda body: asked.append(len(body["tasks"])))
+    for single in (GET_TASK, GET_PAYLOAD):
+        intercept(monkeypatch, client.backend, single, lambda _: pytest.fail("a request for one task"))
     assert client.map(square(), range(500), chunk_size=1) == [number * number for number in range(500)]
     assert max(asked) <= mapping.MOST_AHEAD
     assert len(asked) <= 20

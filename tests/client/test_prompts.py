@@ -14,8 +14,7 @@ from openruntime_jupyter.client.async_client import AsyncPromptHandle
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
-from openruntime_jupyter.client.transport.http import HttpBackend
-from openruntime_jupyter.client.transport.prompts_http import events
+from openruntime_jupyter.client.transport.http import HttpBackend, events
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import (
     ConversationNotFound,
@@ -26,6 +25,18 @@ from openruntime_jupyter.errors import (
     TaskNotFound,
 )
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.endpoints import (
+    DELETE_CONVERSATION,
+    DELETE_TASK,
+    GET_CONVERSATION,
+    GET_TASK,
+    LIST_AGENTS,
+    LIST_CONVERSATIONS,
+    LIST_MODELS,
+    LIST_WORKFLOWS,
+    SUBMIT_PROMPT,
+    UNLOAD_MODEL,
+)
 from tests.ai.provider_server import providing
 from tests.server.ai_support import KEY, profile, steered
 from tests.support import running_server
@@ -50,60 +61,65 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_prompt_is_answered(backend: Backend) -> None:
-    task = backend.prompts.ask({"workflow_type": "model_inference", "prompt": "hello"}, new_key(), wait=20)
+    task = backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference", "prompt": "hello"}, key=new_key(), wait=20)
     assert (task.status, task.result, task.model_used) == ("completed", "You said: hello", "tiny")
     assert task.answer is not None
     assert task.answer.provider == "cloud"
-    assert backend.get(task.task_id).operation == "chat"
+    assert backend.call(GET_TASK, task.task_id).operation == "chat"
 
 
 def test_the_same_key_gives_the_same_task(backend: Backend) -> None:
     key = new_key()
     request = {"workflow_type": "system_analysis", "prompt": "why?"}
-    assert backend.prompts.ask(request, key).task_id == backend.prompts.ask(request, key, wait=20).task_id
+    assert backend.call(SUBMIT_PROMPT, body=request, key=key).task_id == backend.call(SUBMIT_PROMPT, body=request, key=key, wait=20).task_id
 
 
 def test_the_text_is_read_along_from_any_place(backend: Backend) -> None:
-    task = backend.prompts.ask({"workflow_type": "model_inference", "prompt": "slow word"}, new_key())
-    assert "".join(text for _, text in backend.prompts.tokens(task.task_id)) == "You said: slow word"
-    assert next(backend.prompts.tokens(task.task_id, 10)) == (10, "slow word")
+    task = backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference", "prompt": "slow word"}, key=new_key())
+    assert "".join(text for _, text in backend.tokens(task.task_id)) == "You said: slow word"
+    assert next(backend.tokens(task.task_id, 10)) == (10, "slow word")
 
 
 def test_who_stops_reading_cancels_nothing(backend: Backend) -> None:
-    task = backend.prompts.ask({"workflow_type": "model_inference", "prompt": "hold it"}, new_key())
-    pieces = backend.prompts.tokens(task.task_id)
+    task = backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference", "prompt": "hold it"}, key=new_key())
+    pieces = backend.tokens(task.task_id)
     assert next(pieces) == (0, "You said: ")
     pieces.close()  # type: ignore[attr-defined]
-    assert backend.get(task.task_id).status == "running"
-    assert backend.cancel(task.task_id).status == "cancelled"
+    assert backend.call(GET_TASK, task.task_id).status == "running"
+    assert backend.call(DELETE_TASK, task.task_id).status == "cancelled"
 
 
 def test_conversations_are_listed_read_and_erased(backend: Backend) -> None:
     name = f"a name / with {uuid4().hex}".replace("/", "-")
-    backend.prompts.ask({"workflow_type": "model_inference", "prompt": "one", "parameters": {"conversation": name}}, new_key(), wait=20)
-    assert name in {each.name for each in backend.prompts.conversations()}
-    assert [turn.prompt for turn in backend.prompts.conversation(name).messages] == ["one"]
-    assert backend.prompts.delete_conversation(name).turns == 1
+    backend.call(
+        SUBMIT_PROMPT,
+        body={"workflow_type": "model_inference", "prompt": "one", "parameters": {"conversation": name}},
+        key=new_key(),
+        wait=20,
+    )
+    assert name in {each.name for each in backend.call(LIST_CONVERSATIONS)}
+    assert [turn.prompt for turn in backend.call(GET_CONVERSATION, name).messages] == ["one"]
+    assert backend.call(DELETE_CONVERSATION, name).turns == 1
     with pytest.raises(ConversationNotFound, match="Unknown conversation"):
-        backend.prompts.conversation(name)
-    assert backend.prompts.conversations("nobody of that name") == []
+        backend.call(GET_CONVERSATION, name)
+    assert backend.call(LIST_CONVERSATIONS, query={"owner": "nobody of that name"}) == []
 
 
 def test_agents_workflows_and_models_are_told(backend: Backend) -> None:
-    assert {"DEVELOPER", "ANALYST"} <= {agent.role for agent in backend.prompts.agents().agents}
-    assert "code_generation" in {each.name for each in backend.prompts.workflows()}
-    assert [(each.name, each.default) for each in backend.prompts.models().profiles] == [("cloud", True)]
+    assert {"DEVELOPER", "ANALYST"} <= {agent.role for agent in backend.call(LIST_AGENTS).agents}
+    assert "code_generation" in {each.name for each in backend.call(LIST_WORKFLOWS)}
+    assert [(each.name, each.default) for each in backend.call(LIST_MODELS).profiles] == [("cloud", True)]
 
 
 def test_what_is_wrong_is_the_same_error(backend: Backend) -> None:
     with pytest.raises(InvalidRequest, match="unknown workflow 'poetry'"):
-        backend.prompts.ask({"workflow_type": "poetry", "prompt": "x"}, new_key())
+        backend.call(SUBMIT_PROMPT, body={"workflow_type": "poetry", "prompt": "x"}, key=new_key())
     with pytest.raises(InvalidRequest, match="prompt"):
-        backend.prompts.ask({"workflow_type": "model_inference"}, new_key())
+        backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference"}, key=new_key())
     with pytest.raises(ModelNotFound, match="not in memory"):
-        backend.prompts.unload("org/none")
+        backend.call(UNLOAD_MODEL, "org/none")
     with pytest.raises(TaskNotFound):
-        next(backend.prompts.tokens("ai_task_none"))
+        next(backend.tokens("ai_task_none"))
 
 
 def test_asking_gives_a_handle_whose_result_is_the_answer(client: Client) -> None:
@@ -114,7 +130,7 @@ def test_asking_gives_a_handle_whose_result_is_the_answer(client: Client) -> Non
     assert (handle.status, handle.task.name, handle.task.priority, handle.left_out) == ("completed", "greeting", 7, 0)
     assert reply.task_id == handle.id
     assert repr(handle).startswith("<PromptHandle ai_task_")
-    sent = client.backend.get(handle.id).parameters
+    sent = client.backend.call(GET_TASK, handle.id).parameters
     assert sent is not None
     assert sent["parameters"] == {"max_tokens": 20}, "what is None is not sent"
 

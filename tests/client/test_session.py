@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.client.async_client import AsyncClient
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, TaskCancelled, WorkerDied
+from openruntime_jupyter.schemas.endpoints import FREE_SESSION, LIST_SESSIONS
 from tests.support import TOKEN, free_port, running_server, wait_until
 
 
@@ -22,8 +22,8 @@ from tests.support import TOKEN, free_port, running_server, wait_until
 def client(backend: Backend) -> Iterator[Client]:
     """Return a client of each backend, and free the test's sessions at the end."""
     yield Client(backend)
-    for each in backend.sessions():
-        backend.free_session(each.id)
+    for each in backend.call(LIST_SESSIONS):
+        backend.call(FREE_SESSION, each.id)
 
 
 def value_of(client: Client, expression: str, session: str = "train") -> object:
@@ -117,7 +117,7 @@ def test_ended_session_raises_until_restarted(client: Client) -> None:
 def test_freed_session_raises_once(client: Client) -> None:
     train = client.session("train")
     train.run_code("x = 1")
-    client.backend.free_session(train.info.id)
+    client.backend.call(FREE_SESSION, train.info.id)
     with pytest.raises(SessionEnded, match="freed"):
         train.run_code("x")
     assert value_of(client, "'x' in globals()") is False
@@ -126,7 +126,7 @@ def test_freed_session_raises_once(client: Client) -> None:
 def test_map_in_a_freed_session_raises_once(client: Client) -> None:
     inside = client.with_options(session="train")
     assert inside.map(abs, [-1]) == [1]
-    client.backend.free_session(inside.session("train").info.id)
+    client.backend.call(FREE_SESSION, inside.session("train").info.id)
     with pytest.raises(SessionEnded, match="freed"):
         inside.map(abs, [-1])
     assert inside.map(abs, [-1]) == [1]
@@ -174,23 +174,21 @@ def test_again_runs_in_the_same_session(client: Client) -> None:
     assert value_of(client, "x") == 2
 
 
-def test_async_client_uses_sessions(client: Client) -> None:
-    async def body(inside: AsyncClient) -> None:
-        pid = await inside.call(os.getpid)
-        assert await inside.call(os.getpid) == pid
-        assert [each.name for each in await inside.sessions()] == ["train"]
-        running = await inside.submit_call(_endless)
-        with pytest.raises(asyncio.TimeoutError):
-            await running.result(0.5)
-        assert (await inside.restart_session("train")).tasks == 0
-        with pytest.raises(WorkerDied, match="its session was restarted"):
-            await running
-        assert await inside.call(os.getpid) != pid
-        assert (await inside.free_session("train")).name == "train"
-        assert await inside.sessions() == []
-        inside.let_go()
-
-    asyncio.run(body(client.aio.with_options(session="train")))
+async def test_async_client_uses_sessions(client: Client) -> None:
+    inside = client.aio.with_options(session="train")
+    pid = await inside.call(os.getpid)
+    assert await inside.call(os.getpid) == pid
+    assert [each.name for each in await inside.sessions()] == ["train"]
+    running = await inside.submit_call(_endless)
+    with pytest.raises(asyncio.TimeoutError):
+        await running.result(0.5)
+    assert (await inside.restart_session("train")).tasks == 0
+    with pytest.raises(WorkerDied, match="its session was restarted"):
+        await running
+    assert await inside.call(os.getpid) != pid
+    assert (await inside.free_session("train")).name == "train"
+    assert await inside.sessions() == []
+    inside.let_go()
 
 
 def _endless() -> None:

@@ -17,6 +17,7 @@ from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
 from openruntime_jupyter.notebook.dashboard import feed
 from openruntime_jupyter.notebook.dashboard.widget import ACTIONS, Dashboard
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.endpoints import GET_HEALTH
 from tests.support import wait_until
 
 
@@ -272,7 +273,7 @@ def test_lost_runtime_is_reported_and_reconnected(tmp_path: Path) -> None:
         backend.stop()
         wait_until(lambda: not dashboard.connection["live"], 10, "the loss")
         assert dashboard.connection["reason"]
-        backend.health()
+        backend.call(GET_HEALTH)
         wait_until(lambda: dashboard.connection["live"], 20, "the runtime again")
     finally:
         dashboard.close()

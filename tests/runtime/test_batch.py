@@ -22,7 +22,7 @@ from openruntime_jupyter.errors import (
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.storage.writer import Writer
 from openruntime_jupyter.runtime.tasks import batch, registry
-from openruntime_jupyter.runtime.tasks.batch import MOST_IN_BATCH
+from openruntime_jupyter.schemas.batch import MOST_IN_BATCH
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest, TaskState
 from tests.runtimes import ME, busy, ended, pickled, runtime_in, until
 

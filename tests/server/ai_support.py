@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from openruntime_jupyter.client.transport.prompts_http import events
+from openruntime_jupyter.client.transport.http import events
 from tests.ai.provider_server import Connection, Request, usage
 from tests.support import Server
 

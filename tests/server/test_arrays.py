@@ -24,11 +24,12 @@ from jupyter_server.serverapp import ServerApp
 
 from openruntime_jupyter.arrays import blocks, conversion
 from openruntime_jupyter.arrays.array_file import Layout
-from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.runtime.tasks.submission import Caller
+from openruntime_jupyter.schemas.endpoints import DELETE_ARRAY, GET_ARRAY
 from openruntime_jupyter.schemas.tasks import TaskRequest
+from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.http import base
 from tests.server.conftest import error_of, started
 from tests.support import STANDALONE, Server, running_server, wait_until
@@ -103,20 +104,20 @@ def test_running_download_keeps_its_data_after_delete(server: Server) -> None:
         return client_arrays.send(backend, sent, layout)
 
     first = send(1)
-    inode = Path(str(backend.array(first).path)).stat().st_ino
+    inode = Path(str(backend.call(GET_ARRAY, first).path)).stat().st_ino
     with server.client.stream("GET", f"{server.url}/arrays/{first}", headers=server.headers) as answer:
         pieces = answer.iter_bytes(MB)
         came = bytearray(next(pieces))
-        backend.delete_array(first)
+        backend.call(DELETE_ARRAY, first)
         others = [send(2), send(3)]
-        assert inode not in {Path(str(backend.array(each).path)).stat().st_ino for each in others}
+        assert inode not in {Path(str(backend.call(GET_ARRAY, each).path)).stat().st_ino for each in others}
         for piece in pieces:
             came += piece
     assert (safetensors.numpy.load(bytes(came))["array"] == 1).all()
     wait_until(lambda: inode not in {path.stat().st_ino for path in writing_and_ready(server)}, what="the end of its lease")
-    assert {each: backend.array(each).bytes for each in others} == dict.fromkeys(others, 48 * MB)
+    assert {each: backend.call(GET_ARRAY, each).bytes for each in others} == dict.fromkeys(others, 48 * MB)
     for each in others:
-        backend.delete_array(each)
+        backend.call(DELETE_ARRAY, each)
     backend.close()
 
 

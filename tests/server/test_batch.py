@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from openruntime_jupyter.runtime.tasks.batch import MOST_IN_BATCH
+from openruntime_jupyter.schemas.batch import MOST_IN_BATCH
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, Server, running_server
 

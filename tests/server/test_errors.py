@@ -8,7 +8,8 @@ import pytest
 from tornado import web
 
 from openruntime_jupyter import errors
-from openruntime_jupyter.server.http.errors import STATUS, envelope, enveloped, problem_of
+from openruntime_jupyter.schemas.problems import STATUS
+from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
 
 EVERY = [
     kind

@@ -20,7 +20,7 @@ import pytest
 from jupyter_server.serverapp import ServerApp
 from websockets.sync.client import connect
 
-from openruntime_jupyter.server import app as app_module
+from openruntime_jupyter.server import services
 from openruntime_jupyter.server.announcement import Announcement, local_url
 from tests.server.conftest import error_of, prepared, started
 from tests.support import JUPYTER, Server, alive, running_server, slowness, wait_until
@@ -269,7 +269,7 @@ async def test_activity_is_reported_after_refused_data_folder(jp_serverapp: Serv
 async def test_runtime_start_is_delayed_until_first_request(
     jp_serverapp: ServerApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
-    monkeypatch.setattr(app_module, "HEADSTART_SECONDS", 3600.0)
+    monkeypatch.setattr(services, "HEADSTART_SECONDS", 3600.0)
     app = prepared(jp_serverapp, tmp_path / "data")
     await jp_serverapp.extension_manager.start_all_extensions()
     assert app.runtime is None
@@ -286,4 +286,4 @@ def test_loading_extension_imports_no_handlers_or_runtime() -> None:
         "schemas.tasks",
     )
     assert [name for name in (*(f"openruntime_jupyter.{name}" for name in late), "pydantic", "pydantic_core") if name in told] == []
-    assert "openruntime_jupyter.server.lazy_router" in told
+    assert "openruntime_jupyter.server.services" in told

@@ -13,8 +13,12 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from tornado import web
 
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
+from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.server.openapi.decorator import Response, described, description_of
+from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, ENDPOINTS, IDEMPOTENCY_KEY, STREAM_TOKENS, Endpoint
+from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.openapi.document import ALWAYS, VERBS, document
 from openruntime_jupyter.server.openapi.examples import EXAMPLES
 from openruntime_jupyter.server.routes import ROUTES, routes
@@ -48,24 +52,29 @@ def test_openapi_document_covers_served_routes() -> None:
     assert last[0] == "/openruntime/.*"
 
 
-def test_undescribed_method_raises_value_error() -> None:
+def test_method_without_endpoint_raises_value_error() -> None:
     class Bare(web.RequestHandler):
         def get(self) -> None:
             """Do nothing."""
 
-    with pytest.raises(ValueError, match=r"Bare\.get has no @described"):
+    with pytest.raises(ValueError, match=r"Bare\.get has no endpoint"):
         document([("/bare", Bare)])
 
 
-@pytest.mark.parametrize(("pattern", "verb", "handler"), sorted(TABLE, key=str), ids=str)
-def test_description_matches_handler_code(pattern: str, verb: str, handler: type[web.RequestHandler]) -> None:
-    operation = description_of(handler, verb)
-    assert operation is not None
-    source = inspect.getsource(inspect.unwrap(getattr(handler, verb)))
-    queries, bodies = re.findall(r"self\.query\((\w+)\)", source), re.findall(r"self\.body\((\w+)\)", source)
-    assert queries == ([operation.query.__name__] if operation.query else [])
-    assert bodies == ([operation.body.__name__] if operation.body else [])
-    assert ("Idempotency-Key" in source) == any(header.name == "Idempotency-Key" for header in operation.headers)
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: f"{each.method} {each.path}")
+def test_endpoint_is_served_documented_and_has_its_client_method(endpoint: Endpoint[Any]) -> None:
+    (handler,) = {handler for _, verb, handler in TABLE if endpoint_of(handler, verb) is endpoint}
+    method = getattr(handler, endpoint.method.lower())
+    assert list(inspect.signature(method).parameters)[1:] == endpoint.names
+    source = inspect.getsource(inspect.unwrap(method))
+    assert re.findall(r"self\.query\((\w+)\)", source) == ([endpoint.query.__name__] if endpoint.query else [])
+    assert re.findall(r"self\.body\((\w+)\)", source) == ([endpoint.body.__name__] if endpoint.body else [])
+    assert ("Idempotency-Key" in source) == (IDEMPOTENCY_KEY in endpoint.headers)
+    assert endpoint.method.lower() in DOCUMENT["paths"][endpoint.path]
+    if endpoint.client is not None:
+        kind, _, name = endpoint.client.rpartition(".")
+        assert hasattr({"": Client, "TaskHandle": TaskHandle, "PromptHandle": PromptHandle}[kind], name)
+        assert endpoint in HANDLERS or endpoint in (STREAM_TOKENS, CONNECT_EVENTS)
 
 
 def test_every_operation_and_parameter_has_description() -> None:
@@ -73,7 +82,6 @@ def test_every_operation_and_parameter_has_description() -> None:
         for verb, operation in verbs.items():
             where = f"{verb} {path}"
             assert 5 < len(operation["summary"]) < 140, where
-            assert operation["description"], where
             for parameter in operation["parameters"]:
                 assert parameter.get("description") or parameter["in"] == "path", f"{where}: {parameter['name']}"
             for status in ALWAYS:
@@ -182,11 +190,3 @@ def test_path_of_prefers_literal_path() -> None:
     assert path_of("/tasks/enhanced") == "/tasks/enhanced"
     assert path_of("/tasks/task_1/output") == "/tasks/{task_id}/output"
     assert path_of("/tasks/a/b/c") is None
-
-
-def test_description_survives_decorators() -> None:
-    operation = described("Tasks", Response(description="Yes."), errors={409: "No."})(lambda: None)
-    holder = type("Holder", (), {"get": staticmethod(operation)})
-    found = description_of(holder, "GET")
-    assert found is not None
-    assert (found.tag, found.errors) == ("Tasks", {409: "No."})

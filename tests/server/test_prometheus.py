@@ -14,10 +14,10 @@ from openruntime_jupyter.engines.protocol import WorkerReport, WorkerState
 from openruntime_jupyter.memory import Memory
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import Counters
+from openruntime_jupyter.schemas.endpoints import VERSIONS, TextType
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
 from openruntime_jupyter.server.handlers.prometheus import exposition
-from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 from tests.runtime.test_counters import change, entry
 from tests.runtimes import cell, ended, runtime_in, submit, until
 from tests.support import Server

@@ -9,14 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
+from openruntime_jupyter.schemas.queries import DeleteQuery, OutputQuery, SinceQuery, TasksQuery, WaitQuery
 from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest, TaskState
 from openruntime_jupyter.server.http.requests import (
-    DeleteQuery,
-    OutputQuery,
     Preference,
-    SinceQuery,
-    TasksQuery,
-    WaitQuery,
     read_json,
     read_key,
     read_preference,

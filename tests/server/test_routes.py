@@ -12,7 +12,7 @@ from jupyter_server.serverapp import ServerWebApplication
 from tornado import web
 from websockets.exceptions import InvalidStatus
 
-from openruntime_jupyter.server.routes import ROUTES, TASK_ID, routes
+from openruntime_jupyter.server.routes import ID, ROUTES, routes
 from tests.server.conftest import error_of
 from tests.support import Server
 
@@ -20,7 +20,7 @@ VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 NO_SUCH_TASK = "task_0nosuch"
 
-PATHS = sorted({path.replace(TASK_ID, NO_SUCH_TASK).removesuffix("?") for path, _ in ROUTES} | {"", "/nothing/here", "/tasks/", "/ws/x"})
+PATHS = sorted({path.replace(ID, NO_SUCH_TASK).removesuffix("?") for path, _ in ROUTES} | {"", "/nothing/here", "/tasks/", "/ws/x"})
 """Paths of all routes, and some unknown paths."""
 
 EXPECTED = {
@@ -115,7 +115,7 @@ def test_head_returns_get_headers_without_body(jupyter: Server, path: str) -> No
 
 
 EXISTING = [
-    (verb, path.replace(TASK_ID, NO_SUCH_TASK).removesuffix("?"))
+    (verb, path.replace(ID, NO_SUCH_TASK).removesuffix("?"))
     for path, handler in ROUTES
     for verb in VERBS
     if getattr(handler, verb.lower()) is not getattr(web.RequestHandler, verb.lower())

@@ -7,40 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import getpass
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout  # a separate class before Python 3.11
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from openruntime_jupyter.arrays.array_file import check_bounds
+from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
 from openruntime_jupyter.client.transport.events import BusEvents, Listening
 from openruntime_jupyter.client.transport.forks import reset_in_child
-from openruntime_jupyter.client.transport.prompts_embedded import EmbeddedPrompts
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.client.transport.watch import Tell, Watch
-from openruntime_jupyter.errors import ArrayNotFound, NotConnected, OpenRuntimeError
+from openruntime_jupyter.errors import ArrayNotFound, NotConnected
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.operations.registry import describe_operations
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
-from openruntime_jupyter.schemas.insights import Insights, InsightsRequest, MetricType, WordingChoice
-from openruntime_jupyter.schemas.sessions import Session
-from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, SystemMetrics, Timeframe, Worker
-from openruntime_jupyter.schemas.tasks import Ended, Task, TaskOrder, TaskOutput, TaskPage, TaskRequest, TaskState
-from openruntime_jupyter.schemas.values import ArrayKind
+from openruntime_jupyter.schemas.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.config import AiConfig
     from openruntime_jupyter.ai.service import AiService
-    from openruntime_jupyter.runtime.runtime import Caller, Runtime
+    from openruntime_jupyter.runtime.tasks.entry import TokenPiece
 
 STOP_SECONDS = 5.0
 """Seconds that interpreter exit waits for the runtime to stop."""
@@ -88,146 +81,53 @@ class EmbeddedBackend:
         """Return whether the runtime is running. If not, the next request starts it."""
         return self._hosted is not None
 
-    def submit(self, request: dict[str, Any], key: str, wait: float = 0.0) -> Task:
-        """Submit a task and return its record."""
-
-        async def submit(runtime: Runtime) -> Task:
-            task_id = await runtime.submission.submit(_asynchronous(request), _caller(), key)
-            return await (runtime.tasks.wait(task_id, wait, parameters=False) if wait > 0 else runtime.tasks.get(task_id, parameters=False))
-
-        return self._ask(submit)
-
-    def submit_followed(self, request: dict[str, Any], key: str, wait: float) -> TaskOutput:
-        """Submit a task and return its output with the record."""
-
-        async def submit(runtime: Runtime) -> TaskOutput:
-            return await runtime.tasks.output(await runtime.submission.submit(_asynchronous(request), _caller(), key), 0, wait, record=True)
-
-        return self._ask(submit)
-
-    def submit_many(self, requests: list[dict[str, Any]], key: str, durable: bool = True) -> list[Task | OpenRuntimeError]:
-        """Submit a batch of tasks and return their records or errors."""
-        return self._ask(lambda runtime: runtime.batches.submit(requests, _caller(), key, durable=durable))
-
-    def collect(self, task_ids: list[str], at_least: int = 1, wait: float = 0.0) -> list[Ended]:
-        """Return the ended tasks with their results."""
-        return self._ask(lambda runtime: runtime.results.collect(task_ids, at_least, max(0.0, min(wait, LONGEST_WAIT))))
-
-    def get(self, task_id: str, parameters: bool = True) -> Task:
-        """Return the task's current record."""
-        return self._ask(lambda runtime: runtime.tasks.get(task_id, parameters))
-
-    def wait(self, task_id: str, seconds: float) -> Task:
-        """Wait for the task's end and return its record."""
-        return self._ask(lambda runtime: runtime.tasks.wait(task_id, max(0.0, min(seconds, LONGEST_WAIT)), parameters=False))
-
-    def cancel(self, task_id: str) -> Task:
-        """Cancel the task and return its final record."""
-        return self._ask(lambda runtime: runtime.cancel(task_id))
-
-    def reprioritise(self, task_id: str, priority: int) -> Task:
-        """Change the priority of a pending task."""
-        return self._ask(lambda runtime: runtime.reprioritise(task_id, priority))
-
-    def purge(self, task_id: str) -> None:
-        """Delete an ended task with its output and result."""
-        self._ask(lambda runtime: runtime.purge(task_id))
-
-    def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
-        """Return the output of the task after `since`."""
-        return self._ask(lambda runtime: runtime.tasks.output(task_id, since, max(0.0, min(wait, LONGEST_WAIT)), record))
-
-    def payload(self, task_id: str) -> tuple[bytes, str]:
-        """Return the pickled result and its encoding."""
-        data, encoding = self._ask(lambda runtime: runtime.tasks.payload(task_id))
-        return data.read_bytes() if isinstance(data, Path) else data, encoding
-
-    def allocate(self, shape: list[int], dtype: str, kind: ArrayKind) -> ArrayInfo:
-        """Allocate space for an array."""
-        layout = check_bounds(shape, dtype, kind)
-        return self._ask(lambda runtime: runtime.arrays.allocate(layout, _caller().owner))
-
-    def array_ready(self, array_id: str) -> ArrayInfo:
-        """Mark the array's file as complete."""
-        return self._ask(lambda runtime: runtime.arrays.ready(array_id))
-
-    def put_array(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
-        """Copy the contents into the array's file, which is local unless it was removed."""
-        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
-
-    def array(self, array_id: str) -> ArrayInfo:
-        """Return the metadata of an array."""
-        return self._ask(lambda runtime: runtime.arrays.info(array_id))
-
-    def get_array(self, array_id: str) -> Iterator[bytes]:
-        """Yield the array's file in chunks. The file is local unless it was removed."""
-        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
-
-    def delete_array(self, array_id: str) -> None:
-        """Release an array."""
-        self._ask(lambda runtime: runtime.arrays.remove(array_id))
-
-    def tasks(
+    def call(
         self,
-        limit: int = 100,
-        before: str | None = None,
-        states: list[str] | None = None,
-        operation: str | None = None,
-        owner: str | None = None,
-        *,
-        offset: int = 0,
-        order: TaskOrder = "newest",
-    ) -> TaskPage:
-        """Return a page of tasks."""
-        wanted = [TaskState(state) for state in states] if states is not None else None
-        return self._ask(lambda runtime: runtime.list_tasks(limit, before, offset, wanted, operation, owner, order))
+        endpoint: Endpoint[Result],
+        *ids: str,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        wait: float = 0.0,
+    ) -> Result:
+        """Call an endpoint on the runtime's loop, with the same validation as over HTTP."""
+        wanted = {name: value for name, value in (query or {}).items() if value is not None}
+        given = _validated(endpoint.query, wanted), _validated(endpoint.body, body or {}), key, max(0.0, min(wait, LONGEST_WAIT))
 
-    def devices(self) -> list[Device]:
-        """Return the compute devices."""
-        return self._ask(_read(lambda runtime: runtime.devices()))
+        async def handle(service: AiService) -> Result:
+            answer = HANDLERS[endpoint](Call(service, *given), *ids)
+            return cast("Result", await answer if isinstance(answer, Awaitable) else answer)
 
-    def workers(self) -> list[Worker]:
-        """Return the worker processes."""
-        return self._ask(_read(lambda runtime: runtime.worker_stats.report()))
+        return self._run(handle)
 
-    def sessions(self) -> list[Session]:
-        """Return all sessions."""
-        return self._ask(_read(lambda runtime: runtime.sessions.list()))
+    def upload(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
+        """Raise `ArrayNotFound`: the array's file is on this machine unless it was removed, and then there is nothing to fill."""
+        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
 
-    def restart_session(self, session_id: str) -> Session:
-        """Restart the session's worker."""
-        return self._ask(_read(lambda runtime: runtime.sessions.restart(session_id)))
+    def download(self, array_id: str) -> Iterator[bytes]:
+        """Raise `ArrayNotFound`: the array's file is on this machine unless it was removed."""
+        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
 
-    def free_session(self, session_id: str) -> Session:
-        """End the session and return its last record."""
-        return self._ask(_read(lambda runtime: runtime.sessions.free(session_id)))
+    def tokens(self, task_id: str, since: int = 0) -> Iterator[tuple[int, str]]:
+        """Stream the text of an AI task."""
 
-    def metrics(self) -> SystemMetrics:
-        """Return the current metrics."""
-        return self._ask(_read(lambda runtime: runtime.system_metrics()))
+        async def begin(service: AiService) -> AsyncGenerator[TokenPiece, None]:
+            await service.runtime.tasks.get(task_id, parameters=False)
+            return cast("AsyncGenerator[TokenPiece, None]", service.runtime.tasks.tokens(task_id, since))
 
-    def health(self) -> Health:
-        """Return the health report."""
-        return self._ask(_read(lambda runtime: runtime.health()))
+        pieces = self._run(begin)
 
-    def operations(self) -> list[OperationInfo]:
-        """Return the available operations."""
-        return describe_operations()
+        async def following(_: AiService) -> TokenPiece | None:
+            return await anext(pieces, None)
 
-    def metrics_history(self, timeframe: Timeframe, points: int) -> MetricsHistory:
-        """Return the recorded metrics of a timeframe."""
-        return self._ask(lambda runtime: runtime.metrics_service.history(timeframe, points))
-
-    def insights(self, metric_type: MetricType, timeframe: Timeframe, wording: WordingChoice = "none") -> Insights:
-        """Return findings about the recorded history."""
-        # Imported here and not on the loop, because importing NumPy is slow.
-        from openruntime_jupyter.ai.insights.report import insights
+        async def end(_: AiService) -> None:
+            await pieces.aclose()
 
         try:
-            request = InsightsRequest(metric_type=metric_type, timeframe=timeframe, wording=wording)
-        except ValidationError as problem:
-            raise invalid(problem) from None
-        return self._ask_ai(lambda ai: insights(ai.runtime, request, ai.rewriters(_caller())))
+            while (piece := self._run(following)) is not None:
+                yield piece.index, piece.text
+        finally:
+            self._run(end)
 
     def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
         """Subscribe to events. Starts the runtime if needed."""
@@ -238,11 +138,6 @@ class EmbeddedBackend:
     def _listen(self, topics: frozenset[str]) -> Listening | None:
         with self._lock:
             return None if self._hosted is None else Listening(self._hosted.loop, self._hosted.ai.runtime.bus, topics)
-
-    @property
-    def prompts(self) -> EmbeddedPrompts:
-        """Return the interface for models and prompts."""
-        return EmbeddedPrompts(self._ask_ai, _caller)
 
     def close(self) -> None:
         """Do nothing: the runtime is shared by all clients of the process and stops with it."""
@@ -264,10 +159,7 @@ class EmbeddedBackend:
         with self._lock:
             self._hosting = self._hosted is not None
 
-    def _ask(self, call: Callable[[Runtime], Coroutine[Any, Any, Result]]) -> Result:
-        return self._ask_ai(lambda ai: call(ai.runtime))
-
-    def _ask_ai(self, call: Callable[[AiService], Coroutine[Any, Any, Result]]) -> Result:
+    def _run(self, call: Callable[[AiService], Coroutine[Any, Any, Result]]) -> Result:
         with self._lock:  # so that `stop` ends all earlier requests, and no request goes to a closed loop
             hosted = self._started()
             answer = asyncio.run_coroutine_threadsafe(call(hosted.ai), hosted.loop)
@@ -337,33 +229,18 @@ async def _stop(hosted: _Hosted, deadline: float) -> None:
     await hosted.ai.close()
 
 
-def _asynchronous(request: dict[str, Any]) -> TaskRequest:
+def _validated(model: type[BaseModel] | None, given: Mapping[str, Any]) -> BaseModel | None:
+    if model is None:
+        return None
     try:
-        return TaskRequest.model_validate({**request, "wait": False})
+        return model.model_validate(given)
     except ValidationError as problem:
-        raise invalid(problem, known=TaskRequest.model_fields) from None
-
-
-def _caller() -> Caller:
-    from openruntime_jupyter.runtime.runtime import Caller
-
-    try:
-        owner = getpass.getuser()
-    except (KeyError, OSError):  # a container user without a name
-        owner = f"user {os.getuid()}"
-    return Caller(owner=owner)
+        raise invalid(problem, known=model.model_fields) from None
 
 
 def _label() -> str:
     notebook = os.environ.get("JPY_SESSION_NAME")
     return Path(notebook).name if notebook else f"process {os.getpid()}"
-
-
-def _read(read: Callable[[Runtime], Result]) -> Callable[[Runtime], Coroutine[Any, Any, Result]]:
-    async def ask(runtime: Runtime) -> Result:
-        return read(runtime)
-
-    return ask
 
 
 _embedded: EmbeddedBackend | None = None

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import httpx
 
-from openruntime_jupyter.errors import (
-    ArrayConflict,
-    ArrayNotFound,
-    BodyTooLarge,
-    ConversationNotFound,
-    InvalidRequest,
-    MalformedRequest,
-    ModelNotFound,
-    NotAllowed,
-    NotConnected,
-    OpenRuntimeError,
-    RateLimited,
-    SessionEnded,
-    SessionNotFound,
-    TaskConflict,
-    TaskNotFound,
-    Unavailable,
-    UnknownDevice,
-    UnknownOperation,
-)
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, OpenRuntimeError
+from openruntime_jupyter.schemas.problems import error_of
 
 TRANSLATED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict, UnicodeError)
 """Base classes of all httpx exceptions, and the error for a host name that can't be encoded."""
@@ -101,50 +81,7 @@ def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
         if response.status_code in (401, 403):
             return NotAllowed(f"{where} denied access (status {response.status_code}): pass the server's token to connect()")
         return not_openruntime(where, response)
-    return of_status(response.status_code, message, details, _seconds(response.headers.get("retry-after")), response.url.path)
-
-
-def of_status(code: int, message: str, details: list[dict[str, str]], retry_after: float, path: str) -> OpenRuntimeError:
-    """Return the error for the status `code` of a request to `path`. `retry_after` is in seconds."""
-    if code == 422:
-        return _invalid(message, details)
-    if code in (429, 503):
-        kind = RateLimited if code == 429 else Unavailable
-        return kind(message, retry_after)
-    plain: dict[int, Callable[[str], OpenRuntimeError]] = {
-        400: MalformedRequest,
-        401: NotAllowed,
-        403: NotAllowed,
-        404: _absent(path),
-        409: ArrayConflict if "/arrays" in path else TaskConflict,
-        413: BodyTooLarge,
-        415: MalformedRequest,
-    }
-    return plain.get(code, OpenRuntimeError)(message)
-
-
-def _absent(path: str) -> type[OpenRuntimeError]:
-    if "/tasks/" in path:
-        return TaskNotFound
-    if "/sessions/" in path:
-        return SessionNotFound
-    if "/models/" in path:
-        return ModelNotFound
-    if "/ai/conversations/" in path:
-        return ConversationNotFound
-    return ArrayNotFound if "/arrays/" in path else NotConnected
-
-
-ENDED = "has ended: "
-"""Text of `SessionEnded.because`. Other problems of the field `session` are invalid names."""
-
-
-def _invalid(message: str, details: list[dict[str, str]]) -> InvalidRequest:
-    fields = {detail.get("field") for detail in details}
-    if any(detail.get("field") == "session" and ENDED in detail.get("problem", "") for detail in details):
-        return SessionEnded(message, details)
-    kinds: dict[str, type[InvalidRequest]] = {"operation": UnknownOperation, "device_preference": UnknownDevice}
-    return next((kinds[field] for field in kinds if field in fields), InvalidRequest)(message, details)
+    return error_of(response.status_code, message, details, _seconds(response.headers.get("retry-after")), response.url.path)
 
 
 def _seconds(header: str | None) -> float:

@@ -6,16 +6,17 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from openruntime_jupyter.client.transport.forks import reset_in_child
+from openruntime_jupyter.schemas.events import Topic
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
-TOPICS = frozenset({"task_update", "task_progress", "task_output", "metrics", "ai_token"})
+TOPICS: frozenset[str] = frozenset(get_args(Topic))
 """Topics of the API's WebSocket."""
 
 CONNECTED, DISCONNECTED = "connected", "disconnected"

@@ -32,6 +32,7 @@ from openruntime_jupyter.notebook.display.errors import one_line
 from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.run.cell import run
 from openruntime_jupyter.notebook.session import Session
+from openruntime_jupyter.schemas.endpoints import GET_TASK
 
 HELP = Help(
     "Prompts",
@@ -87,7 +88,7 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
     def submit() -> PromptHandle:
         handle = client.ask(text, arguments.workflow, **parameters)
         if arguments.show_prompt:
-            display(Sent.of(client.backend.get(handle.id)))
+            display(Sent.of(client.backend.call(GET_TASK, handle.id)))
         return handle
 
     handle, task = with_readable_errors(lambda: run(session, arguments, submit))
@@ -115,7 +116,7 @@ def _deliver(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
 def _warn(session: Session, reply: Reply) -> None:
     """List the numbers in an analysis that are not in the data given to the model."""
     with contextlib.suppress(OpenRuntimeError):  # the answer is complete even if its task record is gone
-        if numbers := untold_of(session.client.backend.get(reply.task_id)):
+        if numbers := untold_of(session.client.backend.call(GET_TASK, reply.task_id)):
             display(Note(f"Numbers that are not in the data given to the model: {', '.join(numbers)}. It computed or invented them."))
 
 

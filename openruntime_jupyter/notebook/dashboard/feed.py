@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.system import MetricsHistory, Timeframe
 from openruntime_jupyter.schemas.tasks import Task, TaskState
@@ -134,14 +135,14 @@ class Feed:
     def _parts(self) -> dict[str, Any]:
         backend = self._backend
         if self._operations is None:
-            self._operations = [entry.model_dump(mode="json") for entry in backend.operations()]
+            self._operations = [entry.model_dump(mode="json") for entry in backend.call(api.LIST_OPERATIONS)]
         return {
             "connection": {"live": True, "reason": None},
-            "health": backend.health().model_dump(mode="json"),
-            "devices": [device.model_dump(mode="json") for device in backend.devices()],
+            "health": backend.call(api.GET_HEALTH).model_dump(mode="json"),
+            "devices": [device.model_dump(mode="json") for device in backend.call(api.LIST_DEVICES)],
             **self._table.parts(),
-            "sessions": [session.model_dump(mode="json", exclude_none=True) for session in backend.sessions()],
-            "models": [model.model_dump(mode="json") for model in backend.prompts.models().models if model.resident],
+            "sessions": [session.model_dump(mode="json", exclude_none=True) for session in backend.call(api.LIST_SESSIONS)],
+            "models": [model.model_dump(mode="json") for model in backend.call(api.LIST_MODELS).models if model.resident],
             "operations": self._operations,
         }
 
@@ -150,7 +151,7 @@ class Feed:
         with self._lock:
             due = [each for each in self._subscriptions if now - each.charted_at >= 0.9 * EVERY[each.timeframe]]
         for timeframe in {each.timeframe for each in due}:
-            chart = packed(self._backend.metrics_history(timeframe, POINTS))
+            chart = packed(self._backend.call(api.GET_METRICS_HISTORY, query={"timeframe": timeframe, "points": POINTS}))
             for subscription in due:
                 if subscription.timeframe == timeframe:
                     subscription.charted_at = now
@@ -191,9 +192,9 @@ class _Table:
         if self._stale:
             self._stale, self.fetched_at = False, time.monotonic()
             # Finished tasks are fetched first, so that a task that changes state in between is listed once, in its newer state.
-            ended = self._backend.tasks(ROWS, states=ENDED)
-            waiting = self._backend.tasks(ROWS, order="next")
-            running = self._backend.tasks(RUNNING, states=["running"])
+            ended = self._backend.call(api.LIST_TASKS, query={"limit": ROWS, "state": ENDED})
+            waiting = self._backend.call(api.LIST_TASKS, query={"limit": ROWS, "order": "next"})
+            running = self._backend.call(api.LIST_TASKS, query={"limit": RUNNING, "state": ["running"]})
             tasks = {task.task_id: task for task in (*sorted(running.tasks, key=_start), *waiting.tasks, *ended.tasks)}
             counts = {"running": running.total_count, "waiting": waiting.total_count, "ended": ended.total_count}
             self._parts = {"tasks": [row(task) for task in tasks.values()], "counts": counts}

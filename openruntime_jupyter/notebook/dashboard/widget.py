@@ -13,13 +13,16 @@ from pydantic import BaseModel
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import connect
-from openruntime_jupyter.client.handles import again
+from openruntime_jupyter.client.handles import again, record
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.dashboard.feed import Subscription, feed_of, row
 from openruntime_jupyter.notebook.display.tables import Status
 from openruntime_jupyter.notebook.display.tasks import TaskTable
+from openruntime_jupyter.schemas import endpoints as api
+from openruntime_jupyter.schemas.insights import Insights
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Timeframe
+from openruntime_jupyter.schemas.tasks import Task
 
 STATIC = Path(__file__).parent / "static"
 
@@ -139,22 +142,35 @@ class Dashboard(anywidget.AnyWidget):
         return f"<Dashboard of {self._client.where}>"
 
 
+Action = Callable[[Backend, dict[str, Any]], BaseModel | dict[str, Any]]
+
+
+def _run(backend: Backend, args: dict[str, Any]) -> Task:
+    return backend.call(api.SUBMIT_TASK, body={**args, "origin": "notebook"}, key=new_key())
+
+
 def _tasks(backend: Backend, args: dict[str, Any]) -> dict[str, Any]:
-    page = backend.tasks(int(args["limit"]), states=args.get("states"), offset=int(args["offset"]), order=args["order"])
+    query = {"limit": int(args["limit"]), "state": args.get("states"), "offset": int(args["offset"]), "order": args["order"]}
+    page = backend.call(api.LIST_TASKS, query=query)
     return {"tasks": [row(task) for task in page.tasks]}
 
 
-ACTIONS: dict[str, Callable[[Backend, dict[str, Any]], BaseModel | dict[str, Any]]] = {
-    "cancel": lambda backend, args: backend.cancel(args["id"]),
-    "priority": lambda backend, args: backend.reprioritise(args["id"], int(args["priority"])),
-    "task": lambda backend, args: backend.get(args["id"], parameters=False),
+def _insights(backend: Backend, args: dict[str, Any]) -> Insights:
+    request = {"metric_type": args["metric_type"], "timeframe": args["timeframe"], "wording": "none"}
+    return backend.call(api.ANALYSE_HISTORY, body=request)
+
+
+ACTIONS: dict[str, Action] = {
+    "cancel": lambda backend, args: backend.call(api.DELETE_TASK, args["id"]),
+    "priority": lambda backend, args: backend.call(api.CHANGE_TASK, args["id"], body={"priority": int(args["priority"])}),
+    "task": lambda backend, args: record(backend, args["id"]),
     "tasks": _tasks,
-    "output": lambda backend, args: backend.output(args["id"], int(args.get("since", 0))),
+    "output": lambda backend, args: backend.call(api.GET_OUTPUT, args["id"], query={"since": int(args.get("since", 0))}),
     "again": lambda backend, args: again(backend, args["id"], "notebook"),
-    "run": lambda backend, args: backend.submit({**args, "origin": "notebook"}, new_key()),
-    "restart": lambda backend, args: backend.restart_session(args["id"]),
-    "free": lambda backend, args: backend.free_session(args["id"]),
-    "unload": lambda backend, args: {"unloaded": backend.prompts.unload(args["name"])},
-    "insights": lambda backend, args: backend.insights(args["metric_type"], args["timeframe"]),
+    "run": _run,
+    "restart": lambda backend, args: backend.call(api.RESTART_SESSION, args["id"]),
+    "free": lambda backend, args: backend.call(api.FREE_SESSION, args["id"]),
+    "unload": lambda backend, args: {"unloaded": backend.call(api.UNLOAD_MODEL, args["name"])},
+    "insights": _insights,
 }
 """Actions by name, as called by the page. Each raises the backend's errors. Records are sent without a task's parameters."""

@@ -19,6 +19,7 @@ from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import Entry, wait_for_some
 from openruntime_jupyter.runtime.tasks.registry import OTHERS_POLL, TaskRegistry
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
+from openruntime_jupyter.schemas.batch import MOST_IN_BATCH
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest
 
 LARGEST_PAYLOAD = 65_536
@@ -230,9 +231,6 @@ def _in_memory(payload: tuple[bytes | Path, str] | None) -> tuple[bytes, str] | 
         return None
     return payload[0], payload[1]
 
-
-MOST_IN_BATCH = 5_000
-"""Maximum number of tasks in one batch; the steps that cannot be split would take noticeably long for more."""
 
 AT_ONCE = 50
 """Tasks handled in one loop iteration, which takes a few milliseconds."""

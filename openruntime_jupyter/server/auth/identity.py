@@ -14,9 +14,10 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -25,8 +26,7 @@ from jupyter_server.auth.identity import IdentityProvider, User
 from tornado import web
 from traitlets import Bool
 
-if TYPE_CHECKING:
-    from openruntime_jupyter.server.http.base import BaseHandler
+from openruntime_jupyter.environment import is_loopback
 
 GENERATED = re.compile(r"[0-9a-f]{32}")
 """User name that Jupyter generates for each request with the shared token or password and without a cookie."""
@@ -63,6 +63,13 @@ def same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(errors="replace"), other.encode(errors="replace"))
 
 
+class ExplainedRefusal:
+    """Part of a handler that tells its client why the identity provider rejected the request."""
+
+    refusal: str | None = None
+    """Reason for rejecting the request, if there is a specific one."""
+
+
 class LocalUser(User):
     """Local user without a login."""
 
@@ -91,6 +98,14 @@ class NotebookIdentity(IdentityProvider):
         return User(own_name(), "the notebook")
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Process at the other end of a connection: whether it is on this machine, and its user id, `UNKNOWABLE`, or None."""
+
+    local: bool
+    uid: int | None
+
+
 class StandaloneIdentity(IdentityProvider):
     """Identity provider of a stand-alone server: clients with the token, and local programs without a token for safe operations."""
 
@@ -110,7 +125,7 @@ class StandaloneIdentity(IdentityProvider):
         # Jupyter would print a URL for browsers. The stand-alone server prints its own message instead.
         self.has_generated_token = bool(self.token) and self.token_generated
         self.token_generated = False
-        self._uids: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+        self._peers: WeakKeyDictionary[Any, Peer] = WeakKeyDictionary()
 
     @property
     def login_available(self) -> bool:
@@ -127,23 +142,22 @@ class StandaloneIdentity(IdentityProvider):
         given = token_of(self, handler)
         if given:
             if not same(given, self.token):
-                handler.refusal = "The token is wrong: use the one that the server prints when it starts"  # type: ignore[attr-defined]
+                if isinstance(handler, ExplainedRefusal):
+                    handler.refusal = "The token is wrong: use the one that the server prints when it starts"
                 return None
             handler._token_authenticated = True  # type: ignore[attr-defined]  # noqa: SLF001
             return User(own_name())
-        if not hasattr(handler, "refusal"):  # a route of Jupyter
+        if not isinstance(handler, ExplainedRefusal):  # a route of Jupyter
             return None
         objection = self.objection(handler)
         handler.refusal = f"{objection}: {WHICH_TOKEN}" if objection else None
         if objection:
             return None
-        user_type = OwnUser if self._uids.get(handler.request.connection.context) == os.getuid() else LocalUser  # type: ignore[union-attr]
-        return user_type("local", "a local program")
+        return (OwnUser if self._peer(handler).uid == os.getuid() else LocalUser)("local", "a local program")
 
-    def objection(self, handler: BaseHandler | web.RequestHandler) -> str | None:
+    def objection(self, handler: web.RequestHandler) -> str | None:
         """Return the reason why a request without a token is rejected, or None if it is allowed."""
         headers = handler.request.headers
-        address = getattr(getattr(handler.request.connection, "context", None), "address", None)
         forwarded = [
             name for name in headers if name.lower().startswith("x-forwarded") or name.lower() in ("forwarded", "x-real-ip", "via")
         ]
@@ -152,7 +166,8 @@ class StandaloneIdentity(IdentityProvider):
             return "This server requires a token"
         if handler.settings.get("allow_remote_access"):
             return "This server accepts connections from other machines"
-        if not (isinstance(address, tuple) and is_loopback(address[0])):
+        peer = self._peer(handler)
+        if not peer.local:
             return "The request does not come from this machine"
         if forwarded:
             return f"The request was forwarded ({', '.join(sorted(forwarded))})"
@@ -160,17 +175,21 @@ class StandaloneIdentity(IdentityProvider):
             return f"The request comes from another page ({origin})"
         if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             return "The request comes from another page"
-        return self._foreign_user(handler)
-
-    def _foreign_user(self, handler: web.RequestHandler) -> str | None:
-        """Return the reason to reject the client process, or None. The user id is looked up once per connection."""
-        connection: Any = handler.request.connection
-        if connection.context not in self._uids:
-            self._uids[connection.context] = uid_of_peer(connection.stream.socket)
-        uid = self._uids[connection.context]
-        if uid in (UNKNOWABLE, os.getuid()):
+        if peer.uid in (UNKNOWABLE, os.getuid()):
             return None
-        return "The request was sent by another local user" if uid is not None else "The user of the client is unknown"
+        return "The request was sent by another local user" if peer.uid is not None else "The user of the client is unknown"
+
+    def _peer(self, handler: web.RequestHandler) -> Peer:
+        """Return the client process. It is looked up once per connection."""
+        connection: Any = handler.request.connection
+        context = getattr(connection, "context", None)
+        address = getattr(context, "address", None)
+        if not isinstance(address, tuple):
+            return Peer(local=False, uid=None)
+        if context not in self._peers:
+            local = is_loopback(address[0])
+            self._peers[context] = Peer(local, uid_of_peer(connection.stream.socket) if local else None)
+        return self._peers[context]
 
     def validate_security(self, app: Any, ssl_options: dict[str, Any] | None = None) -> None:
         """Refuse to start if unauthorized clients could get access."""
@@ -184,16 +203,6 @@ class StandaloneIdentity(IdentityProvider):
 ESTABLISHED = "01"
 UNKNOWABLE = -1
 """Value for systems that do not report the user id."""
-
-
-def is_loopback(address: str) -> bool:
-    """Return True for a numeric loopback address."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return bool((mapped or parsed).is_loopback)
 
 
 def uid_of_peer(connection: socket.socket, tables: Path = Path("/proc/net")) -> int | None:

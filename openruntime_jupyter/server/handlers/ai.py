@@ -1,71 +1,41 @@
-"""Handlers of agents, workflows, AI tasks, models and conversations."""
+"""Handlers of agents, workflows, AI tasks, models, conversations and insights."""
 
 from __future__ import annotations
 
+import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from jupyter_server.auth.decorator import authorized
-from jupyter_server.utils import url_path_join
-from tornado import web
-
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
-from openruntime_jupyter.schemas.ai import AgentList, AiRequest, AiTask, Conversation, ConversationList, ModelList, Unloaded, WorkflowList
-from openruntime_jupyter.server.http.base import APPLIED, LOCATION, PREFER, Handler, WaitingMixin
-from openruntime_jupyter.server.http.requests import ConversationsQuery, Preference, TokensQuery, read_key, read_preference
-from openruntime_jupyter.server.http.sse import EVENT_STREAM, EVENTS, TokenStream
-from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, Parameter, Response, described
+from openruntime_jupyter.schemas.ai import AiRequest, ConversationList, Unloaded
+from openruntime_jupyter.schemas.endpoints import (
+    ANALYSE_HISTORY,
+    DELETE_CONVERSATION,
+    GET_CONVERSATION,
+    LIST_AGENTS,
+    LIST_CONVERSATIONS,
+    LIST_MODELS,
+    LIST_WORKFLOWS,
+    STREAM_TOKENS,
+    SUBMIT_PROMPT,
+    UNLOAD_MODEL,
+)
+from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
+from openruntime_jupyter.schemas.queries import ConversationsQuery, TokensQuery
+from openruntime_jupyter.server.http.base import Handler, WaitingMixin, serves
+from openruntime_jupyter.server.http.requests import read_key, read_preference
+from openruntime_jupyter.server.http.sse import TokenStream
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.ai.service import AiService
+    from openruntime_jupyter.runtime.runtime import Runtime
 
 AI_ID = "ai_task_"
-SUBMITTED = {
-    200: Response(
-        AiTask,
-        "The task has finished, possibly with a failure; see `status`. With `stream`, events with the text and then the task.",
-        media={EVENT_STREAM: EVENTS},
-        headers=(APPLIED, LOCATION),
-    ),
-    202: Response(AiTask, "The task is stored on disk and runs asynchronously.", headers=(APPLIED, LOCATION)),
-}
-EXAMPLES = {
-    "Code generation": {
-        "workflow_type": "code_generation",
-        "prompt": "Create a Python function to calculate fibonacci numbers",
-        "parameters": {"language": "python", "style": "functional"},
-        "timeout": 30,
-    },
-    "Plain prompt, streamed": {
-        "workflow_type": "model_inference",
-        "prompt": "What is the capital of France?",
-        "parameters": {"profile": "local", "max_tokens": 64, "temperature": 0},
-        "stream": True,
-    },
-    "Analysis of the server's history": {
-        "workflow_type": "system_analysis",
-        "prompt": "Why did my tasks wait?",
-        "parameters": {"timeframe": "6h", "conversation": "waiting"},
-    },
-    "Optimization of settings": {
-        "workflow_type": "optimization",
-        "prompt": "Many short tasks, few long ones.",
-        "parameters": {"target": "settings"},
-    },
-}
-CONFLICT = "The task is asynchronous, and the conversation still has a pending prompt."
-UNAVAILABLE = (
-    "Temporarily unavailable: no model can be used, the server is starting or stopping, the queue is full, or the history cannot be "
-    "written."
-)
-LAST_EVENT = Parameter("Last-Event-ID", "The `id` of the last received event, instead of `since`.")
 
 
 class AgentsHandler(Handler):
     """Handler of `GET /ai/agents`."""
 
-    @described("AI", AgentList)
-    @web.authenticated
-    @authorized
+    @serves(LIST_AGENTS)
     async def get(self) -> None:
         """List the agents: roles with instructions for the model."""
         service = await self.ai()
@@ -75,9 +45,7 @@ class AgentsHandler(Handler):
 class WorkflowsHandler(Handler):
     """Handler of `GET /ai/workflows`."""
 
-    @described("AI", WorkflowList)
-    @web.authenticated
-    @authorized
+    @serves(LIST_WORKFLOWS)
     async def get(self) -> None:
         """List the workflows with agent, context and the schema of their parameters."""
         from openruntime_jupyter.ai.workflows import workflows
@@ -88,16 +56,7 @@ class WorkflowsHandler(Handler):
 class AiTasksHandler(WaitingMixin, TokenStream):
     """Handler of `POST /ai/tasks`."""
 
-    @described(
-        "AI",
-        SUBMITTED,
-        body=AiRequest,
-        headers=(PREFER, IDEMPOTENCY_KEY),
-        examples=EXAMPLES,
-        errors={409: CONFLICT, 503: UNAVAILABLE},
-    )
-    @web.authenticated
-    @authorized
+    @serves(SUBMIT_PROMPT)
     async def post(self) -> None:
         """Send a prompt to a model, and wait for the response or submit it asynchronously.
 
@@ -116,41 +75,21 @@ class AiTasksHandler(WaitingMixin, TokenStream):
         service = await self.ai()
         caller = await self.caller()
         if not request.wait:
-            await self._accepted(service, await service.submit(request, caller, key), preference)
+            task_id = await service.submit(request, caller, key)
+            self.reply_accepted(await self.while_connected(service.get(task_id, preference.wait or 0.0)), preference)
             return
         task_id = await self.while_connected(service.submit(request, caller, key))
         if request.stream:
-            self._locate(task_id)
+            self.locate(task_id)
             await self.while_wanted(service.runtime, task_id, self.stream(service, task_id))
         else:
             self.reply(await self.while_wanted(service.runtime, task_id, service.get(task_id, None)))
-
-    async def _accepted(self, service: AiService, task_id: str, preference: Preference) -> None:
-        """Respond to an asynchronous submission: 200 if the task finished within the preferred wait, otherwise 202."""
-        if preference.applied is not None:
-            self.set_header("Preference-Applied", preference.applied)
-        task = await self.while_connected(service.get(task_id, preference.wait or 0.0))
-        if preference.wait is not None and task.status.terminal:
-            self.reply(task)
-        else:
-            self._locate(task_id)
-            self.reply(task, 202)
-
-    def _locate(self, task_id: str) -> None:
-        self.set_header("Location", url_path_join(self.app.url_path, "tasks", task_id))
 
 
 class TokensHandler(TokenStream):
     """Handler of `GET /tasks/{id}/tokens`."""
 
-    @described(
-        "AI",
-        {200: Response(None, "Events with the text and then the task.", media={EVENT_STREAM: EVENTS})},
-        query=TokensQuery,
-        headers=(LAST_EVENT,),
-    )
-    @web.authenticated
-    @authorized
+    @serves(STREAM_TOKENS)
     async def get(self, task_id: str) -> None:
         """Stream the text of a running or finished AI task after `since`, and then the finished task."""
         query = self.query(TokensQuery)
@@ -166,9 +105,7 @@ class TokensHandler(TokenStream):
 class ModelsHandler(Handler):
     """Handler of `GET /models`."""
 
-    @described("AI", ModelList)
-    @web.authenticated
-    @authorized
+    @serves(LIST_MODELS)
     async def get(self) -> None:
         """List the available models, and the workers that keep them in memory."""
         service = await self.ai()
@@ -178,9 +115,7 @@ class ModelsHandler(Handler):
 class ModelHandler(Handler):
     """Handler of `DELETE /models/{name}`."""
 
-    @described("AI", Unloaded, errors={404: "The model is not in memory.", 409: "The model is processing a prompt."})
-    @web.authenticated
-    @authorized
+    @serves(UNLOAD_MODEL)
     async def delete(self, name: str) -> None:
         """Unload an idle model from memory. The memory is free when the response is sent."""
         service = await self.ai()
@@ -190,9 +125,7 @@ class ModelHandler(Handler):
 class ConversationsHandler(Handler):
     """Handler of `GET /ai/conversations`."""
 
-    @described("AI", ConversationList, query=ConversationsQuery)
-    @web.authenticated
-    @authorized
+    @serves(LIST_CONVERSATIONS)
     async def get(self) -> None:
         """List the conversations of all users or of one user, most recently used first."""
         query = self.query(ConversationsQuery)
@@ -204,20 +137,39 @@ class ConversationsHandler(Handler):
 class ConversationHandler(Handler):
     """Handler of `/ai/conversations/{name}`."""
 
-    @described("AI", Conversation, query=ConversationsQuery)
-    @web.authenticated
-    @authorized
+    @serves(GET_CONVERSATION)
     async def get(self, name: str) -> None:
         """Return a conversation of the caller or of `owner` with its prompts and responses in order."""
         query = self.query(ConversationsQuery)
         service = await self.ai()
         self.reply(await service.conversations.get(query.owner or (await self.caller()).owner, name))
 
-    @described("AI", Conversation, query=ConversationsQuery)
-    @web.authenticated
-    @authorized
+    @serves(DELETE_CONVERSATION)
     async def delete(self, name: str) -> None:
         """Delete a conversation of the caller or of `owner`, and return it. Its tasks stay in the history."""
         query = self.query(ConversationsQuery)
         service = await self.ai()
         self.reply(await service.conversations.delete(query.owner or (await self.caller()).owner, name))
+
+
+class InsightsHandler(Handler):
+    """Handler of `POST /ai/insights`."""
+
+    @serves(ANALYSE_HISTORY)
+    async def post(self) -> None:
+        """Analyse the recorded history for performance, memory, efficiency or errors.
+
+        Findings are peaks, trends, leaks, bursts of failures, queueing and more, with numbers, times and the tasks that ran at the time.
+        They are computed from recorded data. A model may rewrite the text but adds no information: texts with missing or additional
+        numbers are rejected.
+        """
+        request = self.body(InsightsRequest)
+        runtime = await self.runtime()
+        self.reply(await self.while_connected(self._insights(runtime, request)))
+
+    async def _insights(self, runtime: Runtime, request: InsightsRequest) -> Insights:
+        choose = (await self.ai()).rewriters(await self.caller())
+        # Imported on a thread at the first request, because most servers get none and NumPy is slow to import.
+        answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.report")
+        found: Insights = await answer.insights(runtime, request, choose)
+        return found

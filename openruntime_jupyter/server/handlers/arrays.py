@@ -7,50 +7,41 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
 from pydantic_core import to_json
 from tornado import web
 
 from openruntime_jupyter.arrays import array_file
-from openruntime_jupyter.arrays.blocks import LEASE_HEADER, LEASED
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
-from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayRequest
+from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayRequest
+from openruntime_jupyter.schemas.endpoints import (
+    ALLOCATE_ARRAY,
+    BINARY,
+    DELETE_ARRAY,
+    ENVELOPE,
+    GET_ARRAY,
+    JSON,
+    LIST_ARRAYS,
+    MARK_ARRAY_READY,
+    PUT_ARRAY,
+    SAFETENSORS,
+)
+from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.auth.identity import owner_of
 from openruntime_jupyter.server.handlers.uploads import Upload
 from openruntime_jupyter.server.http import base
-from openruntime_jupyter.server.http.base import ENVELOPE, Handler
+from openruntime_jupyter.server.http.base import Handler, serves
 from openruntime_jupyter.server.http.errors import envelope
 from openruntime_jupyter.server.http.requests import preferred
-from openruntime_jupyter.server.openapi.decorator import BYTES, JSON, Parameter, Response, described
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.arrays.store import ArrayStore
 
-SAFETENSORS = "application/vnd.safetensors"
-BINARY = (SAFETENSORS, "application/octet-stream")
 CHUNK = 1 << 20
 MAX_DISCARDED = 64 << 20
 """Maximum size of a rejected body that is read to its end, in bytes."""
 HEADER_SLACK = array_file.MAX_HEADER + array_file.LENGTH
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
-
-LOCATION = Parameter("Location", "URL of the array.")
-RANGE = Parameter("Range", "Requested byte range of the file, for example `bytes=0-1023`.")
-LEASE = Parameter(LEASE_HEADER, f"`{LEASED}` if the program holds a shared flock on each file that it opens by `path`.")
-EXAMPLES = {"A matrix": {"shape": [1024, 1024], "dtype": "float32"}}
-FILE = {SAFETENSORS: BYTES}
-DOWNLOADS = {
-    200: Response(ArrayInfo, "The file, or its metadata if the client accepts JSON.", FILE),
-    206: Response(None, "The requested range.", FILE, (Parameter("Content-Range", "Byte range of the response."),)),
-    304: Response(None, "Not modified: the `ETag` is in `If-None-Match`."),
-}
-DOWNLOAD_ERRORS = {409: "The array is not complete yet.", 416: "The range is outside the file."}
-UPLOAD_ERRORS = {
-    408: "The upload stalled for two minutes.",
-    409: "An array with this id already exists.",
-    422: "The body is not a safetensors file with one array.",
-}
 
 
 class _ArrayBaseHandler(Handler):
@@ -64,25 +55,21 @@ class _ArrayBaseHandler(Handler):
 class ArraysHandler(_ArrayBaseHandler):
     """Handler of `/arrays`."""
 
-    @described("Arrays", ArrayPage, headers=(LEASE,))
-    @web.authenticated
-    @authorized
+    @serves(LIST_ARRAYS)
     async def get(self) -> None:
         """List the arrays of this runtime, newest first."""
         store = (await self.runtime()).arrays
         page = store.page()
         self.reply(page.model_copy(update={"arrays": [self.visible_info(store, info) for info in page.arrays]}))
 
-    @described("Arrays", {201: Response(ArrayInfo, headers=(LOCATION,))}, body=ArrayRequest, examples=EXAMPLES, headers=(LEASE,))
-    @web.authenticated
-    @authorized
+    @serves(ALLOCATE_ARRAY)
     async def post(self) -> None:
         """Allocate an array. Upload its data with PUT, or write it to its file from a program on the same machine."""
         request = self.body(ArrayRequest)
         layout = array_file.check_bounds(request.shape, request.dtype, request.kind)
         store = (await self.runtime()).arrays
         info = self.visible_info(store, await store.allocate(layout, owner_of(self.user)))
-        self.reply(info, 201, {"Location": url_path_join(self.app.url_path, "arrays", info.id)})
+        self.reply(info, 201, {"Location": url_path_join(self.services.options.url_path, "arrays", info.id)})
 
 
 class ArrayHandler(_ArrayBaseHandler):
@@ -162,9 +149,7 @@ class ArrayHandler(_ArrayBaseHandler):
                 await self._upload.abandon()
         self._start_stall_timer()
 
-    @described("Arrays", {201: ArrayInfo}, media=dict.fromkeys(BINARY, BYTES), headers=(LEASE,), errors=UPLOAD_ERRORS)
-    @web.authenticated
-    @authorized
+    @serves(PUT_ARRAY)
     async def put(self, array_id: str) -> None:
         """Upload the complete array as a safetensors file."""
         self._stop_stall_timer()
@@ -185,11 +170,9 @@ class ArrayHandler(_ArrayBaseHandler):
     def _abandon_upload(self) -> None:
         self._stop_stall_timer()
         if self._upload is not None:
-            self.app.in_background(self._upload.abandon())
+            self.services.in_background(self._upload.abandon())
 
-    @described("Arrays", DOWNLOADS, headers=(RANGE, LEASE), errors=DOWNLOAD_ERRORS)
-    @web.authenticated
-    @authorized
+    @serves(GET_ARRAY)
     async def get(self, array_id: str) -> None:
         """Download the array as a safetensors file or a range of it. With `Accept: application/json`, return its metadata."""
         runtime = await self.runtime()
@@ -257,9 +240,7 @@ class ArrayHandler(_ArrayBaseHandler):
         self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")
         return begin, end
 
-    @described("Arrays", ArrayInfo, errors={409: "The array belongs to another runtime."})
-    @web.authenticated
-    @authorized
+    @serves(DELETE_ARRAY)
     async def delete(self, array_id: str) -> None:
         """Delete the array and return its metadata. Tasks that use it can continue."""
         runtime = await self.runtime()
@@ -271,9 +252,7 @@ class ArrayHandler(_ArrayBaseHandler):
 class ArrayReadyHandler(_ArrayBaseHandler):
     """Handler of `POST /arrays/{id}/ready`."""
 
-    @described("Arrays", ArrayInfo, headers=(LEASE,), errors={409: "The array is already complete, or is being uploaded."})
-    @web.authenticated
-    @authorized
+    @serves(MARK_ARRAY_READY)
     async def post(self, array_id: str) -> None:
         """Mark the array as complete after its file was written. It can then be used and no longer be changed."""
         store = (await self.runtime()).arrays

@@ -5,43 +5,27 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import TYPE_CHECKING
 
-from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
-from tornado import web
 
 from openruntime_jupyter.runtime.tasks.batch import cooperatively
-from openruntime_jupyter.schemas.tasks import Ended, Task
-from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.http.errors import problem_of
-from openruntime_jupyter.server.http.requests import read_key
-from openruntime_jupyter.server.openapi.decorator import IDEMPOTENCY_KEY, KEY_IN_USE, described
-from openruntime_jupyter.server.responses import (
-    BatchAnswer,
+from openruntime_jupyter.schemas.batch import (
     BatchItem,
     BatchProblem,
     BatchRequest,
-    Detail,
     ResultItem,
     ResultPayload,
-    ResultsAnswer,
     ResultsRequest,
 )
+from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
+from openruntime_jupyter.schemas.problems import Detail
+from openruntime_jupyter.schemas.tasks import Ended, Task
+from openruntime_jupyter.server.http.base import Handler, serves
+from openruntime_jupyter.server.http.errors import problem_of
+from openruntime_jupyter.server.http.requests import read_key
 
 if TYPE_CHECKING:
     from openruntime_jupyter.errors import OpenRuntimeError
     from openruntime_jupyter.runtime.tasks.batch import Answer
-
-EXAMPLES = {
-    "Three sizes": {"tasks": [{"operation": "matrix_multiply", "parameters": {"size": size}} for size in (64, 128, 256)]},
-}
-
-RESULTS_EXAMPLES = {
-    "Two of four results, within ten seconds": {
-        "tasks": [f"task_01kdw8m3s0fs5g8c1v5x2{digit}" for digit in "jkmn"],
-        "at_least": 2,
-        "wait": 10,
-    },
-}
 
 MOST_BYTES = 4_000_000
 """Size in bytes after which a response with results ends."""
@@ -50,9 +34,7 @@ MOST_BYTES = 4_000_000
 class BatchHandler(Handler):
     """Handler of `/tasks/batch`."""
 
-    @described("Tasks", {202: BatchAnswer}, body=BatchRequest, headers=(IDEMPOTENCY_KEY,), errors={409: KEY_IN_USE}, examples=EXAMPLES)
-    @web.authenticated
-    @authorized
+    @serves(SUBMIT_BATCH)
     async def post(self) -> None:
         """Submit many tasks.
 
@@ -71,9 +53,7 @@ class BatchHandler(Handler):
 class ResultsHandler(Handler):
     """Handler of `/tasks/batch/results`."""
 
-    @described("Tasks", ResultsAnswer, body=ResultsRequest, examples=RESULTS_EXAMPLES)
-    @web.authenticated
-    @authorized("read")  # type: ignore[untyped-decorator] # untyped when called with arguments
+    @serves(COLLECT_RESULTS)
     async def post(self) -> None:
         """Collect the results of many tasks.
 

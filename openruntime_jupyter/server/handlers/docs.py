@@ -8,14 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jupyter_server.auth.decorator import authorized
 from pydantic_core import to_json
-from tornado import web
 
 from openruntime_jupyter.operations.registry import operations
+from openruntime_jupyter.schemas.endpoints import GET_DOCS, GET_OPENAPI, JSON
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
-from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.openapi.decorator import JSON, Response, described
+from openruntime_jupyter.server.http.base import Handler, protected, serves
 
 SWAGGER = Path(__file__).parents[1] / "openapi" / "swagger"
 FILES = {"swagger-ui-bundle.js": "text/javascript", "init.js": "text/javascript", "swagger-ui.css": "text/css"}
@@ -54,17 +52,15 @@ class AboutHandler(Handler):
 
     def document(self) -> dict[str, Any]:
         """Return the OpenAPI document of this server with its URL."""
-        provider = self.app.server.identity_provider
+        provider = self.settings["identity_provider"]
         local = isinstance(provider, StandaloneIdentity) and provider.allow_local and not self.settings.get("allow_remote_access")
-        return _document(self.app.url_path, local, tuple(operations()))
+        return _document(self.services.options.url_path, local, tuple(operations()))
 
 
 class OpenApiHandler(AboutHandler):
     """Handler of `GET /openapi.json`."""
 
-    @described("About the API", Response(description="OpenAPI 3.1 document.", media={JSON: {"type": "object"}}))
-    @web.authenticated
-    @authorized
+    @serves(GET_OPENAPI)
     async def get(self) -> None:
         """Return this description as an OpenAPI document."""
         self.finish(to_json(self.document()), set_content_type=JSON)
@@ -78,16 +74,12 @@ class DocsHandler(AboutHandler):
         """Jupyter's restrictive policy for APIs, extended by what Swagger UI needs from this server."""
         return f"{super().content_security_policy}; {POLICY}"
 
-    @described(
-        "About the API", Response(description="Swagger UI, without resources of other hosts.", media={"text/html": {"type": "string"}})
-    )
-    @web.authenticated
-    @authorized
+    @serves(GET_DOCS)
     async def get(self) -> None:
         """Return an HTML page on which the API can be read and tried."""
         # Reading the token also sets its cookie, with which the page's requests are compared.
         values = {"title": f"{self.document()['info']['title']}: API", "xsrf": self.xsrf_token.decode()}
-        root = self.app.url_path.rstrip("/")
+        root = self.services.options.url_path.rstrip("/")
         values |= {"docs": f"{root}/docs", "document": f"{root}/openapi.json"}
         self.finish(PAGE.format_map({name: escape(value) for name, value in values.items()}), set_content_type="text/html; charset=UTF-8")
 
@@ -100,8 +92,7 @@ class DocsFileHandler(AboutHandler):
         """Jupyter's restrictive policy for APIs."""
         return str(super().content_security_policy)
 
-    @web.authenticated
-    @authorized
+    @protected
     async def get(self, name: str) -> None:
         """Send a script or style of the page."""
         self.set_header("Cache-Control", "private, max-age=3600")

@@ -20,9 +20,9 @@ from openruntime_jupyter.engines.protocol import WorkerState, held
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.schemas.endpoints import VERSIONS, TextType
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
-from openruntime_jupyter.server.openapi.decorator import VERSIONS, TextType
 
 
 def exposition(runtime: Runtime, media: TextType) -> tuple[bytes, str]:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from jupyter_server.auth.decorator import authorized
-from tornado import web
-
-from openruntime_jupyter.schemas.sessions import Session
-from openruntime_jupyter.server.http.base import Handler
-from openruntime_jupyter.server.openapi.decorator import described
-from openruntime_jupyter.server.responses import SessionList
-
-NOT_FOUND = {404: "Unknown session."}
+from openruntime_jupyter.schemas.endpoints import FREE_SESSION, LIST_SESSIONS, RESTART_SESSION
+from openruntime_jupyter.server.http.base import Handler, serves
 
 
 class SessionsHandler(Handler):
     """Handler of `GET /sessions`."""
 
-    @described("Sessions", SessionList)
-    @web.authenticated
-    @authorized
+    @serves(LIST_SESSIONS)
     async def get(self) -> None:
         """List the sessions with their memory."""
         runtime = await self.runtime()
@@ -28,9 +19,7 @@ class SessionsHandler(Handler):
 class SessionHandler(Handler):
     """Handler of `DELETE /sessions/{id}`."""
 
-    @described("Sessions", Session, errors=NOT_FOUND)
-    @web.authenticated
-    @authorized
+    @serves(FREE_SESSION)
     async def delete(self, session_id: str) -> None:
         """End a session and its running task. Its memory is freed and its variables are lost."""
         runtime = await self.runtime()
@@ -40,9 +29,7 @@ class SessionHandler(Handler):
 class SessionRestartHandler(Handler):
     """Handler of `POST /sessions/{id}/restart`."""
 
-    @described("Sessions", Session, errors=NOT_FOUND)
-    @web.authenticated
-    @authorized
+    @serves(RESTART_SESSION)
     async def post(self, session_id: str) -> None:
         """Restart the worker of a session and end its running task. The next task starts with an empty namespace."""
         runtime = await self.runtime()

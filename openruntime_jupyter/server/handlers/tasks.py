@@ -5,51 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
-from tornado import web
 
-from openruntime_jupyter.schemas.tasks import Task, TaskChange, TaskOutput, TaskPage, TaskRequest
-from openruntime_jupyter.server.http.base import APPLIED, LOCATION, PREFER, Handler, WaitingMixin
-from openruntime_jupyter.server.http.requests import (
-    DeleteQuery,
-    OutputQuery,
-    PageQuery,
-    Preference,
-    TaskQuery,
-    TasksQuery,
-    WaitQuery,
-    read_key,
-    read_preference,
+from openruntime_jupyter.schemas.endpoints import (
+    CHANGE_TASK,
+    DELETE_TASK,
+    GET_OUTPUT,
+    GET_PAYLOAD,
+    GET_TASK,
+    LIST_TASKS,
+    LIST_TASKS_ENHANCED,
+    SUBMIT_FOLLOWED,
+    SUBMIT_TASK,
 )
-from openruntime_jupyter.server.openapi.decorator import BYTES, IDEMPOTENCY_KEY, Parameter, Response, described
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.runtime import Runtime
-
-SUBMITTED = {
-    200: Response(Task, "The task has finished, possibly with a failure; see `status`.", headers=(APPLIED,)),
-    202: Response(Task, "The task is stored on disk and runs asynchronously.", headers=(APPLIED, LOCATION)),
-}
-EXAMPLES = {
-    "Multiply matrices": {"operation": "matrix_multiply", "parameters": {"size": 1000, "iterations": 10}, "priority": 5},
-    "An asynchronous expression": {
-        "operation": "compute",
-        "parameters": {"expression": "sum(a * 2)", "inputs": {"a": [1, 2]}},
-        "wait": False,
-    },
-    "Code, which needs a login": {"operation": "python", "parameters": {"code": "print(6 * 7)"}, "timeout": 60},
-}
+from openruntime_jupyter.schemas.queries import DeleteQuery, OutputQuery, PageQuery, TaskQuery, TasksQuery, WaitQuery
+from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest
+from openruntime_jupyter.server.http.base import Handler, WaitingMixin, serves
+from openruntime_jupyter.server.http.requests import read_key, read_preference
 
 
 class TasksHandler(WaitingMixin):
     """Handler of `/tasks`."""
 
-    @described("Tasks", TaskPage, query=TasksQuery)
-    @web.authenticated
-    @authorized
+    @serves(LIST_TASKS)
     async def get(self) -> None:
         """List tasks page by page with filters: newest first, or pending tasks in the order in which they will run."""
         query = self.query(TasksQuery)
@@ -58,9 +38,7 @@ class TasksHandler(WaitingMixin):
             await runtime.list_tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order)
         )
 
-    @described("Tasks", SUBMITTED, body=TaskRequest, headers=(PREFER, IDEMPOTENCY_KEY), examples=EXAMPLES)
-    @web.authenticated
-    @authorized
+    @serves(SUBMIT_TASK)
     async def post(self) -> None:
         """Submit a task, and wait for its result or run it asynchronously.
 
@@ -74,33 +52,21 @@ class TasksHandler(WaitingMixin):
         runtime = await self.runtime()
         caller = await self.caller(request.operation)
         if preference.applied is not None:
-            self.set_header("Preference-Applied", preference.applied)
             request = request.model_copy(update={"wait": False})
         task_id = await runtime.submission.submit(request, caller, key)
         # Parameters are omitted: the client has them, and they may be large.
         if request.wait:
             self.reply(await self.while_wanted(runtime, task_id, runtime.tasks.wait(task_id, parameters=False)))
+        elif preference.wait:
+            self.reply_accepted(await self.while_connected(runtime.tasks.wait(task_id, preference.wait, parameters=False)), preference)
         else:
-            await self._accepted(runtime, task_id, preference)
-
-    async def _accepted(self, runtime: Runtime, task_id: str, preference: Preference) -> None:
-        """Respond to an asynchronous submission: 200 if the task finished within the preferred wait, otherwise 202."""
-        if preference.wait:
-            task = await self.while_connected(runtime.tasks.wait(task_id, preference.wait, parameters=False))
-        else:
-            task = await runtime.tasks.get(task_id, parameters=False)
-        if preference.wait is not None and task.status.terminal:
-            self.reply(task)
-        else:
-            self.reply(task, 202, {"Location": url_path_join(self.app.url_path, "tasks", task.task_id)})
+            self.reply_accepted(await runtime.tasks.get(task_id, parameters=False), preference)
 
 
 class FollowedTaskHandler(Handler):
     """Handler of `/tasks/output`."""
 
-    @described("Tasks", {202: TaskOutput}, body=TaskRequest, query=WaitQuery, headers=(IDEMPOTENCY_KEY,), examples=EXAMPLES)
-    @web.authenticated
-    @authorized
+    @serves(SUBMIT_FOLLOWED)
     async def post(self) -> None:
         """Submit an asynchronous task, and return its output within `wait` seconds and its record.
 
@@ -113,15 +79,13 @@ class FollowedTaskHandler(Handler):
         runtime = await self.runtime()
         task_id = await runtime.submission.submit(request, await self.caller(request.operation), key)
         output = await self.while_connected(runtime.tasks.output(task_id, 0, query.wait, record=True))
-        self.reply(output, 202, {"Location": url_path_join(self.app.url_path, "tasks", task_id)})
+        self.reply(output, 202, {"Location": url_path_join(self.services.options.url_path, "tasks", task_id)})
 
 
 class EnhancedTasksHandler(Handler):
     """Handler of `GET /tasks/enhanced`, as defined by the reference."""
 
-    @described("Tasks", TaskPage, query=PageQuery)
-    @web.authenticated
-    @authorized
+    @serves(LIST_TASKS_ENHANCED)
     async def get(self) -> None:
         """List tasks with performance metrics, newest first."""
         query = self.query(PageQuery)
@@ -132,9 +96,7 @@ class EnhancedTasksHandler(Handler):
 class TaskHandler(Handler):
     """Handler of `/tasks/{id}`."""
 
-    @described("Tasks", Task, query=TaskQuery)
-    @web.authenticated
-    @authorized
+    @serves(GET_TASK)
     async def get(self, task_id: str) -> None:
         """Return the task, after waiting up to `wait` seconds for it to finish."""
         query = self.query(TaskQuery)
@@ -144,23 +106,14 @@ class TaskHandler(Handler):
             task = await self.while_connected(runtime.tasks.wait(task_id, query.wait, query.parameters))
         self.reply(task)
 
-    @described("Tasks", Task, body=TaskChange, errors={409: "The task is no longer pending."}, examples={"More urgent": {"priority": 9}})
-    @web.authenticated
-    @authorized
+    @serves(CHANGE_TASK)
     async def patch(self, task_id: str) -> None:
         """Change the priority of a pending task."""
         change = self.body(TaskChange)
         runtime = await self.runtime()
         self.reply(await runtime.reprioritise(task_id, change.priority))
 
-    @described(
-        "Tasks",
-        Task,
-        query=DeleteQuery,
-        errors={409: "The task belongs to another runtime, or cannot be deleted because it has not finished."},
-    )
-    @web.authenticated
-    @authorized
+    @serves(DELETE_TASK)
     async def delete(self, task_id: str) -> None:
         """Cancel the task, or delete it with `purge=true`, and return it."""
         query = self.query(DeleteQuery)
@@ -175,19 +128,11 @@ class TaskHandler(Handler):
 
 CHUNK = 1_048_576
 
-PAYLOAD = Response(
-    description="Bytes of the result. Loading a cloudpickle runs code; load it only if you trust the code of the task.",
-    media={"application/octet-stream": BYTES},
-    headers=(Parameter("X-OpenRuntime-Encoding", "Encoding of the bytes."),),
-)
-
 
 class OutputHandler(Handler):
     """Handler of `GET /tasks/{id}/output`."""
 
-    @described("Tasks", TaskOutput, query=OutputQuery)
-    @web.authenticated
-    @authorized
+    @serves(GET_OUTPUT)
     async def get(self, task_id: str) -> None:
         """Return the output of the task after `since`. With `wait`, wait for new output."""
         query = self.query(OutputQuery)
@@ -198,9 +143,7 @@ class OutputHandler(Handler):
 class PayloadHandler(Handler):
     """Handler of `GET /tasks/{id}/payload`."""
 
-    @described("Tasks", PAYLOAD, errors={404: "The task is unknown or has no payload."})
-    @web.authenticated
-    @authorized
+    @serves(GET_PAYLOAD)
     async def get(self, task_id: str) -> None:
         """Return the bytes of the opaque result. The task's result has their encoding."""
         runtime = await self.runtime()

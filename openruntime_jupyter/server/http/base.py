@@ -4,65 +4,94 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jupyter_server.auth.authorizer import Authorizer
+from jupyter_server.auth.decorator import authorized, ws_authenticated
 from jupyter_server.auth.identity import IdentityProvider, User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.prometheus.log_functions import prometheus_log_method
-from jupyter_server.utils import ensure_async
+from jupyter_server.utils import ensure_async, url_path_join
 from pydantic import BaseModel
 from pydantic_core import to_json
 from tornado import web
-from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
-from openruntime_jupyter.server.auth.identity import LocalUser, OwnUser, owner_of
+from openruntime_jupyter.schemas.ai import AiTask
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, Endpoint
+from openruntime_jupyter.schemas.tasks import Task
+from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
-from openruntime_jupyter.server.http.requests import read_json, read_query
-from openruntime_jupyter.server.openapi.decorator import Parameter
+from openruntime_jupyter.server.http.requests import Preference, read_json, read_query
+from openruntime_jupyter.server.services import SERVICES, Services
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
 
     from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
-    from openruntime_jupyter.server.app import OpenRuntimeApp
 
 RESOURCE = "openruntime"
-ENVELOPE = "application/vnd.openruntime.envelope+json"
 BODY_SLACK = 65_536
 """Maximum size of a body in bytes, in addition to the task's parameters."""
 STALLED_SECONDS = 120.0
 """Maximum pause of an upload or download in seconds. After it, the client is considered disconnected: an interrupted network does not
 close the connection."""
 
-FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-
 NOT_LOGGED_IN = "Not logged in: log in, or send the server's token as `Authorization: token <token>`"
 OTHER_PAGE = "Pages from {} are not allowed to use this server: set ServerApp.allow_origin, or send the token"
 
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-class BaseHandler(JupyterHandler):
+def serves(endpoint: Endpoint[Any]) -> Callable[[Verb], Verb]:
+    """Return a decorator that binds a handler method to its endpoint and checks login and permission before each call.
+
+    A WebSocket checks its permission itself, while the response can still be an HTTP error.
+    """
+
+    def bind(verb: Verb) -> Verb:
+        guarded: Any = ws_authenticated(verb) if endpoint.messages is not None else protected(verb, endpoint.action)
+        guarded.endpoint = endpoint
+        return cast("Verb", guarded)
+
+    return bind
+
+
+def protected(verb: Verb, action: str | None = None) -> Verb:
+    """Decorate a handler method: check login and permission before each call, and send the error of an earlier check."""
+    permitted = authorized(action)(verb) if action else authorized(verb)
+
+    @wraps(verb)
+    async def checked(self: Handler, *ids: str) -> None:
+        self.raise_refusal()
+        await permitted(self, *ids)
+
+    return cast("Verb", web.authenticated(checked))
+
+
+def endpoint_of(handler: type[web.RequestHandler], verb: str) -> Endpoint[Any] | None:
+    """Return the endpoint of a handler's method, or None."""
+    found: Endpoint[Any] | None = getattr(getattr(handler, verb.lower()), "endpoint", None)
+    return found
+
+
+class BaseHandler(ExplainedRefusal, JupyterHandler):
     """Base class of all handlers of this extension. Notebooks of this server authenticate with the secret that they inherit."""
 
     auth_resource = RESOURCE
-    refusal: str | None = None
-    """Reason of the identity provider for rejecting the request, if it has a specific one."""
     is_websocket = False
-    _cookie: tuple[tuple[Any, ...], bytes | None] | None = None
     _leave: Callable[[], None] | None = None
     _left = False
 
     @property
-    def app(self) -> OpenRuntimeApp:
-        """Return the extension."""
-        return cast("OpenRuntimeApp", self.settings[RESOURCE])
+    def services(self) -> Services:
+        """Return what the server shares with its handlers."""
+        return cast("Services", self.settings[SERVICES])
 
     @property
     def user(self) -> User | None:
@@ -73,17 +102,17 @@ class BaseHandler(JupyterHandler):
     @cached_property
     def from_notebook(self) -> bool:
         """True if the request has the secret of this server run."""
-        return self.app.notebooks.presented_by(self)
+        return self.services.notebooks.presented_by(self)
 
     @cached_property
     def identity_provider(self) -> IdentityProvider:
         """The identity provider of the server, or the one for its notebooks."""
-        return self.app.notebooks if self.from_notebook else super().identity_provider
+        return self.services.notebooks if self.from_notebook else super().identity_provider
 
     @cached_property
     def authorizer(self) -> Authorizer:
         """The authorizer of the server. Its notebooks get all permissions, because they run with the server's permissions anyway."""
-        return self.app.notebooks.authorizer if self.from_notebook else super().authorizer
+        return self.services.notebooks.authorizer if self.from_notebook else super().authorizer
 
     async def prepare(self, **options: Any) -> None:
         """Authenticate the request and apply the rate limits, on every route and method including unknown ones."""
@@ -95,7 +124,7 @@ class BaseHandler(JupyterHandler):
 
     def admit(self) -> None:
         """Count the request; raises `RateLimited`."""
-        limits = self.app.limits
+        limits = self.services.limits
         if limits.on:
             self._leave = limits.enter(limits.client(self.request, owner_of(self.user)), self.is_websocket)
             if self._left:
@@ -120,25 +149,12 @@ class BaseHandler(JupyterHandler):
 
     def check_host(self) -> bool:
         """Apply Jupyter's check of the Host header, and explain a rejection."""
-        host = self.request.host
-        if host == self.app.known_host:
-            return True
         if not super().check_host():
             raise NotAllowed(
-                f"{host!r} is not a local host name: use localhost or 127.0.0.1, or allow the name by "
+                f"{self.request.host!r} is not a local host name: use localhost or 127.0.0.1, or allow the name by "
                 "ServerApp.local_hostnames or ServerApp.allow_remote_access"
             )
-        self.app.known_host = host
         return True
-
-    def get_secure_cookie(
-        self, name: str, value: str | None = None, max_age_days: float = 31, min_version: int | None = None
-    ) -> bytes | None:
-        """Cache tornado's result, because Jupyter asks twice per request and each call verifies the signature."""
-        key = (name, value, max_age_days, min_version)
-        if self._cookie is None or self._cookie[0] != key:
-            self._cookie = key, super().get_secure_cookie(name, value, max_age_days, min_version)
-        return self._cookie[1]
 
     async def _authenticate(self, **options: Any) -> None:
         try:
@@ -172,13 +188,13 @@ class BaseHandler(JupyterHandler):
 
     async def runtime(self) -> Runtime:
         """Return the runtime after its start; raises `Unavailable` with the reason if it is not running."""
-        return await self.app.ready()
+        return await self.services.ready()
 
     async def ai(self) -> AiService:
         """Return the AI service after the start of the runtime; raises the errors of `runtime`."""
-        await self.app.ready()
-        assert self.app.ai is not None
-        return self.app.ai
+        await self.services.ready()
+        assert self.services.ai is not None
+        return self.services.ai
 
     def query(self, model: type[Model]) -> Model:
         """Return the query as a `model`; raises `InvalidRequest`."""
@@ -203,7 +219,7 @@ class BaseHandler(JupyterHandler):
             return
         request = self.request
         self.log.warning("503 %s %s (%s) %.2fms", request.method, request.path, request.remote_ip, 1000 * request.request_time())
-        if getattr(self.app.server, "record_http_request_metrics", True):
+        if self.services.options.record_http_metrics:
             prometheus_log_method(self)  # type: ignore[no-untyped-call]
 
     def log_exception(self, *_: Any) -> None:
@@ -216,11 +232,12 @@ class BaseHandler(JupyterHandler):
         ]
 
 
+@web.stream_request_body
 class Handler(BaseHandler, APIHandler):
     """Base class of the REST handlers.
 
-    Large bodies are received in chunks (see `suited`), so that rejected bodies use no memory. They are read to the end anyway, because
-    clients do not read the response while they are sending.
+    Bodies are received in chunks after the checks, so that rejected bodies use no memory and count for the rate limits. They are read
+    to the end anyway, because clients do not read the response while they are sending.
     """
 
     def __init_subclass__(cls) -> None:
@@ -240,23 +257,19 @@ class Handler(BaseHandler, APIHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Check the request before its body is received. Send errors after the body has been read."""
         self._prepared = True
-        self._body += self.request.body  # not empty if the body was received at once
         try:
             await super().prepare()
         except Exception as problem:
-            self._refused = problem
-        if self._refused is not None:
-            setattr(self, (self.request.method or "get").lower(), self._refuse)
+            self.refuse(problem)
 
     def data_received(self, chunk: bytes) -> None:
         """Append a chunk to the body."""
         if self._refused is not None:
             return
-        limit = self.app.max_parameters_bytes + BODY_SLACK
+        limit = self.services.options.max_parameters_bytes + BODY_SLACK
         if len(self._body) + len(chunk) > limit:
             self._body = bytearray()
-            self._refused = BodyTooLarge(f"The body is larger than {limit} bytes: reduce it, or raise OpenRuntimeApp.max_parameters_bytes")
-            setattr(self, (self.request.method or "get").lower(), self._refuse)
+            self.refuse(BodyTooLarge(f"The body is larger than {limit} bytes: reduce it, or raise OpenRuntimeApp.max_parameters_bytes"))
         else:
             self._body += chunk
 
@@ -264,16 +277,18 @@ class Handler(BaseHandler, APIHandler):
         """Send the error, and close the connection if the request line is invalid, because tornado does not read the body then."""
         if not self._prepared:
             self.set_header("Connection", "close")
+        if self._refused is not None:  # it counts more than an unknown method
+            kwargs["exc_info"] = (type(self._refused), self._refused, None)
         super().write_error(status_code, **kwargs)
 
     def refuse(self, problem: Exception) -> None:
         """Respond with `problem` after the body has been read."""
         self._refused = problem
-        setattr(self, (self.request.method or "get").lower(), self._refuse)
 
-    def _refuse(self, *_: Any) -> None:
-        assert self._refused is not None
-        raise self._refused
+    def raise_refusal(self) -> None:
+        """Raise the error of an earlier check, if there is one."""
+        if self._refused is not None:
+            raise self._refused
 
     def check_xsrf_cookie(self) -> None:
         """Apply Jupyter's check, except for local users without a token, who passed the stricter check of `identity.py`."""
@@ -355,53 +370,31 @@ class Handler(BaseHandler, APIHandler):
             super().update_api_activity()
 
 
-CHUNKED: dict[type[Handler], type[Handler]] = {}
-"""Subclasses of handlers that receive the body in chunks, created on first use."""
-
-
-def suited(handler: type[web.RequestHandler], request: HTTPServerRequest, limited: bool) -> type[web.RequestHandler]:
-    """Return the handler class for this request: the plain one for small bodies, which saves two loop iterations, or a chunked one.
-
-    With rate limits (`limited`), bodies are always chunked, so that a request counts before its body is received. Forms are chunked as
-    well, because tornado would otherwise parse them before authentication.
-    """
-    if not issubclass(handler, Handler):
-        return handler
-    headers = request.headers
-    length = headers.get("Content-Length", "0")
-    small = length.isdecimal() and int(length) <= BODY_SLACK and "Transfer-Encoding" not in headers
-    form = length != "0" and headers.get("Content-Type", "").startswith(FORMS)
-    receives_chunks = handler.data_received is not Handler.data_received
-    if small and not (form or receives_chunks or limited):
-        return handler
-    if handler not in CHUNKED:
-        attributes = {"__module__": handler.__module__, "__doc__": handler.__doc__}
-        CHUNKED[handler] = web.stream_request_body(type(handler.__name__, (handler,), attributes))
-    return CHUNKED[handler]
-
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.runtime import Runtime
-
-PREFER = Parameter(
-    "Prefer",
-    "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
-)
-APPLIED = Parameter("Preference-Applied", "The applied preference.")
-LOCATION = Parameter("Location", "URL of the task.")
-
-
 class WaitingMixin(Handler):
-    """Handler that cancels a task when all clients that wait for it have disconnected."""
+    """Handler of submissions, which cancels a task when all clients that wait for it have disconnected."""
+
+    def locate(self, task_id: str) -> None:
+        """Set the URL of the task."""
+        self.set_header("Location", url_path_join(self.services.options.url_path, "tasks", task_id))
+
+    def reply_accepted(self, task: Task | AiTask, preference: Preference) -> None:
+        """Respond to an asynchronous submission: 200 if the task finished within the preferred wait, otherwise 202."""
+        if preference.applied is not None:
+            self.set_header("Preference-Applied", preference.applied)
+        if preference.wait is not None and task.status.terminal:
+            self.reply(task)
+        else:
+            self.locate(task.task_id)
+            self.reply(task, 202)
 
     async def while_wanted(self, runtime: Runtime, task_id: str, work: Coroutine[Any, Any, Value]) -> Value:
         """Return the result of `work`, which waits for the task. Cancel the task when its last waiting client disconnects."""
-        waiters = self.app.waiters
+        waiters = self.services.waiters
         waiters[task_id] += 1
 
         def on_disconnect() -> None:
             if waiters[task_id] == 1:
-                self.app.in_background(runtime.cancel(task_id))
+                self.services.in_background(runtime.cancel(task_id))
 
         try:
             return await self.while_connected(work, on_disconnect)

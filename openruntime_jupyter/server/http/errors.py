@@ -12,31 +12,7 @@ from tornado import web
 
 from openruntime_jupyter import errors
 from openruntime_jupyter.schemas.base import timestamp
-
-STATUS: tuple[tuple[type[errors.OpenRuntimeError], int], ...] = (
-    (errors.InvalidRequest, 422),
-    (errors.MalformedRequest, 400),
-    (errors.BodyTooLarge, 413),
-    (errors.NotAllowed, 403),
-    (errors.TaskNotFound, 404),
-    (errors.SessionNotFound, 404),
-    (errors.ModelNotFound, 404),
-    (errors.ConversationNotFound, 404),
-    (errors.TaskConflict, 409),
-    (errors.ArrayNotFound, 404),
-    (errors.ArrayConflict, 409),
-    (errors.WouldDeadlock, 409),
-    (errors.RateLimited, 429),
-    (errors.Unavailable, 503),
-    (errors.EngineError, 503),
-    (errors.NotConnected, 503),
-    (errors.ProviderError, 503),
-    (errors.PullFailed, 503),
-    # A failed task is a response with status 200. These errors can only be raised here by a bug in the server.
-    (errors.TaskError, 500),
-    (errors.MapFailed, 500),
-)
-"""Status for each error class of this package. The first matching entry counts, so subclasses inherit the status."""
+from openruntime_jupyter.schemas.problems import status_of
 
 ADVICE = {
     400: "The request could not be read: see GET /operations and the API reference for the expected format",
@@ -88,7 +64,7 @@ def unexpected(error: BaseException | None) -> Problem:
 
 
 def _expected(error: errors.OpenRuntimeError) -> Problem:
-    status = next((status for kind, status in STATUS if isinstance(error, kind)), None)
+    status = status_of(error)
     if status is None or status == 500:
         return unexpected(error)
     headers = {}

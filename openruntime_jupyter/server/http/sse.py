@@ -8,22 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import to_json
 
+from openruntime_jupyter.schemas.endpoints import EVENT_STREAM
 from openruntime_jupyter.server.http.base import Handler
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
 
-EVENT_STREAM = "text/event-stream"
 HEARTBEAT_SECONDS = 10.0
 """Seconds between heartbeats. Many proxies close connections that are idle for longer."""
 HEARTBEAT = b": heartbeat\n\n"
-
-EVENTS: dict[str, Any] = {
-    "type": "string",
-    "description": "Events: `token` with `text` and `index`, the number of preceding characters (code points); at the end `task` with an "
-    "AiTask. The `id` of a token is the number of characters up to its end; send it as `Last-Event-ID` to resume from there. If `index` "
-    "is 0 again, the worker died, the task was retried and the text starts over. Comments between events keep the connection alive.",
-}
 
 Item = TypeVar("Item")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,10 +14,10 @@ from tornado import web
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.server.http.base import ENVELOPE
-from openruntime_jupyter.server.openapi.decorator import JSON, Description, Parameter, Response, description_of
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, JSON, TAGS, Answer, Endpoint, Header
+from openruntime_jupyter.schemas.problems import ErrorEnvelope
+from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.openapi.examples import EXAMPLES
-from openruntime_jupyter.server.responses import ErrorEnvelope
 
 Schema = dict[str, Any]
 Route = tuple[str, type[web.RequestHandler]]
@@ -33,16 +33,6 @@ Bodies are JSON, UTF-8. Times are UTC in ISO 8601 and end in `Z`. Sizes are in b
 another unit. Unknown values are `null`. All errors are an `ErrorEnvelope`. To get the envelope for successful responses as well, send
 `Accept: {ENVELOPE}`. All routes with `GET` support `HEAD`."""
 
-TAGS = {
-    "The service": "Version, health, devices, workers, operations and metrics.",
-    "Tasks": "Submit, list, inspect, reprioritise, cancel and delete tasks.",
-    "Sessions": "Workers whose variables persist between tasks.",
-    "Arrays": "Binary transfer of large arrays.",
-    "AI": "Prompts to models, and insights into the recorded history.",
-    "Events": "Live events by WebSocket.",
-    "About the API": "The OpenAPI document and this page.",
-}
-
 ALWAYS = {
     400: "The body is invalid JSON, compressed, or not sent as `application/json`.",
     403: "Not logged in, or missing permission; `error` has the reason.",
@@ -55,7 +45,7 @@ ALWAYS = {
 """Errors of every method: status and reason."""
 NOT_FOUND = "Unknown id."
 INVALID = "Invalid value, field, operation or device; `data.details` lists all problems."
-RETRY_AFTER = Parameter("Retry-After", "Seconds to wait before a retry.", {"type": "integer", "minimum": 1})
+RETRY_AFTER = Header("Retry-After", "Seconds to wait before a retry.", {"type": "integer", "minimum": 1})
 
 SECURITY_SCHEMES: dict[str, Schema] = {
     "token": {
@@ -81,20 +71,29 @@ SECURITY_SCHEMES: dict[str, Schema] = {
 }
 
 
+@dataclass(frozen=True)
+class Operation:
+    """Method of an endpoint with its docstring. `verb` is in lower case, and `head` for the headers of a GET response."""
+
+    verb: str
+    endpoint: Endpoint[Any]
+    text: str
+
+
 def document(routes: Sequence[Route], url: str = "/", *, without_token: bool = False) -> Schema:
     """Return the OpenAPI document for `routes`, which are served below `url`.
 
-    `without_token` means that local programs need no token except to run their own code. Raises ValueError for a method without a
-    description.
+    `without_token` means that local programs need no token except to run their own code. Raises ValueError for a method without an
+    endpoint.
     """
-    methods = [(path, verb, names, handler, _described(handler, verb)) for path, verb, names, handler in _verbs(routes)]
-    schemas, refs = _schemas([description for *_, description in methods])
+    found = [operation for _, handler in routes for operation in _operations(handler)]
+    schemas, refs = _schemas([each.endpoint for each in found])
     paths: dict[str, Schema] = {}
-    for path, verb, names, handler, description in methods:
-        paths.setdefault(path, {})[verb] = _operation(path, verb, names, handler, description, schemas, refs, without_token)
-    for name in {description.query.__name__ for *_, description in methods if description.query is not None}:
+    for each in found:
+        paths.setdefault(each.endpoint.path, {})[each.verb] = _operation(each, schemas, refs, without_token)
+    for name in {each.endpoint.query.__name__ for each in found if each.endpoint.query is not None}:
         del schemas[name]
-    used = {description.tag for *_, description in methods}
+    used = {each.endpoint.tag for each in found}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -115,27 +114,17 @@ def document(routes: Sequence[Route], url: str = "/", *, without_token: bool = F
     }
 
 
-def path_of(pattern: str, names: Sequence[str]) -> str:
-    """Convert the regular expression of a route to an OpenAPI path: `/tasks/([^/]+)` becomes `/tasks/{task_id}`."""
-    left = iter(names)
-    return re.sub(r"\([^()]*\)", lambda group: "{" + next(left) + "}", pattern).replace("/?", "/")
-
-
-def _verbs(routes: Sequence[Route]) -> Iterator[tuple[str, str, list[str], type[web.RequestHandler]]]:
-    """Yield path, verb, names of path parameters and handler of every method."""
-    for pattern, handler in routes:
-        for verb in VERBS:
-            method = getattr(handler, verb)
-            if method is not getattr(web.RequestHandler, verb):
-                names = [name for name in inspect.signature(method).parameters if name != "self"]
-                yield path_of(pattern, names), verb, names, handler
-
-
-def _described(handler: type[web.RequestHandler], verb: str) -> Description:
-    description = description_of(handler, verb)
-    if description is None:
-        raise ValueError(f"{handler.__name__}.{verb} has no @described: add the decorator of server/openapi/decorator.py")
-    return description
+def _operations(handler: type[web.RequestHandler]) -> Iterator[Operation]:
+    """Yield the operations of a handler."""
+    for verb in VERBS:
+        method = getattr(handler, verb)
+        if method is getattr(web.RequestHandler, verb):
+            continue
+        endpoint = endpoint_of(handler, verb)
+        if endpoint is None:
+            raise ValueError(f"{handler.__name__}.{verb} has no endpoint: add @serves with an entry of schemas/endpoints.py")
+        head = f"Headers of the GET response: {endpoint.path}"
+        yield Operation(verb, endpoint, head if verb == "head" else inspect.getdoc(method) or "")
 
 
 class _Schemas(GenerateJsonSchema):
@@ -152,16 +141,15 @@ class _Schemas(GenerateJsonSchema):
         return self.generate_inner(schema["schema"]) if self.mode == "serialization" else super().default_schema(schema)
 
 
-def _schemas(descriptions: list[Description]) -> tuple[dict[str, Schema], dict[type[BaseModel], Schema]]:
+def _schemas(endpoints: list[Endpoint[Any]]) -> tuple[dict[str, Schema], dict[type[BaseModel], Schema]]:
     """Return the schemas of all models by name, and a reference to each."""
     modes: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(ErrorEnvelope, "serialization"): None}
-    for each in descriptions:
+    for each in endpoints:
         for model in (each.query, each.body):
             if model is not None:
                 modes[model, "validation"] = None
-        for response in each.responses.values():
-            if response.model is not None:
-                modes[response.model, "serialization"] = None
+        if each.model is not None:
+            modes[each.model, "serialization"] = None
     refs, result = models_json_schema(list(modes), ref_template=SCHEMAS + "{model}", schema_generator=_Schemas)
     schemas: dict[str, Schema] = result["$defs"]
     for model, examples in EXAMPLES.items():
@@ -180,52 +168,41 @@ def _parameters_of_operations() -> dict[str, Schema]:
     return result
 
 
-def _operation(
-    path: str,
-    verb: str,
-    names: list[str],
-    handler: type[web.RequestHandler],
-    description: Description,
-    schemas: dict[str, Schema],
-    refs: dict[type[BaseModel], Schema],
-    without_token: bool,
-) -> Schema:
-    text = f"Headers of the GET response: {path}" if verb == "head" else inspect.getdoc(getattr(handler, verb)) or ""
-    summary, _, more = text.partition("\n\n")
+def _operation(each: Operation, schemas: dict[str, Schema], refs: dict[type[BaseModel], Schema], without_token: bool) -> Schema:
+    endpoint = each.endpoint
+    summary, _, more = each.text.partition("\n\n")
     result: Schema = {
-        "operationId": "_".join([verb, *re.findall(r"\w+", path)]),
-        "tags": [description.tag],
+        "operationId": "_".join([each.verb, *re.findall(r"\w+", endpoint.path)]),
+        "tags": [endpoint.tag],
         "summary": " ".join(summary.split()).rstrip("."),
-        "description": text if more else summary,
-        "parameters": [*map(_in_path, names), *_in_query(description, schemas), *map(_in_header, description.headers)],
-        "responses": _responses(_bodiless(description) if verb == "head" else description, bool(names), refs),
-        "security": _security(verb, without_token),
-        **description.extra,
+        "description": more,
+        "parameters": [*map(_in_path, endpoint.names), *_in_query(endpoint, schemas), *map(_in_header, endpoint.headers)],
+        "responses": _responses(endpoint, refs, head=each.verb == "head"),
+        "security": _security(each.verb, without_token),
     }
-    if description.body is not None or description.media:
-        content: Schema = {kind: {"schema": schema} for kind, schema in description.media.items()}
-        if description.body is not None:
-            content[JSON] = {"schema": refs[description.body]}
-            if description.examples:
-                content[JSON]["examples"] = {name: {"value": value} for name, value in description.examples.items()}
+    if not more:
+        del result["description"]
+    if endpoint.messages is not None:
+        client, server = endpoint.messages
+        result["x-websocket"] = {"client": client.model_json_schema(), "server": server}
+    if endpoint.body is not None or endpoint.media:
+        content: Schema = {kind: {"schema": schema} for kind, schema in endpoint.media.items()}
+        if endpoint.body is not None:
+            content[JSON] = {"schema": refs[endpoint.body]}
+            if endpoint.examples:
+                content[JSON]["examples"] = {name: {"value": value} for name, value in endpoint.examples.items()}
         result["requestBody"] = {"required": True, "content": content}
     return result
-
-
-def _bodiless(description: Description) -> Description:
-    """Return the description of HEAD for a description of GET."""
-    responses = {status: replace(response, model=None, media={}) for status, response in description.responses.items() if status != 206}
-    return replace(description, responses=responses, errors={status: when for status, when in description.errors.items() if status != 416})
 
 
 def _in_path(name: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _in_query(description: Description, schemas: dict[str, Schema]) -> Iterator[Schema]:
-    if description.query is None:
+def _in_query(endpoint: Endpoint[Any], schemas: dict[str, Schema]) -> Iterator[Schema]:
+    if endpoint.query is None:
         return
-    schema = schemas[description.query.__name__]
+    schema = schemas[endpoint.query.__name__]
     for name, field_schema in schema["properties"].items():
         field = {key: value for key, value in field_schema.items() if key not in ("title", "description")}
         if "anyOf" in field:  # queries have no null
@@ -235,32 +212,34 @@ def _in_query(description: Description, schemas: dict[str, Schema]) -> Iterator[
         yield {**result, "description": field_schema["description"]} if "description" in field_schema else result
 
 
-def _in_header(header: Parameter) -> Schema:
+def _in_header(header: Header) -> Schema:
     return {"name": header.name, "in": "header", "description": header.description, "schema": dict(header.schema)}
 
 
-def _responses(description: Description, has_id: bool, refs: dict[type[BaseModel], Schema]) -> Schema:
-    result = {str(status): _response(response, refs) for status, response in description.responses.items()}
-    errors = {404: NOT_FOUND} if has_id else {}
-    if description.query is not None or description.body is not None:
+def _responses(endpoint: Endpoint[Any], refs: dict[type[BaseModel], Schema], *, head: bool) -> Schema:
+    """Return the responses by status. HEAD has those of GET without bodies and ranges."""
+    result = {str(status): _answer(endpoint, answer, refs, head) for status, answer in endpoint.answers.items()}
+    errors = {404: NOT_FOUND} if endpoint.names else {}
+    if endpoint.query is not None or endpoint.body is not None:
         errors[422] = INVALID
-    for status, meaning in {**errors, **description.errors}.items():
-        result[str(status)] = _error(meaning, status)
+    result |= {str(status): _error(meaning, status) for status, meaning in {**errors, **endpoint.errors}.items()}
+    if head:
+        result = {status: answer for status, answer in result.items() if status not in ("206", "416")}
     for status in ALWAYS:
         result.setdefault(str(status), {"$ref": f"#/components/responses/{status}"})
     return dict(sorted(result.items()))
 
 
-def _response(response: Response, refs: dict[type[BaseModel], Schema]) -> Schema:
+def _answer(endpoint: Endpoint[Any], answer: Answer, refs: dict[type[BaseModel], Schema], head: bool) -> Schema:
     content: Schema = {}
-    if response.model is not None:
-        content[JSON] = {"schema": refs[response.model]}
-        content[ENVELOPE] = {"schema": _success(refs[response.model])}
-    content.update({kind: {"schema": dict(schema)} for kind, schema in response.media.items()})
-    result: Schema = {"description": response.description}
-    if content:
+    if answer.json and endpoint.model is not None:
+        content[JSON] = {"schema": refs[endpoint.model]}
+        content[ENVELOPE] = {"schema": _success(refs[endpoint.model])}
+    content.update({kind: {"schema": dict(schema)} for kind, schema in answer.media.items()})
+    result: Schema = {"description": answer.description}
+    if content and not head:
         result["content"] = content
-    return {**result, "headers": _headers(response.headers)} if response.headers else result
+    return {**result, "headers": _headers(answer.headers)} if answer.headers else result
 
 
 def _success(data: Schema) -> Schema:
@@ -279,7 +258,7 @@ def _error(meaning: str, status: int) -> Schema:
     return {**result, "headers": _headers((RETRY_AFTER,))} if status in (429, 503) else result
 
 
-def _headers(headers: Sequence[Parameter]) -> Schema:
+def _headers(headers: Sequence[Header]) -> Schema:
     return {header.name: {"description": header.description, "schema": dict(header.schema)} for header in headers}
 
 

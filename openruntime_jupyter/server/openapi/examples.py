@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from openruntime_jupyter.schemas import insights
+from openruntime_jupyter.schemas.batch import BatchAnswer, ResultsAnswer
+from openruntime_jupyter.schemas.problems import ErrorEnvelope
 from openruntime_jupyter.schemas.sessions import Session
-from openruntime_jupyter.schemas.system import Health, SystemMetrics, Worker
+from openruntime_jupyter.schemas.system import Health, ServiceInfo, SystemMetrics, Worker
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
-from openruntime_jupyter.server import responses
 
 NOW = "2026-01-01T12:00:02.000000Z"
 TASK: dict[str, Any] = {
@@ -141,9 +142,9 @@ DETAIL = {"field": "priority", "problem": "Input should be less than or equal to
 ERROR = "priority: Input should be less than or equal to 10"
 
 EXAMPLES: dict[type[BaseModel], list[Any]] = {
-    responses.ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],
-    responses.ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": ERROR, "timestamp": NOW}],
-    responses.ResultsAnswer: [
+    ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],
+    ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": ERROR, "timestamp": NOW}],
+    ResultsAnswer: [
         {
             "results": [
                 {"task_id": TASK["task_id"], "task": TASK},
@@ -151,9 +152,7 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
             ]
         }
     ],
-    responses.BatchAnswer: [
-        {"tasks": [{"task": TASK}, {"error": {"code": 422, "message": ERROR, "details": [DETAIL], "retry_after": None}}]}
-    ],
+    BatchAnswer: [{"tasks": [{"task": TASK}, {"error": {"code": 422, "message": ERROR, "details": [DETAIL], "retry_after": None}}]}],
     Task: [TASK],
     TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],
     TaskOutput: [

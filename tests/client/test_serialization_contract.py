@@ -21,6 +21,7 @@ from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, TaskFailed, Unavailable
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.endpoints import GET_TASK, LIST_ARRAYS
 from tests.support import Server, running_server, wait_until
 
 nn: Any = importlib.import_module("mlx.nn")  # whose names mypy does not find
@@ -169,7 +170,7 @@ def test_large_value_goes_in_and_out_of_a_cell(client: Client, name: str) -> Non
     handle = client.submit_code("back = [t]", {"t": value, "n": 1}, ("back", "n"))
     found = handle.result()
     assert same(found["back"][0], value)
-    parameters = client.backend.get(handle.id).parameters
+    parameters = client.backend.call(GET_TASK, handle.id).parameters
     assert parameters is not None
     assert name == "nested" or parameters["pickled"].keys() == {"array"}
 
@@ -212,10 +213,7 @@ def test_what_was_sent_is_released_with_its_task(client: Client) -> None:
 
 
 def _used(client: Client) -> int:
-    backend: Any = client.backend
-    if isinstance(backend, HttpBackend):
-        return len(backend._request("GET", "/arrays").json()["arrays"])
-    return len(backend._started().ai.runtime.arrays.page().arrays)
+    return len(client.backend.call(LIST_ARRAYS).arrays)
 
 
 def test_value_without_room_is_named_with_size_and_setting(client: Client) -> None:

@@ -1,71 +1,20 @@
-"""Wire types that only HTTP needs: lists, the error envelope and batches."""
+"""Batches of tasks on the wire."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from base64 import b64decode
+from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from openruntime_jupyter.runtime.tasks.batch import MOST_IN_BATCH
-from openruntime_jupyter.schemas.base import Timestamp, Wire
-from openruntime_jupyter.schemas.sessions import Session
-from openruntime_jupyter.schemas.system import Device, OperationInfo, Worker
-from openruntime_jupyter.schemas.tasks import Task
-from openruntime_jupyter.server.http.requests import LONGEST_WAIT
+from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.schemas.base import Wire
+from openruntime_jupyter.schemas.problems import Detail, error_of
+from openruntime_jupyter.schemas.queries import LONGEST_WAIT
+from openruntime_jupyter.schemas.tasks import Ended, Task
 
-
-class ServiceInfo(Wire):
-    """Response of `GET /`."""
-
-    name: Literal["OpenRuntime"]
-    version: str = Field(description="Version of the package and of the API.")
-    status: Literal["running"]
-
-
-class DeviceList(Wire):
-    """Response of `GET /devices`."""
-
-    devices: list[Device] = Field(description="Devices, GPUs first.")
-
-
-class WorkerList(Wire):
-    """Response of `GET /workers`."""
-
-    workers: list[Worker] = Field(description="Workers, oldest first.")
-
-
-class SessionList(Wire):
-    """Response of `GET /sessions`."""
-
-    sessions: list[Session] = Field(description="Sessions, most recently used first.")
-
-
-class OperationList(Wire):
-    """Response of `GET /operations`."""
-
-    operations: list[OperationInfo]
-
-
-class Detail(Wire):
-    """Problem with one field of a request."""
-
-    field: str = Field(description="Dotted name of the field.")
-    problem: str = Field(description="Description of the problem.")
-
-
-class ErrorData(Wire):
-    """Data of an error envelope."""
-
-    details: list[Detail]
-
-
-class ErrorEnvelope(Wire):
-    """Response for every error of every route."""
-
-    status: Literal["error"]
-    data: ErrorData | None = Field(description="Problems with individual fields, if any.")
-    error: str = Field(description="Error message with a suggested fix.")
-    timestamp: Timestamp
+MOST_IN_BATCH = 5_000
+"""Maximum number of tasks in one batch; the steps that cannot be split would take noticeably long for more."""
 
 
 class BatchRequest(Wire):
@@ -149,3 +98,26 @@ class ResultsAnswer(Wire):
     results: list[ResultItem] = Field(
         description="Finished tasks in the order of the request. A response is limited to about 4 MB; request the remaining tasks again."
     )
+
+
+def outcomes(answer: BatchAnswer) -> list[Task | OpenRuntimeError]:
+    """Return the task or the error of each item of a response."""
+    return [_outcome(item) for item in answer.tasks]
+
+
+def ended_tasks(answer: ResultsAnswer) -> list[Ended]:
+    """Return the finished tasks of a response with their payloads."""
+    return [Ended(item.task_id, _outcome(item), _payload(item.payload)) for item in answer.results]
+
+
+def _outcome(item: BatchItem | ResultItem) -> Task | OpenRuntimeError:
+    if item.task is not None:
+        return item.task
+    if item.error is None:
+        raise ValueError("an item has neither a task nor an error")
+    details = [detail.model_dump() for detail in item.error.details or []]
+    return error_of(item.error.code, item.error.message, details, item.error.retry_after or 1.0, "/tasks/")
+
+
+def _payload(payload: ResultPayload | None) -> tuple[bytes, str] | None:
+    return None if payload is None else (b64decode(payload.base64), payload.encoding)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.server.auth.identity import UNKNOWABLE, is_loopback, uid_of_peer
+from openruntime_jupyter.environment import is_loopback
+from openruntime_jupyter.server.auth.identity import UNKNOWABLE, uid_of_peer
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports the user id")
 
@@ -89,7 +90,9 @@ def test_other_systems_return_unknowable(monkeypatch: pytest.MonkeyPatch) -> Non
         ("10.0.0.1", False),
         ("::ffff:10.0.0.1", False),
         ("fe80::1%eth0", False),
-        ("localhost", False),
+        ("localhost", True),
+        ("a.localhost", True),
+        ("localhost.example", False),
         ("", False),
     ],
 )

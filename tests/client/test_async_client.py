@@ -1,0 +1,109 @@
+"""Asynchronous client, over HTTP and embedded."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from openruntime_jupyter.client import async_client
+from openruntime_jupyter.client.async_client import AsyncClient
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.errors import InvalidRequest, TaskCancelled, TaskFailed
+from tests.client.test_executor import fails, nap, square
+from tests.runtimes import until
+from tests.support import wait_until
+
+
+@pytest.fixture
+def aio(client: Client) -> Iterator[AsyncClient]:
+    """Return the asynchronous client, which is closed at the end of the test."""
+    yield client.aio
+    client.close()
+
+
+async def test_many_tasks_are_waited_for_at_once(aio: AsyncClient) -> None:
+    handles = [await aio.submit_call(square, number) for number in range(10)]
+    assert await asyncio.gather(*handles) == [number * number for number in range(10)]
+    assert await aio.call(square, 11) == 121
+    assert (await aio.run("compute", expression="sum(a)", inputs={"a": [1.0, 2.0]}))["value"] == 3.0
+    assert await aio.map(square, [1, 2, 3]) == [1, 4, 9]
+    assert await (await aio.task(handles[3].id)) == 9
+    assert (await aio.tasks(limit=2)).tasks
+    assert [device.id for device in await aio.devices()] == ["device_0"]
+    assert (await aio.health()).version
+    assert (await aio.metrics()).uptime
+    assert await aio.operations()
+
+
+async def test_what_goes_wrong_is_raised_where_it_is_awaited(aio: AsyncClient) -> None:
+    with pytest.raises(InvalidRequest, match="size"):
+        await aio.run("matrix_multiply", size=-1)
+    with pytest.raises(TaskFailed, match="by nought"):
+        await aio.call(fails)
+    slow = await aio.submit_call(nap, 600)
+    with pytest.raises(asyncio.TimeoutError):
+        await slow.result(0.05)
+    await slow.cancel()
+    with pytest.raises(TaskCancelled):
+        await slow
+
+
+async def test_a_coroutine_that_is_cancelled_cancels_the_task_that_it_waits_for(aio: AsyncClient) -> None:
+    working = asyncio.ensure_future(aio.with_options(name="of a coroutine").call(nap, 600))
+
+    async def running() -> list[str]:
+        found = await aio.tasks(states=["running"])
+        return [task.task_id for task in found.tasks if task.name == "of a coroutine"]
+
+    (task_id,) = await until(running, 30, "the task to run")
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert await (await aio.task(task_id)).status() == "cancelled"
+
+
+async def test_a_handle_tells_of_its_task_and_changes_it(aio: AsyncClient) -> None:
+    first = await aio.submit_call(nap, 600)
+    second = await aio.submit("python", code="print('hello')")
+    assert (await second.set_priority(9)).priority == 9
+    await first.cancel()
+    assert await second == {}
+    assert str(await second.output()) == "hello\n"
+    assert (await second.task()).priority == 9
+    assert repr(second).startswith("<AsyncTaskHandle task_")
+
+
+async def test_events_come_in_order_and_one_who_is_far_behind_is_told(aio: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_client, "MOST_UNREAD", 5)
+
+    watching = aio.watch()
+    first = await anext(watching)
+    assert first["type"] == "connected"
+    await aio.call(square, 2)
+    seen = [await anext(watching)]
+    assert seen[0]["type"] == "task_update"
+    for number in range(12):
+        await aio.call(square, number)
+
+    async def told() -> bool:
+        seen.append(await anext(watching))
+        return seen[-1] == {"type": "connected", "gap": True}
+
+    await until(told, 10, "the gap")
+    await watching.aclose()  # type: ignore[attr-defined]
+
+
+def test_a_client_that_is_closed_hears_no_more_for_its_coroutines_either(client: Client) -> None:
+    def listeners() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "openruntime-events"]
+
+    async def ask() -> int:
+        return int(await client.aio.call(abs, -3))
+
+    assert asyncio.run(ask()) == 3
+    assert listeners()
+    client.close()
+    wait_until(lambda: not listeners(), what="the end of the thread")
