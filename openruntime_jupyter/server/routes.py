@@ -7,7 +7,7 @@ import re
 from tornado import web
 
 from openruntime_jupyter.schemas.endpoints import ENDPOINTS, Endpoint
-from openruntime_jupyter.server.handlers import ai, arrays, batch, docs, sessions, system, tasks
+from openruntime_jupyter.server.handlers import ai, arrays, batch, docs, system, tasks
 from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.websocket import EventsSocket
 
@@ -21,7 +21,7 @@ HANDLERS: tuple[Handler, ...] = (
     *(tasks.TasksHandler, tasks.FollowedTaskHandler, batch.BatchHandler, batch.ResultsHandler),
     *(tasks.EnhancedTasksHandler, tasks.TaskHandler, tasks.OutputHandler, tasks.PayloadHandler),
     *(arrays.ArraysHandler, arrays.ArrayHandler, arrays.ArrayReadyHandler),
-    *(sessions.SessionsHandler, sessions.SessionHandler, sessions.SessionRestartHandler),
+    *(system.SessionsHandler, system.SessionHandler, system.SessionRestartHandler),
     *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, ai.InsightsHandler),
     *(ai.ConversationsHandler, ai.ConversationHandler, ai.ModelsHandler, ai.ModelHandler),
     *(EventsSocket, docs.OpenApiHandler, docs.DocsHandler),

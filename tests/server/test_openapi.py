@@ -19,8 +19,7 @@ from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, ENDPOINTS, IDEMPOTENCY_KEY, STREAM_TOKENS, Endpoint
 from openruntime_jupyter.server.http.base import endpoint_of
-from openruntime_jupyter.server.openapi.document import ALWAYS, VERBS, document
-from openruntime_jupyter.server.openapi.examples import EXAMPLES
+from openruntime_jupyter.server.openapi.document import ALWAYS, EXAMPLES, VERBS, document
 from openruntime_jupyter.server.routes import ROUTES, routes
 from tests.fits import must_fit, path_of, pointed, validator
 from tests.support import STANDALONE, Server, running_server

@@ -1,4 +1,4 @@
-"""Handlers of `/`, `/health`, `/devices`, `/workers`, `/operations`, and of unknown paths."""
+"""Handlers of `/`, health, devices, workers, operations, metrics and sessions, and of unknown paths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import describe_operations
 from openruntime_jupyter.schemas.endpoints import (
     ENVELOPE,
+    FREE_SESSION,
     GET_HEALTH,
     GET_METRICS,
     GET_METRICS_HISTORY,
@@ -15,7 +16,9 @@ from openruntime_jupyter.schemas.endpoints import (
     JSON,
     LIST_DEVICES,
     LIST_OPERATIONS,
+    LIST_SESSIONS,
     LIST_WORKERS,
+    RESTART_SESSION,
     VERSIONS,
 )
 from openruntime_jupyter.schemas.queries import HistoryQuery
@@ -110,3 +113,33 @@ class MetricsHistoryHandler(Handler):
         query = self.query(HistoryQuery)
         runtime = await self.runtime()
         self.reply(await self.while_connected(runtime.metrics_service.history(query.timeframe, query.points, query.runtime)))
+
+
+class SessionsHandler(Handler):
+    """Handler of `GET /sessions`."""
+
+    @serves(LIST_SESSIONS)
+    async def get(self) -> None:
+        """List the sessions with their memory."""
+        runtime = await self.runtime()
+        self.reply({"sessions": runtime.sessions.list()})
+
+
+class SessionHandler(Handler):
+    """Handler of `DELETE /sessions/{id}`."""
+
+    @serves(FREE_SESSION)
+    async def delete(self, session_id: str) -> None:
+        """End a session and its running task. Its memory is freed and its variables are lost."""
+        runtime = await self.runtime()
+        self.reply(runtime.sessions.free(session_id))
+
+
+class SessionRestartHandler(Handler):
+    """Handler of `POST /sessions/{id}/restart`."""
+
+    @serves(RESTART_SESSION)
+    async def post(self, session_id: str) -> None:
+        """Restart the worker of a session and end its running task. The next task starts with an empty namespace."""
+        runtime = await self.runtime()
+        self.reply(runtime.sessions.restart(session_id))
