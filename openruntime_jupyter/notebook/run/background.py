@@ -31,21 +31,23 @@ class BackgroundTask:
         self._lock = threading.Lock()
 
     def display(self, devices: Mapping[str, str]) -> None:
-        """Display a card in the running cell. `devices` maps ids to names."""
+        """Display a card in the running cell, also if the task has just ended. `devices` maps ids to names."""
         with self._lock:
             self._cards.append((LiveDisplay(), devices))
-        self.show()
+            self._update(*self._cards[-1])
 
     def show(self, reachable: bool = True) -> bool:
         """Show the last record in all cards. Return whether that was the end of the task."""
         with self._lock:
             if self.ended:
                 return False
-            task, seen_at = self.handle.last_seen, self.handle.seen_at
-            self.ended = task.status.terminal
+            self.ended = self.handle.last_seen.status.terminal
             for card, devices in self._cards:
-                card.update(TaskCard(task, devices, reachable, seen_at), final=self.ended)
+                self._update(card, devices, reachable)
             return self.ended
+
+    def _update(self, card: LiveDisplay, devices: Mapping[str, str], reachable: bool = True) -> None:
+        card.update(TaskCard(self.handle.last_seen, devices, reachable, self.handle.seen_at))
 
 
 class BackgroundTasks:
@@ -67,6 +69,7 @@ class BackgroundTasks:
 
         known = self._tasks.get(handle.id)
         if known is not None:
+            self._wake(handle.id)
             return known
         task = BackgroundTask(handle, handle.watch(tell))
         with self._condition:

@@ -32,7 +32,7 @@ def notebook_key() -> str | None:
         return path or None
     from ipykernel.connect import get_connection_file
 
-    with suppress(RuntimeError):  # no kernel runs in this process
+    with suppress(RuntimeError, OSError):  # no kernel runs in this process, or its file was removed
         return str(get_connection_file())
     return None
 
