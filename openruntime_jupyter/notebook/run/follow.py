@@ -257,7 +257,8 @@ def _watch(
 ) -> tuple[Task, FollowEnd]:
     finished, cancellation = False, Cancellation(handle, news)
     while not (finished and line.task.status.terminal):
-        if kernel_stops() and not cancellation.sent:
+        stops = kernel_stops()  # asked once, because another thread changes it
+        if stops and not cancellation.sent:
             line.show(note="no longer watched: the kernel was stopped", final=True)
             return line.task, FollowEnd.LEFT
         if cancel and interrupts.count:
@@ -265,7 +266,7 @@ def _watch(
                 cancellation.request()
                 line.show(note="cancelling")
             cancellation.send_if_due(now=interrupts.count > 1)
-        if interrupts.count > (1 if cancel else 0) or cancellation.expired or kernel_stops():
+        if interrupts.count > (1 if cancel else 0) or cancellation.expired or stops:
             line.show(note="being cancelled, no longer watched" if cancellation.sent else "no longer watched, still running", final=True)
             return line.task, FollowEnd.DETACHED
         try:

@@ -12,7 +12,8 @@ from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 def report_unseen(session: Session) -> None:
     """Print which remembered tasks ended, and which still run, with the commands that show them. Ended ones are then forgotten."""
-    ended, live = [], []
+    ended: list[Task] = []
+    live: list[Task] = []
     for task_id in session.unseen.of_earlier_kernels():
         try:
             task = session.client.task(task_id).last_seen
