@@ -14,6 +14,7 @@ from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.arrays import receive
 from openruntime_jupyter.client.serialization import unpack
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
+from openruntime_jupyter.client.transport.watch import Tell, Watch
 from openruntime_jupyter.current_task import current
 from openruntime_jupyter.errors import (
     InvalidRequest,
@@ -79,7 +80,7 @@ class TaskHandle:
 
     def __init__(self, backend: Backend, task: Task, shown: TaskOutput | None = None) -> None:
         self._backend = backend
-        self._task = task
+        self._see(task)
         self._shown = shown
         self._payload: tuple[bytes, str] | None = None
 
@@ -94,10 +95,19 @@ class TaskHandle:
         return self._task
 
     @property
+    def seen_at(self) -> float:
+        """Return the time of the last query in seconds since the epoch."""
+        return self._seen_at
+
+    def _see(self, task: Task) -> Task:
+        self._task, self._seen_at = task, time.time()
+        return task
+
+    @property
     def task(self) -> Task:
         """Return the current record without its parameters, which may be large (`connect().backend.call(GET_TASK, id)` has them)."""
         if not self._task.status.terminal:
-            self._task = record(self._backend, self.id)
+            self._see(record(self._backend, self.id))
         return self._task
 
     @property
@@ -125,7 +135,7 @@ class TaskHandle:
         if shown is None or since > 0:
             shown = self._backend.call(api.GET_OUTPUT, self.id, query={"since": since, "record": True}, wait=wait)
         if shown.task is not None:
-            self._task = shown.task
+            self._see(shown.task)
         return shown
 
     def wait(self, timeout: float | None = None) -> Task:
@@ -139,7 +149,7 @@ class TaskHandle:
             left = LONGEST_WAIT if deadline is None else min(LONGEST_WAIT, deadline - time.monotonic())
             if left <= 0:
                 break
-            self._task = record(self._backend, self.id, left)
+            self._see(record(self._backend, self.id, left))
         return self._task
 
     def result(self, timeout: float | None = None) -> Any:
@@ -171,7 +181,8 @@ class TaskHandle:
         """Store a result of `COLLECT_RESULTS`, so that `result()` needs no request. Raises `TaskNotFound` for an unknown task."""
         if isinstance(ended.task, OpenRuntimeError):
             raise ended.task
-        self._task, self._payload = ended.task, ended.payload
+        self._see(ended.task)
+        self._payload = ended.payload
 
     def _arrays(self, result: TaskResult) -> Any:
         from openruntime_jupyter.arrays import conversion
@@ -180,15 +191,22 @@ class TaskHandle:
         values = tuple(conversion.mlx_or_numpy(array) if each.kind == "mlx" else array for each, array in found)
         return values[0] if len(values) == 1 else values
 
+    def watch(self, tell: Tell) -> Watch:
+        """Call `tell(message)` for each event of the task, and for the connection's, on a thread shared by all watchers; see `Watch`."""
+
+        def tell_own(message: dict[str, Any]) -> None:
+            if message.get("data", {}).get("task_id", self.id) == self.id:
+                tell(message)
+
+        return self._backend.watch(("task_update", "task_progress"), tell_own)
+
     def cancel(self) -> Task:
         """Cancel the task and return its final record. `cancel_stage` is the stage that stopped it."""
-        self._task = self._backend.call(api.DELETE_TASK, self.id)
-        return self._task
+        return self._see(self._backend.call(api.DELETE_TASK, self.id))
 
     def set_priority(self, priority: int) -> Task:
         """Change the priority (1 to 10; 10 is the most urgent) of the pending task. Raises `TaskConflict` once it has started."""
-        self._task = self._backend.call(api.CHANGE_TASK, self.id, body={"priority": priority})
-        return self._task
+        return self._see(self._backend.call(api.CHANGE_TASK, self.id, body={"priority": priority}))
 
     def purge(self) -> None:
         """Delete the ended task with its output and result. Raises `TaskConflict` before the task has ended."""

@@ -124,6 +124,9 @@ LINE_OPTIONS: dict[str, Option] = {
 }
 """Options of operations."""
 
+SET = "--set"
+"""Flag of the subcommand `result`."""
+
 CELL_OPTIONS: dict[str, Option] = {
     "--in": Option("variables", "input variables, copied to the worker", str, many="words"),
     "--out": Option("outputs", "output variables, copied back", str, many="words"),
@@ -163,6 +166,8 @@ class Arguments(TaskArguments):
     words: tuple[str, ...] = ()
     pairs: dict[str, Any] = field(default_factory=dict)
     help: bool = False
+    set: bool = False
+    """Assign the outputs of an ended task to variables."""
 
 
 class OptionParser(ArgumentParser):
@@ -190,6 +195,8 @@ class OptionParser(ArgumentParser):
 def _parser(cell: bool) -> OptionParser:
     parser = OptionParser(CELL_OPTIONS if cell else LINE_OPTIONS, "%openruntime")
     parser.add_argument("--help", "-h", action="store_true")
+    if not cell:
+        parser.add_argument(SET, action="store_true")
     return parser
 
 
@@ -219,7 +226,7 @@ def parse_line(line: str) -> Arguments:
             raise UsageError(f"{key!r} is given twice")
         else:
             pairs[key] = literal(value)
-    return Arguments(**task_arguments(vars(parsed)), words=tuple(words), pairs=pairs, help=parsed.help)
+    return Arguments(**task_arguments(vars(parsed)), words=tuple(words), pairs=pairs, help=parsed.help, set=parsed.set)
 
 
 def task_arguments(parsed: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from openruntime_jupyter.local_models.pull import KNOWN
 from openruntime_jupyter.notebook.ai.magic import ai_cell, ai_line, fix
 from openruntime_jupyter.notebook.ai.pull import pull_model
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
-from openruntime_jupyter.notebook.ai.views import AgentTable, Config, ConversationCard, ConversationTable
-from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, Arguments, literal, parse_cell, parse_line, usages
+from openruntime_jupyter.notebook.ai.views import AgentTable, Config, ConversationCard, ConversationTable, Note
+from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, SET, Arguments, literal, parse_cell, parse_line, usages
 from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.tables import (
     DeviceTable,
@@ -61,6 +61,8 @@ def run_line(session: Session, line: str) -> Any:
         near = get_close_matches(word, known, 3, 0.5)
         advice = f"Did you mean {' or '.join(near)}?" if near else f"Use one of {', '.join(known)}"
         raise UsageError(f"{word!r} is neither a command nor an operation. {advice}")
+    if arguments.set:
+        raise UsageError(f"{SET} is an option of `%openruntime result TASK`: assign with `x = %openruntime {word} …`")
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}: write parameters of {word} as name=value")
     return run_operation(session, arguments, word)
@@ -104,6 +106,8 @@ class Command:
     """True if the subcommand accepts task options."""
     follows: bool = False
     """True if the subcommand waits for a task, and so accepts `--notify`."""
+    sets: bool = False
+    """True if the subcommand accepts `--set`."""
     free_text: bool = False
     """True if the function gets the rest of the line as it is."""
 
@@ -114,6 +118,8 @@ class Command:
             raise UsageError(f"{word} takes no options: only operations and cells do")
         if arguments.notify and not self.follows:
             raise UsageError(f"{word} does not wait for a task, so it does not support --notify")
+        if arguments.set and not self.sets:
+            raise UsageError(f"{word} has no outputs to assign: only `%openruntime result TASK {SET}` does")
         wrong = [name for name in arguments.pairs if name not in self.keywords]
         if wrong:
             taken = ", ".join(f"{name}=…" for name in self.keywords) or "no named arguments"
@@ -249,11 +255,23 @@ def _output(session: Session, _arguments: Arguments, word: str) -> None:
         OutputReplay().show(output.items)
 
 
-@command("show a task's result or error", _task("finished task"))
+@command(
+    "show a task's result or error; --set assigns its --out variables",
+    _task("finished task"),
+    sets=True,
+    example="[--set]",
+)
 def _result(session: Session, arguments: Arguments, word: str) -> Any:
     handle = _ended(session, word)
+    session.unseen.remove(handle.id)
     completed(session, handle.last_seen, arguments.verbose, watched=False)
-    return shown(handle.last_seen, handle.result())
+    value = handle.result()
+    if not arguments.set:
+        return shown(handle.last_seen, value)
+    if handle.last_seen.operation != "python" or not value:
+        raise UsageError(f"{handle.id} has no --out variables: assign its result with `x = %openruntime result {word}`")
+    session.namespace.update(value)
+    return Note(f"Set {', '.join(value)}, the outputs of {handle.last_seen.name or handle.id}")
 
 
 @command("run a task again, as a new task", _task(), example="[options]", options=True, follows=True)

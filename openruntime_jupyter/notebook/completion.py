@@ -23,7 +23,7 @@ from openruntime_jupyter.ai.workflows import WORKFLOWS
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.notebook.ai.options import OPTIONS as AI_OPTIONS
-from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, LINE_OPTIONS, Option, tokens
+from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, LINE_OPTIONS, SET, Option, tokens
 from openruntime_jupyter.notebook.commands import COMMANDS
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.ai import LOCAL
@@ -237,7 +237,8 @@ def _command(sources: CompletionSources, typed: PartialLine) -> Candidates:
     if command.options and (typed.current.startswith("-") or _open_option(typed, LINE_OPTIONS)):
         return _options(sources, typed, LINE_OPTIONS)
     if typed.current.startswith("-"):
-        return Candidates(typed.current).offer([*(["--notify"] if command.follows else []), "--verbose"], "option")
+        own = [*(["--notify"] if command.follows else []), *([SET] if command.sets else [])]
+        return Candidates(typed.current).offer([*own, "--verbose"], "option")
     name, equals, value = typed.current.partition("=")
     if equals:
         return Candidates(value).offer(command.keywords.get(name, ()), "value")

@@ -80,6 +80,7 @@ class OpenRuntimeMagics(Magics):
         session = self.session
         from openruntime_jupyter.client.handles import TaskHandle
         from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
+        from openruntime_jupyter.schemas.base import epoch
         from openruntime_jupyter.schemas.tasks import TaskPage
 
         record = value.last_seen if isinstance(value, TaskHandle) else value
@@ -89,11 +90,43 @@ class OpenRuntimeMagics(Magics):
             if isinstance(value, TaskHandle):
                 record, seen = value.task, True
             devices = session.devices()
-        return TaskTable(record, devices) if isinstance(record, TaskPage) else TaskCard(record, devices, seen)
+        if isinstance(record, TaskPage):
+            return TaskTable(record, devices)
+        return TaskCard(record, devices, seen, value.seen_at if isinstance(value, TaskHandle) else epoch(record.timestamp))
+
+    def follow(self, handle: TaskHandle) -> None:
+        """Display a handle as a card that follows its task. Raises `NotImplementedError` if there is nothing to follow."""
+        from openruntime_jupyter.notebook.run.follow import in_kernel
+
+        session = self.session
+        devices: Mapping[str, str] = {}
+        live = False
+        with suppress(OpenRuntimeError):  # the runtime is unreachable
+            live = not handle.status.terminal
+            devices = session.devices()
+        if not live or not in_kernel():
+            raise NotImplementedError  # makes IPython use the other formatters
+        session.background.follow(handle).display(devices)
+
+    def after_cell(self, _result: object = None) -> None:
+        """Update the cards of background tasks after a cell."""
+        if self._session is not None:
+            self._session.background.refresh()
+
+    def report_unseen(self) -> None:
+        """Report the tasks of this notebook that its earlier kernels left behind."""
+        from openruntime_jupyter.notebook.run.unseen import UnseenTasks
+
+        if UnseenTasks().of_earlier_kernels():
+            session = self.session
+            from openruntime_jupyter.notebook.run.report import report_unseen
+
+            report_unseen(session)
 
     def forget(self) -> None:
         """Close the connection to the runtime. Tasks continue."""
         if self._session is not None:
+            self._session.background.close()
             self._session.forget()
 
 
@@ -104,9 +137,11 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     shell.register_magics(magics)
     _add_matcher(shell, magics)
     shell.events.register("post_run_cell", last_failure.record)
+    shell.events.register("post_run_cell", magics.after_cell)
     formatters = _formatters(shell)
     for kind in (HANDLE, TASK, PAGE):
         _show(formatters, kind, magics)
+    _displays(shell).for_type_by_name(*HANDLE.rsplit(".", 1), magics.follow)
     # IPython uses this method of an exception to render it.
     setattr(OpenRuntimeError, "_render_traceback_", _render_error)  # noqa: B010  not declared by any exception
     module, _, name = REPLY.rpartition(".")
@@ -114,6 +149,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     formatters["text/plain"].for_type_by_name(module, name, lambda reply, printer, _cycle: printer.text(reply.text))
     # Some views are lists or dicts, for which IPython has its own formatters.
     formatters["text/plain"].for_type(View, lambda view, printer, _cycle: printer.text(view.text()))
+    with suppress(OpenRuntimeError):
+        magics.report_unseen()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
@@ -121,6 +158,9 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     loaded = {shell.magics_manager.magics[kind].pop("openruntime", None) for kind in ("line", "cell")} - {None}
     for magic in loaded:
         magic.__self__.forget()
+        with suppress(ValueError):
+            shell.events.unregister("post_run_cell", magic.__self__.after_cell)
+    _displays(shell).pop(HANDLE, None)
     with suppress(ValueError):  # the extension was not loaded
         shell.events.unregister("post_run_cell", last_failure.record)
     matchers = shell.Completer.custom_matchers
@@ -142,6 +182,12 @@ def _add_matcher(shell: InteractiveShell, magics: OpenRuntimeMagics) -> None:
 
 def _is_ours(matcher: Any) -> bool:
     return getattr(matcher, "matcher_identifier", None) == "openruntime"
+
+
+def _displays(shell: InteractiveShell) -> Any:
+    """Return the formatter for values that display themselves."""
+    assert shell.display_formatter is not None
+    return shell.display_formatter.ipython_display_formatter
 
 
 def _formatters(shell: InteractiveShell) -> Any:

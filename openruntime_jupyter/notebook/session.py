@@ -16,6 +16,8 @@ from openruntime_jupyter.client.discovery import EMBEDDED, connect
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
+from openruntime_jupyter.notebook.run.background import BackgroundTasks
+from openruntime_jupyter.notebook.run.unseen import UnseenTasks
 
 
 class Session:
@@ -27,6 +29,8 @@ class Session:
         self._client: Client | None = None
         self._lost: str | None = None
         self._devices: dict[str, str] = {}
+        self.unseen = UnseenTasks()
+        self.background = BackgroundTasks(self.unseen.remove)
 
     @property
     def client(self) -> Client:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import nbformat
 from playwright.async_api import ConsoleMessage, Page, expect
@@ -86,9 +86,19 @@ class Notebook:
         await until(self._kernel_is_idle, "the kernel is idle")
         await self.page.wait_for_function(IDLE, timeout=MILLISECONDS)
 
-    def _kernel_is_idle(self) -> bool:
+    async def restart(self) -> None:
+        """Restart the kernel, as Jupyter's menu does, and wait until it is idle."""
+        restart = f"{self.server.root}/api/kernels/{self._kernel()['id']}/restart"
+        self.server.client.post(restart, headers=self.server.headers, timeout=60).raise_for_status()
+        await self.idle()
+
+    def _kernel(self) -> dict[str, Any]:
         answer = self.server.client.get(f"{self.server.root}/api/sessions/{self.session}", headers=self.server.headers, timeout=60)
-        kernel = answer.raise_for_status().json()["kernel"]
+        kernel: dict[str, Any] = answer.raise_for_status().json()["kernel"]
+        return kernel
+
+    def _kernel_is_idle(self) -> bool:
+        kernel = self._kernel()
         return bool(kernel["connections"] and kernel["execution_state"] == "idle")
 
     async def menu(self, *labels: str) -> None:

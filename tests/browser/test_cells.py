@@ -9,7 +9,8 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.chromium import run
-from tests.browser.lab import LAB, App, new_notebook, opened
+from tests.browser.lab import LAB, App, new_notebook, opened, until
+from tests.browser.test_quickstart import named
 from tests.support import Home, Server, running_server, slowness
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -124,6 +125,33 @@ def test_notify_for_background_task_while_kernel_is_busy(server: Server) -> None
             assert await page.locator(".jp-CodeCell").nth(2).locator(".jp-InputPrompt").inner_text() == "[*]:", "the kernel is busy"
             (server.home.path / "over").touch()
             await notebook.done()
+
+    run(story())
+
+
+def test_card_of_background_task_is_live_and_restart_keeps_running_task(server: Server) -> None:
+    def waits(name: str) -> str:
+        return f"import time\nfrom pathlib import Path\nwhile not Path('{name}').exists():\n    time.sleep(0.05)\nvalue = 7"
+
+    cells = (f"%%openruntime --bg --name early\n{waits('early')}", f"%%openruntime --name kept --out value\n{waits('kept')}")
+    new_notebook(server, "restart.ipynb", LOAD, *cells)
+
+    async def story() -> None:
+        async with opened(server, "restart.ipynb") as notebook:
+            page = notebook.page
+            first, early, kept = (page.locator(".jp-CodeCell").nth(number).locator(".jp-OutputArea") for number in range(3))
+            await notebook.start_all()
+            await expect(early).to_contain_text(re.compile(r"running.*as of \d+ \w+ \d\d:\d\d", re.DOTALL))
+            await expect(kept).to_contain_text("running")
+            (server.home.path / "early").touch()
+            await expect(early).to_contain_text("completed in")
+            await expect(early).not_to_contain_text("as of")
+            await notebook.restart()
+            (server.home.path / "kept").touch()
+            await until(lambda: bool(named(server, "kept", "completed")), "the task completes without its kernel")
+            await page.locator(".jp-CodeCell").nth(0).locator(".cm-content").click()
+            await page.keyboard.press("Control+Enter")
+            await expect(first).to_contain_text("1 task of this notebook finished while you were away: kept")
 
     run(story())
 

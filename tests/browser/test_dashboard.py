@@ -137,6 +137,8 @@ def test_dashboard_survives_reload_and_reports_lost_server_or_kernel(server: Ser
             await notebook.menu("Kernel", "Shut Down Kernel")
             await expect(page.locator(".or-header")).to_contain_text("kernel gone")
             await expect(alert(page)).to_contain_text("run this cell again")
+            as_of = await page.locator(".or-header").inner_text()
+            assert re.search(r"running · \d+ waiting · as of \d+ \w+ \d\d:\d\d", as_of)
 
     run(story())
 

@@ -11,7 +11,7 @@ import pytest
 
 from openruntime_jupyter.ai.agents import parse
 from openruntime_jupyter.ai.profiles import from_environment, profiles_from
-from openruntime_jupyter.notebook.arguments import CELL_OPTIONS
+from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, SET
 from openruntime_jupyter.notebook.commands import COMMANDS
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.schemas.insights import FindingKind, WordingChoice
@@ -43,7 +43,7 @@ def test_page_lists_all_routes() -> None:
 @pytest.mark.parametrize("name", ["docs/notebook", "README"])
 def test_documented_commands_and_options_exist(name: str) -> None:
     assert words(page(name)) - set(COMMANDS) - set(operations()) == set()
-    assert set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", page("docs/notebook"))) <= set(CELL_OPTIONS)
+    assert set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", page("docs/notebook"))) <= {*CELL_OPTIONS, SET}
 
 
 def test_insights_page_lists_all_kinds_and_wordings() -> None:

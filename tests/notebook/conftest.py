@@ -70,6 +70,7 @@ class Kernel:
         self.manager = manager
         self.client = client
         self.home = home
+        self._displays: dict[str, dict[str, Any]] = {}
 
     @property
     def pid(self) -> int:
@@ -79,11 +80,13 @@ class Kernel:
 
     def run(self, code: str, until: Callable[[Cell], bool] | None = None, then: Callable[[], None] = lambda: None) -> Cell:
         """Run a cell. While it runs, call `then` once `until` holds."""
-        cell, waiting = Cell(), until
+        cell, waiting = Cell(_displays=self._displays), until
         message_id = self.client.execute(code, store_history=True)
         while cell.status == "running":
             message = self.client.get_iopub_msg(timeout=SECONDS)
             if message["parent_header"].get("msg_id") != message_id:
+                if message["msg_type"] == "update_display_data":
+                    Cell(_displays=self._displays).apply(message)
                 continue
             cell.apply(message)
             if waiting is not None and waiting(cell):
@@ -98,12 +101,13 @@ class Kernel:
         cell.status, cell.error = reply["content"]["status"], reply["content"]
         return cell
 
-    def updated_later(self) -> str:
-        """Return the HTML of the next display update outside a running cell."""
-        while True:
+    def shows_later(self, cell: Cell, text: str, mime: str = "text/plain") -> str:
+        """Wait until the first display of the ended `cell` shows `text`, and return it. Updates may be messages of any cell, or of none."""
+        while text not in (shown := cell.shown(mime)[0]):
             message = self.client.get_iopub_msg(timeout=SECONDS)
             if message["msg_type"] == "update_display_data":
-                return str(message["content"]["data"]["text/html"])
+                Cell(_displays=self._displays).apply(message)
+        return shown
 
     def complete(self, code: str) -> list[str]:
         """Return the completions at the sign `|` in `code`, each as the completed line up to the cursor."""

@@ -64,6 +64,8 @@ def session(backend: EmbeddedBackend) -> Session:
         ("size=3", "matrix_multiply"),
         ("cancel len", "len"),
         ("cancel task_nobody", "task_nobody"),
+        ("output task_1 --set", "%openruntime result TASK --set"),
+        ("matrix_multiply --set", "%openruntime result TASK"),
     ],
 )
 def test_invalid_line_error_suggests_alternatives(session: Session, line: str, said: str) -> None:
@@ -128,6 +130,7 @@ def completions(session: Session, code: str) -> set[str]:
         ("%openruntime mlx_operation function=linalg.nor|", {"%openruntime mlx_operation function=linalg.norm"}),
         ("%openruntime compute return_arrays=T|", {"%openruntime compute return_arrays=True"}),
         ("%openruntime retry task --b|", {"%openruntime retry task --bg"}),
+        ("%openruntime result task --s|", {"%openruntime result task --set"}),
         ("%%openruntime --not|\n1", {"%%openruntime --notify"}),
         ("%%openruntime --device |\n1", {"%%openruntime --device auto", "%%openruntime --device gpu", "%%openruntime --device cpu"}),
         ("%%openruntime --in weig|\n1", {"%%openruntime --in weights_of_the_test"}),

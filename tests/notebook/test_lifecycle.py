@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 
 from openruntime_jupyter.notebook.run.follow import Interrupts
 from tests.ai.provider_server import ProviderServer
-from tests.notebook.conftest import Cell, Kernel, of_provider, of_server, running_kernel
+from tests.notebook.conftest import Cell, Kernel, error_of, of_provider, of_server, running_kernel
 from tests.support import STANDALONE, Home, alive, running_server, wait_until
 
 BUSY = "%%openruntime --bg --as job --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.01)"
@@ -56,6 +57,73 @@ def test_kernel_restart_without_server_interrupts_tasks(tmp_path: Path) -> None:
         assert "interrupted" in kernel.run("%openruntime tasks").value
         cell = kernel.run(f"%openruntime result {task_id}")
         assert cell.error["ename"] == "TaskInterrupted"
+
+
+def test_kernel_restart_leaves_running_cell_on_server(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    go = tmp_path / "go"
+    code = f"""%%openruntime --name train --out answer
+import os, time
+print('it runs', flush=True)
+while not os.path.exists({os.fspath(go)!r}):
+    time.sleep(0.01)
+answer = 42
+"""
+    with running_server(home) as server, running_kernel(home, of_server(server)) as kernel:
+        kernel.client.execute(code)
+        while "it runs" not in kernel.client.get_iopub_msg(timeout=60)["content"].get("text", ""):
+            pass
+        kernel.manager.restart_kernel()
+        kernel.client.wait_for_ready(timeout=60)
+        told = kernel.run("%load_ext openruntime_jupyter").stream()
+        assert "1 task of this notebook is still running: train" in told
+        task_id = told.split("%openruntime wait ")[1].split("`")[0]
+        go.touch()
+        kernel.run(f"from openruntime_jupyter import connect\nended = connect().task('{task_id}').wait(30)")
+        assert kernel.value("str(ended.status)") == "'completed'"
+        told = kernel.run("%reload_ext openruntime_jupyter").stream()
+        assert "1 task of this notebook finished while you were away: train" in told
+        assert f"%openruntime result {task_id} --set" in told
+        assert kernel.run(f"%openruntime result {task_id} --set").status == "ok"
+        assert kernel.value("answer") == "42"
+        assert kernel.run("%reload_ext openruntime_jupyter").stream() == "", "it is reported once"
+
+
+def test_card_of_background_task_follows_it_after_its_cell(kernel: Kernel, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    wait = f"import os, time\nwhile not os.path.exists({os.fspath(go)!r}):\n    time.sleep(0.01)\nx = 7"
+    cell = kernel.run(f"%%openruntime --bg --as job --out x\n{wait}")
+    assert re.search(r"as of \d+ \w+ \d\d:\d\d", cell.line)
+    kernel.shows_later(cell, "● running")
+    go.touch()
+    final = kernel.shows_later(cell, "✓ completed in ")
+    assert "as of" not in final
+    assert "as of" not in cell.shown("text/html")[0]
+    assert kernel.run("%openruntime result job --set").status == "ok"
+    assert kernel.value("x") == "7"
+    assert "no --out variables" in error_of(kernel.run("%openruntime matrix_multiply size=8\n%openruntime result _openruntime --set"))
+
+
+def test_saved_notebook_has_last_state_of_background_tasks(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    sources = (
+        "%load_ext openruntime_jupyter",
+        "%%openruntime --bg --as quick\nimport os, time\nwhile not os.path.exists('go'):\n    time.sleep(0.01)",
+        BUSY,
+        "open('go', 'w').close()\nended = quick.wait()",
+        "job",
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": os.fspath(tmp_path)}}).execute(
+        env=home.environment()
+    )
+    shown = [[output["data"] for output in cell.outputs] for cell in notebook.cells]
+    (quick,), (endless,), (again,) = shown[1], shown[2], shown[4]
+    assert "✓ completed in " in quick["text/plain"]
+    assert "as of" not in quick["text/html"]
+    for card in (endless, again):
+        for text in (card["text/plain"], card["text/html"]):
+            assert re.search(r"as of \d+ \w+ \d\d:\d\d", text)
 
 
 def test_server_crash_ends_cell_with_advice(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from openruntime_jupyter.notebook.ai.live_answer import AnswerView
 from openruntime_jupyter.notebook.commands import HELP
 from openruntime_jupyter.notebook.display.errors import ErrorCard
 from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
@@ -148,7 +151,26 @@ def test_attributes_are_escaped() -> None:
     ],
 )
 def test_task_line_shows_state(changes: dict[str, Any], expected: str) -> None:
-    assert TaskLine(task(**changes), {"device_0": "a chip"}).text() == expected
+    text = TaskLine(task(**changes), {"device_0": "a chip"}).text()
+    assert re.sub(r"as of \d+ \w+ \d\d:\d\d · ", "", text) == expected
+
+
+def test_states_that_are_not_final_show_when_they_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen_at = datetime(2026, 11, 30, 1, 17, tzinfo=timezone(timedelta(hours=5, minutes=30))).timestamp()
+    ended = task(status=TaskState.COMPLETED, execution_time=1.0)
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "IST-5:30")
+        time.tzset()
+        live: list[View] = [kind(task(), {}, seen_at=seen_at) for kind in (TaskLine, TaskCard)]
+        live.append(AnswerView(task(), [], "The answer", seen_at))
+        shown = [text for view in live for text in view.bundle().values()]
+    time.tzset()
+    assert len(shown) == 6
+    assert all("as of 30 Nov 01:17" in text for text in shown)
+    final: list[View] = [TaskLine(ended, {}), TaskCard(ended, {}), AnswerView(ended, [], ""), TaskTable(page(ended), {})]
+    assert not any("as of" in text for view in final for text in view.bundle().values())
+    for view in (TaskTable(page(ended, task()), {}), status(), DeviceTable(status().devices), WorkerTable([worker()], {})):
+        assert all(re.search(r"as of \d+ \w+ \d\d:\d\d", text) for text in view.bundle().values())
 
 
 @pytest.mark.parametrize(("n", "percent"), [(5, 25), (-5, 0), (25, 100)])

@@ -24,7 +24,7 @@ from openruntime_jupyter.notebook.ai.context import NAME, fill, is_frame
 from openruntime_jupyter.notebook.ai.options import AiArguments
 from openruntime_jupyter.notebook.ai.views import Sent
 from openruntime_jupyter.notebook.display.errors import one_line
-from openruntime_jupyter.notebook.display.format import duration, rough
+from openruntime_jupyter.notebook.display.format import as_of, duration, rough
 from openruntime_jupyter.notebook.display.html import Column, Styled, View, joined, line, sign, table, tag
 from openruntime_jupyter.notebook.display.tasks import progress_bar
 from openruntime_jupyter.notebook.run.follow import CANCEL_SECONDS, Interrupts, LiveDisplay
@@ -196,6 +196,7 @@ class Batch(View):
                 f"about {rough(left)} left" if left else None,
                 f"{HOPELESS} consecutive failures" if self.gave_up else None,
                 _first_line(self.problem) if self.problem is not None else None,
+                as_of() if self._ended is None else None,
             ]
         )
 

@@ -14,7 +14,7 @@ from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.html import View
-from openruntime_jupyter.notebook.display.tasks import STATES, details, state
+from openruntime_jupyter.notebook.display.tasks import STATES, details, read_at, state
 from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, OutputReplay, StatusLine, follow
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.ai import LOCAL
@@ -33,8 +33,9 @@ COLOURS = {"ok": "success-color1", "no": "error-color1", "go": "brand-color1", "
 class AnswerView(View):
     """Answer with a status line. Its plain text is the status line alone, because a terminal prints the answer itself."""
 
-    def __init__(self, task: Task, facts: list[str], answer: str) -> None:
-        self._task, self._facts, self._answer = task, facts, answer
+    def __init__(self, task: Task, facts: list[str], answer: str, seen_at: float | None = None) -> None:
+        read = read_at(task, seen_at)
+        self._task, self._facts, self._answer = task, [*facts, *([read] if read else [])], answer
 
     def bundle(self) -> dict[str, Any]:
         """Return the status line and the answer as Markdown and as plain text."""
@@ -53,7 +54,7 @@ class AnswerLine(StatusLine):
     """Live display of a prompt. In a terminal, the text is printed as it arrives, with the status line on stderr."""
 
     def __init__(self, handle: PromptHandle, devices: Mapping[str, str]) -> None:
-        super().__init__(handle.last_seen, devices)
+        super().__init__(handle, devices)
         self.text = ""
         omitted = handle.left_out
         self._omitted = [f"{omitted} oldest turns omitted: they exceed the context window"] if omitted else []
@@ -85,7 +86,7 @@ class AnswerLine(StatusLine):
     def view(self) -> AnswerView:
         """Return the view of the prompt and its answer so far."""
         note = [self.note] if self.note and not self.task.status.terminal else []
-        return AnswerView(self.task, [*note, *self._facts(), *self._omitted], self.text)
+        return AnswerView(self.task, [*note, *self._facts(), *self._omitted], self.text, self.seen_at)
 
     def update(self, view: View, final: bool = False) -> None:
         """Replace the display by `view`. A terminal prints the new text instead, and the status line at the end."""

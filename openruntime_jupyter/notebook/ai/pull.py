@@ -9,6 +9,7 @@ from typing import Any
 from openruntime_jupyter.errors import PullFailed
 from openruntime_jupyter.local_models.pull import Fetchable, Pulled, known, pull
 from openruntime_jupyter.notebook.ai.views import Note
+from openruntime_jupyter.notebook.display.format import as_of
 from openruntime_jupyter.notebook.display.html import Styled, View, joined, line
 from openruntime_jupyter.notebook.display.tasks import progress_bar
 from openruntime_jupyter.notebook.run.follow import UPDATE_SECONDS, LiveDisplay
@@ -28,7 +29,7 @@ class PullProgress(View):
         """Return the step and, during a download, its progress."""
         if self._total:
             megabytes = f"{self._done / 1e6:.1f} of {self._total / 1e6:.1f} MB"
-            return [line(joined([self._step, megabytes]), class_="ort-h"), progress_bar(self._done / self._total)]
+            return [line(joined([self._step, megabytes, as_of()]), class_="ort-h"), progress_bar(self._done / self._total)]
         return [line(self._step, class_="ort-h")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime
 from typing import Any
 
@@ -34,6 +35,15 @@ def rough(seconds: float) -> str:
     """Return an estimate in whole seconds, at least one: `"7 s"`."""
     whole = max(1, round(seconds))
     return f"{whole} s" if whole < 60 else duration(whole)
+
+
+def as_of(seen_at: float | None = None) -> str:
+    """Return the local time at which a state was read (default: now), with its date: `"as of 30 Nov 01:17"`.
+
+    Views show it beside every state that is not final, because a saved notebook keeps the view as it was.
+    """
+    seen = datetime.fromtimestamp(time.time() if seen_at is None else seen_at).astimezone()
+    return f"as of {seen.day} {seen:%b %H:%M}"
 
 
 def clock(timestamp: str | None) -> str:

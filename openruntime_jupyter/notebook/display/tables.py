@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.notebook.display.format import clock, duration, local_times
+from openruntime_jupyter.notebook.display.format import as_of, clock, duration, local_times
 from openruntime_jupyter.notebook.display.html import (
     Column,
     RecordTable,
@@ -69,7 +69,7 @@ FREE_MEMORY = Column("free memory", _free)
 class DeviceTable(RecordTable[Device]):
     """MLX devices."""
 
-    label, caption = "OpenRuntime devices", "Devices"
+    label = "OpenRuntime devices"
     empty = "No devices known yet: the first worker reports them when it has started"
     columns = (
         *NAMED_DEVICE,
@@ -79,6 +79,10 @@ class DeviceTable(RecordTable[Device]):
         Column("W", lambda each: _measured(each.power_watts), "number"),
         BLAS,
     )
+
+    def __init__(self, devices: Iterable[Device]) -> None:
+        super().__init__(devices)
+        self.caption = f"Devices · {as_of()}"
 
     def notes(self) -> Iterable[Styled]:
         """Return advice on the devices."""
@@ -102,6 +106,7 @@ class Status(View):
         self.where = where
         self.health = health
         self.devices = list(devices)
+        self._read_at = as_of()
 
     def content(self) -> Iterable[Styled]:
         """Return the address, the metrics, problems and devices."""
@@ -118,7 +123,7 @@ class Status(View):
         if not any(device.type == "gpu" for device in self.devices):
             del measured["GPU"]
         percents = [f"{name} {value:.0f} %" for name, value in measured.items() if value is not None]
-        return [*percents, f"{metrics.active_tasks} running", f"{metrics.pending_tasks} waiting"]
+        return [*percents, f"{metrics.active_tasks} running", f"{metrics.pending_tasks} waiting", self._read_at]
 
 
 class WorkerTable(RecordTable[Worker]):
@@ -136,7 +141,7 @@ class WorkerTable(RecordTable[Worker]):
         names = {device(worker) for worker in workers}
         common = names.pop() if len(names) == 1 else ""
         count = f"{len(workers):,} {'worker' if len(workers) == 1 else 'workers'}"
-        self.caption = f"{count} · on {common}" if common else count
+        self.caption = " · ".join([count, *([f"on {common}"] if common else []), as_of()])
         self.columns = (
             Column("worker", lambda each: each.id, labelled=False),
             Column("device", lambda each: "" if common else device(each), "wrap", labelled=False),
@@ -167,7 +172,7 @@ class SessionTable(RecordTable[WorkerSession]):
         notebooks, owners = {_notebook(each) for each in sessions}, {each.owner for each in sessions}
         common = notebooks.pop() if len(notebooks) == 1 else ""
         count = f"{len(sessions):,} {'session' if len(sessions) == 1 else 'sessions'}, most recently used first"
-        self.caption = f"{count} · of {common}" if common else count
+        self.caption = " · ".join([count, *([f"of {common}"] if common else []), as_of()])
         self.columns = (
             Column("session", lambda each: each.name, "wrap", labelled=False),
             Column("state", lambda each: str(each.state), labelled=False),
@@ -214,6 +219,7 @@ class ModelTable(RecordTable[ModelInfo]):
     def __init__(self, found: ModelList) -> None:
         super().__init__(found.models)
         self.profiles = found.profiles
+        self._read_at = as_of()
 
     def content(self) -> Iterable[Styled]:
         """Return a table of models and profiles."""
@@ -234,7 +240,8 @@ class ModelTable(RecordTable[ModelInfo]):
             for each in self.profiles
         ]
         rows = [*local, *remote]
-        return [table("Models", self.rows, rows) if rows else line(prose(self.empty), class_="m")]
+        caption = f"Models · {self._read_at}" if any(model.resident for model in self) else "Models"
+        return [table(caption, self.rows, rows) if rows else line(prose(self.empty), class_="m")]
 
 
 def _held(model: ModelInfo) -> list[str]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from openruntime_jupyter.notebook.display.format import clock, duration, memory, number, ordinal, rough, unit_head, with_unit
+from openruntime_jupyter.notebook.display.format import as_of, clock, duration, memory, number, ordinal, rough, unit_head, with_unit
 from openruntime_jupyter.notebook.display.html import (
     Column,
     Html,
@@ -115,11 +115,17 @@ def progress_bar(share: float | None, colour: str | None = None) -> Styled:
     return Styled("", tag("div", tag("div", class_=colour, style=f"width:{share:.1%}"), class_="ort-b", role="progressbar", **measured))
 
 
-class TaskLine(View):
-    """One-line view of a task with a progress bar, shown by running cells."""
+def read_at(task: Task, seen_at: float | None = None) -> str | None:
+    """Return when the state of `task` was read (default: now), or None for a final state."""
+    return None if task.status.terminal else as_of(seen_at)
 
-    def __init__(self, task: Task, devices: Mapping[str, str], note: str | None = None) -> None:
+
+class TaskLine(View):
+    """One-line view of a task with a progress bar, shown by running cells. `seen_at` is the time of the record (default: now)."""
+
+    def __init__(self, task: Task, devices: Mapping[str, str], note: str | None = None, seen_at: float | None = None) -> None:
         self.task = task
+        self._read_at = read_at(task, seen_at)
         self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
         self._facts = joined([note, *details(task, devices)])
 
@@ -127,12 +133,12 @@ class TaskLine(View):
         """Return the line and the bar."""
         task = self.task
         facts = tag("span", self._facts, class_="m s", title=str(self._facts))
-        parts = [*_head(task), facts, " ", code(task.task_id, class_="m r").html]
+        parts = [*_head(task), facts, " ", _reference(task, self._read_at)]
         html = tag("div", *parts, class_="ort-h ort-l")
         progress = task.progress
         share = 1.0 if task.status is TaskState.COMPLETED else progress.n / progress.total if progress and progress.total else None
         return [
-            Styled(str(joined([state(task), title(task), self._facts, task.task_id])), html),
+            Styled(str(joined([state(task), title(task), self._facts, self._read_at, task.task_id])), html),
             progress_bar(share, STATES[task.status][2]),
         ]
 
@@ -141,21 +147,30 @@ def _head(task: Task) -> tuple[Html | str, ...]:
     return tag("span", state(task)), " ", tag("strong", title(task)), " "
 
 
+def _reference(task: Task, read_at: str | None) -> Html:
+    """Return the right end of a headline: the id, after the time of a state that is not final."""
+    return tag("span", tag("small", f"{read_at} ") if read_at else "", code(task.task_id), class_="m r")
+
+
 class TaskCard(View):
-    """Display of a handle: the task's state and the next commands. `seen` False marks the last known state of an unreachable runtime."""
+    """Display of a handle: the task's state and the next commands. `seen` False marks the last known state of an unreachable runtime.
+
+    `seen_at` is the time of the record (default: now).
+    """
 
     kind = "ort-c"
 
-    def __init__(self, task: Task, devices: Mapping[str, str], seen: bool = True) -> None:
+    def __init__(self, task: Task, devices: Mapping[str, str], seen: bool = True, seen_at: float | None = None) -> None:
         self.task = task
+        self._read_at = read_at(task, seen_at)
         self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
         self._details = joined([None if seen else "unreachable, last known state", *details(task, devices, live=False)])
 
     def content(self) -> Iterable[Styled]:
         """Return the state, the details, the error, and the next commands."""
         task = self.task
-        head = tag("div", *_head(task), code(task.task_id, class_="m r"), class_="ort-h")
-        yield Styled(str(joined([state(task), title(task), self._details, task.task_id])), head)
+        head = tag("div", *_head(task), _reference(task, self._read_at), class_="ort-h")
+        yield Styled(str(joined([state(task), title(task), self._details, self._read_at, task.task_id])), head)
         if self._details:
             yield Styled("", line(self._details, class_="m").html)
         if task.error:
@@ -204,6 +219,7 @@ class TaskTable(RecordTable[Task]):
         parts = [f"{count} {'task' if page.total_count == 1 else 'tasks'}, newest first"]
         parts += [f"on {name}" for name in self._distinct(device) if one_device]
         parts += [f"of {name}" for name in self._distinct(_owner) if one_owner]
+        parts += [as_of()] if any(not task.status.terminal for task in self) else []
         self.caption = " · ".join(parts)
 
     def _distinct(self, value: Callable[[Task], str]) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.discovery import EMBEDDED
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.notebook.ai.live_answer import ShownReply, follow_answer
@@ -84,7 +85,9 @@ def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     """Follow a task that was started elsewhere until it ends. Ctrl-C does not cancel it. Raises the task's error."""
     with Interrupts() as interrupts, notify_at_exit(handle, arguments.notify):
         task, left = _show(handle, session.devices(), interrupts, cancel=False)
-    if left is FollowEnd.DETACHED:
+    if task.status.terminal:
+        session.unseen.remove(handle.id)
+    if left in (FollowEnd.DETACHED, FollowEnd.LEFT):
         raise one_line(KeyboardInterrupt(f"{handle.id} continues to run: use %openruntime cancel {handle.id} to stop it"))
     return completed(session, task, arguments.verbose)
 
@@ -99,7 +102,7 @@ def completed(session: Session, task: Task, verbose: bool = False, watched: bool
 def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
     if isinstance(handle, PromptHandle):
         return follow_answer(handle, devices, interrupts, cancel)
-    return follow(handle, StatusLine(handle.last_seen, devices), OutputReplay().show, interrupts, cancel)
+    return follow(handle, StatusLine(handle, devices), OutputReplay().show, interrupts, cancel)
 
 
 def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:
@@ -108,7 +111,10 @@ def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHan
         with Interrupts() as interrupts:
             handle = submit()
             session.remember(handle, arguments.variable)
+            if not handle.last_seen.status.terminal:
+                session.unseen.add(handle.id)
             if arguments.background and not interrupts.count:
+                session.background.follow(handle)
                 if arguments.notify:
                     notify_in_background(handle)
                 return handle, None
@@ -117,7 +123,13 @@ def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHan
     except NotConnected:
         session.lose()
         raise
+    if task.status.terminal:
+        session.unseen.remove(handle.id)
+    if left is FollowEnd.LEFT:
+        here = "ends with this kernel, which hosts it" if session.client.where == EMBEDDED else "continues to run without this kernel"
+        raise one_line(KeyboardInterrupt(f"{handle.id} {here}"))
     if left is FollowEnd.DETACHED:
+        session.background.follow(handle)
         raise one_line(
             KeyboardInterrupt(f"{handle.id} is being cancelled and no longer watched: use %openruntime wait {handle.id} to watch it again")
         )

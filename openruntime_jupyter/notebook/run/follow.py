@@ -6,6 +6,7 @@ the right cell.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -35,6 +36,11 @@ FIRST_SECONDS = 0.05
 """Timeout of the first request. A task that ends by then needs no thread and one display less: 3 ms of 17 ms for an empty cell."""
 REST_SECONDS = 0.1
 """Minimum interval between requests, so that a task that prints continuously causes ten a second."""
+DECIDE_SECONDS = 0.5
+"""Time between Ctrl-C and the cancellation in a kernel. Jupyter interrupts a kernel before it restarts it, and such a stop cancels nothing.
+The request to shut down, or the kill, follows within milliseconds."""
+DECIDE_POLL = 0.02
+"""Interval between checks for a shutdown during that time, in seconds."""
 CANCEL_SECONDS = 15.0
 """Time to wait for a cancelled task to end."""
 UPDATE_SECONDS = 0.2
@@ -47,6 +53,7 @@ class FollowEnd(Enum):
     ENDED = "the task ended"
     INTERRUPTED = "the task ended after Ctrl-C cancelled it"
     DETACHED = "Ctrl-C stopped following"
+    LEFT = "the kernel is restarted or shut down"
 
 
 class Interrupts(AbstractContextManager["Interrupts"]):
@@ -78,13 +85,26 @@ class Interrupts(AbstractContextManager["Interrupts"]):
             raise KeyboardInterrupt
 
 
+def in_kernel() -> bool:
+    """Return whether this process is a Jupyter kernel."""
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+def kernel_stops() -> bool:
+    """Return whether the kernel has received a request to shut down, which also precedes a restart.
+
+    The kernel's control thread receives it while the main thread runs a cell.
+    """
+    return in_kernel() and bool(getattr(get_ipython(), "exit_now", False))
+
+
 class LiveDisplay:
     """Display that is updated in place. In a terminal, which cannot update displays, it is a line on stderr."""
 
     def __init__(self) -> None:
         self._shown: Any = None
         self._handle: DisplayHandle | None = None
-        self.terminal = getattr(get_ipython(), "kernel", None) is None
+        self.terminal = not in_kernel()
 
     def update(self, view: View, final: bool = False) -> None:
         """Replace the display by `view`. `final` marks the last update."""
@@ -106,11 +126,12 @@ class LiveDisplay:
 
 
 class StatusLine(LiveDisplay):
-    """Live display of a task. The final state is saved with the notebook."""
+    """Live display of a task. The last state is saved with the notebook, with its time unless it is final."""
 
-    def __init__(self, task: Task, devices: Mapping[str, str]) -> None:
+    def __init__(self, followed: TaskHandle, devices: Mapping[str, str]) -> None:
         super().__init__()
-        self.task = task
+        self._followed = followed
+        self.task = followed.last_seen
         self.devices = devices
         self.note: str | None = None
         self._updated_at = float("-inf")
@@ -123,13 +144,18 @@ class StatusLine(LiveDisplay):
             self.update(self.view(), final)
             self._updated_at = time.monotonic()
 
+    @property
+    def seen_at(self) -> float:
+        """Time of the last record in seconds since the epoch."""
+        return self._followed.seen_at
+
     def interval(self) -> float:
         """Return the minimum number of seconds between updates."""
         return UPDATE_SECONDS
 
     def view(self) -> View:
         """Return the view of the task."""
-        return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note)
+        return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note, self.seen_at)
 
 
 class OutputReplay:
@@ -202,8 +228,8 @@ def follow(
 ) -> tuple[Task, FollowEnd]:
     """Show a task in `line`, and its output with `show`, until it ends. Return its record and the reason for stopping.
 
-    Ctrl-C cancels the task, and a second Ctrl-C stops following it. With `cancel` False, the first Ctrl-C stops following.
-    Raises errors of the runtime, such as `NotConnected`.
+    Ctrl-C cancels the task, and a second Ctrl-C stops following it. With `cancel` False, the first Ctrl-C stops following. A restart or
+    shutdown of the kernel stops following, and the task continues. Raises errors of the runtime, such as `NotConnected`.
     """
     news: SimpleQueue[Any] = SimpleQueue()
     interrupts.wake = lambda: news.put(None)
@@ -229,17 +255,22 @@ def _watch(
     interrupts: Interrupts,
     cancel: bool,
 ) -> tuple[Task, FollowEnd]:
-    finished, deadline = False, None
+    finished, cancellation = False, Cancellation(handle, news)
     while not (finished and line.task.status.terminal):
-        if interrupts.count > (1 if cancel else 0) or (deadline is not None and time.monotonic() > deadline):
-            line.show(note="no longer watched, still running" if deadline is None else "being cancelled, no longer watched", final=True)
+        stops = kernel_stops()  # asked once, because another thread changes it
+        if stops and not cancellation.sent:
+            line.show(note="no longer watched: the kernel was stopped", final=True)
+            return line.task, FollowEnd.LEFT
+        if cancel and interrupts.count:
+            if not cancellation.requested:
+                cancellation.request()
+                line.show(note="cancelling")
+            cancellation.send_if_due(now=interrupts.count > 1)
+        if interrupts.count > (1 if cancel else 0) or cancellation.expired or stops:
+            line.show(note="being cancelled, no longer watched" if cancellation.sent else "no longer watched, still running", final=True)
             return line.task, FollowEnd.DETACHED
-        if interrupts.count and deadline is None:
-            deadline = time.monotonic() + CANCEL_SECONDS
-            line.show(note="cancelling")
-            threading.Thread(target=_cancel, args=(handle, news), name=f"openruntime-cancel-{handle.id}", daemon=True).start()
         try:
-            item = news.get(timeout=ASK_SECONDS)
+            item = news.get(timeout=DECIDE_POLL if cancellation.pending else ASK_SECONDS)
         except Empty:
             continue
         if isinstance(item, OpenRuntimeError):
@@ -250,11 +281,49 @@ def _watch(
         elif isinstance(item, Task):
             line.show(item)
     line.show(final=True)
-    return line.task, FollowEnd.ENDED if deadline is None else FollowEnd.INTERRUPTED
+    return line.task, FollowEnd.INTERRUPTED if cancellation.requested else FollowEnd.ENDED
 
 
-def _cancel(handle: TaskHandle, news: SimpleQueue[Any]) -> None:
-    try:
-        handle.cancel()
-    except OpenRuntimeError as problem:
-        news.put(problem)
+class Cancellation:
+    """Cancellation of a task: requested by Ctrl-C, and sent after `DECIDE_SECONDS` unless the kernel stops."""
+
+    def __init__(self, handle: TaskHandle, news: SimpleQueue[Any]) -> None:
+        self._task = handle
+        self._news = news
+        self._due = self._deadline = math.inf
+
+    @property
+    def requested(self) -> bool:
+        """True once Ctrl-C was pressed."""
+        return self._due < math.inf
+
+    @property
+    def sent(self) -> bool:
+        """True once the cancellation was sent to the runtime."""
+        return self._deadline < math.inf
+
+    @property
+    def pending(self) -> bool:
+        """True between the two."""
+        return self.requested and not self.sent
+
+    @property
+    def expired(self) -> bool:
+        """True if the task has not ended within `CANCEL_SECONDS`."""
+        return time.monotonic() > self._deadline
+
+    def request(self) -> None:
+        """Start the time for the decision. A terminal has no restart, so that there is nothing to decide."""
+        self._due = time.monotonic() + (DECIDE_SECONDS if in_kernel() else 0.0)
+
+    def send_if_due(self, now: bool) -> None:
+        """Send the request once its time has come, or `now`. Another thread waits for the answer."""
+        if not self.sent and (now or time.monotonic() >= self._due):
+            self._deadline = time.monotonic() + CANCEL_SECONDS
+            threading.Thread(target=self._send, name=f"openruntime-cancel-{self._task.id}", daemon=True).start()
+
+    def _send(self) -> None:
+        try:
+            self._task.cancel()
+        except OpenRuntimeError as problem:
+            self._news.put(problem)

@@ -157,7 +157,7 @@ def test_interrupt_closes_stream_and_keeps_text(kernel: Kernel) -> None:
 
 def test_interrupt_of_wait_keeps_background_prompt_running(kernel: Kernel) -> None:
     started = kernel.run("%%openruntime ai --bg --as job\nhold it")
-    assert "%openruntime wait ai_task_" in started.value
+    assert "%openruntime wait ai_task_" in started.line
     watched = kernel.run("%openruntime wait job", lambda cell: "You said: " in said_or(cell), kernel.interrupt)
     assert "continues to run" in error_of(watched)
     assert kernel.value("str(job.status)") == "'running'"
@@ -182,7 +182,7 @@ def test_notify_for_prompts(server_kernel: Kernel, line: str, what: str) -> None
     cell = server_kernel.run(f"%%openruntime ai {line} --notify\nhello {{item}}")
     assert cell.status == "ok", cell.error
     assert "ort-notify-" in cell.shown("text/html")[0]
-    assert what in cell.shown("text/html")[0] or what in server_kernel.updated_later()
+    server_kernel.shows_later(cell, what, "text/html")
 
 
 def test_provider_error_is_one_line(kernel: Kernel) -> None:

@@ -52,6 +52,12 @@ export function clock(timestamp) {
   return new Date().toDateString() === at.toDateString() ? time : `${day(at)} ${time}`;
 }
 
+/** Format the time of data that is no longer updated, with its date, because a saved page may be opened on another day. */
+export function asOf(timestamp) {
+  const at = new Date(timestamp);
+  return `as of ${at.getDate()} ${at.toLocaleDateString("en", { month: "short" })} ${at.toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" })}`;
+}
+
 /** Format a time for an axis, with the precision of its steps. */
 export function tick(at, step) {
   if (step >= 86_400) return day(at);

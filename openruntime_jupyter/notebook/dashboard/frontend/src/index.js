@@ -5,6 +5,7 @@ import { Charts } from "./charts.js";
 import { Devices } from "./devices.js";
 import { id, make, show, write } from "./dom.js";
 import { Form } from "./form.js";
+import { asOf } from "./format.js";
 import { fromKernel, fromServer } from "./history.js";
 import { Insights } from "./insights.js";
 import { Models } from "./models.js";
@@ -53,6 +54,7 @@ class Page {
   constructor(model, el) {
     this.model = model;
     this.view = id("view");
+    this.heard = false;
     this.runtime = new Runtime(model);
     this.received();
     this.parts();
@@ -105,7 +107,10 @@ class Page {
 
   listen() {
     const { model } = this;
-    const draw = () => this.draw();
+    const draw = () => {
+      this.heard = true;
+      this.draw();
+    };
     this.watchers = { chart: () => this.chart(), timeframe: () => this.chosen(), changes: () => model.get("changes").forEach((each) => this.tasks.change(each)) };
     for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "sessions", "models", "operations", "closed"]) this.watchers[name] = draw;
     for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
@@ -138,15 +143,13 @@ class Page {
     const get = (name) => this.model.get(name);
     const health = get("health");
     this.runtime.look(health.runtime);
-    this.tasks.clock(health.timestamp);
+    this.connection();
     write(this.where, [get("where"), health.version && `version ${health.version}`].filter(Boolean).join(" · "));
-    write(this.counts, health.metrics ? `${health.metrics.active_tasks} running · ${health.metrics.pending_tasks} waiting` : "");
     this.devices.update(get("devices"));
     this.tasks.update(get("tasks"), get("counts"), get("devices"));
     this.sessions.update(get("sessions"));
     this.models.update(get("models"));
     this.form.update(get("operations"), get("devices"), this.tasks.tasks);
-    this.connection();
   }
 
   chosen() {
@@ -191,8 +194,20 @@ class Page {
 
   second() {
     if (Date.now() - this.lastMessage > SILENT) this.checkConnection();
-    if (!this.silent) this.tasks.tick();
     this.connection();
+    if (!this.stale) this.tasks.tick();
+  }
+
+  /** True if the data is no longer updated. It is then shown with its time. */
+  get stale() {
+    const gone = this.silent || this.model.comm_live === false;
+    return Boolean(gone || this.reopened || this.model.get("closed") || this.model.get("connection").live === false);
+  }
+
+  /** True if the data is from before this page, as in a saved notebook, and the kernel has not sent newer data yet. */
+  get reopened() {
+    const { timestamp } = this.model.get("health");
+    return !this.heard && Boolean(timestamp) && Date.now() - Date.parse(timestamp) > SILENT;
   }
 
   /** Determine whether the kernel or the server is unresponsive. */
@@ -211,18 +226,22 @@ class Page {
     const connection = this.model.get("connection");
     const gone = this.model.comm_live === false && "kernel gone";
     let text = "";
-    let state = health.status ?? "connecting";
-    if (this.model.get("closed")) [state, text] = ["closed", "This dashboard was closed. Run its cell again to reopen it."];
+    let state = (this.reopened ? null : health.status) ?? "connecting";
+    const time = this.stale && health.timestamp ? asOf(health.timestamp) : "";
+    const shown = time && ` It shows the state ${time}.`;
+    if (this.model.get("closed")) [state, text] = ["closed", `This dashboard was closed.${shown} Run its cell again to reopen it.`];
     else if (gone || this.silent) {
       state = gone || this.silent;
-      const since = new Date(this.lastMessage).toLocaleTimeString();
       text =
         state === "no answer"
-          ? `No response from Jupyter's server since ${since}. Data may be stale. Updates resume when the server responds.`
-          : `No response from the kernel since ${since}. Data may be stale. Tasks on a server continue. Restart the kernel and run this cell again.`;
+          ? `This dashboard gets no response from Jupyter's server.${shown} Updates resume when the server responds.`
+          : `This dashboard gets no response from its kernel.${shown} Tasks on a server continue. Restart the kernel and run this cell again.`;
     } else if (connection.live === false) {
-      [state, text] = ["reconnecting", `No response from the runtime, retrying: ${connection.reason}`];
+      [state, text] = ["reconnecting", `This dashboard gets no response from the runtime and retries: ${connection.reason}.${shown}`];
     } else if (health.problems?.length) text = health.problems.join(" ");
+    const counts = health.metrics ? [`${health.metrics.active_tasks} running`, `${health.metrics.pending_tasks} waiting`, time] : [time];
+    write(this.counts, counts.filter(Boolean).join(" · "));
+    this.tasks.clock(health.timestamp, this.stale);
     write(this.state, state);
     this.state.dataset.state = state;
     this.element.dataset.state = state;

@@ -31,6 +31,8 @@ export class Tasks {
     this.counts = {};
     this.pages = new Pages(runtime, say, () => this.draw());
     this.ahead = 0;
+    this.set = null;
+    this.stopped = null;
     this.aimed = 0;
     this.states = new Map();
     const heads = COLUMNS.map(([kind, label]) => make("th", { scope: "col", role: "columnheader", class: `or-${kind}` }, label.cloneNode ? label.cloneNode(true) : label));
@@ -57,13 +59,15 @@ export class Tasks {
     this.children = new Children(this.table, (item) => item.task_id ?? item.kind, (item) => (item.kind ? new More(item, this.pages) : new Row(item, this)), head);
   }
 
-  /** Return the runtime's time in milliseconds, estimated from the page's clock. */
+  /** Return the runtime's time in milliseconds, estimated from the page's clock. It stands still for stale data. */
   now() {
-    return Date.now() - this.ahead;
+    return this.stopped ?? Date.now() - this.ahead;
   }
 
-  clock(timestamp) {
-    if (timestamp) this.ahead = Date.now() - Date.parse(timestamp);
+  clock(timestamp, stale) {
+    this.stopped = stale && timestamp ? Date.parse(timestamp) : null;
+    if (timestamp && timestamp !== this.set) this.ahead = Date.now() - Date.parse(timestamp);
+    this.set = timestamp;
   }
 
   device(id) {
