@@ -200,11 +200,12 @@ class TaskContext:
 
         The output type `update_display_data` replaces the displays with the same `display_id`.
         """
-        self._output({"output_type": output_type, "data": data, "metadata": metadata or {}, "display_id": display_id})
+        known = None if display_id is None else str(display_id)
+        self._output({"output_type": output_type, "data": data, "metadata": metadata or {}, "display_id": known})
 
     def clear_output(self, wait: bool = False) -> None:
         """Delete the output so far; with `wait` when the next output replaces it."""
-        self._output({"output_type": "clear_output", "wait": wait})
+        self._output({"output_type": "clear_output", "wait": bool(wait)})
 
     def capture_output(self, region: str | None) -> None:
         """Assign the following output to the output widget `region`, or to none. `clear_output` deletes only its output then."""

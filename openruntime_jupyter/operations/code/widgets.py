@@ -23,6 +23,8 @@ REFERENCE = "IPY_MODEL_"
 UPDATE_SECONDS = 0.1
 """Minimum interval between updates of the displays."""
 BAR_CHARACTERS = 20
+LONGEST_VALUE = 1000
+"""Maximum characters of a control's value."""
 PASSIVE = ("Box", "HTML", "Label", "Progress", "Image", "Output", "Tab", "Accordion", "Stack", "Valid")
 """Parts of the names of models without controls."""
 NO_CONTROLS = "The controls do not work: the widget belongs to a worker, which ends with the task"
@@ -112,7 +114,7 @@ class TaskWidgets:
             model = data[WIDGET]["model_id"]
             display_id = display_id or uuid.uuid4().hex
             rest = {kind: value for kind, value in data.items() if kind != WIDGET}
-            if model not in self._states:
+            if model not in self._states or "text/html" in rest:  # some widgets have their own static form
                 return rest, display_id
             form = self._form(model)
             self._shown[display_id] = (model, form)
@@ -140,7 +142,10 @@ class TaskWidgets:
     def _form(self, model: str) -> dict[str, Any]:
         """Return the static form of a displayed model; empty once the widget is closed."""
         models: set[str] = set()
-        text, html = self._render(model, models)
+        try:
+            text, html = self._render(model, models)
+        except (TypeError, ValueError, IndexError):  # the state of a foreign widget with a familiar name
+            text = html = escape(self._name(model))
         if not all(any(part in self._name(each) for part in PASSIVE) for each in models if each in self._states):
             text += f"\n({NO_CONTROLS})"
             html += f"<div><small>{NO_CONTROLS}</small></div>"
@@ -173,8 +178,7 @@ class TaskWidgets:
             text, label = f"[{label}]", ""
             html = escape(text)
         else:
-            text = _value(state)
-            text = f"{name}" if text is None else text
+            text = name if (value := _value(state)) is None else "•••" if name == "Password" and value else value
             html = escape(text)
         return (f"{label}: {text}", f"{escape(label)}: {html}") if label else (text, html)
 
@@ -199,7 +203,7 @@ def _value(state: dict[str, Any]) -> str | None:
         chosen = index if isinstance(index, (list, tuple)) else () if index is None else (index,)
         return ", ".join(str(labels[each]) for each in chosen if each < len(labels))
     value = state.get("value")
-    return None if value is None else str(value)
+    return None if value is None else str(value)[:LONGEST_VALUE]
 
 
 def _bar(state: dict[str, Any]) -> Form:

@@ -156,6 +156,11 @@ class OutputBuffer:
         return [kept.item for kept in self._kept]
 
     @property
+    def used(self) -> bool:
+        """True if there ever was output, also if it was deleted."""
+        return self._sequence > 0
+
+    @property
     def size(self) -> int:
         """Approximate number of characters."""
         return self._text_kept + self._displays_kept

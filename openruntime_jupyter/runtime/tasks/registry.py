@@ -230,7 +230,7 @@ class TaskRegistry:
     def _close_output(self, entry: Entry) -> None:
         entry.output.finish()
         self._dirty.discard(entry)
-        if entry.output.items:
+        if entry.output.used:
             self._tell_output_of(entry)
             self._history.put_output(entry.task_id, entry.output.whole(entry.task_id))
 
