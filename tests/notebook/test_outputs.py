@@ -29,7 +29,7 @@ for n in range(30):
     time.sleep(0.02)"""
 UPDATE_OF_OTHER_CELL = """%%openruntime
 from IPython.display import display, HTML
-display(HTML('two of a later task'), display_id='two', update=True)"""
+display(HTML('two of a later task'), display_id='two', update=True);"""
 TQDM = """%%openruntime
 import time
 from tqdm.notebook import tqdm
