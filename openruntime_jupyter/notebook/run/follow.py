@@ -226,6 +226,10 @@ class Follower(threading.Thread):
     def ask(self, wait: float) -> Task:
         """Wait up to `wait` seconds for output, put it and the record into `news`, and return the record."""
         shown = self._task.follow_output(self._since, wait)
+        if shown.items and shown.items[0].output_type == "clear_output" and not shown.finished:
+            # A picture often comes shortly after text: without it, the old picture would vanish for a moment.
+            self._stopped.wait(REST_SECONDS)
+            shown = self._task.follow_output(self._since)
         self._since, self.finished = shown.next, shown.finished
         self._news.put(shown)
         self._news.put(task := shown.task or self._task.task)  # older servers send no record with the output
