@@ -18,6 +18,7 @@ FLOORS = (
     *(
         "environment",
         "imports",
+        "terminal",
         "current_task",
         "memory",
         "errors",

@@ -184,7 +184,7 @@ class Observer(Protocol):
         """Handle text that the task wrote to `stdout` or `stderr`."""
 
     def displayed(self, item: dict[str, Any]) -> None:
-        """Handle a MIME bundle that the task displayed."""
+        """Handle a MIME bundle that the task displayed, an update of one, or the deletion of earlier output."""
 
     def generated(self, text: str) -> None:
         """Handle a piece of text that a model generated."""

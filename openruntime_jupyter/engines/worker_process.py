@@ -36,6 +36,7 @@ from openruntime_jupyter.engines.protocol import ExecutionEnvironment
 from openruntime_jupyter.environment import is_secret
 from openruntime_jupyter.errors import EngineError, InterpreterError
 from openruntime_jupyter.schemas.tasks import Failure
+from openruntime_jupyter.terminal import terminal_text
 from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 
@@ -353,8 +354,9 @@ class WorkerProcess:
         return died(death, peak, self.killed_by_us, self.last_output())
 
     def last_output(self) -> str:
-        """Return the end of its output, with standard error last."""
-        return "\n".join(part for part in (self.stdout.tail, self.stderr.tail) if part)[-TAIL_CHARACTERS:]
+        """Return the end of its output as a terminal shows it, with standard error last."""
+        parts = (terminal_text(tail, colours=False) for tail in (self.stdout.tail, self.stderr.tail))
+        return "\n".join(part for part in parts if part)[-TAIL_CHARACTERS:]
 
 
 def _max_resident(usage: resource.struct_rusage) -> int:

@@ -31,7 +31,7 @@ from openruntime_jupyter.notebook.display.tables import (
 from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
 from openruntime_jupyter.notebook.doctor import Report, examine
 from openruntime_jupyter.notebook.run.cell import completed, run_again, run_cell, run_operation, shown, watch
-from openruntime_jupyter.notebook.run.follow import OutputReplay
+from openruntime_jupyter.notebook.run.follow import OutputReplay, shown_again
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.insights import MetricType, WordingChoice
 from openruntime_jupyter.schemas.system import Health, Timeframe
@@ -252,7 +252,7 @@ def _output(session: Session, _arguments: Arguments, word: str) -> None:
     if isinstance(handle, PromptHandle):
         publish_display_data({"text/markdown": sanitize(output.stdout), "text/plain": output.stdout})
     else:
-        OutputReplay().show(output.items)
+        OutputReplay().show(shown_again(output.items))
 
 
 @command(

@@ -45,18 +45,24 @@ class Params(Parameters):
 def run(params: Params, context: TaskContext) -> Result:
     """Call the function; return its value as payload, and its type and a bounded repr as `output`."""
     show(params.sources)
-    value = None
-    if params.pickled:
+    try:
+        value = _call(params, context) if params.pickled else None
+    finally:
         if context.session:
-            shell().prepare_call()
-        function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)
-        if context.session:
-            for each in (function, *arguments):  # an executor's `map` passes the caller's function as an argument
-                offer_variables(each)
-        value = function(*arguments, **keywords)
+            shell().end_task()
     if isinstance(value, Packed):
         return value
     return Result(summary(value), *dump(value, "The function's result", context))
+
+
+def _call(params: Params, context: TaskContext) -> Any:
+    if context.session:
+        shell().prepare_call(context)
+    function, arguments, keywords = load(params.pickled, params.arrays, "The function or an argument", context)
+    if context.session:
+        for each in (function, *arguments):  # an executor's `map` passes the caller's function as an argument
+            offer_variables(each)
+    return function(*arguments, **keywords)
 
 
 def show(sources: Iterable[Source]) -> None:

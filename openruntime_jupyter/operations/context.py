@@ -189,11 +189,32 @@ class TaskContext:
             if text and self._send is not None:
                 self._send("token", {"text": text})
 
-    def display(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, output_type: str = "display_data") -> None:
-        """Send a MIME bundle to the watchers, after everything printed so far."""
+    def display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        output_type: str = "display_data",
+        display_id: str | None = None,
+    ) -> None:
+        """Send a MIME bundle to the watchers, after everything printed so far.
+
+        The output type `update_display_data` replaces the displays with the same `display_id`.
+        """
+        known = None if display_id is None else str(display_id)
+        self._output({"output_type": output_type, "data": data, "metadata": metadata or {}, "display_id": known})
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Delete the output so far; with `wait` when the next output replaces it."""
+        self._output({"output_type": "clear_output", "wait": bool(wait)})
+
+    def capture_output(self, region: str | None) -> None:
+        """Assign the following output to the output widget `region`, or to none. `clear_output` deletes only its output then."""
+        self._output({"output_type": "capture", "region": region})
+
+    def _output(self, item: dict[str, Any]) -> None:
         with self._send_lock:
             if self._send is not None:
-                self._send("display", {"output_type": output_type, "data": data, "metadata": metadata or {}})
+                self._send("display", item)
 
     def silent(self) -> TaskContext:
         """Return a context of the same task that reports nothing."""

@@ -216,17 +216,22 @@ class TaskPage(Wire):
 
 
 class OutputItem(Wire):
-    """Output of a task in nbformat's format: `stream`, `display_data` or `execute_result`."""
+    """Output of a task in nbformat's format, or a change of earlier output.
 
-    output_type: Literal["stream", "display_data", "execute_result"]
+    `update_display_data` replaces the data of the displays with its `display_id`, and `clear_output` deletes all earlier items.
+    """
+
+    output_type: Literal["stream", "display_data", "execute_result", "update_display_data", "clear_output"]
     name: Literal["stdout", "stderr"] | None = None
     text: str | None = None
     data: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    display_id: str | None = Field(None, description="Id by which later items update this display.")
+    wait: bool | None = Field(None, description="For `clear_output`: true if the next item replaces the deleted ones.")
 
 
 class TaskOutput(Wire):
-    """Output of a task so far. Pass `next` as `since` to get only newer output."""
+    """Output of a task so far. Pass `next` as `since` to get only newer output and changes of earlier output."""
 
     task_id: str
     items: list[OutputItem]

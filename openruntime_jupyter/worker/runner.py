@@ -183,7 +183,7 @@ class Runner:
             return
         if len(message) > MAX_DISPLAY_JSON:
             text = f"[rich output of {len(message):,} bytes omitted: the maximum is {MAX_DISPLAY_JSON:,}]"
-            message = json.dumps({"output_type": "display_data", "data": {"text/plain": text}, "metadata": {}}).encode()
+            message = json.dumps({**body, "data": {"text/plain": text}, "metadata": {}}).encode()
         with self._guard.shielded():
             flush_output()
             for descriptor in (1, 2):

@@ -19,7 +19,10 @@ from tests.support import Home, Server, running_server
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 SHOW = "%load_ext openruntime_jupyter\n%openruntime dashboard"
-BLOCK = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\ntime.sleep(600)"
+BLOCK = """%%openruntime --name endless
+import time
+from IPython.display import clear_output
+while True: clear_output(wait=True); print('50 %\\rit runs', flush=True); time.sleep(0.2)"""
 DIE = "import os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
 OVERFLOW = """() => {
     const dashboard = document.querySelector('.or-dashboard');
@@ -103,6 +106,7 @@ def test_dashboard_is_live_while_a_cell_blocks(server: Server, app: App) -> None
             await expect(row.locator("pre")).to_contain_text("it runs")
             await page.get_by_role("radio", name="1 h", exact=True).check()
             await expect(page.get_by_role("group", name="Charts", exact=True)).to_have_attribute("aria-busy", "false")
+            await expect(row.locator("pre")).to_have_text(re.compile(r"^\s*it runs\s*$"))  # it is cleared, and printed again
             await row.get_by_role("button", name=f"Cancel endless-{app}").click()
             await until(lambda: bool(named(server, f"endless-{app}", "cancelled")), "the task is cancelled, though the kernel is busy")
             await expect(row).to_contain_text("cancelled")

@@ -7,11 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream, TokenLog, TokenPiece
+from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream, TokenLog, TokenPiece, read_stored
+from openruntime_jupyter.schemas.tasks import OutputItem
 from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20
@@ -98,6 +100,80 @@ def test_too_large_image_is_replaced_by_note() -> None:
         buffer.display({"output_type": "display_data", "data": {"image/png": "x" * 4000}, "metadata": {}})
     assert [item.output_type for item in buffer.items] == ["display_data", "display_data", "stream"]
     assert "left out" in (buffer.items[-1].text or "")
+
+
+def picture(text: str, display_id: str | None = None, update: bool = False) -> dict[str, Any]:
+    kind = "update_display_data" if update else "display_data"
+    return {"output_type": kind, "data": {"image/png": text}, "metadata": {}, "display_id": display_id}
+
+
+def shows(items: list[OutputItem]) -> list[str]:
+    """Return the content of displays and streams; `!` marks updates, and `clear` deleted output."""
+    return [
+        ("!" if item.output_type == "update_display_data" else "")
+        + ("clear" if item.output_type == "clear_output" else item.text or (item.data or {})["image/png"])
+        for item in items
+    ]
+
+
+def test_live_plot_leaves_one_picture_within_the_limit() -> None:
+    buffer, fast = OutputBuffer(1000), 0
+    for epoch in range(200):
+        buffer.clear(wait=True)
+        assert shows(buffer.read(fast)[0]) == [], "the old picture stays until the new one comes"
+        buffer.print("stdout", f"{epoch:0600}")
+        buffer.display(picture(f"{epoch:04000}"))
+        items, fast = buffer.read(fast)
+        assert shows(items) == [*(["clear"] if epoch else []), f"{epoch:0600}", f"{epoch:04000}"]
+    assert shows(buffer.read(1)[0])[0] == "clear", "a slow reader gets the last state"
+    whole = buffer.whole("task_1")
+    assert not whole.truncated
+    assert len(whole.items) == 2
+    assert read_stored(whole, 0) == whole.items
+    assert shows(read_stored(whole, 1)) == ["clear", *shows(whole.items)]
+    assert read_stored(whole, whole.next) == []
+    buffer.clear(wait=False)
+    assert shows(buffer.read(fast)[0]) == ["clear"]
+    assert buffer.size == 0
+
+
+def test_update_replaces_displays_for_slow_and_fast_readers() -> None:
+    buffer = OutputBuffer(1000)
+    buffer.display(picture("a0", "a"))
+    buffer.display(picture("b0", "b"))
+    _, early = buffer.read(0)
+    buffer.display(picture("a again", "a"))
+    for step in range(200):
+        buffer.display(picture(f"a{step:04000}", "a", update=True))
+    last = f"a{199:04000}"
+    items, fast = buffer.read(early)
+    assert shows(items) == [f"!{last}", last], "an update of the old display, and the new one in its present form"
+    assert shows(buffer.read(0)[0]) == [last, "b0", last]
+    assert buffer.read(fast)[0] == []
+    buffer.display(picture("b1", "b", update=True))
+    buffer.display(picture("of another task", "x", update=True))
+    buffer.display(picture("of another task 2", "x", update=True))
+    assert shows(buffer.read(fast)[0]) == ["!b1", "!of another task 2"]
+    assert not buffer.truncated
+
+
+def test_output_widget_clears_only_its_output() -> None:
+    buffer = OutputBuffer(1000)
+    buffer.print("stdout", "before\n")
+    for step in range(3):
+        buffer.capture("widget")
+        buffer.clear(wait=True)
+        buffer.print("stdout", f"step {step}\n")
+        buffer.capture(None)
+    _, since = buffer.read(0)
+    buffer.print("stdout", "after\n")
+    assert shows(buffer.read(since)[0]) == ["after\n"]
+    buffer.capture("widget")
+    buffer.clear(wait=False)
+    buffer.capture(None)
+    assert shows(buffer.read(since)[0]) == ["clear", "before\n", "after\n"]
+    buffer.clear(wait=False)
+    assert buffer.items == []
 
 
 async def test_output_flood_does_not_block_loop_or_other_tasks(tmp_path: Path) -> None:

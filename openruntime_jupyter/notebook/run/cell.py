@@ -17,7 +17,7 @@ from openruntime_jupyter.notebook.arguments import Arguments, TaskArguments
 from openruntime_jupyter.notebook.display.errors import completion_error, one_line
 from openruntime_jupyter.notebook.display.tasks import ResultCard
 from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, FollowEnd, Interrupts, OutputReplay, StatusLine, follow
-from openruntime_jupyter.notebook.run.notifications import notify_at_exit, notify_in_background
+from openruntime_jupyter.notebook.run.notifications import Notification, notify_at_exit, notify_in_background
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -83,8 +83,8 @@ def run_again(session: Session, arguments: Arguments, handle: TaskHandle) -> Any
 
 def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     """Follow a task that was started elsewhere until it ends. Ctrl-C does not cancel it. Raises the task's error."""
-    with Interrupts() as interrupts, notify_at_exit(handle, arguments.notify):
-        task, left = _show(handle, session.devices(), interrupts, cancel=False)
+    with Interrupts() as interrupts, notify_at_exit(handle, arguments.notify) as notification:
+        task, left = _show(handle, session.devices(), interrupts, notification, cancel=False)
     if task.status.terminal:
         session.unseen.remove(handle.id)
     if left in (FollowEnd.DETACHED, FollowEnd.LEFT):
@@ -99,10 +99,19 @@ def completed(session: Session, task: Task, verbose: bool = False, watched: bool
     return task
 
 
-def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:
+def _show(
+    handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts, notification: Notification | None, cancel: bool = True
+) -> tuple[Task, FollowEnd]:
     if isinstance(handle, PromptHandle):
         return follow_answer(handle, devices, interrupts, cancel)
-    return follow(handle, StatusLine(handle, devices), OutputReplay().show, interrupts, cancel)
+    line = StatusLine(handle, devices)
+
+    def restore() -> None:
+        if notification is not None:
+            notification.restore()
+        line.restore()
+
+    return follow(handle, line, OutputReplay(restore).show, interrupts, cancel)
 
 
 def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:
@@ -118,8 +127,8 @@ def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHan
                 if arguments.notify:
                     notify_in_background(handle)
                 return handle, None
-            with notify_at_exit(handle, arguments.notify):
-                task, left = _show(handle, session.devices(), interrupts)
+            with notify_at_exit(handle, arguments.notify) as notification:
+                task, left = _show(handle, session.devices(), interrupts, notification)
     except NotConnected:
         session.lose()
         raise

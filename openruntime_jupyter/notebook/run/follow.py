@@ -19,13 +19,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from IPython.core.getipython import get_ipython
-from IPython.display import DisplayHandle, display, publish_display_data
+from IPython.display import DisplayHandle, clear_output, display, publish_display_data
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.display.html import View
 from openruntime_jupyter.notebook.display.tasks import TaskLine
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
+from openruntime_jupyter.terminal import terminal_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -117,6 +118,11 @@ class LiveDisplay:
             else:
                 self._handle.update(bundle, raw=True)
 
+    def restore(self) -> None:
+        """Display it again after the output of its cell was cleared."""
+        if self._handle is not None:
+            self._handle.display(self._shown, raw=True)
+
     def _write(self, text: str, final: bool) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(f"\r\x1b[K{text}\n" if final else f"\r\x1b[K{text[:120]}")
@@ -159,20 +165,34 @@ class StatusLine(LiveDisplay):
 
 
 class OutputReplay:
-    """Writer of a task's output to the kernel's streams and displays, so that progress bars and pictures work as usual."""
+    """Writer of a task's output to the kernel's streams and displays, so that progress bars and pictures work as usual.
 
-    def __init__(self) -> None:
+    When the task clears its output, the displays of the cell itself are also cleared: `restore` displays them again.
+    """
+
+    def __init__(self, restore: Callable[[], None] = lambda: None) -> None:
         self._last: TextIO | None = None
+        self._restore = restore
 
     def show(self, items: Iterable[OutputItem]) -> None:
         """Show `items` after the earlier output."""
         for item in items:
             if item.output_type == "stream":
                 self._write(sys.stderr if item.name == "stderr" else sys.stdout, item.text or "")
+                continue
+            self._flush()
+            if item.output_type == "clear_output":
+                self._clear()
             elif item.data:
-                self._flush()
-                publish_display_data(item.data, item.metadata or {})
+                transient = {"display_id": item.display_id} if item.display_id else {}
+                update = item.output_type == "update_display_data"
+                publish_display_data(item.data, item.metadata or {}, transient=transient, update=update)
         self._flush()
+
+    def _clear(self) -> None:
+        if getattr(get_ipython(), "kernel", None) is not None or sys.stdout.isatty():
+            clear_output(wait=True)  # until the display that follows, so that the page does not flicker
+        self._restore()
 
     def _write(self, stream: TextIO, text: str) -> None:
         if self._last is not stream:
@@ -183,6 +203,21 @@ class OutputReplay:
     def _flush(self) -> None:
         if self._last is not None:
             self._last.flush()
+
+
+def shown_again(items: Iterable[OutputItem]) -> list[OutputItem]:
+    """Return the output of a task for a new cell: text as a terminal shows it, and displays that are independent of earlier cells."""
+    shown: list[OutputItem] = []
+    for item in items:
+        last = shown[-1] if shown else None
+        if item.output_type != "stream":
+            kind = "display_data" if item.output_type == "update_display_data" else item.output_type
+            shown.append(item.model_copy(update={"output_type": kind, "display_id": None}))
+        elif last is not None and last.output_type == "stream" and last.name == item.name:
+            shown[-1] = last.model_copy(update={"text": (last.text or "") + (item.text or "")})
+        else:
+            shown.append(item)
+    return [item.model_copy(update={"text": terminal_text(item.text)}) if item.text else item for item in shown]
 
 
 class Follower(threading.Thread):
@@ -217,6 +252,10 @@ class Follower(threading.Thread):
     def ask(self, wait: float) -> Task:
         """Wait up to `wait` seconds for output, put it and the record into `news`, and return the record."""
         shown = self._task.follow_output(self._since, wait)
+        if shown.items and shown.items[0].output_type == "clear_output" and not shown.finished:
+            # A picture often comes shortly after text: without it, the old picture would vanish for a moment.
+            self._stopped.wait(REST_SECONDS)
+            shown = self._task.follow_output(self._since)
         self._since, self.finished = shown.next, shown.finished
         self._news.put(shown)
         self._news.put(task := shown.task or self._task.task)  # older servers send no record with the output

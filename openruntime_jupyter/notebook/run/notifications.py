@@ -101,10 +101,16 @@ class Notification:
     def __init__(self, key: str, what: str = "the cell") -> None:
         self._id = f"ort-notify-{key}"
         self._shown: DisplayHandle | None = None
+        self._asks: dict[str, Any] = {}
         self._terminal = getattr(get_ipython(), "kernel", None) is None
         if not self._terminal:
-            script = _Script(self._id, ASK, UNABLE.format(what), WHAT=what)
-            self._shown = display(script.bundle(), raw=True, display_id=True)
+            self._asks = _Script(self._id, ASK, UNABLE.format(what), WHAT=what).bundle()
+            self._shown = display(self._asks, raw=True, display_id=True)
+
+    def restore(self) -> None:
+        """Display it again after the output of its cell was cleared."""
+        if self._shown is not None:
+            self._shown.display(self._asks, raw=True)
 
     def send(self, head: str, body: str = "") -> None:
         """Send the notification."""
@@ -122,14 +128,14 @@ class Notification:
 
 
 @contextmanager
-def notify_at_exit(handle: TaskHandle, wanted: bool) -> Iterator[None]:
-    """Send a notification when the block exits for any reason, if `wanted`."""
+def notify_at_exit(handle: TaskHandle, wanted: bool) -> Iterator[Notification | None]:
+    """Send a notification when the block exits for any reason, if `wanted`. The block gets the notification."""
     if not wanted:
-        yield
+        yield None
         return
     notification = Notification(handle.id)
     try:
-        yield
+        yield notification
     finally:
         notification.send_for(handle.last_seen)
 

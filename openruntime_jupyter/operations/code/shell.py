@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import linecache
+import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -14,20 +16,23 @@ from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
+from openruntime_jupyter.operations.code.widgets import TaskWidgets
 from openruntime_jupyter.operations.context import TaskContext
 
 
 class TaskDisplayPublisher(DisplayPublisher):
     """Publisher that sends `display()` output to the watchers of the task."""
 
-    def publish(self, data: Any, metadata: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Send a MIME bundle."""
+    def publish(self, data: Any, metadata: Any = None, *args: Any, transient: Any = None, update: bool = False, **kwargs: Any) -> None:
+        """Send a MIME bundle, or the update of an earlier one."""
         shell: Any = self.shell
-        if shell.context is not None:
-            shell.context.display(_textual(data), metadata)
+        shell.send(data, metadata, "update_display_data" if update else "display_data", (transient or {}).get("display_id"))
 
     def clear_output(self, wait: bool = False) -> None:
-        """Do nothing: the output of a task stays in its record."""
+        """Delete the output of the task, or that of the output widget that captures it."""
+        shell: Any = self.shell
+        if shell.context is not None:
+            shell.context.clear_output(wait)
 
 
 class TaskDisplayHook(DisplayHook):
@@ -43,7 +48,7 @@ class TaskDisplayHook(DisplayHook):
         if self.quiet():
             return
         data, metadata = self.compute_format_data(result)  # type: ignore[no-untyped-call]
-        context.display(_textual(data), metadata, "execute_result")
+        shell.send(data, metadata, "execute_result")
 
     def quiet(self) -> bool:
         """Return whether the cell ends with a semicolon. IPython's version needs the history, which is disabled here."""
@@ -77,6 +82,8 @@ class TaskShell(InteractiveShell):
         self.last_value: Any = None
         self.source = ""
         self.context: TaskContext | None = None
+        self.widgets = TaskWidgets(self._update_display, self._capture_output)
+        self.widgets.install()
         self._plain = dict(self.user_ns)
         warnings.filterwarnings("ignore", message="To exit: use")
 
@@ -108,12 +115,30 @@ class TaskShell(InteractiveShell):
             raise error
         return self.last_value, self.user_ns
 
-    def prepare_call(self) -> None:
-        """Reload changed modules before a call, if the session has turned `%autoreload` on."""
+    def send(self, data: dict[str, Any], metadata: Any, output_type: str, display_id: str | None = None) -> None:
+        """Send a MIME bundle to the watchers of the task, with widgets replaced by their static form."""
+        if (context := self.context) is not None:
+            with self.widgets.lock:
+                data, display_id = self.widgets.replace(data, display_id)
+                context.display(_textual(data), metadata, output_type, display_id)
+
+    def _update_display(self, data: dict[str, Any], display_id: str) -> None:
+        if (context := self.context) is not None:
+            context.display(data, None, "update_display_data", display_id)
+
+    def _capture_output(self, region: str | None) -> None:
+        if (context := self.context) is not None:
+            context.capture_output(region)
+
+    def prepare_call(self, context: TaskContext) -> None:
+        """Show the displays of a call, and reload changed modules before it if the session has turned `%autoreload` on."""
+        self.context = context
         self.events.trigger("pre_run_cell", ExecutionInfo("", False, True, True, None))
 
     def showtraceback(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the failure of the task has the traceback."""
+        """Print an error that an output widget catches. For other errors do nothing: the failure of the task has the traceback."""
+        if self.widgets.capturing:
+            traceback.print_exception(*sys.exc_info())
 
     def showsyntaxerror(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the failure of the task has the error."""
@@ -124,6 +149,7 @@ class TaskShell(InteractiveShell):
 
     def end_task(self) -> None:
         """Drop references to the task. Variables are kept for the next task of a session."""
+        self.widgets.end_task()
         self.last_value = None
         self.context = None
 

@@ -384,8 +384,8 @@ class Watcher:
         self._registry.output_changed(self._entry)
 
     def displayed(self, item: dict[str, Any]) -> None:
-        """Add a display to the output."""
-        self._entry.output.display(item)
+        """Add a display to the output, or change earlier output."""
+        self._entry.output.apply(item)
         self._registry.output_changed(self._entry)
 
     def generated(self, text: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
@@ -102,17 +104,43 @@ DISPLAY_FACTOR = 10
 """Rich output may be this many times as large as text, because of images."""
 
 
-class OutputBuffer:
-    """Output buffer filled by `print` and `display`; `read(since)` returns the items after a cursor.
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """Item of an output buffer, with the sequence numbers of its creation and its last change."""
 
-    Text is kept up to `cap` characters, then only its end, with a note about the omitted part. A cursor is the number of items read;
-    items do not change once they were read.
+    item: OutputItem
+    created: int
+    changed: int
+    region: str | None = None
+    """Id of the output widget that captured the item."""
+
+    @property
+    def size(self) -> int:
+        """Approximate number of characters."""
+        return len(self.item.text or "") if self.item.data is None else _display_size(self.item.data)
+
+
+def _display_size(data: dict[str, Any]) -> int:
+    return sum(len(value) if isinstance(value, str) else 1000 for value in data.values())
+
+
+class OutputBuffer:
+    """Present output of a task, filled by `print`, `display` and `clear`; `read(since)` returns the changes after a cursor.
+
+    The buffer keeps the state, not its history: an update replaces a display, and a clear deletes items. Text is kept up to `cap`
+    characters, then only its end, with a note about the omitted part. A cursor is the sequence number of the last change.
     """
 
     def __init__(self, cap: int) -> None:
-        self.items: list[OutputItem] = []
         self.truncated = False
         self._cap = cap
+        self._kept: list[_Kept] = []
+        self._displays: dict[str, list[_Kept]] = {}
+        self._updated: dict[_Kept, None] = {}  # ordered by the last change
+        self._sequence = 0
+        self._cleared_at = 0
+        self._clear_later: set[str | None] = set()  # regions cleared by their next output
+        self._region: str | None = None
         self._open: list[str] = []
         self._open_name: Stream | None = None
         self._text_kept = 0
@@ -123,13 +151,25 @@ class OutputBuffer:
         self._finished = False
 
     @property
+    def items(self) -> list[OutputItem]:
+        """Present items, without text that is not sealed yet."""
+        return [kept.item for kept in self._kept]
+
+    @property
+    def used(self) -> bool:
+        """True if there ever was output, also if it was deleted."""
+        return self._sequence > 0
+
+    @property
     def size(self) -> int:
         """Approximate number of characters."""
         return self._text_kept + self._displays_kept
 
     def print(self, name: Stream, text: str) -> None:
         """Append `text` that the task wrote to `stdout` or `stderr`."""
-        room = self._cap - self._text_kept
+        if self._clear_later and text:
+            self._clear_waiting()
+        room = 0 if self._left_out else self._cap - self._text_kept
         if room > 0:
             kept = text[:room]
             self._text_kept += len(kept)
@@ -142,8 +182,11 @@ class OutputBuffer:
             self._leave_out(name, text)
 
     def note(self, text: str) -> None:
-        """Append a message of the runtime on separate lines."""
-        last = self._tail or "".join(self._open[-1:]) or (self.items[-1].text if self.items else None) or "\n"
+        """Append a message of the runtime about a new attempt, on separate lines."""
+        self._seal()
+        self._region = None  # the dead worker cannot end it
+        self._clear_later.clear()
+        last = self._tail or (self._kept[-1].item.text if self._kept else None) or "\n"
         self.print("stderr", text if last.endswith("\n") else f"\n{text}")
 
     def _leave_out(self, name: Stream, text: str) -> None:
@@ -159,22 +202,89 @@ class OutputBuffer:
         self._tail_name = name
 
     def _append_note(self, text: str) -> None:
-        self.items.append(OutputItem(output_type="stream", name="stderr", text=text))
+        self._append(OutputItem(output_type="stream", name="stderr", text=text))
+
+    def _append(self, item: OutputItem) -> _Kept:
+        self._sequence += 1
+        kept = _Kept(item, self._sequence, self._sequence, self._region)
+        self._kept.append(kept)
+        return kept
+
+    def apply(self, item: dict[str, Any]) -> None:
+        """Apply a display message of the worker: a MIME bundle, `clear_output`, or `capture` of an output widget."""
+        if item["output_type"] == "clear_output":
+            self.clear(item["wait"])
+        elif item["output_type"] == "capture":
+            self.capture(item["region"])
+        else:
+            self.display(item)
 
     def display(self, item: dict[str, Any]) -> None:
-        """Append a MIME bundle: `output_type`, `data`, `metadata`."""
-        size = sum(len(value) if isinstance(value, str) else 1000 for value in item["data"].values())
+        """Append a MIME bundle (`output_type`, `data`, `metadata`), or update the displays with its `display_id`.
+
+        An update of a display of another task is kept once, as an update.
+        """
         self._seal()
-        self._displays_kept += size
-        if self._displays_kept > self._cap * DISPLAY_FACTOR:
+        data, metadata, display_id = item["data"], item["metadata"], item.get("display_id")
+        update = item["output_type"] == "update_display_data"
+        if self._clear_later and not update:
+            self._clear_waiting()
+        shown = self._displays.get(display_id, []) if update and display_id else []
+        size = _display_size(data)
+        added = size * max(1, len(shown)) - sum(kept.size for kept in shown)
+        if self._displays_kept + added > self._cap * DISPLAY_FACTOR:
             self.truncated = True
             self._append_note(f"[a rich output of {size:,} bytes was left out: the limit per task is {self._cap * DISPLAY_FACTOR:,}]\n")
-        else:
-            self.items.append(OutputItem(output_type=item["output_type"], data=item["data"], metadata=item["metadata"]))
+            return
+        self._displays_kept += added
+        for kept in shown:
+            self._sequence += 1
+            kept.item = kept.item.model_copy(update={"data": data, "metadata": metadata})
+            kept.changed = self._sequence
+            self._updated.pop(kept, None)
+            self._updated[kept] = None
+        if not shown:
+            kept = self._append(OutputItem(output_type=item["output_type"], data=data, metadata=metadata, display_id=display_id))
+            if display_id:
+                self._displays.setdefault(display_id, []).append(kept)
+
+    def capture(self, region: str | None) -> None:
+        """Assign the following items to the output widget `region`, or to none. `clear` deletes only its items then."""
+        self._seal()
+        self._region = region
+
+    def clear(self, wait: bool) -> None:
+        """Delete the items of the current region, or all outside a region; with `wait` when its next output comes."""
+        if wait:
+            self._clear_later.add(self._region)
+            return
+        self._clear_later.discard(self._region)
+        self._seal()
+        region = self._region
+        # Updates of other tasks' displays are not part of this output, and are never deleted.
+        left = [kept for kept in self._kept if (region and kept.region != region) or kept.item.output_type == "update_display_data"]
+        if not region:
+            self.truncated, self._tail, self._left_out = False, "", 0
+        if len(left) == len(self._kept):
+            return
+        self._kept, remaining = left, set(left)
+        self._updated = {kept: None for kept in self._updated if kept in remaining}
+        self._displays = {}
+        for kept in left:
+            if kept.item.display_id:
+                self._displays.setdefault(kept.item.display_id, []).append(kept)
+        self._text_kept = sum(kept.size for kept in left if kept.item.data is None)
+        self._displays_kept = sum(kept.size for kept in left if kept.item.data is not None)
+        self._sequence += 1
+        self._cleared_at = self._sequence
+
+    def _clear_waiting(self) -> None:
+        if self._region in self._clear_later:
+            self.clear(wait=False)
 
     def _seal(self) -> None:
         if self._open:
-            self.items.append(OutputItem(output_type="stream", name=self._open_name, text="".join(self._open)))
+            self._append(OutputItem(output_type="stream", name=self._open_name, text="".join(self._open)))
             self._open = []
         self._open_name = None
 
@@ -187,19 +297,41 @@ class OutputBuffer:
         if self._left_out:
             skipped = self._left_out - len(self._tail)
             self._append_note(f"[{skipped:,} characters left out]\n")
-            self.items.append(OutputItem(output_type="stream", name=self._tail_name, text=self._tail))
+            self._append(OutputItem(output_type="stream", name=self._tail_name, text=self._tail))
             self._tail, self._left_out = "", 0
 
     def read(self, since: int) -> tuple[list[OutputItem], int]:
-        """Return the items after the cursor `since`, and the next cursor."""
+        """Return the changes after the cursor `since`, and the next cursor.
+
+        A reader of items that were deleted gets `clear_output` and all present items. Other readers get new items in their present
+        form, and `update_display_data` for older ones that have changed.
+        """
         self._seal()
-        return self.items[since:], len(self.items)
+        if 0 < since < self._cleared_at:
+            return cleared(self.items), self._sequence
+        new = [kept.item for kept in self._kept[bisect_right(self._kept, since, key=lambda kept: kept.created) :]]
+        changed = takewhile(lambda kept: kept.changed > since, reversed(self._updated))
+        updates = [kept.item.model_copy(update={"output_type": "update_display_data"}) for kept in changed if kept.created <= since]
+        return [*reversed(updates), *new], self._sequence
 
     def whole(self, task_id: str) -> TaskOutput:
         """Return the whole output for the history. Call it once the task has finished."""
         self.finish()
-        items = list(self.items)
-        return TaskOutput(task_id=task_id, items=items, next=len(items), truncated=self.truncated, finished=True)
+        return TaskOutput(task_id=task_id, items=self.items, next=self._sequence, truncated=self.truncated, finished=True)
+
+
+def cleared(items: list[OutputItem]) -> list[OutputItem]:
+    """Return `items` after an item that deletes what its reader has got before."""
+    return [OutputItem(output_type="clear_output", wait=bool(items)), *items]
+
+
+def read_stored(output: TaskOutput, since: int) -> list[OutputItem]:
+    """Return the items of a stored output after the cursor `since`; all of them after a clear if earlier ones have changed."""
+    if since >= output.next:
+        return []
+    if since <= 0 or output.next == len(output.items):  # nothing was updated or deleted
+        return output.items[max(0, since) :]
+    return cleared(output.items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.queue.lane import Lanes
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TokenPiece
+from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TokenPiece, read_stored
 from openruntime_jupyter.schemas.base import iso, timestamp
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
@@ -230,7 +230,7 @@ class TaskRegistry:
     def _close_output(self, entry: Entry) -> None:
         entry.output.finish()
         self._dirty.discard(entry)
-        if entry.output.items:
+        if entry.output.used:
             self._tell_output_of(entry)
             self._history.put_output(entry.task_id, entry.output.whole(entry.task_id))
 
@@ -333,8 +333,9 @@ class TaskRegistry:
         while True:
             task = await self.get(task_id)
             stored = await self._history.get_output(task_id) or TaskOutput(task_id=task_id, items=[], next=0)
-            if stored.items[since:] or task.status.terminal or time.monotonic() >= ends:
-                return stored.model_copy(update={"items": stored.items[since:], "finished": task.status.terminal})
+            items = read_stored(stored, since)
+            if items or task.status.terminal or time.monotonic() >= ends:
+                return stored.model_copy(update={"items": items, "finished": task.status.terminal})
             await asyncio.sleep(OTHERS_POLL)
 
     async def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:

@@ -418,7 +418,17 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
     TaskOutput: [
         {
             "task_id": TASK["task_id"],
-            "items": [{"output_type": "stream", "name": "stdout", "text": "42\n", "data": None, "metadata": None}],
+            "items": [
+                {
+                    "output_type": "stream",
+                    "name": "stdout",
+                    "text": "42\n",
+                    "data": None,
+                    "metadata": None,
+                    "display_id": None,
+                    "wait": None,
+                }
+            ],
             "next": 1,
             "truncated": False,
             "finished": True,

@@ -1,6 +1,7 @@
 // Details of a task: failure report, result, live output, and facts.
 import { facts, make, show, write } from "./dom.js";
 import { bytes, clock, figure, spaced } from "./format.js";
+import { Screen } from "./screen.js";
 import { end, live, signal, stage } from "./words.js";
 
 const MOST = 20_000;
@@ -83,6 +84,7 @@ export class Details {
   constructor(runtime) {
     this.runtime = runtime;
     this.since = 0;
+    this.parts = []; // text { screen } or displays { id, words, picture }, in order
     this.text = "";
     this.busy = false;
     this.now = make("div", { class: "or-parts" });
@@ -119,6 +121,7 @@ export class Details {
     const output = await this.runtime.act("output", { id: task.task_id, since: this.since });
     this.since = output.next;
     for (const item of output.items) this.add(item);
+    if (output.items.length) this.fold();
     const low = this.pre.scrollHeight - this.pre.scrollTop - this.pre.clientHeight < 8;
     write(this.pre, this.text);
     show(this.pre, this.text.trim() !== "");
@@ -129,9 +132,39 @@ export class Details {
   }
 
   add(item) {
-    const picture = item.data?.["image/png"];
-    const words = [item.data?.["text/plain"] ?? ""].flat().join("");
-    if (picture) this.pictures.append(make("img", { src: `data:image/png;base64,${[picture].flat().join("")}`, alt: words || "picture from the task" }));
-    else this.text = (this.text + (item.text ?? `${words}\n`)).slice(-MOST);
+    if (item.output_type === "clear_output") {
+      this.parts = [];
+      return;
+    }
+    if (item.data == null) {
+      if (!this.parts.at(-1)?.screen) this.parts.push({ screen: new Screen() });
+      this.parts.at(-1).screen.write(item.text ?? "");
+      return;
+    }
+    const words = [item.data["text/plain"] ?? ""].flat().join("");
+    const data = item.data["image/png"];
+    const picture = data && make("img", { src: `data:image/png;base64,${[data].flat().join("")}`, alt: words || "picture from the task" });
+    const before = item.output_type === "update_display_data" ? this.parts.filter((part) => part.id && part.id === item.display_id) : [];
+    if (!before.length) this.parts.push({ id: item.display_id, words, picture });
+    for (const part of before) Object.assign(part, { words, picture: picture?.cloneNode() });
+  }
+
+  /** Update text and pictures, without the oldest text beyond the limit. */
+  fold() {
+    const text = (part) => (part.screen ? part.screen.toString() : part.picture ? "" : `${part.words}\n`);
+    const texts = this.parts.map(text);
+    let length = texts.reduce((sum, each) => sum + each.length, 0);
+    this.parts = this.parts.filter((part, number) => {
+      const surplus = !part.picture && length - texts[number].length > MOST;
+      if (surplus) {
+        length -= texts[number].length;
+        texts[number] = "";
+      }
+      return !surplus;
+    });
+    this.text = texts.join("").slice(-MOST);
+    const pictures = this.parts.flatMap((part) => part.picture ?? []);
+    const same = pictures.length === this.pictures.childElementCount && pictures.every((each, number) => each === this.pictures.children[number]);
+    if (!same) this.pictures.replaceChildren(...pictures);
   }
 }
