@@ -20,6 +20,7 @@ FLOORS = (
         "imports",
         "current_task",
         "memory",
+        "time_left",
         "errors",
         "schemas",
         "arrays",
