@@ -21,6 +21,7 @@ FLOORS = (
         "terminal",
         "current_task",
         "memory",
+        "time_left",
         "errors",
         "schemas",
         "arrays",

@@ -11,6 +11,7 @@ from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.execution_environment import world
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request, record, refuse_deadlock
 from openruntime_jupyter.client.map import run_map
+from openruntime_jupyter.client.map_progress import MapReporter
 from openruntime_jupyter.client.serialization import pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import SessionEnded, TaskNotFound
@@ -122,7 +123,15 @@ class Client:
         with ArrayUploads(self.backend) as uploads:
             return self._finish("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
-    def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, chunk_size: int | None = None, **options: Any) -> list[Any]:
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        /,
+        chunk_size: int | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> list[Any]:
         """Return `function(item)` for each item, computed by workers, in the order of the items.
 
         A failed item does not stop the others. Interrupting the call cancels the remaining tasks. Unlike tasks of `submit_call`, they
@@ -135,6 +144,9 @@ class Client:
         chunk_size
             Items per task. The default gives each slot of the device about four tasks. Use 1 if an item takes seconds, for
             fine-grained progress and cancellation.
+        progress
+            Show a progress bar. None: in IPython with the extension loaded, if the map takes longer than half a second and is called on
+            the main thread. True: also elsewhere, as a line on stderr. False: never.
         **options
             Those of `with_options`.
 
@@ -147,7 +159,9 @@ class Client:
         """
         client = self.with_options(**options) if options else self
         refuse_deadlock(self.backend, client.options.device, "a new task")
-        return run_map(client, function, list(iterable), chunk_size)
+        items = list(iterable)
+        reporter = MapReporter(client.backend, client.options.name or _name_of(function) or "", len(items), progress)
+        return run_map(client, function, items, chunk_size, reporter)
 
     @property
     def aio(self) -> AsyncClient:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.handles import TaskHandle, lane_of
+from openruntime_jupyter.client.map_progress import MapReporter
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
@@ -46,21 +47,30 @@ class Mapping:
     backend: Backend
     chunks: Iterator[Chunk]
     results: list[Any]
+    reporter: MapReporter
     on_response: Callable[[Task | BaseException], None] = lambda answer: None
     """Called with the response to each submission."""
     failures: dict[int, TaskError] = field(default_factory=dict)
     _submitted: dict[str, tuple[Chunk, TaskHandle]] = field(default_factory=dict)
     _sending: tuple[list[Chunk], str] | None = None
     _all_sent: bool = False
+    _done: int = 0
+    """Items of ended chunks."""
 
     def run(self) -> list[Any]:
         """Return the results in order. Raises `MapFailed`. Any other error, including Ctrl-C, cancels the remaining tasks."""
         try:
             while self._send() or self._submitted:
                 self._collect()
-        except BaseException:
-            self._cancel()
+                running = ((task_id, chunk.size) for task_id, (chunk, _) in self._submitted.items())
+                self.reporter.update(self._done, len(self.failures), running)
+        except BaseException as problem:
+            try:
+                self._cancel()
+            finally:
+                self.reporter.end("cancelled" if isinstance(problem, KeyboardInterrupt) else "failed", self._done, len(self.failures))
             raise
+        self.reporter.end("completed", self._done, len(self.failures))
         if self.failures:
             raise MapFailed(_summary(self.failures, len(self.results)), dict(sorted(self.failures.items())), self.results)
         return self.results
@@ -106,11 +116,12 @@ class Mapping:
         """Fetch results of ended tasks in one request: enough to submit more chunks, or all remaining ones."""
         wanted = len(self._submitted) - (0 if self._all_sent else MOST_AHEAD // 2)
         body = {"tasks": list(self._submitted), "at_least": max(1, wanted)}
-        for ended in self.backend.call(COLLECT_RESULTS, body=body, wait=LONGEST_WAIT):
+        for ended in self.backend.call(COLLECT_RESULTS, body=body, wait=self.reporter.interval or LONGEST_WAIT):
             chunk, handle = self._submitted[ended.task_id]
             handle.take(ended)
             self._store(chunk, handle)
             del self._submitted[ended.task_id]
+            self._done += chunk.size
 
     def _store(self, chunk: Chunk, handle: TaskHandle) -> None:
         try:
@@ -136,7 +147,9 @@ class Mapping:
                 handle.cancel()
 
 
-def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None) -> list[Any]:
+def run_map(
+    client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, reporter: MapReporter
+) -> list[Any]:
     """Return `function(item)` for each item, in order; see `Client.map`."""
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise InvalidRequest.of("chunk_size", "must be a whole number of items, at least 1, or None")
@@ -144,7 +157,7 @@ def run_map(client: Client, function: Callable[[Any], Any], items: Sequence[Any]
         return []
     with ArrayUploads(client.backend) as uploads:
         chunks = _chunks(client, function, items, chunk_size, uploads)
-        return Mapping(client.backend, chunks, [None] * len(items), client.follow_session).run()
+        return Mapping(client.backend, chunks, [None] * len(items), reporter, client.follow_session).run()
 
 
 def _chunks(

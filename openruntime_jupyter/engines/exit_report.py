@@ -65,7 +65,7 @@ def signal_name(number: int) -> str:
 
 
 class Death:
-    """End of a process: `signal` or `exit_code`, and the peak of its resident memory in bytes."""
+    """End of a process: `signal` or `exit_code`, and the peak of its resident memory in bytes since the kernel's last reset."""
 
     def __init__(self, status: int, peak: int | None) -> None:
         self.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None

@@ -87,6 +87,8 @@ class Attempt:
         self.arrays: dict[str, Any] | None = None
         """Array files and folders for the worker."""
         self.resident_peak = 0
+        self.has_kernel_peak = False
+        """The peak that the kernel reports at the worker's end is that of this attempt."""
         self.keeps_model = False
         """The worker still has the model loaded."""
         self.spent = False
@@ -241,7 +243,7 @@ class Attempt:
         if self.outcome.done() or self.worker is None:
             return
         death = future.result()
-        peak = max(death.peak or 0, self.resident_peak) or None
+        peak = max((death.peak or 0) if self.has_kernel_peak else 0, self.resident_peak) or None
         figures = Figures(resident_peak=peak)
         failure = self.worker.failure(death, peak)
         if self._reason is not None and self._stage is not Stage.QUEUE:
@@ -460,7 +462,8 @@ class LocalEngine:
                 parameters_file.unlink(missing_ok=True)
                 self._hand_back(worker, pool, attempt)
                 return attempt.outcome.result()
-        self._watchdog.watch(worker.pid, job.task_id, job.memory_limit)
+        # Without a reset the kernel's peak includes earlier tasks, which a fresh worker has not.
+        attempt.has_kernel_peak = self._watchdog.watch(worker.pid, job.task_id, job.memory_limit) or worker.fresh
         try:
             attempt.begin(worker, str(parameters_file) if parameters_file else None, f"{self._payloads}/{job.payload_name}")
             outcome = await attempt.outcome

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import secrets
 import select
 import signal
@@ -39,6 +38,7 @@ from openruntime_jupyter.schemas.tasks import Failure
 from openruntime_jupyter.terminal import terminal_text
 from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
+from openruntime_jupyter.worker.resident import max_resident, own_peak
 
 REAP_POLL = 0.05
 """Seconds between checks of a child process on systems without pidfd."""
@@ -150,8 +150,9 @@ class WorkerProcess:
         """Timer that ends it if no further call of its burst arrives."""
         self.killed_by_us: str | None = None
         self.signalled = False
-        # At a vfork Linux counts the parent's memory towards the child's peak, so a peak below this value is meaningless.
-        self._parent_peak = _max_resident(resource.getrusage(resource.RUSAGE_SELF))
+        # `wait4` counts more towards the worker's peak: the runtime's memory, which it shared at its vfork, and the processes that earlier
+        # tasks started. A peak up to this value is not that of the running task.
+        self._foreign_peak = own_peak()
         spawned = _spawn(interpreter, generation, environment, folder, arguments)
         self._process = spawned.process
         self.pid = spawned.process.pid
@@ -203,6 +204,8 @@ class WorkerProcess:
             if kind not in (Kind.PROGRESS, Kind.TOKEN) and self._written.poll(0):
                 self.stdout.drain()
                 self.stderr.drain()
+            if kind in (Kind.RESULT, Kind.RAISED):
+                self._foreign_peak = max(self._foreign_peak, body["children_peak"])
             self.listener.frame(kind, body, payload)
             if kind is Kind.DISPLAY:
                 self.stdout.skip_marker()
@@ -310,14 +313,14 @@ class WorkerProcess:
             return False
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._reaped = True
-        peak = _max_resident(usage) if usage is not None else 0
+        peak = max_resident(usage) if usage is not None else 0
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # processes that its tasks started must not survive, nor keep the pipes open
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
-        self._loop.create_task(self._close(Death(status, peak if peak > self._parent_peak else None)))
+        self._loop.create_task(self._close(Death(status, peak if peak > self._foreign_peak else None)))
         return True
 
     async def _close(self, death: Death) -> None:
@@ -357,10 +360,6 @@ class WorkerProcess:
         """Return the end of its output as a terminal shows it, with standard error last."""
         parts = (terminal_text(tail, colours=False) for tail in (self.stdout.tail, self.stderr.tail))
         return "\n".join(part for part in parts if part)[-TAIL_CHARACTERS:]
-
-
-def _max_resident(usage: resource.struct_rusage) -> int:
-    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
 
 
 @dataclass(slots=True)
@@ -563,6 +562,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class _Watched:
     read: Callable[[], int]
     close: Callable[[], None]
+    peak_reset: int | None
+    """Descriptor of the file that resets the kernel's peak."""
     task_id: str | None = None
     limit: int = 0
     resident: int = 0
@@ -577,6 +578,22 @@ def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
         process = psutil.Process(pid)
         return lambda: process.memory_info().rss, lambda: None
     return lambda: int(os.pread(descriptor, 200, 0).split()[1]) * PAGE, lambda: os.close(descriptor)
+
+
+def _open_peak_reset(pid: int) -> int | None:
+    """Return a descriptor for `_reset_peak`; None if the system has no such file."""
+    try:
+        return os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _reset_peak(descriptor: int | None) -> bool:
+    """Set the kernel's peak of a process's resident memory to the present value, in 2 µs. Return False if that is not possible."""
+    try:
+        return descriptor is not None and os.write(descriptor, b"5") > 0
+    except OSError:
+        return False
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -619,19 +636,23 @@ class Watchdog:
         for pid in tuple(self._watched):
             self.forget(pid)
 
-    def watch(self, pid: int, task_id: str, limit: int) -> None:
-        """Watch a process that runs a task and may use up to `limit` bytes."""
+    def watch(self, pid: int, task_id: str, limit: int) -> bool:
+        """Watch a process that runs a task and may use up to `limit` bytes.
+
+        Return whether the kernel's peak of its memory, which `wait4` reports at its end, is that of this task from now on.
+        """
         watched = self._watched.get(pid)
         if watched is None:
             try:
-                watched = _Watched(*_reader(pid))
+                watched = _Watched(*_reader(pid), _open_peak_reset(pid))
             except (OSError, psutil.Error):  # it has ended, which its owner notices independently
-                return
+                return False
             with self._lock:
                 self._watched[pid] = watched
         watched.limit, watched.peak, watched.task_id = limit, 0, task_id
         if not self._work.is_set():
             self._work.set()
+        return _reset_peak(watched.peak_reset)
 
     def rest(self, pid: int) -> int:
         """Stop watching an idle process. Return its peak in bytes, 0 if it was never read."""
@@ -647,6 +668,8 @@ class Watchdog:
             watched = self._watched.pop(pid, None)
             if watched is not None:
                 watched.close()
+                if watched.peak_reset is not None:
+                    os.close(watched.peak_reset)
 
     def resident(self, pid: int) -> int | None:
         """Return the resident bytes at the last reading, or None."""

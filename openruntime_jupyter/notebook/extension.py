@@ -14,6 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
 from openruntime_jupyter import environment  # noqa: F401 - records the environment before the user's next statement
+from openruntime_jupyter.client.map_progress import Observer, set_default_observer
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.notebook.ai.last_error import last_failure
@@ -138,6 +139,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     _add_matcher(shell, magics)
     shell.events.register("post_run_cell", last_failure.record)
     shell.events.register("post_run_cell", magics.after_cell)
+    set_default_observer(_map_bar)
     formatters = _formatters(shell)
     for kind in (HANDLE, TASK, PAGE):
         _show(formatters, kind, magics)
@@ -161,6 +163,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         with suppress(ValueError):
             shell.events.unregister("post_run_cell", magic.__self__.after_cell)
     _displays(shell).pop(HANDLE, None)
+    set_default_observer(None)
     with suppress(ValueError):  # the extension was not loaded
         shell.events.unregister("post_run_cell", last_failure.record)
     matchers = shell.Completer.custom_matchers
@@ -170,6 +173,15 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
             _formatters(shell)[mime].pop(shown, None)
     with suppress(AttributeError):  # the extension was not loaded
         delattr(OpenRuntimeError, "_render_traceback_")
+
+
+def _map_bar() -> Observer | None:
+    """Return the bar of a map; None on other threads, whose displays belong to no cell."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    from openruntime_jupyter.notebook.run.map_bar import MapBar
+
+    return MapBar()
 
 
 def _add_matcher(shell: InteractiveShell, magics: OpenRuntimeMagics) -> None:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 KEPT = "language model"
 PROGRESS_INTERVAL = 0.1
-"""Minimum seconds between two progress messages of one task."""
+"""Minimum seconds between two progress messages of one task, on average."""
+PROGRESS_AHEAD = 3
+"""Messages that may be sent early. A slow loop reports a step and its message at once, and the second would wait for the next step."""
 LARGEST_EXACT = 2**53
 """Largest integer that every JSON parser represents exactly."""
 LONGEST_MESSAGE = 1000
@@ -154,8 +156,10 @@ class TaskContext:
         self._send = send
         # Held while a message is sent, so that no message follows the end of the task. Reentrant, because signal handlers may send too.
         self._send_lock = threading.RLock()
+        self._sending = False
         self._progress: dict[str, Any] | None = None
-        self._sent_at = float("-inf")
+        self._progress_due = float("-inf")
+        self._explicit = False
 
     def end(self) -> None:
         """End the task: messages from its remaining threads are dropped."""
@@ -168,26 +172,61 @@ class TaskContext:
         Numbers may be of any type, including NumPy and MLX scalars. A non-finite `n` is ignored, and a non-finite `total` counts as
         unknown. Raises TypeError for other types.
         """
+        self.claim_progress()
+        if self._note_progress(n, total, message):
+            self.flush_progress()
+
+    def claim_progress(self) -> None:
+        """Ignore the progress bars of this task from now on."""
+        self._explicit = True
+
+    def bar_progress(self, n: float, total: float | None, message: str | None) -> None:
+        """Report the progress of a progress bar, unless the task reports its own. Raises TypeError as `progress`.
+
+        Never waits: the caller may hold the lock of all bars, which a thread that sends may wait for when it finalizes a bar.
+        """
+        if self._explicit or not self._note_progress(n, total, message) or not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            if not self._sending:  # otherwise this thread is sending, and a finalizer came in between
+                self._flush_progress()
+        finally:
+            self._send_lock.release()
+
+    def _note_progress(self, n: float, total: float | None, message: str | None) -> bool:
+        """Store a progress message, and return whether it is due."""
         done, limit = _finite(n), None if total is None else _finite(total)
         if done is None:
-            return
+            return False
         self._progress = {"n": done, "total": limit, "message": None if message is None else str(message)[:LONGEST_MESSAGE]}
-        if time.monotonic() - self._sent_at >= PROGRESS_INTERVAL:
-            self.flush_progress()
+        return time.monotonic() >= self._progress_due
 
     def flush_progress(self) -> None:
         """Send the pending progress message."""
         with self._send_lock:
-            if self._progress is not None and self._send is not None:
-                self._send("progress", self._progress)
-                self._sent_at = time.monotonic()
-            self._progress = None
+            self._flush_progress()
+
+    def _flush_progress(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            self._emit("progress", progress)
+            self._progress_due = max(self._progress_due, time.monotonic() - PROGRESS_AHEAD * PROGRESS_INTERVAL) + PROGRESS_INTERVAL
+
+    def _emit(self, kind: str, body: dict[str, Any]) -> None:
+        """Send a message. The caller holds the lock."""
+        if self._send is None:
+            return
+        before, self._sending = self._sending, True
+        try:
+            self._send(kind, body)
+        finally:
+            self._sending = before
 
     def token(self, text: str) -> None:
         """Send a piece of generated text immediately."""
         with self._send_lock:
-            if text and self._send is not None:
-                self._send("token", {"text": text})
+            if text:
+                self._emit("token", {"text": text})
 
     def display(
         self,
@@ -213,8 +252,7 @@ class TaskContext:
 
     def _output(self, item: dict[str, Any]) -> None:
         with self._send_lock:
-            if self._send is not None:
-                self._send("display", item)
+            self._emit("display", item)
 
     def silent(self) -> TaskContext:
         """Return a context of the same task that reports nothing."""

@@ -83,7 +83,9 @@ class Progress(Wire):
     n: float = Field(description="Completed amount, in any unit.")
     total: float | None = Field(None, description="Total amount, in the same unit.")
     message: str | None = Field(None, description="Progress message.")
-    remaining: float | None = Field(None, description="Estimated remaining seconds, based on the progress so far.")
+    remaining: float | None = Field(
+        None, description="Estimated remaining seconds, from the pace so far; null until 3 % or 2 s have passed since the first report."
+    )
 
 
 class Payload(Wire):
@@ -127,7 +129,7 @@ class Failure(Wire):
     traceback: str | None = Field(None, description="Remote traceback, if the task raised an exception.")
     signal: int | None = Field(None, description="Signal that terminated the worker.")
     exit_code: int | None = Field(None, description="Exit code of the worker, if it exited on its own.")
-    peak_memory: int | None = Field(None, description="Peak resident memory of the worker in bytes.")
+    peak_memory: int | None = Field(None, description="Peak resident memory of the worker during the task, in bytes; null if unknown.")
     last_output: str | None = Field(None, description="Last lines of the worker's output.")
 
 
@@ -174,7 +176,9 @@ class Task(Wire):
     execution_time: float | None = Field(None, description="Seconds since the start, until the task finished or until now.")
     position: int | None = Field(None, description="Position in the queue while the task is pending; 1 is next.")
     estimated_start: Timestamp | None = Field(
-        None, description="Estimated start time, from the durations of recent tasks and the progress of running tasks; null if unknown."
+        None,
+        description="Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code, "
+        "or else with the same operation and name; null if one of them is unknown, and after the first 100 pending tasks.",
     )
     waiting_for: str | None = Field(None, description="Reason why a pending task cannot start, other than its position in the queue.")
     progress: Progress | None = Field(None, description="Last progress report.")

@@ -21,6 +21,7 @@ from openruntime_jupyter.worker.channel import Channel, as_json, flush_output, w
 from openruntime_jupyter.worker.control import InterruptGuard, watch
 from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.imports import Imports, installed_folders, read_fresh_sources
+from openruntime_jupyter.worker.progress_bars import watch_progress_bars
 
 CRASHED = 70
 """Exit code of a worker after an internal error (`EX_SOFTWARE`)."""
@@ -98,6 +99,7 @@ def main(arguments: list[str]) -> None:
     channel = Channel(data, int(generation), guard)
     installed = installed_folders()
     imports = Imports(installed)
+    watch_progress_bars()
     blas = choose(blas_path)
     hello_body = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, as_json(hello_body))

@@ -35,6 +35,8 @@ def apply(function: str | dict[str, str], arrays: Sequence[str], items: Sequence
         from openruntime_jupyter.operations.call import offer_variables
 
         offer_variables(call)
+    if len(items) > 1:
+        context.claim_progress()  # not that of a progress bar within an item
     values: list[Any] = []
     failures: dict[int, Any] = {}
     shown = time.monotonic()

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from openruntime_jupyter.worker.control import InterruptGuard
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.imports import Imports
+from openruntime_jupyter.worker.resident import Resident, children_peak
 
 MLX_CACHE_KEPT = 64 << 20
 """Maximum bytes of freed buffers that MLX keeps between tasks of one worker."""
@@ -95,6 +95,7 @@ class Runner:
                 _finish_computing()
         # An interrupted import leaves an incomplete package, so no other task may run in this process.
         spent = self._guard.delivered and len(sys.modules) != context.modules
+        context.flush_progress()
         context.end()
         report = {
             "task_id": task_id,
@@ -173,7 +174,6 @@ class Runner:
         returned = kind.run(checked, context)
         if records_imports and _import_environment() == environment:  # otherwise a later import may differ
             context.imported = self._imports.new_installed()
-        context.flush_progress()
         return _result(kind.name, returned if isinstance(returned, Result) else Result(returned))
 
     def _send(self, kind: str, body: dict[str, Any]) -> None:
@@ -218,30 +218,11 @@ class Runner:
 
     def _memory(self) -> dict[str, int | None]:
         mx = sys.modules.get("mlx.core")
-        return {"mlx_peak": mx.get_peak_memory() if mx is not None else None, "resident": self._resident.bytes()}
-
-
-class Resident:
-    """Reader of this process's resident memory.
-
-    On Linux it keeps a descriptor, because opening the file takes ten times longer than reading it.
-    """
-
-    PAGE = os.sysconf("SC_PAGE_SIZE")
-
-    def __init__(self) -> None:
-        try:
-            self._statm: int | None = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._statm = None
-
-    def bytes(self) -> int:
-        """Return the current bytes, or the peak if only that can be read cheaply."""
-        if self._statm is not None:
-            with contextlib.suppress(OSError, IndexError, ValueError):  # a task may have closed it
-                return int(os.pread(self._statm, 200, 0).split()[1]) * self.PAGE
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return {
+            "mlx_peak": mx.get_peak_memory() if mx is not None else None,
+            "resident": self._resident.bytes(),
+            "children_peak": children_peak(),
+        }
 
 
 def _result(name: str, result: Result) -> Result:

@@ -38,6 +38,14 @@ def test_results_come_in_the_order_of_the_items(client: Client, chunk_size: int 
     assert client.map(square(), range(10), chunk_size) == [number * number for number in range(10)]
 
 
+def test_progress_is_shown_outside_a_notebook_only_on_request(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    client.map(square(), range(3))
+    assert capsys.readouterr().err == ""
+    client.map(square(), range(3), progress=True)
+    assert "square" in (shown := capsys.readouterr().err)
+    assert "3 of 3" in shown
+
+
 def test_nothing_is_done_for_no_items(client: Client) -> None:
     assert client.map(square(), iter(())) == []
 

@@ -43,6 +43,25 @@ def test_ended_task_sends_no_messages() -> None:
     assert sent == ["progress"]
 
 
+def test_progress_bar_never_waits_for_a_message_that_is_being_sent() -> None:
+    sent: list[dict[str, Any]] = []
+
+    def send(kind: str, body: dict[str, Any]) -> None:
+        if kind == "display":
+            context.bar_progress(1, 3, "of a finalizer")
+            other = threading.Thread(target=context.bar_progress, args=(2, 3, "of another thread"))
+            other.start()
+            other.join(10)
+            assert not other.is_alive()
+        sent.append(body)
+
+    context = TaskContext(send=send)
+    context.display({"text/plain": "outer"})
+    assert len(sent) == 1
+    context.flush_progress()
+    assert sent[1:] == [{"n": 2, "total": 3, "message": "of another thread"}]
+
+
 def test_signal_handler_may_send_during_send() -> None:
     sent: list[str] = []
 

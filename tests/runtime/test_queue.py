@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,9 @@ from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, Entry, QueueKey, follow
 from openruntime_jupyter.runtime.tasks.registry import COALESCE_SECONDS, TaskUpdates
 from openruntime_jupyter.schemas.base import epoch
-from openruntime_jupyter.schemas.tasks import Progress, Task, TaskState
-from tests.runtimes import ENDLESS, busy, cell, ended, runtime_in, says, submit
+from openruntime_jupyter.schemas.tasks import Task, TaskState
+from openruntime_jupyter.time_left import TimeLeft
+from tests.runtimes import busy, cell, ended, pickled, runtime_in, submit
 
 BURST = {"burst": "one"}
 """Parameters of calls that share a process, and so take little time."""
@@ -108,16 +110,26 @@ async def test_gpu_falls_back_to_cpu_and_unknown_device_is_rejected(tmp_path: Pa
             await submit(runtime, "call", device_preference="device_7")
 
 
-async def test_pending_task_has_estimated_start_once_a_task_has_run(tmp_path: Path) -> None:
+async def test_pending_tasks_have_different_estimated_starts_once_they_are_known(tmp_path: Path) -> None:
+    seconds = 0.5
+    steps = "import time, openruntime_jupyter as o\nfor n in range(1001): o.progress(n, 1000); time.sleep(0.02)"
     async with runtime_in(tmp_path) as runtime:
-        await ended(runtime, await cell(runtime, "import time; time.sleep(0.2)"))
-        # Its progress has the remaining time, so that it can't outrun the one before on a slow machine.
-        holder = await cell(runtime, f"import openruntime_jupyter as o; o.progress(1, 1000)\n{ENDLESS}")
-        await says(runtime, holder, "in")
-        waiting = [await runtime.tasks.get(await submit(runtime, "call")) for _ in range(3)]
-        starts = [epoch(task.estimated_start) for task in waiting]
-        assert all(starts)
-        assert starts == sorted(starts, key=lambda start: start or 0)
+        holder = await busy(runtime)
+        early = [await submit(runtime, "call", pickled(time.sleep, seconds), name="brief") for _ in range(2)]
+        assert [(await runtime.tasks.get(each)).estimated_start for each in early] == [None, None], "nothing is known yet"
+        await runtime.cancel(holder)
+        for each in early:
+            await ended(runtime, each)
+        holder = await cell(runtime, steps)
+        names = ["brief", "brief", "brief", "brief", "new", "brief"]
+        waiting = [await submit(runtime, "call", pickled(time.sleep, seconds), name=name) for name in names]
+        while (progress := (await runtime.tasks.get(holder)).progress) is None or progress.remaining is None:
+            await asyncio.sleep(0.02)
+        starts = [epoch((await runtime.tasks.get(each)).estimated_start) for each in waiting]
+        assert starts[-1] is None, "the duration of the task before it is unknown"
+        known = [start or 0.0 for start in starts[:-1]]
+        assert known[0] > time.time() + 2
+        assert all(0.5 * seconds <= later - earlier < 10 * seconds for earlier, later in pairwise(known))
         await runtime.cancel(holder)
 
 
@@ -251,6 +263,9 @@ async def test_states_are_coalesced_and_final_ones_published_at_once(monkeypatch
 class Waiting:
     """Pending task as far as a lane sees it."""
 
+    waiting_for = None
+    kind = ("call", "work", None)
+
     def __init__(self, number: int) -> None:
         self.key = QueueKey(0.0, number)
 
@@ -286,7 +301,7 @@ class Running(Waiting):
 
     def __init__(self, number: int, elapsed: float, left: float | None = None) -> None:
         super().__init__(number)
-        self.progress = None if left is None else Progress(n=1, total=2, remaining=left)
+        self.time_left = lambda: left
         self.elapsed = lambda: elapsed
 
 
@@ -294,7 +309,7 @@ def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -
     """Return the estimated seconds until the start of each of `waiting` tasks."""
     lane = make_lane(slots)
     for seconds in ran:
-        lane.add_duration(seconds)
+        lane.add_duration(cast("Entry", Waiting(0)), seconds)
     lane.running = {str(index): cast("Entry", each) for index, each in enumerate(running)}
     entries = [cast("Entry", Waiting(100 + number)) for number in range(waiting)]
     for entry in entries:
@@ -306,8 +321,8 @@ def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -
 def test_start_is_estimated_from_recent_and_elapsed_durations() -> None:
     assert starts(1, [], [Running(0, 1.0)], 1) == [None]
     assert starts(1, [600.0], [Running(0, 60.0)], 3) == [pytest.approx(seconds, abs=50) for seconds in (540, 1140, 1740)]
-    assert starts(2, [600.0], [Running(0, 0.0), Running(1, 300.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (300, 750)]
-    assert starts(2, [600.0], [Running(0, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (0, 600)]
+    assert starts(2, [600.0], [Running(0, 0.0), Running(1, 300.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (300, 600)]
+    assert starts(2, [600.0], [Running(0, 0.0)], 3) == [pytest.approx(seconds, abs=50) for seconds in (0, 600, 600)]
 
 
 def test_no_estimate_behind_task_longer_than_all_before() -> None:
@@ -321,3 +336,11 @@ def test_estimate_does_not_average_over_slots() -> None:
     """As an average over both slots would have it."""
     said = starts(2, [600.0], [Running(0, 0.0, left=100_000.0), Running(1, 0.0, left=300.0)], 3)
     assert said == [pytest.approx(seconds, abs=50) for seconds in (300, 900, 1500)]
+
+
+def test_remaining_time_follows_the_pace_of_the_current_loop() -> None:
+    left = TimeLeft()
+    seen = [left.report(n, 100, now) for n, now in ((0, 0.0), (1, 1.0), (4, 4.0), (100, 100.0))]
+    assert seen == [None, None, 96.0, 0.0]
+    assert [left.report(n, 100, now) for n, now in ((0, 160.0), (50, 165.0))] == [None, 5.0], "a second loop begins its own count"
+    assert left.report(51, None, 170.0) is None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterator
+from heapq import heapify, heapreplace
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict
@@ -15,13 +15,14 @@ from openruntime_jupyter.engines.protocol import DeviceReport, Engine, Runs
 from openruntime_jupyter.errors import MemoryRefused, UnknownDevice, gigabytes
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
+from openruntime_jupyter.runtime.queue.durations import Durations
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
-
-RECENT = 50
-"""Number of recent durations that estimates use."""
 
 LOOK_PAST = 100
 """Number of tasks checked behind a task that waits for memory."""
+
+LAST_ESTIMATED = 100
+"""Last position in the queue with an estimated start. An estimate takes up to 0.1 ms, and later ones would mean little."""
 
 
 class Blocked(NamedTuple):
@@ -53,7 +54,7 @@ class Lane:
         self._aging_seconds = aging_seconds
         # A sorted list, not a heap: positions are ranks, and cancelled or moved tasks are removed at once.
         self._pending: SortedDict[QueueKey, Entry] = SortedDict()
-        self._durations: deque[float] = deque(maxlen=RECENT)
+        self._durations = Durations()
         self._idle: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
@@ -145,43 +146,33 @@ class Lane:
         """Return the task's position, 1 for the next; None if it is not pending here."""
         return self._pending.bisect_left(entry.key) + 1 if entry.key in self._pending else None
 
-    def add_duration(self, seconds: float) -> None:
-        """Add the duration of a task, in seconds, to the estimates."""
-        self._durations.append(seconds)
+    def add_duration(self, entry: Entry, seconds: float) -> None:
+        """Add the duration of a completed task to the estimates."""
+        self._durations.add(entry.kind, seconds)
 
     def estimate(self, entry: Entry) -> float | None:
         """Return the estimated start, in seconds since the epoch.
 
-        None if no task has run yet, or if the durations of all running tasks are unknown.
+        Each task before it takes the slot that becomes free first, for the time that its kind usually takes. None if an unknown time
+        could change the result: a kind that has not completed yet, a running task without progress that takes longer than usual, a
+        wait for memory, a session or another runtime.
         """
         position = self.position(entry)
-        if position is None or not self._durations:
+        if position is None or position > LAST_ESTIMATED or self.waiting_for is not None or entry.waiting_for is not None:
             return None
-        known = sorted(self._durations)
-        ends = [0.0] * (self.slots - len(self.running))
-        ends += [left for other in self.running.values() if (left := _left(other, known)) is not None]
-        ahead = (position - 1) * known[len(known) // 2]
-        return None if not ends else time.time() + _level(sorted(ends), ahead)
+        free = [0.0] * (self.slots - len(self.running)) + [_or_never(self._left(other)) for other in self.running.values()]
+        heapify(free)
+        for before in self._pending.values()[: position - 1]:
+            heapreplace(free, free[0] + _or_never(self._durations.typical(before.kind)))
+        return time.time() + free[0] if free[0] < math.inf else None
+
+    def _left(self, entry: Entry) -> float | None:
+        """Return the remaining seconds of a running task."""
+        return entry.time_left() or self._durations.left(entry.kind, entry.elapsed() or 0.0)
 
 
-def _left(entry: Entry, known: list[float]) -> float | None:
-    """Estimate the remaining seconds of a running task: from its progress, else from durations longer than its own so far."""
-    if entry.progress is not None and entry.progress.remaining is not None:
-        return entry.progress.remaining
-    elapsed = entry.elapsed() or 0.0
-    longer = bisect_right(known, elapsed)
-    return None if longer == len(known) else known[(longer + len(known)) // 2] - elapsed
-
-
-def _level(ends: list[float], ahead: float) -> float:
-    """Return the time at which slots that become free at `ends` have done `ahead` seconds of work."""
-    level = filled = 0.0
-    for number, end in enumerate(ends, 1):
-        if number > 1 and end >= level:
-            break
-        filled += end
-        level = (ahead + filled) / number
-    return level
+def _or_never(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
 
 
 class Lanes:

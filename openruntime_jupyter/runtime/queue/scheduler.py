@@ -40,6 +40,7 @@ from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import Worker
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
 from openruntime_jupyter.schemas.tasks import Payload as PayloadInfo
+from openruntime_jupyter.time_left import TimeLeft
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ class Scheduler:
         if outcome.arrays if isinstance(outcome, Completed) else entry.returns_arrays:
             arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
-            lane.add_duration(entry.execution_time)
+            lane.add_duration(entry, entry.execution_time)
             payload = None
             if outcome.payload is not None or outcome.payload_stored:
                 payload = PayloadInfo(size=outcome.payload_size, encoding=outcome.encoding)
@@ -348,6 +349,7 @@ class Watcher:
         self._registry = registry
         self._meters = meters
         self._timer: asyncio.TimerHandle | None = None
+        self._time_left = TimeLeft()
 
     def started(self, worker: str) -> None:
         """Start the running time; again for another worker."""
@@ -372,9 +374,8 @@ class Watcher:
         """Keep progress, with the estimated remaining time."""
         entry = self._entry
         n, total = progress["n"], progress.get("total")
-        remaining = None
-        if total and n and entry.started_mono is not None and n <= total:
-            remaining = (time.monotonic() - entry.started_mono) * (total - n) / n
+        entry.progress_mono = time.monotonic()
+        remaining = self._time_left.report(n, total, entry.progress_mono)
         entry.progress = Progress(n=n, total=total, message=progress.get("message"), remaining=remaining)
         self._registry.progressed(entry)
 

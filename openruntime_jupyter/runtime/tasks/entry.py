@@ -500,6 +500,8 @@ class Entry:
     attempt: int = 0
     execution_time: float | None = None
     progress: Progress | None = None
+    progress_mono: float | None = None
+    """Time of the last progress report."""
     waiting_for: str | None = None
     blocked_since: float | None = None
     stop_reason: StopReason | None = None
@@ -526,6 +528,18 @@ class Entry:
         if self.state is TaskState.RUNNING and self.started_mono is not None:
             return time.monotonic() - self.started_mono
         return None
+
+    def time_left(self) -> float | None:
+        """Remaining seconds by the last progress report, less those since then; None if unknown."""
+        if self.progress is None or self.progress.remaining is None or self.progress_mono is None:
+            return None
+        return max(0.0, self.progress.remaining - (time.monotonic() - self.progress_mono))
+
+    @property
+    def kind(self) -> tuple[str, str | int | None, str | None]:
+        """Kind of the task: those with the same code, or else with the same operation and name, usually take about as long."""
+        code = self.given.get("code") if self.operation == "python" else None
+        return self.operation, hash(code) if code else self.name, self.model.source.name if self.model is not None else None
 
     @property
     def over(self) -> bool:

@@ -258,6 +258,8 @@ class TaskRegistry:
             task.waiting_for = entry.waiting_for or lane.waiting_for
         elif not entry.state.terminal:
             task.execution_time = entry.elapsed()
+            if task.progress is not None and (left := entry.time_left()) is not None:
+                task.progress = task.progress.model_copy(update={"remaining": left})
         return task
 
     async def wait(self, task_id: str, timeout: float | None = None, parameters: bool = True) -> Task:

@@ -1,0 +1,138 @@
+"""Progress of tasks from their tqdm bars: the outermost bar in use is the progress of the task.
+
+`tqdm.std` is patched when the task imports it. All variants of tqdm (`auto`, `notebook`, `contrib`, `asyncio`) inherit from its class.
+tqdm redraws a bar at most ten times a second, and reports follow only then: `for i in tqdm(range(10**6))` takes 0.33 s instead of 0.32 s.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from openruntime_jupyter.current_task import current
+
+MODULE = "tqdm.std"
+
+
+class Bars:
+    """Bars of the running task, oldest first. Dead, closed and disabled ones do not count."""
+
+    def __init__(self) -> None:
+        self._task_id: str | None = None
+        self._bars: list[weakref.ref[Any]] = []
+        self._last: tuple[Any, ...] | None = None
+        self._forked = False
+        os.register_at_fork(after_in_child=self._leave)
+
+    def changed(self, bar: Any) -> None:
+        """Report the bar if it is the outermost one. Never raises an error of the bar's values, nor waits."""
+        context = current()
+        if context is None or self._forked or getattr(bar, "disable", True):
+            return
+        if context.task_id != self._task_id:
+            self._task_id, self._bars, self._last = context.task_id, [], None
+        living = [other for each in self._bars if (other := each()) is not None and not other.disable]
+        if not any(other is bar for other in living):
+            living.append(bar)
+        self._bars = list(map(weakref.ref, living))
+        if living[0] is bar:
+            try:
+                progress = bar.n, _total(bar), _message(bar)
+                if progress != self._last:
+                    self._last = progress
+                    context.bar_progress(*progress)
+            except (TypeError, ValueError, AttributeError):  # the bar counts something else than numbers, or is incomplete
+                return
+
+    def _leave(self) -> None:
+        """Report nothing in a forked child of the task, which has no connection to the runtime."""
+        self._forked = True
+
+
+def _total(bar: Any) -> Any:
+    """Return the total; None if unknown or exceeded, as in the bar's text."""
+    return None if not bar.total or bar.n >= bar.total + 0.5 else bar.total
+
+
+def _message(bar: Any) -> str | None:
+    """Return description and postfix."""
+    parts = [str(bar.desc or "").strip().removesuffix(":"), bar.postfix if isinstance(getattr(bar, "postfix", None), str) else ""]
+    return ", ".join(filter(None, parts)) or None
+
+
+def _patch(module: ModuleType, bars: Bars) -> None:
+    """Let the bars of `tqdm.std` report their creation, each redrawing and their end."""
+    kind: Any = getattr(module, "tqdm", None)
+    if not all(callable(getattr(kind, name, None)) for name in ("__init__", "refresh", "close")):
+        return
+
+    def reporting(method: Callable[..., Any], first: bool) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(bar: Any, *arguments: Any, **keywords: Any) -> Any:
+            if first:
+                bars.changed(bar)
+            returned = method(bar, *arguments, **keywords)
+            if not first:
+                bars.changed(bar)
+            return returned
+
+        return call
+
+    kind.__init__ = reporting(kind.__init__, first=False)
+    kind.refresh = reporting(kind.refresh, first=False)
+    kind.close = reporting(kind.close, first=True)  # a closed bar is disabled
+
+
+class _PatchingLoader(Loader):
+    """Loader of `tqdm.std` that patches the module after its execution, and leaves the original loader in it."""
+
+    def __init__(self, loader: Any, patch: Callable[[ModuleType], None]) -> None:
+        self._loader = loader
+        self._patch = patch
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Create the module; see `Loader`."""
+        made: ModuleType | None = self._loader.create_module(spec)
+        return made
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute and patch the module."""
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._patch(module)
+
+
+class _Finder(MetaPathFinder):
+    """Finder that only changes the loader of `tqdm.std`."""
+
+    def __init__(self, patch: Callable[[ModuleType], None]) -> None:
+        self._patch = patch
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return the spec that the other finders return for `tqdm.std`, with a patching loader."""
+        if fullname != MODULE:
+            return None
+        for finder in sys.meta_path:
+            spec = finder.find_spec(fullname, path, target) if finder is not self and hasattr(finder, "find_spec") else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _PatchingLoader(spec.loader, self._patch)
+                return spec
+        return None
+
+
+def watch_progress_bars() -> None:
+    """Patch tqdm when it is imported, or now if it already is."""
+    patch = functools.partial(_patch, bars=Bars())
+    if MODULE in sys.modules:
+        patch(sys.modules[MODULE])
+    sys.meta_path.insert(0, _Finder(patch))

@@ -1,0 +1,76 @@
+"""Progress of tasks from their tqdm bars, with real workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter.schemas.tasks import Progress
+from tests.runtimes import cell, ended, pickled, runtime_in, says, submit
+
+NESTED = "for i in tqdm(range(5), desc='epochs'):\n    for j in tqdm(range(20), leave=False): pass"
+IN_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+bar = tqdm(total=8, desc='files')
+def work(_):
+    for _ in tqdm(range(50), mininterval=0): pass
+    bar.update()
+with ThreadPoolExecutor(8) as pool: list(pool.map(work, range(8)))
+bar.close()
+"""
+FORKED = """
+import os
+if (child := os.fork()) == 0:
+    try:
+        for i in tqdm(range(1000), mininterval=0): pass
+    finally:
+        os._exit(7 if i == 999 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+for i in tqdm(range(2)): pass
+"""
+EACH: list[tuple[str, str, tuple[float, float | None, str | None] | None]] = [
+    ("tqdm", NESTED, (5, 5, "epochs")),
+    ("tqdm.notebook", NESTED, (5, 5, "epochs")),
+    ("tqdm", "left_open = tqdm(total=10, desc='left open', mininterval=0); left_open.update(10)", (10, 10, "left open")),
+    ("tqdm.auto", "for i in tqdm(iter('abcdefg'), desc='rows'): pass", (7, None, "rows")),
+    ("tqdm", "for i in tqdm(range(7)): 1 / (3 - i)", (3, 7, None)),
+    ("tqdm", "for i in tqdm(range(9), disable=True): pass", None),
+    ("tqdm", "from openruntime_jupyter import progress\nprogress(1, 4, 'mine')\nfor i in tqdm(range(9)): pass", (1, 4, "mine")),
+    ("tqdm", IN_THREADS, (8, 8, "files")),
+    ("tqdm", FORKED, (2, 2, None)),
+]
+
+
+async def test_outermost_bar_is_the_progress_of_its_task(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        for module, code, expected in EACH:  # one after the other in one worker: no bar counts in a later task
+            task = await ended(runtime, await cell(runtime, f"from {module} import tqdm\n{code}", session="one"))
+            assert task.error in (None, "ZeroDivisionError: division by zero"), code
+            assert _seen(task.progress) == expected, code
+
+
+async def test_bar_of_a_call_is_seen_while_it_runs(tmp_path: Path) -> None:
+    def fit() -> None:
+        import time
+
+        from tqdm.auto import trange  # type: ignore[import-untyped]
+
+        with trange(10, desc="fit") as bar:
+            for loss in (0.5, 0.25, 0.125, 0.0625):
+                bar.update()
+                bar.set_postfix(loss=loss)
+                time.sleep(0.2)
+            print("in", flush=True)  # noqa: T201 - output of the task
+            time.sleep(600)
+
+    async with runtime_in(tmp_path) as runtime:
+        task_id = await submit(runtime, "call", pickled(fit))
+        await says(runtime, task_id, "in")
+        progress: Any = (await runtime.tasks.get(task_id)).progress
+        assert _seen(progress) == (4, 10, "fit, loss=0.0625")
+        assert 0 < progress.remaining < 60
+        await runtime.cancel(task_id)
+
+
+def _seen(progress: Progress | None) -> tuple[float, float | None, str | None] | None:
+    return None if progress is None else (progress.n, progress.total, progress.message)
