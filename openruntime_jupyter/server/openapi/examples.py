@@ -21,6 +21,7 @@ TASK: dict[str, Any] = {
     "name": None,
     "owner": None,
     "origin": "rest",
+    "notebook": "/home/jovyan/work/train.ipynb",
     "priority": 5,
     "device_preference": "auto",
     "device_used": "device_0",
@@ -59,6 +60,7 @@ TASK: dict[str, Any] = {
     },
     "runtime": "rt_01kdw8hq5b7r3m9t0q6d1n",
     "here": True,
+    "inputs": [],
     "parameters": None,
 }
 SESSION: dict[str, Any] = {
