@@ -315,6 +315,38 @@ def test_empty_dashboard_explains_first_steps_and_long_queue_can_be_paged(tmp_pa
         run(story())
 
 
+def test_tasks_are_searched_by_name_and_notebook(server: Server) -> None:
+    cell = "%%openruntime --name 'Found Later'\nprint(6 * 7)"
+    new_notebook(server, "search.ipynb", SHOW, cell)
+
+    async def story() -> None:
+        async with opened(server, "search.ipynb") as notebook:
+            page = notebook.page
+            await notebook.run_all()
+            await expect(rows(page, "Found Later")).to_contain_text("completed")
+            for number in range(25):
+                server.submit("matrix_multiply", {"size": 8}, name=f"newer {number}")
+            await expect(rows(page, "Found Later")).to_have_count(0)
+            search = page.get_by_role("searchbox", name="Search tasks by name")
+            await search.fill("found l")
+            row = rows(page, "Found Later")
+            await expect(row).to_contain_text("from search.ipynb")
+            await expect(page.locator(".or-tasks .or-line")).to_have_count(1)
+            await row.get_by_role("button", name="Details and output").click()
+            await row.get_by_text("Code (2 lines)").click()
+            await expect(row.get_by_label("Code", exact=True)).to_contain_text("print(6 * 7)")
+            await search.fill("100%")
+            await expect(page.get_by_text("No task matches")).to_be_visible()
+            await search.fill("")
+            await expect(rows(page, "newer 24")).to_be_visible()
+            await page.get_by_label("Only tasks of this notebook").select_option(label="search.ipynb (this notebook)")
+            await expect(rows(page, "Found Later")).to_be_visible()
+            await expect(rows(page, "newer 24")).to_have_count(0)
+            assert await page.evaluate(OVERFLOW) == []
+
+    run(story())
+
+
 def slots(server: Server) -> int:
     return sum(device["slots"] for device in server.get("/devices")["devices"])
 

@@ -142,7 +142,7 @@ class Page {
     write(this.where, [get("where"), health.version && `version ${health.version}`].filter(Boolean).join(" · "));
     write(this.counts, health.metrics ? `${health.metrics.active_tasks} running · ${health.metrics.pending_tasks} waiting` : "");
     this.devices.update(get("devices"));
-    this.tasks.update(get("tasks"), get("counts"), get("devices"));
+    this.tasks.update(get("tasks"), get("counts"), get("devices"), get("notebook"));
     this.sessions.update(get("sessions"));
     this.models.update(get("models"));
     this.form.update(get("operations"), get("devices"), this.tasks.tasks);
