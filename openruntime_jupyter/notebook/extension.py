@@ -87,9 +87,11 @@ class OpenRuntimeMagics(Magics):
         seen = not isinstance(value, TaskHandle)
         with suppress(OpenRuntimeError):  # show the last known state if the runtime is unreachable
             if isinstance(value, TaskHandle):
-                record, seen = value.task, True
+                record, seen = value.described(), True
             devices = session.devices()
-        return TaskTable(record, devices) if isinstance(record, TaskPage) else TaskCard(record, devices, seen)
+        if isinstance(record, TaskPage):
+            return TaskTable(record, devices)
+        return TaskCard(record, devices, seen, work=isinstance(value, TaskHandle))
 
     def forget(self) -> None:
         """Close the connection to the runtime. Tasks continue."""
