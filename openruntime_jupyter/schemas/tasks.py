@@ -216,7 +216,8 @@ class Task(Wire):
 
     def __repr_args__(self) -> Any:
         """Return the non-default fields without code and results, so that the text fits below a cell."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude={"parameters", "result", "failure"}, warnings=False).items()
+        large = {"parameters", "inputs", "result", "failure"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=large, warnings=False).items()
 
 
 @dataclass(frozen=True, slots=True)

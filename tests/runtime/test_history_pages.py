@@ -96,6 +96,11 @@ async def test_paging_by_key_and_offset_returns_every_match_once(tmp_path: Path,
             pages = [(await history.page(limit, offset=offset, **wanted))[0] for offset in range(0, len(expected), limit)]
             assert [task.task_id for tasks in pages for task in tasks] == [task.task_id for task in found]
             assert all(task.here == (task.runtime == "rt_1") for task in found)
+            if not {"states", "operation", "owner"} & set(wanted):
+                waiting, number = await history.waiting_elsewhere(0, limit, **wanted)
+                there = [task.task_id for task in reversed(found) if task.status is TaskState.PENDING and not task.here]
+                assert number == len(there)
+                assert [task.task_id for task in waiting] == there[:limit]
 
 
 async def test_counts_stay_exact_after_moves_takeovers_and_deletions(tmp_path: Path) -> None:

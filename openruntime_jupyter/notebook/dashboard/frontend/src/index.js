@@ -145,7 +145,7 @@ class Page {
     this.tasks.update(get("tasks"), get("counts"), get("devices"), get("notebook"));
     this.sessions.update(get("sessions"));
     this.models.update(get("models"));
-    this.form.update(get("operations"), get("devices"), this.tasks.tasks);
+    this.form.update(get("operations"), get("devices"), [...this.tasks.tasks, ...get("tasks")]);
     this.connection();
   }
 

@@ -19,17 +19,14 @@ export class Search {
     this.changed = changed;
     this.rows = { running: [], waiting: [], ended: [] };
     this.counts = {};
+    /** The filters, without those that are not set. */
+    this.query = {};
     this.looked = 0;
     this.known = [];
     this.name = make("input", { type: "search", placeholder: "Search by name", "aria-label": "Search tasks by name", maxlength: 200, oninput: () => this.typed() });
     this.notebook = make("select", { "aria-label": "Only tasks of this notebook", onchange: () => this.start() });
     this.element = make("div", { class: "or-search" }, this.name, this.notebook);
     this.offer([]);
-  }
-
-  /** Return the filters of the query. */
-  get query() {
-    return { ...(this.name.value.trim() && { name: this.name.value.trim() }), ...(this.notebook.value && { notebook: this.notebook.value }) };
   }
 
   get active() {
@@ -60,6 +57,9 @@ export class Search {
 
   /** Begin a search, or end it if nothing is searched for. */
   start() {
+    clearTimeout(this.wait);
+    const filters = { name: this.name.value.trim(), notebook: this.notebook.value };
+    this.query = Object.fromEntries(Object.entries(filters).filter(([, value]) => value));
     this.rows = { running: [], waiting: [], ended: [] };
     this.counts = {};
     this.found = false;
@@ -86,7 +86,7 @@ export class Search {
       this.say(`Cannot search for tasks: ${problem.message}`);
       return;
     }
-    if (JSON.stringify(query) !== JSON.stringify(this.query)) return;
+    if (query !== this.query) return;
     [this.rows, this.counts, this.found] = [rows, counts, true];
     this.changed(false);
   }
