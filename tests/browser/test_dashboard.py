@@ -100,7 +100,7 @@ def test_dashboard_is_live_while_a_cell_blocks(server: Server, app: App) -> None
             await expect(row).to_contain_text("running")
             await changes(queue(page), "the chart changes while the cell computes")
             await row.get_by_role("button", name="Details and output").click()
-            await expect(row.locator("pre")).to_contain_text("it runs")
+            await expect(row.get_by_label("Output", exact=True)).to_contain_text("it runs")
             await page.get_by_role("radio", name="1 h", exact=True).check()
             await expect(page.get_by_role("group", name="Charts", exact=True)).to_have_attribute("aria-busy", "false")
             await row.get_by_role("button", name=f"Cancel endless-{app}").click()
@@ -224,7 +224,7 @@ def test_dead_worker_has_post_mortem_and_keyboard_retry(server: Server) -> None:
             await opens.focus()
             await page.keyboard.press("Enter")
             await expect(row.locator(".or-post-mortem")).to_contain_text("9 (SIGKILL)")
-            await expect(row.locator("pre", has_text="last words")).to_be_visible()
+            await expect(row.get_by_label("Output", exact=True)).to_contain_text("last words")
             assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is visible"
             await page.keyboard.press("Escape")
             await expect(row.locator(".or-post-mortem")).to_be_hidden()
