@@ -234,7 +234,7 @@ def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     given = {name: str(value) for name, value in arguments.pairs.items() if name != "limit"}
     if "notebook" in given:
         given["notebook"] = _notebook(given["notebook"])
-    filters = {name: given.get(name) for name in ("operation", "owner", "name", "notebook")}
+    filters: dict[str, Any] = {name: given.get(name) for name in ("operation", "owner", "name", "notebook")}
     page = session.client.tasks(limit=wanted["limit"], states=states, **filters)
     return TaskTable(page, session.devices(), given)
 
