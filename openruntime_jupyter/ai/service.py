@@ -252,6 +252,7 @@ def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list
         retries=request.retries,
         name=request.name or about.workflow,
         origin=request.origin,
+        notebook=request.notebook,
         wait=request.wait,
     )
 

@@ -13,7 +13,9 @@ import psutil
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from openruntime_jupyter.client.execution_environment import notebook_named
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
+from openruntime_jupyter.notebook.display.format import file_name
 from openruntime_jupyter.notebook.display.html import text_table
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -63,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
         "states", nargs="*", type=_state, metavar="STATE", help=f"only tasks in this state: {', '.join(STATES[:-1])} or {STATES[-1]}"
     )
     command.add_argument("--state", action="append", type=_state, default=[], metavar="STATE", help="same as STATE; repeatable")
+    command.add_argument("--name", metavar="TEXT", help="only tasks whose name contains this text; case is ignored")
+    command.add_argument("--notebook", metavar="FILE", help="only tasks of this notebook")
     command.set_defaults(answer=_tasks)
     command = _command(commands, common, "cancel", "cancel a pending or running task")
     command.add_argument("id", help="task id, as shown by `tasks`")
@@ -130,19 +134,24 @@ def _percent(value: float | None) -> str:
 
 def _tasks(client: Client, options: argparse.Namespace) -> str:
     states = [*options.states, *options.state]
-    page = client.tasks(limit=options.limit, states=states or None)
+    notebook = None if options.notebook is None else notebook_named(options.notebook)
+    page = client.tasks(limit=options.limit, states=states or None, notebook=notebook, name=options.name)
     if options.json:
         return _json(page)
     if not page.tasks:
-        return f"No tasks in state {' or '.join(states)}" if states else "No tasks"
-    lines = [text_table(("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", ""), [_row(task) for task in page.tasks])]
+        filters = [f"in state {' or '.join(states)}"] if states else []
+        filters += [f"with {options.name!r} in the name"] if options.name is not None else []
+        filters += [f"of the notebook {notebook}"] if notebook is not None else []
+        return " ".join(["No tasks", *filters])
+    lines = [text_table(("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", "NOTEBOOK", ""), [_row(task) for task in page.tasks])]
     left = page.total_count - len(page.tasks)
     return "\n".join(lines + ([f"and {left:,} older"] if left > 0 else []))
 
 
-def _row(task: Task) -> tuple[str, str, str, str, str, str]:
+def _row(task: Task) -> tuple[str, ...]:
     seconds = "" if task.execution_time is None else f"{task.execution_time:.2f}"
-    return task.task_id, str(task.status), str(task.priority), task.operation, seconds, _about(task).partition("\n")[0][:80]
+    about = _about(task).partition("\n")[0][:80]
+    return task.task_id, str(task.status), str(task.priority), task.operation, seconds, file_name(task.notebook), about
 
 
 def _about(task: Task) -> str:

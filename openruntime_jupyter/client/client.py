@@ -8,11 +8,11 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.execution_environment import world
+from openruntime_jupyter.client.execution_environment import notebook, world
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request, record, refuse_deadlock
 from openruntime_jupyter.client.map import run_map
 from openruntime_jupyter.client.map_progress import MapReporter
-from openruntime_jupyter.client.serialization import pack_call, pack_variables, sources_of
+from openruntime_jupyter.client.serialization import named, pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import SessionEnded, TaskNotFound
 from openruntime_jupyter.schemas import endpoints as api
@@ -279,13 +279,17 @@ class Client:
         *,
         offset: int = 0,
         order: TaskOrder = "newest",
+        notebook: str | None = None,
+        name: str | None = None,
     ) -> TaskPage:
         """Return a page of at most `limit` tasks, newest first, optionally filtered or older than the task `before`.
 
-        With `order="next"`, return the pending tasks in run order, without the first `offset`. This order takes no filters.
+        `notebook` is the path of a notebook as its tasks have it, and `name` a part of a task's name; case is ignored. With
+        `order="next"`, return the pending tasks in run order, without the first `offset`. Of the filters, this order takes these two.
         """
         query = {"limit": limit, "before": before, "state": states, "operation": operation, "owner": owner}
-        return self.backend.call(api.LIST_TASKS, query={**query, "offset": offset, "order": order})
+        more = {"offset": offset, "order": order, "notebook": notebook, "name": name}
+        return self.backend.call(api.LIST_TASKS, query={**query, **more})
 
     def cancel(self, task_id: str) -> Task:
         """Cancel a task and return its final record."""
@@ -419,11 +423,11 @@ class Client:
         codes: list[CodeType] = []
         pickled = pack_call(function, args, kwargs, uploads, codes)
         sources = sources_of(codes, self.backend.local)
-        return {"pickled": pickled, "arrays": uploads.references(), "sources": sources, "world": self._world()}
+        return {**named(function), "pickled": pickled, "arrays": uploads.references(), "sources": sources, "world": self._world()}
 
     def call_request(self, function: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
         """Return the request of a `call` with the options of this client, named after `function`."""
-        return self._request("call", {**parameters, "world": self._world()}, _name_of(function))
+        return self._request("call", {**named(function), **parameters, "world": self._world()}, _name_of(function))
 
     def _world(self) -> dict[str, Any] | None:
         return world() if self.backend.local else None
@@ -431,7 +435,8 @@ class Client:
     def _request(self, operation: str, parameters: dict[str, Any], name: str | None) -> dict[str, Any]:
         session = self.options.session
         options = replace(self.options, name=self.options.name or name, session=self.session_ids.get(session or "", session))
-        return {"operation": operation, "parameters": parameters, "origin": self.origin, **options.request()}
+        caller = {"origin": self.origin, "notebook": notebook()}
+        return {"operation": operation, "parameters": parameters, **caller, **options.request()}
 
     def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None, follow: float = 0.0) -> TaskHandle:
         request, key = self._request(operation, parameters, name), new_key()

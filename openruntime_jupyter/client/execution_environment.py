@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.environment import SET_BY_KERNEL, at_start, is_secret
+from openruntime_jupyter.schemas.tasks import is_notebook
 
 RESERVED = ("TMPDIR", "PYTHONSAFEPATH", "GLIBC_TUNABLES")
 RESERVED_PREFIXES = ("OPENRUNTIME_", "JPY_", "JUPYTER_")
@@ -37,8 +38,28 @@ def world() -> dict[str, Any]:
         "environment": changed_variables(),
         # Tasks of different kernels never share a spare worker's imports.
         "kernel": _kernel,
-        "notebook": os.environ.get("JPY_SESSION_NAME") or None,
+        "notebook": notebook(),
     }
+
+
+def ipython_shell() -> Any:
+    """Return the IPython shell of this process, or None."""
+    module = sys.modules.get("IPython.core.getipython")
+    return None if module is None else module.get_ipython()
+
+
+def notebook() -> str | None:
+    """Return the file of this process's notebook, as Jupyter Server or VS Code names it; None if it is unknown."""
+    name = os.environ.get("JPY_SESSION_NAME")
+    if not name and (shell := ipython_shell()) is not None:
+        name = shell.user_ns.get("__vsc_ipynb_file__")
+    return name if isinstance(name, str) and is_notebook(name) else None
+
+
+def notebook_named(word: str) -> str:
+    """Return the notebook meant by `word`: the absolute path if it is a file here, else the word itself."""
+    path = Path(word)
+    return os.path.abspath(path) if path.is_file() else word  # noqa: PTH100 - Jupyter Server does not resolve links
 
 
 def changed_variables() -> dict[str, str | None]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.arrays import receive
+from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.serialization import unpack
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.client.transport.watch import Tell, Watch
@@ -109,6 +110,12 @@ class TaskHandle:
         if not self._task.status.terminal:
             self._see(record(self._backend, self.id))
         return self._task
+
+    def described(self) -> Task:
+        """Return the current record with its code and its parameters, of which large ones are described by kind and size."""
+        task = self._backend.call(api.GET_TASK, self.id, query={"summary": True})
+        self._task = task.model_copy(update={"parameters": None})
+        return task
 
     @property
     def status(self) -> TaskState:
@@ -239,7 +246,7 @@ def _plain(item: OutputItem) -> str:
 
 
 KEPT = ("operation", "parameters", "device_preference", "priority", "timeout", "retries", "name", "memory_limit", "session")
-"""Fields of a task that a resubmission copies."""
+"""Fields of a task that a resubmission copies. The notebook is that of the caller."""
 
 
 def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any] | None = None) -> Task:
@@ -249,8 +256,9 @@ def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any
     """
     before = backend.call(api.GET_TASK, task_id)
     request = {"parameters": {}, **{name: value for name in KEPT if (value := getattr(before, name)) is not None}}
+    caller = {"origin": origin, "notebook": notebook()}
     try:
-        return backend.call(api.SUBMIT_TASK, body={**request, **(changes or {}), "origin": origin}, key=new_key())
+        return backend.call(api.SUBMIT_TASK, body={**request, **(changes or {}), **caller}, key=new_key())
     except InvalidRequest as problem:
         if not request["parameters"].get("arrays"):
             raise
@@ -304,7 +312,7 @@ def prompt_request(prompt: str, workflow: str, parameters: dict[str, Any], optio
     if "memory_limit" in options:
         raise InvalidRequest.of("memory_limit", "applies only to tasks that run code: a model's memory is known before it is loaded")
     given = {name: value for name, value in parameters.items() if value is not None}
-    return {"workflow_type": workflow, "prompt": prompt, "parameters": given, "origin": origin, **options}
+    return {"workflow_type": workflow, "prompt": prompt, "parameters": given, "origin": origin, "notebook": notebook(), **options}
 
 
 SPECIAL = (StopIteration, StopAsyncIteration)

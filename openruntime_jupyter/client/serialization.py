@@ -15,6 +15,7 @@ from typing import Any
 
 from openruntime_jupyter.arrays.function_pickler import pickled
 from openruntime_jupyter.client.arrays import ArrayUploads, no_room, pickles_with_arrays
+from openruntime_jupyter.client.execution_environment import ipython_shell
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 
 LARGEST_TEXT = 1_000_000
@@ -161,6 +162,23 @@ def _named_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs
         return list(inspect.signature(function).bind(*args, **kwargs).arguments.items())
     except (TypeError, ValueError):  # no signature, or arguments that don't match it
         return [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
+
+
+LONGEST_NAME = 200
+
+
+def named(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the name and, if known, the source location of a function, as `call` takes them."""
+    while isinstance(function, partial):
+        function = function.func
+    found = {"function": str(getattr(function, "__qualname__", type(function).__qualname__))[:LONGEST_NAME]}
+    code = getattr(inspect.unwrap(function) if inspect.isroutine(function) else function, "__code__", None)
+    if isinstance(code, CodeType):
+        shell = ipython_shell()
+        cell = shell.compile.format_code_name(code.co_filename) if shell is not None else None
+        place = " ".join(cell) if cell is not None else code.co_filename
+        found["location"] = f"{place[-4000:]}, line {code.co_firstlineno}"
+    return found
 
 
 LONGEST_SOURCE = 50_000

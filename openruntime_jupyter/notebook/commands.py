@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 from IPython.core.error import UsageError
 from IPython.display import publish_display_data
 
+from openruntime_jupyter.client.execution_environment import notebook, notebook_named
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.local_models.pull import KNOWN
 from openruntime_jupyter.notebook.ai.magic import ai_cell, ai_line, fix
@@ -28,9 +29,9 @@ from openruntime_jupyter.notebook.display.tables import (
     Status,
     WorkerTable,
 )
-from openruntime_jupyter.notebook.display.tasks import TaskCard, TaskTable
+from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskTable
 from openruntime_jupyter.notebook.doctor import Report, examine
-from openruntime_jupyter.notebook.run.cell import completed, run_again, run_cell, run_operation, shown, watch
+from openruntime_jupyter.notebook.run.cell import completed, is_output, run_again, run_cell, run_operation, watch
 from openruntime_jupyter.notebook.run.follow import OutputReplay, shown_again
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.insights import MetricType, WordingChoice
@@ -226,18 +227,36 @@ def _free(session: Session, arguments: Arguments, word: str) -> SessionTable:
 
 @command(
     "list the newest tasks of all notebooks",
-    keywords={"limit": (), "state": tuple(map(str, TaskState)), "operation": (), "owner": ()},
+    keywords={"limit": (), "state": tuple(map(str, TaskState)), "operation": (), "owner": (), "name": (), "notebook": ()},
     unnamed=("state",),
     multiple=("state",),
-    example="[failed] [limit=20]",
+    example="[failed] [limit=20] [name=TEXT] [notebook=this]",
 )
 def _tasks(session: Session, arguments: Arguments) -> TaskTable:
     wanted: Mapping[str, Any] = {"limit": 20, **arguments.pairs}
     states = [part.strip() for part in str(wanted["state"]).split(",")] if "state" in wanted else None
     if not isinstance(wanted["limit"], int) or not 1 <= wanted["limit"] <= 1000:
         raise UsageError("limit must be a whole number from 1 to 1000")
-    page = session.client.tasks(limit=wanted["limit"], states=states, operation=wanted.get("operation"), owner=wanted.get("owner"))
-    return TaskTable(page, session.devices(), {name: str(value) for name, value in arguments.pairs.items() if name != "limit"})
+    given = {name: str(value) for name, value in arguments.pairs.items() if name != "limit"}
+    if "notebook" in given:
+        given["notebook"] = _notebook(given["notebook"])
+    filters: dict[str, Any] = {name: given.get(name) for name in ("operation", "owner", "name", "notebook")}
+    page = session.client.tasks(limit=wanted["limit"], states=states, **filters)
+    return TaskTable(page, session.devices(), given)
+
+
+def _notebook(word: str) -> str:
+    """Return the notebook that `word` means: `this`, a file, or the path as `tasks` shows it."""
+    if word != "this":
+        return notebook_named(word)
+    if (here := notebook()) is None:
+        raise UsageError("the file of this notebook is unknown: only Jupyter Server and VS Code tell it to the kernel. Use notebook=PATH")
+    return here
+
+
+@command("show a task: its state, code and parameters", _task())
+def _show(session: Session, _arguments: Arguments, word: str) -> TaskCard:
+    return TaskCard(session.handle(word).described(), session.devices(), work=True)
 
 
 @command("follow a task; Ctrl-C stops following, and the task continues", _task("live task"), follows=True)
@@ -267,7 +286,7 @@ def _result(session: Session, arguments: Arguments, word: str) -> Any:
     completed(session, handle.last_seen, arguments.verbose, watched=False)
     value = handle.result()
     if not arguments.set:
-        return shown(handle.last_seen, value)
+        return ResultCard(handle.described(), value, work=True) if is_output(handle.last_seen, value) else value
     if handle.last_seen.operation != "python" or not value:
         raise UsageError(f"{handle.id} has no --out variables: assign its result with `x = %openruntime result {word}`")
     session.namespace.update(value)

@@ -89,11 +89,13 @@ class OpenRuntimeMagics(Magics):
         seen = not isinstance(value, TaskHandle)
         with suppress(OpenRuntimeError):  # show the last known state if the runtime is unreachable
             if isinstance(value, TaskHandle):
-                record, seen = value.task, True
+                record, seen = value.described(), True
             devices = session.devices()
         if isinstance(record, TaskPage):
             return TaskTable(record, devices)
-        return TaskCard(record, devices, seen, value.seen_at if isinstance(value, TaskHandle) else epoch(record.timestamp))
+        if isinstance(value, TaskHandle):
+            return TaskCard(record, devices, seen, value.seen_at, work=True)
+        return TaskCard(record, devices, seen, epoch(record.timestamp))
 
     def follow(self, handle: TaskHandle) -> None:
         """Display a handle as a card that follows its task. Raises `NotImplementedError` if there is nothing to follow."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import EMBEDDED, connect
+from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
@@ -103,8 +103,8 @@ class Session:
 
     def cell_name(self) -> str:
         """Return the default task name for the running cell, such as `"quickstart [7]"`."""
-        notebook = os.environ.get("JPY_SESSION_NAME")
-        return f"{Path(notebook).stem if notebook else 'cell'} [{self.cell_number()}]"
+        file = notebook()
+        return f"{Path(file).stem if file else 'cell'} [{self.cell_number()}]"
 
     def cell_number(self) -> int:
         """Return the number of the running cell. Depending on IPython's version, `execution_count` may already be the next one."""

@@ -35,6 +35,8 @@ class Params(Parameters):
     )
     arrays: list[ArrayRef] = Field(default_factory=list, description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
+    function: str | None = Field(None, description="Name of the function, for display.", max_length=200)
+    location: str | None = Field(None, description="File and line of the function, for display.", max_length=4096)
     world: World | None = None
     isolate: bool = Field(False, description="Has no effect: each task with the caller's code runs in a new process.")
     burst: str | None = Field(

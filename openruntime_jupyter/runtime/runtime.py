@@ -272,19 +272,26 @@ class Runtime:
         operation: str | None = None,
         owner: str | None = None,
         order: TaskOrder = "newest",
+        notebook: str | None = None,
+        name: str | None = None,
     ) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first, or with `order="next"` the pending tasks in queue order.
 
-        Raises `InvalidRequest` where `before` is unknown, and for filters together with that order.
+        Raises `InvalidRequest` where `before` is unknown, and for other filters than `notebook` and `name` together with that order.
         """
         if order == "newest":
-            return await self.tasks.page(limit, before, offset, states, operation, owner)
+            return await self.tasks.page(limit, before, offset, states, operation, owner, notebook, name)
         if before is not None or operation is not None or owner is not None or states not in (None, [TaskState.PENDING]):
-            raise InvalidRequest.of("order", "`next` lists all pending tasks: only `limit` and `offset` go with it")
+            raise InvalidRequest.of("order", "`next` lists pending tasks: only `limit`, `offset`, `notebook` and `name` go with it")
         # Pending tasks of the user's other runtimes follow, the oldest first.
-        here = self.lanes.pending
-        tasks = [self.tasks.view(entry, parameters=False) for entry in self.lanes.next_up(limit, offset)]
-        others, elsewhere = await self.history.waiting_elsewhere(here, limit - len(tasks), max(0, offset - here))
+        pending = here = self.lanes.pending
+        if notebook is None and name is None:
+            entries = self.lanes.next_up(limit, offset)
+        else:
+            matching = [entry for entry in self.lanes.next_up(pending) if entry.matches(notebook, name)]
+            entries, here = matching[offset : offset + limit], len(matching)
+        tasks = [self.tasks.view(entry, parameters=False) for entry in entries]
+        others, elsewhere = await self.history.waiting_elsewhere(pending, limit - len(tasks), max(0, offset - here), notebook, name)
         return TaskPage(tasks=[*tasks, *others], total_count=here + elsewhere, next_before=None, timestamp=timestamp(time.time()))
 
     async def cancel(self, task_id: str) -> Task:

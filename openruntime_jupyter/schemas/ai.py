@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
-from openruntime_jupyter.schemas.tasks import Failure, Origin, TaskState
+from openruntime_jupyter.schemas.tasks import Failure, NotebookName, Origin, TaskState
 
 DEFAULT_AI_TIMEOUT = 300.0
 """Default time limit of an AI task in seconds."""
@@ -74,6 +74,7 @@ class AiRequest(Wire):
     )
     retries: int = Field(0, description="Maximum number of retries if the worker process dies.", ge=0, le=10, strict=True)
     name: str | None = Field(None, description="Display name; null for the name of the workflow.", max_length=200)
+    notebook: NotebookName | None = Field(None, description="Path or name of the notebook that submits the prompt; null outside notebooks.")
     origin: Origin = Field("rest", description="Interface that submitted the task.")
 
 

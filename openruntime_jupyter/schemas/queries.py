@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from openruntime_jupyter.schemas.system import Timeframe
-from openruntime_jupyter.schemas.tasks import TaskOrder, TaskState
+from openruntime_jupyter.schemas.tasks import LONGEST_NOTEBOOK, TaskOrder, TaskState
 
 LONGEST_WAIT = 60.0
 """Maximum wait of a request in seconds. Many proxies close connections that are idle for longer."""
@@ -48,8 +48,17 @@ class TasksQuery(PageQuery):
     )
     operation: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this operation.")
     owner: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this user.")
+    notebook: str | None = Field(None, min_length=1, max_length=LONGEST_NOTEBOOK, description="Only tasks of this notebook.")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Only tasks whose name contains this text, ignoring case. The name of an unnamed task is its operation.",
+    )
     order: TaskOrder = Field(
-        "newest", description="`newest`: newest tasks first. `next`: pending tasks, next to run first; only with `limit` and `offset`."
+        "newest",
+        description="`newest`: newest tasks first. `next`: pending tasks, next to run first; only with `limit`, `offset`, `notebook` and "
+        "`name`.",
     )
 
 
@@ -63,6 +72,10 @@ class TaskQuery(WaitQuery):
     """Query of `GET /tasks/{id}`."""
 
     parameters: bool = Field(True, description="false: omit the parameters of the task, which can be large.")
+    summary: bool = Field(
+        False,
+        description="true: describe large values of the parameters by their kind and size, and omit environment variables.",
+    )
 
 
 class OutputQuery(WaitQuery):

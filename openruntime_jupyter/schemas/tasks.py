@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from unicodedata import category
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.arrays import ArrayReference
@@ -39,6 +40,25 @@ Origin = Literal["notebook", "python", "rest", "cli"]
 
 TaskOrder = Literal["newest", "next"]  # newest task first, or only pending tasks with the next to run first
 
+LONGEST_NOTEBOOK = 1024
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories of characters that a notebook's name must not have: they break lines, or no file can have them."""
+
+
+def is_notebook(text: str) -> bool:
+    """Return whether `text` is valid as the name of a notebook."""
+    return 0 < len(text) <= LONGEST_NOTEBOOK and not any(category(character) in UNPRINTABLE for character in text)
+
+
+def _printable(text: str) -> str:
+    if not is_notebook(text):
+        raise ValueError("has a control character or a line break, which is invalid in the name of a notebook")
+    return text
+
+
+NotebookName = Annotated[str, Field(min_length=1, max_length=LONGEST_NOTEBOOK), AfterValidator(_printable)]
+"""Path or name of a notebook's file, as Jupyter Server or VS Code names it."""
+
 
 class TaskRequest(Wire):
     """Task to submit: the body of `POST /tasks`."""
@@ -68,6 +88,7 @@ class TaskRequest(Wire):
         max_length=100,
     )
     origin: Origin = Field("rest", description="Interface that submitted the task.")
+    notebook: NotebookName | None = Field(None, description="Path or name of the notebook that submits the task; null outside notebooks.")
     wait: bool = Field(True, description="false: respond with 202 immediately; the task continues if the client disconnects.", strict=True)
 
 
@@ -159,6 +180,7 @@ class Task(Wire):
     name: str | None = Field(None, description="Display name.")
     owner: str | None = Field(None, description="User who submitted the task; null without a login.")
     origin: Origin = Field("rest", description="Interface that submitted the task.")
+    notebook: str | None = Field(None, description="Path or name of the notebook that submitted the task; null if unknown.")
     priority: int = Field(5, description="1 to 10; 10 is the most urgent.")
     device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or a device id.")
     device_used: str | None = Field(None, description="Id of the device on which the task was started.")
@@ -189,13 +211,17 @@ class Task(Wire):
     performance_metrics: PerformanceMetrics = Field(default_factory=PerformanceMetrics, description="Measurements of the task.")
     runtime: str = Field("", description="Id of the runtime that owns the task.")
     here: bool = Field(True, description="false: the task belongs to another runtime on the same machine.")
+    inputs: list[ArrayReference] = Field(
+        default_factory=list, description="The first 20 arrays in the parameters. They may have been deleted when the task ended."
+    )
     parameters: dict[str, Any] | None = Field(
         None, description="Parameters as submitted; omitted from lists and from the response to a submission."
     )
 
     def __repr_args__(self) -> Any:
         """Return the non-default fields without code and results, so that the text fits below a cell."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude={"parameters", "result", "failure"}, warnings=False).items()
+        large = {"parameters", "inputs", "result", "failure"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=large, warnings=False).items()
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def test_dashboard_is_live_while_a_cell_blocks(server: Server, app: App) -> None
             await expect(row).to_contain_text("running")
             await changes(queue(page), "the chart changes while the cell computes")
             await row.get_by_role("button", name="Details and output").click()
-            await expect(row.locator("pre")).to_contain_text("it runs")
+            await expect(row.get_by_label("Output", exact=True)).to_contain_text("it runs")
             await page.get_by_role("radio", name="1 h", exact=True).check()
             await expect(page.get_by_role("group", name="Charts", exact=True)).to_have_attribute("aria-busy", "false")
             await expect(row.locator("pre")).to_have_text(re.compile(r"^\s*it runs\s*$"))  # it is cleared, and printed again
@@ -230,7 +230,7 @@ def test_dead_worker_has_post_mortem_and_keyboard_retry(server: Server) -> None:
             await opens.focus()
             await page.keyboard.press("Enter")
             await expect(row.locator(".or-post-mortem")).to_contain_text("9 (SIGKILL)")
-            await expect(row.locator("pre", has_text="last words")).to_be_visible()
+            await expect(row.get_by_label("Output", exact=True)).to_contain_text("last words")
             assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is visible"
             await page.keyboard.press("Escape")
             await expect(row.locator(".or-post-mortem")).to_be_hidden()
@@ -319,6 +319,38 @@ def test_empty_dashboard_explains_first_steps_and_long_queue_can_be_paged(tmp_pa
                 await waits(page, [110, *numbers[:19]])
 
         run(story())
+
+
+def test_tasks_are_searched_by_name_and_notebook(server: Server) -> None:
+    cell = "%%openruntime --name 'Found Later'\nprint(6 * 7)"
+    new_notebook(server, "search.ipynb", SHOW, cell)
+
+    async def story() -> None:
+        async with opened(server, "search.ipynb") as notebook:
+            page = notebook.page
+            await notebook.run_all()
+            await expect(rows(page, "Found Later")).to_contain_text("completed")
+            for number in range(25):
+                server.submit("matrix_multiply", {"size": 8}, name=f"newer {number}")
+            await expect(rows(page, "Found Later")).to_have_count(0)
+            search = page.get_by_role("searchbox", name="Search tasks by name")
+            await search.fill("found l")
+            row = rows(page, "Found Later")
+            await expect(row).to_contain_text("from search.ipynb")
+            await expect(page.locator(".or-tasks .or-line")).to_have_count(1)
+            await row.get_by_role("button", name="Details and output").click()
+            await row.get_by_text("Code (2 lines)").click()
+            await expect(row.get_by_label("Code", exact=True)).to_contain_text("print(6 * 7)")
+            await search.fill("100%")
+            await expect(page.get_by_text("No task matches")).to_be_visible()
+            await search.fill("")
+            await expect(rows(page, "newer 24")).to_be_visible()
+            await page.get_by_label("Only tasks of this notebook").select_option(label="search.ipynb (this notebook)")
+            await expect(rows(page, "Found Later")).to_be_visible()
+            await expect(rows(page, "newer 24")).to_have_count(0)
+            assert await page.evaluate(OVERFLOW) == []
+
+    run(story())
 
 
 def slots(server: Server) -> int:

@@ -181,12 +181,16 @@ def test_status_of_a_named_server(server: Server, home: Home) -> None:
 
 def test_tasks_are_listed_and_cancelled(server: Server) -> None:
     body = {"operation": "python", "parameters": {"code": "import time\ntime.sleep(60)"}, "wait": False, "name": "a long one"}
+    body["notebook"] = str(server.home.path / "long.ipynb")
+    (server.home.path / "long.ipynb").write_text("{}")
     task_id = server.request("POST", "/tasks", json=body).json()["task_id"]
     wait_until(lambda: server.get(f"/tasks/{task_id}")["status"] == "running", what="a running task")
     listed = run(server.home, "tasks", "--limit=1")
     assert task_id in listed
     assert "running" in listed
-    for words in (["--state=running"], ["running"], ["failed", "running", "--limit=1"]):
+    assert "long.ipynb" in listed
+    assert "nothing of that name" in run(server.home, "tasks", "--name=nothing of that name")
+    for words in (["--state=running"], ["running"], ["failed", "running", "--limit=1"], ["--notebook=long.ipynb", "--name=LONG"]):
         assert json.loads(run(server.home, "tasks", "--json", *words))["tasks"][0]["task_id"] == task_id
     assert f"{task_id} is cancelled" in run(server.home, "cancel", task_id)
     assert server.get(f"/tasks/{task_id}")["status"] == "cancelled"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
 from openruntime_jupyter.client.client import Client
@@ -30,7 +31,7 @@ from openruntime_jupyter.errors import (
     WouldDeadlock,
 )
 from openruntime_jupyter.schemas.endpoints import GET_TASK, SUBMIT_FOLLOWED, SUBMIT_TASK
-from openruntime_jupyter.schemas.tasks import OutputItem, TaskState
+from openruntime_jupyter.schemas.tasks import OutputItem, TaskOrder, TaskState
 from tests.support import Server, wait_until
 
 
@@ -268,8 +269,62 @@ def test_what_waits_is_listed_with_the_next_one_first(client: Client) -> None:
         later, sooner = (client.with_options(priority=priority).submit("matrix_multiply", size=8) for priority in (2, 9))
         assert [task.task_id for task in client.tasks(order="next").tasks] == [sooner.id, later.id]
         assert [task.task_id for task in client.tasks(1, offset=1, order="next").tasks] == [later.id]
-        with pytest.raises(InvalidRequest, match="only `limit` and `offset`"):
+        with pytest.raises(InvalidRequest, match="`next`"):
             client.tasks(order="next", operation="call")
+
+
+def test_tasks_are_found_by_notebook_and_name(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = "/work/Über [1].ipynb", "/work/other.ipynb"
+    monkeypatch.setenv("JPY_SESSION_NAME", here)
+    ended = client.with_options(name="Épreuve 100%_a").submit("matrix_multiply", size=8)
+    ended.result(timeout=30)
+    with busy(client):
+        first, second = (client.with_options(name=f"Waits 100%_{number}").submit("matrix_multiply", size=8) for number in (1, 2))
+        monkeypatch.setenv("JPY_SESSION_NAME", elsewhere)
+        other = client.with_options(name="waits 100%_3").submit("matrix_multiply", size=8)
+
+        def ids(order: TaskOrder = "newest", **wanted: Any) -> list[str]:
+            page = client.tasks(order=order, **wanted)
+            assert page.total_count >= len(page.tasks)
+            return [task.task_id for task in page.tasks]
+
+        assert ids(name="ÉPREUVE", notebook=here) == [ended.id]
+        assert ids(name="100%_", notebook=here) == [second.id, first.id, ended.id]
+        assert ids(name="100%_", states=["pending"]) == [other.id, second.id, first.id]
+        assert ids("next", name="WAITS") == [first.id, second.id, other.id]
+        assert ids("next", name="waits", limit=1, offset=1) == [second.id]
+        assert client.tasks(order="next", notebook=here, limit=1).total_count == 2
+        assert client.tasks(notebook=here, name="waits", limit=1).total_count == 2
+        assert ids("next", notebook=elsewhere) == [other.id]
+        assert ids(name="waits%") == ids("next", name="w_its") == ids(notebook="other.ipynb") == []
+        assert first.task.notebook == here
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    assert client.again(ended.id).task.notebook is None
+    assert client.submit("matrix_multiply", size=8).task.notebook is None
+
+
+def test_a_task_describes_its_work_without_large_values_and_variables(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_VARIABLE_OF_THE_CALLER", "not for display")
+
+    def total(array: Any, factor: int) -> float:
+        return float(array.sum() * factor)
+
+    call = client.submit_call(total, np.ones(500_000), 2)
+    assert call.result(timeout=30) == 1_000_000
+    given = call.described().parameters or {}
+    assert given["function"].endswith("total")
+    assert given["location"] == f"{__file__}, line {total.__code__.co_firstlineno}"
+    assert all(part in given["arrays"][0] for part in ("float64", "500,000", "4.00 MB"))
+    code = client.submit_code("left = sum(numbers)", {"numbers": list(range(100_000))}, ("left",))
+    code.result(timeout=30)
+    given = code.described().parameters or {}
+    assert (given["code"], given["outputs"]) == ("left = sum(numbers)", ["left"])
+    for handle in (call, code):
+        assert "A_VARIABLE_OF_THE_CALLER" in handle._backend.call(GET_TASK, handle.id).model_dump_json()
+        shown = handle.described().model_dump_json()
+        assert "not for display" not in shown
+        assert len(shown) < 5_000
+        assert handle.last_seen.parameters is None
 
 
 def test_an_ended_task_can_be_erased(client: Client) -> None:

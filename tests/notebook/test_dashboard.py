@@ -226,8 +226,15 @@ def test_buttons_work_through_the_kernel(dashboard: Dashboard, client: Client, m
     assert asked(dashboard, monkeypatch, "cancel", id=busy.id)["answer"]["status"] == "cancelled"
     assert waiting.wait(30).status == "completed"
     assert asked(dashboard, monkeypatch, "task", id=waiting.id)["answer"]["result"]["output"]["m"] == 8
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/retry.ipynb")
     again = asked(dashboard, monkeypatch, "again", id=waiting.id)["answer"]
     assert (again["operation"], again["name"], again["priority"]) == ("matrix_multiply", "kept", 9)
+    assert again["notebook"] == "/work/retry.ipynb"
+    found = asked(dashboard, monkeypatch, "tasks", order="newest", offset=0, limit=5, name="KEPT", notebook="/work/retry.ipynb")["answer"]
+    assert ([task["task_id"] for task in found["tasks"]], found["total_count"]) == ([again["task_id"]], 1)
+    work = asked(dashboard, monkeypatch, "task", id=busy.id)["answer"]["parameters"]
+    assert "time.sleep" in work["code"]
+    assert "environment" not in work["world"]
     assert client.task(again["task_id"]).result(30)["m"] == 8
     wish = {"operation": "compute", "parameters": {"expression": "1 + 1", "inputs": {}}, "priority": 7, "name": "sum"}
     run = asked(dashboard, monkeypatch, "run", **wish)["answer"]

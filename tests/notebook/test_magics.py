@@ -316,3 +316,31 @@ def test_client_values_display_like_magic_values(kernel: Kernel) -> None:
     kernel.run("from openruntime_jupyter import connect\nclient = connect()")
     assert kernel.run("client.submit('compute').wait()").value.startswith("✓ completed in ")
     assert kernel.run("client.tasks(limit=1)").value.startswith("1 of ")
+
+
+def test_task_knows_its_notebook_and_shows_its_code(kernel: Kernel) -> None:
+    assert "unknown" in error_of(kernel.run("%openruntime tasks notebook=this"))
+    kernel.run("import os\n__vsc_ipynb_file__ = '/home/me/from code.ipynb'")
+    try:
+        assert kernel.run("%%openruntime --as of_code\nprint('of VS Code')").status == "ok"
+        kernel.run("os.environ['JPY_SESSION_NAME'] = '/work/<b>of Jupyter</b>.ipynb'")
+        assert kernel.run("%%openruntime --as of_jupyter --name 'Looked For'\nsecret = 'in the code'").status == "ok"
+        listed = "[[task.name for task in found] for found in (tasks, mine)], {task.notebook for task in mine}"
+        kernel.run("tasks = %openruntime tasks name='looked f'\nmine = %openruntime tasks notebook=this")
+        assert kernel.value(listed) == "([['Looked For'], ['Looked For']], {'/work/<b>of Jupyter</b>.ipynb'})"
+        kernel.run("os.environ['A_SETTING'] = 'not for display'\ndef twice(number):\n    return 2 * number")
+        kernel.run("call = __import__('openruntime_jupyter').connect().submit_call(twice, 21)\ncall.wait()")
+        shown = {name: kernel.run(name) for name in ("of_code", "of_jupyter", "call", "%openruntime show of_jupyter")}
+    finally:
+        kernel.run("del os.environ['JPY_SESSION_NAME'], __vsc_ipynb_file__, os.environ['A_SETTING']")
+    text = {name: cell.shown()[0] for name, cell in shown.items()}
+    assert "from from code.ipynb" in text["of_code"]
+    for name in ("of_jupyter", "%openruntime show of_jupyter"):
+        assert "secret = 'in the code'" in text[name]
+        (html,) = shown[name].shown("text/html")
+        assert "<details><summary>Code" in html
+        assert "<b>" not in html
+    assert "twice" in text["call"]
+    assert "In[" in text["call"]
+    assert "return 2 * number" in text["call"]
+    assert "not for display" not in "".join(text.values())

@@ -17,6 +17,7 @@ import pytest
 from openruntime_jupyter.errors import Stopping, TaskConflict
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import conversations, queries, writer
+from openruntime_jupyter.runtime.storage.rows import record_of
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import OutputItem, Payload, Progress, Task, TaskOutput, TaskResult, TaskState
@@ -339,7 +340,20 @@ async def test_file_of_each_older_release_is_migrated(tmp_path: Path, version: i
     with contextlib.closing(sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)) as connection:
         migrate(connection, MIGRATIONS[:version])
         connection.execute("INSERT INTO keys VALUES ('me', 'key', 'task_1', 'print', 'rt_1', 0)")
+        old = make_task(COMPLETED, name="Étude"), make_task(COMPLETED)
+        for task in old:
+            values = task.task_id, record_of(task, "rt_1", embedded=False).document
+            connection.execute(
+                "INSERT INTO tasks (id, runtime, state, operation, submitted, finished, durable, embedded, attempt, retries, document) "
+                "VALUES (?, 'rt_1', 'completed', 'compute', 1, 1, 1, 0, 1, 0, ?)",
+                values,
+            )
     async with opened(tmp_path) as history:
+        assert [[task.task_id for task in (await history.page(9, name=name))[0]] for name in ("éTUDE", "Compute")] == [
+            [old[0].task_id],
+            [old[1].task_id],
+        ]
+        assert (await history.page(9, notebook="/work/a.ipynb"))[:2] == ([], 0)
         await history.commit(make_task(COMPLETED))
         assert await history.look(lambda connection: conversations.page(connection, None, 10)) == []
     assert rows(tmp_path, "PRAGMA user_version") == [(len(MIGRATIONS),)]

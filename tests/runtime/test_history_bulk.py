@@ -25,7 +25,8 @@ def connection() -> Iterator[sqlite3.Connection]:
 
 def record(number: int, state: str = "pending", runtime: str = "rt_me", document: str = "{}") -> TaskRecord:
     finished = None if state in ("pending", "running") else 2
-    return TaskRecord(f"task_{number:03}", runtime, state, "call", None, 1, finished, False, False, 0, 0, document, {"n": number})
+    about = f"task_{number:03}", runtime, state, "call", None, 1, finished, False, False, 0, 0
+    return TaskRecord(*about, None, "call", document, {"n": number})
 
 
 def states(connection: sqlite3.Connection) -> dict[str, str]:

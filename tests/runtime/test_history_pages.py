@@ -27,6 +27,14 @@ FILTERS: list[dict[str, Any]] = [
     {"states": []},
     {"operation": "unheard of"},
     {"owner": ""},
+    {"notebook": "/work/a.ipynb"},
+    {"notebook": "/work/a.ipynb", "name": "RUN", "states": [TaskState.COMPLETED, TaskState.RUNNING, TaskState.RUNNING]},
+    {"notebook": "a.ipynb"},
+    {"name": "ÉTUDE", "owner": "ann"},
+    {"name": "%_"},
+    {"name": "ompu"},
+    {"name": "run", "operation": "call", "states": [TaskState.PENDING]},
+    {"name": "run", "states": []},
 ]
 
 
@@ -35,6 +43,8 @@ def matches(task: Task, wanted: dict[str, Any]) -> bool:
         ("states" not in wanted or task.status in wanted["states"])
         and ("operation" not in wanted or task.operation == wanted["operation"])
         and ("owner" not in wanted or task.owner == wanted["owner"])
+        and ("notebook" not in wanted or task.notebook == wanted["notebook"])
+        and ("name" not in wanted or wanted["name"].casefold() in (task.name or task.operation).casefold())
     )
 
 
@@ -47,6 +57,8 @@ async def filled(history: History, number: int, seed: int) -> list[Task]:
             operation=chance.choice(["compute", "call", "python"]),
             owner=chance.choice([None, "ann", "ben"]),
             wait=chance.random() < 0.5,
+            notebook=chance.choice([None, "/work/a.ipynb", "/work/b.ipynb"]),
+            name=chance.choice([None, "étude run", "Run 50%_x", "x"]),
         )
         for _ in range(number)
     ]
@@ -84,6 +96,11 @@ async def test_paging_by_key_and_offset_returns_every_match_once(tmp_path: Path,
             pages = [(await history.page(limit, offset=offset, **wanted))[0] for offset in range(0, len(expected), limit)]
             assert [task.task_id for tasks in pages for task in tasks] == [task.task_id for task in found]
             assert all(task.here == (task.runtime == "rt_1") for task in found)
+            if not {"states", "operation", "owner"} & set(wanted):
+                waiting, number = await history.waiting_elsewhere(0, limit, **wanted)
+                there = [task.task_id for task in reversed(found) if task.status is TaskState.PENDING and not task.here]
+                assert number == len(there)
+                assert [task.task_id for task in waiting] == there[:limit]
 
 
 async def test_counts_stay_exact_after_moves_takeovers_and_deletions(tmp_path: Path) -> None:
@@ -134,6 +151,8 @@ async def test_pages_use_indexes_only(tmp_path: Path) -> None:
             (queries.Filter(("completed", "failed")), "tasks_state"),
             (queries.Filter(operation="compute"), "tasks_operation"),
             (queries.Filter(owner="ann"), "tasks_owner"),
+            (queries.Filter(notebook="a", name="x"), "tasks_notebook"),
+            (queries.Filter(name="x"), "tasks_title"),
         ):
             for place in (None, (5, 5)):
                 query, values = queries._sequences(wanted, place, 100, 0)
@@ -141,5 +160,5 @@ async def test_pages_use_indexes_only(tmp_path: Path) -> None:
                 lines = [line for line in plan if "tasks" in line]
                 assert lines
                 assert all(f"COVERING INDEX {index}" in line for line in lines), plan
-                if place is not None or index != "tasks_submitted":
+                if place is not None or index not in ("tasks_submitted", "tasks_title"):
                     assert all(line.startswith("SEARCH") for line in lines), plan

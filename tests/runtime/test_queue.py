@@ -44,7 +44,7 @@ async def test_tasks_are_listed_and_run_by_priority(tmp_path: Path) -> None:
         assert {page.total_count for page in pages} == {5}
         assert (await runtime.list_tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
         for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
-            with pytest.raises(InvalidRequest, match="`limit` and `offset`"):
+            with pytest.raises(InvalidRequest, match="`next`"):
                 await runtime.list_tasks(order="next", **unfit)
         await runtime.cancel(holder)
         assert await order_of(runtime, ids) == wanted

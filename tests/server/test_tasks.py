@@ -58,6 +58,12 @@ def test_failed_task_returns_200(standalone: Server) -> None:
     assert "ZeroDivisionError" in task.error
 
 
+@pytest.mark.parametrize("notebook", ["", "a\nb.ipynb", "a\u0000.ipynb", "x" * 1025, 5])
+def test_invalid_notebook_is_rejected(standalone: Server, notebook: Any) -> None:
+    response = post(standalone, {**QUICK, "notebook": notebook})
+    assert "notebook" in error_of(response, 422)["error"]
+
+
 @pytest.mark.parametrize("way", ["body", "header"])
 def test_asynchronous_task_returns_202_with_location(standalone: Server, way: str) -> None:
     response = post(standalone, sleeping(wait=False)) if way == "body" else post(standalone, sleeping(), Prefer="respond-async")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
+from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
 from openruntime_jupyter.client.transport.events import BusEvents, Listening
 from openruntime_jupyter.client.transport.forks import reset_in_child
@@ -239,8 +240,8 @@ def _validated(model: type[BaseModel] | None, given: Mapping[str, Any]) -> BaseM
 
 
 def _label() -> str:
-    notebook = os.environ.get("JPY_SESSION_NAME")
-    return Path(notebook).name if notebook else f"process {os.getpid()}"
+    file = notebook()
+    return Path(file).name if file else f"process {os.getpid()}"
 
 
 _embedded: EmbeddedBackend | None = None

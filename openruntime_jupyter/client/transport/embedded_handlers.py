@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.arrays.array_file import check_bounds
 from openruntime_jupyter.imports import load
+from openruntime_jupyter.operations.parameter_summary import summarized
 from openruntime_jupyter.operations.registry import describe_operations
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AiTask
@@ -76,9 +77,9 @@ async def _submit_followed(call: Call) -> TaskOutput:
 
 
 async def _get_task(call: Call, task_id: str) -> Task:
-    if call.wait:
-        return await call.runtime.tasks.wait(task_id, call.wait, call.query.parameters)
-    return await call.runtime.tasks.get(task_id, call.query.parameters)
+    query, tasks = call.query, call.runtime.tasks
+    task = await (tasks.wait(task_id, call.wait, query.parameters) if call.wait else tasks.get(task_id, query.parameters))
+    return summarized(task) if query.summary else task
 
 
 async def _delete_task(call: Call, task_id: str) -> Task:
@@ -96,7 +97,17 @@ async def _get_payload(call: Call, task_id: str) -> bytes:
 
 async def _list_tasks(call: Call) -> Any:
     query = call.query
-    return await call.runtime.list_tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order)
+    return await call.runtime.list_tasks(
+        query.limit,
+        query.before,
+        query.offset,
+        query.state,
+        query.operation,
+        query.owner,
+        query.order,
+        query.notebook,
+        query.name,
+    )
 
 
 async def _delete_array(call: Call, array_id: str) -> Any:

@@ -43,7 +43,7 @@ TASKS_EVERY = 0.25
 TASKS_MAX_AGE = 5.0
 """Maximum age of the task list, in seconds. Tasks of other runtimes send no events here."""
 
-NOT_SENT = {"parameters": True, "result": True}
+NOT_SENT = {"parameters": True, "inputs": True, "result": True}
 """Large fields, which the page requests when the user opens a task."""
 
 Show = Callable[[dict[str, Any]], None]

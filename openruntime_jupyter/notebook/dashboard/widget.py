@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import connect
-from openruntime_jupyter.client.handles import again, record
+from openruntime_jupyter.client.execution_environment import notebook
+from openruntime_jupyter.client.handles import again
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.dashboard.feed import Subscription, feed_of, row
@@ -50,6 +51,7 @@ class Dashboard(anywidget.AnyWidget):
 
     timeframe = traitlets.Enum(list(TIMEFRAMES), "5m", help="Time range of the charts.").tag(sync=True)
     where = traitlets.Unicode(help="Address of the runtime, for display.").tag(sync=True)
+    notebook = traitlets.Unicode(None, allow_none=True, help="Notebook of this dashboard, if known.").tag(sync=True)
     # Each part is a separate trait, so that only changed parts are sent.
     connection = traitlets.Dict(help="Connection state: `live`, and the `reason` if the runtime does not respond.").tag(sync=True)
     health = traitlets.Dict(help="Health and current metrics.").tag(sync=True)
@@ -69,6 +71,7 @@ class Dashboard(anywidget.AnyWidget):
         self._lock = threading.Lock()
         self._views: set[str] = set()
         self.where = self._client.where
+        self.notebook = notebook()
         self._feed = feed_of(self._client.backend)
         self._subscription: Subscription | None = self._feed.open(timeframe, self._show)
         self.observe(self._on_timeframe, "timeframe")
@@ -146,13 +149,18 @@ Action = Callable[[Backend, dict[str, Any]], BaseModel | dict[str, Any]]
 
 
 def _run(backend: Backend, args: dict[str, Any]) -> Task:
-    return backend.call(api.SUBMIT_TASK, body={**args, "origin": "notebook"}, key=new_key())
+    return backend.call(api.SUBMIT_TASK, body={**args, "origin": "notebook", "notebook": notebook()}, key=new_key())
 
 
 def _tasks(backend: Backend, args: dict[str, Any]) -> dict[str, Any]:
     query = {"limit": int(args["limit"]), "state": args.get("states"), "offset": int(args["offset"]), "order": args["order"]}
-    page = backend.call(api.LIST_TASKS, query=query)
-    return {"tasks": [row(task) for task in page.tasks]}
+    page = backend.call(api.LIST_TASKS, query={**query, "name": args.get("name"), "notebook": args.get("notebook")})
+    return {"tasks": [row(task) for task in page.tasks], "total_count": page.total_count}
+
+
+def _task(backend: Backend, args: dict[str, Any]) -> dict[str, Any]:
+    """Return a task with the summary of its parameters."""
+    return backend.call(api.GET_TASK, args["id"], query={"summary": True}).model_dump(mode="json")
 
 
 def _insights(backend: Backend, args: dict[str, Any]) -> Insights:
@@ -163,7 +171,7 @@ def _insights(backend: Backend, args: dict[str, Any]) -> Insights:
 ACTIONS: dict[str, Action] = {
     "cancel": lambda backend, args: backend.call(api.DELETE_TASK, args["id"]),
     "priority": lambda backend, args: backend.call(api.CHANGE_TASK, args["id"], body={"priority": int(args["priority"])}),
-    "task": lambda backend, args: record(backend, args["id"]),
+    "task": _task,
     "tasks": _tasks,
     "output": lambda backend, args: backend.call(api.GET_OUTPUT, args["id"], query={"since": int(args.get("since", 0))}),
     "again": lambda backend, args: again(backend, args["id"], "notebook"),
@@ -173,4 +181,5 @@ ACTIONS: dict[str, Action] = {
     "unload": lambda backend, args: {"unloaded": backend.call(api.UNLOAD_MODEL, args["name"])},
     "insights": _insights,
 }
-"""Actions by name, as called by the page. Each raises the backend's errors. Records are sent without a task's parameters."""
+"""Actions by name, as called by the page. Each raises the backend's errors. Records are sent without a task's parameters, except
+by `task`."""

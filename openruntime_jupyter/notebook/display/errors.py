@@ -19,7 +19,7 @@ from IPython.display import publish_display_data
 
 from openruntime_jupyter.client.handles import task_error
 from openruntime_jupyter.errors import OpenRuntimeError, TaskError
-from openruntime_jupyter.notebook.display.html import Html, Styled, View, code, joined, line, sign, tag
+from openruntime_jupyter.notebook.display.html import Styled, View, code, collapsed, joined, line, sign, tag
 from openruntime_jupyter.notebook.display.tasks import STATES, title
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskState
 
@@ -152,10 +152,10 @@ class ErrorCard(View):
         yield from map(line, self._advice)
         if self._traceback:
             hint = f"Full traceback: %openruntime result {self.task.task_id} --verbose"
-            yield Styled(hint, _collapsed("Traceback in the worker", self._traceback))
+            yield Styled(hint, collapsed("Traceback in the worker", self._traceback))
         if self._last:
             indented = "".join(f"\n    {each}" for each in self._last.splitlines())
-            yield Styled(f"Last output:{indented}", _collapsed("Last output", self._last))
+            yield Styled(f"Last output:{indented}", collapsed("Last output", self._last))
         yield line(joined(map(code, self._next())), class_="m")
 
     def _head(self) -> Styled:
@@ -170,10 +170,6 @@ class ErrorCard(View):
         session = self.task.session_name if died else None
         first = f"%openruntime restart {session}" if session else f"%openruntime retry {self.task.task_id}"
         return [first, f"%openruntime output {self.task.task_id}"] if self._last else [first]
-
-
-def _collapsed(name: str, text: str) -> Html:
-    return tag("details", tag("summary", f"{name} ({len(text.splitlines())} lines)"), tag("pre", text, tabindex="0"))
 
 
 def advice(task: Task, variables: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
@@ -107,6 +108,11 @@ def ordinal(position: int) -> str:
         return "next in line"
     ending = "th" if 10 <= position % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(position % 10, "th")
     return f"{position:,}{ending} in line"
+
+
+def file_name(path: str | None) -> str:
+    """Return the name of a file, such as a notebook; an empty text for None."""
+    return PurePath(path).name if path else ""
 
 
 def memory(task: Task) -> str | None:

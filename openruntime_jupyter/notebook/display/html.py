@@ -145,6 +145,12 @@ def joined(parts: Iterable[Any]) -> Styled:
     return Styled(" · ".join(map(str, shown)), Html(" · ".join(map(Html.of, shown))))
 
 
+def collapsed(name: str, text: str) -> Html:
+    """Return a text that is shown on a click on its name."""
+    lines = len(text.splitlines())
+    return tag("details", tag("summary", f"{name} ({lines} {'line' if lines == 1 else 'lines'})"), tag("pre", text, tabindex="0"))
+
+
 def block(label: str, *children: Any, kind: str = "") -> Html:
     """Return a complete view: the style, and the content with a label for screen readers."""
     return Html(STYLE + tag("div", *children, class_=f"ort {kind}".rstrip(), role="group", aria_label=label))

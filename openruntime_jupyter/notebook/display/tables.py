@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.notebook.display.format import as_of, clock, duration, local_times
+from openruntime_jupyter.notebook.display.format import as_of, clock, duration, file_name, local_times
 from openruntime_jupyter.notebook.display.html import (
     Column,
     RecordTable,
@@ -169,7 +168,7 @@ class SessionTable(RecordTable[WorkerSession]):
 
     def __init__(self, sessions: Sequence[WorkerSession]) -> None:
         super().__init__(sessions)
-        notebooks, owners = {_notebook(each) for each in sessions}, {each.owner for each in sessions}
+        notebooks, owners = {file_name(each.notebook) for each in sessions}, {each.owner for each in sessions}
         common = notebooks.pop() if len(notebooks) == 1 else ""
         count = f"{len(sessions):,} {'session' if len(sessions) == 1 else 'sessions'}, most recently used first"
         self.caption = " · ".join([count, *([f"of {common}"] if common else []), as_of()])
@@ -177,7 +176,7 @@ class SessionTable(RecordTable[WorkerSession]):
             Column("session", lambda each: each.name, "wrap", labelled=False),
             Column("state", lambda each: str(each.state), labelled=False),
             Column("running", lambda each: code(each.task_id) if each.task_id else "", "wrap"),
-            Column("notebook", lambda each: "" if common else _notebook(each), "wrap"),
+            Column("notebook", lambda each: "" if common else file_name(each.notebook), "wrap"),
             Column("owner", lambda each: (each.owner or "") if len(owners) > 1 else "", "wrap"),
             Column("tasks done", lambda each: each.tasks, "number"),
             Column("memory", lambda each: _size(each.resident_bytes), "number"),
@@ -193,10 +192,6 @@ class SessionTable(RecordTable[WorkerSession]):
             for each in self
             if each.reason
         )
-
-
-def _notebook(session: WorkerSession) -> str:
-    return PurePath(session.notebook).name if session.notebook else ""
 
 
 class ModelTable(RecordTable[ModelInfo]):

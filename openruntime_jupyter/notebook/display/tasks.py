@@ -6,7 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from openruntime_jupyter.notebook.display.format import as_of, clock, duration, memory, number, ordinal, rough, unit_head, with_unit
+from openruntime_jupyter.notebook.display.format import (
+    as_of,
+    clock,
+    duration,
+    file_name,
+    memory,
+    number,
+    ordinal,
+    rough,
+    unit_head,
+    with_unit,
+)
 from openruntime_jupyter.notebook.display.html import (
     Column,
     Html,
@@ -14,6 +25,7 @@ from openruntime_jupyter.notebook.display.html import (
     Styled,
     View,
     code,
+    collapsed,
     joined,
     line,
     pairs,
@@ -155,16 +167,17 @@ def _reference(task: Task, read_at: str | None) -> Html:
 class TaskCard(View):
     """Display of a handle: the task's state and the next commands. `seen` False marks the last known state of an unreachable runtime.
 
-    `seen_at` is the time of the record (default: now).
+    `seen_at` is the time of the record (default: now). `work` adds the code and the parameters of `TaskHandle.described()`.
     """
 
     kind = "ort-c"
 
-    def __init__(self, task: Task, devices: Mapping[str, str], seen: bool = True, seen_at: float | None = None) -> None:
+    def __init__(self, task: Task, devices: Mapping[str, str], seen: bool = True, seen_at: float | None = None, work: bool = False) -> None:
         self.task = task
         self._read_at = read_at(task, seen_at)
+        self._work = work_of(task) if work else []
         self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
-        self._details = joined([None if seen else "unreachable, last known state", *details(task, devices, live=False)])
+        self._details = joined([None if seen else "unreachable, last known state", *details(task, devices, live=False), _from(task)])
 
     def content(self) -> Iterable[Styled]:
         """Return the state, the details, the error, and the next commands."""
@@ -175,6 +188,7 @@ class TaskCard(View):
             yield Styled("", line(self._details, class_="m").html)
         if task.error:
             yield line(task.error, class_="m")
+        yield from self._work
         yield line(joined(code(f"%openruntime {verb} {task.task_id}") for verb in self._next()), class_="m")
 
     def _next(self) -> tuple[str, ...]:
@@ -183,11 +197,52 @@ class TaskCard(View):
         return ("output",) if self.task.status.terminal else ("wait", "output", "cancel")
 
 
+def _from(task: Task) -> Styled | None:
+    """Return the notebook of a task, with its path as a tooltip."""
+    if task.notebook is None:
+        return None
+    name = file_name(task.notebook)
+    return Styled(f"from {name}", tag("span", f"from {name}", title=task.notebook))
+
+
+TEXT_LINES = 20
+"""Maximum number of lines of code in a card's plain text."""
+FOLDED = ("code", "sources")
+"""Parameters that are code."""
+HIDDEN = ("isolate", "burst", "filename", "about", "world")
+"""Parameters that say nothing about the work. The environment of the caller may have secrets."""
+
+
+def work_of(task: Task) -> list[Styled]:
+    """Return the code and the parameters of a task, from a record with the summary of its parameters."""
+    given = task.parameters or {}
+    parts = []
+    for name in FOLDED:
+        text = given.get(name)
+        if isinstance(text, str) and text.strip():
+            lines = text.rstrip().splitlines()
+            shown = "".join(f"\n    {each}" for each in lines[:TEXT_LINES])
+            more = f"\n    … ({len(lines) - TEXT_LINES:,} more lines)" if len(lines) > TEXT_LINES else ""
+            parts.append(Styled(f"Code:{shown}{more}", collapsed("Code", text.rstrip())))
+    values = [(name, value) for name, value in given.items() if name not in (*FOLDED, *HIDDEN) and value not in (None, "", [], {})]
+    if values:
+        parts.append(pairs([(_spaced(name), _parameter(value)) for name, value in values]))
+    return parts
+
+
+def _parameter(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return _short(", ".join(value))
+    if isinstance(value, dict):
+        return _short(", ".join(f"{name} = {_parameter(each)}" for name, each in value.items()))
+    return _short(value)
+
+
 class TaskTable(RecordTable[Task]):
     """Tasks, newest first.
 
-    A device and an owner that all tasks share are shown in the caption. The default priority is omitted. `filters` are shown when no
-    task matches.
+    A device, an owner and a notebook that all tasks share are shown in the caption. The default priority is omitted. `filters` are shown
+    when no task matches.
     """
 
     label = "OpenRuntime tasks"
@@ -203,10 +258,12 @@ class TaskTable(RecordTable[Task]):
         given = ", ".join(f"{name} {value}" for name, value in (filters or {}).items())
         self.empty = f"No tasks with {given}" if given else "No tasks"
         one_device, one_owner = len(self._distinct(device)) < 2, len({_owner(task) for task in self}) < 2
+        one_notebook = len({task.notebook for task in self}) < 2
         one_priority = all(task.priority == DEFAULT_PRIORITY for task in self)
         self.columns = (
             Column("state", lambda each: state(each, STATES[each.status][1]), labelled=False),
             Column("task", title, "wrap", labelled=False),
+            Column("notebook", lambda each: "" if one_notebook else _notebook(each), "wrap"),
             Column("session", lambda each: each.session_name or "", "wrap"),
             Column("ran", lambda each: duration(each.execution_time), "number"),
             Column("submitted", lambda each: clock(each.submitted_at)),
@@ -219,6 +276,7 @@ class TaskTable(RecordTable[Task]):
         parts = [f"{count} {'task' if page.total_count == 1 else 'tasks'}, newest first"]
         parts += [f"on {name}" for name in self._distinct(device) if one_device]
         parts += [f"of {name}" for name in self._distinct(_owner) if one_owner]
+        parts += [f"from {name}" for name in self._distinct(_notebook) if one_notebook]
         parts += [as_of()] if any(not task.status.terminal for task in self) else []
         self.caption = " · ".join(parts)
 
@@ -226,18 +284,23 @@ class TaskTable(RecordTable[Task]):
         return {value(task) for task in self} - {""}
 
 
+def _notebook(task: Task) -> Styled | str:
+    return Styled(file_name(task.notebook), tag("span", file_name(task.notebook), title=task.notebook)) if task.notebook else ""
+
+
 def _owner(task: Task) -> str:
     return ", ".join(part for part in (task.owner, None if task.here else "another runtime") if part)
 
 
 class ResultCard(View, dict[str, Any]):
-    """Output of an operation: a dict that is displayed as a card. `task` is the record."""
+    """Output of an operation: a dict that is displayed as a card. `task` is the record; `work` adds its parameters."""
 
     kind = "ort-c"
 
-    def __init__(self, task: Task, output: dict[str, Any]) -> None:
+    def __init__(self, task: Task, output: dict[str, Any], work: bool = False) -> None:
         super().__init__(output)
         self.task = task
+        self._work = work_of(task) if work else []
         self.label = f"Result of {title(task)}"
 
     def content(self) -> Iterable[Styled]:
@@ -249,6 +312,9 @@ class ResultCard(View, dict[str, Any]):
         for name, value in self.items():
             if _is_table(value):
                 yield _records(_spaced(name), value)
+        if self._work:
+            text = "\n".join(map(str, self._work))
+            yield Styled(f"Parameters:\n{text}", tag("details", tag("summary", "Parameters"), *self._work))
 
 
 def _spaced(name: str) -> str:

@@ -52,7 +52,12 @@ def run_operation(session: Session, arguments: Arguments, operation: str) -> Any
 
 def shown(task: Task, value: Any) -> Any:
     """Return an operation's output as a card, and any other value unchanged."""
-    return ResultCard(task, value) if task.operation not in ("python", "call") and isinstance(value, dict) else value
+    return ResultCard(task, value) if is_output(task, value) else value
+
+
+def is_output(task: Task, value: Any) -> bool:
+    """Return whether the result of a task is the output of an operation, not a value of the user's code."""
+    return task.operation not in ("python", "call") and isinstance(value, dict)
 
 
 def _explain(problem: InvalidRequest, operation: str, session: Session, given: Mapping[str, Any]) -> str:

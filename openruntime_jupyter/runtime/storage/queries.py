@@ -24,11 +24,39 @@ class Filter:
     states: tuple[str, ...] | None = None
     operation: str | None = None
     owner: str | None = None
+    notebook: str | None = None
+    name: str | None = None
+    """Part of the name or, of an unnamed task, of the operation; case is ignored."""
+
+    @property
+    def index(self) -> str | None:
+        """Return the index of a notebook or name, which must be used: the planner does not know how expensive these columns are."""
+        if self.notebook is not None:
+            return "tasks_notebook"
+        return "tasks_title" if self.name is not None else None
+
+    @property
+    def table(self) -> str:
+        """Return the table with the index to use, for FROM."""
+        return "tasks" if self.index is None else f"tasks INDEXED BY {self.index}"
 
     def rest(self) -> tuple[str, list[Any]]:
         """Return the SQL of all conditions except the states, starting with AND, and its values."""
-        conditions = [(name, value) for name, value in (("operation", self.operation), ("owner", self.owner)) if value is not None]
-        return "".join(f" AND {name} = ?" for name, _ in conditions), [value for _, value in conditions]
+        conditions = {
+            "operation = ?": self.operation,
+            "owner = ?": self.owner,
+            "notebook = ?": self.notebook,
+            "instr(title, ?)": self.name and self.name.casefold(),
+        }
+        given = {condition: value for condition, value in conditions.items() if value is not None}
+        return "".join(f" AND {condition}" for condition in given), list(given.values())
+
+    def every(self) -> tuple[str, list[Any]]:
+        """Return the SQL of all conditions, without AND at the start, and its values."""
+        rest, values = self.rest()
+        if self.states is None:
+            return f"1{rest}", values
+        return f"state IN ({', '.join('?' * len(self.states))}){rest}", [*self.states, *values]
 
 
 def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
@@ -55,21 +83,31 @@ def page(
     return tasks, total, tasks[-1].task_id if tasks and len(rows) > limit else None
 
 
-def waiting_elsewhere(connection: sqlite3.Connection, me: str, here: int, limit: int, offset: int) -> tuple[list[Task], int]:
-    """Return up to `limit` pending tasks of runtimes other than `me`, oldest first, and the number of all of them.
+def waiting_elsewhere(
+    connection: sqlite3.Connection, me: str, wanted: Filter, here: int, limit: int, offset: int
+) -> tuple[list[Task], int]:
+    """Return up to `limit` matching pending tasks of runtimes other than `me`, oldest first, and the number of all of them.
 
     The query runs only if the counters show more pending tasks than the `here` of this runtime.
     """
     if count(connection, Filter(("pending",))) <= here:
         return [], 0
-    others = "FROM tasks WHERE state = 'pending' AND runtime != ?"
-    (number,) = connection.execute(f"SELECT count(*) {others}", (me,)).fetchone()
+    rest, values = wanted.rest()
+    others = f"FROM tasks WHERE state = 'pending' AND runtime != ?{rest}"
+    (number,) = connection.execute(f"SELECT count(*) {others}", (me, *values)).fetchone()
     query = f"SELECT {ROW} {others} ORDER BY submitted, sequence LIMIT ? OFFSET ?"
-    return [task_of(row, me) for row in connection.execute(query, (me, limit, offset))], number
+    return [task_of(row, me) for row in connection.execute(query, (me, *values, limit, offset))], number
 
 
 def count(connection: sqlite3.Connection, wanted: Filter) -> int:
-    """Return the number of matching tasks, from the counter table, which stays small however many tasks are stored."""
+    """Return the number of matching tasks.
+
+    It is from the counter table, which stays small however many tasks are stored, except for a notebook or name, which are not counted.
+    """
+    if wanted.index is not None:
+        conditions, values = wanted.every()
+        query = f"SELECT count(*) FROM {wanted.table} WHERE {conditions}"  # noqa: S608 - constants
+        return int(connection.execute(query, values).fetchone()[0])
     rest, values = wanted.rest()
     query = f"SELECT ifnull(sum(number), 0) FROM counters WHERE 1{rest}"  # noqa: S608 - constants
     if wanted.states is None:
@@ -88,18 +126,18 @@ def _place(connection: sqlite3.Connection, task_id: str) -> tuple[int, int]:
 def _sequences(wanted: Filter, place: tuple[int, int] | None, number: int, offset: int) -> tuple[str, list[Any]]:
     """Return the query for a page's rows and its values.
 
-    It merges the newest rows of each state from narrow indexes, so every page costs the same.
+    It merges the newest rows of each state from narrow indexes, so every page costs the same. For a notebook or name it reads their
+    index instead.
     """
-    rest, values = wanted.rest()
+    merged = wanted.states is not None and wanted.index is None
+    conditions, values = wanted.rest() if merged else wanted.every()
     if place is not None:
-        rest += " AND (submitted, sequence) < (?, ?)"
+        conditions += " AND (submitted, sequence) < (?, ?)"
         values += place
     values.append(number + offset)
-    shape = f"SELECT submitted, sequence FROM tasks WHERE {{}}{rest} {NEWEST_FIRST} LIMIT ?"  # noqa: S608 - constants
-    if wanted.states is None:
-        query = shape.format("1")
-    else:
-        query = " UNION ALL ".join(f"SELECT * FROM ({shape.format('state = ?')})" for _ in wanted.states)  # noqa: S608 - constants
+    query = f"SELECT submitted, sequence FROM {wanted.table} WHERE {'state = ?' if merged else ''}{conditions} {NEWEST_FIRST} LIMIT ?"  # noqa: S608 - constants
+    if merged and wanted.states is not None:
+        query = " UNION ALL ".join(f"SELECT * FROM ({query})" for _ in wanted.states)  # noqa: S608 - constants
         values = [value for state in wanted.states for value in (state, *values)]
     return f"SELECT sequence FROM ({query}) {NEWEST_FIRST} LIMIT ? OFFSET ?", [*values, number, offset]  # noqa: S608 - constants
 

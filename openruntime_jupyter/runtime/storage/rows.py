@@ -44,7 +44,7 @@ FROM (VALUES {}) AS new WHERE id = new.column5 AND runtime = new.column6 AND fin
 # Purged tasks are not inserted again. OR IGNORE and a second statement cost less than an upsert.
 INSERT_MANY = """
 INSERT OR IGNORE INTO tasks
-    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, document, parameters)
+    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, notebook, title, document, parameters)
 SELECT * FROM (VALUES {}) AS new WHERE NOT EXISTS (SELECT 1 FROM gone WHERE id = new.column1)
 """
 PAYLOADS = "INSERT OR REPLACE INTO payloads (task_id, stored, size, encoding, file, data) VALUES {}"
@@ -84,6 +84,8 @@ class TaskRecord(NamedTuple):
     embedded: bool
     attempt: int
     retries: int
+    notebook: str | None
+    title: str
     document: str
     parameters: dict[str, Any] | None
 
@@ -125,9 +127,17 @@ def record_of(task: Task, runtime: str, embedded: bool) -> TaskRecord:
         embedded,
         task.attempt,
         task.retries,
+        task.notebook,
+        _title(task),
         text_of(task, TRANSIENT_FIELDS),
         task.parameters,
     )
+
+
+def _title(task: Task) -> str:
+    """Return the text in which a search by name looks."""
+    title = (task.name or task.operation).casefold()
+    return title if title.isascii() else title.encode("utf-8", "replace").decode()
 
 
 def text_of(model: BaseModel, leave_out: set[str] | None = None) -> str:

@@ -113,7 +113,19 @@ CREATE TABLE metrics (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA)
+PROVENANCE_SCHEMA = """
+ALTER TABLE tasks ADD COLUMN notebook TEXT;
+-- The name, or else the operation, with its case folded: what a search by name looks in.
+ALTER TABLE tasks ADD COLUMN title TEXT NOT NULL DEFAULT '';
+UPDATE tasks SET title = casefold(
+    ifnull(nullif(json_extract(CASE WHEN json_valid(document) THEN document ELSE '{}' END, '$.name'), ''), operation)
+);
+-- Both have the title, so that a search reads no rows: the columns follow the parameters, which may be large.
+CREATE INDEX tasks_notebook ON tasks (notebook, submitted, title) WHERE notebook IS NOT NULL;
+CREATE INDEX tasks_title ON tasks (submitted, title);
+"""
+
+MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
 
 
@@ -145,6 +157,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] | None = N
     steps = MIGRATIONS if migrations is None else migrations
     if version(connection) == len(steps):
         return
+    connection.create_function("casefold", 1, lambda text: str(text).casefold())
     connection.execute("BEGIN IMMEDIATE")
     try:
         for script in steps[version(connection) :]:

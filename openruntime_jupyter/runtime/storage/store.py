@@ -263,18 +263,24 @@ class History:
         states: list[TaskState] | None = None,
         operation: str | None = None,
         owner: str | None = None,
+        notebook: str | None = None,
+        name: str | None = None,
     ) -> tuple[list[Task], int, str | None]:
         """Return up to `limit` tasks without parameters, newest first, the number of matches, and the next `before`, None at the end.
 
         A page costs the same for every `before`, which works even after its task was deleted. Unknown ids raise `InvalidRequest`.
         """
-        wanted = queries.Filter(None if states is None else tuple(dict.fromkeys(str(state) for state in states)), operation, owner)
+        those = None if states is None else tuple(dict.fromkeys(str(state) for state in states))
+        wanted = queries.Filter(those, operation, owner, notebook, name)
         most = min(max(limit, 0), MOST_LISTED)
         return await self.look(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
 
-    async def waiting_elsewhere(self, here: int, limit: int, offset: int = 0) -> tuple[list[Task], int]:
-        """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is the number in this one."""
-        return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, here, limit, offset))
+    async def waiting_elsewhere(
+        self, here: int, limit: int, offset: int = 0, notebook: str | None = None, name: str | None = None
+    ) -> tuple[list[Task], int]:
+        """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is that of all in this one."""
+        wanted = queries.Filter(notebook=notebook, name=name)
+        return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
 
     async def metrics(
         self, start: float, end: float, points: int, runtime: str | None = None, now: float | None = None, *, sampled_only: bool = False

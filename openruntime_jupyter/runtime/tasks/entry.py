@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
+from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
 from openruntime_jupyter.schemas.tasks import (
     Failure,
@@ -468,6 +469,7 @@ class Entry:
     output: OutputBuffer
     submitted_mono: float
     name: str | None = None
+    notebook: str | None = None
     device_preference: str = "auto"
     timeout: float | None = None
     retries: int = 0
@@ -481,6 +483,8 @@ class Entry:
     """Burst of calls whose processes the task may use."""
     arrays: tuple[str, ...] = ()
     """Ids of the arrays in the parameters."""
+    inputs: list[ArrayReference] = field(default_factory=list)
+    """The first of these arrays."""
     returns_arrays: bool = True
     """False if the result never has arrays."""
     model: ModelUse | None = None
@@ -552,6 +556,12 @@ class Entry:
             self.news.set()
             self.news = None
 
+    def matches(self, notebook: str | None, name: str | None) -> bool:
+        """Return whether the task is of `notebook`, and its name or else its operation contains `name`, ignoring case."""
+        if notebook not in (None, self.notebook):
+            return False
+        return name is None or name.casefold() in (self.name or self.operation).casefold()
+
     def record(self, parameters: bool = True) -> Task:
         """Return a new record, without what changes while the task waits or runs; after the end one shared record."""
         if not self.state.terminal:
@@ -571,6 +581,7 @@ class Entry:
                 "name": self.name,
                 "owner": self.owner,
                 "origin": self.origin,
+                "notebook": self.notebook,
                 "priority": self.priority,
                 "device_preference": self.device_preference,
                 "device_used": self.device_used,
@@ -597,6 +608,7 @@ class Entry:
                 "performance_metrics": self.metrics,
                 "runtime": self.runtime,
                 "here": True,
+                "inputs": self.inputs,
                 "parameters": self.given if parameters else None,
             },
         )

@@ -108,5 +108,6 @@ def _request(task: Task) -> TaskRequest:
         memory_limit=task.memory_limit,
         session=task.session,
         origin=task.origin,
+        notebook=task.notebook,
         wait=False,
     )

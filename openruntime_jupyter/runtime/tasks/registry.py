@@ -300,9 +300,11 @@ class TaskRegistry:
         states: list[TaskState] | None = None,
         operation: str | None = None,
         owner: str | None = None,
+        notebook: str | None = None,
+        name: str | None = None,
     ) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first."""
-        found, total, following = await self._history.page(limit, before, offset, states, operation, owner)
+        found, total, following = await self._history.page(limit, before, offset, states, operation, owner, notebook, name)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,11 +26,14 @@ from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import Entry, OutputBuffer, QueueKey, TokenLog
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
+from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 from openruntime_jupyter.schemas.values import ModelSource
 
 LONGEST_KEY = 255
+MOST_INPUTS = 20
+"""Maximum number of arrays that a record describes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Checked:
     world: World | None = None
     burst: str | None = None
     arrays: tuple[str, ...] = ()
+    inputs: list[ArrayReference] = field(default_factory=list)
     model: ModelUse | None = None
 
 
@@ -202,9 +206,14 @@ class TaskSubmission:
                 f"{len(encoded):,} bytes of JSON, and the most is {most:,} (max_parameters_bytes); let the task load large data itself",
             )
         named = list(references(parameters))
+        inputs: dict[str, ArrayReference] = {}
         for each in named:
             if (layout := self._arrays.known(each.array)) is not None:
                 each.resolve(layout.shape, layout.dtype, layout.nbytes)
+                if len(inputs) < MOST_INPUTS:
+                    inputs[each.array] = ArrayReference(
+                        id=each.array, shape=list(layout.shape), dtype=layout.dtype, bytes=layout.nbytes, kind=layout.kind
+                    )
         model = None
         if isinstance(parameters, ModelParameters):
             source = self._find_model(parameters.model, caller)
@@ -224,7 +233,8 @@ class TaskSubmission:
         if request.session is not None and kind.name not in ("python", "call"):
             raise InvalidRequest.of("session", f"{kind.name} uses no variables of a session: only python and call do")
         arrays = tuple(dict.fromkeys(each.array for each in named))
-        return Checked(kind, encoded, timeout, kind.bytes_needed(parameters), interpreter, environment, world, burst, arrays, model)
+        needs, found = kind.bytes_needed(parameters), list(inputs.values())
+        return Checked(kind, encoded, timeout, needs, interpreter, environment, world, burst, arrays, found, model)
 
     async def place(self, checked: Checked, preference: str) -> Lane:
         """Return the lane of the task; raise `UnknownDevice` or `Unavailable`."""
@@ -334,6 +344,7 @@ class TaskSubmission:
             output=OutputBuffer(self._settings.max_output_bytes),
             submitted_mono=now,
             name=request.name,
+            notebook=request.notebook,
             device_preference=request.device_preference,
             timeout=checked.timeout,
             retries=request.retries,
@@ -344,6 +355,7 @@ class TaskSubmission:
             private=not (checked.operation.shared or checked.operation.resident),
             burst=checked.burst,
             arrays=checked.arrays,
+            inputs=checked.inputs,
             returns_arrays=checked.operation.returns_arrays,
             model=checked.model,
             session=session,

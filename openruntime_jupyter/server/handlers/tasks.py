@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from jupyter_server.utils import url_path_join
 
+from openruntime_jupyter.operations.parameter_summary import summarized
 from openruntime_jupyter.schemas.endpoints import (
     CHANGE_TASK,
     DELETE_TASK,
@@ -35,7 +36,17 @@ class TasksHandler(WaitingMixin):
         query = self.query(TasksQuery)
         runtime = await self.runtime()
         self.reply(
-            await runtime.list_tasks(query.limit, query.before, query.offset, query.state, query.operation, query.owner, query.order)
+            await runtime.list_tasks(
+                query.limit,
+                query.before,
+                query.offset,
+                query.state,
+                query.operation,
+                query.owner,
+                query.order,
+                query.notebook,
+                query.name,
+            )
         )
 
     @serves(SUBMIT_TASK)
@@ -98,13 +109,16 @@ class TaskHandler(Handler):
 
     @serves(GET_TASK)
     async def get(self, task_id: str) -> None:
-        """Return the task, after waiting up to `wait` seconds for it to finish."""
+        """Return the task, after waiting up to `wait` seconds for it to finish.
+
+        `summary` describes its parameters for people; the complete ones may have megabytes and environment variables.
+        """
         query = self.query(TaskQuery)
         runtime = await self.runtime()
         task = await runtime.tasks.get(task_id, query.parameters)
         if query.wait and not task.status.terminal:
             task = await self.while_connected(runtime.tasks.wait(task_id, query.wait, query.parameters))
-        self.reply(task)
+        self.reply(summarized(task) if query.summary else task)
 
     @serves(CHANGE_TASK)
     async def patch(self, task_id: str) -> None:

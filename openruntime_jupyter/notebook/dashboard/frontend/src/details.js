@@ -57,6 +57,29 @@ function result(task, output) {
   );
 }
 
+/** Parameters that are code, and those that say nothing about the work. */
+const CODE = ["code", "sources"];
+const NOT_SHOWN = ["isolate", "burst", "filename", "about", "world"];
+
+function given(value) {
+  if (Array.isArray(value) && value.every((each) => typeof each === "string")) return value.join(", ");
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+/** The code and the parameters. The runtime has described large values by their kind and size. */
+function work(task) {
+  const entries = Object.entries(task.parameters ?? {}).filter(([, value]) => value != null && !["", "[]", "{}"].includes(given(value)));
+  if (!entries.length) return null;
+  const code = entries.filter(([name]) => CODE.includes(name)).map(([, value]) => {
+    const lines = value.trimEnd().split("\n").length;
+    return make("details", {}, make("summary", {}, `Code (${lines} ${lines === 1 ? "line" : "lines"})`), make("pre", { tabindex: 0, "aria-label": "Code" }, value.trimEnd()));
+  });
+  const others = entries.filter(([name]) => !CODE.includes(name) && !NOT_SHOWN.includes(name)).map(([name, value]) => [spaced(name), given(value)]);
+  const large = others.filter(([, value]) => value.length > 140);
+  const small = others.filter((entry) => !large.includes(entry));
+  return make("section", {}, make("h5", {}, "Work"), code, facts(small), large.map(([name, value]) => text(name, value.slice(0, MOST))));
+}
+
 function about(task, device) {
   const metrics = task.performance_metrics ?? {};
   const megabytes = (value) => (value == null ? null : bytes(value * 1e6));
@@ -67,6 +90,7 @@ function about(task, device) {
     facts([
       ["id", make("code", {}, task.task_id)],
       ["operation", task.operation],
+      ["notebook", task.notebook],
       ["session", task.session_name],
       ["submitted", clock(task.submitted_at)],
       ["started", clock(task.started_at)],
@@ -105,8 +129,8 @@ export class Details {
     try {
       await this.output(task);
       if (again) {
-        const whole = task.status === "completed" ? await this.runtime.act("task", { id: task.task_id }) : task;
-        this.now.replaceChildren(...[postMortem(whole, this.text), result(whole, this.text), about(whole, device)].filter(Boolean));
+        const whole = await this.runtime.act("task", { id: task.task_id });
+        this.now.replaceChildren(...[postMortem(whole, this.text), result(whole, this.text), work(whole), about(whole, device)].filter(Boolean));
       }
       this.ended = task.status;
     } catch (problem) {

@@ -83,6 +83,11 @@ export function mark(unit, value) {
   return unit === "bytes" ? scaled(value, 1) : figure(unit, value);
 }
 
+/** Return the name of a file without its folders. */
+export function fileName(path) {
+  return path.split(/[\\/]/).pop();
+}
+
 export function spaced(name) {
   return name.replaceAll("_", " ");
 }

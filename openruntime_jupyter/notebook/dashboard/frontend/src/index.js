@@ -146,10 +146,10 @@ class Page {
     this.connection();
     write(this.where, [get("where"), health.version && `version ${health.version}`].filter(Boolean).join(" · "));
     this.devices.update(get("devices"));
-    this.tasks.update(get("tasks"), get("counts"), get("devices"));
+    this.tasks.update(get("tasks"), get("counts"), get("devices"), get("notebook"));
     this.sessions.update(get("sessions"));
     this.models.update(get("models"));
-    this.form.update(get("operations"), get("devices"), this.tasks.tasks);
+    this.form.update(get("operations"), get("devices"), [...this.tasks.tasks, ...get("tasks")]);
   }
 
   chosen() {

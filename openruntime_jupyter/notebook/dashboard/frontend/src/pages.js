@@ -8,15 +8,18 @@ const MOST = 450;
 /** Minimum and maximum update interval, in milliseconds. The maximum applies when no other task changes. */
 const EVERY = 1_000;
 const AT_LATEST = 5_000;
-const QUERIES = {
+/** Queries of the tasks of each kind. */
+export const QUERIES = {
+  running: { order: "newest", states: ["running"] },
   waiting: { order: "next" },
   ended: { order: "newest", states: ["completed", "failed", "cancelled", "timed_out", "interrupted"] },
 };
 const ORDER = { waiting: "next to run first", ended: "newest first" };
 
 export class Pages {
-  /** `changed()` is called when the rows have changed. */
-  constructor(runtime, say, changed) {
+  /** `changed()` is called when the rows have changed, and `filters()` returns further filters of the queries. */
+  constructor(runtime, say, changed, filters) {
+    this.filters = filters;
     this.runtime = runtime;
     this.say = say;
     this.changed = changed;
@@ -28,6 +31,12 @@ export class Pages {
 
   get open() {
     return this.wanted.waiting + this.wanted.ended > 0;
+  }
+
+  /** Show no additional tasks. */
+  reset() {
+    this.wanted = { waiting: 0, ended: 0 };
+    this.rows = { waiting: [], ended: [] };
   }
 
   /** Set the number of additional tasks of a kind. */
@@ -53,9 +62,9 @@ export class Pages {
       do {
         this.again = false;
         this.looked = Date.now();
-        for (const kind of Object.keys(QUERIES)) {
+        for (const kind of Object.keys(this.wanted)) {
           const limit = this.wanted[kind];
-          const found = limit ? (await this.runtime.act("tasks", { ...QUERIES[kind], offset: this.sent[kind], limit })).tasks : [];
+          const found = limit ? (await this.runtime.act("tasks", { ...QUERIES[kind], ...this.filters(), offset: this.sent[kind], limit })).tasks : [];
           this.rows[kind] = found.slice(0, this.wanted[kind]);
         }
         this.changed();

@@ -1,7 +1,7 @@
 // Table row of a task, with its buttons and details.
 import { button, id, make, show, write } from "./dom.js";
 import { Details } from "./details.js";
-import { bytes, clock } from "./format.js";
+import { bytes, clock, fileName } from "./format.js";
 import { called, how, live, ran, SIGNS, state } from "./words.js";
 
 /** Create a cell. `label` is the column name for narrow pages. */
@@ -68,7 +68,9 @@ export class Row {
     write(this.name, called(task));
     this.name.title = called(task);
     const operation = task.name && task.name !== task.operation && task.operation;
-    write(this.kind, [operation, task.session_name && `in session ${task.session_name}`].filter(Boolean).join(" "));
+    const source = task.notebook && `from ${fileName(task.notebook)}`;
+    write(this.kind, [operation, task.session_name && `in session ${task.session_name}`, source].filter(Boolean).join(" "));
+    this.kind.title = task.notebook ?? "";
     write(this.how, how(task));
     this.how.title = this.how.textContent;
     show(this.how, this.how.textContent !== "");

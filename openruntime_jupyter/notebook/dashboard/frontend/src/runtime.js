@@ -34,6 +34,11 @@ export class Runtime {
     model.on("msg:custom", this.listener);
   }
 
+  /** Return the fields of a request that name its caller. */
+  get caller() {
+    return { origin: "notebook", notebook: this.model.get("notebook") ?? null };
+  }
+
   close() {
     this.model.off("msg:custom", this.listener);
     for (const { timer } of this.waiting.values()) clearTimeout(timer);
@@ -96,16 +101,16 @@ export class Runtime {
     if (name === "cancel") return this.ask("DELETE", task);
     if (name === "priority") return this.ask("PATCH", task, { priority: args.priority });
     if (name === "tasks") return this.ask("GET", `tasks?${query(args)}`);
-    if (name === "task") return this.ask("GET", `${task}?parameters=false`);
+    if (name === "task") return this.ask("GET", `${task}?summary=true`);
     if (name === "output") return this.ask("GET", `${task}/output?since=${args.since ?? 0}`);
     if (name === "restart") return this.ask("POST", `sessions/${encodeURIComponent(args.id)}/restart`, {});
     if (name === "free") return this.ask("DELETE", `sessions/${encodeURIComponent(args.id)}`);
     if (name === "unload") return this.ask("DELETE", `models/${encodeURIComponent(args.name)}`);
     if (name === "insights") return this.ask("POST", "ai/insights", args);
-    if (name === "run") return this.ask("POST", "tasks", { ...args, origin: "notebook", wait: false });
+    if (name === "run") return this.ask("POST", "tasks", { ...args, ...this.caller, wait: false });
     if (name !== "again") throw new Error(`unknown action ${name}`);
     const before = await this.ask("GET", task);
-    const request = { wait: false, origin: "notebook" };
+    const request = { wait: false, ...this.caller };
     for (const field of AGAIN) if (before[field] != null) request[field] = before[field];
     try {
       return await this.ask("POST", "tasks", request);

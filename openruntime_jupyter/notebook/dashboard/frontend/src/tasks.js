@@ -3,6 +3,7 @@ import { Children, make, show, write } from "./dom.js";
 import { spaced } from "./format.js";
 import { More, Pages } from "./pages.js";
 import { Row } from "./row.js";
+import { Search } from "./search.js";
 import { called, live, ran } from "./words.js";
 
 const COLUMNS = [
@@ -28,8 +29,13 @@ export class Tasks {
     this.devices = [];
     this.tasks = [];
     this.sent = [];
-    this.counts = {};
-    this.pages = new Pages(runtime, say, () => this.draw());
+    this.totals = {};
+    this.pages = new Pages(runtime, say, () => this.draw(), () => this.search.query);
+    this.search = new Search(runtime, say, (anew) => {
+      if (anew) this.pages.reset();
+      this.aimed = 0;
+      this.draw();
+    });
     this.ahead = 0;
     this.set = null;
     this.stopped = null;
@@ -53,8 +59,8 @@ export class Tasks {
       this.caption,
       head,
     );
-    this.empty = make("div", { class: "or-empty" }, "No tasks yet. Run a cell that begins with %%openruntime, or an operation below.");
-    this.element = make("section", { "aria-label": "Tasks" }, this.table, this.empty);
+    this.empty = make("div", { class: "or-empty" });
+    this.element = make("section", { "aria-label": "Tasks" }, this.search.element, this.table, this.empty);
     // Each task is a separate tbody after the head, so that its details move with it.
     this.children = new Children(this.table, (item) => item.task_id ?? item.kind, (item) => (item.kind ? new More(item, this.pages) : new Row(item, this)), head);
   }
@@ -77,24 +83,34 @@ export class Tasks {
     return { short: alone ? found.type.toUpperCase() : `${found.type.toUpperCase()} ${found.id.split("_").pop()}`, long: found.name };
   }
 
-  update(tasks, counts, devices) {
+  /** The rows without those of `pages`, and the number of all tasks by kind. */
+  get first() {
+    return this.search.active ? this.search.tasks : this.sent;
+  }
+
+  get counts() {
+    return this.search.active ? this.search.counts : this.totals;
+  }
+
+  update(tasks, counts, devices, notebook) {
     this.devices = devices ?? [];
-    const stale = tasks !== this.sent || counts !== this.counts;
-    [this.sent, this.counts] = [tasks, counts ?? {}];
+    const stale = tasks !== this.sent || counts !== this.totals;
+    [this.sent, this.totals] = [tasks, counts ?? {}];
+    this.search.offer(tasks, notebook);
     this.draw();
     for (const task of tasks) this.tell(task);
-    show(this.empty, !tasks.length);
-    show(this.table, tasks.length > 0);
     this.pages.tick(stale);
+    this.search.tick(stale);
   }
 
   draw() {
-    const known = new Set(this.sent.map((task) => task.task_id));
+    const { first } = this;
+    const known = new Set(first.map((task) => task.task_id));
     const more = (kind) => this.pages.rows[kind].filter((task) => !known.has(task.task_id));
     const kinds = {
-      running: this.sent.filter((task) => task.status === "running"),
-      waiting: this.sent.filter((task) => task.status === "pending"),
-      ended: this.sent.filter((task) => !live(task)),
+      running: first.filter((task) => task.status === "running"),
+      waiting: first.filter((task) => task.status === "pending"),
+      ended: first.filter((task) => !live(task)),
     };
     for (const kind of ["waiting", "ended"]) {
       this.pages.sent[kind] = kinds[kind].length;
@@ -106,6 +122,15 @@ export class Tasks {
     this.children.update(this.tasks.flatMap((task) => [task, ...["waiting", "ended"].filter((kind) => last.get(kind) === task).flatMap((kind) => this.more(kind))]));
     const all = Object.values(this.counts).reduce((sum, count) => sum + count, 0);
     write(this.caption, all > this.tasks.length ? `Tasks · ${this.tasks.length.toLocaleString("en")} of ${all.toLocaleString("en")}` : "Tasks");
+    write(this.empty, this.nothing());
+    show(this.empty, !this.tasks.length);
+    show(this.table, this.tasks.length > 0);
+  }
+
+  /** Return the text in place of an empty table. */
+  nothing() {
+    if (!this.search.active) return "No tasks yet. Run a cell that begins with %%openruntime, or an operation below.";
+    return this.search.found ? "No task matches the search." : "Searching…";
   }
 
   /** Return the row with the "more" buttons if there are more tasks of a kind. */
@@ -130,7 +155,7 @@ export class Tasks {
     const task = { ...before, ...Object.fromEntries(Object.entries(rest).filter(([, value]) => value != null)) };
     if (n !== undefined) task.progress = { n, total, message, remaining };
     // Update all lists, so that later redraws do not show the old state.
-    for (const list of [this.tasks, this.sent, ...Object.values(this.pages.rows)]) {
+    for (const list of [this.tasks, this.sent, ...Object.values(this.pages.rows), ...Object.values(this.search.rows)]) {
       const index = list.findIndex(is);
       if (index >= 0) list[index] = task;
     }
@@ -149,5 +174,6 @@ export class Tasks {
   tick() {
     for (const { task, ran: shown } of this.children.known.values()) if (task?.status === "running") write(shown, ran(task, this.now()));
     this.pages.tick();
+    this.search.tick();
   }
 }

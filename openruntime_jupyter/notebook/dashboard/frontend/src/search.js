@@ -1,0 +1,93 @@
+// Search for tasks by name, and the choice of a notebook. While one of them is set, the page fetches the matching tasks itself.
+import { make } from "./dom.js";
+import { fileName } from "./format.js";
+import { QUERIES } from "./pages.js";
+
+/** Number of tasks of each kind. */
+const LIMITS = { running: 50, waiting: 20, ended: 20 };
+/** Milliseconds after the last key until the search begins. */
+const PAUSE = 250;
+/** Minimum and maximum update interval, in milliseconds. The maximum applies when no other task changes. */
+const EVERY = 1_000;
+const AT_LATEST = 5_000;
+
+export class Search {
+  /** `changed(anew)` is called when the rows have changed; `anew` is true if what is searched for has changed. */
+  constructor(runtime, say, changed) {
+    this.runtime = runtime;
+    this.say = say;
+    this.changed = changed;
+    this.rows = { running: [], waiting: [], ended: [] };
+    this.counts = {};
+    /** The filters, without those that are not set. */
+    this.query = {};
+    this.looked = 0;
+    this.known = [];
+    this.name = make("input", { type: "search", placeholder: "Search by name", "aria-label": "Search tasks by name", maxlength: 200, oninput: () => this.typed() });
+    this.notebook = make("select", { "aria-label": "Only tasks of this notebook", onchange: () => this.start() });
+    this.element = make("div", { class: "or-search" }, this.name, this.notebook);
+    this.offer([]);
+  }
+
+  get active() {
+    return Object.keys(this.query).length > 0;
+  }
+
+  get tasks() {
+    return Object.values(this.rows).flat();
+  }
+
+  /** Add the notebooks of tasks to the choice. */
+  offer(tasks, own = null) {
+    const names = [...new Set([own, ...this.known, ...tasks.map((task) => task.notebook)])].filter(Boolean).sort();
+    if (this.notebook.options.length && names.join("\n") === this.known.join("\n")) return;
+    this.known = names;
+    const chosen = this.notebook.value;
+    const label = (name) => (names.filter((each) => fileName(each) === fileName(name)).length > 1 ? name : fileName(name));
+    const options = names.map((name) => make("option", { value: name, title: name }, name === own ? `${label(name)} (this notebook)` : label(name)));
+    this.notebook.replaceChildren(make("option", { value: "" }, "all notebooks"), ...options);
+    this.notebook.value = chosen;
+    this.notebook.hidden = names.length === 0;
+  }
+
+  typed() {
+    clearTimeout(this.wait);
+    this.wait = setTimeout(() => this.start(), PAUSE);
+  }
+
+  /** Begin a search, or end it if nothing is searched for. */
+  start() {
+    clearTimeout(this.wait);
+    const filters = { name: this.name.value.trim(), notebook: this.notebook.value };
+    this.query = Object.fromEntries(Object.entries(filters).filter(([, value]) => value));
+    this.rows = { running: [], waiting: [], ended: [] };
+    this.counts = {};
+    this.found = false;
+    this.changed(true);
+    return this.look();
+  }
+
+  tick(stale = false) {
+    if (this.active && Date.now() - this.looked >= (stale ? EVERY : AT_LATEST)) this.look();
+  }
+
+  async look() {
+    this.looked = Date.now();
+    const { query } = this;
+    if (!this.active) return;
+    const rows = {};
+    const counts = {};
+    try {
+      for (const [kind, limit] of Object.entries(LIMITS)) {
+        const page = await this.runtime.act("tasks", { ...QUERIES[kind], ...query, offset: 0, limit });
+        [rows[kind], counts[kind]] = [page.tasks, page.total_count];
+      }
+    } catch (problem) {
+      this.say(`Cannot search for tasks: ${problem.message}`);
+      return;
+    }
+    if (query !== this.query) return;
+    [this.rows, this.counts, this.found] = [rows, counts, true];
+    this.changed(false);
+  }
+}
