@@ -281,6 +281,7 @@ TASK: dict[str, Any] = {
     "name": None,
     "owner": None,
     "origin": "rest",
+    "notebook": "/home/jovyan/work/train.ipynb",
     "priority": 5,
     "device_preference": "auto",
     "device_used": "device_0",
@@ -319,6 +320,7 @@ TASK: dict[str, Any] = {
     },
     "runtime": "rt_01kdw8hq5b7r3m9t0q6d1n",
     "here": True,
+    "inputs": [],
     "parameters": None,
 }
 SESSION: dict[str, Any] = {
