@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.execution_environment import world
-from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request, record, refuse_deadlock
+from openruntime_jupyter.client.handles import (
+    PromptHandle,
+    TaskHandle,
+    after_cancel,
+    again,
+    handle_of,
+    prompt_request,
+    record,
+    refuse_deadlock,
+)
+from openruntime_jupyter.client.interruption import interruptible, shown_as_line
 from openruntime_jupyter.client.map import run_map
 from openruntime_jupyter.client.serialization import pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
-from openruntime_jupyter.errors import SessionEnded, TaskNotFound
+from openruntime_jupyter.errors import OpenRuntimeError, SessionEnded, TaskNotFound
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
@@ -33,6 +43,7 @@ Submitted = TypeVar("Submitted", Task, TaskOutput)
 
 FIRST_WAIT = 15.0
 """Seconds that `run` and `call` wait within the submission itself, which saves a request for most tasks."""
+NOT_SUBMITTED = "interrupted before anything was submitted"
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Client:
 
         Raises the errors of `submit` and `TaskHandle.result`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
             return self._finish(operation, uploads.outside(parameters))
 
     def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
@@ -119,7 +130,7 @@ class Client:
 
         Raises the errors of `submit_call` and `TaskHandle.result`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
             return self._finish("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /, chunk_size: int | None = None, **options: Any) -> list[Any]:
@@ -146,8 +157,9 @@ class Client:
         Also raises the errors of `submit_call`.
         """
         client = self.with_options(**options) if options else self
-        refuse_deadlock(self.backend, client.options.device, "a new task")
-        return run_map(client, function, list(iterable), chunk_size)
+        items = list(iterable)
+        with interruptible(NOT_SUBMITTED):
+            return run_map(client, function, items, chunk_size)
 
     @property
     def aio(self) -> AsyncClient:
@@ -456,9 +468,18 @@ class Client:
             task = self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key, wait=FIRST_WAIT))
             return TaskHandle(self.backend, task).result()
         except KeyboardInterrupt:
+            raise shown_as_line(KeyboardInterrupt(self._interrupted(request, key))) from None
+
+    def _interrupted(self, request: dict[str, Any], key: str) -> str:
+        """Cancel an interrupted task and return what became of it."""
+        try:
             # The same key returns the same task, even if the interrupt came before its id.
-            self.cancel(self.backend.call(api.SUBMIT_TASK, body=request, key=key).task_id)
-            raise
+            task = self.backend.call(api.SUBMIT_TASK, body=request, key=key)
+            return after_cancel(self.cancel(task.task_id))
+        except KeyboardInterrupt:
+            return "interrupted again while the task was being cancelled: tasks() shows its state"
+        except OpenRuntimeError as problem:
+            return f"the task could not be cancelled ({problem})"
 
 
 def _field(option: str) -> str:
