@@ -247,7 +247,7 @@ def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any
     except InvalidRequest as problem:
         if not request["parameters"].get("arrays"):
             raise
-        gone = "the task can't be resubmitted, because its large arrays are deleted when it ends: run its cell or call again"
+        gone = "the task can't be resubmitted, because its large arrays have been deleted: run its cell or call again"
         raise InvalidRequest.of("arrays", f"{gone} ({problem})") from problem
 
 

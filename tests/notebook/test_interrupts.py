@@ -58,9 +58,9 @@ def test_interrupt_of_call_cancels_and_prints_one_line(stopping: Kernel, call: s
 
 def test_interrupt_of_result_keeps_task_running(stopping: Kernel) -> None:
     for wait in ("handle.result()", "await (await client.aio.task(handle.id))"):
-        stopping.run("handle = stop_when_running('waited').submit_call(nap, 600)")
-        cell = stopping.run(wait)
+        stopping.run("handle = client.submit_call(nap, 600)")
+        cell = stopping.run(f"print('waiting', flush=True)\n{wait}", lambda cell: "waiting" in cell.stream(), stopping.interrupt)
         assert cell.status == "error"
         assert len(error_of(cell).splitlines()) == 1
         assert "continues to run" in cell.error["evalue"]
-        assert stopping.value("str(handle.status), str(handle.cancel().status)") == "('running', 'cancelled')"
+        assert stopping.value("handle.status.terminal, str(handle.cancel().status)") == "(False, 'cancelled')"

@@ -31,7 +31,11 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
     filename = f"In [{session.cell_number()}]"
     follow_for = 0.0 if arguments.background else FIRST_SECONDS
-    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename, follow_for))
+
+    def submit() -> TaskHandle:
+        return client.submit_code(source, inputs, arguments.outputs, filename, follow_for)
+
+    handle, task = run(session, arguments, submit, fixable=True)
     if task is None:
         return handle
     if arguments.outputs:
@@ -89,10 +93,13 @@ def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     return completed(session, task, arguments.verbose)
 
 
-def completed(session: Session, task: Task, verbose: bool = False, watched: bool = True) -> Task:
-    """Return `task` if it completed, else raise its error. `watched` means that its output is already displayed."""
+def completed(session: Session, task: Task, verbose: bool = False, watched: bool = True, fixable: bool = False) -> Task:
+    """Return `task` if it completed, else raise its error.
+
+    `watched` means that its output is already displayed, `fixable` that the running cell is its code.
+    """
     if task.status is not TaskState.COMPLETED:
-        raise completion_error(task, session.namespace, verbose, watched)
+        raise completion_error(task, session.namespace, verbose, watched, fixable)
     return task
 
 
@@ -102,8 +109,13 @@ def _show(handle: TaskHandle, devices: Mapping[str, str], interrupts: Interrupts
     return follow(handle, StatusLine(handle.last_seen, devices), OutputReplay().show, interrupts, cancel)
 
 
-def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:
-    """Submit a task and, unless it runs in the background, follow it. Return the handle and the completed task, if followed."""
+def run(
+    session: Session, arguments: TaskArguments, submit: Callable[[], TaskHandle], fixable: bool = False
+) -> tuple[TaskHandle, Task | None]:
+    """Submit a task and, unless it runs in the background, follow it. Return the handle and the completed task, if followed.
+
+    `fixable` means that the running cell is the code of the task.
+    """
     try:
         with Interrupts() as interrupts:
             handle = submit()
@@ -126,4 +138,4 @@ def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHan
     if left is FollowEnd.INTERRUPTED and task.status in (TaskState.CANCELLED, TaskState.COMPLETED):
         ended = "was cancelled" if task.status is TaskState.CANCELLED else "completed before it could be cancelled"
         raise one_line(KeyboardInterrupt(f"{handle.id} {ended}"))
-    return handle, completed(session, task, arguments.verbose)
+    return handle, completed(session, task, arguments.verbose, fixable=fixable)
