@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
+from openruntime_jupyter.notebook.display.format import shortened
 from openruntime_jupyter.notebook.display.html import text_table
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--state", action="append", type=_state, default=[], metavar="STATE", help="same as STATE; repeatable")
     command.set_defaults(answer=_tasks)
     command = _command(commands, common, "cancel", "cancel a pending or running task")
-    command.add_argument("id", help="task id, as shown by `tasks`")
+    command.add_argument("id", help="task id, as shown by `tasks`, or a unique beginning of it")
     command.set_defaults(answer=_cancel)
     return made
 
@@ -142,7 +143,7 @@ def _tasks(client: Client, options: argparse.Namespace) -> str:
 
 def _row(task: Task) -> tuple[str, str, str, str, str, str]:
     seconds = "" if task.execution_time is None else f"{task.execution_time:.2f}"
-    return task.task_id, str(task.status), str(task.priority), task.operation, seconds, _about(task).partition("\n")[0][:80]
+    return task.task_id, str(task.status), str(task.priority), task.operation, seconds, shortened(_about(task).partition("\n")[0], 80)
 
 
 def _about(task: Task) -> str:
@@ -152,7 +153,7 @@ def _about(task: Task) -> str:
 
 
 def _cancel(client: Client, options: argparse.Namespace) -> str:
-    task = client.cancel(options.id)
+    task = client.task(options.id).cancel()
     if options.json:
         return _json(task)
     if task.status != TaskState.CANCELLED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from types import CodeType
@@ -43,6 +44,10 @@ Submitted = TypeVar("Submitted", Task, TaskOutput)
 
 FIRST_WAIT = 15.0
 """Seconds that `run` and `call` wait within the submission itself, which saves a request for most tasks."""
+BEGINNING = re.compile(r"(ai_)?task_[0-9a-z]{4,19}")
+"""Beginning of a task's id, long enough to search for it."""
+SEARCHED = 500
+"""Number of the newest tasks among which a beginning of an id is searched."""
 NOT_SUBMITTED = "interrupted before anything was submitted"
 
 
@@ -262,10 +267,23 @@ class Client:
         return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
 
     def task(self, task_id: str) -> TaskHandle:
-        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`."""
+        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
+
+        A beginning of the id is enough if it is unique among the newest tasks.
+        """
         if not task_id:
             raise TaskNotFound("a task id is required: tasks() lists them")
-        return handle_of(self.backend, record(self.backend, task_id))
+        try:
+            return handle_of(self.backend, record(self.backend, task_id))
+        except TaskNotFound:
+            if not BEGINNING.fullmatch(task_id):
+                raise
+            found = [task for task in self.tasks(limit=SEARCHED).tasks if task.task_id.startswith(task_id)]
+            if not found:
+                raise
+        if len(found) > 1:
+            raise TaskNotFound(f"{len(found)} tasks have an id that begins with {task_id}: add more of it")
+        return handle_of(self.backend, found[0])
 
     def tasks(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -126,6 +127,8 @@ def run(
                 return handle, None
             with notify_at_exit(handle, arguments.notify):
                 task, left = _show(handle, session.devices(), interrupts)
+            if arguments.options.get("device") == "gpu" and session.lacks_gpu():
+                sys.stderr.write("This machine has no GPU: the task ran on the CPU\n")
     except NotConnected:
         session.lose()
         raise
