@@ -186,6 +186,7 @@ class ErrorCard(View):
 TRANSIENT = {
     *("TimeoutError", "ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError"),
     *("ConnectTimeout", "ReadTimeout", "ConnectError", "ReadError", "URLError", "HTTPError", "RemoteDisconnected", "SSLError"),
+    *("ProviderUnreachable", "ProviderBusy", "ProviderBroken", "Unavailable"),
 }
 """Exceptions after which the same code may succeed."""
 OF_SURROUNDINGS = {
