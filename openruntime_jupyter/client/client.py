@@ -49,6 +49,7 @@ BEGINNING = re.compile(r"(ai_)?task_[0-9a-z]{4,19}")
 SEARCHED = 500
 """Number of the newest tasks among which a beginning of an id is searched."""
 NOT_SUBMITTED = "interrupted before anything was submitted"
+UNCERTAIN = "interrupted during the submission: tasks() shows whether the task was submitted"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Client:
 
         Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
             return self._submit(operation, uploads.outside(parameters))
 
     def run(self, operation: str, /, **parameters: Any) -> Any:
@@ -127,7 +128,7 @@ class Client:
         Functions defined in a notebook are pickled by value, with the variables they use. Raises `InvalidRequest` with the name of
         the argument or variable that can't be pickled.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
             return self._submit("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -216,7 +217,7 @@ class Client:
         follow
             Wait up to this many seconds for output, which saves a request for callers of `follow_output`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
             parameters: dict[str, Any] = {
                 "code": code,
                 "pickled": pack_variables(inputs or {}, uploads),
@@ -263,8 +264,9 @@ class Client:
         """
         given = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
         request = prompt_request(prompt, workflow, given, self.options.request(), self.origin)
-        asked = self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
-        return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
+        with interruptible(UNCERTAIN):
+            asked = self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
+            return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
 
     def task(self, task_id: str) -> TaskHandle:
         """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
