@@ -28,6 +28,15 @@ MOST_UNREAD = 10_000
 """Buffered messages per watcher."""
 
 
+async def _request(function: Callable[Params, Result], /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+    """Call a function in a thread. The stop button of a notebook ends the wait for it."""
+    try:
+        with pulse():
+            return await asyncio.to_thread(function, *args, **kwargs)
+    except asyncio.CancelledError:
+        raise shown_as_line(asyncio.CancelledError("the request was interrupted")) from None
+
+
 class AsyncTaskHandle:
     """Handle of a task for coroutines. Awaiting it returns the result."""
 
@@ -54,14 +63,14 @@ class AsyncTaskHandle:
                 await asyncio.wait_for(done, timeout)
         except asyncio.CancelledError:
             raise shown_as_line(asyncio.CancelledError(f"{self.id} continues to run: cancel() of its handle stops it")) from None
-        return await asyncio.to_thread(self._handle.result, 0) if future.cancelled() else future.result()
+        return await _request(self._handle.result, 0) if future.cancelled() else future.result()
 
     def __await__(self) -> Any:
         return self.result().__await__()
 
     async def task(self) -> Task:
         """Return the current record."""
-        return await asyncio.to_thread(lambda: self._handle.task)
+        return await _request(lambda: self._handle.task)
 
     async def status(self) -> TaskState:
         """Return the current state."""
@@ -69,15 +78,15 @@ class AsyncTaskHandle:
 
     async def output(self) -> Output:
         """Return the output so far."""
-        return await asyncio.to_thread(lambda: self._handle.output)
+        return await _request(lambda: self._handle.output)
 
     async def cancel(self) -> Task:
         """Cancel the task and return its final record."""
-        return await asyncio.to_thread(self._handle.cancel)
+        return await _request(self._handle.cancel)
 
     async def set_priority(self, priority: int) -> Task:
         """Change the priority of the pending task. Raises `TaskConflict` once it has started."""
-        return await asyncio.to_thread(self._handle.set_priority, priority)
+        return await _request(self._handle.set_priority, priority)
 
     def __repr__(self) -> str:
         return f"<Async{self._handle!r}>".replace("<Async<", "<Async").replace(">>", ">")
@@ -140,11 +149,7 @@ def in_thread(
 
     @wraps(method)
     async def call(self: AsyncClient, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-        try:
-            with pulse():
-                return await asyncio.to_thread(method, self.client, *args, **kwargs)
-        except asyncio.CancelledError:
-            raise shown_as_line(asyncio.CancelledError("the request was interrupted")) from None
+        return await _request(method, self.client, *args, **kwargs)
 
     return call
 
@@ -178,12 +183,12 @@ class AsyncClient:
 
     async def task(self, task_id: str) -> AsyncTaskHandle:
         """Return the handle of a task, an `AsyncPromptHandle` for AI tasks. Raises `TaskNotFound`."""
-        return self._handle(await asyncio.to_thread(self.client.task, task_id))
+        return self._handle(await _request(self.client.task, task_id))
 
     async def ask(self, prompt: str, /, workflow: str = "model_inference", **parameters: Any) -> AsyncPromptHandle:
         """Submit a prompt; see `Client.ask`."""
-        await asyncio.to_thread(self._completions.open)
-        handle = await asyncio.to_thread(partial(self.client.ask, prompt, workflow, **parameters))
+        await _request(self._completions.open)
+        handle = await _request(partial(self.client.ask, prompt, workflow, **parameters))
         return AsyncPromptHandle(handle, self._completions)
 
     async def again(self, task_id: str, **options: Any) -> AsyncTaskHandle:
@@ -244,7 +249,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connection. Tasks keep running."""
         self.let_go()
-        await asyncio.to_thread(self.client.close)
+        await _request(self.client.close)
 
     def let_go(self) -> None:
         """Unsubscribe from events once all waits have ended."""
@@ -257,8 +262,8 @@ class AsyncClient:
         await self.close()
 
     async def _submitted(self, submit: Callable[[], TaskHandle]) -> AsyncTaskHandle:
-        await asyncio.to_thread(self._completions.open)
-        return self._handle(await asyncio.to_thread(submit))
+        await _request(self._completions.open)
+        return self._handle(await _request(submit))
 
     def _handle(self, handle: TaskHandle) -> AsyncTaskHandle:
         if isinstance(handle, PromptHandle):

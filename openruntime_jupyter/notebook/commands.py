@@ -278,7 +278,8 @@ def _ended(session: Session, word: str) -> TaskHandle:
     Operand("N", "a number from 1 to 10", "priority"),
 )
 def _priority(session: Session, _arguments: Arguments, word: str, level: str) -> TaskCard:
-    return TaskCard(session.handle(word).set_priority(priority(level)), session.devices())
+    wanted = priority(level)
+    return TaskCard(session.handle(word).set_priority(wanted), session.devices())
 
 
 @command("cancel a task; its worker is killed if necessary", _task("live task"))

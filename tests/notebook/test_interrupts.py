@@ -7,8 +7,9 @@ import pytest
 from tests.notebook.conftest import Kernel, error_of
 
 SETUP = """
-import os, signal, threading, time
+import os, signal, sys, threading, time
 from openruntime_jupyter import connect
+from openruntime_jupyter.client import interruption
 client = connect()
 
 def nap(seconds):
@@ -17,16 +18,30 @@ def nap(seconds):
         time.sleep(0.05)
     return seconds
 
-def stop_when_running(name):
+def stop_when(holds):
     def press():
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            if any(task.name == name for task in client.tasks(states=["running"]).tasks):
+            if holds():
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             time.sleep(0.05)
     threading.Thread(target=press).start()
+
+def stop_when_running(name):
+    stop_when(lambda: any(task.name == name for task in client.tasks(states=["running"]).tasks))
     return client.with_options(name=name)
+
+def waits():
+    if any(pulse.waits for pulse in interruption._pulses.values()):
+        return True
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None and not (frame.f_code.co_name == "wait" and "openruntime_jupyter" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame is not None
+
+def stop_when_waiting():
+    stop_when(waits)
 """
 
 
@@ -57,9 +72,9 @@ def test_interrupt_of_call_cancels_and_prints_one_line(stopping: Kernel, call: s
 
 
 def test_interrupt_of_result_keeps_task_running(stopping: Kernel) -> None:
-    for wait in ("handle.result()", "await (await client.aio.task(handle.id))"):
-        stopping.run("handle = client.submit_call(nap, 600)")
-        cell = stopping.run(f"print('waiting', flush=True)\n{wait}", lambda cell: "waiting" in cell.stream(), stopping.interrupt)
+    for wait in ("handle.result()", "await later"):
+        stopping.run("handle = client.submit_call(nap, 600)\nlater = await client.aio.task(handle.id)")
+        cell = stopping.run(f"stop_when_waiting()\n{wait}")
         assert cell.status == "error"
         assert len(error_of(cell).splitlines()) == 1
         assert "continues to run" in cell.error["evalue"]
