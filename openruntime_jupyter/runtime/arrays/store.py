@@ -300,7 +300,7 @@ class ArrayStore:
                 record.leases.discard(task_id)
                 record.touch()
                 record.kept_until = now() + RETRY_KEPT_SECONDS if keep and record.uploaded else 0.0
-                if record.delete_pending and not record.reusable:
+                if record.delete_pending and not record.leases and not record.reusable:
                     self._later(self._drop(record))
 
     def path_of(self, array_id: str) -> str:
@@ -656,8 +656,8 @@ class ArrayRecord:
 
     @property
     def reusable(self) -> bool:
-        """True while a deleted upload can still be the input of a task that is submitted again."""
-        return self.uploaded and (bool(self.leases) or self.kept_until > now())
+        """True while the upload can be the input of a failed task that is submitted again, even if it was deleted."""
+        return self.kept_until > now()
 
     def touch(self) -> None:
         """Set the time of the last use to now."""
